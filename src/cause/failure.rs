@@ -1,0 +1,495 @@
+//! The record behind a cause.
+
+use std::error::Error;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Response, StatusCode};
+
+use super::{BadGatewayCause, Replay, words};
+
+type SharedError = Arc<dyn Error + Send + Sync>;
+
+words! {
+    /// How far an attempt had come.
+    Phase {
+        /// The gateway had not tried yet: routing, policy, its own limits.
+        Gateway = "gateway",
+        /// Waiting for a pooled connection or a free place.
+        Pool = "pool",
+        /// Resolving the upstream's name.
+        Resolve = "resolve",
+        /// Opening the transport connection.
+        Connect = "connect",
+        /// In the TLS handshake.
+        Tls = "tls",
+        /// Sending the request.
+        Send = "send",
+        /// The request was sent, no byte of an answer had come.
+        Wait = "wait",
+        /// Bytes of the response head had come.
+        Head = "head",
+        /// The head was complete, the body was not.
+        Body = "body",
+    }
+}
+
+words! {
+    /// What proves, or only suggests, that a request was or was not processed.
+    Evidence {
+        /// No connection had been opened.
+        NoConnection = "no_connection",
+        /// The HTTP client gave the request back unsent.
+        Returned = "returned",
+        /// No byte of the request had been written to the connection.
+        NothingWritten = "nothing_written",
+        /// HTTP/2 said so: `REFUSED_STREAM` (RFC 9113 section 8.7).
+        RefusedStream = "refused_stream",
+        /// HTTP/2 said so: `GOAWAY` with a lower last stream (RFC 9113 section 6.8).
+        GoAway = "go_away",
+        /// The server refused the client's certificate before it read the request (RFC 8446 section 4.4.2).
+        TlsRefusal = "tls_refusal",
+        /// The gateway refused the request itself.
+        LocalRefusal = "local_refusal",
+        /// The connection's byte counters.
+        Counted = "counted",
+        /// Only the kind of the error; no counter was at hand.
+        Inferred = "inferred",
+    }
+}
+
+words! {
+    /// Whether the connection had served a request before.
+    Connection {
+        /// This was its first request.
+        Fresh = "fresh",
+        /// It had already carried at least one answer.
+        Reused = "reused",
+    }
+}
+
+/// A number or name that makes a cause more exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Detail {
+    /// The operating system's error number.
+    Errno(i32),
+    /// An HTTP/2 error code (RFC 9113 section 7).
+    H2(u32),
+    /// A TLS alert number (RFC 8446 section 6).
+    TlsAlert(u8),
+    /// The status the upstream sent.
+    Status(StatusCode),
+    /// A fixed text, never taken from the wire.
+    Text(&'static str),
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Errno(errno) => write!(f, "errno {errno}"),
+            Self::H2(code) => write!(f, "h2 code {code}"),
+            Self::TlsAlert(alert) => write!(f, "tls alert {alert}"),
+            Self::Status(status) => write!(f, "status {}", status.as_u16()),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Detail {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[derive(Clone)]
+struct Record {
+    cause: BadGatewayCause,
+    phase: Phase,
+    replay: Replay,
+    evidence: Evidence,
+    detail: Option<Detail>,
+    connection: Option<Connection>,
+    peer: Option<SocketAddr>,
+    upstream: Option<Arc<str>>,
+    elapsed: Option<Duration>,
+    attempts: u32,
+    previous: Vec<Failure>,
+    source: Option<SharedError>,
+}
+
+/// What is known about one failed exchange: one `Arc`, cheap to clone.
+///
+/// It is an [`Error`], so that services can return it, and it prints as one line an operator can
+/// read, without the text of its source (which may quote what a peer sent).
+///
+/// ```
+/// use tower_upstream::{BadGatewayCause, Failure, cause::Phase};
+///
+/// let failure = Failure::builder(BadGatewayCause::ConnectTimeout).upstream("payments").build();
+/// assert_eq!(failure.phase(), Phase::Connect);
+/// assert!(failure.to_string().starts_with("connect_timeout (connection_timeout) in phase connect, upstream payments"));
+/// ```
+#[derive(Clone)]
+pub struct Failure(Arc<Record>);
+
+impl Failure {
+    /// The most [`previous`](Self::previous) attempts that are kept.
+    pub const MAX_PREVIOUS: usize = 4;
+
+    /// A failure of which only the cause is known.
+    pub fn new(cause: BadGatewayCause) -> Self {
+        Self::builder(cause).build()
+    }
+
+    /// Begins a record: phase, replay safety and status follow from the cause until set.
+    pub fn builder(cause: BadGatewayCause) -> FailureBuilder {
+        FailureBuilder(Record {
+            cause,
+            phase: usual_phase(cause),
+            replay: cause.replay(),
+            evidence: Evidence::Inferred,
+            detail: None,
+            connection: None,
+            peer: None,
+            upstream: None,
+            elapsed: None,
+            attempts: 1,
+            previous: Vec::new(),
+            source: None,
+        })
+    }
+
+    /// Takes the record up again, to add to it.
+    pub fn into_builder(self) -> FailureBuilder {
+        FailureBuilder(Arc::unwrap_or_clone(self.0))
+    }
+
+    /// The record attached to a response.
+    pub fn of<B>(response: &Response<B>) -> Option<&Self> {
+        response.extensions().get()
+    }
+
+    /// What went wrong.
+    pub fn cause(&self) -> BadGatewayCause {
+        self.0.cause
+    }
+
+    /// The status to answer with: the cause's, or for a relayed answer the upstream's own.
+    pub fn status(&self) -> StatusCode {
+        match (self.0.cause, self.0.detail) {
+            (BadGatewayCause::UpstreamStatus, Some(Detail::Status(status))) => status,
+            (cause, _) => cause.status(),
+        }
+    }
+
+    /// How far the attempt had come.
+    pub fn phase(&self) -> Phase {
+        self.0.phase
+    }
+
+    /// Whether this request may be sent again.
+    pub fn replay(&self) -> Replay {
+        self.0.replay
+    }
+
+    /// What [`replay`](Self::replay) rests on.
+    pub fn evidence(&self) -> Evidence {
+        self.0.evidence
+    }
+
+    /// Errno, h2 code, TLS alert or status, where there is one.
+    pub fn detail(&self) -> Option<Detail> {
+        self.0.detail
+    }
+
+    /// Whether the connection was reused; `None` where nobody knows.
+    pub fn connection(&self) -> Option<Connection> {
+        self.0.connection
+    }
+
+    /// The address that was tried.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer
+    }
+
+    /// The upstream's name as the deployment calls it.
+    pub fn upstream(&self) -> Option<&str> {
+        self.0.upstream.as_deref()
+    }
+
+    /// Time from the call to the failure.
+    pub fn elapsed(&self) -> Option<Duration> {
+        self.0.elapsed
+    }
+
+    /// How many attempts were made, this one counted.
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// Earlier attempts' failures, oldest first, at most [`MAX_PREVIOUS`](Self::MAX_PREVIOUS).
+    pub fn previous(&self) -> &[Failure] {
+        &self.0.previous
+    }
+}
+
+/// The phase a kind belongs to when nobody saw the attempt.
+fn usual_phase(cause: BadGatewayCause) -> Phase {
+    use BadGatewayCause as C;
+    match cause {
+        C::DnsTimeout | C::DnsNotFound | C::DnsFailure => Phase::Resolve,
+        C::ConnectionRefused | C::ConnectTimeout | C::Unroutable | C::ConnectFailed => Phase::Connect,
+        C::TlsCertificate | C::TlsAlert | C::TlsFailed | C::TlsTimeout => Phase::Tls,
+        C::ConnectionLimit | C::QueueTimeout => Phase::Pool,
+        C::StreamRefused | C::NotDispatched | C::WriteTimeout | C::UploadStalled | C::RequestBodyFailed => Phase::Send,
+        C::StaleConnection
+        | C::ClosedBeforeResponse
+        | C::ResetBeforeResponse
+        | C::StreamReset
+        | C::PeerUnresponsive
+        | C::FirstByteTimeout
+        | C::DeadlineExceeded
+        | C::ClientClosed
+        | C::Unknown => Phase::Wait,
+        C::WrongProtocol
+        | C::HeadTimeout
+        | C::InvalidResponse
+        | C::HeadTooLarge
+        | C::IncompleteHead
+        | C::UpgradeFailed
+        | C::UpstreamStatus => Phase::Head,
+        C::IncompleteBody
+        | C::BodyReadTimeout
+        | C::BodyTooLarge
+        | C::TrailerTooLarge
+        | C::TransferCoding
+        | C::ContentCoding => Phase::Body,
+        C::NoRoute
+        | C::InvalidTarget
+        | C::LoopDetected
+        | C::TargetProhibited
+        | C::NoHealthyUpstream
+        | C::CircuitOpen
+        | C::GatewayOverload
+        | C::GatewayResources
+        | C::GatewayInternal => Phase::Gateway,
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = &*self.0;
+        f.write_str(record.cause.as_str())?;
+        if let Some(class) = record.cause.proxy_status_error() {
+            write!(f, " ({class})")?;
+        }
+        write!(f, " in phase {}", record.phase)?;
+        if let Some(upstream) = &record.upstream {
+            write!(f, ", upstream {upstream}")?;
+        }
+        if let Some(peer) = record.peer {
+            write!(f, ", peer {peer}")?;
+        }
+        if let Some(connection) = record.connection {
+            write!(f, ", {connection} connection")?;
+        }
+        if let Some(detail) = record.detail {
+            write!(f, ", {detail}")?;
+        }
+        if record.attempts > 1 {
+            write!(f, ", {} attempts", record.attempts)?;
+        }
+        if let Some(elapsed) = record.elapsed {
+            write!(f, ", after {elapsed:.1?}")?;
+        }
+        write!(f, ": {}", record.cause.operator_hint())
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = &*self.0;
+        f.debug_struct("Failure")
+            .field("cause", &record.cause)
+            .field("phase", &record.phase)
+            .field("replay", &record.replay)
+            .field("evidence", &record.evidence)
+            .field("detail", &record.detail)
+            .field("connection", &record.connection)
+            .field("peer", &record.peer)
+            .field("upstream", &record.upstream)
+            .field("elapsed", &record.elapsed)
+            .field("attempts", &record.attempts)
+            .field("previous", &record.previous)
+            .field("source", &record.source)
+            .finish()
+    }
+}
+
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn Error + 'static))
+    }
+}
+
+impl From<BadGatewayCause> for Failure {
+    fn from(cause: BadGatewayCause) -> Self {
+        Self::new(cause)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Failure {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let record = &*self.0;
+        let mut out = serializer.serialize_struct("Failure", 12)?;
+        out.serialize_field("cause", &record.cause)?;
+        out.serialize_field("class", &record.cause.proxy_status_error())?;
+        out.serialize_field("status", &self.status().as_u16())?;
+        out.serialize_field("phase", &record.phase)?;
+        out.serialize_field("replay", &record.replay)?;
+        out.serialize_field("evidence", &record.evidence)?;
+        out.serialize_field("detail", &record.detail)?;
+        out.serialize_field("connection", &record.connection)?;
+        out.serialize_field("peer", &record.peer.map(|peer| peer.to_string()))?;
+        out.serialize_field("upstream", &record.upstream.as_deref())?;
+        out.serialize_field("attempts", &record.attempts)?;
+        out.serialize_field("elapsed_ms", &record.elapsed.map(|elapsed| elapsed.as_secs_f64() * 1e3))?;
+        out.end()
+    }
+}
+
+/// Collects what is known about a failure.
+#[must_use]
+pub struct FailureBuilder(Record);
+
+impl FailureBuilder {
+    /// How far the attempt had come (default: the cause's usual phase).
+    pub fn phase(mut self, phase: Phase) -> Self {
+        self.0.phase = phase;
+        self
+    }
+
+    /// Whether the request may be sent again, and why (default: the cause's row, inferred).
+    pub fn replay(mut self, replay: Replay, evidence: Evidence) -> Self {
+        self.0.replay = replay;
+        self.0.evidence = evidence;
+        self
+    }
+
+    /// What makes the cause more exact.
+    pub fn detail(mut self, detail: impl Into<Option<Detail>>) -> Self {
+        self.0.detail = detail.into();
+        self
+    }
+
+    /// Whether the connection was reused.
+    pub fn connection(mut self, connection: impl Into<Option<Connection>>) -> Self {
+        self.0.connection = connection.into();
+        self
+    }
+
+    /// The address that was tried.
+    pub fn peer(mut self, peer: impl Into<Option<SocketAddr>>) -> Self {
+        self.0.peer = peer.into();
+        self
+    }
+
+    /// The upstream's name as the deployment calls it.
+    pub fn upstream(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.0.upstream = Some(name.into());
+        self
+    }
+
+    /// Time from the call to the failure.
+    pub fn elapsed(mut self, elapsed: Duration) -> Self {
+        self.0.elapsed = Some(elapsed);
+        self
+    }
+
+    /// How many attempts were made, this one counted (default 1).
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
+        self
+    }
+
+    /// Adds an earlier attempt's failure; beyond [`Failure::MAX_PREVIOUS`] the oldest goes.
+    pub fn previous(mut self, earlier: Failure) -> Self {
+        if self.0.previous.len() == Failure::MAX_PREVIOUS {
+            self.0.previous.remove(0);
+        }
+        self.0.previous.push(earlier);
+        self
+    }
+
+    /// The error that told.
+    pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into().into());
+        self
+    }
+
+    /// Whether a time is already noted.
+    pub(crate) fn has_elapsed(&self) -> bool {
+        self.0.elapsed.is_some()
+    }
+
+    /// The record.
+    pub fn build(self) -> Failure {
+        Failure(Arc::new(self.0))
+    }
+}
+
+impl fmt::Debug for FailureBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FailureBuilder").field("cause", &self.0.cause).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_eight_bytes() {
+        assert_eq!(size_of::<Failure>(), 8);
+    }
+
+    #[test]
+    fn the_line_for_operators_keeps_the_source_to_itself() {
+        let failure = Failure::builder(BadGatewayCause::InvalidResponse).source("GET /secret").build();
+        assert!(!failure.to_string().contains("secret"));
+        assert!(!failure.to_string().contains('\n'));
+        assert_eq!(failure.source().unwrap().to_string(), "GET /secret");
+    }
+
+    #[test]
+    fn earlier_attempts_are_bounded() {
+        let mut builder = Failure::builder(BadGatewayCause::DeadlineExceeded);
+        for _ in 0..9 {
+            builder = builder.previous(Failure::new(BadGatewayCause::ConnectionRefused));
+        }
+        assert_eq!(builder.build().previous().len(), Failure::MAX_PREVIOUS);
+    }
+
+    #[test]
+    fn a_relayed_status_is_the_upstreams_own() {
+        let failure = Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(StatusCode::IM_A_TEAPOT));
+        assert_eq!(failure.build().status(), StatusCode::IM_A_TEAPOT);
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn it_serialises_in_the_one_vocabulary() {
+        let failure = Failure::builder(BadGatewayCause::StaleConnection).elapsed(Duration::from_millis(3)).build();
+        let json = serde_json::to_value(&failure).unwrap();
+        assert_eq!(json["cause"], "stale_connection");
+        assert_eq!(json["class"], "connection_terminated");
+        assert_eq!(json["replay"], "idempotent_only");
+        assert_eq!(json["elapsed_ms"], 3.0);
+    }
+}
