@@ -1,7 +1,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
-//! tower-upstream
+#![doc = include_str!("../README.md")]
 
+pub mod body;
 pub mod cause;
+pub mod classify;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod event;
 pub mod forward;
 
 pub use cause::{BadGatewayCause, Failure};
+pub use classify::ClassifyLayer;

@@ -1,0 +1,80 @@
+//! The upstream's body, or a local one.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// The upstream's body, or a local one in its place.
+    ///
+    /// `Default` and `From<Bytes>`, as layers that answer by themselves need it (`hyper::body::Incoming`
+    /// is neither).
+    #[derive(Debug)]
+    pub struct AnswerBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project! {
+    #[project = KindProjection]
+    #[derive(Debug)]
+    enum Kind<B> {
+        Upstream { #[pin] body: B },
+        Local { bytes: Bytes },
+    }
+}
+
+impl<B> AnswerBody<B> {
+    /// The upstream's body.
+    pub fn upstream(body: B) -> Self {
+        Self { kind: Kind::Upstream { body } }
+    }
+
+    /// Whether the body was made here.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, Kind::Local { .. })
+    }
+}
+
+impl<B> Default for AnswerBody<B> {
+    fn default() -> Self {
+        Bytes::new().into()
+    }
+}
+
+impl<B> From<Bytes> for AnswerBody<B> {
+    fn from(bytes: Bytes) -> Self {
+        Self { kind: Kind::Local { bytes } }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().kind.project() {
+            KindProjection::Upstream { body } => body.poll_frame(cx),
+            KindProjection::Local { bytes } if bytes.is_empty() => Poll::Ready(None),
+            KindProjection::Local { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Upstream { body } => body.is_end_stream(),
+            Kind::Local { bytes } => bytes.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Upstream { body } => body.size_hint(),
+            Kind::Local { bytes } => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Bodies the layers hand on.
+
+mod answer;
+
+pub use self::answer::AnswerBody;

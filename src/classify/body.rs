@@ -1,0 +1,128 @@
+//! The response body under watch.
+
+use std::any::Any;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Version;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::settings::{Ask, Settings};
+use super::{BoxError, Scene};
+use crate::cause::{BadGatewayCause, Detail, Failure};
+use crate::event::Exchange;
+
+/// The upstream's body under watch: its error is a [`Failure`], reported once.
+///
+/// Before an error it returns `Pending` once and wakes itself: hyper's server then flushes what came
+/// before it cuts the connection, instead of dropping both. `size_hint`, `is_end_stream` and trailers
+/// are those of the body.
+pub struct ClassifiedBody<B> {
+    body: B,
+    version: Version,
+    first: Option<Frame<Bytes>>,
+    stage: Stage,
+    exchange: Exchange,
+    settings: Arc<Settings>,
+}
+
+enum Stage {
+    Reading,
+    /// The failure is reported and waits for one more poll.
+    Failing(Failure),
+    Done,
+}
+
+impl<B> ClassifiedBody<B> {
+    pub(super) fn new(body: B, version: Version, ask: Ask, settings: Arc<Settings>) -> Self {
+        Self { body, version, first: None, stage: Stage::Reading, exchange: ask.exchange, settings }
+    }
+
+    /// With a frame that was polled already.
+    pub(super) fn first(mut self, frame: Frame<Bytes>) -> Self {
+        self.first = Some(frame);
+        self
+    }
+
+    /// With its end seen already.
+    pub(super) fn ended(mut self) -> Self {
+        self.stage = Stage::Done;
+        self
+    }
+}
+
+impl<B> Body for ClassifiedBody<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = &mut *self;
+        if let Some(frame) = this.first.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        match std::mem::replace(&mut this.stage, Stage::Done) {
+            Stage::Done => return Poll::Ready(None),
+            Stage::Failing(failure) => return Poll::Ready(Some(Err(failure))),
+            Stage::Reading => this.stage = Stage::Reading,
+        }
+        let failure = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            Some(Ok(frame)) => return Poll::Ready(Some(Ok(frame))),
+            None if was_cut(&this.body, this.version) => cut(),
+            None => {
+                this.stage = Stage::Done;
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => Failure::from_body_error(error, &Scene::default()),
+        };
+        this.settings.report(&mut this.exchange, &failure);
+        this.stage = Stage::Failing(failure);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.stage {
+            _ if self.first.is_some() => false,
+            Stage::Reading => self.body.is_end_stream(),
+            Stage::Failing(_) => false,
+            Stage::Done => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let held = self.first.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        let rest = if let Stage::Done = self.stage { SizeHint::with_exact(0) } else { self.body.size_hint() };
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(held));
+        }
+        hint.set_lower(rest.lower().saturating_add(held));
+        hint
+    }
+}
+
+impl<B> fmt::Debug for ClassifiedBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClassifiedBody").field("exchange", &self.exchange).finish_non_exhaustive()
+    }
+}
+
+/// Whether an HTTP/2 body that just ended was cut: `RST_STREAM(NO_ERROR)` looks like an end, but only
+/// `END_STREAM` is one (RFC 9113 section 8.1). hyper's own body alone can tell.
+pub(super) fn was_cut<B: Body + 'static>(body: &B, version: Version) -> bool {
+    version == Version::HTTP_2
+        && (body as &dyn Any).downcast_ref::<Incoming>().is_some_and(|incoming| !incoming.is_end_stream())
+}
+
+/// The failure of such a body.
+pub(super) fn cut() -> Failure {
+    Failure::builder(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
+}

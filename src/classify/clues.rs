@@ -1,0 +1,145 @@
+//! What an error chain tells, gathered link by link.
+
+use std::error::Error;
+use std::io;
+
+use super::chain::Chain;
+use crate::cause::Failure;
+
+/// Everything the judges look at; each clue is taken from the outermost link that has it.
+#[allow(clippy::struct_excessive_bools)] // independent facts, no state
+#[derive(Debug, Default)]
+pub(super) struct Clues {
+    /// A record that was already made further down.
+    pub(super) failure: Option<Failure>,
+    pub(super) hyper: Option<Hyper>,
+    /// Somebody said that it happened while connecting.
+    pub(super) connecting: bool,
+    /// ... and that it was the TCP connect itself, not what runs on top of it.
+    pub(super) tcp: bool,
+    /// ... or that it was the resolver.
+    pub(super) dns: bool,
+    pub(super) io: Option<Io>,
+    pub(super) tls: Option<Tls>,
+    pub(super) h2: Option<H2>,
+    /// A time limit of the inner stack fired.
+    pub(super) elapsed: bool,
+    pub(super) text: Option<Text>,
+}
+
+/// What `hyper::Error` says of itself, by its predicates or else its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hyper {
+    User,
+    TaskGone,
+    Canceled,
+    Closed,
+    TooLarge,
+    Parse,
+    Unexpected,
+    Incomplete,
+    Timeout,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Io {
+    /// The innermost kind that is neither `Other` nor unnamed.
+    pub(super) kind: io::ErrorKind,
+    pub(super) errno: Option<i32>,
+}
+
+// without its feature nobody makes them
+#[cfg_attr(not(feature = "rustls"), allow(dead_code))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    Certificate,
+    Alert(u8),
+    /// The peer's first record was none.
+    NotTls,
+    Other,
+}
+
+#[cfg_attr(not(feature = "http2"), allow(dead_code))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum H2 {
+    /// The peer's GOAWAY left our stream out.
+    GoAway(u32),
+    /// The peer reset our stream.
+    Reset(u32),
+    /// Our side ended stream or connection for what the peer had sent.
+    Ours(u32),
+    Io,
+}
+
+/// Where only words tell: private types whose text is all there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Text {
+    NameNotFound,
+    NameFailure,
+    NameTimeout,
+    BadTarget,
+    Overloaded,
+    LengthLimit,
+    ChunkFraming,
+    TrailersTooLarge,
+    Trailers,
+    ContentCoding,
+    BodyTimeout,
+}
+
+impl Clues {
+    pub(super) fn gather(error: &(dyn Error + 'static)) -> Self {
+        let mut clues = Self::default();
+        for link in Chain::new(error) {
+            clues.look_at(link);
+            if clues.failure.is_some() {
+                break;
+            }
+        }
+        clues
+    }
+
+    fn look_at(&mut self, link: &(dyn Error + 'static)) {
+        if let Some(failure) = link.downcast_ref::<Failure>() {
+            self.failure = Some(failure.clone());
+        } else if let Some(error) = link.downcast_ref::<io::Error>() {
+            self.look_at_io(error);
+        } else if let Some(error) = link.downcast_ref::<hyper::Error>() {
+            self.hyper.get_or_insert_with(|| super::hyper::read(error));
+        } else if link.is::<tokio::time::error::Elapsed>() || link.is::<tower::timeout::error::Elapsed>() {
+            self.elapsed = true;
+        } else if link.is::<tower::load_shed::error::Overloaded>() {
+            self.text.get_or_insert(Text::Overloaded);
+        } else if !self.look_at_features(link) {
+            super::text::read(link, self);
+        }
+    }
+
+    fn look_at_io(&mut self, error: &io::Error) {
+        let errno = error.raw_os_error();
+        let told = errno.is_some() || !matches!(error.kind(), io::ErrorKind::Other);
+        // the innermost that tells wins: adaptors wrap in Other, rustls in InvalidData
+        if told {
+            self.io = Some(Io { kind: error.kind(), errno });
+        }
+        if errno.is_none() {
+            super::text::read_io(error, self);
+        }
+    }
+
+    #[cfg_attr(not(any(feature = "http2", feature = "rustls")), allow(unused_variables, clippy::unused_self))]
+    fn look_at_features(&mut self, link: &(dyn Error + 'static)) -> bool {
+        #[cfg(feature = "http2")]
+        if let Some(error) = link.downcast_ref::<h2::Error>() {
+            self.h2.get_or_insert_with(|| super::h2::read(error));
+            return true;
+        }
+        #[cfg(feature = "rustls")]
+        if let Some(error) = link.downcast_ref::<rustls::Error>() {
+            self.tls.get_or_insert_with(|| super::tls::read(error));
+            return true;
+        }
+        false
+    }
+}

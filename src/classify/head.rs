@@ -1,0 +1,110 @@
+//! Heads that the wire cannot carry safely, though hyper lets them through.
+
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Response, StatusCode, Version};
+
+use super::verdict::Verdict;
+use crate::cause::{BadGatewayCause as Cause, Detail};
+
+/// What the request had asked for, as far as the answer's framing depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Asked {
+    /// An ordinary answer.
+    Answer,
+    /// An upgrade of the connection (RFC 9110 section 7.8).
+    Upgrade,
+}
+
+/// Finds what is wrong with a response head that was parsed, `None` if nothing is.
+///
+/// An unrequested 101, `Content-Length` beside `Transfer-Encoding`, codings other than one `chunked`,
+/// conflicting lengths (RFC 9112 sections 6.1 to 6.3) and a status above 599 (RFC 9110 section 15) are
+/// refused: what follows such a head cannot be delimited, so the connection must not be used again.
+///
+/// ```
+/// use tower_upstream::{BadGatewayCause, classify::{Asked, check_head}};
+///
+/// let head = http::Response::builder().status(101).body(()).unwrap();
+/// assert_eq!(check_head(&head, Asked::Answer).unwrap().cause(), BadGatewayCause::UpgradeFailed);
+/// assert_eq!(check_head(&head, Asked::Upgrade), None);
+/// ```
+pub fn check_head<B>(head: &Response<B>, asked: Asked) -> Option<Verdict> {
+    let status = head.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return (asked == Asked::Answer)
+            .then(|| Verdict::new(Cause::UpgradeFailed).detail(Detail::Text("a 101 that nobody had asked for")));
+    }
+    if status.as_u16() > 599 {
+        return Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Status(status)));
+    }
+    if head.version() >= Version::HTTP_2 {
+        return None;
+    }
+    check_framing(head.headers(), head.version())
+}
+
+fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
+    let invalid = |why| Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Text(why)));
+    let length = headers.get(CONTENT_LENGTH);
+    let Some(coding) = headers.get(TRANSFER_ENCODING) else {
+        let first = length?;
+        let mut others = headers.get_all(CONTENT_LENGTH).iter().skip(1);
+        return if others.all(|other| other == first) { None } else { invalid("two different Content-Length fields") };
+    };
+    if length.is_some() {
+        return invalid("Content-Length beside Transfer-Encoding");
+    }
+    let once = headers.get_all(TRANSFER_ENCODING).iter().count() == 1;
+    if once && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 {
+        return None;
+    }
+    Some(Verdict::new(Cause::TransferCoding).detail(Detail::Text("a transfer coding other than one chunked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(status: u16, fields: &[(&str, &str)]) -> Option<Cause> {
+        let mut response = http::Response::builder().status(status);
+        for (name, value) in fields {
+            response = response.header(*name, *value);
+        }
+        let head = response.body(()).unwrap();
+        check_head(&head, Asked::Answer).map(|verdict| verdict.cause())
+    }
+
+    #[test]
+    fn ordinary_heads_pass() {
+        for fields in [&[][..], &[("content-length", "5")], &[("transfer-encoding", "Chunked ")]] {
+            assert_eq!(check(200, fields), None, "{fields:?}");
+        }
+        assert_eq!(check(599, &[]), None);
+        assert_eq!(check(200, &[("content-length", "5"), ("content-length", "5")]), None);
+    }
+
+    #[test]
+    fn heads_that_cannot_be_delimited_are_refused() {
+        let rows: [(&[(&str, &str)], Cause); 6] = [
+            (&[("content-length", "5"), ("transfer-encoding", "chunked")], Cause::InvalidResponse),
+            (&[("content-length", "5"), ("content-length", "6")], Cause::InvalidResponse),
+            (&[("transfer-encoding", "chunked, chunked")], Cause::TransferCoding),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Cause::TransferCoding),
+            (&[("transfer-encoding", "chunked, identity")], Cause::TransferCoding),
+            (&[("transfer-encoding", "gzip, chunked")], Cause::TransferCoding),
+        ];
+        for (fields, cause) in rows {
+            assert_eq!(check(200, fields), Some(cause), "{fields:?}");
+        }
+        assert_eq!(check(600, &[]), Some(Cause::InvalidResponse));
+        assert_eq!(check(101, &[]), Some(Cause::UpgradeFailed));
+    }
+
+    #[test]
+    fn an_http_1_0_answer_has_no_transfer_coding() {
+        let response = http::Response::builder().version(Version::HTTP_10).header("transfer-encoding", "chunked");
+        let head = response.body(()).unwrap();
+        assert!(check_head(&head, Asked::Answer).is_some());
+    }
+}

@@ -1,0 +1,33 @@
+//! Reads `hyper::Error`.
+
+use std::error::Error;
+
+use super::clues::Hyper;
+
+/// User and canceled come first: a client's broken upload carries `ConnectionReset` further down.
+pub(super) fn read(error: &hyper::Error) -> Hyper {
+    if error.is_user() {
+        // hyper calls a vanished connection task the user's fault too; only the text differs
+        let gone = error.source().is_some_and(|source| source.to_string().contains("dispatch task"));
+        return if gone || error.to_string().contains("dispatch task") { Hyper::TaskGone } else { Hyper::User };
+    }
+    if error.is_canceled() {
+        return Hyper::Canceled;
+    }
+    if error.is_closed() {
+        return Hyper::Closed;
+    }
+    if error.is_incomplete_message() {
+        return Hyper::Incomplete;
+    }
+    if error.is_timeout() {
+        return Hyper::Timeout;
+    }
+    // the predicates for these two need hyper's server feature, or do not exist
+    match error.to_string().as_str() {
+        "message head is too large" => Hyper::TooLarge,
+        "received unexpected message from connection" => Hyper::Unexpected,
+        _ if error.is_parse() => Hyper::Parse,
+        _ => Hyper::Other,
+    }
+}

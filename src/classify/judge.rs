@@ -1,0 +1,254 @@
+//! From clues to a verdict: one function for each side of the response head.
+
+use std::io::ErrorKind;
+
+use super::clues::{Clues, H2, Hyper, Io, Text, Tls};
+use super::stamp::Wire;
+use super::verdict::{Scene, Upload, Verdict};
+use crate::cause::BadGatewayCause as Cause;
+use crate::cause::{Detail, Evidence, Phase, Replay};
+
+/// Alerts by which a server refuses the client itself, before it reads a request (RFC 8446 section 6.2).
+const REFUSALS: [u8; 9] = [41, 42, 43, 44, 45, 46, 48, 49, 116];
+const REFUSED_STREAM: u32 = 7;
+
+/// Judges an error that came instead of a response head.
+pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
+    if let Some(verdict) = our_own(clues, scene) {
+        return verdict;
+    }
+    if let Some(tls) = clues.tls {
+        return judge_tls(tls, clues);
+    }
+    if clues.connecting {
+        return connecting(clues);
+    }
+    match clues.text {
+        Some(Text::NameTimeout) => return Cause::DnsTimeout.into(),
+        Some(Text::NameNotFound) => return unsent(Cause::DnsNotFound, Evidence::NoConnection),
+        Some(Text::NameFailure) => return unsent(Cause::DnsFailure, Evidence::NoConnection),
+        _ => {}
+    }
+    if let Some(h2) = clues.h2 {
+        if h2 != H2::Io {
+            return judge_h2(h2, scene);
+        }
+    }
+    match clues.hyper {
+        Some(Hyper::Canceled | Hyper::Unexpected) => match foreign(scene) {
+            Some(verdict) => verdict,
+            None => unsent(Cause::NotDispatched, Evidence::Returned),
+        },
+        Some(Hyper::Closed) => Verdict::new(Cause::NotDispatched).replay(Replay::IdempotentOnly, Evidence::Inferred),
+        Some(Hyper::TooLarge) => Cause::HeadTooLarge.into(),
+        Some(Hyper::Parse) => foreign(scene).unwrap_or(Cause::InvalidResponse.into()),
+        Some(Hyper::Timeout) => Cause::PeerUnresponsive.into(),
+        Some(Hyper::Incomplete) => lost(Cause::ClosedBeforeResponse, scene),
+        _ => judge_io(clues, scene),
+    }
+}
+
+/// Judges an error in a response body, whose head was good.
+pub(super) fn in_body(clues: &Clues) -> Verdict {
+    if let Some(failure) = &clues.failure {
+        return Verdict::new(failure.cause());
+    }
+    let cause = match clues.text {
+        Some(Text::LengthLimit) => Cause::BodyTooLarge,
+        Some(Text::ChunkFraming) => Cause::TransferCoding,
+        Some(Text::TrailersTooLarge) => Cause::TrailerTooLarge,
+        Some(Text::Trailers) => Cause::InvalidResponse,
+        Some(Text::ContentCoding) => Cause::ContentCoding,
+        Some(Text::BodyTimeout) => Cause::BodyReadTimeout,
+        _ if clues.elapsed => Cause::BodyReadTimeout,
+        _ if clues.hyper == Some(Hyper::Timeout) => Cause::PeerUnresponsive,
+        _ if clues.io.is_some_and(|io| io.kind == ErrorKind::TimedOut) => Cause::BodyReadTimeout,
+        _ if clues.hyper.is_some() || clues.io.is_some() || clues.h2.is_some() || clues.tls.is_some() => {
+            Cause::IncompleteBody
+        }
+        _ => Cause::Unknown,
+    };
+    let verdict = Verdict::new(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Inferred);
+    match clues.h2 {
+        Some(H2::GoAway(code) | H2::Reset(code) | H2::Ours(code)) => verdict.detail(Detail::H2(code)),
+        _ => with_errno(verdict, clues.io),
+    }
+}
+
+/// Faults on our side of the connection, which carry the upstream's words further down.
+fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
+    if scene.upload == Upload::Failed {
+        return Some(Cause::RequestBodyFailed.into());
+    }
+    let cause = match (clues.hyper, clues.text) {
+        (Some(Hyper::User), _) if scene.upload == Upload::Sound => Cause::GatewayInternal,
+        (Some(Hyper::User), _) => Cause::RequestBodyFailed,
+        (Some(Hyper::TaskGone), _) => Cause::GatewayInternal,
+        (_, Some(Text::Overloaded)) => Cause::GatewayOverload,
+        (_, Some(Text::BadTarget)) => Cause::InvalidTarget,
+        _ => return None,
+    };
+    Some(match cause {
+        Cause::GatewayOverload | Cause::InvalidTarget => unsent(cause, Evidence::LocalRefusal),
+        _ => cause.into(),
+    })
+}
+
+/// No connection was had: whatever went wrong, the request was not sent.
+fn connecting(clues: &Clues) -> Verdict {
+    let in_dns = clues.dns || matches!(clues.text, Some(Text::NameNotFound | Text::NameFailure | Text::NameTimeout));
+    let timed_out = clues.elapsed || clues.io.is_some_and(|io| io.kind == ErrorKind::TimedOut);
+    let cause = match (clues.text, clues.io) {
+        (Some(Text::NameNotFound), _) => Cause::DnsNotFound,
+        (Some(Text::NameTimeout), _) => Cause::DnsTimeout,
+        _ if in_dns && timed_out => Cause::DnsTimeout,
+        _ if in_dns => Cause::DnsFailure,
+        _ if timed_out => Cause::ConnectTimeout,
+        (_, Some(io)) => refused_by(io, clues.tcp),
+        _ => Cause::ConnectFailed,
+    };
+    with_errno(unsent(cause, Evidence::NoConnection), clues.io)
+}
+
+/// What the operating system's answer to a connect means; `tcp` says that nothing ran on top of it yet.
+fn refused_by(io: Io, tcp: bool) -> Cause {
+    // ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS
+    const GATEWAY: [i32; 5] = [12, 23, 24, 99, 105];
+    match (io.kind, io.errno) {
+        (_, Some(errno)) if GATEWAY.contains(&errno) => Cause::GatewayResources,
+        // a Unix socket that is not there is a closed port
+        (ErrorKind::ConnectionRefused | ErrorKind::NotFound, _) => Cause::ConnectionRefused,
+        (ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::PermissionDenied, _) => {
+            Cause::Unroutable
+        }
+        (ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe, _) if !tcp => Cause::TlsFailed,
+        _ => Cause::ConnectFailed,
+    }
+}
+
+fn judge_tls(tls: Tls, clues: &Clues) -> Verdict {
+    let shaken = clues.hyper.is_some() && !clues.connecting;
+    let (cause, detail) = match tls {
+        Tls::Certificate => (Cause::TlsCertificate, None),
+        Tls::Alert(alert) => (Cause::TlsAlert, Some(Detail::TlsAlert(alert))),
+        Tls::NotTls => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
+        Tls::Other => (Cause::TlsFailed, None),
+    };
+    let verdict = match tls {
+        _ if !shaken => unsent(cause, Evidence::NoConnection),
+        // TLS 1.3: no application data is handed up before the client is authenticated
+        Tls::Alert(alert) if REFUSALS.contains(&alert) => unsent(cause, Evidence::TlsRefusal),
+        _ => Verdict::new(cause).replay(Replay::IdempotentOnly, Evidence::Inferred),
+    };
+    let verdict = verdict.phase(Phase::Tls);
+    detail.map_or(verdict, |detail| verdict.detail(detail))
+}
+
+fn judge_h2(h2: H2, scene: &Scene) -> Verdict {
+    let (H2::GoAway(code) | H2::Reset(code) | H2::Ours(code)) = h2 else { return Cause::Unknown.into() };
+    let verdict = match h2 {
+        H2::GoAway(_) => unsent(Cause::StreamRefused, Evidence::GoAway),
+        H2::Reset(REFUSED_STREAM) => unsent(Cause::StreamRefused, Evidence::RefusedStream),
+        H2::Reset(_) => Cause::StreamReset.into(),
+        _ => foreign(scene).unwrap_or(Cause::InvalidResponse.into()),
+    };
+    verdict.detail(Detail::H2(code))
+}
+
+/// I/O errors without a connecting phase, and whatever is left.
+fn judge_io(clues: &Clues, scene: &Scene) -> Verdict {
+    let Some(io) = clues.io else {
+        return match clues.text {
+            _ if clues.elapsed => Cause::DeadlineExceeded.into(),
+            Some(Text::LengthLimit) => Cause::BodyTooLarge.into(),
+            Some(Text::BodyTimeout) => Cause::BodyReadTimeout.into(),
+            Some(Text::ContentCoding) => Cause::ContentCoding.into(),
+            Some(Text::ChunkFraming) => Cause::TransferCoding.into(),
+            _ if clues.h2 == Some(H2::Io) => lost(Cause::ClosedBeforeResponse, scene),
+            _ => Cause::Unknown.into(),
+        };
+    };
+    let guess = |cause: Cause| Verdict::new(cause).replay(Replay::IdempotentOnly, Evidence::Inferred);
+    let verdict = match io.kind {
+        // nothing but a connect can say these
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => unsent(Cause::ConnectionRefused, Evidence::NoConnection),
+        ErrorKind::AddrNotAvailable => unsent(Cause::GatewayResources, Evidence::NoConnection),
+        _ if io.errno.is_some_and(|errno| [23, 24].contains(&errno)) => {
+            unsent(Cause::GatewayResources, Evidence::NoConnection)
+        }
+        // an established connection can meet these too
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => guess(Cause::Unroutable),
+        ErrorKind::TimedOut if scene.wire.is_some() || clues.hyper.is_some() => guess(Cause::PeerUnresponsive),
+        ErrorKind::TimedOut => guess(Cause::ConnectTimeout),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => lost(Cause::ResetBeforeResponse, scene),
+        ErrorKind::BrokenPipe if io.errno.is_some() => lost(Cause::ResetBeforeResponse, scene),
+        ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => lost(Cause::ClosedBeforeResponse, scene),
+        _ => match clues.text {
+            Some(Text::ContentCoding) => Cause::ContentCoding.into(),
+            Some(Text::ChunkFraming) => Cause::TransferCoding.into(),
+            _ => Cause::Unknown.into(),
+        },
+    };
+    with_errno(verdict, Some(io))
+}
+
+/// The connection was lost before the head was whole: the counters tell how.
+fn lost(otherwise: Cause, scene: &Scene) -> Verdict {
+    let Some(wire) = scene.wire else {
+        return Verdict::new(otherwise).replay(Replay::IdempotentOnly, Evidence::Inferred);
+    };
+    if let Some(verdict) = foreign(scene) {
+        return verdict;
+    }
+    let counted = |cause: Cause| Verdict::new(cause).replay(Replay::IdempotentOnly, Evidence::Counted);
+    if wire.multiplexed {
+        counted(otherwise)
+    } else if wire.read > 0 {
+        counted(Cause::IncompleteHead)
+    } else if wire.written == 0 {
+        unsent(Cause::NotDispatched, Evidence::NothingWritten)
+    } else if wire.served > 0 {
+        counted(Cause::StaleConnection)
+    } else {
+        counted(otherwise)
+    }
+}
+
+/// The peer's first bytes are no HTTP: it speaks something else.
+fn foreign(scene: &Scene) -> Option<Verdict> {
+    let wire = scene.wire.filter(|wire| wire.read > 0)?;
+    let name = foreign_protocol(&wire)?;
+    Some(Verdict::new(Cause::WrongProtocol).detail(Detail::Text(name)))
+}
+
+fn foreign_protocol(wire: &Wire) -> Option<&'static str> {
+    let first = wire.first_bytes();
+    let http = b"HTTP/";
+    if wire.multiplexed {
+        return first.starts_with(http).then_some("the peer speaks HTTP/1");
+    }
+    // a status line that was cut is no other protocol
+    if http.starts_with(&first[..first.len().min(http.len())]) {
+        return None;
+    }
+    Some(match first {
+        [0x15 | 0x16, 3, ..] => "the peer speaks TLS",
+        [0, 0, _, 4, ..] => "the peer speaks HTTP/2",
+        [b'S', b'S', b'H', b'-', ..] => "the peer speaks SSH",
+        [b'2', b'2', b'0', b' ' | b'-', ..] => "the peer speaks SMTP or FTP",
+        // a misspelt protocol name followed by a version is still meant as HTTP
+        [_, _, _, _, b'/', b'0'..=b'9', ..] => return None,
+        _ => "the peer does not speak HTTP",
+    })
+}
+
+fn unsent(cause: Cause, evidence: Evidence) -> Verdict {
+    Verdict::new(cause).replay(Replay::NotSent, evidence)
+}
+
+fn with_errno(verdict: Verdict, io: Option<Io>) -> Verdict {
+    match io.and_then(|io| io.errno) {
+        Some(errno) => verdict.detail(Detail::Errno(errno)),
+        None => verdict,
+    }
+}

@@ -1,0 +1,372 @@
+//! Turns errors and unsafe heads into responses that carry a cause.
+//!
+//! [`ClassifyLayer`] stands nearest to the client that does the I/O. `Err(e)`, and a head that the wire
+//! cannot carry safely, become a response with a [`Failure`] and its [`BadGatewayCause`] in the
+//! extensions; the error type is [`Infallible`]. A relayed 502, 503 or 504 is handed on untouched and
+//! carries [`UpstreamStatus`](BadGatewayCause::UpstreamStatus).
+//!
+//! The response head is held while the first poll of the body is pending, at most 5 ms, so that a crash
+//! right after the head still is a 502 (hyper's server would send an empty reply). Later failures let
+//! what came be flushed, then cut the body: it never ends like a complete message.
+//!
+//! | setting | default |
+//! |---|---|
+//! | [`statuses`](ClassifyLayer::statuses) that count as the upstream's failure | 502, 503, 504 |
+//! | [`hold`](ClassifyLayer::hold): the head, until the first frame | 5 ms; not for HEAD, 101, event streams |
+//! | [`proxy_status`](ClassifyLayer::proxy_status) | off: the name is the deployment's to give |
+//! | [`observer`](ClassifyLayer::observer) | [`Log`](crate::event::Log): one `tracing` line a failure |
+//!
+//! ```
+//! use std::convert::Infallible;
+//! use http::{Request, Response};
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_upstream::{BadGatewayCause, ClassifyLayer, body::AnswerBody, cause::ProxyStatus};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let layer = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge.example").unwrap());
+//! let refused = service_fn(|_: Request<()>| async {
+//!     Err::<Response<AnswerBody<axum::body::Body>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+//! });
+//! let Ok(answer) = layer.layer(refused).oneshot(Request::new(())).await;
+//! assert_eq!(answer.status(), 502);
+//! assert_eq!(answer.headers()["proxy-status"], "edge.example; error=connection_refused");
+//! assert_eq!(BadGatewayCause::of(&answer), Some(BadGatewayCause::ConnectionRefused));
+//! # }
+//! ```
+
+mod body;
+mod chain;
+mod clues;
+#[cfg(feature = "http2")]
+mod h2;
+mod head;
+mod hyper;
+mod judge;
+mod settings;
+mod stamp;
+mod text;
+#[cfg(feature = "rustls")]
+mod tls;
+mod verdict;
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use ::http_body::{Body, Frame};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use self::settings::{Ask, Settings};
+use crate::body::AnswerBody;
+use crate::cause::{BadGatewayCause, Failure, ProxyStatus};
+use crate::event::Observer;
+
+pub use self::body::ClassifiedBody;
+pub use self::chain::Chain;
+pub use self::head::{Asked, check_head};
+pub use self::stamp::{Stamp, Wire};
+pub use self::verdict::{Scene, Upload, Verdict};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// Judges an error that came instead of a response head.
+///
+/// ```
+/// use tower_upstream::{BadGatewayCause, classify::{Scene, classify}};
+///
+/// let error = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+/// assert_eq!(classify(&error, &Scene::default()).cause(), BadGatewayCause::ResetBeforeResponse);
+/// ```
+pub fn classify(error: &(dyn Error + 'static), scene: &Scene) -> Verdict {
+    judge::before_head(&clues::Clues::gather(error), scene)
+}
+
+/// Judges an error that a response body ended with.
+pub fn classify_body(error: &(dyn Error + 'static)) -> Verdict {
+    judge::in_body(&clues::Clues::gather(error))
+}
+
+impl Failure {
+    /// Judges any error that a client or service returned instead of a response.
+    ///
+    /// A record that is already in the chain is taken as it is; the error becomes the
+    /// [`source`](Error::source).
+    ///
+    /// ```
+    /// use tower_upstream::{BadGatewayCause, Failure};
+    ///
+    /// let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    /// assert_eq!(Failure::from_error(error).cause(), BadGatewayCause::ConnectionRefused);
+    /// ```
+    pub fn from_error(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::seen(error.into(), &Scene::default())
+    }
+
+    /// As [`from_error`](Self::from_error), with what is known besides.
+    pub fn seen(error: BoxError, scene: &Scene) -> Self {
+        Self::told(error, |clues| judge::before_head(clues, scene), scene)
+    }
+
+    /// Judges an error that a response body ended with.
+    pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>, scene: &Scene) -> Self {
+        Self::told(error.into(), judge::in_body, scene)
+    }
+
+    fn told(error: BoxError, judge: impl FnOnce(&clues::Clues) -> Verdict, scene: &Scene) -> Self {
+        let error = match error.downcast::<Failure>() {
+            Ok(failure) => return *failure,
+            Err(error) => error,
+        };
+        let clues = clues::Clues::gather(&*error);
+        if let Some(failure) = clues.failure {
+            return failure;
+        }
+        judge(&clues).into_failure(scene).source(error).build()
+    }
+}
+
+#[cfg(feature = "axum")]
+impl axum_core::response::IntoResponse for Failure {
+    /// The local answer that [`ClassifyLayer`] gives: status, cause, a line of text.
+    fn into_response(self) -> Response<axum_core::body::Body> {
+        settings::local_answer(&self, self.status()).map(axum_core::body::Body::from)
+    }
+}
+
+/// Turns errors and unsafe heads into responses; see the [module](self).
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct ClassifyLayer {
+    settings: Arc<Settings>,
+}
+
+impl ClassifyLayer {
+    /// The defaults of the [module's table](self).
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the deployment's member to `Proxy-Status` (RFC 9209) on failures and relayed statuses >= 400.
+    pub fn proxy_status(mut self, member: ProxyStatus) -> Self {
+        Arc::make_mut(&mut self.settings).proxy_status = Some(member);
+        self
+    }
+
+    /// Which relayed statuses are the upstream's failure (default 502, 503, 504).
+    pub fn statuses(mut self, statuses: impl IntoIterator<Item = StatusCode>) -> Self {
+        Arc::make_mut(&mut self.settings).statuses = statuses.into_iter().collect();
+        self
+    }
+
+    /// How long the head waits for the body's first frame (default 5 ms; zero: not at all).
+    ///
+    /// More time turns more crashes into a true 502, and delays answers whose body comes late.
+    pub fn hold(mut self, limit: Duration) -> Self {
+        Arc::make_mut(&mut self.settings).hold = limit;
+        self
+    }
+
+    /// Asks a judge of your own first; where it says `None`, the crate's decides.
+    pub fn classifier<J>(mut self, judge: J) -> Self
+    where
+        J: Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync + 'static,
+    {
+        Arc::make_mut(&mut self.settings).classifier = Some(Arc::new(judge));
+        self
+    }
+
+    /// Chooses the status of local answers (default: [`Failure::status`], as RFC 9209 recommends).
+    pub fn status(mut self, choose: impl Fn(&Failure) -> StatusCode + Send + Sync + 'static) -> Self {
+        Arc::make_mut(&mut self.settings).status = Some(Arc::new(choose));
+        self
+    }
+
+    /// Who is told of failures (default: [`Log`](crate::event::Log)).
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        Arc::make_mut(&mut self.settings).observer = Arc::new(observer);
+        self
+    }
+}
+
+impl<S> Layer<S> for ClassifyLayer {
+    type Service = Classify<S>;
+
+    fn layer(&self, inner: S) -> Classify<S> {
+        Classify { inner, unready: None, settings: self.settings.clone() }
+    }
+}
+
+/// The service of [`ClassifyLayer`].
+#[derive(Debug)]
+pub struct Classify<S> {
+    inner: S,
+    /// The inner service failed to become ready; its next call is answered with that.
+    unready: Option<BoxError>,
+    settings: Arc<Settings>,
+}
+
+impl<S: Clone> Clone for Classify<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), unready: None, settings: self.settings.clone() }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Classify<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S::Error: Into<BoxError>,
+    ResBody: Body<Data = Bytes> + Unpin + 'static,
+    ResBody::Error: Into<BoxError>,
+{
+    type Response = Response<AnswerBody<ClassifiedBody<ResBody>>>;
+    type Error = Infallible;
+    type Future = ResponseFuture<S::Future, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.unready.is_none() {
+            self.unready = ready!(self.inner.poll_ready(cx)).err().map(Into::into);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let ask = Ask::of(&request);
+        let state = match self.unready.take() {
+            Some(error) => State::Failed { error: Some(error) },
+            None => State::Call { call: self.inner.call(request) },
+        };
+        ResponseFuture { state, ask: Some(ask), settings: self.settings.clone() }
+    }
+}
+
+pin_project! {
+    /// The future of [`Classify`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, B> {
+        #[pin]
+        state: State<F, B>,
+        ask: Option<Ask>,
+        settings: Arc<Settings>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F, B> {
+        Call { #[pin] call: F },
+        Failed { error: Option<BoxError> },
+        Held { answer: Option<Response<B>>, #[pin] limit: Sleep },
+    }
+}
+
+impl<F, B> fmt::Debug for ResponseFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// What the first look at the body showed.
+enum First {
+    Frame(Frame<Bytes>),
+    End,
+    Failed(Failure),
+}
+
+impl<F, B, E> Future for ResponseFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<AnswerBody<ClassifiedBody<B>>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let settings = &**this.settings;
+        loop {
+            let (answer, first) = match this.state.as_mut().project() {
+                StateProjection::Failed { error } => {
+                    let failure = error.take().map_or(Failure::new(BadGatewayCause::GatewayInternal), |error| {
+                        settings.judge(error, &Scene::default())
+                    });
+                    return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                }
+                StateProjection::Call { call } => match ready!(call.poll(cx)) {
+                    Err(error) => {
+                        let error = error.into();
+                        let scene = settings::scene_of(&*error);
+                        let failure = settings.judge(error, &scene);
+                        return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                    }
+                    Ok(mut answer) => {
+                        let ask = this.ask.as_ref().expect(POLLED_AGAIN);
+                        if let Some(failure) = settings::refused_head(&answer, ask) {
+                            return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                        }
+                        if !settings.holds(&answer, ask) {
+                            (answer, None)
+                        } else if let Poll::Ready(first) = first_look(&mut answer, cx) {
+                            (answer, Some(first))
+                        } else {
+                            let limit = tokio::time::sleep(settings.hold);
+                            this.state.set(State::Held { answer: Some(answer), limit });
+                            continue;
+                        }
+                    }
+                },
+                StateProjection::Held { answer: held, limit } => {
+                    let first = first_look(held.as_mut().expect(POLLED_AGAIN), cx);
+                    if first.is_pending() {
+                        ready!(limit.poll(cx));
+                    }
+                    let answer = held.take().expect(POLLED_AGAIN);
+                    match first {
+                        Poll::Ready(first) => (answer, Some(first)),
+                        Poll::Pending => (answer, None),
+                    }
+                }
+            };
+            let ask = take(this.ask);
+            return Poll::Ready(Ok(match first {
+                Some(First::Failed(failure)) => settings.refuse(ask, failure),
+                Some(First::Frame(frame)) => settings.hand_on(this.settings, answer, ask, |b| b.first(frame)),
+                Some(First::End) => settings.hand_on(this.settings, answer, ask, ClassifiedBody::ended),
+                None => settings.hand_on(this.settings, answer, ask, |body| body),
+            }));
+        }
+    }
+}
+
+const POLLED_AGAIN: &str = "a future is not polled after it was ready";
+
+fn take(ask: &mut Option<Ask>) -> Ask {
+    ask.take().expect(POLLED_AGAIN)
+}
+
+/// Polls the body of a head that was not handed on yet.
+fn first_look<B>(answer: &mut Response<B>, cx: &mut Context<'_>) -> Poll<First>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    let version = answer.version();
+    let frame = ready!(Pin::new(answer.body_mut()).poll_frame(cx));
+    Poll::Ready(match frame {
+        Some(Ok(frame)) => First::Frame(frame),
+        Some(Err(error)) => First::Failed(Failure::from_body_error(error, &Scene::default())),
+        None if body::was_cut(answer.body(), version) => First::Failed(body::cut()),
+        None => First::End,
+    })
+}

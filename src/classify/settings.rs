@@ -1,0 +1,221 @@
+//! What a `ClassifyLayer` was told, and the answers it makes of it.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+
+use super::head::{Asked, check_head};
+use super::verdict::{Scene, Verdict};
+use super::{BoxError, ClassifiedBody, Stamp};
+use crate::body::AnswerBody;
+use crate::cause::{self, BadGatewayCause, Detail, Failure, ProxyStatus};
+use crate::event::{Event, Exchange, Log, Observer};
+
+type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
+type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) proxy_status: Option<ProxyStatus>,
+    pub(super) statuses: Vec<StatusCode>,
+    pub(super) hold: Duration,
+    pub(super) classifier: Option<Arc<Classifier>>,
+    pub(super) status: Option<Arc<ChooseStatus>>,
+    pub(super) observer: Arc<dyn Observer>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            proxy_status: None,
+            statuses: vec![StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT],
+            hold: Duration::from_millis(5),
+            classifier: None,
+            status: None,
+            observer: Arc::new(Log),
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("proxy_status", &self.proxy_status)
+            .field("statuses", &self.statuses)
+            .field("hold", &self.hold)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What of the request is needed once it is gone.
+pub(super) struct Ask {
+    pub(super) exchange: Exchange,
+    asked: Asked,
+}
+
+impl Ask {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        let headers = request.headers();
+        let upgrade = headers.contains_key(UPGRADE) || request.method() == Method::CONNECT;
+        Self {
+            exchange: Exchange {
+                method: request.method().clone(),
+                target: request.uri().path_and_query().cloned(),
+                request_id: headers.get(REQUEST_ID).cloned(),
+            },
+            asked: if upgrade { Asked::Upgrade } else { Asked::Answer },
+        }
+    }
+}
+
+/// This response's failure is reported and, where that is on, in its `Proxy-Status`.
+#[derive(Clone, Copy)]
+struct Told;
+
+impl Settings {
+    pub(super) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {
+        let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
+        match verdict {
+            Some(verdict) => verdict.into_failure(scene).source(error).build(),
+            None => Failure::seen(error, scene),
+        }
+    }
+
+    /// Whether the head waits for the first frame.
+    pub(super) fn holds<B: Body>(&self, answer: &Response<B>, ask: &Ask) -> bool {
+        let late = answer.body().is_end_stream()
+            || self.hold.is_zero()
+            || answer.status() == StatusCode::SWITCHING_PROTOCOLS
+            || ask.exchange.method == Method::HEAD;
+        !late && !is_event_stream(answer)
+    }
+
+    pub(super) fn report(&self, exchange: &mut Exchange, failure: &Failure) {
+        // an id is made only now that somebody will ask for it
+        exchange.request_id.get_or_insert_with(random_id);
+        self.observer.on_event(&Event::Failed(exchange, failure));
+    }
+
+    /// The local answer for a failure.
+    pub(super) fn refuse<B>(&self, mut ask: Ask, failure: Failure) -> Response<AnswerBody<B>> {
+        self.report(&mut ask.exchange, &failure);
+        let status = self.status.as_ref().map_or(failure.status(), |choose| choose(&failure));
+        let mut answer = local_answer(&failure, status);
+        if let Some(member) = &self.proxy_status {
+            member.append_failure(answer.headers_mut(), &failure);
+        }
+        if let Some(id) = ask.exchange.request_id {
+            answer.headers_mut().insert(REQUEST_ID, id);
+        }
+        answer.extensions_mut().insert(Told);
+        answer.map(AnswerBody::from)
+    }
+
+    /// The upstream's answer, with what it says of itself noted.
+    pub(super) fn hand_on<B: Body<Data = Bytes>>(
+        &self,
+        shared: &Arc<Self>,
+        mut answer: Response<B>,
+        mut ask: Ask,
+        begun: impl FnOnce(ClassifiedBody<B>) -> ClassifiedBody<B>,
+    ) -> Response<AnswerBody<ClassifiedBody<B>>> {
+        let status = answer.status();
+        if status.is_client_error() || status.is_server_error() {
+            self.note(&mut answer, &mut ask);
+        }
+        let version = answer.version();
+        answer.map(|body| AnswerBody::upstream(begun(ClassifiedBody::new(body, version, ask, shared.clone()))))
+    }
+
+    fn note<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
+        if answer.extensions().get::<Told>().is_some() {
+            return;
+        }
+        let status = answer.status();
+        let told = Failure::of(answer).cloned().or_else(|| BadGatewayCause::of(answer).map(Failure::new));
+        let member = self.proxy_status.as_ref();
+        let failure = match told {
+            // a user's own service named the cause
+            Some(failure) => {
+                if let Some(member) = member {
+                    member.append_failure(answer.headers_mut(), &failure);
+                }
+                failure
+            }
+            None => {
+                if let Some(member) = member {
+                    member.append_received(answer.headers_mut(), status);
+                }
+                if !self.statuses.contains(&status) {
+                    return;
+                }
+                Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
+            }
+        };
+        self.report(&mut ask.exchange, &failure);
+        cause::attach(answer, failure);
+        answer.extensions_mut().insert(Told);
+    }
+}
+
+/// What is wrong with a head; its connection is ended, as what follows cannot be delimited.
+pub(super) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure> {
+    let stamp = answer.extensions().get::<Stamp>();
+    if let Some(stamp) = stamp {
+        stamp.answered();
+    }
+    let verdict = check_head(answer, ask.asked)?;
+    let scene = stamp.map_or_else(Scene::default, |stamp| {
+        stamp.kill();
+        Scene::default().wire(stamp.wire()).peer(stamp.peer())
+    });
+    Some(verdict.into_failure(&scene).build())
+}
+
+/// What the connection of a failed request saw, where hyper-util's client used our connector.
+#[cfg(feature = "client")]
+pub(super) fn scene_of(error: &(dyn Error + 'static)) -> Scene {
+    let info = error.downcast_ref::<hyper_util::client::legacy::Error>().and_then(|error| error.connect_info());
+    let mut extras = http::Extensions::new();
+    if let Some(info) = info {
+        info.get_extras(&mut extras);
+    }
+    match extras.get::<Stamp>() {
+        Some(stamp) => Scene::default().wire(stamp.wire()).peer(stamp.peer()),
+        None => Scene::default(),
+    }
+}
+
+#[cfg(not(feature = "client"))]
+pub(super) fn scene_of(_: &(dyn Error + 'static)) -> Scene {
+    Scene::default()
+}
+
+/// Status, cause and one line of text.
+pub(super) fn local_answer(failure: &Failure, status: StatusCode) -> Response<Bytes> {
+    let reason = status.canonical_reason().unwrap_or("Error");
+    let hint = failure.cause().visitor_hint().unwrap_or_default();
+    let mut answer = Response::new(Bytes::from(format!("{reason}\n\n{hint}\n")));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    cause::attach(&mut answer, failure.clone());
+    answer
+}
+
+fn is_event_stream<B>(answer: &Response<B>) -> bool {
+    let kind = answer.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.len() >= 17 && kind[..17].eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+fn random_id() -> HeaderValue {
+    let id = format!("{:032x}", fastrand::u128(..));
+    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+}

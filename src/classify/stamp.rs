@@ -1,0 +1,238 @@
+//! What a connection has seen: the evidence that no error value carries.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+#[cfg(feature = "client")]
+use std::task::Waker;
+
+use futures_util::task::AtomicWaker;
+
+/// The number of bytes of an answer that are kept to tell its protocol.
+const KEPT: usize = 16;
+
+/// One connection's counters, shared between its I/O and whoever judges its failures.
+///
+/// A reset on a reused connection and one on a fresh connection are the same error value; only these
+/// counters tell a stale keep-alive from a crash. The I/O side writes them without a clock or a lock.
+/// A stamp can also end its connection ([`kill`](Self::kill)): a task that is blocked in a write never
+/// learns that its request is gone.
+#[derive(Clone)]
+pub struct Stamp(Arc<Shared>);
+
+struct Shared {
+    peer: Option<SocketAddr>,
+    h2: AtomicBool,
+    /// Requests begun by [`Stamp::begin`]; 0 while nobody calls it and the I/O side guesses.
+    begun: AtomicU32,
+    served: AtomicU32,
+    written: AtomicU64,
+    written_before: AtomicU64,
+    /// Bytes read since the request began.
+    since: AtomicU64,
+    first: [AtomicU64; 2],
+    eof: AtomicBool,
+    blocked: AtomicBool,
+    killed: AtomicBool,
+    task: AtomicWaker,
+}
+
+/// A reading of a [`Stamp`]: what happened on the wire since the request began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wire {
+    /// Bytes written since the request began.
+    pub written: u64,
+    /// Bytes read since the request began; on a fresh connection since it was opened.
+    pub read: u64,
+    /// Answers this connection had carried before.
+    pub served: u32,
+    /// The peer ended its side.
+    pub eof: bool,
+    /// The last write found the connection full.
+    pub blocked: bool,
+    /// The connection carries many requests at once, so that bytes say nothing about one of them.
+    pub multiplexed: bool,
+    /// The first bytes read, zero-padded.
+    pub first: [u8; KEPT],
+}
+
+impl Wire {
+    /// The first bytes read, as many as there were (at most 16).
+    pub fn first_bytes(&self) -> &[u8] {
+        let have = usize::try_from(self.read).unwrap_or(KEPT).min(KEPT);
+        &self.first[..have]
+    }
+}
+
+impl Stamp {
+    /// A stamp for a connection that was just opened.
+    pub fn new(peer: Option<SocketAddr>) -> Self {
+        Self(Arc::new(Shared {
+            peer,
+            h2: AtomicBool::new(false),
+            begun: AtomicU32::new(0),
+            served: AtomicU32::new(0),
+            written: AtomicU64::new(0),
+            written_before: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            first: Default::default(),
+            eof: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+        }))
+    }
+
+    /// The address at the other end.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer
+    }
+
+    /// Notes that a request begins now. What a fresh connection had sent before it counts as its answer.
+    pub fn begin(&self) {
+        let begun = self.0.begun.load(Relaxed);
+        self.0.begun.store(begun.wrapping_add(1).max(1), Relaxed);
+        if self.0.served.load(Relaxed) > 0 {
+            self.0.since.store(0, Relaxed);
+            self.0.written_before.store(self.0.written.load(Relaxed), Relaxed);
+        }
+    }
+
+    /// Notes that a response head arrived: the connection's next request is on a reused one.
+    pub fn answered(&self) {
+        let served = self.0.served.load(Relaxed);
+        self.0.served.store(served.saturating_add(1), Relaxed);
+    }
+
+    /// Notes that the connection speaks HTTP/2.
+    pub fn multiplexed(&self) {
+        self.0.h2.store(true, Relaxed);
+    }
+
+    /// Ends the connection: its pending and later reads and writes fail.
+    pub fn kill(&self) {
+        self.0.killed.store(true, Relaxed);
+        self.0.task.wake();
+    }
+
+    /// Whether [`kill`](Self::kill) was called.
+    pub fn is_killed(&self) -> bool {
+        self.0.killed.load(Relaxed)
+    }
+
+    /// What the connection has seen so far.
+    pub fn wire(&self) -> Wire {
+        let shared = &*self.0;
+        let mut first = [0; KEPT];
+        first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
+        first[8..].copy_from_slice(&shared.first[1].load(Relaxed).to_ne_bytes());
+        Wire {
+            written: shared.written.load(Relaxed) - shared.written_before.load(Relaxed),
+            read: shared.since.load(Relaxed),
+            served: shared.served.load(Relaxed),
+            eof: shared.eof.load(Relaxed),
+            blocked: shared.blocked.load(Relaxed),
+            multiplexed: shared.h2.load(Relaxed),
+            first,
+        }
+    }
+}
+
+/// The I/O side: one task writes, so that plain loads and stores suffice.
+#[cfg(feature = "client")]
+impl Stamp {
+    /// Requests begun so far, for what the I/O side keeps per answer.
+    pub(crate) fn begun(&self) -> u32 {
+        self.0.begun.load(Relaxed)
+    }
+
+    pub(crate) fn saw_read(&self, bytes: &[u8]) {
+        let shared = &*self.0;
+        let since = shared.since.load(Relaxed);
+        if let Some(at @ 0..KEPT) = usize::try_from(since).ok() {
+            let mut first = [0; KEPT];
+            first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
+            first[8..].copy_from_slice(&shared.first[1].load(Relaxed).to_ne_bytes());
+            let more = bytes.len().min(KEPT - at);
+            first[at..at + more].copy_from_slice(&bytes[..more]);
+            let (low, high) = first.split_at(8);
+            for (half, word) in [low, high].into_iter().zip(&shared.first) {
+                word.store(u64::from_ne_bytes(half.try_into().unwrap_or_default()), Relaxed);
+            }
+        }
+        shared.since.store(since + bytes.len() as u64, Relaxed);
+    }
+
+    pub(crate) fn saw_eof(&self) {
+        self.0.eof.store(true, Relaxed);
+    }
+
+    pub(crate) fn saw_write(&self, bytes: usize) {
+        let shared = &*self.0;
+        shared.written.store(shared.written.load(Relaxed) + bytes as u64, Relaxed);
+        if shared.blocked.load(Relaxed) {
+            shared.blocked.store(false, Relaxed);
+        }
+    }
+
+    pub(crate) fn saw_full(&self) {
+        self.0.blocked.store(true, Relaxed);
+    }
+
+    /// Without [`begin`](Self::begin) (another client's pool) a write after a read begins a request.
+    pub(crate) fn guess_begin(&self) {
+        let shared = &*self.0;
+        if shared.begun.load(Relaxed) == 0 && shared.served.load(Relaxed) > 0 {
+            shared.since.store(0, Relaxed);
+            shared.written_before.store(shared.written.load(Relaxed), Relaxed);
+        }
+    }
+
+    pub(crate) fn listen(&self, task: &Waker) {
+        self.0.task.register(task);
+    }
+}
+
+impl fmt::Debug for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stamp").field("peer", &self.0.peer).field("wire", &self.wire()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "client"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_banner_before_the_first_request_is_its_answer() {
+        let stamp = Stamp::new(None);
+        stamp.saw_read(b"SSH-2.0");
+        stamp.begin();
+        assert_eq!(stamp.wire().first_bytes(), b"SSH-2.0");
+    }
+
+    #[test]
+    fn a_later_request_begins_at_nought() {
+        let stamp = Stamp::new(None);
+        stamp.begin();
+        stamp.saw_write(40);
+        stamp.saw_read(b"HTTP/1.1 200 OK\r\n\r\n");
+        stamp.answered();
+        stamp.begin();
+        assert_eq!((stamp.wire().written, stamp.wire().read, stamp.wire().served), (0, 0, 1));
+        stamp.saw_read(b"HT");
+        stamp.saw_read(b"TP/1.1 500 Internal Server Error");
+        assert_eq!(stamp.wire().first_bytes(), b"HTTP/1.1 500 Int");
+    }
+
+    #[test]
+    fn bytes_beyond_those_kept_are_only_counted() {
+        let stamp = Stamp::new(None);
+        stamp.saw_read(&[7; 100]);
+        stamp.saw_read(&[8; 100]);
+        assert_eq!(stamp.wire().read, 200);
+        assert_eq!(stamp.wire().first_bytes(), [7; 16]);
+    }
+}

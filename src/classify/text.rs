@@ -1,0 +1,93 @@
+//! Reads private error types by the only thing they show: their text.
+//!
+//! Each text was measured (see `tests/error_chains.rs`, which fails when a dependency changes one).
+
+use std::error::Error;
+use std::io;
+
+use super::clues::{Clues, Text};
+
+/// Whole texts of private types in hyper-util, reqwest, tonic, tower-http and http-body-util.
+pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
+    let text = link.to_string();
+    let found = match text.as_str() {
+        "client error (Connect)" => return clues.connecting = true,
+        "tcp connect error" | "tcp open error" | "tcp bind local error" => {
+            clues.connecting = true;
+            return clues.tcp = true;
+        }
+        "dns error" => {
+            clues.connecting = true;
+            return clues.dns = true;
+        }
+        "invalid dns name"
+        | "client error (UserAbsoluteUriRequired)"
+        | "invalid URL, scheme is missing"
+        | "invalid URL, host is missing" => Text::BadTarget,
+        "operation timed out" | "Timeout expired" | "request timed out" => return clues.elapsed = true,
+        "data was not received within the designated timeout" => Text::BodyTimeout,
+        "length limit exceeded" => Text::LengthLimit,
+        _ => match resolver(link, &text) {
+            Some(found) => found,
+            None => return,
+        },
+    };
+    clues.text.get_or_insert(found);
+}
+
+/// hickory-resolver files every code under one kind; its debug text names it.
+fn resolver(link: &(dyn Error + 'static), text: &str) -> Option<Text> {
+    if let Some(found) = name(text) {
+        return Some(found);
+    }
+    let hickory = text.starts_with("proto error: ") || text.starts_with("no record");
+    if !hickory {
+        return None;
+    }
+    let debug = format!("{link:?}");
+    Some(if text.contains("timed out") || debug.contains("kind: Timeout") {
+        Text::NameTimeout
+    } else if debug.contains("ServFail") || debug.contains("Refused") {
+        Text::NameFailure
+    } else {
+        Text::NameNotFound
+    })
+}
+
+/// Payloads of `io::Error`: the C library's resolver, hyper's body decoder, decompressors.
+pub(super) fn read_io(error: &io::Error, clues: &mut Clues) {
+    let Some(payload) = error.get_ref() else { return };
+    if payload.is::<io::Error>() {
+        return;
+    }
+    let text = payload.to_string();
+    let lower = text.to_ascii_lowercase();
+    let invalid = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
+    let found = if let Some(found) = name(&text) {
+        found
+    } else if !invalid {
+        return;
+    } else if lower.starts_with("chunk trailers") {
+        Text::TrailersTooLarge
+    } else if lower.contains("chunk") {
+        Text::ChunkFraming
+    } else if ["gzip", "deflate", "zlib", "brotli", "zstd"].iter().any(|coding| lower.contains(coding)) {
+        Text::ContentCoding
+    } else if ["header", "trailer", "invalid token"].iter().any(|word| lower.contains(word)) {
+        Text::Trailers
+    } else {
+        return;
+    };
+    clues.text.get_or_insert(found);
+}
+
+/// getaddrinfo has no numbers here, only words; NXDOMAIN and NODATA differ, all else is one text.
+fn name(text: &str) -> Option<Text> {
+    if text.contains("Name or service not known") || text.contains("No address associated with hostname") {
+        Some(Text::NameNotFound)
+    } else if text.contains("failure in name resolution") || text.starts_with("failed to lookup address") {
+        Some(Text::NameFailure)
+    } else {
+        None
+    }
+}

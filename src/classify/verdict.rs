@@ -1,0 +1,122 @@
+//! What the judges are told, and what they say.
+
+use std::net::SocketAddr;
+
+use super::stamp::Wire;
+use crate::cause::{BadGatewayCause, Connection, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
+
+/// What is known about an attempt besides its error.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Scene {
+    /// The connection's counters, where it carries a [`Stamp`](super::Stamp).
+    pub wire: Option<Wire>,
+    /// The address at the other end.
+    pub peer: Option<SocketAddr>,
+    /// Whether our own client's request body failed.
+    pub upload: Upload,
+}
+
+/// What became of the request body, as far as its wrapper saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Upload {
+    /// Nobody watched.
+    #[default]
+    Unwatched,
+    /// Watched, and it did not fail.
+    Sound,
+    /// It failed while it was read from our client.
+    Failed,
+}
+
+impl Scene {
+    /// Adds the connection's counters.
+    pub fn wire(mut self, wire: impl Into<Option<Wire>>) -> Self {
+        self.wire = wire.into();
+        self
+    }
+
+    /// Adds the address at the other end.
+    pub fn peer(mut self, peer: impl Into<Option<SocketAddr>>) -> Self {
+        self.peer = peer.into();
+        self
+    }
+
+    /// Adds what became of the request body.
+    pub fn upload(mut self, upload: Upload) -> Self {
+        self.upload = upload;
+        self
+    }
+
+    /// Whether the connection was reused; `None` without a stamp.
+    pub(super) fn connection(&self) -> Option<Connection> {
+        let served = self.wire?.served;
+        Some(if served > 0 { Connection::Reused } else { Connection::Fresh })
+    }
+}
+
+/// A judge's word on one error: the cause, and where it knows more than the cause's row, that too.
+///
+/// ```
+/// use tower_upstream::{BadGatewayCause, classify::Verdict};
+///
+/// let verdict: Verdict = BadGatewayCause::ContentCoding.into();
+/// assert_eq!(verdict.cause(), BadGatewayCause::ContentCoding);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    cause: BadGatewayCause,
+    phase: Option<Phase>,
+    replay: Option<(Replay, Evidence)>,
+    detail: Option<Detail>,
+}
+
+impl Verdict {
+    /// A verdict of which only the cause is known.
+    pub const fn new(cause: BadGatewayCause) -> Self {
+        Self { cause, phase: None, replay: None, detail: None }
+    }
+
+    /// How far the attempt had come (default: the cause's usual phase).
+    pub const fn phase(mut self, phase: Phase) -> Self {
+        self.phase = Some(phase);
+        self
+    }
+
+    /// Whether the request may be sent again, and why (default: the cause's row, inferred).
+    pub const fn replay(mut self, replay: Replay, evidence: Evidence) -> Self {
+        self.replay = Some((replay, evidence));
+        self
+    }
+
+    /// What makes the cause more exact.
+    pub const fn detail(mut self, detail: Detail) -> Self {
+        self.detail = Some(detail);
+        self
+    }
+
+    /// What went wrong.
+    pub const fn cause(&self) -> BadGatewayCause {
+        self.cause
+    }
+
+    /// The record this verdict and its scene make.
+    pub fn into_failure(self, scene: &Scene) -> FailureBuilder {
+        let mut failure =
+            Failure::builder(self.cause).connection(scene.connection()).peer(scene.peer).detail(self.detail);
+        if let Some(phase) = self.phase {
+            failure = failure.phase(phase);
+        }
+        match self.replay {
+            Some((replay, evidence)) => failure.replay(replay, evidence),
+            None => failure,
+        }
+    }
+}
+
+impl From<BadGatewayCause> for Verdict {
+    fn from(cause: BadGatewayCause) -> Self {
+        Self::new(cause)
+    }
+}

@@ -1,0 +1,100 @@
+//! What the layers report, and to whom.
+
+use std::fmt;
+
+use http::{HeaderValue, Method, uri::PathAndQuery};
+
+use crate::cause::Failure;
+
+/// Something worth an operator's attention.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// An exchange failed, or the upstream's own answer was a failure.
+    Failed(&'a Exchange, &'a Failure),
+}
+
+/// Which exchange an event is about.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Exchange {
+    /// The request's method.
+    pub method: Method,
+    /// The request's path and query; the query is never logged.
+    pub target: Option<PathAndQuery>,
+    /// The request's `x-request-id`.
+    pub request_id: Option<HeaderValue>,
+}
+
+impl Exchange {
+    /// The request's path, without its query.
+    pub fn path(&self) -> &str {
+        self.target.as_ref().map_or("", PathAndQuery::path)
+    }
+}
+
+/// Receives events. Called on failures only, from wherever they happen: it must not block.
+///
+/// ```
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+/// use tower_upstream::event::{Event, Observer};
+///
+/// #[derive(Default)]
+/// struct Count(AtomicUsize);
+///
+/// impl Observer for Count {
+///     fn on_event(&self, event: &Event<'_>) {
+///         if let Event::Failed(..) = event {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+/// }
+/// ```
+pub trait Observer: Send + Sync {
+    /// Takes note of `event`.
+    fn on_event(&self, event: &Event<'_>);
+}
+
+/// Writes each failure as one `tracing` event at level `WARN`, target `tower_upstream`.
+///
+/// | field | value |
+/// |---|---|
+/// | `error.type` | the cause, e.g. `stale_connection` |
+/// | `class` | its RFC 9209 error type |
+/// | `phase`, `peer`, `upstream`, `elapsed_ms`, `detail` | from the [`Failure`] |
+/// | `http.request.method`, `url.path` | of the request; the query is left out |
+/// | `http.response.status_code` | the status answered, or that of the cut answer's cause |
+/// | `request_id` | the request's `x-request-id` |
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Log;
+
+impl Observer for Log {
+    fn on_event(&self, event: &Event<'_>) {
+        let Event::Failed(exchange, failure) = event;
+        tracing::warn!(
+            target: "tower_upstream",
+            request_id = exchange.request_id.as_ref().map(Lossy).map(tracing::field::display),
+            http.request.method = exchange.method.as_str(),
+            url.path = exchange.path(),
+            error.type = failure.cause().as_str(),
+            class = failure.cause().proxy_status_error(),
+            phase = failure.phase().as_str(),
+            http.response.status_code = failure.status().as_u16(),
+            upstream = failure.upstream(),
+            peer = failure.peer().map(tracing::field::display),
+            connection = failure.connection().map(|connection| connection.as_str()),
+            elapsed_ms = failure.elapsed().map(|elapsed| elapsed.as_secs_f64() * 1e3),
+            detail = failure.detail().map(tracing::field::display),
+            "{}", failure.cause().operator_hint()
+        );
+    }
+}
+
+/// A header value as far as it is text.
+struct Lossy<'a>(&'a HeaderValue);
+
+impl fmt::Display for Lossy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.to_str().unwrap_or("(not text)"))
+    }
+}
