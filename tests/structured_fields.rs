@@ -32,7 +32,7 @@ fn detail() -> impl Strategy<Value = Option<Detail>> {
         Just(None),
         any::<i32>().prop_map(|errno| Some(Detail::Errno(errno))),
         any::<u8>().prop_map(|alert| Some(Detail::TlsAlert(alert))),
-        (100..1_000_u16).prop_map(|status| Some(Detail::Status(StatusCode::from_u16(status).unwrap()))),
+        (100..1_000_u16).prop_map(|status| Some(Detail::Status(StatusCode::from_u16(status).expect("three digits")))),
     ]
 }
 
@@ -128,8 +128,8 @@ proptest! {
         let parameter = |key| item.params.get(key);
         prop_assert_eq!(text(&item.bare_item), Some(&name[..]));
         prop_assert_eq!(item.bare_item.as_token().is_some(), sfv::TokenRef::from_str(&name).is_ok());
-        prop_assert_eq!(parameter("error").and_then(BareItem::as_token).map(|token| token.as_str()), cause.proxy_status_error());
-        prop_assert_eq!(parameter("details").and_then(BareItem::as_string).map(|text| text.as_str()), Some(cause.as_str()));
+        prop_assert_eq!(parameter("error").and_then(BareItem::as_token).map(sfv::TokenRef::as_str), cause.proxy_status_error());
+        prop_assert_eq!(parameter("details").and_then(BareItem::as_string).map(sfv::StringRef::as_str), Some(cause.as_str()));
 
         let hop = peer.map_or(upstream, |peer| peer.to_string());
         let hop = sfv::StringRef::from_str(&hop).ok();

@@ -1,16 +1,7 @@
 //! The `Proxy-Status` field (RFC 9209), read and written.
 //!
 //! Every intermediary adds one member, so that the field tells hop by hop what happened: the first
-//! member is nearest to the origin, the last one nearest to the reader. What is written here:
-//!
-//! | parameter | when |
-//! |---|---|
-//! | `error` | the cause has a class |
-//! | `status-code`, `status-phrase` | `http_request_error`: what the gateway answers |
-//! | `alert-id`, `alert-message` | `tls_alert_received`, where the alert is known |
-//! | `received-status` | the upstream sent a status |
-//! | `next-hop` | [`ProxyStatus::next_hop`], where the failure knows the peer or the upstream |
-//! | `details` | [`ProxyStatus::details`] |
+//! member is nearest to the origin, the last one nearest to the reader.
 
 mod member;
 
@@ -30,7 +21,16 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 ///
 /// The name is the deployment's, not the product's, and the same wherever it answers. Addresses and
 /// our own cause names tell about the inside, so both are left out until asked for (RFC 9209
-/// section 4). Most members are made once, in [`new`](Self::new); to write one is to share it.
+/// section 4). What all failures of a cause have in common is made once, in [`new`](Self::new).
+///
+/// | parameter | when |
+/// |---|---|
+/// | `error` | the cause has a [class](BadGatewayCause::proxy_status_error) |
+/// | `status-code`, `status-phrase` | `http_request_error`: what the gateway answers |
+/// | `alert-id`, `alert-message` | `tls_alert_received`, where the alert is known |
+/// | `received-status` | the upstream sent a status |
+/// | `next-hop` | [`next_hop`](Self::next_hop), where the failure knows the peer or the upstream |
+/// | `details` | [`details`](Self::details) |
 ///
 /// ```
 /// use http::HeaderMap;

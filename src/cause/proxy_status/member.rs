@@ -81,9 +81,8 @@ impl Member {
 /// Reads `Proxy-Status`: one member for each hop that wrote one, nearest to the origin first.
 ///
 /// Every field line counts as a part of one List. A syntax error anywhere means no members at all
-/// (RFC 9651 section 4.2), and so do more than 16 KiB, more than 1024 members or more than 256
-/// different parameters of one. Members that are neither Token nor String are skipped, and so is
-/// any parameter of the wrong type.
+/// (RFC 9651 section 4.2), and so do more than 16 KiB or more than 1024 members. Members that are
+/// neither Token nor String are skipped, and so is any parameter of the wrong type.
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue};

@@ -212,7 +212,9 @@ mod tests {
     #[test]
     fn a_display_string_is_utf_8_behind_lower_case_hex() {
         assert_eq!(value("%\"f%c3%bc %22\\\""), Some(Value::Display("f\u{fc} \"\\".into())));
-        for broken in ["%", "%\"", "%\"a", "%\"%\"", "%\"%C3%BC\"", "%\"%c3\"", "%\"%ff\"", "%\"\u{fc}\"", "%\"\t\""] {
+        for broken in
+            ["%", "%\"", "%\"a", "%\"%\"", "%\"%C3%BC\"", "%\"%6g\"", "%\"%c3\"", "%\"%ff\"", "%\"\u{fc}\"", "%\"\t\""]
+        {
             assert_eq!(value(broken), None, "{broken:?}");
         }
     }
