@@ -1,38 +1,405 @@
 //! The `Proxy-Status` field (RFC 9209), read and written.
+//!
+//! Every intermediary adds one member, so that the field tells hop by hop what happened: the first
+//! member is nearest to the origin, the last one nearest to the reader.
 
+mod member;
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
-use super::Failure;
+pub use self::member::{Member, members};
+use super::structured::{is_string, is_token};
+use super::{BadGatewayCause, Detail, Failure};
 
-/// Writes this deployment's member of `Proxy-Status`.
-#[derive(Clone, Debug)]
-pub struct ProxyStatus {}
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// The name is no structured-field token or string.
+/// Writes this deployment's member of `Proxy-Status` (RFC 9209).
+///
+/// The name is the deployment's, not the product's, and the same wherever it answers. Addresses and
+/// our own cause names tell about the inside, so both are left out until asked for (RFC 9209
+/// section 4). What all failures of a cause have in common is made once, in [`new`](Self::new).
+///
+/// | parameter | when |
+/// |---|---|
+/// | `error` | the cause has a [class](BadGatewayCause::proxy_status_error) |
+/// | `status-code`, `status-phrase` | `http_request_error`: what the gateway answers |
+/// | `alert-id`, `alert-message` | `tls_alert_received`, where the alert is known |
+/// | `received-status` | the upstream sent a status |
+/// | `next-hop` | [`next_hop`](Self::next_hop), where the failure knows the peer or the upstream |
+/// | `details` | [`details`](Self::details) |
+///
+/// ```
+/// use http::HeaderMap;
+/// use tower_upstream::cause::{BadGatewayCause, Failure, ProxyStatus};
+///
+/// let gateway = ProxyStatus::new("edge-1")?.next_hop();
+/// let failure = Failure::builder(BadGatewayCause::ConnectionRefused).upstream("payments").build();
+///
+/// let mut headers = HeaderMap::new();
+/// gateway.append_failure(&mut headers, &failure);
+/// assert_eq!(headers["proxy-status"], "edge-1; error=connection_refused; next-hop=\"payments\"");
+/// # Ok::<(), tower_upstream::cause::InvalidName>(())
+/// ```
+#[derive(Clone)]
+pub struct ProxyStatus {
+    name: HeaderValue,
+    /// In the order of the causes: all of the member that is the same for every such failure.
+    by_cause: Arc<[HeaderValue]>,
+    next_hop: bool,
+}
+
+impl ProxyStatus {
+    /// Names the deployment: a Token where the name is one, else a String (RFC 9209 section 2).
+    ///
+    /// # Errors
+    /// [`InvalidName`] where the name is empty or not printable ASCII.
+    pub fn new(name: &str) -> Result<Self, InvalidName> {
+        if name.is_empty() || !is_string(name) {
+            return Err(InvalidName(()));
+        }
+        let mut text = Vec::with_capacity(name.len());
+        if is_token(name) {
+            text.extend_from_slice(name.as_bytes());
+        } else {
+            quote(&mut text, name);
+        }
+        let name = HeaderValue::try_from(text).map_err(|_| InvalidName(()))?;
+        let by_cause = BadGatewayCause::ALL.iter().map(|cause| member_of(&name, *cause).finish()).collect();
+        Ok(Self { name, by_cause, next_hop: false })
+    }
+
+    /// Adds `next-hop`: the peer's address, else the upstream's name (RFC 9209 section 2.1.2).
+    ///
+    /// Default: left out. It shows the inside of the network to every client.
+    pub fn next_hop(mut self) -> Self {
+        self.next_hop = true;
+        self
+    }
+
+    /// Adds `details`: the [name of the cause](BadGatewayCause::as_str) (RFC 9209 section 2.1.5).
+    ///
+    /// Default: left out. It is finer than `error`, which several causes share.
+    pub fn details(mut self) -> Self {
+        let detailed = |cause: &BadGatewayCause| {
+            let mut member = member_of(&self.name, *cause);
+            member.string("details", cause.as_str());
+            member.finish()
+        };
+        self.by_cause = BadGatewayCause::ALL.iter().map(detailed).collect();
+        self
+    }
+
+    /// Appends our member for an answer that failed, behind those of the hops before.
+    ///
+    /// It is a field line of its own; present lines stay as they are. A map that is full stays
+    /// as it is.
+    pub fn append_failure(&self, headers: &mut HeaderMap, failure: &Failure) {
+        let cause = failure.cause();
+        let mut member = Draft::new(&self.by_cause[cause as usize]);
+        match failure.detail() {
+            Some(Detail::TlsAlert(alert)) if cause.proxy_status_error() == Some("tls_alert_received") => {
+                member.parameter("alert-id", &alert.to_string());
+                if let Some(name) = alert_name(alert) {
+                    member.parameter("alert-message", name);
+                }
+            }
+            Some(Detail::Status(status)) => member.parameter("received-status", status.as_str()),
+            _ => {}
+        }
+        if self.next_hop {
+            match (failure.peer(), failure.upstream()) {
+                (Some(peer), _) => member.string("next-hop", &peer.to_string()),
+                (None, Some(upstream)) => member.string("next-hop", upstream),
+                (None, None) => {}
+            }
+        }
+        append(headers, member.finish());
+    }
+
+    /// Appends our member for an answer that is handed on, with the status it came with.
+    ///
+    /// Useful where the gateway answers with another status (RFC 9209 section 2.1.4). A map that
+    /// is full stays as it is.
+    ///
+    /// ```
+    /// use http::{HeaderMap, StatusCode};
+    /// use tower_upstream::cause::ProxyStatus;
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// ProxyStatus::new("edge-1")?.append_received(&mut headers, StatusCode::SERVICE_UNAVAILABLE);
+    /// assert_eq!(headers["proxy-status"], "edge-1; received-status=503");
+    /// # Ok::<(), tower_upstream::cause::InvalidName>(())
+    /// ```
+    pub fn append_received(&self, headers: &mut HeaderMap, status: StatusCode) {
+        let mut member = Draft::new(&self.name);
+        member.parameter("received-status", status.as_str());
+        append(headers, member.finish());
+    }
+}
+
+impl fmt::Debug for ProxyStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyStatus")
+            .field("name", &self.name)
+            .field("next_hop", &self.next_hop)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The name cannot be sent: it is empty, or not printable ASCII.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidName(());
 
-/// One hop's member, as read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {}
-
-impl ProxyStatus {
-    /// Names the deployment.
-    ///
-    /// # Errors
-    /// x
-    pub fn new(_name: &str) -> Result<Self, InvalidName> {
-        todo!()
+impl fmt::Display for InvalidName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name in Proxy-Status has to be printable ASCII, and not empty")
     }
-
-    /// x
-    pub fn append_failure(&self, _headers: &mut HeaderMap, _failure: &Failure) {}
-
-    /// x
-    pub fn append_received(&self, _headers: &mut HeaderMap, _status: StatusCode) {}
 }
 
-/// x
-pub fn members(_headers: &HeaderMap) -> Vec<Member> {
-    Vec::new()
+impl std::error::Error for InvalidName {}
+
+fn append(headers: &mut HeaderMap, member: HeaderValue) {
+    // The plain `append` panics on a full map, and an upstream may have filled it.
+    let _ = headers.try_append(PROXY_STATUS, member);
+}
+
+fn member_of(name: &HeaderValue, cause: BadGatewayCause) -> Draft<'_> {
+    let mut member = Draft::new(name);
+    if let Some(error) = cause.proxy_status_error() {
+        member.parameter("error", error);
+        if error == "http_request_error" {
+            member.parameter("status-code", cause.status().as_str());
+            member.string("status-phrase", cause.status().canonical_reason().unwrap_or_default());
+        }
+    }
+    member
+}
+
+/// A member that is copied once something is added to it, else shared.
+struct Draft<'a> {
+    base: &'a HeaderValue,
+    longer: Vec<u8>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(base: &'a HeaderValue) -> Self {
+        Self { base, longer: Vec::new() }
+    }
+
+    /// A value that stands for itself: a Token or an Integer.
+    fn parameter(&mut self, key: &str, value: &str) {
+        self.key(key);
+        self.longer.extend_from_slice(value.as_bytes());
+    }
+
+    /// A String, left out where it cannot be one.
+    fn string(&mut self, key: &str, text: &str) {
+        if is_string(text) {
+            self.key(key);
+            quote(&mut self.longer, text);
+        }
+    }
+
+    fn key(&mut self, key: &str) {
+        if self.longer.is_empty() {
+            self.longer.reserve_exact(self.base.len() + 64);
+            self.longer.extend_from_slice(self.base.as_bytes());
+        }
+        self.longer.extend_from_slice(b"; ");
+        self.longer.extend_from_slice(key.as_bytes());
+        self.longer.push(b'=');
+    }
+
+    fn finish(self) -> HeaderValue {
+        if self.longer.is_empty() {
+            return self.base.clone();
+        }
+        HeaderValue::try_from(self.longer).unwrap_or_else(|_| self.base.clone())
+    }
+}
+
+/// Writes printable ASCII as a String (RFC 9651 section 4.1.6).
+fn quote(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    for byte in text.bytes() {
+        if matches!(byte, b'"' | b'\\') {
+            out.push(b'\\');
+        }
+        out.push(byte);
+    }
+    out.push(b'"');
+}
+
+/// The names that RFC 8446 section 6 gives to alerts.
+fn alert_name(alert: u8) -> Option<&'static str> {
+    let name = match alert {
+        0 => "close_notify",
+        10 => "unexpected_message",
+        20 => "bad_record_mac",
+        22 => "record_overflow",
+        40 => "handshake_failure",
+        42 => "bad_certificate",
+        43 => "unsupported_certificate",
+        44 => "certificate_revoked",
+        45 => "certificate_expired",
+        46 => "certificate_unknown",
+        47 => "illegal_parameter",
+        48 => "unknown_ca",
+        49 => "access_denied",
+        50 => "decode_error",
+        51 => "decrypt_error",
+        70 => "protocol_version",
+        71 => "insufficient_security",
+        80 => "internal_error",
+        86 => "inappropriate_fallback",
+        90 => "user_canceled",
+        109 => "missing_extension",
+        110 => "unsupported_extension",
+        112 => "unrecognized_name",
+        113 => "bad_certificate_status_response",
+        115 => "unknown_psk_identity",
+        116 => "certificate_required",
+        120 => "no_application_protocol",
+        _ => return None,
+    };
+    Some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(status: &ProxyStatus, failure: impl Into<Failure>) -> String {
+        let mut headers = HeaderMap::new();
+        status.append_failure(&mut headers, &failure.into());
+        headers[PROXY_STATUS].to_str().unwrap().to_owned()
+    }
+
+    fn gw() -> ProxyStatus {
+        ProxyStatus::new("gw").unwrap()
+    }
+
+    #[test]
+    fn a_cause_is_told_by_its_class() {
+        assert_eq!(written(&gw(), BadGatewayCause::ConnectionRefused), "gw; error=connection_refused");
+        assert_eq!(written(&gw(), BadGatewayCause::DnsNotFound), "gw; error=dns_error");
+        for cause in BadGatewayCause::ALL {
+            let written = written(&gw(), *cause);
+            let class = written.strip_prefix("gw; error=").and_then(|rest| rest.split(';').next());
+            assert_eq!(class, cause.proxy_status_error(), "{written}");
+        }
+    }
+
+    #[test]
+    fn a_cause_without_a_class_is_just_the_name() {
+        for cause in [BadGatewayCause::ClientClosed, BadGatewayCause::Unknown, BadGatewayCause::UpstreamStatus] {
+            assert_eq!(written(&gw(), cause), "gw");
+        }
+        assert_eq!(written(&gw().details(), BadGatewayCause::Unknown), "gw; details=\"unknown\"");
+    }
+
+    #[test]
+    fn a_status_of_the_upstream_is_no_error() {
+        let failure = Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(StatusCode::BAD_GATEWAY));
+        assert_eq!(written(&gw(), failure.build()), "gw; received-status=502");
+    }
+
+    #[test]
+    fn a_status_is_told_beside_any_error() {
+        let failure = Failure::builder(BadGatewayCause::UpgradeFailed).detail(Detail::Status(StatusCode::OK));
+        assert_eq!(written(&gw(), failure.build()), "gw; error=http_upgrade_failed; received-status=200");
+    }
+
+    #[test]
+    fn a_fault_of_the_request_tells_the_status_it_is_answered_with() {
+        assert_eq!(
+            written(&gw(), BadGatewayCause::UploadStalled),
+            "gw; error=http_request_error; status-code=408; status-phrase=\"Request Timeout\""
+        );
+        assert_eq!(
+            written(&gw().details(), BadGatewayCause::RequestBodyFailed),
+            "gw; error=http_request_error; status-code=400; status-phrase=\"Bad Request\"; details=\"request_body_failed\""
+        );
+    }
+
+    #[test]
+    fn a_tls_alert_is_told_by_number_and_name() {
+        let alert = |cause, alert| Failure::builder(cause).detail(Detail::TlsAlert(alert)).build();
+        assert_eq!(
+            written(&gw(), alert(BadGatewayCause::TlsAlert, 116)),
+            "gw; error=tls_alert_received; alert-id=116; alert-message=certificate_required"
+        );
+        assert_eq!(written(&gw(), alert(BadGatewayCause::TlsAlert, 255)), "gw; error=tls_alert_received; alert-id=255");
+        assert_eq!(written(&gw(), alert(BadGatewayCause::TlsFailed, 40)), "gw; error=tls_protocol_error");
+        assert!((0..=255).filter_map(alert_name).all(is_token));
+        assert_eq!((0..=255).filter_map(alert_name).count(), 27);
+    }
+
+    #[test]
+    fn the_inside_is_shown_only_when_asked_for() {
+        let builder = Failure::builder(BadGatewayCause::StaleConnection).upstream("pay \"ments\"\\");
+        let named = builder.build();
+        let addressed = named.clone().into_builder().peer("[::1]:80".parse::<std::net::SocketAddr>().ok()).build();
+        assert_eq!(written(&gw(), addressed.clone()), "gw; error=connection_terminated");
+        assert_eq!(
+            written(&gw().next_hop(), named.clone()),
+            r#"gw; error=connection_terminated; next-hop="pay \"ments\"\\""#
+        );
+        assert_eq!(
+            written(&gw().next_hop().details().details(), addressed),
+            r#"gw; error=connection_terminated; details="stale_connection"; next-hop="[::1]:80""#
+        );
+        assert_eq!(written(&gw().next_hop(), BadGatewayCause::NoRoute), "gw; error=destination_not_found");
+    }
+
+    #[test]
+    fn what_no_string_can_say_is_left_out() {
+        for name in ["caf\u{e9}", "a\nb", "a\u{7f}"] {
+            let failure = Failure::builder(BadGatewayCause::NoRoute).upstream(name).build();
+            assert_eq!(written(&gw().next_hop(), failure), "gw; error=destination_not_found", "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_a_token_or_a_string_or_refused() {
+        for (name, sent) in
+            [("gw", "gw"), ("r34.example.net", "r34.example.net"), ("1a", "\"1a\""), ("my \"gw\"", r#""my \"gw\"""#)]
+        {
+            assert_eq!(written(&ProxyStatus::new(name).unwrap(), BadGatewayCause::Unknown), sent);
+        }
+        for name in ["", "caf\u{e9}", "a\nb", "a\tb", "\u{7f}"] {
+            let refused = ProxyStatus::new(name).unwrap_err();
+            assert!(refused.to_string().contains("printable ASCII"));
+        }
+    }
+
+    #[test]
+    fn present_members_are_never_touched() {
+        let mut headers = HeaderMap::new();
+        headers.append(PROXY_STATUS, HeaderValue::from_static("origin; error=\"broken"));
+        headers.append(PROXY_STATUS, HeaderValue::from_static("inner;error=dns_timeout"));
+        gw().append_received(&mut headers, StatusCode::NOT_FOUND);
+        let lines: Vec<_> = headers.get_all(PROXY_STATUS).iter().collect();
+        assert_eq!(lines, ["origin; error=\"broken", "inner;error=dns_timeout", "gw; received-status=404"]);
+    }
+
+    #[test]
+    fn a_full_map_stays_as_it_is() {
+        let mut headers = HeaderMap::new();
+        let mut count = 0;
+        while headers
+            .try_append(HeaderName::try_from(format!("x-{count}")).unwrap(), HeaderValue::from_static(""))
+            .is_ok()
+        {
+            count += 1;
+        }
+        let before = headers.len();
+        gw().append_failure(&mut headers, &Failure::new(BadGatewayCause::NoRoute));
+        gw().append_received(&mut headers, StatusCode::OK);
+        assert_eq!(headers.len(), before);
+    }
 }

@@ -1,0 +1,31 @@
+//! Any bytes, one field line a text line, read as `Proxy-Status`.
+
+#![no_main]
+
+use http::{HeaderMap, HeaderValue, StatusCode};
+use libfuzzer_sys::fuzz_target;
+use tower_upstream::cause::{ProxyStatus, members};
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut headers = HeaderMap::new();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if let Ok(line) = HeaderValue::from_bytes(line) {
+            headers.append("proxy-status", line);
+        }
+    }
+    let read = members(&headers);
+    for member in &read {
+        assert!(member.name().is_ascii());
+        assert!(member.received_status().is_none_or(|status| (100..1_000).contains(&status)));
+        assert!(member.error().is_none_or(|error| !error.is_empty() && !error.contains([' ', '"', ','])));
+        // What was read as a name can be written, and reads as the same name.
+        if let Ok(status) = ProxyStatus::new(member.name()) {
+            let mut headers = HeaderMap::new();
+            status.append_received(&mut headers, StatusCode::OK);
+            // Of a name near the bound on a whole field nothing is left to read.
+            assert!(member.name().len() > 8_000 || members(&headers)[0].name() == member.name());
+        } else {
+            assert!(member.name().is_empty());
+        }
+    }
+});
