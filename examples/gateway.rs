@@ -1,2 +1,171 @@
-//! The gateway.
-fn main() {}
+//! A gateway in front of one upstream: every failure gets an answer, a cause and a log line.
+//!
+//! ```console
+//! $ UPSTREAM=127.0.0.1:9000 cargo run --example gateway
+//! $ cargo run --example gateway        # no upstream at hand: ten that misbehave, and a curl line for each
+//! ```
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `LISTEN` | address to listen on, HTTP/1.1 and h2c | `127.0.0.1:8080` |
+//! | `UPSTREAM` | `host:port` or an `http(s)://` URL | ten embedded ones |
+//! | `UPSTREAM_CA` | PEM file with the roots to trust | the platform's |
+//! | `UPSTREAM_HTTP2` | `1`: HTTP/2 without asking | ALPN decides |
+//! | `CONNECT_TIMEOUT_MS` | limit for each of name, connect and TLS | 1000 |
+//! | `READ_TIMEOUT_MS` | limit for the response head, and for each wait in the body | 30000 |
+//! | `TOTAL_TIMEOUT_MS` | limit from the request to the response head | 60000 |
+//! | `NAME` | this deployment in `Via` and `Proxy-Status` | the host's name and the port |
+//! | `WORKERS` | threads; 1 = a single-threaded runtime | one a core |
+//! | `RUST_LOG` | what is logged | `info` |
+
+#[path = "gateway/demo.rs"]
+mod demo;
+#[path = "gateway/settings.rs"]
+mod settings;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tower::{Layer, Service};
+use tower_upstream::body::AnswerBody;
+use tower_upstream::cause::ProxyStatus;
+use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
+use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
+use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::timeout::Timeouts;
+
+use settings::Settings;
+
+type Proxy = ReverseProxy<DefaultConnector, Incoming>;
+type Body = AnswerBody<ClassifiedBody<AnswerBody<Download<Incoming>>>>;
+
+/// How long running requests may take once SIGTERM has come.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// One upstream's gateway: the proxy, and around it the layer that makes answers of its failures.
+#[derive(Clone)]
+struct Gateway {
+    proxy: Proxy,
+    classify: ClassifyLayer,
+}
+
+impl Gateway {
+    fn new(settings: &Settings, target: Target) -> Result<Self, String> {
+        let rules = Rules::new(&settings.name).map_err(|error| format!("NAME={}: {error}", settings.name))?;
+        let status = ProxyStatus::new(&settings.name).map_err(|error| format!("NAME={}: {error}", settings.name))?;
+        let tcp = TcpConnector::new().dns_timeout(settings.connect).connect_timeout(settings.connect);
+        let tls = match &settings.roots {
+            None => TlsConnector::new(tcp),
+            Some((path, pem)) => {
+                TlsConnector::with_roots(tcp, pem).map_err(|error| format!("UPSTREAM_CA={path}: {error}"))?
+            }
+        };
+        let timeouts = Timeouts::new().head(settings.read).body_idle(settings.read).total(settings.total);
+        let proxy = ReverseProxy::builder(target, rules)
+            .connector(tls.timeout(settings.connect))
+            .http(if settings.http2 { Http::H2 } else { Http::Auto })
+            .timeouts(timeouts)
+            .build();
+        Ok(Self { proxy, classify: ClassifyLayer::new().proxy_status(status) })
+    }
+
+    /// The service for one accepted connection.
+    fn for_caller(&self, peer: SocketAddr) -> Classify<Proxy> {
+        self.classify.layer(self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)))
+    }
+}
+
+fn main() -> ExitCode {
+    let settings = match Settings::from_env() {
+        Ok(settings) => settings,
+        Err(complaint) => {
+            eprintln!("gateway: {complaint}");
+            return ExitCode::from(2);
+        }
+    };
+    settings.init_log();
+    let runtime = settings.runtime();
+    let ended = runtime.block_on(run(&settings));
+    // a resolver that hangs must not keep the process
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            eprintln!("gateway: {complaint}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run(settings: &Settings) -> Result<(), String> {
+    let listener =
+        TcpListener::bind(settings.listen).await.map_err(|error| format!("LISTEN={}: {error}", settings.listen))?;
+    match settings.upstream.clone() {
+        Some(target) => {
+            tracing::info!(listen = %settings.listen, upstream = %target, name = settings.name, "gateway is up");
+            let gateway = Gateway::new(settings, target)?;
+            serve(listener, |peer| gateway.for_caller(peer)).await
+        }
+        None => {
+            let demo = demo::Demo::start(settings).await?;
+            demo.introduce(settings.listen);
+            serve(listener, |peer| demo.for_caller(peer)).await
+        }
+    }
+}
+
+/// Accepts until SIGTERM or ctrl-c, then lets what runs end.
+async fn serve<S, B>(listener: TcpListener, mut service: impl FnMut(SocketAddr) -> S) -> Result<(), String>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: http_body::Body<Data = bytes::Bytes, Error: Into<tower::BoxError>> + Send + 'static,
+{
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new());
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+    let draining = GracefulShutdown::new();
+    let mut term = signal(SignalKind::terminate()).map_err(|error| format!("SIGTERM: {error}"))?;
+    let mut ctrl_c = signal(SignalKind::interrupt()).map_err(|error| format!("ctrl-c: {error}"))?;
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // out of descriptors, mostly: those that close make room
+                    tracing::error!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            _ = term.recv() => break,
+            _ = ctrl_c.recv() => break,
+        };
+        let _ = TcpStream::set_nodelay(&stream, true);
+        let connection = server
+            .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service(peer)))
+            .into_owned();
+        let connection = draining.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, error = &*error, "connection");
+            }
+        });
+    }
+    drop(listener);
+    tracing::info!("draining");
+    if tokio::time::timeout(DRAIN, draining.shutdown()).await.is_err() {
+        tracing::warn!("requests were still running");
+    }
+    Ok(())
+}

@@ -433,9 +433,11 @@ impl FailureBuilder {
         self
     }
 
-    /// Whether a time is already noted.
-    pub(crate) fn has_elapsed(&self) -> bool {
-        self.0.elapsed.is_some()
+    /// Adds what a record made further down could not know.
+    pub(crate) fn fill(mut self, peer: Option<SocketAddr>, connection: Option<Connection>) -> Self {
+        self.0.peer = self.0.peer.or(peer);
+        self.0.connection = self.0.connection.or(connection);
+        self
     }
 
     /// The record.

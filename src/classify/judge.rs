@@ -17,11 +17,11 @@ pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
     if let Some(verdict) = our_own(clues, scene) {
         return verdict;
     }
-    if let Some(tls) = clues.tls {
-        return judge_tls(tls, clues);
-    }
     if clues.connecting {
         return connecting(clues);
+    }
+    if let Some(tls) = clues.tls {
+        return judge_tls(tls, clues.hyper.is_some());
     }
     match clues.text {
         Some(Text::NameTimeout) => return Cause::DnsTimeout.into(),
@@ -94,8 +94,23 @@ fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
     })
 }
 
+/// The TCP connection stood, TLS did not: a reset or an end is the handshake's.
+#[cfg_attr(not(all(feature = "client", feature = "rustls")), allow(dead_code))]
+pub(super) fn handshaking(clues: &Clues) -> Verdict {
+    match clues.tls {
+        Some(tls) => judge_tls(tls, false),
+        None => with_errno(unsent(Cause::TlsFailed, Evidence::NoConnection).phase(Phase::Tls), clues.io),
+    }
+}
+
 /// No connection was had: whatever went wrong, the request was not sent.
-fn connecting(clues: &Clues) -> Verdict {
+pub(super) fn connecting(clues: &Clues) -> Verdict {
+    if let Some(tls) = clues.tls {
+        return judge_tls(tls, false);
+    }
+    if let Some(Text::BadTarget) = clues.text {
+        return unsent(Cause::InvalidTarget, Evidence::LocalRefusal);
+    }
     let in_dns = clues.dns || matches!(clues.text, Some(Text::NameNotFound | Text::NameFailure | Text::NameTimeout));
     let timed_out = clues.elapsed || clues.io.is_some_and(|io| io.kind == ErrorKind::TimedOut);
     let cause = match (clues.text, clues.io) {
@@ -126,8 +141,8 @@ fn refused_by(io: Io, tcp: bool) -> Cause {
     }
 }
 
-fn judge_tls(tls: Tls, clues: &Clues) -> Verdict {
-    let shaken = clues.hyper.is_some() && !clues.connecting;
+/// `shaken`: the handshake was over for us, and the request may have been written.
+fn judge_tls(tls: Tls, shaken: bool) -> Verdict {
     let (cause, detail) = match tls {
         Tls::Certificate => (Cause::TlsCertificate, None),
         Tls::Alert(alert) => (Cause::TlsAlert, Some(Detail::TlsAlert(alert))),

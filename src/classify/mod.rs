@@ -123,14 +123,23 @@ impl Failure {
         Self::told(error.into(), judge::in_body, scene)
     }
 
+    /// Judges an error of a connector: whatever it is, no connection was had.
+    #[cfg(feature = "client")]
+    pub(crate) fn connecting(error: BoxError, peer: impl Into<Option<std::net::SocketAddr>>) -> Self {
+        let scene = Scene::default().peer(peer);
+        Self::told(error, judge::connecting, &scene)
+    }
+
+    /// Judges an error of a TLS handshake.
+    #[cfg(all(feature = "client", feature = "rustls"))]
+    pub(crate) fn handshaking(error: std::io::Error, peer: Option<std::net::SocketAddr>) -> Self {
+        Self::told(error.into(), judge::handshaking, &Scene::default().peer(peer))
+    }
+
     fn told(error: BoxError, judge: impl FnOnce(&clues::Clues) -> Verdict, scene: &Scene) -> Self {
-        let error = match error.downcast::<Failure>() {
-            Ok(failure) => return *failure,
-            Err(error) => error,
-        };
         let clues = clues::Clues::gather(&*error);
         if let Some(failure) = clues.failure {
-            return failure;
+            return failure.into_builder().fill(scene.peer, scene.connection()).build();
         }
         judge(&clues).into_failure(scene).source(error).build()
     }

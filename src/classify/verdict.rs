@@ -50,7 +50,7 @@ impl Scene {
     }
 
     /// Whether the connection was reused; `None` without a stamp.
-    pub(super) fn connection(&self) -> Option<Connection> {
+    pub(crate) fn connection(&self) -> Option<Connection> {
         let served = self.wire?.served;
         Some(if served > 0 { Connection::Reused } else { Connection::Fresh })
     }

@@ -1,1 +1,50 @@
-//! x
+//! The wire: connectors that name what fails, a small pool, and the forwarding service.
+//!
+//! [`ReverseProxy`] is a `Service<Request<B>>` for one upstream, over hyper's connections and a pool of
+//! its own. Its error is a [`Failure`](crate::Failure) that already knows phase, peer, connection and
+//! proof; [`ClassifyLayer`](crate::ClassifyLayer) around it makes the answer:
+//!
+//! ```
+//! use axum::body::Body;
+//! use tower::{Layer, ServiceExt};
+//! use tower_upstream::{BadGatewayCause, ClassifyLayer, client::ReverseProxy, forward::Rules};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let target = "127.0.0.1:1".parse().unwrap(); // nobody listens there
+//! let proxy = ReverseProxy::builder(target, Rules::new("edge-1").unwrap()).build::<Body>();
+//! let gateway = ClassifyLayer::new().layer(proxy);
+//!
+//! let request = http::Request::get("/").header("host", "shop.example").body(Body::empty()).unwrap();
+//! let Ok(answer) = gateway.oneshot(request).await;
+//! assert_eq!(BadGatewayCause::of(&answer), Some(BadGatewayCause::ConnectionRefused));
+//! # }
+//! ```
+
+mod connector;
+mod download;
+mod exchange;
+mod interim;
+mod policy;
+mod pool;
+mod proxy;
+mod stamped;
+mod target;
+mod tcp;
+#[cfg(feature = "rustls")]
+mod tls;
+mod tunnel;
+mod upload;
+
+pub use self::connector::Connector;
+pub use self::download::Download;
+pub use self::policy::AddressPolicy;
+pub use self::pool::{Connect, SendBody};
+pub use self::proxy::{DefaultConnector, Http, ReverseProxy, ReverseProxyBuilder};
+pub use self::stamped::Stamped;
+pub use self::target::{InvalidTarget, Target};
+pub use self::tcp::TcpConnector;
+#[cfg(feature = "rustls")]
+pub use self::tls::{InvalidRoots, MaybeTls, TlsConnector};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;

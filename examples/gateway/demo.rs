@@ -1,0 +1,157 @@
+//! Ten upstreams that misbehave, each behind a gateway of its own, told apart by the path.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tower::Service;
+use tower_upstream::classify::Classify;
+
+use super::{Body, Gateway, Proxy, Settings};
+
+/// What the upstream does with a connection.
+#[derive(Clone, Copy)]
+enum Play {
+    Reply(&'static [u8]),
+    /// Answers the first request of a connection and drops the second.
+    Stale,
+    Hang,
+    Reset,
+}
+
+/// Path, what is wrong there, and how it is done; `None`: nobody listens.
+const PLAYS: [(&str, &str, Option<Play>); 10] = [
+    ("refused", "nobody listens", None),
+    ("empty", "reads the request, closes without a byte", Some(Play::Reply(b""))),
+    ("reset", "reads the request, resets", Some(Play::Reset)),
+    ("hang", "reads the request, never answers", Some(Play::Hang)),
+    ("half-head", "ends in the middle of the head", Some(Play::Reply(b"HTTP/1.1 200 OK\r\nContent-Ty"))),
+    (
+        "half-body",
+        "ends in the middle of the body",
+        Some(Play::Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")),
+    ),
+    ("garbage", "speaks another protocol", Some(Play::Reply(b"SSH-2.0-OpenSSH_9.2\r\n"))),
+    (
+        "smuggle",
+        "Content-Length beside Transfer-Encoding",
+        Some(Play::Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
+    ),
+    (
+        "busy",
+        "answers 503 by itself",
+        Some(Play::Reply(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 5\r\n\r\nbusy\n")),
+    ),
+    ("stale", "closes a kept-alive connection on the second request", Some(Play::Stale)),
+];
+
+pub(crate) struct Demo {
+    gateways: HashMap<&'static str, Gateway>,
+    listing: Bytes,
+}
+
+impl Demo {
+    pub(crate) async fn start(settings: &Settings) -> Result<Self, String> {
+        let settings = Settings { read: settings.read.min(Duration::from_secs(2)), roots: None, ..settings.clone() };
+        let mut gateways = HashMap::new();
+        for (path, _, play) in PLAYS {
+            let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+            let address = listener.local_addr().map_err(|error| error.to_string())?;
+            let target = address.to_string().parse().map_err(|error| format!("{error}"))?;
+            gateways.insert(path, Gateway::new(&settings, target)?);
+            if let Some(play) = play {
+                tokio::spawn(upstream(listener, play));
+            }
+        }
+        Ok(Self { gateways, listing: listing(settings.listen) })
+    }
+
+    pub(crate) fn introduce(&self, listen: SocketAddr) {
+        println!("No UPSTREAM is set: here are ten that misbehave. Try");
+        print!("{}", String::from_utf8_lossy(&self.listing));
+        println!("and watch this terminal. With an upstream: UPSTREAM=host:port LISTEN={listen}");
+    }
+
+    pub(crate) fn for_caller(&self, peer: SocketAddr) -> Pick {
+        let services = self.gateways.iter().map(|(path, gateway)| (*path, gateway.for_caller(peer))).collect();
+        Pick { services: Arc::new(services), listing: self.listing.clone() }
+    }
+}
+
+fn listing(listen: SocketAddr) -> Bytes {
+    let line = |(path, what, _): &(&str, &str, _)| {
+        let command = format!("curl -i http://{listen}/{path}");
+        format!("  {command:<44} # {what}\n")
+    };
+    PLAYS.iter().map(line).collect::<String>().into()
+}
+
+/// Picks the gateway by the first segment of the path.
+#[derive(Clone)]
+pub(crate) struct Pick {
+    services: Arc<HashMap<&'static str, Classify<Proxy>>>,
+    listing: Bytes,
+}
+
+impl Service<Request<Incoming>> for Pick {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let first = request.uri().path().split('/').nth(1).unwrap_or_default();
+        match self.services.get(first).cloned() {
+            Some(service) => Box::pin(tower::ServiceExt::oneshot(service, request)),
+            None => Box::pin(std::future::ready(Ok(Response::new(Body::from(self.listing.clone()))))),
+        }
+    }
+}
+
+async fn upstream(listener: TcpListener, play: Play) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            // the caller's leaving is as good an end as any
+            let _ = answer(stream, play).await;
+        });
+    }
+}
+
+async fn answer(mut stream: TcpStream, play: Play) -> std::io::Result<()> {
+    read_head(&mut stream).await?;
+    match play {
+        Play::Reply(reply) => stream.write_all(reply).await,
+        Play::Hang => {
+            let mut rest = [0; 64];
+            while stream.read(&mut rest).await? > 0 {}
+            Ok(())
+        }
+        // closing without lingering is a reset
+        Play::Reset => stream.set_zero_linger(),
+        Play::Stale => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\nfine, now ask me once more\n").await?;
+            read_head(&mut stream).await
+        }
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") && head.len() < 16 << 10 {
+        head.push(stream.read_u8().await?);
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The gateway's settings, from the environment.
+
+use std::env;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tower_upstream::client::Target;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) upstream: Option<Target>,
+    /// Path and content of a PEM file.
+    pub(crate) roots: Option<(String, Vec<u8>)>,
+    pub(crate) http2: bool,
+    pub(crate) connect: Duration,
+    pub(crate) read: Duration,
+    pub(crate) total: Duration,
+    pub(crate) name: String,
+    pub(crate) workers: NonZeroUsize,
+}
+
+impl Settings {
+    /// Reads every variable, or says which one is wrong and why.
+    pub(crate) fn from_env() -> Result<Self, String> {
+        let listen: SocketAddr = parsed("LISTEN", "an address like 127.0.0.1:8080")?
+            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
+        let upstream = match text("UPSTREAM")? {
+            None => None,
+            Some(text) => Some(text.parse().map_err(|error| format!("UPSTREAM={text}: {error}"))?),
+        };
+        let roots = match text("UPSTREAM_CA")? {
+            None => None,
+            Some(path) => {
+                let pem = std::fs::read(&path).map_err(|error| format!("UPSTREAM_CA={path}: {error}"))?;
+                Some((path, pem))
+            }
+        };
+        let http2 = match text("UPSTREAM_HTTP2")?.as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(other) => return Err(format!("UPSTREAM_HTTP2={other}: 0 or 1 is expected")),
+        };
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Ok(Self {
+            listen,
+            upstream,
+            roots,
+            http2,
+            connect: millis("CONNECT_TIMEOUT_MS", 1_000)?,
+            read: millis("READ_TIMEOUT_MS", 30_000)?,
+            total: millis("TOTAL_TIMEOUT_MS", 60_000)?,
+            name: text("NAME")?.unwrap_or_else(|| usual_name(listen)),
+            workers: parsed("WORKERS", "a number of threads from 1")?.unwrap_or(cores),
+        })
+    }
+
+    pub(crate) fn init_log(&self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+
+    pub(crate) fn runtime(&self) -> Runtime {
+        let mut builder = match self.workers.get() {
+            1 => Builder::new_current_thread(),
+            _ => Builder::new_multi_thread(),
+        };
+        builder.worker_threads(self.workers.get()).enable_all().build().expect("a runtime")
+    }
+}
+
+/// Unique among hosts and among gateways on one host, as loops are found by it.
+fn usual_name(listen: SocketAddr) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c)).collect();
+    let host = if host.is_empty() { "gateway" } else { &host };
+    format!("{host}-{}", listen.port())
+}
+
+fn text(name: &str) -> Result<Option<String>, String> {
+    match env::var(name) {
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) => Ok(Some(text)),
+        Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => Err(format!("{name} is not text")),
+    }
+}
+
+fn parsed<T: std::str::FromStr>(name: &str, expected: &str) -> Result<Option<T>, String> {
+    let Some(text) = text(name)? else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| format!("{name}={text}: {expected} is expected"))
+}
+
+fn millis(name: &str, usual: u64) -> Result<Duration, String> {
+    let millis = parsed(name, "a number of milliseconds from 1")?.unwrap_or(usual);
+    if millis == 0 {
+        return Err(format!("{name}=0: a number of milliseconds from 1 is expected"));
+    }
+    Ok(Duration::from_millis(millis))
+}

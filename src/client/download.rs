@@ -1,0 +1,169 @@
+//! The upstream's body, and its connection's way back to the pool.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::exchange::Exchange;
+use super::pool::{Lease, SendBody};
+use super::upload::Progress;
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
+use crate::classify::Scene;
+
+/// How long an upload may stand still after its answer, where no limit is set.
+const UPLOAD_IDLE: Duration = Duration::from_secs(30);
+
+/// The upstream's body.
+///
+/// Its connection goes back to the pool with the last frame, and ends if the body fails, stalls or is
+/// dropped before. The limit on idleness rests while nobody polls: a slow reader is not the upstream's
+/// fault.
+pub struct Download<B> {
+    incoming: Incoming,
+    /// Gone once the body has ended.
+    lease: Option<Lease<B>>,
+    about: About,
+    idle: Idle,
+}
+
+/// What a failure tells.
+struct About {
+    upstream: Arc<str>,
+    begun: Instant,
+    scene: Scene,
+    progress: Option<Arc<Progress>>,
+}
+
+/// One timer, made at the first wait and left where it is: frames only note that they came.
+struct Idle {
+    limit: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+    moved: bool,
+    looks: u8,
+}
+
+impl Idle {
+    /// Whether the limit has passed; asked only when there is no frame.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.limit else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit / 2)));
+        while timer.as_mut().poll(cx).is_ready() {
+            // a timer that fired while nobody polled only leads to the first of two looks
+            self.looks = if std::mem::take(&mut self.moved) { 0 } else { self.looks + 1 };
+            if self.looks == 2 {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(Instant::now() + limit / 2);
+        }
+        Poll::Pending
+    }
+}
+
+impl<B: SendBody> Download<B> {
+    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, scene: Scene, exchange: &Exchange<'_, C, B>) -> Self {
+        let about = About {
+            upstream: exchange.upstream.name.clone(),
+            begun: exchange.begun,
+            scene,
+            progress: exchange.progress.clone(),
+        };
+        let limit = exchange.upstream.timeouts.body_idle;
+        let idle = Idle { limit, timer: None, moved: false, looks: 0 };
+        let mut download = Self { incoming, lease: Some(lease), about, idle };
+        if download.incoming.is_end_stream() {
+            download.release();
+        }
+        download
+    }
+
+    /// The body is whole: others may have the connection.
+    fn release(&mut self) {
+        let Some(lease) = self.lease.take() else { return };
+        match lease {
+            Lease::H1(h1) => match &self.about.progress {
+                Some(progress) if progress.ended().is_none() => {
+                    h1.give_back_after_upload(self.idle.limit.unwrap_or(UPLOAD_IDLE));
+                }
+                _ => h1.give_back(Instant::now()),
+            },
+            #[cfg(feature = "http2")]
+            Lease::H2(_) => {}
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) -> Failure {
+        if let Some(lease) = self.lease.take() {
+            lease.failed(&failure);
+        }
+        let about = &self.about;
+        failure.into_builder().upstream(about.upstream.clone()).elapsed(about.begun.elapsed()).build()
+    }
+
+    /// A failure that no error told.
+    fn broken(&self, cause: BadGatewayCause) -> FailureBuilder {
+        let scene = &self.about.scene;
+        let failure = Failure::builder(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Counted);
+        failure.peer(scene.peer).connection(scene.connection())
+    }
+}
+
+impl<B: SendBody> Body for Download<B> {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = &mut *self;
+        let failure = match Pin::new(&mut this.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.idle.moved = true;
+                if this.incoming.is_end_stream() {
+                    this.release();
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            Poll::Ready(Some(Err(error))) => Failure::from_body_error(error, &this.about.scene),
+            // RST_STREAM(NO_ERROR) looks like an end (RFC 9113 section 8.1)
+            Poll::Ready(None) if this.is_cut() => {
+                this.broken(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
+            }
+            Poll::Ready(None) => {
+                this.release();
+                return Poll::Ready(None);
+            }
+            Poll::Pending => {
+                ready!(this.idle.poll(cx));
+                this.broken(BadGatewayCause::BodyReadTimeout).build()
+            }
+        };
+        Poll::Ready(Some(Err(this.failed(failure))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl<B> Download<B> {
+    fn is_cut(&self) -> bool {
+        let shared = self.about.scene.wire.is_some_and(|wire| wire.multiplexed);
+        shared && self.lease.is_some() && !self.incoming.is_end_stream()
+    }
+}
+
+impl<B> fmt::Debug for Download<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download").field("upstream", &self.about.upstream).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,135 @@
+//! Counts interim responses on the wire, where hyper gives no hand to stop them.
+
+use std::io;
+
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay};
+
+/// Follows the heads of one answer and fails when too many of them are interim (RFC 9110 section 15.2).
+///
+/// Fed with what is read since a request began, in any pieces. Once a final head begins, or bytes that
+/// are no HTTP/1 head, it looks no further.
+#[derive(Clone, Debug)]
+pub(super) struct Interim {
+    limit: u32,
+    heads: u32,
+    bytes: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// So many bytes of a status line were seen.
+    Status(usize),
+    /// In the rest of an interim head; so many line ends in a row were seen.
+    Head(u8),
+    Final,
+}
+
+/// The most bytes that interim heads may take together.
+const MAX_BYTES: usize = 64 << 10;
+
+impl Interim {
+    pub(super) fn new(limit: u32) -> Self {
+        Self { limit, heads: 0, bytes: 0, state: State::Status(0) }
+    }
+
+    /// A new answer is expected.
+    pub(super) fn restart(&mut self) {
+        *self = Self::new(self.limit);
+    }
+
+    /// Takes what was read.
+    pub(super) fn saw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.state == State::Final {
+            return Ok(());
+        }
+        for byte in bytes {
+            self.state = match self.state {
+                State::Status(at) => status_byte(at, *byte),
+                State::Head(ends) => match (byte, ends) {
+                    (b'\r', _) => State::Head(ends),
+                    (b'\n', 0) => State::Head(1),
+                    (b'\n', _) => {
+                        self.heads += 1;
+                        State::Status(0)
+                    }
+                    _ => State::Head(0),
+                },
+                State::Final => return Ok(()),
+            };
+            self.bytes += 1;
+            if self.heads > self.limit || self.bytes > MAX_BYTES {
+                return Err(too_many());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `HTTP/1.x 1yz`, where 101 is final: other bytes follow it.
+fn status_byte(at: usize, byte: u8) -> State {
+    let fits = match at {
+        0..=6 => byte == b"HTTP/1."[at],
+        7 => byte.is_ascii_digit(),
+        8 => byte == b' ',
+        9 => byte == b'1',
+        10 => byte.is_ascii_digit(),
+        // the zeros of 100 and 110 do not matter, only that it is not 101
+        _ => byte.is_ascii_digit() && byte != b'1',
+    };
+    match (fits, at) {
+        (false, _) => State::Final,
+        (true, 11) => State::Head(0),
+        (true, _) => State::Status(at + 1),
+    }
+}
+
+/// The record travels inside the I/O error; the chain walker finds it there.
+fn too_many() -> io::Error {
+    let failure = Failure::builder(BadGatewayCause::InvalidResponse)
+        .replay(Replay::Never, Evidence::Counted)
+        .detail(Detail::Text("too many interim responses"));
+    io::Error::new(io::ErrorKind::InvalidData, failure.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+
+    fn feed(limit: u32, bytes: &[u8], piece: usize) -> bool {
+        let mut interim = Interim::new(limit);
+        bytes.chunks(piece).all(|piece| interim.saw(piece).is_ok())
+    }
+
+    #[test]
+    fn as_many_as_the_limit_pass_in_any_pieces() {
+        let mut bytes = HINTS.repeat(3);
+        bytes.extend_from_slice(b"HTTP/1.1 200 OK\r\n\r\n");
+        bytes.extend_from_slice(&HINTS.repeat(9));
+        for piece in [1, 2, 7, 1000] {
+            assert!(feed(3, &bytes, piece), "{piece}");
+            assert!(!feed(2, &bytes, piece), "{piece}");
+        }
+    }
+
+    #[test]
+    fn what_follows_a_101_is_not_looked_at() {
+        let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+        bytes.extend_from_slice(&HINTS.repeat(9));
+        assert!(feed(0, &bytes, 5));
+    }
+
+    #[test]
+    fn an_endless_interim_head_is_ended() {
+        let mut bytes = b"HTTP/1.1 102 Processing\r\n".to_vec();
+        bytes.extend_from_slice(&b"a: b\r\n".repeat(MAX_BYTES / 6));
+        assert!(!feed(9, &bytes, 100));
+    }
+
+    #[test]
+    fn bare_line_feeds_count_too() {
+        assert!(!feed(1, &b"HTTP/1.0 100 Go\nA: b\n\n".repeat(2), 3));
+    }
+}

@@ -1,0 +1,281 @@
+//! One upstream's connections.
+//!
+//! HTTP/1.1: the last connection given back is the first taken, looked at when it is taken; beyond the
+//! cap callers queue. HTTP/2: callers share connections up to a number of streams, and dials are
+//! shared too. What ends a connection is told to its [`Stamp`](crate::classify::Stamp), so that its
+//! socket goes with it.
+
+mod h1;
+#[cfg(feature = "http2")]
+mod h2;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Uri};
+use http_body::Body;
+use hyper_util::client::legacy::connect::Connection;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tower_service::Service;
+
+use super::upload::Upload;
+use super::{BoxError, Connector, Http, Stamped};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Replay};
+
+pub(super) use self::h1::H1;
+#[cfg(feature = "http2")]
+pub(super) use self::h2::H2;
+
+/// What the pool may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Connections to one upstream.
+    pub(super) connections: usize,
+    /// Streams on one HTTP/2 connection.
+    pub(super) streams: usize,
+    /// How long an idle connection is kept.
+    pub(super) idle: Duration,
+    /// How long a caller waits for a connection of others.
+    pub(super) queue: Duration,
+}
+
+/// A connection to send one request on.
+pub(super) enum Lease<B> {
+    H1(H1<B>),
+    #[cfg(feature = "http2")]
+    H2(H2<B>),
+}
+
+/// One upstream's connections; cheap to clone.
+pub(super) struct Pool<C, B> {
+    shared: Arc<Shared<B>>,
+    dial: Arc<Dial<C>>,
+}
+
+/// How to make a connection.
+struct Dial<C> {
+    uri: Uri,
+    http: Http,
+    connector: Connector<C>,
+}
+
+pub(super) struct Shared<B> {
+    limits: Limits,
+    /// The age at which idle connections go, in milliseconds: the limit, or less if the upstream said so.
+    idle_ms: AtomicU64,
+    /// The last connection spoke HTTP/2, so that the next dial is worth sharing.
+    seems_h2: AtomicBool,
+    state: Mutex<State<B>>,
+}
+
+struct State<B> {
+    /// Open connections and those being opened.
+    open: usize,
+    idle: VecDeque<(H1<B>, Instant)>,
+    waiters: VecDeque<oneshot::Sender<Turn<B>>>,
+    reaping: bool,
+    #[cfg(feature = "http2")]
+    h2: h2::Connections<B>,
+}
+
+/// What a caller that waited is given.
+enum Turn<B> {
+    Connection(H1<B>),
+    Place(Place<B>),
+}
+
+/// A connection's place under the cap; dropping it makes room.
+pub(super) struct Place<B>(Weak<Shared<B>>);
+
+impl<B> Drop for Place<B> {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.give_place();
+        }
+    }
+}
+
+impl<B> Shared<B> {
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_place(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.open -= 1;
+        while let Some(waiter) = state.waiters.pop_front() {
+            if waiter.is_closed() {
+                continue;
+            }
+            state.open += 1;
+            drop(state);
+            // a waiter that left meanwhile drops the place, which comes back here
+            let _ = waiter.send(Turn::Place(Place(Arc::downgrade(self))));
+            return;
+        }
+    }
+
+    /// Takes a place, if the cap leaves one.
+    fn place(self: &Arc<Self>, state: &mut State<B>) -> Option<Place<B>> {
+        if state.open >= self.limits.connections {
+            return None;
+        }
+        state.open += 1;
+        Some(Place(Arc::downgrade(self)))
+    }
+
+    fn idle_limit(&self) -> Duration {
+        Duration::from_millis(self.idle_ms.load(Relaxed))
+    }
+
+    /// Learns from `Keep-Alive: timeout=N`: a connection goes a second before the upstream ends it.
+    fn learn(&self, headers: &HeaderMap) {
+        let Some(value) = headers.get("keep-alive").and_then(|value| value.to_str().ok()) else { return };
+        let seconds = value.split(',').find_map(|part| {
+            let (name, seconds) = part.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("timeout").then(|| seconds.trim().parse::<u32>().ok())?
+        });
+        if let Some(seconds) = seconds {
+            let told = u64::from(seconds).saturating_mul(1000).saturating_sub(1000).max(500);
+            let limit = u64::try_from(self.limits.idle.as_millis()).unwrap_or(u64::MAX);
+            self.idle_ms.store(told.min(limit), Relaxed);
+        }
+    }
+}
+
+impl<C, B> Clone for Pool<C, B> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), dial: self.dial.clone() }
+    }
+}
+
+impl<C, B> Pool<C, B> {
+    pub(super) fn new(uri: Uri, http: Http, connector: Connector<C>, limits: Limits) -> Self {
+        let state = State {
+            open: 0,
+            idle: VecDeque::new(),
+            waiters: VecDeque::new(),
+            reaping: false,
+            #[cfg(feature = "http2")]
+            h2: h2::Connections::default(),
+        };
+        let idle_ms = u64::try_from(limits.idle.as_millis()).unwrap_or(u64::MAX);
+        let shared = Shared {
+            limits,
+            idle_ms: AtomicU64::new(idle_ms),
+            seems_h2: AtomicBool::new(http.is_h2()),
+            state: Mutex::new(state),
+        };
+        Self { shared: Arc::new(shared), dial: Arc::new(Dial { uri, http, connector }) }
+    }
+}
+
+/// A body that can be sent upstream; implemented for all that fit.
+pub trait SendBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static> SendBody for B {}
+
+/// A connector whose connections hyper can use.
+pub trait Connect:
+    Service<Uri, Response = Self::Io, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static
+{
+    /// The connection.
+    type Io: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static;
+}
+
+impl<C, T> Connect for C
+where
+    C: Service<Uri, Response = T, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
+    T: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static,
+{
+    type Io = T;
+}
+
+impl<C: Connect, B: SendBody> Pool<C, B>
+where
+    C::Future: 'static,
+{
+    /// A connection: an idle one, a new one, or the next that others give back.
+    ///
+    /// `fresh` asks for a new one, for a request that a stale one gave back.
+    pub(super) async fn lease(&self, now: Instant, fresh: bool) -> Result<Lease<B>, Failure> {
+        #[cfg(feature = "http2")]
+        if let Some(stream) = self.lease_h2().await? {
+            return Ok(stream);
+        }
+        if !fresh {
+            if let Some(connection) = self.idle(now).await {
+                return Ok(Lease::H1(connection));
+            }
+        }
+        let waiting = {
+            let mut state = self.shared.lock();
+            match self.shared.place(&mut state) {
+                Some(place) => Ok(place),
+                None => {
+                    let (waiter, turn) = oneshot::channel();
+                    // those that gave up are cleared away before the queue grows past what may be open
+                    if state.waiters.len() >= 2 * self.shared.limits.connections {
+                        state.waiters.retain(|waiter| !waiter.is_closed());
+                    }
+                    state.waiters.push_back(waiter);
+                    Err(turn)
+                }
+            }
+        };
+        let place = match waiting {
+            Ok(place) => place,
+            Err(turn) => match timeout(self.shared.limits.queue, turn).await {
+                Ok(Ok(Turn::Connection(connection))) => return Ok(Lease::H1(connection)),
+                Ok(Ok(Turn::Place(place))) => place,
+                Ok(Err(_)) => return Err(Failure::new(BadGatewayCause::GatewayInternal)),
+                Err(_) => {
+                    let failure = Failure::builder(BadGatewayCause::QueueTimeout);
+                    return Err(failure.replay(Replay::NotSent, Evidence::LocalRefusal).build());
+                }
+            },
+        };
+        self.open(place).await
+    }
+
+    /// The youngest idle connection that still lives.
+    async fn idle(&self, now: Instant) -> Option<H1<B>> {
+        loop {
+            let mut connection = {
+                let mut state = self.shared.lock();
+                let (connection, since) = state.idle.pop_back()?;
+                if now.saturating_duration_since(since) >= self.shared.idle_limit() {
+                    // the others are older still
+                    let old = std::mem::take(&mut state.idle);
+                    drop(state);
+                    drop((connection, old));
+                    return None;
+                }
+                connection
+            };
+            if connection.still_open().await {
+                return Some(connection);
+            }
+        }
+    }
+
+    async fn open(&self, place: Place<B>) -> Result<Lease<B>, Failure> {
+        let io = self.connect().await?;
+        #[cfg(feature = "http2")]
+        if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
+            self.shared.seems_h2.store(true, Relaxed);
+            return Ok(self.adopt(h2::Connections::shake_hands(io, place).await?));
+        }
+        H1::shake_hands(io, place, &self.shared).await.map(Lease::H1)
+    }
+
+    async fn connect(&self) -> Result<Stamped<C::Io>, Failure> {
+        let mut connector = self.dial.connector.clone();
+        std::future::poll_fn(|cx| connector.poll_ready(cx)).await?;
+        connector.call(self.dial.uri.clone()).await
+    }
+}

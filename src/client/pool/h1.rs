@@ -1,0 +1,142 @@
+//! One HTTP/1.1 connection and its way back to the pool.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::client::legacy::connect::Connection;
+use tokio::time::Instant;
+
+use super::{Place, SendBody, Shared, Turn, Upload};
+use crate::cause::Failure;
+use crate::classify::{Scene, Stamp};
+use crate::client::Stamped;
+
+/// A connection that one request has to itself; dropped, it is ended.
+pub(crate) struct H1<B> {
+    /// Taken where the connection is to live on without us.
+    sender: Option<SendRequest<Upload<B>>>,
+    stamp: Stamp,
+    place: Option<Place<B>>,
+    home: Weak<Shared<B>>,
+}
+
+impl<B> Drop for H1<B> {
+    fn drop(&mut self) {
+        if self.sender.is_some() {
+            self.stamp.kill();
+        }
+    }
+}
+
+impl<B> H1<B> {
+    pub(crate) fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+
+    /// Learns what the answer says of the connection.
+    pub(crate) fn learn(&self, headers: &http::HeaderMap) {
+        if let Some(home) = self.home.upgrade() {
+            home.learn(headers);
+        }
+    }
+
+    /// Leaves the connection to its upgraded protocol; the place is kept as long as what is returned.
+    pub(crate) fn into_tunnel(mut self) -> Option<Place<B>> {
+        self.sender = None;
+        self.place.take()
+    }
+}
+
+impl<B: SendBody> H1<B> {
+    pub(super) async fn shake_hands<T>(io: Stamped<T>, place: Place<B>, home: &Arc<Shared<B>>) -> Result<Self, Failure>
+    where
+        T: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static,
+    {
+        let stamp = io.stamp().clone();
+        let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(|error| {
+            let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
+            Failure::seen(error.into(), &scene)
+        })?;
+        tokio::spawn(async move {
+            // its error is told by the request it failed
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(Self { sender: Some(sender), stamp, place: Some(place), home: Arc::downgrade(home) })
+    }
+
+    pub(crate) fn sender(&mut self) -> &mut SendRequest<Upload<B>> {
+        self.sender.as_mut().expect("only a connection that is given up has no sender")
+    }
+
+    /// Whether it can take a request; waits while its task finishes with the one before.
+    pub(super) async fn still_open(&mut self) -> bool {
+        let sender = self.sender();
+        sender.is_ready() || (!sender.is_closed() && sender.ready().await.is_ok())
+    }
+
+    /// Gives the connection back, to the next who waits or to the idle ones.
+    pub(crate) fn give_back(self, now: Instant) {
+        let Some(home) = self.home.upgrade() else { return };
+        if self.sender.as_ref().is_none_or(SendRequest::is_closed) {
+            return;
+        }
+        let mut connection = self;
+        let mut state = home.lock();
+        while let Some(waiter) = state.waiters.pop_front() {
+            match waiter.send(Turn::Connection(connection)) {
+                Ok(()) => return,
+                Err(Turn::Connection(back)) => connection = back,
+                Err(Turn::Place(_)) => return,
+            }
+        }
+        state.idle.push_back((connection, now));
+        if !state.reaping {
+            state.reaping = true;
+            drop(state);
+            tokio::spawn(reap(Arc::downgrade(&home)));
+        }
+    }
+
+    /// Gives the connection back once it has taken the rest of an upload, if that goes on moving.
+    ///
+    /// The answer came first, and whole; the upstream may still want the upload (RFC 9112 section 9.3).
+    pub(crate) fn give_back_after_upload(mut self, idle: Duration) {
+        tokio::spawn(async move {
+            let mut written = self.stamp.wire().written;
+            loop {
+                match tokio::time::timeout(idle, self.sender().ready()).await {
+                    Ok(Ok(())) => return self.give_back(Instant::now()),
+                    Ok(Err(_)) => return,
+                    Err(_) if self.stamp.wire().written == written => return,
+                    Err(_) => written = self.stamp.wire().written,
+                }
+            }
+        });
+    }
+}
+
+/// Ends idle connections that grew too old, while there are any.
+async fn reap<B>(home: Weak<Shared<B>>) {
+    loop {
+        let Some(limit) = home.upgrade().map(|home| home.idle_limit()) else { return };
+        tokio::time::sleep(limit).await;
+        let Some(home) = home.upgrade() else { return };
+        let now = Instant::now();
+        let mut old = Vec::new();
+        let mut state = home.lock();
+        while let Some((_, since)) = state.idle.front() {
+            if now.saturating_duration_since(*since) < limit {
+                break;
+            }
+            old.extend(state.idle.pop_front());
+        }
+        let done = state.idle.is_empty();
+        state.reaping = !done;
+        drop(state);
+        drop(old);
+        if done {
+            return;
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The forwarding service and its settings.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::pool::{Limits, Pool};
+use super::{BoxError, Connect, Connector, Download, Target, TcpConnector, exchange};
+use crate::body::AnswerBody;
+use crate::cause::Failure;
+use crate::forward::{Caller, Rules};
+use crate::timeout::Timeouts;
+
+/// What [`ReverseProxy`] connects by, unless told otherwise.
+#[cfg(feature = "rustls")]
+pub type DefaultConnector = super::TlsConnector<TcpConnector>;
+/// What [`ReverseProxy`] connects by, unless told otherwise.
+#[cfg(not(feature = "rustls"))]
+pub type DefaultConnector = TcpConnector;
+
+/// Which HTTP the upstream speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Http {
+    /// HTTP/1.1, or what TLS negotiates by ALPN.
+    #[default]
+    Auto,
+    /// HTTP/2 without asking (RFC 9113 section 3.3, prior knowledge).
+    #[cfg(feature = "http2")]
+    H2,
+}
+
+impl Http {
+    /// Whether HTTP/2 is known before anything is negotiated.
+    pub(super) fn is_h2(self) -> bool {
+        self != Self::Auto
+    }
+}
+
+/// Forwards requests to one upstream.
+///
+/// Heads go by the [`Rules`]; bodies stream both ways with backpressure; upgrades pass through. What was
+/// proven unsent because a pooled connection had died goes out again on another connection, body and
+/// all; nothing else is ever repeated. A request that fails ends its connection, also one that hangs in a
+/// write. See the [module](super) for an example.
+///
+/// The caller's address is that of [`caller`](Self::caller), or of a [`Caller`] in the request's
+/// extensions.
+pub struct ReverseProxy<C, B> {
+    upstream: Arc<Upstream<C, B>>,
+    caller: Arc<Caller>,
+}
+
+/// All that an exchange needs and that outlives it.
+pub(super) struct Upstream<C, B> {
+    pub(super) name: Arc<str>,
+    pub(super) target: Target,
+    pub(super) host: HeaderValue,
+    pub(super) rules: Rules,
+    pub(super) timeouts: Timeouts,
+    pub(super) pool: Pool<C, B>,
+}
+
+impl ReverseProxy<DefaultConnector, ()> {
+    /// Begins with the defaults of [`ReverseProxyBuilder`].
+    pub fn builder(target: Target, rules: Rules) -> ReverseProxyBuilder {
+        let connector = TcpConnector::new();
+        #[cfg(feature = "rustls")]
+        let connector = super::TlsConnector::new(connector);
+        ReverseProxyBuilder::new(target, rules, connector)
+    }
+}
+
+impl<C, B> ReverseProxy<C, B> {
+    /// The same upstream and pool for requests of this caller: a clone for each connection accepted.
+    pub fn caller(&self, caller: Caller) -> Self {
+        Self { upstream: self.upstream.clone(), caller: Arc::new(caller) }
+    }
+}
+
+impl<C, B> Clone for ReverseProxy<C, B> {
+    fn clone(&self) -> Self {
+        Self { upstream: self.upstream.clone(), caller: self.caller.clone() }
+    }
+}
+
+impl<C, B> fmt::Debug for ReverseProxy<C, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReverseProxy").field("target", &self.upstream.target).finish_non_exhaustive()
+    }
+}
+
+impl<C, B> Service<Request<B>> for ReverseProxy<C, B>
+where
+    C: Connect,
+    C::Future: 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<AnswerBody<Download<B>>>;
+    type Error = Failure;
+    // hyper's futures have no name, so that one box a request is the price of an exchange
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        // the wait for a connection is part of the call, under its limits
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        Box::pin(exchange::run(self.upstream.clone(), self.caller.clone(), request))
+    }
+}
+
+/// Settings of a [`ReverseProxy`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`http`](Self::http) | [`Http::Auto`] |
+/// | [`timeouts`](Self::timeouts) | [`Timeouts::new`]: head 30 s, body idle 30 s, total 60 s |
+/// | [`max_connections`](Self::max_connections) | 1024 |
+/// | [`max_streams`](Self::max_streams) on one HTTP/2 connection | 100 |
+/// | [`queue_timeout`](Self::queue_timeout) | 1 s |
+/// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 4 s, less if the upstream says so in `Keep-Alive` |
+/// | [`connector`](Self::connector) | [`TcpConnector`], under [`TlsConnector`](super::TlsConnector) with feature `rustls` |
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ReverseProxyBuilder<C = DefaultConnector> {
+    name: Option<Arc<str>>,
+    target: Target,
+    rules: Rules,
+    http: Http,
+    timeouts: Timeouts,
+    limits: Limits,
+    connector: Connector<C>,
+}
+
+impl<C> ReverseProxyBuilder<C> {
+    fn new(target: Target, rules: Rules, connector: C) -> Self {
+        let limits = Limits {
+            connections: 1024,
+            streams: 100,
+            // below the shortest keep-alive that is common: 5 s (Node, uvicorn)
+            idle: Duration::from_secs(4),
+            queue: Duration::from_secs(1),
+        };
+        let connector = Connector::new(connector);
+        Self { name: None, target, rules, http: Http::Auto, timeouts: Timeouts::new(), limits, connector }
+    }
+
+    /// What failures call the upstream (default: its authority).
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Which HTTP the upstream speaks (default: HTTP/1.1, or what TLS negotiates).
+    pub fn http(mut self, http: Http) -> Self {
+        self.http = http;
+        self
+    }
+
+    /// How long an exchange may take.
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
+    /// How many connections may be open (default 1024, at least 1); beyond it requests queue.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.limits.connections = connections.max(1);
+        self
+    }
+
+    /// How many streams share an HTTP/2 connection before another is opened (default 100, at least 1).
+    pub fn max_streams(mut self, streams: usize) -> Self {
+        self.limits.streams = streams.max(1);
+        self
+    }
+
+    /// How long a request waits for a connection of others (default 1 s).
+    pub fn queue_timeout(mut self, limit: Duration) -> Self {
+        self.limits.queue = limit;
+        self
+    }
+
+    /// How long an idle connection is kept (default 4 s).
+    ///
+    /// It must be shorter than the upstream's own keep-alive, or requests meet connections that the
+    /// upstream is just closing. What the upstream says in `Keep-Alive: timeout=N` shortens it.
+    pub fn idle_timeout(mut self, limit: Duration) -> Self {
+        self.limits.idle = limit;
+        self
+    }
+
+    /// Connects by a connector of your own.
+    pub fn connector<D>(self, connector: D) -> ReverseProxyBuilder<D> {
+        self.stamped_connector(Connector::new(connector))
+    }
+
+    /// As [`connector`](Self::connector), with settings of [`Connector`].
+    pub fn stamped_connector<D>(self, connector: Connector<D>) -> ReverseProxyBuilder<D> {
+        let Self { name, target, rules, http, timeouts, limits, connector: _ } = self;
+        ReverseProxyBuilder { name, target, rules, http, timeouts, limits, connector }
+    }
+
+    /// The service, for requests with body `B`. Clones share one pool.
+    pub fn build<B>(self) -> ReverseProxy<C, B> {
+        let Self { name, target, rules, http, timeouts, limits, connector } = self;
+        let name = name.unwrap_or_else(|| target.authority().as_str().into());
+        let pool = Pool::new(target.uri(), http, connector, limits);
+        let upstream = Upstream { name, host: target.host(), target, rules, timeouts, pool };
+        ReverseProxy { upstream: Arc::new(upstream), caller: Arc::new(Caller::unknown()) }
+    }
+}

@@ -1,0 +1,195 @@
+//! The I/O below hyper, counted.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::interim::Interim;
+use crate::classify::Stamp;
+
+/// A connection whose bytes are counted in its [`Stamp`].
+///
+/// [`Connector`](super::Connector) makes them; hyper-util's client finds the stamp among the extras of
+/// [`Connected`].
+#[derive(Debug)]
+pub struct Stamped<T> {
+    io: TokioIo<Counted<TokioIo<T>>>,
+}
+
+impl<T> Stamped<T> {
+    pub(super) fn new(io: T, stamp: Stamp, interim: Interim) -> Self {
+        let counted = Counted { io: TokioIo::new(io), stamp, interim, seen: 0, read_last: false };
+        Self { io: TokioIo::new(counted) }
+    }
+
+    /// The connection's counters.
+    pub fn stamp(&self) -> &Stamp {
+        &self.io.inner().stamp
+    }
+}
+
+impl<T: Connection> Connection for Stamped<T> {
+    fn connected(&self) -> Connected {
+        let counted = self.io.inner();
+        counted.io.inner().connected().extra(counted.stamp.clone())
+    }
+}
+
+impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Read for Stamped<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Write for Stamped<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+/// Below `TokioIo`, where what was read can be seen without unsafe code.
+#[derive(Debug)]
+struct Counted<T> {
+    io: T,
+    stamp: Stamp,
+    interim: Interim,
+    /// The stamp's count of requests when the last answer began.
+    seen: u32,
+    read_last: bool,
+}
+
+impl<T> Counted<T> {
+    fn check_alive(&self) -> io::Result<()> {
+        if self.stamp.is_killed() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "ended by the gateway"));
+        }
+        Ok(())
+    }
+
+    /// A write after a read: a request begins, if this is not the rest of the one before.
+    fn turned(&mut self) {
+        self.read_last = false;
+        let begun = self.stamp.begun();
+        if begun == 0 {
+            self.stamp.guess_begin();
+        }
+        if begun == 0 || begun != self.seen {
+            self.seen = begun;
+            self.interim.restart();
+        }
+    }
+
+    fn after_write(&mut self, wrote: &Poll<io::Result<usize>>, cx: &Context<'_>) {
+        match wrote {
+            Poll::Ready(Ok(bytes)) => self.stamp.saw_write(*bytes),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                self.stamp.saw_full();
+                self.stamp.listen(cx.waker());
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.check_alive()?;
+        let before = buf.filled().len();
+        match Pin::new(&mut this.io).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => {
+                this.stamp.listen(cx.waker());
+                return Poll::Pending;
+            }
+        }
+        let bytes = &buf.filled()[before..];
+        if bytes.is_empty() {
+            if buf.remaining() > 0 {
+                this.stamp.saw_eof();
+            }
+        } else {
+            this.read_last = true;
+            this.stamp.saw_read(bytes);
+            this.interim.saw(bytes)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        this.check_alive()?;
+        if this.read_last {
+            this.turned();
+        }
+        let wrote = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.after_write(&wrote, cx);
+        wrote
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        this.check_alive()?;
+        if this.read_last {
+            this.turned();
+        }
+        let wrote = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.after_write(&wrote, cx);
+        wrote
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_alive()?;
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        if flushed.is_pending() {
+            self.stamp.listen(cx.waker());
+        }
+        Poll::Ready(ready!(flushed))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.stamp.is_killed() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

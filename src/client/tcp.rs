@@ -1,0 +1,311 @@
+//! Names to addresses to TCP connections, each phase with its own limit.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tower_service::Service;
+
+use super::{AddressPolicy, BoxError};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
+
+/// How long the next address waits for the one before it (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// The most addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 16;
+
+/// Opens TCP connections: resolves, tries every address, and names the phase that failed.
+///
+/// | limit | default |
+/// |---|---|
+/// | [`dns_timeout`](Self::dns_timeout) | 1 s |
+/// | [`connect_timeout`](Self::connect_timeout), over all addresses of the name | 1 s |
+///
+/// IPv6 and IPv4 addresses take turns, each next one starting when the last failed or after 250 ms
+/// (RFC 8305); at most 16 are tried. Its error is a [`Failure`] whose replay is proven: no connection
+/// was had. The resolver is any `Service<Name>`, as hyper-util's `HttpConnector` takes.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_upstream::client::{AddressPolicy, TcpConnector};
+///
+/// let connector = TcpConnector::new()
+///     .connect_timeout(Duration::from_millis(500))
+///     .policy(AddressPolicy::public_only());
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct TcpConnector<R = GaiResolver> {
+    resolver: R,
+    dns_timeout: Duration,
+    connect_timeout: Duration,
+    policy: AddressPolicy,
+}
+
+impl Default for TcpConnector {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TcpConnector {
+    /// Resolves by `getaddrinfo` on a blocking thread.
+    pub fn new() -> Self {
+        Self::with_resolver(GaiResolver::new())
+    }
+}
+
+impl<R> TcpConnector<R> {
+    /// Resolves by a resolver of your own.
+    pub fn with_resolver(resolver: R) -> Self {
+        let second = Duration::from_secs(1);
+        Self { resolver, dns_timeout: second, connect_timeout: second, policy: AddressPolicy::allow_all() }
+    }
+
+    /// Limits the resolution (default 1 s).
+    pub fn dns_timeout(mut self, limit: Duration) -> Self {
+        self.dns_timeout = limit;
+        self
+    }
+
+    /// Limits connecting, over all addresses of the name (default 1 s).
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// Which addresses may be connected to (default: all).
+    pub fn policy(mut self, policy: AddressPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+}
+
+impl<R> Service<Uri> for TcpConnector<R>
+where
+    R: Service<Name> + Clone + Send + 'static,
+    R::Response: Iterator<Item = SocketAddr>,
+    R::Error: Into<BoxError>,
+    R::Future: Send,
+{
+    type Response = TokioIo<TcpStream>;
+    type Error = Failure;
+    // connecting is rare and slow beside one box
+    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.resolver.poll_ready(cx).map_err(|error| name_failure(error.into()))
+    }
+
+    fn call(&mut self, target: Uri) -> Self::Future {
+        // the resolver that was ready answers; the clone stays
+        let clone = self.clone();
+        let mut this = std::mem::replace(self, clone);
+        Box::pin(async move {
+            let (host, port) = host_and_port(&target)?;
+            let addresses = match host.parse::<IpAddr>() {
+                Ok(address) => VecDeque::from([SocketAddr::new(address, port)]),
+                Err(_) => this.resolve(host, port).await?,
+            };
+            let first = addresses.front().copied();
+            let allowed: VecDeque<_> = addresses.into_iter().filter(|peer| this.policy.allows(peer.ip())).collect();
+            if allowed.is_empty() {
+                return Err(no_connection(BadGatewayCause::TargetProhibited, Evidence::LocalRefusal)
+                    .peer(first)
+                    .build());
+            }
+            let first = allowed[0];
+            match timeout(this.connect_timeout, connect_any(allowed)).await {
+                Ok(connected) => connected,
+                Err(_) => {
+                    Err(no_connection(BadGatewayCause::ConnectTimeout, Evidence::NoConnection).peer(first).build())
+                }
+            }
+        })
+    }
+}
+
+impl<R> TcpConnector<R>
+where
+    R: Service<Name>,
+    R::Response: Iterator<Item = SocketAddr>,
+    R::Error: Into<BoxError>,
+{
+    async fn resolve(&mut self, host: &str, port: u16) -> Result<VecDeque<SocketAddr>, Failure> {
+        let name: Name = host.parse().map_err(|_| invalid_target("the host is no name"))?;
+        let found = match timeout(self.dns_timeout, self.resolver.call(name)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(name_failure(error.into())),
+            Err(_) => return Err(no_connection(BadGatewayCause::DnsTimeout, Evidence::NoConnection).build()),
+        };
+        let found = found.take(MAX_ADDRESSES).map(|mut address| {
+            address.set_port(port);
+            address
+        });
+        let addresses = take_turns(found);
+        if addresses.is_empty() {
+            return Err(no_connection(BadGatewayCause::DnsNotFound, Evidence::NoConnection).build());
+        }
+        Ok(addresses)
+    }
+}
+
+fn host_and_port(target: &Uri) -> Result<(&str, u16), Failure> {
+    let host = target.host().filter(|host| !host.is_empty()).ok_or_else(|| invalid_target("the target has no host"))?;
+    let port = match (target.port_u16(), target.scheme_str()) {
+        (Some(port), _) => port,
+        (None, Some("https" | "wss")) => 443,
+        (None, _) => 80,
+    };
+    Ok((host.trim_start_matches('[').trim_end_matches(']'), port))
+}
+
+/// IPv6 and IPv4 in turns, beginning with the resolver's first choice (RFC 8305 section 4).
+fn take_turns(found: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
+    let found: Vec<_> = found.collect();
+    let Some(first) = found.first().map(SocketAddr::is_ipv6) else { return VecDeque::new() };
+    let (mut these, mut those): (VecDeque<_>, VecDeque<_>) =
+        found.into_iter().partition(|address| address.is_ipv6() == first);
+    let mut turns = VecDeque::with_capacity(these.len() + those.len());
+    while let Some(address) = these.pop_front() {
+        turns.push_back(address);
+        std::mem::swap(&mut these, &mut those);
+        if these.is_empty() {
+            std::mem::swap(&mut these, &mut those);
+        }
+    }
+    turns
+}
+
+/// Happy eyeballs; the first address's failure is the one that is told.
+async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TokioIo<TcpStream>, Failure> {
+    let mut dialing = JoinSet::new();
+    let mut told = None;
+    loop {
+        if let Some(peer) = left.pop_front() {
+            dialing.spawn(async move { (peer, TcpStream::connect(peer).await) });
+        }
+        let done = if left.is_empty() {
+            dialing.join_next().await
+        } else {
+            match timeout(STAGGER, dialing.join_next()).await {
+                Ok(done) => done,
+                Err(_) => continue,
+            }
+        };
+        match done {
+            Some(Ok((_, Ok(stream)))) => {
+                // a gateway writes whole heads; waiting for more to send only delays them
+                let _ = stream.set_nodelay(true);
+                return Ok(TokioIo::new(stream));
+            }
+            Some(Ok((peer, Err(error)))) => {
+                told.get_or_insert_with(|| connect_failure(error, peer));
+            }
+            Some(Err(_)) => {}
+            None if left.is_empty() => {
+                return Err(told.unwrap_or_else(|| Failure::new(BadGatewayCause::GatewayInternal)));
+            }
+            None => {}
+        }
+    }
+}
+
+fn connect_failure(error: io::Error, peer: SocketAddr) -> Failure {
+    Failure::connecting(error.into(), peer)
+}
+
+fn name_failure(error: BoxError) -> Failure {
+    let judged = Failure::from_error(error);
+    let cause = match judged.cause() {
+        cause @ (BadGatewayCause::DnsNotFound | BadGatewayCause::DnsTimeout) => cause,
+        _ => BadGatewayCause::DnsFailure,
+    };
+    no_connection(cause, Evidence::NoConnection).source(judged).build()
+}
+
+fn invalid_target(why: &'static str) -> Failure {
+    no_connection(BadGatewayCause::InvalidTarget, Evidence::LocalRefusal).detail(Detail::Text(why)).build()
+}
+
+fn no_connection(cause: BadGatewayCause, evidence: Evidence) -> FailureBuilder {
+    let phase = match cause {
+        BadGatewayCause::DnsNotFound | BadGatewayCause::DnsTimeout | BadGatewayCause::DnsFailure => Phase::Resolve,
+        BadGatewayCause::InvalidTarget => Phase::Gateway,
+        _ => Phase::Connect,
+    };
+    Failure::builder(cause).phase(phase).replay(Replay::NotSent, evidence)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    fn turns(addresses: &[&str]) -> Vec<String> {
+        let found = addresses.iter().map(|address| SocketAddr::new(address.parse().unwrap(), 0));
+        take_turns(found).iter().map(|address| address.ip().to_string()).collect()
+    }
+
+    #[test]
+    fn families_take_turns() {
+        assert_eq!(turns(&["::1", "::2", "::3", "1.1.1.1"]), ["::1", "1.1.1.1", "::2", "::3"]);
+        assert_eq!(turns(&["1.1.1.1", "2.2.2.2", "::1"]), ["1.1.1.1", "::1", "2.2.2.2"]);
+        assert!(turns(&[]).is_empty());
+    }
+
+    fn resolver(
+        addresses: &'static [&'static str],
+    ) -> impl Service<Name, Response = std::vec::IntoIter<SocketAddr>, Error = Infallible, Future: Send> + Clone + Send
+    {
+        service_fn(move |_: Name| async move {
+            let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 0)).collect();
+            Ok(addresses.into_iter())
+        })
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_hide_a_living_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connector = TcpConnector::with_resolver(resolver(&["127.0.0.2", "127.0.0.1"]));
+        let stream = connector.oneshot(format!("http://two.test:{port}").parse().unwrap()).await.unwrap();
+        assert_eq!(stream.inner().peer_addr().unwrap().ip().to_string(), "127.0.0.1");
+    }
+
+    #[tokio::test]
+    async fn the_policy_is_asked_about_what_a_name_resolves_to() {
+        let connector = TcpConnector::with_resolver(resolver(&["127.0.0.1"])).policy(AddressPolicy::public_only());
+        let failure = connector.oneshot("http://rebound.test".parse().unwrap()).await.unwrap_err();
+        assert_eq!(failure.cause(), BadGatewayCause::TargetProhibited);
+        assert_eq!(failure.replay(), Replay::NotSent);
+        assert_eq!(failure.peer().unwrap().port(), 80);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_resolver_is_a_dns_timeout() {
+        let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<SocketAddr>, Infallible>>());
+        let failure = TcpConnector::with_resolver(silent).oneshot("http://x.test".parse().unwrap()).await.unwrap_err();
+        assert_eq!((failure.cause(), failure.phase()), (BadGatewayCause::DnsTimeout, Phase::Resolve));
+    }
+
+    #[tokio::test]
+    async fn a_name_without_addresses_is_not_found() {
+        let failure =
+            TcpConnector::with_resolver(resolver(&[])).oneshot("http://x.test".parse().unwrap()).await.unwrap_err();
+        assert_eq!(failure.cause(), BadGatewayCause::DnsNotFound);
+    }
+}

@@ -1,0 +1,249 @@
+//! TLS over any connector, by rustls.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Extensions, Uri};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpInfo};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tower_service::Service;
+
+use super::BoxError;
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+
+/// Speaks TLS where the target's scheme is `https`, and hands other connections on as they are.
+///
+/// | setting | default |
+/// |---|---|
+/// | roots | the platform's ([`new`](Self::new)), or given ([`with_roots`](Self::with_roots)) |
+/// | [`timeout`](Self::timeout) of the handshake | 2 s |
+/// | ALPN | `h2` (with feature `http2`) and `http/1.1`, as in the configuration given |
+///
+/// ```
+/// use tower_upstream::client::{TcpConnector, TlsConnector};
+///
+/// let connector = TlsConnector::new(TcpConnector::new());
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct TlsConnector<C> {
+    inner: C,
+    tls: tokio_rustls::TlsConnector,
+    timeout: Duration,
+}
+
+/// A PEM file without a certificate that can be read.
+#[derive(Debug)]
+pub struct InvalidRoots(Option<rustls::pki_types::pem::Error>);
+
+impl fmt::Display for InvalidRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no certificate in PEM form")
+    }
+}
+
+impl std::error::Error for InvalidRoots {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.as_ref().map(|error| error as &(dyn std::error::Error + 'static))
+    }
+}
+
+impl<C> TlsConnector<C> {
+    /// Trusts the platform's roots. Those that cannot be read are left out.
+    pub fn new(inner: C) -> Self {
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(target: "tower_upstream", %error, "a platform root certificate was left out");
+        }
+        roots.add_parsable_certificates(found.certs);
+        Self::with_config(inner, config(roots))
+    }
+
+    /// Trusts the certificates of a PEM file, and no others.
+    ///
+    /// # Errors
+    /// [`InvalidRoots`] where `pem` holds no certificate, or one that cannot be read.
+    pub fn with_roots(inner: C, pem: &[u8]) -> Result<Self, InvalidRoots> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|error| InvalidRoots(Some(error)))?;
+            roots.add(certificate).map_err(|_| InvalidRoots(None))?;
+        }
+        if roots.is_empty() {
+            return Err(InvalidRoots(None));
+        }
+        Ok(Self::with_config(inner, config(roots)))
+    }
+
+    /// Uses a configuration of your own: client certificates, ALPN, provider.
+    pub fn with_config(inner: C, config: impl Into<Arc<ClientConfig>>) -> Self {
+        Self { inner, tls: tokio_rustls::TlsConnector::from(config.into()), timeout: Duration::from_secs(2) }
+    }
+
+    /// Limits the handshake (default 2 s).
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+}
+
+fn config(roots: RootCertStore) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring's provider supports the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    if cfg!(feature = "http2") {
+        config.alpn_protocols.insert(0, b"h2".to_vec());
+    }
+    config
+}
+
+impl<C: fmt::Debug> fmt::Debug for TlsConnector<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsConnector")
+            .field("inner", &self.inner)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C> Service<Uri> for TlsConnector<C>
+where
+    C: Service<Uri>,
+    C::Response: Read + Write + Connection + Unpin + Send + 'static,
+    C::Error: Into<BoxError>,
+    C::Future: Send + 'static,
+{
+    type Response = MaybeTls<C::Response>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, target: Uri) -> Self::Future {
+        let (tls, limit) = (self.tls.clone(), self.timeout);
+        let secure = target.scheme_str() == Some("https");
+        let host = target.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(host).map(|name| name.to_owned());
+        let dial = self.inner.call(target);
+        Box::pin(async move {
+            let io = if secure {
+                let name = name.map_err(|error| {
+                    let failure = Failure::builder(BadGatewayCause::InvalidTarget)
+                        .replay(Replay::NotSent, Evidence::LocalRefusal)
+                        .detail(Detail::Text("the host is no TLS server name"));
+                    failure.source(error).build()
+                })?;
+                let io = dial.await.map_err(Into::into)?;
+                let mut extras = Extensions::new();
+                io.connected().get_extras(&mut extras);
+                let peer = extras.get::<HttpInfo>().map(HttpInfo::remote_addr);
+                let shaken = timeout(limit, tls.connect(name, TokioIo::new(io))).await;
+                let failed = match shaken {
+                    Ok(Ok(stream)) => return Ok(MaybeTls(Kind::Tls(Box::new(TokioIo::new(stream))))),
+                    Ok(Err(error)) => Failure::handshaking(error, peer),
+                    Err(elapsed) => Failure::builder(BadGatewayCause::TlsTimeout)
+                        .replay(Replay::NotSent, Evidence::NoConnection)
+                        .phase(Phase::Tls)
+                        .peer(peer)
+                        .source(elapsed)
+                        .build(),
+                };
+                return Err(failed.into());
+            } else {
+                dial.await.map_err(Into::into)?
+            };
+            Ok(MaybeTls(Kind::Plain(io)))
+        })
+    }
+}
+
+/// A connection that speaks TLS, or not.
+#[derive(Debug)]
+pub struct MaybeTls<T>(Kind<T>);
+
+#[derive(Debug)]
+enum Kind<T> {
+    Plain(T),
+    Tls(Box<TokioIo<TlsStream<TokioIo<T>>>>),
+}
+
+impl<T: Connection + Read + Write + Unpin> Connection for MaybeTls<T> {
+    fn connected(&self) -> Connected {
+        match &self.0 {
+            Kind::Plain(io) => io.connected(),
+            Kind::Tls(stream) => {
+                let (io, session) = stream.inner().get_ref();
+                let connected = io.inner().connected();
+                if session.alpn_protocol() == Some(b"h2") { connected.negotiated_h2() } else { connected }
+            }
+        }
+    }
+}
+
+impl<T: Read + Write + Unpin> Read for MaybeTls<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Kind::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Kind::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl<T: Read + Write + Unpin> Write for MaybeTls<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Kind::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Kind::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Kind::Plain(io) => Pin::new(io).poll_flush(cx),
+            Kind::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Kind::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Kind::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.0 {
+            Kind::Plain(io) => io.is_write_vectored(),
+            Kind::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Kind::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Kind::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+}

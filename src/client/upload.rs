@@ -1,0 +1,111 @@
+//! The request body on its way, and what became of it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+use crate::classify;
+
+/// What the wrapper saw, for whoever waits for the answer.
+#[derive(Debug)]
+pub(super) struct Progress {
+    begun: Instant,
+    /// Frames that came from our client.
+    taken: AtomicU32,
+    /// The last poll found nothing: the client is late, not the upstream.
+    client_late: AtomicBool,
+    failed: AtomicBool,
+    /// When it ended, in nanoseconds after `begun`, plus one.
+    ended: AtomicU64,
+}
+
+impl Progress {
+    fn new(begun: Instant) -> Self {
+        Self {
+            begun,
+            taken: AtomicU32::new(0),
+            client_late: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            ended: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn taken(&self) -> u32 {
+        self.taken.load(Relaxed)
+    }
+
+    pub(super) fn client_late(&self) -> bool {
+        self.client_late.load(Relaxed)
+    }
+
+    /// When the body ended.
+    pub(super) fn ended(&self) -> Option<Instant> {
+        let ended = self.ended.load(Relaxed).checked_sub(1)?;
+        Some(self.begun + Duration::from_nanos(ended))
+    }
+
+    pub(super) fn verdict(&self) -> classify::Upload {
+        if self.failed.load(Relaxed) { classify::Upload::Failed } else { classify::Upload::Sound }
+    }
+
+    fn end(&self) {
+        let after = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
+        self.ended.store(after + 1, Relaxed);
+    }
+}
+
+/// A request body under watch; one that is empty from the start goes unwatched.
+#[derive(Debug)]
+pub(super) struct Upload<B> {
+    body: B,
+    progress: Option<Arc<Progress>>,
+}
+
+impl<B: Body> Upload<B> {
+    pub(super) fn new(body: B, now: Instant) -> Self {
+        let progress = (!body.is_end_stream()).then(|| Arc::new(Progress::new(now)));
+        Self { body, progress }
+    }
+
+    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
+        self.progress.clone()
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let Some(progress) = &this.progress else { return polled };
+        progress.client_late.store(polled.is_pending(), Relaxed);
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => {
+                progress.taken.store(progress.taken.load(Relaxed).wrapping_add(1), Relaxed);
+                if this.body.is_end_stream() {
+                    progress.end();
+                }
+            }
+            Poll::Ready(Some(Err(_))) => progress.failed.store(true, Relaxed),
+            Poll::Ready(None) if progress.ended().is_none() => progress.end(),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
