@@ -1,1 +1,645 @@
-//! forward
+//! What a reverse proxy does to message heads: pure rules, no I/O, no clock.
+//!
+//! [`Rules::request`] checks a request head and makes it the next hop's; [`Rules::response`] does the same
+//! for the answer's. Every rule is one of HTTP's own:
+//!
+//! | what | request | response | where it is written |
+//! |---|---|---|---|
+//! | target, `Host` | checked, 400 if malformed, missing or doubled; the target's authority wins; origin-form goes on | | RFC 9112 section 3.2 |
+//! | CONNECT | 501, or 400 without a host and port | | RFC 9110 section 9.3.6 |
+//! | `Max-Forwards` of OPTIONS and TRACE | one less; at 0 answered here, TRACE without secrets | | RFC 9110 sections 7.6.2 and 9.3.8 |
+//! | content of TRACE | 400 | | RFC 9110 section 9.3.8 |
+//! | `Connection` and what it names, `Keep-Alive`, `Proxy-*` of authentication, `Transfer-Encoding` | removed; 400 for more than 32 options | removed | RFC 9110 sections 7.6.1 and 11.7 |
+//! | `Content-Length` beside `Transfer-Encoding` | removed | removed | RFC 9112 section 6.3 |
+//! | `TE` | `trailers` stays, unless the protocol is to change | removed | RFC 9110 section 10.1.4 |
+//! | `Trailer` | stays | stays | RFC 9110 section 6.6.2 |
+//! | `Upgrade` | stays in HTTP/1.1 where `Connection` names it, unless it would tunnel HTTP or TLS | stays in a 101 to what was asked for | RFC 9110 section 7.8 |
+//! | `Via` | ours is added; a loop if it was there, or more than 64 were | ours is added | RFC 9110 section 7.6.3 |
+//! | `Forwarded`, `X-Forwarded-*`, `X-Real-IP` | overwritten, or added to for a trusted caller ([`Trust`]) | | RFC 7239 |
+//! | more than 4,096 different fields | 431 | | RFC 6585 section 5 |
+//!
+//! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
+//! has to believe are added after [`Rules::request`], or the caller's `Connection` is dealt with first, by
+//! [`strip_hop_by_hop`].
+//!
+//! ```
+//! use tower_upstream::forward::{Caller, Rules, Scheme};
+//!
+//! let rules = Rules::new("edge-1").unwrap();
+//! let caller = Caller::new(Some([192, 0, 2, 60].into()), Scheme::Https);
+//! let upstream = "10.0.0.7:8080".parse().unwrap();
+//!
+//! let request = http::Request::get("/cart").header("host", "shop.example").header("connection", "close");
+//! let (mut parts, ()) = request.header("x-forwarded-for", "127.0.0.1").body(()).unwrap().into_parts();
+//! let passage = rules.request(&mut parts, &caller, &upstream).unwrap();
+//!
+//! assert_eq!(passage.authority(), Some("shop.example"));
+//! assert_eq!(parts.headers["host"], "shop.example");
+//! assert_eq!(parts.headers["via"], "1.1 edge-1");
+//! assert_eq!(parts.headers["x-forwarded-for"], "192.0.2.60");
+//! assert_eq!(parts.headers["x-forwarded-proto"], "https");
+//! assert!(!parts.headers.contains_key("connection"));
+//! ```
+
+mod answer;
+mod caller;
+mod fields;
+mod forwarded;
+mod hop;
+mod host;
+mod methods;
+mod syntax;
+mod upgrade;
+mod via;
+
+use std::error::Error;
+use std::fmt;
+
+use http::{HeaderValue, Method, StatusCode, header, request, response};
+
+pub use self::answer::{Answer, Rejection};
+pub use self::caller::{Caller, Scheme};
+use self::fields::Fields;
+use self::forwarded::Stamp;
+pub use self::hop::strip_hop_by_hop;
+use self::hop::{Options, strip, takes_trailers};
+use self::host::Target;
+use self::via::Pseudonym;
+
+/// Far below what a `HeaderMap` holds, so that adding a field never fails, however its names collide.
+const MAX_FIELDS: usize = 4096;
+
+const MAX_OPTIONS: usize = 32;
+
+static TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+static UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+
+/// The name is no token (RFC 9110 section 5.6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidName(());
+
+impl fmt::Display for InvalidName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name is no token: letters, digits and !#$%&'*+-.^_`|~ only")
+    }
+}
+
+impl Error for InvalidName {}
+
+/// Whose word counts on where a request came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// What the caller says in the `Forwarded` family is removed or overwritten.
+    #[default]
+    Nobody,
+    /// The caller is a gateway of ours: its chain is added to, and what it says of scheme and host is kept.
+    Caller,
+}
+
+/// Which authority the upstream reads in `Host`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostPolicy {
+    /// The caller's; the target's where HTTP/1.0 named none.
+    #[default]
+    Preserve,
+    /// The target's.
+    Upstream,
+}
+
+/// Which fields tell the upstream where a request came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardedFields {
+    /// `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.
+    #[default]
+    XForwarded,
+    /// `Forwarded` (RFC 7239), which costs an allocation a request.
+    Forwarded,
+    /// All four.
+    Both,
+    /// None of them.
+    None,
+}
+
+/// A gateway's rules for the heads it passes on.
+///
+/// | rule | default |
+/// |---|---|
+/// | [`trust`](Self::trust) | [`Trust::Nobody`] |
+/// | [`host`](Self::host) | [`HostPolicy::Preserve`] |
+/// | [`fields`](Self::fields) | [`ForwardedFields::XForwarded`] |
+///
+/// A clone counts references of its own: clone the rules once a thread or connection, not once a request.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pseudonym: Pseudonym,
+    host: HostPolicy,
+    stamp: Stamp,
+}
+
+/// What is known of a request that goes on.
+#[derive(Clone, Debug)]
+pub struct Passage {
+    authority: Option<HeaderValue>,
+    upgrade: Option<HeaderValue>,
+    te: Te,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Te {
+    Absent,
+    Trailers,
+}
+
+impl Rules {
+    /// The rules of the deployment with this name, which stands in `Via`.
+    ///
+    /// A request that comes in under the name is a loop, so each hop needs a name of its own; instances that never pass
+    /// requests to each other may share one.
+    ///
+    /// # Errors
+    ///
+    /// The name is no token (RFC 9110 section 7.6.3).
+    pub fn new(name: &str) -> Result<Self, InvalidName> {
+        let stamp = Stamp { trust: Trust::default(), fields: ForwardedFields::default() };
+        Ok(Self { pseudonym: Pseudonym::new(name)?, host: HostPolicy::default(), stamp })
+    }
+
+    /// Whose word counts on where a request came from (default: nobody's).
+    pub const fn trust(mut self, trust: Trust) -> Self {
+        self.stamp.trust = trust;
+        self
+    }
+
+    /// Which authority the upstream reads in `Host` (default: the caller's).
+    pub const fn host(mut self, host: HostPolicy) -> Self {
+        self.host = host;
+        self
+    }
+
+    /// Which fields tell where a request came from (default: the three `X-Forwarded-*`).
+    pub const fn fields(mut self, fields: ForwardedFields) -> Self {
+        self.stamp.fields = fields;
+        self
+    }
+
+    /// The name in `Via`.
+    pub fn name(&self) -> &str {
+        self.pseudonym.as_str()
+    }
+
+    /// Makes a request head the one that goes to `upstream`, the target's authority.
+    ///
+    /// Afterwards the URI is in origin-form or `*`, and `Host` says whom the request is for.
+    ///
+    /// # Errors
+    ///
+    /// The request does not go on: the gateway answers it, or it came back. The head is then as it was.
+    pub fn request(
+        &self,
+        parts: &mut request::Parts,
+        caller: &Caller,
+        upstream: &HeaderValue,
+    ) -> Result<Passage, Rejection> {
+        if parts.method == Method::CONNECT {
+            return Err(methods::connect(parts).into());
+        }
+        if parts.headers.keys_len() > MAX_FIELDS {
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Err(Answer::refusal(status, "the request has more than 4096 different fields").into());
+        }
+        let seen = Fields::of(&parts.headers);
+        let target = host::target(parts, seen)?;
+        let options = Options::read(&parts.headers, seen);
+        if options.count() > MAX_OPTIONS {
+            return Err(Answer::bad_request("the Connection field names more than 32 options").into());
+        }
+        let forwards = methods::max_forwards(parts, seen)?;
+        if seen.has(Fields::VIA) && self.pseudonym.is_in(&parts.headers) {
+            return Err(Rejection::Loop);
+        }
+        let upgrade = upgrade::requested(parts, seen, options);
+        let te = if upgrade.is_none() && takes_trailers(parts, seen) { Te::Trailers } else { Te::Absent };
+
+        let headers = &mut parts.headers;
+        strip(headers, seen, options);
+        if let Some(protocols) = &upgrade {
+            headers.insert(header::CONNECTION, UPGRADE.clone());
+            headers.insert(header::UPGRADE, protocols.clone());
+        }
+        if te == Te::Trailers {
+            headers.insert(header::TE, TRAILERS.clone());
+        }
+        if let Some(forwards) = forwards {
+            headers.insert(header::MAX_FORWARDS, forwards);
+        }
+        let (authority, host) = match target {
+            Target::Field(authority) => {
+                let host = if authority.is_none() { Some(upstream) } else { None };
+                (authority, host.cloned())
+            }
+            Target::Absolute(authority, uri) => {
+                parts.uri = uri;
+                (Some(authority.clone()), Some(authority))
+            }
+        };
+        let host = if self.host == HostPolicy::Upstream { Some(upstream.clone()) } else { host };
+        if let Some(host) = host {
+            headers.insert(header::HOST, host);
+        }
+        self.stamp.put(headers, seen, caller, authority.as_ref());
+        headers.append(header::VIA, self.pseudonym.member(parts.version));
+        Ok(Passage { authority, upgrade, te })
+    }
+
+    /// Makes a response head the one that goes to the caller.
+    ///
+    /// `asked` is what [`Passage::upgrade`] said: a 101 to one of these protocols keeps `Upgrade` and `Connection`,
+    /// and without them a 101 must not be passed on.
+    pub fn response(&self, parts: &mut response::Parts, asked: Option<&HeaderValue>) {
+        let headers = &mut parts.headers;
+        let seen = Fields::of(headers);
+        let accepted = match asked {
+            Some(asked) if parts.status == StatusCode::SWITCHING_PROTOCOLS => upgrade::accepted(headers, asked),
+            _ => None,
+        };
+        strip(headers, seen, Options::read(headers, seen));
+        // An upstream's head may fill the map to its limit, and then goes on without these.
+        if let Some(protocols) = accepted {
+            let _ = headers.try_insert(header::CONNECTION, UPGRADE.clone());
+            let _ = headers.try_insert(header::UPGRADE, protocols);
+        }
+        let _ = headers.try_append(header::VIA, self.pseudonym.member(parts.version));
+    }
+}
+
+impl Passage {
+    /// The authority the caller asked for; only HTTP/1.0 may name none.
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_ref().and_then(|authority| authority.to_str().ok())
+    }
+
+    /// The protocols the caller would change to.
+    ///
+    /// The head then has `Connection: upgrade` and `Upgrade`, for an upstream that speaks HTTP/1.1.
+    pub fn upgrade(&self) -> Option<&HeaderValue> {
+        self.upgrade.as_ref()
+    }
+
+    /// Whether `TE: trailers` goes on; over HTTP/1.1 the client adds `Connection: te` (RFC 9110 section 10.1.4).
+    pub fn takes_trailers(&self) -> bool {
+        self.te == Te::Trailers
+    }
+}
+
+#[cfg(test)]
+pub(in crate::forward) mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderName, Request, Uri, Version};
+    use proptest::prelude::*;
+
+    use super::forwarded::tests::is_valid_forwarded;
+    use super::*;
+
+    /// A head with these fields, obs-text included.
+    pub(in crate::forward) fn head(method: &str, target: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let request = Request::builder().method(method).uri(target);
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        for (name, value) in fields {
+            parts
+                .headers
+                .append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        parts
+    }
+
+    /// The names in a head, sorted.
+    pub(in crate::forward) fn names(headers: &HeaderMap) -> Vec<String> {
+        let mut names: Vec<String> = headers.keys().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The lines of a head, sorted.
+    pub(in crate::forward) fn lines(headers: &HeaderMap) -> Vec<String> {
+        let mut lines: Vec<String> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+            .collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    fn rules() -> Rules {
+        Rules::new("edge-1").unwrap()
+    }
+
+    fn pass(rules: &Rules, parts: &mut request::Parts) -> Result<Passage, Rejection> {
+        let caller = Caller::new(Some("192.0.2.60".parse().unwrap()), Scheme::Http);
+        rules.request(parts, &caller, &HeaderValue::from_static("10.0.0.7:8080"))
+    }
+
+    fn status(result: Result<Passage, Rejection>) -> u16 {
+        match result {
+            Err(Rejection::Answer(answer)) => answer.status().as_u16(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_ordinary_request_goes_on_with_four_fields_more() {
+        let mut parts =
+            head("GET", "/a?b", &[("host", "example.com"), ("connection", "keep-alive"), ("accept", "*/*")]);
+        let passage = pass(&rules(), &mut parts).unwrap();
+        assert_eq!(
+            (passage.authority(), passage.upgrade(), passage.takes_trailers()),
+            (Some("example.com"), None, false)
+        );
+        assert_eq!(parts.uri, "/a?b");
+        assert_eq!(
+            lines(&parts.headers),
+            [
+                "accept: */*",
+                "host: example.com",
+                "via: 1.1 edge-1",
+                "x-forwarded-for: 192.0.2.60",
+                "x-forwarded-host: example.com",
+                "x-forwarded-proto: http"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_host_is_the_callers_or_by_rule_the_upstreams() {
+        let mut parts = head("GET", "http://a.example/x", &[("host", "b.example")]);
+        let passage = pass(&rules(), &mut parts).unwrap();
+        assert_eq!(parts.headers["host"], "a.example");
+        assert_eq!((passage.authority(), parts.uri), (Some("a.example"), Uri::from_static("/x")));
+
+        let mut parts = head("GET", "/", &[("host", "b.example")]);
+        let passage = pass(&rules().host(HostPolicy::Upstream), &mut parts).unwrap();
+        assert_eq!(parts.headers["host"], "10.0.0.7:8080");
+        assert_eq!(parts.headers["x-forwarded-host"], "b.example");
+        assert_eq!(passage.authority(), Some("b.example"));
+
+        let mut parts = head("GET", "/", &[]);
+        parts.version = Version::HTTP_10;
+        let passage = pass(&rules(), &mut parts).unwrap();
+        assert_eq!(parts.headers["host"], "10.0.0.7:8080");
+        assert_eq!(parts.headers["via"], "1.0 edge-1");
+        assert!(!parts.headers.contains_key("x-forwarded-host"));
+        assert_eq!(passage.authority(), None);
+    }
+
+    #[test]
+    fn a_request_over_http_2_gets_a_host_for_its_authority() {
+        let mut parts = head("GET", "https://a.example/x", &[("te", "trailers")]);
+        parts.version = Version::HTTP_2;
+        let passage = pass(&rules(), &mut parts).unwrap();
+        assert_eq!(parts.headers["host"], "a.example");
+        assert_eq!(parts.headers["via"], "2 edge-1");
+        assert_eq!(parts.headers["te"], "trailers");
+        assert!(passage.takes_trailers());
+        assert_eq!(parts.uri, "/x");
+    }
+
+    #[test]
+    fn connection_can_neither_smuggle_nor_hide_a_loop() {
+        let fields = [
+            ("host", "a"),
+            ("content-length", "3"),
+            ("connection", "close, host, content-length, x-forwarded-for, x-auth"),
+            ("x-auth", "1"),
+        ];
+        let mut parts = head("POST", "/", &fields);
+        pass(&rules(), &mut parts).unwrap();
+        assert_eq!(parts.headers["host"], "a");
+        assert_eq!(parts.headers["content-length"], "3");
+        assert_eq!(parts.headers["x-forwarded-for"], "192.0.2.60");
+        assert!(!parts.headers.contains_key("x-auth"));
+
+        let mut parts = head("GET", "/", &[("host", "a"), ("connection", "via"), ("via", "1.1 Edge-1")]);
+        assert!(matches!(pass(&rules(), &mut parts), Err(Rejection::Loop)));
+    }
+
+    #[test]
+    fn the_thirty_third_connection_option_is_refused() {
+        let options = ["a"; 32].join(",,");
+        let mut parts = head("GET", "/", &[("host", "a"), ("connection", &options)]);
+        pass(&rules(), &mut parts).unwrap();
+        let mut parts = head("GET", "/", &[("host", "a"), ("connection", &options), ("connection", "b")]);
+        assert_eq!(status(pass(&rules(), &mut parts)), 400);
+    }
+
+    #[test]
+    fn via_is_added_behind_what_is_there_even_if_that_is_malformed() {
+        let mut parts = head("GET", "/", &[("host", "a"), ("via", "\u{e9}(")]);
+        pass(&rules(), &mut parts).unwrap();
+        let via: Vec<_> = parts.headers.get_all("via").iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(via, ["\u{e9}(".as_bytes(), b"1.1 edge-1"]);
+    }
+
+    #[test]
+    fn an_upgrade_goes_on_and_its_101_comes_back() {
+        let fields = [("host", "a"), ("connection", "Upgrade, x-one"), ("upgrade", "websocket"), ("te", "trailers")];
+        let mut parts = head("GET", "/", &fields);
+        let passage = pass(&rules(), &mut parts).unwrap();
+        assert_eq!(passage.upgrade().unwrap(), "websocket");
+        assert!(!passage.takes_trailers());
+        assert_eq!((&parts.headers["connection"], &parts.headers["upgrade"]), (&UPGRADE, passage.upgrade().unwrap()));
+        assert!(!parts.headers.contains_key("te"));
+
+        let answered = |status: u16, asked| {
+            let response = http::Response::builder().status(status).header("connection", "x-one, Upgrade");
+            let response = response.header("upgrade", "websocket").header("x-one", "1").header("trailer", "x-sum");
+            let (mut parts, ()) = response.body(()).unwrap().into_parts();
+            rules().response(&mut parts, asked);
+            lines(&parts.headers)
+        };
+        let kept = ["connection: upgrade", "trailer: x-sum", "upgrade: websocket", "via: 1.1 edge-1"];
+        assert_eq!(answered(101, passage.upgrade()), kept);
+        for (status, asked) in [(101, None), (200, passage.upgrade()), (426, passage.upgrade())] {
+            assert_eq!(answered(status, asked), ["trailer: x-sum", "via: 1.1 edge-1"]);
+        }
+    }
+
+    #[test]
+    fn a_request_that_does_not_go_on_is_left_as_it_was() {
+        let fields = [("host", "a"), ("connection", "x-one"), ("x-one", "1"), ("max-forwards", "0")];
+        for via in ["1.1 other", "1.1 edge-1"] {
+            let mut parts = head("OPTIONS", "http://a/", &fields);
+            parts.headers.append("via", via.parse().unwrap());
+            let before = parts.clone();
+            assert_eq!(status(pass(&rules(), &mut parts)), 200);
+            assert_eq!((parts.headers, parts.uri), (before.headers, before.uri));
+        }
+    }
+
+    #[test]
+    fn options_goes_on_one_forward_less() {
+        let mut parts = head("OPTIONS", "*", &[("host", "a"), ("max-forwards", "7")]);
+        pass(&rules(), &mut parts).unwrap();
+        assert_eq!(parts.headers["max-forwards"], "6");
+        assert_eq!(parts.uri, "*");
+        let mut parts = head("CONNECT", "a:443", &[("host", "a:443")]);
+        assert_eq!(status(pass(&rules(), &mut parts)), 501);
+    }
+
+    #[test]
+    fn ten_thousand_fields_do_no_harm() {
+        let mut parts = head("GET", "/", &[("host", "a")]);
+        for _ in 0..10_000 {
+            parts.headers.append("x-forwarded-for", HeaderValue::from_static("192.0.2.1"));
+        }
+        pass(&rules().trust(Trust::Caller), &mut parts.clone()).unwrap();
+        pass(&rules(), &mut parts).unwrap();
+        assert_eq!(parts.headers.len(), 5);
+        for number in 0..10_000 {
+            parts.headers.append(HeaderName::try_from(format!("x-{number}")).unwrap(), HeaderValue::from_static("1"));
+        }
+        assert_eq!(status(pass(&rules(), &mut parts)), 431);
+        let (mut response, ()) = http::Response::new(()).into_parts();
+        response.headers = parts.headers;
+        rules().response(&mut response, None);
+    }
+
+    #[test]
+    fn a_full_head_of_colliding_names_still_takes_our_fields() {
+        let mut parts = head("GET", "/", &[("host", "a")]);
+        for number in 1..MAX_FIELDS {
+            parts.headers.append(HeaderName::try_from(format!("x-{number}")).unwrap(), HeaderValue::from_static("1"));
+        }
+        assert_eq!(parts.headers.keys_len(), MAX_FIELDS);
+        pass(&rules().fields(ForwardedFields::Both), &mut parts).unwrap();
+        assert_eq!(parts.headers.keys_len(), MAX_FIELDS + 5);
+    }
+
+    #[test]
+    fn a_name_is_told_and_checked() {
+        assert_eq!(rules().name(), "edge-1");
+        assert!(Rules::new("edge 1").unwrap_err().to_string().starts_with("the name is no token"));
+    }
+
+    const NAMES: [&str; 20] = [
+        "host",
+        "connection",
+        "te",
+        "upgrade",
+        "via",
+        "max-forwards",
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+        "x_forwarded_for",
+        "x-real-ip",
+        "content-length",
+        "transfer-encoding",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authorization",
+        "x-one",
+        "x-two",
+        "cookie",
+    ];
+
+    const HOP_BY_HOP: [&str; 6] =
+        ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "transfer-encoding", "x-one"];
+
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            proptest::collection::vec(prop_oneof![Just(b'\t'), 0x20..=0x7eu8, 0x80..=0xffu8], 0..40),
+            "(a|[::1]|1.1 |edge-1|x-one|trailers|upgrade|websocket|for=|\"|\\(|\\)|,|;|[0-9]| ){0,12}"
+                .prop_map(Vec::from),
+        ]
+    }
+
+    prop_compose! {
+        fn any_head()(
+            method in prop::sample::select(vec!["GET", "POST", "OPTIONS", "TRACE", "CONNECT"]),
+            target in prop::sample::select(vec!["/", "/a?b", "*", "a:1", "http://a/", "https://u@a", "http://a?b", "x://a"]),
+            version in prop::sample::select(vec![Version::HTTP_10, Version::HTTP_11, Version::HTTP_2, Version::HTTP_3]),
+            host in prop::option::weighted(0.9, Just("a.example")),
+            fields in proptest::collection::vec((prop::sample::select(NAMES.to_vec()), value()), 0..12),
+        ) -> request::Parts {
+            let mut parts = head(method, target, &[]);
+            parts.version = version;
+            let fields = fields.iter().map(|(name, value)| (*name, value.as_slice()));
+            for (name, value) in host.iter().map(|host| ("host", host.as_bytes())).chain(fields) {
+                parts.headers.append(name, HeaderValue::from_bytes(value).unwrap());
+            }
+            parts
+        }
+    }
+
+    fn any_rules() -> impl Strategy<Value = Rules> {
+        let trust = prop::sample::select(vec![Trust::Nobody, Trust::Caller]);
+        let host = prop::sample::select(vec![HostPolicy::Preserve, HostPolicy::Upstream]);
+        let fields = prop::sample::select(vec![
+            ForwardedFields::XForwarded,
+            ForwardedFields::Forwarded,
+            ForwardedFields::Both,
+            ForwardedFields::None,
+        ]);
+        (trust, host, fields).prop_map(|(trust, host, fields)| rules().trust(trust).host(host).fields(fields))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_comes_in_what_goes_out_is_fit_to_send(rules in any_rules(), received in any_head()) {
+            let mut parts = received.clone();
+            let passage = match pass(&rules, &mut parts) {
+                Ok(passage) => passage,
+                Err(rejection) => {
+                    prop_assert_eq!(&parts.headers, &received.headers);
+                    prop_assert_eq!(&parts.uri, &received.uri);
+                    if let Rejection::Answer(answer) = rejection {
+                        answer.into_response::<Bytes>();
+                    }
+                    return Ok(());
+                }
+            };
+            let headers = &parts.headers;
+            let named: Vec<&[u8]> = received.headers.get_all("connection").iter().flat_map(syntax::list).collect();
+            let is_named = |name: &str| named.iter().any(|option| option.eq_ignore_ascii_case(name.as_bytes()));
+            for name in HOP_BY_HOP {
+                prop_assert!(!headers.contains_key(name) || name == "x-one" && !is_named(name), "{}", name);
+            }
+            prop_assert!(headers.get_all("te").iter().all(|te| te == "trailers"));
+            prop_assert_eq!(headers.contains_key("te"), passage.takes_trailers());
+            prop_assert_eq!(headers.get("upgrade"), passage.upgrade());
+            prop_assert_eq!(headers.get("connection"), passage.upgrade().map(|_| &UPGRADE));
+            prop_assert!(!headers.contains_key("x_forwarded_for"));
+            prop_assert!(parts.uri.authority().is_none() && parts.uri.scheme().is_none());
+            prop_assert!(parts.uri.path().starts_with('/') || parts.method == Method::OPTIONS && parts.uri == "*");
+
+            let hosts: Vec<_> = headers.get_all("host").iter().collect();
+            prop_assert_eq!(hosts.len(), 1);
+            prop_assert!(host::split(hosts[0].as_bytes()).is_some());
+            let via = headers.get_all("via").iter().next_back().unwrap().to_str().unwrap();
+            prop_assert!(["1.0 edge-1", "1.1 edge-1", "2 edge-1", "3 edge-1"].contains(&via));
+            for forwarded in headers.get_all("forwarded") {
+                prop_assert!(is_valid_forwarded(forwarded.as_bytes()));
+            }
+            if rules.stamp.trust == Trust::Nobody {
+                prop_assert!(headers.get_all("x-forwarded-for").iter().all(|value| value == "192.0.2.60"));
+                prop_assert!(!headers.contains_key("x-real-ip"));
+            }
+            prop_assert!(matches!(pass(&rules, &mut parts), Err(Rejection::Loop)));
+        }
+
+        #[test]
+        fn no_response_head_keeps_what_was_for_us(received in any_head(), status in prop::sample::select(vec![101, 200, 407])) {
+            let (mut parts, ()) = http::Response::builder().status(status).body(()).unwrap().into_parts();
+            parts.headers = received.headers;
+            let asked = HeaderValue::from_static("websocket");
+            rules().response(&mut parts, Some(&asked));
+            for name in HOP_BY_HOP.iter().filter(|name| **name != "x-one").chain(&["te"]) {
+                prop_assert!(!parts.headers.contains_key(*name));
+            }
+            prop_assert!(status == 101 || !parts.headers.contains_key("upgrade"));
+            prop_assert_eq!(parts.headers.get("via").is_some(), true);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What the gateway answers itself, without asking an upstream.
+
+use std::error::Error;
+use std::fmt;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+
+/// A request that does not go on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The gateway answers it: a refusal, or the last hop of `Max-Forwards`.
+    Answer(Answer),
+    /// It has been here before: the upstream's address leads back to this gateway.
+    Loop,
+}
+
+/// A ready answer of the gateway's own: a status, why, and a short body.
+///
+/// ```
+/// use bytes::Bytes;
+/// use tower_upstream::forward::{Caller, Rejection, Rules};
+///
+/// let (mut parts, ()) = http::Request::get("/").body(()).unwrap().into_parts();
+/// let upstream = "10.0.0.7:8080".parse().unwrap();
+/// let rejection = Rules::new("edge").unwrap().request(&mut parts, &Caller::unknown(), &upstream).unwrap_err();
+/// let Rejection::Answer(answer) = rejection else { panic!("no loop") };
+/// let response = answer.into_response::<Bytes>();
+/// assert_eq!(response.status(), 400);
+/// assert_eq!(response.body(), "Bad Request: the request has no Host field\n");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    status: StatusCode,
+    reason: &'static str,
+    content: Content,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Content {
+    Reason,
+    Empty,
+    /// A request head, as `message/http` (RFC 9112 section 10.1).
+    Head(Bytes),
+}
+
+impl Answer {
+    pub(super) const fn refusal(status: StatusCode, reason: &'static str) -> Self {
+        Self { status, reason, content: Content::Reason }
+    }
+
+    pub(super) const fn bad_request(reason: &'static str) -> Self {
+        Self::refusal(StatusCode::BAD_REQUEST, reason)
+    }
+
+    pub(super) const fn empty(reason: &'static str) -> Self {
+        Self { status: StatusCode::OK, reason, content: Content::Empty }
+    }
+
+    pub(super) const fn reflection(head: Bytes, reason: &'static str) -> Self {
+        Self { status: StatusCode::OK, reason, content: Content::Head(head) }
+    }
+
+    /// The status to answer with.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Why, as a fixed text that never quotes the request.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    /// The whole response; the server that sends it adds the length of a body that is not empty.
+    pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
+        let (field, value, body) = match self.content {
+            Content::Reason => {
+                let phrase = self.status.canonical_reason().unwrap_or_default();
+                let text = Bytes::from(format!("{phrase}: {}\n", self.reason));
+                (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"), text)
+            }
+            Content::Empty => (CONTENT_LENGTH, HeaderValue::from_static("0"), Bytes::new()),
+            Content::Head(head) => (CONTENT_TYPE, HeaderValue::from_static("message/http"), head),
+        };
+        let mut response = Response::new(B::from(body));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(field, value);
+        response
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.status.as_u16(), self.reason)
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answer(answer) => answer.fmt(f),
+            Self::Loop => f.write_str("the request came back to this gateway"),
+        }
+    }
+}
+
+impl Error for Rejection {}
+
+impl From<Answer> for Rejection {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_why_in_plain_text() {
+        let answer = Answer::bad_request("the request has two Host fields");
+        assert_eq!(Rejection::from(answer.clone()).to_string(), "400: the request has two Host fields");
+        let response = answer.into_response::<Bytes>();
+        assert_eq!(response.status(), 400);
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
+        assert_eq!(response.body(), "Bad Request: the request has two Host fields\n");
+        assert!(!response.headers().contains_key(CONTENT_LENGTH));
+    }
+
+    #[test]
+    fn an_empty_answer_says_that_it_is_empty() {
+        let response = Answer::empty("here ends Max-Forwards").into_response::<Bytes>();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()[CONTENT_LENGTH], "0");
+        assert_eq!(response.headers().len(), 1);
+        assert!(response.body().is_empty());
+    }
+}

@@ -1,0 +1,105 @@
+//! The connection a request came on.
+
+use std::net::IpAddr;
+
+use http::HeaderValue;
+
+/// The scheme a request came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Without TLS.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+impl Scheme {
+    /// The name in lower case, as it stands in a URI.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// Who sent a request: make one per connection, and its field values are ready.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    address: Option<HeaderValue>,
+    scheme: Option<Scheme>,
+    element: HeaderValue,
+}
+
+impl Caller {
+    /// The peer's address, if there is one, and the scheme it spoke.
+    ///
+    /// An IPv4 address that a dual-stack socket shows as IPv6 is written as IPv4.
+    pub fn new(address: Option<IpAddr>, scheme: Scheme) -> Self {
+        let node = match address.map(|address| address.to_canonical()) {
+            Some(IpAddr::V4(address)) => address.to_string(),
+            // Brackets and colons are no token, hence the quotes (RFC 7239 section 6).
+            Some(IpAddr::V6(address)) => format!("\"[{address}]\""),
+            None => "unknown".to_owned(),
+        };
+        Self {
+            address: address.and_then(|address| HeaderValue::try_from(address.to_canonical().to_string()).ok()),
+            scheme: Some(scheme),
+            element: HeaderValue::try_from(format!("for={node};proto={}", scheme.as_str()))
+                .unwrap_or(HeaderValue::from_static("for=unknown")),
+        }
+    }
+
+    /// A caller of whom neither address nor scheme is known.
+    pub fn unknown() -> Self {
+        Self { address: None, scheme: None, element: HeaderValue::from_static("for=unknown") }
+    }
+
+    /// What `X-Forwarded-For` says of it.
+    pub(super) fn address(&self) -> Option<&HeaderValue> {
+        self.address.as_ref()
+    }
+
+    /// What `X-Forwarded-Proto` says of it.
+    pub(super) fn proto(&self) -> Option<HeaderValue> {
+        self.scheme.map(|scheme| HeaderValue::from_static(scheme.as_str()))
+    }
+
+    /// What `Forwarded` says of it, the host left out (RFC 7239 section 5).
+    pub(super) fn element(&self) -> &HeaderValue {
+        &self.element
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(address: &str, scheme: Scheme) -> (String, String) {
+        let caller = Caller::new(Some(address.parse().unwrap()), scheme);
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        (text(caller.address().unwrap()), text(caller.element()))
+    }
+
+    #[test]
+    fn an_ipv6_address_is_bracketed_and_quoted_in_forwarded_alone() {
+        let (address, element) = said("2001:db8::17", Scheme::Https);
+        assert_eq!(address, "2001:db8::17");
+        assert_eq!(element, "for=\"[2001:db8::17]\";proto=https");
+    }
+
+    #[test]
+    fn an_ipv4_address_is_written_as_one_even_from_a_dual_stack_socket() {
+        for address in ["192.0.2.60", "::ffff:192.0.2.60"] {
+            assert_eq!(said(address, Scheme::Http), ("192.0.2.60".to_owned(), "for=192.0.2.60;proto=http".to_owned()));
+        }
+    }
+
+    #[test]
+    fn nothing_is_claimed_of_an_unknown_caller() {
+        let caller = Caller::unknown();
+        assert_eq!((caller.address(), caller.proto()), (None, None));
+        assert_eq!(caller.element(), "for=unknown");
+        assert_eq!(Caller::new(None, Scheme::Https).element(), "for=unknown;proto=https");
+    }
+}

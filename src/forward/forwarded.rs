@@ -1,0 +1,282 @@
+//! `Forwarded` (RFC 7239) and the `X-Forwarded-*` fields: where a request came from.
+
+use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+
+use super::caller::Caller;
+use super::fields::Fields;
+use super::syntax::{is_token, joined, token_length};
+use super::{ForwardedFields, Trust};
+
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Which fields are written, and whether what the caller sent of them counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp {
+    pub(super) trust: Trust,
+    pub(super) fields: ForwardedFields,
+}
+
+impl Stamp {
+    /// Writes the fields over, or behind, what is there.
+    pub(super) fn put(self, headers: &mut HeaderMap, seen: Fields, caller: &Caller, authority: Option<&HeaderValue>) {
+        let kept = match self.trust {
+            Trust::Nobody => {
+                seen.among(Fields::ORIGIN).remove_from(headers);
+                Fields::NONE
+            }
+            Trust::Caller => {
+                seen.among(Fields::DISGUISED).remove_from(headers);
+                if seen.has(Fields::FORWARDED)
+                    && !headers.get_all(FORWARDED).iter().all(|line| is_valid(line.as_bytes()))
+                {
+                    headers.remove(FORWARDED);
+                }
+                seen
+            }
+        };
+        if let ForwardedFields::XForwarded | ForwardedFields::Both = self.fields {
+            put_x_forwarded(headers, kept, caller, authority);
+        }
+        if let ForwardedFields::Forwarded | ForwardedFields::Both = self.fields {
+            let element = element(caller, authority);
+            let value = if kept.has(Fields::FORWARDED) { behind(headers, &FORWARDED, &element) } else { None };
+            headers.insert(FORWARDED, value.unwrap_or(element));
+        }
+    }
+}
+
+fn put_x_forwarded(headers: &mut HeaderMap, kept: Fields, caller: &Caller, authority: Option<&HeaderValue>) {
+    if kept.has(Fields::X_FORWARDED_FOR) {
+        // Left out, our caller would pass for the one before it.
+        let address = caller.address().cloned().unwrap_or(HeaderValue::from_static("unknown"));
+        let value = behind(headers, &X_FORWARDED_FOR, &address).unwrap_or(address);
+        headers.insert(&X_FORWARDED_FOR, value);
+    } else if let Some(address) = caller.address() {
+        headers.insert(&X_FORWARDED_FOR, address.clone());
+    }
+    if !kept.has(Fields::X_FORWARDED_PROTO) {
+        if let Some(proto) = caller.proto() {
+            headers.insert(&X_FORWARDED_PROTO, proto);
+        }
+    }
+    if !kept.has(Fields::X_FORWARDED_HOST) {
+        if let Some(authority) = authority {
+            headers.insert(&X_FORWARDED_HOST, authority.clone());
+        }
+    }
+}
+
+/// The field with one more member; `None` where it would be longer than anybody needs.
+fn behind(headers: &HeaderMap, name: &HeaderName, last: &HeaderValue) -> Option<HeaderValue> {
+    joined(headers.get_all(name).iter().chain([last]).map(HeaderValue::as_bytes))
+}
+
+/// Our element of `Forwarded` (RFC 7239 section 4).
+fn element(caller: &Caller, authority: Option<&HeaderValue>) -> HeaderValue {
+    let Some(authority) = authority.map(HeaderValue::as_bytes) else {
+        return caller.element().clone();
+    };
+    let quote: &[u8] = if is_token(authority) { b"" } else { b"\"" };
+    // An authority has neither quotes nor backslashes to escape.
+    let element = [caller.element().as_bytes(), b";host=", quote, authority, quote].concat();
+    HeaderValue::from_bytes(&element).unwrap_or_else(|_| caller.element().clone())
+}
+
+/// Whether a line keeps to the grammar (RFC 7239 section 4): no pair is broken, none stands twice in an element.
+fn is_valid(line: &[u8]) -> bool {
+    let mut rest = line;
+    let mut known = 0;
+    let mut pairs = 0;
+    loop {
+        if let Some(after) = pair(rest, &mut known) {
+            pairs += 1;
+            rest = after;
+        }
+        match rest.first() {
+            Some(b';') => {
+                rest = &rest[1..];
+                continue;
+            }
+            _ => rest = rest.trim_ascii_start(),
+        }
+        match rest.first() {
+            Some(b',') => {
+                rest = rest[1..].trim_ascii_start();
+                known = 0;
+            }
+            Some(_) => return false,
+            None => return pairs > 0,
+        }
+    }
+}
+
+/// What follows `token "=" value`; `None` where that is not what the input begins with.
+fn pair<'a>(input: &'a [u8], known: &mut u8) -> Option<&'a [u8]> {
+    const PARAMETERS: [&[u8]; 4] = [b"by", b"for", b"host", b"proto"];
+    let (name, rest) = input.split_at(token_length(input));
+    let value = rest.strip_prefix(b"=").filter(|_| !name.is_empty())?;
+    if let Some(index) = PARAMETERS.iter().position(|parameter| parameter.eq_ignore_ascii_case(name)) {
+        if *known & 1 << index != 0 {
+            return None;
+        }
+        *known |= 1 << index;
+    }
+    match value.strip_prefix(b"\"") {
+        Some(quoted) => after_quotes(quoted),
+        None => Some(&value[token_length(value)..]).filter(|rest| rest.len() < value.len()),
+    }
+}
+
+/// What follows the closing quote (RFC 9110 section 5.6.4).
+fn after_quotes(quoted: &[u8]) -> Option<&[u8]> {
+    let mut escaped = false;
+    let end = quoted.iter().position(|&byte| {
+        let closes = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        closes
+    })?;
+    Some(&quoted[end + 1..])
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::forward::Scheme;
+    use crate::forward::tests::{head, lines};
+
+    pub(in crate::forward) fn is_valid_forwarded(line: &[u8]) -> bool {
+        is_valid(line)
+    }
+
+    fn stamped(trust: Trust, fields: ForwardedFields, caller: &Caller, received: &[(&str, &str)]) -> Vec<String> {
+        let mut parts = head("GET", "/", received);
+        let seen = Fields::of(&parts.headers);
+        let authority = HeaderValue::from_static("example.com:8080");
+        Stamp { trust, fields }.put(&mut parts.headers, seen, caller, Some(&authority));
+        lines(&parts.headers)
+    }
+
+    fn caller() -> Caller {
+        Caller::new(Some("2001:db8::17".parse().unwrap()), Scheme::Https)
+    }
+
+    const SPOOFED: [(&str, &str); 11] = [
+        ("forwarded", "for=10.0.0.1"),
+        ("x-forwarded-for", "10.0.0.1"),
+        ("x-forwarded-for", "10.0.0.2"),
+        ("x-forwarded-host", "admin.internal"),
+        ("x-forwarded-port", "1"),
+        ("x-forwarded-prefix", "//evil"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-server", "a"),
+        ("x-forwarded-ssl", "on"),
+        ("x-real-ip", "10.0.0.1"),
+        ("x_forwarded_for", "10.0.0.1"),
+    ];
+
+    const X: [&str; 3] =
+        ["x-forwarded-for: 2001:db8::17", "x-forwarded-host: example.com:8080", "x-forwarded-proto: https"];
+    const F: &str = "forwarded: for=\"[2001:db8::17]\";proto=https;host=\"example.com:8080\"";
+
+    #[test]
+    fn nothing_of_what_a_stranger_claims_survives() {
+        let stamped = |fields| stamped(Trust::Nobody, fields, &caller(), &SPOOFED);
+        assert_eq!(stamped(ForwardedFields::XForwarded), X);
+        assert_eq!(stamped(ForwardedFields::Forwarded), [F]);
+        assert_eq!(stamped(ForwardedFields::Both), [&[F], &X[..]].concat());
+        assert_eq!(stamped(ForwardedFields::None), [""; 0]);
+    }
+
+    #[test]
+    fn of_an_unknown_stranger_nothing_is_said_but_that() {
+        let stamped = |fields| stamped(Trust::Nobody, fields, &Caller::unknown(), &SPOOFED);
+        assert_eq!(stamped(ForwardedFields::XForwarded), [X[1]]);
+        assert_eq!(stamped(ForwardedFields::Forwarded), ["forwarded: for=unknown;host=\"example.com:8080\""]);
+    }
+
+    #[test]
+    fn a_trusted_callers_claims_are_kept_and_added_to() {
+        let received = [
+            ("forwarded", "for=192.0.2.43, for=\"[2001:db8:cafe::17]:4711\""),
+            ("x-forwarded-for", "192.0.2.43"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("x-forwarded-host", "a.example"),
+            ("x-forwarded-port", "444"),
+            ("x-forwarded-proto", "http"),
+            ("x-real-ip", "192.0.2.43"),
+            ("x_real_ip", "10.0.0.1"),
+        ];
+        let appended = [
+            "forwarded: for=192.0.2.43, for=\"[2001:db8:cafe::17]:4711\", \
+             for=\"[2001:db8::17]\";proto=https;host=\"example.com:8080\"",
+            "x-forwarded-for: 192.0.2.43, 198.51.100.1, 2001:db8::17",
+            "x-forwarded-host: a.example",
+            "x-forwarded-port: 444",
+            "x-forwarded-proto: http",
+            "x-real-ip: 192.0.2.43",
+        ];
+        assert_eq!(stamped(Trust::Caller, ForwardedFields::Both, &caller(), &received), appended);
+        assert_eq!(stamped(Trust::Caller, ForwardedFields::Both, &caller(), &[]), [&[F], &X[..]].concat());
+        let kept = stamped(Trust::Caller, ForwardedFields::None, &caller(), &received[..7]);
+        assert_eq!(kept.len(), 7);
+        let unknown = stamped(Trust::Caller, ForwardedFields::XForwarded, &Caller::unknown(), &received[1..2]);
+        assert_eq!(unknown[0], "x-forwarded-for: 192.0.2.43, unknown");
+    }
+
+    #[test]
+    fn a_chain_longer_than_anybody_needs_is_begun_anew() {
+        let long = "192.0.2.1, ".repeat(800);
+        let received = [("x-forwarded-for", long.as_str())];
+        assert_eq!(stamped(Trust::Caller, ForwardedFields::XForwarded, &caller(), &received), X);
+        let long = format!("for={}", "a".repeat(8192));
+        let received = [("forwarded", long.as_str())];
+        assert_eq!(stamped(Trust::Caller, ForwardedFields::Forwarded, &caller(), &received), [F]);
+    }
+
+    #[test]
+    fn a_forwarded_field_that_nobody_could_read_is_dropped() {
+        let received = [("forwarded", "for=192.0.2.43"), ("forwarded", "for=\"192.0.2.43")];
+        assert_eq!(stamped(Trust::Caller, ForwardedFields::Forwarded, &caller(), &received), [F]);
+        assert_eq!(stamped(Trust::Caller, ForwardedFields::None, &caller(), &received), [""; 0]);
+    }
+
+    #[test]
+    fn the_grammar_of_forwarded_is_kept_strictly() {
+        for good in [
+            &b"for=192.0.2.60;proto=http;by=203.0.113.43"[..],
+            b"For=\"[2001:db8:cafe::17]:4711\"",
+            b"for=192.0.2.43,for=198.51.100.17;by=203.0.113.60;proto=http;host=example.com",
+            b"for=_gazonk , , for=unknown",
+            b"for=\"a\\\"b, c\";secret=x;secret=y;",
+            b";for=a;;by=b",
+            b"x=\"caf\xe9\\\\\"",
+        ] {
+            assert!(is_valid(good), "{good:?}");
+        }
+        for bad in [
+            &b""[..],
+            b" , ",
+            b";",
+            b"for",
+            b"for=",
+            b"=a",
+            b"for=a;for=b",
+            b"for=a;FOR=b",
+            b"for =a",
+            b"for= a",
+            b"for=a; by=b",
+            b"for=a ;by=b",
+            b"for=a by=b",
+            b"for=[::1]",
+            b"for=a:80",
+            b"for=\"a",
+            b"for=\"a\\\"",
+            b"for=\"a\"b",
+            b"for=caf\xe9",
+        ] {
+            assert!(!is_valid(bad), "{bad:?}");
+        }
+    }
+}

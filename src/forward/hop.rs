@@ -1,0 +1,180 @@
+//! Fields that are meant for the next hop alone (RFC 9110 section 7.6.1).
+
+use std::str;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Version, request};
+
+use super::fields::Fields;
+use super::syntax::list;
+
+/// What the `Connection` fields of a head say.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Options {
+    count: usize,
+    /// It names fields beside the hop-by-hop ones that go anyway.
+    names_others: bool,
+    upgrade: bool,
+}
+
+impl Options {
+    pub(super) fn read(headers: &HeaderMap, seen: Fields) -> Self {
+        let mut options = Self::default();
+        if seen.has(Fields::CONNECTION) {
+            for option in headers.get_all(header::CONNECTION).iter().flat_map(list) {
+                let known = Fields::named(option);
+                options.count += 1;
+                options.names_others |= known.is_empty() && !option.eq_ignore_ascii_case(b"close");
+                options.upgrade |= known.has(Fields::UPGRADE);
+            }
+        }
+        options
+    }
+
+    /// How many there are.
+    pub(super) fn count(self) -> usize {
+        self.count
+    }
+
+    /// Whether the sender wants to change the protocol.
+    pub(super) fn wants_upgrade(self) -> bool {
+        self.upgrade
+    }
+}
+
+/// Removes the fields that are meant for the next hop alone.
+///
+/// These are the ones that `Connection` names, and `Connection`, `Keep-Alive`, `Proxy-Connection`, `TE`,
+/// `Transfer-Encoding`, `Upgrade`, `HTTP2-Settings` and the `Proxy-*` fields of authentication, named or
+/// not (RFC 9110 sections 7.6.1 and 11.7). What says how long a message is, whom it is for and which way it came is
+/// for everyone, and stays even if named: `Host`, `Content-Length`, `Max-Forwards`, `Via`, the `Forwarded` family.
+/// `Content-Length` goes where `Transfer-Encoding` overrides it (RFC 9112 section 6.3).
+///
+/// ```
+/// use http::{HeaderMap, HeaderValue};
+/// use tower_upstream::forward::strip_hop_by_hop;
+///
+/// let mut headers = HeaderMap::new();
+/// headers.insert("host", HeaderValue::from_static("example.com"));
+/// headers.insert("connection", HeaderValue::from_static("close, x-debug, host"));
+/// headers.insert("x-debug", HeaderValue::from_static("1"));
+/// strip_hop_by_hop(&mut headers);
+/// assert_eq!(headers.len(), 1);
+/// assert_eq!(headers["host"], "example.com");
+/// ```
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let seen = Fields::of(headers);
+    strip(headers, seen, Options::read(headers, seen));
+}
+
+pub(super) fn strip(headers: &mut HeaderMap, seen: Fields, options: Options) {
+    if options.names_others {
+        let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+        let others = lines.iter().flat_map(list).filter(|option| Fields::named(option).is_empty());
+        for name in others.filter_map(|option| str::from_utf8(option).ok()) {
+            headers.remove(name);
+        }
+    }
+    if seen.has(Fields::TRANSFER_ENCODING) {
+        seen.among(Fields::CONTENT_LENGTH).remove_from(headers);
+    }
+    seen.among(Fields::HOP_BY_HOP).remove_from(headers);
+}
+
+/// Whether the sender takes trailers (RFC 9110 section 10.1.4), which HTTP/1.0 has none of.
+pub(super) fn takes_trailers(parts: &request::Parts, seen: Fields) -> bool {
+    seen.has(Fields::TE)
+        && parts.version > Version::HTTP_10
+        && parts
+            .headers
+            .get_all(header::TE)
+            .iter()
+            .flat_map(list)
+            .any(|member| member.eq_ignore_ascii_case(b"trailers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::tests::{head, names};
+
+    fn stripped(fields: &[(&str, &str)]) -> Vec<String> {
+        let mut parts = head("GET", "/", fields);
+        strip_hop_by_hop(&mut parts.headers);
+        names(&parts.headers)
+    }
+
+    #[test]
+    fn hop_by_hop_fields_go_whether_named_or_not() {
+        let fields = [
+            ("connection", "keep-alive"),
+            ("http2-settings", "AAMAAABkAAQCAAAAAAIAAAAA"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authenticate", "Basic"),
+            ("proxy-authentication-info", "a"),
+            ("proxy-authorization", "Basic eA=="),
+            ("proxy-connection", "keep-alive"),
+            ("te", "gzip"),
+            ("trailer", "x-sum"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+        ];
+        assert_eq!(stripped(&fields), ["trailer"]);
+    }
+
+    #[test]
+    fn named_fields_go_in_any_case_and_on_any_line() {
+        let fields = [
+            ("connection", "X-One ,, close"),
+            ("connection", "x-two,upgrade,\"x\", x three, \u{e9}"),
+            ("x-one", "1"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+        ];
+        assert_eq!(stripped(&fields), ["x-three"]);
+    }
+
+    #[test]
+    fn naming_host_or_length_does_not_change_the_message() {
+        let fields = [
+            ("connection", "Host, content-length, VIA, max-forwards, forwarded, x-forwarded-for, x-real-ip"),
+            ("content-length", "5"),
+            ("forwarded", "for=_a"),
+            ("host", "a"),
+            ("max-forwards", "1"),
+            ("via", "1.1 b"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-real-ip", "192.0.2.1"),
+        ];
+        assert_eq!(stripped(&fields).len(), fields.len() - 1);
+    }
+
+    #[test]
+    fn a_length_that_transfer_encoding_overrides_goes_too() {
+        let fields = [("content-length", "5"), ("transfer-encoding", "chunked")];
+        assert_eq!(stripped(&fields), [""; 0]);
+        assert_eq!(stripped(&fields[..1]), ["content-length"]);
+    }
+
+    #[test]
+    fn a_name_of_any_length_is_looked_for_without_harm() {
+        let long = "x".repeat(70_000);
+        let fields = [("connection", long.as_str()), ("x-one", "1")];
+        assert_eq!(stripped(&fields), ["x-one"]);
+    }
+
+    #[test]
+    fn trailers_are_one_member_of_te() {
+        let takes = |version, value| {
+            let mut parts = head("GET", "/", &[("te", value)]);
+            parts.version = version;
+            takes_trailers(&parts, Fields::of(&parts.headers))
+        };
+        assert!(takes(Version::HTTP_11, "trailers"));
+        assert!(takes(Version::HTTP_2, "gzip;q=0.5, Trailers"));
+        assert!(!takes(Version::HTTP_2, "gzip"));
+        assert!(!takes(Version::HTTP_2, "trailers;q=1"));
+        assert!(!takes(Version::HTTP_10, "trailers"));
+    }
+}

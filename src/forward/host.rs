@@ -1,0 +1,265 @@
+//! Which authority a request is for (RFC 9110 section 7.2, RFC 9112 sections 3.2 and 3.3).
+
+use std::net::Ipv6Addr;
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Method, Uri, Version, header, request};
+
+use super::answer::Answer;
+use super::fields::Fields;
+use super::syntax::set;
+
+const REG_NAME: [bool; 256] = set(b"-._~!$&'()*+,;=%");
+
+/// What a request's target and its `Host` say together.
+pub(super) enum Target {
+    /// Origin-form or asterisk-form; HTTP/1.0 may name no host.
+    Field(Option<HeaderValue>),
+    /// The target had an authority, which wins over `Host`; the rest of it is in origin-form.
+    Absolute(HeaderValue, Uri),
+}
+
+/// Reads the authority and checks it.
+pub(super) fn target(parts: &request::Parts, seen: Fields) -> Result<Target, Answer> {
+    match parts.uri.authority() {
+        Some(authority) => absolute(parts, seen, authority),
+        None => {
+            match parts.uri.path() {
+                "*" if parts.method == Method::OPTIONS => {}
+                path if path.starts_with('/') => {}
+                _ => return Err(Answer::bad_request("the request target has no form that is allowed here")),
+            }
+            Ok(Target::Field(field(parts, seen)?.cloned()))
+        }
+    }
+}
+
+/// Absolute-form, or the pseudo-fields of HTTP/2 and HTTP/3 (RFC 9113 section 8.3.1, RFC 9114 section 4.3.1).
+fn absolute(parts: &request::Parts, seen: Fields, authority: &Authority) -> Result<Target, Answer> {
+    match parts.uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
+        Some(_) => return Err(Answer::bad_request("the scheme is neither http nor https")),
+        None => return Err(Answer::bad_request("only CONNECT may have an authority for its target")),
+    }
+    if split(authority.as_str().as_bytes()).is_none() {
+        return Err(Answer::bad_request("the authority of the request target is malformed"));
+    }
+    // RFC 9112 section 3.2 asks for a Host that is there, single and valid even where it is then ignored.
+    let field = if parts.version <= Version::HTTP_11 { field(parts, seen)? } else { None };
+    let value = match field {
+        Some(value) if value.as_bytes() == authority.as_str().as_bytes() => value.clone(),
+        _ => HeaderValue::from_str(authority.as_str())
+            .map_err(|_| Answer::bad_request("the authority of the request target is malformed"))?,
+    };
+    Ok(Target::Absolute(value, origin_form(parts)?))
+}
+
+/// The path and query alone (RFC 9112 section 3.2.1), or `*` (section 3.2.4).
+fn origin_form(parts: &request::Parts) -> Result<Uri, Answer> {
+    let malformed = Answer::bad_request("the path of the request target is malformed");
+    let Some(path) = parts.uri.path_and_query() else {
+        return Err(malformed);
+    };
+    let path = match path.as_str().as_bytes() {
+        [b'/', ..] => path.clone(),
+        [b'*'] if parts.method == Method::OPTIONS => path.clone(),
+        [b'?', ..] => PathAndQuery::try_from(format!("/{path}", path = path.as_str())).map_err(|_| malformed)?,
+        _ => return Err(malformed),
+    };
+    Ok(Uri::from(path))
+}
+
+fn field(parts: &request::Parts, seen: Fields) -> Result<Option<&HeaderValue>, Answer> {
+    if !seen.has(Fields::HOST) {
+        return match parts.version {
+            Version::HTTP_09 | Version::HTTP_10 => Ok(None),
+            _ => Err(Answer::bad_request("the request has no Host field")),
+        };
+    }
+    let mut values = parts.headers.get_all(header::HOST).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(Answer::bad_request("the request has two Host fields"));
+    }
+    match value {
+        Some(value) if split(value.as_bytes()).is_some() => Ok(Some(value)),
+        _ => Err(Answer::bad_request("the Host field is malformed")),
+    }
+}
+
+/// Takes `uri-host [":" port]` apart; `None` where it is malformed or the host is empty.
+///
+/// An http URI without a host is invalid (RFC 9110 section 4.2.1), and so is one with userinfo (section 4.2.4).
+pub(super) fn split(authority: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
+    let end = if authority.first() == Some(&b'[') {
+        authority.iter().position(|&byte| byte == b']')? + 1
+    } else {
+        authority.iter().position(|&byte| byte == b':').unwrap_or(authority.len())
+    };
+    let (host, rest) = authority.split_at(end);
+    let port = match rest {
+        [] => None,
+        [b':', port @ ..] if is_port(port) => Some(port),
+        _ => return None,
+    };
+    let valid = match host {
+        [b'[', address @ .., b']'] => std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok()),
+        name => is_reg_name(name),
+    };
+    valid.then_some((host, port))
+}
+
+fn is_port(port: &[u8]) -> bool {
+    let digit = |port: u32, &byte: &u8| port.saturating_mul(10).saturating_add(u32::from(byte - b'0'));
+    port.iter().all(u8::is_ascii_digit) && port.iter().fold(0, digit) <= u32::from(u16::MAX)
+}
+
+/// `reg-name`, which IPv4 addresses are too (RFC 3986 section 3.2.2).
+fn is_reg_name(name: &[u8]) -> bool {
+    let is_escape = |rest: &[u8]| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+    !name.is_empty()
+        && name
+            .iter()
+            .enumerate()
+            .all(|(at, &byte)| REG_NAME[usize::from(byte)] && (byte != b'%' || is_escape(&name[at + 1..])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::tests::head;
+
+    fn read(parts: &request::Parts) -> Result<(Option<String>, Option<String>), &'static str> {
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        match target(parts, Fields::of(&parts.headers)) {
+            Ok(Target::Field(value)) => Ok((value.as_ref().map(text), None)),
+            Ok(Target::Absolute(value, uri)) => Ok((Some(text(&value)), Some(uri.to_string()))),
+            Err(answer) => {
+                assert_eq!(answer.status(), 400);
+                Err(answer.reason())
+            }
+        }
+    }
+
+    fn host(value: &str) -> Result<(Option<String>, Option<String>), &'static str> {
+        read(&head("GET", "/", &[("host", value)]))
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_and_perhaps_a_port() {
+        for good in ["a", "example.com:8080", "[::1]:80", "[2001:db8::1]", "192.0.2.1:65535", "a_b.c", "%41.d", "a:"] {
+            assert_eq!(host(good), Ok((Some(good.to_owned()), None)));
+        }
+    }
+
+    #[test]
+    fn a_malformed_host_is_refused() {
+        let bad = [
+            "",
+            " ",
+            "a b",
+            "user@x",
+            "user:pw@x:80",
+            ":80",
+            "a:65536",
+            "a:99999999999999999999",
+            "a:-1",
+            "a:8x",
+            "a:80:80",
+            "::1",
+            "[::1",
+            "[::1]80",
+            "[::1]x:80",
+            "[]",
+            "[a]",
+            "[::1%25eth0]",
+            "a/b",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "http://a",
+            "a%",
+            "a%4",
+            "a%4g",
+            "<a>",
+            "a\"b",
+        ];
+        for bad in bad {
+            assert_eq!(host(bad), Err("the Host field is malformed"), "{bad:?}");
+        }
+        let mut parts = head("GET", "/", &[]);
+        parts.headers.insert("host", HeaderValue::from_bytes(b"caf\xc3\xa9.example").unwrap());
+        assert_eq!(read(&parts), Err("the Host field is malformed"));
+    }
+
+    #[test]
+    fn two_hosts_are_refused_even_when_they_agree() {
+        let parts = head("GET", "/", &[("host", "a"), ("host", "a")]);
+        assert_eq!(read(&parts), Err("the request has two Host fields"));
+        let parts = head("GET", "http://a/", &[("host", "a"), ("host", "b")]);
+        assert_eq!(read(&parts), Err("the request has two Host fields"));
+    }
+
+    #[test]
+    fn only_http_1_0_may_leave_the_host_out() {
+        let mut parts = head("GET", "/", &[]);
+        assert_eq!(read(&parts), Err("the request has no Host field"));
+        parts.version = Version::HTTP_2;
+        assert_eq!(read(&parts), Err("the request has no Host field"));
+        parts.version = Version::HTTP_10;
+        assert_eq!(read(&parts), Ok((None, None)));
+        assert_eq!(read(&head("GET", "http://a/", &[])), Err("the request has no Host field"));
+    }
+
+    #[test]
+    fn the_absolute_form_wins_over_the_host() {
+        let parts = head("GET", "http://a:81/p?q=1", &[("host", "b")]);
+        assert_eq!(read(&parts), Ok((Some("a:81".to_owned()), Some("/p?q=1".to_owned()))));
+        let parts = head("GET", "https://a?q", &[("host", "a")]);
+        assert_eq!(read(&parts), Ok((Some("a".to_owned()), Some("/?q".to_owned()))));
+    }
+
+    #[test]
+    fn the_absolute_form_does_not_excuse_a_bad_host() {
+        for bad in ["", "a b", "user@a"] {
+            assert_eq!(read(&head("GET", "http://a/", &[("host", bad)])), Err("the Host field is malformed"));
+        }
+    }
+
+    #[test]
+    fn an_authority_with_userinfo_or_a_bad_port_is_refused() {
+        for bad in ["http://user@a/", "http://user:pw@a:80/", "http://a:99999/"] {
+            let parts = head("GET", bad, &[("host", "a")]);
+            assert_eq!(read(&parts), Err("the authority of the request target is malformed"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn http_2_takes_the_authority_and_ignores_the_host() {
+        let mut parts = head("GET", "https://a/x", &[("host", "b"), ("host", "c d")]);
+        parts.version = Version::HTTP_2;
+        assert_eq!(read(&parts), Ok((Some("a".to_owned()), Some("/x".to_owned()))));
+    }
+
+    #[test]
+    fn other_schemes_and_a_bare_authority_are_refused() {
+        let parts = head("GET", "ftp://a/", &[("host", "a")]);
+        assert_eq!(read(&parts), Err("the scheme is neither http nor https"));
+        let parts = head("GET", "a:80", &[("host", "a")]);
+        assert_eq!(read(&parts), Err("only CONNECT may have an authority for its target"));
+    }
+
+    #[test]
+    fn the_asterisk_is_for_options_alone() {
+        assert_eq!(read(&head("OPTIONS", "*", &[("host", "a")])), Ok((Some("a".to_owned()), None)));
+        assert!(read(&head("GET", "*", &[("host", "a")])).is_err());
+        let mut parts = head("OPTIONS", "/", &[]);
+        let mut uri = Uri::from_static("https://a/").into_parts();
+        uri.path_and_query = Some(PathAndQuery::from_static("*"));
+        parts.uri = Uri::from_parts(uri).unwrap();
+        parts.version = Version::HTTP_2;
+        assert_eq!(read(&parts), Ok((Some("a".to_owned()), Some("*".to_owned()))));
+        parts.method = Method::GET;
+        assert!(read(&parts).is_err());
+    }
+}

@@ -1,0 +1,167 @@
+//! The methods that say how far they go: CONNECT, OPTIONS and TRACE (RFC 9110 sections 7.6.2 and 9.3.6 to 9.3.8).
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, Version, header, request};
+
+use super::answer::Answer;
+use super::fields::Fields;
+use super::host;
+
+/// A reverse proxy is no tunnel, and no extended CONNECT makes it one (RFC 9110 section 9.3.6, RFC 8441 section 4).
+pub(super) fn connect(parts: &request::Parts) -> Answer {
+    let has_port = |authority: &str| {
+        host::split(authority.as_bytes()).and_then(|(_, port)| port).is_some_and(|port| !port.is_empty())
+    };
+    let is_extended = parts.version >= Version::HTTP_2 && parts.uri.scheme().is_some();
+    let names_a_port = parts.uri.scheme().is_none() && parts.uri.authority().is_some_and(|it| has_port(it.as_str()));
+    if is_extended || names_a_port {
+        Answer::refusal(StatusCode::NOT_IMPLEMENTED, "this gateway opens no tunnels")
+    } else {
+        Answer::bad_request("the target of CONNECT is no host with a port")
+    }
+}
+
+/// The value of `Max-Forwards` to send on, or the answer where the request goes no further.
+///
+/// A value that is no number is none of ours to mend, and goes on as it is.
+pub(super) fn max_forwards(parts: &request::Parts, seen: Fields) -> Result<Option<HeaderValue>, Answer> {
+    let is_trace = parts.method == Method::TRACE;
+    if !is_trace && parts.method != Method::OPTIONS {
+        return Ok(None);
+    }
+    if is_trace && has_content(parts, seen) {
+        return Err(Answer::bad_request("a TRACE request has no content"));
+    }
+    if !seen.has(Fields::MAX_FORWARDS) {
+        return Ok(None);
+    }
+    let mut lines = parts.headers.get_all(header::MAX_FORWARDS).iter();
+    let number = match (lines.next(), lines.next()) {
+        (Some(line), None) => number(line.as_bytes()),
+        _ => None,
+    };
+    match number {
+        Some(0) if is_trace => Err(Answer::reflection(reflection(parts), "Max-Forwards ends here")),
+        Some(0) => Err(Answer::empty("Max-Forwards ends here")),
+        Some(number) => Ok(Some(HeaderValue::from(number - 1))),
+        None => Ok(None),
+    }
+}
+
+fn has_content(parts: &request::Parts, seen: Fields) -> bool {
+    seen.has(Fields::TRANSFER_ENCODING)
+        || seen.has(Fields::CONTENT_LENGTH)
+            && parts.headers.get_all(header::CONTENT_LENGTH).iter().any(|line| number(line.as_bytes()) != Some(0))
+}
+
+/// A number of any length; the largest we know stands for all above it, as section 7.6.2 allows.
+fn number(digits: &[u8]) -> Option<u32> {
+    let add = |number: u32, digit: &u8| number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
+    (!digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then(|| digits.iter().fold(0, add))
+}
+
+/// The head as received, without what could be stolen by it (RFC 9110 section 9.3.8).
+fn reflection(parts: &request::Parts) -> Bytes {
+    let mut head = format!("{} {} {:?}\r\n", parts.method, parts.uri, parts.version).into_bytes();
+    for (name, value) in &parts.headers {
+        let is_secret = matches!(*name, header::AUTHORIZATION | header::COOKIE | header::PROXY_AUTHORIZATION);
+        if !is_secret && !value.is_sensitive() {
+            for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                head.extend_from_slice(piece);
+            }
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    Bytes::from(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::tests::head;
+
+    fn forwards(method: &str, fields: &[(&str, &str)]) -> Result<Option<HeaderValue>, Answer> {
+        let parts = head(method, "/x?q", fields);
+        max_forwards(&parts, Fields::of(&parts.headers))
+    }
+
+    fn sent_on(method: &str, value: &str) -> Option<String> {
+        let value = forwards(method, &[("max-forwards", value)]).unwrap();
+        value.map(|value| value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn a_number_of_forwards_goes_on_one_less() {
+        assert_eq!(sent_on("OPTIONS", "1").unwrap(), "0");
+        assert_eq!(sent_on("TRACE", "0000000000000000010").unwrap(), "9");
+    }
+
+    #[test]
+    fn a_number_beyond_counting_goes_on_as_the_largest_we_know() {
+        assert_eq!(sent_on("TRACE", "99999999999999999999").unwrap(), "4294967294");
+        assert_eq!(sent_on("TRACE", &"9".repeat(10_000)).unwrap(), "4294967294");
+    }
+
+    #[test]
+    fn what_is_no_number_stays_as_it_is() {
+        for odd in ["", "-1", "+1", "1.0", "0x1", "1, 2", "\u{661}"] {
+            assert_eq!(sent_on("OPTIONS", odd), None, "{odd}");
+        }
+        assert_eq!(forwards("OPTIONS", &[("max-forwards", "0"), ("max-forwards", "0")]), Ok(None));
+    }
+
+    #[test]
+    fn other_methods_do_not_count_forwards() {
+        assert_eq!(sent_on("GET", "0"), None);
+    }
+
+    #[test]
+    fn options_ends_here_with_an_empty_answer() {
+        let response = forwards("OPTIONS", &[("max-forwards", "0")]).unwrap_err().into_response::<Bytes>();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-length"], "0");
+        assert!(!response.headers().contains_key("allow"));
+    }
+
+    #[test]
+    fn trace_ends_here_with_its_own_head_and_no_secrets() {
+        let fields = [
+            ("host", "a"),
+            ("authorization", "Basic c2VjcmV0"),
+            ("cookie", "id=c2VjcmV0"),
+            ("proxy-authorization", "Basic c2VjcmV0"),
+            ("max-forwards", "00"),
+            ("via", "1.1 b"),
+        ];
+        let response = forwards("TRACE", &fields).unwrap_err().into_response::<Bytes>();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "message/http");
+        assert_eq!(response.body(), "TRACE /x?q HTTP/1.1\r\nhost: a\r\nmax-forwards: 00\r\nvia: 1.1 b\r\n\r\n");
+    }
+
+    #[test]
+    fn a_trace_with_content_is_refused() {
+        for field in [("content-length", "1"), ("content-length", "x"), ("transfer-encoding", "chunked")] {
+            let answer = forwards("TRACE", &[field, ("max-forwards", "0")]).unwrap_err();
+            assert_eq!(answer.status(), 400);
+        }
+        assert_eq!(forwards("TRACE", &[("content-length", "0")]), Ok(None));
+        assert_eq!(forwards("OPTIONS", &[("content-length", "1")]), Ok(None));
+    }
+
+    #[test]
+    fn connect_is_refused_as_not_implemented_or_malformed() {
+        let status = |target: &str, version| {
+            let mut parts = head("CONNECT", target, &[("host", "a")]);
+            parts.version = version;
+            connect(&parts).status().as_u16()
+        };
+        for good in ["a:443", "[::1]:443", "192.0.2.1:1"] {
+            assert_eq!(status(good, Version::HTTP_11), 501, "{good}");
+        }
+        for bad in ["a", "a:", "a:99999", "u@a:443", "/x", "*", "http://a:80/"] {
+            assert_eq!(status(bad, Version::HTTP_11), 400, "{bad}");
+        }
+        assert_eq!(status("https://a/chat", Version::HTTP_2), 501);
+    }
+}
