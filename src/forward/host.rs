@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, Uri, Version, header, request};
 
 use super::answer::Answer;
 use super::fields::Fields;
-use super::syntax::set;
+use super::syntax::{number, set};
 
 const REG_NAME: [bool; 256] = set(b"-._~!$&'()*+,;=%");
 
@@ -21,16 +21,14 @@ pub(super) enum Target {
 
 /// Reads the authority and checks it.
 pub(super) fn target(parts: &request::Parts, seen: Fields) -> Result<Target, Answer> {
-    match parts.uri.authority() {
-        Some(authority) => absolute(parts, seen, authority),
-        None => {
-            match parts.uri.path() {
-                "*" if parts.method == Method::OPTIONS => {}
-                path if path.starts_with('/') => {}
-                _ => return Err(Answer::bad_request("the request target has no form that is allowed here")),
-            }
-            Ok(Target::Field(field(parts, seen)?.cloned()))
-        }
+    if let Some(authority) = parts.uri.authority() {
+        return absolute(parts, seen, authority);
+    }
+    let path = parts.uri.path();
+    if path.starts_with('/') || path == "*" && parts.method == Method::OPTIONS {
+        Ok(Target::Field(field(parts, seen)?.cloned()))
+    } else {
+        Err(Answer::bad_request("the request target has no form that is allowed here"))
     }
 }
 
@@ -99,7 +97,9 @@ pub(super) fn split(authority: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
     let (host, rest) = authority.split_at(end);
     let port = match rest {
         [] => None,
-        [b':', port @ ..] if is_port(port) => Some(port),
+        [b':', port @ ..] if port.is_empty() || number(port).is_some_and(|port| u16::try_from(port).is_ok()) => {
+            Some(port)
+        }
         _ => return None,
     };
     let valid = match host {
@@ -107,11 +107,6 @@ pub(super) fn split(authority: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
         name => is_reg_name(name),
     };
     valid.then_some((host, port))
-}
-
-fn is_port(port: &[u8]) -> bool {
-    let digit = |port: u32, &byte: &u8| port.saturating_mul(10).saturating_add(u32::from(byte - b'0'));
-    port.iter().all(u8::is_ascii_digit) && port.iter().fold(0, digit) <= u32::from(u16::MAX)
 }
 
 /// `reg-name`, which IPv4 addresses are too (RFC 3986 section 3.2.2).

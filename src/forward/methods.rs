@@ -6,6 +6,7 @@ use http::{HeaderValue, Method, StatusCode, Version, header, request};
 use super::answer::Answer;
 use super::fields::Fields;
 use super::host;
+use super::syntax::number;
 
 /// A reverse proxy is no tunnel, and no extended CONNECT makes it one (RFC 9110 section 9.3.6, RFC 8441 section 4).
 pub(super) fn connect(parts: &request::Parts) -> Answer {
@@ -23,7 +24,8 @@ pub(super) fn connect(parts: &request::Parts) -> Answer {
 
 /// The value of `Max-Forwards` to send on, or the answer where the request goes no further.
 ///
-/// A value that is no number is none of ours to mend, and goes on as it is.
+/// A value that is no number is none of ours to mend, and goes on as it is. One too large to count goes on as the largest
+/// we know, as RFC 9110 section 7.6.2 has it.
 pub(super) fn max_forwards(parts: &request::Parts, seen: Fields) -> Result<Option<HeaderValue>, Answer> {
     let is_trace = parts.method == Method::TRACE;
     if !is_trace && parts.method != Method::OPTIONS {
@@ -52,12 +54,6 @@ fn has_content(parts: &request::Parts, seen: Fields) -> bool {
     seen.has(Fields::TRANSFER_ENCODING)
         || seen.has(Fields::CONTENT_LENGTH)
             && parts.headers.get_all(header::CONTENT_LENGTH).iter().any(|line| number(line.as_bytes()) != Some(0))
-}
-
-/// A number of any length; the largest we know stands for all above it, as section 7.6.2 allows.
-fn number(digits: &[u8]) -> Option<u32> {
-    let add = |number: u32, digit: &u8| number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
-    (!digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then(|| digits.iter().fold(0, add))
 }
 
 /// The head as received, without what could be stolen by it (RFC 9110 section 9.3.8).

@@ -11,9 +11,9 @@ const TCHAR: [bool; 256] = set(b"!#$%&'*+-.^_`|~");
 /// Letters, digits and `others`, as a table.
 pub(super) const fn set(others: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
-    let mut byte = 0;
+    let mut byte = 0_u8;
     while byte < 128 {
-        table[byte as usize] = (byte as u8).is_ascii_alphanumeric();
+        table[byte as usize] = byte.is_ascii_alphanumeric();
         byte += 1;
     }
     let mut index = 0;
@@ -37,6 +37,12 @@ pub(super) fn token_length(bytes: &[u8]) -> usize {
 /// The members of a list of tokens, empty ones left out (RFC 9110 section 5.6.1).
 pub(super) fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
+}
+
+/// `1*DIGIT` of any length; the largest number stands for all above it.
+pub(super) fn number(digits: &[u8]) -> Option<u32> {
+    let add = |number: u32, digit: &u8| number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
+    (!digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then(|| digits.iter().fold(0, add))
 }
 
 /// Several field lines as one (RFC 9110 section 5.3); `None` where that is longer than 8 KiB.
