@@ -136,6 +136,15 @@ mod tests {
     }
 
     #[test]
+    fn a_value_marked_as_sensitive_is_a_secret_too() {
+        let mut parts = head("TRACE", "/", &[]);
+        let mut key = HeaderValue::from_static("c2VjcmV0");
+        key.set_sensitive(true);
+        parts.headers.insert("x-key", key);
+        assert_eq!(reflection(&parts), "TRACE / HTTP/1.1\r\n\r\n");
+    }
+
+    #[test]
     fn a_trace_with_content_is_refused() {
         for field in [("content-length", "1"), ("content-length", "x"), ("transfer-encoding", "chunked")] {
             let answer = forwards("TRACE", &[field, ("max-forwards", "0")]).unwrap_err();
