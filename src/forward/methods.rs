@@ -24,8 +24,8 @@ pub(super) fn connect(parts: &request::Parts) -> Answer {
 
 /// The value of `Max-Forwards` to send on, or the answer where the request goes no further.
 ///
-/// A value that is no number is none of ours to mend, and goes on as it is. One too large to count goes on as the largest
-/// we know, as RFC 9110 section 7.6.2 has it.
+/// A value that is no number is none of ours to mend, and goes on as it is. One too large to count goes on as the
+/// largest we know, as RFC 9110 section 7.6.2 has it.
 pub(super) fn max_forwards(parts: &request::Parts, seen: Fields) -> Result<Option<HeaderValue>, Answer> {
     let is_trace = parts.method == Method::TRACE;
     if !is_trace && parts.method != Method::OPTIONS {
