@@ -1,6 +1,7 @@
 //! The gateway's settings, from the environment.
 
 use std::env;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -60,7 +61,8 @@ impl Settings {
 
     pub(crate) fn init_log(&self) {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let colours = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     }
 
     pub(crate) fn runtime(&self) -> Runtime {

@@ -73,7 +73,9 @@ impl Answer {
         self.reason
     }
 
-    /// The whole response; the server that sends it adds the length of a body that is not empty.
+    /// The whole response.
+    ///
+    /// The server that sends it adds the length of a body that is not empty.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
         let (field, value, body) = match self.content {
             Content::Reason => {

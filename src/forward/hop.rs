@@ -133,6 +133,7 @@ mod tests {
             ("x-three", "3"),
         ];
         assert_eq!(stripped(&fields), ["x-three"]);
+        assert_eq!(stripped(&[("connection", "x-one"), ("x-one", "1")]), [""; 0]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn absolute(parts: &request::Parts, seen: Fields, authority: &Authority) -> Resu
         return Err(Answer::bad_request("the authority of the request target is malformed"));
     }
     // RFC 9112 section 3.2 asks for a Host that is there, single and valid even where it is then ignored.
-    let field = if parts.version <= Version::HTTP_2 { field(parts, seen)? } else { None };
+    let field = if parts.version <= Version::HTTP_11 { field(parts, seen)? } else { None };
     let value = match field {
         Some(value) if value.as_bytes() == authority.as_str().as_bytes() => value.clone(),
         _ => HeaderValue::from_str(authority.as_str())

@@ -24,8 +24,8 @@ pub(super) fn connect(parts: &request::Parts) -> Answer {
 
 /// The value of `Max-Forwards` to send on, or the answer where the request goes no further.
 ///
-/// A value that is no number is none of ours to mend, and goes on as it is. One too large to count goes on as the largest
-/// we know, as RFC 9110 section 7.6.2 has it.
+/// A value that is no number is none of ours to mend, and goes on as it is. One too large to count goes on as the
+/// largest we know, as RFC 9110 section 7.6.2 has it.
 pub(super) fn max_forwards(parts: &request::Parts, seen: Fields) -> Result<Option<HeaderValue>, Answer> {
     let is_trace = parts.method == Method::TRACE;
     if !is_trace && parts.method != Method::OPTIONS {
@@ -133,6 +133,15 @@ mod tests {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "message/http");
         assert_eq!(response.body(), "TRACE /x?q HTTP/1.1\r\nhost: a\r\nmax-forwards: 00\r\nvia: 1.1 b\r\n\r\n");
+    }
+
+    #[test]
+    fn a_value_marked_as_sensitive_is_a_secret_too() {
+        let mut parts = head("TRACE", "/", &[]);
+        let mut key = HeaderValue::from_static("c2VjcmV0");
+        key.set_sensitive(true);
+        parts.headers.insert("x-key", key);
+        assert_eq!(reflection(&parts), "TRACE / HTTP/1.1\r\n\r\n");
     }
 
     #[test]

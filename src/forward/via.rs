@@ -173,6 +173,7 @@ mod tests {
             b"1.1 other (1.1 edge-1)",
             b"1.1 other (x, 1.1 edge-1, y)",
             b"1.1 other (x\\), 1.1 edge-1, y)",
+            b"1.1 other (x (y), 1.1 edge-1, z)",
             b"edge-1 other",
             b"\xff\xff\xff",
         ] {
