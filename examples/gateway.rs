@@ -20,6 +20,8 @@
 
 #[path = "gateway/demo.rs"]
 mod demo;
+#[path = "gateway/drain.rs"]
+mod drain;
 #[path = "gateway/settings.rs"]
 mod settings;
 
@@ -30,13 +32,12 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tower::{Layer, Service};
+use tower::Layer;
 use tower_upstream::body::AnswerBody;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
@@ -44,6 +45,7 @@ use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Tar
 use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::timeout::Timeouts;
 
+use drain::Drain;
 use settings::Settings;
 
 type Proxy = ReverseProxy<DefaultConnector, Incoming>;
@@ -127,14 +129,14 @@ async fn run(settings: &Settings) -> Result<(), String> {
 /// Accepts until SIGTERM or ctrl-c, then lets what runs end.
 async fn serve<S, B>(listener: TcpListener, mut service: impl FnMut(SocketAddr) -> S) -> Result<(), String>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + Sync + 'static,
     S::Future: Send,
     B: http_body::Body<Data = bytes::Bytes, Error: Into<tower::BoxError>> + Send + 'static,
 {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new());
     server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
-    let draining = GracefulShutdown::new();
+    let draining = Drain::default();
     let mut term = signal(SignalKind::terminate()).map_err(|error| format!("SIGTERM: {error}"))?;
     let mut ctrl_c = signal(SignalKind::interrupt()).map_err(|error| format!("ctrl-c: {error}"))?;
     loop {
@@ -152,9 +154,7 @@ where
             _ = ctrl_c.recv() => break,
         };
         let _ = TcpStream::set_nodelay(&stream, true);
-        let connection = server
-            .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service(peer)))
-            .into_owned();
+        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service(peer)).into_owned();
         let connection = draining.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -164,7 +164,7 @@ where
     }
     drop(listener);
     tracing::info!("draining");
-    if tokio::time::timeout(DRAIN, draining.shutdown()).await.is_err() {
+    if tokio::time::timeout(DRAIN, draining.finish()).await.is_err() {
         tracing::warn!("requests were still running");
     }
     Ok(())

@@ -5,16 +5,14 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::service::Service;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tower::Service;
 use tower_upstream::classify::Classify;
 
 use super::{Body, Gateway, Proxy, Settings};
@@ -84,7 +82,7 @@ impl Demo {
 
     pub(crate) fn for_caller(&self, peer: SocketAddr) -> Pick {
         let services = self.gateways.iter().map(|(path, gateway)| (*path, gateway.for_caller(peer))).collect();
-        Pick { services: Arc::new(services), listing: self.listing.clone() }
+        Pick { services, listing: self.listing.clone() }
     }
 }
 
@@ -97,9 +95,8 @@ fn listing(listen: SocketAddr) -> Bytes {
 }
 
 /// Picks the gateway by the first segment of the path.
-#[derive(Clone)]
 pub(crate) struct Pick {
-    services: Arc<HashMap<&'static str, Classify<Proxy>>>,
+    services: HashMap<&'static str, Classify<Proxy>>,
     listing: Bytes,
 }
 
@@ -108,14 +105,10 @@ impl Service<Request<Incoming>> for Pick {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
         let first = request.uri().path().split('/').nth(1).unwrap_or_default();
-        match self.services.get(first).cloned() {
-            Some(service) => Box::pin(tower::ServiceExt::oneshot(service, request)),
+        match self.services.get(first) {
+            Some(service) => Box::pin(service.call(request)),
             None => Box::pin(std::future::ready(Ok(Response::new(Body::from(self.listing.clone()))))),
         }
     }

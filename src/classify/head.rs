@@ -49,6 +49,9 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
     let length = headers.get(CONTENT_LENGTH);
     let Some(coding) = headers.get(TRANSFER_ENCODING) else {
         let first = length?;
+        if headers.keys_len() == headers.len() {
+            return None;
+        }
         let mut others = headers.get_all(CONTENT_LENGTH).iter().skip(1);
         return if others.all(|other| other == first) { None } else { invalid("two different Content-Length fields") };
     };

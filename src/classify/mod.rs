@@ -259,6 +259,25 @@ where
     }
 }
 
+/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
+impl<S, ReqBody, ResBody> ::hyper::service::Service<Request<ReqBody>> for Classify<S>
+where
+    S: ::hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S::Error: Into<BoxError>,
+    ResBody: Body<Data = Bytes> + Unpin + 'static,
+    ResBody::Error: Into<BoxError>,
+{
+    type Response = Response<AnswerBody<ClassifiedBody<ResBody>>>;
+    type Error = Infallible;
+    type Future = ResponseFuture<S::Future, ResBody>;
+
+    fn call(&self, request: Request<ReqBody>) -> Self::Future {
+        let ask = Some(Ask::of(&request));
+        let state = State::Call { call: self.inner.call(request) };
+        ResponseFuture { state, ask, settings: self.settings.clone() }
+    }
+}
+
 pin_project! {
     /// The future of [`Classify`].
     #[must_use = "futures do nothing unless polled"]

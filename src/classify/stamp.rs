@@ -151,18 +151,28 @@ impl Stamp {
     pub(crate) fn saw_read(&self, bytes: &[u8]) {
         let shared = &*self.0;
         let since = shared.since.load(Relaxed);
-        if let Some(at @ 0..KEPT) = usize::try_from(since).ok() {
-            let mut first = [0; KEPT];
-            first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
-            first[8..].copy_from_slice(&shared.first[1].load(Relaxed).to_ne_bytes());
-            let more = bytes.len().min(KEPT - at);
-            first[at..at + more].copy_from_slice(&bytes[..more]);
-            let (low, high) = first.split_at(8);
-            for (half, word) in [low, high].into_iter().zip(&shared.first) {
-                word.store(u64::from_ne_bytes(half.try_into().unwrap_or_default()), Relaxed);
-            }
+        if since < KEPT as u64 {
+            self.keep(since, bytes);
         }
         shared.since.store(since + bytes.len() as u64, Relaxed);
+    }
+
+    fn keep(&self, since: u64, bytes: &[u8]) {
+        let [low, high] = &self.0.first;
+        let whole = bytes.split_first_chunk::<8>().and_then(|(low, rest)| Some((low, rest.first_chunk::<8>()?)));
+        if let (0, Some((first, second))) = (since, whole) {
+            low.store(u64::from_ne_bytes(*first), Relaxed);
+            high.store(u64::from_ne_bytes(*second), Relaxed);
+            return;
+        }
+        let mut first = self.wire().first;
+        let at = usize::try_from(since).unwrap_or(KEPT);
+        let more = bytes.len().min(KEPT - at);
+        first[at..at + more].copy_from_slice(&bytes[..more]);
+        if let Some((first, second)) = first.split_first_chunk::<8>() {
+            low.store(u64::from_ne_bytes(*first), Relaxed);
+            high.store(second.try_into().map_or(0, u64::from_ne_bytes), Relaxed);
+        }
     }
 
     pub(crate) fn saw_eof(&self) {

@@ -28,18 +28,18 @@ const UPLOAD_IDLE: Duration = Duration::from_secs(30);
 /// fault.
 pub struct Download<B> {
     incoming: Incoming,
-    /// Gone once the body has ended.
-    lease: Option<Lease<B>>,
-    about: About,
-    idle: Idle,
+    /// Gone once the body has ended; an answer without one never had it.
+    open: Option<Box<Open<B>>>,
 }
 
-/// What a failure tells.
-struct About {
+/// What a body that is still coming needs.
+struct Open<B> {
+    lease: Lease<B>,
     upstream: Arc<str>,
     begun: Instant,
     scene: Scene,
     progress: Option<Arc<Progress>>,
+    idle: Idle,
 }
 
 /// One timer, made at the first wait and left where it is: frames only note that they came.
@@ -68,50 +68,58 @@ impl Idle {
 }
 
 impl<B: SendBody> Download<B> {
-    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, scene: Scene, exchange: &Exchange<'_, C, B>) -> Self {
-        let about = About {
+    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, scene: Scene, exchange: &Exchange<C, B>) -> Self {
+        let limit = exchange.upstream.timeouts.body_idle;
+        if incoming.is_end_stream() {
+            release(lease, exchange.progress.as_deref(), limit);
+            return Self { incoming, open: None };
+        }
+        let open = Open {
+            lease,
             upstream: exchange.upstream.name.clone(),
             begun: exchange.begun,
             scene,
             progress: exchange.progress.clone(),
+            idle: Idle { limit, timer: None, moved: false, looks: 0 },
         };
-        let limit = exchange.upstream.timeouts.body_idle;
-        let idle = Idle { limit, timer: None, moved: false, looks: 0 };
-        let mut download = Self { incoming, lease: Some(lease), about, idle };
-        if download.incoming.is_end_stream() {
-            download.release();
-        }
-        download
+        Self { incoming, open: Some(Box::new(open)) }
     }
 
     /// The body is whole: others may have the connection.
     fn release(&mut self) {
-        let Some(lease) = self.lease.take() else { return };
-        match lease {
-            Lease::H1(h1) => match &self.about.progress {
-                Some(progress) if progress.ended().is_none() => {
-                    h1.give_back_after_upload(self.idle.limit.unwrap_or(UPLOAD_IDLE));
-                }
-                _ => h1.give_back(Instant::now()),
-            },
-            #[cfg(feature = "http2")]
-            Lease::H2(_) => {}
+        if let Some(open) = self.open.take() {
+            release(open.lease, open.progress.as_deref(), open.idle.limit);
         }
     }
+}
 
-    fn failed(&mut self, failure: Failure) -> Failure {
-        if let Some(lease) = self.lease.take() {
-            lease.failed(&failure);
-        }
-        let about = &self.about;
-        failure.into_builder().upstream(about.upstream.clone()).elapsed(about.begun.elapsed()).build()
+fn release<B: SendBody>(lease: Lease<B>, progress: Option<&Progress>, idle: Option<Duration>) {
+    match lease {
+        Lease::H1(h1) => match progress {
+            Some(progress) if progress.ended().is_none() => h1.give_back_after_upload(idle.unwrap_or(UPLOAD_IDLE)),
+            _ => h1.give_back(Instant::now()),
+        },
+        #[cfg(feature = "http2")]
+        Lease::H2(_) => {}
+    }
+}
+
+impl<B> Open<B> {
+    /// RST_STREAM(NO_ERROR) looks like an end (RFC 9113 section 8.1).
+    fn was_cut(&self, incoming: &Incoming) -> bool {
+        self.scene.wire.is_some_and(|wire| wire.multiplexed) && !incoming.is_end_stream()
     }
 
     /// A failure that no error told.
     fn broken(&self, cause: BadGatewayCause) -> FailureBuilder {
-        let scene = &self.about.scene;
         let failure = Failure::builder(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Counted);
-        failure.peer(scene.peer).connection(scene.connection())
+        failure.peer(self.scene.peer).connection(self.scene.connection())
+    }
+
+    /// Ends the connection, or the stream on it.
+    fn failed(self, failure: Failure) -> Failure {
+        self.lease.failed(&failure);
+        failure.into_builder().upstream(self.upstream).elapsed(self.begun.elapsed()).build()
     }
 }
 
@@ -121,29 +129,31 @@ impl<B: SendBody> Body for Download<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
-        let failure = match Pin::new(&mut this.incoming).poll_frame(cx) {
+        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        let Some(open) = &mut this.open else { return ended(polled) };
+        let failure = match polled {
             Poll::Ready(Some(Ok(frame))) => {
-                this.idle.moved = true;
+                open.idle.moved = true;
                 if this.incoming.is_end_stream() {
                     this.release();
                 }
                 return Poll::Ready(Some(Ok(frame)));
             }
-            Poll::Ready(Some(Err(error))) => Failure::from_body_error(error, &this.about.scene),
-            // RST_STREAM(NO_ERROR) looks like an end (RFC 9113 section 8.1)
-            Poll::Ready(None) if this.is_cut() => {
-                this.broken(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
+            Poll::Ready(Some(Err(error))) => Failure::from_body_error(error, &open.scene),
+            Poll::Ready(None) if open.was_cut(&this.incoming) => {
+                open.broken(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
             }
             Poll::Ready(None) => {
                 this.release();
                 return Poll::Ready(None);
             }
             Poll::Pending => {
-                ready!(this.idle.poll(cx));
-                this.broken(BadGatewayCause::BodyReadTimeout).build()
+                ready!(open.idle.poll(cx));
+                open.broken(BadGatewayCause::BodyReadTimeout).build()
             }
         };
-        Poll::Ready(Some(Err(this.failed(failure))))
+        let failure = this.open.take().map_or(failure.clone(), |open| open.failed(failure));
+        Poll::Ready(Some(Err(failure)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -155,15 +165,13 @@ impl<B: SendBody> Body for Download<B> {
     }
 }
 
-impl<B> Download<B> {
-    fn is_cut(&self) -> bool {
-        let shared = self.about.scene.wire.is_some_and(|wire| wire.multiplexed);
-        shared && self.lease.is_some() && !self.incoming.is_end_stream()
+impl<B> fmt::Debug for Download<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download").field("incoming", &self.incoming).finish_non_exhaustive()
     }
 }
 
-impl<B> fmt::Debug for Download<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Download").field("upstream", &self.about.upstream).finish_non_exhaustive()
-    }
+/// A body whose connection was given back has nothing more to say.
+fn ended(polled: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    polled.map_err(|error| Failure::from_body_error(error, &Scene::default()))
 }

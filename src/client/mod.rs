@@ -21,6 +21,7 @@
 //! # }
 //! ```
 
+mod address;
 mod connector;
 mod download;
 mod exchange;
@@ -35,12 +36,13 @@ mod tcp;
 mod tls;
 mod tunnel;
 mod upload;
+mod wait;
 
 pub use self::connector::Connector;
 pub use self::download::Download;
 pub use self::policy::AddressPolicy;
 pub use self::pool::{Connect, SendBody};
-pub use self::proxy::{DefaultConnector, Http, ReverseProxy, ReverseProxyBuilder};
+pub use self::proxy::{DefaultConnector, ExchangeFuture, Http, ReverseProxy, ReverseProxyBuilder};
 pub use self::stamped::Stamped;
 pub use self::target::{InvalidTarget, Target};
 pub use self::tcp::TcpConnector;

@@ -242,6 +242,16 @@ where
         self.open(place).await
     }
 
+    /// The youngest idle connection, if it can take a request at once.
+    pub(super) fn idle_now(&self, now: Instant) -> Option<H1<B>> {
+        let mut state = self.shared.lock();
+        let (connection, since) = state.idle.back()?;
+        if !connection.is_ready() || now.saturating_duration_since(*since) >= self.shared.idle_limit() {
+            return None;
+        }
+        state.idle.pop_back().map(|(connection, _)| connection)
+    }
+
     /// The youngest idle connection that still lives.
     async fn idle(&self, now: Instant) -> Option<H1<B>> {
         loop {

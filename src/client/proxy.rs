@@ -107,8 +107,7 @@ where
 {
     type Response = Response<AnswerBody<Download<B>>>;
     type Error = Failure;
-    // hyper's futures have no name, so that one box a request is the price of an exchange
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+    type Future = ExchangeFuture<B>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         // the wait for a connection is part of the call, under its limits
@@ -116,9 +115,31 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        Box::pin(exchange::run(self.upstream.clone(), self.caller.clone(), request))
+        exchange::start(&self.upstream, &self.caller, request)
     }
 }
+
+/// The same without `&mut`: hyper's servers call it without a clone for each request.
+impl<C, B> hyper::service::Service<Request<B>> for ReverseProxy<C, B>
+where
+    C: Connect,
+    C::Future: 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<AnswerBody<Download<B>>>;
+    type Error = Failure;
+    type Future = ExchangeFuture<B>;
+
+    fn call(&self, request: Request<B>) -> Self::Future {
+        exchange::start(&self.upstream, &self.caller, request)
+    }
+}
+
+/// The future of [`ReverseProxy`].
+///
+/// hyper's own futures have no name, so that one box is the price of an exchange.
+pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<AnswerBody<Download<B>>>, Failure>> + Send>>;
 
 /// Settings of a [`ReverseProxy`].
 ///

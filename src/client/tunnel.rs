@@ -9,11 +9,12 @@ use super::pool::Lease;
 /// Joins caller and upstream once both have changed protocols, until both have ended.
 ///
 /// The connection keeps its place in the pool's count as long as the tunnel lives.
-pub(super) fn spawn<B: Send + 'static>(caller: Option<OnUpgrade>, upstream: OnUpgrade, lease: Lease<B>) {
-    let Some(caller) = caller else { return };
-    #[cfg_attr(not(feature = "http2"), allow(irrefutable_let_patterns))]
-    let Lease::H1(h1) = lease else { return };
-    let place = h1.into_tunnel();
+pub(super) fn spawn<B: Send + 'static>(caller: OnUpgrade, upstream: OnUpgrade, lease: Lease<B>) {
+    let place = match lease {
+        Lease::H1(h1) => h1.into_tunnel(),
+        #[cfg(feature = "http2")]
+        Lease::H2(_) => return,
+    };
     tokio::spawn(async move {
         let _place = place;
         let Ok((caller, upstream)) = futures_util::future::try_join(caller, upstream).await else { return };

@@ -34,6 +34,11 @@ impl<B> H1<B> {
         &self.stamp
     }
 
+    /// Whether it can take a request at once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.as_ref().is_some_and(SendRequest::is_ready)
+    }
+
     /// Learns what the answer says of the connection.
     pub(crate) fn learn(&self, headers: &http::HeaderMap) {
         if let Some(home) = self.home.upgrade() {
