@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -24,10 +24,16 @@ use crate::event::Exchange;
 pub struct ClassifiedBody<B> {
     body: B,
     version: Version,
-    first: Option<Frame<Bytes>>,
+    first: Option<First>,
     stage: Stage,
     exchange: Exchange,
     settings: Arc<Settings>,
+}
+
+/// A frame that came before the head was handed on; trailers are rare, and large.
+enum First {
+    Data(Bytes),
+    Trailers(Box<HeaderMap>),
 }
 
 enum Stage {
@@ -44,7 +50,10 @@ impl<B> ClassifiedBody<B> {
 
     /// With a frame that was polled already.
     pub(super) fn first(mut self, frame: Frame<Bytes>) -> Self {
-        self.first = Some(frame);
+        self.first = match frame.into_data() {
+            Ok(data) => Some(First::Data(data)),
+            Err(frame) => frame.into_trailers().ok().map(|trailers| First::Trailers(Box::new(trailers))),
+        };
         self
     }
 
@@ -65,8 +74,10 @@ where
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
-        if let Some(frame) = this.first.take() {
-            return Poll::Ready(Some(Ok(frame)));
+        match this.first.take() {
+            None => {}
+            Some(First::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+            Some(First::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
         }
         match std::mem::replace(&mut this.stage, Stage::Done) {
             Stage::Done => return Poll::Ready(None),
@@ -98,7 +109,7 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        let held = self.first.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        let held = if let Some(First::Data(data)) = &self.first { data.len() as u64 } else { 0 };
         let rest = if let Stage::Done = self.stage { SizeHint::with_exact(0) } else { self.body.size_hint() };
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {

@@ -46,16 +46,16 @@ pub fn check_head<B>(head: &Response<B>, asked: Asked) -> Option<Verdict> {
 
 fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
     let invalid = |why| Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Text(why)));
-    let length = headers.get(CONTENT_LENGTH);
     let Some(coding) = headers.get(TRANSFER_ENCODING) else {
-        let first = length?;
+        // no field is doubled, so this one is not
         if headers.keys_len() == headers.len() {
             return None;
         }
+        let first = headers.get(CONTENT_LENGTH)?;
         let mut others = headers.get_all(CONTENT_LENGTH).iter().skip(1);
         return if others.all(|other| other == first) { None } else { invalid("two different Content-Length fields") };
     };
-    if length.is_some() {
+    if headers.contains_key(CONTENT_LENGTH) {
         return invalid("Content-Length beside Transfer-Encoding");
     }
     let once = headers.get_all(TRANSFER_ENCODING).iter().count() == 1;

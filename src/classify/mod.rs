@@ -1,9 +1,9 @@
 //! Turns errors and unsafe heads into responses that carry a cause.
 //!
 //! [`ClassifyLayer`] stands nearest to the client that does the I/O. `Err(e)`, and a head that the wire
-//! cannot carry safely, become a response with a [`Failure`] and its [`BadGatewayCause`] in the
+//! cannot carry safely, become a response with a [`Failure`] and its [`BadGatewayCause`](crate::BadGatewayCause) in the
 //! extensions; the error type is [`Infallible`]. A relayed 502, 503 or 504 is handed on untouched and
-//! carries [`UpstreamStatus`](BadGatewayCause::UpstreamStatus).
+//! carries [`UpstreamStatus`](crate::BadGatewayCause::UpstreamStatus).
 //!
 //! The response head is held while the first poll of the body is pending, at most 5 ms, so that a crash
 //! right after the head still is a 502 (hyper's server would send an empty reply). Later failures let
@@ -69,7 +69,7 @@ use tower_service::Service;
 
 use self::settings::{Ask, Settings};
 use crate::body::AnswerBody;
-use crate::cause::{BadGatewayCause, Failure, ProxyStatus};
+use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;
 
 pub use self::body::ClassifiedBody;
@@ -326,9 +326,8 @@ where
         loop {
             let (answer, first) = match this.state.as_mut().project() {
                 StateProjection::Failed { error } => {
-                    let failure = error.take().map_or(Failure::new(BadGatewayCause::GatewayInternal), |error| {
-                        settings.judge(error, &Scene::default())
-                    });
+                    let error = error.take().expect(POLLED_AGAIN);
+                    let failure = settings.judge(error, &Scene::default());
                     return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
                 }
                 StateProjection::Call { call } => match ready!(call.poll(cx)) {
@@ -344,13 +343,17 @@ where
                             return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
                         }
                         if !settings.holds(&answer, ask) {
-                            (answer, None)
-                        } else if let Poll::Ready(first) = first_look(&mut answer, cx) {
-                            (answer, Some(first))
-                        } else {
-                            let limit = tokio::time::sleep(settings.hold);
-                            this.state.set(State::Held { answer: Some(answer), limit });
-                            continue;
+                            return Poll::Ready(Ok(
+                                settings.hand_on(this.settings, answer, take(this.ask), |body| body)
+                            ));
+                        }
+                        match first_look(&mut answer, cx) {
+                            Poll::Ready(first) => (answer, Poll::Ready(first)),
+                            Poll::Pending => {
+                                let limit = tokio::time::sleep(settings.hold);
+                                this.state.set(State::Held { answer: Some(answer), limit });
+                                continue;
+                            }
                         }
                     }
                 },
@@ -359,19 +362,15 @@ where
                     if first.is_pending() {
                         ready!(limit.poll(cx));
                     }
-                    let answer = held.take().expect(POLLED_AGAIN);
-                    match first {
-                        Poll::Ready(first) => (answer, Some(first)),
-                        Poll::Pending => (answer, None),
-                    }
+                    (held.take().expect(POLLED_AGAIN), first)
                 }
             };
             let ask = take(this.ask);
             return Poll::Ready(Ok(match first {
-                Some(First::Failed(failure)) => settings.refuse(ask, failure),
-                Some(First::Frame(frame)) => settings.hand_on(this.settings, answer, ask, |b| b.first(frame)),
-                Some(First::End) => settings.hand_on(this.settings, answer, ask, ClassifiedBody::ended),
-                None => settings.hand_on(this.settings, answer, ask, |body| body),
+                Poll::Ready(First::Failed(failure)) => settings.refuse(ask, failure),
+                Poll::Ready(First::Frame(frame)) => settings.hand_on(this.settings, answer, ask, |b| b.first(frame)),
+                Poll::Ready(First::End) => settings.hand_on(this.settings, answer, ask, ClassifiedBody::ended),
+                Poll::Pending => settings.hand_on(this.settings, answer, ask, |body| body),
             }));
         }
     }

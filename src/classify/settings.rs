@@ -120,6 +120,7 @@ impl Settings {
     }
 
     /// The upstream's answer, with what it says of itself noted.
+    #[inline]
     pub(super) fn hand_on<B: Body<Data = Bytes>>(
         &self,
         shared: &Arc<Self>,
@@ -131,8 +132,9 @@ impl Settings {
         if status.is_client_error() || status.is_server_error() {
             self.note(&mut answer, &mut ask);
         }
-        let version = answer.version();
-        answer.map(|body| AnswerBody::upstream(begun(ClassifiedBody::new(body, version, ask, shared.clone()))))
+        let (parts, body) = answer.into_parts();
+        let body = begun(ClassifiedBody::new(body, parts.version, ask, shared.clone()));
+        Response::from_parts(parts, AnswerBody::upstream(body))
     }
 
     fn note<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {

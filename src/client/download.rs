@@ -68,12 +68,15 @@ impl Idle {
 }
 
 impl<B: SendBody> Download<B> {
-    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, scene: Scene, exchange: &Exchange<C, B>) -> Self {
+    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
         let limit = exchange.upstream.timeouts.body_idle;
         if incoming.is_end_stream() {
+            lease.stamp().answered();
             release(lease, exchange.progress.as_deref(), limit);
             return Self { incoming, open: None };
         }
+        let scene = exchange.scene(lease.stamp());
+        lease.stamp().answered();
         let open = Open {
             lease,
             upstream: exchange.upstream.name.clone(),

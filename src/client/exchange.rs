@@ -1,17 +1,19 @@
 //! One request on its way to the upstream and back.
 
-use std::future::{Future, ready};
-use std::pin::Pin;
+use std::future::{self, Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use http::header::{CONNECTION, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::upgrade::OnUpgrade;
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::pool::{H1, Lease, SendBody};
+use super::pool::{Lease, SendBody};
 use super::proxy::Upstream;
 use super::upload::{Progress, Upload};
 use super::wait::{Wait, before};
@@ -40,47 +42,83 @@ where
     B: SendBody,
 {
     let begun = Instant::now();
-    let (exchange, mut request) = match prepare(upstream, caller, request, begun) {
+    let (mut parts, body) = request.into_parts();
+    let (upgrade, tunnel) = match prepare(upstream, caller, &mut parts) {
         Ok(prepared) => prepared,
-        Err(outcome) => return Box::pin(ready(*outcome)),
+        Err(outcome) => return Box::pin(future::ready(*outcome)),
     };
+    let upload = Upload::new(body, begun);
+    let exchange = Exchange { upstream: upstream.clone(), begun, progress: upload.progress(), upgrade, tunnel };
     let Some(mut h1) = upstream.pool.idle_now(begun) else {
-        return Box::pin(exchange.run(request, 0));
+        return Box::pin(exchange.run(Request::from_parts(parts, upload), 0));
     };
-    address::to_h1(&mut request);
     h1.stamp().begin();
-    let sent = h1.sender().try_send_request(request);
-    Box::pin(exchange.after(sent, h1))
+    let sent = h1.sender().try_send_request(Request::from_parts(parts, upload));
+    let wait = Wait::new(sent, begun, upstream.timeouts.head, exchange.deadline());
+    Box::pin(Sending { wait, exchange: Some(exchange), lease: Some(Lease::H1(h1)), again: None })
 }
 
 /// Makes the head the upstream's, or answers here; the answer is boxed as it is rare.
-#[allow(clippy::type_complexity)]
+///
+/// Gives the protocols the caller would change to, and its side of the change.
 fn prepare<C, B: SendBody>(
-    upstream: &Arc<Upstream<C, B>>,
+    upstream: &Upstream<C, B>,
     caller: &Caller,
-    request: Request<B>,
-    begun: Instant,
-) -> Result<(Exchange<C, B>, Request<Upload<B>>), Box<Outcome<B>>> {
-    let (mut parts, body) = request.into_parts();
+    parts: &mut request::Parts,
+) -> Result<(Option<Box<HeaderValue>>, Option<OnUpgrade>), Box<Outcome<B>>> {
     let named = parts.extensions.get::<Caller>().cloned();
-    let passage = upstream.rules.request(&mut parts, named.as_ref().unwrap_or(caller), &upstream.host);
+    let passage = upstream.rules.request(parts, named.as_ref().unwrap_or(caller), &upstream.host);
     let passage = passage.map_err(|rejection| {
         Box::new(match rejection {
             Rejection::Answer(answer) => Ok(answer.into_response()),
             Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected)),
         })
     })?;
-    if address::rewrite(&upstream.target, &mut parts).is_none() {
+    if address::rewrite(&upstream.target, parts).is_none() {
         return Err(Box::new(Err(upstream.refusal(BadGatewayCause::InvalidTarget))));
     }
     if passage.takes_trailers() {
         parts.headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
-    let upgrade = passage.upgrade().cloned();
-    let tunnel = upgrade.is_some().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
-    let upload = Upload::new(body, begun);
-    let exchange = Exchange { upstream: upstream.clone(), begun, progress: upload.progress(), upgrade, tunnel };
-    Ok((exchange, Request::from_parts(parts, upload)))
+    let Some(upgrade) = passage.upgrade() else { return Ok((None, None)) };
+    Ok((Some(Box::new(upgrade.clone())), parts.extensions.remove::<OnUpgrade>()))
+}
+
+pin_project! {
+    /// The wait for the answer to what was sent on a pooled connection.
+    struct Sending<F, C, B> {
+        #[pin]
+        wait: Wait<F>,
+        exchange: Option<Exchange<C, B>>,
+        lease: Option<Lease<B>>,
+        // the connection had died; the request goes out once more
+        again: Option<BoxFuture<B>>,
+    }
+}
+
+impl<F, C, B> Future for Sending<F, C, B>
+where
+    F: Future<Output = Sent<B>>,
+    C: Connect,
+    C::Future: 'static,
+    B: SendBody,
+{
+    type Output = Outcome<B>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<B>> {
+        let this = self.project();
+        if let (Some(exchange), Some(lease)) = (this.exchange.as_mut(), this.lease.as_ref()) {
+            let sent = ready!(this.wait.poll(cx, lease.stamp(), exchange.progress.as_deref()));
+            let Some(lease) = this.lease.take() else { return Poll::Pending };
+            let request = match exchange.ended(sent, lease, 0) {
+                Ended::Answer(outcome) => return Poll::Ready(outcome),
+                Ended::Unsent(request) => request,
+            };
+            *this.again = this.exchange.take().map(|exchange| Box::pin(exchange.run(request, 1)) as BoxFuture<B>);
+        }
+        let again = this.again.as_mut().expect("a future is not polled after it was ready");
+        again.as_mut().poll(cx)
+    }
 }
 
 /// What one exchange knows while it lasts.
@@ -89,7 +127,7 @@ pub(super) struct Exchange<C, B> {
     pub(super) begun: Instant,
     pub(super) progress: Option<Arc<Progress>>,
     /// The protocols that the caller would change to, and its side of the change.
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<Box<HeaderValue>>,
     tunnel: Option<OnUpgrade>,
 }
 
@@ -106,16 +144,6 @@ where
     C::Future: 'static,
     B: SendBody,
 {
-    /// Waits for the answer to what was sent on a pooled connection.
-    async fn after(mut self, sent: impl Future<Output = Sent<B>>, h1: H1<B>) -> Outcome<B> {
-        let wait = self.wait(self.begun, h1.stamp());
-        let sent = wait.head(sent).await;
-        match self.ended(sent, Lease::H1(h1), 0) {
-            Ended::Answer(outcome) => outcome,
-            Ended::Unsent(request) => Box::pin(self.run(request, 1)).await,
-        }
-    }
-
     /// Gets a connection, sends, and waits; what comes back unsent goes out on another connection.
     async fn run(mut self, mut request: Request<Upload<B>>, mut returns: u32) -> Outcome<B> {
         loop {
@@ -126,16 +154,15 @@ where
             };
             let stamp = lease.stamp().clone();
             stamp.begin();
-            let wait = self.wait(Instant::now(), &stamp);
             let sent = match &mut lease {
                 Lease::H1(h1) => {
                     address::to_h1(&mut request);
-                    wait.head(h1.sender().try_send_request(request)).await
+                    self.head(h1.sender().try_send_request(request), &stamp).await
                 }
                 #[cfg(feature = "http2")]
                 Lease::H2(h2) => {
                     address::to_h2(&mut request, self.upstream.target.scheme());
-                    wait.head(h2.sender().try_send_request(request)).await
+                    self.head(h2.sender().try_send_request(request), &stamp).await
                 }
             };
             match self.ended(sent, lease, returns) {
@@ -146,17 +173,21 @@ where
     }
 
     fn ended(&mut self, sent: Result<Sent<B>, (BadGatewayCause, Phase)>, lease: Lease<B>, returns: u32) -> Ended<B> {
-        let scene = self.scene(lease.stamp());
-        let mut error = match sent {
-            Ok(Ok(answer)) => return Ended::Answer(self.answered(answer, lease, scene)),
-            Ok(Err(error)) => error,
+        match sent {
+            Ok(Ok(answer)) => Ended::Answer(self.answered(answer, lease)),
+            Ok(Err(error)) => self.broke(error, &lease, returns),
             Err((cause, phase)) => {
                 lease.hung(cause);
+                let scene = self.scene(lease.stamp());
                 let failure = Failure::builder(cause).phase(phase).replay(cause.replay(), Evidence::Counted);
                 let failure = failure.peer(scene.peer).connection(scene.connection()).build();
-                return Ended::Answer(Err(self.told(failure)));
+                Ended::Answer(Err(self.told(failure)))
             }
-        };
+        }
+    }
+
+    fn broke(&self, mut error: TrySendError<Request<Upload<B>>>, lease: &Lease<B>, returns: u32) -> Ended<B> {
+        let scene = self.scene(lease.stamp());
         let message = error.take_message();
         let failure = Failure::seen(error.into_error().into(), &scene);
         lease.failed(&failure);
@@ -169,18 +200,17 @@ where
         }
     }
 
-    fn answered(&mut self, mut answer: Response<Incoming>, lease: Lease<B>, scene: Scene) -> Outcome<B> {
-        lease.stamp().answered();
+    fn answered(&mut self, mut answer: Response<Incoming>, lease: Lease<B>) -> Outcome<B> {
         let asked = if self.tunnel.is_some() { Asked::Upgrade } else { Asked::Answer };
         if let Some(verdict) = check_head(&answer, asked) {
             // what follows such a head cannot be delimited: the connection goes with it
-            return Err(self.told(verdict.into_failure(&scene).build()));
+            return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         lease.learn(answer.headers());
         let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
-        self.upstream.rules.response(&mut parts, self.upgrade.as_ref());
+        self.upstream.rules.response(&mut parts, self.upgrade.as_deref());
         if parts.status == StatusCode::NO_CONTENT {
             // RFC 9110 section 8.6: it has no content to have a length
             parts.headers.remove(CONTENT_LENGTH);
@@ -191,7 +221,7 @@ where
                 tunnel::spawn(caller, behind, lease);
                 AnswerBody::default()
             }
-            _ => AnswerBody::upstream(Download::new(incoming, lease, scene, self)),
+            _ => AnswerBody::upstream(Download::new(incoming, lease, self)),
         };
         Ok(Response::from_parts(parts, body))
     }
@@ -207,12 +237,13 @@ impl<C, B> Exchange<C, B> {
         self.upstream.timeouts.total.map(|total| self.begun + total)
     }
 
-    fn wait(&self, now: Instant, stamp: &Stamp) -> Wait {
+    async fn head<F: Future>(&self, sent: F, stamp: &Stamp) -> Result<F::Output, (BadGatewayCause, Phase)> {
         let head = self.upstream.timeouts.head;
-        Wait { head, now, deadline: self.deadline(), stamp: stamp.clone(), progress: self.progress.clone() }
+        let mut wait = pin!(Wait::new(sent, Instant::now(), head, self.deadline()));
+        poll_fn(|cx| wait.as_mut().poll(cx, stamp, self.progress.as_deref())).await
     }
 
-    fn scene(&self, stamp: &Stamp) -> Scene {
+    pub(super) fn scene(&self, stamp: &Stamp) -> Scene {
         let upload = self.progress.as_ref().map(|progress| progress.verdict()).unwrap_or_default();
         Scene::default().wire(stamp.wire()).peer(stamp.peer()).upload(upload)
     }
@@ -230,7 +261,7 @@ impl<C, B> Upstream<C, B> {
 }
 
 impl<B> Lease<B> {
-    fn stamp(&self) -> &Stamp {
+    pub(super) fn stamp(&self) -> &Stamp {
         match self {
             Self::H1(h1) => h1.stamp(),
             #[cfg(feature = "http2")]

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderName, Uri};
 use http_body::Body;
 use hyper_util::client::legacy::connect::Connection;
 use tokio::sync::oneshot;
@@ -29,6 +29,8 @@ use crate::cause::{BadGatewayCause, Evidence, Failure, Replay};
 pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]
 pub(super) use self::h2::H2;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// What the pool may hold.
 #[derive(Clone, Copy, Debug)]
@@ -134,7 +136,7 @@ impl<B> Shared<B> {
 
     /// Learns from `Keep-Alive: timeout=N`: a connection goes a second before the upstream ends it.
     fn learn(&self, headers: &HeaderMap) {
-        let Some(value) = headers.get("keep-alive").and_then(|value| value.to_str().ok()) else { return };
+        let Some(value) = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()) else { return };
         let seconds = value.split(',').find_map(|part| {
             let (name, seconds) = part.split_once('=')?;
             name.trim().eq_ignore_ascii_case("timeout").then(|| seconds.trim().parse::<u32>().ok())?

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
@@ -22,7 +22,7 @@ pub struct Stamped<T> {
 
 impl<T> Stamped<T> {
     pub(super) fn new(io: T, stamp: Stamp, interim: Interim) -> Self {
-        let counted = Counted { io: TokioIo::new(io), stamp, interim, seen: 0, read_last: false };
+        let counted = Counted { io: TokioIo::new(io), stamp, interim, seen: 0, read_last: false, task: None };
         Self { io: TokioIo::new(counted) }
     }
 
@@ -84,6 +84,8 @@ struct Counted<T> {
     /// The stamp's count of requests when the last answer began.
     seen: u32,
     read_last: bool,
+    /// The task that the stamp wakes; nearly always the one that asks again.
+    task: Option<Waker>,
 }
 
 impl<T> Counted<T> {
@@ -92,6 +94,13 @@ impl<T> Counted<T> {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "ended by the gateway"));
         }
         Ok(())
+    }
+
+    fn listen(&mut self, task: &Waker) {
+        if !self.task.as_ref().is_some_and(|known| known.will_wake(task)) {
+            self.stamp.listen(task);
+            self.task = Some(task.clone());
+        }
     }
 
     /// A write after a read: a request begins, if this is not the rest of the one before.
@@ -113,7 +122,7 @@ impl<T> Counted<T> {
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 self.stamp.saw_full();
-                self.stamp.listen(cx.waker());
+                self.listen(cx.waker());
             }
         }
     }
@@ -128,7 +137,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => {
-                this.stamp.listen(cx.waker());
+                this.listen(cx.waker());
                 return Poll::Pending;
             }
         }
@@ -181,7 +190,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
         self.check_alive()?;
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         if flushed.is_pending() {
-            self.stamp.listen(cx.waker());
+            self.listen(cx.waker());
         }
         Poll::Ready(ready!(flushed))
     }

@@ -1,11 +1,11 @@
 //! The waits of an exchange, each with one timer that is made only if it is needed.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::upload::Progress;
@@ -28,70 +28,79 @@ pub(super) async fn before<F: Future>(deadline: Option<Instant>, future: F) -> O
     .await
 }
 
-/// The wait for a response head, under its limits.
-pub(super) struct Wait {
-    pub(super) head: Option<Duration>,
-    /// When the request was sent.
-    pub(super) now: Instant,
-    pub(super) deadline: Option<Instant>,
-    pub(super) stamp: Stamp,
-    pub(super) progress: Option<Arc<Progress>>,
+pin_project! {
+    /// The wait for a response head, under its limits.
+    pub(super) struct Wait<F> {
+        #[pin]
+        sent: F,
+        // made when the first poll finds no answer
+        #[pin]
+        timer: Option<Sleep>,
+        watch: Option<Watch>,
+        deadline: Option<Instant>,
+    }
 }
 
-impl Wait {
+impl<F: Future> Wait<F> {
+    /// `now` is when the request was sent.
+    pub(super) fn new(sent: F, now: Instant, head: Option<Duration>, deadline: Option<Instant>) -> Self {
+        Self { sent, timer: None, watch: head.map(|limit| Watch::new(now, limit)), deadline }
+    }
+
     /// Polls `sent` first, so that an answer that is there beats the clock.
-    pub(super) async fn head<T>(self, sent: impl Future<Output = T>) -> Result<T, (BadGatewayCause, Phase)> {
-        let mut sent = pin!(sent);
-        let mut watch = self.head.map(|limit| Watch::new(self.now, limit));
-        let mut timer = pin!(None::<Sleep>);
-        poll_fn(|cx| {
-            if let Poll::Ready(sent) = sent.as_mut().poll(cx) {
-                return Poll::Ready(Ok(sent));
+    pub(super) fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        stamp: &Stamp,
+        progress: Option<&Progress>,
+    ) -> Poll<Result<F::Output, (BadGatewayCause, Phase)>> {
+        let mut this = self.project();
+        if let Poll::Ready(sent) = this.sent.poll(cx) {
+            return Poll::Ready(Ok(sent));
+        }
+        let deadline = *this.deadline;
+        if this.timer.is_none() {
+            let Some(first) = earlier(this.watch.as_ref().map(Watch::first), deadline) else {
+                return Poll::Pending;
+            };
+            this.timer.set(Some(sleep_until(first)));
+        }
+        loop {
+            let Some(mut armed) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
+            ready!(armed.as_mut().poll(cx));
+            let now = Instant::now();
+            let look = look(stamp, progress);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Poll::Ready(Err((BadGatewayCause::DeadlineExceeded, phase(look))));
             }
-            if timer.is_none() {
-                let Some(first) = earlier(watch.as_ref().map(Watch::first), self.deadline) else {
-                    return Poll::Pending;
-                };
-                timer.set(Some(sleep_until(first)));
+            let Some(watch) = this.watch else { return Poll::Pending };
+            match watch.look(now, look, progress.and_then(Progress::ended)) {
+                Finding::Passed(cause, phase) => return Poll::Ready(Err((cause, phase))),
+                Finding::Again(at) => armed.reset(earlier(Some(at), deadline).unwrap_or(at)),
             }
-            loop {
-                let Some(mut armed) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
-                ready!(armed.as_mut().poll(cx));
-                let now = Instant::now();
-                if self.deadline.is_some_and(|deadline| deadline <= now) {
-                    return Poll::Ready(Err((BadGatewayCause::DeadlineExceeded, self.phase())));
-                }
-                let Some(watch) = &mut watch else { return Poll::Pending };
-                let uploaded = self.progress.as_ref().and_then(|progress| progress.ended());
-                match watch.look(now, self.look(), uploaded) {
-                    Finding::Passed(cause, phase) => return Poll::Ready(Err((cause, phase))),
-                    Finding::Again(at) => armed.reset(earlier(Some(at), self.deadline).unwrap_or(at)),
-                }
-            }
-        })
-        .await
-    }
-
-    fn look(&self) -> Look {
-        let wire = self.stamp.wire();
-        let uploading = self.progress.as_ref().filter(|progress| progress.ended().is_none());
-        Look {
-            written: wire.written,
-            // other streams' bytes say nothing about this one
-            read: if wire.multiplexed { 0 } else { wire.read },
-            taken: self.progress.as_ref().map_or(0, |progress| progress.taken()),
-            uploading: uploading.is_some(),
-            client_late: uploading.is_some_and(|progress| progress.client_late()),
-            blocked: wire.blocked && !wire.multiplexed,
         }
     }
+}
 
-    fn phase(&self) -> Phase {
-        match self.look() {
-            Look { uploading: true, .. } | Look { blocked: true, .. } => Phase::Send,
-            Look { read: 0, .. } => Phase::Wait,
-            _ => Phase::Head,
-        }
+fn look(stamp: &Stamp, progress: Option<&Progress>) -> Look {
+    let wire = stamp.wire();
+    let uploading = progress.filter(|progress| progress.ended().is_none());
+    Look {
+        written: wire.written,
+        // other streams' bytes say nothing about this one
+        read: if wire.multiplexed { 0 } else { wire.read },
+        taken: progress.map_or(0, Progress::taken),
+        uploading: uploading.is_some(),
+        client_late: uploading.is_some_and(Progress::client_late),
+        blocked: wire.blocked && !wire.multiplexed,
+    }
+}
+
+fn phase(look: Look) -> Phase {
+    match look {
+        Look { uploading: true, .. } | Look { blocked: true, .. } => Phase::Send,
+        Look { read: 0, .. } => Phase::Wait,
+        _ => Phase::Head,
     }
 }
 
