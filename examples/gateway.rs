@@ -22,6 +22,8 @@
 mod demo;
 #[path = "gateway/drain.rs"]
 mod drain;
+#[path = "gateway/patience.rs"]
+mod patience;
 #[path = "gateway/settings.rs"]
 mod settings;
 
@@ -32,9 +34,9 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
@@ -46,11 +48,14 @@ use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::timeout::Timeouts;
 
 use drain::Drain;
+use patience::Patience;
 use settings::Settings;
 
 type Proxy = ReverseProxy<DefaultConnector, Incoming>;
 type Body = AnswerBody<ClassifiedBody<AnswerBody<Download<Incoming>>>>;
 
+/// How long a client may take to send a request head, and be idle before it.
+const HEAD: Duration = Duration::from_secs(30);
 /// How long running requests may take once SIGTERM has come.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -133,9 +138,6 @@ where
     S::Future: Send,
     B: http_body::Body<Data = bytes::Bytes, Error: Into<tower::BoxError>> + Send + 'static,
 {
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new());
-    server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
     let draining = Drain::default();
     let mut term = signal(SignalKind::terminate()).map_err(|error| format!("SIGTERM: {error}"))?;
     let mut ctrl_c = signal(SignalKind::interrupt()).map_err(|error| format!("ctrl-c: {error}"))?;
@@ -153,14 +155,7 @@ where
             _ = term.recv() => break,
             _ = ctrl_c.recv() => break,
         };
-        let _ = TcpStream::set_nodelay(&stream, true);
-        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service(peer)).into_owned();
-        let connection = draining.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, error = &*error, "connection");
-            }
-        });
+        tokio::spawn(connection(stream, service(peer), draining.clone()));
     }
     drop(listener);
     tracing::info!("draining");
@@ -168,4 +163,46 @@ where
         tracing::warn!("requests were still running");
     }
     Ok(())
+}
+
+/// Serves one connection in the protocol it begins with.
+async fn connection<S, B>(stream: TcpStream, service: S, draining: Drain)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + Sync + 'static,
+    S::Future: Send,
+    B: http_body::Body<Data = bytes::Bytes, Error: Into<tower::BoxError>> + Send + 'static,
+{
+    let _ = stream.set_nodelay(true);
+    let Ok(Ok(h2)) = tokio::time::timeout(HEAD, speaks_h2(&stream)).await else { return };
+    let io = TokioIo::new(stream);
+    let ended = if h2 {
+        let mut server = http2::Builder::new(TokioExecutor::new());
+        server.timer(TokioTimer::new()).keep_alive_interval(HEAD);
+        draining.watch(server.serve_connection(io, service), |connection| connection.graceful_shutdown()).await
+    } else {
+        let mut server = http1::Builder::new();
+        server.timer(Patience::default()).header_read_timeout(HEAD);
+        let connection = server.serve_connection(io, service).with_upgrades();
+        draining.watch(connection, |connection| connection.graceful_shutdown()).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection");
+    }
+}
+
+/// Looks at the first bytes and leaves them where they are (RFC 9113 section 3.4).
+async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        if seen == 0 || !PREFACE.starts_with(&first[..seen]) {
+            return Ok(false);
+        }
+        // no method begins like this
+        if seen >= 4 {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

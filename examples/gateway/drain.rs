@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use hyper_util::server::graceful::GracefulConnection;
 use tokio::sync::Notify;
 
 #[derive(Clone, Default)]
@@ -27,12 +26,13 @@ struct Open {
 }
 
 impl Drain {
-    pub(crate) fn watch<C>(&self, connection: C) -> Watched<C> {
+    /// `tell` is the connection's own way to say so.
+    pub(crate) fn watch<C>(&self, connection: C, tell: fn(Pin<&mut C>)) -> Watched<C> {
         let mut open = self.0.open.lock().expect("nobody panics here");
         open.last += 1;
         let id = open.last;
         open.tasks.insert(id, None);
-        Watched { connection: Box::pin(connection), id, told: false, known: false, shared: self.0.clone() }
+        Watched { connection: Box::pin(connection), tell, id, told: false, known: false, shared: self.0.clone() }
     }
 
     /// Begins, and waits until the last connection is gone.
@@ -55,14 +55,15 @@ impl Drain {
 /// A connection that looks for the word at each poll: one load, where a channel would cost a poll.
 pub(crate) struct Watched<C> {
     connection: Pin<Box<C>>,
+    tell: fn(Pin<&mut C>),
     id: u64,
     told: bool,
     known: bool,
     shared: Arc<Shared>,
 }
 
-impl<C: GracefulConnection> Future for Watched<C> {
-    type Output = Result<(), C::Error>;
+impl<C: Future> Future for Watched<C> {
+    type Output = C::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -73,7 +74,7 @@ impl<C: GracefulConnection> Future for Watched<C> {
         }
         if !this.told && this.shared.begun.load(Ordering::SeqCst) {
             this.told = true;
-            this.connection.as_mut().graceful_shutdown();
+            (this.tell)(this.connection.as_mut());
         }
         this.connection.as_mut().poll(cx)
     }
