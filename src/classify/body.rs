@@ -24,20 +24,17 @@ use crate::event::Exchange;
 pub struct ClassifiedBody<B> {
     body: B,
     version: Version,
-    first: Option<First>,
     stage: Stage,
     exchange: Exchange,
     settings: Arc<Settings>,
 }
 
-/// A frame that came before the head was handed on; trailers are rare, and large.
-enum First {
-    Data(Bytes),
-    Trailers(Box<HeaderMap>),
-}
-
 enum Stage {
     Reading,
+    /// These bytes came before the head was handed on.
+    Data(Bytes),
+    /// These trailers did: rare, and large.
+    Trailers(Box<HeaderMap>),
     /// The failure is reported and waits for one more poll.
     Failing(Failure),
     Done,
@@ -45,14 +42,15 @@ enum Stage {
 
 impl<B> ClassifiedBody<B> {
     pub(super) fn new(body: B, version: Version, ask: Ask, settings: Arc<Settings>) -> Self {
-        Self { body, version, first: None, stage: Stage::Reading, exchange: ask.exchange, settings }
+        Self { body, version, stage: Stage::Reading, exchange: ask.exchange, settings }
     }
 
     /// With a frame that was polled already.
     pub(super) fn first(mut self, frame: Frame<Bytes>) -> Self {
-        self.first = match frame.into_data() {
-            Ok(data) => Some(First::Data(data)),
-            Err(frame) => frame.into_trailers().ok().map(|trailers| First::Trailers(Box::new(trailers))),
+        self.stage = match frame.into_data().map_err(Frame::into_trailers) {
+            Ok(data) => Stage::Data(data),
+            Err(Ok(trailers)) => Stage::Trailers(Box::new(trailers)),
+            Err(Err(_)) => Stage::Reading,
         };
         self
     }
@@ -74,15 +72,18 @@ where
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
-        match this.first.take() {
-            None => {}
-            Some(First::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-            Some(First::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
-        }
-        match std::mem::replace(&mut this.stage, Stage::Done) {
-            Stage::Done => return Poll::Ready(None),
-            Stage::Failing(failure) => return Poll::Ready(Some(Err(failure))),
-            Stage::Reading => this.stage = Stage::Reading,
+        match std::mem::replace(&mut this.stage, Stage::Reading) {
+            Stage::Reading => {}
+            Stage::Data(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+            Stage::Trailers(trailers) => return Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
+            Stage::Failing(failure) => {
+                this.stage = Stage::Done;
+                return Poll::Ready(Some(Err(failure)));
+            }
+            Stage::Done => {
+                this.stage = Stage::Done;
+                return Poll::Ready(None);
+            }
         }
         let failure = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => return Poll::Ready(Some(Ok(frame))),
@@ -101,15 +102,14 @@ where
 
     fn is_end_stream(&self) -> bool {
         match self.stage {
-            _ if self.first.is_some() => false,
             Stage::Reading => self.body.is_end_stream(),
-            Stage::Failing(_) => false,
+            Stage::Data(_) | Stage::Trailers(_) | Stage::Failing(_) => false,
             Stage::Done => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let held = if let Some(First::Data(data)) = &self.first { data.len() as u64 } else { 0 };
+        let held = if let Stage::Data(data) = &self.stage { data.len() as u64 } else { 0 };
         let rest = if let Stage::Done = self.stage { SizeHint::with_exact(0) } else { self.body.size_hint() };
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {

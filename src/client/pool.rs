@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Uri};
+use http::{HeaderValue, Uri};
 use http_body::Body;
 use hyper_util::client::legacy::connect::Connection;
 use tokio::sync::oneshot;
@@ -29,8 +29,6 @@ use crate::cause::{BadGatewayCause, Evidence, Failure, Replay};
 pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]
 pub(super) use self::h2::H2;
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// What the pool may hold.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +75,7 @@ pub(super) struct Shared<B> {
 struct State<B> {
     /// Open connections and those being opened.
     open: usize,
+    /// Each with the time it goes.
     idle: VecDeque<(H1<B>, Instant)>,
     waiters: VecDeque<oneshot::Sender<Turn<B>>>,
     reaping: bool,
@@ -135,8 +134,8 @@ impl<B> Shared<B> {
     }
 
     /// Learns from `Keep-Alive: timeout=N`: a connection goes a second before the upstream ends it.
-    fn learn(&self, headers: &HeaderMap) {
-        let Some(value) = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()) else { return };
+    fn learn(&self, keep_alive: &HeaderValue) {
+        let Ok(value) = keep_alive.to_str() else { return };
         let seconds = value.split(',').find_map(|part| {
             let (name, seconds) = part.split_once('=')?;
             name.trim().eq_ignore_ascii_case("timeout").then(|| seconds.trim().parse::<u32>().ok())?
@@ -247,8 +246,8 @@ where
     /// The youngest idle connection, if it can take a request at once.
     pub(super) fn idle_now(&self, now: Instant) -> Option<H1<B>> {
         let mut state = self.shared.lock();
-        let (connection, since) = state.idle.back()?;
-        if !connection.is_ready() || now.saturating_duration_since(*since) >= self.shared.idle_limit() {
+        let (connection, until) = state.idle.back()?;
+        if !connection.is_ready() || now >= *until {
             return None;
         }
         state.idle.pop_back().map(|(connection, _)| connection)
@@ -259,8 +258,8 @@ where
         loop {
             let mut connection = {
                 let mut state = self.shared.lock();
-                let (connection, since) = state.idle.pop_back()?;
-                if now.saturating_duration_since(since) >= self.shared.idle_limit() {
+                let (connection, until) = state.idle.pop_back()?;
+                if now >= until {
                     // the others are older still
                     let old = std::mem::take(&mut state.idle);
                     drop(state);

@@ -36,7 +36,10 @@ pin_project! {
         // made when the first poll finds no answer
         #[pin]
         timer: Option<Sleep>,
+        // made at its first look
         watch: Option<Watch>,
+        now: Instant,
+        head: Option<Duration>,
         deadline: Option<Instant>,
     }
 }
@@ -44,7 +47,7 @@ pin_project! {
 impl<F: Future> Wait<F> {
     /// `now` is when the request was sent.
     pub(super) fn new(sent: F, now: Instant, head: Option<Duration>, deadline: Option<Instant>) -> Self {
-        Self { sent, timer: None, watch: head.map(|limit| Watch::new(now, limit)), deadline }
+        Self { sent, timer: None, watch: None, now, head, deadline }
     }
 
     /// Polls `sent` first, so that an answer that is there beats the clock.
@@ -60,7 +63,7 @@ impl<F: Future> Wait<F> {
         }
         let deadline = *this.deadline;
         if this.timer.is_none() {
-            let Some(first) = earlier(this.watch.as_ref().map(Watch::first), deadline) else {
+            let Some(first) = earlier(this.head.map(|limit| Watch::first(*this.now, limit)), deadline) else {
                 return Poll::Pending;
             };
             this.timer.set(Some(sleep_until(first)));
@@ -73,7 +76,8 @@ impl<F: Future> Wait<F> {
             if deadline.is_some_and(|deadline| deadline <= now) {
                 return Poll::Ready(Err((BadGatewayCause::DeadlineExceeded, phase(look))));
             }
-            let Some(watch) = this.watch else { return Poll::Pending };
+            let Some(limit) = *this.head else { return Poll::Pending };
+            let watch = this.watch.get_or_insert_with(|| Watch::new(*this.now, limit));
             match watch.look(now, look, progress.and_then(Progress::ended)) {
                 Finding::Passed(cause, phase) => return Poll::Ready(Err((cause, phase))),
                 Finding::Again(at) => armed.reset(earlier(Some(at), deadline).unwrap_or(at)),

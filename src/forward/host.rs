@@ -9,6 +9,7 @@ use super::answer::Answer;
 use super::fields::Fields;
 use super::syntax::{number, set};
 
+static PLAIN: [bool; 256] = set(b"-._");
 const REG_NAME: [bool; 256] = set(b"-._~!$&'()*+,;=%");
 
 /// What a request's target and its `Host` say together.
@@ -89,6 +90,10 @@ fn field(parts: &request::Parts, seen: Fields) -> Result<Option<&HeaderValue>, A
 ///
 /// An http URI without a host is invalid (RFC 9110 section 4.2.1), and so is one with userinfo (section 4.2.4).
 pub(super) fn split(authority: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
+    // nearly every host is a plain name without a port: one look at each byte
+    if !authority.is_empty() && authority.iter().all(|&byte| PLAIN[usize::from(byte)]) {
+        return Some((authority, None));
+    }
     let end = if authority.first() == Some(&b'[') {
         authority.iter().position(|&byte| byte == b']')? + 1
     } else {

@@ -45,14 +45,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Begins a watch; the first look is due at [`first`](Self::first).
+    /// Begins a watch at the time the request was sent.
     pub(crate) fn new(now: Instant, limit: Duration) -> Self {
         Self { limit, since: now, last: Look { uploading: true, ..Look::default() } }
     }
 
-    /// When the first look is due.
-    pub(crate) fn first(&self) -> Instant {
-        self.since + self.limit / 2
+    /// When the first look is due; the watch itself may be made then.
+    pub(crate) fn first(now: Instant, limit: Duration) -> Instant {
+        now + limit / 2
     }
 
     /// Compares with the look before; `uploaded` is when the request body ended, if it has.
@@ -94,7 +94,7 @@ mod tests {
     fn run(counters: impl Fn(u32) -> Look, uploaded: Option<u32>) -> (u32, BadGatewayCause) {
         let start = Instant::now();
         let mut watch = Watch::new(start, LIMIT);
-        let mut due = watch.first();
+        let mut due = Watch::first(start, LIMIT);
         for _ in 0..60 {
             let second = u32::try_from((due - start).as_secs()).unwrap();
             let uploaded = uploaded.map(|at| start + TICK * at);

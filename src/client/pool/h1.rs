@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::client::legacy::connect::Connection;
 use tokio::time::Instant;
@@ -11,6 +12,8 @@ use super::{Place, SendBody, Shared, Turn, Upload};
 use crate::cause::Failure;
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// A connection that one request has to itself; dropped, it is ended.
 pub(crate) struct H1<B> {
@@ -40,9 +43,10 @@ impl<B> H1<B> {
     }
 
     /// Learns what the answer says of the connection.
-    pub(crate) fn learn(&self, headers: &http::HeaderMap) {
+    pub(crate) fn learn(&self, headers: &HeaderMap) {
+        let Some(value) = headers.get(KEEP_ALIVE) else { return };
         if let Some(home) = self.home.upgrade() {
-            home.learn(headers);
+            home.learn(value);
         }
     }
 
@@ -95,7 +99,7 @@ impl<B: SendBody> H1<B> {
                 Err(Turn::Place(_)) => return,
             }
         }
-        state.idle.push_back((connection, now));
+        state.idle.push_back((connection, now + home.idle_limit()));
         if !state.reaping {
             state.reaping = true;
             drop(state);
@@ -130,10 +134,7 @@ async fn reap<B>(home: Weak<Shared<B>>) {
         let now = Instant::now();
         let mut old = Vec::new();
         let mut state = home.lock();
-        while let Some((_, since)) = state.idle.front() {
-            if now.saturating_duration_since(*since) < limit {
-                break;
-            }
+        while state.idle.front().is_some_and(|(_, until)| now >= *until) {
             old.extend(state.idle.pop_front());
         }
         let done = state.idle.is_empty();
