@@ -49,8 +49,6 @@ pub(super) struct Io {
     pub(super) errno: Option<i32>,
 }
 
-// without its feature nobody makes them
-#[cfg_attr(not(feature = "rustls"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tls {
     Certificate,
@@ -60,6 +58,7 @@ pub(super) enum Tls {
     Other,
 }
 
+// without its feature nobody makes them
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum H2 {

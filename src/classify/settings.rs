@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
 use super::head::{Asked, check_head};
@@ -171,6 +171,9 @@ pub(super) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure
     let stamp = answer.extensions().get::<Stamp>();
     if let Some(stamp) = stamp {
         stamp.answered();
+        if answer.version() == Version::HTTP_2 {
+            stamp.multiplexed();
+        }
     }
     let verdict = check_head(answer, ask.asked)?;
     let scene = stamp.map_or_else(Scene::default, |stamp| {

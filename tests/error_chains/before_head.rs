@@ -15,12 +15,18 @@ use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Connection, Detail, Evidence, Phase};
 
 use crate::client::{Upload, ask, client, failed, fetch, get, stamped, url};
+use crate::late::Late;
 use crate::peer::{Peer, upstream};
 use crate::table::{Got, cause, check, row};
 
-const A_LITTLE: Duration = Duration::from_millis(50);
+const A_LITTLE: Duration = Duration::from_millis(100);
 
-/// The upstream acts before the client writes.
+/// The upstream acts while the request is queued.
+async fn queued(script: fn(&mut Peer)) -> Got {
+    ask(stamped(service_fn(Late::connect)), get(url(upstream(script)))).await
+}
+
+/// The upstream acts before the connection is ready for a request.
 async fn to_a_quick_upstream(script: fn(&mut Peer)) -> Got {
     let connector = service_fn(move |target: Uri| {
         let dialing = HttpConnector::new().call(target);
@@ -59,13 +65,27 @@ async fn limited_by_tokio() -> Got {
 #[test]
 fn a_fresh_connection_that_was_lost_tells_how_and_whether_the_request_went_out() {
     let unsent = || cause(Cause::NotDispatched).not_sent(Evidence::Returned).on(Connection::Fresh).phase(Phase::Send);
+    let lost = |of| cause(of).idempotent_only();
     let fresh = |of| cause(of).idempotent_only().on(Connection::Fresh);
     let reset = || fresh(Cause::ResetBeforeResponse);
     let too_late = || cause(Cause::DeadlineExceeded).idempotent_only();
     let lost_in_write = reset().or_detail(Detail::Errno(104)).or_detail(Detail::Errno(32));
     check(vec![
-        row("B01", "RST after accept", to_a_quick_upstream(Peer::rst), unsent()),
-        row("B02", "FIN after accept", to_a_quick_upstream(Peer::fin), unsent()),
+        row("B01", "RST after accept", queued(|peer| peer.pause().rst()), unsent()),
+        row("B02", "FIN after accept", queued(|peer| peer.pause().fin()), unsent()),
+        // hyper-util tells neither that nothing was sent nor which connection it was: never guessed
+        row(
+            "B01+",
+            "RST before it was ready",
+            to_a_quick_upstream(|peer| peer.pause().rst()),
+            lost(Cause::ResetBeforeResponse),
+        ),
+        row(
+            "B02+",
+            "FIN before it was ready",
+            to_a_quick_upstream(|peer| peer.pause().fin()),
+            lost(Cause::ClosedBeforeResponse),
+        ),
         row("B03", "request, RST", async { fetch(upstream(|peer| peer.request().rst())).await }, reset().errno(104)),
         row(
             "B04",

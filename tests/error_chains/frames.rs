@@ -85,13 +85,13 @@ pub fn last_data(bytes: &[u8]) -> Vec<u8> {
     frame(DATA, END_STREAM, 1, bytes)
 }
 
-/// A head of about `fields` x 120 bytes, in as many frames as that takes.
-pub fn long_head(fields: usize) -> Vec<u8> {
+/// A head of `frames` continuations, with `fields` of about 120 bytes in each.
+pub fn long_head(frames: usize, fields: usize) -> Vec<u8> {
     let field = [&[0, 1, b'x', 119][..], &[b'y'; 119]].concat();
-    let mut frames = frame(HEADERS, 0, 1, &[STATUS_200]);
-    for _ in 1..fields {
-        frames.extend(frame(CONTINUATION, 0, 1, &field));
+    let mut head = frame(HEADERS, 0, 1, &[STATUS_200]);
+    for _ in 1..frames {
+        head.extend(frame(CONTINUATION, 0, 1, &field.repeat(fields)));
     }
-    frames.extend(frame(CONTINUATION, END_HEADERS, 1, &field));
-    frames
+    head.extend(frame(CONTINUATION, END_HEADERS, 1, &field.repeat(fields)));
+    head
 }

@@ -73,6 +73,11 @@ async fn second(script: fn(&mut Peer)) -> Got {
     fetch_twice(patient(), address).await
 }
 
+/// While the client writes nothing: a write that meets the RST leaves an end to be read.
+fn rst(peer: &mut Peer) {
+    peer.pause().rst();
+}
+
 fn http1_only(peer: &mut Peer) {
     peer.read(24);
     peer.say("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").fin();
@@ -102,9 +107,9 @@ fn http_2_tells_what_was_not_processed_and_what_may_have_been() {
         ),
         row("E10", "error GOAWAY, ours covered", told_then_fin(vec![go_away(1, INTERNAL_ERROR)]), closed()),
         row("E11", "FIN", told_then_fin(vec![]), closed().on(Connection::Fresh)),
-        row("E12", "RST", async { to(h2_upstream(Peer::rst)).await }, lost(Cause::ResetBeforeResponse)),
+        row("E12", "RST", async { to(h2_upstream(rst)).await }, lost(Cause::ResetBeforeResponse)),
         row("E11+", "FIN, second stream", second(Peer::fin), closed().on(Connection::Reused)),
-        row("E12+", "RST, second stream", second(Peer::rst), lost(Cause::ResetBeforeResponse).on(Connection::Reused)),
+        row("E12+", "RST, second stream", second(rst), lost(Cause::ResetBeforeResponse).on(Connection::Reused)),
         row(
             "E13",
             "peer speaks HTTP/1.1",
@@ -124,8 +129,14 @@ fn http_2_tells_what_was_not_processed_and_what_may_have_been() {
         row(
             "E18",
             "head too long",
-            told(vec![long_head(400)]),
+            told(vec![long_head(2, 100)]),
             cause(Cause::InvalidResponse).h2(PROTOCOL_ERROR).never(),
+        ),
+        row(
+            "E18+",
+            "head in too many frames",
+            told(vec![long_head(400, 1)]),
+            cause(Cause::InvalidResponse).h2(ENHANCE_YOUR_CALM).never(),
         ),
     ]);
 }

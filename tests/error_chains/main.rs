@@ -21,6 +21,7 @@ mod grpc;
 mod http2;
 mod in_body;
 mod in_head;
+mod late;
 mod low_level;
 mod namespace;
 mod openssl;

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use http::StatusCode;
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 use tower_upstream::cause::{BadGatewayCause as Cause, Connection, Detail, Evidence, Phase, Replay};
 use tower_upstream::{Failure, classify::Chain};
@@ -181,7 +181,7 @@ pub fn check(rows: Vec<Row>) {
     let mut wrong = String::new();
     for Row { id, what, case, want } in rows {
         let local = LocalSet::new();
-        let ran = runtime.block_on(local.run_until(timeout(PATIENCE, tokio::task::spawn_local(case))));
+        let ran = local.block_on(&runtime, async { timeout(PATIENCE, spawn_local(case)).await });
         let complaint = match ran {
             Err(_) => Some("nothing came of it in time".into()),
             Ok(Err(panic)) => Some(panic.to_string()),

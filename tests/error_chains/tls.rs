@@ -13,7 +13,7 @@ use tower_upstream::cause::{Detail, Evidence, Phase};
 use crate::client::dial;
 use crate::peer::{Peer, closed_port, upstream};
 use crate::table::{Got, answer, cause, check, cut, no_connection, row};
-use crate::tls_peer::{BOTH, Certificate, TlsStream, demanding, request, tls_upstream, trusting};
+use crate::tls_peer::{BOTH, Certificate, TlsStream, demanding, open_ended, request, tls_upstream, trusting};
 
 fn https(config: ClientConfig) -> HttpsConnector<HttpConnector> {
     HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build()
@@ -30,11 +30,6 @@ async fn shown(certificate: Certificate) -> [Got; 2] {
 fn serve(stream: &mut TlsStream) {
     request(stream);
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
-}
-
-fn open_ended(stream: &mut TlsStream) {
-    request(stream);
-    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc");
 }
 
 /// hyper-rustls fills ALPN itself, so that the server is the one without a common protocol.
@@ -94,7 +89,7 @@ fn tls_names_certificate_alert_or_breakdown() {
             "F06",
             "client certificate, TLS 1.2",
             async { to(tls_upstream(demanding(&TLS12), serve)).await },
-            alert(40),
+            alert(116),
         ),
         row(
             "F07",
@@ -123,6 +118,12 @@ fn tls_names_certificate_alert_or_breakdown() {
             cut(Cause::IncompleteBody),
         ),
         row("F14", "port closed", to_a_closed_port(), no_connection(Cause::ConnectionRefused).errno(111)),
+        row(
+            "F14+",
+            "scheme for another client",
+            dial(https(trusting(BOTH)), "http://a.test/".into()),
+            cause(Cause::InvalidTarget).not_sent(Evidence::LocalRefusal),
+        ),
         row(
             "F15",
             "no name for a certificate",

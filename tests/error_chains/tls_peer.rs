@@ -122,3 +122,9 @@ pub fn request(stream: &mut TlsStream) {
         read.push(byte[0]);
     }
 }
+
+/// Answers with a body that only the end of the connection ends.
+pub fn open_ended(stream: &mut TlsStream) {
+    request(stream);
+    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc");
+}

@@ -13,10 +13,10 @@ const MORE: Duration = Duration::from_secs(1);
 
 /// Which of reqwest's limits are short.
 #[derive(Clone, Copy, Default)]
-struct Limits {
-    total: Option<Duration>,
-    connect: Option<Duration>,
-    read: Option<Duration>,
+pub struct Limits {
+    pub total: Option<Duration>,
+    pub connect: Option<Duration>,
+    pub read: Option<Duration>,
 }
 
 const NONE: Limits = Limits { total: None, connect: None, read: None };
