@@ -54,7 +54,7 @@ pub(super) enum Tls {
     Certificate,
     Alert(u8),
     /// The peer's first record was none.
-    NotTls,
+    Foreign,
     Other,
 }
 

@@ -162,7 +162,7 @@ fn judge_tls(tls: Tls, shaken: bool) -> Verdict {
     let (cause, detail) = match tls {
         Tls::Certificate => (Cause::TlsCertificate, None),
         Tls::Alert(alert) => (Cause::TlsAlert, Some(Detail::TlsAlert(alert))),
-        Tls::NotTls => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
+        Tls::Foreign => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
         Tls::Other => (Cause::TlsFailed, None),
     };
     let verdict = match tls {

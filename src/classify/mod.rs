@@ -310,19 +310,19 @@ where
                     let failure = error.take().map_or(Failure::new(BadGatewayCause::GatewayInternal), |error| {
                         settings.judge(error, &Scene::default())
                     });
-                    return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                    return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                 }
                 StateProjection::Call { call } => match ready!(call.poll(cx)) {
                     Err(error) => {
                         let error = error.into();
                         let scene = settings::scene_of(&*error);
                         let failure = settings.judge(error, &scene);
-                        return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                        return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                     }
                     Ok(mut answer) => {
                         let ask = this.ask.as_ref().expect(POLLED_AGAIN);
                         if let Some(failure) = settings::refused_head(&answer, ask) {
-                            return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                            return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                         }
                         if !settings.holds(&answer, ask) {
                             (answer, None)
@@ -349,7 +349,7 @@ where
             };
             let ask = take(this.ask);
             return Poll::Ready(Ok(match first {
-                Some(First::Failed(failure)) => settings.refuse(ask, failure),
+                Some(First::Failed(failure)) => settings.refuse(ask, &failure),
                 Some(First::Frame(frame)) => settings.hand_on(this.settings, answer, ask, |b| b.first(frame)),
                 Some(First::End) => settings.hand_on(this.settings, answer, ask, ClassifiedBody::ended),
                 None => settings.hand_on(this.settings, answer, ask, |body| body),

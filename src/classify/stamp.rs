@@ -151,7 +151,7 @@ impl Stamp {
     pub(crate) fn saw_read(&self, bytes: &[u8]) {
         let shared = &*self.0;
         let since = shared.since.load(Relaxed);
-        if let Some(at @ 0..KEPT) = usize::try_from(since).ok() {
+        if let Ok(at @ 0..KEPT) = usize::try_from(since) {
             let mut first = [0; KEPT];
             first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
             first[8..].copy_from_slice(&shared.first[1].load(Relaxed).to_ne_bytes());

@@ -57,7 +57,7 @@ fn openssl(text: &str, clues: &mut Clues) -> bool {
     clues.tls.get_or_insert(match alert {
         Some(alert) => Tls::Alert(alert),
         None if told.contains("certificate verify failed") => Tls::Certificate,
-        None if told.contains("wrong version number") => Tls::NotTls,
+        None if told.contains("wrong version number") => Tls::Foreign,
         None => Tls::Other,
     });
     true

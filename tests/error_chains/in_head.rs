@@ -45,7 +45,6 @@ fn an_answer_that_is_no_http_or_not_good_http_is_told_from_one_that_broke_off() 
     let too_large = || cause(Cause::HeadTooLarge).never().phase(Phase::Head);
     let incomplete = || cause(Cause::IncompleteHead).idempotent_only().on(Connection::Fresh).phase(Phase::Head);
     let with = |field: &str| answered(format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\n"));
-    let fields: String = (0..150).map(|n| format!("x-{n}: y\r\n")).collect();
     check(vec![
         row("C01", "garbage", answered([0xA5; 43]), foreign("the peer does not speak HTTP")),
         row("C02", "SSH banner", answered("SSH-2.0-OpenSSH_9.2\r\n"), foreign("the peer speaks SSH")),
@@ -66,7 +65,7 @@ fn an_answer_that_is_no_http_or_not_good_http_is_told_from_one_that_broke_off() 
             half_a_head_then_silence(),
             cause(Cause::FirstByteTimeout).phase(Phase::Head),
         ),
-        row("C14", "150 fields", with(&fields), too_large()),
+        row("C14", "150 fields", with(&"x: y\r\n".repeat(150)), too_large()),
         row("C15", "900 kB in one field", with(&format!("x: {}", "y".repeat(900_000))), too_large()),
         row(
             "C16",
