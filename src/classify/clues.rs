@@ -49,17 +49,16 @@ pub(super) struct Io {
     pub(super) errno: Option<i32>,
 }
 
-// without its feature nobody makes them
-#[cfg_attr(not(feature = "rustls"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tls {
     Certificate,
     Alert(u8),
     /// The peer's first record was none.
-    NotTls,
+    Foreign,
     Other,
 }
 
+// without its feature nobody makes them
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum H2 {

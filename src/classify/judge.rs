@@ -14,6 +14,7 @@ const REFUSED_STREAM: u32 = 7;
 
 /// Judges an error that came instead of a response head.
 pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
+    let scene = &as_spoken(clues, *scene);
     if let Some(verdict) = our_own(clues, scene) {
         return verdict;
     }
@@ -24,7 +25,7 @@ pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
         return judge_tls(tls, clues.hyper.is_some());
     }
     match clues.text {
-        Some(Text::NameTimeout) => return Cause::DnsTimeout.into(),
+        Some(Text::NameTimeout) => return unsent(Cause::DnsTimeout, Evidence::NoConnection),
         Some(Text::NameNotFound) => return unsent(Cause::DnsNotFound, Evidence::NoConnection),
         Some(Text::NameFailure) => return unsent(Cause::DnsFailure, Evidence::NoConnection),
         _ => {}
@@ -46,6 +47,21 @@ pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
         Some(Hyper::Incomplete) => lost(Cause::ClosedBeforeResponse, scene),
         _ => judge_io(clues, scene),
     }
+}
+
+/// Notes that a connection spoke HTTP/2 where its maker did not: hyper-util's pool tells only of ALPN.
+fn as_spoken(clues: &Clues, mut scene: Scene) -> Scene {
+    // what an HTTP/1 parser had met and refused is the answer of another protocol
+    let refused = matches!(clues.hyper, Some(Hyper::Parse | Hyper::Canceled | Hyper::Unexpected));
+    if let Some(wire) = &mut scene.wire {
+        wire.multiplexed |= clues.h2.is_some() || (!refused && begins_h2(wire.first_bytes()));
+    }
+    scene
+}
+
+/// The first frame of an HTTP/2 connection is SETTINGS, on stream 0 (RFC 9113 section 3.4).
+fn begins_h2(first: &[u8]) -> bool {
+    matches!(first, [0, 0, _, 4, ..])
 }
 
 /// Judges an error in a response body, whose head was good.
@@ -146,7 +162,7 @@ fn judge_tls(tls: Tls, shaken: bool) -> Verdict {
     let (cause, detail) = match tls {
         Tls::Certificate => (Cause::TlsCertificate, None),
         Tls::Alert(alert) => (Cause::TlsAlert, Some(Detail::TlsAlert(alert))),
-        Tls::NotTls => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
+        Tls::Foreign => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
         Tls::Other => (Cause::TlsFailed, None),
     };
     let verdict = match tls {
@@ -165,7 +181,11 @@ fn judge_h2(h2: H2, scene: &Scene) -> Verdict {
         H2::GoAway(_) => unsent(Cause::StreamRefused, Evidence::GoAway),
         H2::Reset(REFUSED_STREAM) => unsent(Cause::StreamRefused, Evidence::RefusedStream),
         H2::Reset(_) => Cause::StreamReset.into(),
-        _ => foreign(scene).unwrap_or(Cause::InvalidResponse.into()),
+        // what the peer speaks says more than the code we ended it with
+        _ => match foreign(scene) {
+            Some(verdict) => return verdict,
+            None => Cause::InvalidResponse.into(),
+        },
     };
     verdict.detail(Detail::H2(code))
 }
@@ -248,7 +268,7 @@ fn foreign_protocol(wire: &Wire) -> Option<&'static str> {
     }
     Some(match first {
         [0x15 | 0x16, 3, ..] => "the peer speaks TLS",
-        [0, 0, _, 4, ..] => "the peer speaks HTTP/2",
+        _ if begins_h2(first) => "the peer speaks HTTP/2",
         [b'S', b'S', b'H', b'-', ..] => "the peer speaks SSH",
         [b'2', b'2', b'0', b' ' | b'-', ..] => "the peer speaks SMTP or FTP",
         // a misspelt protocol name followed by a version is still meant as HTTP

@@ -328,19 +328,19 @@ where
                 StateProjection::Failed { error } => {
                     let error = error.take().expect(POLLED_AGAIN);
                     let failure = settings.judge(error, &Scene::default());
-                    return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                    return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                 }
                 StateProjection::Call { call } => match ready!(call.poll(cx)) {
                     Err(error) => {
                         let error = error.into();
                         let scene = settings::scene_of(&*error);
                         let failure = settings.judge(error, &scene);
-                        return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                        return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                     }
                     Ok(mut answer) => {
                         let ask = this.ask.as_ref().expect(POLLED_AGAIN);
                         if let Some(failure) = settings::refused_head(&answer, ask) {
-                            return Poll::Ready(Ok(settings.refuse(take(this.ask), failure)));
+                            return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                         }
                         if !settings.holds(&answer, ask) {
                             return Poll::Ready(Ok(
@@ -367,7 +367,7 @@ where
             };
             let ask = take(this.ask);
             return Poll::Ready(Ok(match first {
-                Poll::Ready(First::Failed(failure)) => settings.refuse(ask, failure),
+                Poll::Ready(First::Failed(failure)) => settings.refuse(ask, &failure),
                 Poll::Ready(First::Frame(frame)) => settings.hand_on(this.settings, answer, ask, |b| b.first(frame)),
                 Poll::Ready(First::End) => settings.hand_on(this.settings, answer, ask, ClassifiedBody::ended),
                 Poll::Pending => settings.hand_on(this.settings, answer, ask, |body| body),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
 use super::head::{Asked, check_head};
@@ -105,12 +105,12 @@ impl Settings {
     }
 
     /// The local answer for a failure.
-    pub(super) fn refuse<B>(&self, mut ask: Ask, failure: Failure) -> Response<AnswerBody<B>> {
-        self.report(&mut ask.exchange, &failure);
-        let status = self.status.as_ref().map_or(failure.status(), |choose| choose(&failure));
-        let mut answer = local_answer(&failure, status);
+    pub(super) fn refuse<B>(&self, mut ask: Ask, failure: &Failure) -> Response<AnswerBody<B>> {
+        self.report(&mut ask.exchange, failure);
+        let status = self.status.as_ref().map_or(failure.status(), |choose| choose(failure));
+        let mut answer = local_answer(failure, status);
         if let Some(member) = &self.proxy_status {
-            member.append_failure(answer.headers_mut(), &failure);
+            member.append_failure(answer.headers_mut(), failure);
         }
         if let Some(id) = ask.exchange.request_id {
             answer.headers_mut().insert(REQUEST_ID, id);
@@ -144,23 +144,20 @@ impl Settings {
         let status = answer.status();
         let told = Failure::of(answer).cloned().or_else(|| BadGatewayCause::of(answer).map(Failure::new));
         let member = self.proxy_status.as_ref();
-        let failure = match told {
-            // a user's own service named the cause
-            Some(failure) => {
-                if let Some(member) = member {
-                    member.append_failure(answer.headers_mut(), &failure);
-                }
-                failure
+        // a user's own service may have named the cause
+        let failure = if let Some(failure) = told {
+            if let Some(member) = member {
+                member.append_failure(answer.headers_mut(), &failure);
             }
-            None => {
-                if let Some(member) = member {
-                    member.append_received(answer.headers_mut(), status);
-                }
-                if !self.statuses.contains(&status) {
-                    return;
-                }
-                Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
+            failure
+        } else {
+            if let Some(member) = member {
+                member.append_received(answer.headers_mut(), status);
             }
+            if !self.statuses.contains(&status) {
+                return;
+            }
+            Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
         };
         self.report(&mut ask.exchange, &failure);
         cause::attach(answer, failure);
@@ -173,6 +170,9 @@ pub(super) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure
     let stamp = answer.extensions().get::<Stamp>();
     if let Some(stamp) = stamp {
         stamp.answered();
+        if answer.version() == Version::HTTP_2 {
+            stamp.multiplexed();
+        }
     }
     let verdict = check_head(answer, ask.asked)?;
     let scene = stamp.map_or_else(Scene::default, |stamp| {

@@ -1,13 +1,17 @@
 //! Reads private error types by the only thing they show: their text.
 //!
-//! Each text was measured (see `tests/error_chains.rs`, which fails when a dependency changes one).
+//! Each text was measured (see `tests/error_chains/`, which fails when a dependency changes one).
 
 use std::error::Error;
-use std::io;
+use std::io::{
+    self,
+    ErrorKind::{InvalidData, InvalidInput, Other},
+};
 
-use super::clues::{Clues, Text};
+use super::clues::{Clues, Io, Text, Tls};
 
-/// Whole texts of private types in hyper-util, reqwest, tonic, tower-http and http-body-util.
+/// Whole texts of private types in hyper-util, hyper-rustls, hyper-tls, reqwest, tonic, tower-http and
+/// http-body-util.
 pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
     let text = link.to_string();
     let found = match text.as_str() {
@@ -22,17 +26,41 @@ pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
         }
         "invalid dns name"
         | "client error (UserAbsoluteUriRequired)"
+        | "https required but URI was not https"
+        | "invalid URL, host is missing"
         | "invalid URL, scheme is missing"
-        | "invalid URL, host is missing" => Text::BadTarget,
+        | "invalid URL, scheme is not http"
+        | "missing scheme" => Text::BadTarget,
         "operation timed out" | "Timeout expired" | "request timed out" => return clues.elapsed = true,
         "data was not received within the designated timeout" => Text::BodyTimeout,
         "length limit exceeded" => Text::LengthLimit,
+        _ if text.starts_with("unsupported scheme ") => Text::BadTarget,
+        _ if openssl(&text, clues) => return,
         _ => match resolver(link, &text) {
             Some(found) => found,
             None => return,
         },
     };
     clues.text.get_or_insert(found);
+}
+
+/// OpenSSL's `error:CODE:SSL routines:function:reason:...`, which native-tls hands on.
+fn openssl(text: &str, clues: &mut Clues) -> bool {
+    let told = text.split_once(":SSL routines:").map(|(_, told)| told);
+    if text == "unexpected EOF" || told.is_some_and(|told| told.contains("unexpected eof")) {
+        clues.io.get_or_insert(Io { kind: io::ErrorKind::UnexpectedEof, errno: None });
+        return true;
+    }
+    let Some(told) = told else { return false };
+    let alert = told.split_once("SSL alert number ").map(|(_, number)| number);
+    let alert = alert.and_then(|number| number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+    clues.tls.get_or_insert(match alert {
+        Some(alert) => Tls::Alert(alert),
+        None if told.contains("certificate verify failed") => Tls::Certificate,
+        None if told.contains("wrong version number") => Tls::Foreign,
+        None => Tls::Other,
+    });
+    true
 }
 
 /// hickory-resolver files every code under one kind; its debug text names it.
@@ -62,17 +90,17 @@ pub(super) fn read_io(error: &io::Error, clues: &mut Clues) {
     }
     let text = payload.to_string();
     let lower = text.to_ascii_lowercase();
-    let invalid = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
+    let coding = ["gzip", "deflate", "zlib", "brotli", "zstd"].iter().any(|coding| lower.contains(coding));
     let found = if let Some(found) = name(&text) {
         found
-    } else if !invalid {
+    } else if coding && matches!(error.kind(), InvalidData | InvalidInput | Other) {
+        Text::ContentCoding
+    } else if !matches!(error.kind(), InvalidData | InvalidInput) {
         return;
     } else if lower.starts_with("chunk trailers") {
         Text::TrailersTooLarge
     } else if lower.contains("chunk") {
         Text::ChunkFraming
-    } else if ["gzip", "deflate", "zlib", "brotli", "zstd"].iter().any(|coding| lower.contains(coding)) {
-        Text::ContentCoding
     } else if ["header", "trailer", "invalid token"].iter().any(|word| lower.contains(word)) {
         Text::Trailers
     } else {

@@ -10,7 +10,7 @@ pub(super) fn read(error: &Error) -> Tls {
         Error::InvalidCertificate(_) | Error::NoCertificatesPresented | Error::InvalidCertRevocationList(_) => {
             Tls::Certificate
         }
-        Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Tls::NotTls,
+        Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Tls::Foreign,
         _ => Tls::Other,
     }
 }

@@ -1,0 +1,86 @@
+//! No connection was had: names, ports, queues, targets. What needs a network of its own is in `namespace`.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::TokioIo;
+use tokio::net::{UnixListener, UnixStream};
+use tower::service_fn;
+use tower_upstream::BadGatewayCause as Cause;
+use tower_upstream::cause::{Evidence, Phase};
+use tower_upstream::client::{Connector, TcpConnector};
+
+use crate::client::{ask, client, dial, failed, get, stamped, url};
+use crate::peer::{FullQueue, closed_port};
+use crate::table::{Got, cause, check, no_connection, row};
+
+const A_LITTLE: Duration = Duration::from_millis(100);
+
+/// hyper-util's own connector under its own time limit.
+pub fn limited() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(A_LITTLE));
+    connector
+}
+
+async fn to_a_closed_port() -> [Got; 2] {
+    let (_reserved, address) = closed_port();
+    dial(HttpConnector::new(), url(address)).await
+}
+
+async fn to_a_full_queue() -> [Got; 2] {
+    let full = FullQueue::new();
+    dial(limited(), url(full.address)).await
+}
+
+async fn to_a_full_queue_under_our_limit() -> Got {
+    let full = FullQueue::new();
+    let client = stamped(Connector::new(HttpConnector::new()).timeout(A_LITTLE));
+    ask(client, get(url(full.address))).await
+}
+
+async fn to_a_unix_socket(path: std::path::PathBuf) -> [Got; 2] {
+    let bare = UnixStream::connect(&path).await.expect_err("nobody listens");
+    let connector = service_fn(move |_: http::Uri| {
+        let path = path.clone();
+        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    [failed(bare), ask(stamped(connector), get("http://socket.test/")).await]
+}
+
+async fn to_a_socket_left_behind() -> [Got; 2] {
+    let path = std::env::temp_dir().join(format!("error-chains-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    drop(UnixListener::bind(&path).expect("a socket file"));
+    let got = to_a_unix_socket(path.clone()).await;
+    let _ = std::fs::remove_file(path);
+    got
+}
+
+async fn past_a_silent_resolver() -> Got {
+    let silent = service_fn(|_: Name| pending::<Result<std::vec::IntoIter<SocketAddr>, Infallible>>());
+    let connector = TcpConnector::with_resolver(silent).dns_timeout(A_LITTLE);
+    ask(stamped(connector), get("http://silent.test/")).await
+}
+
+#[test]
+fn a_connection_that_was_not_had_names_what_stood_in_its_way() {
+    let missing = std::env::temp_dir().join("error-chains-nothing-here.sock");
+    let bad_target = || cause(Cause::InvalidTarget).not_sent(Evidence::LocalRefusal).phase(Phase::Gateway);
+    let timed_out = || no_connection(Cause::ConnectTimeout).phase(Phase::Connect);
+    check(vec![
+        row("A01", "port closed", to_a_closed_port(), no_connection(Cause::ConnectionRefused).errno(111)),
+        row("A22", "accept queue full", to_a_full_queue(), timed_out()),
+        row("A22", "accept queue full, our limit", to_a_full_queue_under_our_limit(), timed_out()),
+        row("A25", "relative target", async { ask(client(), get("/")).await }, bad_target()),
+        row("A25", "scheme for another client", dial(HttpConnector::new(), "ftp://a.test/".into()), bad_target()),
+        row("A26", "unix socket missing", to_a_unix_socket(missing), no_connection(Cause::ConnectionRefused).errno(2)),
+        row("A27", "unix socket left", to_a_socket_left_behind(), no_connection(Cause::ConnectionRefused).errno(111)),
+        row("K01", "resolver silent", past_a_silent_resolver(), no_connection(Cause::DnsTimeout).phase(Phase::Resolve)),
+    ]);
+}
