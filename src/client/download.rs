@@ -89,7 +89,8 @@ impl<B: SendBody> Download<B> {
         let Some(lease) = self.lease.take() else { return };
         match lease {
             Lease::H1(h1) => match &self.about.progress {
-                Some(progress) if progress.ended().is_none() => {
+                // also when all of it was taken: what was not written yet would hold up the next request
+                Some(_) if !h1.is_ready() => {
                     h1.give_back_after_upload(self.idle.limit.unwrap_or(UPLOAD_IDLE));
                 }
                 _ => h1.give_back(Instant::now()),

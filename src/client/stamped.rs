@@ -22,7 +22,7 @@ pub struct Stamped<T> {
 
 impl<T> Stamped<T> {
     pub(super) fn new(io: T, stamp: Stamp, interim: Interim) -> Self {
-        let counted = Counted { io: TokioIo::new(io), stamp, interim, seen: 0, read_last: false };
+        let counted = Counted { io: TokioIo::new(io), stamp, interim, seen: 0, read_last: false, was_full: false };
         Self { io: TokioIo::new(counted) }
     }
 
@@ -84,6 +84,8 @@ struct Counted<T> {
     /// The stamp's count of requests when the last answer began.
     seen: u32,
     read_last: bool,
+    /// A write found the connection full since the last flush.
+    was_full: bool,
 }
 
 impl<T> Counted<T> {
@@ -112,6 +114,7 @@ impl<T> Counted<T> {
             Poll::Ready(Ok(bytes)) => self.stamp.saw_write(*bytes),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
+                self.was_full = true;
                 self.stamp.saw_full();
                 self.stamp.listen(cx.waker());
             }
@@ -182,6 +185,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         if flushed.is_pending() {
             self.stamp.listen(cx.waker());
+        } else if std::mem::take(&mut self.was_full) {
+            // hyper looks for the next request before it flushes: after an early answer never again
+            cx.waker().wake_by_ref();
         }
         Poll::Ready(ready!(flushed))
     }

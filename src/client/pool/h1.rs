@@ -69,6 +69,11 @@ impl<B: SendBody> H1<B> {
         self.sender.as_mut().expect("only a connection that is given up has no sender")
     }
 
+    /// Whether nothing of the request before is left to be done.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.sender.as_ref().is_some_and(SendRequest::is_ready)
+    }
+
     /// Whether it can take a request; waits while its task finishes with the one before.
     pub(super) async fn still_open(&mut self) -> bool {
         let sender = self.sender();
