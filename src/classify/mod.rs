@@ -67,6 +67,8 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
+#[cfg(feature = "client")]
+pub(crate) use self::settings::Told;
 use self::settings::{Ask, Settings};
 use crate::body::AnswerBody;
 use crate::cause::{BadGatewayCause, Failure, ProxyStatus};

@@ -76,9 +76,10 @@ impl Ask {
     }
 }
 
-/// This response's failure is reported and, where that is on, in its `Proxy-Status`.
+/// Nothing is left to be said of this response: its failure is reported and, where that is on, in its
+/// `Proxy-Status`, or it is the gateway's own answer to a bad request.
 #[derive(Clone, Copy)]
-struct Told;
+pub(crate) struct Told;
 
 impl Settings {
     pub(super) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {

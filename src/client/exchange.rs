@@ -22,7 +22,7 @@ use crate::body::AnswerBody;
 #[cfg(feature = "http2")]
 use crate::cause::Detail;
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
-use crate::classify::{Asked, Scene, Stamp, check_head};
+use crate::classify::{Asked, Scene, Stamp, Told, check_head};
 use crate::forward::{Caller, Rejection};
 use crate::timeout::{Finding, Look, Timeouts, Watch};
 
@@ -54,7 +54,11 @@ where
     };
     let passage = match passage {
         Ok(passage) => passage,
-        Err(Rejection::Answer(answer)) => return Ok(answer.into_response()),
+        Err(Rejection::Answer(answer)) => {
+            let mut answer = answer.into_response();
+            answer.extensions_mut().insert(Told);
+            return Ok(answer);
+        }
         Err(Rejection::Loop) => return Err(refusal(&upstream, BadGatewayCause::LoopDetected)),
     };
     if let Err(cause) = address(&upstream, &mut parts) {
