@@ -48,6 +48,7 @@ mod stamp;
 mod text;
 #[cfg(feature = "rustls")]
 mod tls;
+mod told;
 mod verdict;
 
 use std::convert::Infallible;
@@ -67,9 +68,9 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
-#[cfg(feature = "client")]
-pub(crate) use self::settings::Told;
 use self::settings::{Ask, Settings};
+#[cfg(feature = "client")]
+pub(crate) use self::told::Told;
 use crate::body::AnswerBody;
 use crate::cause::{BadGatewayCause, Failure, ProxyStatus};
 use crate::event::Observer;

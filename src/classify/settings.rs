@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 
 use super::head::{Asked, check_head};
+use super::told::{Told, is_reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, ClassifiedBody, Stamp};
 use crate::body::AnswerBody;
@@ -76,11 +77,6 @@ impl Ask {
     }
 }
 
-/// Nothing is left to be said of this response: its failure is reported and, where that is on, in its
-/// `Proxy-Status`, or it is the gateway's own answer to a bad request.
-#[derive(Clone, Copy)]
-pub(crate) struct Told;
-
 impl Settings {
     pub(super) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {
         let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
@@ -100,6 +96,9 @@ impl Settings {
     }
 
     pub(super) fn report(&self, exchange: &mut Exchange, failure: &Failure) {
+        if is_reported(failure) {
+            return;
+        }
         // an id is made only now that somebody will ask for it
         exchange.request_id.get_or_insert_with(random_id);
         self.observer.on_event(&Event::Failed(exchange, failure));
