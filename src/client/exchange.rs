@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::Incoming;
@@ -19,10 +19,8 @@ use super::proxy::Upstream;
 use super::upload::{Progress, Upload};
 use super::{Connect, Download, tunnel};
 use crate::body::AnswerBody;
-#[cfg(feature = "http2")]
-use crate::cause::Detail;
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
-use crate::classify::{Asked, Scene, Stamp, Told, check_head};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::classify::{Asked, Scene, Stamp, Told, Verdict, check_head};
 use crate::forward::{Caller, Rejection};
 use crate::timeout::{Finding, Look, Timeouts, Watch};
 
@@ -80,6 +78,11 @@ where
     let behind = (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
     let (mut parts, incoming) = answer.into_parts();
     upstream.rules.response(&mut parts, passage.upgrade());
+    if behind.is_some() && !parts.headers.contains_key(UPGRADE) {
+        let verdict = Verdict::new(BadGatewayCause::UpgradeFailed);
+        let verdict = verdict.detail(Detail::Text("a 101 to a protocol that nobody had asked for"));
+        return Err(exchange.told(verdict.into_failure(&scene).build()));
+    }
     if parts.status == StatusCode::NO_CONTENT {
         // RFC 9110 section 8.6: it has no content to have a length
         parts.headers.remove(CONTENT_LENGTH);
@@ -333,7 +336,7 @@ fn to_h2<B>(request: &mut Request<B>, scheme: &Scheme) {
     *request.version_mut() = Version::HTTP_2;
     let headers = request.headers_mut();
     headers.remove(CONNECTION);
-    headers.remove(http::header::UPGRADE);
+    headers.remove(UPGRADE);
     let Some(host) = headers.remove(HOST) else { return };
     let Ok(authority) = Authority::try_from(host.as_bytes()) else { return };
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
