@@ -120,8 +120,9 @@ impl Wire {
         tokio::time::timeout(limit, drained).await.is_ok()
     }
 
-    pub(crate) fn get_ref(&self) -> &TcpStream {
-        self.stream.get_ref()
+    /// Bytes that were read from the socket and not asked for yet.
+    pub(crate) fn buffered(&self) -> usize {
+        self.stream.buffer().len()
     }
 
     pub(crate) fn into_inner(self) -> TcpStream {
