@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::settings::{Ask, Settings};
+use super::told::reported;
 use super::{BoxError, Scene};
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::event::Exchange;
@@ -95,7 +96,7 @@ where
             Some(Err(error)) => Failure::from_body_error(error, &Scene::default()),
         };
         this.settings.report(&mut this.exchange, &failure);
-        this.stage = Stage::Failing(failure);
+        this.stage = Stage::Failing(reported(failure));
         cx.waker().wake_by_ref();
         Poll::Pending
     }

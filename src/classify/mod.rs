@@ -48,6 +48,7 @@ mod stamp;
 mod text;
 #[cfg(feature = "rustls")]
 mod tls;
+mod told;
 mod verdict;
 
 use std::convert::Infallible;
@@ -68,6 +69,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::settings::{Ask, Settings};
+#[cfg(feature = "client")]
+pub(crate) use self::told::Told;
 use crate::body::AnswerBody;
 use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;

@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
 use super::head::{Asked, check_head};
+use super::told::{Told, is_reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, ClassifiedBody, Stamp};
 use crate::body::AnswerBody;
@@ -76,10 +77,6 @@ impl Ask {
     }
 }
 
-/// This response's failure is reported and, where that is on, in its `Proxy-Status`.
-#[derive(Clone, Copy)]
-struct Told;
-
 impl Settings {
     pub(super) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {
         let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
@@ -99,6 +96,9 @@ impl Settings {
     }
 
     pub(super) fn report(&self, exchange: &mut Exchange, failure: &Failure) {
+        if is_reported(failure) {
+            return;
+        }
         // an id is made only now that somebody will ask for it
         exchange.request_id.get_or_insert_with(random_id);
         self.observer.on_event(&Event::Failed(exchange, failure));

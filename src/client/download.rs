@@ -99,7 +99,8 @@ impl<B: SendBody> Download<B> {
 fn release<B: SendBody>(lease: Lease<B>, progress: Option<&Progress>, idle: Option<Duration>) {
     match lease {
         Lease::H1(h1) => match progress {
-            Some(progress) if progress.ended().is_none() => h1.give_back_after_upload(idle.unwrap_or(UPLOAD_IDLE)),
+            // also when all of it was taken: what was not written yet would hold up the next request
+            Some(_) if !h1.is_ready() => h1.give_back_after_upload(idle.unwrap_or(UPLOAD_IDLE)),
             _ => h1.give_back(Instant::now()),
         },
         #[cfg(feature = "http2")]

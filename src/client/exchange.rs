@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -19,10 +19,8 @@ use super::upload::{Progress, Upload};
 use super::wait::{Wait, before};
 use super::{Connect, Download, address, tunnel};
 use crate::body::AnswerBody;
-#[cfg(feature = "http2")]
-use crate::cause::Detail;
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
-use crate::classify::{Asked, Scene, Stamp, check_head};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::classify::{Asked, Scene, Stamp, Told, Verdict, check_head};
 use crate::forward::{Caller, Rejection};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
@@ -70,7 +68,11 @@ fn prepare<C, B: SendBody>(
     let passage = upstream.rules.request(parts, named.as_ref().unwrap_or(caller), &upstream.host);
     let passage = passage.map_err(|rejection| {
         Box::new(match rejection {
-            Rejection::Answer(answer) => Ok(answer.into_response()),
+            Rejection::Answer(answer) => {
+                let mut answer = answer.into_response();
+                answer.extensions_mut().insert(Told);
+                Ok(answer)
+            }
             Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected)),
         })
     })?;
@@ -211,6 +213,11 @@ where
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
         self.upstream.rules.response(&mut parts, self.upgrade.as_deref());
+        if switched && !parts.headers.contains_key(UPGRADE) {
+            let verdict = Verdict::new(BadGatewayCause::UpgradeFailed);
+            let verdict = verdict.detail(Detail::Text("a 101 to a protocol that nobody had asked for"));
+            return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
+        }
         if parts.status == StatusCode::NO_CONTENT {
             // RFC 9110 section 8.6: it has no content to have a length
             parts.headers.remove(CONTENT_LENGTH);

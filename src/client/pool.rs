@@ -78,9 +78,28 @@ struct State<B> {
     /// Each with the time it goes.
     idle: VecDeque<(H1<B>, Instant)>,
     waiters: VecDeque<oneshot::Sender<Turn<B>>>,
+    /// The length of the queue at which those that gave up are cleared away.
+    clear_at: usize,
     reaping: bool,
     #[cfg(feature = "http2")]
     h2: h2::Connections<B>,
+}
+
+/// So many waiters may have given up before anybody looks.
+const MIN_CLEAR: usize = 1024;
+
+impl<B> State<B> {
+    /// Queues a caller; the queue never holds many more than wait.
+    fn queue(&mut self) -> oneshot::Receiver<Turn<B>> {
+        if self.waiters.len() >= self.clear_at {
+            self.waiters.retain(|waiter| !waiter.is_closed());
+            // twice what is left, so that looking at all of them stays rare
+            self.clear_at = MIN_CLEAR.max(2 * self.waiters.len());
+        }
+        let (waiter, turn) = oneshot::channel();
+        self.waiters.push_back(waiter);
+        turn
+    }
 }
 
 /// What a caller that waited is given.
@@ -160,6 +179,7 @@ impl<C, B> Pool<C, B> {
             open: 0,
             idle: VecDeque::new(),
             waiters: VecDeque::new(),
+            clear_at: MIN_CLEAR,
             reaping: false,
             #[cfg(feature = "http2")]
             h2: h2::Connections::default(),
@@ -213,34 +233,35 @@ where
                 return Ok(Lease::H1(connection));
             }
         }
-        let waiting = {
-            let mut state = self.shared.lock();
-            match self.shared.place(&mut state) {
-                Some(place) => Ok(place),
-                None => {
-                    let (waiter, turn) = oneshot::channel();
-                    // those that gave up are cleared away before the queue grows past what may be open
-                    if state.waiters.len() >= 2 * self.shared.limits.connections {
-                        state.waiters.retain(|waiter| !waiter.is_closed());
+        loop {
+            match self.turn().await? {
+                Turn::Place(place) => return self.open(place).await,
+                Turn::Connection(mut connection) => {
+                    if connection.still_open().await {
+                        return Ok(Lease::H1(connection));
                     }
-                    state.waiters.push_back(waiter);
-                    Err(turn)
                 }
             }
+        }
+    }
+
+    /// A place under the cap, or what others give back.
+    async fn turn(&self) -> Result<Turn<B>, Failure> {
+        let turn = {
+            let mut state = self.shared.lock();
+            if let Some(place) = self.shared.place(&mut state) {
+                return Ok(Turn::Place(place));
+            }
+            state.queue()
         };
-        let place = match waiting {
-            Ok(place) => place,
-            Err(turn) => match timeout(self.shared.limits.queue, turn).await {
-                Ok(Ok(Turn::Connection(connection))) => return Ok(Lease::H1(connection)),
-                Ok(Ok(Turn::Place(place))) => place,
-                Ok(Err(_)) => return Err(Failure::new(BadGatewayCause::GatewayInternal)),
-                Err(_) => {
-                    let failure = Failure::builder(BadGatewayCause::QueueTimeout);
-                    return Err(failure.replay(Replay::NotSent, Evidence::LocalRefusal).build());
-                }
-            },
-        };
-        self.open(place).await
+        match timeout(self.shared.limits.queue, turn).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) => Err(Failure::new(BadGatewayCause::GatewayInternal)),
+            Err(_) => {
+                let failure = Failure::builder(BadGatewayCause::QueueTimeout);
+                Err(failure.replay(Replay::NotSent, Evidence::LocalRefusal).build())
+            }
+        }
     }
 
     /// The youngest idle connection, if it can take a request at once.

@@ -22,7 +22,8 @@ pub struct Stamped<T> {
 
 impl<T> Stamped<T> {
     pub(super) fn new(io: T, stamp: Stamp, interim: Interim) -> Self {
-        let counted = Counted { io: TokioIo::new(io), stamp, interim, seen: 0, read_last: false, task: None };
+        let io = TokioIo::new(io);
+        let counted = Counted { io, stamp, interim, seen: 0, read_last: false, was_full: false, task: None };
         Self { io: TokioIo::new(counted) }
     }
 
@@ -86,6 +87,8 @@ struct Counted<T> {
     read_last: bool,
     /// The task that the stamp wakes; nearly always the one that asks again.
     task: Option<Waker>,
+    /// A write found the connection full since the last flush.
+    was_full: bool,
 }
 
 impl<T> Counted<T> {
@@ -121,6 +124,7 @@ impl<T> Counted<T> {
             Poll::Ready(Ok(bytes)) => self.stamp.saw_write(*bytes),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
+                self.was_full = true;
                 self.stamp.saw_full();
                 self.listen(cx.waker());
             }
@@ -191,6 +195,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         if flushed.is_pending() {
             self.listen(cx.waker());
+            self.stamp.listen(cx.waker());
+        } else if std::mem::take(&mut self.was_full) {
+            // hyper looks for the next request before it flushes: after an early answer never again
+            cx.waker().wake_by_ref();
         }
         Poll::Ready(ready!(flushed))
     }

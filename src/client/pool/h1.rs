@@ -37,8 +37,8 @@ impl<B> H1<B> {
         &self.stamp
     }
 
-    /// Whether it can take a request at once.
-    pub(super) fn is_ready(&self) -> bool {
+    /// Whether nothing of the request before is left to be done.
+    pub(crate) fn is_ready(&self) -> bool {
         self.sender.as_ref().is_some_and(SendRequest::is_ready)
     }
 

@@ -207,9 +207,7 @@ where
             // h2 itself queues it behind the server's limit
             Next::Lease(stream)
         } else {
-            let (waiter, turn) = oneshot::channel();
-            state.waiters.push_back(waiter);
-            Next::Room(turn)
+            Next::Room(state.queue())
         };
         drop(state);
         drop(closed);

@@ -1,0 +1,58 @@
+//! What was told already, so that layers around each other tell it once.
+
+use std::error::Error;
+use std::fmt;
+
+use crate::cause::Failure;
+
+/// In a response's extensions: nothing is left to be said of it.
+///
+/// Its failure is reported and, where that is on, in its `Proxy-Status`, or it is the gateway's own answer
+/// to a bad request.
+#[derive(Clone, Copy)]
+pub(crate) struct Told;
+
+/// Between a body's failure and its source: it is reported.
+///
+/// A body has no extensions, and frameworks box it; its error alone comes through.
+#[derive(Debug)]
+struct Reported(Failure);
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the gateway reported this failure")
+    }
+}
+
+impl Error for Reported {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// The failure, to be handed on after it was reported.
+pub(super) fn reported(failure: Failure) -> Failure {
+    failure.clone().into_builder().source(Reported(failure)).build()
+}
+
+pub(super) fn is_reported(failure: &Failure) -> bool {
+    failure.source().is_some_and(|source| source.is::<Reported>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::classify::Chain;
+
+    #[test]
+    fn a_reported_failure_keeps_its_source_behind_the_mark() {
+        let error = io::Error::from(io::ErrorKind::ConnectionReset);
+        let failure = Failure::from_body_error(error, &crate::classify::Scene::default());
+        assert!(!is_reported(&failure));
+        let failure = reported(failure);
+        assert!(is_reported(&failure));
+        assert!(Chain::new(&failure).any(|link| link.is::<io::Error>()));
+    }
+}

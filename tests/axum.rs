@@ -1,0 +1,274 @@
+//! `ClassifyLayer` in axum apps: over fresh connections, handlers, fallbacks and event streams.
+
+mod support;
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use axum::serve::ListenerExt;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::StatusCode;
+use support::{Seen, Upstream, Wire, ask, gateway, proxy};
+use tokio::sync::mpsc;
+use tower::{Layer, service_fn};
+use tower_upstream::cause::ProxyStatus;
+use tower_upstream::classify::Verdict;
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+fn layer() -> (ClassifyLayer, Seen) {
+    let seen = Seen::default();
+    let layer = ClassifyLayer::new().proxy_status(ProxyStatus::new("app").unwrap()).observer(seen.clone());
+    (layer, seen)
+}
+
+/// Serves as axum does, which makes the layers' services anew for every connection.
+async fn serve(app: Router) -> SocketAddr {
+    let listener = gateway::listener().await.tap_io(|stream| stream.set_nodelay(true).unwrap());
+    let address = axum::serve::Listener::local_addr(&listener).unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+#[tokio::test]
+async fn a_failure_is_a_handlers_answer() {
+    let (layer, seen) = layer();
+    let handler = || async {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        Err::<(), _>(Failure::from_error(refused))
+    };
+    let address = serve(Router::new().route("/", get(handler)).layer(layer)).await;
+    for _ in 0..3 {
+        let answer = ask(address, GET).await;
+        assert_eq!((answer.status(), answer.all("proxy-status")), (502, vec!["app; error=connection_refused"]));
+        assert_eq!(answer.get("content-type"), Some("text/plain; charset=utf-8"));
+        assert!(answer.text().starts_with("Bad Gateway\n\n"));
+    }
+    assert_eq!(seen.causes(), [Cause::ConnectionRefused; 3]);
+}
+
+#[tokio::test]
+async fn a_bare_cause_in_a_handlers_answer_is_understood() {
+    let (layer, seen) = layer();
+    let handler = || async {
+        let mut answer = (StatusCode::GATEWAY_TIMEOUT, "my own page").into_response();
+        answer.extensions_mut().insert(Cause::FirstByteTimeout);
+        answer
+    };
+    let address = serve(Router::new().route("/", get(handler)).layer(layer)).await;
+    let answer = ask(address, GET).await;
+    assert_eq!((answer.status(), answer.text().as_str()), (504, "my own page"));
+    assert_eq!(answer.all("proxy-status"), ["app; error=connection_read_timeout"]);
+    assert_eq!(seen.causes(), [Cause::FirstByteTimeout]);
+}
+
+#[tokio::test]
+async fn make_service_serves_the_same_layer() {
+    let (layer, seen) = layer();
+    let app = Router::new().route("/", any(|| async { StatusCode::SERVICE_UNAVAILABLE })).layer(layer);
+    let listener = gateway::listener().await;
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app.into_make_service()).await });
+    for _ in 0..2 {
+        let answer = ask(address, GET).await;
+        assert_eq!((answer.status(), answer.all("proxy-status")), (503, vec!["app; received-status=503"]));
+    }
+    assert_eq!(seen.causes(), [Cause::UpstreamStatus; 2]);
+}
+
+#[tokio::test]
+async fn a_gateway_is_the_fallback_of_an_app() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        while let Some(request) = wire.request().await {
+            wire.reply(&format!("upstream saw {} {}", request.first, request.text())).await;
+        }
+    })
+    .await;
+    let (layer, seen) = layer();
+    let gateway = layer.layer(proxy(upstream.address).build::<Body>());
+    let app = Router::new().route("/own", get(|| async { "my own" })).fallback_service(gateway);
+    let address = serve(app).await;
+    let mut wire = Wire::connect(address).await;
+    assert_eq!(wire.ask("GET /own HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "my own");
+    let answer = wire.ask("POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody").await;
+    assert_eq!(answer.text(), "upstream saw POST /other HTTP/1.1 body");
+    // fresh connections of clients share the pool
+    assert_eq!(ask(address, "GET /more HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
+    assert_eq!((upstream.accepted(), seen.causes()), (1, vec![]));
+}
+
+#[tokio::test]
+async fn an_event_stream_is_not_held_until_its_first_event() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        wire.request().await.unwrap();
+        wire.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\r\n").await;
+        // the client says when the first event may come, and by that that it has the head
+        assert_eq!(wire.bytes(1).await, b"", "the client left");
+    })
+    .await;
+    let held = ClassifyLayer::new().hold(support::PATIENCE * 2);
+    let limits = support::short().body_idle(None);
+    let gateway = held.layer(proxy(upstream.address).timeouts(limits).build::<Body>());
+    let address = serve(Router::new().fallback_service(gateway)).await;
+    let mut wire = Wire::connect(address).await;
+    wire.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let head = wire.head().await;
+    assert_eq!((head.status(), head.get("transfer-encoding")), (200, Some("chunked")));
+}
+
+#[tokio::test]
+async fn an_event_stream_of_a_handler_passes_event_by_event() {
+    let (events, receiver) = mpsc::unbounded_channel::<&'static str>();
+    let receiver = std::sync::Arc::new(tokio::sync::Mutex::new(Some(receiver)));
+    let handler = move || {
+        let receiver = receiver.clone();
+        async move {
+            let receiver = receiver.lock().await.take().unwrap();
+            let events = stream::unfold(receiver, |mut receiver| async {
+                let event = receiver.recv().await?;
+                Some((Ok::<_, io::Error>(Bytes::from(event)), receiver))
+            });
+            ([("content-type", "text/event-stream")], Body::from_stream(events))
+        }
+    };
+    let (layer, seen) = layer();
+    let address = serve(Router::new().route("/", get(handler)).layer(layer.hold(support::PATIENCE * 2))).await;
+    let mut wire = Wire::connect(address).await;
+    wire.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(wire.head().await.status(), 200);
+    for event in ["data: 1\n\n", "data: 2\n\n"] {
+        events.send(event).unwrap();
+        assert_eq!(wire.bytes(14).await, format!("9\r\n{event}\r\n").as_bytes());
+    }
+    drop(events);
+    assert_eq!(wire.bytes(5).await, b"0\r\n\r\n");
+    assert_eq!(seen.causes(), []);
+}
+
+/// An error that only its owner understands.
+#[derive(Debug)]
+struct Quota;
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("too much for today")
+    }
+}
+
+impl Error for Quota {}
+
+#[tokio::test]
+async fn a_judge_and_a_status_of_ones_own_are_asked() {
+    let (layer, seen) = layer();
+    let layer =
+        layer.classifier(|error| error.is::<Quota>().then(|| Verdict::new(Cause::GatewayOverload))).status(|failure| {
+            match failure.cause() {
+                Cause::GatewayOverload => StatusCode::TOO_MANY_REQUESTS,
+                _ => failure.status(),
+            }
+        });
+    let failing = service_fn(|request: Request| async move {
+        let error: tower::BoxError = match request.uri().path() {
+            "/quota" => Quota.into(),
+            _ => io::Error::from(io::ErrorKind::ConnectionRefused).into(),
+        };
+        Err::<Response, _>(error)
+    });
+    let address = serve(Router::new().fallback_service(layer.layer(failing))).await;
+    assert_eq!(ask(address, "GET /quota HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 429);
+    assert_eq!(ask(address, "GET /other HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 502);
+    assert_eq!(seen.causes(), [Cause::GatewayOverload, Cause::ConnectionRefused]);
+    assert!(seen.failures()[0].source().unwrap().is::<Quota>());
+}
+
+#[tokio::test]
+async fn which_statuses_are_failures_is_the_users_to_say() {
+    let (layer, seen) = layer();
+    let layer = layer.statuses([StatusCode::INTERNAL_SERVER_ERROR]);
+    let app = Router::new()
+        .route("/500", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))
+        .route("/502", get(|| async { StatusCode::BAD_GATEWAY }))
+        .layer(layer);
+    let address = serve(app).await;
+    for status in [500, 502, 404] {
+        let answer = ask(address, format!("GET /{status} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert_eq!((answer.status(), answer.error()), (status, None));
+        assert_eq!(answer.all("proxy-status"), [format!("app; received-status={status}")]);
+    }
+    assert_eq!(seen.causes(), [Cause::UpstreamStatus]);
+}
+
+#[tokio::test]
+async fn each_failure_is_told_once_also_one_in_the_body() {
+    let (layer, seen) = layer();
+    let broken = || async {
+        let frames = stream::iter([Ok("begun"), Err(io::Error::from(io::ErrorKind::ConnectionReset))]);
+        Body::from_stream(stream::once(tokio::task::yield_now()).filter_map(|()| async { None }).chain(frames))
+    };
+    let dead = || async {
+        let frames = stream::iter([Err::<&str, _>(io::Error::from(io::ErrorKind::ConnectionReset))]);
+        Body::from_stream(frames)
+    };
+    let app = Router::new().route("/broken", get(broken)).route("/dead", get(dead)).layer(layer);
+    let address = serve(app).await;
+
+    let answer = ask(address, "GET /broken HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.text().as_str(), answer.whole), (200, "begun", false));
+    assert_eq!(seen.take(), [Cause::IncompleteBody]);
+
+    // the head was not out yet, and the answer can still be a true one
+    let answer = ask(address, "GET /dead HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.whole), (502, true));
+    assert_eq!(seen.take(), [Cause::IncompleteBody]);
+}
+
+#[tokio::test]
+async fn layers_in_each_other_tell_and_append_once() {
+    let (inner, first) = layer();
+    let (outer, second) = layer();
+    let failing = || async { Err::<(), _>(Failure::new(Cause::ConnectTimeout)) };
+    let broken = || async {
+        let frames = stream::iter([Ok("begun"), Err(io::Error::from(io::ErrorKind::ConnectionReset))]);
+        Body::from_stream(frames)
+    };
+    let app = Router::new()
+        .route("/failing", get(failing))
+        .route("/relayed", get(|| async { StatusCode::BAD_GATEWAY }))
+        .route("/broken", get(broken))
+        .fallback_service(inner.layer(service_fn(|_: Request| async {
+            Err::<Response, _>(io::Error::from(io::ErrorKind::ConnectionRefused))
+        })));
+    let address = serve(app.layer(inner).layer(outer)).await;
+    for (path, status, member, cause) in [
+        ("/failing", 504, "app; error=connection_timeout", Cause::ConnectTimeout),
+        ("/relayed", 502, "app; received-status=502", Cause::UpstreamStatus),
+        ("/none", 502, "app; error=connection_refused", Cause::ConnectionRefused),
+    ] {
+        let answer = ask(address, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert_eq!((answer.status(), answer.all("proxy-status")), (status, vec![member]), "{path}");
+        assert_eq!((first.take(), second.take()), (vec![cause], vec![]), "{path}");
+    }
+    let answer = ask(address, "GET /broken HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(!answer.whole);
+    assert_eq!((first.take(), second.take()), (vec![Cause::IncompleteBody], vec![]));
+}
+
+#[tokio::test]
+async fn a_failure_told_inside_still_is_a_true_answer_where_the_outer_layer_holds_the_head() {
+    let (inner, first) = layer();
+    let (outer, second) = layer();
+    let dead = || async { Body::from_stream(stream::iter([Err::<&str, _>(io::Error::other("gone"))])) };
+    let app = Router::new().route("/", get(dead)).layer(inner.hold(std::time::Duration::ZERO)).layer(outer);
+    let answer = ask(serve(app).await, GET).await;
+    assert_eq!((answer.status(), answer.whole), (502, true));
+    assert_eq!((first.take().len(), second.take().len()), (1, 0));
+}

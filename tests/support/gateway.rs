@@ -1,0 +1,128 @@
+//! A gateway: `ClassifyLayer` over `ReverseProxy`, served by hyper-util on a port of its own.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+use tower::{Layer, Service};
+use tower_upstream::cause::ProxyStatus;
+use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
+use tower_upstream::event::{Event, Observer};
+use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::timeout::Timeouts;
+use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
+
+/// A proxy to this upstream, with short limits.
+pub(crate) fn proxy(upstream: SocketAddr) -> ReverseProxyBuilder {
+    let target = upstream.to_string().parse().unwrap();
+    ReverseProxy::builder(target, Rules::new("edge").unwrap()).timeouts(short())
+}
+
+/// Limits that a test can wait for.
+pub(crate) fn short() -> Timeouts {
+    let limit = Duration::from_millis(300);
+    Timeouts::new().head(limit).body_idle(limit).total(Duration::from_secs(5))
+}
+
+/// Every failure that was reported.
+#[derive(Clone, Default)]
+pub(crate) struct Seen(Arc<Mutex<Vec<Failure>>>);
+
+impl Observer for Seen {
+    fn on_event(&self, event: &Event<'_>) {
+        if let Event::Failed(_, failure) = event {
+            self.0.lock().unwrap().push((*failure).clone());
+        }
+    }
+}
+
+impl Seen {
+    pub(crate) fn failures(&self) -> Vec<Failure> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(crate) fn causes(&self) -> Vec<BadGatewayCause> {
+        self.failures().iter().map(Failure::cause).collect()
+    }
+
+    /// Forgets what was seen so far.
+    pub(crate) fn take(&self) -> Vec<BadGatewayCause> {
+        std::mem::take(&mut *self.0.lock().unwrap()).iter().map(Failure::cause).collect()
+    }
+}
+
+/// A gateway that runs until it is dropped.
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Seen,
+    task: AbortHandle,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Gateway {
+    /// With the defaults of [`proxy`].
+    pub(crate) async fn before(upstream: SocketAddr) -> Self {
+        Self::start(proxy(upstream)).await
+    }
+
+    pub(crate) async fn start<C>(builder: ReverseProxyBuilder<C>) -> Self
+    where
+        C: Connect,
+        C::Future: 'static,
+    {
+        Self::bound(listener().await, builder)
+    }
+
+    /// On a socket whose address somebody else has to know before.
+    pub(crate) fn bound<C>(listener: TcpListener, builder: ReverseProxyBuilder<C>) -> Self
+    where
+        C: Connect,
+        C::Future: 'static,
+    {
+        let seen = Seen::default();
+        let member = ProxyStatus::new("edge").unwrap();
+        let layer = ClassifyLayer::new().proxy_status(member).observer(seen.clone());
+        let proxy = builder.build::<Incoming>();
+        let address = listener.local_addr().unwrap();
+        let service = move |peer: SocketAddr| layer.layer(proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)));
+        Self { address, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
+    }
+}
+
+pub(crate) async fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// Serves HTTP/1.1 and h2c on every connection.
+pub(crate) async fn serve<S, B>(listener: TcpListener, mut service: impl FnMut(SocketAddr) -> S)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: http_body::Body<Data = Bytes, Error: Into<tower::BoxError>> + Send + 'static,
+{
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new());
+    server.http2().timer(TokioTimer::new());
+    while let Ok((stream, peer)) = listener.accept().await {
+        stream.set_nodelay(true).unwrap();
+        let service = TowerToHyperService::new(service(peer));
+        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+    }
+}

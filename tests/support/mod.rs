@@ -1,0 +1,34 @@
+//! What the tests over real sockets share: a gateway, upstreams, and a client that writes bytes.
+
+// each test binary takes what it needs
+#![allow(dead_code, unused_imports)]
+
+pub(crate) mod gateway;
+pub(crate) mod upstream;
+pub(crate) mod wire;
+
+use std::future::Future;
+use std::time::Duration;
+
+pub(crate) use self::gateway::{Gateway, Seen, proxy, short};
+pub(crate) use self::upstream::{Upstream, app};
+pub(crate) use self::wire::{Message, Wire, ask};
+
+/// What takes longer than this will never come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(9);
+
+/// Waits for what has to come.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("it comes in time")
+}
+
+/// Waits until something that nobody signals has become true.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..900 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it never came: {what}");
+}

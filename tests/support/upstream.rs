@@ -1,0 +1,73 @@
+//! Upstreams: scripted byte by byte, or a real server.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+
+use super::gateway::listener;
+use super::wire::Wire;
+
+/// An upstream that runs until it is dropped, and counts its connections.
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Upstream {
+    /// Plays `script` on each connection, which is told how many came before.
+    pub(crate) async fn scripted<F>(script: impl Fn(Wire, usize) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::accepting(move |stream, before| script(Wire::new(stream), before)).await
+    }
+
+    pub(crate) async fn accepting<F>(script: impl Fn(TcpStream, usize) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = listener().await;
+        let address = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = accepted.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(script(stream, count.fetch_add(1, SeqCst)));
+            }
+        });
+        Self { address, accepted, task: task.abort_handle() }
+    }
+
+    /// Connections so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(SeqCst)
+    }
+}
+
+/// A real server with these routes, HTTP/1.1 and h2c.
+pub(crate) async fn app(router: Router) -> Upstream {
+    Upstream::accepting(move |stream, _| {
+        let service = TowerToHyperService::new(router.clone());
+        async move {
+            let server = auto::Builder::new(TokioExecutor::new());
+            let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+        }
+    })
+    .await
+}

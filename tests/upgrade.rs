@@ -1,0 +1,192 @@
+//! A changed protocol passes both ways, half-closes included, and gives its place back.
+
+mod support;
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::{self, WebSocketUpgrade};
+use axum::routing::any;
+use futures_util::{SinkExt, StreamExt};
+use support::{Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+use tower_upstream::BadGatewayCause as Cause;
+use tower_upstream::client::Http;
+
+const FOO: &str = "GET /foo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n";
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n";
+
+#[tokio::test]
+async fn a_websocket_passes_both_ways() {
+    let echo = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move {
+            while let Some(Ok(message)) = socket.recv().await {
+                // that one the library answers by itself
+                if !matches!(message, ws::Message::Close(_)) {
+                    socket.send(message).await.unwrap();
+                }
+            }
+        })
+    };
+    let upstream = app(Router::new().route("/ws", any(echo))).await;
+    let gateway = Gateway::before(upstream.address).await;
+    let (mut socket, answer) =
+        soon(tokio_tungstenite::connect_async(format!("ws://{}/ws", gateway.address))).await.unwrap();
+    assert_eq!(answer.headers()["via"], "1.1 edge");
+    for text in ["one".to_owned(), "two".to_owned(), "x".repeat(300_000)] {
+        socket.send(Message::text(text.clone())).await.unwrap();
+        assert_eq!(soon(socket.next()).await.unwrap().unwrap(), Message::text(text));
+    }
+    socket.close(None).await.unwrap();
+    let last = soon(socket.next()).await;
+    assert!(matches!(last, Some(Ok(Message::Close(_)))), "{last:?}");
+    assert_eq!(gateway.seen.causes(), []);
+}
+
+/// Echoes in a tunnel up to the end of what comes, then says good-bye; answers other requests plainly.
+async fn echo_upstream() -> Upstream {
+    Upstream::scripted(|mut wire, _| async move {
+        while let Some(request) = wire.request().await {
+            if request.get("upgrade") != Some("foo") {
+                wire.reply("plain").await;
+                continue;
+            }
+            assert_eq!(request.get("connection"), Some("upgrade"));
+            wire.write(SWITCH).await;
+            let (mut read, mut write) = wire.into_inner().into_split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut write, b"good-bye").await;
+            return;
+        }
+    })
+    .await
+}
+
+async fn tunnel(gateway: &Gateway) -> Wire {
+    let mut wire = Wire::connect(gateway.address).await;
+    wire.write(FOO).await;
+    let head = wire.head().await;
+    assert_eq!((head.status(), head.get("upgrade"), head.get("connection")), (101, Some("foo"), Some("upgrade")));
+    wire
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_one_side_has_ended_still_carries_the_other() {
+    let upstream = echo_upstream().await;
+    let gateway = Gateway::before(upstream.address).await;
+    let mut wire = tunnel(&gateway).await;
+    wire.write("ping").await;
+    assert_eq!(wire.bytes(4).await, b"ping");
+    wire.write("last").await;
+    wire.finish_writing().await;
+    assert_eq!(wire.bytes(100).await, b"lastgood-bye");
+    assert_eq!(gateway.seen.causes(), []);
+}
+
+#[tokio::test]
+async fn bytes_right_behind_the_switch_are_the_tunnels() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        wire.request().await.unwrap();
+        wire.write(format!("{SWITCH}hello")).await;
+        assert_eq!(wire.bytes(2).await, b"hi");
+    })
+    .await;
+    let gateway = Gateway::before(upstream.address).await;
+    let mut wire = tunnel(&gateway).await;
+    assert_eq!(wire.bytes(5).await, b"hello");
+    wire.write("hi").await;
+    assert_eq!(wire.bytes(1).await, b"");
+}
+
+#[tokio::test]
+async fn a_tunnels_place_in_the_pool_is_free_after_its_end() {
+    let upstream = echo_upstream().await;
+    let limited = proxy(upstream.address).max_connections(1).queue_timeout(Duration::from_millis(50));
+    let gateway = Gateway::start(limited).await;
+    let wire = tunnel(&gateway).await;
+    assert_eq!(ask(gateway.address, GET).await.status(), 503);
+    assert_eq!(gateway.seen.take(), [Cause::QueueTimeout]);
+    drop(wire);
+    let mut free = false;
+    for _ in 0..50 {
+        free |= ask(gateway.address, GET).await.status() == 200;
+        if free {
+            break;
+        }
+    }
+    assert!(free);
+}
+
+#[tokio::test]
+async fn a_client_that_left_its_tunnel_ends_the_upstreams_side() {
+    let (told, mut ended) = mpsc::unbounded_channel();
+    let upstream = Upstream::scripted(move |mut wire, _| {
+        let told = told.clone();
+        async move {
+            wire.request().await.unwrap();
+            wire.write(SWITCH).await;
+            told.send(wire.ends_within(PATIENCE).await).unwrap();
+        }
+    })
+    .await;
+    let gateway = Gateway::before(upstream.address).await;
+    drop(tunnel(&gateway).await);
+    assert!(soon(ended.recv()).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_upgrade_that_the_upstream_refuses_is_a_plain_answer() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        while wire.request().await.is_some() {
+            wire.reply("no foo here").await;
+        }
+    })
+    .await;
+    let gateway = Gateway::before(upstream.address).await;
+    let mut wire = Wire::connect(gateway.address).await;
+    for _ in 0..3 {
+        let answer = wire.ask(FOO).await;
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "no foo here"));
+    }
+    assert_eq!(upstream.accepted(), 1);
+    assert_eq!(gateway.seen.causes(), []);
+}
+
+#[tokio::test]
+async fn an_http_2_upstream_answers_an_upgrade_plainly() {
+    let upstream = app(Router::new().fallback(|| async { "no foo here" })).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    assert_eq!(ask(gateway.address, FOO).await.text(), "no foo here");
+}
+
+/// What a gateway makes of this answer to this request.
+async fn switched(request: &str, answer: &'static str) -> (u16, Vec<Cause>) {
+    let upstream = Upstream::scripted(move |mut wire, _| async move {
+        wire.request().await.unwrap();
+        wire.write(answer).await;
+        assert!(wire.ends_within(PATIENCE).await);
+    })
+    .await;
+    let gateway = Gateway::before(upstream.address).await;
+    let mut wire = Wire::connect(gateway.address).await;
+    wire.write(request).await;
+    (wire.head().await.status(), gateway.seen.causes())
+}
+
+#[tokio::test]
+async fn a_switch_that_nobody_asked_for_is_a_failure() {
+    assert_eq!(switched(GET, SWITCH).await, (502, vec![Cause::UpgradeFailed]));
+    // HTTP inside of HTTP is not passed on, and so was not asked for
+    let h2c = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    assert_eq!(switched(h2c, SWITCH).await, (502, vec![Cause::UpgradeFailed]));
+}
+
+#[tokio::test]
+async fn a_switch_to_another_protocol_is_a_failure() {
+    let other = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: bar\r\n\r\n";
+    assert_eq!(switched(FOO, other).await, (502, vec![Cause::UpgradeFailed]));
+    let none = "HTTP/1.1 101 Switching Protocols\r\n\r\n";
+    assert_eq!(switched(FOO, none).await, (502, vec![Cause::UpgradeFailed]));
+}
