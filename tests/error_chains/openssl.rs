@@ -78,6 +78,7 @@ fn openssl_names_certificate_alert_or_breakdown_too() {
             broken().text("the peer does not speak TLS"),
         ),
         row("O05", "FIN in the handshake", async { to(upstream(hello_then_fin)).await }, broken()),
+        row("O06", "RST in the handshake", async { to(upstream(hello_then_rst)).await }, broken()),
         row(
             "O07",
             "no close_notify, no answer",
@@ -92,7 +93,6 @@ fn openssl_names_certificate_alert_or_breakdown_too() {
             to_a_scheme_for_another_client(),
             cause(Cause::InvalidTarget).not_sent(Evidence::LocalRefusal),
         ),
-        row("O06", "RST in the handshake", async { to(upstream(hello_then_rst)).await }, broken()),
     ]);
 }
 
