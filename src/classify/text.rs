@@ -29,8 +29,7 @@ pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
         | "https required but URI was not https"
         | "invalid URL, host is missing"
         | "invalid URL, scheme is missing"
-        | "invalid URL, scheme is not http"
-        | "missing scheme" => Text::BadTarget,
+        | "invalid URL, scheme is not http" => Text::BadTarget,
         "operation timed out" | "Timeout expired" | "request timed out" => return clues.elapsed = true,
         "data was not received within the designated timeout" => Text::BodyTimeout,
         "length limit exceeded" => Text::LengthLimit,

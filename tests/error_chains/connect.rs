@@ -10,6 +10,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Evidence, Phase};
@@ -68,11 +69,30 @@ async fn past_a_silent_resolver() -> Got {
     ask(stamped(connector), get("http://silent.test/")).await
 }
 
+/// A limit around the resolver, below hyper-util's connector.
+async fn past_a_limited_resolver() -> [Got; 2] {
+    let limited = service_fn(|_: Name| timeout(A_LITTLE, pending::<std::vec::IntoIter<SocketAddr>>()));
+    dial(HttpConnector::new_with_resolver(limited), "http://silent.test/".into()).await
+}
+
+/// Nobody listens where the resolver asks: that is no answer about the upstream's port.
+async fn past_a_dead_resolver() -> [Got; 3] {
+    let dead = service_fn(|_: Name| async {
+        let (_reserved, address) = closed_port();
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        Ok::<_, io::Error>(stream.peer_addr().into_iter())
+    });
+    let [bare, stamped_by_hyper] = dial(HttpConnector::new_with_resolver(dead), "http://a.test/".into()).await;
+    let ours = stamped(TcpConnector::with_resolver(dead));
+    [bare, stamped_by_hyper, ask(ours, get("http://a.test/")).await]
+}
+
 #[test]
 fn a_connection_that_was_not_had_names_what_stood_in_its_way() {
     let missing = std::env::temp_dir().join("error-chains-nothing-here.sock");
     let bad_target = || cause(Cause::InvalidTarget).not_sent(Evidence::LocalRefusal).phase(Phase::Gateway);
     let timed_out = || no_connection(Cause::ConnectTimeout).phase(Phase::Connect);
+    let unresolved = |of| no_connection(of).phase(Phase::Resolve);
     check(vec![
         row("A01", "port closed", to_a_closed_port(), no_connection(Cause::ConnectionRefused).errno(111)),
         row("A22", "accept queue full", to_a_full_queue(), timed_out()),
@@ -81,6 +101,8 @@ fn a_connection_that_was_not_had_names_what_stood_in_its_way() {
         row("A25", "scheme for another client", dial(HttpConnector::new(), "ftp://a.test/".into()), bad_target()),
         row("A26", "unix socket missing", to_a_unix_socket(missing), no_connection(Cause::ConnectionRefused).errno(2)),
         row("A27", "unix socket left", to_a_socket_left_behind(), no_connection(Cause::ConnectionRefused).errno(111)),
-        row("K01", "resolver silent", past_a_silent_resolver(), no_connection(Cause::DnsTimeout).phase(Phase::Resolve)),
+        row("K01", "resolver silent, a limit of its own", past_a_limited_resolver(), unresolved(Cause::DnsTimeout)),
+        row("K01", "resolver silent, our limit", past_a_silent_resolver(), unresolved(Cause::DnsTimeout)),
+        row("K01+", "resolver dead", past_a_dead_resolver(), unresolved(Cause::DnsFailure)),
     ]);
 }

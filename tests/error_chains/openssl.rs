@@ -7,7 +7,7 @@ use hyper_tls::native_tls::TlsConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::version::TLS12;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::cause::{Detail, Phase};
+use tower_upstream::cause::{Detail, Evidence, Phase};
 
 use crate::client::dial;
 use crate::peer::{Peer, closed_port, upstream};
@@ -27,6 +27,12 @@ async fn to_a_closed_port() -> [Got; 2] {
 async fn to_a_demanding_server() -> [Got; 2] {
     let address = tls_upstream(demanding(&TLS12), request);
     dial(blind(), format!("https://{address}/")).await
+}
+
+async fn to_a_scheme_for_another_client() -> [Got; 2] {
+    let mut only = HttpsConnector::new();
+    only.https_only(true);
+    dial(only, "http://a.test/".into()).await
 }
 
 fn blind() -> HttpsConnector<HttpConnector> {
@@ -72,6 +78,7 @@ fn openssl_names_certificate_alert_or_breakdown_too() {
             broken().text("the peer does not speak TLS"),
         ),
         row("O05", "FIN in the handshake", async { to(upstream(hello_then_fin)).await }, broken()),
+        row("O06", "RST in the handshake", async { to(upstream(hello_then_rst)).await }, broken()),
         row(
             "O07",
             "no close_notify, no answer",
@@ -80,7 +87,12 @@ fn openssl_names_certificate_alert_or_breakdown_too() {
         ),
         // native-tls makes it a clean end: over OpenSSL nobody can tell that this body was cut
         row("O08", "no close_notify, open-ended body", unclosed(open_ended), answer(200)),
-        row("O06", "RST in the handshake", async { to(upstream(hello_then_rst)).await }, broken()),
+        row(
+            "O09",
+            "scheme for another client",
+            to_a_scheme_for_another_client(),
+            cause(Cause::InvalidTarget).not_sent(Evidence::LocalRefusal),
+        ),
     ]);
 }
 
