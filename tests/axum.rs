@@ -1,5 +1,8 @@
 //! `ClassifyLayer` in axum apps: over fresh connections, handlers, fallbacks and event streams.
 
+// helpers fail their test
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::error::Error;
@@ -115,9 +118,9 @@ async fn an_event_stream_is_not_held_until_its_first_event() {
         assert_eq!(wire.bytes(1).await, b"", "the client left");
     })
     .await;
-    let held = ClassifyLayer::new().hold(support::PATIENCE * 2);
+    let layer = ClassifyLayer::new().hold(support::PATIENCE * 2);
     let limits = support::short().body_idle(None);
-    let gateway = held.layer(proxy(upstream.address).timeouts(limits).build::<Body>());
+    let gateway = layer.layer(proxy(upstream.address).timeouts(limits).build::<Body>());
     let address = serve(Router::new().fallback_service(gateway)).await;
     let mut wire = Wire::connect(address).await;
     wire.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;

@@ -1,7 +1,11 @@
 //! The proxy before real servers: hyper, axum, TLS, a Unix socket, nginx.
 
+// helpers fail their test
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
+use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -41,11 +45,11 @@ async fn mirror(request: Request) -> String {
     let (parts, body) = request.into_parts();
     let mut seen = format!("{} {} {:?}\n", parts.method, parts.uri, parts.version);
     for (name, value) in &parts.headers {
-        seen.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
+        writeln!(seen, "{name}: {}", value.to_str().unwrap()).unwrap();
     }
     let body = body.collect().await.unwrap();
     for (name, value) in body.trailers().into_iter().flatten() {
-        seen.push_str(&format!("trailer {name}: {}\n", value.to_str().unwrap()));
+        writeln!(seen, "trailer {name}: {}", value.to_str().unwrap()).unwrap();
     }
     seen.push('\n');
     seen + std::str::from_utf8(&body.to_bytes()).unwrap()

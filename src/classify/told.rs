@@ -36,7 +36,7 @@ pub(super) fn reported(failure: Failure) -> Failure {
 }
 
 pub(super) fn is_reported(failure: &Failure) -> bool {
-    failure.source().is_some_and(|source| source.is::<Reported>())
+    failure.source().is_some_and(<dyn Error>::is::<Reported>)
 }
 
 #[cfg(test)]
