@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
 
-use crate::cause::Failure;
+use crate::cause::{Connection, Failure};
 
 /// Something worth an operator's attention.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Observer for Log {
             http.response.status_code = failure.status().as_u16(),
             upstream = failure.upstream(),
             peer = failure.peer().map(tracing::field::display),
-            connection = failure.connection().map(|connection| connection.as_str()),
+            connection = failure.connection().map(Connection::as_str),
             elapsed_ms = failure.elapsed().map(|elapsed| elapsed.as_secs_f64() * 1e3),
             detail = failure.detail().map(tracing::field::display),
             "{}", failure.cause().operator_hint()

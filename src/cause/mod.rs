@@ -60,7 +60,7 @@ pub enum BadGatewayCause {
     ConnectionLimit,
     /// Waited too long for a free slot. Upstream too slow for the offered load.
     QueueTimeout,
-    /// This gateway shed the request (load_shed, limit). Add gateway capacity.
+    /// This gateway shed the request (`load_shed`, limit). Add gateway capacity.
     GatewayOverload,
     /// The gateway ran out of descriptors, local ports or memory (EMFILE, EADDRNOTAVAIL).
     GatewayResources,
@@ -88,7 +88,7 @@ pub enum BadGatewayCause {
     TlsTimeout,
     /// The peer speaks another protocol (TLS on a plain port, HTTP/2 only, SSH...). Scheme or port is wrong.
     WrongProtocol,
-    /// HTTP/2 REFUSED_STREAM or GOAWAY below our stream: drain or stream limit. Not processed.
+    /// HTTP/2 `REFUSED_STREAM` or GOAWAY below our stream: drain or stream limit. Not processed.
     StreamRefused,
     /// The pooled connection died before one byte of this request was written.
     NotDispatched,
@@ -100,7 +100,7 @@ pub enum BadGatewayCause {
     ClosedBeforeResponse,
     /// RST after the request was sent: crash, or a WAF/IDS cut the flow. Compare with the filter log.
     ResetBeforeResponse,
-    /// HTTP/2 RST_STREAM; the code is attached (INTERNAL_ERROR, ENHANCE_YOUR_CALM...).
+    /// HTTP/2 `RST_STREAM`; the code is attached (`INTERNAL_ERROR`, `ENHANCE_YOUR_CALM`...).
     StreamReset,
     /// Keep-alive PING unanswered: half-open path or frozen host.
     PeerUnresponsive,

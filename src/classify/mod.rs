@@ -133,6 +133,14 @@ impl Failure {
         Self::told(error, judge::connecting, &scene)
     }
 
+    /// Judges an error of a TCP connect, with nothing on top of it yet.
+    #[cfg(feature = "client")]
+    pub(crate) fn connecting_tcp(error: std::io::Error, peer: std::net::SocketAddr) -> Self {
+        let judge =
+            |clues: &clues::Clues| judge::connecting(&clues::Clues { tcp: true, io: clues.io, ..Default::default() });
+        Self::told(error.into(), judge, &Scene::default().peer(peer))
+    }
+
     /// Judges an error of a TLS handshake.
     #[cfg(all(feature = "client", feature = "rustls"))]
     pub(crate) fn handshaking(error: std::io::Error, peer: Option<std::net::SocketAddr>) -> Self {

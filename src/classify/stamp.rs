@@ -32,6 +32,7 @@ struct Shared {
     /// Bytes read since the request began.
     since: AtomicU64,
     first: [AtomicU64; 2],
+    interim: AtomicU32,
     eof: AtomicBool,
     blocked: AtomicBool,
     killed: AtomicBool,
@@ -48,6 +49,8 @@ pub struct Wire {
     pub read: u64,
     /// Answers this connection had carried before.
     pub served: u32,
+    /// Interim (1xx) heads of the last answer that had any; hyper drops all but 100 and 101.
+    pub interim: u32,
     /// The peer ended its side.
     pub eof: bool,
     /// The last write found the connection full.
@@ -78,6 +81,7 @@ impl Stamp {
             written_before: AtomicU64::new(0),
             since: AtomicU64::new(0),
             first: Default::default(),
+            interim: AtomicU32::new(0),
             eof: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -132,6 +136,7 @@ impl Stamp {
             written: shared.written.load(Relaxed) - shared.written_before.load(Relaxed),
             read: shared.since.load(Relaxed),
             served: shared.served.load(Relaxed),
+            interim: shared.interim.load(Relaxed),
             eof: shared.eof.load(Relaxed),
             blocked: shared.blocked.load(Relaxed),
             multiplexed: shared.h2.load(Relaxed),
@@ -173,6 +178,10 @@ impl Stamp {
             low.store(u64::from_ne_bytes(*first), Relaxed);
             high.store(second.try_into().map_or(0, u64::from_ne_bytes), Relaxed);
         }
+    }
+
+    pub(crate) fn saw_interim(&self, heads: u32) {
+        self.0.interim.store(heads, Relaxed);
     }
 
     pub(crate) fn saw_eof(&self) {

@@ -109,7 +109,7 @@ fn release<B: SendBody>(lease: Lease<B>, progress: Option<&Progress>, idle: Opti
 }
 
 impl<B> Open<B> {
-    /// RST_STREAM(NO_ERROR) looks like an end (RFC 9113 section 8.1).
+    /// `RST_STREAM(NO_ERROR)` looks like an end (RFC 9113 section 8.1).
     fn was_cut(&self, incoming: &Incoming) -> bool {
         self.scene.wire.is_some_and(|wire| wire.multiplexed) && !incoming.is_end_stream()
     }

@@ -27,6 +27,9 @@ pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
 pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<Upload<B>>>>;
 
+/// An `Upgrade` field's value; boxed, as few exchanges have one.
+type Protocols = Box<HeaderValue>;
+
 /// How often a request that came back unsent goes out again before its failure is told.
 const MAX_RETURNS: u32 = 2;
 
@@ -63,7 +66,7 @@ fn prepare<C, B: SendBody>(
     upstream: &Upstream<C, B>,
     caller: &Caller,
     parts: &mut request::Parts,
-) -> Result<(Option<Box<HeaderValue>>, Option<OnUpgrade>), Box<Outcome<B>>> {
+) -> Result<(Option<Protocols>, Option<OnUpgrade>), Box<Outcome<B>>> {
     let named = parts.extensions.get::<Caller>().cloned();
     let passage = upstream.rules.request(parts, named.as_ref().unwrap_or(caller), &upstream.host);
     let passage = passage.map_err(|rejection| {
@@ -129,7 +132,7 @@ pub(super) struct Exchange<C, B> {
     pub(super) begun: Instant,
     pub(super) progress: Option<Arc<Progress>>,
     /// The protocols that the caller would change to, and its side of the change.
-    upgrade: Option<Box<HeaderValue>>,
+    upgrade: Option<Protocols>,
     tunnel: Option<OnUpgrade>,
 }
 

@@ -38,6 +38,11 @@ impl Interim {
         *self = Self::new(self.limit);
     }
 
+    /// How many interim heads of this answer have come.
+    pub(super) fn heads(&self) -> u32 {
+        self.heads
+    }
+
     /// Takes what was read.
     pub(super) fn saw(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.state == State::Final {
@@ -75,10 +80,9 @@ impl Interim {
 fn status_byte(at: usize, byte: u8) -> State {
     let fits = match at {
         0..=6 => byte == b"HTTP/1."[at],
-        7 => byte.is_ascii_digit(),
+        7 | 10 => byte.is_ascii_digit(),
         8 => byte == b' ',
         9 => byte == b'1',
-        10 => byte.is_ascii_digit(),
         // the zeros of 100 and 110 do not matter, only that it is not 101
         _ => byte.is_ascii_digit() && byte != b'1',
     };

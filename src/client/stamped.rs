@@ -153,7 +153,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
         } else {
             this.read_last = true;
             this.stamp.saw_read(bytes);
-            this.interim.saw(bytes)?;
+            let seen = this.interim.saw(bytes);
+            if this.interim.heads() > 0 {
+                this.stamp.saw_interim(this.interim.heads());
+            }
+            seen?;
         }
         Poll::Ready(Ok(()))
     }

@@ -174,14 +174,14 @@ fn host_and_port(target: &Uri) -> Result<(&str, u16), Failure> {
 fn take_turns(found: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
     let found: Vec<_> = found.collect();
     let Some(first) = found.first().map(SocketAddr::is_ipv6) else { return VecDeque::new() };
-    let (mut these, mut those): (VecDeque<_>, VecDeque<_>) =
+    let (mut same, mut other): (VecDeque<_>, VecDeque<_>) =
         found.into_iter().partition(|address| address.is_ipv6() == first);
-    let mut turns = VecDeque::with_capacity(these.len() + those.len());
-    while let Some(address) = these.pop_front() {
+    let mut turns = VecDeque::with_capacity(same.len() + other.len());
+    while let Some(address) = same.pop_front() {
         turns.push_back(address);
-        std::mem::swap(&mut these, &mut those);
-        if these.is_empty() {
-            std::mem::swap(&mut these, &mut those);
+        std::mem::swap(&mut same, &mut other);
+        if same.is_empty() {
+            std::mem::swap(&mut same, &mut other);
         }
     }
     turns
@@ -212,17 +212,17 @@ async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TokioIo<TcpStream
             Some(Ok((peer, Err(error)))) => {
                 told.get_or_insert_with(|| connect_failure(error, peer));
             }
-            Some(Err(_)) => {}
             None if left.is_empty() => {
                 return Err(told.unwrap_or_else(|| Failure::new(BadGatewayCause::GatewayInternal)));
             }
-            None => {}
+            // a dial that panicked says nothing
+            Some(Err(_)) | None => {}
         }
     }
 }
 
 fn connect_failure(error: io::Error, peer: SocketAddr) -> Failure {
-    Failure::connecting(error.into(), peer)
+    Failure::connecting_tcp(error, peer)
 }
 
 fn name_failure(error: BoxError) -> Failure {
@@ -300,6 +300,13 @@ mod tests {
         let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<SocketAddr>, Infallible>>());
         let failure = TcpConnector::with_resolver(silent).oneshot("http://x.test".parse().unwrap()).await.unwrap_err();
         assert_eq!((failure.cause(), failure.phase()), (BadGatewayCause::DnsTimeout, Phase::Resolve));
+    }
+
+    #[test]
+    fn a_reset_while_connecting_is_no_handshakes() {
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let failure = connect_failure(io::Error::from_raw_os_error(104), peer);
+        assert_eq!((failure.cause(), failure.peer()), (BadGatewayCause::ConnectFailed, Some(peer)));
     }
 
     #[tokio::test]

@@ -181,12 +181,11 @@ fn find(name: &[u8], is_same: impl Fn(&[u8], &[u8]) -> bool) -> Fields {
     if length > LONGEST {
         return Fields::NONE;
     }
-    let mut index = STARTS[length];
-    for known in &NAMES[index..STARTS[length + 1]] {
+    let known = &NAMES[STARTS[length]..STARTS[length + 1]];
+    for (index, known) in (STARTS[length]..).zip(known) {
         if is_same(name, known.as_bytes()) {
             return Fields(1 << index);
         }
-        index += 1;
     }
     Fields::NONE
 }

@@ -94,9 +94,9 @@ impl<B: SendBody> H1<B> {
         let mut state = home.lock();
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.send(Turn::Connection(connection)) {
-                Ok(()) => return,
+                // that caller has left meanwhile
                 Err(Turn::Connection(back)) => connection = back,
-                Err(Turn::Place(_)) => return,
+                Ok(()) | Err(Turn::Place(_)) => return,
             }
         }
         state.idle.push_back((connection, now + home.idle_limit()));

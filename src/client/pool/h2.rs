@@ -175,14 +175,13 @@ where
                 Next::Dialed(dialed) => {
                     dialed.await.map_err(|_| Failure::new(BadGatewayCause::GatewayInternal))??;
                 }
-                Next::Room(turn) => match timeout(queue, turn).await {
-                    // the place or connection goes back, and whoever is first takes it
-                    Ok(turn) => drop(turn),
-                    Err(_) => {
+                Next::Room(turn) => {
+                    // the place or connection goes back at once, and whoever is first takes it
+                    if timeout(queue, turn).await.is_err() {
                         let failure = Failure::builder(BadGatewayCause::QueueTimeout);
                         return Err(failure.replay(Replay::NotSent, Evidence::LocalRefusal).build());
                     }
-                },
+                }
             }
         }
         Ok(None)

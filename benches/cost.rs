@@ -1,0 +1,86 @@
+//! What the layer costs on the way that succeeds, and what a failure costs.
+//!
+//! Numbers of one machine say little; compare two versions on the same one. Instructions are counted by
+//! `../shared/overhead` and `../shared/bench/ir.py`.
+
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::io;
+
+use bytes::Bytes;
+use divan::Bencher;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::Full;
+use tower::{Layer, Service, service_fn};
+use tower_upstream::cause::{ProxyStatus, members};
+use tower_upstream::event::{Event, Observer};
+use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
+
+struct Silent;
+
+impl Observer for Silent {
+    fn on_event(&self, _: &Event<'_>) {}
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
+}
+
+#[divan::bench]
+fn classify_passes_an_answer_on(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let mut service = ClassifyLayer::new().layer(inner);
+    bencher.bench_local(|| runtime.block_on(service.call(Request::new(()))));
+}
+
+#[divan::bench]
+fn classify_answers_a_failure(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    let refused = service_fn(|_: Request<()>| async {
+        Err::<Response<Full<Bytes>>, _>(io::Error::from(io::ErrorKind::ConnectionRefused))
+    });
+    let status = ProxyStatus::new("edge").expect("a name");
+    let mut service = ClassifyLayer::new().proxy_status(status).observer(Silent).layer(refused);
+    bencher.bench_local(|| runtime.block_on(service.call(Request::new(()))));
+}
+
+#[divan::bench]
+fn an_error_is_judged(bencher: Bencher<'_, '_>) {
+    bencher.bench(|| Failure::from_error(io::Error::from(io::ErrorKind::ConnectionReset)));
+}
+
+#[divan::bench]
+fn proxy_status_is_written(bencher: Bencher<'_, '_>) {
+    let status = ProxyStatus::new("edge").expect("a name");
+    let failure = Failure::new(BadGatewayCause::ConnectionRefused);
+    bencher.with_inputs(HeaderMap::new).bench_values(|mut headers| {
+        status.append_failure(&mut headers, &failure);
+        headers
+    });
+}
+
+#[divan::bench]
+fn proxy_status_is_read(bencher: Bencher<'_, '_>) {
+    let mut headers = HeaderMap::new();
+    let field = "inner; error=connection_refused; next-hop=\"10.0.0.7:80\", edge; received-status=502";
+    headers.insert("proxy-status", HeaderValue::from_static(field));
+    bencher.bench(|| members(black_box(&headers)));
+}
+
+#[divan::bench]
+fn a_request_head_is_made_the_upstreams(bencher: Bencher<'_, '_>) {
+    let rules = Rules::new("edge").expect("a name");
+    let caller = Caller::new(Some([192, 0, 2, 60].into()), Scheme::Http);
+    let upstream = HeaderValue::from_static("10.0.0.7:8080");
+    let request = || {
+        let request = Request::get("/cart?id=1").header("host", "shop.example").header("accept", "*/*");
+        request.body(()).expect("a request").into_parts().0
+    };
+    bencher.with_inputs(request).bench_values(|mut parts| rules.request(&mut parts, &caller, &upstream));
+}
+
+fn main() {
+    divan::main();
+}

@@ -1,0 +1,143 @@
+//! The gateway example as a person starts it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Beside the test's own binary, where `cargo test` builds it too.
+fn example() -> Option<Command> {
+    let here = std::env::current_exe().unwrap();
+    let built: PathBuf = here.parent()?.parent()?.join("examples/gateway");
+    if !built.exists() {
+        println!("skipped: {} is not built", built.display());
+        return None;
+    }
+    let mut command = Command::new(built);
+    for name in ["LISTEN", "UPSTREAM", "UPSTREAM_CA", "UPSTREAM_HTTP2", "WORKERS", "NAME", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Some(command)
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Ends with the test, whatever becomes of it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    for _ in 0..500 {
+        if let Ok(stream) = TcpStream::connect(address) {
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            return stream;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    panic!("the gateway never listened at {address}");
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = connect(address);
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // a cut answer ends in an error, and what came before it is what counts
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_bad_value_is_one_clear_line_and_exit_2() {
+    let Some(_) = example() else { return };
+    let rows = [
+        ("LISTEN", "here"),
+        ("UPSTREAM", "ftp://files"),
+        ("UPSTREAM", "http://user@host"),
+        ("UPSTREAM_CA", "/no/such/file"),
+        ("UPSTREAM_CA", "/dev/null"),
+        ("UPSTREAM_HTTP2", "yes"),
+        ("CONNECT_TIMEOUT_MS", "1s"),
+        ("READ_TIMEOUT_MS", "0"),
+        ("WORKERS", "0"),
+        ("NAME", "two words"),
+    ];
+    for (name, value) in rows {
+        let listen = free_address().to_string();
+        let mut command = example().unwrap();
+        let output = command.env("LISTEN", listen).env("UPSTREAM", "127.0.0.1:1").env(name, value).output().unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        let last = complaint.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(2), "{name}={value}: {complaint}");
+        assert!(last.contains(name) && last.contains(value), "{name}={value}: {complaint}");
+        assert!(!complaint.contains("panicked"), "{complaint}");
+    }
+}
+
+#[test]
+fn without_an_upstream_ten_misbehave_and_each_failure_is_named() {
+    let Some(mut command) = example() else { return };
+    let address = free_address();
+    let mut running = Running(command.env("LISTEN", address.to_string()).env("WORKERS", "1").spawn().unwrap());
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().contains("ten"));
+    let curls: Vec<String> = lines.by_ref().take_while(|line| line.contains("curl -i")).collect();
+    assert_eq!(curls.len(), 10);
+
+    let named = [
+        ("/refused", "error=connection_refused"),
+        ("/empty", "error=connection_terminated"),
+        ("/reset", "error=connection_terminated"),
+        ("/hang", "error=connection_read_timeout"),
+        ("/half-head", "error=http_response_incomplete"),
+        ("/half-body", "200 OK"),
+        ("/garbage", "error=http_protocol_error"),
+        ("/smuggle", "error=http_protocol_error"),
+        ("/busy", "received-status=503"),
+        ("/stale", "200 OK"),
+    ];
+    for (path, says) in named {
+        let answer = get(address, path);
+        assert!(answer.contains(says), "{path}: {answer}");
+        assert!(curls.iter().any(|curl| curl.contains(&format!("{path} "))), "{path} is not among {curls:?}");
+    }
+    // its keep-alive is gone once the first answer is read
+    assert!(get(address, "/stale").starts_with("HTTP/1.1 "));
+    assert!(get(address, "/").contains("curl -i"));
+}
+
+#[test]
+fn sigterm_lets_what_runs_end_and_takes_nothing_new() {
+    let Some(mut command) = example() else { return };
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free_address();
+    let to = upstream.local_addr().unwrap().to_string();
+    let mut running = Running(command.env("LISTEN", address.to_string()).env("UPSTREAM", to).spawn().unwrap());
+
+    let mut idle = connect(address);
+    let mut client = connect(address);
+    write!(client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (mut behind, _) = upstream.accept().unwrap();
+    let mut head = [0; 512];
+    assert!(behind.read(&mut head).unwrap() > 0);
+
+    let pid = running.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    // the idle connection ends at once, which shows that the word has arrived
+    assert_eq!(idle.read(&mut head).unwrap(), 0);
+    behind.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("done"), "{answer}");
+    assert!(running.0.wait().unwrap().success());
+    assert!(TcpStream::connect(address).is_err());
+}
