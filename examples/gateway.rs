@@ -100,7 +100,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    settings.init_log();
+    Settings::init_log();
     let runtime = settings.runtime();
     let ended = runtime.block_on(run(&settings));
     // a resolver that hangs must not keep the process
@@ -117,17 +117,14 @@ fn main() -> ExitCode {
 async fn run(settings: &Settings) -> Result<(), String> {
     let listener =
         TcpListener::bind(settings.listen).await.map_err(|error| format!("LISTEN={}: {error}", settings.listen))?;
-    match settings.upstream.clone() {
-        Some(target) => {
-            tracing::info!(listen = %settings.listen, upstream = %target, name = settings.name, "gateway is up");
-            let gateway = Gateway::new(settings, target)?;
-            serve(listener, |peer| gateway.for_caller(peer)).await
-        }
-        None => {
-            let demo = demo::Demo::start(settings).await?;
-            demo.introduce(settings.listen);
-            serve(listener, |peer| demo.for_caller(peer)).await
-        }
+    if let Some(target) = settings.upstream.clone() {
+        tracing::info!(listen = %settings.listen, upstream = %target, name = settings.name, "gateway is up");
+        let gateway = Gateway::new(settings, target)?;
+        serve(listener, |peer| gateway.for_caller(peer)).await
+    } else {
+        let demo = demo::Demo::start(settings).await?;
+        demo.introduce(settings.listen);
+        serve(listener, |peer| demo.for_caller(peer)).await
     }
 }
 
@@ -178,12 +175,12 @@ where
     let ended = if h2 {
         let mut server = http2::Builder::new(TokioExecutor::new());
         server.timer(TokioTimer::new()).keep_alive_interval(HEAD);
-        draining.watch(server.serve_connection(io, service), |connection| connection.graceful_shutdown()).await
+        draining.watch(server.serve_connection(io, service), http2::Connection::graceful_shutdown).await
     } else {
         let mut server = http1::Builder::new();
         server.timer(Patience::default()).header_read_timeout(HEAD);
         let connection = server.serve_connection(io, service).with_upgrades();
-        draining.watch(connection, |connection| connection.graceful_shutdown()).await
+        draining.watch(connection, http1::UpgradeableConnection::graceful_shutdown).await
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection");

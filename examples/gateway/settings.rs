@@ -59,7 +59,7 @@ impl Settings {
         })
     }
 
-    pub(crate) fn init_log(&self) {
+    pub(crate) fn init_log() {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         let colours = std::io::stderr().is_terminal();
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();

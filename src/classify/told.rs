@@ -53,6 +53,6 @@ mod tests {
         assert!(!is_reported(&failure));
         let failure = reported(failure);
         assert!(is_reported(&failure));
-        assert!(Chain::new(&failure).any(|link| link.is::<io::Error>()));
+        assert!(Chain::new(&failure).find_map(|link| link.downcast_ref::<io::Error>()).is_some());
     }
 }

@@ -29,6 +29,8 @@ pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<Upload
 
 /// An `Upgrade` field's value; boxed, as few exchanges have one.
 type Protocols = Box<HeaderValue>;
+/// The protocols the caller would change to, and its side of the change.
+type Change = (Option<Protocols>, Option<OnUpgrade>);
 
 /// How often a request that came back unsent goes out again before its failure is told.
 const MAX_RETURNS: u32 = 2;
@@ -60,13 +62,11 @@ where
 }
 
 /// Makes the head the upstream's, or answers here; the answer is boxed as it is rare.
-///
-/// Gives the protocols the caller would change to, and its side of the change.
 fn prepare<C, B: SendBody>(
     upstream: &Upstream<C, B>,
     caller: &Caller,
     parts: &mut request::Parts,
-) -> Result<(Option<Protocols>, Option<OnUpgrade>), Box<Outcome<B>>> {
+) -> Result<Change, Box<Outcome<B>>> {
     let named = parts.extensions.get::<Caller>().cloned();
     let passage = upstream.rules.request(parts, named.as_ref().unwrap_or(caller), &upstream.host);
     let passage = passage.map_err(|rejection| {
@@ -131,7 +131,6 @@ pub(super) struct Exchange<C, B> {
     pub(super) upstream: Arc<Upstream<C, B>>,
     pub(super) begun: Instant,
     pub(super) progress: Option<Arc<Progress>>,
-    /// The protocols that the caller would change to, and its side of the change.
     upgrade: Option<Protocols>,
     tunnel: Option<OnUpgrade>,
 }
@@ -301,6 +300,7 @@ impl<B> Lease<B> {
     }
 
     /// After an error: a shared connection stays only if the error was its stream's alone.
+    #[cfg_attr(not(feature = "http2"), allow(clippy::unused_self))]
     pub(super) fn failed(&self, failure: &Failure) {
         #[cfg(feature = "http2")]
         if let Self::H2(h2) = self {

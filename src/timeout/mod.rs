@@ -1,10 +1,12 @@
 //! Time limits of an exchange, and the watch that tells who let them pass.
 
+// its first user is the client
+#[cfg(feature = "client")]
 mod watch;
 
 use std::time::Duration;
 
-#[cfg_attr(not(feature = "client"), allow(unused_imports))]
+#[cfg(feature = "client")]
 pub(crate) use self::watch::{Finding, Look, Watch};
 
 /// How long an exchange may take.
@@ -23,6 +25,7 @@ pub(crate) use self::watch::{Finding, Look, Watch};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
+#[cfg_attr(not(feature = "client"), allow(dead_code))] // the client reads it
 pub struct Timeouts {
     pub(crate) head: Option<Duration>,
     pub(crate) body_idle: Option<Duration>,
