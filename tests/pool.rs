@@ -18,7 +18,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use support::{Gateway, PATIENCE, Upstream, Wire, ask, proxy, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Barrier, mpsc, oneshot};
 use tower::Service;
 use tower_upstream::client::Http;
@@ -139,6 +139,34 @@ async fn a_post_that_meets_a_closed_connection_arrives_exactly_once_on_another()
         closes.recv().await.unwrap();
     }
     assert_eq!(gateway.seen.causes(), []);
+}
+
+#[tokio::test]
+async fn a_post_that_came_back_unsent_goes_out_again_whole() {
+    let listener = support::gateway::listener().await;
+    let mut proxy = proxy(listener.local_addr().unwrap()).build::<Body>();
+    let accept = async || Wire::new(listener.accept().await.unwrap().0);
+    let get = Request::get("/").header("host", "a").body(Body::empty()).unwrap();
+    let first = tokio::spawn(text(proxy.call(get)));
+    let mut wire = accept().await;
+    wire.request().await.unwrap();
+    wire.reply("stay").await;
+    assert_eq!(soon(first).await.unwrap(), "stay");
+
+    // both wake in one turn of the runtime: this task first, then the connection's with the end in its socket
+    let (bell, ear) = UnixStream::pair().unwrap();
+    bell.writable().await.unwrap();
+    bell.try_write(b"!").unwrap();
+    drop(wire);
+    ear.readable().await.unwrap();
+    let post = Request::post("/").header("host", "a").body(Body::from("once")).unwrap();
+    let mut second = Box::pin(text(proxy.call(post)));
+    begin(&mut second);
+    let second = tokio::spawn(second);
+    let mut wire = soon(accept()).await;
+    assert_eq!(wire.request().await.unwrap().text(), "once");
+    wire.reply("done").await;
+    assert_eq!(soon(second).await.unwrap(), "done");
 }
 
 #[tokio::test]

@@ -8,10 +8,8 @@ mod support;
 use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,11 +24,10 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use support::{Gateway, Upstream, Wire, app, ask, gateway, proxy, short, soon, until};
+use support::{Gateway, Socket, Upstream, Wire, app, ask, gateway, proxy, short, soon, until};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
@@ -290,39 +287,6 @@ async fn a_certificate_of_nobody_we_trust_is_refused() {
     assert_eq!(gateway.seen.causes(), [Cause::TlsCertificate]);
 }
 
-/// A connection of a connector that the crate does not know.
-struct Local(TokioIo<UnixStream>);
-
-impl Connection for Local {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl hyper::rt::Read for Local {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl hyper::rt::Write for Local {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
 #[tokio::test]
 async fn a_connector_of_ones_own_reaches_a_unix_socket() {
     let folder = Folder::new("socket");
@@ -331,7 +295,7 @@ async fn a_connector_of_ones_own_reaches_a_unix_socket() {
     let there = path.clone();
     let connector = service_fn(move |_: Uri| {
         let path = there.clone();
-        async move { UnixStream::connect(path).await.map(|stream| Local(TokioIo::new(stream))) }
+        async move { UnixStream::connect(path).await.map(Socket::new) }
     });
     let gateway = Gateway::start(builder.connector(connector)).await;
     let answer = ask(gateway.address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub(crate) mod gateway;
+pub(crate) mod socket;
 pub(crate) mod upstream;
 pub(crate) mod wire;
 
@@ -11,6 +12,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub(crate) use self::gateway::{Gateway, Seen, proxy, short};
+pub(crate) use self::socket::Socket;
 pub(crate) use self::upstream::{Upstream, app};
 pub(crate) use self::wire::{Message, Wire, ask};
 
