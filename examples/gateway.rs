@@ -170,7 +170,11 @@ where
     B: http_body::Body<Data = bytes::Bytes, Error: Into<tower::BoxError>> + Send + 'static,
 {
     let _ = stream.set_nodelay(true);
-    let Ok(Ok(h2)) = tokio::time::timeout(HEAD, speaks_h2(&stream)).await else { return };
+    let first = tokio::select! {
+        first = tokio::time::timeout(HEAD, speaks_h2(&stream)) => first,
+        () = draining.begun() => return,
+    };
+    let Ok(Ok(h2)) = first else { return };
     let io = TokioIo::new(stream);
     let ended = if h2 {
         let mut server = http2::Builder::new(TokioExecutor::new());

@@ -16,6 +16,7 @@ pub(crate) struct Drain(Arc<Shared>);
 struct Shared {
     begun: AtomicBool,
     open: Mutex<Open>,
+    word: Notify,
     empty: Notify,
 }
 
@@ -35,9 +36,18 @@ impl Drain {
         Watched { connection: Box::pin(connection), tell, id, told: false, known: false, shared: self.0.clone() }
     }
 
+    /// Waits for the beginning, where there is no connection to tell yet.
+    pub(crate) async fn begun(&self) {
+        let word = self.0.word.notified();
+        if !self.0.begun.load(Ordering::SeqCst) {
+            word.await;
+        }
+    }
+
     /// Begins, and waits until the last connection is gone.
     pub(crate) async fn finish(self) {
         self.0.begun.store(true, Ordering::SeqCst);
+        self.0.word.notify_waiters();
         loop {
             let empty = self.0.empty.notified();
             {
