@@ -1,10 +1,11 @@
 //! What the layers report, and to whom.
 
 use std::fmt;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
 
-use crate::cause::{Connection, Failure};
+use crate::cause::{Connection, Failure, Member};
 
 /// Something worth an operator's attention.
 #[derive(Debug)]
@@ -61,6 +62,7 @@ pub trait Observer: Send + Sync {
 /// |---|---|
 /// | `error.type` | the cause, e.g. `stale_connection` |
 /// | `class` | its RFC 9209 error type |
+/// | `hop`, `hop.error` | the hop behind the upstream that failed, as its own `Proxy-Status` says |
 /// | `phase`, `peer`, `upstream`, `elapsed_ms`, `detail` | from the [`Failure`] |
 /// | `http.request.method`, `url.path` | of the request; the query is left out |
 /// | `http.response.status_code` | the status answered, or that of the cut answer's cause |
@@ -81,13 +83,21 @@ impl Observer for Log {
             phase = failure.phase().as_str(),
             http.response.status_code = failure.status().as_u16(),
             upstream = failure.upstream(),
+            hop = failure.hop().map(Member::name),
+            hop.error = failure.hop().and_then(Member::error),
             peer = failure.peer().map(tracing::field::display),
             connection = failure.connection().map(Connection::as_str),
-            elapsed_ms = failure.elapsed().map(|elapsed| elapsed.as_secs_f64() * 1e3),
+            elapsed_ms = failure.elapsed().map(millis),
             detail = failure.detail().map(tracing::field::display),
             "{}", failure.cause().operator_hint()
         );
     }
+}
+
+/// Milliseconds to three places.
+fn millis(elapsed: Duration) -> f64 {
+    let micros = u32::try_from(elapsed.as_micros()).unwrap_or(u32::MAX);
+    f64::from(micros) / 1e3
 }
 
 /// A header value as far as it is text.

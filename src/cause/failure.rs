@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{Response, StatusCode};
 
-use super::{BadGatewayCause, Replay, words};
+use super::{BadGatewayCause, Member, Replay, words};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
 
@@ -117,6 +117,7 @@ struct Record {
     upstream: Option<Arc<str>>,
     elapsed: Option<Duration>,
     attempts: u32,
+    hop: Option<Box<Member>>,
     previous: Vec<Failure>,
     source: Option<SharedError>,
 }
@@ -158,6 +159,7 @@ impl Failure {
             upstream: None,
             elapsed: None,
             attempts: 1,
+            hop: None,
             previous: Vec::new(),
             source: None,
         })
@@ -231,6 +233,11 @@ impl Failure {
         self.0.attempts
     }
 
+    /// The hop behind the upstream that failed, as the upstream's own `Proxy-Status` tells.
+    pub fn hop(&self) -> Option<&Member> {
+        self.0.hop.as_deref()
+    }
+
     /// Earlier attempts' failures, oldest first, at most [`MAX_PREVIOUS`](Self::MAX_PREVIOUS).
     pub fn previous(&self) -> &[Failure] {
         &self.0.previous
@@ -300,6 +307,9 @@ impl fmt::Display for Failure {
         if let Some(detail) = record.detail {
             write!(f, ", {detail}")?;
         }
+        if let Some(hop) = &record.hop {
+            write!(f, ", {:?} says {}", hop.name(), hop.error().unwrap_or("nothing"))?;
+        }
         if record.attempts > 1 {
             write!(f, ", {} attempts", record.attempts)?;
         }
@@ -324,6 +334,7 @@ impl fmt::Debug for Failure {
             .field("upstream", &record.upstream)
             .field("elapsed", &record.elapsed)
             .field("attempts", &record.attempts)
+            .field("hop", &record.hop)
             .field("previous", &record.previous)
             .field("source", &record.source)
             .finish()
@@ -347,7 +358,7 @@ impl serde::Serialize for Failure {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
         let record = &*self.0;
-        let mut out = serializer.serialize_struct("Failure", 12)?;
+        let mut out = serializer.serialize_struct("Failure", 14)?;
         out.serialize_field("cause", &record.cause)?;
         out.serialize_field("class", &record.cause.proxy_status_error())?;
         out.serialize_field("status", &self.status().as_u16())?;
@@ -358,6 +369,8 @@ impl serde::Serialize for Failure {
         out.serialize_field("connection", &record.connection)?;
         out.serialize_field("peer", &record.peer.map(|peer| peer.to_string()))?;
         out.serialize_field("upstream", &record.upstream.as_deref())?;
+        out.serialize_field("hop", &record.hop.as_ref().map(|hop| hop.name()))?;
+        out.serialize_field("hop_error", &record.hop.as_ref().and_then(|hop| hop.error()))?;
         out.serialize_field("attempts", &record.attempts)?;
         out.serialize_field("elapsed_ms", &record.elapsed.map(|elapsed| elapsed.as_secs_f64() * 1e3))?;
         out.end()
@@ -415,6 +428,12 @@ impl FailureBuilder {
     /// How many attempts were made, this one counted (default 1).
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.0.attempts = attempts;
+        self
+    }
+
+    /// The hop behind the upstream that failed.
+    pub fn hop(mut self, hop: impl Into<Option<Member>>) -> Self {
+        self.0.hop = hop.into().map(Box::new);
         self
     }
 

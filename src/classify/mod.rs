@@ -68,9 +68,11 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
+#[cfg(feature = "client")]
+pub(crate) use self::settings::upstream_status;
 use self::settings::{Ask, Settings};
 #[cfg(feature = "client")]
-pub(crate) use self::told::Told;
+pub(crate) use self::told::{Relayed, Told};
 use crate::body::AnswerBody;
 use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
 use super::head::{Asked, check_head};
-use super::told::{Told, is_reported};
+use super::told::{Relayed, Told, is_reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, ClassifiedBody, Stamp};
 use crate::body::AnswerBody;
-use crate::cause::{self, BadGatewayCause, Detail, Failure, ProxyStatus};
+use crate::cause::{self, BadGatewayCause, Detail, Failure, FailureBuilder, Member, ProxyStatus};
 use crate::event::{Event, Exchange, Log, Observer};
 
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
@@ -151,18 +151,32 @@ impl Settings {
             }
             failure
         } else {
+            let counts = self.statuses.contains(&status);
+            let hop = if counts { failed_hop(answer.headers()) } else { None };
             if let Some(member) = member {
                 member.append_received(answer.headers_mut(), status);
             }
-            if !self.statuses.contains(&status) {
+            if !counts {
                 return;
             }
-            Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
+            let met = answer.extensions_mut().remove::<Relayed>();
+            met.map_or_else(|| upstream_status(status), |met| met.0.into_builder()).hop(hop).build()
         };
         self.report(&mut ask.exchange, &failure);
         cause::attach(answer, failure);
         answer.extensions_mut().insert(Told);
     }
+}
+
+/// The upstream itself answered with a failure.
+pub(crate) fn upstream_status(status: StatusCode) -> FailureBuilder {
+    Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status))
+}
+
+/// The hop nearest to the origin that says what failed there; names too long for a log line are no names.
+fn failed_hop(headers: &HeaderMap) -> Option<Member> {
+    let told = |member: &Member| member.error().is_some_and(|error| error.len() <= 64) && member.name().len() <= 256;
+    cause::members(headers).into_iter().find(told)
 }
 
 /// What is wrong with a head; its connection is ended, as what follows cannot be delimited.

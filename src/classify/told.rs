@@ -12,6 +12,10 @@ use crate::cause::Failure;
 #[derive(Clone, Copy)]
 pub(crate) struct Told;
 
+/// In the extensions of an answer of 400 or above, by whoever relayed it: what is known of its exchange.
+#[derive(Clone)]
+pub(crate) struct Relayed(pub(crate) Failure);
+
 /// Between a body's failure and its source: it is reported.
 ///
 /// A body has no extensions, and frameworks box it; its error alone comes through.

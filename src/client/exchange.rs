@@ -20,7 +20,7 @@ use super::wait::{Wait, before};
 use super::{Connect, Download, address, tunnel};
 use crate::body::AnswerBody;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
-use crate::classify::{Asked, Scene, Stamp, Told, Verdict, check_head};
+use crate::classify::{Asked, Relayed, Scene, Stamp, Told, Verdict, check_head, upstream_status};
 use crate::forward::{Caller, Rejection};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
@@ -211,7 +211,13 @@ where
             return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         lease.learn(answer.headers());
-        let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let status = answer.status();
+        if status.is_client_error() || status.is_server_error() {
+            let scene = self.scene(lease.stamp());
+            let failure = upstream_status(status).peer(scene.peer).connection(scene.connection()).build();
+            answer.extensions_mut().insert(Relayed(self.told(failure)));
+        }
+        let switched = status == StatusCode::SWITCHING_PROTOCOLS;
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
         self.upstream.rules.response(&mut parts, self.upgrade.as_deref());
