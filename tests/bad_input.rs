@@ -101,7 +101,8 @@ async fn a_host_that_is_missing_doubled_or_malformed_is_a_bad_request() {
 async fn a_refusal_of_the_gateway_is_nothing_it_received() {
     let stage = Stage::new().await;
     let answer = stage.answer("GET / HTTP/1.1\r\n\r\n").await;
-    assert_eq!((answer.status(), answer.all("proxy-status")), (400, vec![]));
+    let member = "edge; error=http_request_error; status-code=400; status-phrase=\"Bad Request\"";
+    assert_eq!((answer.status(), answer.all("proxy-status")), (400, vec![member]));
 }
 
 #[tokio::test]

@@ -120,6 +120,20 @@ impl ProxyStatus {
         append(headers, member.finish());
     }
 
+    /// Appends our member for an answer the gateway gave to a request that it did not forward.
+    ///
+    /// A 4xx is a `http_request_error` with its status (RFC 9209 section 2.3.16), any other a
+    /// `proxy_internal_response` (section 2.3.29). A map that is full stays as it is.
+    pub fn append_rejection(&self, headers: &mut HeaderMap, status: StatusCode) {
+        let mut member = Draft::new(&self.name);
+        if status.is_client_error() {
+            request_error(&mut member, status);
+        } else {
+            member.parameter("error", "proxy_internal_response");
+        }
+        append(headers, member.finish());
+    }
+
     /// Appends our member for an answer that is handed on, with the status it came with.
     ///
     /// Useful where the gateway answers with another status (RFC 9209 section 2.1.4). A map that
@@ -170,13 +184,19 @@ fn append(headers: &mut HeaderMap, member: HeaderValue) {
 fn member_of(name: &HeaderValue, cause: BadGatewayCause) -> Draft<'_> {
     let mut member = Draft::new(name);
     if let Some(error) = cause.proxy_status_error() {
-        member.parameter("error", error);
         if error == "http_request_error" {
-            member.parameter("status-code", cause.status().as_str());
-            member.string("status-phrase", cause.status().canonical_reason().unwrap_or_default());
+            request_error(&mut member, cause.status());
+        } else {
+            member.parameter("error", error);
         }
     }
     member
+}
+
+fn request_error(member: &mut Draft<'_>, status: StatusCode) {
+    member.parameter("error", "http_request_error");
+    member.parameter("status-code", status.as_str());
+    member.string("status-phrase", status.canonical_reason().unwrap_or_default());
 }
 
 /// A member that is copied once something is added to it, else shared.

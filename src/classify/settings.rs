@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::Body;
 
 use super::head::{Asked, check_head};
-use super::told::{Relayed, Told, is_reported};
+use super::told::{Rejected, Relayed, Told, is_reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, ClassifiedBody, Stamp};
 use crate::body::AnswerBody;
@@ -142,6 +142,13 @@ impl Settings {
             return;
         }
         let status = answer.status();
+        if answer.extensions_mut().remove::<Rejected>().is_some() {
+            if let Some(member) = &self.proxy_status {
+                member.append_rejection(answer.headers_mut(), status);
+            }
+            answer.extensions_mut().insert(Told);
+            return;
+        }
         let told = Failure::of(answer).cloned().or_else(|| BadGatewayCause::of(answer).map(Failure::new));
         let member = self.proxy_status.as_ref();
         // a user's own service may have named the cause
@@ -155,6 +162,8 @@ impl Settings {
             let hop = if counts { failed_hop(answer.headers()) } else { None };
             if let Some(member) = member {
                 member.append_received(answer.headers_mut(), status);
+                // a layer around this one has nothing to add
+                answer.extensions_mut().insert(Told);
             }
             if !counts {
                 return;

@@ -7,10 +7,13 @@ use crate::cause::Failure;
 
 /// In a response's extensions: nothing is left to be said of it.
 ///
-/// Its failure is reported and, where that is on, in its `Proxy-Status`, or it is the gateway's own answer
-/// to a bad request.
+/// Its failure is reported and, where that is on, in its `Proxy-Status`.
 #[derive(Clone, Copy)]
 pub(crate) struct Told;
+
+/// In the extensions of the gateway's own answer to a request that it did not forward.
+#[derive(Clone, Copy)]
+pub(crate) struct Rejected;
 
 /// In the extensions of an answer of 400 or above, by whoever relayed it: what is known of its exchange.
 #[derive(Clone)]

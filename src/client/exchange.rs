@@ -20,7 +20,7 @@ use super::wait::{Wait, before};
 use super::{Connect, Download, address, tunnel};
 use crate::body::AnswerBody;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
-use crate::classify::{Asked, Relayed, Scene, Stamp, Told, Verdict, check_head, upstream_status};
+use crate::classify::{Asked, Rejected, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::forward::{Caller, Rejection};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
@@ -73,7 +73,7 @@ fn prepare<C, B: SendBody>(
         Box::new(match rejection {
             Rejection::Answer(answer) => {
                 let mut answer = answer.into_response();
-                answer.extensions_mut().insert(Told);
+                answer.extensions_mut().insert(Rejected);
                 Ok(answer)
             }
             Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected)),
