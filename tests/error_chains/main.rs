@@ -24,7 +24,6 @@ mod in_head;
 mod late;
 mod low_level;
 mod namespace;
-mod openssl;
 mod peer;
 mod resolver;
 mod reused;

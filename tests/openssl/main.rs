@@ -1,0 +1,18 @@
+//! The rows of `tests/error_chains` that need OpenSSL's headers, in a crate of their own.
+//!
+//! A newcomer's `cargo run` and `cargo test` must not need a C library; CI has it and runs
+//! `cargo test --manifest-path tests/openssl/Cargo.toml`.
+
+#![cfg(target_os = "linux")]
+// a test binary exports nothing; the tables' helpers serve more rows than these
+#![allow(dead_code, unreachable_pub)]
+
+#[path = "../error_chains/client.rs"]
+mod client;
+mod openssl;
+#[path = "../error_chains/peer.rs"]
+mod peer;
+#[path = "../error_chains/table.rs"]
+mod table;
+#[path = "../error_chains/tls_peer.rs"]
+mod tls_peer;
