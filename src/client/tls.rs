@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -39,9 +39,21 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 #[must_use]
 pub struct TlsConnector<C> {
     inner: C,
-    tls: tokio_rustls::TlsConnector,
+    /// `None`: the platform's roots, read when they are first needed.
+    tls: Option<tokio_rustls::TlsConnector>,
     timeout: Duration,
 }
+
+/// Read once a process, by the first connection that needs them: many proxies never speak TLS.
+static PLATFORM: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(target: "tower_upstream", %error, "a platform root certificate was left out");
+    }
+    roots.add_parsable_certificates(found.certs);
+    config(roots).into()
+});
 
 /// A PEM file without a certificate that can be read.
 #[derive(Debug)]
@@ -61,14 +73,10 @@ impl std::error::Error for InvalidRoots {
 
 impl<C> TlsConnector<C> {
     /// Trusts the platform's roots. Those that cannot be read are left out.
+    ///
+    /// They are read once a process, by the first connection that speaks TLS.
     pub fn new(inner: C) -> Self {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::warn!(target: "tower_upstream", %error, "a platform root certificate was left out");
-        }
-        roots.add_parsable_certificates(found.certs);
-        Self::with_config(inner, config(roots))
+        Self { inner, tls: None, timeout: Duration::from_secs(2) }
     }
 
     /// Trusts the certificates of a PEM file, and no others.
@@ -89,7 +97,7 @@ impl<C> TlsConnector<C> {
 
     /// Uses a configuration of your own: client certificates, ALPN, provider.
     pub fn with_config(inner: C, config: impl Into<Arc<ClientConfig>>) -> Self {
-        Self { inner, tls: tokio_rustls::TlsConnector::from(config.into()), timeout: Duration::from_secs(2) }
+        Self { tls: Some(tokio_rustls::TlsConnector::from(config.into())), ..Self::new(inner) }
     }
 
     /// Limits the handshake (default 2 s).
@@ -152,6 +160,7 @@ where
                     failure.source(error).build()
                 })?;
                 let io = dial.await.map_err(Into::into)?;
+                let tls = tls.unwrap_or_else(|| tokio_rustls::TlsConnector::from(PLATFORM.clone()));
                 let mut extras = Extensions::new();
                 io.connected().get_extras(&mut extras);
                 let peer = extras.get::<HttpInfo>().map(HttpInfo::remote_addr);
