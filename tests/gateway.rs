@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Beside the test's own binary, where `cargo test` builds it too.
@@ -24,8 +25,16 @@ fn example() -> Option<Command> {
     Some(command)
 }
 
+/// Below the ports that the system hands out by itself, so that no connection takes it meanwhile.
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let port = 15_000 + (std::process::id() * 16 + NEXT.fetch_add(1, Ordering::Relaxed)) % 15_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Ends with the test, whatever becomes of it.

@@ -10,6 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -27,7 +28,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use support::{Gateway, Socket, Upstream, Wire, app, ask, gateway, proxy, short, soon, until};
+use support::{Gateway, Socket, Upstream, Wire, app, ask, proxy, short, soon, until};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
@@ -313,7 +314,10 @@ struct Folder(std::path::PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tower-upstream-{name}-{}", std::process::id()));
+        // tests of one process run side by side
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let (process, made) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("tower-upstream-{name}-{process}-{made}"));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -322,6 +326,19 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A free address below the ports that the system hands out by itself, so that no connection takes it.
+fn quiet_address() -> SocketAddr {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let start = std::process::id() as usize * 16;
+    loop {
+        let port = 15_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 15_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
     }
 }
 
@@ -341,8 +358,7 @@ impl Nginx {
         }
         let folder = Folder::new("nginx");
         let root = folder.0.display();
-        // free a moment ago, and nobody else is told of it
-        let address = gateway::listener().await.local_addr().unwrap();
+        let address = quiet_address();
         std::fs::write(folder.0.join("page.txt"), "a line that compresses well\n".repeat(1000)).unwrap();
         let config = format!(
             "daemon off; master_process off; error_log {root}/error.log; pid {root}/pid;
@@ -366,8 +382,10 @@ impl Nginx {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        // whole before it is waited for, so that a wait in vain ends it too
+        let nginx = Self { child, address, _folder: folder };
         until("nginx listens", || std::net::TcpStream::connect(address).is_ok()).await;
-        Some(Self { child, address, _folder: folder })
+        Some(nginx)
     }
 
     fn stop(&mut self) {
