@@ -59,6 +59,7 @@ pub(super) enum Tls {
 }
 
 // without its feature nobody makes them
+// without its feature nobody makes them
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum H2 {

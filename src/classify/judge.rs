@@ -111,6 +111,7 @@ fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
 }
 
 /// The TCP connection stood, TLS did not: a reset or an end is the handshake's.
+// `TlsConnector` alone asks
 #[cfg_attr(not(all(feature = "client", feature = "rustls")), allow(dead_code))]
 pub(super) fn handshaking(clues: &Clues) -> Verdict {
     match clues.tls {

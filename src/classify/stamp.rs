@@ -98,7 +98,8 @@ impl Stamp {
     pub fn begin(&self) {
         let begun = self.0.begun.load(Relaxed);
         self.0.begun.store(begun.wrapping_add(1).max(1), Relaxed);
-        if self.0.served.load(Relaxed) > 0 {
+        // where many requests share the bytes, none of them begins at nought
+        if self.0.served.load(Relaxed) > 0 && !self.0.h2.load(Relaxed) {
             self.0.since.store(0, Relaxed);
             self.0.written_before.store(self.0.written.load(Relaxed), Relaxed);
         }
@@ -133,7 +134,8 @@ impl Stamp {
         first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
         first[8..].copy_from_slice(&shared.first[1].load(Relaxed).to_ne_bytes());
         Wire {
-            written: shared.written.load(Relaxed) - shared.written_before.load(Relaxed),
+            // the I/O side may move on between the two loads
+            written: shared.written.load(Relaxed).saturating_sub(shared.written_before.load(Relaxed)),
             read: shared.since.load(Relaxed),
             served: shared.served.load(Relaxed),
             interim: shared.interim.load(Relaxed),
@@ -244,6 +246,17 @@ mod tests {
         stamp.saw_read(b"HT");
         stamp.saw_read(b"TP/1.1 500 Internal Server Error");
         assert_eq!(stamp.wire().first_bytes(), b"HTTP/1.1 500 Int");
+    }
+
+    #[test]
+    fn a_stream_that_begins_does_not_reset_what_the_others_watch() {
+        let stamp = Stamp::new(None);
+        stamp.multiplexed();
+        stamp.begin();
+        stamp.saw_write(40);
+        stamp.answered();
+        stamp.begin();
+        assert_eq!(stamp.wire().written, 40);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(super) struct Pool<C, B> {
 /// How to make a connection.
 struct Dial<C> {
     uri: Uri,
-    #[cfg_attr(not(feature = "http2"), allow(dead_code))]
+    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
     http: Http,
     connector: Connector<C>,
 }
@@ -69,7 +69,7 @@ pub(super) struct Shared<B> {
     /// The age at which idle connections go, in milliseconds: the limit, or less if the upstream said so.
     idle_ms: AtomicU64,
     /// The last connection spoke HTTP/2, so that the next dial is worth sharing.
-    #[cfg_attr(not(feature = "http2"), allow(dead_code))]
+    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
     seems_h2: AtomicBool,
     state: Mutex<State<B>>,
 }

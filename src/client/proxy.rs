@@ -213,12 +213,13 @@ impl<C> ReverseProxyBuilder<C> {
         self
     }
 
-    /// How long an idle connection is kept (default 4 s).
+    /// How long an idle connection is kept (default 4 s, at most a day).
     ///
     /// It must be shorter than the upstream's own keep-alive, or requests meet connections that the
     /// upstream is just closing. What the upstream says in `Keep-Alive: timeout=N` shortens it.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
-        self.limits.idle = limit;
+        // far enough for any pool, and near enough for the clock
+        self.limits.idle = limit.min(Duration::from_secs(24 * 60 * 60));
         self
     }
 

@@ -25,7 +25,7 @@ pub(crate) use self::watch::{Finding, Look, Watch};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-#[cfg_attr(not(feature = "client"), allow(dead_code))] // the client reads it
+#[cfg_attr(not(feature = "client"), allow(dead_code))] // the client alone reads it, as yet
 pub struct Timeouts {
     pub(crate) head: Option<Duration>,
     pub(crate) body_idle: Option<Duration>,
@@ -47,19 +47,38 @@ impl Timeouts {
 
     /// Limits the wait for the response head; a request body that stands still is under the same limit.
     pub fn head(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.head = limit.into();
+        self.head = limit.into().map(reachable);
         self
     }
 
     /// Limits each wait for a frame of the response body.
     pub fn body_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.body_idle = limit.into();
+        self.body_idle = limit.into().map(reachable);
         self
     }
 
-    /// Limits the time from the call to the response head.
+    /// Limits the time from the call to the response head; over a hundred years count as a hundred.
     pub fn total(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.total = limit.into();
+        self.total = limit.into().map(reachable);
         self
+    }
+}
+
+/// No instant lies further ahead than can be counted to: `Duration::MAX` must not overflow the clock.
+fn reachable(limit: Duration) -> Duration {
+    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    limit.min(FAR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_limit_there_is_still_has_an_end_on_the_clock() {
+        let limits = Timeouts::new().head(Duration::MAX).body_idle(Duration::MAX).total(Duration::MAX);
+        for limit in [limits.head, limits.body_idle, limits.total] {
+            assert!(tokio::time::Instant::now().checked_add(limit.unwrap()).is_some());
+        }
     }
 }
