@@ -6,6 +6,8 @@ pub mod cause;
 pub mod classify;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod deadline;
+pub mod engine;
 pub mod event;
 pub mod forward;
 pub mod timeout;

@@ -15,6 +15,7 @@
 //! The kinds, their RFC 9209 classes and their advice are data in one static table.
 
 mod failure;
+mod local;
 mod proxy_status;
 mod structured;
 mod table;
@@ -23,6 +24,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use http::{Response, StatusCode};
+
+pub(crate) use self::local::{LocalAnswer, local_answer};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
 pub use self::proxy_status::{InvalidName, Member, ProxyStatus, members};

@@ -162,7 +162,7 @@ impl Failure {
 impl axum_core::response::IntoResponse for Failure {
     /// The local answer that [`ClassifyLayer`] gives: status, cause, a line of text.
     fn into_response(self) -> Response<axum_core::body::Body> {
-        settings::local_answer(&self, self.status()).map(axum_core::body::Body::from)
+        crate::cause::local_answer(&self, self.status()).map(axum_core::body::Body::from)
     }
 }
 

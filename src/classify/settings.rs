@@ -15,7 +15,7 @@ use super::told::{Rejected, Relayed, Told, is_reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, ClassifiedBody, Stamp};
 use crate::body::AnswerBody;
-use crate::cause::{self, BadGatewayCause, Detail, Failure, FailureBuilder, Member, ProxyStatus};
+use crate::cause::{self, BadGatewayCause, Detail, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus};
 use crate::event::{Event, Exchange, Log, Observer};
 
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
@@ -108,7 +108,7 @@ impl Settings {
     pub(super) fn refuse<B>(&self, mut ask: Ask, failure: &Failure) -> Response<AnswerBody<B>> {
         self.report(&mut ask.exchange, failure);
         let status = self.status.as_ref().map_or(failure.status(), |choose| choose(failure));
-        let mut answer = local_answer(failure, status);
+        let mut answer = cause::local_answer(failure, status);
         if let Some(member) = &self.proxy_status {
             member.append_failure(answer.headers_mut(), failure);
         }
@@ -137,6 +137,16 @@ impl Settings {
         Response::from_parts(parts, AnswerBody::upstream(body))
     }
 
+    /// What `refuse` does besides, for an answer that a layer further in made.
+    fn complete<B>(&self, answer: &mut Response<B>, ask: &mut Ask, failure: &Failure) {
+        if let Some(choose) = &self.status {
+            *answer.status_mut() = choose(failure);
+        }
+        if let Some(id) = ask.exchange.request_id.take() {
+            answer.headers_mut().insert(REQUEST_ID, id);
+        }
+    }
+
     fn note<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
         if answer.extensions().get::<Told>().is_some() {
             return;
@@ -149,6 +159,7 @@ impl Settings {
             answer.extensions_mut().insert(Told);
             return;
         }
+        let local = answer.extensions_mut().remove::<LocalAnswer>().is_some();
         let told = Failure::of(answer).cloned().or_else(|| BadGatewayCause::of(answer).map(Failure::new));
         let member = self.proxy_status.as_ref();
         // a user's own service may have named the cause
@@ -172,6 +183,9 @@ impl Settings {
             met.map_or_else(|| upstream_status(status), |met| met.0.into_builder()).hop(hop).build()
         };
         self.report(&mut ask.exchange, &failure);
+        if local {
+            self.complete(answer, ask, &failure);
+        }
         cause::attach(answer, failure);
         answer.extensions_mut().insert(Told);
     }
@@ -222,17 +236,6 @@ pub(super) fn scene_of(error: &(dyn Error + 'static)) -> Scene {
 #[cfg(not(feature = "client"))]
 pub(super) fn scene_of(_: &(dyn Error + 'static)) -> Scene {
     Scene::default()
-}
-
-/// Status, cause and one line of text.
-pub(super) fn local_answer(failure: &Failure, status: StatusCode) -> Response<Bytes> {
-    let reason = status.canonical_reason().unwrap_or("Error");
-    let hint = failure.cause().visitor_hint().unwrap_or_default();
-    let mut answer = Response::new(Bytes::from(format!("{reason}\n\n{hint}\n")));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    cause::attach(&mut answer, failure.clone());
-    answer
 }
 
 fn is_event_stream<B>(answer: &Response<B>) -> bool {

@@ -1,31 +1,27 @@
 //! The upstream's body, and its connection's way back to the pool.
 
 use std::fmt;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
 use super::exchange::Exchange;
 use super::pool::{Lease, SendBody};
-use super::upload::Progress;
+use super::sight::{looked, sight};
+use crate::body::Progress;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 use crate::classify::Scene;
-
-/// How long an upload may stand still after its answer, where no limit is set.
-const UPLOAD_IDLE: Duration = Duration::from_secs(30);
+use crate::engine::Sight;
 
 /// The upstream's body.
 ///
-/// Its connection goes back to the pool with the last frame, and ends if the body fails, stalls or is
-/// dropped before. The limit on idleness rests while nobody polls: a slow reader is not the upstream's
-/// fault.
+/// Its connection goes back to the pool with the last frame, and ends if the body fails or is dropped before.
 pub struct Download<B> {
     incoming: Incoming,
     /// Gone once the body has ended; an answer without one never had it.
@@ -39,40 +35,15 @@ struct Open<B> {
     begun: Instant,
     scene: Scene,
     progress: Option<Arc<Progress>>,
-    idle: Idle,
-}
-
-/// One timer, made at the first wait and left where it is: frames only note that they came.
-struct Idle {
-    limit: Option<Duration>,
-    timer: Option<Pin<Box<Sleep>>>,
-    moved: bool,
-    looks: u8,
-}
-
-impl Idle {
-    /// Whether the limit has passed; asked only when there is no frame.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limit) = self.limit else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit / 2)));
-        while timer.as_mut().poll(cx).is_ready() {
-            // a timer that fired while nobody polled only leads to the first of two looks
-            self.looks = if std::mem::take(&mut self.moved) { 0 } else { self.looks + 1 };
-            if self.looks == 2 {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(Instant::now() + limit / 2);
-        }
-        Poll::Pending
-    }
+    upload_idle: Duration,
 }
 
 impl<B: SendBody> Download<B> {
     pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
-        let limit = exchange.upstream.timeouts.body_idle;
+        let upload_idle = exchange.upstream.upload_idle;
         if incoming.is_end_stream() {
             lease.stamp().answered();
-            release(lease, exchange.progress.as_deref(), limit);
+            release(lease, exchange.progress.as_deref(), upload_idle);
             return Self { incoming, open: None };
         }
         let scene = exchange.scene(lease.stamp());
@@ -83,7 +54,7 @@ impl<B: SendBody> Download<B> {
             begun: exchange.begun,
             scene,
             progress: exchange.progress.clone(),
-            idle: Idle { limit, timer: None, moved: false, looks: 0 },
+            upload_idle,
         };
         Self { incoming, open: Some(Box::new(open)) }
     }
@@ -91,16 +62,16 @@ impl<B: SendBody> Download<B> {
     /// The body is whole: others may have the connection.
     fn release(&mut self) {
         if let Some(open) = self.open.take() {
-            release(open.lease, open.progress.as_deref(), open.idle.limit);
+            release(open.lease, open.progress.as_deref(), open.upload_idle);
         }
     }
 }
 
-fn release<B: SendBody>(lease: Lease<B>, progress: Option<&Progress>, idle: Option<Duration>) {
+fn release<B: SendBody>(lease: Lease<B>, progress: Option<&Progress>, upload_idle: Duration) {
     match lease {
         Lease::H1(h1) => match progress {
             // also when all of it was taken: what was not written yet would hold up the next request
-            Some(_) if !h1.is_ready() => h1.give_back_after_upload(idle.unwrap_or(UPLOAD_IDLE)),
+            Some(_) if !h1.is_ready() => h1.give_back_after_upload(upload_idle),
             _ => h1.give_back(Instant::now()),
         },
         #[cfg(feature = "http2")]
@@ -137,7 +108,6 @@ impl<B: SendBody> Body for Download<B> {
         let Some(open) = &mut this.open else { return ended(polled) };
         let failure = match polled {
             Poll::Ready(Some(Ok(frame))) => {
-                open.idle.moved = true;
                 if this.incoming.is_end_stream() {
                     this.release();
                 }
@@ -152,8 +122,10 @@ impl<B: SendBody> Body for Download<B> {
                 return Poll::Ready(None);
             }
             Poll::Pending => {
-                ready!(open.idle.poll(cx));
-                open.broken(BadGatewayCause::BodyReadTimeout).build()
+                return looked(Poll::Pending, || Sight {
+                    upstream: Some(open.upstream.clone()),
+                    ..sight(open.lease.stamp(), open.progress.as_deref())
+                });
             }
         };
         let failure = this.open.take().map_or(failure.clone(), |open| open.failed(failure));

@@ -15,12 +15,12 @@ use tokio::time::Instant;
 
 use super::pool::{Lease, SendBody};
 use super::proxy::Upstream;
-use super::upload::{Progress, Upload};
-use super::wait::{Wait, before};
+use super::sight::{looked, sight};
 use super::{Connect, Download, address, tunnel};
-use crate::body::AnswerBody;
+use crate::body::{AnswerBody, Progress, Upload};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
-use crate::classify::{Asked, Rejected, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
+use crate::classify::{self, Asked, Rejected, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
+use crate::engine::Sight;
 use crate::forward::{Caller, Rejection};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
@@ -57,8 +57,7 @@ where
     };
     h1.stamp().begin();
     let sent = h1.sender().try_send_request(Request::from_parts(parts, upload));
-    let wait = Wait::new(sent, begun, upstream.timeouts.head, exchange.deadline());
-    Box::pin(Sending { wait, exchange: Some(exchange), lease: Some(Lease::H1(h1)), again: None })
+    Box::pin(Sending { sent, exchange: Some(exchange), lease: Some(Lease::H1(h1)), again: None })
 }
 
 /// Makes the head the upstream's, or answers here; the answer is boxed as it is rare.
@@ -93,7 +92,7 @@ pin_project! {
     /// The wait for the answer to what was sent on a pooled connection.
     struct Sending<F, C, B> {
         #[pin]
-        wait: Wait<F>,
+        sent: F,
         exchange: Option<Exchange<C, B>>,
         lease: Option<Lease<B>>,
         // the connection had died; the request goes out once more
@@ -113,7 +112,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<B>> {
         let this = self.project();
         if let (Some(exchange), Some(lease)) = (this.exchange.as_mut(), this.lease.as_ref()) {
-            let sent = ready!(this.wait.poll(cx, lease.stamp(), exchange.progress.as_deref()));
+            let sent = ready!(looked(this.sent.poll(cx), || exchange.sight(lease.stamp())));
             let Some(lease) = this.lease.take() else { return Poll::Pending };
             let request = match exchange.ended(sent, lease, 0) {
                 Ended::Answer(outcome) => return Poll::Ready(outcome),
@@ -151,11 +150,8 @@ where
     /// Gets a connection, sends, and waits; what comes back unsent goes out on another connection.
     async fn run(mut self, mut request: Request<Upload<B>>, mut returns: u32) -> Outcome<B> {
         loop {
-            let lease = self.upstream.pool.lease(self.begun, returns > 0);
-            let mut lease = match before(self.deadline(), lease).await {
-                Some(lease) => lease.map_err(|failure| self.told(failure))?,
-                None => return Err(self.late_before_sending()),
-            };
+            let mut lease =
+                self.upstream.pool.lease(self.begun, returns > 0).await.map_err(|failure| self.told(failure))?;
             let stamp = lease.stamp().clone();
             stamp.begin();
             let sent = match &mut lease {
@@ -176,17 +172,10 @@ where
         }
     }
 
-    fn ended(&mut self, sent: Result<Sent<B>, (BadGatewayCause, Phase)>, lease: Lease<B>, returns: u32) -> Ended<B> {
+    fn ended(&mut self, sent: Sent<B>, lease: Lease<B>, returns: u32) -> Ended<B> {
         match sent {
-            Ok(Ok(answer)) => Ended::Answer(self.answered(answer, lease)),
-            Ok(Err(error)) => self.broke(error, &lease, returns),
-            Err((cause, phase)) => {
-                lease.hung(cause);
-                let scene = self.scene(lease.stamp());
-                let failure = Failure::builder(cause).phase(phase).replay(cause.replay(), Evidence::Counted);
-                let failure = failure.peer(scene.peer).connection(scene.connection()).build();
-                Ended::Answer(Err(self.told(failure)))
-            }
+            Ok(answer) => Ended::Answer(self.answered(answer, lease)),
+            Err(error) => self.broke(error, &lease, returns),
         }
     }
 
@@ -240,26 +229,21 @@ where
         };
         Ok(Response::from_parts(parts, body))
     }
-
-    fn late_before_sending(&self) -> Failure {
-        let failure = Failure::builder(BadGatewayCause::DeadlineExceeded).phase(Phase::Pool);
-        self.told(failure.replay(Replay::NotSent, Evidence::NothingWritten).build())
-    }
 }
 
 impl<C, B> Exchange<C, B> {
-    fn deadline(&self) -> Option<Instant> {
-        self.upstream.timeouts.total.map(|total| self.begun + total)
+    async fn head<F: Future>(&self, sent: F, stamp: &Stamp) -> F::Output {
+        let mut sent = pin!(sent);
+        poll_fn(|cx| looked(sent.as_mut().poll(cx), || self.sight(stamp))).await
     }
 
-    async fn head<F: Future>(&self, sent: F, stamp: &Stamp) -> Result<F::Output, (BadGatewayCause, Phase)> {
-        let head = self.upstream.timeouts.head;
-        let mut wait = pin!(Wait::new(sent, Instant::now(), head, self.deadline()));
-        poll_fn(|cx| wait.as_mut().poll(cx, stamp, self.progress.as_deref())).await
+    fn sight(&self, stamp: &Stamp) -> Sight {
+        Sight { upstream: Some(self.upstream.name.clone()), ..sight(stamp, self.progress.as_deref()) }
     }
 
     pub(super) fn scene(&self, stamp: &Stamp) -> Scene {
-        let upload = self.progress.as_ref().map(|progress| progress.verdict()).unwrap_or_default();
+        let failed = self.progress.as_ref().is_some_and(|progress| progress.failed());
+        let upload = if failed { classify::Upload::Failed } else { classify::Upload::Sound };
         Scene::default().wire(stamp.wire()).peer(stamp.peer()).upload(upload)
     }
 
@@ -290,19 +274,6 @@ impl<B> Lease<B> {
             #[cfg(feature = "http2")]
             Self::H2(_) => {}
         }
-    }
-
-    /// After a time limit: an HTTP/1.1 connection ends as it is dropped, a shared one takes no more streams.
-    fn hung(&self, cause: BadGatewayCause) {
-        match self {
-            Self::H1(_) => {}
-            #[cfg(feature = "http2")]
-            Self::H2(_) if cause == BadGatewayCause::UploadStalled => {}
-            #[cfg(feature = "http2")]
-            Self::H2(h2) => h2.evict(),
-        }
-        #[cfg(not(feature = "http2"))]
-        let _ = cause;
     }
 
     /// After an error: a shared connection stays only if the error was its stream's alone.

@@ -29,14 +29,13 @@ mod interim;
 mod policy;
 mod pool;
 mod proxy;
+mod sight;
 mod stamped;
 mod target;
 mod tcp;
 #[cfg(feature = "rustls")]
 mod tls;
 mod tunnel;
-mod upload;
-mod wait;
 
 pub use self::connector::Connector;
 pub use self::download::Download;

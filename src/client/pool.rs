@@ -22,9 +22,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
-use super::upload::Upload;
+use super::sight::telling;
 use super::{BoxError, Connector, Http, Stamped};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Replay};
+use crate::body::Upload;
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 
 pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]
@@ -256,7 +257,7 @@ where
             }
             state.queue()
         };
-        match timeout(self.shared.limits.queue, turn).await {
+        match telling(Phase::Pool, None, timeout(self.shared.limits.queue, turn)).await {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(_)) => Err(Failure::new(BadGatewayCause::GatewayInternal)),
             Err(_) => {

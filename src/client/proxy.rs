@@ -17,7 +17,6 @@ use super::{BoxError, Connect, Connector, Download, Target, TcpConnector, exchan
 use crate::body::AnswerBody;
 use crate::cause::Failure;
 use crate::forward::{Caller, Rules};
-use crate::timeout::Timeouts;
 
 /// What [`ReverseProxy`] connects by, unless told otherwise.
 #[cfg(feature = "rustls")]
@@ -65,7 +64,7 @@ pub(super) struct Upstream<C, B> {
     pub(super) target: Target,
     pub(super) host: HeaderValue,
     pub(super) rules: Rules,
-    pub(super) timeouts: Timeouts,
+    pub(super) upload_idle: Duration,
     pub(super) pool: Pool<C, B>,
 }
 
@@ -146,10 +145,10 @@ pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<AnswerB
 /// | setting | default |
 /// |---|---|
 /// | [`http`](Self::http) | [`Http::Auto`] |
-/// | [`timeouts`](Self::timeouts) | [`Timeouts::new`]: head 30 s, body idle 30 s, total 60 s |
 /// | [`max_connections`](Self::max_connections) | 1024 |
 /// | [`max_streams`](Self::max_streams) on one HTTP/2 connection | 100 |
 /// | [`queue_timeout`](Self::queue_timeout) | 1 s |
+/// | [`upload_idle_timeout`](Self::upload_idle_timeout) once the answer is complete | 30 s |
 /// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 4 s, less if the upstream says so in `Keep-Alive` |
 /// | [`connector`](Self::connector) | [`TcpConnector`], under [`TlsConnector`](super::TlsConnector) with feature `rustls` |
 #[derive(Clone, Debug)]
@@ -159,7 +158,7 @@ pub struct ReverseProxyBuilder<C = DefaultConnector> {
     target: Target,
     rules: Rules,
     http: Http,
-    timeouts: Timeouts,
+    upload_idle: Duration,
     limits: Limits,
     connector: Connector<C>,
 }
@@ -174,7 +173,7 @@ impl<C> ReverseProxyBuilder<C> {
             queue: Duration::from_secs(1),
         };
         let connector = Connector::new(connector);
-        Self { name: None, target, rules, http: Http::Auto, timeouts: Timeouts::new(), limits, connector }
+        Self { name: None, target, rules, http: Http::Auto, upload_idle: Duration::from_secs(30), limits, connector }
     }
 
     /// What failures call the upstream (default: its authority).
@@ -189,9 +188,11 @@ impl<C> ReverseProxyBuilder<C> {
         self
     }
 
-    /// How long an exchange may take.
-    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
-        self.timeouts = timeouts;
+    /// How long an upload may stand still once its answer is complete (default 30 s).
+    ///
+    /// The upstream may still want the rest (RFC 9112 section 9.3); after this time its connection is ended.
+    pub fn upload_idle_timeout(mut self, limit: Duration) -> Self {
+        self.upload_idle = limit;
         self
     }
 
@@ -230,16 +231,16 @@ impl<C> ReverseProxyBuilder<C> {
 
     /// As [`connector`](Self::connector), with settings of [`Connector`].
     pub fn stamped_connector<D>(self, connector: Connector<D>) -> ReverseProxyBuilder<D> {
-        let Self { name, target, rules, http, timeouts, limits, connector: _ } = self;
-        ReverseProxyBuilder { name, target, rules, http, timeouts, limits, connector }
+        let Self { name, target, rules, http, upload_idle, limits, connector: _ } = self;
+        ReverseProxyBuilder { name, target, rules, http, upload_idle, limits, connector }
     }
 
     /// The service, for requests with body `B`. Clones share one pool.
     pub fn build<B>(self) -> ReverseProxy<C, B> {
-        let Self { name, target, rules, http, timeouts, limits, connector } = self;
+        let Self { name, target, rules, http, upload_idle, limits, connector } = self;
         let name = name.unwrap_or_else(|| target.authority().as_str().into());
         let pool = Pool::new(target.uri(), http, connector, limits);
-        let upstream = Upstream { name, host: target.host(), target, rules, timeouts, pool };
+        let upstream = Upstream { name, host: target.host(), target, rules, upload_idle, pool };
         ReverseProxy { upstream: Arc::new(upstream), caller: Arc::new(Caller::unknown()) }
     }
 }

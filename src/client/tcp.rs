@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::sight::telling;
 use super::{AddressPolicy, BoxError};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 
@@ -125,7 +126,7 @@ where
                     .build());
             }
             let first = allowed[0];
-            match timeout(this.connect_timeout, connect_any(allowed)).await {
+            match telling(Phase::Connect, Some(first), timeout(this.connect_timeout, connect_any(allowed))).await {
                 Ok(connected) => connected,
                 Err(_) => {
                     Err(no_connection(BadGatewayCause::ConnectTimeout, Evidence::NoConnection).peer(first).build())
@@ -143,7 +144,7 @@ where
 {
     async fn resolve(&mut self, host: &str, port: u16) -> Result<VecDeque<SocketAddr>, Failure> {
         let name: Name = host.parse().map_err(|_| invalid_target("the host is no name"))?;
-        let found = match timeout(self.dns_timeout, self.resolver.call(name)).await {
+        let found = match telling(Phase::Resolve, None, timeout(self.dns_timeout, self.resolver.call(name))).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return Err(name_failure(error.into())),
             Err(_) => return Err(no_connection(BadGatewayCause::DnsTimeout, Evidence::NoConnection).build()),

@@ -20,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::BoxError;
+use super::sight::telling;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 
 /// Speaks TLS where the target's scheme is `https`, and hands other connections on as they are.
@@ -164,7 +165,7 @@ where
                 let mut extras = Extensions::new();
                 io.connected().get_extras(&mut extras);
                 let peer = extras.get::<HttpInfo>().map(HttpInfo::remote_addr);
-                let shaken = timeout(limit, tls.connect(name, TokioIo::new(io))).await;
+                let shaken = telling(Phase::Tls, peer, timeout(limit, tls.connect(name, TokioIo::new(io)))).await;
                 let failed = match shaken {
                     Ok(Ok(stream)) => return Ok(MaybeTls(Kind::Tls(Box::new(TokioIo::new(stream))))),
                     Ok(Err(error)) => Failure::handshaking(error, peer),

@@ -1,84 +1,109 @@
-//! Time limits of an exchange, and the watch that tells who let them pass.
+//! Time limits of an exchange; the one that passes names the phase that ate the time.
+//!
+//! [`TimeoutLayer`] stands around whatever does the work: a hyper client, a
+//! [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html),
+//! an axum handler, a `service_fn`. What passes a limit is answered with 504 (408 where the client itself stalled), a
+//! [`Failure`](crate::Failure) and its cause in the extensions; the work is dropped, and with it the connection that hung.
+//! A body that passes its limit is cut: its error is the [`Failure`](crate::Failure).
+//!
+//! | limit | default | begins | ends | cause |
+//! |---|---|---|---|---|
+//! | [`head`](Timeouts::head) | 30 s | when the request body has ended; without one, at the call | at the response head | by phase, below |
+//! | [`attempt`](Timeouts::attempt) | none | at the call | at the response head | by phase, below |
+//! | [`total`](Timeouts::total), and the caller's [`Deadline`](crate::deadline::Deadline) | 60 s | at the call | at the response head | `deadline_exceeded` |
+//! | [`body_idle`](Timeouts::body_idle) | 30 s | when a frame is waited for | at any progress, either way | `body_read_timeout`, or `upload_stalled` |
+//! | [`absolute`](Timeouts::absolute) | none | at the call | with the response body | `deadline_exceeded` |
+//!
+//! | phase | cause |
+//! |---|---|
+//! | waiting for a pooled connection | `queue_timeout` |
+//! | resolving, connecting, TLS | `dns_timeout`, `connect_timeout`, `tls_timeout`: nothing was sent |
+//! | sending, and the upstream does not take it | `write_timeout` |
+//! | sending, and the client does not go on | `upload_stalled`, 408: the client's own fault |
+//! | sent, no byte of an answer | `first_byte_timeout` |
+//! | in the head, and bytes keep coming | `head_timeout` |
+//!
+//! The phases are told by a client of this crate ([`ReverseProxy`], or a
+//! [`Connector`] while it connects); of any other service only the request body is seen, and the failure's
+//! evidence says `inferred`. An upload is judged by two looks half a limit apart, so that no clock is read at each
+//! frame: one that moves is never late.
+//!
+//! The time that a caller waits for `poll_ready` is under no limit, as no call has begun.
+//!
+//! ```
+//! use std::time::Duration;
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_upstream::{BadGatewayCause, timeout::{TimeoutLayer, Timeouts}};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! let stuck = service_fn(|_: Request<()>| std::future::pending::<Result<Response<Full<bytes::Bytes>>, std::io::Error>>());
+//! let layer = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2))).untouched();
+//! let answer = layer.layer(stuck).oneshot(Request::new(())).await.unwrap();
+//! assert_eq!(answer.status(), 504);
+//! assert_eq!(BadGatewayCause::of(&answer), Some(BadGatewayCause::FirstByteTimeout));
+//! # }
+//! ```
+//!
+//! [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
+//! [`Connector`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.Connector.html
 
-// its first user is the client
-#[cfg(feature = "client")]
+mod enforced;
+mod timeouts;
 mod watch;
 
-use std::time::Duration;
+use std::marker::PhantomData;
+use std::sync::Arc;
 
-#[cfg(feature = "client")]
-pub(crate) use self::watch::{Finding, Look, Watch};
+use tower_layer::Layer;
 
-/// How long an exchange may take.
-///
-/// | limit | default | begins |
-/// |---|---|---|
-/// | [`head`](Self::head) | 30 s | when the request body has ended; without one, when the request is sent |
-/// | [`body_idle`](Self::body_idle) | 30 s | at the last frame; it rests while nobody reads |
-/// | [`total`](Self::total) | 60 s | at the call, up to the response head |
-///
-/// ```
-/// use std::time::Duration;
-/// use tower_upstream::timeout::Timeouts;
-///
-/// let timeouts = Timeouts::new().head(Duration::from_secs(5)).total(None);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use crate::deadline::Deadlines;
+use crate::engine::{Engine, Shared, Untouched, Watched};
+
+pub use self::enforced::{Enforced, Watch};
+pub use self::timeouts::Timeouts;
+
+/// The service of [`TimeoutLayer`].
+pub type Timeout<S, W = Watched> = Engine<S, (), Enforced, W>;
+
+/// Limits the time of an exchange; see the [module](self).
+#[derive(Clone, Debug)]
 #[must_use]
-#[cfg_attr(not(feature = "client"), allow(dead_code))] // the client alone reads it, as yet
-pub struct Timeouts {
-    pub(crate) head: Option<Duration>,
-    pub(crate) body_idle: Option<Duration>,
-    pub(crate) total: Option<Duration>,
+pub struct TimeoutLayer<W = Watched> {
+    shared: Arc<Shared<(), Enforced>>,
+    border: PhantomData<fn() -> W>,
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self::new()
+impl TimeoutLayer {
+    /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::Upload).
+    pub fn new(timeouts: Timeouts) -> Self {
+        let limits = Enforced { timeouts, deadlines: None };
+        Self { shared: Arc::new(Shared { parts: (), limits }), border: PhantomData }
     }
 }
 
-impl Timeouts {
-    /// The defaults of the table.
-    pub const fn new() -> Self {
-        let half_a_minute = Some(Duration::from_secs(30));
-        Self { head: half_a_minute, body_idle: half_a_minute, total: Some(Duration::from_secs(60)) }
+impl<W> TimeoutLayer<W> {
+    /// Hands the request body on as it is, for a service that takes one type of body only.
+    ///
+    /// The limit on the head then begins at the call, unless the service watches the upload itself, as
+    /// `ReverseProxy` does.
+    pub fn untouched(self) -> TimeoutLayer<Untouched> {
+        TimeoutLayer { shared: self.shared, border: PhantomData }
     }
 
-    /// Limits the wait for the response head; a request body that stands still is under the same limit.
-    pub fn head(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.head = limit.into().map(reachable);
-        self
-    }
-
-    /// Limits each wait for a frame of the response body.
-    pub fn body_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.body_idle = limit.into().map(reachable);
-        self
-    }
-
-    /// Limits the time from the call to the response head; over a hundred years count as a hundred.
-    pub fn total(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.total = limit.into().map(reachable);
+    /// Reads the caller's deadline, and writes the one that goes out (default: neither).
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        Arc::make_mut(&mut self.shared).limits.deadlines = Some(Arc::new(deadlines));
         self
     }
 }
 
-/// No instant lies further ahead than can be counted to: `Duration::MAX` must not overflow the clock.
-fn reachable(limit: Duration) -> Duration {
-    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    limit.min(FAR)
-}
+impl<S, W> Layer<S> for TimeoutLayer<W> {
+    type Service = Timeout<S, W>;
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_longest_limit_there_is_still_has_an_end_on_the_clock() {
-        let limits = Timeouts::new().head(Duration::MAX).body_idle(Duration::MAX).total(Duration::MAX);
-        for limit in [limits.head, limits.body_idle, limits.total] {
-            assert!(tokio::time::Instant::now().checked_add(limit.unwrap()).is_some());
-        }
+    fn layer(&self, inner: S) -> Timeout<S, W> {
+        Engine::new(inner, self.shared.clone())
     }
 }

@@ -1,104 +1,112 @@
 //! Two looks, half a limit apart, tell a stall from a drip and a stuck upload from a slow client.
 //!
-//! No clock is read at each I/O: whoever drives the watch reads the connection's counters when a look
-//! is due, and the watch compares them with those of the look before.
+//! No clock is read at each I/O: a look reads the connection's counters when it is due, and compares them
+//! with those of the look before.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::cause::{BadGatewayCause, Phase};
+use crate::engine::{Finding, Sight};
 
-/// What the counters said at one look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Look {
-    /// Bytes written to the upstream.
-    pub(crate) written: u64,
-    /// Bytes read from the upstream since the request began.
-    pub(crate) read: u64,
-    /// Frames taken from our own client's body.
-    pub(crate) taken: u32,
-    /// The request body is not through yet.
-    pub(crate) uploading: bool,
-    /// The upload waits for our own client, not for the upstream.
-    pub(crate) client_late: bool,
-    /// The connection took no more bytes.
-    pub(crate) blocked: bool,
-}
-
-/// What a look found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Finding {
-    /// Look again at this time.
-    Again(Instant),
-    /// The limit has passed, for this reason.
-    Passed(BadGatewayCause, Phase),
-}
-
-/// Watches one attempt up to its response head.
+/// What is remembered of one attempt between two looks at it.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(super) struct Stall {
     limit: Duration,
     /// Since when nothing moved; once the upload is through, since then.
     since: Instant,
-    last: Look,
+    uploading: bool,
+    written: u64,
+    taken: u32,
+    read: u64,
 }
 
-impl Watch {
-    /// Begins a watch at the time the request was sent.
-    pub(crate) fn new(now: Instant, limit: Duration) -> Self {
-        Self { limit, since: now, last: Look { uploading: true, ..Look::default() } }
+impl Stall {
+    /// Begins a watch at the time the call began.
+    pub(super) fn new(begun: Instant, limit: Duration) -> Self {
+        Self { limit, since: begun, uploading: true, written: 0, taken: 0, read: 0 }
     }
 
     /// When the first look is due; the watch itself may be made then.
-    pub(crate) fn first(now: Instant, limit: Duration) -> Instant {
-        now + limit / 2
+    pub(super) fn first(begun: Instant, limit: Duration) -> Instant {
+        begun + limit / 2
     }
 
-    /// Compares with the look before; `uploaded` is when the request body ended, if it has.
-    pub(crate) fn look(&mut self, now: Instant, look: Look, uploaded: Option<Instant>) -> Finding {
-        let last = std::mem::replace(&mut self.last, look);
-        let moved = look.written != last.written || look.taken != last.taken;
-        if look.uploading && moved {
+    /// Compares with the look before.
+    pub(super) fn look(&mut self, now: Instant, sight: &Sight) -> Finding {
+        let (uploading, taken) = (is_uploading(sight), sight.upload.map_or(0, |upload| upload.taken));
+        let moved = sight.written != self.written || taken != self.taken;
+        if uploading && moved {
             self.since = now;
-        } else if !look.uploading && last.uploading {
-            self.since = uploaded.unwrap_or(self.since).max(self.since);
+        } else if !uploading && self.uploading {
+            let ended = sight.upload.and_then(|upload| upload.ended);
+            self.since = ended.unwrap_or(self.since).max(self.since);
         }
+        let read_before = std::mem::replace(&mut self.read, sight.read);
+        (self.uploading, self.written, self.taken) = (uploading, sight.written, taken);
         let due = self.since + self.limit;
         if now < due {
             return Finding::Again(due.min(now + self.limit / 2));
         }
-        let (cause, phase) = if look.uploading && look.client_late {
-            (BadGatewayCause::UploadStalled, Phase::Send)
-        } else if look.uploading || look.blocked {
-            (BadGatewayCause::WriteTimeout, Phase::Send)
-        } else if look.read == 0 {
-            (BadGatewayCause::FirstByteTimeout, Phase::Wait)
-        } else if look.read != last.read {
-            (BadGatewayCause::HeadTimeout, Phase::Head)
-        } else {
-            (BadGatewayCause::FirstByteTimeout, Phase::Head)
-        };
+        let (cause, phase) = named(sight, read_before);
         Finding::Passed(cause, phase)
     }
+
+    /// Bytes read by the last look.
+    pub(super) fn read(&self) -> u64 {
+        self.read
+    }
+}
+
+fn is_uploading(sight: &Sight) -> bool {
+    sight.upload.is_some_and(|upload| upload.ended.is_none())
+}
+
+/// The phase an attempt is in.
+pub(super) fn phase(sight: &Sight) -> Phase {
+    match sight.stage {
+        Some(stage) => stage,
+        None if is_uploading(sight) || sight.blocked => Phase::Send,
+        None if sight.read == 0 => Phase::Wait,
+        None => Phase::Head,
+    }
+}
+
+/// What ate the time of an attempt whose limit has passed.
+pub(super) fn named(sight: &Sight, read_before: u64) -> (BadGatewayCause, Phase) {
+    let phase = phase(sight);
+    let cause = match phase {
+        Phase::Pool => BadGatewayCause::QueueTimeout,
+        Phase::Resolve => BadGatewayCause::DnsTimeout,
+        Phase::Connect => BadGatewayCause::ConnectTimeout,
+        Phase::Tls => BadGatewayCause::TlsTimeout,
+        Phase::Send if is_uploading(sight) && sight.upload.is_some_and(|upload| upload.client_late) => {
+            BadGatewayCause::UploadStalled
+        }
+        Phase::Send => BadGatewayCause::WriteTimeout,
+        Phase::Head if sight.read != read_before => BadGatewayCause::HeadTimeout,
+        _ => BadGatewayCause::FirstByteTimeout,
+    };
+    (cause, phase)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::UploadSight;
 
     const LIMIT: Duration = Duration::from_secs(2);
     const TICK: Duration = Duration::from_secs(1);
 
-    /// Looks when told to, with the counters of that second.
-    fn run(counters: impl Fn(u32) -> Look, uploaded: Option<u32>) -> (u32, BadGatewayCause) {
+    /// Looks when told to, with what is seen at that second.
+    fn run(seen: impl Fn(u32, Instant) -> Sight) -> (u32, BadGatewayCause) {
         let start = Instant::now();
-        let mut watch = Watch::new(start, LIMIT);
-        let mut due = Watch::first(start, LIMIT);
+        let mut watch = Stall::new(start, LIMIT);
+        let mut due = Stall::first(start, LIMIT);
         for _ in 0..60 {
             let second = u32::try_from((due - start).as_secs()).unwrap();
-            let uploaded = uploaded.map(|at| start + TICK * at);
-            match watch.look(due, counters(second), uploaded) {
+            match watch.look(due, &seen(second, start)) {
                 Finding::Again(next) => {
                     assert!(next > due, "a look leads forward");
                     due = next;
@@ -109,43 +117,57 @@ mod tests {
         panic!("the limit never passed");
     }
 
+    fn upload(taken: u32, client_late: bool, ended: Option<Instant>) -> Sight {
+        Sight { told: true, upload: Some(UploadSight { taken, client_late, ended }), ..Sight::default() }
+    }
+
     #[test]
     fn without_a_body_the_limit_runs_from_the_start() {
-        assert_eq!(run(|_| Look::default(), None), (2, BadGatewayCause::FirstByteTimeout));
+        assert_eq!(run(|_, _| Sight::default()), (2, BadGatewayCause::FirstByteTimeout));
     }
 
     #[test]
     fn with_a_body_the_limit_runs_from_its_end() {
-        let look = |second| Look { uploading: second < 5, taken: second, ..Look::default() };
-        let (second, cause) = run(look, Some(4));
-        assert_eq!((second, cause), (6, BadGatewayCause::FirstByteTimeout));
+        let seen = |second, start| upload(second, false, (second >= 5).then_some(start + TICK * 4));
+        assert_eq!(run(seen), (6, BadGatewayCause::FirstByteTimeout));
     }
 
     #[test]
     fn a_head_that_drips_is_told_from_one_that_stalls() {
-        let drip = |second: u32| Look { read: second.into(), ..Look::default() };
-        assert_eq!(run(drip, None), (2, BadGatewayCause::HeadTimeout));
-        let stall = |_| Look { read: 9, ..Look::default() };
-        assert_eq!(run(stall, None), (2, BadGatewayCause::FirstByteTimeout));
+        let drip = |second: u32, _| Sight { read: second.into(), ..Sight::default() };
+        assert_eq!(run(drip), (2, BadGatewayCause::HeadTimeout));
+        let stall = |_, _| Sight { read: 9, ..Sight::default() };
+        assert_eq!(run(stall), (2, BadGatewayCause::FirstByteTimeout));
     }
 
     #[test]
     fn an_upload_that_moves_is_never_late() {
-        let look = |second| Look { uploading: second < 40, taken: second, ..Look::default() };
-        assert_eq!(run(look, None).0, 41);
+        let seen = |second, start| upload(second, false, (second >= 40).then_some(start + TICK * 39));
+        assert_eq!(run(seen).0, 41);
     }
 
     #[test]
     fn an_upload_stands_still_for_its_client_or_for_the_upstream() {
-        let client = |_| Look { uploading: true, client_late: true, ..Look::default() };
-        assert_eq!(run(client, None), (2, BadGatewayCause::UploadStalled));
-        let upstream = |_| Look { uploading: true, ..Look::default() };
-        assert_eq!(run(upstream, None), (2, BadGatewayCause::WriteTimeout));
+        assert_eq!(run(|_, _| upload(0, true, None)), (2, BadGatewayCause::UploadStalled));
+        assert_eq!(run(|_, _| upload(0, false, None)), (2, BadGatewayCause::WriteTimeout));
     }
 
     #[test]
     fn a_request_that_was_not_flushed_is_not_the_answers_fault() {
-        let look = |_| Look { blocked: true, ..Look::default() };
-        assert_eq!(run(look, None), (2, BadGatewayCause::WriteTimeout));
+        let seen = |_, _| Sight { blocked: true, ..Sight::default() };
+        assert_eq!(run(seen), (2, BadGatewayCause::WriteTimeout));
+    }
+
+    #[test]
+    fn what_ate_the_time_before_there_was_a_connection_is_named() {
+        let stages = [
+            (Phase::Pool, BadGatewayCause::QueueTimeout),
+            (Phase::Resolve, BadGatewayCause::DnsTimeout),
+            (Phase::Connect, BadGatewayCause::ConnectTimeout),
+            (Phase::Tls, BadGatewayCause::TlsTimeout),
+        ];
+        for (stage, cause) in stages {
+            assert_eq!(named(&Sight::before(stage), 0), (cause, stage));
+        }
     }
 }

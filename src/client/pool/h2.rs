@@ -10,10 +10,11 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::{Connect, H1, Lease, Place, Pool, SendBody, Shared, Turn, Upload};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Replay};
+use super::{Connect, H1, Lease, Place, Pool, SendBody, Shared, Turn, Upload, telling};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
+use crate::engine::{Abandon, leaving};
 
 /// How often a connection with open streams is asked whether it lives, and how long it may take.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
@@ -55,6 +56,10 @@ pub(crate) struct H2<B> {
 
 impl<B> Drop for H2<B> {
     fn drop(&mut self) {
+        // after a time limit it takes no more streams, unless the client itself was late
+        if !matches!(leaving(), Abandon::Left | Abandon::TimedOut(BadGatewayCause::UploadStalled)) {
+            self.evict();
+        }
         let others = self.connection.streams.fetch_sub(1, Relaxed) - 1;
         // nobody new will come: a connection that hangs would stay for ever
         if others == 0 && self.connection.evicted.load(Relaxed) {
@@ -173,11 +178,13 @@ where
                 Next::Lease(stream) => return Ok(Some(Lease::H2(stream))),
                 // the dial has limits of its own
                 Next::Dialed(dialed) => {
-                    dialed.await.map_err(|_| Failure::new(BadGatewayCause::GatewayInternal))??;
+                    telling(Phase::Connect, None, dialed)
+                        .await
+                        .map_err(|_| Failure::new(BadGatewayCause::GatewayInternal))??;
                 }
                 Next::Room(turn) => {
                     // the place or connection goes back at once, and whoever is first takes it
-                    if timeout(queue, turn).await.is_err() {
+                    if telling(Phase::Pool, None, timeout(queue, turn)).await.is_err() {
                         let failure = Failure::builder(BadGatewayCause::QueueTimeout);
                         return Err(failure.replay(Replay::NotSent, Evidence::LocalRefusal).build());
                     }

@@ -6,15 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
-
-use crate::classify;
 
 /// What the wrapper saw, for whoever waits for the answer.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     begun: Instant,
     /// Frames that came from our client.
     taken: AtomicU32,
@@ -36,22 +34,23 @@ impl Progress {
         }
     }
 
-    pub(super) fn taken(&self) -> u32 {
+    pub(crate) fn taken(&self) -> u32 {
         self.taken.load(Relaxed)
     }
 
-    pub(super) fn client_late(&self) -> bool {
+    pub(crate) fn client_late(&self) -> bool {
         self.client_late.load(Relaxed)
     }
 
     /// When the body ended.
-    pub(super) fn ended(&self) -> Option<Instant> {
+    pub(crate) fn ended(&self) -> Option<Instant> {
         let ended = self.ended.load(Relaxed).checked_sub(1)?;
         Some(self.begun + Duration::from_nanos(ended))
     }
 
-    pub(super) fn verdict(&self) -> classify::Upload {
-        if self.failed.load(Relaxed) { classify::Upload::Failed } else { classify::Upload::Sound }
+    /// Whether the client broke it off.
+    pub(crate) fn failed(&self) -> bool {
+        self.failed.load(Relaxed)
     }
 
     fn end(&self) {
@@ -60,32 +59,37 @@ impl Progress {
     }
 }
 
-/// A request body under watch; one that is empty from the start goes unwatched.
-#[derive(Debug)]
-pub(super) struct Upload<B> {
-    body: B,
-    progress: Option<Arc<Progress>>,
+pin_project! {
+    /// A request body under watch; one that is empty from the start goes unwatched.
+    ///
+    /// Frames, `size_hint` and `is_end_stream` are those of the body.
+    #[derive(Debug)]
+    pub struct Upload<B> {
+        #[pin]
+        body: B,
+        progress: Option<Arc<Progress>>,
+    }
 }
 
 impl<B: Body> Upload<B> {
-    pub(super) fn new(body: B, now: Instant) -> Self {
+    pub(crate) fn new(body: B, now: Instant) -> Self {
         let progress = (!body.is_end_stream()).then(|| Arc::new(Progress::new(now)));
         Self { body, progress }
     }
 
-    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
+    pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
         self.progress.clone()
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
-    type Data = Bytes;
+impl<B: Body> Body for Upload<B> {
+    type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let this = &mut *self;
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
-        let Some(progress) = &this.progress else { return polled };
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut this = self.project();
+        let polled = this.body.as_mut().poll_frame(cx);
+        let Some(progress) = this.progress else { return polled };
         progress.client_late.store(polled.is_pending(), Relaxed);
         match &polled {
             Poll::Ready(Some(Ok(_))) => {

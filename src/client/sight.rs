@@ -1,0 +1,51 @@
+//! What the client tells a layer around it that is about to give up.
+
+use std::future::Future;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+
+use crate::body::Progress;
+use crate::cause::{Connection, Phase};
+use crate::classify::Stamp;
+use crate::engine::{self, Sight, UploadSight};
+
+/// Runs a future that is one phase of getting a connection.
+pub(super) async fn telling<F: Future>(phase: Phase, peer: Option<SocketAddr>, future: F) -> F::Output {
+    let mut future: Pin<&mut F> = pin!(future);
+    poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            engine::tell(|| Sight { peer, ..Sight::before(phase) });
+        }
+        polled
+    })
+    .await
+}
+
+/// Polls for an answer; while there is none, tells what its connection has seen.
+pub(super) fn looked<T>(polled: Poll<T>, sight: impl FnOnce() -> Sight) -> Poll<T> {
+    if polled.is_pending() {
+        engine::tell(sight);
+    }
+    polled
+}
+
+/// What a connection has seen of its request.
+pub(super) fn sight(stamp: &Stamp, progress: Option<&Progress>) -> Sight {
+    let wire = stamp.wire();
+    let upload = progress.map(|progress| UploadSight {
+        taken: progress.taken(),
+        client_late: progress.client_late(),
+        ended: progress.ended(),
+    });
+    let connection = if wire.served > 0 { Connection::Reused } else { Connection::Fresh };
+    let mut sight = Sight { told: true, written: wire.written, upload, ..Sight::default() };
+    (sight.peer, sight.connection) = (stamp.peer(), Some(connection));
+    if !wire.multiplexed {
+        // other streams' bytes say nothing about this one
+        (sight.read, sight.blocked) = (wire.read, wire.blocked);
+    }
+    sight
+}

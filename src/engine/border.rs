@@ -1,0 +1,58 @@
+//! How a request body passes into an engine.
+
+use std::sync::Arc;
+
+use http::Request;
+use http_body::Body;
+use tokio::time::Instant;
+
+use crate::body::{Progress, Upload};
+
+/// How the request body is handed to the inner service: [`Watched`] or [`Untouched`].
+pub trait Border<B>: sealed::Sealed {
+    /// What the inner service gets as its body.
+    type Body;
+
+    #[doc(hidden)]
+    fn pass(request: Request<B>, now: Instant) -> (Request<Self::Body>, Seen);
+}
+
+/// What a border lets the engine see of a request body.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct Seen(pub(super) Option<Arc<Progress>>);
+
+/// The inner service gets `Upload<B>`, so that a slow client is told from a slow upstream.
+#[derive(Clone, Copy, Debug)]
+pub enum Watched {}
+
+/// The inner service gets the body as it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Untouched {}
+
+impl<B: Body> Border<B> for Watched {
+    type Body = Upload<B>;
+
+    #[inline]
+    fn pass(request: Request<B>, now: Instant) -> (Request<Upload<B>>, Seen) {
+        let request = request.map(|body| Upload::new(body, now));
+        let seen = Seen(request.body().progress());
+        (request, seen)
+    }
+}
+
+impl<B> Border<B> for Untouched {
+    type Body = B;
+
+    #[inline]
+    fn pass(request: Request<B>, _: Instant) -> (Request<B>, Seen) {
+        (request, Seen(None))
+    }
+}
+
+mod sealed {
+    #[allow(unnameable_types)] // that is its purpose
+    pub trait Sealed {}
+    impl Sealed for super::Watched {}
+    impl Sealed for super::Untouched {}
+}

@@ -1,0 +1,36 @@
+//! What every part of one engine knows of a call.
+
+use tokio::time::Instant;
+
+use crate::deadline::Deadline;
+
+/// The context of one call; it travels by value, never in extensions.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Call {
+    /// When the call began: the one reading of the clock that all parts share.
+    pub now: Instant,
+    /// When the answer's head is of no more use to the caller.
+    pub deadline: Option<Deadline>,
+    /// Which attempt this is, the first is 1.
+    pub attempt: u8,
+    /// Whether the exchange is expected to end.
+    pub kind: Kind,
+}
+
+/// Whether an exchange is expected to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// A request and its answer.
+    #[default]
+    Bounded,
+    /// A stream that was declared one: its times say nothing about others.
+    Unbounded,
+}
+
+impl Call {
+    /// A first attempt that begins now.
+    pub fn new(now: Instant) -> Self {
+        Self { now, deadline: None, attempt: 1, kind: Kind::Bounded }
+    }
+}

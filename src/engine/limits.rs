@@ -1,0 +1,76 @@
+//! What an engine's one timer is for.
+
+use std::time::Duration;
+
+use http::{Request, StatusCode};
+use tokio::time::Instant;
+
+use super::{Call, Outcome, Sight};
+use crate::cause::{BadGatewayCause, Phase};
+
+/// The time limits of a call: pure, told the time and what was seen.
+pub trait Limits: Send + Sync + 'static {
+    /// What one call remembers between looks.
+    type Watch: Send + 'static;
+
+    /// Begins a call: reads the caller's deadline, writes the one that goes out.
+    fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) -> Self::Watch;
+
+    /// When the first look is due, asked once the inner future was found pending.
+    fn first(&self, watch: &Self::Watch, call: &Call) -> Option<Instant>;
+
+    /// A look that was due.
+    fn look(&self, watch: &mut Self::Watch, call: &Call, now: Instant, sight: &Sight) -> Finding;
+
+    /// The response head has come, or the inner service's error.
+    fn answered(&self, watch: &Self::Watch, call: &Call, outcome: &Outcome) {
+        let _ = (watch, call, outcome);
+    }
+
+    /// The limits of the response body.
+    fn body(&self, call: &Call) -> BodyLimits;
+}
+
+/// The limits of a response body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BodyLimits {
+    /// The longest wait in which nothing moves either way.
+    pub idle: Option<Duration>,
+    /// When the whole exchange has to be over.
+    pub end: Option<Instant>,
+}
+
+/// What a look found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Look again at this time.
+    Again(Instant),
+    /// A limit has passed, for this reason.
+    Passed(BadGatewayCause, Phase),
+}
+
+impl Limits for () {
+    type Watch = ();
+
+    fn begin<B>(&self, _: &mut Call, _: &mut Request<B>) {}
+
+    fn first(&self, (): &(), _: &Call) -> Option<Instant> {
+        None
+    }
+
+    fn look(&self, (): &mut (), _: &Call, _: Instant, _: &Sight) -> Finding {
+        unreachable!("no look was ever due")
+    }
+
+    fn body(&self, _: &Call) -> BodyLimits {
+        BodyLimits::default()
+    }
+}
+
+/// The status an exchange ended with: the head's, as long as nothing else is known.
+pub(super) fn judged<B>(answer: &http::Response<B>) -> (StatusCode, Option<BadGatewayCause>) {
+    let status = answer.status();
+    let cause = if status.as_u16() >= 400 { BadGatewayCause::of(answer) } else { None };
+    (status, cause)
+}

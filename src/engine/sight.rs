@@ -1,0 +1,149 @@
+//! What a layer further in saw of a call, asked for only when a timer has fired.
+//!
+//! A layer that gives up has to name the phase that ate the time, and only the client at the bottom
+//! knows it. The question travels with a poll: the layer sets a mark on its thread and polls the inner
+//! future once more; whoever of ours is pending inside answers. A call that succeeds pays nothing. The same
+//! way the reason for which a future is dropped reaches those inside.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::Instant;
+
+use super::Abandon;
+use crate::cause::{Connection, Phase};
+
+/// What was seen of a call that is still waiting.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Sight {
+    /// A client of ours looked at its connection; without it all is inferred.
+    pub told: bool,
+    /// The phase before there was a connection; `None` once the request was handed to one.
+    pub stage: Option<Phase>,
+    /// Bytes written to the upstream.
+    pub written: u64,
+    /// Bytes read from the upstream since the request began.
+    pub read: u64,
+    /// The connection took no more bytes.
+    pub blocked: bool,
+    /// What is known of the request body, if somebody watches it.
+    pub upload: Option<UploadSight>,
+    /// The address that was tried.
+    pub peer: Option<SocketAddr>,
+    /// Whether the connection was reused.
+    pub connection: Option<Connection>,
+    /// The upstream's name as the deployment calls it.
+    pub upstream: Option<Arc<str>>,
+}
+
+/// What was seen of a request body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UploadSight {
+    /// Frames that came from the client.
+    pub taken: u32,
+    /// The upload waits for the client, not for the upstream.
+    pub client_late: bool,
+    /// When it was through.
+    pub ended: Option<Instant>,
+}
+
+impl Sight {
+    /// Nothing has been handed to a connection yet.
+    pub(crate) fn before(stage: Phase) -> Self {
+        Self { told: true, stage: Some(stage), ..Self::default() }
+    }
+}
+
+thread_local! {
+    static ASKED: Cell<bool> = const { Cell::new(false) };
+    static TOLD: Cell<Option<Sight>> = const { Cell::new(None) };
+    static LEAVING: Cell<Option<Abandon>> = const { Cell::new(None) };
+}
+
+/// Puts a thread's mark back as it was, also when a poll panics.
+struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
+
+impl<T: Copy> Restore<T> {
+    fn set(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Self {
+        Self(key, key.replace(value))
+    }
+}
+
+impl<T: Copy> Drop for Restore<T> {
+    fn drop(&mut self) {
+        self.0.set(self.1);
+    }
+}
+
+/// Polls with the question set.
+pub(super) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
+    TOLD.set(None);
+    let polled = {
+        let _asked = Restore::set(&ASKED, true);
+        poll()
+    };
+    (polled, TOLD.take().unwrap_or_default())
+}
+
+/// Answers the question, if it is asked; the first to answer stands nearest to the wire.
+#[inline]
+pub(crate) fn tell(sight: impl FnOnce() -> Sight) {
+    if ASKED.get() {
+        let told = TOLD.take().unwrap_or_else(sight);
+        TOLD.set(Some(told));
+    }
+}
+
+/// Drops something for this reason.
+pub(crate) fn leave(why: Abandon, drop: impl FnOnce()) {
+    let _leaving = Restore::set(&LEAVING, Some(why));
+    drop();
+}
+
+/// Why what is being dropped is dropped: a layer's reason, or its caller has left.
+pub(crate) fn leaving() -> Abandon {
+    LEAVING.get().unwrap_or(Abandon::Left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cause::BadGatewayCause;
+
+    #[test]
+    fn only_who_is_asked_answers_and_the_innermost_is_heard() {
+        tell(|| panic!("nobody asked"));
+        let (polled, sight) = ask(|| {
+            tell(|| Sight::before(Phase::Tls));
+            tell(|| Sight::before(Phase::Pool));
+            Poll::<()>::Pending
+        });
+        assert!(polled.is_pending());
+        assert_eq!(sight.stage, Some(Phase::Tls));
+        tell(|| panic!("nobody asks any more"));
+    }
+
+    #[test]
+    fn a_question_ends_with_a_panic() {
+        let panicked = std::panic::catch_unwind(|| ask(|| -> Poll<()> { panic!("inside") }));
+        assert!(panicked.is_err());
+        tell(|| panic!("nobody asks any more"));
+    }
+
+    #[test]
+    fn the_innermost_reason_is_the_one_that_drops() {
+        let why = Abandon::TimedOut(BadGatewayCause::FirstByteTimeout);
+        assert_eq!(leaving(), Abandon::Left);
+        leave(why, || {
+            assert_eq!(leaving(), why);
+            let other = Abandon::TimedOut(BadGatewayCause::DeadlineExceeded);
+            leave(other, || assert_eq!(leaving(), other));
+            assert_eq!(leaving(), why);
+        });
+        assert_eq!(leaving(), Abandon::Left);
+    }
+}

@@ -1,0 +1,237 @@
+//! The one body under watch: it settles what the head had opened.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::future::told;
+use super::sight::ask;
+use super::{Abandon, BoxError, Limits, Open, Outcome, Part, Sight, leave, leaving};
+use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay};
+
+pin_project! {
+    /// The inner service's body, or a local answer's, under an engine's watch.
+    ///
+    /// Its error is the body's own, boxed, or a [`Failure`] where a limit passed. `Default` and
+    /// `From<Bytes>`, as layers that answer by themselves need it.
+    pub struct Tracked<B, P: Part, L: Limits> {
+        #[pin]
+        kind: Kind<B>,
+        following: Option<Following<P, L>>,
+    }
+
+    impl<B, P: Part, L: Limits> PinnedDrop for Tracked<B, P, L> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(following) = this.project().following.take() {
+                following.open.abandon(leaving());
+            }
+        }
+    }
+}
+
+pin_project! {
+    #[project = KindProjection]
+    enum Kind<B> {
+        Inner { #[pin] body: B },
+        Local { bytes: Bytes },
+    }
+}
+
+/// What a body that is still coming has to settle, and how long it has been waited for.
+struct Following<P: Part, L> {
+    open: Open<P, L>,
+    status: StatusCode,
+    cause: Option<BadGatewayCause>,
+    idle: Idle,
+}
+
+/// One timer, made at the first wait and left where it is: frames only note that they came.
+///
+/// The wait begins when somebody polls and finds no frame: a consumer that does not poll is not waiting.
+#[derive(Default)]
+struct Idle {
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    taken: u32,
+}
+
+impl<B, P: Part, L: Limits> Tracked<B, P, L> {
+    /// The answer to a failure, in place of the inner service's.
+    pub(super) fn local(failure: &Failure, retry_after: Option<Duration>) -> Response<Self> {
+        let mut answer = cause::local_answer(failure, failure.status());
+        if let Some(after) = retry_after {
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        answer.extensions_mut().insert(cause::LocalAnswer);
+        answer.map(Self::from)
+    }
+}
+
+impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
+    /// An answer whose body settles the exchange; one that is over at its head settles it at once.
+    #[inline]
+    pub(super) fn over(answer: Response<B>, open: Open<P, L>, outcome: Outcome) -> Response<Self> {
+        let following = if answer.body().is_end_stream() {
+            open.settle(&outcome);
+            None
+        } else {
+            let (status, cause) = (answer.status(), outcome.cause());
+            Some(Following { open, status, cause, idle: Idle::default() })
+        };
+        answer.map(|body| Self { kind: Kind::Inner { body }, following })
+    }
+}
+
+impl<P: Part, L: Limits> Following<P, L> {
+    fn settle(self, failed: Option<BadGatewayCause>) {
+        let outcome = Outcome::answer(self.status, failed.or(self.cause));
+        self.open.settle(&outcome);
+    }
+
+    /// Waits under the limits; `poll` asks the body once more before one counts as passed.
+    fn wait<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<Waited<T>> {
+        let limits = self.open.shared.limits.body(&self.open.call);
+        if limits.idle.is_none() && limits.end.is_none() {
+            return Poll::Pending;
+        }
+        let mut since = *self.idle.since.get_or_insert_with(Instant::now);
+        let due = |since: Instant| match (limits.idle.map(|idle| since + idle), limits.end) {
+            (Some(idle), Some(end)) => idle.min(end),
+            (idle, end) => idle.or(end).unwrap_or(since),
+        };
+        let timer = self.idle.timer.get_or_insert_with(|| Box::pin(sleep_until(due(since))));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            let now = Instant::now();
+            let (polled, mut sight) = ask(|| poll(cx));
+            if let Poll::Ready(frame) = polled {
+                return Poll::Ready(Waited::Came(frame));
+            }
+            self.open.see(&mut sight);
+            let taken = sight.upload.map_or(0, |upload| upload.taken);
+            if std::mem::replace(&mut self.idle.taken, taken) != taken {
+                // it moves the other way
+                since = now;
+                self.idle.since = Some(now);
+            }
+            if due(since) > now {
+                timer.as_mut().reset(due(since));
+                continue;
+            }
+            let over = limits.end.is_some_and(|end| end <= now);
+            return Poll::Ready(Waited::Passed(passed(over, sight, &self.open, now)));
+        }
+    }
+}
+
+/// How a wait for a frame ended.
+enum Waited<T> {
+    Came(T),
+    Passed(Failure),
+}
+
+/// The failure of a body whose limit has passed.
+fn passed<P: Part, L>(over: bool, sight: Sight, open: &Open<P, L>, now: Instant) -> Failure {
+    let late = sight.upload.is_some_and(|upload| upload.ended.is_none() && upload.client_late);
+    let (cause, phase) = match (over, late) {
+        (true, _) => (BadGatewayCause::DeadlineExceeded, Phase::Body),
+        (false, true) => (BadGatewayCause::UploadStalled, Phase::Body),
+        (false, false) => (BadGatewayCause::BodyReadTimeout, Phase::Body),
+    };
+    let evidence = if sight.told { Evidence::Counted } else { Evidence::Inferred };
+    // the head was handed on: whatever the cause, it is never sent again
+    told(cause, phase, sight, &open.call, now).into_builder().replay(Replay::Never, evidence).build()
+}
+
+impl<B, P, L> Body for Tracked<B, P, L>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+    P: Part,
+    L: Limits,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        let mut body = match this.kind.as_mut().project() {
+            KindProjection::Inner { body } => body,
+            KindProjection::Local { bytes } if bytes.is_empty() => return Poll::Ready(None),
+            KindProjection::Local { bytes } => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+        };
+        let mut polled = body.as_mut().poll_frame(cx);
+        let Some(following) = this.following.as_mut() else { return polled.map_err(Into::into) };
+        if polled.is_pending() {
+            match ready!(following.wait(cx, |cx| body.as_mut().poll_frame(cx))) {
+                Waited::Came(frame) => polled = Poll::Ready(frame),
+                Waited::Passed(failure) => {
+                    let cause = failure.cause();
+                    leave(Abandon::TimedOut(cause), || this.kind.set(Kind::Local { bytes: Bytes::new() }));
+                    if let Some(following) = this.following.take() {
+                        following.settle(Some(cause));
+                    }
+                    return Poll::Ready(Some(Err(failure.into())));
+                }
+            }
+        }
+        following.idle.since = None;
+        let (frame, cause) = match polled {
+            Poll::Ready(Some(Ok(frame))) if !body.is_end_stream() => return Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(Some(Ok(frame))) => (Some(Ok(frame)), None),
+            Poll::Ready(Some(Err(error))) => {
+                let error = error.into();
+                let cause = error.downcast_ref().map_or(BadGatewayCause::IncompleteBody, Failure::cause);
+                (Some(Err(error)), Some(cause))
+            }
+            Poll::Ready(None) => (None, None),
+            Poll::Pending => return Poll::Pending,
+        };
+        if let Some(following) = this.following.take() {
+            following.settle(cause);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Inner { body } => body.is_end_stream(),
+            Kind::Local { bytes } => bytes.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Inner { body } => body.size_hint(),
+            Kind::Local { bytes } => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
+impl<B, P: Part, L: Limits> Default for Tracked<B, P, L> {
+    fn default() -> Self {
+        Bytes::new().into()
+    }
+}
+
+impl<B, P: Part, L: Limits> From<Bytes> for Tracked<B, P, L> {
+    fn from(bytes: Bytes) -> Self {
+        Self { kind: Kind::Local { bytes }, following: None }
+    }
+}
+
+impl<B, P: Part, L: Limits> fmt::Debug for Tracked<B, P, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracked").finish_non_exhaustive()
+    }
+}
