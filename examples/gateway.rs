@@ -44,25 +44,30 @@ use tower_upstream::body::AnswerBody;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
 use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
+use tower_upstream::engine::Untouched;
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::timeout::Timeouts;
+use tower_upstream::timeout::{Timeout, TimeoutBody, TimeoutLayer, Timeouts};
 
 use drain::Drain;
 use patience::Patience;
 use settings::Settings;
 
 type Proxy = ReverseProxy<DefaultConnector, Incoming>;
-type Body = AnswerBody<ClassifiedBody<AnswerBody<Download<Incoming>>>>;
+type Body = AnswerBody<ClassifiedBody<TimeoutBody<AnswerBody<Download<Incoming>>>>>;
+
+/// What serves one accepted connection.
+type Stack = Classify<Timeout<Proxy, Untouched>>;
 
 /// How long a client may take to send a request head, and be idle before it.
 const HEAD: Duration = Duration::from_secs(30);
 /// How long running requests may take once SIGTERM has come.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// One upstream's gateway: the proxy, and around it the layer that makes answers of its failures.
+/// One upstream's gateway: the proxy, around it its time limits, around both what makes answers of failures.
 #[derive(Clone)]
 struct Gateway {
     proxy: Proxy,
+    timeouts: TimeoutLayer<Untouched>,
     classify: ClassifyLayer,
 }
 
@@ -81,14 +86,16 @@ impl Gateway {
         let proxy = ReverseProxy::builder(target, rules)
             .connector(tls.timeout(settings.connect))
             .http(if settings.http2 { Http::H2 } else { Http::Auto })
-            .timeouts(timeouts)
             .build();
-        Ok(Self { proxy, classify: ClassifyLayer::new().proxy_status(status) })
+        // the proxy watches its uploads itself
+        let timeouts = TimeoutLayer::new(timeouts).untouched();
+        Ok(Self { proxy, timeouts, classify: ClassifyLayer::new().proxy_status(status) })
     }
 
     /// The service for one accepted connection.
-    fn for_caller(&self, peer: SocketAddr) -> Classify<Proxy> {
-        self.classify.layer(self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)))
+    fn for_caller(&self, peer: SocketAddr) -> Stack {
+        let proxy = self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http));
+        self.classify.layer(self.timeouts.layer(proxy))
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tower::{Layer, service_fn};
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::Verdict;
+use tower_upstream::timeout::TimeoutLayer;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -120,7 +121,7 @@ async fn an_event_stream_is_not_held_until_its_first_event() {
     .await;
     let layer = ClassifyLayer::new().hold(support::PATIENCE * 2);
     let limits = support::short().body_idle(None);
-    let gateway = layer.layer(proxy(upstream.address).timeouts(limits).build::<Body>());
+    let gateway = layer.layer(TimeoutLayer::new(limits).layer(proxy(upstream.address).build()));
     let address = serve(Router::new().fallback_service(gateway)).await;
     let mut wire = Wire::connect(address).await;
     wire.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;

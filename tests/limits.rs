@@ -23,7 +23,7 @@ async fn silent() -> Upstream {
 async fn the_total_is_the_deadline_of_the_head() {
     let upstream = silent().await;
     let limits = Timeouts::new().total(SOON);
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(limits)).await;
+    let gateway = Gateway::limited(proxy(upstream.address), limits).await;
     let answer = ask(gateway.address, GET).await;
     assert_eq!((answer.status(), answer.error()), (504, Some("http_response_timeout")));
     let failure = gateway.seen.failures().pop().unwrap();
@@ -39,8 +39,8 @@ async fn the_total_covers_the_wait_for_a_connection() {
     })
     .await;
     let limits = Timeouts::new().total(SOON);
-    let patient = proxy(upstream.address).timeouts(limits).max_connections(1).queue_timeout(Duration::from_secs(60));
-    let gateway = Gateway::start(patient).await;
+    let patient = proxy(upstream.address).max_connections(1).queue_timeout(Duration::from_secs(60));
+    let gateway = Gateway::limited(patient, limits).await;
     // its head has come, so that the total no longer counts, and it keeps the only connection
     let mut first = Wire::connect(gateway.address).await;
     first.write(GET).await;
@@ -54,7 +54,7 @@ async fn the_total_covers_the_wait_for_a_connection() {
 #[tokio::test]
 async fn a_client_that_stops_uploading_is_told_so_and_the_upstream_is_not_blamed() {
     let upstream = silent().await;
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(short())).await;
+    let gateway = Gateway::limited(proxy(upstream.address), short()).await;
     let mut client = Wire::connect(gateway.address).await;
     client.write("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nonly this").await;
     let answer = soon(client.answer()).await;
@@ -69,7 +69,7 @@ async fn an_upload_that_moves_is_never_late_however_long_it_takes() {
         wire.reply(&whole.body.len().to_string()).await;
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(short())).await;
+    let gateway = Gateway::limited(proxy(upstream.address), short()).await;
     let mut client = Wire::connect(gateway.address).await;
     client.write("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n").await;
     // three times the limit for the head
@@ -89,7 +89,7 @@ async fn a_client_that_reads_slowly_is_not_the_upstreams_fault() {
         wire.write(vec![b'x'; SIZE]).await;
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(short())).await;
+    let gateway = Gateway::limited(proxy(upstream.address), short()).await;
     let mut client = Wire::connect(gateway.address).await;
     client.write(GET).await;
     // four times the limit between two frames
@@ -108,6 +108,6 @@ async fn without_limits_an_answer_may_take_its_time() {
     })
     .await;
     let limits = Timeouts::new().head(None).body_idle(None).total(None);
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(limits)).await;
+    let gateway = Gateway::limited(proxy(upstream.address), limits).await;
     assert_eq!(ask(gateway.address, GET).await.text(), "late");
 }

@@ -20,9 +20,9 @@ use support::{Gateway, PATIENCE, Upstream, Wire, ask, proxy, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Barrier, mpsc, oneshot};
-use tower::Service;
+use tower::{Layer, Service};
 use tower_upstream::client::Http;
-use tower_upstream::timeout::Timeouts;
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, Failure};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -57,8 +57,8 @@ async fn sixteen_callers_need_sixteen_connections() {
     })
     .await;
     // on a slow machine some rest longer than the default of 4 s, and would rightly be ended
-    let kept = proxy(upstream.address).timeouts(Timeouts::new()).idle_timeout(Duration::from_secs(600));
-    let gateway = Gateway::start(kept).await;
+    let kept = proxy(upstream.address).idle_timeout(Duration::from_secs(600));
+    let gateway = Gateway::limited(kept, Timeouts::new()).await;
     let address = gateway.address;
     let callers: Vec<_> = (0..16)
         .map(|_| {
@@ -211,7 +211,7 @@ async fn a_request_that_queued_too_long_is_refused() {
         }
     })
     .await;
-    let limited = proxy(upstream.address).timeouts(Timeouts::new()).max_connections(1);
+    let limited = proxy(upstream.address).max_connections(1);
     let gateway = Gateway::start(limited.queue_timeout(Duration::from_millis(100))).await;
     let mut first = Wire::connect(gateway.address).await;
     first.write(GET).await;
@@ -235,8 +235,8 @@ async fn sixteen_callers_who_queue_for_two_connections_need_no_third() {
         }
     })
     .await;
-    let limited = proxy(upstream.address).max_connections(2).queue_timeout(PATIENCE).timeouts(Timeouts::new());
-    let gateway = Gateway::start(limited).await;
+    let limited = proxy(upstream.address).max_connections(2).queue_timeout(PATIENCE);
+    let gateway = Gateway::limited(limited, Timeouts::new()).await;
     let address = gateway.address;
     let callers: Vec<_> = (0..16)
         .map(|_| {
@@ -274,7 +274,7 @@ async fn those_who_queue_are_served_in_their_order_over_one_connection() {
         }
     })
     .await;
-    let limited = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE).timeouts(Timeouts::new());
+    let limited = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
     let mut proxy = limited.build::<Body>();
     let mut calls = Vec::new();
     for number in 0..40 {
@@ -313,7 +313,7 @@ async fn those_who_left_the_queue_take_no_turn() {
         }
     })
     .await;
-    let limited = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE).timeouts(Timeouts::new());
+    let limited = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
     let mut proxy = limited.build::<Body>();
     let request = || Request::get("/").header("host", "a").body(Body::empty()).unwrap();
     let first = tokio::spawn(proxy.call(request()));
@@ -424,7 +424,7 @@ async fn text(
 #[tokio::test]
 async fn nobody_is_kept_waiting_behind_an_upload_whose_answer_came_early() {
     let (upstream, release, mut uploads) = early_upstream().await;
-    let mut proxy = proxy(upstream.address).timeouts(Timeouts::new()).build::<Body>();
+    let mut proxy = proxy(upstream.address).build::<Body>();
     let post = Request::post("/").header("host", "a").body(Body::from(vec![b'x'; LARGE])).unwrap();
     assert_eq!(text(proxy.call(post)).await, "early");
     let get = Request::get("/").header("host", "a").body(Body::empty()).unwrap();
@@ -437,7 +437,7 @@ async fn nobody_is_kept_waiting_behind_an_upload_whose_answer_came_early() {
 #[tokio::test]
 async fn who_queues_for_a_connection_gets_it_after_the_upload_is_through() {
     let (upstream, release, mut uploads) = early_upstream().await;
-    let limited = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE).timeouts(Timeouts::new());
+    let limited = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
     let mut proxy = limited.build::<Body>();
     let post = Request::post("/").header("host", "a").body(Body::from(vec![b'x'; LARGE])).unwrap();
     let first = proxy.call(post);
@@ -505,7 +505,7 @@ async fn fifty_requests_at_once_share_one_http_2_connection() {
         }
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2).timeouts(Timeouts::new())).await;
+    let gateway = Gateway::limited(proxy(upstream.address).http(Http::H2), Timeouts::new()).await;
     let address = gateway.address;
     let callers: Vec<_> = (0..50).map(|_| tokio::spawn(ask(address, GET))).collect();
     for caller in callers {
@@ -536,7 +536,7 @@ async fn after_a_goaway_requests_go_to_another_connection_and_running_ones_end()
         }
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2).timeouts(Timeouts::new())).await;
+    let gateway = Gateway::limited(proxy(upstream.address).http(Http::H2), Timeouts::new()).await;
     let mut running = Wire::connect(gateway.address).await;
     running.write(GET).await;
     until("the first is at the upstream", || upstream.accepted() == 1).await;
@@ -605,14 +605,15 @@ async fn a_connection_that_hangs_takes_no_more_streams_while_those_that_run_end(
     })
     .await;
     let limits = support::short().body_idle(None);
-    let mut proxy = proxy(upstream.address).http(Http::H2).timeouts(limits).build::<Body>();
+    let proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    let mut proxy = TimeoutLayer::new(limits).untouched().layer(proxy);
     let mut send = |path| {
         let call = proxy.call(Request::get(path).header("host", "a").body(Body::empty()).unwrap());
         async move { soon(call).await }
     };
     let slow = send("/slow").await.unwrap();
-    let failure: Failure = send("/silent").await.unwrap_err();
-    assert_eq!(failure.cause(), BadGatewayCause::FirstByteTimeout);
+    let silent = send("/silent").await.unwrap();
+    assert_eq!(BadGatewayCause::of(&silent), Some(BadGatewayCause::FirstByteTimeout));
     assert_eq!(send("/").await.unwrap().status(), 200);
     assert_eq!(upstream.accepted(), 2);
 

@@ -149,7 +149,7 @@ async fn the_targets_path_comes_first_and_its_host_where_that_is_the_rule() {
     let upstream = app(routes()).await;
     let target = format!("http://{}/base/", upstream.address).parse().unwrap();
     let rules = Rules::new("edge").unwrap().host(HostPolicy::Upstream);
-    let gateway = Gateway::start(ReverseProxy::builder(target, rules).timeouts(short())).await;
+    let gateway = Gateway::limited(ReverseProxy::builder(target, rules), short()).await;
     let seen = ask(gateway.address, "GET /a?b HTTP/1.1\r\nHost: shop.example\r\n\r\n").await.text();
     assert!(seen.starts_with("GET /base/a?b HTTP/1.1\n"), "{seen}");
     assert!(seen.contains(&format!("host: {}\n", upstream.address)), "{seen}");

@@ -69,7 +69,7 @@ async fn a_download_of_a_gibibyte_takes_no_memory() {
         pour(&mut wire.into_inner(), GIB).await;
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(patient())).await;
+    let gateway = Gateway::limited(proxy(upstream.address), patient()).await;
     let before = resident();
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -93,7 +93,7 @@ async fn an_upload_of_a_gibibyte_takes_no_memory() {
         stream.write_all(format!("{head}{told}").as_bytes()).await.unwrap();
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(patient().total(None))).await;
+    let gateway = Gateway::limited(proxy(upstream.address), patient().total(None)).await;
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {GIB}\r\n\r\n").as_bytes()).await.unwrap();
     pour(&mut stream, GIB).await;
@@ -139,7 +139,7 @@ async fn an_upstream_whose_answer_nobody_reads_has_to_wait() {
     })
     .await;
     // the limits on the upstream rest as long as nobody reads: the wait is longer than they are
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(short())).await;
+    let gateway = Gateway::limited(proxy(upstream.address), short()).await;
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
     let waited_at = at_rest(&written).await;
@@ -166,7 +166,7 @@ async fn a_client_whose_upload_nobody_reads_has_to_wait() {
         }
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).timeouts(patient())).await;
+    let gateway = Gateway::limited(proxy(upstream.address), patient()).await;
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
     let written = Arc::new(AtomicU64::new(0));
     let count = written.clone();

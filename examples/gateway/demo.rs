@@ -13,9 +13,8 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tower_upstream::classify::Classify;
 
-use super::{Body, Gateway, Proxy, Settings};
+use super::{Body, Gateway, Settings, Stack};
 
 /// What the upstream does with a connection.
 #[derive(Clone, Copy)]
@@ -96,7 +95,7 @@ fn listing(listen: SocketAddr) -> Bytes {
 
 /// Picks the gateway by the first segment of the path.
 pub(crate) struct Pick {
-    services: HashMap<&'static str, Classify<Proxy>>,
+    services: HashMap<&'static str, Stack>,
     listing: Bytes,
 }
 

@@ -76,7 +76,7 @@ where
             RunProjection::Call { call } => {
                 if let Poll::Ready(result) = call.poll(cx) {
                     let open = this.open.take().expect(POLLED_AGAIN);
-                    return Poll::Ready(answered(result, open, this.watch));
+                    return Poll::Ready(answered(result, open, this.watch.as_ref()));
                 }
             }
             RunProjection::Refused { refusal } => {
@@ -99,7 +99,7 @@ where
             let (polled, mut sight) = ask(|| call.poll(cx));
             if let Poll::Ready(result) = polled {
                 let open = this.open.take().expect(POLLED_AGAIN);
-                return Poll::Ready(answered(result, open, this.watch));
+                return Poll::Ready(answered(result, open, this.watch.as_ref()));
             }
             open.see(&mut sight);
             let now = Instant::now();
@@ -124,7 +124,7 @@ const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 fn answered<P, L, B, E>(
     result: Result<Response<B>, E>,
     mut open: Open<P, L>,
-    watch: &Option<L::Watch>,
+    watch: Option<&L::Watch>,
 ) -> Result<Response<Tracked<B, P, L>>, E>
 where
     P: Part,
@@ -144,7 +144,7 @@ where
     match result {
         Ok(answer) => {
             open.shared.parts.answered(&mut open.ticket, &open.call, &outcome);
-            Ok(Tracked::over(answer, open, outcome))
+            Ok(Tracked::over(answer, open, &outcome))
         }
         Err(error) => {
             open.settle(&outcome);

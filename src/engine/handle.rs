@@ -11,15 +11,18 @@ use std::sync::{Arc, OnceLock};
 /// a count of its own.
 pub(super) struct Handle<T> {
     shared: Arc<T>,
-    own: OnceLock<Arc<Arc<T>>>,
+    own: OnceLock<Arc<Local<T>>>,
     used: bool,
 }
 
 /// What a call holds of the shared state.
 pub(super) enum Held<T> {
     Shared(Arc<T>),
-    Own(Arc<Arc<T>>),
+    Own(Arc<Local<T>>),
 }
+
+/// What one clone's calls count on.
+pub(super) struct Local<T>(Arc<T>);
 
 impl<T> Handle<T> {
     pub(super) fn new(shared: Arc<T>) -> Self {
@@ -41,7 +44,7 @@ impl<T> Handle<T> {
     /// For a call by a service that lives as long as its connection.
     #[inline]
     pub(super) fn hold_own(&self) -> Held<T> {
-        Held::Own(self.own.get_or_init(|| Arc::new(self.shared.clone())).clone())
+        Held::Own(self.own.get_or_init(|| Arc::new(Local(self.shared.clone()))).clone())
     }
 }
 
@@ -72,7 +75,7 @@ impl<T> Deref for Held<T> {
     fn deref(&self) -> &T {
         match self {
             Self::Shared(shared) => shared,
-            Self::Own(own) => own,
+            Self::Own(own) => &own.0,
         }
     }
 }

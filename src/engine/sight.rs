@@ -51,6 +51,7 @@ pub struct UploadSight {
     pub ended: Option<Instant>,
 }
 
+#[cfg(feature = "client")]
 impl Sight {
     /// Nothing has been handed to a connection yet.
     pub(crate) fn before(stage: Phase) -> Self {
@@ -90,6 +91,7 @@ pub(super) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
 }
 
 /// Answers the question, if it is asked; the first to answer stands nearest to the wire.
+#[cfg(feature = "client")]
 #[inline]
 pub(crate) fn tell(sight: impl FnOnce() -> Sight) {
     if ASKED.get() {
@@ -109,7 +111,7 @@ pub(crate) fn leaving() -> Abandon {
     LEAVING.get().unwrap_or(Abandon::Left)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "client"))]
 mod tests {
     use super::*;
     use crate::cause::BadGatewayCause;

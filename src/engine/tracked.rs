@@ -79,9 +79,9 @@ impl<B, P: Part, L: Limits> Tracked<B, P, L> {
 impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
     /// An answer whose body settles the exchange; one that is over at its head settles it at once.
     #[inline]
-    pub(super) fn over(answer: Response<B>, open: Open<P, L>, outcome: Outcome) -> Response<Self> {
+    pub(super) fn over(answer: Response<B>, open: Open<P, L>, outcome: &Outcome) -> Response<Self> {
         let following = if answer.body().is_end_stream() {
-            open.settle(&outcome);
+            open.settle(outcome);
             None
         } else {
             let (status, cause) = (answer.status(), outcome.cause());

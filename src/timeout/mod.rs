@@ -60,13 +60,16 @@ use std::sync::Arc;
 use tower_layer::Layer;
 
 use crate::deadline::Deadlines;
-use crate::engine::{Engine, Shared, Untouched, Watched};
+use crate::engine::{Engine, Shared, Tracked, Untouched, Watched};
 
 pub use self::enforced::{Enforced, Watch};
 pub use self::timeouts::Timeouts;
 
 /// The service of [`TimeoutLayer`].
 pub type Timeout<S, W = Watched> = Engine<S, (), Enforced, W>;
+
+/// The response body of [`TimeoutLayer`].
+pub type TimeoutBody<B> = Tracked<B, (), Enforced>;
 
 /// Limits the time of an exchange; see the [module](self).
 #[derive(Clone, Debug)]

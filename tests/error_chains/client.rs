@@ -93,8 +93,9 @@ where
 {
     let cause = BadGatewayCause::of(&answer);
     let (head, body) = answer.into_parts();
-    if body.is_local() {
-        let failure = head.extensions.get::<Failure>().cloned().expect("a local answer carries its record");
+    let record = head.extensions.get::<Failure>().filter(|failure| failure.cause() != BadGatewayCause::UpstreamStatus);
+    assert!(record.is_some() || !body.is_local(), "a local answer carries its record");
+    if let Some(failure) = record.cloned() {
         assert_eq!(cause, Some(failure.cause()));
         assert_eq!(head.status, failure.status());
         return Got::Failed(failure, None);

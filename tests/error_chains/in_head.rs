@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use tower::Layer;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Connection, Phase};
 use tower_upstream::client::ReverseProxy;
+use tower_upstream::engine::Untouched;
 use tower_upstream::forward::Rules;
-use tower_upstream::timeout::Timeouts;
+use tower_upstream::timeout::{Timeout, TimeoutLayer, Timeouts};
 
 use crate::client::{Upload, ask, fetch, get, url};
 use crate::peer::{Peer, upstream};
@@ -16,10 +18,10 @@ use crate::table::{Got, cause, check, row};
 pub fn proxy(
     address: std::net::SocketAddr,
     timeouts: Timeouts,
-) -> ReverseProxy<impl tower_upstream::client::Connect, Upload> {
+) -> Timeout<ReverseProxy<impl tower_upstream::client::Connect, Upload>, Untouched> {
     let target = url(address).parse().expect("a good target");
     let rules = Rules::new("edge-1").expect("a good name");
-    ReverseProxy::builder(target, rules).timeouts(timeouts).build()
+    TimeoutLayer::new(timeouts).untouched().layer(ReverseProxy::builder(target, rules).build())
 }
 
 async fn answered(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Got {

@@ -1,4 +1,4 @@
-//! A gateway: `ClassifyLayer` over `ReverseProxy`, served by hyper-util on a port of its own.
+//! A gateway: `ClassifyLayer` over `TimeoutLayer` over `ReverseProxy`, served by hyper-util on a port of its own.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,13 +18,13 @@ use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::timeout::Timeouts;
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
-/// A proxy to this upstream, with short limits.
+/// A proxy to this upstream.
 pub(crate) fn proxy(upstream: SocketAddr) -> ReverseProxyBuilder {
     let target = upstream.to_string().parse().unwrap();
-    ReverseProxy::builder(target, Rules::new("edge").unwrap()).timeouts(short())
+    ReverseProxy::builder(target, Rules::new("edge").unwrap()).upload_idle_timeout(Duration::from_millis(300))
 }
 
 /// Limits that a test can wait for.
@@ -84,7 +84,16 @@ impl Gateway {
         C: Connect,
         C::Future: 'static,
     {
-        Self::bound(listener().await, builder)
+        Self::limited(builder, short()).await
+    }
+
+    /// With limits of its own.
+    pub(crate) async fn limited<C>(builder: ReverseProxyBuilder<C>, timeouts: Timeouts) -> Self
+    where
+        C: Connect,
+        C::Future: 'static,
+    {
+        Self::serving(listener().await, builder, timeouts)
     }
 
     /// On a socket whose address somebody else has to know before.
@@ -93,12 +102,22 @@ impl Gateway {
         C: Connect,
         C::Future: 'static,
     {
+        Self::serving(listener, builder, short())
+    }
+
+    fn serving<C>(listener: TcpListener, builder: ReverseProxyBuilder<C>, timeouts: Timeouts) -> Self
+    where
+        C: Connect,
+        C::Future: 'static,
+    {
         let seen = Seen::default();
+        let limits = TimeoutLayer::new(timeouts).untouched();
         let member = ProxyStatus::new("edge").unwrap();
         let layer = ClassifyLayer::new().proxy_status(member).observer(seen.clone());
         let proxy = builder.build::<Incoming>();
         let address = listener.local_addr().unwrap();
-        let service = move |peer: SocketAddr| layer.layer(proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)));
+        let service =
+            move |peer: SocketAddr| layer.layer(limits.layer(proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http))));
         Self { address, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }
 }
