@@ -14,7 +14,7 @@ pub trait Border<B>: sealed::Sealed {
     type Body;
 
     #[doc(hidden)]
-    fn pass(request: Request<B>, now: Instant) -> (Request<Self::Body>, Seen);
+    fn pass(request: Request<B>, now: Instant, seen: &mut Seen) -> Request<Self::Body>;
 }
 
 /// What a border lets the engine see of a request body.
@@ -34,10 +34,12 @@ impl<B: Body> Border<B> for Watched {
     type Body = Upload<B>;
 
     #[inline]
-    fn pass(request: Request<B>, now: Instant) -> (Request<Upload<B>>, Seen) {
-        let request = request.map(|body| Upload::new(body, now));
-        let seen = Seen(request.body().progress());
-        (request, seen)
+    fn pass(request: Request<B>, now: Instant, seen: &mut Seen) -> Request<Upload<B>> {
+        request.map(|body| {
+            let upload = Upload::new(body, now);
+            seen.0 = upload.progress();
+            upload
+        })
     }
 }
 
@@ -45,8 +47,8 @@ impl<B> Border<B> for Untouched {
     type Body = B;
 
     #[inline]
-    fn pass(request: Request<B>, _: Instant) -> (Request<B>, Seen) {
-        (request, Seen(None))
+    fn pass(request: Request<B>, _: Instant, _: &mut Seen) -> Request<B> {
+        request
     }
 }
 

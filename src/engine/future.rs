@@ -13,11 +13,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::limits::judged;
 use super::sight::ask;
-use super::{Abandon, BoxError, Call, Finding, Limits, Open, Outcome, Part, Refused, Sight, Tracked, leave, leaving};
+use super::{Abandon, BoxError, Call, Finding, Limits, Open, Outcome, Part, Sight, Tracked, leave};
 use super::{Refusal, UploadSight};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 
 pin_project! {
+    #[project = Projection]
     /// The future of an [`Engine`](super::Engine).
     #[must_use = "futures do nothing unless polled"]
     pub struct EngineFuture<F, P: Part, L: Limits> {
@@ -26,22 +27,20 @@ pin_project! {
         // made when the first poll finds no answer, and left where it is
         #[pin]
         timer: Option<Sleep>,
-        open: Option<Open<P, L>>,
-        watch: Option<L::Watch>,
+        open: Open<P, L>,
+        watch: L::Watch,
     }
 
     impl<F, P: Part, L: Limits> PinnedDrop for EngineFuture<F, P, L> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some(open) = this.project().open.take() {
-                open.abandon(leaving());
-            }
+            this.project().open.abandon();
         }
     }
 }
 
 pin_project! {
     #[project = RunProjection]
-    enum Run<F> {
+    pub(super) enum Run<F> {
         Call { #[pin] call: F },
         Refused { refusal: Option<Refusal> },
         Over,
@@ -49,13 +48,9 @@ pin_project! {
 }
 
 impl<F, P: Part, L: Limits> EngineFuture<F, P, L> {
-    #[inline]
-    pub(super) fn new(call: F, open: Open<P, L>, watch: L::Watch) -> Self {
-        Self { run: Run::Call { call }, timer: None, open: Some(open), watch: Some(watch) }
-    }
-
-    pub(super) fn refused(refused: Refused) -> Self {
-        Self { run: Run::Refused { refusal: Some(refused.0) }, timer: None, open: None, watch: None }
+    #[inline(always)]
+    pub(super) fn new(run: Run<F>, open: Open<P, L>, watch: L::Watch) -> Self {
+        Self { run, timer: None, open, watch }
     }
 }
 
@@ -75,8 +70,7 @@ where
         match this.run.as_mut().project() {
             RunProjection::Call { call } => {
                 if let Poll::Ready(result) = call.poll(cx) {
-                    let open = this.open.take().expect(POLLED_AGAIN);
-                    return Poll::Ready(answered(result, open, this.watch.as_ref()));
+                    return Poll::Ready(answered(result, this.open, this.watch));
                 }
             }
             RunProjection::Refused { refusal } => {
@@ -85,31 +79,42 @@ where
             }
             RunProjection::Over => panic!("{POLLED_AGAIN}"),
         }
-        let (Some(open), Some(watch)) = (this.open.as_ref(), this.watch.as_mut()) else { return Poll::Pending };
-        let limits = &open.shared.limits;
-        if this.timer.is_none() {
-            let Some(first) = limits.first(watch, &open.call) else { return Poll::Pending };
-            this.timer.set(Some(sleep_until(first)));
+        this.wait(cx)
+    }
+}
+
+impl<F, P, L, B, E> Projection<'_, F, P, L>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    P: Part,
+    L: Limits,
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    /// The inner future is pending: what follows is under the timer.
+    fn wait(mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Tracked<B, P, L>>, E>> {
+        let (open, watch) = (self.open, self.watch);
+        if self.timer.is_none() {
+            let Some(first) = open.shared.limits.first(watch, &open.call) else { return Poll::Pending };
+            self.timer.set(Some(sleep_until(first)));
         }
         loop {
-            let Some(mut timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
+            let Some(mut timer) = self.timer.as_mut().as_pin_mut() else { return Poll::Pending };
             ready!(timer.as_mut().poll(cx));
-            let RunProjection::Call { call } = this.run.as_mut().project() else { return Poll::Pending };
+            let RunProjection::Call { call } = self.run.as_mut().project() else { return Poll::Pending };
             // what came in the meantime beats the clock; else whoever is pending inside tells why
             let (polled, mut sight) = ask(|| call.poll(cx));
             if let Poll::Ready(result) = polled {
-                let open = this.open.take().expect(POLLED_AGAIN);
-                return Poll::Ready(answered(result, open, this.watch.as_ref()));
+                return Poll::Ready(answered(result, open, watch));
             }
             open.see(&mut sight);
             let now = Instant::now();
-            match limits.look(watch, &open.call, now, &sight) {
+            match open.shared.limits.look(watch, &open.call, now, &sight) {
                 Finding::Again(at) => timer.reset(at),
                 Finding::Passed(cause, phase) => {
                     let failure = told(cause, phase, sight, &open.call, now);
-                    this.timer.set(None);
-                    leave(Abandon::TimedOut(cause), || this.run.set(Run::Over));
-                    let open = this.open.take().expect(POLLED_AGAIN);
+                    self.timer.set(None);
+                    leave(Abandon::TimedOut(cause), || self.run.set(Run::Over));
                     open.settle(&Outcome::answer(failure.status(), Some(cause)).at(now));
                     return Poll::Ready(Ok(Tracked::local(&failure, None)));
                 }
@@ -120,33 +125,30 @@ where
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
-#[inline]
+#[inline(always)]
 fn answered<P, L, B, E>(
     result: Result<Response<B>, E>,
-    mut open: Open<P, L>,
-    watch: Option<&L::Watch>,
+    open: &mut Open<P, L>,
+    watch: &mut L::Watch,
 ) -> Result<Response<Tracked<B, P, L>>, E>
 where
     P: Part,
     L: Limits,
     B: Body<Data = Bytes>,
 {
-    let outcome = match &result {
-        Ok(answer) => {
-            let (status, cause) = judged(answer);
-            Outcome::answer(status, cause)
-        }
-        Err(_) => Outcome::error(),
-    };
-    if let Some(watch) = watch {
-        open.shared.limits.answered(watch, &open.call, &outcome);
-    }
     match result {
         Ok(answer) => {
-            open.shared.parts.answered(&mut open.ticket, &open.call, &outcome);
+            let (status, cause) = judged(&answer);
+            let outcome = Outcome::answer(status, cause);
+            open.shared.limits.answered(watch, &open.call, &outcome);
+            if let Some(ticket) = &mut open.ticket {
+                open.shared.parts.answered(ticket, &open.call, &outcome);
+            }
             Ok(Tracked::over(answer, open, &outcome))
         }
         Err(error) => {
+            let outcome = Outcome::error();
+            open.shared.limits.answered(watch, &open.call, &outcome);
             open.settle(&outcome);
             Err(error)
         }

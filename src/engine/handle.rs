@@ -10,41 +10,44 @@ use std::sync::{Arc, OnceLock};
 /// times the throughput on two threads). A clone that is called only once, as axum makes them, never pays for
 /// a count of its own.
 pub(super) struct Handle<T> {
-    shared: Arc<T>,
-    own: OnceLock<Arc<Local<T>>>,
+    shared: Held<T>,
+    own: OnceLock<Held<T>>,
     used: bool,
 }
 
 /// What a call holds of the shared state.
-pub(super) enum Held<T> {
-    Shared(Arc<T>),
-    Own(Arc<Local<T>>),
-}
+pub(super) struct Held<T>(Arc<Local<T>>);
 
-/// What one clone's calls count on.
-pub(super) struct Local<T>(Arc<T>);
+/// What a count is for.
+struct Local<T>(Arc<T>);
+
+impl<T> Held<T> {
+    fn new(shared: Arc<T>) -> Self {
+        Self(Arc::new(Local(shared)))
+    }
+}
 
 impl<T> Handle<T> {
     pub(super) fn new(shared: Arc<T>) -> Self {
-        Self { shared, own: OnceLock::new(), used: false }
+        Self { shared: Held::new(shared), own: OnceLock::new(), used: false }
     }
 
     /// For a call by a service that is cloned for one call as often as for many.
     #[inline]
     pub(super) fn hold(&mut self) -> Held<T> {
         if let Some(own) = self.own.get() {
-            return Held::Own(own.clone());
+            return own.clone();
         }
         if std::mem::replace(&mut self.used, true) {
             return self.hold_own();
         }
-        Held::Shared(self.shared.clone())
+        self.shared.clone()
     }
 
     /// For a call by a service that lives as long as its connection.
     #[inline]
     pub(super) fn hold_own(&self) -> Held<T> {
-        Held::Own(self.own.get_or_init(|| Arc::new(Local(self.shared.clone()))).clone())
+        self.own.get_or_init(|| Held::new(self.shared.0.0.clone())).clone()
     }
 }
 
@@ -58,13 +61,20 @@ impl<T> Deref for Handle<T> {
 
 impl<T> Clone for Handle<T> {
     fn clone(&self) -> Self {
-        Self::new(self.shared.clone())
+        Self { shared: self.shared.clone(), own: OnceLock::new(), used: false }
     }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt(f)
+        T::fmt(self, f)
+    }
+}
+
+impl<T> Clone for Held<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
@@ -73,10 +83,7 @@ impl<T> Deref for Held<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        match self {
-            Self::Shared(shared) => shared,
-            Self::Own(own) => &own.0,
-        }
+        &self.0.0
     }
 }
 
@@ -88,12 +95,15 @@ mod tests {
     fn the_second_call_of_a_clone_counts_for_itself() {
         let shared = Arc::new(7);
         let mut handle = Handle::new(shared.clone());
+        let mut other = handle.clone();
+        let count = |handle: &Handle<i32>| Arc::strong_count(&handle.shared.0);
         let first = handle.hold();
-        assert_eq!((*first, Arc::strong_count(&shared)), (7, 3));
+        assert_eq!((*first, count(&handle)), (7, 3), "one call counts where the clones do");
         let later: Vec<_> = (0..9).map(|_| handle.hold()).collect();
-        assert_eq!((*later[8], Arc::strong_count(&shared)), (7, 4), "nine calls count as one");
-        let other = handle.clone();
-        drop((first, later, handle));
-        assert_eq!((*other, Arc::strong_count(&shared)), (7, 2));
+        assert_eq!((*later[8], count(&handle)), (7, 3), "later ones do not");
+        let also = (other.hold(), other.hold());
+        assert_eq!((*also.1, count(&other)), (7, 4));
+        drop((first, later, handle, also));
+        assert_eq!(count(&other), 1);
     }
 }

@@ -69,6 +69,7 @@ impl Limits for () {
 }
 
 /// The status an exchange ended with: the head's, as long as nothing else is known.
+#[inline]
 pub(super) fn judged<B>(answer: &http::Response<B>) -> (StatusCode, Option<BadGatewayCause>) {
     let status = answer.status();
     let cause = if status.as_u16() >= 400 { BadGatewayCause::of(answer) } else { None };

@@ -31,6 +31,7 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
+use self::future::Run;
 use self::handle::{Handle, Held};
 #[cfg(feature = "client")]
 pub(crate) use self::sight::tell;
@@ -90,50 +91,44 @@ impl<S: fmt::Debug, P: fmt::Debug, L: fmt::Debug, W> fmt::Debug for Engine<S, P,
     }
 }
 
-/// A call that was let in, or not.
-#[inline]
-fn begin<B, P, L, W>(shared: Held<Shared<P, L>>, mut request: Request<B>) -> Result<Begun<P, L, W::Body>, Refused>
-where
-    P: Part,
-    L: Limits,
-    W: Border<B>,
-{
-    let mut call = Call::new(Instant::now());
-    let watch = shared.limits.begin(&mut call, &mut request);
-    match shared.parts.admit(&call) {
-        Ok(ticket) => {
-            let (request, seen) = W::pass(request, call.now);
-            Ok(Begun { request, open: Open { call, ticket, shared, upload: seen }, watch })
-        }
-        Err(refusal) => Err(Refused(refusal)),
-    }
-}
-
-/// What was admitted, and the request to send on.
-struct Begun<P: Part, L: Limits, B> {
-    request: Request<B>,
-    open: Open<P, L>,
-    watch: L::Watch,
-}
-
-/// What was not.
-struct Refused(Refusal);
-
-/// An exchange that is under way: what has to be settled, once.
+/// An exchange that is under way.
+///
+/// It stays where its future is until its body needs it: moving things about is most of what a layer costs.
 struct Open<P: Part, L> {
     call: Call,
-    ticket: P::Ticket,
+    /// What has to be settled or abandoned, once.
+    ticket: Option<P::Ticket>,
     shared: Held<Shared<P, L>>,
     upload: Seen,
 }
 
+impl<P: Part, L: Limits> Open<P, L> {
+    /// Lets a call in, or not.
+    #[inline(always)]
+    fn begin<B>(shared: Held<Shared<P, L>>, request: &mut Request<B>) -> (Self, L::Watch, Option<Refusal>) {
+        let mut call = Call::new(Instant::now());
+        let watch = shared.limits.begin(&mut call, request);
+        let (ticket, refusal) = match shared.parts.admit(&call) {
+            Ok(ticket) => (Some(ticket), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        (Self { call, ticket, shared, upload: Seen::default() }, watch, refusal)
+    }
+}
+
 impl<P: Part, L> Open<P, L> {
-    fn settle(self, outcome: &Outcome) {
-        self.shared.parts.settle(self.ticket, &self.call, outcome);
+    #[inline(always)]
+    fn settle(&mut self, outcome: &Outcome) {
+        if let Some(ticket) = self.ticket.take() {
+            self.shared.parts.settle(ticket, &self.call, outcome);
+        }
     }
 
-    fn abandon(self, why: Abandon) {
-        self.shared.parts.abandon(self.ticket, &self.call, why);
+    #[inline]
+    fn abandon(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.shared.parts.abandon(ticket, &self.call, leaving());
+        }
     }
 }
 
@@ -156,11 +151,13 @@ where
     }
 
     #[inline]
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        match begin::<_, P, L, W>(self.shared.hold(), request) {
-            Ok(begun) => EngineFuture::new(self.inner.call(begun.request), begun.open, begun.watch),
-            Err(refused) => EngineFuture::refused(refused),
-        }
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let (mut open, watch, refusal) = Open::begin(self.shared.hold(), &mut request);
+        let run = match refusal {
+            None => Run::Call { call: self.inner.call(W::pass(request, open.call.now, &mut open.upload)) },
+            Some(refusal) => Run::Refused { refusal: Some(refusal) },
+        };
+        EngineFuture::new(run, open, watch)
     }
 }
 
@@ -179,10 +176,12 @@ where
     type Future = EngineFuture<S::Future, P, L>;
 
     #[inline]
-    fn call(&self, request: Request<ReqBody>) -> Self::Future {
-        match begin::<_, P, L, W>(self.shared.hold_own(), request) {
-            Ok(begun) => EngineFuture::new(self.inner.call(begun.request), begun.open, begun.watch),
-            Err(refused) => EngineFuture::refused(refused),
-        }
+    fn call(&self, mut request: Request<ReqBody>) -> Self::Future {
+        let (mut open, watch, refusal) = Open::begin(self.shared.hold_own(), &mut request);
+        let run = match refusal {
+            None => Run::Call { call: self.inner.call(W::pass(request, open.call.now, &mut open.upload)) },
+            Some(refusal) => Run::Refused { refusal: Some(refusal) },
+        };
+        EngineFuture::new(run, open, watch)
     }
 }

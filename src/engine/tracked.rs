@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::future::told;
 use super::sight::ask;
-use super::{Abandon, BoxError, Limits, Open, Outcome, Part, Sight, leave, leaving};
+use super::{Abandon, BoxError, Limits, Open, Outcome, Part, Sight, leave};
 use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay};
 
 pin_project! {
@@ -30,8 +30,8 @@ pin_project! {
 
     impl<B, P: Part, L: Limits> PinnedDrop for Tracked<B, P, L> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some(following) = this.project().following.take() {
-                following.open.abandon(leaving());
+            if let Some(following) = this.project().following {
+                following.open.abandon();
             }
         }
     }
@@ -50,17 +50,21 @@ struct Following<P: Part, L> {
     open: Open<P, L>,
     status: StatusCode,
     cause: Option<BadGatewayCause>,
-    idle: Idle,
+    /// The last poll found no frame.
+    waiting: bool,
+    idle: Option<Pin<Box<Idle>>>,
 }
 
-/// One timer, made at the first wait and left where it is: frames only note that they came.
-///
-/// The wait begins when somebody polls and finds no frame: a consumer that does not poll is not waiting.
-#[derive(Default)]
-struct Idle {
-    since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-    taken: u32,
+pin_project! {
+    /// One timer, made at the first wait and left where it is: frames only note that they came.
+    ///
+    /// The wait begins when somebody polls and finds no frame: a consumer that does not poll is not waiting.
+    struct Idle {
+        since: Instant,
+        taken: u32,
+        #[pin]
+        timer: Sleep,
+    }
 }
 
 impl<B, P: Part, L: Limits> Tracked<B, P, L> {
@@ -78,21 +82,27 @@ impl<B, P: Part, L: Limits> Tracked<B, P, L> {
 
 impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
     /// An answer whose body settles the exchange; one that is over at its head settles it at once.
-    #[inline]
-    pub(super) fn over(answer: Response<B>, open: Open<P, L>, outcome: &Outcome) -> Response<Self> {
+    #[inline(always)]
+    pub(super) fn over(answer: Response<B>, open: &mut Open<P, L>, outcome: &Outcome) -> Response<Self> {
         let following = if answer.body().is_end_stream() {
             open.settle(outcome);
             None
         } else {
+            let open = Open {
+                call: open.call,
+                ticket: open.ticket.take(),
+                shared: open.shared.clone(),
+                upload: std::mem::take(&mut open.upload),
+            };
             let (status, cause) = (answer.status(), outcome.cause());
-            Some(Following { open, status, cause, idle: Idle::default() })
+            Some(Following { open, status, cause, waiting: false, idle: None })
         };
         answer.map(|body| Self { kind: Kind::Inner { body }, following })
     }
 }
 
 impl<P: Part, L: Limits> Following<P, L> {
-    fn settle(self, failed: Option<BadGatewayCause>) {
+    fn settle(&mut self, failed: Option<BadGatewayCause>) {
         let outcome = Outcome::answer(self.status, failed.or(self.cause));
         self.open.settle(&outcome);
     }
@@ -103,14 +113,21 @@ impl<P: Part, L: Limits> Following<P, L> {
         if limits.idle.is_none() && limits.end.is_none() {
             return Poll::Pending;
         }
-        let mut since = *self.idle.since.get_or_insert_with(Instant::now);
         let due = |since: Instant| match (limits.idle.map(|idle| since + idle), limits.end) {
             (Some(idle), Some(end)) => idle.min(end),
             (idle, end) => idle.or(end).unwrap_or(since),
         };
-        let timer = self.idle.timer.get_or_insert_with(|| Box::pin(sleep_until(due(since))));
+        if !std::mem::replace(&mut self.waiting, true) {
+            let since = Instant::now();
+            match &mut self.idle {
+                Some(idle) => *idle.as_mut().project().since = since,
+                None => self.idle = Some(Box::pin(Idle { since, taken: 0, timer: sleep_until(due(since)) })),
+            }
+        }
+        let Some(idle) = &mut self.idle else { return Poll::Pending };
+        let mut idle = idle.as_mut().project();
         loop {
-            ready!(timer.as_mut().poll(cx));
+            ready!(idle.timer.as_mut().poll(cx));
             let now = Instant::now();
             let (polled, mut sight) = ask(|| poll(cx));
             if let Poll::Ready(frame) = polled {
@@ -118,13 +135,13 @@ impl<P: Part, L: Limits> Following<P, L> {
             }
             self.open.see(&mut sight);
             let taken = sight.upload.map_or(0, |upload| upload.taken);
-            if std::mem::replace(&mut self.idle.taken, taken) != taken {
+            if std::mem::replace(idle.taken, taken) != taken {
                 // it moves the other way
-                since = now;
-                self.idle.since = Some(now);
+                *idle.since = now;
             }
-            if due(since) > now {
-                timer.as_mut().reset(due(since));
+            let due = due(*idle.since);
+            if due > now {
+                idle.timer.as_mut().reset(due);
                 continue;
             }
             let over = limits.end.is_some_and(|end| end <= now);
@@ -178,14 +195,14 @@ where
                 Waited::Passed(failure) => {
                     let cause = failure.cause();
                     leave(Abandon::TimedOut(cause), || this.kind.set(Kind::Local { bytes: Bytes::new() }));
-                    if let Some(following) = this.following.take() {
+                    if let Some(mut following) = this.following.take() {
                         following.settle(Some(cause));
                     }
                     return Poll::Ready(Some(Err(failure.into())));
                 }
             }
         }
-        following.idle.since = None;
+        following.waiting = false;
         let (frame, cause) = match polled {
             Poll::Ready(Some(Ok(frame))) if !body.is_end_stream() => return Poll::Ready(Some(Ok(frame))),
             Poll::Ready(Some(Ok(frame))) => (Some(Ok(frame)), None),
@@ -197,7 +214,7 @@ where
             Poll::Ready(None) => (None, None),
             Poll::Pending => return Poll::Pending,
         };
-        if let Some(following) = this.following.take() {
+        if let Some(mut following) = this.following.take() {
             following.settle(cause);
         }
         Poll::Ready(frame)

@@ -1,7 +1,6 @@
 //! One layer's limits, as its engine asks for them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Request;
 use tokio::time::Instant;
@@ -22,11 +21,16 @@ pub struct Enforced {
 /// What one call remembers; most of it is made at the first look.
 #[derive(Debug)]
 pub struct Watch {
-    head: Option<Duration>,
     stall: Option<Box<Stall>>,
 }
 
 impl Enforced {
+    /// The caller's deadline or the end of the total, whichever comes first.
+    fn deadline(&self, call: &Call) -> Option<Instant> {
+        let total = self.timeouts.total.map(|total| call.now + total);
+        earlier(total, call.deadline.map(|deadline| deadline.instant()))
+    }
+
     fn attempt_end(&self, call: &Call) -> Option<Instant> {
         self.timeouts.attempt.map(|attempt| call.now + attempt)
     }
@@ -37,10 +41,6 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
     }
-}
-
-fn deadline(call: &Call) -> Option<Instant> {
-    call.deadline.map(|deadline| deadline.instant())
 }
 
 impl Limits for Enforced {
@@ -56,22 +56,19 @@ impl Limits for Enforced {
             call.deadline =
                 Deadline::earlier(call.deadline, deadlines.read(request.headers(), request.extensions(), call.now));
         }
-        if let Some(total) = self.timeouts.total {
-            call.deadline = Deadline::earlier(call.deadline, Some(Deadline::at(call.now + total)));
-        }
         if let Some(deadlines) = &self.deadlines {
             deadlines.write(request, call);
         }
-        Watch { head: self.timeouts.head, stall: None }
+        Watch { stall: None }
     }
 
-    fn first(&self, watch: &Watch, call: &Call) -> Option<Instant> {
-        let head = watch.head.map(|limit| Stall::first(call.now, limit));
-        earlier(earlier(head, self.attempt_end(call)), deadline(call))
+    fn first(&self, _: &Watch, call: &Call) -> Option<Instant> {
+        let head = self.timeouts.head.map(|limit| Stall::first(call.now, limit));
+        earlier(earlier(head, self.attempt_end(call)), self.deadline(call))
     }
 
     fn look(&self, watch: &mut Watch, call: &Call, now: Instant, sight: &Sight) -> Finding {
-        let (deadline, attempt) = (deadline(call), self.attempt_end(call));
+        let (deadline, attempt) = (self.deadline(call), self.attempt_end(call));
         if deadline.is_some_and(|deadline| deadline <= now) {
             return Finding::Passed(BadGatewayCause::DeadlineExceeded, phase(sight));
         }
@@ -81,7 +78,7 @@ impl Limits for Enforced {
             return Finding::Passed(cause, phase);
         }
         let next = earlier(attempt, deadline);
-        let Some(limit) = watch.head else { return Finding::Again(next.unwrap_or(now)) };
+        let Some(limit) = self.timeouts.head else { return Finding::Again(next.unwrap_or(now)) };
         let stall = watch.stall.get_or_insert_with(|| Box::new(Stall::new(call.now, limit)));
         match stall.look(now, sight) {
             Finding::Again(at) => Finding::Again(earlier(Some(at), next).unwrap_or(at)),
