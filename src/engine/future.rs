@@ -62,14 +62,15 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    type Output = Result<Response<Tracked<B, P, L>>, E>;
+    type Output = Answered<B, P, L, E>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         match this.run.as_mut().project() {
             RunProjection::Call { call } => {
                 if let Poll::Ready(result) = call.poll(cx) {
+                    this.timer.set(None);
                     return Poll::Ready(answered(result, this.open, this.watch));
                 }
             }
@@ -92,7 +93,7 @@ where
     B::Error: Into<BoxError>,
 {
     /// The inner future is pending: what follows is under the timer.
-    fn wait(mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Tracked<B, P, L>>, E>> {
+    fn wait(mut self, cx: &mut Context<'_>) -> Poll<Answered<B, P, L, E>> {
         let (open, watch) = (self.open, self.watch);
         if self.timer.is_none() {
             let Some(first) = open.shared.limits.first(watch, &open.call) else { return Poll::Pending };
@@ -105,6 +106,7 @@ where
             // what came in the meantime beats the clock; else whoever is pending inside tells why
             let (polled, mut sight) = ask(|| call.poll(cx));
             if let Poll::Ready(result) = polled {
+                self.timer.set(None);
                 return Poll::Ready(answered(result, open, watch));
             }
             open.see(&mut sight);
@@ -123,6 +125,8 @@ where
     }
 }
 
+type Answered<B, P, L, E> = Result<Response<Tracked<B, P, L>>, E>;
+
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
 #[inline(always)]
@@ -130,7 +134,7 @@ fn answered<P, L, B, E>(
     result: Result<Response<B>, E>,
     open: &mut Open<P, L>,
     watch: &mut L::Watch,
-) -> Result<Response<Tracked<B, P, L>>, E>
+) -> Answered<B, P, L, E>
 where
     P: Part,
     L: Limits,

@@ -11,6 +11,9 @@
 //! Backpressure is passed on: the time that a caller waits in `poll_ready` is not under any limit here, as
 //! the call has not begun.
 
+// calls that are not inlined move requests and answers about: measured, 180 of 350 instructions a call
+#![allow(clippy::inline_always)]
+
 mod border;
 mod call;
 mod future;
@@ -183,5 +186,178 @@ where
             Some(refusal) => Run::Refused { refusal: Some(refusal) },
         };
         EngineFuture::new(run, open, watch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use http::StatusCode;
+    use http_body_util::{BodyExt, Empty, Full};
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::cause::{BadGatewayCause, Failure};
+    use crate::timeout::{TimeoutLayer, Timeouts};
+
+    /// What a part was told, in order.
+    type Log = Arc<Mutex<Vec<String>>>;
+
+    /// Writes down what it is told; lets nothing pass if it is to refuse.
+    struct Witness(&'static str, Log, Option<BadGatewayCause>);
+
+    impl Witness {
+        fn say(&self, what: &str) {
+            self.1.lock().unwrap().push(format!("{} {what}", self.0));
+        }
+    }
+
+    impl Part for Witness {
+        type Ticket = &'static str;
+
+        fn admit(&self, _: &Call) -> Result<&'static str, Refusal> {
+            match self.2 {
+                Some(cause) => Err(Refusal::new(Failure::new(cause)).retry_after(Duration::from_millis(1500))),
+                None => Ok(self.0),
+            }
+        }
+
+        fn answered(&self, ticket: &mut &'static str, _: &Call, outcome: &Outcome) {
+            assert_eq!(*ticket, self.0);
+            self.say(&format!("answered {}", outcome.status().unwrap().as_u16()));
+        }
+
+        fn settle(&self, ticket: &'static str, call: &Call, outcome: &Outcome) {
+            assert_eq!(ticket, self.0);
+            assert!(outcome.now() >= call.now);
+            self.say(&format!("settled {:?} {:?}", outcome.status().map(|status| status.as_u16()), outcome.cause()));
+        }
+
+        fn abandon(&self, ticket: &'static str, _: &Call, why: Abandon) {
+            assert_eq!(ticket, self.0);
+            self.say(&format!("abandoned {why:?}"));
+        }
+    }
+
+    fn engine<S, L: Limits>(inner: S, limits: L) -> (Engine<S, (Witness, Witness), L>, Log) {
+        let log = Log::default();
+        let parts = (Witness("outer", log.clone(), None), Witness("inner", log.clone(), None));
+        (Engine::new(inner, Arc::new(Shared { parts, limits })), log)
+    }
+
+    fn told(log: &Log) -> Vec<String> {
+        std::mem::take(&mut log.lock().unwrap())
+    }
+
+    fn answering<B: Clone>(
+        body: B,
+    ) -> impl Service<Request<()>, Response = Response<B>, Error = Infallible, Future: Future> + Clone {
+        service_fn(move |_: Request<()>| std::future::ready(Ok(Response::new(body.clone()))))
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_a_body_settles_at_its_head_inner_parts_first() {
+        let (engine, log) = engine(answering(Empty::<Bytes>::new()), ());
+        let answer = engine.oneshot(Request::new(())).await.unwrap();
+        let settled = [
+            "inner answered 200",
+            "outer answered 200",
+            "inner settled Some(200) None",
+            "outer settled Some(200) None",
+        ];
+        assert_eq!(told(&log), settled);
+        drop(answer);
+        assert_eq!(told(&log), [""; 0], "once is enough");
+    }
+
+    #[tokio::test]
+    async fn an_answer_with_a_body_settles_at_its_last_frame() {
+        let (engine, log) = engine(answering(Full::<Bytes>::from("body")), ());
+        let mut answer = engine.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(told(&log), ["inner answered 200", "outer answered 200"]);
+        assert!(answer.frame().await.unwrap().is_ok());
+        assert_eq!(told(&log), ["inner settled Some(200) None", "outer settled Some(200) None"]);
+        drop(answer);
+        assert_eq!(told(&log), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_dropped_is_abandoned() {
+        let (engine, log) = engine(answering(Full::<Bytes>::from("body")), ());
+        let answer = engine.oneshot(Request::new(())).await.unwrap();
+        told(&log);
+        drop(answer);
+        assert_eq!(told(&log), ["inner abandoned Left", "outer abandoned Left"]);
+    }
+
+    #[tokio::test]
+    async fn an_error_settles_and_stays_its_own() {
+        let fails = service_fn(|_: Request<()>| async { Err::<Response<Empty<Bytes>>, _>("its own") });
+        let (engine, log) = engine(fails, ());
+        assert_eq!(engine.oneshot(Request::new(())).await.unwrap_err(), "its own");
+        assert_eq!(told(&log), ["inner settled None None", "outer settled None None"]);
+    }
+
+    #[tokio::test]
+    async fn what_an_inner_part_refuses_its_outer_one_abandons() {
+        let log = Log::default();
+        let inner = Witness("inner", log.clone(), Some(BadGatewayCause::GatewayOverload));
+        let shared = Shared { parts: (Witness("outer", log.clone(), None), inner), limits: () };
+        let never = service_fn(|_: Request<()>| async {
+            panic!("it was refused") as Result<Response<Empty<Bytes>>, Infallible>
+        });
+        let engine: Engine<_, _, _> = Engine::new(never, Arc::new(shared));
+        let answer = engine.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers()["retry-after"], "2", "whole seconds, rounded up");
+        assert_eq!(BadGatewayCause::of(&answer), Some(BadGatewayCause::GatewayOverload));
+        assert_eq!(told(&log), ["outer abandoned Refused(gateway_overload)"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_is_told_which_limit_dropped_it() {
+        let stuck = service_fn(|_: Request<()>| std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>());
+        let limits = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2)));
+
+        // its own: that is an outcome
+        let (own, log) = engine(stuck, limits.limits().clone());
+        let answer = own.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
+        let outcome = "settled Some(504) Some(first_byte_timeout)";
+        assert_eq!(told(&log), [format!("inner {outcome}"), format!("outer {outcome}")]);
+
+        // that of a layer around it
+        let (inside, log) = engine(stuck, ());
+        let around = tower_layer::Layer::layer(&limits.untouched(), inside);
+        assert_eq!(around.oneshot(Request::new(())).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+        let why = "abandoned TimedOut(first_byte_timeout)";
+        assert_eq!(told(&log), [format!("inner {why}"), format!("outer {why}")]);
+
+        // the caller's leaving
+        let (left, log) = engine(stuck, ());
+        {
+            let mut call = pin!(left.oneshot(Request::new(())));
+            let polled = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+            assert!(polled.is_pending());
+        }
+        assert_eq!(told(&log), ["inner abandoned Left", "outer abandoned Left"]);
+    }
+
+    #[tokio::test]
+    async fn a_cause_that_a_users_service_attached_is_the_outcomes() {
+        let names_it = service_fn(|_: Request<()>| async {
+            let mut answer = Response::new(Empty::<Bytes>::new());
+            *answer.status_mut() = StatusCode::BAD_GATEWAY;
+            answer.extensions_mut().insert(BadGatewayCause::NoRoute);
+            Ok::<_, Infallible>(answer)
+        });
+        let (engine, log) = engine(names_it, ());
+        engine.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(told(&log).last().unwrap(), "outer settled Some(502) Some(no_route)");
     }
 }

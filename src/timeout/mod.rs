@@ -88,6 +88,11 @@ impl TimeoutLayer {
 }
 
 impl<W> TimeoutLayer<W> {
+    #[cfg(test)]
+    pub(crate) fn limits(&self) -> &Enforced {
+        &self.shared.limits
+    }
+
     /// Hands the request body on as it is, for a service that takes one type of body only.
     ///
     /// The limit on the head then begins at the call, unless the service watches the upload itself, as

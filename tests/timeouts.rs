@@ -1,0 +1,395 @@
+//! Every limit in virtual time: just before, exactly at, just after.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+#![allow(clippy::unchecked_time_subtraction)] // of constants
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use tokio::time::{Instant, advance, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_upstream::body::Upload;
+use tower_upstream::cause::{Evidence, Phase, Replay};
+use tower_upstream::deadline::Deadline;
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{BadGatewayCause as Cause, Failure};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// No limit at all, for tests of one.
+fn none() -> Timeouts {
+    Timeouts::new().head(None).total(None).body_idle(None)
+}
+
+/// A service that answers after this time.
+fn answers_after(
+    wait: Duration,
+) -> impl Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone {
+    service_fn(move |_: Request<()>| async move {
+        sleep(wait).await;
+        Ok(Response::new(Full::from("answer")))
+    })
+}
+
+/// What a call under these limits got, and when.
+async fn ask(timeouts: Timeouts, wait: Duration) -> (StatusCode, Option<Cause>, Duration) {
+    asked(timeouts, wait, Request::new(())).await
+}
+
+async fn asked(timeouts: Timeouts, wait: Duration, request: Request<()>) -> (StatusCode, Option<Cause>, Duration) {
+    let begun = Instant::now();
+    let layer = TimeoutLayer::new(timeouts).untouched();
+    let answer = layer.layer(answers_after(wait)).oneshot(request).await.unwrap();
+    let (status, cause) = (answer.status(), Cause::of(&answer));
+    assert_eq!(cause, Failure::of(&answer).map(Failure::cause));
+    (status, cause, begun.elapsed())
+}
+
+/// The three times around a limit on the head.
+async fn holds_exactly(timeouts: Timeouts, cause: Cause) {
+    assert_eq!(ask(timeouts, LIMIT - MS).await, (StatusCode::OK, None, LIMIT - MS));
+    assert_eq!(ask(timeouts, LIMIT).await, (StatusCode::OK, None, LIMIT), "an answer that is there beats the clock");
+    let late = ask(timeouts, LIMIT + MS).await;
+    assert_eq!(late, (StatusCode::GATEWAY_TIMEOUT, Some(cause), LIMIT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_head_has_to_come_in_time() {
+    holds_exactly(none().head(LIMIT), Cause::FirstByteTimeout).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_has_to_be_answered_in_time() {
+    holds_exactly(none().attempt(LIMIT), Cause::FirstByteTimeout).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_is_a_deadline_of_its_own() {
+    holds_exactly(none().total(LIMIT), Cause::DeadlineExceeded).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_callers_deadline_counts_where_it_is_nearer_than_the_total() {
+    for (deadline, total, until) in [(1, 2, 1), (3, 2, 2)] {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(Deadline::at(Instant::now() + SECOND * deadline));
+        let late = asked(none().total(SECOND * total), SECOND * 9, request).await;
+        assert_eq!(late, (StatusCode::GATEWAY_TIMEOUT, Some(Cause::DeadlineExceeded), SECOND * until));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_has_passed_leaves_an_answer_that_is_there() {
+    let mut request = Request::new(());
+    request.extensions_mut().insert(Deadline::at(Instant::now()));
+    advance(SECOND).await;
+    let layer = TimeoutLayer::new(none()).untouched();
+    let ready = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    assert_eq!(layer.layer(ready).oneshot(request).await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_only_inferred_says_so() {
+    let layer = TimeoutLayer::new(none().head(LIMIT)).untouched();
+    let answer = layer.layer(answers_after(LIMIT * 2)).oneshot(Request::new(())).await.unwrap();
+    let failure = Failure::of(&answer).unwrap();
+    assert_eq!((failure.phase(), failure.evidence()), (Phase::Wait, Evidence::Inferred));
+    assert_eq!((failure.replay(), failure.elapsed()), (Replay::IdempotentOnly, Some(LIMIT)));
+    assert_eq!(answer.headers()["content-type"], "text/plain; charset=utf-8");
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(text.starts_with(b"Gateway Timeout\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_has_no_total_but_its_head_is_awaited_no_longer_than_any() {
+    let stream = Timeouts::new().head(LIMIT).total(SECOND).unbounded();
+    assert_eq!(ask(stream, LIMIT).await.0, 200);
+    assert_eq!(ask(stream, LIMIT + MS).await.1, Some(Cause::FirstByteTimeout));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_service_stays_its_own() {
+    let fails = service_fn(|_: Request<()>| async { Err::<Response<Full<Bytes>>, _>("its own") });
+    let layer = TimeoutLayer::new(Timeouts::new()).untouched();
+    assert_eq!(layer.layer(fails).oneshot(Request::new(())).await.unwrap_err(), "its own");
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_future_leaves_no_timer() {
+    let stuck = || service_fn(|_: Request<()>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>());
+    let layer = TimeoutLayer::new(none().head(LIMIT)).untouched();
+    for (keep, wakes) in [(true, 1), (false, 0)] {
+        let woken = Arc::new(Woken::default());
+        let mut call = Box::pin(layer.layer(stuck()).call(Request::new(())));
+        assert!(call.as_mut().poll(&mut Context::from_waker(&Waker::from(woken.clone()))).is_pending());
+        let kept = keep.then_some(call);
+        advance(LIMIT / 2 + MS).await;
+        assert_eq!(woken.0.load(Ordering::Relaxed), wakes, "the first of two looks is due at half the limit");
+        drop(kept);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answered_future_leaves_no_timer() {
+    let layer = TimeoutLayer::new(none().head(LIMIT)).untouched();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut call = pin!(layer.layer(answers_after(MS)).call(Request::new(())));
+    assert!(call.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    advance(MS * 2).await;
+    assert!(call.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+    let before = woken.0.load(Ordering::Relaxed);
+    advance(LIMIT * 2).await;
+    assert_eq!(woken.0.load(Ordering::Relaxed), before, "though it is still held");
+}
+
+/// A body of frames, each this long after the one before.
+fn frames<const N: usize>(waits: [Duration; N]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+    StreamBody::new(Box::pin(stream::iter(waits).then_frame()))
+}
+
+trait ThenFrame {
+    fn then_frame(self) -> impl stream::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send;
+}
+
+impl<S: stream::Stream<Item = Duration> + Send> ThenFrame for S {
+    fn then_frame(self) -> impl stream::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
+        stream::StreamExt::then(self, |wait| async move {
+            sleep(wait).await;
+            Ok(Frame::data(Bytes::from_static(b"frame")))
+        })
+    }
+}
+
+/// The answer's body, under these limits.
+async fn body<B>(timeouts: Timeouts, body: B) -> impl Body<Data = Bytes, Error = Box<dyn Error + Send + Sync>> + Unpin
+where
+    B: Body<Data = Bytes, Error = Infallible> + Unpin,
+{
+    let mut body = Some(body);
+    let service = service_fn(move |_: Request<()>| {
+        let answer = Response::new(body.take().unwrap());
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let answer = TimeoutLayer::new(timeouts).untouched().layer(service).oneshot(Request::new(())).await.unwrap();
+    answer.into_body()
+}
+
+/// Reads a body to its end: how many frames, and what it ended with.
+async fn read(
+    mut body: impl Body<Data = Bytes, Error = Box<dyn Error + Send + Sync>> + Unpin,
+) -> (usize, Option<Cause>) {
+    let mut frames = 0;
+    loop {
+        match body.frame().await {
+            Some(Ok(_)) => frames += 1,
+            Some(Err(error)) => {
+                let failure = error.downcast_ref::<Failure>().unwrap();
+                assert_eq!((failure.phase(), failure.replay()), (Phase::Body, Replay::Never));
+                assert!(body.is_end_stream() && body.frame().await.is_none(), "nothing comes after an error");
+                return (frames, Some(failure.cause()));
+            }
+            None => return (frames, None),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_may_be_idle_for_its_limit_from_the_last_frame_on() {
+    let idle = none().body_idle(LIMIT);
+    assert_eq!(read(body(idle, frames([LIMIT - MS; 5])).await).await, (5, None));
+    assert_eq!(read(body(idle, frames([LIMIT; 5])).await).await, (5, None));
+    let begun = Instant::now();
+    let stalls = frames([SECOND, SECOND, LIMIT + MS]);
+    assert_eq!(read(body(idle, stalls).await).await, (2, Some(Cause::BodyReadTimeout)));
+    assert_eq!(begun.elapsed(), SECOND * 2 + LIMIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_ends_late_has_stalled_as_well() {
+    let never_ends = StreamBody::new(Box::pin(stream::once(async { Ok(Frame::data(Bytes::from_static(b"all"))) })))
+        .map_err(|never: Infallible| never)
+        .boxed_unsync();
+    let hangs = Stuck(never_ends);
+    assert_eq!(read(body(none().body_idle(LIMIT), hangs).await).await, (1, Some(Cause::BodyReadTimeout)));
+}
+
+/// A body that never ends.
+struct Stuck<B>(B);
+
+impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Stuck<B> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match std::pin::Pin::new(&mut self.0).poll_frame(cx) {
+            std::task::Poll::Ready(None) => std::task::Poll::Pending,
+            polled => polled,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_does_not_read_is_not_the_upstreams_fault() {
+    let (send, receive) = tokio::sync::mpsc::channel::<Bytes>(8);
+    let frames = stream::unfold(receive, |mut receive| async {
+        let bytes = receive.recv().await?;
+        Some((Ok::<_, Infallible>(Frame::data(bytes)), receive))
+    });
+    let mut body = body(none().body_idle(LIMIT), StreamBody::new(Box::pin(frames))).await;
+    send.send(Bytes::from_static(b"one")).await.unwrap();
+    assert!(body.frame().await.unwrap().is_ok());
+    advance(LIMIT * 4).await;
+    // nobody has waited until now: the peer has its whole time from here
+    let late = async {
+        sleep(LIMIT - MS).await;
+        send.send(Bytes::from_static(b"two")).await.unwrap();
+    };
+    assert!(tokio::join!(body.frame(), late).0.unwrap().is_ok());
+    // it came while nobody looked, however long ago
+    send.send(Bytes::from_static(b"three")).await.unwrap();
+    advance(LIMIT * 4).await;
+    assert!(body.frame().await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_was_found_waiting_has_to_show_something_when_it_is_asked_again() {
+    let (send, receive) = tokio::sync::mpsc::channel::<Bytes>(8);
+    let frames = stream::unfold(receive, |mut receive| async {
+        let bytes = receive.recv().await?;
+        Some((Ok::<_, Infallible>(Frame::data(bytes)), receive))
+    });
+    let mut body = body(none().body_idle(LIMIT), StreamBody::new(Box::pin(frames))).await;
+    let polled = poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut body).poll_frame(cx))).await;
+    assert!(polled.is_pending());
+    advance(LIMIT * 4).await;
+    send.send(Bytes::from_static(b"there")).await.unwrap();
+    assert!(body.frame().await.unwrap().is_ok(), "what is there beats the clock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_body_leaves_no_timer() {
+    let woken = Arc::new(Woken::default());
+    let mut stuck = body(none().body_idle(LIMIT), frames([LIMIT * 9])).await;
+    let waker = Waker::from(woken.clone());
+    assert!(std::pin::Pin::new(&mut stuck).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+    drop(stuck);
+    advance(LIMIT * 2).await;
+    assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_exchange_has_to_end_by_its_absolute_limit() {
+    let whole = none().absolute(LIMIT);
+    assert_eq!(read(body(whole, frames([SECOND, SECOND - MS])).await).await, (2, None));
+    assert_eq!(read(body(whole, frames([SECOND, SECOND])).await).await, (2, None));
+    let begun = Instant::now();
+    let drips = frames([SECOND / 2; 9]);
+    let (came, cause) = read(body(whole, drips).await).await;
+    assert_eq!((came, cause, begun.elapsed()), (4, Some(Cause::DeadlineExceeded), LIMIT));
+}
+
+/// A service that reads its upload, then answers after this time.
+fn reads_then<B>(
+    wait: Duration,
+) -> impl Service<Request<Upload<B>>, Response = Response<Full<Bytes>>, Error = Infallible>
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
+    service_fn(move |request: Request<Upload<B>>| async move {
+        request.into_body().collect().await.unwrap();
+        sleep(wait).await;
+        Ok(Response::new(Full::from("answer")))
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_head_is_awaited_from_the_end_of_the_upload() {
+    for (wait, status) in [(LIMIT - MS, 200), (LIMIT, 200), (LIMIT + MS, 504)] {
+        // an upload that takes three times the limit, and never stands still for all of it
+        let request = Request::new(frames([SECOND; 6]));
+        let begun = Instant::now();
+        let answer = TimeoutLayer::new(none().head(LIMIT)).layer(reads_then(wait)).oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), status, "{wait:?}");
+        assert_eq!(begun.elapsed(), SECOND * 6 + wait.min(LIMIT));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_uploading_is_told_so() {
+    let request = Request::new(frames([SECOND / 4, SECOND * 60]));
+    let answer = TimeoutLayer::new(none().head(LIMIT)).layer(reads_then(MS)).oneshot(request).await.unwrap();
+    assert_eq!((answer.status(), Cause::of(&answer)), (StatusCode::REQUEST_TIMEOUT, Some(Cause::UploadStalled)));
+    assert_eq!(Failure::of(&answer).unwrap().phase(), Phase::Send);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_does_not_take_the_upload_is_told_from_one_that_does_not_answer() {
+    let deaf = service_fn(|_: Request<Upload<Full<Bytes>>>| {
+        std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
+    });
+    let request = Request::new(Full::from("upload"));
+    let answer = TimeoutLayer::new(none().head(LIMIT)).layer(deaf).oneshot(request).await.unwrap();
+    assert_eq!((answer.status(), Cause::of(&answer)), (StatusCode::GATEWAY_TIMEOUT, Some(Cause::WriteTimeout)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_goes_on_beside_the_answer_keeps_both_alive() {
+    // the answer's body stands still while the upload moves, three times as long as either may be idle
+    let service = service_fn(|request: Request<Upload<_>>| async {
+        let echo = async move {
+            BodyExt::collect(request.into_body()).await.unwrap();
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"took it all")))
+        };
+        Ok::<_, Infallible>(Response::new(StreamBody::new(Box::pin(stream::once(echo)))))
+    });
+    let request = Request::new(frames([SECOND; 6]));
+    let answer = TimeoutLayer::new(none().body_idle(LIMIT)).layer(service).oneshot(request).await.unwrap();
+    assert_eq!(read(answer.into_body()).await, (1, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_is_blamed_for_an_upload_that_stalls_beside_the_answer() {
+    let service = service_fn(|request: Request<Upload<_>>| async {
+        let echo = async move {
+            BodyExt::collect(request.into_body()).await.unwrap();
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"took it all")))
+        };
+        Ok::<_, Infallible>(Response::new(StreamBody::new(Box::pin(stream::once(echo)))))
+    });
+    let request = Request::new(frames([SECOND, SECOND * 60]));
+    let answer = TimeoutLayer::new(none().body_idle(LIMIT)).layer(service).oneshot(request).await.unwrap();
+    assert_eq!(read(answer.into_body()).await, (0, Some(Cause::UploadStalled)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_empty_goes_unwatched() {
+    let answer = TimeoutLayer::new(none().head(LIMIT)).layer(reads_then(LIMIT + MS));
+    let answer = answer.oneshot(Request::new(Empty::new())).await.unwrap();
+    assert_eq!(Cause::of(&answer), Some(Cause::FirstByteTimeout));
+}
