@@ -8,6 +8,7 @@ pub mod classify;
 pub mod client;
 pub mod event;
 pub mod forward;
+mod measure;
 pub mod timeout;
 
 pub use cause::{BadGatewayCause, Failure};

@@ -1,13 +1,16 @@
-//! Time limits of an exchange, and the watch that tells who let them pass.
+//! Time limits of an exchange, the watch that tells who let them pass, and limits that are learned.
 
+mod learned;
 // its first user is the client
 #[cfg(feature = "client")]
 mod watch;
 
 use std::time::Duration;
 
+pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
 #[cfg(feature = "client")]
 pub(crate) use self::watch::{Finding, Look, Watch};
+pub use crate::measure::Quantile;
 
 /// How long an exchange may take.
 ///
