@@ -21,8 +21,13 @@ fn counts(window: &Window, second: u32) -> ([u32; 2], u32, u32) {
 }
 
 /// Two threads and this one record at these seconds, then the window is read at the last of them.
+///
+/// A thread is interrupted at three places at most: without that bound the longest model takes half a minute
+/// and finds as much.
 fn race(before: &'static [u32], at: [u32; 2], own: u32, check: impl Fn([u32; 2], u32, u32) + Sync + Send + 'static) {
-    loom::model(move || {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(move || {
         let window = Arc::new(Window::new(1, 2));
         for second in before {
             window.record(*second, 0, 0);
