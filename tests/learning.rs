@@ -9,7 +9,6 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small counts
 
 use std::collections::BinaryHeap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -43,7 +42,9 @@ fn lognormal(rng: &mut Rng, median: f64, sigma: f64) -> f64 {
 }
 
 /// When each call begins and how long its answer takes; none for a hang.
-fn stream(kind: Kind, seed: u64) -> Vec<(f64, Option<f64>)> {
+type Stream = Vec<(f64, Option<f64>)>;
+
+fn stream(kind: Kind, seed: u64) -> Stream {
     let mut rng = Rng::with_seed(seed);
     let mut at = 0.0;
     let mut call = || {
@@ -219,11 +220,11 @@ struct Score {
     changed: f64,
 }
 
-fn run(estimator: &mut dyn Estimator, kind: Kind, seed: u64) -> Score {
+fn run(estimator: &mut dyn Estimator, kind: Kind, stream: &Stream) -> Score {
     let mut ends: BinaryHeap<End> = BinaryHeap::new();
     let mut hangs = Vec::new();
     let [mut calls, mut cut_calls, mut changed, mut cut_changed] = [0_u32; 4];
-    for (at, takes) in stream(kind, seed) {
+    for &(at, takes) in stream {
         while ends.peek().is_some_and(|end| end.at <= at) {
             let end = ends.pop().unwrap();
             if end.cut { estimator.timed_out(end.at, end.elapsed) } else { estimator.answered(end.at, end.elapsed) }
@@ -263,39 +264,77 @@ fn mean(of: &[f64]) -> f64 {
 }
 
 /// One row of the table: the scores by kind and seed.
-fn row(make: impl Fn() -> Box<dyn Estimator>) -> Vec<Vec<Score>> {
-    KINDS.iter().map(|kind| (0..SEEDS).map(|seed| run(&mut *make(), *kind, seed)).collect()).collect()
+fn row(streams: &[Vec<Stream>], make: impl Fn() -> Box<dyn Estimator>) -> Vec<Vec<Score>> {
+    let scores = |(kind, streams): (&Kind, &Vec<Stream>)| {
+        streams.iter().map(|stream| run(&mut *make(), *kind, stream)).collect()
+    };
+    KINDS.iter().zip(streams).map(scores).collect()
 }
 
 fn all(scores: &[Score], field: impl Fn(&Score) -> f64) -> Vec<f64> {
     scores.iter().map(field).collect()
 }
 
-#[test]
-fn the_table() {
-    let rows: [(&str, Vec<Vec<Score>>); 6] = [
-        ("fixed 30 s", row(|| Box::new(Fixed(30.0)))),
-        ("fixed 0.5 s", row(|| Box::new(Fixed(0.5)))),
-        ("simulation's", row(|| Box::new(Reference::new(Censored::Count)))),
-        ("- timeouts dropped", row(|| Box::new(Reference::new(Censored::Dropped)))),
-        ("ours", row(|| Box::new(Ours::new(Censored::Count)))),
-        ("- timeouts not told", row(|| Box::new(Ours::new(Censored::Dropped)))),
-    ];
-    let mut table = String::new();
-    for (name, scores) in &rows {
-        write!(table, "{name:20}").unwrap();
-        for (kind, scores) in KINDS.iter().zip(scores) {
+/// The five cells of a row.
+fn cells(scores: &[Vec<Score>]) -> String {
+    let cell = |(kind, scores): (&Kind, &Vec<Score>)| {
+        let cell = if matches!(kind, Kind::Shift | Kind::Burst) {
+            let changed = all(scores, |score| score.changed);
+            format!("{:.2} ({:.2})", median(changed.clone()), mean(&changed))
+        } else {
             let cut = all(scores, |score| score.cut);
-            write!(table, " | {:.3} (max {:.3})", mean(&cut), cut.iter().copied().fold(0.0, f64::max)).unwrap();
-            if matches!(kind, Kind::Shift | Kind::Burst) {
-                let changed = all(scores, |score| score.changed);
-                let most = changed.iter().copied().fold(0.0, f64::max);
-                write!(table, " {:.2} / {:.2} / {:.2}", median(changed.clone()), mean(&changed), most).unwrap();
-            } else {
-                write!(table, " {:.0}", median(all(scores, |score| score.hang))).unwrap();
-            }
-        }
-        table.push('\n');
+            let hang = median(all(scores, |score| score.hang));
+            format!("{:.3} ({:.3}) / {hang:.0}", mean(&cut), most(&cut))
+        };
+        format!("| {cell:22} ")
+    };
+    KINDS.iter().zip(scores).map(cell).collect()
+}
+
+fn most(of: &[f64]) -> f64 {
+    of.iter().copied().fold(0.0, f64::max)
+}
+
+#[test]
+fn normal_answers_live_hangs_are_found_and_a_change_for_the_slower_is_survived() {
+    let streams: Vec<Vec<_>> = KINDS.iter().map(|kind| (0..SEEDS).map(|seed| stream(*kind, seed)).collect()).collect();
+    let fixed = |limit: f64| row(&streams, || Box::new(Fixed(limit)));
+    let simulations = |censored| row(&streams, || Box::new(Reference::new(censored)));
+    let learned = |censored| row(&streams, || Box::new(Ours::new(censored)));
+    let (reference, ours, deaf) = (simulations(Censored::Count), learned(Censored::Count), learned(Censored::Dropped));
+
+    println!("normal calls cut in % (worst seed) / ms until a hang is given up: mean and median of {SEEDS} seeds");
+    println!("where the latency changes, normal calls cut in the 10 s after it in %: median (mean) of the seeds");
+    let heads = ["lognormal", "1 % slow", "Pareto 1.8", "x3 for good", "x8 for 5 s"];
+    println!("{:26}{}", "", heads.map(|head| format!("| {head:22} ")).concat());
+    for (name, scores) in [
+        ("fixed 30 s", &fixed(30.0)),
+        ("fixed 0.5 s", &fixed(0.5)),
+        ("simulation's p99.5 x2", &reference),
+        ("- timeouts no samples", &simulations(Censored::Dropped)),
+        ("ours", &ours),
+        ("- not told of timeouts", &deaf),
+    ] {
+        println!("{name:26}{}", cells(scores));
     }
-    println!("{table}");
+
+    for (at, kind) in KINDS.iter().enumerate() {
+        let (score, theirs) = (&ours[at], &reference[at]);
+        let cut = all(score, |score| score.cut);
+        assert!(mean(&cut) <= 0.1, "{kind:?}: {} % of the normal calls were cut", mean(&cut));
+        // the bar is 17 of a stream's 17,000 calls, and chance is 4 of them
+        assert!(most(&cut) <= 0.125, "{kind:?}: {} % were cut with one of the seeds", most(&cut));
+        let slowest = most(&all(score, |score| score.hang));
+        assert!(slowest <= 3000.0, "{kind:?}: hangs were found after {slowest} ms with one of the seeds");
+        for middle in [|of: &[f64]| median(of.to_vec()), mean] {
+            let (own, bar) = (middle(&all(score, |score| score.changed)), middle(&all(theirs, |score| score.changed)));
+            assert!(own <= bar, "{kind:?}: {own} % were cut after the change, {bar} % by the simulation's");
+        }
+    }
+
+    // what the timeouts teach: without them every regime is worse, and the changes are by far
+    for at in 0..KINDS.len() {
+        let cut = |scores: &[Vec<Score>]| mean(&all(&scores[at], |score| score.cut + score.changed));
+        assert!(cut(&deaf) > cut(&ours), "{:?}", KINDS[at]);
+    }
 }

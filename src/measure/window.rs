@@ -217,6 +217,17 @@ mod tests {
     }
 
     #[test]
+    fn a_void_counter_that_waits_to_be_swept_does_not_count() {
+        let window = Window::new(1, 2);
+        window.record(0, 0, 0);
+        // turned after a silence by somebody who has not come to sweeping yet
+        window.state.store(2 << GENERATION | 2, Ordering::Relaxed);
+        assert_eq!(counts(&window, 60), [0, 0]);
+        window.record(60, 0, 0);
+        assert_eq!(counts(&window, 60), [1, 0]);
+    }
+
+    #[test]
     fn a_clock_that_lags_counts_in_the_slice_that_runs() {
         let window = Window::new(1, 1);
         window.record(300, 0, 0);

@@ -384,6 +384,14 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_was_cut_counts_as_twice_its_limit() {
+        let limit = LearnedLimit::new(CAP);
+        let start = Instant::now();
+        (0..300).for_each(|_| limit.timed_out(start, millis(100)));
+        assert!(is_about(limit.snapshot(start).quantile.unwrap(), millis(200)));
+    }
+
+    #[test]
     fn an_estimate_tells_what_it_rests_on() {
         let limit = LearnedLimit::new(CAP);
         let start = Instant::now();

@@ -96,6 +96,21 @@ fn a_reader_beside_the_records_never_sees_more_than_there_are() {
 }
 
 #[test]
+fn a_reader_beside_a_turn_never_sees_what_the_turn_made_void() {
+    loom::model(|| {
+        let window = Arc::new(Window::new(1, 2));
+        window.record(0, 0, 0);
+        let writer = {
+            let window = window.clone();
+            thread::spawn(move || window.record(60, 0, 1))
+        };
+        let (seen, ..) = counts(&window, 60);
+        assert!(seen[0] == 0 && seen[1] <= 1, "{seen:?}");
+        writer.join().unwrap();
+    });
+}
+
+#[test]
 fn one_caller_at_a_time_has_the_duty_and_sees_what_the_last_one_wrote() {
     loom::model(|| {
         // loom itself watches the cell: two at once, or one who does not see the other's access, fail the model
