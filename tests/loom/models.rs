@@ -1,4 +1,4 @@
-//! Models of `src/measure/` for loom: every interleaving of a few steps.
+//! Models of `src/measure/` for loom: the interleavings of a few steps.
 
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
@@ -22,8 +22,7 @@ fn counts(window: &Window, second: u32) -> ([u32; 2], u32, u32) {
 
 /// Two threads and this one record at these seconds, then the window is read at the last of them.
 ///
-/// A thread is interrupted at three places at most: without that bound the longest model takes half a minute
-/// and finds as much.
+/// Three preemptions at most: without that bound the longest of these models takes half a minute.
 fn race(before: &'static [u32], at: [u32; 2], own: u32, check: impl Fn([u32; 2], u32, u32) + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
