@@ -6,15 +6,18 @@
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use divan::Bencher;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
+use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 use tower_upstream::cause::{ProxyStatus, members};
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::timeout::LearnedLimit;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
 struct Silent;
@@ -79,6 +82,37 @@ fn a_request_head_is_made_the_upstreams(bencher: Bencher<'_, '_>) {
         request.body(()).expect("a request").into_parts().0
     };
     bencher.with_inputs(request).bench_values(|mut parts| rules.request(&mut parts, &caller, &upstream));
+}
+
+/// A limit that has learned, and a time within the second that it has learned in.
+fn learned() -> (LearnedLimit, Instant) {
+    let limit = LearnedLimit::new(Duration::from_secs(10));
+    let start = Instant::now();
+    for _ in 0..1000 {
+        limit.answered(start, Duration::from_millis(40));
+    }
+    let now = start + Duration::from_secs(1);
+    limit.limit(now);
+    (limit, now)
+}
+
+#[divan::bench(threads = [1, 2])]
+fn a_sample_is_recorded(bencher: Bencher<'_, '_>) {
+    let (limit, now) = learned();
+    let elapsed = Duration::from_micros(41_234);
+    bencher.bench(|| limit.answered(black_box(now), black_box(elapsed)));
+}
+
+#[divan::bench(threads = [1, 2])]
+fn a_learned_limit_is_read(bencher: Bencher<'_, '_>) {
+    let (limit, now) = learned();
+    bencher.bench(|| limit.limit(black_box(now)));
+}
+
+#[divan::bench]
+fn a_learned_limit_is_estimated(bencher: Bencher<'_, '_>) {
+    let (limit, now) = learned();
+    bencher.bench(|| limit.snapshot(black_box(now)));
 }
 
 fn main() {

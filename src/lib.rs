@@ -10,6 +10,7 @@ pub mod deadline;
 pub mod engine;
 pub mod event;
 pub mod forward;
+mod measure;
 pub mod timeout;
 
 pub use cause::{BadGatewayCause, Failure};

@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 10] = [
+const ROOMS: [(&str, u8); 11] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
     ("engine", 0),
     ("event", 0),
+    ("measure", 0),
     ("admission", 1),
     ("classify", 1),
     ("forward", 1),

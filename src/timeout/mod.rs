@@ -51,6 +51,7 @@
 //! [`Connector`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.Connector.html
 
 mod enforced;
+mod learned;
 mod timeouts;
 mod watch;
 
@@ -63,7 +64,9 @@ use crate::deadline::Deadlines;
 use crate::engine::{Engine, Shared, Tracked, Untouched, Watched};
 
 pub use self::enforced::{Enforced, Watch};
+pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
 pub use self::timeouts::Timeouts;
+pub use crate::measure::Quantile;
 
 /// The service of [`TimeoutLayer`].
 pub type Timeout<S, W = Watched> = Engine<S, (), Enforced, W>;

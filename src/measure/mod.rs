@@ -1,0 +1,15 @@
+//! What was measured in the last minute: durations in a window of striped, lock-free counters.
+//!
+//! Nothing here reads a clock: the second is an argument, counted from an epoch that the owner chose.
+
+mod duty;
+mod histogram;
+mod stripes;
+mod sync;
+mod window;
+
+pub(crate) use self::duty::Duty;
+pub use self::histogram::Quantile;
+pub(crate) use self::histogram::{BUCKETS, Histogram, bucket};
+pub(crate) use self::stripes::{default_stripes, stripe};
+pub(crate) use self::window::{Mark, Window};

@@ -1,0 +1,299 @@
+//! Counters of the last minute: two slices of thirty seconds, the running one and the one before.
+//!
+//! What a reader sees is thus between 30 and 60 seconds old at the far end: 30 just after a turn, 60 just
+//! before the next. After a silence of a whole slice nothing from before it counts.
+//!
+//! A turn of the slices waits for nobody and loses nothing. Each counter carries in its upper 8 bits the
+//! generation that it counts, so the turn itself is one compare-exchange of one word: from there on the
+//! counters of a generation that is over are void, and the next record in each starts it anew. The one
+//! caller whose exchange took effect then sweeps the void counters to zero at its leisure, again by
+//! compare-exchange, so that it never wipes a record that came in between. Without that sweep a counter left
+//! alone for 128 generations would seem to be fresh.
+//!
+//! What holds, whatever the interleaving (`tests/loom` searches it):
+//!
+//! - A record is counted once, in the slice of the generation that it found running. A recorder that
+//!   sleeps between finding and counting for longer than a slice is counted in the one that is running
+//!   then, or forgotten like any other record of its age; never twice.
+//! - A reader sees every record that happened before it and belongs to the two slices.
+//! - A counter stops at 16,777,215 samples a slice and stripe; it never runs into the generation.
+
+use std::fmt;
+
+use super::sync::{AtomicU32, Ordering};
+
+/// How long a slice runs, in seconds.
+const SLICE: u32 = 30;
+
+/// The low bits of a counter are its count, the low bits of the state its turn; above is the generation.
+const GENERATION: u32 = 24;
+const LOW: u32 = (1 << GENERATION) - 1;
+
+/// Half of all turns: what seems further ahead is behind.
+const HALF: u32 = 1 << (GENERATION - 1);
+
+/// How many samples the two slices held at a look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) generation: u8,
+    pub(crate) running: u32,
+    pub(crate) before: u32,
+}
+
+impl Mark {
+    /// The samples that came after an earlier look, as far as they still count.
+    pub(crate) fn since(self, earlier: Mark) -> u32 {
+        let known = match self.generation.wrapping_sub(earlier.generation) {
+            0 => return self.running.saturating_sub(earlier.running),
+            1 => earlier.running,
+            _ => 0,
+        };
+        self.before.saturating_sub(known).saturating_add(self.running)
+    }
+}
+
+/// Striped counters over two slices of time.
+pub(crate) struct Window {
+    /// The generation above the turn: the turn follows the clock, the generation counts the turns taken.
+    state: AtomicU32,
+    /// By stripe, then slice, then bucket.
+    counters: Box<[AtomicU32]>,
+    buckets: usize,
+    /// One less than the number of stripes, a power of two.
+    mask: usize,
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Window").field("stripes", &(self.mask + 1)).finish_non_exhaustive()
+    }
+}
+
+impl Window {
+    /// An empty window; the stripes are rounded up to a power of two.
+    pub(crate) fn new(stripes: usize, buckets: usize) -> Self {
+        let stripes = stripes.next_power_of_two();
+        let counters = (0..stripes * 2 * buckets).map(|_| AtomicU32::new(0)).collect();
+        Self { state: AtomicU32::new(0), counters, buckets, mask: stripes - 1 }
+    }
+
+    /// How many bytes the counters take.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.counters)
+    }
+
+    /// Counts one sample; `stripe` may be any number, the same for the same thread.
+    #[inline]
+    pub(crate) fn record(&self, second: u32, stripe: usize, bucket: usize) {
+        let generation = self.turn(second);
+        let slice = (stripe & self.mask) * 2 + usize::from(generation & 1);
+        let Some(counter) = self.counters.get(slice * self.buckets + bucket) else { return };
+        let mut seen = counter.load(Ordering::Relaxed);
+        loop {
+            let next = match seen & LOW {
+                0 => first(generation),
+                _ if age(generation, seen) > 0 => first(generation),
+                LOW => return,
+                _ => seen + 1,
+            };
+            match counter.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Shows every bucket that counts, with its samples, and how many there are.
+    pub(crate) fn read(&self, second: u32, mut each: impl FnMut(usize, u32)) -> Mark {
+        let generation = self.turn(second);
+        let mut mark = Mark { generation, ..Mark::default() };
+        for (place, counter) in self.counters.iter().enumerate() {
+            let seen = counter.load(Ordering::Relaxed);
+            let count = seen & LOW;
+            if count == 0 || age(generation, seen) > 1 {
+                continue;
+            }
+            let (slice, bucket) = (place / self.buckets, place % self.buckets);
+            let total = if slice & 1 == usize::from(generation & 1) { &mut mark.running } else { &mut mark.before };
+            *total = total.saturating_add(count);
+            each(bucket, count);
+        }
+        mark
+    }
+
+    /// The generation that runs in this second; a second from before the last turn changes nothing.
+    #[inline]
+    fn turn(&self, second: u32) -> u8 {
+        let state = self.state.load(Ordering::Relaxed);
+        let ahead = (second / SLICE).wrapping_sub(state) & LOW;
+        if ahead == 0 { generation(state) } else { self.turn_by(state, ahead) }
+    }
+
+    #[cold]
+    fn turn_by(&self, state: u32, ahead: u32) -> u8 {
+        if ahead >= HALF {
+            return generation(state);
+        }
+        // after a silence the slice before is void as well: one generation is left out
+        let next = generation(state).wrapping_add(if ahead == 1 { 1 } else { 2 });
+        let turned = u32::from(next) << GENERATION | (state.wrapping_add(ahead) & LOW);
+        match self.state.compare_exchange(state, turned, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => {
+                self.sweep(next);
+                next
+            }
+            // whoever was faster turned to this second, or to one beside it
+            Err(now) => generation(now),
+        }
+    }
+
+    fn sweep(&self, generation: u8) {
+        for counter in &self.counters {
+            let seen = counter.load(Ordering::Relaxed);
+            if seen != 0 && age(generation, seen) > 1 {
+                // a failure is a record of this generation: then there is nothing to sweep
+                let _ = counter.compare_exchange(seen, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// A counter that this generation's first sample begins.
+fn first(generation: u8) -> u32 {
+    u32::from(generation) << GENERATION | 1
+}
+
+#[allow(clippy::cast_possible_truncation)] // what is left after the shift has 8 bits
+fn generation(word: u32) -> u8 {
+    (word >> GENERATION) as u8
+}
+
+/// By how many generations a counter is behind; a counter that is ahead was found by a slow caller.
+fn age(running: u8, counter: u32) -> i8 {
+    i8::from_ne_bytes([running.wrapping_sub(generation(counter))])
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The counts by bucket.
+    fn counts(window: &Window, second: u32) -> Vec<u32> {
+        let mut counts = vec![0; window.buckets];
+        let mark = window.read(second, |bucket, count| counts[bucket] += count);
+        assert_eq!(mark.running + mark.before, counts.iter().sum::<u32>());
+        counts
+    }
+
+    #[test]
+    fn a_sample_counts_for_one_slice_more_than_its_own() {
+        let window = Window::new(1, 2);
+        window.record(29, 0, 1);
+        assert_eq!(counts(&window, 59), [0, 1]);
+        assert_eq!(counts(&window, 60), [0, 0]);
+    }
+
+    #[test]
+    fn after_a_silence_of_a_whole_slice_nothing_from_before_counts() {
+        for silence in [60, 61, 90, 119, 30_000] {
+            let window = Window::new(1, 2);
+            window.record(0, 0, 0);
+            window.record(silence, 0, 1);
+            assert_eq!(counts(&window, silence), [0, 1], "{silence} s");
+        }
+    }
+
+    #[test]
+    fn a_counter_left_alone_for_hours_never_seems_fresh() {
+        let window = Window::new(1, 2);
+        window.record(0, 0, 0);
+        for turn in 2..1000 {
+            window.record(turn * SLICE, 0, 1);
+            let expected = if turn == 2 { 1 } else { 2 };
+            assert_eq!(counts(&window, turn * SLICE), [0, expected], "turn {turn}");
+        }
+    }
+
+    #[test]
+    fn a_void_counter_that_waits_to_be_swept_does_not_count() {
+        let window = Window::new(1, 2);
+        window.record(0, 0, 0);
+        // turned after a silence by somebody who has not come to sweeping yet
+        window.state.store(2 << GENERATION | 2, Ordering::Relaxed);
+        assert_eq!(counts(&window, 60), [0, 0]);
+        window.record(60, 0, 0);
+        assert_eq!(counts(&window, 60), [1, 0]);
+    }
+
+    #[test]
+    fn a_clock_that_lags_counts_in_the_slice_that_runs() {
+        let window = Window::new(1, 1);
+        window.record(300, 0, 0);
+        window.record(0, 0, 0);
+        assert_eq!(counts(&window, 300), [2]);
+    }
+
+    #[test]
+    fn a_full_counter_stays_full() {
+        let window = Window::new(1, 1);
+        window.counters[0].store(LOW - 1, Ordering::Relaxed);
+        for _ in 0..3 {
+            window.record(0, 0, 0);
+        }
+        assert_eq!(counts(&window, 0), [LOW]);
+        window.record(30, 0, 0);
+        assert_eq!(counts(&window, 60), [1]);
+    }
+
+    #[test]
+    fn a_look_tells_what_came_since_another() {
+        let window = Window::new(2, 1);
+        let look = |second| window.read(second, |_, _| ());
+        window.record(28, 0, 0);
+        let first = look(28);
+        window.record(29, 1, 0);
+        window.record(29, 0, 0);
+        assert_eq!(look(29).since(first), 2);
+        window.record(30, 0, 0);
+        assert_eq!(look(30).since(first), 3);
+        window.record(60, 0, 0);
+        assert_eq!(look(60).since(first), 2, "the two of the slice that ended no longer count");
+        assert_eq!(look(60).since(look(60)), 0);
+    }
+
+    #[test]
+    fn threads_that_write_side_by_side_lose_nothing() {
+        let window = Window::new(4, 3);
+        std::thread::scope(|scope| {
+            for thread in 0..8_usize {
+                let window = &window;
+                scope.spawn(move || (0..10_000).for_each(|each| window.record(each / 200, thread, 1)));
+            }
+        });
+        assert_eq!(counts(&window, 50), [0, 80_000, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn it_counts_what_a_list_of_the_samples_counts(
+            samples in prop::collection::vec((0_u32..75, 0_usize..8, 0_usize..3), 1..400),
+        ) {
+            let window = Window::new(4, 3);
+            let mut listed: Vec<(u32, usize)> = Vec::new();
+            let mut second = 0;
+            for (pause, stripe, bucket) in samples {
+                // most steps are short: slices with many samples, and now and then a silence
+                second += if pause > 60 { pause } else { pause / 20 };
+                window.record(second, stripe, bucket);
+                listed.push((second, bucket));
+                let counted = |bucket| {
+                    let counts = |at: &&(u32, usize)| at.1 == bucket && second / SLICE - at.0 / SLICE <= 1;
+                    u32::try_from(listed.iter().filter(counts).count()).unwrap()
+                };
+                prop_assert_eq!(counts(&window, second), [counted(0), counted(1), counted(2)]);
+            }
+        }
+    }
+}

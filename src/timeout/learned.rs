@@ -1,0 +1,450 @@
+//! A limit for the response head that is learned from the heads that came.
+//!
+//! The limit is twice the 99.5th percentile of the last minute: it leaves room for the slowest normal answer, and a
+//! hang is found in a fraction of the time that a fixed limit needs. Three things keep it from locking itself
+//! in:
+//!
+//! - A call that the limit cut counts as a sample of twice that limit. Dropped, it would leave only the fast
+//!   answers to learn from, and after a change for the slower the limit would stay low.
+//! - Under 200 samples the cap holds.
+//! - Where more than 2 % of a second's calls timed out (of 20 or more), the limit is the suspect, not the
+//!   upstream: a guard doubles it for each such second, up to 16 times, and comes down by a tenth a second.
+//!
+//! The shape (windowed quantile, timeouts as samples, a cap) is that of Finagle's `BackupRequestFilter`; TCP's
+//! retransmission timer (RFC 6298) was measured as well and cuts 4 to 14 % of normal answers, because the
+//! time of an answer is not that of a round trip. `tests/learning.rs` prints the table.
+
+mod guard;
+mod routes;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::guard::Guard;
+pub use self::routes::{LearnedLimits, Learning, TooManyRoutes};
+use crate::measure::{BUCKETS, Duty, Histogram, Quantile, Window, bucket, default_stripes, stripe};
+
+/// More stripes than this would take a key beyond 32 KiB.
+const MOST_STRIPES: usize = 8;
+
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(60 * 60);
+
+/// A limit for the response head, learned from one key's answers.
+///
+/// | setting | default | |
+/// |---|---|---|
+/// | cap | | no limit is longer, and it holds while too little is known: 1 ms to 1 h |
+/// | [`floor`](Self::floor) | 50 ms | no limit is shorter |
+/// | [`quantile`](Self::quantile) | [`Quantile::P99_5`] | of the last minute's samples |
+/// | [`factor`](Self::factor) | 2 | the limit is so many times the quantile |
+/// | [`min_samples`](Self::min_samples) | 200 | with fewer the cap holds |
+/// | [`stripes`](Self::stripes) | a core's share, at most 8 | threads that record side by side |
+///
+/// The minute is the running half and the one before: 30 to 60 seconds of samples count. The estimate is
+/// made anew once a second by whichever caller comes first, and once more where the guard steps in early;
+/// everybody else reads one atomic. It takes 3.7 KiB a stripe, at most 30 KiB, and allocates nothing once it
+/// stands.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio::time::Instant;
+/// use tower_upstream::timeout::LearnedLimit;
+///
+/// let limit = LearnedLimit::new(Duration::from_secs(10));
+/// let start = Instant::now();
+/// for call in 0..1000 {
+///     let now = start + Duration::from_millis(20) * call;
+///     assert!(limit.limit(now) <= Duration::from_secs(10));
+///     limit.answered(now, Duration::from_millis(40));
+/// }
+/// let learned = limit.limit(start + Duration::from_secs(21));
+/// assert!(learned > Duration::from_millis(75) && learned < Duration::from_millis(85));
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct LearnedLimit {
+    cap: Duration,
+    floor: Duration,
+    quantile: Quantile,
+    /// The factor in thousandths.
+    per_mille: u32,
+    min_samples: u64,
+    /// The first time that was heard of: seconds count from here.
+    epoch: OnceLock<Instant>,
+    window: Window,
+    duty: Duty,
+    /// In microseconds: an hour of them fits.
+    limit: AtomicU32,
+    guard: Guard,
+}
+
+/// What a learned limit knows, for a report.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Estimate {
+    /// The samples of the last minute, calls that timed out among them.
+    pub samples: u64,
+    /// The quantile of these samples, within 2.8 %; none without samples.
+    pub quantile: Option<Duration>,
+    /// The limit that holds.
+    pub limit: Duration,
+    /// How many times the guard lengthens the limit: 1 to 16, 1 in peace.
+    pub guard: f64,
+}
+
+impl LearnedLimit {
+    /// A limit that has learned nothing yet: the cap. Below 1 ms it counts as 1 ms, above 1 h as 1 h.
+    pub fn new(cap: Duration) -> Self {
+        let cap = cap.clamp(SHORTEST, LONGEST);
+        Self {
+            cap,
+            floor: Duration::from_millis(50).min(cap),
+            quantile: Quantile::P99_5,
+            per_mille: 2000,
+            min_samples: 200,
+            epoch: OnceLock::new(),
+            window: Window::new(default_stripes().min(MOST_STRIPES), BUCKETS),
+            duty: Duty::new(),
+            limit: AtomicU32::new(micros(cap)),
+            guard: Guard::new(),
+        }
+    }
+
+    /// Sets the shortest limit, 50 ms by default; it is never above the cap.
+    ///
+    /// A higher one spares answers that are slower than any before, and finds hangs later.
+    pub fn floor(mut self, floor: Duration) -> Self {
+        self.floor = floor.min(self.cap);
+        self
+    }
+
+    /// Sets the quantile, 99.5 % by default.
+    ///
+    /// What is left above it has to hold the hangs: where more calls hang than that, the limit is the cap.
+    pub fn quantile(mut self, quantile: Quantile) -> Self {
+        self.quantile = quantile;
+        self
+    }
+
+    /// Sets how many times the quantile the limit is, 2 by default; 1 to 100, else the nearer of them.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // clamped, and NaN is 1
+    pub fn factor(mut self, factor: f64) -> Self {
+        self.per_mille = if factor > 1.0 { (factor.min(100.0) * 1000.0).round() as u32 } else { 1000 };
+        self
+    }
+
+    /// Sets how many samples it takes to know anything, 200 by default, one at least.
+    ///
+    /// Fewer than a few times the inverse of what is above the quantile make it a game of chance.
+    pub fn min_samples(mut self, samples: u32) -> Self {
+        self.min_samples = u64::from(samples.max(1));
+        self
+    }
+
+    /// Sets how many threads record without meeting: 1 to 8, rounded up to a power of two.
+    ///
+    /// By default as many as there are cores. One saves memory where there are thousands of keys. What was
+    /// recorded before is forgotten.
+    pub fn stripes(mut self, stripes: usize) -> Self {
+        self.window = Window::new(stripes.clamp(1, MOST_STRIPES), BUCKETS);
+        self
+    }
+
+    /// The limit for a call that begins now.
+    #[inline]
+    pub fn limit(&self, now: Instant) -> Duration {
+        self.learn(self.second(now));
+        Duration::from_micros(self.limit.load(Ordering::Relaxed).into())
+    }
+
+    /// Records a response head that came after this time.
+    ///
+    /// Answers of routes without a limit (streams, long polls) are no samples.
+    #[inline]
+    pub fn answered(&self, now: Instant, elapsed: Duration) {
+        let second = self.second(now);
+        self.learn(second);
+        self.window.record(second, stripe(), bucket(elapsed));
+    }
+
+    /// Records a call that was cut off at this limit, learned or not.
+    ///
+    /// It counts as a sample of twice the limit. A call that its caller gave up, or that a deadline cut, says
+    /// nothing of the upstream and is no sample.
+    pub fn timed_out(&self, now: Instant, limit: Duration) {
+        let second = self.second(now);
+        self.learn(second);
+        self.window.record(second, stripe(), bucket(limit.saturating_mul(2)));
+        if self.guard.timed_out() {
+            if let Some(_again) = self.duty.again() {
+                self.estimate(second, 0);
+            }
+        }
+    }
+
+    /// What is known now.
+    pub fn snapshot(&self, now: Instant) -> Estimate {
+        let limit = self.limit(now);
+        let mut histogram = Histogram::new();
+        self.window.read(self.second(now), |bucket, samples| histogram.add(bucket, samples));
+        Estimate {
+            samples: histogram.samples(),
+            quantile: histogram.quantile(self.quantile),
+            limit,
+            guard: f64::from(self.guard.per_mille()) / 1000.0,
+        }
+    }
+
+    /// Seconds since the first call of all; an earlier time counts as that.
+    #[inline]
+    fn second(&self, now: Instant) -> u32 {
+        let epoch = *self.epoch.get_or_init(|| now);
+        u32::try_from(now.saturating_duration_since(epoch).as_secs()).unwrap_or(u32::MAX)
+    }
+
+    #[inline]
+    fn learn(&self, second: u32) {
+        if let Some(taken) = self.duty.take(second) {
+            self.estimate(second, taken.since());
+        }
+    }
+
+    /// Makes the limit anew, so many seconds after the last time; none of them is an early verdict.
+    #[cold]
+    fn estimate(&self, second: u32, since: u32) {
+        let mut histogram = Histogram::new();
+        let mark = self.window.read(second, |bucket, samples| histogram.add(bucket, samples));
+        let guard = if since == 0 { self.guard.condemn() } else { self.guard.judge(mark, since) };
+        let learned = match histogram.quantile(self.quantile) {
+            Some(quantile) if histogram.samples() >= self.min_samples => {
+                times(quantile, self.per_mille).clamp(self.floor, self.cap)
+            }
+            _ => self.cap,
+        };
+        self.limit.store(micros(times(learned, guard).min(self.cap)), Ordering::Relaxed);
+    }
+}
+
+/// A duration times so many thousandths: hours times a thousand are far from any end.
+fn times(duration: Duration, per_mille: u32) -> Duration {
+    duration.saturating_mul(per_mille) / 1000
+}
+
+fn micros(limit: Duration) -> u32 {
+    u32::try_from(limit.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CAP: Duration = Duration::from_secs(10);
+    const FLOOR: Duration = Duration::from_millis(50);
+
+    /// Calls at an even pace, each answered or cut at once as far as the limit is concerned.
+    struct Upstream {
+        limit: LearnedLimit,
+        now: Instant,
+    }
+
+    impl Upstream {
+        fn new(limit: LearnedLimit) -> Self {
+            Self { limit, now: Instant::now() }
+        }
+
+        /// Calls at 50 a second that take so long, or for ever.
+        fn runs(&mut self, seconds: u32, takes: impl Into<Option<Duration>>) -> Duration {
+            let takes = takes.into();
+            for _ in 0..seconds * 50 {
+                self.now += Duration::from_millis(20);
+                let limit = self.limit.limit(self.now);
+                match takes {
+                    Some(takes) if takes <= limit => self.limit.answered(self.now, takes),
+                    _ => self.limit.timed_out(self.now, limit),
+                }
+            }
+            self.limit.limit(self.now)
+        }
+    }
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// Whether it is so long, within the error of a bucket.
+    fn is_about(limit: Duration, expected: Duration) -> bool {
+        (limit.as_secs_f64() / expected.as_secs_f64() - 1.0).abs() <= 0.03
+    }
+
+    #[test]
+    fn under_two_hundred_samples_the_cap_holds() {
+        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        for _ in 0..199 {
+            upstream.limit.answered(upstream.now, millis(40));
+        }
+        upstream.now += Duration::from_secs(1);
+        assert_eq!(upstream.limit.limit(upstream.now), CAP);
+        upstream.limit.answered(upstream.now, millis(40));
+        upstream.now += Duration::from_secs(1);
+        assert!(is_about(upstream.limit.limit(upstream.now), millis(80)));
+    }
+
+    #[test]
+    fn no_limit_is_below_the_floor() {
+        assert_eq!(Upstream::new(LearnedLimit::new(CAP)).runs(10, millis(1)), FLOOR);
+        let floor = millis(700);
+        assert_eq!(Upstream::new(LearnedLimit::new(CAP).floor(floor)).runs(10, millis(1)), floor);
+    }
+
+    #[test]
+    fn a_silence_of_a_minute_brings_the_cap_back() {
+        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        assert!(upstream.runs(30, millis(40)) < CAP);
+        upstream.now += Duration::from_secs(60);
+        assert_eq!(upstream.limit.limit(upstream.now), CAP);
+    }
+
+    #[test]
+    fn an_upstream_that_answers_nothing_lets_the_limit_climb_to_the_cap_and_comes_back() {
+        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        assert!(upstream.runs(60, millis(40)) < millis(100));
+        assert_eq!(upstream.runs(5, None), CAP);
+        // the timeouts are forgotten after a minute, the guard's 16 after half of one more at most
+        assert!(is_about(upstream.runs(120, millis(40)), millis(80)));
+        assert!((upstream.limit.snapshot(upstream.now).guard - 1.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_limit_that_cuts_everything_lengthens_until_the_answers_fit() {
+        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        upstream.runs(60, millis(40));
+        let limit = upstream.runs(3, millis(3000));
+        assert!(limit >= millis(3000), "{limit:?}");
+        assert!(is_about(upstream.runs(120, millis(3000)), millis(6000)));
+    }
+
+    #[test]
+    fn the_guard_doubles_once_a_second_and_comes_down_by_a_tenth() {
+        // a floor that stands still shows the guard alone
+        let mut upstream = Upstream::new(LearnedLimit::new(CAP).floor(millis(500)));
+        upstream.runs(30, millis(1));
+        let guards: Vec<f64> = (0..6)
+            .map(|_| {
+                for _ in 0..50 {
+                    upstream.now += millis(20);
+                    upstream.limit.timed_out(upstream.now, Duration::ZERO);
+                }
+                upstream.limit.snapshot(upstream.now).guard
+            })
+            .collect();
+        assert_eq!(guards, [2.0, 4.0, 8.0, 16.0, 16.0, 16.0]);
+        assert_eq!(upstream.limit.limit(upstream.now), millis(500 * 16));
+        upstream.runs(2, millis(1));
+        assert!((upstream.limit.snapshot(upstream.now).guard - 14.4).abs() < 0.01);
+        assert_eq!(upstream.runs(30, millis(1)), millis(500));
+    }
+
+    #[test]
+    fn the_guard_does_not_wait_for_the_end_of_the_second() {
+        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        let before = upstream.runs(30, millis(100));
+        let tenth = upstream.now + millis(100);
+        for _ in 0..3 {
+            upstream.limit.timed_out(tenth, before);
+        }
+        assert!(is_about(upstream.limit.limit(tenth), before * 2));
+    }
+
+    #[test]
+    fn nineteen_calls_prove_nothing_to_the_guard() {
+        for (calls, guard) in [(19, 1.0), (20, 2.0)] {
+            let limit = LearnedLimit::new(CAP);
+            let start = Instant::now();
+            for _ in 0..calls {
+                limit.timed_out(start, millis(50));
+            }
+            assert!((limit.snapshot(start + Duration::from_secs(1)).guard - guard).abs() < f64::EPSILON, "{calls}");
+        }
+    }
+
+    #[test]
+    fn two_percent_of_timeouts_are_no_reason_and_more_are() {
+        for (timeouts, guard) in [(2, 1.0), (3, 2.0)] {
+            let limit = LearnedLimit::new(CAP);
+            let start = Instant::now();
+            (0..100 - timeouts).for_each(|_| limit.answered(start, millis(40)));
+            (0..timeouts).for_each(|_| limit.timed_out(start, CAP));
+            assert!((limit.snapshot(start + Duration::from_secs(1)).guard - guard).abs() < f64::EPSILON);
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_cut_counts_as_twice_its_limit() {
+        let limit = LearnedLimit::new(CAP);
+        let start = Instant::now();
+        (0..300).for_each(|_| limit.timed_out(start, millis(100)));
+        assert!(is_about(limit.snapshot(start).quantile.unwrap(), millis(200)));
+    }
+
+    #[test]
+    fn an_estimate_tells_what_it_rests_on() {
+        let limit = LearnedLimit::new(CAP);
+        let start = Instant::now();
+        let nothing = limit.snapshot(start);
+        assert_eq!((nothing.samples, nothing.quantile, nothing.limit), (0, None, CAP));
+        (0..300).for_each(|_| limit.answered(start, millis(100)));
+        let estimate = limit.snapshot(start + Duration::from_secs(1));
+        assert_eq!(estimate.samples, 300);
+        assert!(is_about(estimate.quantile.unwrap(), millis(100)));
+        assert!(is_about(estimate.limit, millis(200)));
+    }
+
+    #[test]
+    fn settings_out_of_range_count_as_the_nearest_in_range() {
+        let start = Instant::now();
+        for (cap, limit) in [(Duration::ZERO, millis(1)), (Duration::MAX, LONGEST)] {
+            assert_eq!(LearnedLimit::new(cap).floor(Duration::MAX).limit(start), limit);
+        }
+        for (factor, per_mille) in [(f64::NAN, 1000), (-1.0, 1000), (0.0, 1000), (1.5, 1500), (f64::INFINITY, 100_000)]
+        {
+            assert_eq!(LearnedLimit::new(CAP).factor(factor).per_mille, per_mille, "{factor}");
+        }
+    }
+
+    #[test]
+    fn a_key_takes_thirty_two_kibibytes_at_most() {
+        for stripes in [0, 1, 2, 3, 8, 9, usize::MAX] {
+            let limit = LearnedLimit::new(CAP).stripes(stripes);
+            let bytes = size_of::<LearnedLimit>() + limit.window.bytes();
+            assert!(bytes <= 32 * 1024, "{stripes} stripes take {bytes} bytes");
+        }
+        assert_eq!(LearnedLimit::new(CAP).stripes(8).window.bytes(), 8 * 2 * BUCKETS * 4);
+    }
+
+    proptest! {
+        #[test]
+        fn the_limit_is_within_floor_and_cap_whatever_comes(
+            calls in prop::collection::vec((0_u64..40_000, 0_u64..20_000, any::<bool>()), 1..300),
+            floor in 0_u64..20_000,
+            cap in 0_u64..20_000,
+            factor in -1.0_f64..200.0,
+        ) {
+            let limit = LearnedLimit::new(millis(cap)).floor(millis(floor)).factor(factor).min_samples(20).stripes(1);
+            let cap = millis(cap).max(SHORTEST);
+            let within = millis(floor).min(cap)..=cap;
+            let mut now = Instant::now();
+            for (pause, elapsed, answered) in calls {
+                // most calls follow at once
+                now += millis(if pause > 39_000 { pause } else { pause / 1000 });
+                if answered { limit.answered(now, millis(elapsed)) } else { limit.timed_out(now, millis(elapsed)) }
+                let holds = limit.limit(now);
+                prop_assert!(within.contains(&holds), "{holds:?} is not in {within:?}");
+            }
+        }
+    }
+}

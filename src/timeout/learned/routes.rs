@@ -1,0 +1,163 @@
+//! Learned limits by route: a set of names that the user gives, never a path that a client chose.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use super::LearnedLimit;
+
+/// What is done with a learned limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Learning {
+    /// It is computed and reported; the configured limit goes on to hold.
+    #[default]
+    Report,
+    /// It holds in the place of the configured limit.
+    Enforce,
+}
+
+/// A learned limit for each of the routes that were named.
+///
+/// At most 256 names, each with a limit of its own. What has no name is shared by nobody and teaches nothing: it
+/// stays under the configured limit.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_upstream::timeout::{LearnedLimits, Learning};
+///
+/// let limits = LearnedLimits::new(Duration::from_secs(10), ["cart", "search"]).unwrap();
+/// assert_eq!(limits.mode(), Learning::Report);
+/// assert!(limits.get("cart").is_some());
+/// assert!(limits.get("/cart/17").is_none());
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct LearnedLimits {
+    mode: Learning,
+    /// Sorted by name.
+    limits: Vec<(Box<str>, LearnedLimit)>,
+}
+
+/// More than 256 routes were named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyRoutes(());
+
+impl fmt::Display for TooManyRoutes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "more than {} routes to learn limits for", LearnedLimits::MOST)
+    }
+}
+
+impl Error for TooManyRoutes {}
+
+impl LearnedLimits {
+    /// How many names there may be.
+    pub const MOST: usize = 256;
+
+    /// A limit for each name, all with the same cap and the defaults of [`LearnedLimit`].
+    ///
+    /// A name given twice counts once.
+    ///
+    /// # Errors
+    ///
+    /// When there are more than 256 names.
+    pub fn new(cap: Duration, routes: impl IntoIterator<Item = impl Into<Box<str>>>) -> Result<Self, TooManyRoutes> {
+        let mut names: Vec<Box<str>> = Vec::new();
+        for name in routes {
+            let name = name.into();
+            let Err(place) = names.binary_search(&name) else { continue };
+            if names.len() == Self::MOST {
+                return Err(TooManyRoutes(()));
+            }
+            names.insert(place, name);
+        }
+        let limits = names.into_iter().map(|name| (name, LearnedLimit::new(cap))).collect();
+        Ok(Self { mode: Learning::default(), limits })
+    }
+
+    /// Sets what is done with the limits, [`Learning::Report`] by default.
+    pub fn learning(mut self, mode: Learning) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Changes the settings of every limit.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_upstream::timeout::LearnedLimits;
+    /// let limits = LearnedLimits::new(Duration::from_secs(10), ["cart"]).unwrap();
+    /// let limits = limits.each(|limit| limit.floor(Duration::from_millis(200)).stripes(1));
+    /// ```
+    pub fn each(mut self, set: impl Fn(LearnedLimit) -> LearnedLimit) -> Self {
+        self.limits = self.limits.into_iter().map(|(name, limit)| (name, set(limit))).collect();
+        self
+    }
+
+    /// What is done with the limits.
+    pub fn mode(&self) -> Learning {
+        self.mode
+    }
+
+    /// The limit of a route; none of one that was not named.
+    pub fn get(&self, route: &str) -> Option<&LearnedLimit> {
+        let place = self.limits.binary_search_by(|row| (*row.0).cmp(route)).ok()?;
+        self.limits.get(place).map(|row| &row.1)
+    }
+
+    /// The routes with their limits, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &LearnedLimit)> {
+        self.limits.iter().map(|row| (&*row.0, &row.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    const CAP: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn what_one_route_learns_another_does_not_know() {
+        let limits = LearnedLimits::new(CAP, ["search", "cart"]).unwrap();
+        let start = Instant::now();
+        let (cart, search) = (limits.get("cart").unwrap(), limits.get("search").unwrap());
+        for _ in 0..1000 {
+            cart.answered(start, Duration::from_millis(100));
+        }
+        let later = start + Duration::from_secs(1);
+        assert!(cart.limit(later) < Duration::from_millis(250));
+        assert_eq!(search.limit(later), CAP);
+        assert_eq!(limits.iter().map(|row| row.0).collect::<Vec<_>>(), ["cart", "search"]);
+    }
+
+    #[test]
+    fn a_name_that_was_not_given_has_no_limit() {
+        let limits = LearnedLimits::new(CAP, ["cart"]).unwrap();
+        for other in ["", "car", "cart/", "Cart", "/cart"] {
+            assert!(limits.get(other).is_none(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn there_are_256_names_at_most_and_doubles_count_once() {
+        let names = |count: usize| (0..count).map(|each| format!("route {each}")).collect::<Vec<_>>();
+        assert_eq!(LearnedLimits::new(CAP, names(257)).unwrap_err(), TooManyRoutes(()));
+        let twice = names(256).into_iter().chain(names(256));
+        let limits = LearnedLimits::new(CAP, twice).unwrap().each(|limit| limit.stripes(1));
+        assert_eq!(limits.iter().count(), 256);
+        assert!(names(256).iter().all(|name| limits.get(name).is_some()));
+    }
+
+    #[test]
+    fn settings_reach_every_route() {
+        let floor = Duration::from_secs(3);
+        let limits = LearnedLimits::new(CAP, ["a", "b"]).unwrap().each(|limit| limit.floor(floor).min_samples(1));
+        let start = Instant::now();
+        for (_, limit) in limits.iter() {
+            limit.answered(start, Duration::from_millis(1));
+            assert_eq!(limit.limit(start + Duration::from_secs(1)), floor);
+        }
+    }
+}

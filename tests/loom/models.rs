@@ -1,0 +1,131 @@
+//! Models of `src/measure/` for loom: the interleavings of a few steps.
+
+#![cfg(test)]
+#![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
+
+#[path = "../../src/measure/mod.rs"]
+mod measure;
+
+use std::sync::Arc;
+
+use loom::cell::UnsafeCell;
+use loom::thread;
+
+use measure::{Duty, Window};
+
+/// The counts by bucket, and their sum by slice.
+fn counts(window: &Window, second: u32) -> ([u32; 2], u32, u32) {
+    let mut counts = [0; 2];
+    let mark = window.read(second, |bucket, count| counts[bucket] += count);
+    (counts, mark.running, mark.before)
+}
+
+/// Two threads and this one record at these seconds, then the window is read at the last of them.
+///
+/// Three preemptions at most: without that bound the longest of these models takes half a minute.
+fn race(before: &'static [u32], at: [u32; 2], own: u32, check: impl Fn([u32; 2], u32, u32) + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(move || {
+        let window = Arc::new(Window::new(1, 2));
+        for second in before {
+            window.record(*second, 0, 0);
+        }
+        let threads = at.map(|second| {
+            let window = window.clone();
+            thread::spawn(move || window.record(second, 0, 1))
+        });
+        window.record(own, 0, 1);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let (counts, running, slice_before) = counts(&window, at[0].max(at[1]).max(own));
+        check(counts, running, slice_before);
+    });
+}
+
+#[test]
+fn records_in_one_slice_all_count() {
+    race(&[], [0, 0], 0, |counts, running, _| assert_eq!((counts, running), ([0, 3], 3)));
+}
+
+#[test]
+fn a_turn_between_records_loses_none_and_counts_none_twice() {
+    // 29 may find either slice running, 30 and 31 only the later
+    race(&[0], [29, 30], 31, |counts, running, before| {
+        assert_eq!(counts, [1, 3]);
+        assert!(running >= 2 && before >= 1 && running + before == 4, "{running} {before}");
+    });
+}
+
+#[test]
+fn a_turn_into_a_slice_that_holds_void_counters_loses_none() {
+    // the slice of the third turn is that of the first: its counters are swept while others record
+    race(&[0, 30], [60, 60], 60, |counts, running, before| {
+        assert_eq!((counts, running, before), ([1, 3], 3, 1));
+    });
+}
+
+#[test]
+fn after_a_silence_the_records_of_all_who_woke_count_and_nothing_older() {
+    race(&[0, 0], [60, 60], 61, |counts, running, before| {
+        assert_eq!((counts, running, before), ([0, 3], 3, 0));
+    });
+}
+
+#[test]
+fn a_record_that_slept_through_a_silence_counts_once_or_is_as_old_as_it_is() {
+    race(&[], [0, 60], 60, |counts, _, _| assert!(matches!(counts, [0, 2 | 3]), "{counts:?}"));
+}
+
+#[test]
+fn a_reader_beside_the_records_never_sees_more_than_there_are() {
+    loom::model(|| {
+        let window = Arc::new(Window::new(1, 2));
+        window.record(29, 0, 0);
+        let writer = {
+            let window = window.clone();
+            thread::spawn(move || window.record(30, 0, 1))
+        };
+        let (seen, ..) = counts(&window, 30);
+        assert!(seen[0] == 1 && seen[1] <= 1, "{seen:?}");
+        writer.join().unwrap();
+        assert_eq!(counts(&window, 30).0, [1, 1]);
+    });
+}
+
+#[test]
+fn a_reader_beside_a_turn_never_sees_what_the_turn_made_void() {
+    loom::model(|| {
+        let window = Arc::new(Window::new(1, 2));
+        window.record(0, 0, 0);
+        let writer = {
+            let window = window.clone();
+            thread::spawn(move || window.record(60, 0, 1))
+        };
+        let (seen, ..) = counts(&window, 60);
+        assert!(seen[0] == 0 && seen[1] <= 1, "{seen:?}");
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn one_caller_at_a_time_has_the_duty_and_sees_what_the_last_one_wrote() {
+    loom::model(|| {
+        // loom itself watches the cell: two at once, or one who does not see the other's access, fail the model
+        let shared = Arc::new((Duty::new(), UnsafeCell::new(())));
+        let work = |shared: &(Duty, UnsafeCell<()>), second| {
+            let taken = shared.0.take(second).or_else(|| shared.0.again());
+            taken.map_or(0, |taken| {
+                shared.1.with_mut(|_| ());
+                u32::from(taken.since() > 0)
+            })
+        };
+        let other = {
+            let shared = shared.clone();
+            thread::spawn(move || work(&shared, 1) + work(&shared, 2))
+        };
+        let done = work(&shared, 1) + other.join().unwrap();
+        assert!((1..=2).contains(&done), "{done}: a second's work is done once");
+    });
+}
