@@ -22,7 +22,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::Upload;
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::deadline::Deadline;
-use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::timeout::{LearnedLimits, Learning, TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -392,4 +392,62 @@ async fn a_body_that_is_empty_goes_unwatched() {
     let answer = TimeoutLayer::new(none().head(LIMIT)).layer(reads_then(LIMIT + MS));
     let answer = answer.oneshot(Request::new(Empty::new())).await.unwrap();
     assert_eq!(Cause::of(&answer), Some(Cause::FirstByteTimeout));
+}
+
+/// A layer that learns one route, after 300 answers that each took 40 ms.
+async fn taught(timeouts: Timeouts, mode: Learning) -> (TimeoutLayer, Arc<LearnedLimits>) {
+    let limits = Arc::new(LearnedLimits::new(SECOND * 10, ["/known"]).unwrap().learning(mode));
+    let layer = TimeoutLayer::new(timeouts).learned(limits.clone(), |head| Some(head.uri.path()));
+    for _ in 0..300 {
+        let answer = layer.layer(reads_then(MS * 40)).oneshot(known(Empty::new())).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    sleep(SECOND).await;
+    (layer, limits)
+}
+
+fn known<B>(body: B) -> Request<B> {
+    Request::get("/known").body(body).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_learned_limit_cuts_only_where_it_is_told_to() {
+    for (mode, route, cause) in [
+        (Learning::Enforce, "/known", Some(Cause::FirstByteTimeout)),
+        (Learning::Enforce, "/other", None),
+        (Learning::Report, "/known", None),
+    ] {
+        let (layer, limits) = taught(none().head(SECOND * 5), mode).await;
+        let learned = limits.get("/known").unwrap().snapshot(Instant::now());
+        assert_eq!(learned.samples, 300);
+        assert!(learned.limit >= MS * 78 && learned.limit <= MS * 84, "{learned:?}");
+        let begun = Instant::now();
+        let request = Request::get(route).body(Empty::new()).unwrap();
+        let answer = layer.layer(reads_then(SECOND)).oneshot(request).await.unwrap();
+        assert_eq!(Cause::of(&answer), cause);
+        if cause.is_some() {
+            assert!(begun.elapsed() <= learned.limit + MS, "{:?}", begun.elapsed());
+            let samples = limits.get("/known").unwrap().snapshot(Instant::now()).samples;
+            assert_eq!(samples, 301, "what was cut is a sample");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_learned_begins_at_the_end_of_the_upload() {
+    let (layer, limits) = taught(none(), Learning::Enforce).await;
+    // the upload takes thrice as long as the answer, which is no later than the others
+    for _ in 0..300 {
+        let answer = layer.layer(reads_then(MS * 40)).oneshot(known(frames([MS * 30; 4]))).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    sleep(SECOND).await;
+    let learned = limits.get("/known").unwrap().snapshot(Instant::now());
+    assert!(learned.samples >= 300 && learned.limit <= MS * 84, "{learned:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_teach_nothing() {
+    let (_, limits) = taught(none().unbounded(), Learning::Report).await;
+    assert_eq!(limits.get("/known").unwrap().snapshot(Instant::now()).samples, 0);
 }

@@ -144,7 +144,7 @@ where
         Ok(answer) => {
             let (status, cause) = judged(&answer);
             let outcome = Outcome::answer(status, cause);
-            open.shared.limits.answered(watch, &open.call, &outcome);
+            open.shared.limits.answered(watch, &open.call, open.uploaded(), &outcome);
             if let Some(ticket) = &mut open.ticket {
                 open.shared.parts.answered(ticket, &open.call, &outcome);
             }
@@ -152,7 +152,7 @@ where
         }
         Err(error) => {
             let outcome = Outcome::error();
-            open.shared.limits.answered(watch, &open.call, &outcome);
+            open.shared.limits.answered(watch, &open.call, open.uploaded(), &outcome);
             open.settle(&outcome);
             Err(error)
         }
@@ -160,6 +160,11 @@ where
 }
 
 impl<P: Part, L> Open<P, L> {
+    #[inline]
+    fn uploaded(&self) -> Option<Instant> {
+        self.upload.0.as_ref().and_then(|progress| progress.ended())
+    }
+
     /// Adds what this engine saw of the request body itself.
     pub(super) fn see(&self, sight: &mut Sight) {
         if let (None, Some(progress)) = (sight.upload, &self.upload.0) {

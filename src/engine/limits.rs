@@ -22,9 +22,10 @@ pub trait Limits: Send + Sync + 'static {
     /// A look that was due.
     fn look(&self, watch: &mut Self::Watch, call: &Call, now: Instant, sight: &Sight) -> Finding;
 
-    /// The response head has come, or the inner service's error.
-    fn answered(&self, watch: &Self::Watch, call: &Call, outcome: &Outcome) {
-        let _ = (watch, call, outcome);
+    /// The response head has come, or the inner service's error; `uploaded` is when the request body had
+    /// ended, if the engine watched one.
+    fn answered(&self, watch: &Self::Watch, call: &Call, uploaded: Option<Instant>, outcome: &Outcome) {
+        let _ = (watch, call, uploaded, outcome);
     }
 
     /// The limits of the response body.

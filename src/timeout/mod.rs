@@ -52,6 +52,7 @@
 
 mod enforced;
 mod learned;
+mod learner;
 mod timeouts;
 mod watch;
 
@@ -60,11 +61,13 @@ use std::sync::Arc;
 
 use tower_layer::Layer;
 
+use self::learner::Learner;
 use crate::deadline::Deadlines;
 use crate::engine::{Engine, Shared, Tracked, Untouched, Watched};
 
 pub use self::enforced::{Enforced, Watch};
 pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
+pub use self::learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use crate::measure::Quantile;
 
@@ -85,7 +88,7 @@ pub struct TimeoutLayer<W = Watched> {
 impl TimeoutLayer {
     /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::Upload).
     pub fn new(timeouts: Timeouts) -> Self {
-        let limits = Enforced { timeouts, deadlines: None };
+        let limits = Enforced { timeouts, deadlines: None, learner: None };
         Self { shared: Arc::new(Shared { parts: (), limits }), border: PhantomData }
     }
 }
@@ -107,6 +110,36 @@ impl<W> TimeoutLayer<W> {
     /// Reads the caller's deadline, and writes the one that goes out (default: neither).
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         Arc::make_mut(&mut self.shared).limits.deadlines = Some(Arc::new(deadlines));
+        self
+    }
+}
+
+impl<W> TimeoutLayer<W> {
+    /// Learns how long the response heads of these routes take (default: not at all).
+    ///
+    /// `route` names a request's route: one of those that `limits` were made for, or it teaches nothing. The
+    /// limits only report until they are told to [enforce](Learning::Enforce). Exchanges that are
+    /// [unbounded](Timeouts::unbounded) are no samples, nor is an answer that came before its upload was through.
+    ///
+    /// ```
+    /// use std::{sync::Arc, time::Duration};
+    /// use axum::extract::MatchedPath;
+    /// use tower_upstream::timeout::{LearnedLimits, TimeoutLayer, Timeouts};
+    ///
+    /// let limits = Arc::new(LearnedLimits::new(Duration::from_secs(10), ["/cart/{id}", "/search"]).unwrap());
+    /// let layer = TimeoutLayer::new(Timeouts::new())
+    ///     .learned(limits.clone(), |head| head.extensions.get().map(MatchedPath::as_str));
+    /// // and now and then, for whoever looks at it
+    /// for (route, limit) in limits.iter() {
+    ///     println!("{route}: {:?}", limit.snapshot(tokio::time::Instant::now()));
+    /// }
+    /// ```
+    pub fn learned(
+        mut self,
+        limits: Arc<LearnedLimits>,
+        route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.shared).limits.learner = Some(Learner::new(limits, route));
         self
     }
 }

@@ -53,6 +53,11 @@ impl Stall {
         Finding::Passed(cause, phase)
     }
 
+    /// What it watches for.
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// Bytes read by the last look.
     pub(super) fn read(&self) -> u64 {
         self.read

@@ -101,8 +101,17 @@ impl LearnedLimits {
 
     /// The limit of a route; none of one that was not named.
     pub fn get(&self, route: &str) -> Option<&LearnedLimit> {
+        self.at(self.place(route)?)
+    }
+
+    /// Where a route's limit stands, for [`at`](Self::at).
+    pub(in crate::timeout) fn place(&self, route: &str) -> Option<u16> {
         let place = self.limits.binary_search_by(|row| (*row.0).cmp(route)).ok()?;
-        self.limits.get(place).map(|row| &row.1)
+        u16::try_from(place).ok()
+    }
+
+    pub(in crate::timeout) fn at(&self, place: u16) -> Option<&LearnedLimit> {
+        self.limits.get(usize::from(place)).map(|row| &row.1)
     }
 
     /// The routes with their limits, by name.

@@ -1,0 +1,100 @@
+//! Which route a call belongs to, and whether its time is a sample.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Uri};
+use tokio::time::Instant;
+
+use super::{LearnedLimit, LearnedLimits, Learning};
+
+/// What of a request tells its route.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The target.
+    pub uri: &'a Uri,
+    /// The fields.
+    pub headers: &'a HeaderMap,
+    /// What layers around have left, such as axum's `MatchedPath`.
+    pub extensions: &'a Extensions,
+}
+
+type Route = dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync;
+
+/// Learns and limits by route.
+#[derive(Clone)]
+pub(super) struct Learner {
+    limits: Arc<LearnedLimits>,
+    route: Arc<Route>,
+}
+
+/// The route of a call, if it has a limit of its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lesson {
+    route: u16,
+    /// The request carries a body; without a watch on it nobody knows when the wait for the answer began.
+    uploads: bool,
+}
+
+impl Learner {
+    pub(super) fn new(
+        limits: Arc<LearnedLimits>,
+        route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        Self { limits, route: Arc::new(route) }
+    }
+
+    pub(super) fn lesson<B>(&self, request: &Request<B>) -> Option<Lesson> {
+        let (uri, headers) = (request.uri(), request.headers());
+        let head = RequestHead { method: request.method(), uri, headers, extensions: request.extensions() };
+        let route = self.limits.place((self.route)(head)?)?;
+        let empty = HeaderValue::from_static("0");
+        let uploads = headers.contains_key(TRANSFER_ENCODING)
+            || headers.get(CONTENT_LENGTH).is_some_and(|length| *length != empty);
+        Some(Lesson { route, uploads })
+    }
+
+    fn limit(&self, lesson: Lesson) -> Option<&LearnedLimit> {
+        self.limits.at(lesson.route)
+    }
+
+    /// The limit to hold a call to: the learned one where that is enforced, never more than the configured one.
+    pub(super) fn head(&self, lesson: Lesson, configured: Option<Duration>, now: Instant) -> Option<Duration> {
+        if self.limits.mode() == Learning::Report {
+            return configured;
+        }
+        let learned = self.limit(lesson).map(|limit| limit.limit(now));
+        match (learned, configured) {
+            (Some(learned), Some(configured)) => Some(learned.min(configured)),
+            (learned, configured) => learned.or(configured),
+        }
+    }
+
+    /// A response head came; `uploaded` is when its request body had ended, if somebody watched that.
+    pub(super) fn answered(&self, lesson: Lesson, begun: Instant, uploaded: Option<Instant>, now: Instant) {
+        if lesson.uploads && uploaded.is_none() {
+            return;
+        }
+        if let Some(limit) = self.limit(lesson) {
+            limit.answered(now, now.saturating_duration_since(uploaded.unwrap_or(begun)));
+        }
+    }
+
+    /// A call was cut at this limit.
+    pub(super) fn timed_out(&self, lesson: Lesson, limit: Duration, now: Instant) {
+        if let Some(learned) = self.limit(lesson) {
+            learned.timed_out(now, limit);
+        }
+    }
+}
+
+impl fmt::Debug for Learner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Learner").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
