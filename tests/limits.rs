@@ -6,10 +6,20 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Gateway, Upstream, Wire, ask, proxy, short, soon};
-use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::cause::{Phase, Replay};
-use tower_upstream::timeout::Timeouts;
+use axum::body::Body;
+use bytes::Bytes;
+use http::Uri;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::TokioExecutor;
+use support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, short, soon};
+use tokio::net::TcpStream;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_upstream::cause::{Connection, Evidence, Phase, Replay};
+use tower_upstream::client::{CaptureLayer, Connect, Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector};
+use tower_upstream::forward::Rules;
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{BadGatewayCause as Cause, Failure};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const SOON: Duration = Duration::from_millis(300);
@@ -110,4 +120,130 @@ async fn without_limits_an_answer_may_take_its_time() {
     let limits = Timeouts::new().head(None).body_idle(None).total(None);
     let gateway = Gateway::limited(proxy(upstream.address), limits).await;
     assert_eq!(ask(gateway.address, GET).await.text(), "late");
+}
+
+/// The longest any phase below is left to itself.
+const PHASE: Duration = Duration::from_millis(100);
+
+/// A proxy under one limit for the attempt, and what it answers.
+async fn attempt<C>(builder: ReverseProxyBuilder<C>) -> Failure
+where
+    C: Connect,
+    C::Future: 'static,
+{
+    attempt_of(builder.build::<Body>()).await
+}
+
+async fn attempt_of<S, B>(service: S) -> Failure
+where
+    S: Service<http::Request<Body>, Response = http::Response<B>, Error: std::fmt::Debug>,
+    B: http_body::Body<Data = Bytes, Error: Into<tower::BoxError>>,
+{
+    let limits = Timeouts::new().attempt(PHASE);
+    let request = http::Request::get("http://a.test/").header("host", "a").body(Body::empty()).unwrap();
+    let answer = soon(TimeoutLayer::new(limits).untouched().layer(service).oneshot(request)).await.unwrap();
+    assert_eq!(answer.status(), Failure::of(&answer).unwrap().cause().status());
+    Failure::of(&answer).unwrap().clone()
+}
+
+/// A connector that leaves the rest to the test.
+fn dials(to: std::net::SocketAddr) -> ReverseProxyBuilder {
+    ReverseProxy::builder(to.to_string().parse().unwrap(), Rules::new("edge").unwrap())
+}
+
+fn told(failure: &Failure) -> (Cause, Phase, Replay, Evidence) {
+    (failure.cause(), failure.phase(), failure.replay(), failure.evidence())
+}
+
+fn unsent(cause: Cause, phase: Phase) -> (Cause, Phase, Replay, Evidence) {
+    (cause, phase, Replay::NotSent, Evidence::NoConnection)
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_resolved_ate_the_time() {
+    let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<_>, std::io::Error>>());
+    let target = "nowhere.test".parse().unwrap();
+    let named = ReverseProxy::builder(target, Rules::new("edge").unwrap());
+    let failure = attempt(named.connector(TcpConnector::with_resolver(silent))).await;
+    assert_eq!(told(&failure), unsent(Cause::DnsTimeout, Phase::Resolve));
+}
+
+#[tokio::test]
+async fn a_connect_that_nobody_answers_ate_the_time() {
+    let never = service_fn(|_: Uri| std::future::pending::<Result<Socket<TcpStream>, std::io::Error>>());
+    let failure = attempt(dials(([127, 0, 0, 1], 1).into()).connector(never)).await;
+    assert_eq!(told(&failure), unsent(Cause::ConnectTimeout, Phase::Connect));
+}
+
+#[tokio::test]
+async fn a_handshake_that_hangs_ate_the_time() {
+    let upstream = Upstream::scripted(|mut wire, _| async move { drop(wire.bytes(1 << 20).await) }).await;
+    let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
+    let failure = attempt(ReverseProxy::builder(target, Rules::new("edge").unwrap())).await;
+    assert_eq!(told(&failure), unsent(Cause::TlsTimeout, Phase::Tls));
+    assert_eq!(failure.peer(), Some(upstream.address));
+}
+
+#[tokio::test]
+async fn a_pool_without_room_ate_the_time() {
+    let upstream = silent().await;
+    let mut proxy = dials(upstream.address).max_connections(1).queue_timeout(PATIENCE).build::<Body>();
+    let first = http::Request::get("/").header("host", "a").body(Body::empty()).unwrap();
+    let mut first = Box::pin(proxy.call(first));
+    // it has the only connection, which the upstream never answers on
+    while upstream.accepted() == 0 {
+        let _ = tokio::time::timeout(Duration::from_millis(5), &mut first).await;
+    }
+    let failure = attempt_of(proxy).await;
+    assert_eq!(told(&failure), unsent(Cause::QueueTimeout, Phase::Pool));
+    assert_eq!(failure.cause().status(), 503);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_silent_ate_the_time() {
+    let upstream = silent().await;
+    let failure = attempt(dials(upstream.address)).await;
+    let (cause, replay) = (Cause::FirstByteTimeout, Replay::IdempotentOnly);
+    assert_eq!(told(&failure), (cause, Phase::Wait, replay, Evidence::Counted));
+    assert_eq!((failure.peer(), failure.connection()), (Some(upstream.address), Some(Connection::Fresh)));
+    assert_eq!(failure.upstream(), Some(upstream.address.to_string().as_str()));
+}
+
+/// hyper-util's own client over our connector.
+fn legacy<C>(connector: C) -> Client<Connector<C>, Body>
+where
+    C: Clone,
+    Connector<C>: hyper_util::client::legacy::connect::Connect + Clone,
+{
+    Client::builder(TokioExecutor::new()).build(Connector::new(connector))
+}
+
+#[tokio::test]
+async fn hyper_utils_client_tells_the_phases_before_its_connection_by_our_connector() {
+    let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<_>, std::io::Error>>());
+    let failure = attempt_of(legacy(TcpConnector::with_resolver(silent))).await;
+    assert_eq!(told(&failure), unsent(Cause::DnsTimeout, Phase::Resolve));
+    let never = service_fn(|_: Uri| std::future::pending::<Result<Socket<TcpStream>, std::io::Error>>());
+    let failure = attempt_of(legacy(never)).await;
+    assert_eq!(told(&failure), unsent(Cause::ConnectTimeout, Phase::Connect));
+}
+
+#[tokio::test]
+async fn hyper_utils_client_tells_the_later_phases_where_it_is_captured() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        wire.request().await.unwrap();
+        wire.write("HTTP/1.1 200 OK\r\nA: ").await;
+        loop {
+            tokio::time::sleep(PHASE / 8).await;
+            wire.write("x").await;
+        }
+    })
+    .await;
+    let to = upstream.address;
+    let dial = service_fn(move |_: Uri| async move { TcpStream::connect(to).await.map(Socket::new) });
+    let inferred = attempt_of(legacy(dial)).await;
+    assert_eq!((inferred.cause(), inferred.evidence()), (Cause::FirstByteTimeout, Evidence::Inferred));
+    let counted = attempt_of(CaptureLayer::new().layer(legacy(dial))).await;
+    let (cause, replay) = (Cause::HeadTimeout, Replay::IdempotentOnly);
+    assert_eq!(told(&counted), (cause, Phase::Head, replay, Evidence::Counted));
 }

@@ -11,8 +11,9 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::interim::Interim;
+use super::sight::telling;
 use super::{BoxError, Stamped};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Replay};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 use crate::classify::Stamp;
 
 /// Wraps any connector: its connections carry a [`Stamp`], its errors are [`Failure`]s.
@@ -82,7 +83,8 @@ where
 
     fn call(&mut self, target: Uri) -> Self::Future {
         let (limit, max_interim) = (self.timeout, self.max_interim);
-        let dial = self.inner.call(target);
+        // an inner connector of ours tells more exactly, and is heard first
+        let dial = telling(Phase::Connect, None, self.inner.call(target));
         Box::pin(async move {
             let dialed = match limit {
                 None => dial.await,

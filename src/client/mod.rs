@@ -22,6 +22,7 @@
 //! ```
 
 mod address;
+mod capture;
 mod connector;
 mod download;
 mod exchange;
@@ -37,6 +38,7 @@ mod tcp;
 mod tls;
 mod tunnel;
 
+pub use self::capture::{Capture, CaptureFuture, CaptureLayer};
 pub use self::connector::Connector;
 pub use self::download::Download;
 pub use self::policy::AddressPolicy;
