@@ -22,7 +22,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Barrier;
 use tokio::time::Instant;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::timeout::alignment::FindingId;
+use tower_upstream::timeout::alignment::{Finding, FindingId};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
@@ -34,7 +34,7 @@ const ALIGNED: Duration = Duration::from_millis(200);
 const TOO_LONG: Duration = Duration::from_secs(4);
 
 /// How long a message is under way between gateway and upstream: time to cross another one.
-const UNDER_WAY: Duration = Duration::from_millis(10);
+const UNDER_WAY: Duration = Duration::from_millis(25);
 
 const CALLERS: u64 = 250;
 const ROUNDS: u64 = 20;
@@ -78,14 +78,14 @@ async fn far(upstream: SocketAddr) -> Upstream {
     .await
 }
 
-/// Rounds of requests, a pool's idle limit after the one before and sometimes a keep-alive.
+/// Rounds of requests, a pool's idle limit after the one before, and sometimes so late that a close is under way.
 async fn caller(number: u64, gateway: SocketAddr, all: Arc<Barrier>) -> Vec<u16> {
     let mut statuses = Vec::new();
     let mut wire = Wire::connect(gateway).await;
     all.wait().await;
     for round in 0..ROUNDS {
         statuses.push(wire.ask(POST).await.status());
-        let around = if round % 4 == 0 { KEEP_ALIVE } else { ALIGNED };
+        let around = if round % 4 == 0 { KEEP_ALIVE.saturating_sub(UNDER_WAY) } else { ALIGNED };
         // from 5 ms before to 5 ms after, another in each round
         let spread = Duration::from_micros((number * 40 + round * 1300) % 10_000);
         tokio::time::sleep_until(Instant::now() + around + spread - Duration::from_millis(5)).await;
@@ -117,17 +117,26 @@ async fn five_thousand(pool_idle: Duration) -> (usize, Vec<Cause>) {
 /// What the checker says of this idle limit.
 fn refused(pool_idle: Duration) -> Vec<FindingId> {
     let topology = Topology::new().pool_idle(pool_idle).upstream_keep_alive(KEEP_ALIVE);
-    Timeouts::new().check(&topology).refused().map(|finding| finding.id()).collect()
+    Timeouts::new().check(&topology).refused().map(Finding::id).collect()
 }
 
 #[tokio::test]
 async fn a_pool_that_idles_longer_than_its_upstream_answers_502() {
     assert_eq!(refused(TOO_LONG), [FindingId::PoolIdleUpstreamKeepAlive]);
-    let (failed, causes) = five_thousand(TOO_LONG).await;
-    println!("unaligned: {failed} of 5000 answered 502");
-    assert!(failed > 0);
-    assert_eq!(causes.len(), failed);
-    assert!(causes.iter().all(|cause| matches!(cause, Cause::StaleConnection | Cause::NotDispatched)), "{causes:?}");
+    // a machine that is busy with something else may miss the moment: it has more than one
+    for _ in 0..5 {
+        let (failed, causes) = five_thousand(TOO_LONG).await;
+        println!("unaligned: {failed} of 5000 answered 502");
+        assert_eq!(causes.len(), failed);
+        assert!(
+            causes.iter().all(|cause| matches!(cause, Cause::StaleConnection | Cause::NotDispatched)),
+            "{causes:?}"
+        );
+        if failed > 0 {
+            return;
+        }
+    }
+    panic!("25,000 requests, and none met a connection that was just closing");
 }
 
 #[tokio::test]
