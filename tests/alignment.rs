@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Barrier;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::timeout::alignment::{Finding, FindingId};
+use tower_upstream::timeout::alignment::{Finding, FindingId, neighbours};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
@@ -29,8 +29,8 @@ const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce"
 const KEEP_ALIVE: Duration = Duration::from_millis(1250);
 /// What the rule accepts for it.
 const ALIGNED: Duration = Duration::from_millis(200);
-/// What it does not; the gateway's own default.
-const TOO_LONG: Duration = Duration::from_secs(4);
+/// What it does not: hyper-util's default, from which the pool needs seven deaths to learn its way down.
+const TOO_LONG: Duration = neighbours::HYPER_UTIL_POOL_IDLE;
 
 /// How long a message is under way between gateway and upstream: time to cross another one.
 const UNDER_WAY: Duration = Duration::from_millis(25);
@@ -85,7 +85,7 @@ async fn caller(number: u64, gateway: SocketAddr, all: Arc<Barrier>) -> Vec<u16>
     for round in 0..ROUNDS {
         statuses.push(wire.ask(POST).await.status());
         // up to 5 ms after, another in each round; far ahead of the keep-alive, as a busy machine is late
-        let (around, spread) = if round % 10 == 0 { (KEEP_ALIVE, 200) } else { (ALIGNED, 10) };
+        let (around, spread) = if round % 4 == 0 { (KEEP_ALIVE, 200) } else { (ALIGNED, 10) };
         let ahead = Duration::from_millis((number + round * 7) % spread);
         tokio::time::sleep((around + Duration::from_millis(5)).saturating_sub(ahead)).await;
     }
