@@ -350,6 +350,29 @@ async fn what_the_upstream_says_of_its_keep_alive_ends_idle_connections_before_i
 }
 
 #[tokio::test]
+async fn the_age_at_which_idle_connections_die_ends_the_next_ones_before_the_upstream_does() {
+    let (told, mut ended) = mpsc::unbounded_channel();
+    let upstream = Upstream::scripted(move |mut wire, before| {
+        let told = told.clone();
+        async move {
+            wire.request().await.unwrap();
+            wire.reply("there").await;
+            // says nothing of its keep-alive, of 3 s; the second would outlive what was learnt, but not 4 s
+            let patience = Duration::from_millis(if before == 0 { 3000 } else { 3700 });
+            told.send(wire.ends_within(patience).await).unwrap();
+        }
+    })
+    .await;
+    // 80 % of 3 s are more than half of this, so that one death says it all
+    let gateway = Gateway::start(proxy(upstream.address).idle_timeout(Duration::from_secs(4))).await;
+    assert_eq!(ask(gateway.address, GET).await.status(), 200);
+    assert!(!soon(ended.recv()).await.unwrap(), "the upstream ended the first");
+    assert_eq!(ask(gateway.address, GET).await.status(), 200);
+    assert!(soon(ended.recv()).await.unwrap(), "the gateway ended the second");
+    assert_eq!((upstream.accepted(), gateway.seen.causes()), (2, vec![]));
+}
+
+#[tokio::test]
 async fn an_answer_before_the_end_of_the_upload_costs_neither_the_upload_nor_the_connection() {
     let (told, mut uploads) = mpsc::unbounded_channel();
     let upstream = Upstream::scripted(move |mut wire, _| {

@@ -279,6 +279,10 @@ impl<B> Lease<B> {
     /// After an error: a shared connection stays only if the error was its stream's alone.
     #[cfg_attr(not(feature = "http2"), allow(clippy::unused_self))]
     pub(super) fn failed(&self, failure: &Failure) {
+        #[cfg_attr(not(feature = "http2"), allow(irrefutable_let_patterns))]
+        if let Self::H1(h1) = self {
+            h1.failed(failure);
+        }
         #[cfg(feature = "http2")]
         if let Self::H2(h2) = self {
             let streams_own = match failure.cause() {

@@ -10,12 +10,14 @@ mod h1;
 mod h2;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+#[cfg(feature = "http2")]
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Uri};
+use http::Uri;
 use http_body::Body;
 use hyper_util::client::legacy::connect::Connection;
 use tokio::sync::oneshot;
@@ -26,6 +28,7 @@ use super::sight::telling;
 use super::{BoxError, Connector, Http, Stamped};
 use crate::body::Upload;
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::timeout::alignment::KeepAlive;
 
 pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]
@@ -67,8 +70,8 @@ struct Dial<C> {
 
 pub(super) struct Shared<B> {
     limits: Limits,
-    /// The age at which idle connections go, in milliseconds: the limit, or less if the upstream said so.
-    idle_ms: AtomicU64,
+    /// The age at which idle connections go: the limit, or less as was learnt of the upstream.
+    keep_alive: KeepAlive,
     /// The last connection spoke HTTP/2, so that the next dial is worth sharing.
     #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
     seems_h2: AtomicBool,
@@ -78,7 +81,7 @@ pub(super) struct Shared<B> {
 struct State<B> {
     /// Open connections and those being opened.
     open: usize,
-    /// Each with the time it goes.
+    /// Each with the time it was given back.
     idle: VecDeque<(H1<B>, Instant)>,
     waiters: VecDeque<oneshot::Sender<Turn<B>>>,
     /// The length of the queue at which those that gave up are cleared away.
@@ -152,20 +155,22 @@ impl<B> Shared<B> {
     }
 
     fn idle_limit(&self) -> Duration {
-        Duration::from_millis(self.idle_ms.load(Relaxed))
+        self.keep_alive.idle_limit()
     }
 
-    /// Learns from `Keep-Alive: timeout=N`: a connection goes a second before the upstream ends it.
-    fn learn(&self, keep_alive: &HeaderValue) {
-        let Ok(value) = keep_alive.to_str() else { return };
-        let seconds = value.split(',').find_map(|part| {
-            let (name, seconds) = part.split_once('=')?;
-            name.trim().eq_ignore_ascii_case("timeout").then(|| seconds.trim().parse::<u32>().ok())?
-        });
-        if let Some(seconds) = seconds {
-            let told = u64::from(seconds).saturating_mul(1000).saturating_sub(1000).max(500);
-            let limit = u64::try_from(self.limits.idle.as_millis()).unwrap_or(u64::MAX);
-            self.idle_ms.store(told.min(limit), Relaxed);
+    /// Lets go of the idle connections that the upstream has closed, and learns from the age they had.
+    fn forget_closed(&self, now: Instant) {
+        let mut state = self.lock();
+        if !state.idle.iter().any(|(connection, _)| connection.is_closed()) {
+            return;
+        }
+        let (closed, open) = state.idle.drain(..).partition(|(connection, _)| connection.is_closed());
+        state.idle = open;
+        drop(state);
+        let closed: VecDeque<(H1<B>, Instant)> = closed;
+        // the youngest says the most
+        if let Some((_, since)) = closed.back() {
+            self.keep_alive.died(now.saturating_duration_since(*since), now);
         }
     }
 }
@@ -187,10 +192,9 @@ impl<C, B> Pool<C, B> {
             #[cfg(feature = "http2")]
             h2: h2::Connections::default(),
         };
-        let idle_ms = u64::try_from(limits.idle.as_millis()).unwrap_or(u64::MAX);
         let shared = Shared {
             limits,
-            idle_ms: AtomicU64::new(idle_ms),
+            keep_alive: KeepAlive::new(limits.idle, Instant::now()),
             seems_h2: AtomicBool::new(http.is_h2()),
             state: Mutex::new(state),
         };
@@ -270,31 +274,37 @@ where
     /// The youngest idle connection, if it can take a request at once.
     pub(super) fn idle_now(&self, now: Instant) -> Option<H1<B>> {
         let mut state = self.shared.lock();
-        let (connection, until) = state.idle.back()?;
-        if !connection.is_ready() || now >= *until {
+        let (connection, since) = state.idle.back()?;
+        let age = now.saturating_duration_since(*since);
+        if !connection.is_ready() || age >= self.shared.idle_limit() {
             return None;
         }
-        state.idle.pop_back().map(|(connection, _)| connection)
+        let (mut connection, _) = state.idle.pop_back()?;
+        connection.rested = Some(age);
+        Some(connection)
     }
 
     /// The youngest idle connection that still lives.
     async fn idle(&self, now: Instant) -> Option<H1<B>> {
         loop {
-            let mut connection = {
+            let (mut connection, since) = {
                 let mut state = self.shared.lock();
-                let (connection, until) = state.idle.pop_back()?;
-                if now >= until {
+                let (connection, since) = state.idle.pop_back()?;
+                if now.saturating_duration_since(since) >= self.shared.idle_limit() {
                     // the others are older still
                     let old = std::mem::take(&mut state.idle);
                     drop(state);
                     drop((connection, old));
                     return None;
                 }
-                connection
+                (connection, since)
             };
+            let age = now.saturating_duration_since(since);
             if connection.still_open().await {
+                connection.rested = Some(age);
                 return Some(connection);
             }
+            self.shared.keep_alive.died(age, now);
         }
     }
 

@@ -149,7 +149,7 @@ pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<AnswerB
 /// | [`max_streams`](Self::max_streams) on one HTTP/2 connection | 100 |
 /// | [`queue_timeout`](Self::queue_timeout) | 1 s |
 /// | [`upload_idle_timeout`](Self::upload_idle_timeout) once the answer is complete | 30 s |
-/// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 4 s, less if the upstream says so in `Keep-Alive` |
+/// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 3 s, less if the upstream says so in `Keep-Alive` |
 /// | [`connector`](Self::connector) | [`TcpConnector`], under [`TlsConnector`](super::TlsConnector) with feature `rustls` |
 #[derive(Clone, Debug)]
 #[must_use]
@@ -168,8 +168,8 @@ impl<C> ReverseProxyBuilder<C> {
         let limits = Limits {
             connections: 1024,
             streams: 100,
-            // below the shortest keep-alive that is common: 5 s (Node, uvicorn)
-            idle: Duration::from_secs(4),
+            // a second and more below the shortest keep-alive that is common: 5 s (Node, uvicorn)
+            idle: Duration::from_secs(3),
             queue: Duration::from_secs(1),
         };
         let connector = Connector::new(connector);
@@ -214,7 +214,7 @@ impl<C> ReverseProxyBuilder<C> {
         self
     }
 
-    /// How long an idle connection is kept (default 4 s, at most a day).
+    /// How long an idle connection is kept (default 3 s, at most a day).
     ///
     /// It must be shorter than the upstream's own keep-alive, or requests meet connections that the
     /// upstream is just closing. What the upstream says in `Keep-Alive: timeout=N` shortens it.

@@ -65,9 +65,7 @@ impl Limits for Enforced {
 
     #[inline]
     fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) -> Watch {
-        if self.timeouts.unbounded {
-            call.kind = Kind::Unbounded;
-        }
+        call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
         if let Some(deadlines) = &self.deadlines {
             call.deadline =

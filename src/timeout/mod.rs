@@ -50,6 +50,7 @@
 //! [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
 //! [`Connector`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.Connector.html
 
+pub mod alignment;
 mod enforced;
 mod learned;
 mod learner;
@@ -65,6 +66,7 @@ use self::learner::Learner;
 use crate::deadline::Deadlines;
 use crate::engine::{Engine, Shared, Tracked, Untouched, Watched};
 
+pub use self::alignment::{Misaligned, Report, Topology};
 pub use self::enforced::{Enforced, Watch};
 pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
 pub use self::learner::RequestHead;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::engine::Kind;
+
 /// How long an exchange may take; see the [table](super).
 ///
 /// `None` switches a limit off; over a hundred years count as a hundred.
@@ -21,7 +23,7 @@ pub struct Timeouts {
     pub(crate) total: Option<Duration>,
     pub(crate) body_idle: Option<Duration>,
     pub(crate) absolute: Option<Duration>,
-    pub(crate) unbounded: bool,
+    pub(crate) kind: Kind,
 }
 
 impl Default for Timeouts {
@@ -40,7 +42,7 @@ impl Timeouts {
             total: Some(Duration::from_secs(60)),
             body_idle: half_a_minute,
             absolute: None,
-            unbounded: false,
+            kind: Kind::Bounded,
         }
     }
 
@@ -57,9 +59,16 @@ impl Timeouts {
     }
 
     /// Limits the time from the call to the response head, all attempts together (default 60 s).
+    ///
+    /// The default limit on the head gives way to a shorter total.
     pub fn total(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.total = limit.into().map(reachable);
-        self.unbounded &= self.total.is_none();
+        if let Some(total) = self.total {
+            self.kind = Kind::Bounded;
+            if self.head == Self::new().head {
+                self.head = self.head.map(|head| head.min(total));
+            }
+        }
         self
     }
 
@@ -83,7 +92,7 @@ impl Timeouts {
     /// on idleness stay.
     pub fn unbounded(mut self) -> Self {
         self.total = None;
-        self.unbounded = true;
+        self.kind = Kind::Unbounded;
         self
     }
 }

@@ -9,7 +9,7 @@ use hyper_util::client::legacy::connect::Connection;
 use tokio::time::Instant;
 
 use super::{Place, SendBody, Shared, Turn, Upload};
-use crate::cause::Failure;
+use crate::cause::{BadGatewayCause, Failure};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
 
@@ -22,6 +22,8 @@ pub(crate) struct H1<B> {
     stamp: Stamp,
     place: Option<Place<B>>,
     home: Weak<Shared<B>>,
+    /// How long it had been idle when it was taken; a new one was not.
+    pub(super) rested: Option<Duration>,
 }
 
 impl<B> Drop for H1<B> {
@@ -45,9 +47,21 @@ impl<B> H1<B> {
     /// Learns what the answer says of the connection.
     pub(crate) fn learn(&self, headers: &HeaderMap) {
         let Some(value) = headers.get(KEEP_ALIVE) else { return };
-        if let Some(home) = self.home.upgrade() {
-            home.learn(value);
+        if let (Some(home), Ok(value)) = (self.home.upgrade(), value.to_str()) {
+            home.keep_alive.told(value);
         }
+    }
+
+    /// Learns from a failure: was it the upstream's keep-alive?
+    pub(crate) fn failed(&self, failure: &Failure) {
+        let stale = matches!(failure.cause(), BadGatewayCause::StaleConnection | BadGatewayCause::NotDispatched);
+        if let (true, Some(age), Some(home)) = (stale, self.rested, self.home.upgrade()) {
+            home.keep_alive.died(age, Instant::now());
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.as_ref().is_none_or(SendRequest::is_closed)
     }
 
     /// Leaves the connection to its upgraded protocol; the place is kept as long as what is returned.
@@ -67,11 +81,16 @@ impl<B: SendBody> H1<B> {
             let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
             Failure::seen(error.into(), &scene)
         })?;
+        let of = Arc::downgrade(home);
         tokio::spawn(async move {
             // its error is told by the request it failed
             let _ = connection.with_upgrades().await;
+            // the moment an idle one ends is the moment that tells its upstream's keep-alive
+            if let Some(home) = of.upgrade() {
+                home.forget_closed(Instant::now());
+            }
         });
-        Ok(Self { sender: Some(sender), stamp, place: Some(place), home: Arc::downgrade(home) })
+        Ok(Self { sender: Some(sender), stamp, place: Some(place), home: Arc::downgrade(home), rested: None })
     }
 
     pub(crate) fn sender(&mut self) -> &mut SendRequest<Upload<B>> {
@@ -87,10 +106,12 @@ impl<B: SendBody> H1<B> {
     /// Gives the connection back, to the next who waits or to the idle ones.
     pub(crate) fn give_back(self, now: Instant) {
         let Some(home) = self.home.upgrade() else { return };
-        if self.sender.as_ref().is_none_or(SendRequest::is_closed) {
+        if self.is_closed() {
             return;
         }
         let mut connection = self;
+        // whom it is handed to at once meets no idle connection
+        connection.rested = None;
         let mut state = home.lock();
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.send(Turn::Connection(connection)) {
@@ -99,7 +120,7 @@ impl<B: SendBody> H1<B> {
                 Ok(()) | Err(Turn::Place(_)) => return,
             }
         }
-        state.idle.push_back((connection, now + home.idle_limit()));
+        state.idle.push_back((connection, now));
         if !state.reaping {
             state.reaping = true;
             drop(state);
@@ -132,9 +153,11 @@ async fn reap<B>(home: Weak<Shared<B>>) {
         tokio::time::sleep(limit).await;
         let Some(home) = home.upgrade() else { return };
         let now = Instant::now();
+        home.keep_alive.ease(now);
+        let limit = home.idle_limit();
         let mut old = Vec::new();
         let mut state = home.lock();
-        while state.idle.front().is_some_and(|(_, until)| now >= *until) {
+        while state.idle.front().is_some_and(|(_, since)| now.saturating_duration_since(*since) >= limit) {
             old.extend(state.idle.pop_front());
         }
         let done = state.idle.is_empty();

@@ -1,0 +1,231 @@
+//! The numbers that are compared, and the margin between them.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::time::Duration;
+
+/// One side of an inequality.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Amount {
+    /// A time.
+    Time(Duration),
+    /// A limit that does not exist.
+    Unlimited,
+    /// A number of things.
+    Count(u64),
+    /// A size in bytes.
+    Bytes(u64),
+    /// A share of the whole.
+    Share(Share),
+}
+
+impl Amount {
+    /// Its place among amounts of its kind; what is unlimited lies above all.
+    fn rank(self) -> u128 {
+        match self {
+            Self::Time(time) => time.as_nanos(),
+            Self::Unlimited => u128::MAX,
+            Self::Count(number) | Self::Bytes(number) => number.into(),
+            Self::Share(share) => share.0.into(),
+        }
+    }
+
+    /// The smaller of two of a kind.
+    pub(super) fn min(self, other: Self) -> Self {
+        if other.rank() < self.rank() { other } else { self }
+    }
+
+    /// Both together; a time and what is unlimited is unlimited.
+    pub(super) fn plus(self, time: Duration) -> Self {
+        match self {
+            Self::Time(own) => Self::Time(own.saturating_add(time)),
+            other => other,
+        }
+    }
+
+    /// The next whole millisecond: what is to be set *at least* must not lose by being printed.
+    pub(super) fn rounded_up(self) -> Self {
+        match self {
+            Self::Time(time) => {
+                let millis = time.as_nanos().div_ceil(1_000_000);
+                Self::Time(Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
+            }
+            other => other,
+        }
+    }
+
+    pub(super) fn time(self) -> Option<Duration> {
+        match self {
+            Self::Time(time) => Some(time),
+            _ => None,
+        }
+    }
+
+    pub(super) fn order(self, other: Self) -> Ordering {
+        self.rank().cmp(&other.rank())
+    }
+
+    pub(super) fn is_below(self, other: Self) -> bool {
+        self.rank() < other.rank()
+    }
+
+    pub(super) fn is_unlimited(self) -> bool {
+        self == Self::Unlimited
+    }
+}
+
+impl From<Duration> for Amount {
+    fn from(time: Duration) -> Self {
+        Self::Time(time)
+    }
+}
+
+impl From<Option<Duration>> for Amount {
+    fn from(limit: Option<Duration>) -> Self {
+        limit.map_or(Self::Unlimited, Self::Time)
+    }
+}
+
+/// As an operator reads it: `2.5 s`, `no limit`, `20`, `64 KiB`, `0.2 %`.
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Time(time) => write!(f, "{}", Spoken(*time)),
+            Self::Unlimited => f.write_str("no limit"),
+            Self::Count(number) => write!(f, "{number}"),
+            Self::Bytes(bytes) => match bytes {
+                0x4000_0000.. => write!(f, "{} GiB", thousandths(bytes >> 20, 1024)),
+                0x10_0000.. => write!(f, "{} MiB", thousandths(bytes >> 10, 1024)),
+                0x400.. => write!(f, "{} KiB", thousandths(*bytes, 1024)),
+                _ => write!(f, "{bytes} B"),
+            },
+            Self::Share(share) => write!(f, "{share}"),
+        }
+    }
+}
+
+/// A share of the whole, exact to a millionth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share(u32);
+
+impl Share {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// The whole.
+    pub const ALL: Self = Self(1_000_000);
+
+    /// So many of a thousand; more than all of them count as all.
+    pub const fn per_mille(parts: u32) -> Self {
+        Self::per_million(parts.saturating_mul(1000))
+    }
+
+    /// So many of a million; more than all of them count as all.
+    pub const fn per_million(parts: u32) -> Self {
+        if parts > Self::ALL.0 { Self::ALL } else { Self(parts) }
+    }
+
+    /// What is left of the whole.
+    pub(super) const fn rest(self) -> Self {
+        Self(Self::ALL.0 - self.0)
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} %", fraction(u64::from(self.0 / 10_000), u64::from(self.0 % 10_000), 4))
+    }
+}
+
+/// What may pass between two limits that were to be equal: messages under way, clocks, scheduling.
+///
+/// The larger of 50 ms and 5 % of the smaller limit: the smaller one is the one that has to fire first,
+/// and its own delay grows with it.
+pub(super) fn margin(one: Amount, other: Amount) -> Duration {
+    let smaller = one.min(other).time().unwrap_or_default();
+    (smaller / 20).max(LEAST_MARGIN)
+}
+
+pub(super) const LEAST_MARGIN: Duration = Duration::from_millis(50);
+
+/// Below which a limit must be, so that it and its margin stay below this one.
+pub(super) fn below(limit: Duration) -> Duration {
+    let twentieth = limit.as_nanos() * 20 / 21;
+    let share = Duration::from_nanos(u64::try_from(twentieth).unwrap_or(u64::MAX));
+    share.min(limit.saturating_sub(LEAST_MARGIN))
+}
+
+/// A duration in the unit that suits it, cut after three digits: what is set by it stays within.
+pub(super) struct Spoken(pub(super) Duration);
+
+impl fmt::Display for Spoken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (time, nanos) = (self.0, u64::from(self.0.subsec_nanos()));
+        if time >= Duration::from_secs(100 * 24 * 60 * 60) {
+            write!(f, "{} d", time.as_secs() / 86_400)
+        } else if time >= Duration::from_secs(1) {
+            write!(f, "{} s", fraction(time.as_secs(), nanos / 1_000_000, 3))
+        } else {
+            write!(f, "{} ms", fraction(nanos / 1_000_000, nanos / 1000 % 1000, 3))
+        }
+    }
+}
+
+fn thousandths(amount: u64, unit: u64) -> String {
+    fraction(amount / unit, amount % unit * 1000 / unit, 3)
+}
+
+/// A decimal without the zeros at its end.
+fn fraction(whole: u64, part: u64, digits: usize) -> String {
+    if part == 0 {
+        return whole.to_string();
+    }
+    format!("{whole}.{part:0digits$}").trim_end_matches('0').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    #[test]
+    fn numbers_read_as_an_operator_writes_them() {
+        let spoken = |time| Spoken(time).to_string();
+        assert_eq!(spoken(ms(50)), "50 ms");
+        assert_eq!(spoken(Duration::from_micros(1500)), "1.5 ms");
+        assert_eq!(spoken(ms(2500)), "2.5 s");
+        assert_eq!(spoken(ms(57_142)), "57.142 s");
+        assert_eq!(Amount::Bytes(64 << 10).to_string(), "64 KiB");
+        assert_eq!(Amount::Bytes(3 << 29).to_string(), "1.5 GiB");
+        assert_eq!(Share::per_mille(995).to_string(), "99.5 %");
+        assert_eq!(Share::per_million(2020).to_string(), "0.202 %");
+        assert_eq!(Amount::Unlimited.to_string(), "no limit");
+    }
+
+    #[test]
+    fn the_margin_is_a_twentieth_of_the_smaller_limit_and_50_ms_at_least() {
+        let of = |one, other| margin(Amount::Time(ms(one)), Amount::Time(ms(other)));
+        assert_eq!(of(10_000, 60_000), ms(500));
+        assert_eq!(of(60_000, 10_000), ms(500));
+        assert_eq!(of(999, 60_000), ms(50));
+        assert_eq!(margin(Amount::Unlimited, Amount::Time(ms(2000))), ms(100));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_lies_below_the_bound_keeps_its_margin(limit in 51u64..10_000_000, less in 1u64..10_000) {
+            let limit = Duration::from_micros(limit * 1000);
+            let bound = below(limit);
+            let own = bound.saturating_sub(Duration::from_nanos(less));
+            prop_assume!(own < bound);
+            prop_assert!(own + margin(Amount::Time(own), Amount::Time(limit)) < limit);
+            let over = bound + Duration::from_nanos(2);
+            prop_assert!(over + margin(Amount::Time(over), Amount::Time(limit)) >= limit);
+        }
+    }
+}

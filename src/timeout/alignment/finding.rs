@@ -1,0 +1,267 @@
+//! One inequality that does not hold, and all that is to be said about it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use super::amount::{Amount, Spoken};
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $word:literal;)*) => {
+        /// Which of the 18 inequalities a finding is about.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum FindingId {
+            $($(#[$doc])* $variant = $number,)*
+        }
+
+        impl FindingId {
+            /// Every id, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// A stable word for logs, JSON and documents.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+    };
+}
+
+ids! {
+    /// The connect limit is shorter than an attempt.
+    ConnectAttempt = 1, "connect_attempt";
+    /// The head limit is within the attempt, and the attempt within the total.
+    HeadAttemptTotal = 2, "head_attempt_total";
+    /// All attempts and the pauses between them fit into the total.
+    AttemptsTotal = 3, "attempts_total";
+    /// The gateway gives up before its caller does.
+    TotalCaller = 4, "total_caller";
+    /// The upstream's own limit fires before the attempt's.
+    UpstreamTimeoutAttempt = 5, "upstream_timeout_attempt";
+    /// The gateway gives up before the load balancer in front does.
+    TotalLoadBalancer = 6, "total_load_balancer";
+    /// The pool lets go of an idle connection before the upstream does.
+    PoolIdleUpstreamKeepAlive = 7, "pool_idle_upstream_keep_alive";
+    /// Our server keeps an idle connection longer than the load balancer in front does.
+    ServerKeepAliveLoadBalancer = 8, "server_keep_alive_load_balancer";
+    /// The body's idle limit lies between the stream's longest silence and the load balancer's limit.
+    BodyIdleStream = 9, "body_idle_stream";
+    /// A route that streams has no total, on purpose, and an idle limit.
+    StreamTotal = 10, "stream_total";
+    /// The breaker's times suit the length of an attempt.
+    BreakerAttempt = 11, "breaker_attempt";
+    /// The breaker sees enough requests to trip.
+    BreakerMinRequests = 12, "breaker_min_requests";
+    /// The budget's window covers a whole exchange.
+    BudgetWindowTotal = 13, "budget_window_total";
+    /// A `Retry-After` that is waited for ends within the total.
+    RetryAfterTotal = 14, "retry_after_total";
+    /// A hedge starts before its attempt ends, and pays as a retry does.
+    HedgeAttempt = 15, "hedge_attempt";
+    /// A rollout leaves time for the load balancer and for what runs.
+    DrainGrace = 16, "drain_grace";
+    /// All replay buffers at once fit into memory.
+    ReplayMemory = 17, "replay_memory";
+    /// The learned quantile leaves room for the requests that hang.
+    LearnedQuantile = 18, "learned_quantile";
+}
+
+impl FindingId {
+    /// Its number in the table, from 1.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl fmt::Display for FindingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a finding is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Severity {
+    /// The crate makes it right at run time, at a price that should be known.
+    Clamp,
+    /// It works, but not as it was meant.
+    Warn,
+    /// It answers clients wrongly; nobody should start with it.
+    Refuse,
+}
+
+impl Severity {
+    /// A stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Clamp => "clamp",
+            Self::Warn => "warn",
+            Self::Refuse => "refuse",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A number and what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quantity {
+    pub(super) name: Cow<'static, str>,
+    pub(super) amount: Amount,
+}
+
+impl Quantity {
+    pub(super) fn new(name: impl Into<Cow<'static, str>>, amount: impl Into<Amount>) -> Self {
+        Self { name: name.into(), amount: amount.into() }
+    }
+
+    /// What it is: `total`, `load balancer's idle limit`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How much it is.
+    pub fn amount(&self) -> Amount {
+        self.amount
+    }
+}
+
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.amount)
+    }
+}
+
+/// How two numbers should stand to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relation {
+    Below,
+    AtMost,
+    Above,
+    AtLeast,
+}
+
+impl Relation {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Below => "<",
+            Self::AtMost => "<=",
+            Self::Above => ">",
+            Self::AtLeast => ">=",
+        }
+    }
+}
+
+/// One inequality that does not hold.
+///
+/// It prints as a block of lines: severity, id and number; both numbers; why it bites; what to set; and
+/// what the crate does at run time, if it does anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub(super) id: FindingId,
+    pub(super) severity: Severity,
+    pub(super) left: Quantity,
+    pub(super) relation: Relation,
+    pub(super) right: Quantity,
+    pub(super) margin: Duration,
+    pub(super) why: &'static str,
+    pub(super) sees: &'static str,
+    pub(super) set: String,
+    pub(super) at_run_time: Option<&'static str>,
+}
+
+impl Finding {
+    /// Which inequality.
+    pub fn id(&self) -> FindingId {
+        self.id
+    }
+
+    /// How bad it is.
+    pub fn severity(&self) -> Severity {
+        self.severity
+    }
+
+    /// The number on the left, usually our own.
+    pub fn left(&self) -> &Quantity {
+        &self.left
+    }
+
+    /// The number it was held against.
+    pub fn right(&self) -> &Quantity {
+        &self.right
+    }
+
+    /// The margin that belongs between them; zero where the inequality has none.
+    pub fn margin(&self) -> Duration {
+        self.margin
+    }
+
+    /// The inequality as it should hold: `total (60 s) + 3 s < load balancer's idle limit (60 s)`.
+    pub fn inequality(&self) -> String {
+        let Self { left, right, relation, .. } = self;
+        let relation = relation.as_str();
+        let margin = Spoken(self.margin);
+        match self.relation {
+            _ if self.margin.is_zero() => format!("{left} {relation} {right}"),
+            Relation::Below | Relation::AtMost => format!("{left} + {margin} {relation} {right}"),
+            Relation::Above | Relation::AtLeast => format!("{left} {relation} {right} + {margin}"),
+        }
+    }
+
+    /// Why it bites, in a sentence.
+    pub fn why(&self) -> &'static str {
+        self.why
+    }
+
+    /// What the client gets when it does: a status, as a rule.
+    pub fn sees(&self) -> &'static str {
+        self.sees
+    }
+
+    /// What to set instead.
+    pub fn set(&self) -> &str {
+        &self.set
+    }
+
+    /// What the crate does about it by itself.
+    pub fn at_run_time(&self) -> Option<&'static str> {
+        self.at_run_time
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<7} {} (no. {})", self.severity, self.id, self.id.number())?;
+        writeln!(f, "        broken  {}", self.inequality())?;
+        writeln!(f, "        why     {}", self.why)?;
+        writeln!(f, "        client  {}", self.sees)?;
+        write!(f, "        set     {}", self.set)?;
+        if let Some(deed) = self.at_run_time {
+            write!(f, "\n        crate   {deed}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_are_numbered_as_in_the_table_and_named_once() {
+        let numbers: Vec<_> = FindingId::ALL.iter().map(|id| id.number()).collect();
+        assert_eq!(numbers, (1..=18).collect::<Vec<_>>());
+        let mut words: Vec<_> = FindingId::ALL.iter().map(|id| id.as_str()).collect();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), 18);
+        assert!(words.iter().all(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
+    }
+}

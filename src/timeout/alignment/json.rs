@@ -1,0 +1,91 @@
+//! The report as JSON, by hand: serde's derive is a proc-macro.
+
+use std::time::Duration;
+
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+use super::amount::Amount;
+use super::finding::{Finding, FindingId, Quantity, Severity};
+use super::report::Report;
+use super::timeline::{Span, Timeline};
+
+impl Serialize for FindingId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Serialize for Severity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// Milliseconds, as everywhere in this crate's JSON.
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// The name, the number in the unit that its key names, and the text for people.
+impl Serialize for Quantity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("Quantity", 3)?;
+        out.serialize_field("name", self.name())?;
+        match self.amount() {
+            Amount::Time(time) => out.serialize_field("ms", &millis(time))?,
+            Amount::Unlimited => out.serialize_field("ms", &None::<f64>)?,
+            Amount::Count(number) => out.serialize_field("count", &number)?,
+            Amount::Bytes(bytes) => out.serialize_field("bytes", &bytes)?,
+            Amount::Share(share) => out.serialize_field("share", &share.to_string())?,
+        }
+        out.serialize_field("text", &self.amount().to_string())?;
+        out.end()
+    }
+}
+
+impl Serialize for Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("Finding", 11)?;
+        out.serialize_field("id", &self.id())?;
+        out.serialize_field("number", &self.id().number())?;
+        out.serialize_field("severity", &self.severity())?;
+        out.serialize_field("left", self.left())?;
+        out.serialize_field("relation", self.relation.as_str())?;
+        out.serialize_field("right", self.right())?;
+        out.serialize_field("margin_ms", &millis(self.margin()))?;
+        out.serialize_field("why", self.why())?;
+        out.serialize_field("client_sees", self.sees())?;
+        out.serialize_field("set", self.set())?;
+        out.serialize_field("at_run_time", &self.at_run_time())?;
+        out.end()
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("Span", 3)?;
+        out.serialize_field("name", &self.name)?;
+        out.serialize_field("ends_ms", &self.ends.time().map(millis))?;
+        let steps: Vec<_> = self.steps.iter().copied().map(millis).collect();
+        out.serialize_field("attempts_end_ms", &steps)?;
+        out.end()
+    }
+}
+
+impl Serialize for Timeline {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.spans)
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("Report", 5)?;
+        out.serialize_field("aligned", &self.is_aligned())?;
+        out.serialize_field("attempts", &self.attempts.map(|attempts| attempts.wanted))?;
+        out.serialize_field("attempts_that_fit", &self.attempts_that_fit())?;
+        out.serialize_field("findings", self.findings())?;
+        out.serialize_field("timeline", &self.timeline)?;
+        out.end()
+    }
+}

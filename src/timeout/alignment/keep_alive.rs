@@ -1,0 +1,341 @@
+//! How long an upstream keeps an idle connection, learnt from what it says and does.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Learns how long idle connections may be kept, without locks.
+///
+/// It begins with what was configured and never exceeds it.
+///
+/// | evidence | the limit is at most |
+/// |---|---|
+/// | `Keep-Alive: timeout=N` (the expired draft-thomson-hybi-http-timeout, RFC 2068 section 19.7.1.1) | N s - 1 s: both ends count whole seconds from their own clock |
+/// | a connection that died idle, or under the request that woke it, at this age | 80 % of the age, half of the limit at least |
+/// | any | never below 250 ms, or below what was configured if that is less |
+///
+/// A death proves less than it seems to: a restart ends connections of every age at once. One death thus
+/// takes half of the limit at most, and the deaths of one second count as one. After five minutes without
+/// a death that lowered it the limit rises by an eighth, and so on: an upstream that was set otherwise is found
+/// out, slowly, and one that was not is met from below, where a connection found closed costs nothing. A
+/// field of an answer that says less lowers it at once again.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio::time::Instant;
+/// use tower_upstream::timeout::alignment::KeepAlive;
+///
+/// let start = Instant::now();
+/// let learnt = KeepAlive::new(Duration::from_secs(90), start);
+/// learnt.told("timeout=72, max=100");
+/// assert_eq!(learnt.idle_limit(), Duration::from_secs(71));
+/// learnt.died(Duration::from_secs(60), start);
+/// assert_eq!(learnt.idle_limit(), Duration::from_secs(48));
+/// learnt.ease(start + KeepAlive::QUIET);
+/// assert_eq!(learnt.idle_limit(), Duration::from_secs(54));
+/// ```
+#[derive(Debug)]
+pub struct KeepAlive {
+    configured: u64,
+    /// In nanoseconds, as all that follow.
+    limit: AtomicU64,
+    start: Instant,
+    /// When a death last lowered the limit, or the limit was last raised; since the start.
+    moved: AtomicU64,
+    /// From here on a death counts; since the start.
+    deaf_until: AtomicU64,
+}
+
+impl KeepAlive {
+    /// No evidence takes the limit lower.
+    pub const FLOOR: Duration = Duration::from_millis(250);
+    /// So long after the last death that lowered it the limit begins to rise.
+    pub const QUIET: Duration = Duration::from_secs(300);
+    /// Deaths within this time count as one.
+    pub const ONE_EVENT: Duration = Duration::from_secs(1);
+
+    const TOLD_MARGIN: Duration = Duration::from_secs(1);
+
+    /// Begins with what was configured.
+    pub fn new(configured: Duration, now: Instant) -> Self {
+        let configured = nanos(configured);
+        let limit = AtomicU64::new(configured);
+        Self { configured, limit, start: now, moved: AtomicU64::new(0), deaf_until: AtomicU64::new(0) }
+    }
+
+    /// How long an idle connection may be kept.
+    pub fn idle_limit(&self) -> Duration {
+        Duration::from_nanos(self.limit.load(Relaxed))
+    }
+
+    /// Whether anything was learnt that holds still.
+    pub fn has_learnt(&self) -> bool {
+        self.limit.load(Relaxed) < self.configured
+    }
+
+    /// Takes what a `Keep-Alive` field says; anything but `timeout=N` in it is ignored.
+    pub fn told(&self, field: &str) {
+        if let Some(timeout) = parse(field) {
+            self.lower(nanos(timeout.saturating_sub(Self::TOLD_MARGIN)));
+        }
+    }
+
+    /// Takes the idle age at which a connection proved to be dead.
+    pub fn died(&self, age: Duration, now: Instant) {
+        let limit = self.limit.load(Relaxed);
+        let learnt = (nanos(age) / 5).saturating_mul(4).max(limit / 2).max(self.floor());
+        if learnt >= limit {
+            return;
+        }
+        let now = self.since_start(now);
+        let deaf_until = self.deaf_until.load(Relaxed);
+        let next = now.saturating_add(nanos(Self::ONE_EVENT));
+        // whoever moves it speaks for all deaths of this moment
+        if now < deaf_until || self.deaf_until.compare_exchange(deaf_until, next, Relaxed, Relaxed).is_err() {
+            return;
+        }
+        self.lower(learnt);
+        self.moved.fetch_max(now, Relaxed);
+    }
+
+    /// Lets the limit rise again if it was quiet long enough; called now and then.
+    pub fn ease(&self, now: Instant) {
+        if !self.has_learnt() {
+            return;
+        }
+        let now = self.since_start(now);
+        let moved = self.moved.load(Relaxed);
+        if now.saturating_sub(moved) < nanos(Self::QUIET) {
+            return;
+        }
+        // one of those who call at the same time
+        if self.moved.compare_exchange(moved, now, Relaxed, Relaxed).is_ok() {
+            let raised = |limit: u64| Some((limit + (limit / 8).max(1)).min(self.configured));
+            let _ = self.limit.fetch_update(Relaxed, Relaxed, raised);
+        }
+    }
+
+    fn lower(&self, limit: u64) {
+        let limit = limit.max(self.floor());
+        // told with every answer: no write where nothing changes
+        if limit < self.limit.load(Relaxed) {
+            self.limit.fetch_min(limit, Relaxed);
+        }
+    }
+
+    fn floor(&self) -> u64 {
+        nanos(Self::FLOOR).min(self.configured)
+    }
+
+    fn since_start(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.start))
+    }
+}
+
+/// Centuries fit; more counts as that.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The seconds of `timeout=N` in a list of parameters; the first that can be read counts.
+fn parse(field: &str) -> Option<Duration> {
+    field.split(',').find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        if !name.trim().eq_ignore_ascii_case("timeout") {
+            return None;
+        }
+        let value = value.trim();
+        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+        let digits = !value.is_empty() && value.bytes().all(|digit| digit.is_ascii_digit());
+        // what overflows is longer than anybody waits
+        digits.then(|| Duration::from_secs(value.parse().unwrap_or(u64::MAX)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn secs(number: u64) -> Duration {
+        Duration::from_secs(number)
+    }
+
+    fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    #[test]
+    fn only_a_timeout_in_whole_seconds_is_heard() {
+        let heard = ["timeout=5", "timeout=5, max=100", "max=5,Timeout = 5", " timeout=\"5\"", "timeout=x, timeout=5"];
+        for field in heard {
+            assert_eq!(parse(field), Some(secs(5)), "{field}");
+        }
+        for field in ["", "5", "timeout", "timeout=", "timeout=-5", "timeout=+5", "timeout=5.5", "timeout=5s", "max=5"]
+        {
+            assert_eq!(parse(field), None, "{field}");
+        }
+        assert_eq!(parse("timeout=99999999999999999999999"), Some(secs(u64::MAX)));
+    }
+
+    #[test]
+    fn what_is_told_holds_less_a_second_and_down_to_the_floor() {
+        let learnt = KeepAlive::new(secs(90), Instant::now());
+        for (field, limit) in [("timeout=600", secs(90)), ("timeout=5", secs(4)), ("timeout=75", secs(4))] {
+            learnt.told(field);
+            assert_eq!(learnt.idle_limit(), limit, "{field}");
+        }
+        learnt.told("timeout=1");
+        assert_eq!(learnt.idle_limit(), KeepAlive::FLOOR);
+    }
+
+    #[test]
+    fn a_few_deaths_at_one_age_find_the_keep_alive() {
+        let start = Instant::now();
+        let learnt = KeepAlive::new(secs(90), start);
+        let mut deaths = 0;
+        while learnt.idle_limit() >= secs(5) {
+            deaths += 1;
+            learnt.died(secs(5), start + secs(deaths));
+        }
+        assert_eq!((deaths, learnt.idle_limit()), (5, secs(4)));
+        // what dies at this age now was not kept so long by us
+        learnt.died(secs(5), start + secs(60));
+        assert_eq!(learnt.idle_limit(), secs(4));
+    }
+
+    #[test]
+    fn a_restart_that_ends_a_hundred_young_connections_halves_the_limit_once() {
+        let start = Instant::now();
+        let learnt = KeepAlive::new(secs(4), start);
+        for number in 0..100 {
+            learnt.died(ms(number), start + ms(9 * number));
+        }
+        assert_eq!(learnt.idle_limit(), secs(2));
+        for quiet in 1..=6 {
+            learnt.ease(start + KeepAlive::QUIET * quiet + secs(1));
+        }
+        assert_eq!(learnt.idle_limit(), secs(4), "it is forgotten within half an hour");
+    }
+
+    #[test]
+    fn the_limit_rises_once_in_a_quiet_time_however_often_it_is_asked() {
+        let start = Instant::now();
+        let learnt = KeepAlive::new(secs(90), start);
+        learnt.died(secs(60), start);
+        for second in 0..299 {
+            learnt.ease(start + secs(second));
+        }
+        assert_eq!(learnt.idle_limit(), secs(48));
+        for second in 300..600 {
+            learnt.ease(start + secs(second));
+        }
+        assert_eq!(learnt.idle_limit(), secs(54));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Deed {
+        Told(u64),
+        Died(u64),
+        Ease,
+    }
+
+    fn deeds() -> impl Strategy<Value = Vec<(Deed, u64)>> {
+        let deed =
+            prop_oneof![(0u64..200).prop_map(Deed::Told), (0u64..120_000).prop_map(Deed::Died), Just(Deed::Ease),];
+        prop::collection::vec((deed, 0u64..400_000), 0..60)
+    }
+
+    fn run(learnt: &KeepAlive, deed: &Deed, now: Instant) {
+        match deed {
+            Deed::Told(seconds) => learnt.told(&format!("timeout={seconds}")),
+            Deed::Died(age) => learnt.died(ms(*age), now),
+            Deed::Ease => learnt.ease(now),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_stays_between_the_floor_and_what_was_configured(configured in 0u64..120_000, deeds in deeds()) {
+            let configured = ms(configured);
+            let start = Instant::now();
+            let learnt = KeepAlive::new(configured, start);
+            let mut now = start;
+            for (deed, pause) in deeds {
+                now += ms(pause);
+                let before = learnt.idle_limit();
+                run(&learnt, &deed, now);
+                let after = learnt.idle_limit();
+                prop_assert!(after <= configured);
+                prop_assert!(after >= KeepAlive::FLOOR.min(configured));
+                match deed {
+                    Deed::Told(_) | Deed::Died(_) => prop_assert!(after <= before, "evidence never raises"),
+                    Deed::Ease => prop_assert!(after >= before && after <= before + before / 8 + Duration::from_nanos(1)),
+                }
+                if let Deed::Told(seconds) = deed {
+                    let margin = secs(seconds).saturating_sub(secs(1)).max(KeepAlive::FLOOR.min(configured));
+                    prop_assert!(after <= margin, "what was told holds at once");
+                }
+            }
+        }
+
+        #[test]
+        fn an_earlier_death_never_leaves_a_longer_limit(
+            configured in 0u64..120_000, deeds in deeds(), one in 0u64..120_000, other in 0u64..120_000,
+        ) {
+            let start = Instant::now();
+            let machines = [one.min(other), one.max(other)].map(|age| {
+                let learnt = KeepAlive::new(ms(configured), start);
+                let mut now = start;
+                for (deed, pause) in &deeds {
+                    now += ms(*pause);
+                    run(&learnt, deed, now);
+                }
+                learnt.died(ms(age), now);
+                learnt.idle_limit()
+            });
+            prop_assert!(machines[0] <= machines[1]);
+        }
+
+        #[test]
+        fn deaths_at_one_age_end_below_it_and_quiet_ends_at_what_was_configured(
+            configured in 500u64..90_000, keep_alive in 500u64..90_000,
+        ) {
+            let mut now = Instant::now();
+            let learnt = KeepAlive::new(ms(configured), now);
+            for _ in 0..20 {
+                now += secs(1);
+                if learnt.idle_limit() >= ms(keep_alive) {
+                    learnt.died(ms(keep_alive), now);
+                }
+            }
+            prop_assert!(learnt.idle_limit() < ms(keep_alive) || !learnt.has_learnt() && configured < keep_alive);
+            for _ in 0..200 {
+                now += KeepAlive::QUIET;
+                learnt.ease(now);
+            }
+            prop_assert_eq!(learnt.idle_limit(), ms(configured));
+        }
+    }
+
+    #[test]
+    fn many_threads_learn_as_one_would() {
+        let start = Instant::now();
+        let learnt = KeepAlive::new(secs(90), start);
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let learnt = &learnt;
+                scope.spawn(move || {
+                    for number in 0..500 {
+                        learnt.told(&format!("timeout={}", 20 + (number + thread) % 40));
+                        learnt.died(secs(100), start + ms(number));
+                        learnt.ease(start + ms(number));
+                    }
+                });
+            }
+        });
+        assert_eq!(learnt.idle_limit(), secs(19));
+    }
+}

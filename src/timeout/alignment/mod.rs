@@ -1,0 +1,110 @@
+//! Do the limits of a gateway fit to each other, and to those of its neighbours?
+//!
+//! Every timeout is right by itself; what answers clients wrongly is two of them in the wrong order.
+//! [`Timeouts::check`] holds what was configured and what is declared of the surroundings, a
+//! [`Topology`], against 18 inequalities, and reports each one that does not hold: both numbers, why it
+//! bites, what the client would see, and what to set. [`Timeouts::aligned`] is the same as an error.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_upstream::timeout::alignment::{FindingId, Severity, neighbours};
+//! use tower_upstream::timeout::{Timeouts, Topology};
+//!
+//! let topology = Topology::new()
+//!     .load_balancer(neighbours::AWS_ALB) // idle limit 60 s
+//!     .server(neighbours::AXUM_NEXT) // closes idle connections after 30 s
+//!     .upstream(neighbours::NODE) // keep-alive 5 s
+//!     .pool_idle(neighbours::HYPER_UTIL_POOL_IDLE); // 90 s
+//!
+//! // the total is 60 s by default: the load balancer would give up at the same moment
+//! let report = Timeouts::new().check(&topology);
+//! let found: Vec<_> = report.findings().iter().map(|finding| (finding.severity(), finding.id())).collect();
+//! assert_eq!(
+//!     found,
+//!     [
+//!         (Severity::Refuse, FindingId::TotalLoadBalancer),
+//!         (Severity::Refuse, FindingId::PoolIdleUpstreamKeepAlive),
+//!         (Severity::Warn, FindingId::ServerKeepAliveLoadBalancer),
+//!     ]
+//! );
+//! assert_eq!(report.findings()[0].set(), "the total below 57.142 s, or a longer idle limit there");
+//!
+//! let topology = topology.pool_idle(Duration::from_secs(3));
+//! let timeouts = Timeouts::new().total(Duration::from_secs(45));
+//! assert!(timeouts.aligned(&topology).is_ok()); // the warning stays
+//! ```
+//!
+//! # The inequalities
+//!
+//! `d` is the margin for messages under way, clocks and scheduling: 5 % of the smaller of both numbers, and
+//! 50 ms at least. *Refuse* is what nobody should start with, *warn* works but not as meant, *clamp* is
+//! made right at run time. An attempt without a limit of its own has the total's; `absolute` counts as
+//! the total where it is shorter. A number that nobody declared is unknown, and what needs it is silent.
+//!
+//! | no. | id | inequality | else | what it prevents |
+//! |---|---|---|---|---|
+//! | 1 | `connect_attempt` | connect < attempt; connect <= attempt / 2 | refuse; warn | connecting eats the attempt |
+//! | 2 | `head_attempt_total` | head <= attempt <= total | refuse | limits that never fire |
+//! | 3 | `attempts_total` | attempts x attempt + longest pauses <= total | warn, clamped | retries that never run |
+//! | 4 | `total_caller` | total + d < caller's timeout | refuse; clamp if it comes in a header | work for a caller who left |
+//! | 5 | `upstream_timeout_attempt` | upstream's own timeout + d <= attempt and head | warn | the upstream's 503 hidden behind our 504 |
+//! | 6 | `total_load_balancer` | total + d < load balancer's idle limit | refuse | its 504 instead of our answer |
+//! | 7 | `pool_idle_upstream_keep_alive` | pool's idle limit + d < upstream's keep-alive, d >= 1 s | refuse; warn from 90 s where that is unknown | 502 `stale_connection` |
+//! | 8 | `server_keep_alive_load_balancer` | our server's keep-alive > load balancer's idle limit + d | refuse; warn for a library's default | the load balancer's 502 |
+//! | 9 | `body_idle_stream` | longest gap < body idle < load balancer's idle limit | warn | cut streams |
+//! | 10 | `stream_total` | a streaming route is [`unbounded`](Timeouts::unbounded); its body idle is limited | refuse; warn | streams that end at one age, or never |
+//! | 11 | `breaker_attempt` | open >= attempt; window >= 2 x attempt; probe <= attempt | warn | answers that land in another window |
+//! | 12 | `breaker_min_requests` | rate x window >= least number of requests | warn | a breaker that can never trip |
+//! | 13 | `budget_window_total` | budget's window >= total | warn | withdrawals without their deposits |
+//! | 14 | `retry_after_total` | longest `Retry-After` <= total, and <= 60 s | clamp | sleeping past the deadline |
+//! | 15 | `hedge_attempt` | hedge delay < attempt; hedges draw on the retry budget | refuse | a double storm |
+//! | 16 | `drain_grace` | drain delay >= propagation; grace >= drain delay + total + d | refuse; warn | 502 at every rollout |
+//! | 17 | `replay_memory` | replay cap x requests in flight <= memory | warn | unbounded buffering |
+//! | 18 | `learned_quantile` | 1 - quantile > share of hangs | clamp | a timeout learnt from hangs |
+//!
+//! A named neighbour declares what its document says. Where that hangs on a version and on settings that
+//! nobody declared ([`neighbours::AXUM_NEXT`], [`neighbours::HYPER_TIMER`]) number 8 only warns;
+//! `AXUM_NEXT.keep_alive(limit)` declares it.
+//!
+//! # At run time
+//!
+//! [`KeepAlive`] learns how long an upstream keeps an idle connection, from what it says and from the
+//! connections that died; this crate's pool uses it. [`pool_idle_finding`] is for pools that cannot be told.
+
+mod amount;
+mod finding;
+#[cfg(feature = "serde")]
+mod json;
+mod keep_alive;
+pub mod neighbours;
+mod report;
+mod rules;
+mod timeline;
+mod topology;
+
+pub use self::amount::{Amount, Share};
+pub use self::finding::{Finding, FindingId, Quantity, Severity};
+pub use self::keep_alive::KeepAlive;
+pub use self::neighbours::Neighbour;
+pub use self::report::{Misaligned, Report};
+pub use self::rules::pool_idle_finding;
+pub use self::topology::{HedgeBudget, Topology};
+
+use super::Timeouts;
+
+impl Timeouts {
+    /// Holds these limits against each other and against what is declared of the surroundings.
+    pub fn check(&self, topology: &Topology) -> Report {
+        Report::new(self, topology)
+    }
+
+    /// As [`check`](Self::check), for a start that should fail.
+    ///
+    /// # Errors
+    ///
+    /// When anything is refused; it prints what, and what to set.
+    pub fn aligned(&self, topology: &Topology) -> Result<Report, Misaligned> {
+        let report = self.check(topology);
+        if report.is_aligned() { Ok(report) } else { Err(Misaligned::new(report)) }
+    }
+}

@@ -1,0 +1,256 @@
+//! What is declared about everything around the gateway.
+
+use std::time::Duration;
+
+use super::amount::{Amount, Share};
+use super::neighbours::Neighbour;
+
+/// Everything around the gateway whose numbers have to fit to [`Timeouts`](crate::timeout::Timeouts).
+///
+/// What is not declared is unknown, and the inequalities that need it are silent. In brackets: the
+/// inequalities that a number takes part in.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_upstream::timeout::{Topology, alignment::neighbours};
+///
+/// let topology = Topology::new()
+///     .caller_timeout(Duration::from_secs(10))
+///     .load_balancer(neighbours::AWS_ALB)
+///     .server(neighbours::AXUM)
+///     .upstream(neighbours::NODE)
+///     .pool_idle(Duration::from_secs(3));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Topology {
+    pub(super) caller: Option<Caller>,
+    pub(super) balancer: Option<Neighbour>,
+    pub(super) propagation: Option<Duration>,
+    pub(super) server: Option<Neighbour>,
+    pub(super) upstream: Option<Neighbour>,
+    pub(super) upstream_timeout: Option<Duration>,
+    pub(super) connect: Option<Duration>,
+    pub(super) pool_idle: Option<Duration>,
+    pub(super) attempts: Option<u32>,
+    pub(super) backoff: Option<Backoff>,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) hedge_delay: Option<Duration>,
+    pub(super) hedge_budget: Option<HedgeBudget>,
+    pub(super) budget_window: Option<Duration>,
+    pub(super) breaker: Option<Breaker>,
+    pub(super) probe: Option<Duration>,
+    pub(super) min_requests: Option<u64>,
+    pub(super) rate: Option<(u64, Duration)>,
+    pub(super) streaming: Option<Streaming>,
+    pub(super) drain_delay: Option<Duration>,
+    pub(super) grace: Option<Duration>,
+    pub(super) replay: Option<Replay>,
+    pub(super) quantile: Option<Share>,
+    pub(super) hangs: Option<Share>,
+}
+
+/// How the caller's patience is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caller {
+    Declared(Duration),
+    /// Each request brings what is left of it.
+    Deadline(Duration),
+}
+
+/// The longest pause before each retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Backoff {
+    pub(super) first: Duration,
+    pub(super) longest: Duration,
+}
+
+impl Backoff {
+    /// The longest that this many pauses last together: each twice the one before, up to the longest.
+    pub(super) fn sum(self, pauses: u32) -> Duration {
+        let (mut sum, mut pause) = (Duration::ZERO, self.first.min(self.longest));
+        for done in 0..pauses {
+            if pause == self.longest || pause.is_zero() {
+                return sum.saturating_add(pause.saturating_mul(pauses - done));
+            }
+            sum = sum.saturating_add(pause);
+            pause = pause.saturating_mul(2).min(self.longest);
+        }
+        sum
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Breaker {
+    pub(super) open: Duration,
+    pub(super) window: Duration,
+}
+
+/// A route whose answers have no end of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Streaming {
+    /// The longest silence of a healthy stream.
+    pub(super) gap: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Replay {
+    pub(super) cap: u64,
+    pub(super) in_flight: u64,
+    pub(super) memory: u64,
+}
+
+/// What hedged requests are paid from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HedgeBudget {
+    /// The budget that retries draw on.
+    Shared,
+    /// A budget of their own, or none.
+    Apart,
+}
+
+macro_rules! declares {
+    ($($(#[$doc:meta])* $method:ident => $field:ident: $kind:ty;)*) => {
+        $($(#[$doc])*
+        pub const fn $method(mut self, $method: $kind) -> Self {
+            self.$field = Some($method);
+            self
+        })*
+    };
+}
+
+impl Topology {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long the caller waits for its answer (4).
+    pub const fn caller_timeout(mut self, limit: Duration) -> Self {
+        self.caller = Some(Caller::Declared(limit));
+        self
+    }
+
+    /// The caller's usual patience, of which each request brings the rest in a header (4).
+    pub const fn caller_deadline(mut self, usual: Duration) -> Self {
+        self.caller = Some(Caller::Deadline(usual));
+        self
+    }
+
+    /// The idle limit of the load balancer in front, whoever it is (6, 8, 9).
+    pub const fn load_balancer_idle(self, limit: Duration) -> Self {
+        self.load_balancer(Neighbour::named("load balancer").idle(limit))
+    }
+
+    /// How long our own server keeps an idle connection, by keep-alive or by its header timer (8).
+    pub const fn server_keep_alive(self, limit: Duration) -> Self {
+        self.server(Neighbour::named("our server").keep_alive(limit))
+    }
+
+    /// How long the upstream keeps an idle connection (7).
+    pub const fn upstream_keep_alive(self, limit: Duration) -> Self {
+        self.upstream(Neighbour::named("upstream").keep_alive(limit))
+    }
+
+    declares! {
+        /// Who stands in front of us (6, 8, 9).
+        load_balancer => balancer: Neighbour;
+        /// How long until the load balancer sends nothing more to an instance that drains (16).
+        load_balancer_propagation => propagation: Duration;
+        /// What we are served by (8).
+        server => server: Neighbour;
+        /// Who stands behind us (7).
+        upstream => upstream: Neighbour;
+        /// The upstream's own limit, after which it answers 503 or the like itself (5).
+        upstream_timeout => upstream_timeout: Duration;
+        /// The limit of making a connection, TLS included (1).
+        connect => connect: Duration;
+        /// How long our pool keeps an idle connection (7).
+        pool_idle => pool_idle: Duration;
+        /// How many attempts a request has, the first one included (3).
+        attempts => attempts: u32;
+        /// The longest `Retry-After` that is waited for (14).
+        retry_after => retry_after: Duration;
+        /// How long an attempt runs before a second one starts beside it (15).
+        hedge_delay => hedge_delay: Duration;
+        /// What hedged requests are paid from (15).
+        hedge_budget => hedge_budget: HedgeBudget;
+        /// How far back the retry budget looks (13).
+        budget_window => budget_window: Duration;
+        /// The limit of a probe through an open breaker (11).
+        probe_timeout => probe: Duration;
+        /// How many requests the breaker has to see before it trips by their share (12).
+        breaker_min_requests => min_requests: u64;
+        /// From readiness turned off to the last request taken (16).
+        drain_delay => drain_delay: Duration;
+        /// From the signal to the end of the process (16).
+        grace => grace: Duration;
+        /// The quantile of the latency that a learned timeout stands on (18).
+        learned_quantile => quantile: Share;
+        /// The share of the requests that never end by themselves (18).
+        hang_share => hangs: Share;
+    }
+
+    /// The longest pause before the first retry, doubling before each further one up to `longest` (3).
+    ///
+    /// With full jitter these are the upper ends of the draw.
+    pub const fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        self.backoff = Some(Backoff { first, longest });
+        self
+    }
+
+    /// How long the breaker stays open at least, and how far back it counts (11, 12).
+    pub const fn breaker(mut self, open: Duration, window: Duration) -> Self {
+        self.breaker = Some(Breaker { open, window });
+        self
+    }
+
+    /// How many requests come in such a time; a slow hour is the one that counts (12).
+    pub const fn rate(mut self, requests: u64, per: Duration) -> Self {
+        self.rate = Some((requests, per));
+        self
+    }
+
+    /// The route streams: events, long polls, downloads without an end (10).
+    pub const fn streaming(mut self) -> Self {
+        if self.streaming.is_none() {
+            self.streaming = Some(Streaming { gap: None });
+        }
+        self
+    }
+
+    /// The route streams, and its longest silence while all is well: the heartbeat's period (9, 10).
+    pub const fn heartbeat(mut self, longest_gap: Duration) -> Self {
+        self.streaming = Some(Streaming { gap: Some(longest_gap) });
+        self
+    }
+
+    /// A replay buffer's cap and the memory for all, in bytes, and how many requests run at once (17).
+    pub const fn replay(mut self, cap: u64, in_flight: u64, memory: u64) -> Self {
+        self.replay = Some(Replay { cap, in_flight, memory });
+        self
+    }
+
+    /// The silence that the load balancer bears, and its name.
+    pub(super) fn patience(&self) -> Option<(String, Amount)> {
+        let balancer = self.balancer?;
+        Some((format!("idle limit of {}", balancer.name), balancer.waits?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let ms = Duration::from_millis;
+        let backoff = Backoff { first: ms(25), longest: ms(150) };
+        let sums: Vec<_> = (0..6).map(|pauses| backoff.sum(pauses).as_millis()).collect();
+        assert_eq!(sums, [0, 25, 75, 175, 325, 475]);
+        assert_eq!(backoff.sum(u32::MAX), ms(175) + ms(150) * (u32::MAX - 3));
+        assert_eq!(Backoff { first: ms(9), longest: ms(2) }.sum(2), ms(4));
+        assert_eq!(Backoff { first: ms(0), longest: ms(2) }.sum(u32::MAX), ms(0));
+    }
+}

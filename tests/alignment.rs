@@ -1,0 +1,145 @@
+//! Limits in the right order never answer a client wrongly; over real sockets, and in a simulation.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+#[path = "alignment/simulation.rs"]
+mod simulation;
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::post;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use support::{Gateway, Upstream, Wire, proxy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Barrier;
+use tower_upstream::BadGatewayCause as Cause;
+use tower_upstream::timeout::alignment::{Finding, FindingId, neighbours};
+use tower_upstream::timeout::{Timeouts, Topology};
+
+const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
+/// The upstream's keep-alive: longer than the second that the rule leaves between both ends.
+const KEEP_ALIVE: Duration = Duration::from_millis(1250);
+/// What the rule accepts for it.
+const ALIGNED: Duration = Duration::from_millis(200);
+/// What it does not: hyper-util's default, from which the pool needs seven deaths to learn its way down.
+const TOO_LONG: Duration = neighbours::HYPER_UTIL_POOL_IDLE;
+
+/// How long a message is under way between gateway and upstream: time to cross another one.
+const UNDER_WAY: Duration = Duration::from_millis(25);
+
+const CALLERS: u64 = 250;
+const ROUNDS: u64 = 20;
+
+/// axum as its next version serves: with hyper's timer, which ends idle connections.
+async fn axum_with_a_timer() -> Upstream {
+    // so slow that all callers of a round are under way at once, each with a connection to itself
+    let slow = || async { tokio::time::sleep(Duration::from_millis(60)).await };
+    let router = Router::new().route("/", post(slow));
+    Upstream::accepting(move |stream, _| {
+        let service = TowerToHyperService::new(router.clone());
+        async move {
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            server.http1().timer(TokioTimer::new()).header_read_timeout(KEEP_ALIVE);
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+        }
+    })
+    .await
+}
+
+/// Passes bytes and their end on, each so much later.
+async fn slowly(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let mut bytes = vec![0; 4096];
+    loop {
+        let read = from.read(&mut bytes).await.unwrap_or(0);
+        tokio::time::sleep(UNDER_WAY).await;
+        if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A network between the gateway and this upstream.
+async fn far(upstream: SocketAddr) -> Upstream {
+    Upstream::accepting(move |near, _| async move {
+        let far = TcpStream::connect(upstream).await.unwrap();
+        far.set_nodelay(true).unwrap();
+        let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+        tokio::join!(slowly(near_read, far_write), slowly(far_read, near_write));
+    })
+    .await
+}
+
+/// Rounds of requests, a pool's idle limit after the one before, and sometimes so late that a close is under way.
+async fn caller(number: u64, gateway: SocketAddr, all: Arc<Barrier>) -> Vec<u16> {
+    let mut statuses = Vec::new();
+    let mut wire = Wire::connect(gateway).await;
+    all.wait().await;
+    for round in 0..ROUNDS {
+        statuses.push(wire.ask(POST).await.status());
+        // up to 5 ms after, another in each round; far ahead of the keep-alive, as a busy machine is late
+        let (around, spread) = if round % 4 == 0 { (KEEP_ALIVE, 200) } else { (ALIGNED, 10) };
+        let ahead = Duration::from_millis((number + round * 7) % spread);
+        tokio::time::sleep((around + Duration::from_millis(5)).saturating_sub(ahead)).await;
+    }
+    statuses
+}
+
+/// 5,000 requests of 250 callers; how many were answered by 502, and the causes.
+async fn five_thousand(pool_idle: Duration) -> (usize, Vec<Cause>) {
+    let upstream = axum_with_a_timer().await;
+    let far = far(upstream.address).await;
+    let gateway = Gateway::start(proxy(far.address).idle_timeout(pool_idle).max_connections(1000)).await;
+    let all = Arc::new(Barrier::new(usize::try_from(CALLERS).unwrap()));
+    let callers = (0..CALLERS).map(|number| tokio::spawn(caller(number, gateway.address, all.clone())));
+    let callers: Vec<_> = callers.collect();
+    let mut statuses = Vec::new();
+    for caller in callers {
+        statuses.extend(caller.await.unwrap());
+    }
+    assert_eq!(statuses.len(), 5_000);
+    let failed = statuses.iter().filter(|status| **status == 502).count();
+    // a machine that is busy with something else may answer 504, which is not the matter here
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 502 | 504)));
+    let mut causes = gateway.seen.causes();
+    causes.retain(|cause| cause.status() == 502);
+    (failed, causes)
+}
+
+/// What the checker says of this idle limit.
+fn refused(pool_idle: Duration) -> Vec<FindingId> {
+    let topology = Topology::new().pool_idle(pool_idle).upstream_keep_alive(KEEP_ALIVE);
+    Timeouts::new().check(&topology).refused().map(Finding::id).collect()
+}
+
+#[tokio::test]
+async fn a_pool_that_idles_longer_than_its_upstream_answers_502() {
+    assert_eq!(refused(TOO_LONG), [FindingId::PoolIdleUpstreamKeepAlive]);
+    // a machine that is busy with something else may miss the moment: it has more than one
+    for _ in 0..5 {
+        let (failed, causes) = five_thousand(TOO_LONG).await;
+        println!("unaligned: {failed} of 5000 answered 502");
+        assert_eq!(causes.len(), failed);
+        assert!(
+            causes.iter().all(|cause| matches!(cause, Cause::StaleConnection | Cause::NotDispatched)),
+            "{causes:?}"
+        );
+        if failed > 0 {
+            return;
+        }
+    }
+    panic!("25,000 requests, and none met a connection that was just closing");
+}
+
+#[tokio::test]
+async fn a_pool_that_idles_as_the_checker_says_answers_none() {
+    assert_eq!(refused(ALIGNED), []);
+    assert_eq!(five_thousand(ALIGNED).await, (0, vec![]));
+}
