@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::cause::{Evidence, Phase, Replay};
-use tower_upstream::deadline::{Deadline, Deadlines};
+use tower_upstream::deadline::{Deadline, Deadlines, Field};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 use wire::{Wire, ask};
@@ -185,8 +185,33 @@ async fn a_deadline_set_further_out_is_seen_further_in() {
     assert_eq!((answer.status().as_u16(), failure.phase()), (504, Phase::Gateway));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_deadline_travels_from_hop_to_hop_and_only_shrinks() {
+    let left = |deadline: Deadline| async move { deadline.remaining(Instant::now()).as_millis().to_string() };
+    let app = Router::new().route("/", get(left)).layer(AdmissionLayer::new(9).deadlines(trusting()));
+    // what a gateway does: some time is gone when the request goes on, as a new one
+    let hop = tower::service_fn(move |request: Request<Body>| {
+        let app = app.clone();
+        async move {
+            let mut onward = Request::new(Body::empty());
+            *onward.headers_mut() = request.headers().clone();
+            app.oneshot(onward).await
+        }
+    });
+    let hop = Router::new().fallback_service(hop);
+    let deadlines = Deadlines::new().trusting_everyone().forward(Field::grpc());
+    let gateway = TimeoutLayer::new(Timeouts::new().total(Duration::from_secs(2))).untouched().deadlines(deadlines);
+    let gateway = hop.layer(gateway);
+    for (asked, left) in [(None, "1980"), (Some("9000"), "1980"), (Some("500"), "495"), (Some("soon"), "1980")] {
+        let answer = gateway.clone().oneshot(get_with(asked)).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), left, "{asked:?}");
+    }
+}
+
 const WORKERS: usize = 8;
 const SERVICE: f64 = 0.040;
+/// What the workers can do, in answers a second.
+const CAPACITY: f64 = 200.0;
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// When its caller leaves: only the test knows it.
@@ -205,7 +230,7 @@ struct Done {
 impl Done {
     /// Good answers as a share of what the workers can do in these seconds.
     fn goodput(&self, seconds: f64, slower: f64) -> f64 {
-        f64::from(self.good) * SERVICE * slower / (seconds * WORKERS as f64)
+        f64::from(self.good) * slower / (seconds * CAPACITY)
     }
 }
 
@@ -276,8 +301,6 @@ async fn ask_too_much(
     }
     std::mem::take(&mut done.lock().unwrap())
 }
-
-const CAPACITY: f64 = WORKERS as f64 / SERVICE;
 
 fn admission() -> AdmissionLayer {
     AdmissionLayer::new(10_000).concurrency(WORKERS).deadlines(trusting())

@@ -213,7 +213,7 @@ impl fmt::Debug for Deadlines {
             .field("margin", &self.margin)
             .field("expose", &self.expose)
             .field("ignored", &self.ignored())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
