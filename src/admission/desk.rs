@@ -302,6 +302,10 @@ mod tests {
             desk.abandon(&ticket, asked.deadline, now, now + after, 1);
             assert_eq!(desk.service_time().unwrap().as_millis(), average);
         }
+        let wrong = by_callers_clock(now, MS * 9000);
+        let ticket = desk.admit(&wrong, 1).unwrap();
+        desk.abandon(&ticket, wrong.deadline, now, now + MS * 9000, 1);
+        assert_eq!(desk.service_time().unwrap().as_millis(), 59, "its deadline may be another than it meant");
         assert_eq!(desk.in_flight(), 0);
     }
 
