@@ -14,7 +14,9 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
 use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
+use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::cause::{ProxyStatus, members};
+use tower_upstream::deadline::Deadlines;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::timeout::LearnedLimit;
@@ -36,6 +38,35 @@ fn classify_passes_an_answer_on(bencher: Bencher<'_, '_>) {
     let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
     let mut service = ClassifyLayer::new().layer(inner);
     bencher.bench_local(|| runtime.block_on(service.call(Request::new(()))));
+}
+
+#[divan::bench]
+fn nothing_passes_an_answer_on(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    let mut inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    bencher.bench_local(|| runtime.block_on(inner.call(Request::new(()))));
+}
+
+#[divan::bench]
+fn admission_lets_a_request_in(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let mut service = AdmissionLayer::new(100).layer(inner);
+    bencher.bench_local(|| runtime.block_on(service.call(Request::new(()))));
+}
+
+#[divan::bench]
+fn admission_refuses_a_request(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let deadlines = Deadlines::new().trusting_everyone();
+    let mut service = AdmissionLayer::new(100).deadlines(deadlines).layer(inner);
+    let late = || {
+        let mut request = Request::new(());
+        request.headers_mut().insert("x-request-timeout-ms", HeaderValue::from_static("0"));
+        request
+    };
+    bencher.with_inputs(late).bench_local_values(|request| runtime.block_on(service.call(request)));
 }
 
 #[divan::bench]

@@ -1,0 +1,59 @@
+//! An app that refuses at once what it cannot answer in time.
+//!
+//! ```sh
+//! cargo run --example admission &
+//! # within its deadline, too late on arrival, and without one
+//! for left in 1000 0 ''; do curl -si -H "x-request-timeout-ms: $left" http://127.0.0.1:3000/ | head -1; done
+//! # more than it can do: 503 and 504 for some, and none who is let in waits in vain
+//! seq 200 | xargs -P 100 -I{} curl -so /dev/null -w '%{http_code}\n' -H 'x-request-timeout-ms: 500' \
+//!     http://127.0.0.1:3000/ | sort | uniq -c
+//! curl -s http://127.0.0.1:3000/status
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tower_upstream::Failure;
+use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::deadline::{Deadline, Deadlines};
+
+const CONNECTIONS: usize = 4;
+
+/// Takes 50 ms of one of four database connections.
+async fn query(database: &Semaphore) {
+    let _connection = database.acquire().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+async fn report(State(database): State<Arc<Semaphore>>, deadline: Option<Deadline>) -> Result<&'static str, Failure> {
+    match deadline {
+        Some(deadline) => deadline.bound(query(&database)).await?,
+        None => query(&database).await,
+    }
+    Ok("all is well\n")
+}
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    // this socket is open to this machine only; elsewhere `trusting` decides by the connection
+    let deadlines = Deadlines::new().trusting_everyone().expose();
+    let admission = AdmissionLayer::new(80).concurrency(CONNECTIONS).deadlines(deadlines);
+    let status = {
+        let admission = admission.clone();
+        move || async move {
+            let (in_flight, service) = (admission.in_flight(), admission.service_time());
+            format!("in flight {in_flight}, service time {service:?}, {:?}\n", admission.refused())
+        }
+    };
+    let app = Router::new()
+        .route("/", get(report))
+        .layer(admission)
+        .route("/status", get(status))
+        .with_state(Arc::new(Semaphore::new(CONNECTIONS)));
+    axum::serve(TcpListener::bind("127.0.0.1:3000").await?, app).await
+}

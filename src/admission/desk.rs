@@ -1,0 +1,411 @@
+//! Who is let in: the decision and what it is learned from.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::guard::Guard;
+use super::places::{NoPlace, Places};
+use super::service_time::ServiceTime;
+use crate::deadline::{Clock, Deadline};
+use crate::engine::{Call, Kind};
+
+/// All that the clones of one layer share.
+#[derive(Debug)]
+pub(super) struct Desk {
+    places: Places,
+    service: ServiceTime,
+    guard: Guard,
+    /// The first call, from which times are counted.
+    opened: OnceLock<Instant>,
+    /// When somebody was let in, roughly, in milliseconds after `opened`.
+    let_in: AtomicU64,
+    passed: AtomicU64,
+    late: AtomicU64,
+    full: AtomicU64,
+    spared: AtomicU64,
+}
+
+/// What an admitted call holds.
+#[derive(Debug)]
+pub struct Ticket {
+    number: u32,
+    kind: Kind,
+    /// Let in to prove the estimate.
+    probe: bool,
+}
+
+/// Why a call is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum No {
+    /// Its deadline had passed when it came.
+    Passed,
+    /// Its deadline will have passed when its answer is there.
+    Late,
+    /// The cap is reached; this much later there should be room.
+    Full(Duration),
+}
+
+/// How many calls were refused, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refused {
+    /// 504: the deadline had passed on arrival.
+    pub passed: u64,
+    /// 504: too much was ahead for the deadline.
+    pub late: u64,
+    /// 503: the cap was reached.
+    pub full: u64,
+    /// Not refused, though late by the caller's clock: too many were.
+    pub spared: u64,
+}
+
+/// If nobody was let in for so long, the estimate has to prove itself on the next call.
+const PROBE: u64 = 1000;
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+impl Desk {
+    pub(super) fn new(cap: usize) -> Self {
+        Self {
+            places: Places::new(cap),
+            service: ServiceTime::default(),
+            guard: Guard::default(),
+            opened: OnceLock::new(),
+            let_in: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            full: AtomicU64::new(0),
+            spared: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets a call in, or says why not.
+    pub(super) fn admit(&self, call: &Call, at_once: u32) -> Result<Ticket, No> {
+        let age = call.now.saturating_duration_since(*self.opened.get_or_init(|| call.now));
+        let callers_clock = call.deadline.is_some_and(|deadline| deadline.clock() == Clock::Callers);
+        if callers_clock {
+            self.guard.saw(age.as_secs());
+        }
+        let spares = || callers_clock && self.spares(age.as_secs());
+        let left = call.deadline.map(|deadline| deadline.remaining(call.now));
+        // a time of day that cannot be believed is no deadline
+        let left = left.filter(|left| !left.is_zero() || !spares());
+        if left.is_some_and(|left| left.is_zero()) {
+            self.passed.fetch_add(1, Relaxed);
+            return Err(No::Passed);
+        }
+        let in_time = |number| match (left, self.service.estimate(number, at_once)) {
+            (Some(left), Some(estimate)) => estimate <= left,
+            _ => true,
+        };
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let mut probe = false;
+        let mut place = self.places.take(call.kind, in_time);
+        if place == Err(NoPlace::TooMany) {
+            probe = self.is_probe(age);
+            if probe || spares() {
+                place = self.places.take(call.kind, |_| true);
+            }
+        }
+        match place {
+            Ok(number) => {
+                self.note(age);
+                Ok(Ticket { number, kind: call.kind, probe })
+            }
+            Err(NoPlace::TooMany) => {
+                self.late.fetch_add(1, Relaxed);
+                Err(No::Late)
+            }
+            Err(NoPlace::Full) => {
+                self.full.fetch_add(1, Relaxed);
+                Err(No::Full(self.retry_after(at_once)))
+            }
+        }
+    }
+
+    /// The exchange is over.
+    pub(super) fn settle(&self, ticket: &Ticket, took: Duration, at_once: u32) {
+        self.places.free(ticket.kind);
+        match (ticket.kind, ticket.probe) {
+            (Kind::Unbounded, _) => {}
+            (Kind::Bounded, false) => self.service.learn(took, ticket.number, at_once),
+            (Kind::Bounded, true) => self.service.prove(took, ticket.number, at_once),
+        }
+    }
+
+    /// The exchange is over, and its time says nothing about others.
+    pub(super) fn release(&self, ticket: &Ticket) {
+        self.places.free(ticket.kind);
+    }
+
+    /// The caller has left after this time: one that waited until its deadline proves that an answer takes longer.
+    pub(super) fn abandon(
+        &self,
+        ticket: &Ticket,
+        deadline: Option<Deadline>,
+        began: Instant,
+        now: Instant,
+        at_once: u32,
+    ) {
+        self.places.free(ticket.kind);
+        let waited = deadline.is_some_and(|deadline| {
+            // callers leave by their own timers, which are not to the point
+            deadline.clock() == Clock::Own && deadline.remaining(now) <= deadline.remaining(began) / 16
+        });
+        if waited && ticket.kind == Kind::Bounded {
+            self.service.learn_at_least(now.saturating_duration_since(began), ticket.number, at_once);
+        }
+    }
+
+    /// How many calls are in flight.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.places.all()
+    }
+
+    /// The service time, once enough answers were seen.
+    pub(super) fn service_time(&self) -> Option<Duration> {
+        self.service.average()
+    }
+
+    pub(super) fn refused(&self) -> Refused {
+        Refused {
+            passed: self.passed.load(Relaxed),
+            late: self.late.load(Relaxed),
+            full: self.full.load(Relaxed),
+            spared: self.spared.load(Relaxed),
+        }
+    }
+
+    /// Whether a call that is late by its caller's clock has to be let in nevertheless.
+    fn spares(&self, second: u64) -> bool {
+        let spares = !self.guard.may_refuse(second);
+        self.spared.fetch_add(u64::from(spares), Relaxed);
+        spares
+    }
+
+    /// Notes that somebody was let in; an eighth of what matters is exact enough, and seldom writes.
+    fn note(&self, age: u64) {
+        if self.let_in.load(Relaxed) + PROBE / 8 <= age {
+            self.let_in.store(age, Relaxed);
+        }
+    }
+
+    /// Whether this call is the one that is let in after a second without any.
+    fn is_probe(&self, age: u64) -> bool {
+        let last = self.let_in.load(Relaxed);
+        last + PROBE <= age && self.let_in.compare_exchange(last, age, Relaxed, Relaxed).is_ok()
+    }
+
+    /// When all that is in flight now should be done: those who come back then find room together.
+    fn retry_after(&self, at_once: u32) -> Duration {
+        let rounds = self.places.bounded() / at_once;
+        let after = self.service.average().unwrap_or_default().saturating_mul(rounds.max(1));
+        after.clamp(RETRY_AFTER.0, RETRY_AFTER.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn call(now: Instant, left: impl Into<Option<Duration>>) -> Call {
+        let mut call = Call::new(now);
+        call.deadline = left.into().map(|left| Deadline::after(now, left));
+        call
+    }
+
+    fn by_callers_clock(now: Instant, left: Duration) -> Call {
+        let mut call = Call::new(now);
+        call.deadline = Some(Deadline::after(now, left).by_callers_clock());
+        call
+    }
+
+    /// A desk that has learned this service time, one worker assumed.
+    fn learned(cap: usize, service: Duration, now: Instant) -> Desk {
+        let desk = Desk::new(cap);
+        for _ in 0..16 {
+            let ticket = desk.admit(&call(now, None), 1).unwrap();
+            desk.settle(&ticket, service, 1);
+        }
+        assert_eq!(desk.service_time(), Some(service));
+        desk
+    }
+
+    fn no(desk: &Desk, call: &Call) -> Option<No> {
+        desk.admit(call, 1).err()
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_is_refused_even_by_an_idle_app() {
+        let (desk, now) = (Desk::new(9), Instant::now());
+        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(No::Passed));
+        assert_eq!((desk.in_flight(), desk.refused().passed), (0, 1));
+    }
+
+    #[test]
+    fn what_would_be_answered_too_late_is_refused_and_the_rest_is_not() {
+        let now = Instant::now();
+        let desk = learned(9, MS * 30, now);
+        let first = desk.admit(&call(now, MS), 1);
+        assert!(first.is_ok(), "a free worker has nothing better to do");
+        // one is ahead: 40 ms for its work and 60 ms for our own
+        assert_eq!(no(&desk, &call(now, MS * 99)), Some(No::Late));
+        assert_eq!(no(&desk, &call(now, MS * 100)), None);
+        assert_eq!(no(&desk, &call(now, MS * 100)), Some(No::Late));
+        assert_eq!(no(&desk, &call(now, None)), None, "who says no deadline waits");
+        assert_eq!((desk.in_flight(), desk.refused().late), (3, 2));
+    }
+
+    #[test]
+    fn a_full_house_says_when_there_is_room_again() {
+        let now = Instant::now();
+        let desk = learned(3, MS * 1500, now);
+        for _ in 0..3 {
+            assert_eq!(no(&desk, &call(now, None)), None);
+        }
+        assert_eq!(no(&desk, &call(now, None)), Some(No::Full(MS * 4500)));
+        let quick = learned(1, MS, now);
+        assert_eq!(no(&quick, &call(now, None)), None);
+        assert_eq!(no(&quick, &call(now, None)), Some(No::Full(Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn an_estimate_that_refuses_everybody_is_tried_again_each_second() {
+        let now = Instant::now();
+        let desk = learned(99, MS * 900, now);
+        let hung = desk.admit(&call(now, None), 1);
+        assert!(hung.is_ok());
+        let mut let_in = 0;
+        for ms in 0..10_000 {
+            if let Ok(ticket) = desk.admit(&call(now + MS * ms, MS * 500), 1) {
+                desk.settle(&ticket, MS * 20, 1);
+                let_in += 1;
+            }
+        }
+        // one a second, three times, and then the estimate has become true
+        assert_eq!(let_in, 3 + 7_000 - 1);
+    }
+
+    #[test]
+    fn who_left_early_proves_nothing_and_who_left_at_the_deadline_does() {
+        let now = Instant::now();
+        let desk = learned(9, MS * 30, now);
+        let asked = call(now, MS * 500);
+        for (after, average) in [(MS * 300, 30), (MS * 495, 59)] {
+            let ticket = desk.admit(&asked, 1).unwrap();
+            desk.abandon(&ticket, asked.deadline, now, now + after, 1);
+            assert_eq!(desk.service_time().unwrap().as_millis(), average);
+        }
+        let wrong = by_callers_clock(now, MS * 9000);
+        let ticket = desk.admit(&wrong, 1).unwrap();
+        desk.abandon(&ticket, wrong.deadline, now, now + MS * 9000, 1);
+        assert_eq!(desk.service_time().unwrap().as_millis(), 59, "its deadline may be another than it meant");
+        assert_eq!(desk.in_flight(), 0);
+    }
+
+    #[test]
+    fn streams_hold_their_place_and_delay_nobody() {
+        let now = Instant::now();
+        let desk = learned(4, MS * 30, now);
+        let stream = Call { kind: Kind::Unbounded, ..call(now, None) };
+        let streams: Vec<_> = (0..3).map(|_| desk.admit(&stream, 1).unwrap()).collect();
+        assert_eq!(no(&desk, &call(now, MS * 31)), None);
+        assert!(matches!(no(&desk, &call(now, MS * 31)), Some(No::Full(_))));
+        for ticket in &streams {
+            desk.settle(ticket, Duration::from_secs(3600), 1);
+        }
+        assert_eq!((desk.in_flight(), desk.service_time()), (1, Some(MS * 30)));
+    }
+
+    #[test]
+    fn a_wrong_clock_shuts_nobody_out() {
+        let (desk, now) = (Desk::new(999), Instant::now());
+        let refused = (0..100).filter(|_| desk.admit(&by_callers_clock(now, Duration::ZERO), 1).is_err()).count();
+        assert_eq!((refused, desk.refused().passed, desk.refused().spared), (20, 20, 80));
+        // while a deadline by our own clock is believed
+        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(No::Passed));
+    }
+
+    #[test]
+    fn a_wrong_clock_does_not_make_the_work_ahead_too_much_either() {
+        let now = Instant::now();
+        let desk = learned(999, MS * 30, now);
+        assert_eq!(no(&desk, &call(now, None)), None);
+        let refused = (0..100).filter(|_| desk.admit(&by_callers_clock(now, MS), 1).is_err()).count();
+        assert_eq!((refused, desk.refused().late, desk.refused().spared), (20, 20, 80));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Admit { left: Option<u64>, stream: bool, callers: bool },
+        Settle(usize),
+        Abandon(usize),
+        Wait(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let admit = (proptest::option::of(0_u64..400), any::<bool>(), any::<bool>())
+            .prop_map(|(left, stream, callers)| Step::Admit { left, stream, callers });
+        let step = prop_oneof![
+            4 => admit,
+            2 => any::<usize>().prop_map(Step::Settle),
+            1 => any::<usize>().prop_map(Step::Abandon),
+            2 => (0_u64..700).prop_map(Step::Wait),
+        ];
+        proptest::collection::vec(step, 0..150)
+    }
+
+    proptest! {
+        #[test]
+        fn places_are_exact_and_a_free_worker_refuses_only_the_dead(cap in 1_usize..6, at_once in 1_u32..4, steps in steps()) {
+            let desk = Desk::new(cap);
+            let mut now = Instant::now();
+            let mut open: Vec<(Ticket, Call)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Admit { left, stream, callers } => {
+                        let mut call = call(now, left.map(Duration::from_millis));
+                        if stream {
+                            call.kind = Kind::Unbounded;
+                        }
+                        if callers {
+                            call.deadline = call.deadline.map(Deadline::by_callers_clock);
+                        }
+                        let bounded = open.iter().filter(|(ticket, _)| ticket.kind == Kind::Bounded).count();
+                        let dead = left == Some(0);
+                        match desk.admit(&call, at_once) {
+                            Ok(ticket) => {
+                                prop_assert!(!dead || callers);
+                                open.push((ticket, call));
+                            }
+                            Err(No::Passed) => prop_assert!(dead),
+                            Err(No::Late) => prop_assert!(!dead && left.is_some() && bounded >= at_once as usize),
+                            Err(No::Full(after)) => {
+                                prop_assert_eq!(open.len(), cap);
+                                prop_assert!(after >= RETRY_AFTER.0 && after <= RETRY_AFTER.1);
+                            }
+                        }
+                    }
+                    Step::Settle(which) if !open.is_empty() => {
+                        let (ticket, call) = open.swap_remove(which % open.len());
+                        desk.settle(&ticket, now - call.now, at_once);
+                    }
+                    Step::Abandon(which) if !open.is_empty() => {
+                        let (ticket, call) = open.swap_remove(which % open.len());
+                        desk.abandon(&ticket, call.deadline, call.now, now, at_once);
+                    }
+                    Step::Settle(_) | Step::Abandon(_) => {}
+                    Step::Wait(ms) => now += Duration::from_millis(ms),
+                }
+                prop_assert!(open.len() <= cap);
+                prop_assert_eq!(desk.in_flight() as usize, open.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Keeps a wrong clock somewhere else from shutting a service down.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Bounds the share of calls that are refused because of a time of day that their callers said.
+///
+/// In any ten seconds at most a fifth of those calls, as Finagle's `DeadlineFilter` does it: a caller whose clock is
+/// behind ours by more than its patience would otherwise never be answered again. Ten exact buckets of a second.
+/// Two threads that decide at the same moment may both take the last refusal.
+#[derive(Debug, Default)]
+pub(super) struct Guard {
+    seconds: [AtomicU64; SECONDS],
+}
+
+const SECONDS: usize = 10;
+/// One refusal for so many calls.
+const ONE_IN: u64 = 5;
+
+/// One bucket: its second in 24 bits, then calls seen and calls refused, in 20 bits each.
+#[derive(Clone, Copy)]
+struct Bucket {
+    second: u64,
+    seen: u64,
+    refused: u64,
+}
+
+const COUNT: u64 = (1 << 20) - 1;
+const SECOND: u64 = (1 << 24) - 1;
+
+impl Bucket {
+    fn unpack(word: u64) -> Self {
+        Self { second: word >> 40, seen: word >> 20 & COUNT, refused: word & COUNT }
+    }
+
+    fn pack(self) -> u64 {
+        self.second << 40 | self.seen.min(COUNT) << 20 | self.refused.min(COUNT)
+    }
+}
+
+impl Guard {
+    /// A call has come whose caller said a time of day.
+    pub(super) fn saw(&self, second: u64) {
+        self.update(second, |bucket| bucket.seen += 1);
+    }
+
+    /// Whether such a call may be refused; a yes is counted.
+    pub(super) fn may_refuse(&self, second: u64) -> bool {
+        let (mut seen, mut refused) = (0, 0);
+        for bucket in &self.seconds {
+            let bucket = Bucket::unpack(bucket.load(Relaxed));
+            // a bucket from the future is another thread's, which has read its clock later
+            let age = stamp(second).wrapping_sub(bucket.second) & SECOND;
+            if age < SECONDS as u64 || age == SECOND {
+                seen += bucket.seen;
+                refused += bucket.refused;
+            }
+        }
+        let may = (refused + 1) * ONE_IN <= seen;
+        if may {
+            self.update(second, |bucket| bucket.refused += 1);
+        }
+        may
+    }
+
+    fn update(&self, second: u64, change: impl Fn(&mut Bucket)) {
+        let stamp = stamp(second);
+        let place = usize::try_from(second % SECONDS as u64).unwrap_or_default();
+        let Some(place) = self.seconds.get(place) else { return };
+        let update = |word| {
+            let mut bucket = Bucket::unpack(word);
+            if bucket.second != stamp {
+                bucket = Bucket { second: stamp, seen: 0, refused: 0 };
+            }
+            change(&mut bucket);
+            Some(bucket.pack())
+        };
+        // the closure never declines
+        let _ = place.fetch_update(Relaxed, Relaxed, update);
+    }
+}
+
+/// A second as a bucket holds it: they come again after half a year.
+fn stamp(second: u64) -> u64 {
+    second & SECOND
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn of_callers_whose_clock_is_wrong_a_fifth_is_refused() {
+        let guard = Guard::default();
+        let refused = (0..1000).filter(|call| {
+            guard.saw(call / 100);
+            guard.may_refuse(call / 100)
+        });
+        assert_eq!(refused.count(), 200);
+    }
+
+    #[test]
+    fn one_late_caller_among_many_is_refused() {
+        let guard = Guard::default();
+        for _ in 0..5 {
+            guard.saw(0);
+        }
+        assert!(guard.may_refuse(0));
+        assert!(!guard.may_refuse(0));
+    }
+
+    #[test]
+    fn ten_seconds_later_all_is_forgotten() {
+        let guard = Guard::default();
+        for _ in 0..100 {
+            guard.saw(3);
+        }
+        assert!(guard.may_refuse(12));
+        assert!(!guard.may_refuse(13));
+        for _ in 0..5 {
+            guard.saw(22);
+        }
+        assert!(guard.may_refuse(22), "what was refused before is forgotten too");
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_a_fifth_of_ten_seconds(
+            start in 0_u64..1 << 25,
+            steps in proptest::collection::vec((0_u64..3, any::<bool>()), 0..200),
+        ) {
+            let guard = Guard::default();
+            let (mut now, mut seen, mut refused) = (start, Vec::new(), Vec::new());
+            for (later, late) in steps {
+                now += later;
+                guard.saw(now);
+                seen.push(now);
+                let recent = |all: &[u64]| all.iter().filter(|second| **second + 10 > now).count();
+                let room = (recent(&refused) + 1) * 5 <= recent(&seen);
+                if late {
+                    prop_assert_eq!(guard.may_refuse(now), room);
+                    refused.extend(room.then_some(now));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! How many calls are in flight, and whether there is room for one more.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::engine::Kind;
+
+/// A count of two kinds of calls in one word, so that a cap on both is exact.
+///
+/// A place is taken by one compare-and-swap and freed by one subtraction. Nothing else is ordered by it, hence
+/// relaxed: a loom test would check that two threads at the last place never both get it, and that a place freed
+/// by one thread is found by the other.
+#[derive(Debug)]
+pub(super) struct Places {
+    cap: u32,
+    /// Bounded calls in the lower half, unbounded ones in the upper.
+    taken: AtomicU64,
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// The cap is reached.
+    Full,
+    /// Too many are ahead.
+    TooMany,
+}
+
+const BOUNDED: u64 = 1;
+const UNBOUNDED: u64 = 1 << 32;
+
+fn one(kind: Kind) -> u64 {
+    match kind {
+        Kind::Bounded => BOUNDED,
+        Kind::Unbounded => UNBOUNDED,
+    }
+}
+
+/// Bounded and unbounded calls.
+fn split(taken: u64) -> (u32, u32) {
+    let bounded = u32::try_from(taken & (UNBOUNDED - 1)).unwrap_or(u32::MAX);
+    (bounded, u32::try_from(taken >> 32).unwrap_or(u32::MAX))
+}
+
+impl Places {
+    /// Room for so many; one at least.
+    pub(super) fn new(cap: usize) -> Self {
+        // a cap below the width of a half keeps one half from running into the other
+        let cap = u32::try_from(cap).unwrap_or(u32::MAX).clamp(1, u32::MAX / 2);
+        Self { cap, taken: AtomicU64::new(0) }
+    }
+
+    /// Takes a place if one is free and its number among the bounded calls suits.
+    pub(super) fn take(&self, kind: Kind, suits: impl Fn(u32) -> bool) -> Result<u32, NoPlace> {
+        let mut taken = self.taken.load(Relaxed);
+        loop {
+            let (bounded, unbounded) = split(taken);
+            if bounded + unbounded >= self.cap {
+                return Err(NoPlace::Full);
+            }
+            if !suits(bounded + 1) {
+                return Err(NoPlace::TooMany);
+            }
+            match self.taken.compare_exchange_weak(taken, taken + one(kind), Relaxed, Relaxed) {
+                Ok(_) => return Ok(bounded + 1),
+                Err(now) => taken = now,
+            }
+        }
+    }
+
+    /// Frees a place that was taken.
+    pub(super) fn free(&self, kind: Kind) {
+        self.taken.fetch_sub(one(kind), Relaxed);
+    }
+
+    /// How many bounded calls are in flight.
+    pub(super) fn bounded(&self) -> u32 {
+        split(self.taken.load(Relaxed)).0
+    }
+
+    /// How many calls are in flight.
+    pub(super) fn all(&self) -> u32 {
+        let (bounded, unbounded) = split(self.taken.load(Relaxed));
+        bounded + unbounded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn anything(_: u32) -> bool {
+        true
+    }
+
+    #[test]
+    fn a_place_that_was_freed_is_given_to_the_next() {
+        let places = Places::new(1);
+        assert_eq!(places.take(Kind::Bounded, anything), Ok(1));
+        assert_eq!(places.take(Kind::Bounded, anything), Err(NoPlace::Full));
+        places.free(Kind::Bounded);
+        assert_eq!(places.take(Kind::Unbounded, anything), Ok(1));
+        assert_eq!(places.take(Kind::Bounded, anything), Err(NoPlace::Full));
+    }
+
+    #[test]
+    fn streams_take_a_place_and_stand_in_nobodys_way() {
+        let places = Places::new(9);
+        for _ in 0..5 {
+            assert_eq!(places.take(Kind::Unbounded, |number| number == 1), Ok(1));
+        }
+        assert_eq!(places.take(Kind::Bounded, |number| number == 1), Ok(1));
+        assert_eq!(places.take(Kind::Bounded, |number| number == 1), Err(NoPlace::TooMany));
+        assert_eq!((places.bounded(), places.all()), (1, 6));
+    }
+
+    #[test]
+    fn no_cap_at_all_is_a_cap_of_one() {
+        assert_eq!(Places::new(0).take(Kind::Bounded, anything), Ok(1));
+    }
+
+    #[test]
+    fn threads_never_hold_more_than_the_cap_together() {
+        const CAP: u32 = 3;
+        let (places, held) = (Places::new(CAP as usize), AtomicU32::new(0));
+        let given: u32 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|thread| {
+                    let kind = if thread % 2 == 0 { Kind::Bounded } else { Kind::Unbounded };
+                    let (places, held) = (&places, &held);
+                    scope.spawn(move || {
+                        let mut given = 0;
+                        for _ in 0..5_000 {
+                            if places.take(kind, anything).is_ok() {
+                                given += 1;
+                                assert!(held.fetch_add(1, Relaxed) < CAP);
+                                held.fetch_sub(1, Relaxed);
+                                places.free(kind);
+                            }
+                        }
+                        given
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!(given > 0);
+        assert_eq!(places.all(), 0, "none is lost");
+    }
+
+    proptest! {
+        #[test]
+        fn places_are_never_more_than_the_cap_and_never_lost(
+            cap in 1_usize..8,
+            steps in proptest::collection::vec((any::<bool>(), any::<bool>(), 0_u32..6), 0..60),
+        ) {
+            let places = Places::new(cap);
+            let mut held: Vec<Kind> = Vec::new();
+            for (take, stream, most) in steps {
+                let kind = if stream { Kind::Unbounded } else { Kind::Bounded };
+                let bounded = held.iter().filter(|kind| **kind == Kind::Bounded).count();
+                if take {
+                    let expected = match u32::try_from(bounded + 1).unwrap() {
+                        _ if held.len() == cap => Err(NoPlace::Full),
+                        number if number > most => Err(NoPlace::TooMany),
+                        number => Ok(number),
+                    };
+                    prop_assert_eq!(places.take(kind, |number| number <= most), expected);
+                    held.extend(expected.is_ok().then_some(kind));
+                } else if let Some(kind) = held.pop() {
+                    places.free(kind);
+                }
+                prop_assert_eq!(places.all() as usize, held.len());
+                prop_assert!(held.len() <= cap);
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! How long one request takes, learned from answers, and how long an answer would take now.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A weighted average of the service time: the time of one request when nothing is ahead of it.
+///
+/// What can be measured is the time from admission to the end of the answer, and in that lies the wait for all that
+/// was ahead. A request with the number `p` among those in flight, of which `n` are worked on at once, waits `(p - n) / n`
+/// service times and then takes one. So each sample is divided by `p / n` before it counts, and an
+/// estimate multiplies by it again. Where `n` was told wrong the two errors cancel out at the load of the samples: an
+/// app that does more at once than it was said to shows a service time that much shorter.
+///
+/// The first samples count alike, later ones one sixteenth each. Everything lies in one word.
+#[derive(Debug, Default)]
+pub(super) struct ServiceTime {
+    /// The number of samples in the upper 16 bits, nanoseconds below.
+    learned: AtomicU64,
+}
+
+/// An average of fewer samples is no reason to refuse anybody.
+const ENOUGH: u64 = 16;
+const WEIGHT: u64 = 16;
+const NANOSECONDS: u64 = (1 << 48) - 1;
+
+impl ServiceTime {
+    /// Learns from an answer that took so long, with this number among those in flight.
+    pub(super) fn learn(&self, took: Duration, number: u32, at_once: u32) {
+        self.update(WEIGHT, |_| alone(took, number, at_once));
+    }
+
+    /// Learns from a call that was let in to prove the average: it counts as much as all before.
+    pub(super) fn prove(&self, took: Duration, number: u32, at_once: u32) {
+        self.update(2, |_| alone(took, number, at_once));
+    }
+
+    /// Learns from a call that would have taken longer than this: it can only raise the average.
+    pub(super) fn learn_at_least(&self, took: Duration, number: u32, at_once: u32) {
+        self.update(WEIGHT, |average| alone(took, number, at_once).max(average));
+    }
+
+    fn update(&self, weight: u64, sample: impl Fn(u64) -> u64) {
+        let update = |learned: u64| {
+            let (samples, average) = (learned >> 48, learned & NANOSECONDS);
+            let sample = sample(average);
+            let samples = (samples + 1).min(u64::from(u16::MAX));
+            let weight = samples.min(weight);
+            // both are below 2^48
+            let average = (average * (weight - 1) + sample) / weight;
+            Some(samples << 48 | average)
+        };
+        // the closure never declines
+        let _ = self.learned.fetch_update(Relaxed, Relaxed, update);
+    }
+
+    /// The average, once there are enough samples.
+    pub(super) fn average(&self) -> Option<Duration> {
+        let learned = self.learned.load(Relaxed);
+        (learned >> 48 >= ENOUGH).then(|| Duration::from_nanos(learned & NANOSECONDS))
+    }
+
+    /// How long an answer may take with this number among those in flight; `None` where nothing says it is long.
+    ///
+    /// Twice the service time and a third more than the wait, as about half of either are longer than their mean. The
+    /// line need only be so long that no worker ever stands idle. For a free worker nothing takes too long: it has nothing
+    /// better to do, and its answer keeps the average true.
+    pub(super) fn estimate(&self, number: u32, at_once: u32) -> Option<Duration> {
+        if number <= at_once {
+            return None;
+        }
+        let service = self.average()?.as_nanos();
+        let wait = service * u128::from(number - at_once) * 4 / (u128::from(at_once) * 3);
+        Some(Duration::from_nanos(u64::try_from(service * 2 + wait).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The time of a call with its wait taken out, in nanoseconds.
+fn alone(took: Duration, number: u32, at_once: u32) -> u64 {
+    let alone = took.as_nanos() * u128::from(at_once) / u128::from(number.max(at_once));
+    u64::try_from(alone).unwrap_or(u64::MAX).min(NANOSECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn learned(took: Duration, number: u32, at_once: u32) -> ServiceTime {
+        let service = ServiceTime::default();
+        for _ in 0..ENOUGH {
+            service.learn(took, number, at_once);
+        }
+        service
+    }
+
+    #[test]
+    fn few_answers_say_nothing() {
+        let service = ServiceTime::default();
+        for _ in 1..ENOUGH {
+            service.learn(MS * 900, 1, 1);
+            assert_eq!((service.average(), service.estimate(99, 1)), (None, None));
+        }
+        service.learn(MS * 900, 1, 1);
+        assert_eq!(service.average(), Some(MS * 900));
+    }
+
+    #[test]
+    fn the_wait_ahead_is_taken_out_of_the_samples() {
+        // 8 at once, and 72 were in flight: eight rounds of waiting and one of work
+        assert_eq!(learned(MS * 360, 72, 8).average(), Some(MS * 40));
+        assert_eq!(learned(MS * 40, 3, 8).average(), Some(MS * 40));
+    }
+
+    #[test]
+    fn an_estimate_grows_with_what_is_ahead() {
+        let service = learned(MS * 30, 1, 8);
+        assert_eq!(service.estimate(8, 8), None, "a worker is free");
+        assert_eq!(service.estimate(16, 8), Some(MS * 100));
+        assert_eq!(service.estimate(32, 8), Some(MS * 180));
+    }
+
+    #[test]
+    fn what_does_more_at_once_than_it_was_said_to_is_found_out() {
+        // 50 ms of waiting for a database, 200 together, said to be 4 at once
+        let service = learned(MS * 50, 200, 4);
+        assert!(service.estimate(200, 4) < Some(MS * 70));
+    }
+
+    #[test]
+    fn the_average_follows_a_change() {
+        let service = learned(MS * 40, 1, 8);
+        for _ in 0..3 * WEIGHT {
+            service.learn(MS * 160, 1, 8);
+        }
+        assert!(service.average() > Some(MS * 150));
+    }
+
+    #[test]
+    fn who_left_too_late_can_only_raise_the_average() {
+        let service = learned(MS * 40, 1, 8);
+        service.learn_at_least(MS * 10, 1, 8);
+        assert_eq!(service.average(), Some(MS * 40));
+        service.learn_at_least(MS * 200, 1, 8);
+        assert_eq!(service.average(), Some(MS * 50));
+    }
+
+    #[test]
+    fn an_app_of_which_nobody_gets_an_answer_is_known_to_be_slow() {
+        let service = ServiceTime::default();
+        for number in 0..20 {
+            service.learn_at_least(MS * 500, 40 + number, 8);
+        }
+        assert_eq!(service.average(), Some(MS * 100));
+    }
+
+    #[test]
+    fn one_proof_counts_as_much_as_all_before() {
+        let service = learned(MS * 900, 1, 1);
+        service.prove(MS * 100, 1, 1);
+        assert_eq!(service.average(), Some(MS * 500));
+    }
+
+    proptest! {
+        #[test]
+        fn an_average_lies_between_its_samples(samples in proptest::collection::vec(0_u64..1 << 47, 16..80)) {
+            let service = ServiceTime::default();
+            for sample in &samples {
+                service.learn(Duration::from_nanos(*sample), 1, 1);
+            }
+            let average = u64::try_from(service.average().unwrap().as_nanos()).unwrap();
+            prop_assert!(average <= *samples.iter().max().unwrap());
+            // each division rounds down
+            prop_assert!(average + WEIGHT >= *samples.iter().min().unwrap());
+        }
+
+        #[test]
+        fn no_numbers_overflow(took in any::<u64>(), number in 1..u32::MAX, at_once in 1..u32::MAX) {
+            let service = learned(Duration::from_nanos(took), number, at_once);
+            let estimate = service.estimate(number, at_once);
+            prop_assert_eq!(estimate.is_none(), number <= at_once);
+            service.learn(Duration::MAX, number, at_once);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Which deadlines cross the border, and which way.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use http::{Extensions, HeaderMap, Request};
+use tokio::time::Instant;
+
+use super::field::Said;
+use super::{Deadline, Field};
+use crate::engine::Call;
+
+/// Which deadlines are read from callers, and which are written for upstreams and handlers.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`trusting`](Self::trusting): whose fields are read | nobody's |
+/// | [`fields`](Self::fields): which fields are read | the five relative ones of [`Field`] |
+/// | [`forward`](Self::forward): which field goes to the upstream | none |
+/// | [`margin`](Self::margin): what is kept back of it | 5 ms, or 1 % of what is left where that is more |
+/// | [`expose`](Self::expose): the extension for handlers | no |
+///
+/// Of several fields, and of several values of one field, the shortest counts: each is the word of somebody on the
+/// way who will have left by then. A value that is malformed, or further away than a day, is ignored and
+/// [counted](Self::ignored). A deadline that is in the request's extensions already is kept where it is the earlier
+/// one, whoever put it there.
+///
+/// Trust is asked for because a deadline is a lever: who sends requests with 1 ms left makes an upstream fail at will,
+/// and breakers, budgets and learned limits would take that for the upstream's fault.
+///
+/// ```
+/// use axum::extract::ConnectInfo;
+/// use http::Extensions;
+/// use std::net::SocketAddr;
+/// use tower_upstream::deadline::{Deadlines, Field};
+///
+/// // an app served with `into_make_service_with_connect_info::<SocketAddr>()`
+/// fn is_neighbour(extensions: &Extensions) -> bool {
+///     let caller = extensions.get::<ConnectInfo<SocketAddr>>();
+///     caller.is_some_and(|ConnectInfo(address)| address.ip().is_loopback())
+/// }
+///
+/// let deadlines = Deadlines::new().trusting(is_neighbour).forward(Field::request_timeout()).expose();
+/// assert_eq!(deadlines.ignored(), 0);
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Deadlines {
+    fields: Vec<Field>,
+    known: Vec<Field>,
+    trust: Trust,
+    forward: Option<Field>,
+    margin: Duration,
+    expose: bool,
+    ignored: Arc<AtomicU64>,
+}
+
+#[derive(Clone)]
+enum Trust {
+    Nobody,
+    Everyone,
+    Those(Arc<dyn Fn(&Extensions) -> bool + Send + Sync>),
+}
+
+fn known() -> Vec<Field> {
+    let envoy = [Field::envoy_expected(), Field::envoy_upstream()];
+    [Field::grpc(), Field::linkerd(), Field::request_timeout()].into_iter().chain(envoy).collect()
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Deadlines {
+    /// The defaults of the table: no field is read, none is written.
+    pub fn new() -> Self {
+        Self {
+            fields: known(),
+            known: known(),
+            trust: Trust::Nobody,
+            forward: None,
+            margin: Duration::from_millis(5),
+            expose: false,
+            ignored: Arc::default(),
+        }
+    }
+
+    /// Reads the fields of those callers whose request extensions satisfy this (default: of nobody).
+    pub fn trusting(mut self, those: impl Fn(&Extensions) -> bool + Send + Sync + 'static) -> Self {
+        self.trust = Trust::Those(Arc::new(those));
+        self
+    }
+
+    /// Reads the fields of every caller: for services that only trusted ones can reach.
+    pub fn trusting_everyone(mut self) -> Self {
+        self.trust = Trust::Everyone;
+        self
+    }
+
+    /// Reads these fields (default: the five relative ones of [`Field`]).
+    ///
+    /// An [absolute](Field::absolute) one is read only if it is named here.
+    pub fn fields(mut self, fields: impl IntoIterator<Item = Field>) -> Self {
+        self.fields = fields.into_iter().collect();
+        self
+    }
+
+    /// Writes this field for the upstream: what is left, less the margin (default: none).
+    ///
+    /// The upstream then takes it as ours. So every deadline field that came with the request, one of [`Field`]'s five
+    /// or one named in [`fields`](Self::fields), is removed, from whomever it came, also where there is no deadline to
+    /// write. Without this setting, fields pass as they are: `grpc-timeout` is a matter between client and server.
+    pub fn forward(mut self, field: Field) -> Self {
+        self.forward = Some(field);
+        self
+    }
+
+    /// Keeps at least this much back from what is forwarded (default 5 ms); it is 1 % where that is more.
+    ///
+    /// It is the time an answer needs back to here. With too small a margin our own limit passes first, and the
+    /// upstream's answer, which says what took so long, comes too late.
+    pub fn margin(mut self, least: Duration) -> Self {
+        self.margin = least;
+        self
+    }
+
+    /// Puts the call's [`Deadline`] into the request's extensions, for handlers (default: not).
+    ///
+    /// Off by default, as a request's first extension costs three allocations.
+    pub fn expose(mut self) -> Self {
+        self.expose = true;
+        self
+    }
+
+    /// How many values were ignored, by all clones together: malformed, or more than a day.
+    pub fn ignored(&self) -> u64 {
+        self.ignored.load(Relaxed)
+    }
+
+    /// The deadline that a trusted caller's headers tell.
+    pub fn read(&self, headers: &HeaderMap, extensions: &Extensions, now: Instant) -> Option<Deadline> {
+        self.read_by(headers, extensions, now, SystemTime::now)
+    }
+
+    fn read_by(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        now: Instant,
+        wall: impl Fn() -> SystemTime,
+    ) -> Option<Deadline> {
+        let trusted = match &self.trust {
+            Trust::Nobody => false,
+            Trust::Everyone => true,
+            Trust::Those(those) => those(extensions),
+        };
+        if !trusted {
+            return None;
+        }
+        let mut earliest = None;
+        for field in &self.fields {
+            for value in headers.get_all(field.name()) {
+                let deadline = match field.read(value.as_bytes(), &wall) {
+                    Said::Left(left) => Deadline::after(now, left),
+                    Said::LeftByCallersClock(left) => Deadline::after(now, left).by_callers_clock(),
+                    Said::Unlimited => continue,
+                    Said::Nonsense => {
+                        self.ignored.fetch_add(1, Relaxed);
+                        continue;
+                    }
+                };
+                earliest = Deadline::earlier(earliest, Some(deadline));
+            }
+        }
+        earliest
+    }
+
+    /// Writes what is left, less the margin, and the extension, each where it is asked for.
+    pub fn write<B>(&self, request: &mut Request<B>, call: &Call) {
+        if let Some(field) = &self.forward {
+            let headers = request.headers_mut();
+            for read in self.fields.iter().chain(&self.known) {
+                headers.remove(read.name());
+            }
+            headers.remove(field.name());
+            if let Some(deadline) = call.deadline {
+                let left = deadline.remaining(call.now);
+                let left = left.saturating_sub(self.margin.max(left / 100));
+                headers.insert(field.name().clone(), field.value(left, SystemTime::now));
+            }
+        }
+        if let (true, Some(deadline)) = (self.expose, call.deadline) {
+            request.extensions_mut().insert(deadline);
+        }
+    }
+}
+
+impl fmt::Debug for Deadlines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let trust = match self.trust {
+            Trust::Nobody => "nobody",
+            Trust::Everyone => "everyone",
+            Trust::Those(_) => "those",
+        };
+        f.debug_struct("Deadlines")
+            .field("fields", &self.fields)
+            .field("trust", &trust)
+            .field("forward", &self.forward)
+            .field("margin", &self.margin)
+            .field("expose", &self.expose)
+            .field("ignored", &self.ignored())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::deadline::Clock;
+
+    fn request(fields: &[(&'static str, &str)]) -> Request<()> {
+        let mut request = Request::new(());
+        for (name, value) in fields {
+            request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        request
+    }
+
+    /// What is left as these settings read it, in milliseconds.
+    fn left(deadlines: &Deadlines, fields: &[(&'static str, &str)]) -> Option<u128> {
+        let (request, now) = (request(fields), Instant::now());
+        let deadline = deadlines.read(request.headers(), request.extensions(), now)?;
+        Some(deadline.remaining(now).as_millis())
+    }
+
+    /// The fields that go out, with this much left.
+    fn out(deadlines: &Deadlines, mut request: Request<()>, left: Option<Duration>) -> Request<()> {
+        let mut call = Call::new(Instant::now());
+        call.deadline = left.map(|left| Deadline::after(call.now, left));
+        deadlines.write(&mut request, &call);
+        request
+    }
+
+    fn sorted(request: &Request<()>) -> Vec<(&str, &str)> {
+        let fields = request.headers().iter();
+        let mut fields: Vec<_> = fields.map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        fields.sort_unstable();
+        fields
+    }
+
+    #[test]
+    fn nobody_is_trusted_until_said_so() {
+        let asked = [("grpc-timeout", "1S")];
+        assert_eq!(left(&Deadlines::new(), &asked), None);
+        assert_eq!(left(&Deadlines::new().trusting_everyone(), &asked), Some(1000));
+    }
+
+    #[test]
+    fn trust_is_decided_by_what_is_known_of_the_caller() {
+        let deadlines = Deadlines::new().trusting(|extensions| extensions.get() == Some(&"neighbour"));
+        let mut request = request(&[("l5d-timeout", "2s")]);
+        let read = |request: &Request<()>| deadlines.read(request.headers(), request.extensions(), Instant::now());
+        request.extensions_mut().insert("stranger");
+        assert_eq!(read(&request), None);
+        request.extensions_mut().insert("neighbour");
+        assert!(read(&request).is_some());
+    }
+
+    #[test]
+    fn the_shortest_of_all_fields_and_of_all_values_counts() {
+        let deadlines = Deadlines::new().trusting_everyone();
+        let fields = [
+            ("grpc-timeout", "9S"),
+            ("x-envoy-expected-rq-timeout-ms", "0"),
+            ("x-envoy-upstream-rq-timeout-ms", "700"),
+            ("l5d-timeout", "3s"),
+            ("x-request-timeout-ms", "800"),
+            ("x-request-timeout-ms", "400"),
+        ];
+        assert_eq!(left(&deadlines, &fields), Some(400));
+        assert_eq!(deadlines.ignored(), 0);
+    }
+
+    #[test]
+    fn nonsense_is_ignored_and_counted_by_all_clones_together() {
+        let deadlines = Deadlines::new().trusting_everyone();
+        let fields = [("grpc-timeout", "soon"), ("l5d-timeout", "9d"), ("x-request-timeout-ms", "70")];
+        assert_eq!(left(&deadlines.clone(), &fields), Some(70));
+        assert_eq!(left(&deadlines.clone(), &[("x-request-timeout-ms", "")]), None);
+        assert_eq!(deadlines.ignored(), 3);
+    }
+
+    #[test]
+    fn a_time_of_day_is_read_only_where_it_is_named() {
+        let name = HeaderName::from_static("x-deadline");
+        let request = request(&[("x-deadline", "1000250")]);
+        let wall = || SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let read = |deadlines: Deadlines, now| deadlines.read_by(request.headers(), request.extensions(), now, wall);
+        let (deadlines, now) = (Deadlines::new().trusting_everyone(), Instant::now());
+        assert_eq!(read(deadlines.clone(), now), None);
+        let deadline = read(deadlines.fields([Field::absolute(name)]), now).unwrap();
+        assert_eq!((deadline.remaining(now).as_millis(), deadline.clock()), (250, Clock::Callers));
+    }
+
+    #[test]
+    fn what_goes_out_is_what_is_left_less_the_margin() {
+        let second = Some(Duration::from_secs(1));
+        for (field, value) in [
+            (Field::grpc(), "990000u"),
+            (Field::envoy_expected(), "990"),
+            (Field::linkerd(), "990ms"),
+            (Field::request_timeout(), "990"),
+        ] {
+            let sent = out(&Deadlines::new().forward(field.clone()), Request::new(()), second);
+            assert_eq!(sorted(&sent), [(field.name().as_str(), value)]);
+        }
+        let deadlines = Deadlines::new().forward(Field::request_timeout());
+        for (left, value) in [(100, "95"), (10_000, "9900"), (3, "1")] {
+            let sent = out(&deadlines, Request::new(()), Some(Duration::from_millis(left)));
+            assert_eq!(sorted(&sent), [("x-request-timeout-ms", value)]);
+        }
+        let sent = out(&deadlines.margin(Duration::from_millis(300)), Request::new(()), second);
+        assert_eq!(sorted(&sent), [("x-request-timeout-ms", "700")]);
+    }
+
+    #[test]
+    fn no_callers_field_passes_for_ours() {
+        let asked = [("grpc-timeout", "9S"), ("l5d-timeout", "9s"), ("x-mine", "9"), ("x-other", "9")];
+        let own = Field::relative(HeaderName::from_static("x-mine"));
+        let deadlines = Deadlines::new().fields([own]).forward(Field::envoy_expected());
+        let sent = out(&deadlines, request(&asked), Some(Duration::from_secs(1)));
+        assert_eq!(sorted(&sent), [("x-envoy-expected-rq-timeout-ms", "990"), ("x-other", "9")]);
+        assert_eq!(sorted(&out(&deadlines, request(&asked), None)), [("x-other", "9")]);
+    }
+
+    #[test]
+    fn where_nothing_is_forwarded_the_fields_stay_a_matter_of_client_and_server() {
+        let asked = [("grpc-timeout", "9S"), ("x-other", "9")];
+        let sent = out(&Deadlines::new(), request(&asked), Some(Duration::from_secs(1)));
+        assert_eq!(sorted(&sent), asked);
+        assert_eq!(Deadline::of(sent.extensions()), None);
+    }
+
+    #[test]
+    fn a_handler_sees_the_deadline_that_was_exposed() {
+        let sent = out(&Deadlines::new().expose(), Request::new(()), Some(Duration::from_secs(1)));
+        assert!(Deadline::of(sent.extensions()).is_some());
+        assert!(out(&Deadlines::new().expose(), Request::new(()), None).extensions().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_callers_send_is_read_or_counted(values in proptest::collection::vec(any::<Vec<u8>>(), 0..6)) {
+            let (deadlines, now) = (Deadlines::new().trusting_everyone(), Instant::now());
+            let mut headers = HeaderMap::new();
+            for value in &values {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    headers.append("x-request-timeout-ms", value);
+                }
+            }
+            let read = deadlines.read(&headers, &Extensions::new(), now);
+            let ignored = usize::try_from(deadlines.ignored()).unwrap();
+            prop_assert_eq!(read.is_some(), ignored < headers.len());
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The deadline as an argument of an axum handler.
+
+use std::convert::Infallible;
+use std::fmt;
+
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum_core::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::request::Parts;
+
+use super::Deadline;
+
+/// No layer around the handler exposes a deadline, or this request has none.
+///
+/// The answer is 500, as the fault is the app's: `Option<Deadline>` is for callers that may say none, and a
+/// [`TimeoutLayer`](crate::timeout::TimeoutLayer) with [`expose`](super::Deadlines::expose) gives every request one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoDeadline;
+
+impl fmt::Display for NoDeadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this handler needs a deadline, and no layer around it exposes one")
+    }
+}
+
+impl std::error::Error for NoDeadline {}
+
+impl IntoResponse for NoDeadline {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("{self}\n")).into_response()
+    }
+}
+
+/// The deadline that a layer with [`expose`](super::Deadlines::expose) left in the request's extensions.
+///
+/// ```
+/// use axum::{Router, body::Body, routing::get};
+/// use http::Request;
+/// use std::time::Duration;
+/// use tower::ServiceExt;
+/// use tower_upstream::Failure;
+/// use tower_upstream::deadline::{Deadline, Deadlines};
+/// use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+///
+/// async fn report(deadline: Deadline) -> Result<&'static str, Failure> {
+///     // stops when nobody waits for it any more
+///     deadline.bound(tokio::time::sleep(Duration::from_millis(20))).await?;
+///     Ok("all is well")
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let trusting = Deadlines::new().trusting_everyone().expose();
+/// let limits = TimeoutLayer::new(Timeouts::new()).untouched().deadlines(trusting);
+/// let app = Router::new().route("/", get(report)).layer(limits);
+/// for (said, status) in [("200", 200), ("10", 504)] {
+///     let request = Request::get("/").header("x-request-timeout-ms", said).body(Body::empty()).unwrap();
+///     assert_eq!(app.clone().oneshot(request).await.unwrap().status(), status);
+/// }
+/// # }
+/// ```
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl<S: Sync> FromRequestParts<S> for Deadline {
+    type Rejection = NoDeadline;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, NoDeadline> {
+        Self::of(&parts.extensions).ok_or(NoDeadline)
+    }
+}
+
+/// `None` where nobody said how long it waits.
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl<S: Sync> OptionalFromRequestParts<S> for Deadline {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(Self::of(&parts.extensions))
+    }
+}

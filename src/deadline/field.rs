@@ -1,0 +1,323 @@
+//! The fields in which callers say how long they wait.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderName, HeaderValue};
+
+/// A header field that says how long its sender waits, and how it says so.
+///
+/// | field | form | zero |
+/// |---|---|---|
+/// | [`grpc`](Self::grpc) | `grpc-timeout`: 1 to 8 digits and one of `H M S m u n` (gRPC over HTTP/2, "Requests") | passed |
+/// | [`envoy_expected`](Self::envoy_expected) | `x-envoy-expected-rq-timeout-ms`: milliseconds, what Envoy tells its upstreams | none |
+/// | [`envoy_upstream`](Self::envoy_upstream) | `x-envoy-upstream-rq-timeout-ms`: milliseconds, what callers tell Envoy | none |
+/// | [`linkerd`](Self::linkerd) | `l5d-timeout`: digits and one of `ms s m h d` (linkerd2-proxy, outbound policy) | none |
+/// | [`relative`](Self::relative) | any name, by default `x-request-timeout-ms`: milliseconds, a negative number has passed | passed |
+/// | [`absolute`](Self::absolute) | any name: milliseconds since 1970, by the caller's clock | long past |
+///
+/// Zero switches the timeout off in Envoy and in linkerd. In gRPC the grammar has no zero, and servers that
+/// meet one take the time as used up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    name: HeaderName,
+    form: Form,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Grpc,
+    Envoy,
+    Linkerd,
+    Relative,
+    Absolute,
+}
+
+/// What a field's value says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// So much is left.
+    Left(Duration),
+    /// So much is left by the caller's clock, or nothing.
+    LeftByCallersClock(Duration),
+    /// The caller has no deadline.
+    Unlimited,
+    /// Malformed, or further away than anybody waits.
+    Nonsense,
+}
+
+/// Nobody waits longer for an answer: what is further away is a mistake.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Field {
+    /// `grpc-timeout`, as gRPC clients send it.
+    pub fn grpc() -> Self {
+        Self { name: HeaderName::from_static("grpc-timeout"), form: Form::Grpc }
+    }
+
+    /// `x-envoy-expected-rq-timeout-ms`, as Envoy sends it to its upstreams.
+    pub fn envoy_expected() -> Self {
+        Self { name: HeaderName::from_static("x-envoy-expected-rq-timeout-ms"), form: Form::Envoy }
+    }
+
+    /// `x-envoy-upstream-rq-timeout-ms`, as callers send it to Envoy.
+    pub fn envoy_upstream() -> Self {
+        Self { name: HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"), form: Form::Envoy }
+    }
+
+    /// `l5d-timeout`, as callers send it to linkerd.
+    pub fn linkerd() -> Self {
+        Self { name: HeaderName::from_static("l5d-timeout"), form: Form::Linkerd }
+    }
+
+    /// `x-request-timeout-ms`, the name for those who have none yet.
+    pub fn request_timeout() -> Self {
+        Self::relative(HeaderName::from_static("x-request-timeout-ms"))
+    }
+
+    /// A field of this name with the milliseconds that are left.
+    pub fn relative(name: HeaderName) -> Self {
+        Self { name, form: Form::Relative }
+    }
+
+    /// A field of this name with a time of day, in milliseconds since 1970 (UTC).
+    ///
+    /// It is wrong by as much as the caller's clock and ours differ; prefer any other. It is read only where it
+    /// is named in [`Deadlines::fields`](super::Deadlines::fields).
+    pub fn absolute(name: HeaderName) -> Self {
+        Self { name, form: Form::Absolute }
+    }
+
+    /// The field's name.
+    pub fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
+    /// What a value says; the time of day is asked for only where the form needs it.
+    pub(super) fn read(&self, value: &[u8], wall: impl FnOnce() -> SystemTime) -> Said {
+        self.said(value, wall).unwrap_or(Said::Nonsense)
+    }
+
+    fn said(&self, value: &[u8], wall: impl FnOnce() -> SystemTime) -> Option<Said> {
+        let said = match self.form {
+            Form::Grpc => Said::Left(grpc(value)?),
+            Form::Envoy => limited(Duration::from_millis(digits(value)?)),
+            Form::Linkerd => limited(linkerd(value)?),
+            Form::Relative => match value.strip_prefix(b"-") {
+                Some(value) => digits(value).map(|_| Said::Left(Duration::ZERO))?,
+                None => Said::Left(Duration::from_millis(digits(value)?)),
+            },
+            Form::Absolute => Said::LeftByCallersClock(until(value, wall())?),
+        };
+        match said {
+            Said::Left(left) | Said::LeftByCallersClock(left) if left > LONGEST => None,
+            said => Some(said),
+        }
+    }
+
+    /// The value that says so; at least the field's smallest, as its zero may mean no limit at all.
+    pub(super) fn value(&self, left: Duration, wall: impl FnOnce() -> SystemTime) -> HeaderValue {
+        let left = left.min(LONGEST);
+        let ms = whole(left.as_millis()).max(1);
+        let text = match self.form {
+            Form::Envoy | Form::Relative => return HeaderValue::from(ms),
+            Form::Absolute => {
+                let at = (wall() + left).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                return HeaderValue::from(whole(at.as_millis()));
+            }
+            Form::Linkerd => format!("{ms}ms"),
+            Form::Grpc => {
+                // the finest unit that fits, rounded down: the upstream never gets more than is left
+                let (ns, us) = (whole(left.as_nanos()).max(1), whole(left.as_micros()));
+                match (ns <= GRPC_MOST, us <= GRPC_MOST) {
+                    (true, _) => format!("{ns}n"),
+                    (false, true) => format!("{us}u"),
+                    (false, false) => format!("{ms}m"),
+                }
+            }
+        };
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("1"))
+    }
+}
+
+const GRPC_MOST: u64 = 99_999_999;
+
+fn whole(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// Up to eight digits: the longest wait has that many in milliseconds.
+fn digits(text: &[u8]) -> Option<u64> {
+    number(text, 8)
+}
+
+fn number(text: &[u8], most: usize) -> Option<u64> {
+    if text.is_empty() || text.len() > most || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(text.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+fn limited(left: Duration) -> Said {
+    if left.is_zero() { Said::Unlimited } else { Said::Left(left) }
+}
+
+fn grpc(value: &[u8]) -> Option<Duration> {
+    let (unit, number) = value.split_last()?;
+    let number = digits(number)?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+fn linkerd(value: &[u8]) -> Option<Duration> {
+    let unit = value.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(value.len());
+    let (number, unit) = value.split_at(unit);
+    let number = digits(number)?;
+    Some(match unit {
+        b"ms" => Duration::from_millis(number),
+        b"s" => Duration::from_secs(number),
+        b"m" => Duration::from_secs(number * 60),
+        b"h" => Duration::from_secs(number * 3600),
+        b"d" => Duration::from_secs(number * 86400),
+        b"" if number == 0 => Duration::ZERO,
+        _ => return None,
+    })
+}
+
+/// What is left until a time of day; one that is over by more than a day is no time of ours.
+fn until(value: &[u8], wall: SystemTime) -> Option<Duration> {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(number(value, 15)?);
+    match at.duration_since(wall) {
+        Ok(left) => Some(left),
+        Err(past) if past.duration() <= LONGEST => Some(Duration::ZERO),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000_000;
+
+    fn wall() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(NOW)
+    }
+
+    fn all() -> [Field; 6] {
+        [
+            Field::grpc(),
+            Field::envoy_expected(),
+            Field::envoy_upstream(),
+            Field::linkerd(),
+            Field::request_timeout(),
+            Field::absolute(HeaderName::from_static("x-deadline")),
+        ]
+    }
+
+    fn says(field: &Field, value: &str) -> Said {
+        field.read(value.as_bytes(), wall)
+    }
+
+    fn ms(ms: u64) -> Said {
+        Said::Left(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn each_form_is_read_as_its_owner_wrote_it() {
+        let [grpc, envoy, _, linkerd, relative, _] = all();
+        for (text, said) in [("1S", 1000), ("250m", 250), ("99999999u", 99_999), ("3M", 180_000), ("24H", 86_400_000)] {
+            let Said::Left(left) = says(&grpc, text) else { panic!("{text}") };
+            assert_eq!(left.as_millis(), said, "{text}");
+        }
+        assert_eq!(says(&grpc, "7n"), Said::Left(Duration::from_nanos(7)));
+        assert_eq!(says(&envoy, "1500"), ms(1500));
+        for (text, said) in [("10s", 10_000), ("1500ms", 1500), ("2m", 120_000), ("1h", 3_600_000), ("1d", 86_400_000)]
+        {
+            assert_eq!(says(&linkerd, text), ms(said), "{text}");
+        }
+        assert_eq!(says(&relative, "040"), ms(40));
+    }
+
+    #[test]
+    fn zero_means_what_each_owner_says() {
+        let [grpc, expected, upstream, linkerd, relative, _] = all();
+        assert_eq!((says(&grpc, "0S"), says(&relative, "0"), says(&relative, "-20")), (ms(0), ms(0), ms(0)));
+        for (field, zero) in [(expected, "0"), (upstream, "0"), (linkerd.clone(), "0"), (linkerd, "0s")] {
+            assert_eq!(says(&field, zero), Said::Unlimited);
+        }
+    }
+
+    #[test]
+    fn what_is_malformed_or_absurd_is_nonsense() {
+        let [grpc, envoy, _, linkerd, relative, absolute] = all();
+        for text in ["", "S", "1", "1s", "123456789m", "1 S", "+1S", "-1S", "1.5S", "25H", "99999999H", "1SS", "１S"] {
+            assert_eq!(says(&grpc, text), Said::Nonsense, "{text:?}");
+        }
+        for text in ["", "-1", "1ms", "0x10", "86400001", "100000000", "1,2", " 1", "1e3"] {
+            assert_eq!(says(&envoy, text), Said::Nonsense, "{text:?}");
+        }
+        for text in ["", "1", "s", "1S", "1us", "2d", "-1s", "1s1s", "1.5s"] {
+            assert_eq!(says(&linkerd, text), Said::Nonsense, "{text:?}");
+        }
+        for text in ["", "-", "--1", "-1.5", "86400001", "never"] {
+            assert_eq!(says(&relative, text), Said::Nonsense, "{text:?}");
+        }
+        // seconds instead of milliseconds, and a century from now
+        for text in ["1800000000", "4955000000000", "-1", "9999999999999999"] {
+            assert_eq!(says(&absolute, text), Said::Nonsense, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_of_day_is_told_by_the_callers_clock() {
+        let absolute = &all()[5];
+        let left = |ms| Said::LeftByCallersClock(Duration::from_millis(ms));
+        assert_eq!(says(absolute, &(NOW + 250).to_string()), left(250));
+        assert_eq!(says(absolute, &(NOW - 250).to_string()), left(0));
+    }
+
+    #[test]
+    fn the_smallest_value_is_written_where_nothing_is_left() {
+        let written: Vec<_> = all().map(|field| field.value(Duration::ZERO, wall)).into_iter().collect();
+        assert_eq!(written, ["1n", "1", "1", "1ms", "1", &NOW.to_string()]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics_and_nothing_is_read_as_more_than_a_day(
+            value in proptest::collection::vec(any::<u8>(), 0..24),
+            text in "-?[0-9]{0,20}(H|M|S|ms|m|u|n|s|h|d|)",
+        ) {
+            for field in all() {
+                for value in [value.as_slice(), text.as_bytes()] {
+                    match field.read(value, wall) {
+                        Said::Left(left) | Said::LeftByCallersClock(left) => prop_assert!(left <= LONGEST),
+                        Said::Unlimited | Said::Nonsense => {}
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_as_at_most_that(left in 1_000_000_u64..86_400_000_000_000) {
+            let left = Duration::from_nanos(left);
+            for field in all() {
+                match field.read(field.value(left, wall).as_bytes(), wall) {
+                    Said::Left(read) | Said::LeftByCallersClock(read) => {
+                        prop_assert!(read <= left && left - read < Duration::from_millis(1), "{field:?} {read:?}");
+                    }
+                    said => prop_assert!(false, "{field:?} {said:?}"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! When an answer is of no more use to whoever waits for it.
+//!
+//! A [`Deadline`] is read once, at the outermost border, by the [`Deadlines`] of a layer: from the header fields of
+//! callers that are trusted, and from the request's extensions. Inside it travels with the call, and it only ever
+//! comes nearer. It goes on to an upstream as what is left less a margin ([`forward`](Deadlines::forward)), and to
+//! handlers as an extension ([`expose`](Deadlines::expose)): each only where it is asked for.
+//!
+//! A deadline says how long an answer is of use, not how long work may take. [`Deadline::bound`] makes one of
+//! the other, also for work that outlives its handler:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tokio::time::Instant;
+//! use tower_upstream::deadline::{Deadline, Passed};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! let deadline = Deadline::after(Instant::now(), Duration::from_millis(300));
+//! let quick = tokio::spawn(deadline.bound(async { "in time" }));
+//! let slow = tokio::spawn(deadline.bound(tokio::time::sleep(Duration::from_secs(9))));
+//! assert_eq!(quick.await.unwrap(), Ok("in time"));
+//! assert_eq!(slow.await.unwrap(), Err(Passed));
+//! # }
+//! ```
+
+mod border;
+#[cfg(feature = "axum")]
+mod extract;
+mod field;
+mod inherited;
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use http::Extensions;
+use tokio::time::{Instant, timeout_at};
+
+use crate::cause::{BadGatewayCause, Failure};
+
+pub use self::border::Deadlines;
+#[cfg(feature = "axum")]
+pub use self::extract::NoDeadline;
+pub use self::field::Field;
+pub use self::inherited::Inherited;
+
+/// The time until which an answer is of use; it only ever comes nearer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    at: Instant,
+    clock: Clock,
+}
+
+/// Whose clock a deadline was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Ours: the caller said how much time is left.
+    Own,
+    /// The caller's: it said a time of day, which is wrong by as much as the two clocks differ.
+    Callers,
+}
+
+impl Deadline {
+    /// A deadline at this time.
+    pub fn at(at: Instant) -> Self {
+        Self { at, clock: Clock::Own }
+    }
+
+    /// A deadline when this much time has gone by; over a hundred years count as a hundred.
+    pub fn after(now: Instant, left: Duration) -> Self {
+        const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+        Self::at(now + left.min(FAR))
+    }
+
+    /// The same time, told by the caller's clock.
+    pub(crate) fn by_callers_clock(self) -> Self {
+        Self { clock: Clock::Callers, ..self }
+    }
+
+    /// The deadline in a request's extensions.
+    pub fn of(extensions: &Extensions) -> Option<Self> {
+        extensions.get().copied()
+    }
+
+    /// The one that passes first.
+    pub fn earlier(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(if other.at < one.at { other } else { one }),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// The time at which it passes.
+    pub fn instant(&self) -> Instant {
+        self.at
+    }
+
+    /// Whose clock it was read from.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// How much time is left; zero once it has passed.
+    pub fn remaining(&self, now: Instant) -> Duration {
+        self.at.saturating_duration_since(now)
+    }
+
+    /// Whether no time is left.
+    pub fn has_passed(&self, now: Instant) -> bool {
+        self.at <= now
+    }
+
+    /// Runs a future no longer than until this deadline; one that has passed begins nothing.
+    ///
+    /// What is ready at the last moment counts. It takes `self` by value, so that
+    /// `tokio::spawn(deadline.bound(work))` works; see the [module](self) for an example.
+    ///
+    /// # Errors
+    /// [`Passed`], and the future is dropped: it stops where it waits.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time, as every timer does.
+    pub async fn bound<F: Future>(self, future: F) -> Result<F::Output, Passed> {
+        if self.has_passed(Instant::now()) {
+            return Err(Passed);
+        }
+        timeout_at(self.at, future).await.map_err(|_| Passed)
+    }
+}
+
+/// The deadline passed before the work was done.
+///
+/// As a [`Failure`] it is `deadline_exceeded`, 504: a handler's `?` answers with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed;
+
+impl fmt::Display for Passed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the caller's deadline has passed")
+    }
+}
+
+impl std::error::Error for Passed {}
+
+impl From<Passed> for Failure {
+    fn from(passed: Passed) -> Self {
+        Failure::builder(BadGatewayCause::DeadlineExceeded).source(passed).build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ready_at_the_last_moment_counts() {
+        let deadline = Deadline::after(Instant::now(), Duration::from_secs(1));
+        let at_the_last = async {
+            tokio::time::sleep_until(deadline.instant()).await;
+            7
+        };
+        assert_eq!(deadline.bound(at_the_last).await, Ok(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_passed_deadline_begins_nothing() {
+        let begun = Cell::new(false);
+        let passed = Deadline::at(Instant::now()).bound(async { begun.set(true) }).await;
+        assert_eq!((passed, begun.get()), (Err(Passed), false));
+    }
+
+    #[test]
+    fn the_error_is_a_failure_that_says_504() {
+        let failure = Failure::from(Passed);
+        assert_eq!((failure.cause(), failure.status().as_u16()), (BadGatewayCause::DeadlineExceeded, 504));
+        assert!(std::error::Error::source(&failure).is_some_and(|source| source.is::<Passed>()));
+    }
+
+    #[test]
+    fn the_longest_time_there_is_still_has_an_end_on_the_clock() {
+        let now = Instant::now();
+        assert!(Deadline::after(now, Duration::MAX).remaining(now) > Duration::from_secs(1 << 31));
+    }
+
+    fn deadlines() -> impl Strategy<Value = Option<u64>> {
+        proptest::option::of(0_u64..100)
+    }
+
+    proptest! {
+        #[test]
+        fn of_two_deadlines_neither_is_ever_extended(one in deadlines(), other in deadlines(), at in 0_u64..100) {
+            let zero = Instant::now();
+            let deadline = |ms: u64| Deadline::after(zero, Duration::from_millis(ms));
+            let both = Deadline::earlier(one.map(deadline), other.map(deadline));
+            prop_assert_eq!(both.is_some(), one.is_some() || other.is_some());
+            let now = zero + Duration::from_millis(at);
+            for single in [one, other].into_iter().flatten().map(deadline) {
+                let both = both.unwrap();
+                prop_assert!(both.remaining(now) <= single.remaining(now));
+                prop_assert_eq!(both.has_passed(now), both.remaining(now).is_zero());
+            }
+        }
+    }
+}
