@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::Upload;
 use tower_upstream::cause::{Evidence, Phase, Replay};
-use tower_upstream::deadline::Deadline;
+use tower_upstream::deadline::{Deadline, Deadlines, Field};
 use tower_upstream::timeout::{LearnedLimits, Learning, TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
@@ -92,13 +92,45 @@ async fn the_callers_deadline_counts_where_it_is_nearer_than_the_total() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_has_passed_leaves_an_answer_that_is_there() {
+async fn nothing_is_begun_for_a_caller_whose_time_is_up() {
     let mut request = Request::new(());
     request.extensions_mut().insert(Deadline::at(Instant::now()));
-    advance(SECOND).await;
-    let layer = TimeoutLayer::new(none()).untouched();
-    let ready = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
-    assert_eq!(layer.layer(ready).oneshot(request).await.unwrap().status(), 200);
+    let never =
+        service_fn(|_: Request<()>| async { panic!("it was begun") as Result<Response<Full<Bytes>>, Infallible> });
+    let answer = TimeoutLayer::new(none()).untouched().layer(never).oneshot(request).await.unwrap();
+    let failure = Failure::of(&answer).unwrap();
+    assert_eq!((failure.cause(), failure.phase()), (Cause::DeadlineExceeded, Phase::Gateway));
+    assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(text.ends_with(b"Nothing was processed. Try again.\n"));
+}
+
+/// What the upstream is told of the deadline when the caller says this.
+async fn forwarded(timeouts: Timeouts, said: Option<&'static str>) -> Option<String> {
+    let deadlines = Deadlines::new().trusting_everyone().forward(Field::request_timeout());
+    let echo = service_fn(|request: Request<()>| async move {
+        let told = request.headers().get("x-request-timeout-ms").cloned();
+        let mut answer = Response::new(Full::<Bytes>::default());
+        answer.headers_mut().extend(told.map(|told| (http::header::SERVER, told)));
+        Ok::<_, Infallible>(answer)
+    });
+    let mut request = Request::new(());
+    request
+        .headers_mut()
+        .extend(said.map(|said| (HeaderName::from_static("grpc-timeout"), HeaderValue::from_static(said))));
+    let layer = TimeoutLayer::new(timeouts).deadlines(deadlines).untouched();
+    let answer = layer.layer(echo).oneshot(request).await.unwrap();
+    answer.headers().get("server").map(|told| told.to_str().unwrap().to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_upstream_is_told_what_is_left_less_a_margin() {
+    let total = none().total(LIMIT);
+    assert_eq!(forwarded(total, None).await.unwrap(), "1980", "the total, where the caller says nothing");
+    assert_eq!(forwarded(total, Some("1S")).await.unwrap(), "990", "the caller's, where that is less");
+    assert_eq!(forwarded(total, Some("5S")).await.unwrap(), "1980", "it never grows");
+    assert_eq!(forwarded(total.attempt(SECOND / 2), Some("1S")).await.unwrap(), "495", "one attempt's");
+    assert_eq!(forwarded(none(), None).await, None);
 }
 
 #[tokio::test(start_paused = true)]

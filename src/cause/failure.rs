@@ -203,6 +203,17 @@ impl Failure {
         self.0.evidence
     }
 
+    /// What to tell the visitor; `None` where no visitor is left.
+    ///
+    /// As the cause's, but it never leaves open what is proven: a request that was not sent was not carried out.
+    pub fn visitor_hint(&self) -> Option<&'static str> {
+        let unsure = self.0.cause.replay() != Replay::NotSent;
+        match self.0.cause.visitor_hint() {
+            Some(_) if unsure && self.0.replay == Replay::NotSent => Some("Nothing was processed. Try again."),
+            hint => hint,
+        }
+    }
+
     /// Errno, h2 code, TLS alert or status, where there is one.
     pub fn detail(&self) -> Option<Detail> {
         self.0.detail
@@ -474,6 +485,16 @@ impl fmt::Debug for FailureBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_visitor_is_told_that_nothing_was_processed_only_where_that_is_proven() {
+        let late = || Failure::builder(BadGatewayCause::DeadlineExceeded);
+        let proven = late().replay(Replay::NotSent, Evidence::NoConnection).build();
+        assert_eq!(proven.visitor_hint(), Some("Nothing was processed. Try again."));
+        assert!(late().build().visitor_hint().unwrap().starts_with("We cannot tell"));
+        let nobody = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::NotSent, Evidence::LocalRefusal);
+        assert_eq!(nobody.build().visitor_hint(), None);
+    }
 
     #[test]
     fn it_is_eight_bytes() {

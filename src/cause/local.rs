@@ -14,7 +14,7 @@ pub(crate) struct LocalAnswer;
 /// Status, cause and one line of text.
 pub(crate) fn local_answer(failure: &Failure, status: StatusCode) -> Response<Bytes> {
     let reason = status.canonical_reason().unwrap_or("Error");
-    let hint = failure.cause().visitor_hint().unwrap_or_default();
+    let hint = failure.visitor_hint().unwrap_or_default();
     let mut answer = Response::new(Bytes::from(format!("{reason}\n\n{hint}\n")));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -177,7 +177,7 @@ mod tests {
     fn the_error_is_a_failure_that_says_504() {
         let failure = Failure::from(Passed);
         assert_eq!((failure.cause(), failure.status().as_u16()), (BadGatewayCause::DeadlineExceeded, 504));
-        assert!(std::error::Error::source(&failure).is_some_and(|source| source.is::<Passed>()));
+        assert!(std::error::Error::source(&failure).is_some_and(<dyn std::error::Error>::is::<Passed>));
     }
 
     #[test]

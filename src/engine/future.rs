@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::limits::judged;
 use super::sight::ask;
-use super::{Abandon, BoxError, Call, Finding, Limits, Open, Outcome, Part, Sight, Tracked, leave};
+use super::{Abandon, BoxError, Call, Finding, Head, Limits, Open, Outcome, Part, Sight, Tracked, leave};
 use super::{Refusal, UploadSight};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 
@@ -144,7 +144,8 @@ where
         Ok(answer) => {
             let (status, cause) = judged(&answer);
             let outcome = Outcome::answer(status, cause);
-            open.shared.limits.answered(watch, &open.call, open.uploaded(), &outcome);
+            let head = Head { outcome: &outcome, headers: Some(answer.headers()), uploaded: open.uploaded() };
+            open.shared.limits.answered(watch, &open.call, &head);
             if let Some(ticket) = &mut open.ticket {
                 open.shared.parts.answered(ticket, &open.call, &outcome);
             }
@@ -152,7 +153,8 @@ where
         }
         Err(error) => {
             let outcome = Outcome::error();
-            open.shared.limits.answered(watch, &open.call, open.uploaded(), &outcome);
+            let head = Head { outcome: &outcome, headers: None, uploaded: open.uploaded() };
+            open.shared.limits.answered(watch, &open.call, &head);
             open.settle(&outcome);
             Err(error)
         }

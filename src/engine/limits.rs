@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use tokio::time::Instant;
 
-use super::{Call, Outcome, Sight};
+use super::{Call, Outcome, Refusal, Sight};
 use crate::cause::{BadGatewayCause, Phase};
 
 /// The time limits of a call: pure, told the time and what was seen.
@@ -22,14 +22,31 @@ pub trait Limits: Send + Sync + 'static {
     /// A look that was due.
     fn look(&self, watch: &mut Self::Watch, call: &Call, now: Instant, sight: &Sight) -> Finding;
 
-    /// The response head has come, or the inner service's error; `uploaded` is when the request body had
-    /// ended, if the engine watched one.
-    fn answered(&self, watch: &Self::Watch, call: &Call, uploaded: Option<Instant>, outcome: &Outcome) {
-        let _ = (watch, call, uploaded, outcome);
+    /// Refuses a call whose time is up before it has begun.
+    fn refuse(&self, call: &Call) -> Option<Refusal> {
+        let _ = call;
+        None
+    }
+
+    /// The response head has come, or the inner service's error.
+    fn answered(&self, watch: &Self::Watch, call: &Call, head: &Head<'_>) {
+        let _ = (watch, call, head);
     }
 
     /// The limits of the response body.
     fn body(&self, call: &Call) -> BodyLimits;
+}
+
+/// What is known at the response head.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Head<'a> {
+    /// The answer's status and cause.
+    pub outcome: &'a Outcome,
+    /// Its fields; `None` where the inner service returned its error.
+    pub headers: Option<&'a HeaderMap>,
+    /// When the request body had ended, if the engine watched one.
+    pub uploaded: Option<Instant>,
 }
 
 /// The limits of a response body.

@@ -45,7 +45,7 @@ pub use self::border::Seen;
 pub use self::border::{Border, Untouched, Watched};
 pub use self::call::{Call, Kind};
 pub use self::future::EngineFuture;
-pub use self::limits::{BodyLimits, Finding, Limits};
+pub use self::limits::{BodyLimits, Finding, Head, Limits};
 pub use self::part::{Abandon, Outcome, Part, Refusal};
 pub use self::sight::{Sight, UploadSight};
 pub use self::tracked::Tracked;
@@ -111,7 +111,7 @@ impl<P: Part, L: Limits> Open<P, L> {
     fn begin<B>(shared: Held<Shared<P, L>>, request: &mut Request<B>) -> (Self, L::Watch, Option<Refusal>) {
         let mut call = Call::new(Instant::now());
         let watch = shared.limits.begin(&mut call, request);
-        let (ticket, refusal) = match shared.parts.admit(&call) {
+        let (ticket, refusal) = match shared.limits.refuse(&call).map_or_else(|| shared.parts.admit(&call), Err) {
             Ok(ticket) => (Some(ticket), None),
             Err(refusal) => (None, Some(refusal)),
         };

@@ -8,10 +8,11 @@ use tokio::time::Instant;
 
 use super::Timeouts;
 use super::learner::{Learner, Lesson};
+use super::pool_watch::PoolWatch;
 use super::watch::{Stall, named, phase};
-use crate::cause::BadGatewayCause;
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 use crate::deadline::{Deadline, Deadlines};
-use crate::engine::{BodyLimits, Call, Finding, Kind, Limits, Outcome, Sight};
+use crate::engine::{BodyLimits, Call, Finding, Head, Kind, Limits, Refusal, Sight};
 
 /// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
 #[derive(Clone, Debug)]
@@ -19,6 +20,7 @@ pub struct Enforced {
     pub(super) timeouts: Timeouts,
     pub(super) deadlines: Option<Arc<Deadlines>>,
     pub(super) learner: Option<Learner>,
+    pub(super) pool: Option<Arc<PoolWatch>>,
 }
 
 /// What one call remembers; most of it is made at the first look.
@@ -53,6 +55,14 @@ impl Enforced {
     }
 }
 
+/// The caller's time was up when its request came: nothing is begun for it.
+#[cold]
+fn too_late() -> Refusal {
+    let failure = Failure::builder(BadGatewayCause::DeadlineExceeded).phase(Phase::Gateway);
+    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal);
+    Refusal::new(failure.detail(Detail::Text("the deadline had passed on arrival")).build())
+}
+
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
@@ -68,15 +78,19 @@ impl Limits for Enforced {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
         if let Some(deadlines) = &self.deadlines {
-            call.deadline =
-                Deadline::earlier(call.deadline, deadlines.read(request.headers(), request.extensions(), call.now));
-        }
-        if let Some(deadlines) = &self.deadlines {
-            deadlines.write(request, call);
+            let read = deadlines.read(request.headers(), request.extensions(), call.now);
+            call.deadline = Deadline::earlier(call.deadline, read);
+            let ends = earlier(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
+            deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
         }
         let bounded = call.kind == Kind::Bounded;
         let lesson = self.learner.as_ref().filter(|_| bounded).and_then(|learner| learner.lesson(request));
         Watch { stall: None, lesson }
+    }
+
+    #[inline]
+    fn refuse(&self, call: &Call) -> Option<Refusal> {
+        call.deadline.filter(|deadline| deadline.has_passed(call.now)).map(|_| too_late())
     }
 
     fn first(&self, watch: &Watch, call: &Call) -> Option<Instant> {
@@ -112,9 +126,12 @@ impl Limits for Enforced {
     }
 
     #[inline]
-    fn answered(&self, watch: &Watch, call: &Call, uploaded: Option<Instant>, outcome: &Outcome) {
-        if let Some((learner, lesson)) = self.lesson(watch).filter(|_| outcome.status().is_some()) {
-            learner.answered(lesson, call.now, uploaded, outcome.now());
+    fn answered(&self, watch: &Watch, call: &Call, head: &Head<'_>) {
+        if let Some((learner, lesson)) = self.lesson(watch).filter(|_| head.outcome.status().is_some()) {
+            learner.answered(lesson, call.now, head.uploaded, head.outcome.now());
+        }
+        if let Some(pool) = &self.pool {
+            pool.saw(head);
         }
     }
 

@@ -54,15 +54,18 @@ pub mod alignment;
 mod enforced;
 mod learned;
 mod learner;
+mod pool_watch;
 mod timeouts;
 mod watch;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tower_layer::Layer;
 
 use self::learner::Learner;
+use self::pool_watch::PoolWatch;
 use crate::deadline::Deadlines;
 use crate::engine::{Engine, Shared, Tracked, Untouched, Watched};
 
@@ -90,7 +93,7 @@ pub struct TimeoutLayer<W = Watched> {
 impl TimeoutLayer {
     /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::Upload).
     pub fn new(timeouts: Timeouts) -> Self {
-        let limits = Enforced { timeouts, deadlines: None, learner: None };
+        let limits = Enforced { timeouts, deadlines: None, learner: None, pool: None };
         Self { shared: Arc::new(Shared { parts: (), limits }), border: PhantomData }
     }
 }
@@ -117,6 +120,18 @@ impl<W> TimeoutLayer<W> {
 }
 
 impl<W> TimeoutLayer<W> {
+    /// Says how long the pool of the client inside keeps idle connections (default: not known).
+    ///
+    /// For clients that cannot be told, as hyper-util's (90 s unless it was set). When an upstream says in `Keep-Alive` that it
+    /// keeps them no longer, or a reused connection proves to be dead, one `tracing` warning names the
+    /// [finding](alignment::FindingId) and what to set. [`ReverseProxy`] needs none of it: its own pool learns.
+    ///
+    /// [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
+    pub fn pool_idle(mut self, limit: Duration) -> Self {
+        Arc::make_mut(&mut self.shared).limits.pool = Some(Arc::new(PoolWatch::new(limit)));
+        self
+    }
+
     /// Learns how long the response heads of these routes take (default: not at all).
     ///
     /// `route` names a request's route: one of those that `limits` were made for, or it teaches nothing. The

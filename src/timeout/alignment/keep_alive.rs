@@ -76,7 +76,7 @@ impl KeepAlive {
 
     /// Takes what a `Keep-Alive` field says; anything but `timeout=N` in it is ignored.
     pub fn told(&self, field: &str) {
-        if let Some(timeout) = parse(field) {
+        if let Some(timeout) = timeout_of(field) {
             self.lower(nanos(timeout.saturating_sub(Self::TOLD_MARGIN)));
         }
     }
@@ -116,6 +116,11 @@ impl KeepAlive {
         }
     }
 
+    /// The keep-alive that a `Keep-Alive` field names.
+    pub fn parse(field: &str) -> Option<Duration> {
+        timeout_of(field)
+    }
+
     fn lower(&self, limit: u64) {
         let limit = limit.max(self.floor());
         // told with every answer: no write where nothing changes
@@ -139,7 +144,7 @@ fn nanos(time: Duration) -> u64 {
 }
 
 /// The seconds of `timeout=N` in a list of parameters; the first that can be read counts.
-fn parse(field: &str) -> Option<Duration> {
+fn timeout_of(field: &str) -> Option<Duration> {
     field.split(',').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         if !name.trim().eq_ignore_ascii_case("timeout") {
@@ -171,13 +176,13 @@ mod tests {
     fn only_a_timeout_in_whole_seconds_is_heard() {
         let heard = ["timeout=5", "timeout=5, max=100", "max=5,Timeout = 5", " timeout=\"5\"", "timeout=x, timeout=5"];
         for field in heard {
-            assert_eq!(parse(field), Some(secs(5)), "{field}");
+            assert_eq!(timeout_of(field), Some(secs(5)), "{field}");
         }
         for field in ["", "5", "timeout", "timeout=", "timeout=-5", "timeout=+5", "timeout=5.5", "timeout=5s", "max=5"]
         {
-            assert_eq!(parse(field), None, "{field}");
+            assert_eq!(timeout_of(field), None, "{field}");
         }
-        assert_eq!(parse("timeout=99999999999999999999999"), Some(secs(u64::MAX)));
+        assert_eq!(timeout_of("timeout=99999999999999999999999"), Some(secs(u64::MAX)));
     }
 
     #[test]

@@ -1,0 +1,87 @@
+//! Warns of a pool that keeps connections longer than its upstream does, where nobody can tell it.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::alignment::{Finding, KeepAlive, pool_idle_finding};
+use crate::cause::BadGatewayCause;
+use crate::engine::Head;
+
+/// The idle limit of another client's pool, and whether a word was said about it.
+#[derive(Debug)]
+pub(super) struct PoolWatch {
+    idle: Duration,
+    warned: AtomicBool,
+}
+
+impl PoolWatch {
+    pub(super) fn new(idle: Duration) -> Self {
+        Self { idle, warned: AtomicBool::new(false) }
+    }
+
+    /// Warns, once.
+    pub(super) fn saw(&self, head: &Head<'_>) {
+        if let Some(finding) = self.finding(head) {
+            tracing::warn!(
+                target: "tower_upstream",
+                finding = finding.id().as_str(),
+                set = finding.set(),
+                "{}: {}", finding.inequality(), finding.why()
+            );
+        }
+    }
+
+    /// What is to be warned of, once: by what the upstream says, or by a connection that died of it.
+    fn finding(&self, head: &Head<'_>) -> Option<Finding> {
+        if self.warned.load(Relaxed) {
+            return None;
+        }
+        let told = head.headers.and_then(|headers| headers.get("keep-alive")?.to_str().ok());
+        let learnt = told.and_then(KeepAlive::parse);
+        let died =
+            matches!(head.outcome.cause(), Some(BadGatewayCause::StaleConnection | BadGatewayCause::NotDispatched));
+        if learnt.is_none() && !died {
+            return None;
+        }
+        let finding = pool_idle_finding(self.idle, learnt)?;
+        // of those who see it at the same time, one says so
+        (!self.warned.swap(true, Relaxed)).then_some(finding)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue, StatusCode};
+
+    use super::*;
+    use crate::engine::Outcome;
+
+    const MINUTE_AND_A_HALF: Duration = Duration::from_secs(90);
+
+    fn warned(pool: &PoolWatch, says: &'static str, cause: Option<BadGatewayCause>) -> Option<Finding> {
+        let mut headers = HeaderMap::new();
+        if !says.is_empty() {
+            headers.insert("keep-alive", HeaderValue::from_static(says));
+        }
+        let outcome = Outcome::answer(StatusCode::OK, cause);
+        pool.finding(&Head { outcome: &outcome, headers: Some(&headers), uploaded: None })
+    }
+
+    #[test]
+    fn an_upstream_that_says_less_than_the_pool_keeps_is_warned_of_once() {
+        let pool = PoolWatch::new(MINUTE_AND_A_HALF);
+        assert_eq!(warned(&pool, "", None), None);
+        assert_eq!(warned(&pool, "timeout=120", None), None);
+        assert_eq!(warned(&pool, "nonsense", None), None);
+        let finding = warned(&pool, "timeout=5, max=100", None).unwrap();
+        assert_eq!(finding.id().as_str(), "pool_idle_upstream_keep_alive");
+        assert_eq!(warned(&pool, "timeout=5", None), None, "once is enough");
+    }
+
+    #[test]
+    fn a_connection_that_died_of_it_is_a_word_too() {
+        let pool = PoolWatch::new(MINUTE_AND_A_HALF);
+        assert_eq!(warned(&pool, "", Some(BadGatewayCause::ConnectionRefused)), None);
+        assert!(warned(&pool, "", Some(BadGatewayCause::StaleConnection)).is_some());
+    }
+}
