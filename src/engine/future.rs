@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::limits::judged;
 use super::sight::ask;
+use super::tracked::Following;
 use super::{Abandon, BoxError, Call, Finding, Head, Limits, Open, Outcome, Part, Sight, Tracked, leave};
 use super::{Refusal, UploadSight};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
@@ -67,20 +68,23 @@ where
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        match this.run.as_mut().project() {
-            RunProjection::Call { call } => {
-                if let Poll::Ready(result) = call.poll(cx) {
+        if let RunProjection::Call { call } = this.run.as_mut().project() {
+            // in place and by reference: the answer is moved once
+            match call.poll(cx) {
+                Poll::Ready(Ok(answer)) => {
+                    let following = this.open.answered(this.watch, &answer);
                     this.timer.set(None);
-                    return Poll::Ready(answered(result, this.open, this.watch));
+                    return Poll::Ready(Ok(Tracked::over(answer, following)));
                 }
+                Poll::Ready(Err(error)) => {
+                    this.open.failed(this.watch);
+                    this.timer.set(None);
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending => return this.wait(cx),
             }
-            RunProjection::Refused { refusal } => {
-                let (failure, retry_after) = refusal.take().expect(POLLED_AGAIN).into_parts();
-                return Poll::Ready(Ok(Tracked::local(&failure, retry_after)));
-            }
-            RunProjection::Over => panic!("{POLLED_AGAIN}"),
         }
-        this.wait(cx)
+        this.refused()
     }
 }
 
@@ -92,6 +96,14 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
+    /// It was never called.
+    #[cold]
+    fn refused(mut self) -> Poll<Answered<B, P, L, E>> {
+        let RunProjection::Refused { refusal } = self.run.as_mut().project() else { panic!("{POLLED_AGAIN}") };
+        let (failure, retry_after) = refusal.take().expect(POLLED_AGAIN).into_parts();
+        Poll::Ready(Ok(Tracked::local(&failure, retry_after)))
+    }
+
     /// The inner future is pending: what follows is under the timer.
     fn wait(mut self, cx: &mut Context<'_>) -> Poll<Answered<B, P, L, E>> {
         let (open, watch) = (self.open, self.watch);
@@ -107,7 +119,16 @@ where
             let (polled, mut sight) = ask(|| call.poll(cx));
             if let Poll::Ready(result) = polled {
                 self.timer.set(None);
-                return Poll::Ready(answered(result, open, watch));
+                return Poll::Ready(match result {
+                    Ok(answer) => {
+                        let following = open.answered(watch, &answer);
+                        Ok(Tracked::over(answer, following))
+                    }
+                    Err(error) => {
+                        open.failed(watch);
+                        Err(error)
+                    }
+                });
             }
             open.see(&mut sight);
             let now = Instant::now();
@@ -129,35 +150,32 @@ type Answered<B, P, L, E> = Result<Response<Tracked<B, P, L>>, E>;
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
-#[inline(always)]
-fn answered<P, L, B, E>(
-    result: Result<Response<B>, E>,
-    open: &mut Open<P, L>,
-    watch: &mut L::Watch,
-) -> Answered<B, P, L, E>
-where
-    P: Part,
-    L: Limits,
-    B: Body<Data = Bytes>,
-{
-    match result {
-        Ok(answer) => {
-            let (status, cause) = judged(&answer);
-            let outcome = Outcome::answer(status, cause);
-            let head = Head { outcome: &outcome, headers: Some(answer.headers()), uploaded: open.uploaded() };
-            open.shared.limits.answered(watch, &open.call, &head);
-            if let Some(ticket) = &mut open.ticket {
-                open.shared.parts.answered(ticket, &open.call, &outcome);
-            }
-            Ok(Tracked::over(answer, open, &outcome))
+impl<P: Part, L: Limits> Open<P, L> {
+    /// The head has come; what is left to settle, if its body is still coming.
+    #[inline(always)]
+    fn answered<B: Body>(&mut self, watch: &L::Watch, answer: &Response<B>) -> Option<Following<P, L>> {
+        let (status, cause) = judged(answer);
+        let outcome = Outcome::answer(status, cause);
+        let head = Head { outcome: &outcome, headers: Some(answer.headers()), uploaded: self.uploaded() };
+        self.shared.limits.answered(watch, &self.call, &head);
+        if let Some(ticket) = &mut self.ticket {
+            self.shared.parts.answered(ticket, &self.call, &outcome);
         }
-        Err(error) => {
-            let outcome = Outcome::error();
-            let head = Head { outcome: &outcome, headers: None, uploaded: open.uploaded() };
-            open.shared.limits.answered(watch, &open.call, &head);
-            open.settle(&outcome);
-            Err(error)
+        if answer.body().is_end_stream() {
+            self.settle(&outcome);
+            return None;
         }
+        let upload = std::mem::take(&mut self.upload);
+        let open = Self { call: self.call, ticket: self.ticket.take(), shared: self.shared.clone(), upload };
+        Some(Following::new(open, status, cause))
+    }
+
+    /// The inner service returned its error.
+    fn failed(&mut self, watch: &L::Watch) {
+        let outcome = Outcome::error();
+        let head = Head { outcome: &outcome, headers: None, uploaded: self.uploaded() };
+        self.shared.limits.answered(watch, &self.call, &head);
+        self.settle(&outcome);
     }
 }
 

@@ -38,6 +38,11 @@ impl<T> Handle<T> {
         if let Some(own) = self.own.get() {
             return own.clone();
         }
+        self.hold_first()
+    }
+
+    #[cold]
+    fn hold_first(&mut self) -> Held<T> {
         if std::mem::replace(&mut self.used, true) {
             return self.hold_own();
         }

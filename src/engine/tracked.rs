@@ -46,7 +46,7 @@ pin_project! {
 }
 
 /// What a body that is still coming has to settle, and how long it has been waited for.
-struct Following<P: Part, L> {
+pub(super) struct Following<P: Part, L> {
     open: Open<P, L>,
     status: StatusCode,
     cause: Option<BadGatewayCause>,
@@ -81,27 +81,19 @@ impl<B, P: Part, L: Limits> Tracked<B, P, L> {
 }
 
 impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
-    /// An answer whose body settles the exchange; one that is over at its head settles it at once.
+    /// An answer whose body settles what is left.
     #[inline(always)]
-    pub(super) fn over(answer: Response<B>, open: &mut Open<P, L>, outcome: &Outcome) -> Response<Self> {
-        let following = if answer.body().is_end_stream() {
-            open.settle(outcome);
-            None
-        } else {
-            let open = Open {
-                call: open.call,
-                ticket: open.ticket.take(),
-                shared: open.shared.clone(),
-                upload: std::mem::take(&mut open.upload),
-            };
-            let (status, cause) = (answer.status(), outcome.cause());
-            Some(Following { open, status, cause, waiting: false, idle: None })
-        };
+    pub(super) fn over(answer: Response<B>, following: Option<Following<P, L>>) -> Response<Self> {
         answer.map(|body| Self { kind: Kind::Inner { body }, following })
     }
 }
 
 impl<P: Part, L: Limits> Following<P, L> {
+    #[inline]
+    pub(super) fn new(open: Open<P, L>, status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
+        Self { open, status, cause, waiting: false, idle: None }
+    }
+
     fn settle(&mut self, failed: Option<BadGatewayCause>) {
         let outcome = Outcome::answer(self.status, failed.or(self.cause));
         self.open.settle(&outcome);

@@ -7,20 +7,18 @@ use http::Request;
 use tokio::time::Instant;
 
 use super::Timeouts;
+use super::extras::Extras;
 use super::learner::{Learner, Lesson};
-use super::pool_watch::PoolWatch;
 use super::watch::{Stall, named, phase};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
-use crate::deadline::{Deadline, Deadlines};
-use crate::engine::{BodyLimits, Call, Finding, Head, Kind, Limits, Refusal, Sight};
+use crate::deadline::Deadline;
+use crate::engine::{BodyLimits, Call, Finding, Head, Limits, Refusal, Sight};
 
 /// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
 #[derive(Clone, Debug)]
 pub struct Enforced {
     pub(super) timeouts: Timeouts,
-    pub(super) deadlines: Option<Arc<Deadlines>>,
-    pub(super) learner: Option<Learner>,
-    pub(super) pool: Option<Arc<PoolWatch>>,
+    pub(super) extras: Option<Arc<Extras>>,
 }
 
 /// What one call remembers; most of it is made at the first look.
@@ -39,7 +37,7 @@ impl Enforced {
 
     /// The learner, for a call that has something to teach.
     fn lesson(&self, watch: &Watch) -> Option<(&Learner, Lesson)> {
-        self.learner.as_ref().zip(watch.lesson)
+        self.extras.as_ref()?.learner.as_ref().zip(watch.lesson)
     }
 
     /// The limit on the head.
@@ -70,25 +68,25 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     }
 }
 
+#[allow(clippy::inline_always)] // as in the engine
 impl Limits for Enforced {
     type Watch = Watch;
 
-    #[inline]
+    #[inline(always)]
     fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) -> Watch {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
-        if let Some(deadlines) = &self.deadlines {
-            let read = deadlines.read(request.headers(), request.extensions(), call.now);
-            call.deadline = Deadline::earlier(call.deadline, read);
-            let ends = earlier(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
-            deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
-        }
-        let bounded = call.kind == Kind::Bounded;
-        let lesson = self.learner.as_ref().filter(|_| bounded).and_then(|learner| learner.lesson(request));
+        let lesson = match &self.extras {
+            None => None,
+            Some(extras) => {
+                let ends = earlier(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
+                extras.begin(call, ends, request)
+            }
+        };
         Watch { stall: None, lesson }
     }
 
-    #[inline]
+    #[inline(always)]
     fn refuse(&self, call: &Call) -> Option<Refusal> {
         call.deadline.filter(|deadline| deadline.has_passed(call.now)).map(|_| too_late())
     }
@@ -125,13 +123,10 @@ impl Limits for Enforced {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn answered(&self, watch: &Watch, call: &Call, head: &Head<'_>) {
-        if let Some((learner, lesson)) = self.lesson(watch).filter(|_| head.outcome.status().is_some()) {
-            learner.answered(lesson, call.now, head.uploaded, head.outcome.now());
-        }
-        if let Some(pool) = &self.pool {
-            pool.saw(head);
+        if let Some(extras) = &self.extras {
+            extras.answered(watch.lesson, call, head);
         }
     }
 

@@ -52,6 +52,7 @@
 
 pub mod alignment;
 mod enforced;
+mod extras;
 mod learned;
 mod learner;
 mod pool_watch;
@@ -64,6 +65,7 @@ use std::time::Duration;
 
 use tower_layer::Layer;
 
+use self::extras::Extras;
 use self::learner::Learner;
 use self::pool_watch::PoolWatch;
 use crate::deadline::Deadlines;
@@ -93,7 +95,7 @@ pub struct TimeoutLayer<W = Watched> {
 impl TimeoutLayer {
     /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::Upload).
     pub fn new(timeouts: Timeouts) -> Self {
-        let limits = Enforced { timeouts, deadlines: None, learner: None, pool: None };
+        let limits = Enforced { timeouts, extras: None };
         Self { shared: Arc::new(Shared { parts: (), limits }), border: PhantomData }
     }
 }
@@ -112,14 +114,17 @@ impl<W> TimeoutLayer<W> {
         TimeoutLayer { shared: self.shared, border: PhantomData }
     }
 
+    fn extras(&mut self) -> &mut Extras {
+        let extras = &mut Arc::make_mut(&mut self.shared).limits.extras;
+        Arc::make_mut(extras.get_or_insert_with(Arc::default))
+    }
+
     /// Reads the caller's deadline, and writes the one that goes out (default: neither).
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
-        Arc::make_mut(&mut self.shared).limits.deadlines = Some(Arc::new(deadlines));
+        self.extras().deadlines = Some(deadlines);
         self
     }
-}
 
-impl<W> TimeoutLayer<W> {
     /// Says how long the pool of the client inside keeps idle connections (default: not known).
     ///
     /// For clients that cannot be told, as hyper-util's (90 s unless it was set). When an upstream says in `Keep-Alive` that it
@@ -128,7 +133,7 @@ impl<W> TimeoutLayer<W> {
     ///
     /// [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
     pub fn pool_idle(mut self, limit: Duration) -> Self {
-        Arc::make_mut(&mut self.shared).limits.pool = Some(Arc::new(PoolWatch::new(limit)));
+        self.extras().pool = Some(Arc::new(PoolWatch::new(limit)));
         self
     }
 
@@ -156,7 +161,7 @@ impl<W> TimeoutLayer<W> {
         limits: Arc<LearnedLimits>,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        Arc::make_mut(&mut self.shared).limits.learner = Some(Learner::new(limits, route));
+        self.extras().learner = Some(Learner::new(limits, route));
         self
     }
 }

@@ -1,0 +1,44 @@
+//! What a layer does besides where it was asked to: deadlines, learning, a word about a pool.
+
+use std::sync::Arc;
+
+use http::Request;
+
+use super::learner::{Learner, Lesson};
+use super::pool_watch::PoolWatch;
+use crate::deadline::{Deadline, Deadlines};
+use crate::engine::{Call, Head, Kind};
+
+/// All of it is off by default, behind one pointer, so that a call that needs none looks once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extras {
+    pub(super) deadlines: Option<Deadlines>,
+    pub(super) learner: Option<Learner>,
+    pub(super) pool: Option<Arc<PoolWatch>>,
+}
+
+impl Extras {
+    #[cold]
+    #[inline(never)]
+    /// Reads the caller's deadline, and writes the earlier of that and `ends`.
+    pub(super) fn begin<B>(&self, call: &mut Call, ends: Option<Deadline>, request: &mut Request<B>) -> Option<Lesson> {
+        if let Some(deadlines) = &self.deadlines {
+            let read = deadlines.read(request.headers(), request.extensions(), call.now);
+            call.deadline = Deadline::earlier(call.deadline, read);
+            deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
+        }
+        self.learner.as_ref().filter(|_| call.kind == Kind::Bounded)?.lesson(request)
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn answered(&self, lesson: Option<Lesson>, call: &Call, head: &Head<'_>) {
+        let taught = self.learner.as_ref().zip(lesson).filter(|_| head.outcome.status().is_some());
+        if let Some((learner, lesson)) = taught {
+            learner.answered(lesson, call.now, head.uploaded, head.outcome.now());
+        }
+        if let Some(pool) = &self.pool {
+            pool.saw(head);
+        }
+    }
+}
