@@ -73,12 +73,16 @@ where
             match call.poll(cx) {
                 Poll::Ready(Ok(answer)) => {
                     let following = this.open.answered(this.watch, &answer);
-                    this.timer.set(None);
+                    if this.timer.is_some() {
+                        disarm(this.timer);
+                    }
                     return Poll::Ready(Ok(Tracked::over(answer, following)));
                 }
                 Poll::Ready(Err(error)) => {
                     this.open.failed(this.watch);
-                    this.timer.set(None);
+                    if this.timer.is_some() {
+                        disarm(this.timer);
+                    }
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => return this.wait(cx),
@@ -144,6 +148,13 @@ where
             }
         }
     }
+}
+
+/// An answered call leaves no timer, though it may still be held.
+#[cold]
+#[inline(never)]
+fn disarm(mut timer: Pin<&mut Option<Sleep>>) {
+    timer.set(None);
 }
 
 type Answered<B, P, L, E> = Result<Response<Tracked<B, P, L>>, E>;
