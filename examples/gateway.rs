@@ -14,6 +14,8 @@
 //! | `CONNECT_TIMEOUT_MS` | limit for each of name, connect and TLS | 1000 |
 //! | `READ_TIMEOUT_MS` | limit for the response head, and for each wait in the body | 30000 |
 //! | `TOTAL_TIMEOUT_MS` | limit from the request to the response head | 60000 |
+//! | `TRUST_DEADLINES` | `1`: every caller's deadline fields count, and `x-request-timeout-ms` goes upstream | no |
+//! | `CALLER_TIMEOUT_MS`, `BALANCER_IDLE_MS`, `UPSTREAM_KEEP_ALIVE_MS`, `UPSTREAM_TIMEOUT_MS` | what the neighbours do: limits that do not fit are refused at the start | not known |
 //! | `NAME` | this deployment in `Via` and `Proxy-Status` | the host's name and the port |
 //! | `WORKERS` | threads; 1 = a single-threaded runtime | one a core |
 //! | `RUST_LOG` | what is logged | `info` |
@@ -44,6 +46,7 @@ use tower_upstream::body::AnswerBody;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
 use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
+use tower_upstream::deadline::{Deadlines, Field};
 use tower_upstream::engine::Untouched;
 use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::timeout::{Timeout, TimeoutBody, TimeoutLayer, Timeouts};
@@ -60,6 +63,8 @@ type Stack = Classify<Timeout<Proxy, Untouched>>;
 
 /// How long a client may take to send a request head, and be idle before it.
 const HEAD: Duration = Duration::from_secs(30);
+/// How long an upstream connection is kept that nobody uses.
+const POOL_IDLE: Duration = Duration::from_secs(3);
 /// How long running requests may take once SIGTERM has come.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -85,10 +90,19 @@ impl Gateway {
         let timeouts = Timeouts::new().head(settings.read).body_idle(settings.read).total(settings.total);
         let proxy = ReverseProxy::builder(target, rules)
             .connector(tls.timeout(settings.connect))
+            .idle_timeout(POOL_IDLE)
             .http(if settings.http2 { Http::H2 } else { Http::Auto })
             .build();
+        let topology = settings.topology.clone().connect(settings.connect);
+        let report = timeouts.aligned(&topology).map_err(|misaligned| misaligned.to_string())?;
+        for finding in report.findings() {
+            tracing::warn!(finding = finding.id().as_str(), set = finding.set(), "{}", finding.inequality());
+        }
         // the proxy watches its uploads itself
-        let timeouts = TimeoutLayer::new(timeouts).untouched();
+        let mut timeouts = TimeoutLayer::new(timeouts).untouched();
+        if settings.deadlines {
+            timeouts = timeouts.deadlines(Deadlines::new().trusting_everyone().forward(Field::request_timeout()));
+        }
         Ok(Self { proxy, timeouts, classify: ClassifyLayer::new().proxy_status(status) })
     }
 

@@ -127,9 +127,10 @@ async fn forwarded(timeouts: Timeouts, said: Option<&'static str>) -> Option<Str
 async fn the_upstream_is_told_what_is_left_less_a_margin() {
     let total = none().total(LIMIT);
     assert_eq!(forwarded(total, None).await.unwrap(), "1980", "the total, where the caller says nothing");
-    assert_eq!(forwarded(total, Some("1S")).await.unwrap(), "990", "the caller's, where that is less");
+    assert_eq!(forwarded(total, Some("1S")).await.unwrap(), "940", "the caller's less 50 ms, where that is less");
     assert_eq!(forwarded(total, Some("5S")).await.unwrap(), "1980", "it never grows");
     assert_eq!(forwarded(total.attempt(SECOND / 2), Some("1S")).await.unwrap(), "495", "one attempt's");
+    assert_eq!(forwarded(total, Some("40m")).await.unwrap(), "25", "never less than three quarters of it");
     assert_eq!(forwarded(none(), None).await, None);
 }
 

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tower_upstream::client::Target;
+use tower_upstream::timeout::Topology;
 use tracing_subscriber::EnvFilter;
+
+use super::{HEAD, POOL_IDLE};
 
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -20,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) connect: Duration,
     pub(crate) read: Duration,
     pub(crate) total: Duration,
+    pub(crate) deadlines: bool,
+    pub(crate) topology: Topology,
     pub(crate) name: String,
     pub(crate) workers: NonZeroUsize,
 }
@@ -45,6 +50,11 @@ impl Settings {
             Some("1") => true,
             Some(other) => return Err(format!("UPSTREAM_HTTP2={other}: 0 or 1 is expected")),
         };
+        let deadlines = match text("TRUST_DEADLINES")?.as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(other) => return Err(format!("TRUST_DEADLINES={other}: 0 or 1 is expected")),
+        };
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Self {
             listen,
@@ -54,6 +64,8 @@ impl Settings {
             connect: millis("CONNECT_TIMEOUT_MS", 1_000)?,
             read: millis("READ_TIMEOUT_MS", 30_000)?,
             total: millis("TOTAL_TIMEOUT_MS", 60_000)?,
+            deadlines,
+            topology: topology()?,
             name: text("NAME")?.unwrap_or_else(|| usual_name(listen)),
             workers: parsed("WORKERS", "a number of threads from 1")?.unwrap_or(cores),
         })
@@ -72,6 +84,28 @@ impl Settings {
         };
         builder.worker_threads(self.workers.get()).enable_all().build().expect("a runtime")
     }
+}
+
+/// What is declared of the gateway's surroundings; what is not stays unknown.
+fn topology() -> Result<Topology, String> {
+    let mut topology = Topology::new().pool_idle(POOL_IDLE).server_keep_alive(HEAD);
+    if let Some(limit) = declared("CALLER_TIMEOUT_MS")? {
+        topology = topology.caller_timeout(limit);
+    }
+    if let Some(limit) = declared("BALANCER_IDLE_MS")? {
+        topology = topology.load_balancer_idle(limit);
+    }
+    if let Some(limit) = declared("UPSTREAM_KEEP_ALIVE_MS")? {
+        topology = topology.upstream_keep_alive(limit);
+    }
+    if let Some(limit) = declared("UPSTREAM_TIMEOUT_MS")? {
+        topology = topology.upstream_timeout(limit);
+    }
+    Ok(topology)
+}
+
+fn declared(name: &str) -> Result<Option<Duration>, String> {
+    Ok(parsed(name, "a number of milliseconds")?.map(Duration::from_millis))
 }
 
 /// Unique among hosts and among gateways on one host, as loops are found by it.

@@ -110,6 +110,14 @@ impl Deadline {
         self.at <= now
     }
 
+    /// As much earlier as an answer may need on its way back to whoever waits: 5 % of what is left and at least
+    /// 50 ms, but never more than a quarter of it.
+    pub(crate) fn for_an_answer_in_time(self, now: Instant) -> Self {
+        let left = self.remaining(now);
+        let margin = (left / 20).max(Duration::from_millis(50)).min(left / 4);
+        Self { at: self.at - margin, ..self }
+    }
+
     /// Runs a future no longer than until this deadline; one that has passed begins nothing.
     ///
     /// What is ready at the last moment counts. It takes `self` by value, so that

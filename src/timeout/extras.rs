@@ -24,6 +24,8 @@ impl Extras {
     pub(super) fn begin<B>(&self, call: &mut Call, ends: Option<Deadline>, request: &mut Request<B>) -> Option<Lesson> {
         if let Some(deadlines) = &self.deadlines {
             let read = deadlines.read(request.headers(), request.extensions(), call.now);
+            // our own answer has to be there before the caller leaves
+            let read = read.map(|deadline| deadline.for_an_answer_in_time(call.now));
             call.deadline = Deadline::earlier(call.deadline, read);
             deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
         }

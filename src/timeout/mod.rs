@@ -10,7 +10,7 @@
 //! |---|---|---|---|---|
 //! | [`head`](Timeouts::head) | 30 s | when the request body has ended; without one, at the call | at the response head | by phase, below |
 //! | [`attempt`](Timeouts::attempt) | none | at the call | at the response head | by phase, below |
-//! | [`total`](Timeouts::total), and the caller's [`Deadline`](crate::deadline::Deadline) | 60 s | at the call | at the response head | `deadline_exceeded` |
+//! | [`total`](Timeouts::total), and the caller's [`Deadline`](crate::deadline::Deadline) less a margin | 60 s | at the call | at the response head | `deadline_exceeded` |
 //! | [`body_idle`](Timeouts::body_idle) | 30 s | when a frame is waited for | at any progress, either way | `body_read_timeout`, or `upload_stalled` |
 //! | [`absolute`](Timeouts::absolute) | none | at the call | with the response body | `deadline_exceeded` |
 //!
@@ -120,6 +120,10 @@ impl<W> TimeoutLayer<W> {
     }
 
     /// Reads the caller's deadline, and writes the one that goes out (default: neither).
+    ///
+    /// A deadline from a header passes here so much earlier that our 504 reaches the caller in time: 5 % of
+    /// what is left, 50 ms at least, a quarter at most. What goes out is what is left then, less the margin of
+    /// [`Deadlines`].
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         self.extras().deadlines = Some(deadlines);
         self

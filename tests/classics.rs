@@ -1,0 +1,106 @@
+//! Two classics of misaligned limits, over real sockets. The first, a keep-alive that is shorter than the pool's idle
+//! limit, is in `tests/alignment.rs`; here the second: who of caller, gateway and upstream answers first.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use hyper::body::Incoming;
+use support::gateway::{listener, serve};
+use support::{Seen, Upstream, Wire, app};
+use tokio::time::{sleep, timeout};
+use tower::Layer;
+use tower_upstream::cause::ProxyStatus;
+use tower_upstream::client::ReverseProxy;
+use tower_upstream::deadline::{Deadlines, Field};
+use tower_upstream::forward::Rules;
+use tower_upstream::timeout::alignment::{Finding, FindingId};
+use tower_upstream::timeout::{TimeoutLayer, Timeouts, Topology};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An upstream that works for three seconds, and answers by itself after its own limit.
+async fn upstream(own_limit: Duration) -> Upstream {
+    let work = move || async move {
+        match timeout(own_limit, sleep(SECOND * 3)).await {
+            Ok(()) => (StatusCode::OK, "the answer"),
+            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the upstream's own limit"),
+        }
+    };
+    app(Router::new().route("/", get(work))).await
+}
+
+/// A gateway with a total of two seconds that believes its callers' deadlines.
+async fn gateway(upstream: SocketAddr) -> (SocketAddr, Seen) {
+    let target = upstream.to_string().parse().unwrap();
+    let proxy = ReverseProxy::builder(target, Rules::new("edge").unwrap()).build::<Incoming>();
+    let deadlines = Deadlines::new().trusting_everyone().forward(Field::request_timeout());
+    let limits = TimeoutLayer::new(limits()).deadlines(deadlines).untouched();
+    let seen = Seen::default();
+    let classify = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge").unwrap()).observer(seen.clone());
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    let service = classify.layer(limits.layer(proxy));
+    tokio::spawn(serve(listener, move |_| service.clone()));
+    (address, seen)
+}
+
+fn limits() -> Timeouts {
+    Timeouts::new().total(SECOND * 2)
+}
+
+/// What a caller gets that leaves after this time: a status and the gateway's word, or nothing.
+async fn call(gateway: SocketAddr, leaves: Duration, fields: &str) -> Option<(u16, Option<String>)> {
+    let mut wire = Wire::connect(gateway).await;
+    wire.write(format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).await;
+    let answer = timeout(leaves, wire.answer()).await.ok()?;
+    Some((answer.status(), answer.error().map(str::to_owned)))
+}
+
+fn refused(topology: &Topology) -> Vec<FindingId> {
+    limits().check(topology).refused().map(Finding::id).collect()
+}
+
+#[tokio::test]
+async fn a_caller_of_one_second_leaves_before_a_gateway_of_two_unless_it_says_so() {
+    let upstream = upstream(SECOND * 9).await;
+    let (gateway, seen) = gateway(upstream.address).await;
+    assert_eq!(refused(&Topology::new().caller_timeout(SECOND)), [FindingId::TotalCaller]);
+    assert_eq!(call(gateway, SECOND, "").await, None, "nobody told it why");
+
+    let told = call(gateway, SECOND, "X-Request-Timeout-Ms: 1000\r\n").await;
+    assert_eq!(told, Some((504, Some("http_response_timeout".to_owned()))));
+    assert_eq!(seen.causes(), [Cause::DeadlineExceeded]);
+}
+
+#[tokio::test]
+async fn a_gateway_of_two_seconds_answers_a_caller_of_three() {
+    let upstream = upstream(SECOND * 9).await;
+    let (gateway, seen) = gateway(upstream.address).await;
+    assert_eq!(refused(&Topology::new().caller_timeout(SECOND * 3)), []);
+    let told = call(gateway, SECOND * 3, "").await;
+    assert_eq!(told, Some((504, Some("http_response_timeout".to_owned()))));
+    assert_eq!(seen.causes(), [Cause::DeadlineExceeded]);
+}
+
+#[tokio::test]
+async fn an_upstream_of_one_second_answers_for_itself() {
+    let upstream = upstream(SECOND).await;
+    let (gateway, seen) = gateway(upstream.address).await;
+    let topology = Topology::new().caller_timeout(SECOND * 3).upstream_timeout(SECOND);
+    assert!(limits().check(&topology).is_aligned());
+    let told = call(gateway, SECOND * 3, "").await;
+    assert_eq!(told, Some((503, None)), "relayed, and nobody's failure but its own");
+    assert_eq!(seen.causes(), [Cause::UpstreamStatus]);
+    // while one of three seconds would be hidden behind our 504
+    let topology = topology.upstream_timeout(SECOND * 3);
+    let warned: Vec<_> = limits().check(&topology).findings().iter().map(Finding::id).collect();
+    assert_eq!(warned, [FindingId::UpstreamTimeoutAttempt]);
+}
