@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{Response, StatusCode};
 
-use super::{BadGatewayCause, Member, Replay, words};
+use super::{BadGatewayCause, Member, Replay, RetryStop, words};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
 
@@ -117,6 +117,7 @@ struct Record {
     upstream: Option<Arc<str>>,
     elapsed: Option<Duration>,
     attempts: u32,
+    retry_stop: Option<RetryStop>,
     hop: Option<Box<Member>>,
     previous: Vec<Failure>,
     source: Option<SharedError>,
@@ -159,6 +160,7 @@ impl Failure {
             upstream: None,
             elapsed: None,
             attempts: 1,
+            retry_stop: None,
             hop: None,
             previous: Vec::new(),
             source: None,
@@ -244,6 +246,13 @@ impl Failure {
         self.0.attempts
     }
 
+    /// Why no further attempt was made; `None` where no retry layer has had its say.
+    ///
+    /// A failure that has it is final: a retry layer around the one that said so makes no further attempt either.
+    pub fn retry_stop(&self) -> Option<RetryStop> {
+        self.0.retry_stop
+    }
+
     /// The hop behind the upstream that failed, as the upstream's own `Proxy-Status` tells.
     pub fn hop(&self) -> Option<&Member> {
         self.0.hop.as_deref()
@@ -324,6 +333,9 @@ impl fmt::Display for Failure {
         if record.attempts > 1 {
             write!(f, ", {} attempts", record.attempts)?;
         }
+        if let Some(stop) = record.retry_stop {
+            write!(f, ", no further attempt: {stop}")?;
+        }
         if let Some(elapsed) = record.elapsed {
             write!(f, ", after {elapsed:.1?}")?;
         }
@@ -345,6 +357,7 @@ impl fmt::Debug for Failure {
             .field("upstream", &record.upstream)
             .field("elapsed", &record.elapsed)
             .field("attempts", &record.attempts)
+            .field("retry_stop", &record.retry_stop)
             .field("hop", &record.hop)
             .field("previous", &record.previous)
             .field("source", &record.source)
@@ -369,7 +382,7 @@ impl serde::Serialize for Failure {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
         let record = &*self.0;
-        let mut out = serializer.serialize_struct("Failure", 14)?;
+        let mut out = serializer.serialize_struct("Failure", 15)?;
         out.serialize_field("cause", &record.cause)?;
         out.serialize_field("class", &record.cause.proxy_status_error())?;
         out.serialize_field("status", &self.status().as_u16())?;
@@ -383,6 +396,7 @@ impl serde::Serialize for Failure {
         out.serialize_field("hop", &record.hop.as_ref().map(|hop| hop.name()))?;
         out.serialize_field("hop_error", &record.hop.as_ref().and_then(|hop| hop.error()))?;
         out.serialize_field("attempts", &record.attempts)?;
+        out.serialize_field("retry_stop", &record.retry_stop)?;
         out.serialize_field("elapsed_ms", &record.elapsed.map(|elapsed| elapsed.as_secs_f64() * 1e3))?;
         out.end()
     }
@@ -439,6 +453,12 @@ impl FailureBuilder {
     /// How many attempts were made, this one counted (default 1).
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.0.attempts = attempts;
+        self
+    }
+
+    /// Why no further attempt is made: the failure is final.
+    pub fn retry_stop(mut self, stop: impl Into<Option<RetryStop>>) -> Self {
+        self.0.retry_stop = stop.into();
         self
     }
 
@@ -519,6 +539,15 @@ mod tests {
     }
 
     #[test]
+    fn a_final_failure_says_why_it_is_final() {
+        let failure = Failure::new(BadGatewayCause::ConnectTimeout);
+        assert_eq!(failure.retry_stop(), None);
+        let failure = failure.into_builder().retry_stop(RetryStop::Budget).build();
+        assert_eq!(failure.retry_stop(), Some(RetryStop::Budget));
+        assert!(failure.to_string().contains(", no further attempt: budget: "), "{failure}");
+    }
+
+    #[test]
     fn a_relayed_status_is_the_upstreams_own() {
         let failure = Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(StatusCode::IM_A_TEAPOT));
         assert_eq!(failure.build().status(), StatusCode::IM_A_TEAPOT);
@@ -532,6 +561,7 @@ mod tests {
         assert_eq!(json["cause"], "stale_connection");
         assert_eq!(json["class"], "connection_terminated");
         assert_eq!(json["replay"], "idempotent_only");
+        assert_eq!(json["retry_stop"], serde_json::Value::Null);
         assert_eq!(json["elapsed_ms"], 3.0);
     }
 }

@@ -17,6 +17,7 @@
 mod failure;
 mod local;
 mod proxy_status;
+mod retry_stop;
 mod structured;
 mod table;
 
@@ -29,6 +30,7 @@ pub(crate) use self::local::{LocalAnswer, local_answer};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
 pub use self::proxy_status::{InvalidName, Member, ProxyStatus, members};
+pub use self::retry_stop::RetryStop;
 
 /// Why the gateway could not hand on a good answer.
 ///

@@ -1,10 +1,11 @@
-//! Models of `src/measure/` for loom: the interleavings of a few steps.
+//! Models for loom: the interleavings of a few steps. Those of `src/measure/` are here.
 
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
 
 #[path = "../../src/measure/mod.rs"]
 mod measure;
+mod replay;
 
 use std::sync::Arc;
 

@@ -1,0 +1,286 @@
+//! A request body that can be sent again, kept while it is sent.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::kept::{Copying, Kept};
+use super::slot::{Slot, Wish};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+/// What an attempt holds; boxed, so that a body stays where it is while it changes hands.
+type Held<B> = Pin<Box<Kept<B>>>;
+
+pin_project! {
+    /// A request body whose frames are kept while an attempt reads them.
+    ///
+    /// Nothing is read ahead: the first attempt gets each frame when it comes. What it has read is kept up to a cap;
+    /// beyond that the request goes on, and only its replay is gone. A body that nobody has read needs no copy and no cap.
+    /// Trailers are kept like data.
+    ///
+    /// There is one body, and one attempt has it. It gives it back when it drops its `ReplayBody`, or, where the
+    /// [`Replay`] wants it, at its next poll: that poll ends in an error, [`Revoked`], as a body that went on elsewhere
+    /// must not look complete. So two attempts never read from it in turn, and none sends a part for the whole.
+    ///
+    /// A body that is empty from the start passes as it is, without an allocation.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http_body_util::{BodyExt, Full};
+    /// use tower_upstream::body::ReplayBody;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (first, replay) = ReplayBody::new(Full::<Bytes>::from("order"), 64 * 1024);
+    /// assert_eq!(first.collect().await.unwrap().to_bytes(), "order");
+    /// let second = replay.again().unwrap();
+    /// assert_eq!(second.collect().await.unwrap().to_bytes(), "order");
+    /// # }
+    /// ```
+    pub struct ReplayBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project! {
+    #[project = KindProjection]
+    enum Kind<B> {
+        // ended before it began: nothing to keep
+        Ended { #[pin] body: B },
+        Local { bytes: Bytes },
+        Lent { lent: Lent<B> },
+    }
+}
+
+/// The body, while an attempt has it.
+struct Lent<B> {
+    held: Option<Held<B>>,
+    shared: Arc<Shared<B>>,
+}
+
+/// The right to send a body again.
+///
+/// Whoever drops it has settled for the attempt that is under way: no more frames are kept.
+pub struct Replay<B> {
+    /// `None`: the body was empty from the start, and so is every copy.
+    shared: Option<Arc<Shared<B>>>,
+}
+
+struct Shared<B> {
+    slot: Slot<Held<B>>,
+    /// What came of it so far, for whoever decides while an attempt has the body.
+    fate: AtomicU8,
+}
+
+const UNTOUCHED: u8 = 0;
+const POLLED: u8 = 1;
+const LOST: u8 = 2;
+
+/// The error of a body that another attempt sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoked(());
+
+impl fmt::Display for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another attempt sends this request body")
+    }
+}
+
+impl Error for Revoked {}
+
+impl<B: Body<Data = Bytes>> ReplayBody<B> {
+    /// How much of a body is kept if nothing else is said: 64 KiB.
+    pub const DEFAULT_CAP: usize = 64 * 1024;
+
+    /// The first attempt's body, and the right to another; at most `cap` bytes are kept, and 1024 frames.
+    pub fn new(body: B, cap: usize) -> (Self, Replay<B>) {
+        if body.is_end_stream() {
+            return (Self { kind: Kind::Ended { body } }, Replay { shared: None });
+        }
+        let shared = Arc::new(Shared { slot: Slot::new(), fate: AtomicU8::new(UNTOUCHED) });
+        let first = Self::lent(Box::pin(Kept::new(body, cap)), shared.clone());
+        (first, Replay { shared: Some(shared) })
+    }
+}
+
+impl<B> ReplayBody<B> {
+    fn lent(held: Held<B>, shared: Arc<Shared<B>>) -> Self {
+        Self { kind: Kind::Lent { lent: Lent { held: Some(held), shared } } }
+    }
+}
+
+impl<B> Replay<B> {
+    /// Whether there is still something to send again, as far as it can be seen from here.
+    pub fn is_possible(&self) -> bool {
+        self.fate() != LOST
+    }
+
+    /// Whether an attempt has asked for a frame.
+    pub fn was_polled(&self) -> bool {
+        self.fate() != UNTOUCHED
+    }
+
+    fn fate(&self) -> u8 {
+        self.shared.as_ref().map_or(UNTOUCHED, |shared| shared.fate.load(Relaxed))
+    }
+
+    /// The body from its beginning; `None` if too much of it was read, if it failed, or if an attempt has it.
+    pub fn again(&self) -> Option<ReplayBody<B>> {
+        let Some(shared) = &self.shared else { return Some(ReplayBody::default()) };
+        rewound(shared.slot.take()?, shared)
+    }
+
+    /// As [`again`](Self::again), but it demands the body from the attempt that has it, and waits.
+    ///
+    /// That attempt is woken if it waits for the body. A connection that never asks for more gives it back only
+    /// when it ends, so that whoever waits should have a limit. Ready with `None`: there is nothing to send again.
+    pub fn poll_again(&self, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+        let Some(shared) = &self.shared else { return Poll::Ready(Some(ReplayBody::default())) };
+        if !self.is_possible() {
+            return Poll::Ready(None);
+        }
+        shared.slot.poll_take(cx).map(|held| rewound(held, shared))
+    }
+}
+
+fn rewound<B>(mut held: Held<B>, shared: &Arc<Shared<B>>) -> Option<ReplayBody<B>> {
+    if held.copying() == Copying::Lost {
+        return None;
+    }
+    held.as_mut().rewind();
+    Some(ReplayBody::lent(held, shared.clone()))
+}
+
+impl<B> Drop for Replay<B> {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            shared.slot.leave();
+        }
+    }
+}
+
+impl<B> Drop for Lent<B> {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl<B> Lent<B> {
+    fn give_back(&mut self) {
+        if let Some(held) = self.held.take() {
+            if held.copying() == Copying::Lost {
+                self.shared.fate.store(LOST, Relaxed);
+            }
+            self.shared.slot.give_back(held);
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Lent<B> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let wish = self.shared.slot.wish();
+        let Some(held) = self.held.as_mut() else { return revoked() };
+        match wish {
+            Wish::Keep => {}
+            Wish::Nothing => held.as_mut().forget(),
+            Wish::Return => {
+                self.give_back();
+                return revoked();
+            }
+        }
+        if self.shared.fate.load(Relaxed) == UNTOUCHED {
+            self.shared.fate.store(POLLED, Relaxed);
+        }
+        let polled = held.as_mut().poll_frame(cx);
+        if held.copying() == Copying::Lost {
+            self.shared.fate.store(LOST, Relaxed);
+        }
+        if polled.is_pending() && self.shared.slot.wait(cx.waker()) == Wish::Return {
+            self.give_back();
+            return revoked();
+        }
+        polled.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+    }
+}
+
+fn revoked() -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    Poll::Ready(Some(Err(Revoked(()).into())))
+}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for ReplayBody<B> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            KindProjection::Ended { body } => {
+                body.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            }
+            KindProjection::Local { bytes } if bytes.is_empty() => Poll::Ready(None),
+            KindProjection::Local { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            KindProjection::Lent { lent } => lent.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Ended { body } => body.is_end_stream(),
+            Kind::Local { bytes } => bytes.is_empty(),
+            // what was taken away has not ended
+            Kind::Lent { lent } => lent.held.as_ref().is_some_and(|held| held.is_end_stream()),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Ended { body } => body.size_hint(),
+            Kind::Local { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Lent { lent } => lent.held.as_ref().map_or_else(SizeHint::default, |held| held.size_hint()),
+        }
+    }
+}
+
+impl<B> Default for ReplayBody<B> {
+    fn default() -> Self {
+        Bytes::new().into()
+    }
+}
+
+impl<B> From<Bytes> for ReplayBody<B> {
+    fn from(bytes: Bytes) -> Self {
+        Self { kind: Kind::Local { bytes } }
+    }
+}
+
+impl<B> fmt::Debug for ReplayBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.kind {
+            Kind::Ended { .. } => "Ended",
+            Kind::Local { .. } => "Local",
+            Kind::Lent { lent } if lent.held.is_some() => "Lent",
+            Kind::Lent { .. } => "Revoked",
+        };
+        f.debug_tuple("ReplayBody").field(&format_args!("{kind}")).finish()
+    }
+}
+
+impl<B> fmt::Debug for Replay<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replay")
+            .field("is_possible", &self.is_possible())
+            .field("was_polled", &self.was_polled())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! The attempts that one request took.
+
+use http::Response;
+
+use crate::cause::{BadGatewayCause, Failure, RetryStop};
+
+/// The attempts that a request took: in the extensions of an answer that a retry brought.
+///
+/// ```
+/// use tower_upstream::{BadGatewayCause, Failure, retry::Attempts};
+///
+/// let mut attempts = Attempts::default();
+/// attempts.failed(Failure::new(BadGatewayCause::StaleConnection));
+/// assert_eq!(attempts.count(), 2);
+/// assert_eq!(attempts.earlier()[0].cause(), BadGatewayCause::StaleConnection);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Attempts {
+    failed: u32,
+    /// Also of those that are no longer in the list.
+    stale: bool,
+    earlier: Vec<Failure>,
+}
+
+impl Attempts {
+    /// Adds an attempt that failed and is followed by another.
+    ///
+    /// Beyond [`Failure::MAX_PREVIOUS`] the oldest goes; it is counted all the same.
+    pub fn failed(&mut self, failure: Failure) {
+        self.failed = self.failed.saturating_add(1);
+        self.stale |= failure.cause() == BadGatewayCause::StaleConnection;
+        if self.earlier.len() == Failure::MAX_PREVIOUS {
+            self.earlier.remove(0);
+        }
+        self.earlier.push(failure);
+    }
+
+    /// How many there were, the last one counted.
+    pub fn count(&self) -> u32 {
+        self.failed.saturating_add(1)
+    }
+
+    /// The failures before the last attempt, oldest first.
+    pub fn earlier(&self) -> &[Failure] {
+        &self.earlier
+    }
+
+    /// Whether one of the earlier attempts met a stale connection.
+    pub fn met_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// The attempts behind a response; `None` where the first one was enough.
+    pub fn of<B>(response: &Response<B>) -> Option<&Self> {
+        response.extensions().get()
+    }
+
+    /// The record of the last attempt, with those before it and why there is no further one.
+    ///
+    /// A `stop` that an inner layer has set stays.
+    pub fn give_up(self, last: Failure, stop: RetryStop) -> Failure {
+        let (count, stop) = (self.count(), last.retry_stop().unwrap_or(stop));
+        let last = last.into_builder().attempts(count).retry_stop(stop);
+        self.earlier.into_iter().fold(last, crate::cause::FailureBuilder::previous).build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(attempt: u32) -> Failure {
+        Failure::builder(BadGatewayCause::ConnectTimeout).attempts(attempt).build()
+    }
+
+    #[test]
+    fn only_the_latest_are_kept_and_all_are_counted() {
+        let mut attempts = Attempts::default();
+        assert_eq!((attempts.count(), attempts.earlier().len()), (1, 0));
+        attempts.failed(Failure::new(BadGatewayCause::StaleConnection));
+        for attempt in 2..=6 {
+            attempts.failed(failure(attempt));
+        }
+        assert_eq!(attempts.count(), 7);
+        assert_eq!(attempts.earlier().iter().map(Failure::attempts).collect::<Vec<_>>(), [3, 4, 5, 6]);
+        assert!(attempts.met_stale());
+    }
+
+    #[test]
+    fn the_last_failure_carries_those_before_it_and_why_it_is_the_last() {
+        let mut attempts = Attempts::default();
+        attempts.failed(failure(1));
+        attempts.failed(failure(2));
+        let last = attempts.clone().give_up(Failure::new(BadGatewayCause::ConnectionRefused), RetryStop::Attempts);
+        assert_eq!((last.cause(), last.attempts()), (BadGatewayCause::ConnectionRefused, 3));
+        assert_eq!(last.previous().iter().map(Failure::attempts).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(last.retry_stop(), Some(RetryStop::Attempts));
+        let last = attempts.give_up(last, RetryStop::Budget);
+        assert_eq!(last.retry_stop(), Some(RetryStop::Attempts));
+    }
+}

@@ -1,0 +1,148 @@
+//! What a response shows of a failure.
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+
+use crate::cause::{BadGatewayCause, Failure};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Whether a request's answer has a status of its own beside HTTP's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// The answer's status is HTTP's.
+    #[default]
+    Http,
+    /// The answer's status is `grpc-status`: in the head where nothing else follows, else in a trailer.
+    Grpc,
+}
+
+impl Protocol {
+    /// What a request speaks, by its method and `Content-Type`.
+    pub fn of(method: &Method, headers: &HeaderMap) -> Self {
+        // a gRPC request is a POST, and what is none pays no look-up
+        let kind = if *method == Method::POST { headers.get(CONTENT_TYPE) } else { None };
+        match kind {
+            Some(kind) if is_grpc(kind.as_bytes()) => Self::Grpc,
+            _ => Self::Http,
+        }
+    }
+}
+
+/// `application/grpc`, alone or with a format (`+proto`) or parameters; gRPC-Web is another protocol.
+fn is_grpc(kind: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let named = kind.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC));
+    named && matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' ' | b'\t'))
+}
+
+/// What a response shows of a failure: the record, else a bare cause, else a status.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Shown<'a> {
+    /// The record in its extensions.
+    Failure(&'a Failure),
+    /// A cause alone, as a service of the user's own attached it: its row counts.
+    Cause(BadGatewayCause),
+    /// The upstream's own answer: nothing but a status.
+    Answer(StatusCode),
+    /// The upstream's own gRPC status, in a head without a body.
+    Grpc(u8),
+}
+
+impl<'a> Shown<'a> {
+    /// Reads a response; `None` where it shows no failure that a retry could mend.
+    #[inline]
+    pub fn of<B>(response: &'a Response<B>, protocol: Protocol) -> Option<Self> {
+        let extensions = response.extensions();
+        if let Some(failure) = extensions.get::<Failure>() {
+            return Some(Self::Failure(failure));
+        }
+        let status = response.status();
+        match extensions.get::<BadGatewayCause>() {
+            // what that one says is the answer's status
+            Some(BadGatewayCause::UpstreamStatus) => return Some(Self::Answer(status)),
+            Some(cause) => return Some(Self::Cause(*cause)),
+            None => {}
+        }
+        if status.is_client_error() || status.is_server_error() {
+            return Some(Self::Answer(status));
+        }
+        if protocol == Protocol::Http {
+            return None;
+        }
+        let code = response.headers().get(GRPC_STATUS).and_then(code)?;
+        (code != 0).then_some(Self::Grpc(code))
+    }
+}
+
+fn code(value: &HeaderValue) -> Option<u8> {
+    value.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cause::attach;
+
+    fn response(status: u16) -> Response<()> {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        response
+    }
+
+    #[test]
+    fn the_record_comes_before_a_cause_and_a_cause_before_the_status() {
+        let mut answer = response(503);
+        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Answer(StatusCode::SERVICE_UNAVAILABLE))));
+        answer.extensions_mut().insert(BadGatewayCause::TlsTimeout);
+        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Cause(BadGatewayCause::TlsTimeout))));
+        attach(&mut answer, Failure::new(BadGatewayCause::ConnectionRefused));
+        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Failure(_))));
+    }
+
+    #[test]
+    fn a_bare_upstream_status_is_the_status_of_its_answer() {
+        let mut answer = response(504);
+        answer.extensions_mut().insert(BadGatewayCause::UpstreamStatus);
+        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Answer(StatusCode::GATEWAY_TIMEOUT))));
+    }
+
+    #[test]
+    fn a_good_answer_shows_nothing() {
+        for status in [200, 204, 304] {
+            assert!(Shown::of(&response(status), Protocol::Http).is_none());
+            assert!(Shown::of(&response(status), Protocol::Grpc).is_none());
+        }
+    }
+
+    #[test]
+    fn a_grpc_status_is_read_where_grpc_is_spoken() {
+        for (value, code) in [("14", Some(14)), ("8", Some(8)), ("0", None), ("", None), ("x", None), ("999", None)] {
+            let mut answer = response(200);
+            answer.headers_mut().insert(GRPC_STATUS, HeaderValue::from_static(value));
+            assert!(Shown::of(&answer, Protocol::Http).is_none());
+            let shown = Shown::of(&answer, Protocol::Grpc).map(|shown| match shown {
+                Shown::Grpc(code) => code,
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(shown, code, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        let spoken = |method: &Method, kind: &'static str| {
+            Protocol::of(method, &HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]))
+        };
+        for kind in ["application/grpc", "Application/gRPC+proto", "application/grpc; charset=utf-8"] {
+            assert_eq!(spoken(&Method::POST, kind), Protocol::Grpc, "{kind}");
+        }
+        for kind in ["application/grpc-web", "application/grpcish", "application/json", "application/grp"] {
+            assert_eq!(spoken(&Method::POST, kind), Protocol::Http, "{kind}");
+        }
+        assert_eq!(spoken(&Method::GET, "application/grpc"), Protocol::Http);
+        assert_eq!(Protocol::of(&Method::POST, &HeaderMap::new()), Protocol::Http);
+    }
+}
