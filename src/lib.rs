@@ -12,6 +12,7 @@ pub mod engine;
 pub mod event;
 pub mod forward;
 mod measure;
+pub mod retry;
 pub mod timeout;
 
 pub use cause::{BadGatewayCause, Failure};

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 11] = [
+const ROOMS: [(&str, u8); 12] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
@@ -17,6 +17,7 @@ const ROOMS: [(&str, u8); 11] = [
     ("admission", 1),
     ("classify", 1),
     ("forward", 1),
+    ("retry", 1),
     ("timeout", 1),
     ("client", 2),
 ];
