@@ -527,7 +527,7 @@ mod tests {
                 played.plays(Step::Begin);
             }
             while !played.plays(Step::Withdraw) {}
-            played.held.clear();
+            played.held.drain(..).for_each(Withdrawal::sent);
             let account = played.budget.account.clone();
             account.accrue(account.tick(played.now));
             let (mut paid, mut floor) = (played.now, account.pace.floor());
@@ -535,11 +535,16 @@ mod tests {
             let lost = |billionths: u64| billionths / 1_000_000 > account.cap().into();
             for (pause, step, times) in history {
                 played.now += Duration::from_micros(pause);
+                // a silence is paid for up to two seconds from when the clock was last looked at
+                billionths += u64::try_from((played.now - paid).as_micros().min(2_000_000)).unwrap() * u64::from(floor);
+                account.accrue(account.tick(played.now));
+                (paid, floor) = (played.now, account.pace.floor());
                 for _ in 0..times {
-                    billionths += u64::try_from((played.now - paid).as_micros().min(2_000_000)).unwrap() * u64::from(floor);
-                    paid = played.now;
                     let refunded = played.refunded;
                     let refused = played.plays(step);
+                    if lost(billionths) {
+                        return Ok(());
+                    }
                     match step {
                         Step::Succeed => billionths += u64::from(ratio) * 1_000_000,
                         Step::Withdraw if refused => {
@@ -552,10 +557,6 @@ mod tests {
                         }
                         Step::Refund => billionths += (played.refunded - refunded) * 1_000_000_000,
                         Step::Begin => {}
-                    }
-                    floor = account.pace.floor();
-                    if lost(billionths) {
-                        return Ok(());
                     }
                 }
             }
