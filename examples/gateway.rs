@@ -14,6 +14,7 @@
 //! | `CONNECT_TIMEOUT_MS` | limit for each of name, connect and TLS | 1000 |
 //! | `READ_TIMEOUT_MS` | limit for the response head, and for each wait in the body | 30000 |
 //! | `TOTAL_TIMEOUT_MS` | limit from the request to the response head | 60000 |
+//! | `ATTEMPTS` | how often a request is sent at most | 3 |
 //! | `TRUST_DEADLINES` | `1`: every caller's deadline fields count, and `x-request-timeout-ms` goes upstream | no |
 //! | `CALLER_TIMEOUT_MS`, `BALANCER_IDLE_MS`, `UPSTREAM_KEEP_ALIVE_MS`, `UPSTREAM_TIMEOUT_MS` | what the neighbours do: limits that do not fit are refused at the start | not known |
 //! | `NAME` | this deployment in `Via` and `Proxy-Status` | the host's name and the port |
@@ -42,24 +43,25 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
-use tower_upstream::body::AnswerBody;
+use tower_upstream::body::{AnswerBody, ReplayBody};
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
 use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
 use tower_upstream::deadline::{Deadlines, Field};
 use tower_upstream::engine::Untouched;
 use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::retry::{Retry, RetryLayer, RetryPolicy};
 use tower_upstream::timeout::{Timeout, TimeoutBody, TimeoutLayer, Timeouts};
 
 use drain::Drain;
 use patience::Patience;
 use settings::Settings;
 
-type Proxy = ReverseProxy<DefaultConnector, Incoming>;
-type Body = AnswerBody<ClassifiedBody<TimeoutBody<AnswerBody<Download<Incoming>>>>>;
+type Proxy = ReverseProxy<DefaultConnector, ReplayBody<Incoming>>;
+type Body = AnswerBody<ClassifiedBody<TimeoutBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>>>>>;
 
 /// What serves one accepted connection.
-type Stack = Classify<Timeout<Proxy, Untouched>>;
+type Stack = Classify<Timeout<Retry<Timeout<Proxy, Untouched>>, Untouched>>;
 
 /// How long a client may take to send a request head, and be idle before it.
 const HEAD: Duration = Duration::from_secs(30);
@@ -72,7 +74,11 @@ const DRAIN: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 struct Gateway {
     proxy: Proxy,
-    timeouts: TimeoutLayer<Untouched>,
+    /// All attempts together.
+    total: TimeoutLayer<Untouched>,
+    retry: RetryLayer,
+    /// Each of them.
+    attempt: TimeoutLayer<Untouched>,
     classify: ClassifyLayer,
 }
 
@@ -93,23 +99,26 @@ impl Gateway {
             .idle_timeout(POOL_IDLE)
             .http(if settings.http2 { Http::H2 } else { Http::Auto })
             .build();
-        let topology = settings.topology.clone().connect(settings.connect);
+        let topology = settings.topology.clone().connect(settings.connect).attempts(settings.attempts.into());
         let report = timeouts.aligned(&topology).map_err(|misaligned| misaligned.to_string())?;
         for finding in report.findings() {
             tracing::warn!(finding = finding.id().as_str(), set = finding.set(), "{}", finding.inequality());
         }
         // the proxy watches its uploads itself
-        let mut timeouts = TimeoutLayer::new(timeouts).untouched();
+        let mut total = TimeoutLayer::new(timeouts.head(None).body_idle(None)).untouched();
         if settings.deadlines {
-            timeouts = timeouts.deadlines(Deadlines::new().trusting_everyone().forward(Field::request_timeout()));
+            let deadlines = Deadlines::new().trusting_everyone().forward(Field::request_timeout()).expose();
+            total = total.deadlines(deadlines);
         }
-        Ok(Self { proxy, timeouts, classify: ClassifyLayer::new().proxy_status(status) })
+        let attempt = TimeoutLayer::new(timeouts.total(None)).untouched();
+        let retry = RetryLayer::new().policy(RetryPolicy::new().attempts(settings.attempts));
+        Ok(Self { proxy, total, retry, attempt, classify: ClassifyLayer::new().proxy_status(status) })
     }
 
     /// The service for one accepted connection.
     fn for_caller(&self, peer: SocketAddr) -> Stack {
         let proxy = self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http));
-        self.classify.layer(self.timeouts.layer(proxy))
+        self.classify.layer(self.total.layer(self.retry.layer(self.attempt.layer(proxy))))
     }
 }
 

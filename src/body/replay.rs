@@ -53,8 +53,8 @@ pin_project! {
 pin_project! {
     #[project = KindProjection]
     enum Kind<B> {
-        // ended before it began: nothing to keep
-        Ended { #[pin] body: B },
+        // it had ended before it began, or is not to be kept
+        Passing { #[pin] body: B },
         Local { bytes: Bytes },
         Lent { lent: Lent<B> },
     }
@@ -103,7 +103,7 @@ impl<B: Body<Data = Bytes>> ReplayBody<B> {
     /// The first attempt's body, and the right to another; at most `cap` bytes are kept, and 1024 frames.
     pub fn new(body: B, cap: usize) -> (Self, Replay<B>) {
         if body.is_end_stream() {
-            return (Self { kind: Kind::Ended { body } }, Replay { shared: None });
+            return (Self { kind: Kind::Passing { body } }, Replay { shared: None });
         }
         let shared = Arc::new(Shared { slot: Slot::new(), fate: AtomicU8::new(UNTOUCHED) });
         let first = Self::lent(Box::pin(Kept::new(body, cap)), shared.clone());
@@ -112,6 +112,11 @@ impl<B: Body<Data = Bytes>> ReplayBody<B> {
 }
 
 impl<B> ReplayBody<B> {
+    /// A body that is sent once: it passes as it is, and nothing of it is kept.
+    pub fn once(body: B) -> Self {
+        Self { kind: Kind::Passing { body } }
+    }
+
     fn lent(held: Held<B>, shared: Arc<Shared<B>>) -> Self {
         Self { kind: Kind::Lent { lent: Lent { held: Some(held), shared } } }
     }
@@ -222,7 +227,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for ReplayBody<B> {
     #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project().kind.project() {
-            KindProjection::Ended { body } => {
+            KindProjection::Passing { body } => {
                 body.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
             }
             KindProjection::Local { bytes } if bytes.is_empty() => Poll::Ready(None),
@@ -233,7 +238,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for ReplayBody<B> {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Ended { body } => body.is_end_stream(),
+            Kind::Passing { body } => body.is_end_stream(),
             Kind::Local { bytes } => bytes.is_empty(),
             // what was taken away has not ended
             Kind::Lent { lent } => lent.held.as_ref().is_some_and(|held| held.is_end_stream()),
@@ -242,7 +247,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for ReplayBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Ended { body } => body.size_hint(),
+            Kind::Passing { body } => body.size_hint(),
             Kind::Local { bytes } => SizeHint::with_exact(bytes.len() as u64),
             Kind::Lent { lent } => lent.held.as_ref().map_or_else(SizeHint::default, |held| held.size_hint()),
         }
@@ -264,7 +269,7 @@ impl<B> From<Bytes> for ReplayBody<B> {
 impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self.kind {
-            Kind::Ended { .. } => "Ended",
+            Kind::Passing { .. } => "Passing",
             Kind::Local { .. } => "Local",
             Kind::Lent { lent } if lent.held.is_some() => "Lent",
             Kind::Lent { .. } => "Revoked",

@@ -9,14 +9,14 @@ use std::sync::{Arc, OnceLock};
 /// One count for all clones would be written by every thread at every call (measured: 1.43 instead of 1.95
 /// times the throughput on two threads). A clone that is called only once, as axum makes them, never pays for
 /// a count of its own.
-pub(super) struct Handle<T> {
+pub(crate) struct Handle<T> {
     shared: Held<T>,
     own: OnceLock<Held<T>>,
     used: bool,
 }
 
 /// What a call holds of the shared state.
-pub(super) struct Held<T>(Arc<Local<T>>);
+pub(crate) struct Held<T>(Arc<Local<T>>);
 
 /// What a count is for.
 struct Local<T>(Arc<T>);
@@ -28,13 +28,13 @@ impl<T> Held<T> {
 }
 
 impl<T> Handle<T> {
-    pub(super) fn new(shared: Arc<T>) -> Self {
+    pub(crate) fn new(shared: Arc<T>) -> Self {
         Self { shared: Held::new(shared), own: OnceLock::new(), used: false }
     }
 
     /// For a call by a service that is cloned for one call as often as for many.
     #[inline]
-    pub(super) fn hold(&mut self) -> Held<T> {
+    pub(crate) fn hold(&mut self) -> Held<T> {
         if let Some(own) = self.own.get() {
             return own.clone();
         }
@@ -51,7 +51,7 @@ impl<T> Handle<T> {
 
     /// For a call by a service that lives as long as its connection.
     #[inline]
-    pub(super) fn hold_own(&self) -> Held<T> {
+    pub(crate) fn hold_own(&self) -> Held<T> {
         self.own.get_or_init(|| Held::new(self.shared.0.0.clone())).clone()
     }
 }

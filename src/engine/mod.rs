@@ -35,7 +35,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use self::future::Run;
-use self::handle::{Handle, Held};
+pub(crate) use self::handle::{Handle, Held};
 #[cfg(feature = "client")]
 pub(crate) use self::sight::tell;
 pub(crate) use self::sight::{leave, leaving};

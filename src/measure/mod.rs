@@ -5,10 +5,10 @@
 mod duty;
 mod histogram;
 mod stripes;
-mod sync;
+pub(crate) mod sync;
 mod window;
 
-pub(crate) use self::duty::Duty;
+pub(crate) use self::duty::{Duty, Taken};
 pub use self::histogram::Quantile;
 pub(crate) use self::histogram::{BUCKETS, Histogram, bucket};
 pub(crate) use self::stripes::{default_stripes, stripe};

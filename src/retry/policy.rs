@@ -29,6 +29,15 @@ impl RetryPolicy {
         }
     }
 
+    /// Whether a request may have more than one attempt.
+    pub(super) const fn allows_more(self, exception: Option<RetryOverride>) -> bool {
+        match exception {
+            Some(RetryOverride { none: true, .. }) => false,
+            Some(RetryOverride { attempts: Some(attempts), .. }) => attempts > 1,
+            _ => self.attempts > 1,
+        }
+    }
+
     /// How many attempts a request has, the first one counted (default 3).
     ///
     /// 0 is taken for 1, that is no retry; more than [`MAX_ATTEMPTS`](Self::MAX_ATTEMPTS) for that.

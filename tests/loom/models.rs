@@ -1,4 +1,5 @@
-//! Models for loom: the interleavings of a few steps. Those of `src/measure/` are here.
+//! Models of `src/measure/`, of the replay body's slot and of the retry budget's tokens for loom: the interleavings of a
+//! few steps.
 
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
@@ -6,6 +7,11 @@
 #[path = "../../src/measure/mod.rs"]
 mod measure;
 mod replay;
+#[path = "../../src/retry"]
+mod retry {
+    pub(crate) mod ledger;
+    pub(crate) mod pace;
+}
 
 use std::sync::Arc;
 
@@ -13,6 +19,8 @@ use loom::cell::UnsafeCell;
 use loom::thread;
 
 use measure::{Duty, Window};
+use retry::ledger::{Counts, Ledger, TOKEN};
+use retry::pace::Pace;
 
 /// The counts by bucket, and their sum by slice.
 fn counts(window: &Window, second: u32) -> ([u32; 2], u32, u32) {
@@ -128,5 +136,136 @@ fn one_caller_at_a_time_has_the_duty_and_sees_what_the_last_one_wrote() {
         };
         let done = work(&shared, 1) + other.join().unwrap();
         assert!((1..=2).contains(&done), "{done}: a second's work is done once");
+    });
+}
+
+/// More than any model earns.
+const ROOM: u32 = 100 * TOKEN;
+
+/// Two threads and this one at a ledger of this many tokens, with one look at most by each; then it is settled.
+fn trade<const N: usize>(
+    tokens: u32,
+    cap: u32,
+    deeds: [fn(&Ledger); N],
+    own: fn(&Ledger),
+    check: impl Fn(u32, Counts) + Sync + Send + 'static,
+) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(move || {
+        let ledger = Arc::new(Ledger::new(500, tokens * TOKEN, 2));
+        let threads = deeds.map(|deed| {
+            let ledger = ledger.clone();
+            thread::spawn(move || deed(&ledger))
+        });
+        own(&ledger);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        check(ledger.settle(cap), ledger.counts());
+    });
+}
+
+/// What is left when nothing was above the cap.
+fn left(tokens: u32, counts: Counts) -> u32 {
+    let came = u64::from(tokens) * 1000 + counts.succeeded * 500 + counts.refunded * 1000;
+    u32::try_from(came - counts.withdrawn * 1000).unwrap()
+}
+
+#[test]
+fn successes_beside_a_withdrawal_are_earned_once_each() {
+    let earns = |ledger: &Ledger| ledger.succeed(1);
+    let own = |ledger: &Ledger| _ = ledger.withdraw(ROOM, 0);
+    trade(0, ROOM, [earns, earns], own, |tokens, counts| {
+        assert_eq!((counts.succeeded, counts.withdrawn + counts.refused), (2, 1));
+        assert_eq!(tokens, left(0, counts));
+    });
+}
+
+#[test]
+fn two_who_settle_at_once_count_nothing_twice() {
+    let works = |ledger: &Ledger| {
+        ledger.succeed(1);
+        ledger.withdraw(ROOM, 1);
+    };
+    let own = |ledger: &Ledger| {
+        ledger.succeed(0);
+        ledger.withdraw(ROOM, 0);
+    };
+    trade(0, ROOM, [works], own, |tokens, counts| {
+        // neither has to see a success of the same moment: then the token is there for the next
+        assert!(counts.withdrawn <= 1, "{counts:?}");
+        assert_eq!(tokens, left(0, counts));
+    });
+}
+
+#[test]
+fn a_withdrawal_finds_all_that_was_earned_before_it() {
+    loom::model(|| {
+        let ledger = Arc::new(Ledger::new(500, 0, 2));
+        let works = |ledger: &Ledger, stripe| {
+            ledger.succeed(stripe);
+            ledger.settle(ROOM);
+        };
+        let other = {
+            let ledger = ledger.clone();
+            thread::spawn(move || works(&ledger, 1))
+        };
+        works(&ledger, 0);
+        other.join().unwrap();
+        assert!(ledger.withdraw(ROOM, 0));
+    });
+}
+
+#[test]
+fn one_token_is_taken_by_one_of_three() {
+    let takes = |ledger: &Ledger| _ = ledger.withdraw(ROOM, 1);
+    trade(1, ROOM, [takes, takes], takes, |tokens, counts| {
+        assert_eq!((tokens, counts.withdrawn, counts.refused), (0, 1, 2));
+    });
+}
+
+#[test]
+fn a_refund_beside_a_success_and_a_withdrawal_gives_one_token_back() {
+    let gives_back = |ledger: &Ledger| {
+        if ledger.withdraw(ROOM, 1) {
+            ledger.refund(ROOM, 1);
+        }
+    };
+    let earns = |ledger: &Ledger| ledger.succeed(0);
+    let own = |ledger: &Ledger| _ = ledger.withdraw(ROOM, 0);
+    trade(1, ROOM, [gives_back, earns], own, |tokens, counts| {
+        assert_eq!(tokens, left(1, counts));
+        assert!(counts.withdrawn >= 1 && counts.withdrawn - counts.refunded <= 1, "{counts:?}");
+    });
+}
+
+#[test]
+fn no_refund_and_no_settling_goes_above_the_cap() {
+    let gives_back = |ledger: &Ledger| ledger.refund(TOKEN, 1);
+    let earns = |ledger: &Ledger| (0..2).for_each(|_| ledger.succeed(0));
+    let own = |ledger: &Ledger| assert!(ledger.settle(TOKEN) <= TOKEN);
+    trade(0, TOKEN, [gives_back, earns], own, |tokens, _| assert_eq!(tokens, TOKEN));
+}
+
+#[test]
+fn the_clock_is_paid_for_once() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let shared = Arc::new((Pace::new(500), Ledger::new(500, 0, 1)));
+        // 100,000 calls in the first tick: the whole floor of 10 a second
+        shared.0.follow(&shared.0.take(100_000).unwrap(), 100_000);
+        let looks = |shared: &(Pace, Ledger), micros| {
+            shared.1.grant(shared.0.due(micros));
+            shared.1.withdraw(ROOM, 0)
+        };
+        let threads = [50_000, 100_000].map(|micros| {
+            let shared = shared.clone();
+            thread::spawn(move || looks(&shared, micros))
+        });
+        let own = looks(&shared, 75_000);
+        let taken = threads.into_iter().fold(u32::from(own), |taken, each| taken + u32::from(each.join().unwrap()));
+        assert_eq!(shared.1.settle(ROOM) + taken * TOKEN, TOKEN, "a token in a tenth of a second");
     });
 }

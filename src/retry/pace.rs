@@ -1,0 +1,214 @@
+//! How many calls there are, and what follows for the tokens: a cap, and a few by the clock.
+//!
+//! The rate is an exponentially weighted average over two seconds, brought up to date every tenth of a second by
+//! whichever caller comes first. Time is in microseconds since an epoch of the owner's.
+
+use super::ledger::TOKEN;
+use crate::measure::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::measure::{Duty, Taken};
+
+/// How long a tick is, in microseconds.
+const TICK: u64 = 100_000;
+
+/// The ticks of a second.
+const TICKS: u64 = 10;
+
+/// What a tick leaves of the rate, of 2^32: exp(-0.1 s / 2 s).
+const KEPT: u64 = 4_085_499_269;
+const WHOLE: u32 = 32;
+
+/// The longest time that is paid for at once: so much in all would a rate grant that fades from now on.
+const FADING: u64 = 2_000_000;
+
+/// The unit of the rate: calls a second, in millionths.
+const CALL: u64 = 1_000_000;
+
+/// More calls than this in a tick count as this many: what follows stays far from any end.
+const MOST: u64 = 10_000_000;
+
+/// No fewer tokens can be stored than this.
+pub(crate) const LEAST_CAP: u32 = 3 * TOKEN;
+
+/// No more tokens come by the clock, in thousandths a second.
+const MOST_FLOOR: u64 = 10 * TOKEN as u64;
+
+/// The share of the rate that comes by the clock.
+const FLOOR_PERCENT: u64 = 2;
+
+/// The observed rate, and the cap and floor that follow.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    ratio: u64,
+    duty: Duty,
+    /// Written under the duty alone.
+    rate: AtomicU64,
+    /// How many calls the rate knows; written under the duty alone.
+    known: AtomicU64,
+    /// Up to when the floor is paid.
+    paid: AtomicU64,
+    /// Thousandths of a token a second.
+    floor: AtomicU32,
+    /// Thousandths of a token.
+    cap: AtomicU32,
+}
+
+impl Pace {
+    pub(crate) fn new(ratio: u16) -> Self {
+        Self {
+            ratio: ratio.into(),
+            duty: Duty::new(),
+            rate: AtomicU64::new(0),
+            known: AtomicU64::new(0),
+            paid: AtomicU64::new(0),
+            floor: AtomicU32::new(0),
+            cap: AtomicU32::new(LEAST_CAP),
+        }
+    }
+
+    /// The duty to bring the rate up to date in the tick of this time, for the first who asks.
+    #[inline]
+    pub(crate) fn take(&self, micros: u64) -> Option<Taken<'_>> {
+        self.duty.take(u32::try_from(micros / TICK).unwrap_or(u32::MAX))
+    }
+
+    /// Brings the rate up to date with all the calls that began, and cap and floor with it.
+    ///
+    /// What is due at the old floor has to be paid before.
+    pub(crate) fn follow(&self, taken: &Taken<'_>, begun: u64) {
+        let new = begun.wrapping_sub(self.known.load(Ordering::Relaxed)).min(MOST);
+        // the first call of a tick brings the rate up to date before it counts: the new ones are of the tick before
+        let rate = faded(average(self.rate.load(Ordering::Relaxed), new), taken.since().saturating_sub(1));
+        self.known.store(begun, Ordering::Relaxed);
+        self.rate.store(rate, Ordering::Relaxed);
+        self.floor.store(floor(rate), Ordering::Relaxed);
+        self.cap.store(cap(rate, self.ratio), Ordering::Relaxed);
+    }
+
+    /// What the clock grants until now and has not yet paid, in billionths of a token.
+    pub(crate) fn due(&self, micros: u64) -> u64 {
+        let paid = self.paid.fetch_max(micros, Ordering::Relaxed);
+        micros.saturating_sub(paid).min(FADING) * u64::from(self.floor())
+    }
+
+    pub(crate) fn cap(&self) -> u32 {
+        self.cap.load(Ordering::Relaxed)
+    }
+
+    /// Thousandths of a token that come each second.
+    pub(crate) fn floor(&self) -> u32 {
+        self.floor.load(Ordering::Relaxed)
+    }
+
+    /// Millionths of a call a second.
+    pub(crate) fn rate(&self) -> u64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+}
+
+/// The rate one tick later, in which so many calls began.
+fn average(rate: u64, calls: u64) -> u64 {
+    let now = calls * TICKS * CALL;
+    scaled(rate, KEPT) + scaled(now, (1 << WHOLE) - KEPT)
+}
+
+/// The rate after so many ticks without a call.
+fn faded(rate: u64, ticks: u32) -> u64 {
+    let (mut rate, mut kept, mut ticks) = (rate, KEPT, ticks);
+    while ticks > 0 && rate > 0 {
+        if ticks & 1 == 1 {
+            rate = scaled(rate, kept);
+        }
+        kept = scaled(kept, kept);
+        ticks >>= 1;
+    }
+    rate
+}
+
+#[allow(clippy::cast_possible_truncation)] // a share of what fitted
+fn scaled(rate: u64, share: u64) -> u64 {
+    ((u128::from(rate) * u128::from(share)) >> WHOLE) as u64
+}
+
+/// The lesser of 10 a second and 2 % of the rate.
+fn floor(rate: u64) -> u32 {
+    // from millionths of a call to thousandths of a token, and from percent
+    let floor = (rate * FLOOR_PERCENT / (100 * CALL / u64::from(TOKEN))).min(MOST_FLOOR);
+    u32::try_from(floor).unwrap_or(u32::MAX)
+}
+
+/// What the successes of a second pay for, three tokens at least.
+fn cap(rate: u64, ratio: u64) -> u32 {
+    u32::try_from(rate * ratio / CALL).unwrap_or(u32::MAX).max(LEAST_CAP)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn turn(pace: &Pace, tick: u32, begun: u64) {
+        pace.follow(&pace.take(u64::from(tick) * TICK).unwrap(), begun);
+    }
+
+    /// So many calls a tick for so many ticks.
+    fn paced(calls: u64, ticks: u32) -> Pace {
+        let pace = Pace::new(200);
+        for tick in 1..=ticks {
+            turn(&pace, tick, calls * u64::from(tick));
+        }
+        pace
+    }
+
+    #[test]
+    fn a_steady_rate_is_found() {
+        let pace = paced(70, 300);
+        assert!((699_999_000..=700_000_000).contains(&pace.rate()), "{}", pace.rate());
+        assert!((139_990..=140_000).contains(&pace.cap()), "{}", pace.cap());
+        assert_eq!(pace.floor(), MOST_FLOOR as u32);
+    }
+
+    #[test]
+    fn two_seconds_are_worth_63_percent() {
+        let rate = paced(70, 20).rate();
+        assert!((442_000_000..443_000_000).contains(&rate), "{rate}");
+        assert!((0.367..0.368).contains(&(faded(1_000_000, 20) as f64 / 1e6)));
+    }
+
+    #[test]
+    fn a_small_client_has_a_floor_of_its_own_size() {
+        // 10 calls a second: a retry in 5 s, and three tokens at most
+        let pace = paced(1, 300);
+        assert!((190..=200).contains(&pace.floor()), "{}", pace.floor());
+        assert_eq!(pace.cap(), LEAST_CAP);
+    }
+
+    #[test]
+    fn a_silence_fades_the_rate_at_one_look_as_at_many() {
+        let (one, many) = (paced(70, 100), paced(70, 100));
+        turn(&one, 140, 7000);
+        for tick in 101..=140 {
+            turn(&many, tick, 7000);
+        }
+        assert!(one.rate().abs_diff(many.rate()) < 100, "{} {}", one.rate(), many.rate());
+    }
+
+    #[test]
+    fn no_silence_is_paid_for_longer_than_it_fades() {
+        let pace = paced(70, 300);
+        pace.due(30 * 1_000_000);
+        assert_eq!(pace.due(30 * 1_000_000 + 1), 10_000);
+        assert_eq!(pace.due(30 * 1_000_000), 0, "a clock that lags is owed nothing");
+        assert_eq!(pace.due(u64::MAX), FADING * MOST_FLOOR);
+    }
+
+    #[test]
+    fn nothing_overflows() {
+        let pace = Pace::new(1000);
+        for tick in [1, 2, 3, 1000, u32::MAX >> 1] {
+            turn(&pace, tick, (u64::MAX / 7).wrapping_mul(tick.into()));
+            pace.due(u64::from(tick) * TICK);
+        }
+        let pace = Pace::new(1000);
+        (1..1000).for_each(|tick| turn(&pace, tick, u64::from(tick) * MOST));
+        assert_eq!(pace.cap(), u32::MAX);
+    }
+}

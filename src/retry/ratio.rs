@@ -1,0 +1,48 @@
+//! How much of a retry a success pays for.
+
+/// The share of a retry that one success pays for, in thousandths.
+///
+/// ```
+/// use tower_upstream::retry::Ratio;
+///
+/// const TENTH: Ratio = Ratio::per_mille(100);
+/// assert_eq!(TENTH, Ratio::CONSERVATIVE);
+/// assert!(TENTH < Ratio::default());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ratio(u16);
+
+impl Ratio {
+    /// 20 %, the default: at worst a quarter more load than calls.
+    pub const USUAL: Self = Self(200);
+    /// 10 %, as Google's SRE book has it: at worst a ninth more load than calls.
+    pub const CONSERVATIVE: Self = Self(100);
+
+    /// A ratio in thousandths; less than 1 counts as 1, more than 1000 as 1000.
+    pub const fn per_mille(per_mille: u16) -> Self {
+        let per_mille = if per_mille == 0 { 1 } else { per_mille };
+        Self(if per_mille > 1000 { 1000 } else { per_mille })
+    }
+
+    /// The thousandths.
+    pub const fn as_per_mille(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for Ratio {
+    fn default() -> Self {
+        Self::USUAL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_success_could_pay_cannot_be_said() {
+        let told = [0, 1, 600, 1000, u16::MAX].map(|told| Ratio::per_mille(told).as_per_mille());
+        assert_eq!(told, [1, 1, 600, 1000, 1000]);
+    }
+}

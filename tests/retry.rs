@@ -1,0 +1,324 @@
+//! What is sent again, when, and with what: in virtual time, over scripted services.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use tokio::time::{Instant, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_upstream::body::ReplayBody;
+use tower_upstream::cause::{Evidence, Replay, RetryStop};
+use tower_upstream::deadline::Deadline;
+use tower_upstream::retry::{Attempts, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
+use tower_upstream::{BadGatewayCause as Cause, Failure};
+
+/// What one attempt meets.
+#[derive(Clone)]
+enum Act {
+    /// It fails before anything of its body was read.
+    Fails(Failure),
+    /// It fails once it has read so many frames.
+    FailsAfter(usize, Failure),
+    /// It answers with this status and `Retry-After`.
+    Says(u16, Option<&'static str>),
+    /// It reads all, and answers.
+    Answers,
+}
+
+/// What the attempts brought.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<Attempt>>>);
+
+#[derive(Clone, Debug)]
+struct Attempt {
+    at: Instant,
+    body: Bytes,
+    count: Option<String>,
+    text: Option<&'static str>,
+}
+
+impl Seen {
+    fn all(&self) -> Vec<Attempt> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn bodies(&self) -> Vec<Bytes> {
+        self.all().into_iter().map(|attempt| attempt.body).collect()
+    }
+}
+
+fn failure(cause: Cause) -> Failure {
+    Failure::new(cause)
+}
+
+fn refused() -> Failure {
+    Failure::builder(Cause::ConnectionRefused).replay(Replay::NotSent, Evidence::NoConnection).build()
+}
+
+/// A service that plays these acts, one an attempt, and the last one for ever.
+fn plays<B>(
+    acts: &[Act],
+) -> (impl Service<Request<ReplayBody<B>>, Response = Response<Full<Bytes>>, Error = Failure, Future: Send> + Clone, Seen)
+where
+    B: Body<Data = Bytes, Error: Into<tower::BoxError>> + Send + 'static,
+{
+    let (script, seen) = (Arc::new(Mutex::new(VecDeque::from(acts.to_vec()))), Seen::default());
+    let log = seen.clone();
+    let service = service_fn(move |request: Request<ReplayBody<B>>| {
+        let act = {
+            let mut script = script.lock().unwrap();
+            if script.len() > 1 { script.pop_front().unwrap() } else { script[0].clone() }
+        };
+        let log = log.clone();
+        async move {
+            let count = request.headers().get("x-envoy-attempt-count").map(|count| count.to_str().unwrap().to_owned());
+            let text = request.extensions().get::<&'static str>().copied();
+            let at = Instant::now();
+            let frames = match act {
+                Act::Fails(_) | Act::Says(..) => 0,
+                Act::FailsAfter(frames, _) => frames,
+                Act::Answers => usize::MAX,
+            };
+            let mut body = Box::pin(request.into_body());
+            let mut read = Vec::new();
+            for _ in 0..frames {
+                match body.frame().await {
+                    Some(frame) => read.extend(frame.unwrap().into_data().unwrap()),
+                    None => break,
+                }
+            }
+            log.0.lock().unwrap().push(Attempt { at, body: read.into(), count, text });
+            match act {
+                Act::Fails(failure) | Act::FailsAfter(_, failure) => Err(failure),
+                Act::Says(status, after) => {
+                    let answer = Response::builder().status(status);
+                    let answer = after.into_iter().fold(answer, |answer, after| answer.header("retry-after", after));
+                    Ok(answer.body(Full::from("said")).unwrap())
+                }
+                Act::Answers => Ok(Response::new(Full::from("answer"))),
+            }
+        }
+    });
+    (service, seen)
+}
+
+fn request<B>(method: Method, body: B) -> Request<B> {
+    Request::builder().method(method).uri("/").body(body).unwrap()
+}
+
+/// A body of these frames, each a second after the one before.
+fn slowly(frames: &'static [&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + Send + 'static {
+    let frames = futures_util::stream::iter(frames);
+    StreamBody::new(Box::pin(futures_util::StreamExt::then(frames, |frame| async move {
+        sleep(Duration::from_secs(1)).await;
+        Ok(Frame::data(Bytes::from_static(frame.as_bytes())))
+    })))
+}
+
+type Got = Result<Response<Full<Bytes>>, Failure>;
+
+async fn send<B>(layer: &RetryLayer, acts: &[Act], request: Request<B>) -> (Got, Seen)
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let (service, seen) = plays(acts);
+    (layer.layer(service).oneshot(request).await, seen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_sent_goes_out_again_at_once_whatever_its_method() {
+    let begun = Instant::now();
+    let acts = [Act::Fails(refused()), Act::Answers];
+    let (answer, seen) = send(&RetryLayer::new(), &acts, request(Method::POST, Full::from("order"))).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status(), 200);
+    let attempts = Attempts::of(&answer).unwrap();
+    assert_eq!((attempts.count(), attempts.earlier()[0].cause()), (2, Cause::ConnectionRefused));
+    assert_eq!(seen.bodies(), ["", "order"]);
+    assert_eq!((seen.all()[1].at, seen.all()[1].count.as_deref()), (begun, Some("2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_read_has_no_cap() {
+    let large = Bytes::from(vec![b'x'; 1 << 20]);
+    let acts = [Act::Fails(refused()), Act::Answers];
+    let post = request(Method::POST, Full::from(large.clone()));
+    let (answer, seen) = send(&RetryLayer::new().body_cap(16), &acts, post).await;
+    assert_eq!((answer.unwrap().status().as_u16(), seen.bodies()[1].len()), (200, large.len()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_was_read_in_part_is_sent_again_whole() {
+    for frames in 0..=3 {
+        let acts = [Act::FailsAfter(frames, failure(Cause::ResetBeforeResponse)), Act::Answers];
+        let put = request(Method::PUT, slowly(&["one ", "two ", "three"]));
+        let (answer, seen) = send(&RetryLayer::new(), &acts, put).await;
+        assert_eq!(answer.unwrap().status(), 200);
+        assert_eq!(seen.bodies()[1], "one two three", "after {frames} frames");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_was_read_beyond_the_cap_is_not_sent_again() {
+    let acts = [Act::FailsAfter(2, failure(Cause::ResetBeforeResponse)), Act::Answers];
+    let put = request(Method::PUT, slowly(&["one ", "two ", "three"]));
+    let (answer, seen) = send(&RetryLayer::new().body_cap(6), &acts, put).await;
+    let failure = answer.unwrap_err();
+    assert_eq!((failure.cause(), failure.retry_stop()), (Cause::ResetBeforeResponse, Some(RetryStop::NotReplayable)));
+    assert_eq!(seen.bodies(), ["one two "]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_have_been_processed_is_repeated_only_if_that_is_the_same() {
+    let acts = [Act::Fails(failure(Cause::ResetBeforeResponse)), Act::Answers];
+    for (method, status) in [(Method::GET, Some(200)), (Method::DELETE, Some(200)), (Method::POST, None)] {
+        let (answer, seen) = send(&RetryLayer::new(), &acts, request(method.clone(), Empty::new())).await;
+        assert_eq!(answer.as_ref().ok().map(|answer| answer.status().as_u16()), status, "{method}");
+        if let Err(failure) = answer {
+            assert_eq!((failure.retry_stop(), seen.all().len()), (Some(RetryStop::Method), 1));
+        }
+    }
+    // unless its caller says that it is
+    let mut search = request(Method::POST, Empty::new());
+    search.extensions_mut().insert(RetryOverride::idempotent());
+    assert!(send(&RetryLayer::new(), &acts, search).await.0.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_final_failure_tells_of_all_attempts_and_ends_them_for_outer_layers_too() {
+    let acts = [Act::Fails(failure(Cause::ConnectTimeout)), Act::Fails(refused())];
+    let layer = RetryLayer::new();
+    let (service, seen) = plays(&acts);
+    // an outer layer of ours in the same process
+    let inner = layer.clone();
+    let outer =
+        layer.layer(service_fn(move |request: Request<ReplayBody<_>>| inner.layer(service.clone()).oneshot(request)));
+    let failure = outer.oneshot(request(Method::GET, Empty::<Bytes>::new())).await.unwrap_err();
+    assert_eq!((failure.cause(), failure.attempts()), (Cause::ConnectionRefused, 3));
+    assert_eq!(failure.retry_stop(), Some(RetryStop::Attempts));
+    let causes: Vec<_> = failure.previous().iter().map(Failure::cause).collect();
+    assert_eq!(causes, [Cause::ConnectTimeout, Cause::ConnectionRefused]);
+    assert_eq!(seen.all().len(), 3, "not nine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_is_asked_again_when_it_said() {
+    let begun = Instant::now();
+    let acts = [Act::Says(503, Some("2")), Act::Answers];
+    let (answer, seen) = send(&RetryLayer::new(), &acts, request(Method::GET, Empty::new())).await;
+    assert_eq!(answer.unwrap().status(), 200);
+    // and a jitter more, as all who were told the same would come together
+    let after = seen.all()[1].at - begun;
+    assert!(after >= Duration::from_secs(2) && after <= Duration::from_millis(2026), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_beyond_the_deadline() {
+    let mut get = request(Method::GET, Empty::new());
+    get.extensions_mut().insert(Deadline::after(Instant::now(), Duration::from_secs(1)));
+    let begun = Instant::now();
+    let (answer, seen) = send(&RetryLayer::new(), &[Act::Says(503, Some("2")), Act::Answers], get).await;
+    let answer = answer.unwrap();
+    assert_eq!((answer.status().as_u16(), begun.elapsed(), seen.all().len()), (503, Duration::ZERO, 1));
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "said", "relayed as it came");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_and_are_drawn_below_their_ceiling() {
+    let policy = RetryPolicy::new().attempts(4).base(Duration::from_millis(100)).max(Duration::from_secs(1));
+    let layer = RetryLayer::new().policy(policy).budget(RetryBudget::unlimited());
+    for _ in 0..50 {
+        let acts = [Act::Fails(failure(Cause::ResetBeforeResponse))];
+        let (_, seen) = send(&layer, &acts, request(Method::GET, Empty::new())).await;
+        let seen = seen.all();
+        assert_eq!(seen.len(), 4);
+        for (pair, ceiling) in seen.windows(2).zip([100, 200, 400]) {
+            assert!(pair[1].at - pair[0].at <= Duration::from_millis(ceiling));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_budget_ends_the_retries_of_all_clones() {
+    let budget = RetryBudget::new();
+    let layer = RetryLayer::new().budget(budget.clone());
+    let acts = [Act::Fails(failure(Cause::ResetBeforeResponse))];
+    let mut attempts = 0;
+    let mut stops = Vec::new();
+    for _ in 0..9 {
+        let (answer, seen) = send(&layer.clone(), &acts, request(Method::GET, Empty::new())).await;
+        attempts += seen.all().len();
+        stops.push(answer.unwrap_err().retry_stop().unwrap());
+    }
+    assert_eq!(attempts, 9 + 3, "three to begin with");
+    assert_eq!(stops[0], RetryStop::Attempts);
+    assert!(stops[2..].iter().all(|stop| matches!(stop, RetryStop::Budget | RetryStop::NotReplayable)), "{stops:?}");
+    assert_eq!(budget.snapshot(Instant::now()).withdrawals, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_dropped_in_its_pause_gives_its_token_back() {
+    let budget = RetryBudget::new();
+    let (service, seen) = plays(&[Act::Says(503, Some("5")), Act::Answers]);
+    let layer = RetryLayer::new().budget(budget.clone());
+    let call = layer.layer(service).oneshot(request(Method::GET, Empty::<Bytes>::new()));
+    assert!(tokio::time::timeout(Duration::from_secs(1), call).await.is_err());
+    let balance = budget.snapshot(Instant::now());
+    assert_eq!((balance.withdrawals, balance.refunds, seen.all().len()), (1, 1, 1));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(seen.all().len(), 1, "nothing goes on by itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_listed_extensions_go_with_another_attempt() {
+    for (layer, texts) in [
+        (RetryLayer::new(), [Some("mine"), None]),
+        (RetryLayer::new().carry::<&'static str>(), [Some("mine"), Some("mine")]),
+    ] {
+        let mut get = request(Method::GET, Empty::new());
+        get.extensions_mut().insert("mine");
+        let (_, seen) = send(&layer, &[Act::Fails(refused()), Act::Answers], get).await;
+        let seen: Vec<_> = seen.all().iter().map(|attempt| attempt.text).collect();
+        assert_eq!(seen, texts);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_is_never_sent_twice() {
+    let mut upgrade = request(Method::GET, Empty::new());
+    upgrade.headers_mut().insert("upgrade", http::HeaderValue::from_static("websocket"));
+    let (answer, seen) = send(&RetryLayer::new(), &[Act::Fails(refused()), Act::Answers], upgrade).await;
+    assert_eq!((answer.unwrap_err().retry_stop(), seen.all().len()), (Some(RetryStop::NotReplayable), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_can_be_excepted() {
+    let acts = [Act::Fails(refused())];
+    for (exception, attempts) in
+        [(RetryOverride::none(), 1), (RetryOverride::up_to(2), 2), (RetryOverride::up_to(5), 4)]
+    {
+        let mut get = request(Method::GET, Empty::new());
+        get.extensions_mut().insert(exception);
+        let (_, seen) = send(&RetryLayer::new(), &acts, get).await;
+        // three tokens pay for three retries
+        assert_eq!(seen.all().len(), attempts, "{exception:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relayed_answer_that_is_no_failure_stays_as_it_is() {
+    for status in [200, 204, 304, 404, 429, 500] {
+        let (answer, seen) =
+            send(&RetryLayer::new(), &[Act::Says(status, None)], request(Method::GET, Empty::new())).await;
+        let answer = answer.unwrap();
+        assert_eq!((answer.status().as_u16(), seen.all().len()), (status, 1));
+        assert!(Attempts::of(&answer).is_none() && Failure::of(&answer).is_none());
+    }
+}
