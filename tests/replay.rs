@@ -26,8 +26,8 @@ type Frames = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
 /// A body that ends when what feeds it is dropped.
 fn fed(cap: usize) -> (UnboundedSender<&'static str>, ReplayBody<Frames>, Replay<Frames>) {
-    let (feed, mut fed) = unbounded_channel();
-    let frames = stream::poll_fn(move |cx| fed.poll_recv(cx)).map(|text: &str| Ok(Frame::data(Bytes::from(text))));
+    let (feed, mut steps) = unbounded_channel();
+    let frames = stream::poll_fn(move |cx| steps.poll_recv(cx)).map(|text: &str| Ok(Frame::data(Bytes::from(text))));
     let (body, replay) = ReplayBody::new(StreamBody::new(frames.boxed()), cap);
     (feed, body, replay)
 }
