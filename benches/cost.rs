@@ -6,19 +6,24 @@
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use divan::Bencher;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http_body::{Body, Frame};
 use http_body_util::Full;
 use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::body::ReplayBody;
 use tower_upstream::cause::{ProxyStatus, members};
 use tower_upstream::deadline::Deadlines;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::retry::{RetryPolicy, Shown, Situation, decide};
 use tower_upstream::timeout::LearnedLimit;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
@@ -144,6 +149,65 @@ fn a_learned_limit_is_read(bencher: Bencher<'_, '_>) {
 fn a_learned_limit_is_estimated(bencher: Bencher<'_, '_>) {
     let (limit, now) = learned();
     bencher.bench(|| limit.snapshot(black_box(now)));
+}
+
+/// A body of so many frames of 1 KiB.
+struct Frames(u8, Bytes);
+
+impl Frames {
+    fn eight() -> Self {
+        Self(8, Bytes::from(vec![7; 1024]))
+    }
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(left) = self.0.checked_sub(1) else { return Poll::Ready(None) };
+        self.0 = left;
+        Poll::Ready(Some(Ok(Frame::data(self.1.clone()))))
+    }
+}
+
+fn read(body: impl Body) -> usize {
+    let mut body = pin!(body);
+    let mut frames = 0;
+    while let Poll::Ready(Some(_)) = body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())) {
+        frames += 1;
+    }
+    frames
+}
+
+#[divan::bench]
+fn a_body_of_eight_frames_is_read(bencher: Bencher<'_, '_>) {
+    bencher.with_inputs(Frames::eight).bench_values(read);
+}
+
+#[divan::bench]
+fn a_body_of_eight_frames_is_read_and_kept(bencher: Bencher<'_, '_>) {
+    bencher.with_inputs(Frames::eight).bench_values(|body| {
+        let (body, replay) = ReplayBody::new(body, 64 * 1024);
+        (read(body), replay)
+    });
+}
+
+#[divan::bench]
+fn a_body_of_eight_frames_is_sent_again(bencher: Bencher<'_, '_>) {
+    let kept = || {
+        let (body, replay) = ReplayBody::new(Frames::eight(), 64 * 1024);
+        read(body);
+        replay
+    };
+    bencher.with_inputs(kept).bench_values(|replay| (replay.again().map(read), replay));
+}
+
+#[divan::bench]
+fn a_retry_is_decided(bencher: Bencher<'_, '_>) {
+    let (policy, failure) = (RetryPolicy::new(), Failure::new(BadGatewayCause::ClosedBeforeResponse));
+    let situation = Situation { attempt: 2, ..Situation::new(Shown::Failure(&failure), &Method::GET) };
+    bencher.bench(|| decide(black_box(&policy), black_box(&situation), black_box(7 << 60), || true));
 }
 
 fn main() {

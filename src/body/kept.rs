@@ -78,6 +78,7 @@ impl<B: Body<Data = Bytes>> Kept<B> {
     }
 
     /// The next frame.
+    #[inline]
     pub(super) fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -106,6 +107,9 @@ impl<B: Body<Data = Bytes>> Kept<B> {
         if *this.copying == Copying::On {
             match saved(frame, this.room) {
                 Some(saved) if this.frames.len() < MAX_FRAMES => {
+                    if this.frames.capacity() == 0 {
+                        this.frames.reserve(8);
+                    }
                     this.frames.push(saved);
                     *this.next += 1;
                 }

@@ -66,7 +66,7 @@ impl<'a> Shown<'a> {
             Some(cause) => return Some(Self::Cause(*cause)),
             None => {}
         }
-        if status.is_client_error() || status.is_server_error() {
+        if matches!(status.as_u16(), 429 | 502..=504) {
             return Some(Self::Answer(status));
         }
         if protocol == Protocol::Http {
@@ -110,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn a_good_answer_shows_nothing() {
-        for status in [200, 204, 304] {
+    fn an_answer_that_no_retry_mends_shows_nothing() {
+        for status in [200, 204, 304, 404, 500, 501, 505] {
             assert!(Shown::of(&response(status), Protocol::Http).is_none());
             assert!(Shown::of(&response(status), Protocol::Grpc).is_none());
         }

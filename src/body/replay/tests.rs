@@ -17,7 +17,7 @@ type Step = Result<Frame<Bytes>, io::Error>;
 /// A body that gives what it is fed, and panics where that is nothing.
 struct Fed {
     steps: UnboundedReceiver<Option<Step>>,
-    left: SizeHint,
+    left: Option<u64>,
 }
 
 impl Body for Fed {
@@ -26,35 +26,32 @@ impl Body for Fed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Step>> {
         let polled = self.steps.poll_recv(cx).map(|step| step.map(|step| step.expect("told to panic")));
-        if let (Poll::Ready(Some(Ok(frame))), Some(left)) = (&polled, self.left.exact()) {
-            self.left = SizeHint::with_exact(left - frame.data_ref().map_or(0, |data| data.len() as u64));
+        if let (Poll::Ready(Some(Ok(frame))), Some(left)) = (&polled, self.left) {
+            self.left = Some(left - frame.data_ref().map_or(0, |data| data.len() as u64));
         }
         polled
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left.clone()
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
 fn fed(cap: usize) -> (UnboundedSender<Option<Step>>, ReplayBody<Fed>, Replay<Fed>) {
     let (feed, steps) = unbounded_channel();
-    let (body, replay) = ReplayBody::new(Fed { steps, left: SizeHint::default() }, cap);
+    let (body, replay) = ReplayBody::new(Fed { steps, left: None }, cap);
     (feed, body, replay)
 }
 
-fn data(text: &'static str) -> Option<Step> {
-    Some(Ok(Frame::data(Bytes::from_static(text.as_bytes()))))
+fn data(text: &'static str) -> Frame<Bytes> {
+    Frame::data(Bytes::from_static(text.as_bytes()))
 }
 
 fn trailers() -> HeaderMap {
     HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("\"7\""))])
 }
 
-fn poll<B: Body<Data = Bytes, Error: Into<BoxError>>>(body: &mut ReplayBody<B>) -> Poll<Option<String>>
-where
-    B: Unpin,
-{
+fn poll(body: &mut ReplayBody<Fed>) -> Poll<Option<String>> {
     let polled = Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop()));
     polled.map(|frame| frame.map(|frame| text(frame.unwrap())))
 }
@@ -92,7 +89,7 @@ fn each_frame_is_handed_on_when_it_comes() {
     assert!(!replay.was_polled());
     assert_eq!(poll(&mut first), Poll::Pending);
     assert!(replay.was_polled());
-    feed.send(data("one")).unwrap();
+    feed.send(Some(Ok(data("one")))).unwrap();
     assert_eq!(next(&mut first), "one");
     assert_eq!(poll(&mut first), Poll::Pending);
 }
@@ -101,7 +98,7 @@ fn each_frame_is_handed_on_when_it_comes() {
 async fn a_retry_sends_what_was_read_and_then_the_rest() {
     let (feed, mut first, replay) = fed(100);
     for step in ["one ", "two ", "three "] {
-        feed.send(data(step)).unwrap();
+        feed.send(Some(Ok(data(step)))).unwrap();
     }
     assert_eq!((next(&mut first), next(&mut first)), ("one ".into(), "two ".into()));
     drop(first);
@@ -109,7 +106,7 @@ async fn a_retry_sends_what_was_read_and_then_the_rest() {
     assert_eq!(next(&mut second), "one ");
     drop(second);
     let third = replay.again().unwrap();
-    feed.send(data("four")).unwrap();
+    feed.send(Some(Ok(data("four")))).unwrap();
     feed.send(Some(Ok(Frame::trailers(trailers())))).unwrap();
     drop(feed);
     let sent = ("one two three four".to_owned(), Some(trailers()));
@@ -123,7 +120,7 @@ async fn beyond_the_cap_the_request_goes_on_and_only_its_replay_is_gone() {
     for (cap, possible) in [(8, true), (7, false)] {
         let (feed, mut first, replay) = fed(cap);
         for step in ["1234", "5678"] {
-            feed.send(data(step)).unwrap();
+            feed.send(Some(Ok(data(step)))).unwrap();
         }
         drop(feed);
         next(&mut first);
@@ -144,7 +141,7 @@ fn trailers_and_frames_without_data_are_bounded_too() {
     assert!(!replay.is_possible());
     let (feed, mut first, replay) = fed(5);
     for frame in 1..=1025 {
-        feed.send(data("")).unwrap();
+        feed.send(Some(Ok(data("")))).unwrap();
         next(&mut first);
         assert_eq!(replay.is_possible(), frame <= 1024, "{frame}");
     }
@@ -153,7 +150,7 @@ fn trailers_and_frames_without_data_are_bounded_too() {
 #[tokio::test]
 async fn a_body_that_nobody_has_read_needs_no_copy_and_no_cap() {
     let (_feed, steps) = unbounded_channel();
-    let (first, replay) = ReplayBody::new(Fed { steps, left: SizeHint::with_exact(10 << 30) }, 0);
+    let (first, replay) = ReplayBody::new(Fed { steps, left: Some(10 << 30) }, 0);
     drop(first);
     let second = replay.again().unwrap();
     assert_eq!(second.size_hint().exact(), Some(10 << 30));
@@ -164,9 +161,9 @@ async fn a_body_that_nobody_has_read_needs_no_copy_and_no_cap() {
 #[test]
 fn a_copy_is_as_long_as_the_body_wherever_it_was_interrupted() {
     let (feed, steps) = unbounded_channel();
-    let (mut first, replay) = ReplayBody::new(Fed { steps, left: SizeHint::with_exact(9) }, 100);
+    let (mut first, replay) = ReplayBody::new(Fed { steps, left: Some(9) }, 100);
     for (step, left) in [("one", 6), ("two", 3)] {
-        feed.send(data(step)).unwrap();
+        feed.send(Some(Ok(data(step)))).unwrap();
         next(&mut first);
         assert_eq!(first.size_hint().exact(), Some(left));
     }
@@ -177,7 +174,7 @@ fn a_copy_is_as_long_as_the_body_wherever_it_was_interrupted() {
     assert_eq!(second.size_hint().exact(), Some(6));
     // of an unknown length, until the end was met
     let (feed, mut first, replay) = fed(100);
-    feed.send(data("one")).unwrap();
+    feed.send(Some(Ok(data("one")))).unwrap();
     drop(feed);
     next(&mut first);
     assert_eq!(first.size_hint().exact(), None);
@@ -190,7 +187,7 @@ fn a_copy_is_as_long_as_the_body_wherever_it_was_interrupted() {
 #[tokio::test]
 async fn while_an_attempt_has_the_body_no_other_gets_it() {
     let (feed, first, replay) = fed(100);
-    feed.send(data("one")).unwrap();
+    feed.send(Some(Ok(data("one")))).unwrap();
     drop(feed);
     assert!(replay.again().is_none());
     assert!(replay.is_possible());
@@ -203,14 +200,14 @@ async fn while_an_attempt_has_the_body_no_other_gets_it() {
 #[tokio::test]
 async fn an_attempt_that_waits_on_another_task_is_woken_and_its_body_taken() {
     let (feed, first, replay) = fed(100);
-    feed.send(data("one ")).unwrap();
+    feed.send(Some(Ok(data("one ")))).unwrap();
     let attempt = tokio::spawn(first.collect());
     tokio::task::yield_now().await;
     assert!(replay.was_polled() && replay.again().is_none());
     let second = poll_fn(|cx| replay.poll_again(cx)).await.unwrap();
     let error = attempt.await.unwrap().unwrap_err();
     assert!(error.is::<Revoked>(), "{error}");
-    feed.send(data("two")).unwrap();
+    feed.send(Some(Ok(data("two")))).unwrap();
     drop(feed);
     assert_eq!(whole(second).await.0, "one two");
 }
@@ -218,8 +215,8 @@ async fn an_attempt_that_waits_on_another_task_is_woken_and_its_body_taken() {
 #[test]
 fn an_attempt_that_does_not_wait_loses_the_body_before_its_next_frame() {
     let (feed, mut first, replay) = fed(100);
-    feed.send(data("one ")).unwrap();
-    feed.send(data("two ")).unwrap();
+    feed.send(Some(Ok(data("one ")))).unwrap();
+    feed.send(Some(Ok(data("two ")))).unwrap();
     drop(feed);
     assert_eq!(next(&mut first), "one ");
     let woken = Arc::new(Count::default());
@@ -251,9 +248,9 @@ impl Wake for Count {
 #[tokio::test]
 async fn a_body_that_failed_is_not_sent_again() {
     let (feed, mut first, replay) = fed(100);
-    feed.send(data("one")).unwrap();
+    feed.send(Some(Ok(data("one")))).unwrap();
     feed.send(Some(Err(io::ErrorKind::ConnectionReset.into()))).unwrap();
-    feed.send(data("more")).unwrap();
+    feed.send(Some(Ok(data("more")))).unwrap();
     next(&mut first);
     let error = first.frame().await.unwrap().unwrap_err();
     assert!(error.is::<io::Error>(), "the error is the body's own");
@@ -268,7 +265,7 @@ async fn a_body_that_failed_is_not_sent_again() {
 #[test]
 fn a_body_that_panicked_is_not_sent_again() {
     let (feed, mut first, replay) = fed(100);
-    feed.send(data("one")).unwrap();
+    feed.send(Some(Ok(data("one")))).unwrap();
     feed.send(None).unwrap();
     next(&mut first);
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| poll(&mut first)));
@@ -282,7 +279,7 @@ fn once_nobody_can_ask_for_a_copy_nothing_is_kept() {
     let (feed, mut first, replay) = fed(100);
     let kept = Bytes::from(vec![7; 40]);
     feed.send(Some(Ok(Frame::data(kept.clone())))).unwrap();
-    feed.send(data("two")).unwrap();
+    feed.send(Some(Ok(data("two")))).unwrap();
     next(&mut first);
     assert!(!kept.is_unique());
     drop(replay);
@@ -294,7 +291,7 @@ fn once_nobody_can_ask_for_a_copy_nothing_is_kept() {
 async fn a_replay_that_goes_in_the_middle_of_a_copy_takes_nothing_from_it() {
     let (feed, mut first, replay) = fed(100);
     for step in ["one ", "two ", "three"] {
-        feed.send(data(step)).unwrap();
+        feed.send(Some(Ok(data(step)))).unwrap();
     }
     drop(feed);
     next(&mut first);
