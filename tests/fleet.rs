@@ -61,13 +61,20 @@ impl Purse {
         }
     }
 
-    /// A retry that is paid for, and the token to give back if it is not sent.
-    fn withdraw(&self, now: Instant) -> Option<Option<Withdrawal>> {
+    /// The price of a retry.
+    fn withdraw(&self, now: Instant) -> Option<Price> {
         match self {
-            Self::Ours(budget) => budget.withdraw(now).map(Some),
-            Self::Towers(budget) => budget.withdraw().then_some(None),
+            Self::Ours(budget) => budget.withdraw(now).map(Price::Token),
+            Self::Towers(budget) => budget.withdraw().then_some(Price::Spent),
         }
     }
+}
+
+/// What was paid for a retry.
+enum Price {
+    /// Comes back if the retry is not sent.
+    Token(Withdrawal),
+    Spent,
 }
 
 struct Call {
@@ -77,7 +84,7 @@ struct Call {
     attempts: u32,
     last: usize,
     done: bool,
-    paid: Option<Withdrawal>,
+    paid: Option<Price>,
 }
 
 struct Attempt {
@@ -104,6 +111,10 @@ enum Event {
     /// A 503 of a server whose queue is full.
     Refuse(usize),
     TimeOut(usize),
+}
+
+fn second(when: Micros) -> usize {
+    (when / SECOND) as usize
 }
 
 struct Fleet {
@@ -161,7 +172,7 @@ impl Fleet {
         let mut clock = 0;
         self.at(0, Event::Arrive);
         while let Some(Reverse((now, _, event))) = self.coming.pop() {
-            if self.second(now) >= self.begun.len() {
+            if second(now) >= self.begun.len() {
                 break;
             }
             self.now = now;
@@ -192,10 +203,6 @@ impl Fleet {
         self.coming.push(Reverse((when, self.order, event)));
     }
 
-    fn second(&self, when: Micros) -> usize {
-        (when / SECOND) as usize
-    }
-
     fn instant(&self) -> Instant {
         self.start + Duration::from_micros(self.now)
     }
@@ -208,7 +215,7 @@ impl Fleet {
     fn arrive(&mut self) {
         let next = self.exponential(1.0 / RATE);
         self.at(self.now + next, Event::Arrive);
-        let (gateway, second) = (self.rng.usize(..self.purses.len()), self.second(self.now));
+        let (gateway, second) = (self.rng.usize(..self.purses.len()), second(self.now));
         self.begun[second] += 1;
         self.purses[gateway].begin(self.instant());
         let deadline = self.now + PATIENCE;
@@ -234,15 +241,15 @@ impl Fleet {
             self.turns[gateway] += 1;
             server = self.turns[gateway] % SERVERS;
         }
-        let call_ = &mut self.calls[call];
-        if let Some(paid) = call_.paid.take() {
-            paid.sent();
+        let sent = &mut self.calls[call];
+        if let Some(Price::Token(token)) = sent.paid.take() {
+            token.sent();
         }
-        call_.attempts += 1;
-        call_.last = server;
-        let until = call_.deadline.min(self.now + ATTEMPT);
-        let second = self.second(self.now);
-        self.sent[second] += 1;
+        sent.attempts += 1;
+        sent.last = server;
+        let until = sent.deadline.min(self.now + ATTEMPT);
+        let now = second(self.now);
+        self.sent[now] += 1;
         self.attempts.push(Attempt { call, server, over: false });
         self.at(self.now + HOP, Event::Receive(self.attempts.len() - 1));
         self.at(until, Event::TimeOut(self.attempts.len() - 1));
@@ -260,7 +267,7 @@ impl Fleet {
     }
 
     fn work(&mut self, attempt: usize) {
-        let slower = if SLOW.contains(&self.second(self.now)) { SLOWER } else { 1.0 };
+        let slower = if SLOW.contains(&second(self.now)) { SLOWER } else { 1.0 };
         self.servers[self.attempts[attempt].server].busy += 1;
         let takes = self.exponential(SERVICE * slower);
         self.at(self.now + takes, Event::Finish(attempt));
@@ -307,7 +314,7 @@ impl Fleet {
             self.ends(call);
             return;
         };
-        self.calls[call].paid = paid;
+        self.calls[call].paid = Some(paid);
         let most = (25_000 << (attempts - 1)).min(SECOND);
         let wait = self.rng.u64(..most);
         self.at(self.now + wait, Event::Send(call));
