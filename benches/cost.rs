@@ -23,6 +23,7 @@ use tower_upstream::cause::{ProxyStatus, members};
 use tower_upstream::deadline::Deadlines;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::retry::{RetryBudget, Withdrawal};
 use tower_upstream::retry::{RetryPolicy, Shown, Situation, decide};
 use tower_upstream::timeout::LearnedLimit;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
@@ -208,6 +209,35 @@ fn a_retry_is_decided(bencher: Bencher<'_, '_>) {
     let (policy, failure) = (RetryPolicy::new(), Failure::new(BadGatewayCause::ClosedBeforeResponse));
     let situation = Situation { attempt: 2, ..Situation::new(Shown::Failure(&failure), &Method::GET) };
     bencher.bench(|| decide(black_box(&policy), black_box(&situation), black_box(7 << 60), || true));
+}
+
+/// A budget that has seen 50,000 calls a second for two seconds, and the time at their end.
+fn busy() -> (RetryBudget, Instant) {
+    let (budget, mut now) = (RetryBudget::new(), Instant::now());
+    for _ in 0..100_000 {
+        now += Duration::from_micros(20);
+        budget.begin(now);
+    }
+    (budget, now)
+}
+
+#[divan::bench(threads = [1, 2])]
+fn a_budget_is_fed(bencher: Bencher<'_, '_>) {
+    let (budget, now) = busy();
+    bencher.bench(|| {
+        budget.begin(black_box(now));
+        budget.succeed();
+    });
+}
+
+#[divan::bench(threads = [1, 2])]
+fn a_retry_is_paid_for(bencher: Bencher<'_, '_>) {
+    let (budget, now) = busy();
+    bencher.bench(|| {
+        // what five successes earn is spent at once
+        (0..5).for_each(|_| budget.succeed());
+        budget.withdraw(black_box(now)).map(Withdrawal::sent)
+    });
 }
 
 fn main() {

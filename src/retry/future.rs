@@ -6,12 +6,13 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Sleep, sleep, sleep_until};
 
 use super::call::Way;
 use super::round::{Next, Round};
@@ -22,6 +23,9 @@ use crate::engine::Held;
 
 /// A failed answer's body is read up to here, if it is there already: its connection can then be used again.
 const DRAINED: usize = 16 * 1024;
+
+/// How long an attempt that has failed may keep the body: a connection stuck in a write gives it back only when it ends.
+const GIVEN_BACK: Duration = Duration::from_secs(1);
 
 /// What the calls of one service share.
 pub(super) struct Core<S> {
@@ -53,8 +57,8 @@ pin_project! {
     enum State<F, S, B> {
         Attempt { #[pin] call: F },
         Pause { #[pin] timer: Sleep },
-        // the attempt before still has the body
-        Body,
+        // the attempt before may still have the body
+        Body { #[pin] limit: Option<Sleep> },
         Ready { service: Box<S>, body: Option<ReplayBody<B>> },
     }
 }
@@ -96,17 +100,25 @@ where
                     };
                     match next {
                         Some(at) => State::Pause { timer: sleep_until(at) },
-                        None => State::Body,
+                        None => State::Body { limit: None },
                     }
                 }
                 StateProjection::Pause { timer } => {
                     ready!(timer.poll(cx));
-                    State::Body
+                    State::Body { limit: None }
                 }
-                StateProjection::Body => {
-                    let body = this.round.body().map(|body| body.poll_again(cx));
-                    let body = match body {
-                        Some(polled) => ready!(polled),
+                StateProjection::Body { mut limit } => {
+                    let body = match this.round.body().map(|body| body.poll_again(cx)) {
+                        Some(Poll::Ready(body)) => body,
+                        Some(Poll::Pending) => {
+                            if limit.is_none() {
+                                limit.set(Some(sleep(GIVEN_BACK)));
+                            }
+                            if let Some(limit) = limit.as_pin_mut() {
+                                ready!(limit.poll(cx));
+                            }
+                            None
+                        }
                         None => None,
                     };
                     match body {

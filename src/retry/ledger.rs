@@ -83,6 +83,12 @@ impl Ledger {
         self.count(stripe, |stripe| &stripe.begun);
     }
 
+    /// How many calls this stripe has counted.
+    #[inline]
+    pub(crate) fn begun_beside(&self, stripe: usize) -> u64 {
+        self.stripes.get(stripe & self.mask).map_or(0, |stripe| stripe.begun.load(Ordering::Relaxed))
+    }
+
     /// Counts a success, which earns its ratio.
     #[inline]
     pub(crate) fn succeed(&self, stripe: usize) {

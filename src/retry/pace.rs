@@ -1,7 +1,8 @@
 //! How many calls there are, and what follows for the tokens: a cap, and a few by the clock.
 //!
 //! The rate is an exponentially weighted average over two seconds, brought up to date every tenth of a second by
-//! whichever caller comes first. Time is in microseconds since an epoch of the owner's.
+//! whichever caller comes first. Where there are many calls, one of a few asks what time it is: taking one time from
+//! another costs more than all the rest. Time is in microseconds since an epoch of the owner's.
 
 use super::ledger::TOKEN;
 use crate::measure::sync::{AtomicU32, AtomicU64, Ordering};
@@ -26,6 +27,12 @@ const CALL: u64 = 1_000_000;
 /// More calls than this in a tick count as this many: what follows stays far from any end.
 const MOST: u64 = 10_000_000;
 
+/// So many callers of a stripe look whether a tick is over, before it is.
+const LOOKS: u64 = 8;
+
+/// One in so many looks at least: after a sudden end of the traffic the next few calls must not all look away.
+const RAREST: u64 = 16;
+
 /// No fewer tokens can be stored than this.
 pub(crate) const LEAST_CAP: u32 = 3 * TOKEN;
 
@@ -39,7 +46,10 @@ const FLOOR_PERCENT: u64 = 2;
 #[derive(Debug)]
 pub(crate) struct Pace {
     ratio: u64,
+    stripes: u64,
     duty: Duty,
+    /// One less than how many calls of a stripe come to one that looks, a power of two.
+    rarely: AtomicU64,
     /// Written under the duty alone.
     rate: AtomicU64,
     /// How many calls the rate knows; written under the duty alone.
@@ -53,16 +63,24 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    pub(crate) fn new(ratio: u16) -> Self {
+    pub(crate) fn new(ratio: u16, stripes: usize) -> Self {
         Self {
             ratio: ratio.into(),
+            stripes: stripes as u64,
             duty: Duty::new(),
+            rarely: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             known: AtomicU64::new(0),
             paid: AtomicU64::new(0),
             floor: AtomicU32::new(0),
             cap: AtomicU32::new(LEAST_CAP),
         }
+    }
+
+    /// Whether the call that comes after so many others of its stripe looks what time it is.
+    #[inline]
+    pub(crate) fn looks(&self, begun: u64) -> bool {
+        begun & self.rarely.load(Ordering::Relaxed) == 0
     }
 
     /// The duty to bring the rate up to date in the tick of this time, for the first who asks.
@@ -82,6 +100,7 @@ impl Pace {
         self.rate.store(rate, Ordering::Relaxed);
         self.floor.store(floor(rate), Ordering::Relaxed);
         self.cap.store(cap(rate, self.ratio), Ordering::Relaxed);
+        self.rarely.store(one_in(rate / CALL / TICKS / self.stripes) - 1, Ordering::Relaxed);
     }
 
     /// What the clock grants until now and has not yet paid, in billionths of a token.
@@ -129,6 +148,12 @@ fn scaled(rate: u64, share: u64) -> u64 {
     ((u128::from(rate) * u128::from(share)) >> WHOLE) as u64
 }
 
+/// One in how many calls looks, where so many come to a stripe and a tick; a power of two.
+fn one_in(calls: u64) -> u64 {
+    let most = (calls / LOOKS).clamp(1, RAREST);
+    1 << most.ilog2()
+}
+
 /// The lesser of 10 a second and 2 % of the rate.
 fn floor(rate: u64) -> u32 {
     // from millionths of a call to thousandths of a token, and from percent
@@ -146,12 +171,12 @@ mod tests {
     use super::*;
 
     fn turn(pace: &Pace, tick: u32, begun: u64) {
-        pace.follow(&pace.take(u64::from(tick) * TICK).unwrap(), begun);
+        pace.follow(&pace.take(u64::from(tick) * TICK).expect("a tick of its own"), begun);
     }
 
     /// So many calls a tick for so many ticks.
     fn paced(calls: u64, ticks: u32) -> Pace {
-        let pace = Pace::new(200);
+        let pace = Pace::new(200, 2);
         for tick in 1..=ticks {
             turn(&pace, tick, calls * u64::from(tick));
         }
@@ -163,14 +188,14 @@ mod tests {
         let pace = paced(70, 300);
         assert!((699_999_000..=700_000_000).contains(&pace.rate()), "{}", pace.rate());
         assert!((139_990..=140_000).contains(&pace.cap()), "{}", pace.cap());
-        assert_eq!(pace.floor(), MOST_FLOOR as u32);
+        assert_eq!(pace.floor(), 10 * TOKEN);
     }
 
     #[test]
     fn two_seconds_are_worth_63_percent() {
         let rate = paced(70, 20).rate();
         assert!((442_000_000..443_000_000).contains(&rate), "{rate}");
-        assert!((0.367..0.368).contains(&(faded(1_000_000, 20) as f64 / 1e6)));
+        assert!((367_000..368_000).contains(&faded(1_000_000, 20)));
     }
 
     #[test]
@@ -201,13 +226,22 @@ mod tests {
     }
 
     #[test]
+    fn few_calls_all_look_and_of_many_one_in_sixteen() {
+        let looks = |calls| {
+            let pace = paced(calls, 300);
+            (0..1600).filter(|begun| pace.looks(*begun)).count()
+        };
+        assert_eq!([1, 30, 34, 70, 1000, 1_000_000].map(looks), [1600, 1600, 800, 400, 100, 100]);
+    }
+
+    #[test]
     fn nothing_overflows() {
-        let pace = Pace::new(1000);
+        let pace = Pace::new(1000, 2);
         for tick in [1, 2, 3, 1000, u32::MAX >> 1] {
             turn(&pace, tick, (u64::MAX / 7).wrapping_mul(tick.into()));
             pace.due(u64::from(tick) * TICK);
         }
-        let pace = Pace::new(1000);
+        let pace = Pace::new(1000, 2);
         (1..1000).for_each(|tick| turn(&pace, tick, u64::from(tick) * MOST));
         assert_eq!(pace.cap(), u32::MAX);
     }

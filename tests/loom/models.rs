@@ -253,7 +253,7 @@ fn the_clock_is_paid_for_once() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {
-        let shared = Arc::new((Pace::new(500), Ledger::new(500, 0, 1)));
+        let shared = Arc::new((Pace::new(500, 1), Ledger::new(500, 0, 1)));
         // 100,000 calls in the first tick: the whole floor of 10 a second
         shared.0.follow(&shared.0.take(100_000).unwrap(), 100_000);
         let looks = |shared: &(Pace, Ledger), micros| {
