@@ -1,26 +1,58 @@
-//! Whether a failed request is sent again, when, and towards whom.
+//! Sends failed requests again where that is safe, helps, and is paid for.
 //!
-//! [`decide`] is the one place where that is thought out: from what a response [shows](Shown), the method, the
-//! attempts made, what is left of the time, and last the budget. It reads no clock, sends nothing and waits for nothing.
+//! [`RetryLayer`] stands around what does the work and tells its failures: a service whose error is a
+//! [`Failure`](crate::Failure) or which never errs. Each attempt's failure is judged by [`decide`], the one place where that is thought out: from
+//! what a response [shows](Shown), the method, the attempts made, what is left of the time, and last the budget.
+//!
+//! | what failed | is sent again |
+//! |---|---|
+//! | it was proven not to be sent (no connection, refused stream, returned by the pool) | whatever its method, at first at once |
+//! | a reused connection had died | once more, if idempotent; with `Idempotency-Key` by opt-in |
+//! | it was sent and lost, or its attempt timed out | if idempotent (RFC 9110 section 9.2.2) |
+//! | the upstream answered 502, 503 or 504 | if idempotent, when `Retry-After` says |
+//! | 429, gRPC's `RESOURCE_EXHAUSTED` | by opt-in |
+//! | our own refusals, and what no retry can mend | never |
 //!
 //! | default | value |
 //! |---|---|
-//! | attempts | 3: the first and two more |
-//! | pause before a retry | full jitter, 25 ms doubled to 1 s; none before the first one of a request that was not sent |
-//! | longest `Retry-After` that is waited for | 60 s |
-//! | `Idempotency-Key`, 429 and `RESOURCE_EXHAUSTED` | not retried until opted in |
+//! | [`policy`](RetryLayer::policy): attempts | 3: the first and two more |
+//! | [`policy`](RetryLayer::policy): pause before a retry | full jitter, 25 ms doubled to 1 s; none before the first one of a request that was not sent |
+//! | [`policy`](RetryLayer::policy): longest `Retry-After` that is waited for | 60 s |
+//! | [`budget`](RetryLayer::budget) | its own: 20 % of the successes, see [`RetryBudget`] |
+//! | [`body_cap`](RetryLayer::body_cap): kept of a request body while it streams | 64 KiB; what nobody has read needs no copy |
+//! | [`carry`](RetryLayer::carry): extensions that go along | [`Deadline`](crate::deadline::Deadline), [`RetryOverride`] |
+//! | [`count`](RetryLayer::count): on requests sent again | `x-envoy-attempt-count` |
+//!
+//! It has no time limit of its own: the total is that of a [`TimeoutLayer`](crate::timeout::TimeoutLayer) around it, and a
+//! [`Deadline`](crate::deadline::Deadline) in the request's extensions is what is left. Limits on one attempt stand inside. A
+//! response that is handed on is never repeated, whatever becomes of its body.
+//!
+//! A final failure says how many attempts there were, what the earlier ones met, and by
+//! [`retry_stop`](crate::Failure::retry_stop) why there was no further one, so that an outer layer of ours does not go on. An answer
+//! that a retry brought carries [`Attempts`]; each failure that is followed by another attempt is one `tracing` line at
+//! level `INFO`.
 //!
 //! ```
-//! use http::{Method, StatusCode};
-//! use tower_upstream::BadGatewayCause;
-//! use tower_upstream::cause::RetryStop;
-//! use tower_upstream::retry::{Decision, RetryPolicy, Shown, Situation, decide};
+//! use std::sync::atomic::{AtomicU32, Ordering};
+//! use http::{Request, Response};
+//! use http_body_util::{Empty, Full};
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_upstream::{BadGatewayCause, Failure};
+//! use tower_upstream::body::ReplayBody;
+//! use tower_upstream::retry::{Attempts, RetryLayer};
 //!
-//! let policy = RetryPolicy::new();
-//! let refused = Situation::new(Shown::Cause(BadGatewayCause::ConnectionRefused), &Method::POST);
-//! assert!(matches!(decide(&policy, &refused, 0, || true), Decision::Retry { .. }));
-//! let relayed = Situation::new(Shown::Answer(StatusCode::BAD_GATEWAY), &Method::POST);
-//! assert_eq!(decide(&policy, &relayed, 0, || true), Decision::Stop(RetryStop::Method));
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! static CALLS: AtomicU32 = AtomicU32::new(0);
+//! let flaky = service_fn(|_: Request<ReplayBody<Empty<bytes::Bytes>>>| async {
+//!     match CALLS.fetch_add(1, Ordering::Relaxed) {
+//!         0 => Err(Failure::new(BadGatewayCause::ConnectionRefused)),
+//!         _ => Ok(Response::new(Full::<bytes::Bytes>::from("hello"))),
+//!     }
+//! });
+//! let answer = RetryLayer::new().layer(flaky).oneshot(Request::post("/").body(Empty::new()).unwrap()).await.unwrap();
+//! assert_eq!(Attempts::of(&answer).unwrap().count(), 2);
+//! # }
 //! ```
 
 mod attempts;
