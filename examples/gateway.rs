@@ -58,10 +58,10 @@ use patience::Patience;
 use settings::Settings;
 
 type Proxy = ReverseProxy<DefaultConnector, ReplayBody<Incoming>>;
-type Body = AnswerBody<ClassifiedBody<TimeoutBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>>>>>;
+type Body = AnswerBody<ClassifiedBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>>>>;
 
 /// What serves one accepted connection.
-type Stack = Classify<Timeout<Retry<Timeout<Proxy, Untouched>>, Untouched>>;
+type Stack = Classify<Retry<Timeout<Proxy, Untouched>>>;
 
 /// How long a client may take to send a request head, and be idle before it.
 const HEAD: Duration = Duration::from_secs(30);
@@ -75,7 +75,6 @@ const DRAIN: Duration = Duration::from_secs(30);
 struct Gateway {
     proxy: Proxy,
     /// All attempts together.
-    total: TimeoutLayer<Untouched>,
     retry: RetryLayer,
     /// Each of them.
     attempt: TimeoutLayer<Untouched>,
@@ -105,20 +104,20 @@ impl Gateway {
             tracing::warn!(finding = finding.id().as_str(), set = finding.set(), "{}", finding.inequality());
         }
         // the proxy watches its uploads itself
-        let mut total = TimeoutLayer::new(timeouts.head(None).body_idle(None)).untouched();
+        let mut attempt = TimeoutLayer::new(timeouts).untouched();
+        let policy = RetryPolicy::new().attempts(settings.attempts);
+        let mut retry = RetryLayer::new().policy(policy).total(settings.total);
         if settings.deadlines {
-            let deadlines = Deadlines::new().trusting_everyone().forward(Field::request_timeout()).expose();
-            total = total.deadlines(deadlines);
+            attempt = attempt.deadlines(Deadlines::new().forward(Field::request_timeout()));
+            retry = retry.deadlines(Deadlines::new().trusting_everyone());
         }
-        let attempt = TimeoutLayer::new(timeouts.total(None)).untouched();
-        let retry = RetryLayer::new().policy(RetryPolicy::new().attempts(settings.attempts));
-        Ok(Self { proxy, total, retry, attempt, classify: ClassifyLayer::new().proxy_status(status) })
+        Ok(Self { proxy, retry, attempt, classify: ClassifyLayer::new().proxy_status(status) })
     }
 
     /// The service for one accepted connection.
     fn for_caller(&self, peer: SocketAddr) -> Stack {
         let proxy = self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http));
-        self.classify.layer(self.total.layer(self.retry.layer(self.attempt.layer(proxy))))
+        self.classify.layer(self.retry.layer(self.attempt.layer(proxy)))
     }
 }
 

@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::ReplayBody;
 use tower_upstream::cause::{Evidence, Replay, RetryStop};
-use tower_upstream::deadline::Deadline;
+use tower_upstream::deadline::{Deadline, Deadlines};
 use tower_upstream::retry::{Attempts, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
 /// What one attempt meets.
@@ -321,4 +322,38 @@ async fn a_relayed_answer_that_is_no_failure_stays_as_it_is() {
         assert_eq!((answer.status().as_u16(), seen.all().len()), (status, 1));
         assert!(Attempts::of(&answer).is_none() && Failure::of(&answer).is_none());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_bounds_all_attempts_through_the_limits_inside() {
+    // each attempt hangs; its head may take two seconds, all attempts three
+    let begun = Instant::now();
+    let hangs = service_fn(|_: Request<ReplayBody<Empty<Bytes>>>| {
+        std::future::pending::<Result<Response<Full<Bytes>>, Failure>>()
+    });
+    let limits = Timeouts::new().head(Duration::from_secs(2)).total(Duration::from_secs(3));
+    let service = TimeoutLayer::new(limits).untouched().layer(hangs);
+    let policy = RetryPolicy::new().base(Duration::ZERO);
+    let service = RetryLayer::new().policy(policy).total(Duration::from_secs(3)).layer(service);
+    let answer = service.oneshot(request(Method::GET, Empty::new())).await.unwrap();
+    let failure = Failure::of(&answer).unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+    assert_eq!((failure.cause(), failure.attempts()), (Cause::DeadlineExceeded, 2));
+    assert_eq!(failure.previous()[0].cause(), Cause::FirstByteTimeout);
+    assert_eq!(failure.retry_stop(), Some(RetryStop::Deadline));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_deadline_goes_along_with_each_attempt() {
+    let begun = Instant::now();
+    let hangs = service_fn(|_: Request<ReplayBody<Empty<Bytes>>>| {
+        std::future::pending::<Result<Response<Full<Bytes>>, Failure>>()
+    });
+    let service = TimeoutLayer::new(Timeouts::new()).untouched().layer(hangs);
+    let service = RetryLayer::new().deadlines(Deadlines::new().trusting_everyone()).layer(service);
+    let mut get = request(Method::GET, Empty::new());
+    get.headers_mut().insert("grpc-timeout", http::HeaderValue::from_static("2S"));
+    let answer = service.oneshot(get).await.unwrap();
+    assert_eq!(Cause::of(&answer), Some(Cause::DeadlineExceeded));
+    assert_eq!(begun.elapsed(), Duration::from_millis(1900), "less 5 %, so that the answer is in time");
 }

@@ -80,14 +80,18 @@ impl<T: Copy> Drop for Restore<T> {
     }
 }
 
-/// Polls with the question set.
+/// Polls with the question set; what an engine inside is told, one around it that asks too hears as well.
 pub(super) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
     TOLD.set(None);
     let polled = {
         let _asked = Restore::set(&ASKED, true);
         poll()
     };
-    (polled, TOLD.take().unwrap_or_default())
+    let told = TOLD.take();
+    if ASKED.get() {
+        TOLD.set(told.clone());
+    }
+    (polled, told.unwrap_or_default())
 }
 
 /// Answers the question, if it is asked; the first to answer stands nearest to the wire.
@@ -127,6 +131,19 @@ mod tests {
         assert!(polled.is_pending());
         assert_eq!(sight.stage, Some(Phase::Tls));
         tell(|| panic!("nobody asks any more"));
+    }
+
+    #[test]
+    fn two_who_ask_at_the_same_time_hear_the_same() {
+        let (_, outer) = ask(|| {
+            let (_, inner) = ask(|| {
+                tell(|| Sight::before(Phase::Connect));
+                Poll::<()>::Pending
+            });
+            assert_eq!(inner.stage, Some(Phase::Connect));
+            Poll::<()>::Pending
+        });
+        assert_eq!(outer.stage, Some(Phase::Connect));
     }
 
     #[test]

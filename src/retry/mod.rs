@@ -21,10 +21,11 @@
 //! | [`budget`](RetryLayer::budget) | its own: 20 % of the successes, see [`RetryBudget`] |
 //! | [`body_cap`](RetryLayer::body_cap): kept of a request body while it streams | 64 KiB; what nobody has read needs no copy |
 //! | [`carry`](RetryLayer::carry): extensions that go along | [`Deadline`](crate::deadline::Deadline), [`RetryOverride`] |
+//! | [`total`](RetryLayer::total) of all attempts | none |
 //! | [`count`](RetryLayer::count): on requests sent again | `x-envoy-attempt-count` |
 //!
-//! It has no time limit of its own: the total is that of a [`TimeoutLayer`](crate::timeout::TimeoutLayer) around it, and a
-//! [`Deadline`](crate::deadline::Deadline) in the request's extensions is what is left. Limits on one attempt stand inside. A
+//! It has no timer but for its pauses. Limits stand inside, in a [`TimeoutLayer`](crate::timeout::TimeoutLayer); what is left of
+//! the [`total`](RetryLayer::total) or of the caller's [`Deadline`](crate::deadline::Deadline) goes along with each later attempt. A
 //! response that is handed on is never repeated, whatever becomes of its body.
 //!
 //! A final failure says how many attempts there were, what the earlier ones met, and by
@@ -77,6 +78,7 @@ mod tower_budget;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
@@ -90,6 +92,7 @@ use self::kept_head::carry;
 use self::round::Round;
 use self::settings::Settings;
 use crate::body::ReplayBody;
+use crate::deadline::Deadlines;
 use crate::engine::Handle;
 
 pub use self::attempts::Attempts;
@@ -137,6 +140,24 @@ impl RetryLayer {
     /// A longer one goes on all the same; once an attempt has read more of it, it is simply not sent again.
     pub fn body_cap(mut self, bytes: usize) -> Self {
         self.settings.body_cap = bytes;
+        self
+    }
+
+    /// Limits the time from the call to the last attempt's response head (default: none).
+    ///
+    /// It has no timer of its own, so that a call has one timer and not two: pauses end before it, and later attempts carry
+    /// what is left as a [`Deadline`](crate::deadline::Deadline), which a [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside
+    /// enforces. Give that layer the same total, for the first attempt.
+    pub fn total(mut self, limit: Duration) -> Self {
+        self.settings.total = Some(limit);
+        self
+    }
+
+    /// Reads the caller's deadline, less the margin that an answer needs (default: only from the request's extensions).
+    ///
+    /// Each attempt carries it as an extension, for the [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside.
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.settings.deadlines = Some(deadlines);
         self
     }
 

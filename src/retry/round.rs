@@ -49,14 +49,14 @@ pub(super) enum Next {
 
 impl<B: http_body::Body<Data = bytes::Bytes>> Round<B> {
     /// Begins, and keeps a copy if another attempt is possible as seen from here.
-    pub(super) fn begin(settings: &Settings, request: Request<B>, now: Instant) -> (Self, Request<ReplayBody<B>>) {
+    pub(super) fn begin(settings: &Settings, mut request: Request<B>, now: Instant) -> (Self, Request<ReplayBody<B>>) {
         settings.budget.begin(now);
         let exception = request.extensions().get::<RetryOverride>().copied();
         let mut round = Self {
             method: request.method().clone(),
             protocol: Protocol::of(request.method(), request.headers()),
             exception,
-            deadline: Deadline::of(request.extensions()),
+            deadline: settings.deadline(&mut request, now),
             kept: None,
             past: None,
         };
@@ -191,6 +191,10 @@ impl<B> Round<B> {
     pub(super) fn again<T>(&mut self, settings: &Settings, body: T) -> Option<Request<T>> {
         let mut request = self.kept.as_ref()?.head.request(body);
         settings.count(&mut request, self.attempt());
+        if let Some(deadline) = self.deadline {
+            // what is left for this attempt, for the limits inside
+            request.extensions_mut().insert(deadline);
+        }
         if let Some(token) = self.past.as_mut().and_then(|past| past.token.take()) {
             token.sent();
         }

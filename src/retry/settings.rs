@@ -1,12 +1,13 @@
 //! What a `RetryLayer` was told.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue, Method, Request, header::UPGRADE};
+use tokio::time::Instant;
 
 use super::kept_head::{Carry, carry};
 use super::{RetryBudget, RetryOverride, RetryPolicy};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Deadlines};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
@@ -17,6 +18,9 @@ pub(super) struct Settings {
     pub(super) body_cap: usize,
     pub(super) carried: Vec<Carry>,
     pub(super) count: Option<HeaderName>,
+    /// From the call to the last attempt's head.
+    pub(super) total: Option<Duration>,
+    pub(super) deadlines: Option<Deadlines>,
 }
 
 impl Default for Settings {
@@ -27,6 +31,8 @@ impl Default for Settings {
             body_cap: 64 * 1024,
             carried: vec![carry::<Deadline>, carry::<RetryOverride>],
             count: Some(ATTEMPT_COUNT),
+            total: None,
+            deadlines: None,
         }
     }
 }
@@ -39,6 +45,23 @@ impl Settings {
             && self.budget.may_retry()
             && request.method() != Method::CONNECT
             && !request.headers().contains_key(UPGRADE)
+    }
+
+    /// Until when the answer is of use.
+    ///
+    /// A caller's own deadline goes on to the first attempt as an extension; the total does not, as the limits inside
+    /// begin with it.
+    #[inline]
+    pub(super) fn deadline<B>(&self, request: &mut Request<B>, now: Instant) -> Option<Deadline> {
+        let mut deadline = Deadline::of(request.extensions());
+        if let Some(deadlines) = &self.deadlines {
+            let read = deadlines.read(request.headers(), request.extensions(), now);
+            deadline = Deadline::earlier(deadline, read.map(|deadline| deadline.for_an_answer_in_time(now)));
+            if let Some(deadline) = deadline {
+                request.extensions_mut().insert(deadline);
+            }
+        }
+        Deadline::earlier(deadline, self.total.map(|total| Deadline::after(now, total)))
     }
 
     /// Counts an attempt on its request.
