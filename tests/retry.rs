@@ -357,3 +357,14 @@ async fn a_callers_deadline_goes_along_with_each_attempt() {
     assert_eq!(Cause::of(&answer), Some(Cause::DeadlineExceeded));
     assert_eq!(begun.elapsed(), Duration::from_millis(1900), "less 5 %, so that the answer is in time");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_would_come_too_late_is_not_made() {
+    for (median, attempts) in [(900, 2), (1100, 1)] {
+        let mut get = request(Method::GET, Empty::new());
+        get.extensions_mut().insert(Deadline::after(Instant::now(), Duration::from_secs(1)));
+        let layer = RetryLayer::new().median(move |_| Some(Duration::from_millis(median)));
+        let (_, seen) = send(&layer, &[Act::Fails(refused()), Act::Answers], get).await;
+        assert_eq!(seen.all().len(), attempts, "{median}");
+    }
+}

@@ -87,3 +87,51 @@ impl KeptHead {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Request<()> {
+        let request = Request::put("/cart?id=7").version(Version::HTTP_2).extension(7_u8).extension("mine");
+        request.header("a", "1").header("b", "2").header("a", "3").body(()).unwrap()
+    }
+
+    #[test]
+    fn another_request_has_the_same_head_but_for_what_belongs_to_one_attempt() {
+        let first = request();
+        let kept = KeptHead::of(&first, &[carry::<u8>]);
+        let second = kept.request(());
+        assert_eq!((second.method(), second.uri(), second.version()), (first.method(), first.uri(), first.version()));
+        let fields = |request: &Request<()>| {
+            let fields = request.headers().iter().map(|(name, value)| (name.clone(), value.clone()));
+            fields.collect::<Vec<_>>()
+        };
+        assert_eq!(fields(&second), fields(&first), "also those of one name, in their order");
+        assert_eq!(second.extensions().get(), Some(&7_u8));
+        assert_eq!(second.extensions().get::<&str>(), None);
+    }
+
+    #[test]
+    fn a_shelved_head_leaves_nothing_to_the_next_request() {
+        KeptHead::of(&request(), &[carry::<u8>, carry::<&'static str>]).shelve();
+        let next = KeptHead::of(&Request::new(()), &[]).request(());
+        assert_eq!((next.method(), next.uri().path(), next.headers().len()), (&Method::GET, "/", 0));
+        assert!(next.extensions().is_empty());
+    }
+
+    #[test]
+    fn the_shelf_is_bounded_in_heads_and_in_their_size() {
+        let mut large = request();
+        for field in 0..=FIELDS {
+            large.headers_mut().append("x", HeaderValue::from(field));
+        }
+        KeptHead::of(&large, &[]).shelve();
+        let heads: Vec<_> = (0..SHELVED * 2).map(|_| KeptHead::of(&request(), &[])).collect();
+        heads.into_iter().for_each(KeptHead::shelve);
+        SHELF.with_borrow(|shelf| {
+            assert_eq!(shelf.len(), SHELVED);
+            assert!(shelf.iter().all(|head| head.headers.capacity() <= FIELDS));
+        });
+    }
+}

@@ -90,7 +90,7 @@ use tower_service::Service;
 use self::future::Core;
 use self::kept_head::carry;
 use self::round::Round;
-use self::settings::Settings;
+use self::settings::{Median, Settings};
 use crate::body::ReplayBody;
 use crate::deadline::Deadlines;
 use crate::engine::Handle;
@@ -158,6 +158,23 @@ impl RetryLayer {
     /// Each attempt carries it as an extension, for the [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside.
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         self.settings.deadlines = Some(deadlines);
+        self
+    }
+
+    /// Says how long an attempt takes as a rule (default: nobody knows), asked after a failure.
+    ///
+    /// Where less than that is left, no further attempt is made: it would only come too late.
+    ///
+    /// ```
+    /// use std::{sync::Arc, time::Duration};
+    /// use tower_upstream::retry::RetryLayer;
+    /// use tower_upstream::timeout::{LearnedLimit, Quantile};
+    ///
+    /// let times = Arc::new(LearnedLimit::new(Duration::from_secs(10)).quantile(Quantile::per_mille(500)));
+    /// let layer = RetryLayer::new().median(move |now| times.snapshot(now).quantile);
+    /// ```
+    pub fn median(mut self, median: impl Fn(tokio::time::Instant) -> Option<Duration> + Send + Sync + 'static) -> Self {
+        self.settings.median = Some(Median(Arc::new(median)));
         self
     }
 

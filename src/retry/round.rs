@@ -126,6 +126,7 @@ impl<B> Round<B> {
             attempt: u8::try_from(self.attempt()).unwrap_or(u8::MAX),
             met_stale: self.past.as_ref().is_some_and(|past| past.attempts.met_stale()),
             remaining: self.deadline.map(|deadline| deadline.remaining(now)),
+            median: settings.median.as_ref().and_then(|median| median.0(now)),
             pushback,
             exception: self.exception,
             ..Situation::new(shown, &self.method)

@@ -1,5 +1,7 @@
 //! What a `RetryLayer` was told.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue, Method, Request, header::UPGRADE};
@@ -21,6 +23,17 @@ pub(super) struct Settings {
     /// From the call to the last attempt's head.
     pub(super) total: Option<Duration>,
     pub(super) deadlines: Option<Deadlines>,
+    pub(super) median: Option<Median>,
+}
+
+/// How long an attempt takes as a rule, told by whoever measures it.
+#[derive(Clone)]
+pub(super) struct Median(pub(super) Arc<dyn Fn(Instant) -> Option<Duration> + Send + Sync>);
+
+impl fmt::Debug for Median {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Median")
+    }
 }
 
 impl Default for Settings {
@@ -33,6 +46,7 @@ impl Default for Settings {
             count: Some(ATTEMPT_COUNT),
             total: None,
             deadlines: None,
+            median: None,
         }
     }
 }
