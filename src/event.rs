@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
 
-use crate::cause::{Connection, Failure, Member};
+use crate::cause::{BadGatewayCause, Connection, Failure, Member};
 
 /// Something worth an operator's attention.
 #[derive(Debug)]
@@ -58,6 +58,8 @@ pub trait Observer: Send + Sync {
 
 /// Writes each failure as one `tracing` event at level `WARN`, target `tower_upstream`.
 ///
+/// A client that left before its answer is one at level `INFO`: many of these mean that an upstream is slow.
+///
 /// | field | value |
 /// |---|---|
 /// | `error.type` | the cause, e.g. `stale_connection` |
@@ -70,27 +72,39 @@ pub trait Observer: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Log;
 
+/// A failure's line at this level; `tracing` wants the level where the line stands.
+macro_rules! line {
+    ($level:ident, $exchange:ident, $failure:ident) => {
+        tracing::$level!(
+            target: "tower_upstream",
+            request_id = $exchange.request_id.as_ref().map(Lossy).map(tracing::field::display),
+            http.request.method = $exchange.method.as_str(),
+            url.path = $exchange.path(),
+            error.type = $failure.cause().as_str(),
+            class = $failure.cause().proxy_status_error(),
+            phase = $failure.phase().as_str(),
+            http.response.status_code = $failure.status().as_u16(),
+            upstream = $failure.upstream(),
+            hop = $failure.hop().map(Member::name),
+            hop.error = $failure.hop().and_then(Member::error),
+            peer = $failure.peer().map(tracing::field::display),
+            connection = $failure.connection().map(Connection::as_str),
+            elapsed_ms = $failure.elapsed().map(millis),
+            detail = $failure.detail().map(tracing::field::display),
+            "{}", $failure.cause().operator_hint()
+        )
+    };
+}
+
 impl Observer for Log {
     fn on_event(&self, event: &Event<'_>) {
         let Event::Failed(exchange, failure) = event;
-        tracing::warn!(
-            target: "tower_upstream",
-            request_id = exchange.request_id.as_ref().map(Lossy).map(tracing::field::display),
-            http.request.method = exchange.method.as_str(),
-            url.path = exchange.path(),
-            error.type = failure.cause().as_str(),
-            class = failure.cause().proxy_status_error(),
-            phase = failure.phase().as_str(),
-            http.response.status_code = failure.status().as_u16(),
-            upstream = failure.upstream(),
-            hop = failure.hop().map(Member::name),
-            hop.error = failure.hop().and_then(Member::error),
-            peer = failure.peer().map(tracing::field::display),
-            connection = failure.connection().map(Connection::as_str),
-            elapsed_ms = failure.elapsed().map(millis),
-            detail = failure.detail().map(tracing::field::display),
-            "{}", failure.cause().operator_hint()
-        );
+        // no upstream failed and nobody is left to be told
+        if failure.cause() == BadGatewayCause::ClientClosed {
+            line!(info, exchange, failure);
+        } else {
+            line!(warn, exchange, failure);
+        }
     }
 }
 

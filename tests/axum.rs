@@ -276,3 +276,24 @@ async fn a_failure_told_inside_still_is_a_true_answer_where_the_outer_layer_hold
     assert_eq!((answer.status(), answer.whole), (502, true));
     assert_eq!((first.take().len(), second.take().len()), (1, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_is_told_from_a_limit_that_passes() {
+    use tower::{Layer as _, ServiceExt as _};
+    let stuck =
+        || service_fn(|_: http::Request<()>| std::future::pending::<Result<http::Response<Body>, std::io::Error>>());
+    let seen = Seen::default();
+    let classify = ClassifyLayer::new().observer(seen.clone());
+    drop(classify.layer(stuck()).oneshot(http::Request::new(())));
+    assert_eq!(seen.take(), [], "it was never called");
+    let left = tokio::time::timeout(
+        std::time::Duration::from_secs(1),
+        classify.layer(stuck()).oneshot(http::Request::new(())),
+    );
+    assert!(left.await.is_err());
+    assert_eq!(seen.take(), [Cause::ClientClosed]);
+    let limits = tower_upstream::timeout::Timeouts::new().total(std::time::Duration::from_secs(1));
+    let limited = TimeoutLayer::new(limits).untouched().layer(classify.layer(stuck()));
+    assert_eq!(limited.oneshot(http::Request::new(())).await.unwrap().status(), 504);
+    assert_eq!(seen.take(), [], "the layer around it tells");
+}

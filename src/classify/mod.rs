@@ -9,6 +9,9 @@
 //! right after the head still is a 502 (hyper's server would send an empty reply). Later failures let
 //! what came be flushed, then cut the body: it never ends like a complete message.
 //!
+//! A call that is dropped before its answer, by no layer of this crate, is reported as
+//! [`ClientClosed`](crate::BadGatewayCause::ClientClosed).
+//!
 //! | setting | default |
 //! |---|---|
 //! | [`statuses`](ClassifyLayer::statuses) that count as the upstream's failure | 502, 503, 504 |
@@ -299,6 +302,15 @@ pin_project! {
         state: State<F, B>,
         ask: Option<Ask>,
         settings: Arc<Settings>,
+    }
+
+    impl<F, B> PinnedDrop for ResponseFuture<F, B> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(ask) = this.ask.take() {
+                this.settings.left(ask);
+            }
+        }
     }
 }
 

@@ -15,7 +15,10 @@ use super::told::{Rejected, Relayed, Told, is_reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, ClassifiedBody, Stamp};
 use crate::body::AnswerBody;
-use crate::cause::{self, BadGatewayCause, Detail, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus};
+use crate::cause::{
+    self, BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus, Replay,
+};
+use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Exchange, Log, Observer};
 
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
@@ -102,6 +105,15 @@ impl Settings {
         // an id is made only now that somebody will ask for it
         exchange.request_id.get_or_insert_with(random_id);
         self.observer.on_event(&Event::Failed(exchange, failure));
+    }
+
+    /// The call was dropped before its answer: its client has left, unless a layer of ours gave up.
+    #[cold]
+    pub(super) fn left(&self, mut ask: Ask) {
+        if leaving() == Abandon::Left && !std::thread::panicking() {
+            let failure = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::Never, Evidence::Inferred);
+            self.report(&mut ask.exchange, &failure.build());
+        }
     }
 
     /// The local answer for a failure.
