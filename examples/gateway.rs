@@ -147,8 +147,8 @@ async fn run(settings: &Settings) -> Result<(), String> {
     let listener =
         TcpListener::bind(settings.listen).await.map_err(|error| format!("LISTEN={}: {error}", settings.listen))?;
     if let Some(target) = settings.upstream.clone() {
+        let gateway = Gateway::new(settings, target.clone())?;
         tracing::info!(listen = %settings.listen, upstream = %target, name = settings.name, "gateway is up");
-        let gateway = Gateway::new(settings, target)?;
         serve(listener, |peer| gateway.for_caller(peer)).await
     } else {
         let demo = demo::Demo::start(settings).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
 
-use crate::cause::{BadGatewayCause, Connection, Failure, Member};
+use crate::cause::{BadGatewayCause, Connection, Failure, Member, RetryStop};
 
 /// Something worth an operator's attention.
 #[derive(Debug)]
@@ -66,6 +66,7 @@ pub trait Observer: Send + Sync {
 /// | `class` | its RFC 9209 error type |
 /// | `hop`, `hop.error` | the hop behind the upstream that failed, as its own `Proxy-Status` says |
 /// | `phase`, `peer`, `upstream`, `elapsed_ms`, `detail` | from the [`Failure`] |
+/// | `attempts`, `retry_stop` | how many there were, if more than one, and why there was no further one |
 /// | `http.request.method`, `url.path` | of the request; the query is left out |
 /// | `http.response.status_code` | the status answered, or that of the cut answer's cause |
 /// | `request_id` | the request's `x-request-id` |
@@ -90,6 +91,8 @@ macro_rules! line {
             peer = $failure.peer().map(tracing::field::display),
             connection = $failure.connection().map(Connection::as_str),
             elapsed_ms = $failure.elapsed().map(millis),
+            attempts = ($failure.attempts() > 1).then(|| $failure.attempts()),
+            retry_stop = $failure.retry_stop().map(RetryStop::as_str),
             detail = $failure.detail().map(tracing::field::display),
             "{}", $failure.cause().operator_hint()
         )
