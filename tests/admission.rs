@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-// this binary needs the wire of the support and nothing of its gateway
-#[allow(dead_code)]
-#[path = "support/wire.rs"]
-mod wire;
+mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,6 +16,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
+use support::{Wire, ask};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
@@ -28,12 +26,6 @@ use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::deadline::{Deadline, Deadlines, Field};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
-use wire::{Wire, ask};
-
-/// Waits for what has to come.
-async fn soon<F: Future>(future: F) -> F::Output {
-    timeout(Duration::from_secs(9), future).await.expect("it comes in time")
-}
 
 /// Waits until something that nobody signals has become true.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {

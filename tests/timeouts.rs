@@ -415,9 +415,11 @@ async fn the_client_is_blamed_for_an_upload_that_stalls_beside_the_answer() {
         };
         Ok::<_, Infallible>(Response::new(StreamBody::new(Box::pin(stream::once(echo)))))
     });
+    let begun = Instant::now();
     let request = Request::new(frames([SECOND, SECOND * 60]));
     let answer = TimeoutLayer::new(none().body_idle(LIMIT)).layer(service).oneshot(request).await.unwrap();
     assert_eq!(read(answer.into_body()).await, (0, Some(Cause::UploadStalled)));
+    assert_eq!(begun.elapsed(), LIMIT * 2, "one look finds that it moved, the next that it stands");
 }
 
 #[tokio::test(start_paused = true)]
@@ -483,4 +485,18 @@ async fn what_is_learned_begins_at_the_end_of_the_upload() {
 async fn streams_teach_nothing() {
     let (_, limits) = taught(none().unbounded(), Learning::Report).await;
     assert_eq!(limits.get("/known").unwrap().snapshot(Instant::now()).samples, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_is_through_gives_a_body_that_stalls_no_more_time() {
+    // it reads the upload, answers, and then its body stands still
+    let service = service_fn(|request: Request<Upload<_>>| async {
+        BodyExt::collect(request.into_body()).await.unwrap();
+        Ok::<_, Infallible>(Response::new(frames([LIMIT * 9])))
+    });
+    let request = Request::new(frames([MS; 5]));
+    let answer = TimeoutLayer::new(none().body_idle(LIMIT)).layer(service).oneshot(request).await.unwrap();
+    let begun = Instant::now();
+    assert_eq!(read(answer.into_body()).await, (0, Some(Cause::BodyReadTimeout)));
+    assert_eq!(begun.elapsed(), LIMIT);
 }

@@ -196,6 +196,11 @@ impl<P: Part, L> Open<P, L> {
         self.upload.0.as_ref().and_then(|progress| progress.ended())
     }
 
+    /// Frames of the request body so far, if this engine watches it.
+    pub(super) fn taken(&self) -> Option<u32> {
+        self.upload.0.as_ref().map(|progress| progress.taken())
+    }
+
     /// Adds what this engine saw of the request body itself.
     pub(super) fn see(&self, sight: &mut Sight) {
         if let (None, Some(progress)) = (sight.upload, &self.upload.0) {

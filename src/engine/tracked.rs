@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::future::told;
 use super::sight::ask;
-use super::{Abandon, BoxError, Limits, Open, Outcome, Part, Sight, leave};
+use super::{Abandon, BoxError, Limits, Open, Outcome, Part, Sight, UploadSight, leave};
 use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay};
 
 pin_project! {
@@ -61,7 +61,8 @@ pin_project! {
     /// The wait begins when somebody polls and finds no frame: a consumer that does not poll is not waiting.
     struct Idle {
         since: Instant,
-        taken: u32,
+        // frames of the upload when that was last looked at; none while only somebody further in could tell
+        taken: Option<u32>,
         #[pin]
         timer: Sleep,
     }
@@ -110,10 +111,13 @@ impl<P: Part, L: Limits> Following<P, L> {
             (idle, end) => idle.or(end).unwrap_or(since),
         };
         if !std::mem::replace(&mut self.waiting, true) {
-            let since = Instant::now();
+            let (since, taken) = (Instant::now(), self.open.taken());
             match &mut self.idle {
-                Some(idle) => *idle.as_mut().project().since = since,
-                None => self.idle = Some(Box::pin(Idle { since, taken: 0, timer: sleep_until(due(since)) })),
+                Some(idle) => {
+                    let idle = idle.as_mut().project();
+                    (*idle.since, *idle.taken) = (since, taken);
+                }
+                None => self.idle = Some(Box::pin(Idle { since, taken, timer: sleep_until(due(since)) })),
             }
         }
         let Some(idle) = &mut self.idle else { return Poll::Pending };
@@ -126,10 +130,11 @@ impl<P: Part, L: Limits> Following<P, L> {
                 return Poll::Ready(Waited::Came(frame));
             }
             self.open.see(&mut sight);
-            let taken = sight.upload.map_or(0, |upload| upload.taken);
-            if std::mem::replace(idle.taken, taken) != taken {
-                // it moves the other way
-                *idle.since = now;
+            // it may move the other way; what was through before the wait began did not
+            match sight.upload {
+                Some(UploadSight { ended: Some(ended), .. }) => *idle.since = ended.max(*idle.since),
+                Some(upload) if idle.taken.replace(upload.taken) != Some(upload.taken) => *idle.since = now,
+                _ => {}
             }
             let due = due(*idle.since);
             if due > now {

@@ -18,9 +18,9 @@ pub(super) struct Extras {
 }
 
 impl Extras {
+    /// Reads the caller's deadline, and writes the earlier of that and `ends`.
     #[cold]
     #[inline(never)]
-    /// Reads the caller's deadline, and writes the earlier of that and `ends`.
     pub(super) fn begin<B>(&self, call: &mut Call, ends: Option<Deadline>, request: &mut Request<B>) -> Option<Lesson> {
         if let Some(deadlines) = &self.deadlines {
             let read = deadlines.read(request.headers(), request.extensions(), call.now);
