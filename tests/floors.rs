@@ -108,7 +108,7 @@ fn pure_files_never_import_their_layer() {
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
                 watch learned learner timeouts \
-                attempts backoff budget decision kept_head ledger pace pushback ratio retry_after round settings shown";
+                attempts backoff budget decision hedging kept_head ledger pace pushback ratio retry_after round settings shown";
     for (room, names) in layers {
         for file in pure.split_whitespace() {
             let path = root().join("src").join(room).join(file).with_extension("rs");

@@ -16,7 +16,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::ReplayBody;
 use tower_upstream::cause::{Evidence, Replay, RetryStop};
 use tower_upstream::deadline::{Deadline, Deadlines};
-use tower_upstream::retry::{Attempts, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
+use tower_upstream::retry::{Attempts, Hedging, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
@@ -367,4 +367,225 @@ async fn an_attempt_that_would_come_too_late_is_not_made() {
         let (_, seen) = send(&layer, &[Act::Fails(refused()), Act::Answers], get).await;
         assert_eq!(seen.all().len(), attempts, "{median}");
     }
+}
+
+/// Attempts that each take so long, and then answer with this status, or never.
+#[derive(Clone, Default)]
+struct Slow {
+    begun: Arc<Mutex<Vec<Instant>>>,
+    running: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+/// Counts an attempt until it is dropped.
+struct Running(Arc<std::sync::atomic::AtomicUsize>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+impl Slow {
+    fn begun(&self) -> usize {
+        self.begun.lock().unwrap().len()
+    }
+
+    fn running(&self) -> usize {
+        self.running.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn service(
+        &self,
+        script: &'static [(u64, u16)],
+    ) -> impl Service<Request<ReplayBody<Full<Bytes>>>, Response = Response<Full<Bytes>>, Error = Failure, Future: Send>
+    + Clone {
+        let slow = self.clone();
+        service_fn(move |request: Request<ReplayBody<Full<Bytes>>>| {
+            let attempt = {
+                let mut begun = slow.begun.lock().unwrap();
+                begun.push(Instant::now());
+                begun.len()
+            };
+            slow.running.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let running = Running(slow.running.clone());
+            let (takes, status) = script[(attempt - 1).min(script.len() - 1)];
+            async move {
+                let _running = running;
+                let count = request.headers().get("x-envoy-attempt-count").cloned();
+                drop(request.into_body().collect().await);
+                sleep(Duration::from_millis(takes)).await;
+                match status {
+                    0 => Err(failure(Cause::ResetBeforeResponse)),
+                    status => {
+                        let mut answer = Response::builder().status(status);
+                        if let Some(count) = count {
+                            answer = answer.header("attempt", count);
+                        }
+                        Ok(answer.body(Full::from("answer")).unwrap())
+                    }
+                }
+            }
+        })
+    }
+}
+
+fn hedged(after: u64) -> RetryLayer {
+    RetryLayer::new().hedging(Hedging::after(Duration::from_millis(after)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_attempt_overtakes_a_late_first_one_and_the_loser_is_dropped() {
+    let (slow, begun) = (Slow::default(), Instant::now());
+    let service = hedged(50).layer(slow.service(&[(10_000, 200), (20, 200)]));
+    let answer = service.oneshot(request(Method::GET, Full::default())).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_millis(70));
+    assert_eq!((slow.begun(), slow.running()), (2, 0), "the first is gone");
+    assert_eq!(answer.headers()["attempt"], "2");
+    let attempts = Attempts::of(&answer).unwrap();
+    assert_eq!((attempts.count(), attempts.outrun(), attempts.earlier().len()), (2, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_attempt_that_is_in_time_has_no_second_and_one_that_is_faster_after_all_wins() {
+    let slow = Slow::default();
+    let answer = hedged(50).layer(slow.service(&[(49, 200)])).oneshot(request(Method::GET, Full::default())).await;
+    assert_eq!((slow.begun(), Attempts::of(&answer.unwrap()).is_none()), (1, true));
+
+    let (slow, begun) = (Slow::default(), Instant::now());
+    let service = hedged(50).layer(slow.service(&[(60, 200), (30, 200)]));
+    let answer = service.oneshot(request(Method::GET, Full::default())).await.unwrap();
+    assert_eq!((begun.elapsed(), slow.running()), (Duration::from_millis(60), 0));
+    assert_eq!((answer.headers().get("attempt"), Attempts::of(&answer).unwrap().outrun()), (None, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_one_of_two_fails_the_other_is_waited_for() {
+    for (script, takes) in [(&[(60, 503), (30, 200)], 80), (&[(90, 200), (5, 0)], 90)] {
+        let (slow, begun) = (Slow::default(), Instant::now());
+        let answer = hedged(50).layer(slow.service(script)).oneshot(request(Method::GET, Full::default())).await;
+        let answer = answer.unwrap();
+        assert_eq!((answer.status().as_u16(), begun.elapsed(), slow.begun()), (200, Duration::from_millis(takes), 2));
+        let attempts = Attempts::of(&answer).unwrap();
+        assert_eq!((attempts.count(), attempts.outrun(), attempts.earlier().len()), (2, 0, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_both_fail_the_later_failure_is_judged_and_has_an_attempt_left() {
+    let slow = Slow::default();
+    let script = &[(60, 0), (20, 0), (1, 200)];
+    let answer = hedged(50).layer(slow.service(script)).oneshot(request(Method::GET, Full::default())).await.unwrap();
+    assert_eq!((slow.begun(), Attempts::of(&answer).unwrap().count()), (3, 3));
+
+    let slow = Slow::default();
+    let last = hedged(50).layer(slow.service(&[(60, 0)])).oneshot(request(Method::GET, Full::default())).await;
+    let last = last.unwrap_err();
+    assert_eq!((slow.begun(), last.attempts(), last.previous().len()), (3, 3, 2));
+    assert_eq!(last.retry_stop(), Some(RetryStop::Attempts));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_be_sent_twice_has_no_second_attempt() {
+    // a POST, a body that is still being sent, a budget that is spent, one attempt
+    let late = &[(500, 200)];
+    let slow = Slow::default();
+    hedged(50).layer(slow.service(late)).oneshot(request(Method::POST, Full::default())).await.unwrap();
+    assert_eq!(slow.begun(), 1);
+
+    let budget = RetryBudget::new();
+    while let Some(token) = budget.withdraw(Instant::now()) {
+        token.sent();
+    }
+    let slow = Slow::default();
+    let spent = hedged(50).budget(budget).layer(slow.service(late));
+    spent.oneshot(request(Method::GET, Full::default())).await.unwrap();
+    let once = hedged(50).policy(RetryPolicy::new().attempts(1)).layer(slow.service(late));
+    once.oneshot(request(Method::GET, Full::default())).await.unwrap();
+    assert_eq!(slow.begun(), 2);
+
+    // a body that was read to its end is at hand again
+    let slow = Slow::default();
+    hedged(50).layer(slow.service(late)).oneshot(request(Method::PUT, Full::from("order"))).await.unwrap();
+    assert_eq!(slow.begun(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedged_call_that_is_dropped_drops_both_and_a_token_that_was_not_sent_comes_back() {
+    let budget = RetryBudget::new();
+    let slow = Slow::default();
+    let service = hedged(50).budget(budget.clone()).layer(slow.service(&[(10_000, 200)]));
+    let call = tokio::time::timeout(Duration::from_secs(1), service.oneshot(request(Method::GET, Full::default())));
+    assert!(call.await.is_err());
+    assert_eq!((slow.begun(), slow.running()), (2, 0));
+    assert_eq!(budget.snapshot(Instant::now()).withdrawals, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_delay_is_learned_from_the_answers() {
+    let slow = Slow::default();
+    let layer = RetryLayer::new().hedging(Hedging::new());
+    let quick = layer.layer(slow.service(&[(40, 200)]));
+    for _ in 0..300 {
+        quick.clone().oneshot(request(Method::GET, Full::default())).await.unwrap();
+    }
+    assert_eq!(slow.begun(), 300, "nothing is hedged that is as fast as it was");
+    let slow = Slow::default();
+    let begun = Instant::now();
+    let late = layer.layer(slow.service(&[(10_000, 200), (40, 200)]));
+    late.oneshot(request(Method::GET, Full::default())).await.unwrap();
+    assert!(begun.elapsed() > Duration::from_millis(75) && begun.elapsed() < Duration::from_millis(90));
+}
+
+/// What spans were opened under a subscriber: their fields.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Spans {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "tower_upstream" && metadata.is_span()
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        let mut spans = self.0.lock().unwrap();
+        let mut text = String::new();
+        span.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            use std::fmt::Write;
+            write!(text, "{field}={value:?} ").unwrap();
+        });
+        spans.push(text);
+        tracing::span::Id::from_u64(spans.len() as u64)
+    }
+
+    fn record(&self, span: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        let mut spans = self.0.lock().unwrap();
+        let text = &mut spans[usize::try_from(span.into_u64()).unwrap() - 1];
+        values.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            use std::fmt::Write;
+            write!(text, "{field}={value:?} ").unwrap();
+        });
+    }
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_has_a_span_with_the_number_of_its_resend() {
+    let spans = Spans::default();
+    let guard = tracing::subscriber::set_default(spans.clone());
+    let acts = [Act::Fails(failure(Cause::ResetBeforeResponse)), Act::Says(503, None), Act::Answers];
+    let get = Request::get("http://shop.internal/cart").body(Empty::new()).unwrap();
+    send(&RetryLayer::new(), &acts, get).await.0.unwrap();
+    drop(guard);
+    let head = "otel.kind=\"client\" http.request.method=\"GET\" server.address=\"shop.internal\" ";
+    assert_eq!(
+        *spans.0.lock().unwrap(),
+        [
+            format!("{head}error.type=\"reset_before_response\" "),
+            format!("{head}http.request.resend_count=1 http.response.status_code=503 "),
+            format!("{head}http.request.resend_count=2 http.response.status_code=200 "),
+        ]
+    );
 }

@@ -116,6 +116,8 @@ pub enum Abandon {
     TimedOut(BadGatewayCause),
     /// Another part refused the call.
     Refused(BadGatewayCause),
+    /// Another attempt at the same request was answered first.
+    Outrun,
 }
 
 /// How an exchange ended, or what its head says.

@@ -48,6 +48,8 @@ pub struct Quantile {
 }
 
 impl Quantile {
+    /// 95 %.
+    pub const P95: Self = Self { per_mille: 950 };
     /// 99 %.
     pub const P99: Self = Self { per_mille: 990 };
     /// 99.5 %.

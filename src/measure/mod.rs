@@ -1,9 +1,11 @@
 //! What was measured in the last minute: durations in a window of striped, lock-free counters.
 //!
-//! Nothing here reads a clock: the second is an argument, counted from an epoch that the owner chose.
+//! Nothing here reads a clock: the time is an argument, or the second, counted from an epoch that the owner chose.
 
 mod duty;
 mod histogram;
+#[cfg(not(all(test, loom)))]
+mod minute;
 mod stripes;
 pub(crate) mod sync;
 mod window;
@@ -11,5 +13,7 @@ mod window;
 pub(crate) use self::duty::{Duty, Taken};
 pub use self::histogram::Quantile;
 pub(crate) use self::histogram::{BUCKETS, Histogram, bucket};
+#[cfg(not(all(test, loom)))]
+pub(crate) use self::minute::Minute;
 pub(crate) use self::stripes::{default_stripes, stripe};
 pub(crate) use self::window::{Mark, Window};

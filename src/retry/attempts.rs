@@ -4,7 +4,7 @@ use http::Response;
 
 use crate::cause::{BadGatewayCause, Failure, RetryStop};
 
-/// The attempts that a request took: in the extensions of an answer that a retry brought.
+/// The attempts that a request took: in the extensions of an answer that took more than one.
 ///
 /// ```
 /// use tower_upstream::{BadGatewayCause, Failure, retry::Attempts};
@@ -17,6 +17,8 @@ use crate::cause::{BadGatewayCause, Failure, RetryStop};
 #[derive(Clone, Debug, Default)]
 pub struct Attempts {
     failed: u32,
+    /// Attempts that another one beside them made needless.
+    pub(super) outrun: u32,
     /// Also of those that are no longer in the list.
     stale: bool,
     earlier: Vec<Failure>,
@@ -37,7 +39,12 @@ impl Attempts {
 
     /// How many there were, the last one counted.
     pub fn count(&self) -> u32 {
-        self.failed.saturating_add(1)
+        self.failed.saturating_add(self.outrun).saturating_add(1)
+    }
+
+    /// How many of them were dropped because another one beside them had answered.
+    pub fn outrun(&self) -> u32 {
+        self.outrun
     }
 
     /// The failures before the last attempt, oldest first.

@@ -235,7 +235,7 @@ fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<Kind, RetryStop> {
 }
 
 /// RFC 9110 section 9.2.2; what a method of an extension does is not known here.
-fn is_idempotent(method: &Method) -> bool {
+pub(super) fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 

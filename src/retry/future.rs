@@ -16,10 +16,12 @@ use tokio::time::{Sleep, sleep, sleep_until};
 
 use super::call::Way;
 use super::round::{Next, Round};
+use super::second::Second;
 use super::settings::Settings;
+use super::span::AttemptSpan;
 use crate::body::ReplayBody;
 use crate::cause;
-use crate::engine::Held;
+use crate::engine::{Abandon, Held, leave};
 
 /// A failed answer's body is read up to here, if it is there already: its connection can then be used again.
 const DRAINED: usize = 16 * 1024;
@@ -35,40 +37,51 @@ pub(super) struct Core<S> {
 }
 
 impl<S: Clone> Core<S> {
-    fn service(&self) -> S {
+    pub(super) fn service(&self) -> S {
         self.template.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 pin_project! {
     /// The future of [`Retry`](super::Retry).
+    #[project = Projection]
     #[must_use = "futures do nothing unless polled"]
     pub struct RetryFuture<S, B, W: Way<S, ReplayBody<B>>> {
         #[pin]
         state: State<W::Future, S, B>,
         core: Held<Core<S>>,
         round: Round<B>,
+        span: AttemptSpan,
+        // beside the first attempt, once that is pending
+        second: Option<Pin<Box<Second<W::Future, S, B>>>>,
         way: PhantomData<fn() -> W>,
     }
 }
 
 pin_project! {
+    // what is not an attempt is boxed: the future is moved with each call, and few calls fail
     #[project = StateProjection]
     enum State<F, S, B> {
         Attempt { #[pin] call: F },
-        Pause { #[pin] timer: Sleep },
+        Pause { timer: Pin<Box<Sleep>> },
         // the attempt before may still have the body
-        Body { #[pin] limit: Option<Sleep> },
-        Ready { service: Box<S>, body: Option<ReplayBody<B>> },
+        Body { limit: Option<Pin<Box<Sleep>>> },
+        Ready { service: Box<S>, body: Box<Option<ReplayBody<B>>> },
+        // the first attempt has failed, the second one is under way
+        Second,
+        Over,
     }
 }
 
 impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
-    #[inline]
-    pub(super) fn new(call: W::Future, core: Held<Core<S>>, round: Round<B>) -> Self {
-        Self { state: State::Attempt { call }, core, round, way: PhantomData }
+    #[inline(always)]
+    pub(super) fn new(call: W::Future, core: Held<Core<S>>, round: Round<B>, span: AttemptSpan) -> Self {
+        Self { state: State::Attempt { call }, core, round, span, second: None, way: PhantomData }
     }
 }
+
+pub(super) type Answered<S, B, W> =
+    Result<Response<<W as Way<S, ReplayBody<B>>>::Body>, <W as Way<S, ReplayBody<B>>>::Error>;
 
 impl<S, B, W> Future for RetryFuture<S, B, W>
 where
@@ -77,53 +90,105 @@ where
     W::Body: Body<Data = Bytes> + Default,
     B: Body<Data = Bytes>,
 {
-    type Output = Result<Response<W::Body>, W::Error>;
+    type Output = Answered<S, B, W>;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let settings = &this.core.settings;
+        if let (StateProjection::Attempt { call }, None) = (this.state.as_mut().project(), &this.second) {
+            let entered = this.span.enter();
+            let mut polled = call.poll(cx);
+            drop(entered);
+            // by reference: the answer is moved once
+            match &mut polled {
+                Poll::Ready(Ok(response)) if this.round.passes(response) => {
+                    this.span.ended::<_, W::Error>(Ok(response));
+                    this.round.in_time(&this.core.settings);
+                    this.round.succeeded(&this.core.settings, response);
+                    return polled;
+                }
+                Poll::Ready(_) => return this.first_ended(polled, cx),
+                Poll::Pending if !this.round.hedges() => return Poll::Pending,
+                Poll::Pending => {
+                    let second = Second::beside(this.round, this.core);
+                    *this.second = Some(Box::pin(second));
+                }
+            }
+        }
+        this.go_on(cx)
+    }
+}
+
+impl<S, B, W> Projection<'_, S, B, W>
+where
+    S: Clone,
+    W: Way<S, ReplayBody<B>>,
+    W::Body: Body<Data = Bytes> + Default,
+    B: Body<Data = Bytes>,
+{
+    /// The first attempt may have failed.
+    #[cold]
+    #[inline(never)]
+    fn first_ended(mut self, polled: Poll<Answered<S, B, W>>, cx: &mut Context<'_>) -> Poll<Answered<S, B, W>> {
+        match self.judged(ready!(polled), cx) {
+            Some(answer) => Poll::Ready(answer),
+            None => self.go_on(cx),
+        }
+    }
+
+    /// All that is not the plain success of a first attempt.
+    fn go_on(mut self, cx: &mut Context<'_>) -> Poll<Answered<S, B, W>> {
         loop {
-            let next = match this.state.as_mut().project() {
+            let next = match self.state.as_mut().project() {
                 StateProjection::Attempt { call } => {
-                    let next = match ready!(call.poll(cx)) {
-                        Ok(mut response) => match this.round.response(settings, &mut response) {
-                            Next::Answer => return Poll::Ready(Ok(response)),
-                            Next::Again(at) => {
-                                drain(response, cx);
-                                at
-                            }
-                        },
-                        Err(error) => match this.round.error(settings, error)? {
-                            Next::Again(at) => at,
-                            Next::Answer => None,
-                        },
+                    let entered = self.span.enter();
+                    let polled = call.poll(cx);
+                    drop(entered);
+                    if let Poll::Ready(result) = polled {
+                        match self.attempt_ended(result, cx) {
+                            Some(answer) => return Poll::Ready(answer),
+                            None => continue,
+                        }
+                    }
+                    let Some(second) = self.second else { return Poll::Pending };
+                    let Some(result) = ready!(second.as_mut().poll::<W>(cx, self.core, self.round)) else {
+                        return Poll::Pending;
                     };
-                    match next {
-                        Some(at) => State::Pause { timer: sleep_until(at) },
-                        None => State::Body { limit: None },
+                    match self.second_ended(result, cx) {
+                        Some(answer) => return Poll::Ready(answer),
+                        None => return Poll::Pending,
+                    }
+                }
+                StateProjection::Second => {
+                    let result = match self.second {
+                        Some(second) => ready!(second.as_mut().poll::<W>(cx, self.core, self.round)),
+                        None => None,
+                    };
+                    *self.second = None;
+                    match result.map(|result| self.judged(result, cx)) {
+                        Some(Some(answer)) => return Poll::Ready(answer),
+                        Some(None) => continue,
+                        None => return Poll::Ready(Ok(refused(&self.round.impossible()))),
                     }
                 }
                 StateProjection::Pause { timer } => {
-                    ready!(timer.poll(cx));
+                    ready!(timer.as_mut().poll(cx));
                     State::Body { limit: None }
                 }
-                StateProjection::Body { mut limit } => {
-                    let body = match this.round.body().map(|body| body.poll_again(cx)) {
+                StateProjection::Body { limit } => {
+                    let body = match self.round.body().map(|body| body.poll_again(cx)) {
                         Some(Poll::Ready(body)) => body,
                         Some(Poll::Pending) => {
-                            if limit.is_none() {
-                                limit.set(Some(sleep(GIVEN_BACK)));
-                            }
-                            if let Some(limit) = limit.as_pin_mut() {
-                                ready!(limit.poll(cx));
-                            }
+                            ready!(limit.get_or_insert_with(|| Box::pin(sleep(GIVEN_BACK))).as_mut().poll(cx));
                             None
                         }
                         None => None,
                     };
                     match body {
-                        Some(body) => State::Ready { service: Box::new(this.core.service()), body: Some(body) },
-                        None => return Poll::Ready(Ok(refused(&this.round.impossible()))),
+                        Some(body) => {
+                            State::Ready { service: Box::new(self.core.service()), body: Box::new(Some(body)) }
+                        }
+                        None => return Poll::Ready(Ok(refused(&self.round.impossible()))),
                     }
                 }
                 StateProjection::Ready { service, body } => {
@@ -131,14 +196,86 @@ where
                         return Poll::Ready(Err(error));
                     }
                     let body = body.take().unwrap_or_default();
-                    match this.round.again(settings, body) {
-                        Some(request) => State::Attempt { call: W::call(service, request) },
-                        None => return Poll::Ready(Ok(refused(&this.round.impossible()))),
+                    match self.round.again(&self.core.settings, body) {
+                        Some((request, resends)) => {
+                            *self.span = AttemptSpan::open(&request, resends);
+                            let entered = self.span.enter();
+                            let call = W::call(service, request);
+                            drop(entered);
+                            State::Attempt { call }
+                        }
+                        None => return Poll::Ready(Ok(refused(&self.round.impossible()))),
                     }
                 }
+                StateProjection::Over => panic!("a future is not polled after it was ready"),
             };
-            this.state.set(next);
+            self.state.set(next);
         }
+    }
+
+    /// The attempt that was sent first, or alone, has ended.
+    fn attempt_ended(&mut self, result: Answered<S, B, W>, cx: &mut Context<'_>) -> Option<Answered<S, B, W>> {
+        let second = self.second.as_ref().is_some_and(|second| second.is_under_way());
+        if second && self.fails(&result) {
+            self.span.ended(result.as_ref());
+            self.one_failed(result, cx);
+            self.state.set(State::Second);
+            return None;
+        }
+        if !self.fails(&result) {
+            self.round.in_time(&self.core.settings);
+        }
+        leave(Abandon::Outrun, || *self.second = None);
+        self.judged(result, cx)
+    }
+
+    /// The second attempt has ended, while the first is still under way.
+    fn second_ended(&mut self, result: Answered<S, B, W>, cx: &mut Context<'_>) -> Option<Answered<S, B, W>> {
+        *self.second = None;
+        if self.fails(&result) {
+            self.one_failed(result, cx);
+            return None;
+        }
+        leave(Abandon::Outrun, || self.state.set(State::Over));
+        *self.span = AttemptSpan::default();
+        self.judged(result, cx)
+    }
+
+    fn fails(&self, result: &Answered<S, B, W>) -> bool {
+        !result.as_ref().is_ok_and(|response| self.round.passes(response))
+    }
+
+    fn one_failed(&mut self, result: Answered<S, B, W>, cx: &mut Context<'_>) {
+        self.round.one_failed(&result);
+        if let Ok(response) = result {
+            drain(response, cx);
+        }
+    }
+
+    /// The answer; `None` where another attempt follows.
+    fn judged(&mut self, result: Answered<S, B, W>, cx: &mut Context<'_>) -> Option<Answered<S, B, W>> {
+        self.span.ended(result.as_ref());
+        let settings = &self.core.settings;
+        let next = match result {
+            Ok(mut response) => match self.round.response(settings, &mut response) {
+                Next::Answer => return Some(Ok(response)),
+                Next::Again(at) => {
+                    drain(response, cx);
+                    at
+                }
+            },
+            Err(error) => match self.round.error(settings, error) {
+                Ok(Next::Again(at)) => at,
+                Ok(Next::Answer) => None,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        *self.second = None;
+        self.state.set(match next {
+            Some(at) => State::Pause { timer: Box::pin(sleep_until(at)) },
+            None => State::Body { limit: None },
+        });
+        None
     }
 }
 

@@ -2,7 +2,13 @@
 
 use std::cell::RefCell;
 
+use http::header::UPGRADE;
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use tokio::time::Instant;
+
+use crate::deadline::Deadline;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// How one type of extension is copied for another attempt.
 pub(super) type Carry = fn(&Extensions, &mut Extensions);
@@ -24,6 +30,10 @@ pub(super) struct KeptHead {
     version: Version,
     headers: Vec<(HeaderName, HeaderValue)>,
     extensions: Extensions,
+    /// Until when an answer is of use.
+    pub(super) deadline: Option<Deadline>,
+    /// When the call began, where somebody asks for it.
+    pub(super) begun: Option<Instant>,
 }
 
 /// So many heads are kept on a thread for later requests.
@@ -38,20 +48,39 @@ thread_local! {
 }
 
 impl KeptHead {
-    /// Copies a request's head.
-    pub(super) fn of<B>(request: &Request<B>, carried: &[Carry]) -> Box<Self> {
+    /// Copies a request's head; none of one that asks for a tunnel, which belongs to a single attempt.
+    #[inline]
+    pub(super) fn of<B>(request: &Request<B>, carried: &[Carry]) -> Option<Box<Self>> {
+        if *request.method() == Method::CONNECT {
+            return None;
+        }
         let mut kept = SHELF.with_borrow_mut(Vec::pop).unwrap_or_default();
+        kept.headers.reserve(request.headers().len());
+        for (name, value) in request.headers() {
+            if *name == UPGRADE {
+                kept.shelve();
+                return None;
+            }
+            kept.headers.push((name.clone(), value.clone()));
+        }
         kept.method.clone_from(request.method());
         kept.uri.clone_from(request.uri());
         kept.version = request.version();
-        let fields = request.headers().iter().map(|(name, value)| (name.clone(), value.clone()));
-        kept.headers.extend(fields);
         if !request.extensions().is_empty() {
             for carry in carried {
                 carry(request.extensions(), &mut kept.extensions);
             }
         }
-        kept
+        Some(kept)
+    }
+
+    pub(super) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Whether the request has an `Idempotency-Key`.
+    pub(super) fn is_keyed(&self) -> bool {
+        self.headers.iter().any(|(name, _)| *name == IDEMPOTENCY_KEY)
     }
 
     /// Another request with this head.
@@ -73,6 +102,7 @@ impl KeptHead {
     pub(super) fn shelve(mut self: Box<Self>) {
         self.headers.clear();
         self.extensions.clear();
+        (self.deadline, self.begun) = (None, None);
         // what the values of this request point to goes now
         self.uri = Uri::default();
         if self.headers.capacity() > FIELDS {
@@ -100,7 +130,7 @@ mod tests {
     #[test]
     fn another_request_has_the_same_head_but_for_what_belongs_to_one_attempt() {
         let first = request();
-        let kept = KeptHead::of(&first, &[carry::<u8>]);
+        let kept = KeptHead::of(&first, &[carry::<u8>]).unwrap();
         let second = kept.request(());
         assert_eq!((second.method(), second.uri(), second.version()), (first.method(), first.uri(), first.version()));
         let fields = |request: &Request<()>| {
@@ -114,8 +144,8 @@ mod tests {
 
     #[test]
     fn a_shelved_head_leaves_nothing_to_the_next_request() {
-        KeptHead::of(&request(), &[carry::<u8>, carry::<&'static str>]).shelve();
-        let next = KeptHead::of(&Request::new(()), &[]).request(());
+        KeptHead::of(&request(), &[carry::<u8>, carry::<&'static str>]).unwrap().shelve();
+        let next = KeptHead::of(&Request::new(()), &[]).unwrap().request(());
         assert_eq!((next.method(), next.uri().path(), next.headers().len()), (&Method::GET, "/", 0));
         assert!(next.extensions().is_empty());
     }
@@ -126,8 +156,8 @@ mod tests {
         for field in 0..=FIELDS {
             large.headers_mut().append("x", HeaderValue::from(field));
         }
-        KeptHead::of(&large, &[]).shelve();
-        let heads: Vec<_> = (0..SHELVED * 2).map(|_| KeptHead::of(&request(), &[])).collect();
+        KeptHead::of(&large, &[]).unwrap().shelve();
+        let heads: Vec<_> = (0..SHELVED * 2).map(|_| KeptHead::of(&request(), &[]).unwrap()).collect();
         heads.into_iter().for_each(KeptHead::shelve);
         SHELF.with_borrow(|shelf| {
             assert_eq!(shelf.len(), SHELVED);

@@ -56,12 +56,16 @@
 //! # }
 //! ```
 
+// calls that are not inlined move requests and answers about: measured
+#![allow(clippy::inline_always)]
+
 mod attempts;
 mod backoff;
 mod budget;
 mod call;
 mod decision;
 mod future;
+mod hedging;
 mod kept_head;
 mod ledger;
 mod pace;
@@ -70,8 +74,10 @@ mod pushback;
 mod ratio;
 mod retry_after;
 mod round;
+mod second;
 mod settings;
 mod shown;
+mod span;
 #[cfg(feature = "tower-retry")]
 mod tower_budget;
 
@@ -83,14 +89,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
 use http_body::Body;
-use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use self::future::Core;
 use self::kept_head::carry;
-use self::round::Round;
+use self::round::begin;
 use self::settings::{Median, Settings};
+use self::span::AttemptSpan;
 use crate::body::ReplayBody;
 use crate::deadline::Deadlines;
 use crate::engine::Handle;
@@ -100,6 +106,7 @@ pub use self::budget::{Balance, RetryBudget, Withdrawal};
 pub use self::call::{ByHyper, ByTower, Told, Way};
 pub use self::decision::{Decision, Situation, Spare, Toward, decide};
 pub use self::future::RetryFuture;
+pub use self::hedging::Hedging;
 pub use self::policy::{RetryOverride, RetryPolicy};
 pub use self::pushback::Pushback;
 pub use self::ratio::Ratio;
@@ -107,6 +114,7 @@ pub use self::retry_after::retry_after;
 pub use self::shown::{Protocol, Shown};
 #[cfg(feature = "tower-retry")]
 pub use self::tower_budget::TowerBudget;
+pub use crate::measure::Quantile;
 
 /// Sends failed requests again where that is safe, helps, and is paid for; see the [module](self).
 ///
@@ -178,6 +186,14 @@ impl RetryLayer {
         self
     }
 
+    /// Sends a second attempt beside a first one that is late (default: never).
+    ///
+    /// For upstreams with a long tail that is not their load: it costs one more request in twenty.
+    pub fn hedging(mut self, hedging: Hedging) -> Self {
+        self.settings.hedging = Some(hedging);
+        self
+    }
+
     /// Copies this type of request extension for later attempts (default: [`Deadline`](crate::deadline::Deadline) and
     /// [`RetryOverride`] alone).
     ///
@@ -238,9 +254,16 @@ where
     }
 
     #[inline]
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (round, request) = Round::begin(&self.core.settings, request, Instant::now());
-        RetryFuture::new(self.inner.call(request), self.core.hold(), round)
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let core = self.core.hold();
+        let begun = begin(&core.settings, &mut request);
+        let span = AttemptSpan::open(&request, 0);
+        let (parts, body) = request.into_parts();
+        let (round, body) = begun.with(&core.settings, body);
+        let entered = span.enter();
+        let call = self.inner.call(Request::from_parts(parts, body));
+        drop(entered);
+        RetryFuture::new(call, core, round, span)
     }
 }
 
@@ -257,8 +280,15 @@ where
     type Future = RetryFuture<S, B, ByHyper>;
 
     #[inline]
-    fn call(&self, request: Request<B>) -> Self::Future {
-        let (round, request) = Round::begin(&self.core.settings, request, Instant::now());
-        RetryFuture::new(self.inner.call(request), self.core.hold_own(), round)
+    fn call(&self, mut request: Request<B>) -> Self::Future {
+        let core = self.core.hold_own();
+        let begun = begin(&core.settings, &mut request);
+        let span = AttemptSpan::open(&request, 0);
+        let (parts, body) = request.into_parts();
+        let (round, body) = begun.with(&core.settings, body);
+        let entered = span.enter();
+        let call = self.inner.call(Request::from_parts(parts, body));
+        drop(entered);
+        RetryFuture::new(call, core, round, span)
     }
 }

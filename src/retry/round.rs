@@ -1,35 +1,41 @@
 //! What one request's attempts share.
 
-use http::{HeaderName, Method, Request, Response};
+use http::{Method, Request, Response};
 use tokio::time::Instant;
 
 use super::call::Told;
+use super::decision::is_idempotent;
 use super::kept_head::KeptHead;
 use super::settings::Settings;
 use super::{Attempts, Decision, Protocol, Pushback, RetryOverride, Shown, Situation, Spare, Withdrawal, decide};
 use crate::body::{Replay, ReplayBody};
 use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
-use crate::deadline::Deadline;
-
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// A request and what became of it so far.
+///
+/// It is small, as it is moved with the future: what only a copy needs lies in the copy's head.
 pub(super) struct Round<B> {
-    method: Method,
-    protocol: Protocol,
-    exception: Option<RetryOverride>,
-    deadline: Option<Deadline>,
     /// What another attempt would send; without it this one is the last.
     kept: Option<Kept<B>>,
     /// Made by the first failure.
     past: Option<Box<Past>>,
+    facts: Facts,
+}
+
+/// What counts of a request whose head has gone.
+#[derive(Clone, Copy)]
+struct Facts {
+    exception: Option<RetryOverride>,
+    protocol: Protocol,
+    idempotent: bool,
+    /// Whether the budget has heard of it.
+    counted: bool,
 }
 
 /// A copy of a request.
 struct Kept<B> {
     head: Box<KeptHead>,
     body: Replay<B>,
-    keyed: bool,
 }
 
 #[derive(Default)]
@@ -47,39 +53,86 @@ pub(super) enum Next {
     Again(Option<Instant>),
 }
 
-impl<B: http_body::Body<Data = bytes::Bytes>> Round<B> {
-    /// Begins, and keeps a copy if another attempt is possible as seen from here.
-    pub(super) fn begin(settings: &Settings, mut request: Request<B>, now: Instant) -> (Self, Request<ReplayBody<B>>) {
-        settings.budget.begin(now);
-        let exception = request.extensions().get::<RetryOverride>().copied();
-        let mut round = Self {
-            method: request.method().clone(),
-            protocol: Protocol::of(request.method(), request.headers()),
-            exception,
-            deadline: settings.deadline(&mut request, now),
-            kept: None,
-            past: None,
-        };
-        if !settings.keeps(&request, exception) {
-            return (round, request.map(ReplayBody::once));
+/// A request that begins: the copy of its head, where another attempt is possible as seen from here.
+pub(super) struct Begun {
+    head: Option<Box<KeptHead>>,
+    facts: Facts,
+}
+
+impl Begun {
+    /// Takes the body as well.
+    ///
+    /// The request itself is no argument and no result: moving it is most of what a layer costs.
+    #[inline(always)]
+    pub(super) fn with<B: http_body::Body<Data = bytes::Bytes>>(
+        self,
+        settings: &Settings,
+        body: B,
+    ) -> (Round<B>, ReplayBody<B>) {
+        let facts = self.facts;
+        match self.head {
+            None => (Round { kept: None, past: None, facts }, ReplayBody::once(body)),
+            Some(head) => {
+                let (first, body) = ReplayBody::new(body, settings.body_cap);
+                (Round { kept: Some(Kept { head, body }), past: None, facts }, first)
+            }
         }
-        let head = KeptHead::of(&request, &settings.carried);
-        let keyed = request.headers().contains_key(IDEMPOTENCY_KEY);
-        let (parts, body) = request.into_parts();
-        let (first, body) = ReplayBody::new(body, settings.body_cap);
-        round.kept = Some(Kept { head, body, keyed });
-        (round, Request::from_parts(parts, first))
     }
 }
 
+/// Reads what counts of a request, and copies its head if that may be of use.
+#[inline(always)]
+pub(super) fn begin<B>(settings: &Settings, request: &mut Request<B>) -> Begun {
+    let extensions = request.extensions();
+    let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
+    let idempotent = is_idempotent(request.method());
+    let mut facts = Facts { exception, protocol: Protocol::Http, idempotent, counted: false };
+    if settings.is_idle(exception) {
+        return Begun { head: None, facts };
+    }
+    let now = Instant::now();
+    settings.budget.begin(now);
+    facts.counted = true;
+    facts.protocol = Protocol::of(request.method(), request.headers());
+    let deadline = settings.deadline(request, now);
+    if !settings.may_repeat(exception) {
+        return Begun { head: None, facts };
+    }
+    let mut head = KeptHead::of(request, &settings.carried);
+    if let Some(head) = &mut head {
+        head.deadline = deadline;
+        head.begun = settings.hedging.as_ref().filter(|_| idempotent).map(|_| now);
+    }
+    Begun { head, facts }
+}
+
 impl<B> Round<B> {
-    /// Looks at a response; what it shows of a failure decides.
+    /// Whether a response is the answer, whatever else there might be.
+    #[inline(always)]
+    pub(super) fn passes<R>(&self, response: &Response<R>) -> bool {
+        Shown::of(response, self.facts.protocol).is_none()
+    }
+
+    /// The answer is a success.
+    #[inline(always)]
+    pub(super) fn succeeded<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
+        if self.facts.counted {
+            settings.budget.succeed();
+        }
+        if let Some(past) = self.past.take() {
+            if past.attempts.count() > 1 {
+                response.extensions_mut().insert(past.attempts);
+            }
+        }
+    }
+
+    /// Looks at a response that may be a failure; what it shows decides.
     pub(super) fn response<R>(&mut self, settings: &Settings, response: &mut Response<R>) -> Next {
-        let Some(shown) = Shown::of(response, self.protocol) else {
+        let Some(shown) = Shown::of(response, self.facts.protocol) else {
             self.succeeded(settings, response);
             return Next::Answer;
         };
-        let pushback = Pushback::of(response.headers(), self.protocol, settings.wall());
+        let pushback = Pushback::of(response.headers(), self.facts.protocol, settings.wall());
         let record = record_of(shown);
         match self.decided(settings, shown, pushback) {
             Ok(next) => {
@@ -109,6 +162,20 @@ impl<B> Round<B> {
         }
     }
 
+    /// One of two attempts has failed while the other is under way.
+    pub(super) fn one_failed<R, E: Told>(&mut self, result: &Result<Response<R>, E>) {
+        let record = match result {
+            Ok(response) => Shown::of(response, self.facts.protocol).map(record_of),
+            Err(error) => Some(error.record().clone()),
+        };
+        let past = self.past.get_or_insert_default();
+        // it is counted as overtaken until here
+        past.attempts.outrun = past.attempts.outrun.saturating_sub(1);
+        if let Some(record) = record {
+            self.failed(record);
+        }
+    }
+
     fn decided(
         &mut self,
         settings: &Settings,
@@ -120,16 +187,17 @@ impl<B> Round<B> {
             Some(kept) if kept.body.is_possible() => Spare::Kept,
             _ => Spare::Gone,
         };
+        let head = self.kept.as_ref().map(|kept| &kept.head);
         let situation = Situation {
-            keyed: self.kept.as_ref().is_some_and(|kept| kept.keyed),
+            keyed: head.is_some_and(|head| head.is_keyed()),
             spare,
             attempt: u8::try_from(self.attempt()).unwrap_or(u8::MAX),
             met_stale: self.past.as_ref().is_some_and(|past| past.attempts.met_stale()),
-            remaining: self.deadline.map(|deadline| deadline.remaining(now)),
+            remaining: head.and_then(|head| head.deadline).map(|deadline| deadline.remaining(now)),
             median: settings.median.as_ref().and_then(|median| median.0(now)),
             pushback,
-            exception: self.exception,
-            ..Situation::new(shown, &self.method)
+            exception: self.facts.exception,
+            ..Situation::new(shown, if self.facts.idempotent { &Method::GET } else { &Method::POST })
         };
         let mut token = None;
         let decision = decide(&settings.policy, &situation, settings.random(), || {
@@ -145,19 +213,12 @@ impl<B> Round<B> {
         }
     }
 
-    fn succeeded<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
-        settings.budget.succeed();
-        if let Some(past) = self.past.take() {
-            response.extensions_mut().insert(past.attempts);
-        }
-    }
-
     fn failed(&mut self, record: Failure) {
         let past = self.past.get_or_insert_default();
         // the failure has a line of its own, as nobody further out will see it
         tracing::info!(
             target: "tower_upstream",
-            method = self.method.as_str(),
+            method = self.kept.as_ref().map(|kept| kept.head.method().as_str()),
             error.type = record.cause().as_str(),
             class = record.cause().proxy_status_error(),
             phase = record.phase().as_str(),
@@ -179,7 +240,7 @@ impl<B> Round<B> {
     }
 
     /// Which attempt is under way, from 1.
-    pub(super) fn attempt(&self) -> u32 {
+    fn attempt(&self) -> u32 {
         self.past.as_ref().map_or(1, |past| past.attempts.count())
     }
 
@@ -189,17 +250,18 @@ impl<B> Round<B> {
     }
 
     /// The request once more; its token is spent.
-    pub(super) fn again<T>(&mut self, settings: &Settings, body: T) -> Option<Request<T>> {
+    pub(super) fn again<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
         let mut request = self.kept.as_ref()?.head.request(body);
-        settings.count(&mut request, self.attempt());
-        if let Some(deadline) = self.deadline {
+        let attempt = self.attempt();
+        settings.count(&mut request, attempt);
+        if let Some(deadline) = self.kept.as_ref().and_then(|kept| kept.head.deadline) {
             // what is left for this attempt, for the limits inside
             request.extensions_mut().insert(deadline);
         }
         if let Some(token) = self.past.as_mut().and_then(|past| past.token.take()) {
             token.sent();
         }
-        Some(request)
+        Some((request, attempt - 1))
     }
 
     /// The failure to tell where another attempt was decided and turned out to be impossible.
@@ -213,7 +275,64 @@ impl<B> Round<B> {
     }
 }
 
+/// The second attempt of two at a time.
+impl<B> Round<B> {
+    /// Whether a second attempt may be sent beside this one: it is the first, and may be repeated.
+    #[inline]
+    pub(super) fn hedges(&self) -> bool {
+        match &self.kept {
+            Some(kept) => self.past.is_none() && kept.head.begun.is_some(),
+            None => false,
+        }
+    }
+
+    /// When the second attempt is due, if there is to be one.
+    pub(super) fn due(&self, settings: &Settings) -> Option<Instant> {
+        let begun = self.kept.as_ref()?.head.begun?;
+        Some(begun + settings.hedging.as_ref()?.delay(begun)?)
+    }
+
+    /// The first attempt is late: the body of the second, if it is at hand and the budget pays for it.
+    pub(super) fn hedge(&mut self, settings: &Settings) -> Option<ReplayBody<B>> {
+        let now = Instant::now();
+        self.learn(settings, now);
+        let kept = self.kept.as_mut()?;
+        kept.head.begun = None;
+        if kept.head.deadline.is_some_and(|deadline| deadline.has_passed(now)) {
+            return None;
+        }
+        let body = kept.body.again()?;
+        let token = settings.budget.withdraw(now)?;
+        self.past.get_or_insert_default().token = Some(token);
+        Some(body)
+    }
+
+    /// The second attempt's request, now that its service takes it: one of the two will be in vain.
+    pub(super) fn beside<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
+        self.past.get_or_insert_default().attempts.outrun = 1;
+        self.again(settings, body)
+    }
+
+    /// The first attempt was answered before its second was due.
+    #[inline]
+    pub(super) fn in_time(&mut self, settings: &Settings) {
+        if self.hedges() {
+            self.learn(settings, Instant::now());
+        }
+    }
+
+    /// What the first attempt took, as far as that is known.
+    #[cold]
+    fn learn(&self, settings: &Settings, now: Instant) {
+        let begun = self.kept.as_ref().and_then(|kept| kept.head.begun);
+        if let (Some(begun), Some(hedging)) = (begun, &settings.hedging) {
+            hedging.answered(now, now.saturating_duration_since(begun));
+        }
+    }
+}
+
 impl<B> Drop for Round<B> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(kept) = self.kept.take() {
             kept.head.shelve();

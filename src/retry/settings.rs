@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue, Method, Request, header::UPGRADE};
+use http::{HeaderName, HeaderValue, Request};
 use tokio::time::Instant;
 
 use super::kept_head::{Carry, carry};
-use super::{RetryBudget, RetryOverride, RetryPolicy};
+use super::{Hedging, RetryBudget, RetryOverride, RetryPolicy};
 use crate::deadline::{Deadline, Deadlines};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -24,6 +24,7 @@ pub(super) struct Settings {
     pub(super) total: Option<Duration>,
     pub(super) deadlines: Option<Deadlines>,
     pub(super) median: Option<Median>,
+    pub(super) hedging: Option<Hedging>,
 }
 
 /// How long an attempt takes as a rule, told by whoever measures it.
@@ -47,18 +48,22 @@ impl Default for Settings {
             total: None,
             deadlines: None,
             median: None,
+            hedging: None,
         }
     }
 }
 
 impl Settings {
-    /// Whether a copy is worth making: another attempt is allowed, paid for, and no tunnel hangs on this one.
+    /// Whether there is nothing to do for a request: one attempt, and no clock to be kept.
     #[inline]
-    pub(super) fn keeps<B>(&self, request: &Request<B>, exception: Option<RetryOverride>) -> bool {
-        self.policy.allows_more(exception)
-            && self.budget.may_retry()
-            && request.method() != Method::CONNECT
-            && !request.headers().contains_key(UPGRADE)
+    pub(super) fn is_idle(&self, exception: Option<RetryOverride>) -> bool {
+        !self.policy.allows_more(exception) && self.deadlines.is_none()
+    }
+
+    /// Whether a copy is worth making, as far as it does not depend on the request's head.
+    #[inline]
+    pub(super) fn may_repeat(&self, exception: Option<RetryOverride>) -> bool {
+        self.policy.allows_more(exception) && self.budget.may_retry()
     }
 
     /// Until when the answer is of use.

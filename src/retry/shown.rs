@@ -53,7 +53,7 @@ pub enum Shown<'a> {
 
 impl<'a> Shown<'a> {
     /// Reads a response; `None` where it shows no failure that a retry could mend.
-    #[inline]
+    #[inline(always)]
     pub fn of<B>(response: &'a Response<B>, protocol: Protocol) -> Option<Self> {
         let extensions = response.extensions();
         if let Some(failure) = extensions.get::<Failure>() {

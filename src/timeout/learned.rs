@@ -17,7 +17,6 @@
 mod guard;
 mod routes;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use tokio::time::Instant;
 
 use self::guard::Guard;
 pub use self::routes::{LearnedLimits, Learning, TooManyRoutes};
-use crate::measure::{BUCKETS, Duty, Histogram, Quantile, Window, bucket, default_stripes, stripe};
+use crate::measure::{Minute, Quantile, default_stripes};
 
 /// More stripes than this would take a key beyond 32 KiB.
 const MOST_STRIPES: usize = 8;
@@ -73,10 +72,7 @@ pub struct LearnedLimit {
     /// The factor in thousandths.
     per_mille: u32,
     min_samples: u64,
-    /// The first time that was heard of: seconds count from here.
-    epoch: OnceLock<Instant>,
-    window: Window,
-    duty: Duty,
+    minute: Minute,
     /// In microseconds: an hour of them fits.
     limit: AtomicU32,
     guard: Guard,
@@ -106,9 +102,7 @@ impl LearnedLimit {
             quantile: Quantile::P99_5,
             per_mille: 2000,
             min_samples: 200,
-            epoch: OnceLock::new(),
-            window: Window::new(default_stripes().min(MOST_STRIPES), BUCKETS),
-            duty: Duty::new(),
+            minute: Minute::new(default_stripes().min(MOST_STRIPES)),
             limit: AtomicU32::new(micros(cap)),
             guard: Guard::new(),
         }
@@ -150,14 +144,14 @@ impl LearnedLimit {
     /// By default as many as there are cores. One saves memory where there are thousands of keys. What was
     /// recorded before is forgotten.
     pub fn stripes(mut self, stripes: usize) -> Self {
-        self.window = Window::new(stripes.clamp(1, MOST_STRIPES), BUCKETS);
+        self.minute = Minute::new(stripes.clamp(1, MOST_STRIPES));
         self
     }
 
     /// The limit for a call that begins now.
     #[inline]
     pub fn limit(&self, now: Instant) -> Duration {
-        self.learn(self.second(now));
+        self.learn(self.minute.second(now));
         Duration::from_micros(self.limit.load(Ordering::Relaxed).into())
     }
 
@@ -166,9 +160,9 @@ impl LearnedLimit {
     /// Answers of routes without a limit (streams, long polls) are no samples.
     #[inline]
     pub fn answered(&self, now: Instant, elapsed: Duration) {
-        let second = self.second(now);
+        let second = self.minute.second(now);
         self.learn(second);
-        self.window.record(second, stripe(), bucket(elapsed));
+        self.minute.record(second, elapsed);
     }
 
     /// Records a call that was cut off at this limit, learned or not.
@@ -176,11 +170,11 @@ impl LearnedLimit {
     /// It counts as a sample of twice the limit. A call that its caller gave up, or that a deadline cut, says
     /// nothing of the upstream and is no sample.
     pub fn timed_out(&self, now: Instant, limit: Duration) {
-        let second = self.second(now);
+        let second = self.minute.second(now);
         self.learn(second);
-        self.window.record(second, stripe(), bucket(limit.saturating_mul(2)));
+        self.minute.record(second, limit.saturating_mul(2));
         if self.guard.timed_out() {
-            if let Some(_again) = self.duty.again() {
+            if let Some(_again) = self.minute.again() {
                 self.estimate(second, 0);
             }
         }
@@ -189,8 +183,7 @@ impl LearnedLimit {
     /// What is known now.
     pub fn snapshot(&self, now: Instant) -> Estimate {
         let limit = self.limit(now);
-        let mut histogram = Histogram::new();
-        self.window.read(self.second(now), |bucket, samples| histogram.add(bucket, samples));
+        let (histogram, _) = self.minute.read(self.minute.second(now));
         Estimate {
             samples: histogram.samples(),
             quantile: histogram.quantile(self.quantile),
@@ -199,16 +192,9 @@ impl LearnedLimit {
         }
     }
 
-    /// Seconds since the first call of all; an earlier time counts as that.
-    #[inline]
-    fn second(&self, now: Instant) -> u32 {
-        let epoch = *self.epoch.get_or_init(|| now);
-        u32::try_from(now.saturating_duration_since(epoch).as_secs()).unwrap_or(u32::MAX)
-    }
-
     #[inline]
     fn learn(&self, second: u32) {
-        if let Some(taken) = self.duty.take(second) {
+        if let Some(taken) = self.minute.take(second) {
             self.estimate(second, taken.since());
         }
     }
@@ -216,8 +202,7 @@ impl LearnedLimit {
     /// Makes the limit anew, so many seconds after the last time; none of them is an early verdict.
     #[cold]
     fn estimate(&self, second: u32, since: u32) {
-        let mut histogram = Histogram::new();
-        let mark = self.window.read(second, |bucket, samples| histogram.add(bucket, samples));
+        let (histogram, mark) = self.minute.read(second);
         let guard = if since == 0 { self.guard.condemn() } else { self.guard.judge(mark, since) };
         let learned = match histogram.quantile(self.quantile) {
             Some(quantile) if histogram.samples() >= self.min_samples => {
@@ -420,10 +405,10 @@ mod tests {
     fn a_key_takes_thirty_two_kibibytes_at_most() {
         for stripes in [0, 1, 2, 3, 8, 9, usize::MAX] {
             let limit = LearnedLimit::new(CAP).stripes(stripes);
-            let bytes = size_of::<LearnedLimit>() + limit.window.bytes();
+            let bytes = size_of::<LearnedLimit>() + limit.minute.bytes();
             assert!(bytes <= 32 * 1024, "{stripes} stripes take {bytes} bytes");
         }
-        assert_eq!(LearnedLimit::new(CAP).stripes(8).window.bytes(), 8 * 2 * BUCKETS * 4);
+        assert_eq!(LearnedLimit::new(CAP).stripes(8).minute.bytes(), 8 * 2 * crate::measure::BUCKETS * 4);
     }
 
     proptest! {

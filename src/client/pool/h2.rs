@@ -57,7 +57,8 @@ pub(crate) struct H2<B> {
 impl<B> Drop for H2<B> {
     fn drop(&mut self) {
         // after a time limit it takes no more streams, unless the client itself was late
-        if !matches!(leaving(), Abandon::Left | Abandon::TimedOut(BadGatewayCause::UploadStalled)) {
+        let late = Abandon::TimedOut(BadGatewayCause::UploadStalled);
+        if !matches!(leaving(), Abandon::Left | Abandon::Outrun) && leaving() != late {
             self.evict();
         }
         let others = self.connection.streams.fetch_sub(1, Relaxed) - 1;

@@ -1,0 +1,189 @@
+//! When a second attempt is sent beside a first one that is late.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::measure::{Minute, Quantile, default_stripes};
+
+/// Not known: no delay is as long.
+const UNKNOWN: u32 = u32::MAX;
+
+/// More stripes than this would take more than 32 KiB.
+const MOST_STRIPES: usize = 8;
+
+/// When a second attempt is sent beside a first one that is late ("hedged requests", Dean and Barroso, "The Tail at
+/// Scale", 2013).
+///
+/// | setting | default | |
+/// |---|---|---|
+/// | [`quantile`](Self::quantile) | [`Quantile::P95`] | of the last minute's answers: who is later than that is helped |
+/// | [`min_samples`](Self::min_samples) | 200 | with fewer nothing is hedged |
+/// | [`at_least`](Self::at_least) | 10 ms | no delay is shorter |
+///
+/// Only idempotent requests are hedged, only beside their first attempt, and only while all of the request body is
+/// at hand: as a rule requests without one. The second attempt draws a token of the budget like a retry, counts as one of the
+/// attempts, and is boxed when it starts. The first answer that is no failure is handed on, and the other attempt is dropped;
+/// where one fails, the other is waited for, and the failure that comes last is judged as any other.
+///
+/// Samples are the times from the call to the head of the answer. A first attempt that was overtaken counts with the
+/// time it had taken until then. The delay is made anew once a second. Clones learn together.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_upstream::retry::{Hedging, Quantile, RetryLayer};
+///
+/// let layer = RetryLayer::new().hedging(Hedging::new().quantile(Quantile::P99).at_least(Duration::from_millis(50)));
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Hedging {
+    quantile: Quantile,
+    min_samples: u64,
+    at_least: Duration,
+    learned: Option<Arc<Learned>>,
+}
+
+/// What clones share.
+struct Learned {
+    minute: Minute,
+    /// In microseconds.
+    delay: AtomicU32,
+}
+
+impl Hedging {
+    /// After the learned 95th percentile.
+    pub fn new() -> Self {
+        let minute = Minute::new(default_stripes().min(MOST_STRIPES));
+        Self {
+            quantile: Quantile::P95,
+            min_samples: 200,
+            at_least: Duration::from_millis(10),
+            learned: Some(Arc::new(Learned { minute, delay: AtomicU32::new(UNKNOWN) })),
+        }
+    }
+
+    /// After this time, whatever the answers take.
+    pub fn after(delay: Duration) -> Self {
+        Self { quantile: Quantile::P95, min_samples: 0, at_least: delay, learned: None }
+    }
+
+    /// Which share of the answers is fast enough.
+    ///
+    /// What is left above it is the extra load: 5 % by default, and never more than the budget grants.
+    pub fn quantile(mut self, quantile: Quantile) -> Self {
+        self.quantile = quantile;
+        self
+    }
+
+    /// How many answers of the last minute it takes to know the delay; 1 at least.
+    pub fn min_samples(mut self, samples: u32) -> Self {
+        self.min_samples = u64::from(samples.max(1));
+        self
+    }
+
+    /// The shortest delay: where all answers are fast, there is nothing to win.
+    pub fn at_least(mut self, delay: Duration) -> Self {
+        self.at_least = delay;
+        self
+    }
+
+    /// How late a first attempt has to be at this time; `None` while too little is known.
+    pub fn delay(&self, now: Instant) -> Option<Duration> {
+        let Some(learned) = &self.learned else { return Some(self.at_least) };
+        let second = learned.minute.second(now);
+        if let Some(_taken) = learned.minute.take(second) {
+            self.estimate(learned, second);
+        }
+        match learned.delay.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            micros => Some(Duration::from_micros(micros.into()).max(self.at_least)),
+        }
+    }
+
+    /// Records the answer of a first attempt, or how long one had taken when it was overtaken.
+    pub(super) fn answered(&self, now: Instant, elapsed: Duration) {
+        if let Some(learned) = &self.learned {
+            learned.minute.record(learned.minute.second(now), elapsed);
+        }
+    }
+
+    #[cold]
+    fn estimate(&self, learned: &Learned, second: u32) {
+        let (histogram, _) = learned.minute.read(second);
+        let delay = match histogram.quantile(self.quantile) {
+            Some(quantile) if histogram.samples() >= self.min_samples => {
+                u32::try_from(quantile.as_micros()).unwrap_or(UNKNOWN - 1).min(UNKNOWN - 1)
+            }
+            _ => UNKNOWN,
+        };
+        learned.delay.store(delay, Ordering::Relaxed);
+    }
+}
+
+impl Default for Hedging {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Hedging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hedging")
+            .field("quantile", &self.quantile)
+            .field("min_samples", &self.min_samples)
+            .field("at_least", &self.at_least)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// Answers at 100 a second: twenty-four of twenty-five take so long, the others ten times that.
+    fn learns(hedging: &Hedging, mut now: Instant, answers: u32, takes: Duration) -> Instant {
+        for answer in 0..answers {
+            now += millis(10);
+            hedging.answered(now, if answer % 25 == 0 { takes * 10 } else { takes });
+        }
+        now
+    }
+
+    #[test]
+    fn nothing_is_hedged_before_it_is_known_what_is_late() {
+        let hedging = Hedging::new();
+        let now = learns(&hedging, Instant::now(), 199, millis(40));
+        assert_eq!(hedging.delay(now), None);
+        let now = learns(&hedging, now, 101, millis(40));
+        let delay = hedging.delay(now).unwrap();
+        assert!(delay > millis(38) && delay < millis(42), "{delay:?}");
+    }
+
+    #[test]
+    fn the_delay_follows_the_answers_and_clones_learn_together() {
+        let hedging = Hedging::new().at_least(millis(1));
+        let now = learns(&hedging.clone(), Instant::now(), 1000, millis(40));
+        assert!(hedging.delay(now).unwrap() < millis(42));
+        // a minute later none of those count
+        let now = learns(&hedging, now, 6200, millis(100));
+        let delay = hedging.clone().delay(now).unwrap();
+        assert!(delay > millis(95) && delay < millis(105), "{delay:?}");
+        assert_eq!(hedging.delay(now + Duration::from_secs(120)), None, "and after a silence nothing is known");
+    }
+
+    #[test]
+    fn fast_answers_do_not_make_a_storm() {
+        let hedging = Hedging::new();
+        let now = learns(&hedging, Instant::now(), 1000, Duration::from_micros(300));
+        assert_eq!(hedging.delay(now), Some(millis(10)));
+        assert_eq!(Hedging::after(millis(3)).delay(now), Some(millis(3)));
+    }
+}

@@ -1,0 +1,93 @@
+//! The second attempt beside one that is late.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::Response;
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep_until};
+
+use super::call::Way;
+use super::future::{Answered, Core};
+use super::round::Round;
+use super::span::AttemptSpan;
+use crate::body::ReplayBody;
+
+pin_project! {
+    /// A second attempt, from the moment that its first one is pending.
+    #[project = Projection]
+    pub(super) enum Second<F, S, B> {
+        Waiting { #[pin] timer: Sleep },
+        Readying { service: S, body: Option<ReplayBody<B>> },
+        Running { #[pin] call: F, span: AttemptSpan },
+        // there is none, or none any more
+        Over,
+    }
+}
+
+impl<F, S, B> Second<F, S, B> {
+    /// Waits until the first attempt is late; there may be nothing to wait for.
+    pub(super) fn beside(round: &Round<B>, core: &Core<S>) -> Self {
+        match round.due(&core.settings) {
+            Some(due) => Self::Waiting { timer: sleep_until(due) },
+            None => Self::Over,
+        }
+    }
+
+    /// Whether it was decided that there is one.
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self, Self::Readying { .. } | Self::Running { .. })
+    }
+
+    /// Its result; `None` if there will be none.
+    pub(super) fn poll<W>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        core: &Core<S>,
+        round: &mut Round<B>,
+    ) -> Poll<Option<Answered<S, B, W>>>
+    where
+        F: Future<Output = Result<Response<W::Body>, W::Error>>,
+        S: Clone,
+        W: Way<S, ReplayBody<B>, Future = F>,
+    {
+        loop {
+            let next = match self.as_mut().project() {
+                Projection::Waiting { timer } => {
+                    ready!(timer.poll(cx));
+                    match round.hedge(&core.settings) {
+                        Some(body) => Self::Readying { service: core.service(), body: Some(body) },
+                        None => Self::Over,
+                    }
+                }
+                Projection::Readying { service, body } => match ready!(W::poll_ready(service, cx)) {
+                    Ok(()) => match round.beside(&core.settings, body.take().unwrap_or_default()) {
+                        Some((request, resends)) => {
+                            let span = AttemptSpan::open(&request, resends);
+                            let entered = span.enter();
+                            let call = W::call(service, request);
+                            drop(entered);
+                            Self::Running { call, span }
+                        }
+                        None => Self::Over,
+                    },
+                    Err(error) => {
+                        self.set(Self::Over);
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                },
+                Projection::Running { call, span } => {
+                    let entered = span.enter();
+                    let result = ready!(call.poll(cx));
+                    drop(entered);
+                    span.ended(result.as_ref());
+                    self.set(Self::Over);
+                    return Poll::Ready(Some(result));
+                }
+                Projection::Over => return Poll::Ready(None),
+            };
+            self.set(next);
+        }
+    }
+}
