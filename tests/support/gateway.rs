@@ -14,10 +14,12 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tower::{Layer, Service};
+use tower_upstream::body::ReplayBody;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::retry::RetryLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
@@ -103,6 +105,20 @@ impl Gateway {
         C::Future: 'static,
     {
         Self::serving(listener, builder, short())
+    }
+
+    /// With retries between the classification and the limits.
+    pub(crate) async fn retrying(builder: ReverseProxyBuilder, retry: RetryLayer) -> Self {
+        let listener = listener().await;
+        let (seen, address) = (Seen::default(), listener.local_addr().unwrap());
+        let layer = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge").unwrap()).observer(seen.clone());
+        let proxy = builder.build::<ReplayBody<Incoming>>();
+        let limits = TimeoutLayer::new(short()).untouched();
+        let service = move |peer: SocketAddr| {
+            let caller = Caller::new(Some(peer.ip()), Scheme::Http);
+            layer.layer(retry.layer(limits.layer(proxy.caller(caller))))
+        };
+        Self { address, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }
 
     fn serving<C>(listener: TcpListener, builder: ReverseProxyBuilder<C>, timeouts: Timeouts) -> Self
