@@ -61,8 +61,9 @@ async fn upstream(acts: &'static [Does]) -> (Upstream, Read) {
                 if let Some(length) = head.get("content-length").map(|length| length.parse::<usize>().unwrap()) {
                     let body = wire.bytes(length).await;
                     let mut all = log.0.lock().unwrap();
-                    let last = all.last_mut().unwrap();
-                    *last = format!("{last} {}", String::from_utf8_lossy(&body)).trim_end().to_owned();
+                    if !body.is_empty() {
+                        all.last_mut().unwrap().extend([" ", std::str::from_utf8(&body).unwrap()]);
+                    }
                 }
                 match act {
                     Does::Refuses => wire.write("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await,

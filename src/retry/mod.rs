@@ -23,6 +23,7 @@
 //! | [`carry`](RetryLayer::carry): extensions that go along | [`Deadline`](crate::deadline::Deadline), [`RetryOverride`] |
 //! | [`total`](RetryLayer::total) of all attempts | none |
 //! | [`count`](RetryLayer::count): on requests sent again | `x-envoy-attempt-count` |
+//! | [`hedging`](RetryLayer::hedging): a second attempt beside a late one | none |
 //!
 //! It has no timer but for its pauses. Limits stand inside, in a [`TimeoutLayer`](crate::timeout::TimeoutLayer); what is left of
 //! the [`total`](RetryLayer::total) or of the caller's [`Deadline`](crate::deadline::Deadline) goes along with each later attempt. A
@@ -30,8 +31,12 @@
 //!
 //! A final failure says how many attempts there were, what the earlier ones met, and by
 //! [`retry_stop`](crate::Failure::retry_stop) why there was no further one, so that an outer layer of ours does not go on. An answer
-//! that a retry brought carries [`Attempts`]; each failure that is followed by another attempt is one `tracing` line at
-//! level `INFO`.
+//! that took more than one carries [`Attempts`]; each failure that is followed by another attempt is one `tracing` line at
+//! level `INFO`. Each attempt is a span `attempt` at level `DEBUG`, with OpenTelemetry's names: `http.request.method`,
+//! `server.address`, `http.request.resend_count` where it is one, `http.response.status_code`, `error.type`.
+//!
+//! With one attempt ([`policy`](RetryLayer::policy)) and no exception for the request the layer is idle: it reads no clock,
+//! copies nothing, and its budget hears of nothing.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU32, Ordering};
