@@ -351,3 +351,46 @@ fn record_of(shown: Shown<'_>) -> Failure {
         _ => Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Text("grpc-status")).build(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry::{RetryBudget, RetryPolicy};
+
+    fn copied(settings: &Settings, request: Request<()>) -> bool {
+        let mut request = request;
+        begin(settings, &mut request).head.is_some()
+    }
+
+    fn get() -> Request<()> {
+        Request::new(())
+    }
+
+    #[test]
+    fn a_request_is_copied_only_where_another_attempt_is_possible() {
+        assert!(copied(&Settings::default(), get()));
+        let once = Settings { policy: RetryPolicy::new().attempts(1), ..Settings::default() };
+        assert!(!copied(&once, get()));
+        assert!(copied(&once, Request::builder().extension(RetryOverride::up_to(2)).body(()).unwrap()));
+        let never = Request::builder().extension(RetryOverride::none()).body(()).unwrap();
+        assert!(!copied(&Settings::default(), never));
+        assert!(!copied(&Settings::default(), Request::connect("a:1").body(()).unwrap()));
+        assert!(!copied(&Settings::default(), Request::get("/").header("upgrade", "websocket").body(()).unwrap()));
+        let spent = Settings { budget: RetryBudget::new(), ..Settings::default() };
+        while let Some(token) = spent.budget.withdraw(Instant::now()) {
+            token.sent();
+        }
+        assert!(!copied(&spent, get()));
+    }
+
+    #[test]
+    fn a_budget_hears_of_the_calls_that_it_could_pay_for() {
+        let once = Settings { policy: RetryPolicy::new().attempts(1), ..Settings::default() };
+        let answered = |settings: &Settings| {
+            let (mut round, _) = begin(settings, &mut get()).with(settings, http_body_util::Empty::new());
+            round.succeeded(settings, &mut Response::new(()));
+            settings.budget.snapshot(Instant::now()).deposits
+        };
+        assert_eq!((answered(&once), answered(&Settings::default())), (0, 1));
+    }
+}
