@@ -4,6 +4,7 @@
 
 mod duty;
 mod histogram;
+mod ratio;
 mod stripes;
 pub(crate) mod sync;
 mod window;
@@ -11,5 +12,6 @@ mod window;
 pub(crate) use self::duty::{Duty, Taken};
 pub use self::histogram::Quantile;
 pub(crate) use self::histogram::{BUCKETS, Histogram, bucket};
+pub use self::ratio::Ratio;
 pub(crate) use self::stripes::{default_stripes, stripe};
 pub(crate) use self::window::{Mark, Window};

@@ -67,7 +67,6 @@ mod ledger;
 mod pace;
 mod policy;
 mod pushback;
-mod ratio;
 mod retry_after;
 mod round;
 mod settings;
@@ -102,11 +101,11 @@ pub use self::decision::{Decision, Situation, Spare, Toward, decide};
 pub use self::future::RetryFuture;
 pub use self::policy::{RetryOverride, RetryPolicy};
 pub use self::pushback::Pushback;
-pub use self::ratio::Ratio;
 pub use self::retry_after::retry_after;
 pub use self::shown::{Protocol, Shown};
 #[cfg(feature = "tower-retry")]
 pub use self::tower_budget::TowerBudget;
+pub use crate::measure::Ratio;
 
 /// Sends failed requests again where that is safe, helps, and is paid for; see the [module](self).
 ///
