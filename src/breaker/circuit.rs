@@ -154,7 +154,7 @@ impl Circuit {
         self.gate.release(self.moment(now))
     }
 
-    pub(super) fn reset(&self, now: Instant) -> Turn<Failure> {
+    pub(super) fn reset(&self, now: Instant) -> Option<Turn<Failure>> {
         self.gate.reset(self.moment(now), || self.forget())
     }
 

@@ -14,6 +14,7 @@
 //! Times are nanoseconds since an origin that the owner chose.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use super::reopen::Pauses;
 use crate::measure::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -76,18 +77,29 @@ impl fmt::Display for State {
 
 /// What an admitted call holds: the state and the epoch in which it was let in.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Permit(u64);
+pub struct Permit(NonZeroU64);
 
 impl Permit {
+    /// A permit of this word, which is never zero: epochs begin with one.
+    #[inline]
+    fn of(word: u64) -> Option<Self> {
+        NonZeroU64::new(word).map(Self)
+    }
+
+    #[inline]
+    fn is(&self, word: u64) -> bool {
+        self.0.get() == word
+    }
+
     #[inline]
     pub(crate) fn epoch(&self) -> u64 {
-        self.0 >> KIND
+        self.0.get() >> KIND
     }
 
     /// Whether it is a probe of a half-open circuit.
     #[inline]
     pub fn is_probe(&self) -> bool {
-        self.0 & MASK == PROBING
+        self.0.get() & MASK == PROBING
     }
 }
 
@@ -173,43 +185,32 @@ impl<T: Clone> Gate<T> {
     #[inline]
     pub(crate) fn pass(&self) -> Option<Permit> {
         let word = self.word();
-        (word & MASK == CLOSED).then_some(Permit(word))
+        if word & MASK == CLOSED { Permit::of(word) } else { None }
     }
 
     /// Whether nothing has changed since this permit was given.
     #[inline]
     pub(crate) fn is_current(&self, permit: &Permit) -> bool {
-        self.word() == permit.0
+        permit.is(self.word())
     }
 
     /// Lets a call pass that met a circuit that was not closed, or not; `forget` runs before it closes.
     pub(crate) fn knock(&self, now: u64, forget: impl FnOnce()) -> (Result<Permit, Shut<T>>, Option<Turn<T>>) {
         let mut book = self.lock();
         let word = self.word();
-        match word & MASK {
-            CLOSED => return (Ok(Permit(word)), None),
+        let (word, turn) = match word & MASK {
+            CLOSED => (word, None),
             // its head was good and its body is long: that will do
-            PROBING if now >= book.until && book.answered => {
-                let (word, turn) = self.close(&mut book, now, forget);
-                return (Ok(Permit(word)), Some(turn));
-            }
-            _ => {}
+            PROBING if now >= book.until && book.answered => self.close(&mut book, now, forget),
+            _ if rest(word, &book, now).is_none() => self.probe(&mut book, word, now),
+            _ => (0, None),
+        };
+        if let Some(permit) = Permit::of(word) {
+            return (Ok(permit), turn);
         }
-        if let Some(rest) = rest(word, &book, now) {
-            book.refused += 1;
-            return (Err(Shut { why: book.why.clone(), rest }), None);
-        }
-        let begins = word & MASK == OPEN;
-        book.given_up += u64::from(word & MASK == PROBING);
-        let word = self.set(word, PROBING);
-        if begins {
-            (book.since, book.half_open) = (now, word >> KIND);
-        }
-        book.until = now.saturating_add(book.limit);
-        book.answered = false;
-        book.probes += 1;
-        let turn = begins.then(|| turn(word, &book));
-        (Ok(Permit(word)), turn)
+        book.refused += 1;
+        let rest = rest(self.word(), &book, now).unwrap_or(0);
+        (Err(Shut { why: book.why.clone(), rest }), turn)
     }
 
     /// What a call would be told now, if it would not pass; nobody counts it.
@@ -228,7 +229,7 @@ impl<T: Clone> Gate<T> {
     pub(crate) fn trip(&self, permit: &Permit, now: u64, random: u64, why: impl FnOnce() -> T) -> Option<Turn<T>> {
         let mut book = self.lock();
         let word = self.word();
-        if word != permit.0 || word & MASK != CLOSED {
+        if !permit.is(word) || word & MASK != CLOSED {
             return None;
         }
         book.rung = book.pauses.calmed(book.rung, now.saturating_sub(book.since));
@@ -238,7 +239,7 @@ impl<T: Clone> Gate<T> {
     /// The head of a probe's answer is good; its body may be long.
     pub(crate) fn probe_answered(&self, permit: &Permit) {
         let mut book = self.lock();
-        book.answered |= self.word() == permit.0;
+        book.answered |= permit.is(self.word());
     }
 
     /// The answer of a probe is good.
@@ -246,7 +247,7 @@ impl<T: Clone> Gate<T> {
         let mut book = self.lock();
         let word = self.word();
         let half_open = matches!(word & MASK, VACANT | PROBING);
-        (half_open && permit.epoch() >= book.half_open).then(|| self.close(&mut book, now, forget).1)
+        if half_open && permit.epoch() >= book.half_open { self.close(&mut book, now, forget).1 } else { None }
     }
 
     /// The probe that is out has failed.
@@ -258,14 +259,14 @@ impl<T: Clone> Gate<T> {
         why: impl FnOnce() -> T,
     ) -> Option<Turn<T>> {
         let mut book = self.lock();
-        (self.word() == permit.0).then(|| self.open(&mut book, now, random, why()))
+        (permit.is(self.word())).then(|| self.open(&mut book, now, random, why()))
     }
 
     /// The probe that is out proves nothing: its place is free.
     pub(crate) fn probe_left(&self, permit: &Permit) {
         let _book = self.lock();
         let word = self.word();
-        if word == permit.0 {
+        if permit.is(word) {
             self.set(word, VACANT);
         }
     }
@@ -295,7 +296,7 @@ impl<T: Clone> Gate<T> {
     }
 
     /// Closes it, whatever it was, and forgets how often it opened.
-    pub(crate) fn reset(&self, now: u64, forget: impl FnOnce()) -> Turn<T> {
+    pub(crate) fn reset(&self, now: u64, forget: impl FnOnce()) -> Option<Turn<T>> {
         let mut book = self.lock();
         book.rung = 0;
         self.close(&mut book, now, forget).1
@@ -327,11 +328,25 @@ impl<T: Clone> Gate<T> {
         turn(word, book)
     }
 
-    fn close(&self, book: &mut Book<T>, now: u64, forget: impl FnOnce()) -> (u64, Turn<T>) {
+    fn close(&self, book: &mut Book<T>, now: u64, forget: impl FnOnce()) -> (u64, Option<Turn<T>>) {
         forget();
         book.since = now;
         let word = self.set(self.word(), CLOSED);
-        (word, turn(word, book))
+        (word, Some(turn(word, book)))
+    }
+
+    /// Gives the place of the probe away; only the first of a pause is a transition.
+    fn probe(&self, book: &mut Book<T>, before: u64, now: u64) -> (u64, Option<Turn<T>>) {
+        let begins = before & MASK == OPEN;
+        book.given_up += u64::from(before & MASK == PROBING);
+        let word = self.set(before, PROBING);
+        if begins {
+            (book.since, book.half_open) = (now, word >> KIND);
+        }
+        book.until = now.saturating_add(book.limit);
+        book.answered = false;
+        book.probes += 1;
+        (word, begins.then(|| turn(word, book)))
     }
 
     /// The word in its next epoch; only under the lock.

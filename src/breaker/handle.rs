@@ -159,7 +159,7 @@ impl CircuitHandle {
 
     /// Closes it, whatever its state, and forgets what it counted and how often it opened.
     pub fn reset(&self) {
-        self.tell(Some(self.core.circuit.reset(Instant::now())));
+        self.tell(self.core.circuit.reset(Instant::now()));
     }
 
     /// Its transitions from now on, the present state first.

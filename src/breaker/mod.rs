@@ -156,6 +156,7 @@ pub struct Breaker {
     core: Arc<Core>,
 }
 
+#[allow(clippy::inline_always)] // as in the engine
 impl Part for Breaker {
     type Ticket = Permit;
 
@@ -172,19 +173,19 @@ impl Part for Breaker {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn admit(&self, call: &Call) -> Result<Permit, Refusal> {
         self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok)
     }
 
-    #[inline]
+    #[inline(always)]
     fn answered(&self, permit: &mut Permit, _: &Call, outcome: &Outcome) {
         if permit.is_probe() {
             self.probe_answered(permit, outcome);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn settle(&self, permit: Permit, call: &Call, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         let verdict = Verdict::of(outcome, circuit.statuses());

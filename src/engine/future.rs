@@ -168,7 +168,7 @@ impl<P: Part, L: Limits> Open<P, L> {
     /// The head has come; what is left to settle, if its body is still coming.
     #[inline(always)]
     fn answered<B: Body>(&mut self, watch: &L::Watch, answer: &Response<B>, at_once: bool) -> Option<Following<P, L>> {
-        let outcome = Outcome::of(Shown::of(answer)).asked(at_once);
+        let outcome = Outcome::of(Shown::of(answer), at_once);
         let head = Head { outcome: &outcome, headers: Some(answer.headers()), uploaded: self.uploaded() };
         self.shared.limits.answered(watch, &self.call, &head);
         if let Some(ticket) = &mut self.ticket {

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::time::Duration;
 
-use http::{Response, StatusCode, header::RETRY_AFTER};
+use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::Instant;
 
 use super::Call;
@@ -156,18 +156,22 @@ pub(super) struct Shown {
 
 impl Shown {
     /// The head; only one that is no success is looked at closely.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of<B>(answer: &Response<B>) -> Self {
         let status = answer.status();
-        if status.as_u16() < 400 {
-            return Self { status: Some(status), cause: None, failure: None, pushed_back: false };
+        let mut shown = Self { status: Some(status), cause: None, failure: None, pushed_back: false };
+        if status.as_u16() >= 400 {
+            shown.look_closely(answer.headers(), answer.extensions());
         }
-        Self {
-            status: Some(status),
-            cause: BadGatewayCause::of(answer),
-            failure: Failure::of(answer).cloned(),
-            pushed_back: answer.headers().contains_key(RETRY_AFTER),
-        }
+        shown
+    }
+
+    #[cold]
+    fn look_closely(&mut self, headers: &HeaderMap, extensions: &Extensions) {
+        self.failure = extensions.get::<Failure>().cloned();
+        let bare = || extensions.get::<BadGatewayCause>().copied();
+        self.cause = self.failure.as_ref().map(Failure::cause).or_else(bare);
+        self.pushed_back = headers.contains_key(RETRY_AFTER);
     }
 
     /// The body failed after this head.
@@ -185,38 +189,33 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    #[inline]
-    pub(super) fn of(shown: Shown) -> Self {
-        Self { shown, at_once: false, now: OnceCell::new() }
+    #[inline(always)]
+    pub(super) fn of(shown: Shown, at_once: bool) -> Self {
+        Self { shown, at_once, now: OnceCell::new() }
     }
 
     /// An answer, with the cause that stands in its extensions.
     #[cfg(test)]
     pub(crate) fn answer(status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
-        Self::of(Shown { status: Some(status), cause, failure: None, pushed_back: false })
+        Self::of(Shown { status: Some(status), cause, failure: None, pushed_back: false }, false)
     }
 
     /// A failure that was found here.
     pub(super) fn failure(failure: &Failure) -> Self {
         let (status, cause) = (Some(failure.status()), Some(failure.cause()));
-        Self::of(Shown { status, cause, failure: Some(failure.clone()), pushed_back: false })
+        Self::of(Shown { status, cause, failure: Some(failure.clone()), pushed_back: false }, false)
     }
 
     /// The inner service's own error, which no layer has named yet.
     pub(super) fn error() -> Self {
-        Self::of(Shown { status: None, cause: None, failure: None, pushed_back: false })
+        Self::of(Shown { status: None, cause: None, failure: None, pushed_back: false }, false)
     }
 
     pub(super) fn at(self, now: Instant) -> Self {
         Self { now: OnceCell::from(now), ..self }
     }
 
-    #[inline]
-    pub(super) fn asked(self, once: bool) -> Self {
-        Self { at_once: once, ..self }
-    }
-
-    #[inline]
+    #[inline(always)]
     pub(super) fn into_shown(self) -> Shown {
         self.shown
     }

@@ -100,7 +100,7 @@ impl<P: Part, L: Limits> Following<P, L> {
             None => self.head,
             Some((cause, failure)) => self.head.broken(cause, failure),
         };
-        self.open.settle(&Outcome::of(shown));
+        self.open.settle(&Outcome::of(shown, false));
     }
 
     /// Waits under the limits; `poll` asks the body once more before one counts as passed.
