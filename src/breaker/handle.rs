@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::circuit::Circuit;
 use super::gate::{State, Turn};
-use crate::cause::Failure;
+use crate::cause::{Detail, Failure};
 
 /// A circuit and those who are told of its transitions.
 pub(super) struct Core {
@@ -73,44 +73,15 @@ impl Core {
 
     /// Says what has happened: a line in the log, and the state for whoever waits.
     #[cold]
-    pub(super) fn tell(&self, turn: Turn<Failure>) {
-        let why = turn.why.as_ref().and_then(|opening| opening.previous().last().cloned());
-        let (at, pause) = (self.circuit.at(turn.at), Duration::from_nanos(turn.rest));
-        let name = &**self.circuit.name();
-        let state = turn.state.as_str();
-        match turn.state {
-            State::Open => tracing::warn!(
-                target: "tower_upstream",
-                upstream = name,
-                circuit.state = state,
-                error.type = why.as_ref().map(|why| why.cause().as_str()),
-                phase = why.as_ref().map(|why| why.phase().as_str()),
-                peer = why.as_ref().and_then(Failure::peer).map(tracing::field::display),
-                detail = turn.why.as_ref().and_then(Failure::detail).map(tracing::field::display),
-                pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-                "the circuit is open: calls are refused until a probe has succeeded"
-            ),
-            State::HeldOpen => tracing::warn!(
-                target: "tower_upstream",
-                upstream = name,
-                circuit.state = state,
-                "the circuit is held open by hand"
-            ),
-            State::HalfOpen => tracing::info!(
-                target: "tower_upstream",
-                upstream = name,
-                circuit.state = state,
-                error.type = why.as_ref().map(|why| why.cause().as_str()),
-                "the circuit lets one call pass as a probe"
-            ),
-            State::Closed => tracing::info!(
-                target: "tower_upstream",
-                upstream = name,
-                circuit.state = state,
-                "the circuit is closed"
-            ),
-        }
-        let change = Change { state: turn.state, at, pause, why, number: turn.epoch };
+    pub(super) fn tell(&self, turn: &Turn<Failure>) {
+        let change = Change {
+            state: turn.state,
+            at: self.circuit.at(turn.at),
+            pause: Duration::from_nanos(turn.rest),
+            why: turn.why.as_ref().and_then(|opening| opening.previous().last().cloned()),
+            number: turn.epoch,
+        };
+        log(self.circuit.name(), &change, turn.why.as_ref().and_then(Failure::detail));
         self.changes.send_if_modified(|last| {
             // two threads may come here in another order than they came through the gate
             let newer = last.number < change.number;
@@ -119,6 +90,37 @@ impl Core {
             }
             newer
         });
+    }
+}
+
+fn log(name: &str, change: &Change, detail: Option<Detail>) {
+    let (state, why) = (change.state.as_str(), change.why.as_ref());
+    let cause = why.map(|why| why.cause().as_str());
+    match change.state {
+        State::Open => tracing::warn!(
+            target: "tower_upstream",
+            upstream = name,
+            circuit.state = state,
+            error.type = cause,
+            phase = why.map(|why| why.phase().as_str()),
+            peer = why.and_then(Failure::peer).map(tracing::field::display),
+            detail = detail.map(tracing::field::display),
+            pause_ms = u64::try_from(change.pause.as_millis()).unwrap_or(u64::MAX),
+            "the circuit is open: calls are refused until a probe has succeeded"
+        ),
+        State::HeldOpen => {
+            tracing::warn!(target: "tower_upstream", upstream = name, circuit.state = state, "the circuit is held open");
+        }
+        State::HalfOpen => tracing::info!(
+            target: "tower_upstream",
+            upstream = name,
+            circuit.state = state,
+            error.type = cause,
+            "the circuit lets one call pass as a probe"
+        ),
+        State::Closed => {
+            tracing::info!(target: "tower_upstream", upstream = name, circuit.state = state, "the circuit is closed");
+        }
     }
 }
 
@@ -171,7 +173,7 @@ impl CircuitHandle {
 
     fn tell(&self, turn: Option<Turn<Failure>>) {
         if let Some(turn) = turn {
-            self.core.tell(turn);
+            self.core.tell(&turn);
         }
     }
 }

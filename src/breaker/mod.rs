@@ -211,7 +211,7 @@ impl Breaker {
     fn knock(&self, now: Instant) -> Result<Permit, Refusal> {
         let (passed, turn) = self.core.circuit.knock(now);
         if let Some(turn) = turn {
-            self.core.tell(turn);
+            self.core.tell(&turn);
         }
         passed.map_err(refusal)
     }
@@ -234,7 +234,7 @@ impl Breaker {
     fn end(&self, permit: &Permit, verdict: Verdict, call: &Call, now: Instant, record: impl FnOnce() -> Failure) {
         let end = End { verdict, now, took: now.saturating_duration_since(call.now) };
         if let Some(turn) = self.core.circuit.end(permit, end, || fastrand::u64(..), record) {
-            self.core.tell(turn);
+            self.core.tell(&turn);
         }
     }
 }

@@ -9,8 +9,10 @@
 
 use crate::measure::sync::{AtomicU64, Ordering};
 
+const PLACES: usize = 10;
+
 /// How many cells there are.
-pub(crate) const CELLS: u64 = 10;
+pub(crate) const CELLS: u64 = PLACES as u64;
 
 /// From below: bad calls, calls, and the low bits of the tick.
 const COUNT: u32 = 20;
@@ -22,7 +24,7 @@ const CALL: u64 = 1 << COUNT;
 /// The cells of the threads that share a stripe, on cache lines of their own.
 #[derive(Debug)]
 #[repr(align(128))] // two lines: they are fetched in pairs
-struct Stripe([AtomicU64; CELLS as usize]);
+struct Stripe([AtomicU64; PLACES]);
 
 /// What a window holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,14 +56,14 @@ impl Window {
         #[allow(clippy::cast_possible_truncation)] // less than ten
         let Some(cell) = cells.get((tick % CELLS) as usize) else { return };
         let tag = tick & TICKS;
-        let call = CALL + u64::from(bad);
+        let one = CALL + u64::from(bad);
         let mut seen = cell.load(Ordering::Relaxed);
         loop {
             let next = if seen >> TICK == tag && calls(seen) < LOW {
-                seen + call
+                seen + one
             } else {
                 match renewed(seen, tag) {
-                    Some(begun) => begun + call,
+                    Some(begun) => begun + one,
                     None => return,
                 }
             };
@@ -79,7 +81,7 @@ impl Window {
             let seen = cell.load(Ordering::Relaxed);
             // a tick that others see already belongs to it as well
             let age = tick.wrapping_sub(seen >> TICK) & TICKS;
-            if age < CELLS || age > TICKS - CELLS {
+            if !(CELLS..=TICKS - CELLS).contains(&age) {
                 sum.calls += calls(seen);
                 sum.bad += seen & LOW;
             }
@@ -108,7 +110,7 @@ fn calls(cell: u64) -> u64 {
 fn renewed(seen: u64, tag: u64) -> Option<u64> {
     if seen >> TICK == tag {
         // full: half of it keeps the share
-        return Some(tag << TICK | calls(seen) / 2 << COUNT | (seen & LOW) / 2);
+        return Some(tag << TICK | ((calls(seen) / 2) << COUNT) | ((seen & LOW) / 2));
     }
     let ahead = (seen >> TICK).wrapping_sub(tag) & TICKS;
     // further ahead is no clock that lags, it is a count of ticks that has gone round

@@ -36,7 +36,7 @@ impl Default for Ratio {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
