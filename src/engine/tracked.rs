@@ -73,12 +73,19 @@ impl<B, P: Part, L: Limits> Tracked<B, P, L> {
     pub(super) fn local(failure: &Failure, retry_after: Option<Duration>) -> Response<Self> {
         let mut answer = cause::local_answer(failure, failure.status());
         if let Some(after) = retry_after {
-            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            answer.headers_mut().insert(RETRY_AFTER, seconds(after));
         }
         answer.extensions_mut().insert(cause::LocalAnswer);
         answer.map(Self::from)
     }
+}
+
+/// Whole seconds, rounded up; the usual ones need no allocation.
+fn seconds(after: Duration) -> HeaderValue {
+    const USUAL: [&str; 11] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+    let usual = usize::try_from(seconds).ok().and_then(|seconds| USUAL.get(seconds));
+    usual.map_or_else(|| HeaderValue::from(seconds), |seconds| HeaderValue::from_static(seconds))
 }
 
 impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
