@@ -236,6 +236,24 @@ fn an_upstream_that_is_slower_than_the_limit_of_a_probe_is_let_back_in() {
 }
 
 #[test]
+fn a_probe_from_before_the_last_opening_does_not_close() {
+    let mut scene = usual();
+    scene.half_open();
+    let hung = scene.probe();
+    scene.wait(SECOND);
+    assert!(scene.call(Verdict::Failure), "the next probe opens it again");
+    assert_eq!(scene.end(&hung, Verdict::Success), None, "in the pause");
+    scene.wait(SECOND * 10);
+    let hung = scene.begin().unwrap();
+    scene.wait(SECOND);
+    scene.call(Verdict::Failure);
+    scene.wait(SECOND * 10);
+    let probe = scene.probe();
+    assert_eq!(scene.end(&hung, Verdict::Success), None, "nor beside a later probe");
+    assert_eq!(scene.end(&probe, Verdict::Success), Some(State::Closed));
+}
+
+#[test]
 fn a_probe_with_a_long_body_closes_at_its_limit() {
     let mut scene = usual();
     scene.half_open();
@@ -360,6 +378,8 @@ proptest! {
         let mut open: Vec<Permit> = Vec::new();
         // the probe that holds the place, and when that ends
         let mut place: Option<(u64, Instant)> = None;
+        // probes that began in this half-open state
+        let mut probes: Vec<u64> = Vec::new();
         for step in steps {
             let before = scene.circuit.snapshot(scene.now);
             match step {
@@ -372,6 +392,7 @@ proptest! {
                             prop_assert!(until <= scene.now, "two probes at once");
                         }
                         place = Some((permit.epoch(), scene.now + SECOND));
+                        probes.push(permit.epoch());
                         open.push(permit);
                     }
                     Ok(permit) => {
@@ -405,7 +426,7 @@ proptest! {
                         }
                         (State::HalfOpen, Some(State::Open)) => prop_assert!(holds && verdict == Verdict::Failure),
                         (State::HalfOpen, Some(State::Closed)) => {
-                            prop_assert!(permit.is_probe());
+                            prop_assert!(probes.contains(&permit.epoch()));
                             prop_assert!(matches!(verdict, Verdict::Success | Verdict::Overload));
                         }
                         (_, None) => prop_assert_eq!(scene.state(), before.state),
@@ -422,6 +443,7 @@ proptest! {
             }
             if scene.state() != State::HalfOpen {
                 place = None;
+                probes.clear();
             }
         }
         // an upstream that is well, and time: whatever happened
