@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod body;
+pub mod breaker;
 pub mod cause;
 pub mod classify;
 #[cfg(feature = "client")]

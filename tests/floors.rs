@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 12] = [
+const ROOMS: [(&str, u8); 13] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
@@ -15,6 +15,7 @@ const ROOMS: [(&str, u8); 12] = [
     ("event", 0),
     ("measure", 0),
     ("admission", 1),
+    ("breaker", 1),
     ("classify", 1),
     ("forward", 1),
     ("retry", 1),
@@ -102,13 +103,15 @@ fn pure_files_never_import_their_layer() {
         ("classify", ["ClassifyLayer", "ResponseFuture"].as_slice()),
         ("client", ["ReverseProxy", "ReverseProxyBuilder"].as_slice()),
         ("admission", ["AdmissionLayer", "Admitted"].as_slice()),
+        ("breaker", ["CircuitBreakerLayer", "CircuitBreaker<"].as_slice()),
         ("timeout", ["TimeoutLayer"].as_slice()),
         ("retry", ["RetryLayer", "RetryFuture"].as_slice()),
     ];
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
                 watch learned learner timeouts \
-                attempts backoff budget decision hedging kept_head ledger pace pushback ratio retry_after round settings shown";
+                circuit gate reopen streak verdict window \
+                attempts backoff budget decision hedging kept_head ledger pace pushback retry_after round settings shown";
     for (room, names) in layers {
         for file in pure.split_whitespace() {
             let path = root().join("src").join(room).join(file).with_extension("rs");

@@ -15,8 +15,15 @@ pub(crate) struct LocalAnswer;
 pub(crate) fn local_answer(failure: &Failure, status: StatusCode) -> Response<Bytes> {
     let reason = status.canonical_reason().unwrap_or("Error");
     let hint = failure.visitor_hint().unwrap_or_default();
-    let mut answer = Response::new(Bytes::from(format!("{reason}\n\n{hint}\n")));
+    // at its length: a refusal has to be cheap
+    let mut text = String::with_capacity(reason.len() + hint.len() + 3);
+    for part in [reason, "\n\n", hint, "\n"] {
+        text.push_str(part);
+    }
+    let mut answer = Response::new(Bytes::from(text));
     *answer.status_mut() = status;
+    // with room for a Retry-After
+    answer.headers_mut().reserve(2);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     attach(&mut answer, failure.clone());
     answer

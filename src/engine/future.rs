@@ -11,7 +11,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::limits::judged;
+use super::part::Shown;
 use super::sight::ask;
 use super::tracked::Following;
 use super::{Abandon, BoxError, Call, Finding, Head, Limits, Open, Outcome, Part, Sight, Tracked, leave};
@@ -30,6 +30,8 @@ pin_project! {
         timer: Option<Sleep>,
         open: Open<P, L>,
         watch: L::Watch,
+        // the answer was not there at the first poll
+        waited: bool,
     }
 
     impl<F, P: Part, L: Limits> PinnedDrop for EngineFuture<F, P, L> {
@@ -51,7 +53,7 @@ pin_project! {
 impl<F, P: Part, L: Limits> EngineFuture<F, P, L> {
     #[inline(always)]
     pub(super) fn new(run: Run<F>, open: Open<P, L>, watch: L::Watch) -> Self {
-        Self { run, timer: None, open, watch }
+        Self { run, timer: None, open, watch, waited: false }
     }
 }
 
@@ -72,7 +74,7 @@ where
             // in place and by reference: the answer is moved once
             match call.poll(cx) {
                 Poll::Ready(Ok(answer)) => {
-                    let following = this.open.answered(this.watch, &answer);
+                    let following = this.open.answered(this.watch, &answer, !*this.waited);
                     if this.timer.is_some() {
                         disarm(this.timer);
                     }
@@ -111,6 +113,7 @@ where
     /// The inner future is pending: what follows is under the timer.
     fn wait(mut self, cx: &mut Context<'_>) -> Poll<Answered<B, P, L, E>> {
         let (open, watch) = (self.open, self.watch);
+        *self.waited = true;
         if self.timer.is_none() {
             let Some(first) = open.shared.limits.first(watch, &open.call) else { return Poll::Pending };
             self.timer.set(Some(sleep_until(first)));
@@ -125,7 +128,7 @@ where
                 self.timer.set(None);
                 return Poll::Ready(match result {
                     Ok(answer) => {
-                        let following = open.answered(watch, &answer);
+                        let following = open.answered(watch, &answer, false);
                         Ok(Tracked::over(answer, following))
                     }
                     Err(error) => {
@@ -142,7 +145,7 @@ where
                     let failure = told(cause, phase, sight, &open.call, now);
                     self.timer.set(None);
                     leave(Abandon::TimedOut(cause), || self.run.set(Run::Over));
-                    open.settle(&Outcome::answer(failure.status(), Some(cause)).at(now));
+                    open.settle(&Outcome::failure(&failure).at(now));
                     return Poll::Ready(Ok(Tracked::local(&failure, None)));
                 }
             }
@@ -164,9 +167,8 @@ const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 impl<P: Part, L: Limits> Open<P, L> {
     /// The head has come; what is left to settle, if its body is still coming.
     #[inline(always)]
-    fn answered<B: Body>(&mut self, watch: &L::Watch, answer: &Response<B>) -> Option<Following<P, L>> {
-        let (status, cause) = judged(answer);
-        let outcome = Outcome::answer(status, cause);
+    fn answered<B: Body>(&mut self, watch: &L::Watch, answer: &Response<B>, at_once: bool) -> Option<Following<P, L>> {
+        let outcome = Outcome::of(Shown::of(answer), at_once);
         let head = Head { outcome: &outcome, headers: Some(answer.headers()), uploaded: self.uploaded() };
         self.shared.limits.answered(watch, &self.call, &head);
         if let Some(ticket) = &mut self.ticket {
@@ -178,7 +180,7 @@ impl<P: Part, L: Limits> Open<P, L> {
         }
         let upload = std::mem::take(&mut self.upload);
         let open = Self { call: self.call, ticket: self.ticket.take(), shared: self.shared.clone(), upload };
-        Some(Following::new(open, status, cause))
+        Some(Following::new(open, outcome.into_shown()))
     }
 
     /// The inner service returned its error.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request};
 use tokio::time::Instant;
 
 use super::{Call, Outcome, Refusal, Sight};
@@ -84,12 +84,4 @@ impl Limits for () {
     fn body(&self, _: &Call) -> BodyLimits {
         BodyLimits::default()
     }
-}
-
-/// The status an exchange ended with: the head's, as long as nothing else is known.
-#[inline]
-pub(super) fn judged<B>(answer: &http::Response<B>) -> (StatusCode, Option<BadGatewayCause>) {
-    let status = answer.status();
-    let cause = if status.as_u16() >= 400 { BadGatewayCause::of(answer) } else { None };
-    (status, cause)
 }

@@ -63,12 +63,14 @@ pub(crate) struct Shared<P, L> {
 pub struct Engine<S, P, L, W = Untouched> {
     inner: S,
     shared: Handle<Shared<P, L>>,
+    /// Made in place of asking the inner service, which must then not be called.
+    refusal: Option<(Instant, Refusal)>,
     border: PhantomData<fn() -> W>,
 }
 
 impl<S, P, L, W> Engine<S, P, L, W> {
     pub(crate) fn new(inner: S, shared: Arc<Shared<P, L>>) -> Self {
-        Self { inner, shared: Handle::new(shared), border: PhantomData }
+        Self { inner, shared: Handle::new(shared), refusal: None, border: PhantomData }
     }
 
     /// The service inside.
@@ -84,7 +86,7 @@ impl<S, P, L, W> Engine<S, P, L, W> {
 
 impl<S: Clone, P, L, W> Clone for Engine<S, P, L, W> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), shared: self.shared.clone(), border: PhantomData }
+        Self { inner: self.inner.clone(), shared: self.shared.clone(), refusal: None, border: PhantomData }
     }
 }
 
@@ -150,11 +152,22 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if P::REFUSES {
+            self.refusal = self.shared.parts.refuses();
+            if self.refusal.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+        }
         self.inner.poll_ready(cx)
     }
 
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        if P::REFUSES {
+            if let Some(made) = self.refusal.take() {
+                return refused(self.shared.hold(), &mut request, made);
+            }
+        }
         let (mut open, watch, refusal) = Open::begin(self.shared.hold(), &mut request);
         let run = match refusal {
             None => Run::Call { call: self.inner.call(W::pass(request, open.call.now, &mut open.upload)) },
@@ -162,6 +175,20 @@ where
         };
         EngineFuture::new(run, open, watch)
     }
+}
+
+/// The inner service was not asked whether it is ready: whatever has changed since then, it is not called.
+#[cold]
+fn refused<F, P: Part, L: Limits, B>(
+    shared: Held<Shared<P, L>>,
+    request: &mut Request<B>,
+    (now, refusal): (Instant, Refusal),
+) -> EngineFuture<F, P, L> {
+    let mut call = Call::new(now);
+    let watch = shared.limits.begin(&mut call, request);
+    shared.parts.refused(&refusal);
+    let open = Open { call, ticket: None, shared, upload: Seen::default() };
+    EngineFuture::new(Run::Refused { refusal: Some(refusal) }, open, watch)
 }
 
 /// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.

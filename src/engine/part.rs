@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::Instant;
 
 use super::Call;
@@ -16,6 +16,22 @@ use crate::cause::{BadGatewayCause, Failure};
 pub trait Part: Send + Sync + 'static {
     /// What an admitted call holds until it is over.
     type Ticket: Send + 'static;
+
+    /// Whether [`refuses`](Self::refuses) is ever to be asked.
+    const REFUSES: bool = false;
+
+    /// The refusal of whatever call comes now, and the time it was made at.
+    ///
+    /// Asked before the inner service is asked whether it is ready: a call that is refused anyway does not wait
+    /// for that.
+    fn refuses(&self) -> Option<(Instant, Refusal)> {
+        None
+    }
+
+    /// A call got this answer of [`refuses`](Self::refuses), its own or another part's, without being admitted.
+    fn refused(&self, refusal: &Refusal) {
+        let _ = refusal;
+    }
 
     /// Lets a call pass.
     ///
@@ -49,6 +65,17 @@ impl Part for () {
 
 impl<A: Part, B: Part> Part for (A, B) {
     type Ticket = (A::Ticket, B::Ticket);
+
+    const REFUSES: bool = A::REFUSES || B::REFUSES;
+
+    fn refuses(&self) -> Option<(Instant, Refusal)> {
+        self.0.refuses().or_else(|| self.1.refuses())
+    }
+
+    fn refused(&self, refusal: &Refusal) {
+        self.0.refused(refusal);
+        self.1.refused(refusal);
+    }
 
     fn admit(&self, call: &Call) -> Result<Self::Ticket, Refusal> {
         let outer = self.0.admit(call)?;
@@ -120,37 +147,108 @@ pub enum Abandon {
     Outrun,
 }
 
+/// What an answer shows: its head, and later how its body ended.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    status: Option<StatusCode>,
+    cause: Option<BadGatewayCause>,
+    failure: Option<Failure>,
+    pushed_back: bool,
+}
+
+impl Shown {
+    /// The head; only one that is no success is looked at closely.
+    #[inline(always)]
+    pub(super) fn of<B>(answer: &Response<B>) -> Self {
+        let status = answer.status();
+        let mut shown = Self { status: Some(status), cause: None, failure: None, pushed_back: false };
+        if status.as_u16() >= 400 {
+            shown.look_closely(answer.headers(), answer.extensions());
+        }
+        shown
+    }
+
+    #[cold]
+    fn look_closely(&mut self, headers: &HeaderMap, extensions: &Extensions) {
+        self.failure = extensions.get::<Failure>().cloned();
+        let bare = || extensions.get::<BadGatewayCause>().copied();
+        self.cause = self.failure.as_ref().map(Failure::cause).or_else(bare);
+        self.pushed_back = headers.contains_key(RETRY_AFTER);
+    }
+
+    /// The body failed after this head.
+    pub(super) fn broken(self, cause: BadGatewayCause, failure: Option<Failure>) -> Self {
+        Self { cause: Some(cause), failure, ..self }
+    }
+}
+
 /// How an exchange ended, or what its head says.
 #[derive(Debug)]
 pub struct Outcome {
-    status: Option<StatusCode>,
-    cause: Option<BadGatewayCause>,
+    shown: Shown,
+    at_once: bool,
     now: OnceCell<Instant>,
 }
 
 impl Outcome {
+    #[inline(always)]
+    pub(super) fn of(shown: Shown, at_once: bool) -> Self {
+        Self { shown, at_once, now: OnceCell::new() }
+    }
+
     /// An answer, with the cause that stands in its extensions.
+    #[cfg(test)]
     pub(crate) fn answer(status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
-        Self { status: Some(status), cause, now: OnceCell::new() }
+        Self::of(Shown { status: Some(status), cause, failure: None, pushed_back: false }, false)
+    }
+
+    /// A failure that was found here.
+    pub(super) fn failure(failure: &Failure) -> Self {
+        let (status, cause) = (Some(failure.status()), Some(failure.cause()));
+        Self::of(Shown { status, cause, failure: Some(failure.clone()), pushed_back: false }, false)
     }
 
     /// The inner service's own error, which no layer has named yet.
     pub(super) fn error() -> Self {
-        Self { status: None, cause: None, now: OnceCell::new() }
+        Self::of(Shown { status: None, cause: None, failure: None, pushed_back: false }, false)
     }
 
     pub(super) fn at(self, now: Instant) -> Self {
         Self { now: OnceCell::from(now), ..self }
     }
 
+    #[inline(always)]
+    pub(super) fn into_shown(self) -> Shown {
+        self.shown
+    }
+
     /// The answer's status; `None` where there is none but an error.
     pub fn status(&self) -> Option<StatusCode> {
-        self.status
+        self.shown.status
     }
 
     /// What failed, if that has a name.
     pub fn cause(&self) -> Option<BadGatewayCause> {
-        self.cause
+        self.shown.cause
+    }
+
+    /// The record of what failed, if there is one.
+    pub fn record(&self) -> Option<&Failure> {
+        self.shown.failure.as_ref()
+    }
+
+    /// The answer is no success, and its `Retry-After` says when to ask again.
+    pub fn pushed_back(&self) -> bool {
+        self.shown.pushed_back
+    }
+
+    /// The time, where the nearest second will do: the call's, if the whole answer was there when first asked for.
+    ///
+    /// That saves a look at the clock. Whoever measures how long an answer took has to ask for [`now`](Self::now):
+    /// a handler may compute for long without ever being pending.
+    #[inline]
+    pub fn about(&self, call: &Call) -> Instant {
+        if self.at_once { call.now } else { self.now() }
     }
 
     /// The time; the clock is read when somebody asks, and once.

@@ -7,12 +7,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
+use http::{HeaderValue, Response, header::RETRY_AFTER};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::future::told;
+use super::part::Shown;
 use super::sight::ask;
 use super::{Abandon, BoxError, Limits, Open, Outcome, Part, Sight, UploadSight, leave};
 use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay};
@@ -48,8 +49,7 @@ pin_project! {
 /// What a body that is still coming has to settle, and how long it has been waited for.
 pub(super) struct Following<P: Part, L> {
     open: Open<P, L>,
-    status: StatusCode,
-    cause: Option<BadGatewayCause>,
+    head: Shown,
     /// The last poll found no frame.
     waiting: bool,
     idle: Option<Pin<Box<Idle>>>,
@@ -73,12 +73,19 @@ impl<B, P: Part, L: Limits> Tracked<B, P, L> {
     pub(super) fn local(failure: &Failure, retry_after: Option<Duration>) -> Response<Self> {
         let mut answer = cause::local_answer(failure, failure.status());
         if let Some(after) = retry_after {
-            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            answer.headers_mut().insert(RETRY_AFTER, seconds(after));
         }
         answer.extensions_mut().insert(cause::LocalAnswer);
         answer.map(Self::from)
     }
+}
+
+/// Whole seconds, rounded up; the usual ones need no allocation.
+fn seconds(after: Duration) -> HeaderValue {
+    const USUAL: [&str; 11] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+    let usual = usize::try_from(seconds).ok().and_then(|seconds| USUAL.get(seconds));
+    usual.map_or_else(|| HeaderValue::from(seconds), |seconds| HeaderValue::from_static(seconds))
 }
 
 impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
@@ -91,13 +98,16 @@ impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
 
 impl<P: Part, L: Limits> Following<P, L> {
     #[inline]
-    pub(super) fn new(open: Open<P, L>, status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
-        Self { open, status, cause, waiting: false, idle: None }
+    pub(super) fn new(open: Open<P, L>, head: Shown) -> Self {
+        Self { open, head, waiting: false, idle: None }
     }
 
-    fn settle(&mut self, failed: Option<BadGatewayCause>) {
-        let outcome = Outcome::answer(self.status, failed.or(self.cause));
-        self.open.settle(&outcome);
+    fn settle(mut self, broken: Option<(BadGatewayCause, Option<Failure>)>) {
+        let shown = match broken {
+            None => self.head,
+            Some((cause, failure)) => self.head.broken(cause, failure),
+        };
+        self.open.settle(&Outcome::of(shown, false));
     }
 
     /// Waits under the limits; `poll` asks the body once more before one counts as passed.
@@ -192,27 +202,28 @@ where
                 Waited::Passed(failure) => {
                     let cause = failure.cause();
                     leave(Abandon::TimedOut(cause), || this.kind.set(Kind::Local { bytes: Bytes::new() }));
-                    if let Some(mut following) = this.following.take() {
-                        following.settle(Some(cause));
+                    if let Some(following) = this.following.take() {
+                        following.settle(Some((cause, Some(failure.clone()))));
                     }
                     return Poll::Ready(Some(Err(failure.into())));
                 }
             }
         }
         following.waiting = false;
-        let (frame, cause) = match polled {
+        let (frame, broken) = match polled {
             Poll::Ready(Some(Ok(frame))) if !body.is_end_stream() => return Poll::Ready(Some(Ok(frame))),
             Poll::Ready(Some(Ok(frame))) => (Some(Ok(frame)), None),
             Poll::Ready(Some(Err(error))) => {
                 let error = error.into();
-                let cause = error.downcast_ref().map_or(BadGatewayCause::IncompleteBody, Failure::cause);
-                (Some(Err(error)), Some(cause))
+                let failure = error.downcast_ref::<Failure>().cloned();
+                let cause = failure.as_ref().map_or(BadGatewayCause::IncompleteBody, Failure::cause);
+                (Some(Err(error)), Some((cause, failure)))
             }
             Poll::Ready(None) => (None, None),
             Poll::Pending => return Poll::Pending,
         };
-        if let Some(mut following) = this.following.take() {
-            following.settle(cause);
+        if let Some(following) = this.following.take() {
+            following.settle(broken);
         }
         Poll::Ready(frame)
     }

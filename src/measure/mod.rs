@@ -6,6 +6,7 @@ mod duty;
 mod histogram;
 #[cfg(not(all(test, loom)))]
 mod minute;
+mod ratio;
 mod stripes;
 pub(crate) mod sync;
 mod window;
@@ -15,5 +16,6 @@ pub use self::histogram::Quantile;
 pub(crate) use self::histogram::{BUCKETS, Histogram, bucket};
 #[cfg(not(all(test, loom)))]
 pub(crate) use self::minute::Minute;
+pub use self::ratio::Ratio;
 pub(crate) use self::stripes::{default_stripes, stripe};
 pub(crate) use self::window::{Mark, Window};

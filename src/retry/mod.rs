@@ -76,7 +76,6 @@ mod ledger;
 mod pace;
 mod policy;
 mod pushback;
-mod ratio;
 mod retry_after;
 mod round;
 mod second;
@@ -114,12 +113,11 @@ pub use self::future::RetryFuture;
 pub use self::hedging::Hedging;
 pub use self::policy::{RetryOverride, RetryPolicy};
 pub use self::pushback::Pushback;
-pub use self::ratio::Ratio;
 pub use self::retry_after::retry_after;
 pub use self::shown::{Protocol, Shown};
 #[cfg(feature = "tower-retry")]
 pub use self::tower_budget::TowerBudget;
-pub use crate::measure::Quantile;
+pub use crate::measure::{Quantile, Ratio};
 
 /// Sends failed requests again where that is safe, helps, and is paid for; see the [module](self).
 ///

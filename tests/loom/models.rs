@@ -1,11 +1,20 @@
-//! Models of `src/measure/`, of the replay body's slot and of the retry budget's tokens for loom: the interleavings of a
-//! few steps.
+//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens and of the circuit for loom: the
+//! interleavings of a few steps.
 
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
 
 #[path = "../../src/measure/mod.rs"]
 mod measure;
+#[path = "../../src/breaker"]
+mod breaker {
+    pub(crate) mod gate;
+    pub(crate) mod reopen;
+    pub(crate) mod streak;
+    pub(crate) mod window;
+}
+#[path = "breaker.rs"]
+mod circuit;
 mod replay;
 #[path = "../../src/retry"]
 mod retry {

@@ -1,0 +1,456 @@
+//! The circuit by hand and by chance, with time as an argument.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::breaker::State;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A circuit, and the time that its tests tell.
+struct Scene {
+    circuit: Circuit,
+    now: Instant,
+}
+
+impl Scene {
+    fn new(policy: BreakerPolicy) -> Self {
+        let now = Instant::now();
+        Self { circuit: Circuit::new(policy, "test".into(), now), now }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    fn begin(&self) -> Result<Permit, Shut<Failure>> {
+        self.circuit.pass().map_or_else(|| self.circuit.knock(self.now).0, Ok)
+    }
+
+    fn end(&self, permit: &Permit, verdict: Verdict) -> Option<State> {
+        self.end_after(permit, verdict, Duration::ZERO)
+    }
+
+    fn end_after(&self, permit: &Permit, verdict: Verdict, took: Duration) -> Option<State> {
+        let end = End { verdict, now: self.now, took };
+        let record = || Failure::new(BadGatewayCause::ConnectionRefused);
+        self.circuit.end(permit, end, || u64::MAX, record).map(|turn| turn.state)
+    }
+
+    fn call(&self, verdict: Verdict) -> bool {
+        let Ok(permit) = self.begin() else { return false };
+        if verdict == Verdict::Success && !permit.is_probe() && !self.circuit.measures() {
+            self.circuit.count_success(&permit, self.now);
+        } else {
+            self.end(&permit, verdict);
+        }
+        true
+    }
+
+    /// How many of so many calls pass.
+    fn calls(&self, calls: usize, verdict: Verdict) -> usize {
+        (0..calls).filter(|_| self.call(verdict)).count()
+    }
+
+    fn state(&self) -> State {
+        self.circuit.snapshot(self.now).state
+    }
+
+    /// Opens it, and waits until a probe may pass.
+    fn half_open(&mut self) {
+        self.calls(5, Verdict::Failure);
+        assert_eq!(self.state(), State::Open);
+        self.wait(SECOND * 10);
+    }
+
+    fn probe(&self) -> Permit {
+        let probe = self.begin().unwrap();
+        assert!(probe.is_probe());
+        probe
+    }
+}
+
+fn usual() -> Scene {
+    Scene::new(BreakerPolicy::new())
+}
+
+/// Opens by shares alone.
+fn by_share() -> BreakerPolicy {
+    BreakerPolicy::new().consecutive(u32::MAX)
+}
+
+#[test]
+fn a_dead_upstream_is_noticed_after_five_calls_whatever_it_did_before() {
+    let scene = usual();
+    assert_eq!(scene.calls(20_000, Verdict::Success), 20_000);
+    assert_eq!(scene.calls(100, Verdict::Failure), 5);
+    let told = scene.circuit.snapshot(scene.now);
+    assert_eq!((told.opened, told.refused, told.why.unwrap().cause()), (1, 95, BadGatewayCause::ConnectionRefused));
+}
+
+#[test]
+fn a_success_ends_the_row_and_what_says_nothing_does_not() {
+    let scene = usual();
+    scene.calls(4, Verdict::Failure);
+    scene.call(Verdict::Success);
+    scene.calls(4, Verdict::Failure);
+    scene.calls(9, Verdict::Neutral);
+    scene.calls(9, Verdict::Overload);
+    let told = scene.circuit.snapshot(scene.now);
+    assert_eq!((told.state, told.streak, told.calls, told.failures), (State::Closed, 4, 9, 8));
+    assert_eq!(scene.calls(9, Verdict::Failure), 1);
+}
+
+#[test]
+fn half_of_the_windows_calls_may_not_fail() {
+    let scene = Scene::new(by_share());
+    scene.calls(11, Verdict::Success);
+    assert_eq!(scene.calls(99, Verdict::Failure), 11, "no sooner than at 50 %");
+    let few = Scene::new(by_share());
+    assert_eq!(few.calls(99, Verdict::Failure), 20, "nor before there are twenty");
+    let spread = usual();
+    let pairs = (0..50).filter(|_| spread.call(Verdict::Failure) && spread.call(Verdict::Success)).count();
+    assert_eq!((pairs, spread.state()), (10, State::Open), "never two in a row");
+}
+
+#[test]
+fn a_window_forgets_old_successes() {
+    let mut scene = Scene::new(by_share());
+    scene.calls(10_000, Verdict::Success);
+    scene.wait(SECOND * 10);
+    assert_eq!(scene.calls(9000, Verdict::Failure), 20);
+}
+
+#[test]
+fn slow_calls_open_it_where_that_was_asked_for() {
+    let slow = |scene: &Scene| {
+        (0..50)
+            .filter(|_| {
+                scene.begin().is_ok_and(|permit| {
+                    scene.end_after(&permit, Verdict::Success, SECOND * 2);
+                    true
+                })
+            })
+            .count()
+    };
+    assert_eq!(slow(&usual()), 50);
+    let mut scene = Scene::new(BreakerPolicy::new().slow_calls(SECOND, Ratio::per_mille(800)));
+    assert_eq!(scene.calls(4, Verdict::Success), 4);
+    assert_eq!((slow(&scene), scene.state()), (16, State::Open));
+    scene.wait(SECOND);
+    let probe = scene.probe();
+    assert_eq!(scene.end_after(&probe, Verdict::Success, SECOND * 2), Some(State::Open), "a slow probe has failed");
+    scene.wait(SECOND * 2);
+    assert!(scene.call(Verdict::Success), "a quick one has not");
+    let told = scene.circuit.snapshot(scene.now);
+    assert_eq!((told.state, told.slow, told.calls), (State::Closed, 0, 0));
+}
+
+#[test]
+fn a_pause_doubles_while_probes_fail_and_says_how_long_it_is() {
+    let mut scene = usual();
+    scene.calls(5, Verdict::Failure);
+    for seconds in [1, 2, 4, 8, 10, 10] {
+        let shut = scene.begin().unwrap_err();
+        assert_eq!(Duration::from_nanos(shut.rest + 1), SECOND * seconds);
+        let told = scene.circuit.snapshot(scene.now);
+        assert_eq!(told.next_probe, Some(scene.now + SECOND * seconds - Duration::from_nanos(1)));
+        scene.wait(MS * (1000 * seconds - 1));
+        assert!(scene.begin().is_err());
+        scene.wait(MS);
+        assert!(scene.call(Verdict::Failure));
+    }
+    assert_eq!(scene.circuit.snapshot(scene.now).opened, 7);
+}
+
+#[test]
+fn health_takes_the_pauses_back_step_by_step() {
+    let mut scene = usual();
+    scene.half_open();
+    scene.call(Verdict::Failure);
+    scene.wait(SECOND * 10);
+    assert!(scene.call(Verdict::Success));
+    // two openings in a row, and one window of health
+    scene.wait(SECOND * 10);
+    scene.calls(5, Verdict::Failure);
+    assert_eq!(scene.begin().unwrap_err().rest + 1, 2_000_000_000);
+    scene.circuit.reset(scene.now);
+    scene.calls(5, Verdict::Failure);
+    assert_eq!(scene.begin().unwrap_err().rest + 1, 1_000_000_000, "a reset forgets them all");
+}
+
+#[test]
+fn one_of_a_thousand_passes_as_a_probe() {
+    let mut scene = usual();
+    scene.half_open();
+    let passed: Vec<_> = (0..1000).filter_map(|_| scene.begin().ok()).collect();
+    assert_eq!(passed.len(), 1);
+    let shut = scene.begin().unwrap_err();
+    assert_eq!((shut.rest, scene.state()), (1_000_000_000, State::HalfOpen));
+    assert_eq!(scene.end(&passed[0], Verdict::Success), Some(State::Closed));
+    assert_eq!(scene.calls(1000, Verdict::Success), 1000);
+}
+
+#[test]
+fn a_probe_whose_caller_left_makes_room_for_the_next() {
+    let mut scene = usual();
+    scene.half_open();
+    let probe = scene.probe();
+    assert!(scene.begin().is_err());
+    assert_eq!(scene.end(&probe, Verdict::Neutral), None);
+    assert_eq!(scene.state(), State::HalfOpen, "it proved nothing");
+    assert_eq!(scene.end(&scene.probe(), Verdict::Success), Some(State::Closed));
+}
+
+#[test]
+fn a_probe_that_hangs_gives_its_place_up() {
+    let mut scene = usual();
+    scene.half_open();
+    let hung = scene.probe();
+    scene.wait(MS * 999);
+    assert!(scene.begin().is_err());
+    scene.wait(MS);
+    let next = scene.probe();
+    assert_eq!(scene.end(&hung, Verdict::Failure), None, "it proves nothing any more");
+    assert!(scene.begin().is_err(), "nor does it free the place of the next");
+    scene.end(&hung, Verdict::Neutral);
+    assert!(scene.begin().is_err());
+    assert_eq!(scene.end(&next, Verdict::Success), Some(State::Closed));
+    assert_eq!(scene.circuit.snapshot(scene.now).probes_given_up, 1);
+}
+
+#[test]
+fn an_upstream_that_is_slower_than_the_limit_of_a_probe_is_let_back_in() {
+    let mut scene = usual();
+    scene.half_open();
+    let mut probes = Vec::new();
+    for _ in 0..3 {
+        probes.push(scene.probe());
+        scene.wait(SECOND);
+    }
+    assert_eq!(scene.end(&probes[0], Verdict::Success), Some(State::Closed));
+    assert_eq!(scene.end(&probes[1], Verdict::Failure), None);
+    assert_eq!(scene.end(&probes[2], Verdict::Failure), None);
+    assert_eq!(scene.circuit.snapshot(scene.now).streak, 0);
+}
+
+#[test]
+fn a_probe_from_before_the_last_opening_does_not_close() {
+    let mut scene = usual();
+    scene.half_open();
+    let hung = scene.probe();
+    scene.wait(SECOND);
+    assert!(scene.call(Verdict::Failure), "the next probe opens it again");
+    assert_eq!(scene.end(&hung, Verdict::Success), None, "in the pause");
+    scene.wait(SECOND * 10);
+    let hung = scene.begin().unwrap();
+    scene.wait(SECOND);
+    scene.call(Verdict::Failure);
+    scene.wait(SECOND * 10);
+    let probe = scene.probe();
+    assert_eq!(scene.end(&hung, Verdict::Success), None, "nor beside a later probe");
+    assert_eq!(scene.end(&probe, Verdict::Success), Some(State::Closed));
+}
+
+#[test]
+fn a_probe_with_a_long_body_closes_at_its_limit() {
+    let mut scene = usual();
+    scene.half_open();
+    let download = scene.probe();
+    scene.circuit.probe_answered(&download);
+    assert!(scene.begin().is_err(), "its body may break yet");
+    scene.wait(SECOND);
+    assert!(!scene.begin().unwrap().is_probe());
+    assert_eq!(scene.state(), State::Closed);
+    assert_eq!(scene.end(&download, Verdict::Failure), None);
+}
+
+#[test]
+fn probes_that_come_seldom_do_not_stick() {
+    let mut scene = usual();
+    scene.half_open();
+    // each an hour after the one before, and half of them without a word
+    for verdict in [Verdict::Neutral, Verdict::Failure, Verdict::Neutral, Verdict::Neutral, Verdict::Success] {
+        scene.wait(SECOND * 3600);
+        assert!(scene.call(verdict));
+    }
+    assert_eq!((scene.calls(40, Verdict::Success), scene.state()), (40, State::Closed));
+}
+
+#[test]
+fn an_answer_from_before_the_trip_neither_closes_nor_opens() {
+    let mut scene = usual();
+    let late: Vec<_> = (0..12).map(|_| scene.begin().unwrap()).collect();
+    scene.half_open();
+    scene.circuit.count_success(&late[0], scene.now);
+    let probe = scene.probe();
+    assert_eq!(scene.end(&late[1], Verdict::Success), None);
+    assert_eq!(scene.end(&late[2], Verdict::Failure), None);
+    assert_eq!(scene.state(), State::HalfOpen, "only the probe decides");
+    assert_eq!(scene.end(&probe, Verdict::Success), Some(State::Closed));
+    for permit in &late[3..] {
+        assert_eq!(scene.end(permit, Verdict::Failure), None);
+    }
+    let told = scene.circuit.snapshot(scene.now);
+    assert_eq!((told.state, told.streak, told.calls), (State::Closed, 0, 0));
+}
+
+#[test]
+fn overload_is_proof_of_life() {
+    let mut scene = usual();
+    assert_eq!(scene.calls(100, Verdict::Overload), 100);
+    scene.half_open();
+    assert_eq!(scene.end(&scene.probe(), Verdict::Overload), Some(State::Closed));
+}
+
+#[test]
+fn all_refusals_of_an_opening_share_one_record() {
+    let mut scene = usual();
+    scene.calls(5, Verdict::Failure);
+    let [one, other] = [(); 2].map(|()| scene.begin().unwrap_err().why.unwrap());
+    assert!(std::ptr::eq(one.previous().as_ptr(), other.previous().as_ptr()));
+    assert_eq!((one.cause(), one.phase()), (BadGatewayCause::CircuitOpen, Phase::Gateway));
+    assert_eq!((one.replay(), one.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
+    assert_eq!((one.upstream(), one.detail()), (Some("test"), Some(Detail::Text(IN_A_ROW))));
+    scene.wait(SECOND);
+    let probe = scene.probe();
+    let meanwhile = scene.begin().unwrap_err().why.unwrap();
+    assert!(std::ptr::eq(meanwhile.previous().as_ptr(), one.previous().as_ptr()));
+    scene.end(&probe, Verdict::Failure);
+    assert_eq!(scene.begin().unwrap_err().why.unwrap().detail(), Some(Detail::Text(PROBE)));
+}
+
+#[test]
+fn what_is_held_open_waits_for_the_hand() {
+    let mut scene = usual();
+    let under_way = scene.begin().unwrap();
+    assert_eq!(scene.circuit.hold(scene.now).unwrap().state, State::HeldOpen);
+    assert!(scene.circuit.hold(scene.now).is_none());
+    scene.wait(SECOND * 3600);
+    let shut = scene.begin().unwrap_err();
+    assert_eq!((shut.rest, shut.why.unwrap().previous().len()), (10_000_000_000, 0));
+    scene.circuit.count_success(&under_way, scene.now);
+    assert_eq!(scene.circuit.release(scene.now).unwrap().state, State::HalfOpen);
+    assert!(scene.circuit.release(scene.now).is_none(), "once");
+    let probe = scene.probe();
+    assert!(scene.begin().is_err());
+    assert_eq!(scene.end(&probe, Verdict::Success), Some(State::Closed));
+    scene.circuit.hold(scene.now);
+    scene.circuit.reset(scene.now);
+    assert_eq!(scene.calls(9, Verdict::Success), 9);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Begin,
+    End(usize, Verdict),
+    Head(usize),
+    Wait(u64),
+    Hold,
+    Release,
+    Reset,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let verdict = prop_oneof![
+        4 => Just(Verdict::Failure),
+        2 => Just(Verdict::Success),
+        1 => Just(Verdict::Neutral),
+        1 => Just(Verdict::Overload),
+    ];
+    let step = prop_oneof![
+        30 => Just(Step::Begin),
+        25 => (any::<usize>(), verdict).prop_map(|(which, verdict)| Step::End(which, verdict)),
+        2 => any::<usize>().prop_map(Step::Head),
+        12 => (0_u64..1500).prop_map(Step::Wait),
+        1 => Just(Step::Hold),
+        1 => Just(Step::Release),
+        1 => Just(Step::Reset),
+    ];
+    prop::collection::vec(step, 0..250)
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_order_a_pause_is_kept_one_probe_is_out_and_nothing_sticks(steps in steps()) {
+        let mut scene = Scene::new(BreakerPolicy::new().consecutive(3).ratio(Ratio::per_mille(400), 6));
+        let mut open: Vec<Permit> = Vec::new();
+        // the probe that holds the place, and when that ends
+        let mut place: Option<(u64, Instant)> = None;
+        // probes that began in this half-open state
+        let mut probes: Vec<u64> = Vec::new();
+        for step in steps {
+            let before = scene.circuit.snapshot(scene.now);
+            match step {
+                Step::Wait(ms) => scene.wait(MS * u32::try_from(ms).unwrap()),
+                Step::Begin => match scene.begin() {
+                    Ok(permit) if permit.is_probe() => {
+                        prop_assert!(matches!(before.state, State::Open | State::HalfOpen));
+                        prop_assert!(before.next_probe.is_none_or(|at| at <= scene.now), "in a pause");
+                        if let Some((_, until)) = place {
+                            prop_assert!(until <= scene.now, "two probes at once");
+                        }
+                        place = Some((permit.epoch(), scene.now + SECOND));
+                        probes.push(permit.epoch());
+                        open.push(permit);
+                    }
+                    Ok(permit) => {
+                        let over = place.is_some_and(|(_, until)| until <= scene.now);
+                        prop_assert!(before.state == State::Closed || (before.state == State::HalfOpen && over));
+                        open.push(permit);
+                    }
+                    Err(shut) => {
+                        prop_assert!(before.state != State::Closed);
+                        prop_assert!(shut.rest > 0 && shut.rest <= 10_000_000_000 && shut.why.is_some());
+                        let vacant = before.state == State::HalfOpen && place.is_none();
+                        let over = before.next_probe.is_some_and(|at| at <= scene.now);
+                        prop_assert!(!vacant && !over, "nobody tries");
+                    }
+                },
+                Step::Head(which) if !open.is_empty() => {
+                    let permit = &open[which % open.len()];
+                    if permit.is_probe() {
+                        scene.circuit.probe_answered(permit);
+                    }
+                    prop_assert_eq!(scene.state(), before.state);
+                }
+                Step::End(which, verdict) if !open.is_empty() => {
+                    let permit = open.swap_remove(which % open.len());
+                    let holds = place.is_some_and(|(epoch, _)| epoch == permit.epoch());
+                    let current = holds || permit.epoch() == scene.circuit.gate.look().0.epoch;
+                    let turn = scene.end(&permit, verdict);
+                    match (before.state, turn) {
+                        (State::Closed, Some(state)) => {
+                            prop_assert!(current && verdict == Verdict::Failure && state == State::Open);
+                        }
+                        (State::HalfOpen, Some(State::Open)) => prop_assert!(holds && verdict == Verdict::Failure),
+                        (State::HalfOpen, Some(State::Closed)) => {
+                            prop_assert!(probes.contains(&permit.epoch()));
+                            prop_assert!(matches!(verdict, Verdict::Success | Verdict::Overload));
+                        }
+                        (_, None) => prop_assert_eq!(scene.state(), before.state),
+                        (_, Some(state)) => prop_assert!(false, "{} became {state}", before.state),
+                    }
+                    if holds {
+                        place = None;
+                    }
+                }
+                Step::Hold => { scene.circuit.hold(scene.now); }
+                Step::Release => { scene.circuit.release(scene.now); }
+                Step::Reset => { scene.circuit.reset(scene.now); }
+                Step::Head(_) | Step::End(..) => {}
+            }
+            if scene.state() != State::HalfOpen {
+                place = None;
+                probes.clear();
+            }
+        }
+        // an upstream that is well, and time: whatever happened
+        scene.circuit.release(scene.now);
+        scene.wait(SECOND * 10);
+        prop_assert!(scene.call(Verdict::Success));
+        prop_assert_eq!(scene.state(), State::Closed);
+        prop_assert_eq!(scene.calls(50, Verdict::Success), 50);
+    }
+}

@@ -1,0 +1,258 @@
+//! Leaves an upstream alone while it fails, and finds out when it is back.
+//!
+//! Calls to an upstream that is down cost a timeout each and keep it down. [`CircuitBreakerLayer`] counts how exchanges
+//! end; when too many fail it opens, and calls are answered here at once, until one of them, let through as a probe, has shown
+//! that the upstream is back.
+//!
+//! **What counts.** The [cause](crate::cause), where the answer carries one: its
+//! [`breaker_verdict`](crate::BadGatewayCause::breaker_verdict). Where there is none, or the upstream itself answered, the status:
+//! 502, 503 and 504 are failures. An error that nobody has named is one. The exchange ends with its body: one that breaks off is
+//! a failure, whatever its head said; after a 101 it ends at the head.
+//!
+//! | end of an exchange | closed | as a probe |
+//! |---|---|---|
+//! | an answer, also a 404 or a 500 | success: ends the row | closes |
+//! | a cause that speaks against the upstream; 502, 503, 504; a body that broke; a limit that passed, inside or around | failure | opens again |
+//! | 429, or 503 with `Retry-After`, of the upstream itself | nothing: overload is the limiter's business | closes: it answers |
+//! | the client left; our own refusal; a stale connection | nothing | frees the place for the next call |
+//!
+//! **When it opens**, and how it comes back:
+//!
+//! | | default |
+//! |---|---|
+//! | [`consecutive`](BreakerPolicy::consecutive) failures | 5 |
+//! | [`ratio`](BreakerPolicy::ratio) of failures in the [`window`](BreakerPolicy::window) | 50 % of at least 20 calls in 10 s |
+//! | [`slow_calls`](BreakerPolicy::slow_calls) | do not count |
+//! | [`pause`](BreakerPolicy::pause) | 1 s, doubled by each opening in a row, the second half of it at random |
+//! | [`longest_pause`](BreakerPolicy::longest_pause) | 10 s; a minute for [one of many](BreakerPolicy::one_of_many) |
+//! | openings in a row | one less for each window's length that it was closed |
+//! | after the pause | one call passes as a probe; its success closes |
+//! | [`probe_limit`](BreakerPolicy::probe_limit) | 1 s, then the next call is a probe as well |
+//!
+//! A probe that hangs, or whose caller left, gives its place up, and an answer from before a transition changes
+//! nothing: a circuit cannot stick. A probe whose head was good when its limit passed closes it: a long download is no bad sign.
+//! One that outlives its limit goes on; if it succeeds before the next transition it closes, as it was sent after the
+//! pause, and its failure proves nothing any more.
+//!
+//! **A refusal** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the pause in whole seconds, 1 while a probe
+//! is out) and in [`Failure::previous`](crate::Failure::previous) what opened the circuit. It is `not_sent` by `local_refusal`. The
+//! inner service is not called, and not waited for until it is ready either. Retry layers leave it alone.
+//!
+//! **Where it stands**: around what connects, and inside of retry, which then counts by attempts. Around a
+//! [`ClassifyLayer`](crate::ClassifyLayer) it knows causes. Its state is born in [`new`](CircuitBreakerLayer::new): all routes,
+//! connections and clones share it. A gateway with several upstreams makes a layer for each.
+//!
+//! **Backpressure**: callers that wait for an inner service to be ready are not woken when the circuit opens. Put no
+//! limit of concurrency that waits beneath it; one that sheds is fine.
+//!
+//! | telemetry | |
+//! |---|---|
+//! | opened | a `tracing` line at level WARN, target `tower_upstream`: `upstream`, `circuit.state`, `error.type`, `phase`, `peer`, `detail`, `pause_ms` |
+//! | half-open, closed | the same at level INFO |
+//! | [`CircuitHandle::snapshot`] | state, why and since when, the next probe, counts |
+//! | [`CircuitHandle::transitions`] | for a task that waits for them |
+//!
+//! ```
+//! use axum::{Router, body::Body, http::StatusCode, routing::get};
+//! use http::Request;
+//! use tower::ServiceExt;
+//! use tower_upstream::breaker::{CircuitBreakerLayer, State};
+//! use tower_upstream::{BadGatewayCause, Failure};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let breaker = CircuitBreakerLayer::new("payments");
+//! let circuit = breaker.handle();
+//! let app = Router::new().route("/", get(|| async { StatusCode::BAD_GATEWAY })).layer(breaker);
+//!
+//! let ask = || app.clone().oneshot(Request::get("/").body(Body::empty()).unwrap());
+//! for _ in 0..5 {
+//!     assert_eq!(ask().await.unwrap().status(), 502);
+//! }
+//! let refused = ask().await.unwrap();
+//! assert_eq!((refused.status(), &refused.headers()["retry-after"]), (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap()));
+//! let failure = Failure::of(&refused).unwrap();
+//! assert_eq!(failure.cause(), BadGatewayCause::CircuitOpen);
+//! assert_eq!(failure.previous()[0].cause(), BadGatewayCause::UpstreamStatus);
+//! assert_eq!(circuit.snapshot(tokio::time::Instant::now()).state, State::Open);
+//! # }
+//! ```
+
+mod circuit;
+mod gate;
+mod handle;
+mod policy;
+mod reopen;
+mod streak;
+mod verdict;
+mod window;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tower_layer::Layer;
+
+use self::circuit::{Circuit, End};
+use self::gate::Shut;
+use self::handle::Core;
+use self::verdict::Verdict;
+use crate::cause::{BadGatewayCause, Detail, Failure};
+use crate::engine::{Abandon, Call, Engine, Outcome, Part, Refusal, Shared};
+
+pub use self::gate::{Permit, State};
+pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
+pub use self::policy::BreakerPolicy;
+pub use crate::measure::Ratio;
+
+/// The service of [`CircuitBreakerLayer`].
+pub type CircuitBreaker<S> = Engine<S, Breaker, ()>;
+
+/// Leaves an upstream alone while it fails; see the [module](self).
+///
+/// All clones, and all services made of them, share one circuit.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct CircuitBreakerLayer {
+    shared: Arc<Shared<Breaker, ()>>,
+}
+
+impl CircuitBreakerLayer {
+    /// A closed circuit for the upstream of this name.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self::made(BreakerPolicy::new(), name.into())
+    }
+
+    /// When it opens and for how long.
+    ///
+    /// The circuit is a new one: clones and handles that were made before go on with the old.
+    pub fn policy(self, policy: BreakerPolicy) -> Self {
+        Self::made(policy, self.shared.parts.core.circuit.name().clone())
+    }
+
+    /// Sees into the circuit and overrules it.
+    pub fn handle(&self) -> CircuitHandle {
+        CircuitHandle { core: self.shared.parts.core.clone() }
+    }
+
+    fn made(policy: BreakerPolicy, name: Arc<str>) -> Self {
+        let now = Instant::now();
+        let core = Arc::new(Core::new(Circuit::new(policy, name, now), now));
+        Self { shared: Arc::new(Shared { parts: Breaker { core }, limits: () }) }
+    }
+}
+
+impl<S> Layer<S> for CircuitBreakerLayer {
+    type Service = CircuitBreaker<S>;
+
+    fn layer(&self, inner: S) -> CircuitBreaker<S> {
+        Engine::new(inner, self.shared.clone())
+    }
+}
+
+/// What [`CircuitBreakerLayer`] adds to a call.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    core: Arc<Core>,
+}
+
+#[allow(clippy::inline_always)] // as in the engine
+impl Part for Breaker {
+    type Ticket = Permit;
+
+    const REFUSES: bool = true;
+
+    #[inline]
+    fn refuses(&self) -> Option<(Instant, Refusal)> {
+        if self.core.circuit.pass().is_some() { None } else { self.shut() }
+    }
+
+    fn refused(&self, refusal: &Refusal) {
+        if refusal.failure().cause() == BadGatewayCause::CircuitOpen {
+            self.core.circuit.count_refused();
+        }
+    }
+
+    #[inline(always)]
+    fn admit(&self, call: &Call) -> Result<Permit, Refusal> {
+        self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok)
+    }
+
+    #[inline(always)]
+    fn answered(&self, permit: &mut Permit, _: &Call, outcome: &Outcome) {
+        if permit.is_probe() {
+            self.probe_answered(permit, outcome);
+        }
+    }
+
+    #[inline(always)]
+    fn settle(&self, permit: Permit, call: &Call, outcome: &Outcome) {
+        let circuit = &self.core.circuit;
+        let verdict = Verdict::of(outcome, circuit.statuses());
+        if verdict == Verdict::Success && !circuit.measures() && !permit.is_probe() {
+            return circuit.count_success(&permit, outcome.about(call));
+        }
+        self.end(&permit, verdict, call, outcome.now(), || record(outcome));
+    }
+
+    fn abandon(&self, permit: Permit, call: &Call, why: Abandon) {
+        let cause = match why {
+            Abandon::TimedOut(cause) => cause,
+            // most calls are abandoned by nobody but their client, and then there is nothing to free
+            _ if !permit.is_probe() => return,
+            _ => BadGatewayCause::Unknown,
+        };
+        self.end(&permit, Verdict::of_abandoned(why), call, Instant::now(), || Failure::new(cause));
+    }
+}
+
+impl Breaker {
+    #[cold]
+    fn knock(&self, now: Instant) -> Result<Permit, Refusal> {
+        let (passed, turn) = self.core.circuit.knock(now);
+        if let Some(turn) = turn {
+            self.core.tell(&turn);
+        }
+        passed.map_err(refusal)
+    }
+
+    #[cold]
+    fn shut(&self) -> Option<(Instant, Refusal)> {
+        let now = Instant::now();
+        self.core.circuit.shut(now).map(|shut| (now, refusal(shut)))
+    }
+
+    #[cold]
+    fn probe_answered(&self, permit: &Permit, outcome: &Outcome) {
+        let circuit = &self.core.circuit;
+        if matches!(Verdict::of(outcome, circuit.statuses()), Verdict::Success | Verdict::Overload) {
+            circuit.probe_answered(permit);
+        }
+    }
+
+    #[cold]
+    fn end(&self, permit: &Permit, verdict: Verdict, call: &Call, now: Instant, record: impl FnOnce() -> Failure) {
+        let end = End { verdict, now, took: now.saturating_duration_since(call.now) };
+        if let Some(turn) = self.core.circuit.end(permit, end, || fastrand::u64(..), record) {
+            self.core.tell(&turn);
+        }
+    }
+}
+
+/// The record of what opened a circuit, made where the failing service made none.
+fn record(outcome: &Outcome) -> Failure {
+    let made = || match (outcome.cause(), outcome.status()) {
+        (Some(cause), _) => Failure::new(cause),
+        (None, None) => Failure::new(BadGatewayCause::Unknown),
+        (None, Some(status)) => {
+            Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
+        }
+    };
+    outcome.record().cloned().unwrap_or_else(made)
+}
+
+fn refusal(shut: Shut<Failure>) -> Refusal {
+    let failure = shut.why.unwrap_or_else(|| Failure::new(BadGatewayCause::CircuitOpen));
+    // "now" would be said to all at once
+    Refusal::new(failure).retry_after(Duration::from_nanos(shut.rest).max(Duration::from_secs(1)))
+}

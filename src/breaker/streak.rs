@@ -1,0 +1,111 @@
+//! Failures in a row, in one word with the epoch that they belong to.
+//!
+//! What holds, whatever the interleaving (`tests/loom` searches it): failures of one epoch without a success between
+//! them all count, and an answer from before a transition neither adds to the streak nor ends it.
+
+use crate::measure::sync::{AtomicU64, Ordering};
+
+/// The low bits count, above them is the epoch.
+const COUNT: u32 = 24;
+const LOW: u64 = (1 << COUNT) - 1;
+
+/// The failures since the last success.
+#[derive(Debug)]
+pub(crate) struct Streak {
+    word: AtomicU64,
+}
+
+impl Streak {
+    pub(crate) fn new() -> Self {
+        Self { word: AtomicU64::new(0) }
+    }
+
+    /// A success of this epoch; one load where there is no streak to end.
+    #[inline]
+    pub(crate) fn succeed(&self, epoch: u64) {
+        let seen = self.word.load(Ordering::Relaxed);
+        if seen & LOW != 0 {
+            self.end(seen, epoch);
+        }
+    }
+
+    #[cold]
+    fn end(&self, mut seen: u64, epoch: u64) {
+        // a streak of an earlier epoch goes as well, so that successes stop meeting it
+        while seen & LOW != 0 && seen >> COUNT <= epoch {
+            match self.word.compare_exchange_weak(seen, epoch << COUNT, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// A failure of this epoch; how many there are in a row with it, none if the epoch is over.
+    pub(crate) fn fail(&self, epoch: u64) -> u32 {
+        let mut seen = self.word.load(Ordering::Relaxed);
+        loop {
+            let next = match (seen >> COUNT).cmp(&epoch) {
+                std::cmp::Ordering::Less => epoch << COUNT | 1,
+                std::cmp::Ordering::Equal if seen & LOW == LOW => seen,
+                std::cmp::Ordering::Equal => seen + 1,
+                std::cmp::Ordering::Greater => return 0,
+            };
+            match self.word.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return count(next),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// The failures in a row in this epoch.
+    pub(crate) fn length(&self, epoch: u64) -> u32 {
+        let seen = self.word.load(Ordering::Relaxed);
+        if seen >> COUNT == epoch { count(seen) } else { 0 }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // 24 bits are left
+fn count(word: u64) -> u32 {
+    (word & LOW) as u32
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_success_ends_a_streak() {
+        let streak = Streak::new();
+        assert_eq!([streak.fail(1), streak.fail(1)], [1, 2]);
+        streak.succeed(1);
+        assert_eq!((streak.length(1), streak.fail(1)), (0, 1));
+    }
+
+    #[test]
+    fn an_answer_from_before_a_transition_neither_adds_nor_ends() {
+        let streak = Streak::new();
+        assert_eq!([streak.fail(3), streak.fail(3)], [1, 2]);
+        assert_eq!(streak.fail(2), 0);
+        streak.succeed(2);
+        assert_eq!((streak.length(3), streak.length(2)), (2, 0));
+    }
+
+    #[test]
+    fn a_new_epoch_begins_without_a_streak() {
+        let streak = Streak::new();
+        streak.fail(1);
+        streak.fail(1);
+        assert_eq!((streak.length(2), streak.fail(2)), (0, 1));
+        let other = Streak::new();
+        other.fail(1);
+        other.succeed(2);
+        assert_eq!(other.word.load(Ordering::Relaxed), 2 << COUNT, "the old one no longer slows successes down");
+    }
+
+    #[test]
+    fn a_full_count_stays_full() {
+        let streak = Streak::new();
+        streak.word.store(1 << COUNT | (LOW - 1), Ordering::Relaxed);
+        assert_eq!([streak.fail(1), streak.fail(1)].map(u64::from), [LOW, LOW]);
+    }
+}

@@ -1,0 +1,117 @@
+//! What the end of an exchange says about the upstream.
+
+use http::StatusCode;
+
+use crate::cause::{BadGatewayCause, BreakerVerdict};
+use crate::engine::{Abandon, Outcome};
+
+/// What the end of an exchange says about the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is well.
+    Success,
+    /// It is not.
+    Failure,
+    /// It answers, and asks for less: nothing while the circuit is closed, and the proof of life that a probe is for.
+    Overload,
+    /// Nothing at all.
+    Neutral,
+}
+
+impl Verdict {
+    /// The verdict on an exchange that is over: the cause's, else the status' as the last resort.
+    #[inline]
+    pub(crate) fn of(outcome: &Outcome, statuses: fn(StatusCode) -> bool) -> Self {
+        match outcome.status() {
+            Some(status) if status.as_u16() < 400 && outcome.cause().is_none() => Self::Success,
+            status => Self::of_failure(outcome, status, statuses),
+        }
+    }
+
+    #[cold]
+    fn of_failure(outcome: &Outcome, status: Option<StatusCode>, statuses: fn(StatusCode) -> bool) -> Self {
+        // an error that nobody has named is the inner service's own
+        let Some(status) = status else { return Self::Failure };
+        let relayed = match outcome.cause() {
+            None => false,
+            Some(BadGatewayCause::UpstreamStatus) => true,
+            Some(cause) => return Self::of_cause(cause),
+        };
+        match status.as_u16() {
+            429 => Self::Overload,
+            503 if outcome.pushed_back() => Self::Overload,
+            _ if statuses(status) => Self::Failure,
+            // a failure that the status does not show, as of gRPC
+            ..=499 if relayed => Self::Failure,
+            _ => Self::Success,
+        }
+    }
+
+    /// The verdict on a call that nobody waits for any more.
+    pub(crate) fn of_abandoned(why: Abandon) -> Self {
+        match why {
+            Abandon::TimedOut(cause) => Self::of_cause(cause),
+            _ => Self::Neutral,
+        }
+    }
+
+    fn of_cause(cause: BadGatewayCause) -> Self {
+        match cause.breaker_verdict() {
+            BreakerVerdict::Failure => Self::Failure,
+            BreakerVerdict::Neutral => Self::Neutral,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::breaker::BreakerPolicy;
+
+    fn verdict(status: u16, cause: impl Into<Option<BadGatewayCause>>, policy: BreakerPolicy) -> Verdict {
+        let outcome = Outcome::answer(StatusCode::from_u16(status).unwrap(), cause.into());
+        Verdict::of(&outcome, policy.statuses)
+    }
+
+    #[test]
+    fn the_cause_decides_and_the_status_is_the_last_resort() {
+        use BadGatewayCause as Cause;
+        let usual = BreakerPolicy::new();
+        for cause in Cause::ALL {
+            let told = match (cause, cause.breaker_verdict()) {
+                (Cause::UpstreamStatus, _) => continue,
+                (_, BreakerVerdict::Failure) => Verdict::Failure,
+                _ => Verdict::Neutral,
+            };
+            for status in [200, 429, 500, 503] {
+                assert_eq!(verdict(status, *cause, usual), told, "{cause}");
+            }
+        }
+        for (status, told) in [
+            (101, Verdict::Success),
+            (200, Verdict::Success),
+            (404, Verdict::Success),
+            (429, Verdict::Overload),
+            (500, Verdict::Success),
+            (501, Verdict::Success),
+            (502, Verdict::Failure),
+            (503, Verdict::Failure),
+            (504, Verdict::Failure),
+        ] {
+            assert_eq!(verdict(status, None, usual), told, "{status}");
+            if status >= 429 {
+                assert_eq!(verdict(status, Cause::UpstreamStatus, usual), told, "{status}");
+            }
+        }
+        assert_eq!(verdict(200, Cause::UpstreamStatus, usual), Verdict::Failure, "as of gRPC");
+    }
+
+    #[test]
+    fn every_500_counts_where_one_says_so_and_overload_never_does() {
+        let all = BreakerPolicy::new().statuses(|status| status.is_server_error() || status == 429);
+        assert_eq!(
+            [500, 501, 429].map(|status| verdict(status, None, all)),
+            [Verdict::Failure, Verdict::Failure, Verdict::Overload]
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! Calls and the bad among them, in ten exact cells of time on striped counters.
+//!
+//! A cell packs the tick that it counts, its calls and the bad ones into one word, so that a cell whose tick is over is
+//! begun anew by the record that finds it so: nothing expires in the background, and a look costs ten cells a stripe
+//! however many calls there were. A record or a look that comes beside the end of a tick counts in one or the other,
+//! never in both. A clock that lags by a turn of the cells or more is not counted.
+//!
+//! The tenth cell is the running one: what is seen is between nine and ten tenths of the window long.
+
+use crate::measure::sync::{AtomicU64, Ordering};
+
+const PLACES: usize = 10;
+
+/// How many cells there are.
+pub(crate) const CELLS: u64 = PLACES as u64;
+
+/// From below: bad calls, calls, and the low bits of the tick.
+const COUNT: u32 = 20;
+const LOW: u64 = (1 << COUNT) - 1;
+const TICK: u32 = 2 * COUNT;
+const TICKS: u64 = (1 << (64 - TICK)) - 1;
+const CALL: u64 = 1 << COUNT;
+
+/// The cells of the threads that share a stripe, on cache lines of their own.
+#[derive(Debug)]
+#[repr(align(128))] // two lines: they are fetched in pairs
+struct Stripe([AtomicU64; PLACES]);
+
+/// What a window holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sum {
+    pub(crate) calls: u64,
+    pub(crate) bad: u64,
+}
+
+/// Striped cells; a tick is a number that its owner takes from the time.
+#[derive(Debug)]
+pub(crate) struct Window {
+    stripes: Box<[Stripe]>,
+    /// One less than the number of stripes, a power of two.
+    mask: usize,
+}
+
+impl Window {
+    /// An empty window; the stripes are rounded up to a power of two.
+    pub(crate) fn new(stripes: usize) -> Self {
+        let stripes = stripes.next_power_of_two();
+        let empty = || Stripe(std::array::from_fn(|_| AtomicU64::new(0)));
+        Self { stripes: (0..stripes).map(|_| empty()).collect(), mask: stripes - 1 }
+    }
+
+    /// Counts a call; `stripe` may be any number, the same for the same thread.
+    #[inline]
+    pub(crate) fn record(&self, tick: u64, stripe: usize, bad: bool) {
+        let Some(Stripe(cells)) = self.stripes.get(stripe & self.mask) else { return };
+        #[allow(clippy::cast_possible_truncation)] // less than ten
+        let Some(cell) = cells.get((tick % CELLS) as usize) else { return };
+        let tag = tick & TICKS;
+        let one = CALL + u64::from(bad);
+        let mut seen = cell.load(Ordering::Relaxed);
+        loop {
+            let next = if seen >> TICK == tag && calls(seen) < LOW {
+                seen + one
+            } else {
+                match renewed(seen, tag) {
+                    Some(begun) => begun + one,
+                    None => return,
+                }
+            };
+            match cell.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// What the window holds that ends with this tick.
+    pub(crate) fn sum(&self, tick: u64) -> Sum {
+        let mut sum = Sum::default();
+        for cell in self.cells() {
+            let seen = cell.load(Ordering::Relaxed);
+            // a tick that others see already belongs to it as well
+            let age = tick.wrapping_sub(seen >> TICK) & TICKS;
+            if !(CELLS..=TICKS - CELLS).contains(&age) {
+                sum.calls += calls(seen);
+                sum.bad += seen & LOW;
+            }
+        }
+        sum
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        for cell in self.cells() {
+            cell.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn cells(&self) -> impl Iterator<Item = &AtomicU64> {
+        self.stripes.iter().flat_map(|Stripe(cells)| cells)
+    }
+}
+
+fn calls(cell: u64) -> u64 {
+    cell >> COUNT & LOW
+}
+
+/// The cell for this tick where it cannot just be added to; `None` for a tick that is over.
+#[cold]
+fn renewed(seen: u64, tag: u64) -> Option<u64> {
+    if seen >> TICK == tag {
+        // full: half of it keeps the share
+        return Some(tag << TICK | ((calls(seen) / 2) << COUNT) | ((seen & LOW) / 2));
+    }
+    let ahead = (seen >> TICK).wrapping_sub(tag) & TICKS;
+    // further ahead is no clock that lags, it is a count of ticks that has gone round
+    let over = calls(seen) > 0 && ahead <= 6 * CELLS;
+    (!over).then_some(tag << TICK)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sum(calls: u64, bad: u64) -> Sum {
+        Sum { calls, bad }
+    }
+
+    #[test]
+    fn a_window_forgets_old_successes() {
+        let window = Window::new(1);
+        (0..20_000).for_each(|_| window.record(3, 0, false));
+        assert_eq!(window.sum(12), sum(20_000, 0));
+        assert_eq!(window.sum(13), sum(0, 0));
+        window.record(13, 0, true);
+        assert_eq!(window.sum(13), sum(1, 1));
+    }
+
+    #[test]
+    fn what_it_costs_does_not_grow_with_what_it_holds() {
+        let window = Window::new(4);
+        let cells = || window.cells().count();
+        assert_eq!(cells(), 40);
+        (0..100_000).for_each(|call| window.record(call / 10_000, 0, false));
+        assert_eq!((cells(), window.sum(9)), (40, sum(100_000, 0)));
+        assert_eq!(size_of::<Stripe>(), 128);
+    }
+
+    #[test]
+    fn a_full_cell_keeps_its_share() {
+        let window = Window::new(1);
+        for call in 0..(LOW * 3) {
+            window.record(7, 0, call % 4 == 0);
+        }
+        let held = window.sum(7);
+        assert!(held.calls > LOW / 2 && held.calls <= LOW, "{held:?}");
+        assert!((held.bad * 4).abs_diff(held.calls) <= 8, "{held:?}");
+    }
+
+    #[test]
+    fn a_clock_that_lags_by_a_turn_is_not_counted() {
+        let window = Window::new(1);
+        window.record(25, 0, false);
+        window.record(15, 0, true);
+        assert_eq!(window.sum(25), sum(1, 0));
+        window.record(24, 0, true);
+        assert_eq!(window.sum(25), sum(2, 1), "one that lags less is");
+    }
+
+    #[test]
+    fn a_cell_left_alone_for_months_is_begun_anew() {
+        for silence in [TICKS / 2, TICKS / 2 + 10, TICKS - 99, TICKS + 11] {
+            let window = Window::new(1);
+            let later = silence / CELLS * CELLS;
+            window.record(0, 0, true);
+            window.record(later, 0, false);
+            assert_eq!(window.sum(later), sum(1, 0), "{silence}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_counts_what_a_list_of_the_calls_counts(
+            calls in prop::collection::vec((0_u64..24, 0_usize..8, any::<bool>()), 1..300),
+        ) {
+            let window = Window::new(4);
+            let mut listed: Vec<(u64, bool)> = Vec::new();
+            let mut tick = TICKS - 30;
+            for (pause, stripe, bad) in calls {
+                tick += pause / 12 * (pause % 12);
+                window.record(tick, stripe, bad);
+                listed.push((tick, bad));
+                let within = listed.iter().filter(|(at, _)| tick - at < CELLS);
+                let bad = within.clone().filter(|(_, bad)| *bad).count() as u64;
+                prop_assert_eq!(window.sum(tick), sum(within.count() as u64, bad));
+            }
+        }
+    }
+}

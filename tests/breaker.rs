@@ -1,0 +1,566 @@
+//! `CircuitBreakerLayer` around services, in axum apps, and beside limits.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod support;
+
+use std::convert::Infallible;
+use std::future::{Future, pending, poll_fn, ready};
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use support::ask;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, advance, sleep};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, CircuitHandle, Ratio, Snapshot, State};
+use tower_upstream::cause::{Evidence, Phase, Replay};
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Answers what it was last told to, and counts how often it was called.
+#[derive(Clone)]
+struct Upstream {
+    says: Arc<Mutex<Says>>,
+    called: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy)]
+enum Says {
+    Status(u16),
+    Busy,
+    Cause(Cause),
+    Error,
+    /// A head, and a body that breaks off.
+    HalfABody,
+    /// A head, and a body that never ends.
+    EndlessBody,
+    Hang,
+}
+
+impl Upstream {
+    fn new(says: Says) -> Self {
+        Self { says: Arc::new(Mutex::new(says)), called: Arc::default() }
+    }
+
+    fn say(&self, says: Says) {
+        *self.says.lock().unwrap() = says;
+    }
+
+    fn called(&self) -> usize {
+        self.called.load(Relaxed)
+    }
+
+    fn service(
+        &self,
+    ) -> impl Service<Request<Body>, Response = Response<Body>, Error = io::Error, Future: Send> + Clone + Send + 'static
+    {
+        let own = self.clone();
+        service_fn(move |_: Request<Body>| {
+            own.called.fetch_add(1, Relaxed);
+            let says = *own.says.lock().unwrap();
+            async move {
+                let mut answer = Response::new(Body::empty());
+                let first = || Ok::<_, io::Error>(Bytes::from("half"));
+                match says {
+                    Says::Status(status) => *answer.status_mut() = StatusCode::from_u16(status).unwrap(),
+                    Says::Busy => {
+                        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                        answer.headers_mut().insert("retry-after", "1".parse().unwrap());
+                    }
+                    Says::Cause(cause) => {
+                        *answer.status_mut() = cause.status();
+                        answer.extensions_mut().insert(cause);
+                    }
+                    Says::Error => return Err(io::ErrorKind::ConnectionRefused.into()),
+                    Says::HalfABody => {
+                        let broken = Err(io::ErrorKind::ConnectionReset.into());
+                        *answer.body_mut() = Body::from_stream(stream::iter([first(), broken]));
+                    }
+                    Says::EndlessBody => {
+                        let frames = stream::unfold(0, |sent| async move {
+                            if sent > 0 {
+                                pending::<()>().await;
+                            }
+                            Some((Ok::<_, io::Error>(Bytes::from("half")), sent + 1))
+                        });
+                        *answer.body_mut() = Body::from_stream(frames);
+                    }
+                    Says::Hang => pending().await,
+                }
+                Ok(answer)
+            }
+        })
+    }
+}
+
+fn request() -> Request<Body> {
+    Request::new(Body::empty())
+}
+
+fn told(circuit: &CircuitHandle) -> Snapshot {
+    circuit.snapshot(Instant::now())
+}
+
+/// Calls to the end of the body; the status, if there is one.
+async fn call<S, B>(service: &S) -> Option<StatusCode>
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone,
+    B: http_body::Body,
+{
+    let answer = service.clone().oneshot(request()).await.ok()?;
+    let status = answer.status();
+    let _ = answer.into_body().collect().await;
+    Some(status)
+}
+
+/// How many of so many calls reach the upstream.
+async fn reach<S, B>(upstream: &Upstream, service: &S, calls: usize) -> usize
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone,
+    B: http_body::Body,
+{
+    let before = upstream.called();
+    for _ in 0..calls {
+        call(service).await;
+    }
+    upstream.called() - before
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_upstream_is_left_alone_after_five_calls_whatever_it_did_before() {
+    let upstream = Upstream::new(Says::Status(200));
+    let layer = CircuitBreakerLayer::new("test");
+    let service = layer.layer(upstream.service());
+    assert_eq!(reach(&upstream, &service, 20_000).await, 20_000);
+    upstream.say(Says::Error);
+    assert_eq!(reach(&upstream, &service, 9000).await, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_speaks_against_an_upstream_opens_and_what_does_not_does_not() {
+    let failures = [
+        Says::Error,
+        Says::Status(502),
+        Says::Status(503),
+        Says::Status(504),
+        Says::Cause(Cause::ConnectionRefused),
+        Says::Cause(Cause::FirstByteTimeout),
+        Says::HalfABody,
+    ];
+    for says in failures {
+        let upstream = Upstream::new(says);
+        let service = CircuitBreakerLayer::new("test").layer(upstream.service());
+        assert_eq!(reach(&upstream, &service, 50).await, 5);
+    }
+    let others = [
+        Says::Status(101),
+        Says::Status(404),
+        Says::Status(429),
+        Says::Status(500),
+        Says::Busy,
+        Says::Cause(Cause::GatewayOverload),
+        Says::Cause(Cause::ClientClosed),
+        Says::Cause(Cause::StaleConnection),
+    ];
+    for says in others {
+        let upstream = Upstream::new(says);
+        let service = CircuitBreakerLayer::new("test").layer(upstream.service());
+        assert_eq!(reach(&upstream, &service, 50).await, 50);
+    }
+    let upstream = Upstream::new(Says::Status(500));
+    let all = BreakerPolicy::new().statuses(|status| status.is_server_error());
+    let service = CircuitBreakerLayer::new("test").policy(all).layer(upstream.service());
+    assert_eq!(reach(&upstream, &service, 50).await, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_classified_error_is_what_opened_it() {
+    let upstream = Upstream::new(Says::Error);
+    let layer = CircuitBreakerLayer::new("payments");
+    let service = layer.layer(ClassifyLayer::new().layer(upstream.service()));
+    reach(&upstream, &service, 5).await;
+    let answer = service.oneshot(request()).await.unwrap();
+    assert_eq!(
+        (answer.status(), &answer.headers()["retry-after"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap())
+    );
+    let failure = Failure::of(&answer).unwrap();
+    assert_eq!((failure.cause(), failure.phase()), (Cause::CircuitOpen, Phase::Gateway));
+    assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
+    assert_eq!((failure.upstream(), failure.previous().len()), (Some("payments"), 1));
+    let opened_by = &failure.previous()[0];
+    assert_eq!((opened_by.cause(), opened_by.phase()), (Cause::ConnectionRefused, Phase::Connect));
+    let told = told(&layer.handle());
+    assert_eq!((told.state, told.refused, told.opened), (State::Open, 1, 1));
+    assert!(told.next_probe.unwrap() - Instant::now() >= SECOND / 2);
+    assert!(!answer.into_body().collect().await.unwrap().to_bytes().is_empty());
+}
+
+/// An upstream whose readiness is watched.
+struct Watched {
+    ready: Arc<AtomicUsize>,
+    asked: Arc<AtomicUsize>,
+    called: Arc<AtomicUsize>,
+    status: Arc<AtomicUsize>,
+}
+
+const BUSY: usize = 0;
+
+impl Service<Request<Body>> for Watched {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.asked.fetch_add(1, Relaxed);
+        if self.ready.load(Relaxed) == BUSY { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn call(&mut self, _: Request<Body>) -> Self::Future {
+        assert!(self.asked.swap(0, Relaxed) > 0, "it was not asked");
+        self.called.fetch_add(1, Relaxed);
+        let status = u16::try_from(self.status.load(Relaxed)).unwrap();
+        ready(Ok(Response::builder().status(status).body(Body::empty()).unwrap()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_neither_calls_nor_waits_for_the_upstream() {
+    let (status, called) = (Arc::new(AtomicUsize::new(502)), Arc::<AtomicUsize>::default());
+    let (readiness, asked) = (Arc::new(AtomicUsize::new(1)), Arc::<AtomicUsize>::default());
+    let watched =
+        Watched { ready: readiness.clone(), asked: asked.clone(), called: called.clone(), status: status.clone() };
+    let layer = CircuitBreakerLayer::new("test");
+    let mut service = layer.layer(watched);
+    for _ in 0..5 {
+        assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 502);
+    }
+    readiness.store(BUSY, Relaxed);
+    for _ in 0..100 {
+        assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 503);
+    }
+    assert_eq!((called.load(Relaxed), asked.load(Relaxed)), (5, 0));
+    assert_eq!(told(&layer.handle()).refused, 100);
+
+    // it says that it is ready, and when it is called the pause is over: the upstream was not asked all the same
+    readiness.store(1, Relaxed);
+    status.store(200, Relaxed);
+    service.ready().await.unwrap();
+    advance(SECOND).await;
+    assert_eq!(service.call(request()).await.unwrap().status(), 503);
+    let before = told(&layer.handle());
+    assert_eq!((called.load(Relaxed), before.state, before.probes), (5, State::Open, 0));
+    assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 200);
+    assert_eq!(told(&layer.handle()).state, State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_is_not_ready_when_the_pause_is_over_holds_no_probe() {
+    let readiness = Arc::new(AtomicUsize::new(1));
+    let (status, called) = (Arc::new(AtomicUsize::new(502)), Arc::<AtomicUsize>::default());
+    let watched = Watched { ready: readiness.clone(), asked: Arc::default(), called: called.clone(), status };
+    let layer = CircuitBreakerLayer::new("test");
+    let mut service = layer.layer(watched);
+    for _ in 0..5 {
+        service.ready().await.unwrap().call(request()).await.unwrap();
+    }
+    readiness.store(BUSY, Relaxed);
+    advance(SECOND).await;
+    let waits = poll_fn(|cx| Poll::Ready(service.poll_ready(cx).is_pending())).await;
+    assert!(waits, "backpressure is passed on");
+    assert_eq!((told(&layer.handle()).probes, called.load(Relaxed)), (0, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_a_thousand_at_once_is_the_probe() {
+    let upstream = Upstream::new(Says::Error);
+    let layer = CircuitBreakerLayer::new("test");
+    let service = layer.layer(upstream.service());
+    reach(&upstream, &service, 5).await;
+    upstream.say(Says::Hang);
+    advance(SECOND).await;
+    let (before, mut calls) = (upstream.called(), tokio::task::JoinSet::new());
+    for _ in 0..1000 {
+        let service = service.clone();
+        calls.spawn(async move { service.oneshot(request()).await.unwrap().headers()["retry-after"].clone() });
+    }
+    for _ in 0..999 {
+        assert_eq!(calls.join_next().await.unwrap().unwrap(), "1");
+    }
+    assert_eq!((upstream.called() - before, told(&layer.handle()).state), (1, State::HalfOpen));
+    // the caller of the probe leaves
+    calls.shutdown().await;
+    upstream.say(Says::Status(200));
+    assert_eq!(call(&service).await, Some(StatusCode::OK));
+    assert_eq!(told(&layer.handle()).state, State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_hangs_gives_its_place_up() {
+    let upstream = Upstream::new(Says::Error);
+    let layer = CircuitBreakerLayer::new("test");
+    let service = layer.layer(upstream.service());
+    reach(&upstream, &service, 5).await;
+    upstream.say(Says::Hang);
+    advance(SECOND).await;
+    let hung = tokio::spawn(service.clone().oneshot(request()));
+    sleep(SECOND / 2).await;
+    upstream.say(Says::Status(200));
+    assert_eq!(call(&service).await, Some(StatusCode::SERVICE_UNAVAILABLE));
+    sleep(SECOND / 2).await;
+    assert_eq!(call(&service).await, Some(StatusCode::OK));
+    assert_eq!(reach(&upstream, &service, 100).await, 100);
+    hung.abort();
+    assert!(hung.await.unwrap_err().is_cancelled());
+    assert_eq!(told(&layer.handle()).state, State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_counts_whether_it_stands_above_or_below() {
+    let limits = || TimeoutLayer::new(Timeouts::new().head(SECOND)).untouched();
+    let upstream = Upstream::new(Says::Hang);
+    let layer = CircuitBreakerLayer::new("test");
+    let below = layer.layer(limits().layer(upstream.service()));
+    assert_eq!(reach(&upstream, &below, 20).await, 5);
+    assert_eq!(told(&layer.handle()).why.unwrap().cause(), Cause::FirstByteTimeout);
+
+    let layer = CircuitBreakerLayer::new("test");
+    let above = limits().layer(layer.layer(upstream.service()));
+    assert_eq!(reach(&upstream, &above, 20).await, 5);
+    assert_eq!(told(&layer.handle()).why.unwrap().cause(), Cause::FirstByteTimeout);
+
+    let upstream = Upstream::new(Says::EndlessBody);
+    let layer = CircuitBreakerLayer::new("test");
+    let limits = TimeoutLayer::new(Timeouts::new().body_idle(SECOND)).untouched();
+    let above = limits.layer(layer.layer(upstream.service()));
+    assert_eq!(reach(&upstream, &above, 20).await, 5);
+    assert_eq!(told(&layer.handle()).why.unwrap().cause(), Cause::BodyReadTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_proves_nothing() {
+    let upstream = Upstream::new(Says::EndlessBody);
+    let layer = CircuitBreakerLayer::new("test");
+    let service = layer.layer(upstream.service());
+    for _ in 0..50 {
+        let mut answer = service.clone().oneshot(request()).await.unwrap();
+        assert!(answer.frame().await.unwrap().is_ok());
+    }
+    upstream.say(Says::Hang);
+    for _ in 0..50 {
+        let mut call = pin!(service.clone().oneshot(request()));
+        assert!(poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await);
+    }
+    let told = told(&layer.handle());
+    assert_eq!((told.state, told.calls, upstream.called()), (State::Closed, 0, 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probes_long_download_keeps_others_waiting_for_its_limit_only() {
+    let upstream = Upstream::new(Says::Error);
+    let layer = CircuitBreakerLayer::new("test");
+    let service = layer.layer(upstream.service());
+    reach(&upstream, &service, 5).await;
+    upstream.say(Says::EndlessBody);
+    advance(SECOND).await;
+    let download = service.clone().oneshot(request()).await.unwrap();
+    assert_eq!(told(&layer.handle()).state, State::HalfOpen);
+    upstream.say(Says::Status(200));
+    assert_eq!(reach(&upstream, &service, 10).await, 0);
+    advance(SECOND).await;
+    assert_eq!(reach(&upstream, &service, 10).await, 10);
+    drop(download);
+    assert_eq!(told(&layer.handle()).state, State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_calls_count_to_the_end_of_the_body() {
+    let slow = service_fn(|_: Request<Body>| async {
+        let late = stream::once(async {
+            sleep(SECOND * 2).await;
+            Ok::<_, Infallible>(Bytes::from("late"))
+        });
+        Ok::<_, Infallible>(Response::new(Body::from_stream(late)))
+    });
+    let policy = BreakerPolicy::new().slow_calls(SECOND, Ratio::per_mille(500)).ratio(Ratio::per_mille(500), 3);
+    let layer = CircuitBreakerLayer::new("test").policy(policy);
+    let service = layer.layer(slow);
+    for status in [200, 200, 200, 503] {
+        assert_eq!(call(&service).await.unwrap(), status);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clones_share_one_circuit() {
+    let upstream = Upstream::new(Says::Error);
+    let layer = CircuitBreakerLayer::new("test");
+    let builder = ServiceBuilder::new().layer(layer.clone());
+    let services: Vec<_> = (0..50).map(|_| builder.clone().service(upstream.service())).collect();
+    for service in &services {
+        call(&service.clone()).await;
+    }
+    assert_eq!(upstream.called(), 5);
+    assert_eq!(told(&layer.clone().handle()).refused, 45);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hypers_own_service_is_refused_without_being_asked() {
+    let called = Arc::<AtomicUsize>::default();
+    let counts = called.clone();
+    let inner = hyper::service::service_fn(move |_: Request<Body>| {
+        counts.fetch_add(1, Relaxed);
+        ready(Err::<Response<Body>, io::Error>(io::ErrorKind::ConnectionRefused.into()))
+    });
+    let service = CircuitBreakerLayer::new("test").layer(inner);
+    let mut refused = 0;
+    for _ in 0..50 {
+        if let Ok(answer) = hyper::service::Service::call(&service, request()).await {
+            assert_eq!(answer.status(), 503);
+            refused += 1;
+        }
+    }
+    assert_eq!((called.load(Relaxed), refused), (5, 45));
+}
+
+/// Three routes of which all fail, behind one circuit.
+fn app(layer: &CircuitBreakerLayer) -> (Router, Arc<AtomicUsize>) {
+    let called = Arc::<AtomicUsize>::default();
+    let handler = || {
+        let called = called.clone();
+        get(move || {
+            called.fetch_add(1, Relaxed);
+            ready(StatusCode::BAD_GATEWAY)
+        })
+    };
+    let app = Router::new().route("/a", handler()).route("/b", handler()).route("/c", handler());
+    (app.layer(layer.clone()), called)
+}
+
+/// As the defaults, but that no test is slow enough to see the end of the pause.
+fn long() -> CircuitBreakerLayer {
+    let pause = Duration::from_secs(1800);
+    CircuitBreakerLayer::new("app").policy(BreakerPolicy::new().pause(pause).longest_pause(pause))
+}
+
+#[tokio::test]
+async fn routes_and_fresh_connections_share_one_circuit() {
+    let expected: Vec<_> = [502; 5].into_iter().chain([503; 45]).collect();
+    for made in [false, true] {
+        let layer = long();
+        let (app, called) = app(&layer);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        if made {
+            tokio::spawn(async move { axum::serve(listener, app.into_make_service()).await });
+        } else {
+            tokio::spawn(async move { axum::serve(listener, app).await });
+        }
+        let mut statuses = Vec::new();
+        for at in 0..50 {
+            let path = ["/a", "/b", "/c"][at % 3];
+            let get = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let answer = ask(address, &get).await;
+            let after: Option<u64> = answer.get("retry-after").map(|seconds| seconds.parse().unwrap());
+            assert!(after.is_none_or(|seconds| (800..=1800).contains(&seconds)), "{after:?}");
+            statuses.push(answer.status());
+        }
+        assert_eq!((&statuses, called.load(Relaxed)), (&expected, 5));
+        assert_eq!(told(&layer.handle()).refused, 45);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_holds_it_open_and_lets_it_go() {
+    let upstream = Upstream::new(Says::Status(200));
+    let layer = CircuitBreakerLayer::new("test");
+    let (service, circuit) = (layer.layer(upstream.service()), layer.handle());
+    circuit.hold_open();
+    assert_eq!(reach(&upstream, &service, 9).await, 0);
+    advance(SECOND * 3600).await;
+    let answer = service.clone().oneshot(request()).await.unwrap();
+    assert_eq!(answer.headers()["retry-after"], "10");
+    assert_eq!(Cause::of(&answer), Some(Cause::CircuitOpen));
+    circuit.release();
+    assert_eq!(told(&circuit).state, State::HalfOpen);
+    assert_eq!(reach(&upstream, &service, 9).await, 9);
+    circuit.hold_open();
+    circuit.reset();
+    assert_eq!(reach(&upstream, &service, 9).await, 9);
+    assert_eq!((told(&circuit).state, circuit.name()), (State::Closed, "test"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_transitions_sees_the_latest() {
+    let upstream = Upstream::new(Says::Error);
+    let layer = CircuitBreakerLayer::new("test");
+    let service = layer.layer(upstream.service());
+    let mut transitions = layer.handle().transitions();
+    assert_eq!(transitions.next().await.unwrap().state, State::Closed);
+    reach(&upstream, &service, 5).await;
+    let open = transitions.next().await.unwrap();
+    assert_eq!((open.state, open.why.unwrap().cause()), (State::Open, Cause::Unknown));
+    assert!(open.pause >= SECOND / 2 && open.pause <= SECOND);
+    upstream.say(Says::Status(200));
+    sleep(SECOND).await;
+    call(&service).await;
+    let latest = transitions.next().await.unwrap();
+    assert_eq!((latest.state, latest.why.is_none()), (State::Closed, true));
+    drop((service, layer));
+    assert!(transitions.next().await.is_none());
+}
+
+/// What is written where a log would go.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_transition_is_one_line() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone()).finish();
+    let _log = tracing::subscriber::set_default(log);
+    let upstream = Upstream::new(Says::Error);
+    let service = CircuitBreakerLayer::new("payments").layer(ClassifyLayer::new().layer(upstream.service()));
+    reach(&upstream, &service, 50).await;
+    upstream.say(Says::Status(200));
+    sleep(SECOND).await;
+    reach(&upstream, &service, 50).await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let about: Vec<_> = text.lines().filter(|line| line.contains("circuit.state")).collect();
+    assert_eq!(about.len(), 3, "{text}");
+    for part in [
+        "WARN tower_upstream: ",
+        "upstream=\"payments\"",
+        "circuit.state=\"open\"",
+        "error.type=\"connection_refused\"",
+    ] {
+        assert!(about[0].contains(part), "{}", about[0]);
+    }
+    assert!(about[1].trim_start().starts_with("INFO") && about[1].contains("\"half_open\""), "{}", about[1]);
+    assert!(about[2].trim_start().starts_with("INFO") && about[2].contains("\"closed\""), "{}", about[2]);
+}

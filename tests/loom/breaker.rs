@@ -1,0 +1,205 @@
+//! The circuit's word, its streak and its window: the hot path against transitions.
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use crate::breaker::gate::{Gate, Permit, State};
+use crate::breaker::reopen::Pauses;
+use crate::breaker::streak::Streak;
+use crate::breaker::window::{Sum, Window};
+
+const PAUSES: Pauses = Pauses { first: 100, longest: 800, calm: 1000 };
+const LIMIT: u64 = 50;
+
+/// What a circuit does with these three, without its clock and its records.
+struct Circuit {
+    gate: Gate<u8>,
+    streak: Streak,
+    window: Window,
+}
+
+impl Circuit {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { gate: Gate::new(PAUSES, LIMIT), streak: Streak::new(), window: Window::new(1) })
+    }
+
+    fn fail(&self, permit: &Permit, now: u64) {
+        if permit.is_probe() {
+            self.gate.probe_failed(permit, now, 0, || 2);
+        } else if self.gate.is_current(permit) && self.streak.fail(permit.epoch()) >= 3 {
+            self.gate.trip(permit, now, 0, || 1);
+        }
+    }
+
+    fn succeed(&self, permit: &Permit, now: u64) {
+        if permit.is_probe() {
+            self.gate.probe_succeeded(permit, now, || self.window.clear());
+        } else if self.gate.is_current(permit) {
+            self.streak.succeed(permit.epoch());
+            self.window.record(0, 0, false);
+        }
+    }
+
+    fn begin(&self, now: u64) -> Option<Permit> {
+        self.gate.pass().or_else(|| self.gate.knock(now, || self.window.clear()).0.ok())
+    }
+
+    fn state(&self) -> State {
+        self.gate.look().0.state
+    }
+
+    /// Opened by three calls that began before; a fourth is handed back.
+    fn opened(&self) -> Permit {
+        let late = self.begin(0).unwrap();
+        for _ in 0..3 {
+            self.fail(&self.begin(0).unwrap(), 0);
+        }
+        assert_eq!(self.state(), State::Open);
+        late
+    }
+}
+
+/// Three preemptions at most, as in the other models of three threads.
+fn search(model: impl Fn() + Sync + Send + 'static) {
+    let mut search = loom::model::Builder::new();
+    search.preemption_bound = Some(3);
+    search.check(model);
+}
+
+#[test]
+fn no_trip_is_lost() {
+    search(|| {
+        let circuit = Circuit::new();
+        let threads = [(); 2].map(|()| {
+            let (circuit, permit) = (circuit.clone(), circuit.begin(0).unwrap());
+            thread::spawn(move || circuit.fail(&permit, 1))
+        });
+        circuit.fail(&circuit.gate.pass().unwrap(), 1);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let (told, _) = circuit.gate.look();
+        assert_eq!((told.state, told.opened), (State::Open, 1), "once");
+    });
+}
+
+#[test]
+fn a_success_beside_failures_ends_the_row_once() {
+    search(|| {
+        let circuit = Circuit::new();
+        circuit.fail(&circuit.begin(0).unwrap(), 1);
+        let (other, permit) = (circuit.clone(), circuit.begin(0).unwrap());
+        let failing = thread::spawn(move || other.fail(&permit, 1));
+        circuit.succeed(&circuit.begin(0).unwrap(), 1);
+        failing.join().unwrap();
+        let (epoch, left) = (circuit.gate.look().0.epoch, [0, 1]);
+        assert!(left.contains(&circuit.streak.length(epoch)));
+        assert_eq!(circuit.state(), State::Closed);
+    });
+}
+
+#[test]
+fn one_of_those_who_come_is_the_probe() {
+    search(|| {
+        let circuit = Circuit::new();
+        circuit.opened();
+        let threads = [(); 2].map(|()| {
+            let circuit = circuit.clone();
+            thread::spawn(move || circuit.begin(100).map(|permit| permit.is_probe()))
+        });
+        let own = circuit.begin(100).map(|permit| permit.is_probe());
+        let mut passed: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
+        passed.extend(own);
+        assert_eq!(passed, [true]);
+    });
+}
+
+#[test]
+fn a_probe_that_leaves_beside_one_who_comes_leaves_one_place() {
+    search(|| {
+        let circuit = Circuit::new();
+        circuit.opened();
+        let probe = circuit.begin(100).unwrap();
+        let threads = [(); 2].map(|()| {
+            let circuit = circuit.clone();
+            thread::spawn(move || circuit.begin(101))
+        });
+        circuit.gate.probe_left(&probe);
+        let next: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
+        assert!(next.len() <= 1);
+        assert_eq!(circuit.state(), State::HalfOpen);
+        assert_eq!(circuit.begin(102).is_some(), next.is_empty(), "the place is free, or taken");
+    });
+}
+
+#[test]
+fn an_answer_from_before_the_trip_changes_nothing_beside_a_probe() {
+    search(|| {
+        let circuit = Circuit::new();
+        let late = circuit.opened();
+        let probe = circuit.begin(100).unwrap();
+        let other = circuit.clone();
+        let failing = thread::spawn(move || other.fail(&late, 101));
+        circuit.succeed(&probe, 101);
+        failing.join().unwrap();
+        let (told, _) = circuit.gate.look();
+        assert_eq!((told.state, told.opened), (State::Closed, 1));
+        assert_eq!(circuit.streak.length(told.epoch), 0);
+    });
+}
+
+#[test]
+fn a_probe_that_is_given_up_beside_its_answer_decides_or_does_not() {
+    search(|| {
+        let circuit = Circuit::new();
+        circuit.opened();
+        let hung = circuit.begin(100).unwrap();
+        let other = circuit.clone();
+        let failing = thread::spawn(move || other.fail(&hung, 150));
+        let next = circuit.begin(150);
+        failing.join().unwrap();
+        // either it failed first, and the pause runs, or it had given its place up
+        let state = if next.is_some() { State::HalfOpen } else { State::Open };
+        assert_eq!(circuit.state(), state);
+    });
+}
+
+#[test]
+fn a_hand_beside_a_trip_and_a_probe_has_the_last_word() {
+    search(|| {
+        let circuit = Circuit::new();
+        circuit.opened();
+        let (probing, holding) = (circuit.clone(), circuit.clone());
+        let probing = thread::spawn(move || {
+            if let Some(probe) = probing.begin(100) {
+                probing.succeed(&probe, 101);
+            }
+        });
+        let holding = thread::spawn(move || holding.gate.hold(100, 3).is_some());
+        probing.join().unwrap();
+        assert!(holding.join().unwrap());
+        assert_eq!(circuit.state(), State::HeldOpen);
+        circuit.gate.release(200);
+        let probe = circuit.begin(200).unwrap();
+        circuit.succeed(&probe, 201);
+        assert_eq!(circuit.state(), State::Closed);
+    });
+}
+
+#[test]
+fn records_of_one_stripe_all_count_and_a_tick_that_ends_takes_none_along() {
+    search(|| {
+        let window = Arc::new(Window::new(1));
+        window.record(3, 0, true);
+        let threads = [(13, true), (13, false)].map(|(tick, bad)| {
+            let window = window.clone();
+            thread::spawn(move || window.record(tick, 0, bad))
+        });
+        window.record(13, 0, true);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(window.sum(13), Sum { calls: 3, bad: 2 });
+    });
+}
