@@ -136,7 +136,7 @@ where
 
 async fn attempt_of<S, B>(service: S) -> Failure
 where
-    S: Service<http::Request<Body>, Response = http::Response<B>, Error: std::fmt::Debug>,
+    S: Service<http::Request<Body>, Response = http::Response<B>, Error: std::fmt::Debug + 'static>,
     B: http_body::Body<Data = Bytes, Error: Into<tower::BoxError>>,
 {
     let limits = Timeouts::new().attempt(PHASE);

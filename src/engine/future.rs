@@ -64,6 +64,7 @@ where
     L: Limits,
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
+    E: 'static,
 {
     type Output = Answered<B, P, L, E>;
 
@@ -81,7 +82,7 @@ where
                     return Poll::Ready(Ok(Tracked::over(answer, following)));
                 }
                 Poll::Ready(Err(error)) => {
-                    this.open.failed(this.watch);
+                    this.open.failed(this.watch, &error);
                     if this.timer.is_some() {
                         disarm(this.timer);
                     }
@@ -101,6 +102,7 @@ where
     L: Limits,
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
+    E: 'static,
 {
     /// It was never called.
     #[cold]
@@ -132,7 +134,7 @@ where
                         Ok(Tracked::over(answer, following))
                     }
                     Err(error) => {
-                        open.failed(watch);
+                        open.failed(watch, &error);
                         Err(error)
                     }
                 });
@@ -184,8 +186,8 @@ impl<P: Part, L: Limits> Open<P, L> {
     }
 
     /// The inner service returned its error.
-    fn failed(&mut self, watch: &L::Watch) {
-        let outcome = Outcome::error();
+    fn failed<E: 'static>(&mut self, watch: &L::Watch, error: &E) {
+        let outcome = Outcome::error(error);
         let head = Head { outcome: &outcome, headers: None, uploaded: self.uploaded() };
         self.shared.limits.answered(watch, &self.call, &head);
         self.settle(&outcome);

@@ -143,6 +143,7 @@ where
     P: Part,
     L: Limits,
     W: Border<ReqBody>,
+    S::Error: 'static,
     ResBody: Body<Data = Bytes>,
     ResBody::Error: Into<BoxError>,
 {
@@ -198,6 +199,7 @@ where
     P: Part,
     L: Limits,
     W: Border<ReqBody>,
+    S::Error: 'static,
     ResBody: Body<Data = Bytes>,
     ResBody::Error: Into<BoxError>,
 {
@@ -328,6 +330,17 @@ mod tests {
         let (engine, log) = engine(fails, ());
         assert_eq!(engine.oneshot(Request::new(())).await.unwrap_err(), "its own");
         assert_eq!(told(&log), ["inner settled None None", "outer settled None None"]);
+    }
+
+    #[tokio::test]
+    async fn an_error_that_is_a_record_tells_its_cause() {
+        let fails = service_fn(|_: Request<()>| async {
+            Err::<Response<Empty<Bytes>>, _>(Failure::new(BadGatewayCause::ConnectionRefused))
+        });
+        let (engine, log) = engine(fails, ());
+        assert_eq!(engine.oneshot(Request::new(())).await.unwrap_err().cause(), BadGatewayCause::ConnectionRefused);
+        let settled = "settled Some(502) Some(connection_refused)";
+        assert_eq!(told(&log), [format!("inner {settled}"), format!("outer {settled}")]);
     }
 
     #[tokio::test]

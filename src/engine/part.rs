@@ -1,5 +1,6 @@
 //! What a layer adds to a call: it admits, and it settles.
 
+use std::any::Any;
 use std::cell::OnceCell;
 use std::time::Duration;
 
@@ -208,9 +209,13 @@ impl Outcome {
         Self::of(Shown { status, cause, failure: Some(failure.clone()), pushed_back: false }, false)
     }
 
-    /// The inner service's own error, which no layer has named yet.
-    pub(super) fn error() -> Self {
-        Self::of(Shown { status: None, cause: None, failure: None, pushed_back: false }, false)
+    /// The inner service's error: a record, as `ReverseProxy`'s, or its own, which no layer has named yet.
+    #[cold]
+    pub(super) fn error<E: 'static>(error: &E) -> Self {
+        match (error as &dyn Any).downcast_ref::<Failure>() {
+            Some(failure) => Self::failure(failure),
+            None => Self::of(Shown { status: None, cause: None, failure: None, pushed_back: false }, false),
+        }
     }
 
     pub(super) fn at(self, now: Instant) -> Self {
