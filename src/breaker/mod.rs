@@ -42,6 +42,9 @@
 //! [`ClassifyLayer`](crate::ClassifyLayer) it knows causes. Its state is born in [`new`](CircuitBreakerLayer::new): all routes,
 //! connections and clones share it. A gateway with several upstreams makes a layer for each.
 //!
+//! **Limits**: those of this crate count inside and around it. A foreign one around it (`tower::timeout`) drops the call like a
+//! client that left, and counts as nothing: put it inside.
+//!
 //! **Backpressure**: callers that wait for an inner service to be ready are not woken when the circuit opens. Put no
 //! limit of concurrency that waits beneath it; one that sheds is fine.
 //!
