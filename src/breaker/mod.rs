@@ -89,6 +89,7 @@ mod reopen;
 mod streak;
 mod verdict;
 mod window;
+mod word;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,9 +104,9 @@ use self::verdict::Verdict;
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::engine::{Abandon, Call, Engine, Outcome, Part, Refusal, Shared};
 
-pub use self::gate::{Permit, State};
 pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
 pub use self::policy::BreakerPolicy;
+pub use self::word::{Permit, State};
 pub use crate::measure::Ratio;
 
 /// The service of [`CircuitBreakerLayer`].
