@@ -110,7 +110,7 @@ fn pure_files_never_import_their_layer() {
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
                 watch learned learner timeouts \
-                circuit gate reopen streak verdict window \
+                circuit gate reopen streak verdict window word \
                 attempts backoff budget decision hedging kept_head ledger pace pushback retry_after round settings shown";
     for (room, names) in layers {
         for file in pure.split_whitespace() {

@@ -6,13 +6,14 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::gate::{Gate, Permit, Shut, Turn};
+use super::gate::{Gate, Shut, Turn};
 use super::handle::Snapshot;
 use super::policy::BreakerPolicy;
 use super::reopen::Pauses;
 use super::streak::Streak;
 use super::verdict::Verdict;
 use super::window::{CELLS, Window};
+use super::word::{Permit, State};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 use crate::measure::{Ratio, default_stripes, stripe};
 
@@ -166,7 +167,7 @@ impl Circuit {
             state: look.state,
             since: self.at(look.since),
             why: why.and_then(|opening| opening.previous().last().cloned()),
-            next_probe: (look.state == super::State::Open).then(|| self.at(look.until)),
+            next_probe: (look.state == State::Open).then(|| self.at(look.until)),
             calls: held.calls,
             failures: held.bad,
             slow: self.slow.as_ref().map_or(0, |window| window.sum(tick).bad),

@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::circuit::Circuit;
-use super::gate::{State, Turn};
+use super::gate::Turn;
+use super::word::State;
 use crate::cause::{Detail, Failure};
 
 /// A circuit and those who are told of its transitions.

@@ -42,6 +42,9 @@
 //! [`ClassifyLayer`](crate::ClassifyLayer) it knows causes. Its state is born in [`new`](CircuitBreakerLayer::new): all routes,
 //! connections and clones share it. A gateway with several upstreams makes a layer for each.
 //!
+//! **Limits**: those of this crate count inside and around it. A foreign one around it (`tower::timeout`) drops the call like a
+//! client that left, and counts as nothing: put it inside.
+//!
 //! **Backpressure**: callers that wait for an inner service to be ready are not woken when the circuit opens. Put no
 //! limit of concurrency that waits beneath it; one that sheds is fine.
 //!
@@ -86,6 +89,7 @@ mod reopen;
 mod streak;
 mod verdict;
 mod window;
+mod word;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,9 +104,9 @@ use self::verdict::Verdict;
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::engine::{Abandon, Call, Engine, Outcome, Part, Refusal, Shared};
 
-pub use self::gate::{Permit, State};
 pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
 pub use self::policy::BreakerPolicy;
+pub use self::word::{Permit, State};
 pub use crate::measure::Ratio;
 
 /// The service of [`CircuitBreakerLayer`].

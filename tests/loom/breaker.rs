@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use loom::thread;
 
-use crate::breaker::gate::{Gate, Permit, State};
+use crate::breaker::gate::Gate;
 use crate::breaker::reopen::Pauses;
 use crate::breaker::streak::Streak;
 use crate::breaker::window::{Sum, Window};
+use crate::breaker::word::{Permit, State};
 
 const PAUSES: Pauses = Pauses { first: 100, longest: 800, calm: 1000 };
 const LIMIT: u64 = 50;

@@ -12,6 +12,7 @@ mod breaker {
     pub(crate) mod reopen;
     pub(crate) mod streak;
     pub(crate) mod window;
+    pub(crate) mod word;
 }
 #[path = "breaker.rs"]
 mod circuit;

@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::breaker::State;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
