@@ -147,6 +147,16 @@ impl Circuit {
         self.gate.trip(permit, now, random(), || self.opened(why, record()))
     }
 
+    /// A probe from beside that began then has found the upstream well.
+    pub(super) fn recovered(&self, begun: Instant, now: Instant) -> Option<Turn<Failure>> {
+        self.gate.recovered(self.moment(begun), self.moment(now), || self.forget())
+    }
+
+    /// A probe from beside has found it down; another one comes before this time.
+    pub(super) fn still_down(&self, until: Instant) {
+        self.gate.still_down(self.moment(until));
+    }
+
     pub(super) fn hold(&self, now: Instant) -> Option<Turn<Failure>> {
         self.gate.hold(self.moment(now), self.refusal(HELD).build())
     }

@@ -190,6 +190,25 @@ impl<T: Clone> Gate<T> {
         }
     }
 
+    /// Whoever looks from beside saw the upstream back, by a probe that began then; calls need not find out.
+    pub(crate) fn recovered(&self, begun: u64, now: u64, forget: impl FnOnce()) -> Option<Turn<T>> {
+        let mut book = self.lock();
+        match self.word() & MASK {
+            // an older one may have seen what was before the outage
+            OPEN if begun < book.since => None,
+            OPEN | VACANT | PROBING => self.close(&mut book, now, forget).1,
+            _ => None,
+        }
+    }
+
+    /// Whoever looks from beside saw it down: until then no call is spent as a probe.
+    pub(crate) fn still_down(&self, until: u64) {
+        let mut book = self.lock();
+        if self.word() & MASK == OPEN {
+            book.until = book.until.max(until);
+        }
+    }
+
     /// Holds it open until it is released.
     pub(crate) fn hold(&self, now: u64, why: T) -> Option<Turn<T>> {
         let mut book = self.lock();

@@ -72,6 +72,12 @@ impl Core {
         Self { circuit, changes: watch::Sender::new(closed) }
     }
 
+    pub(super) fn recovered(&self, begun: Instant, now: Instant) {
+        if let Some(turn) = self.circuit.recovered(begun, now) {
+            self.tell(&turn);
+        }
+    }
+
     /// Says what has happened: a line in the log, and the state for whoever waits.
     #[cold]
     pub(super) fn tell(&self, turn: &Turn<Failure>) {

@@ -85,6 +85,7 @@ mod circuit;
 mod gate;
 mod handle;
 mod policy;
+mod probing;
 mod reopen;
 mod streak;
 mod verdict;

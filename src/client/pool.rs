@@ -318,6 +318,11 @@ where
         H1::shake_hands(io, place, &self.shared).await.map(Lease::H1)
     }
 
+    /// Whether the upstream takes a connection now; one that is asked for here is closed at once.
+    pub(super) async fn connects(&self) -> bool {
+        self.connect().await.is_ok()
+    }
+
     async fn connect(&self) -> Result<Stamped<C::Io>, Failure> {
         let mut connector = self.dial.connector.clone();
         std::future::poll_fn(|cx| connector.poll_ready(cx)).await?;

@@ -85,6 +85,26 @@ impl<C, B> ReverseProxy<C, B> {
     }
 }
 
+impl<C, B> ReverseProxy<C, B>
+where
+    C: Connect,
+    C::Future: 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// A probe for [`CircuitHandle::probed`](crate::breaker::CircuitHandle::probed): whether the upstream takes a
+    /// connection, TLS and all.
+    ///
+    /// Nothing is sent on it; it is closed at once.
+    pub fn connects(&self) -> impl FnMut() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + use<C, B> {
+        let upstream = self.upstream.clone();
+        move || {
+            let upstream = upstream.clone();
+            Box::pin(async move { upstream.pool.connects().await })
+        }
+    }
+}
+
 impl<C, B> Clone for ReverseProxy<C, B> {
     fn clone(&self) -> Self {
         Self { upstream: self.upstream.clone(), caller: self.caller.clone() }

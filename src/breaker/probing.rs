@@ -1,0 +1,276 @@
+//! Looks in the background whether an upstream is back, so that no caller's request has to find out.
+
+use std::future::Future;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::handle::{CircuitHandle, Core};
+use super::{Change, State};
+use crate::cause::{Failure, Phase};
+
+/// No two probes are closer.
+const SHORTEST: Duration = Duration::from_millis(5);
+/// No two probes are further apart.
+const LONGEST: Duration = Duration::from_secs(1);
+/// The time between two is this share of the outage so far: what is down for long is looked at less often.
+const SHARE: u32 = 500;
+/// A probe that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(1);
+
+impl CircuitHandle {
+    /// Looks in the background whether the upstream is back, while the circuit is open.
+    ///
+    /// The future is a task's: spawn it once. It ends when layer, services and handles of the circuit are gone. `probe`
+    /// says whether the upstream takes connections, or answers a health check; a second is its limit. While it says no, no
+    /// caller's request is spent as a probe, and at its first yes the circuit closes, pause or not.
+    ///
+    /// A yes counts if something was seen to fail before: a connection that could not be made opened the circuit, or `probe` itself
+    /// has said no. An upstream that takes connections and answers nonsense is left to the pause and to the probes
+    /// among its calls.
+    ///
+    /// | probes | |
+    /// |---|---|
+    /// | apart | a 500th of the outage so far, at least 5 ms and at most 1 s, and at least as long as the last one took; three quarters of that are certain, the rest is drawn |
+    /// | first | 5 ms after the circuit has opened |
+    ///
+    /// With feature `client`, `ReverseProxy::connects` is such a probe.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use tokio::net::TcpStream;
+    /// use tower_upstream::breaker::CircuitBreakerLayer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let upstream = SocketAddr::from(([127, 0, 0, 1], 9000));
+    /// let breaker = CircuitBreakerLayer::new("payments");
+    /// tokio::spawn(breaker.handle().probed(move || async move { TcpStream::connect(upstream).await.is_ok() }));
+    /// # }
+    /// ```
+    pub fn probed<P, F>(self, mut probe: P) -> impl Future<Output = ()> + Send + use<P, F>
+    where
+        P: FnMut() -> F + Send,
+        F: Future<Output = bool> + Send,
+    {
+        let mut changes = self.transitions();
+        let circuit = Arc::downgrade(&self.core);
+        drop(self);
+        async move {
+            while let Some(change) = changes.next().await {
+                if change.state != State::Open {
+                    continue;
+                }
+                let mut outage = Outage::new(&change);
+                loop {
+                    match timeout_at(outage.due(fastrand::u32(..)), changes.next()).await {
+                        Ok(None) => return,
+                        Ok(Some(change)) if matches!(change.state, State::Closed | State::HeldOpen) => break,
+                        // a probe among the calls
+                        Ok(Some(_)) => {}
+                        Err(_) => {
+                            let begun = Instant::now();
+                            outage.asks(&circuit, begun);
+                            let up = timeout(LIMIT, probe()).await.unwrap_or(false);
+                            if !outage.tells(&circuit, begun, Instant::now(), up) {
+                                return;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One outage as the probes see it.
+struct Outage {
+    since: Instant,
+    /// When the last probe had ended, and what it took.
+    last: (Instant, Duration),
+    /// Something was seen to fail that a probe would see as well.
+    seen_down: bool,
+}
+
+impl Outage {
+    fn new(opened: &Change) -> Self {
+        let seen_down = opened.why.as_ref().map(Failure::phase).is_some_and(is_before_the_request);
+        Self { since: opened.at, last: (opened.at, Duration::ZERO), seen_down }
+    }
+
+    /// How long after the last probe the next one comes.
+    fn apart(&self) -> Duration {
+        let (ended, took) = self.last;
+        (ended.saturating_duration_since(self.since) / SHARE).max(took).clamp(SHORTEST, LONGEST)
+    }
+
+    /// When the next probe comes; all values of `random` are equally likely.
+    fn due(&self, random: u32) -> Instant {
+        let apart = self.apart();
+        self.last.0 + apart - apart / 4 + (apart / 4).mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+
+    /// A probe begins: calls wait for what it says.
+    fn asks(&self, circuit: &Weak<Core>, now: Instant) {
+        if let (true, Some(core)) = (self.seen_down, circuit.upgrade()) {
+            core.circuit.still_down(now + LIMIT + LONGEST);
+        }
+    }
+
+    /// Takes a probe's word to the circuit; `false` if that is gone.
+    fn tells(&mut self, circuit: &Weak<Core>, begun: Instant, now: Instant, up: bool) -> bool {
+        let Some(core) = circuit.upgrade() else { return false };
+        self.last = (now, now.saturating_duration_since(begun));
+        if !up {
+            self.seen_down = true;
+            // should no more of these come, the calls find out themselves
+            core.circuit.still_down(now + 3 * self.apart());
+        } else if self.seen_down {
+            core.recovered(begun, now);
+        }
+        true
+    }
+}
+
+/// Whether a failure in this phase is one of connecting.
+fn is_before_the_request(phase: Phase) -> bool {
+    matches!(phase, Phase::Resolve | Phase::Connect | Phase::Tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
+    use super::*;
+    use crate::breaker::CircuitBreakerLayer;
+    use crate::cause::BadGatewayCause as Cause;
+    use crate::engine::{Call, Outcome, Part};
+
+    /// A circuit, and an upstream that a task looks at.
+    struct Watched {
+        layer: CircuitBreakerLayer,
+        up: Arc<AtomicBool>,
+        probes: Arc<AtomicU32>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Watched {
+        fn new() -> Self {
+            let layer = CircuitBreakerLayer::new("payments");
+            let (up, probes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+            let (seen, count) = (up.clone(), probes.clone());
+            let probe = move || {
+                count.fetch_add(1, Relaxed);
+                std::future::ready(seen.load(Relaxed))
+            };
+            let task = tokio::spawn(layer.handle().probed(probe));
+            Self { layer, up, probes, task }
+        }
+
+        /// Opens it with five of these.
+        async fn fails(&self, cause: Cause) {
+            let breaker = &self.layer.shared.parts;
+            for _ in 0..5 {
+                let call = Call::new(Instant::now());
+                if let Ok(permit) = breaker.admit(&call) {
+                    breaker.settle(permit, &call, &Outcome::answer(cause.status(), Some(cause)));
+                }
+            }
+            assert_eq!(self.state(), State::Open);
+            tokio::task::yield_now().await;
+        }
+
+        fn state(&self) -> State {
+            self.layer.handle().snapshot(Instant::now()).state
+        }
+
+        /// How long it stays like that.
+        async fn until_closed(&self) -> Duration {
+            let begun = Instant::now();
+            let mut changes = self.layer.handle().transitions();
+            while changes.next().await.unwrap().state != State::Closed {}
+            begun.elapsed()
+        }
+
+        fn passes(&self) -> bool {
+            self.layer.shared.parts.admit(&Call::new(Instant::now())).is_ok()
+        }
+    }
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_circuit_closes_as_soon_as_its_upstream_is_back_and_no_call_had_to_find_out() {
+        for (outage, late) in [(millis(100), millis(7)), (millis(10_000), millis(21)), (millis(120_000), millis(242))] {
+            let watched = Watched::new();
+            watched.fails(Cause::ConnectionRefused).await;
+            let end = Instant::now() + outage;
+            while Instant::now() < end {
+                assert!(!watched.passes(), "no call is spent, whatever pause is over");
+                tokio::time::sleep(millis(1).max(outage / 1000)).await;
+            }
+            watched.up.store(true, Relaxed);
+            let took = watched.until_closed().await;
+            assert!(took <= late, "{took:?} after {outage:?}");
+            assert!(watched.passes());
+            watched.task.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_of_a_day_is_looked_at_once_a_second() {
+        let watched = Watched::new();
+        watched.fails(Cause::ConnectTimeout).await;
+        tokio::time::sleep(Duration::from_secs(24 * 60 * 60)).await;
+        let before = watched.probes.load(Relaxed);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let probes = watched.probes.load(Relaxed) - before;
+        assert!((100..=140).contains(&probes), "{probes}");
+        watched.up.store(true, Relaxed);
+        assert!(watched.until_closed().await <= Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upstream_that_takes_connections_and_fails_is_left_to_its_calls() {
+        let watched = Watched::new();
+        watched.up.store(true, Relaxed);
+        watched.fails(Cause::FirstByteTimeout).await;
+        tokio::time::sleep(millis(400)).await;
+        assert_eq!(watched.state(), State::Open, "that it takes connections was never in doubt");
+        tokio::time::sleep(millis(700)).await;
+        assert!(watched.passes(), "the pause is over: a call is the probe");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_holds_it_open_is_not_overruled_and_the_task_ends_with_the_circuit() {
+        let watched = Watched::new();
+        watched.fails(Cause::ConnectionRefused).await;
+        tokio::time::sleep(millis(50)).await;
+        watched.layer.handle().hold_open();
+        watched.up.store(true, Relaxed);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(watched.state(), State::HeldOpen);
+        let Watched { layer, task, .. } = watched;
+        drop(layer);
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_hangs_has_failed_after_a_second() {
+        let layer = CircuitBreakerLayer::new("payments");
+        let task = tokio::spawn(layer.handle().probed(std::future::pending));
+        let watched = Watched { layer, up: Arc::default(), probes: Arc::default(), task };
+        watched.fails(Cause::ConnectTimeout).await;
+        for _ in 0..100 {
+            tokio::time::sleep(millis(100)).await;
+            assert!(!watched.passes());
+        }
+        // where nobody looks any more, the calls do again
+        watched.task.abort();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(watched.passes());
+    }
+}
