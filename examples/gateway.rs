@@ -15,6 +15,7 @@
 //! | `READ_TIMEOUT_MS` | limit for the response head, and for each wait in the body | 30000 |
 //! | `TOTAL_TIMEOUT_MS` | limit from the request to the response head | 60000 |
 //! | `ATTEMPTS` | how often a request is sent at most | 3 |
+//! | `BREAKER` | so many failures in a row open the circuit; 0: it never opens | 5 |
 //! | `TRUST_DEADLINES` | `1`: every caller's deadline fields count, and `x-request-timeout-ms` goes upstream | no |
 //! | `CALLER_TIMEOUT_MS`, `BALANCER_IDLE_MS`, `UPSTREAM_KEEP_ALIVE_MS`, `UPSTREAM_TIMEOUT_MS` | what the neighbours do: limits that do not fit are refused at the start | not known |
 //! | `NAME` | this deployment in `Via` and `Proxy-Status` | the host's name and the port |
@@ -44,6 +45,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
 use tower_upstream::body::{AnswerBody, ReplayBody};
+use tower_upstream::breaker::{BreakerBody, CircuitBreaker, CircuitBreakerLayer};
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
 use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
@@ -58,10 +60,10 @@ use patience::Patience;
 use settings::Settings;
 
 type Proxy = ReverseProxy<DefaultConnector, ReplayBody<Incoming>>;
-type Body = AnswerBody<ClassifiedBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>>>>;
+type Body = AnswerBody<ClassifiedBody<BreakerBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>>>>>;
 
 /// What serves one accepted connection.
-type Stack = Classify<Retry<Timeout<Proxy, Untouched>>>;
+type Stack = Classify<Retry<CircuitBreaker<Timeout<Proxy, Untouched>>>>;
 
 /// How long a client may take to send a request head, and be idle before it.
 const HEAD: Duration = Duration::from_secs(30);
@@ -76,6 +78,8 @@ struct Gateway {
     proxy: Proxy,
     /// All attempts together.
     retry: RetryLayer,
+    /// None of them while the upstream is down.
+    breaker: CircuitBreakerLayer,
     /// Each of them.
     attempt: TimeoutLayer<Untouched>,
     classify: ClassifyLayer,
@@ -92,6 +96,7 @@ impl Gateway {
                 TlsConnector::with_roots(tcp, pem).map_err(|error| format!("UPSTREAM_CA={path}: {error}"))?
             }
         };
+        let target_name = target.authority().to_string();
         let timeouts = Timeouts::new().head(settings.read).body_idle(settings.read).total(settings.total);
         let proxy = ReverseProxy::builder(target, rules)
             .connector(tls.timeout(settings.connect))
@@ -111,13 +116,16 @@ impl Gateway {
             attempt = attempt.deadlines(Deadlines::new().forward(Field::request_timeout()));
             retry = retry.deadlines(Deadlines::new().trusting_everyone());
         }
-        Ok(Self { proxy, retry, attempt, classify: ClassifyLayer::new().proxy_status(status) })
+        let breaker = CircuitBreakerLayer::new(&*target_name).policy(settings.policy());
+        // so that no request has to find out whether the upstream is back
+        tokio::spawn(breaker.handle().probed(proxy.connects()));
+        Ok(Self { proxy, retry, breaker, attempt, classify: ClassifyLayer::new().proxy_status(status) })
     }
 
     /// The service for one accepted connection.
     fn for_caller(&self, peer: SocketAddr) -> Stack {
         let proxy = self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http));
-        self.classify.layer(self.retry.layer(self.attempt.layer(proxy)))
+        self.classify.layer(self.retry.layer(self.breaker.layer(self.attempt.layer(proxy))))
     }
 }
 

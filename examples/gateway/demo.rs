@@ -59,7 +59,8 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) async fn start(settings: &Settings) -> Result<Self, String> {
-        let settings = Settings { read: settings.read.min(Duration::from_secs(2)), roots: None, ..settings.clone() };
+        let settings =
+            Settings { read: settings.read.min(Duration::from_secs(2)), breaker: 0, roots: None, ..settings.clone() };
         let mut gateways = HashMap::new();
         for (path, _, play) in PLAYS {
             let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;

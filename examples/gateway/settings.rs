@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::client::Target;
 use tower_upstream::timeout::Topology;
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) read: Duration,
     pub(crate) total: Duration,
     pub(crate) attempts: u8,
+    /// So many failures in a row open the circuit; none does where it is zero.
+    pub(crate) breaker: u32,
     pub(crate) deadlines: bool,
     pub(crate) topology: Topology,
     pub(crate) name: String,
@@ -66,11 +69,20 @@ impl Settings {
             read: millis("READ_TIMEOUT_MS", 30_000)?,
             total: millis("TOTAL_TIMEOUT_MS", 60_000)?,
             attempts: parsed("ATTEMPTS", "a number from 1")?.unwrap_or(3),
+            breaker: parsed("BREAKER", "a number of failures, 0 for never")?.unwrap_or(5),
             deadlines,
             topology: topology()?,
             name: text("NAME")?.unwrap_or_else(|| usual_name(listen)),
             workers: parsed("WORKERS", "a number of threads from 1")?.unwrap_or(cores),
         })
+    }
+
+    /// When the circuit opens.
+    pub(crate) fn policy(&self) -> BreakerPolicy {
+        match self.breaker {
+            0 => BreakerPolicy::new().consecutive(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX),
+            failures => BreakerPolicy::new().consecutive(failures),
+        }
     }
 
     pub(crate) fn init_log() {

@@ -29,6 +29,10 @@
 //! | after the pause | one call passes as a probe; its success closes |
 //! | [`probe_limit`](BreakerPolicy::probe_limit) | 1 s, then the next call is a probe as well |
 //!
+//! **Sooner than the pause**: a task that looks at the upstream in the background ([`CircuitHandle::probed`]) closes the circuit as
+//! soon as the upstream is back, and no call is spent as a probe. With feature `client`, `ReverseProxy::connects` is what
+//! it looks by: `tokio::spawn(breaker.handle().probed(proxy.connects()))`.
+//!
 //! A probe that hangs, or whose caller left, gives its place up, and an answer from before a transition changes
 //! nothing: a circuit cannot stick. A probe whose head was good when its limit passed closes it: a long download is no bad sign.
 //! One that outlives its limit goes on; if it succeeds before the next transition it closes, as it was sent after the
@@ -103,7 +107,7 @@ use self::gate::Shut;
 use self::handle::Core;
 use self::verdict::Verdict;
 use crate::cause::{BadGatewayCause, Detail, Failure};
-use crate::engine::{Abandon, Call, Engine, Outcome, Part, Refusal, Shared};
+use crate::engine::{Abandon, Call, Engine, Outcome, Part, Refusal, Shared, Tracked};
 
 pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
 pub use self::policy::BreakerPolicy;
@@ -112,6 +116,9 @@ pub use crate::measure::Ratio;
 
 /// The service of [`CircuitBreakerLayer`].
 pub type CircuitBreaker<S> = Engine<S, Breaker, ()>;
+
+/// The body of its answers.
+pub type BreakerBody<B> = Tracked<B, Breaker, ()>;
 
 /// Leaves an upstream alone while it fails; see the [module](self).
 ///
