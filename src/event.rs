@@ -58,7 +58,8 @@ pub trait Observer: Send + Sync {
 
 /// Writes each failure as one `tracing` event at level `WARN`, target `tower_upstream`.
 ///
-/// A client that left before its answer is one at level `INFO`: many of these mean that an upstream is slow.
+/// A client that left before its answer is one at level `INFO`: many of these mean that an upstream is slow. What an open
+/// circuit refuses is one at level `DEBUG`: its opening and its closing have lines of their own.
 ///
 /// | field | value |
 /// |---|---|
@@ -102,11 +103,12 @@ macro_rules! line {
 impl Observer for Log {
     fn on_event(&self, event: &Event<'_>) {
         let Event::Failed(exchange, failure) = event;
-        // no upstream failed and nobody is left to be told
-        if failure.cause() == BadGatewayCause::ClientClosed {
-            line!(info, exchange, failure);
-        } else {
-            line!(warn, exchange, failure);
+        match failure.cause() {
+            // no upstream failed and nobody is left to be told
+            BadGatewayCause::ClientClosed => line!(info, exchange, failure),
+            // the opening has a line of its own, and what it refuses would drown the log
+            BadGatewayCause::CircuitOpen => line!(debug, exchange, failure),
+            _ => line!(warn, exchange, failure),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::streak::Streak;
 use super::verdict::Verdict;
 use super::window::{CELLS, Window};
 use super::word::{Permit, State};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
 use crate::measure::{Ratio, default_stripes, stripe};
 
 /// The circuit of one upstream. Every opening has one record, which all that it refuses share.
@@ -229,6 +229,8 @@ impl Circuit {
         Failure::builder(BadGatewayCause::CircuitOpen)
             .phase(Phase::Gateway)
             .replay(Replay::NotSent, Evidence::LocalRefusal)
+            // retry layers need not make a record of their own to say so
+            .retry_stop(RetryStop::LocalRefusal)
             .upstream(self.name.clone())
             .detail(Detail::Text(why))
     }

@@ -22,8 +22,8 @@ pub(crate) fn local_answer(failure: &Failure, status: StatusCode) -> Response<By
     }
     let mut answer = Response::new(Bytes::from(text));
     *answer.status_mut() = status;
-    // with room for a Retry-After
-    answer.headers_mut().reserve(2);
+    // with room for Retry-After, Proxy-Status, X-Request-Id and what the server adds
+    answer.headers_mut().reserve(6);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     attach(&mut answer, failure.clone());
     answer

@@ -256,6 +256,11 @@ fn is_event_stream<B>(answer: &Response<B>) -> bool {
 }
 
 fn random_id() -> HeaderValue {
-    let id = format!("{:032x}", fastrand::u128(..));
-    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    let mut id = [0; 32];
+    let digits = b"0123456789abcdef";
+    let random = fastrand::u128(..);
+    for (place, digit) in id.iter_mut().enumerate() {
+        *digit = digits[usize::try_from(random >> (4 * place) & 15).unwrap_or_default()];
+    }
+    HeaderValue::from_bytes(&id).unwrap_or_else(|_| HeaderValue::from_static("none"))
 }

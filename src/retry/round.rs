@@ -132,6 +132,10 @@ impl<B> Round<B> {
             self.succeeded(settings, response);
             return Next::Answer;
         };
+        // an inner layer has told it all, as who refuses does
+        if self.past.is_none() && shown.stops() {
+            return Next::Answer;
+        }
         let pushback = Pushback::of(response.headers(), self.facts.protocol, settings.wall());
         let record = record_of(shown);
         match self.decided(settings, shown, pushback) {

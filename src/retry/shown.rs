@@ -75,6 +75,11 @@ impl<'a> Shown<'a> {
         let code = response.headers().get(GRPC_STATUS).and_then(code)?;
         (code != 0).then_some(Self::Grpc(code))
     }
+
+    /// Whether it says itself that there is no further attempt.
+    pub(super) fn stops(self) -> bool {
+        matches!(self, Self::Failure(failure) if failure.retry_stop().is_some())
+    }
 }
 
 fn code(value: &HeaderValue) -> Option<u8> {
