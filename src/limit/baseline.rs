@@ -115,7 +115,8 @@ impl Baseline {
             QUICK_WINDOWS.. => 0.5,
             // there is a line, and how long it is depends on the limit
             _ if seen.full && !early => 0.0,
-            _ => samples / self.samples,
+            // a window may have more samples than the memory
+            _ => (samples / self.samples).min(1.0),
         };
         let average = self.average + weight * (mean - self.average);
         if early {

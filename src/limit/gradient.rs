@@ -121,7 +121,8 @@ impl Sum {
     }
 
     fn mean(&self) -> Option<f64> {
-        (self.answered > 0).then(|| self.seconds / f64::from(self.answered))
+        // no time at all would be no measure for anything
+        (self.answered > 0).then(|| (self.seconds / f64::from(self.answered)).max(1e-6))
     }
 
     fn is_overloaded(&self) -> bool {
