@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 12] = [
+const ROOMS: [(&str, u8); 13] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
@@ -17,6 +17,7 @@ const ROOMS: [(&str, u8); 12] = [
     ("admission", 1),
     ("classify", 1),
     ("forward", 1),
+    ("limit", 1),
     ("retry", 1),
     ("timeout", 1),
     ("client", 2),
@@ -102,11 +103,13 @@ fn pure_files_never_import_their_layer() {
         ("classify", ["ClassifyLayer", "ResponseFuture"].as_slice()),
         ("client", ["ReverseProxy", "ReverseProxyBuilder"].as_slice()),
         ("admission", ["AdmissionLayer", "Admitted"].as_slice()),
+        ("limit", ["LimitLayer", "LimitHandle"].as_slice()),
         ("timeout", ["TimeoutLayer"].as_slice()),
         ("retry", ["RetryLayer", "RetryFuture"].as_slice()),
     ];
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
+                baseline gradient limiter slots verdict \
                 watch learned learner timeouts \
                 attempts backoff budget decision kept_head ledger pace pushback ratio retry_after round settings shown";
     for (room, names) in layers {

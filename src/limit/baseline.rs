@@ -122,7 +122,8 @@ impl Baseline {
         if early {
             (self.average, self.proven) = (average, average);
         } else {
-            self.average = if mean > self.average { average.min(self.average.max(self.proven * DRIFT)) } else { average };
+            self.average =
+                if mean > self.average { average.min(self.average.max(self.proven * DRIFT)) } else { average };
             self.proven = self.proven.min(self.average * DRIFT);
         }
     }

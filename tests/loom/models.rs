@@ -281,13 +281,15 @@ fn had(slots: &Slots) -> usize {
 }
 
 /// Two threads at these slots, which hold one of theirs each, and this one; then as many can be had as the limit says.
+///
+/// Two preemptions at most: with three the longest takes minutes.
 fn share(
     limit: u32,
     deeds: [fn(&Slots, Option<Slot>); 2],
     own: impl Fn(&Slots) + Sync + Send + 'static,
 ) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(2);
     model.check(move || {
         let slots = Arc::new(Slots::new(limit, 2));
         let held = [0, 1].map(|stripe| slots.take(stripe));

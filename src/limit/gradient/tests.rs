@@ -23,7 +23,13 @@ impl Shape {
         match self {
             Self::Constant => 1.0,
             Self::Exponential => exponential(dice),
-            Self::Bimodal => if dice.u8(..10) == 0 { 7.0 } else { 1.0 / 3.0 },
+            Self::Bimodal => {
+                if dice.u8(..10) == 0 {
+                    7.0
+                } else {
+                    1.0 / 3.0
+                }
+            }
             Self::Lognormal => {
                 // Box and Muller
                 let normal = (2.0 * exponential(dice)).sqrt() * (std::f64::consts::TAU * dice.f64()).cos();
@@ -157,7 +163,12 @@ fn rests(upstream: &mut Upstream) -> (f64, f64) {
     let used = f64::from(seen.answered) / 120.0 / upstream.capacity();
     println!(
         "{:?}, {} workers: limit {:.1} ({off:+.3}), lowest {}, used {used:.3}, mean {:.3}, baseline {:?}",
-        upstream.shape, upstream.workers, seen.limit(), seen.lowest, seen.mean(), upstream.gradient.baseline(),
+        upstream.shape,
+        upstream.workers,
+        seen.limit(),
+        seen.lowest,
+        seen.mean(),
+        upstream.gradient.baseline(),
     );
     (off, used)
 }
@@ -227,7 +238,10 @@ fn a_slow_time_costs_little_of_what_can_be_done_and_leaves_nothing_behind() {
         upstream.service = 0.040;
         upstream.runs(3.0, 0.7);
         let after = upstream.runs(30.0, 0.7);
-        println!("{shape:?}: used {used:.3}, lowest {}, then refused {} of {}", slow.lowest, after.refused, after.asked);
+        println!(
+            "{shape:?}: used {used:.3}, lowest {}, then refused {} of {}",
+            slow.lowest, after.refused, after.asked
+        );
         assert!(used >= 0.7, "{shape:?}: {used}");
         assert!(after.refused * 100 <= after.asked, "{shape:?}: {} of {}", after.refused, after.asked);
     }
