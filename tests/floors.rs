@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 13] = [
+const ROOMS: [(&str, u8); 14] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
     ("engine", 0),
     ("event", 0),
+    ("keyed", 0),
     ("measure", 0),
     ("admission", 1),
     ("classify", 1),

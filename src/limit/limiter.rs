@@ -25,6 +25,7 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Limiter {
     slots: Slots,
+    bounds: (u32, u32),
     /// One less than how many calls come to one that is looked at, a power of two.
     rarely: AtomicU8,
     /// In milliseconds.
@@ -84,11 +85,17 @@ impl Limiter {
         let learned = Learned { gradient, samples: 0, told: (limit, None) };
         Self {
             slots: Slots::new(limit, stripes),
+            bounds: (least, most),
             rarely: AtomicU8::new(0),
             retry_after: AtomicU32::new(0),
             refused: Apart(AtomicU64::new(0)),
             learned: (least < most).then(|| Apart(Mutex::new(learned))),
         }
+    }
+
+    /// The least and the most that the limit may be.
+    pub(super) fn bounds(&self) -> (u32, u32) {
+        self.bounds
     }
 
     /// A slot, and whether the call that has it is looked at; else how long to stay away.

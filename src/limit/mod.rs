@@ -19,6 +19,7 @@
 //! | [`bounds`](LimitLayer::bounds) | 2 to 200 calls; begins at 20 |
 //! | [`fixed`](LimitLayer::fixed) | the same layer with both bounds alike: it looks at no clock and learns nothing |
 //! | [`unbounded`](LimitLayer::unbounded) | no: exchanges end |
+//! | [`keyed`](LimitLayer::keyed): a limit for each upstream | one for all |
 //!
 //! **The time that counts** is that from the call to the response head. The body's end is held back by slow clients and by streams, which
 //! say nothing of the upstream's line; so an upstream that answers at once and works while it sends is bounded by `bounds`
@@ -39,7 +40,7 @@
 //! see the others' load: there the upstream itself has to refuse, with [`AdmissionLayer`](crate::admission::AdmissionLayer).
 //!
 //! **Telemetry.** A change of the limit by more than a quarter is one `tracing` event, target `tower_upstream`, at most one a
-//! second: `DEBUG` when it rose, `INFO` when it fell, with `limit`, `before` and `reason`. [`LimitHandle`] shows the rest.
+//! second: `DEBUG` when it rose, `INFO` when it fell, with `limit`, `before`, `reason` and, where it is keyed, `upstream`. [`LimitHandle`] shows the rest.
 //!
 //! ```
 //! use axum::{Router, body::Body, routing::get};
@@ -67,6 +68,7 @@
 
 mod baseline;
 mod gradient;
+mod keyed;
 mod limiter;
 mod slots;
 mod verdict;
@@ -87,6 +89,7 @@ use crate::engine::{Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Ou
 use crate::measure::{default_stripes, stripe};
 
 pub use self::gradient::Move;
+pub use self::keyed::{KeyedLimit, KeyedLimitLayer};
 pub use self::limiter::LimitSnapshot;
 
 /// The service of [`LimitLayer`].
@@ -115,9 +118,21 @@ impl LimitLayer {
     }
 
     fn between(least: u32, most: u32) -> Self {
-        let limiter = Arc::new(Limiter::new(least, most, default_stripes()));
-        let parts = Limit { limiter, refusal: refusal() };
-        Self { shared: Arc::new(Shared { parts, limits: Timeless { kind: Kind::Bounded } }) }
+        Self::of(least, most, default_stripes(), None, Timeless { kind: Kind::Bounded })
+    }
+
+    fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: Timeless) -> Self {
+        let limiter = Arc::new(Limiter::new(least, most, stripes));
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        let parts = Limit { limiter, refusal: refusal(name.as_ref()), name };
+        Self { shared: Arc::new(Shared { parts, limits }) }
+    }
+
+    /// A new limit with the same settings, for one upstream of many.
+    fn again(&self, name: Option<&str>) -> Self {
+        let (least, most) = self.shared.parts.limiter.bounds();
+        // a set of counters for each core and each upstream would be much memory for little traffic
+        Self::of(least, most, 1, name, self.shared.limits)
     }
 
     /// Bounds the limit (default: 2 to 200 calls); what is not a range counts as its beginning.
@@ -137,6 +152,39 @@ impl LimitLayer {
     pub fn unbounded(mut self) -> Self {
         Arc::make_mut(&mut self.shared).limits.kind = Kind::Unbounded;
         self
+    }
+
+    /// A limit of its own for each upstream that requests name, with these settings.
+    ///
+    /// The key is the authority of the request's target, else its `Host` field; in lower case. There are 1,024 at most, and the least
+    /// recently used makes room, but none with calls in flight: where all have some, whoever finds no place shares
+    /// one limit with all others that do not. It has to stand where requests name what they are sent to: below the choice of
+    /// the upstream. Its counters are not striped, and each call costs an allocation and a read lock.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use http::{Request, Response};
+    /// use http_body_util::Full;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_upstream::limit::LimitLayer;
+    ///
+    /// let answers = service_fn(|_: Request<()>| async {
+    ///     Ok::<_, std::convert::Infallible>(Response::new(Full::new(bytes::Bytes::from("answer"))))
+    /// });
+    /// let limits = LimitLayer::fixed(1).keyed();
+    /// let service = limits.layer(answers);
+    /// let of = |host: &str| Request::get(format!("http://{host}/")).body(()).unwrap();
+    ///
+    /// let held = service.clone().oneshot(of("a.example")).await.unwrap();
+    /// assert_eq!(service.clone().oneshot(of("a.example")).await.unwrap().status(), 503);
+    /// assert_eq!(service.oneshot(of("b.example")).await.unwrap().status(), 200);
+    /// assert_eq!(limits.snapshot("a.example").unwrap().refused, 1);
+    /// # drop(held);
+    /// # }
+    /// ```
+    pub fn keyed(self) -> KeyedLimitLayer {
+        KeyedLimitLayer::new(self)
     }
 
     /// Shows how things stand, from anywhere.
@@ -189,6 +237,8 @@ pub struct Limit {
     limiter: Arc<Limiter>,
     /// The record of all refusals: each has to be cheap.
     refusal: Failure,
+    /// The upstream, where there is a limit for each.
+    name: Option<Arc<str>>,
 }
 
 /// What an admitted call holds.
@@ -262,24 +312,28 @@ impl Limit {
     fn learn(&self, call: &Call, now: Instant, end: End) {
         let sample = Sample { began: call.now, now, in_flight: self.limiter.in_flight(), end };
         if let Some(change) = self.limiter.learn(&sample) {
-            log(change);
+            self.log(change);
+        }
+    }
+
+    fn log(&self, Change { from, to, why }: Change) {
+        let (reason, upstream) = (why.as_str(), self.name.as_deref());
+        if to > from {
+            tracing::debug!(target: "tower_upstream", upstream, limit = to, before = from, reason, "the limit has risen");
+        } else {
+            tracing::info!(target: "tower_upstream", upstream, limit = to, before = from, reason, "the limit has fallen");
         }
     }
 }
 
-fn log(Change { from, to, why }: Change) {
-    let reason = why.as_str();
-    if to > from {
-        tracing::debug!(target: "tower_upstream", limit = to, before = from, reason, "the limit has risen");
-    } else {
-        tracing::info!(target: "tower_upstream", limit = to, before = from, reason, "the limit has fallen");
-    }
-}
-
-fn refusal() -> Failure {
+fn refusal(name: Option<&Arc<str>>) -> Failure {
     let failure = Failure::builder(BadGatewayCause::ConnectionLimit).phase(Phase::Gateway);
     let failure = failure.detail(Detail::Text("as many requests are in flight as the limit allows"));
-    failure.replay(Replay::NotSent, Evidence::LocalRefusal).build()
+    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal);
+    match name {
+        Some(name) => failure.upstream(name.clone()).build(),
+        None => failure.build(),
+    }
 }
 
 /// No time limits: only whether exchanges are expected to end.

@@ -114,6 +114,7 @@ impl Slots {
 
     /// Gives a slot back.
     #[inline]
+    #[allow(clippy::needless_pass_by_value)] // it is given back once
     pub(crate) fn give(&self, slot: Slot) {
         let Some(Stripe(word)) = self.stripes.get(usize::from(slot.stripe)) else { return };
         let mut seen = word.load(Ordering::Acquire);
@@ -223,7 +224,7 @@ fn share(limit: u32, at: usize, stripes: usize) -> u64 {
 
 #[inline]
 fn quota(word: u64) -> u64 {
-    word / QUOTA & u64::from(MOST)
+    (word / QUOTA) & u64::from(MOST)
 }
 
 #[inline]
