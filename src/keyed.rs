@@ -39,7 +39,7 @@ pub(crate) struct Keyed<T> {
 #[derive(Debug)]
 struct Entry<T> {
     state: Arc<T>,
-    /// The turn in which it was used last.
+    /// Twice the turn in which it was made or used last, and one more if it was used.
     used: AtomicU64,
 }
 
@@ -54,9 +54,9 @@ impl<T> Keyed<T> {
     /// `stays` is asked of entries that nobody holds; those that are held stay in any case.
     pub(crate) fn get(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Stay) -> Arc<T> {
         if let Some(entry) = self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key) {
-            let turn = self.turn.load(Relaxed);
-            if entry.used.load(Relaxed) != turn {
-                entry.used.store(turn, Relaxed);
+            let used = self.turn.load(Relaxed) * 2 + 1;
+            if entry.used.load(Relaxed) != used {
+                entry.used.store(used, Relaxed);
             }
             return entry.state.clone();
         }
@@ -78,7 +78,7 @@ impl<T> Keyed<T> {
             entries.remove(&goes);
         }
         let state = Arc::new(make());
-        let used = AtomicU64::new(self.turn.fetch_add(1, Relaxed) + 1);
+        let used = AtomicU64::new((self.turn.fetch_add(1, Relaxed) + 1) * 2);
         entries.insert(key.into(), Entry { state: state.clone(), used });
         state
     }
@@ -109,6 +109,7 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::trivially_copy_pass_by_ref)] // states are shown by reference
     fn goes(_: &u32) -> Stay {
         Stay::Not
     }
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn what_is_held_stays_and_where_all_are_held_the_rest_share_one() {
         let keyed = Keyed::new(2, 7);
-        let held = (keyed.get("a", || 1, goes), keyed.get("b", || 2, any));
+        let held = (keyed.get("a", || 1, goes), keyed.get("b", || 2, goes));
         assert_eq!(*keyed.get("c", || 3, goes), 7);
         assert_eq!(*keyed.others(), 7);
         drop(held.0);

@@ -304,7 +304,9 @@ mod tests {
         slots.resize(2);
         slots.resize(9);
         assert_eq!(drain(&slots).len(), 1);
-        held.into_iter().for_each(|slot| slots.give(slot));
+        for slot in held {
+            slots.give(slot);
+        }
         assert_eq!(drain(&slots).len(), 8);
     }
 
@@ -410,7 +412,9 @@ mod tests {
                 }
                 prop_assert_eq!(slots.in_flight() as usize, held.len());
             }
-            held.into_iter().for_each(|slot| slots.give(slot));
+            for slot in held {
+                slots.give(slot);
+            }
             prop_assert_eq!(drain(&slots).len(), limit);
         }
     }
