@@ -283,11 +283,7 @@ fn had(slots: &Slots) -> usize {
 /// Two threads at these slots, which hold one of theirs each, and this one; then as many can be had as the limit says.
 ///
 /// Two preemptions at most: with three the longest takes minutes.
-fn share(
-    limit: u32,
-    deeds: [fn(&Slots, Option<Slot>); 2],
-    own: impl Fn(&Slots) + Sync + Send + 'static,
-) {
+fn share(limit: u32, deeds: [fn(&Slots, Option<Slot>); 2], own: impl Fn(&Slots) + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
     model.check(move || {
@@ -383,6 +379,29 @@ fn nobody_gets_in_above_a_lower_limit() {
         assert!(slots.take(0).is_none());
         other.join().unwrap();
         assert!(slots.take(1).is_none());
+        slots.give(second);
+        assert_eq!(had(&slots), 1);
+    });
+}
+
+#[test]
+fn a_mark_of_an_old_debt_is_not_taken_off_beside_a_new_one() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let slots = Arc::new(Slots::new(3, 2));
+        let [first, second] = [0, 0].map(|stripe| slots.take(stripe).unwrap());
+        let third = slots.take(1).unwrap();
+        slots.resize(2);
+        slots.give(third);
+        // nothing is owed, and the stripe of the other two is still marked
+        let other = {
+            let slots = slots.clone();
+            thread::spawn(move || slots.give(first))
+        };
+        slots.resize(1);
+        other.join().unwrap();
+        assert!(slots.take(0).is_none());
         slots.give(second);
         assert_eq!(had(&slots), 1);
     });

@@ -173,27 +173,34 @@ fn rests(upstream: &mut Upstream) -> (f64, f64) {
     (off, used)
 }
 
-#[test]
-fn under_twice_the_load_the_limit_rests_where_littles_law_says_and_no_worker_idles() {
-    for shape in SHAPES {
-        for workers in [8, 40] {
-            let mut upstream = Upstream::new(shape, workers, 7);
-            upstream.runs(20.0, 0.6);
-            upstream.runs(10.0, 2.0);
-            let (off, used) = rests(&mut upstream);
-            assert!(off.abs() <= 0.2 && used >= 0.93);
+/// The same in three runs: how far off on average, at most, and the least use.
+fn rests_in_three(shape: Shape, workers: usize, before: &[(f64, f64)]) -> (f64, f64, f64) {
+    let runs = [1, 2, 7].map(|seed| {
+        let mut upstream = Upstream::new(shape, workers, seed);
+        for (seconds, load) in before {
+            upstream.runs(*seconds, *load);
         }
-    }
+        rests(&mut upstream)
+    });
+    let off = runs.iter().map(|run| run.0);
+    (
+        off.clone().sum::<f64>() / 3.0,
+        off.map(f64::abs).fold(0.0, f64::max),
+        runs.iter().map(|run| run.1).fold(1.0, f64::min),
+    )
 }
 
 #[test]
-fn a_limiter_that_begins_in_an_overload_finds_the_same_rest() {
-    for shape in SHAPES {
+fn under_twice_the_load_the_limit_rests_where_littles_law_says_and_no_worker_idles() {
+    for before in [[(20.0, 0.6), (10.0, 2.0)].as_slice(), [(60.0, 2.0)].as_slice()] {
         for workers in [8, 40] {
-            let mut upstream = Upstream::new(shape, workers, 7);
-            upstream.runs(60.0, 2.0);
-            let (off, used) = rests(&mut upstream);
-            assert!(off.abs() <= 0.2 && used >= 0.93);
+            for shape in [Shape::Constant, Shape::Exponential, Shape::Lognormal] {
+                let (_, most, used) = rests_in_three(shape, workers, before);
+                assert!(most <= 0.2 && used >= 0.95, "{shape:?}, {workers} workers: {most:.3} {used:.3}");
+            }
+            // a window with more of the slow ones than usual looks like a line: lower, and less even
+            let (mean, most, used) = rests_in_three(Shape::Bimodal, workers, before);
+            assert!(mean.abs() <= 0.3 && most <= 0.35 && used >= 0.92, "{mean:.3} {most:.3} {used:.3}");
         }
     }
 }
