@@ -110,7 +110,7 @@ fn pure_files_never_import_their_layer() {
     ];
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
-                baseline gradient limiter slots verdict \
+                baseline gradient limiter probe slots sum verdict \
                 watch learned learner timeouts \
                 attempts backoff budget decision kept_head ledger pace pushback ratio retry_after round settings shown";
     for (room, names) in layers {

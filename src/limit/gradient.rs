@@ -25,6 +25,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::baseline::{Baseline, Seen};
+use super::probe::Probe;
+use super::sum::{Sample, Sum};
 
 const WINDOW: Duration = Duration::from_millis(100);
 /// A mean answer time above this no longer lengthens the window.
@@ -34,41 +36,14 @@ const ENOUGH: u32 = 16;
 /// A window that has not filled by then begins anew: its first samples tell of another time.
 const STALE: Duration = Duration::from_secs(60);
 
-/// The share of answers that may be bad, as one of so many.
-const ONE_OF: u32 = 10;
 const CUT: f64 = 0.7;
 const TOLERANCE: f64 = 2.0;
 
-/// A probe goes on with this part of the limit, and takes so many samples at least, and so many to a slot.
+/// A probe goes on with this part of the limit.
 const PROBE: f64 = 0.25;
-const PROBE_SAMPLES: u32 = 64;
-const PROBE_ROUNDS: u32 = 3;
-/// So many to a slot are let go before, as some of them had a line before them.
-const BEHIND_ROUNDS: u32 = 3;
-/// A probe that takes longer is broken off.
-const LONGEST_PROBE: Duration = Duration::from_secs(30);
 
 /// Where the limit begins, if the bounds allow.
 const INITIAL: f64 = 20.0;
-
-/// One call that has ended, told while it still holds its slot.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sample {
-    pub(super) began: Instant,
-    pub(super) now: Instant,
-    /// How many were in flight, this one among them.
-    pub(super) in_flight: u32,
-    pub(super) end: End,
-}
-
-/// What the end of a call tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// An answer, which took its time.
-    Answered,
-    /// The upstream had too much to do, or took too long.
-    Overloaded,
-}
 
 /// Why the limit moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,73 +71,6 @@ impl Move {
             Self::Probe => "probe",
             Self::Probed => "probed",
         }
-    }
-}
-
-/// What a stretch of samples adds up to.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sum {
-    answered: u32,
-    overloaded: u32,
-    seconds: f64,
-    most: u32,
-}
-
-impl Sum {
-    fn add(&mut self, sample: &Sample) {
-        self.most = self.most.max(sample.in_flight);
-        match sample.end {
-            End::Answered => {
-                self.answered += 1;
-                self.seconds += sample.now.saturating_duration_since(sample.began).as_secs_f64();
-            }
-            End::Overloaded => self.overloaded += 1,
-        }
-    }
-
-    fn all(&self) -> u32 {
-        self.answered + self.overloaded
-    }
-
-    fn mean(&self) -> Option<f64> {
-        // no time at all would be no measure for anything
-        (self.answered > 0).then(|| (self.seconds / f64::from(self.answered)).max(1e-6))
-    }
-
-    fn is_overloaded(&self) -> bool {
-        self.overloaded * ONE_OF > self.all()
-    }
-}
-
-#[derive(Debug)]
-struct Probe {
-    began: Instant,
-    /// What the limit was before.
-    limit: f64,
-    /// One that the limit must not go on falling without is over with this part of the samples.
-    part: u32,
-    /// So many samples still have a line before them; none while too many are in flight.
-    behind: Option<u32>,
-    sum: Sum,
-}
-
-impl Probe {
-    /// Takes in a call; whether that is enough.
-    ///
-    /// Whatever ends is a sample, whenever it began: to count only what began after the probe would leave out what takes
-    /// longer than the probe.
-    fn add(&mut self, sample: &Sample, limit: u32) -> bool {
-        match &mut self.behind {
-            None if sample.in_flight > limit => {}
-            None => self.behind = Some(limit * BEHIND_ROUNDS),
-            Some(0) => self.sum.add(sample),
-            Some(behind) => *behind -= 1,
-        }
-        self.sum.all() * self.part >= PROBE_SAMPLES.max(limit * PROBE_ROUNDS)
-    }
-
-    fn took(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.began)
     }
 }
 
@@ -225,7 +133,7 @@ impl Gradient {
     pub(super) fn sample(&mut self, sample: &Sample) -> Option<(Duration, u32)> {
         let limit = self.limit();
         if let Some(probe) = &mut self.probe {
-            if !probe.add(sample, limit) && probe.took(sample.now) < LONGEST_PROBE {
+            if !probe.add(sample, limit) {
                 return None;
             }
             let (took, samples) = (probe.took(sample.now), probe.sum.all());
@@ -274,7 +182,7 @@ impl Gradient {
         let down = self.limit <= self.unpressed * PROBE;
         if asks || down {
             let (probe, part) = if down { (self.limit, 2) } else { (self.limit * PROBE, 1) };
-            self.probe = Some(Probe { began: now, limit: self.limit, part, behind: None, sum: Sum::default() });
+            self.probe = Some(Probe::new(self.limit, part, now));
             self.set(probe, Move::Probe);
         }
     }

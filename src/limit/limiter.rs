@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::gradient::{Gradient, Move, Sample};
+use super::gradient::{Gradient, Move};
 use super::slots::{MOST, Slot, Slots};
+use super::sum::Sample;
 
 /// More samples than this in a tenth of a second bring nothing: then half as many calls are looked at.
 const MANY: u32 = 64;
@@ -197,7 +198,7 @@ impl Learned {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gradient::End;
+    use super::super::sum::End;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);

@@ -70,7 +70,9 @@ mod baseline;
 mod gradient;
 mod keyed;
 mod limiter;
+mod probe;
 mod slots;
+mod sum;
 mod verdict;
 
 use std::fmt;
@@ -81,9 +83,9 @@ use http::{Request, StatusCode};
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use self::gradient::{End, Sample};
 use self::limiter::{Change, Limiter};
 use self::slots::Slot;
+use self::sum::{End, Sample};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 use crate::engine::{Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight};
 use crate::measure::{default_stripes, stripe};

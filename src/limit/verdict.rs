@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::gradient::End;
+use super::sum::End;
 use crate::cause::BadGatewayCause as Cause;
 
 /// An answer of this status with this cause; `None` where it tells nothing.

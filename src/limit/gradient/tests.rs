@@ -3,6 +3,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use proptest::prelude::*;
 
+use super::super::sum::End;
 use super::*;
 
 /// How service times are spread about their mean.
