@@ -12,6 +12,8 @@ pub mod deadline;
 pub mod engine;
 pub mod event;
 pub mod forward;
+mod keyed;
+pub mod limit;
 mod measure;
 pub mod retry;
 pub mod timeout;

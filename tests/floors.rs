@@ -7,17 +7,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 13] = [
+const ROOMS: [(&str, u8); 15] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
     ("engine", 0),
     ("event", 0),
+    ("keyed", 0),
     ("measure", 0),
     ("admission", 1),
     ("breaker", 1),
     ("classify", 1),
     ("forward", 1),
+    ("limit", 1),
     ("retry", 1),
     ("timeout", 1),
     ("client", 2),
@@ -104,11 +106,13 @@ fn pure_files_never_import_their_layer() {
         ("client", ["ReverseProxy", "ReverseProxyBuilder"].as_slice()),
         ("admission", ["AdmissionLayer", "Admitted"].as_slice()),
         ("breaker", ["CircuitBreakerLayer", "CircuitBreaker<"].as_slice()),
+        ("limit", ["LimitLayer", "LimitHandle"].as_slice()),
         ("timeout", ["TimeoutLayer"].as_slice()),
         ("retry", ["RetryLayer", "RetryFuture"].as_slice()),
     ];
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
+                baseline gradient limiter probe slots sum verdict \
                 watch learned learner timeouts \
                 circuit gate reopen streak verdict window word \
                 attempts backoff budget decision hedging kept_head ledger pace pushback retry_after round settings shown";

@@ -1,9 +1,13 @@
-//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens and of the circuit for loom: the
+//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens, of the circuit and of the limiter's slots for loom: the
 //! interleavings of a few steps.
 
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
 
+#[path = "../../src/limit"]
+mod limit {
+    pub(crate) mod slots;
+}
 #[path = "../../src/measure/mod.rs"]
 mod measure;
 #[path = "../../src/breaker"]
@@ -28,6 +32,7 @@ use std::sync::Arc;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
+use limit::slots::{Slot, Slots};
 use measure::{Duty, Window};
 use retry::ledger::{Counts, Ledger, TOKEN};
 use retry::pace::Pace;
@@ -277,5 +282,137 @@ fn the_clock_is_paid_for_once() {
         let own = looks(&shared, 75_000);
         let taken = threads.into_iter().fold(u32::from(own), |taken, each| taken + u32::from(each.join().unwrap()));
         assert_eq!(shared.1.settle(ROOM) + taken * TOKEN, TOKEN, "a token in a tenth of a second");
+    });
+}
+
+/// How many slots are to be had.
+fn had(slots: &Slots) -> usize {
+    std::iter::from_fn(|| slots.take(0)).count()
+}
+
+/// Two threads at these slots, which hold one of theirs each, and this one; then as many can be had as the limit says.
+///
+/// Two preemptions at most: with three the longest takes minutes.
+fn share(limit: u32, deeds: [fn(&Slots, Option<Slot>); 2], own: impl Fn(&Slots) + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(move || {
+        let slots = Arc::new(Slots::new(limit, 2));
+        let held = [0, 1].map(|stripe| slots.take(stripe));
+        let mut held = held.into_iter();
+        let threads = deeds.map(|deed| {
+            let (slots, held) = (slots.clone(), held.next().flatten());
+            thread::spawn(move || deed(&slots, held))
+        });
+        own(&slots);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(slots.in_flight(), 0);
+        assert_eq!(had(&slots), slots.limit() as usize);
+    });
+}
+
+fn gives(slots: &Slots, held: Option<Slot>) {
+    if let Some(slot) = held {
+        slots.give(slot);
+    }
+}
+
+/// Gives back and takes again, if it may.
+fn goes_on(slots: &Slots, held: Option<Slot>) {
+    gives(slots, held);
+    gives(slots, slots.take(1));
+}
+
+#[test]
+fn one_slot_is_taken_by_one_of_three() {
+    loom::model(|| {
+        let slots = Arc::new(Slots::new(1, 2));
+        let threads = [0, 1].map(|stripe| {
+            let slots = slots.clone();
+            thread::spawn(move || slots.take(stripe).is_some())
+        });
+        let own = slots.take(0).is_some();
+        let taken = threads.into_iter().map(|thread| thread.join().unwrap());
+        assert_eq!(taken.filter(|taken| *taken).count() + usize::from(own), 1);
+    });
+}
+
+#[test]
+fn no_call_is_refused_while_there_was_always_a_slot() {
+    loom::model(|| {
+        let slots = Arc::new(Slots::new(2, 2));
+        let first = slots.take(0).unwrap();
+        let other = {
+            let slots = slots.clone();
+            // gives the first back and takes the second: one is free at any moment
+            thread::spawn(move || {
+                slots.give(first);
+                slots.take(1)
+            })
+        };
+        assert!(slots.take(0).is_some());
+        assert!(other.join().unwrap().is_some());
+    });
+}
+
+#[test]
+fn slots_given_back_beside_a_lower_limit_are_neither_lost_nor_too_many() {
+    share(2, [gives, gives], |slots| slots.resize(1));
+}
+
+#[test]
+fn a_limit_lowered_beside_calls_that_go_on_comes_to_hold() {
+    share(2, [goes_on, gives], |slots| slots.resize(1));
+}
+
+#[test]
+fn a_limit_that_rises_again_while_a_debt_is_paid_is_whole() {
+    share(2, [gives, gives], |slots| {
+        slots.resize(1);
+        slots.resize(2);
+    });
+}
+
+#[test]
+fn nobody_gets_in_above_a_lower_limit() {
+    loom::model(|| {
+        let slots = Arc::new(Slots::new(2, 2));
+        let [first, second] = [0, 1].map(|stripe| slots.take(stripe).unwrap());
+        slots.resize(1);
+        let other = {
+            let slots = slots.clone();
+            thread::spawn(move || slots.give(first))
+        };
+        // the second is in flight all the time
+        assert!(slots.take(0).is_none());
+        other.join().unwrap();
+        assert!(slots.take(1).is_none());
+        slots.give(second);
+        assert_eq!(had(&slots), 1);
+    });
+}
+
+#[test]
+fn a_mark_of_an_old_debt_is_not_taken_off_beside_a_new_one() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let slots = Arc::new(Slots::new(3, 2));
+        let [first, second] = [0, 0].map(|stripe| slots.take(stripe).unwrap());
+        let third = slots.take(1).unwrap();
+        slots.resize(2);
+        slots.give(third);
+        // nothing is owed, and the stripe of the other two is still marked
+        let other = {
+            let slots = slots.clone();
+            thread::spawn(move || slots.give(first))
+        };
+        slots.resize(1);
+        other.join().unwrap();
+        assert!(slots.take(0).is_none());
+        slots.give(second);
+        assert_eq!(had(&slots), 1);
     });
 }

@@ -1,0 +1,195 @@
+//! One state for each key, bounded: what is used least recently makes room.
+//!
+//! Keys come from requests, so clients could choose them freely. Hence a cap on the number of entries and on the length of a key. An entry
+//! that somebody holds stays, and where all have to stay, whoever finds no place shares one state with all others that do not.
+//!
+//! A look-up that finds its key takes a read lock and writes nothing that others write, but for the count of whoever holds
+//! the entry. *Recently* is counted in insertions: entries that were used since the last one are equally recent.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A host name has 253 characters at most, and a port six with its colon; a longer key has no entry of its own.
+const LONGEST_KEY: usize = 260;
+
+/// How much an entry wants to stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(dead_code)] // the limiter has nothing that stays longer than the rest
+pub(crate) enum Stay {
+    /// It goes when its turn comes.
+    Not,
+    /// It goes when all that do not care have gone.
+    Long,
+    /// It does not go.
+    Always,
+}
+
+/// A bounded map from keys to states.
+#[derive(Debug)]
+pub(crate) struct Keyed<T> {
+    entries: RwLock<HashMap<Box<str>, Entry<T>>>,
+    cap: usize,
+    /// How many entries there have been.
+    turn: AtomicU64,
+    /// The state of all that have no entry.
+    others: Arc<T>,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    state: Arc<T>,
+    /// Twice the turn in which it was made or used last, and one more if it was used.
+    used: AtomicU64,
+}
+
+impl<T> Keyed<T> {
+    /// So many entries at most, and the state of those that have none.
+    pub(crate) fn new(cap: usize, others: T) -> Self {
+        Self { entries: RwLock::default(), cap, turn: AtomicU64::new(0), others: Arc::new(others) }
+    }
+
+    /// The state of a key, made where there is none.
+    ///
+    /// `stays` is asked of entries that nobody holds; those that are held stay in any case.
+    pub(crate) fn get(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Stay) -> Arc<T> {
+        if let Some(entry) = self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key) {
+            let used = self.turn.load(Relaxed) * 2 + 1;
+            if entry.used.load(Relaxed) != used {
+                entry.used.store(used, Relaxed);
+            }
+            return entry.state.clone();
+        }
+        if key.len() > LONGEST_KEY { self.others.clone() } else { self.insert(key, make, stays) }
+    }
+
+    #[cold]
+    fn insert(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Stay) -> Arc<T> {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(key) {
+            return entry.state.clone();
+        }
+        if entries.len() >= self.cap {
+            let goes = entries.iter().filter_map(|(key, entry)| {
+                let stays = if Arc::strong_count(&entry.state) > 1 { Stay::Always } else { stays(&entry.state) };
+                (stays < Stay::Always).then(|| ((stays, entry.used.load(Relaxed)), key))
+            });
+            let Some(goes) = goes.min().map(|(_, key)| key.clone()) else { return self.others.clone() };
+            entries.remove(&goes);
+        }
+        let state = Arc::new(make());
+        let used = AtomicU64::new((self.turn.fetch_add(1, Relaxed) + 1) * 2);
+        entries.insert(key.into(), Entry { state: state.clone(), used });
+        state
+    }
+
+    /// The state of a key that has one.
+    pub(crate) fn peek(&self, key: &str) -> Option<Arc<T>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.get(key).map(|entry| entry.state.clone())
+    }
+
+    /// All that have an entry, in the order of their keys.
+    pub(crate) fn list<U>(&self, show: impl Fn(&T) -> U) -> Vec<(Box<str>, U)> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<_> = entries.iter().map(|(key, entry)| (key.clone(), show(&entry.state))).collect();
+        list.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        list
+    }
+
+    /// The state of all that have no entry.
+    pub(crate) fn others(&self) -> &T {
+        &self.others
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[allow(clippy::trivially_copy_pass_by_ref)] // states are shown by reference
+    fn goes(_: &u32) -> Stay {
+        Stay::Not
+    }
+
+    fn keys(keyed: &Keyed<u32>) -> Vec<Box<str>> {
+        keyed.list(|_| ()).into_iter().map(|(key, ())| key).collect()
+    }
+
+    #[test]
+    fn a_key_keeps_its_state() {
+        let keyed = Keyed::new(2, 0);
+        assert_eq!(*keyed.get("a", || 1, goes), 1);
+        assert_eq!(*keyed.get("a", || 2, goes), 1);
+        assert_eq!((keyed.peek("a").as_deref(), keyed.peek("b")), (Some(&1), None));
+    }
+
+    #[test]
+    fn the_least_recently_used_makes_room() {
+        let keyed = Keyed::new(3, 0);
+        for (number, key) in ["a", "b", "c", "a", "d", "b"].into_iter().enumerate() {
+            keyed.get(key, || u32::try_from(number).unwrap(), goes);
+        }
+        // b went for d, and c for b
+        assert_eq!(keys(&keyed), ["a".into(), "b".into(), "d".into()]);
+        assert_eq!(keyed.peek("b").as_deref(), Some(&5));
+    }
+
+    #[test]
+    fn what_is_held_stays_and_where_all_are_held_the_rest_share_one() {
+        let keyed = Keyed::new(2, 7);
+        let held = (keyed.get("a", || 1, goes), keyed.get("b", || 2, goes));
+        assert_eq!(*keyed.get("c", || 3, goes), 7);
+        assert_eq!(*keyed.others(), 7);
+        drop(held.0);
+        assert_eq!(*keyed.get("c", || 3, goes), 3);
+        assert_eq!(keys(&keyed), ["b".into(), "c".into()]);
+    }
+
+    #[test]
+    fn what_wants_to_stay_long_goes_last() {
+        let keyed = Keyed::new(3, 0);
+        let odd_ones_stay = |state: &u32| if state % 2 == 1 { Stay::Long } else { Stay::Not };
+        for (key, state) in [("a", 1), ("b", 2), ("c", 3), ("d", 5), ("e", 7)] {
+            keyed.get(key, || state, odd_ones_stay);
+        }
+        assert_eq!(keys(&keyed), ["c".into(), "d".into(), "e".into()]);
+        let all_stay = |_: &u32| Stay::Always;
+        assert_eq!(*keyed.get("f", || 9, all_stay), 0);
+    }
+
+    #[test]
+    fn a_key_that_is_no_name_has_no_entry() {
+        let keyed = Keyed::new(3, 0);
+        assert_eq!(*keyed.get(&"a".repeat(261), || 1, goes), 0);
+        assert_eq!(*keyed.get(&"a".repeat(260), || 1, goes), 1);
+        assert_eq!(keys(&keyed).len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_client_grows_it_and_nobody_loses_what_he_holds(
+            cap in 0_usize..6,
+            steps in prop::collection::vec((0_u8..12, any::<bool>()), 0..200),
+        ) {
+            let keyed = Keyed::new(cap, u32::MAX);
+            let mut held: Vec<(String, Arc<u32>)> = Vec::new();
+            for (number, (key, keep)) in steps.into_iter().enumerate() {
+                let key = key.to_string();
+                let state = keyed.get(&key, || u32::try_from(number).unwrap(), goes);
+                for (other, theirs) in held.iter().filter(|(_, state)| **state != u32::MAX) {
+                    let now = keyed.peek(other);
+                    prop_assert!(now.is_some_and(|now| Arc::ptr_eq(&now, theirs)), "{} was held", other);
+                }
+                if keep {
+                    held.push((key, state));
+                } else if !held.is_empty() {
+                    held.swap_remove(number % held.len());
+                }
+                prop_assert!(keys(&keyed).len() <= cap);
+            }
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Limits how many calls are in flight to an upstream, by what it can do.
+//!
+//! An upstream that is asked for more than it can do does not do more, it only answers later. [`LimitLayer`] knows from the
+//! answers themselves how long the line before the upstream is, and refuses at once what would only make it longer, with
+//! the upstream not asked. It never queues: a call is let through or refused, and the layer has no readiness of its own.
+//!
+//! | refused when | answer | cause |
+//! |---|---|---|
+//! | as many calls are in flight as the limit allows | 503 with `Retry-After` | `connection_limit` |
+//!
+//! A refusal says `not_sent`, `local_refusal`. `Retry-After` is the mean answer time, in which those in flight
+//! should be done, from 1 s to 60 s.
+//!
+//! A slot is held from the call to the end of the response body, its failure or its drop. After a 101 it is given back at the head:
+//! the tunnel that follows is nobody's answer. A panic in the inner service's future gives it back as well.
+//!
+//! | setting | default |
+//! |---|---|
+//! | [`bounds`](LimitLayer::bounds) | 2 to 200 calls; begins at 20 |
+//! | [`fixed`](LimitLayer::fixed) | the same layer with both bounds alike: it looks at no clock and learns nothing |
+//! | [`unbounded`](LimitLayer::unbounded) | no: exchanges end |
+//! | [`keyed`](LimitLayer::keyed): a limit for each upstream | one for all |
+//!
+//! **The time that counts** is that from the call to the response head. The body's end is held back by slow clients and by streams, which
+//! say nothing of the upstream's line; so an upstream that answers at once and works while it sends is bounded by `bounds`
+//! alone. A request that is uploaded slowly makes the time longer; where most are, set fixed bounds. Answers below 400 are samples; 429,
+//! 503, and our own timeouts and limits further in say that there is too much; all else, and whoever hung up, says nothing. A call that
+//! a time limit around this layer has dropped counts as timed out.
+//!
+//! **How it moves.** A window lasts 100 ms, or the mean answer time where that is longer, and has 16 samples at least. Then
+//! `limit = limit * clamp(2 * baseline / mean, 1/2, 1) + sqrt(limit)`, or `limit * 0.7` where more than a tenth said that there is
+//! too much. It grows only if at least half of it was in use. Under a load without end it comes to rest at twice as many calls as the
+//! upstream works on at once, and a little more: all workers busy, one call in line for each. The *baseline* is the answer time
+//! without a line. It follows what becomes quicker; what becomes slower it takes over only from a probe, for which the limit
+//! goes down to a quarter for a moment. That happens where answers have been slow or slots used up for two seconds, or
+//! before the limit falls further than to a quarter; then after 2 to 32 s again, so that probes cost a part in thirty at most. A lasting change
+//! is thus followed in a few seconds, and no history keeps the limit at its minimum.
+//!
+//! It needs to be in control of most of what the upstream is asked. One gateway of many with little traffic each cannot
+//! see the others' load: there the upstream itself has to refuse, with [`AdmissionLayer`](crate::admission::AdmissionLayer).
+//!
+//! **Telemetry.** A change of the limit by more than a quarter is one `tracing` event, target `tower_upstream`, at most one a
+//! second: `DEBUG` when it rose, `INFO` when it fell, with `limit`, `before`, `reason` and, where it is keyed, `upstream`. [`LimitHandle`] shows the rest.
+//!
+//! ```
+//! use axum::{Router, body::Body, routing::get};
+//! use http::Request;
+//! use tower::ServiceExt;
+//! use tower_upstream::BadGatewayCause;
+//! use tower_upstream::limit::LimitLayer;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let limit = LimitLayer::fixed(1);
+//! let app = Router::new().route("/", get(|| async { "answer" })).layer(limit.clone());
+//!
+//! let request = || Request::get("/").body(Body::empty()).unwrap();
+//! let answer = app.clone().oneshot(request()).await.unwrap();
+//! // its body has not been read
+//! let refused = app.clone().oneshot(request()).await.unwrap();
+//! assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"] == "1"), (503, true));
+//! assert_eq!(BadGatewayCause::of(&refused), Some(BadGatewayCause::ConnectionLimit));
+//! drop(answer);
+//! assert_eq!(app.oneshot(request()).await.unwrap().status(), 200);
+//! assert_eq!(limit.handle().snapshot().refused, 1);
+//! # }
+//! ```
+
+mod baseline;
+mod gradient;
+mod keyed;
+mod limiter;
+mod probe;
+mod slots;
+mod sum;
+mod verdict;
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use http::{Request, StatusCode};
+use tokio::time::Instant;
+use tower_layer::Layer;
+
+use self::limiter::{Change, Limiter};
+use self::slots::Slot;
+use self::sum::{End, Sample};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::engine::{Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight};
+use crate::measure::{default_stripes, stripe};
+
+pub use self::gradient::Move;
+pub use self::keyed::{KeyedLimit, KeyedLimitLayer};
+pub use self::limiter::LimitSnapshot;
+
+/// The service of [`LimitLayer`].
+pub type Limited<S> = Engine<S, Limit, Timeless>;
+
+const BOUNDS: (u32, u32) = (2, 200);
+
+/// Limits the calls in flight; see the [module](self).
+///
+/// All clones share one limit, and so do the routes and connections that axum applies a layer to: make one for each upstream.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct LimitLayer {
+    shared: Arc<Shared<Limit, Timeless>>,
+}
+
+impl LimitLayer {
+    /// A limit that follows what the upstream can do, from 2 to 200 calls.
+    pub fn new() -> Self {
+        Self::between(BOUNDS.0, BOUNDS.1)
+    }
+
+    /// A limit of so many calls; 0 counts as 1, and more than a million as a million.
+    pub fn fixed(limit: u32) -> Self {
+        Self::between(limit, limit)
+    }
+
+    fn between(least: u32, most: u32) -> Self {
+        Self::of(least, most, default_stripes(), None, Timeless { kind: Kind::Bounded })
+    }
+
+    fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: Timeless) -> Self {
+        let limiter = Arc::new(Limiter::new(least, most, stripes));
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        let parts = Limit { limiter, refusal: refusal(name.as_ref()), name };
+        Self { shared: Arc::new(Shared { parts, limits }) }
+    }
+
+    /// A new limit with the same settings, for one upstream of many.
+    fn again(&self, name: Option<&str>) -> Self {
+        let (least, most) = self.shared.parts.limiter.bounds();
+        // a set of counters for each core and each upstream would be much memory for little traffic
+        Self::of(least, most, 1, name, self.shared.limits)
+    }
+
+    /// Bounds the limit (default: 2 to 200 calls); what is not a range counts as its beginning.
+    ///
+    /// The upper bound is what the upstream may ever be asked for at once; a higher one costs nothing but a longer line, where the
+    /// times to the head tell nothing. A lower bound of one lets no second call be seen beside a stuck one. The limit is
+    /// a new one: clones that were made before go on with the old.
+    pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
+        let mut layer = Self::between(*bounds.start(), *bounds.end());
+        Arc::make_mut(&mut layer.shared).limits = self.shared.limits;
+        layer
+    }
+
+    /// Says that exchanges need not end: event streams, WebSocket, gRPC streams.
+    ///
+    /// Such an exchange holds a slot of the same limit, and teaches nothing about others.
+    pub fn unbounded(mut self) -> Self {
+        Arc::make_mut(&mut self.shared).limits.kind = Kind::Unbounded;
+        self
+    }
+
+    /// A limit of its own for each upstream that requests name, with these settings.
+    ///
+    /// The key is the authority of the request's target, else its `Host` field; in lower case. There are 1,024 at most, and the least
+    /// recently used makes room, but none with calls in flight: where all have some, whoever finds no place shares
+    /// one limit with all others that do not. It has to stand where requests name what they are sent to: below the choice of
+    /// the upstream. Its counters are not striped, and each call costs an allocation and a read lock.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use http::{Request, Response};
+    /// use http_body_util::Full;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_upstream::limit::LimitLayer;
+    ///
+    /// let answers = service_fn(|_: Request<()>| async {
+    ///     Ok::<_, std::convert::Infallible>(Response::new(Full::new(bytes::Bytes::from("answer"))))
+    /// });
+    /// let limits = LimitLayer::fixed(1).keyed();
+    /// let service = limits.layer(answers);
+    /// let of = |host: &str| Request::get(format!("http://{host}/")).body(()).unwrap();
+    ///
+    /// let held = service.clone().oneshot(of("a.example")).await.unwrap();
+    /// assert_eq!(service.clone().oneshot(of("a.example")).await.unwrap().status(), 503);
+    /// assert_eq!(service.oneshot(of("b.example")).await.unwrap().status(), 200);
+    /// assert_eq!(limits.snapshot("a.example").unwrap().refused, 1);
+    /// # drop(held);
+    /// # }
+    /// ```
+    pub fn keyed(self) -> KeyedLimitLayer {
+        KeyedLimitLayer::new(self)
+    }
+
+    /// Shows how things stand, from anywhere.
+    pub fn handle(&self) -> LimitHandle {
+        LimitHandle { limiter: self.shared.parts.limiter.clone() }
+    }
+}
+
+impl Default for LimitLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> Layer<S> for LimitLayer {
+    type Service = Limited<S>;
+
+    fn layer(&self, inner: S) -> Limited<S> {
+        Engine::new(inner, self.shared.clone())
+    }
+}
+
+/// Shows the limit of a [`LimitLayer`] and what it is learned from.
+#[derive(Clone)]
+pub struct LimitHandle {
+    limiter: Arc<Limiter>,
+}
+
+impl LimitHandle {
+    /// How things stand; beside other threads the numbers may be of different moments.
+    pub fn snapshot(&self) -> LimitSnapshot {
+        self.limiter.snapshot()
+    }
+
+    /// How many calls are in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.limiter.in_flight()
+    }
+}
+
+impl fmt::Debug for LimitHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.snapshot().fmt(f)
+    }
+}
+
+/// What [`LimitLayer`] adds to a call.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    limiter: Arc<Limiter>,
+    /// The record of all refusals: each has to be cheap.
+    refusal: Failure,
+    /// The upstream, where there is a limit for each.
+    name: Option<Arc<str>>,
+}
+
+/// What an admitted call holds.
+#[derive(Debug)]
+pub struct Ticket {
+    /// None once it is given back.
+    slot: Option<Slot>,
+    looked_at: bool,
+}
+
+impl Part for Limit {
+    type Ticket = Ticket;
+
+    #[inline]
+    fn admit(&self, call: &Call) -> Result<Ticket, Refusal> {
+        match self.limiter.take(stripe()) {
+            Ok((slot, looked_at)) => {
+                Ok(Ticket { slot: Some(slot), looked_at: looked_at && call.kind == Kind::Bounded })
+            }
+            Err(after) => Err(Refusal::new(self.refusal.clone()).retry_after(after)),
+        }
+    }
+
+    #[inline]
+    fn answered(&self, ticket: &mut Ticket, call: &Call, outcome: &Outcome) {
+        if ticket.looked_at {
+            self.look(ticket, call, outcome);
+        }
+        if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
+            self.give(ticket.slot.take());
+        }
+    }
+
+    #[inline]
+    fn settle(&self, mut ticket: Ticket, call: &Call, outcome: &Outcome) {
+        // the head has been looked at; what failed after it has a cause
+        if ticket.looked_at && outcome.cause().is_some_and(verdict::is_overload) {
+            self.look(&mut ticket, call, outcome);
+        }
+        self.give(ticket.slot);
+    }
+
+    fn abandon(&self, ticket: Ticket, call: &Call, why: Abandon) {
+        if let (true, Abandon::TimedOut(cause)) = (ticket.looked_at, why) {
+            if verdict::is_overload(cause) {
+                self.learn(call, Instant::now(), End::Overloaded);
+            }
+        }
+        self.give(ticket.slot);
+    }
+}
+
+impl Limit {
+    #[inline]
+    fn give(&self, slot: Option<Slot>) {
+        if let Some(slot) = slot {
+            self.limiter.give(slot);
+        }
+    }
+
+    /// Learns from an outcome, while the slot is still held.
+    fn look(&self, ticket: &mut Ticket, call: &Call, outcome: &Outcome) {
+        let Some(end) = verdict::end(outcome.status(), outcome.cause()) else { return };
+        // once is enough where it is bad
+        ticket.looked_at = end == End::Answered;
+        self.learn(call, outcome.now(), end);
+    }
+
+    #[cold]
+    #[inline(never)] // of many calls few are looked at
+    fn learn(&self, call: &Call, now: Instant, end: End) {
+        let sample = Sample { began: call.now, now, in_flight: self.limiter.in_flight(), end };
+        if let Some(change) = self.limiter.learn(&sample) {
+            self.log(change);
+        }
+    }
+
+    fn log(&self, Change { from, to, why }: Change) {
+        let (reason, upstream) = (why.as_str(), self.name.as_deref());
+        if to > from {
+            tracing::debug!(target: "tower_upstream", upstream, limit = to, before = from, reason, "the limit has risen");
+        } else {
+            tracing::info!(target: "tower_upstream", upstream, limit = to, before = from, reason, "the limit has fallen");
+        }
+    }
+}
+
+fn refusal(name: Option<&Arc<str>>) -> Failure {
+    let failure = Failure::builder(BadGatewayCause::ConnectionLimit).phase(Phase::Gateway);
+    let failure = failure.detail(Detail::Text("as many requests are in flight as the limit allows"));
+    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal);
+    match name {
+        Some(name) => failure.upstream(name.clone()).build(),
+        None => failure.build(),
+    }
+}
+
+/// No time limits: only whether exchanges are expected to end.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeless {
+    kind: Kind,
+}
+
+impl Limits for Timeless {
+    type Watch = ();
+
+    #[inline]
+    fn begin<B>(&self, call: &mut Call, _: &mut Request<B>) {
+        call.kind = self.kind;
+    }
+
+    fn first(&self, (): &(), _: &Call) -> Option<Instant> {
+        None
+    }
+
+    fn look(&self, (): &mut (), _: &Call, _: Instant, _: &Sight) -> Finding {
+        unreachable!("no look was ever due")
+    }
+
+    fn body(&self, _: &Call) -> BodyLimits {
+        BodyLimits::default()
+    }
+}

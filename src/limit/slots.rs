@@ -1,0 +1,421 @@
+//! How many calls are in flight, counted by stripes whose quotas add up to the limit.
+//!
+//! A call takes a slot where its thread counts, and gives it back there: one compare-exchange each, of a word that other
+//! threads seldom touch. Where the own quota is used up it takes one of another stripe's. Quota and count lie in one word,
+//! so a stripe is never above its quota, and all together never above the limit.
+//!
+//! A lower limit takes free slots out of the quotas. What is still taken beyond it is a debt, and stripes are marked: who
+//! gives a slot back there pays, slot and quota go together, until nothing is owed. So nobody is cut off, and
+//! nobody gets in before enough have left.
+//!
+//! What holds, whatever the interleaving (`tests/loom` searches it):
+//!
+//! - No more are in flight than the limit, but for those who were when it was lowered.
+//! - A call is refused only if at one moment all slots were taken: each word counts what was given back to it, and a
+//!   second look has to find them all as the first did.
+//! - No slot is lost and none is made up, also while the limit changes.
+
+use crate::measure::sync::{AtomicU32, AtomicU64, Ordering};
+
+// a word: the turns above, then the mark, the quota, and what is taken
+const TAKEN: u64 = 1;
+const QUOTA: u64 = 1 << 20;
+const MARK: u64 = 1 << 40;
+const TURN: u64 = 1 << 41;
+
+/// The largest limit.
+pub(crate) const MOST: u32 = (1 << 20) - 1;
+
+/// As many as `measure::default_stripes` gives.
+const MOST_STRIPES: usize = 16;
+
+/// On cache lines of its own.
+#[derive(Debug)]
+#[repr(align(128))] // two lines: they are fetched in pairs
+struct Stripe(AtomicU64);
+
+/// Slots for the calls in flight.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    stripes: Box<[Stripe]>,
+    /// One less than the number of stripes, a power of two.
+    mask: usize,
+    /// Slots that are taken beyond the limit, and whose quotas go when they are given back.
+    debt: AtomicU32,
+    limit: AtomicU32,
+}
+
+/// A slot that was taken, and has to be given back.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Slot {
+    stripe: u8,
+    turn: u8,
+}
+
+impl Slot {
+    /// Whether this is one of so many slots of its stripe, evenly over time; one less than a power of two is asked for.
+    #[inline]
+    pub(crate) fn is_one_of(&self, rarely: u8) -> bool {
+        self.turn & rarely == 0
+    }
+}
+
+impl Slots {
+    /// So many slots; the stripes are rounded up to a power of two, 16 at most.
+    pub(crate) fn new(limit: u32, stripes: usize) -> Self {
+        let count = stripes.clamp(1, MOST_STRIPES).next_power_of_two();
+        let limit = limit.clamp(1, MOST);
+        let stripes = (0..count).map(|at| Stripe(AtomicU64::new(share(limit, at, count) * QUOTA))).collect();
+        Self { stripes, mask: count - 1, debt: AtomicU32::new(0), limit: AtomicU32::new(limit) }
+    }
+
+    /// Takes a slot, if one is free; `stripe` may be any number, the same for the same thread.
+    #[inline]
+    pub(crate) fn take(&self, stripe: usize) -> Option<Slot> {
+        let own = stripe & self.mask;
+        match self.take_at(own) {
+            Ok(slot) => Some(slot),
+            Err(_) => self.take_elsewhere(own),
+        }
+    }
+
+    /// A slot of this stripe, or the word that has none.
+    #[inline]
+    fn take_at(&self, at: usize) -> Result<Slot, u64> {
+        let Some(Stripe(word)) = self.stripes.get(at) else { return Err(0) };
+        let mut seen = word.load(Ordering::Acquire);
+        while free(seen) > 0 {
+            match word.compare_exchange_weak(seen, taken_from(seen), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(slot(at, seen)),
+                Err(now) => seen = now,
+            }
+        }
+        Err(seen)
+    }
+
+    #[cold]
+    fn take_elsewhere(&self, own: usize) -> Option<Slot> {
+        let mut full = [0; MOST_STRIPES];
+        let order = || (0..self.stripes.len()).map(|step| (own + step) & self.mask);
+        loop {
+            for at in order() {
+                match self.take_at(at) {
+                    Ok(slot) => return Some(slot),
+                    Err(seen) => full[at] = seen,
+                }
+            }
+            // one may have come free behind this look while the last was taken before it
+            if order().all(|at| self.stripes[at].0.load(Ordering::Acquire) == full[at]) {
+                return None;
+            }
+        }
+    }
+
+    /// Gives a slot back.
+    #[inline]
+    #[allow(clippy::needless_pass_by_value)] // it is given back once
+    pub(crate) fn give(&self, slot: Slot) {
+        let Some(Stripe(word)) = self.stripes.get(usize::from(slot.stripe)) else { return };
+        let mut seen = word.load(Ordering::Acquire);
+        while seen & MARK == 0 {
+            match word.compare_exchange_weak(seen, given_to(seen), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+        self.give_or_pay(word);
+    }
+
+    #[cold]
+    fn give_or_pay(&self, word: &AtomicU64) {
+        if self.pay(1) == 1 {
+            let paid = |seen: u64| Some(given_to(seen) - QUOTA);
+            // the closure never declines
+            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, paid);
+            return;
+        }
+        let mut seen = word.load(Ordering::Acquire);
+        // looked at after the word: a debt that came since has turned the word as well
+        while self.debt.load(Ordering::Acquire) == 0 {
+            match word.compare_exchange(seen, given_to(seen) & !MARK, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+        self.give_or_pay(word);
+    }
+
+    /// Pays so much of the debt at most; what was paid.
+    fn pay(&self, most: u32) -> u32 {
+        let less = |debt: u32| (debt > 0).then(|| debt - debt.min(most));
+        self.debt.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map_or(0, |debt| debt.min(most))
+    }
+
+    /// Changes the limit; one caller at a time.
+    pub(crate) fn resize(&self, limit: u32) {
+        let (before, limit) = (self.limit(), limit.clamp(1, MOST));
+        if limit > before {
+            self.limit.store(limit, Ordering::Relaxed);
+            self.raise(limit, limit - before);
+        } else if limit < before {
+            self.lower(limit, before - limit);
+            self.limit.store(limit, Ordering::Relaxed);
+        }
+    }
+
+    fn raise(&self, limit: u32, by: u32) {
+        let mut left = u64::from(by - self.pay(by));
+        for (at, Stripe(word)) in self.stripes.iter().enumerate() {
+            let wanted = share(limit, at, self.stripes.len()).saturating_sub(quota(word.load(Ordering::Acquire)));
+            let more = wanted.min(left);
+            left -= more;
+            word.fetch_add(more * QUOTA, Ordering::AcqRel);
+        }
+        // nothing is left: the shares add up to the limit, and the quotas with what is left do not exceed it
+        if let Some(Stripe(word)) = self.stripes.first() {
+            word.fetch_add(left * QUOTA, Ordering::AcqRel);
+        }
+    }
+
+    fn lower(&self, limit: u32, by: u32) {
+        self.debt.fetch_add(by, Ordering::AcqRel);
+        for (at, Stripe(word)) in self.stripes.iter().enumerate() {
+            let share = share(limit, at, self.stripes.len());
+            self.reclaim(word, 0, |quota| quota.saturating_sub(share));
+        }
+        for Stripe(word) in &self.stripes {
+            if self.debt.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            self.reclaim(word, MARK, |quota| quota);
+        }
+    }
+
+    /// Takes free slots out of a quota to pay the debt with.
+    fn reclaim(&self, word: &AtomicU64, mark: u64, most: impl Fn(u64) -> u64) {
+        let debt = u64::from(self.debt.load(Ordering::Acquire));
+        let reclaimed = |seen: u64| most(quota(seen)).min(free(seen)).min(debt);
+        let lowered = |seen: u64| Some((seen - reclaimed(seen) * QUOTA).wrapping_add(TURN) | mark);
+        let Ok(seen) = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, lowered) else { return };
+        let reclaimed = reclaimed(seen);
+        let paid = self.pay(u32::try_from(reclaimed).unwrap_or(u32::MAX));
+        // others may have paid in the meantime
+        word.fetch_add((reclaimed - u64::from(paid)) * QUOTA, Ordering::AcqRel);
+    }
+
+    /// How many may be in flight.
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// How many calls are in flight.
+    pub(crate) fn in_flight(&self) -> u32 {
+        let taken = self.stripes.iter().map(|stripe| taken(stripe.0.load(Ordering::Acquire))).sum::<u64>();
+        u32::try_from(taken).unwrap_or(u32::MAX)
+    }
+}
+
+/// A stripe's part of a limit.
+fn share(limit: u32, at: usize, stripes: usize) -> u64 {
+    let (limit, stripes) = (u64::from(limit), stripes as u64);
+    limit / stripes + u64::from((at as u64) < limit % stripes)
+}
+
+#[inline]
+fn quota(word: u64) -> u64 {
+    (word / QUOTA) & u64::from(MOST)
+}
+
+#[inline]
+fn taken(word: u64) -> u64 {
+    word & u64::from(MOST)
+}
+
+#[inline]
+fn free(word: u64) -> u64 {
+    quota(word) - taken(word)
+}
+
+#[inline]
+fn taken_from(word: u64) -> u64 {
+    word + TAKEN
+}
+
+#[inline]
+fn given_to(word: u64) -> u64 {
+    (word - TAKEN).wrapping_add(TURN)
+}
+
+#[inline]
+#[allow(clippy::cast_possible_truncation)] // there are 16 stripes at most, and of the turns the low bits do
+fn slot(at: usize, word: u64) -> Slot {
+    // spread, or slots that are taken and given back by the dozen would be of a few residues only
+    let turn = ((word / TURN) as u32).wrapping_mul(0x9E37_79B9) >> 24;
+    Slot { stripe: at as u8, turn: turn as u8 }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// All that can be had.
+    fn drain(slots: &Slots) -> Vec<Slot> {
+        std::iter::from_fn(|| slots.take(0)).collect()
+    }
+
+    #[test]
+    fn any_stripe_gets_all_there_is_and_one_given_back_is_taken_again() {
+        for own in 0..4 {
+            let slots = Slots::new(10, 4);
+            let mut held: Vec<_> = (0..10).map(|_| slots.take(own).unwrap()).collect();
+            assert!(slots.take(own).is_none() && slots.take(own + 1).is_none());
+            assert_eq!(slots.in_flight(), 10);
+            slots.give(held.swap_remove(3));
+            assert!(slots.take(own + 2).is_some());
+            assert!(slots.take(own).is_none());
+        }
+    }
+
+    #[test]
+    fn a_limit_below_what_is_in_flight_refuses_until_enough_have_left() {
+        let slots = Slots::new(8, 4);
+        let mut held = drain(&slots);
+        slots.resize(3);
+        for left in (3..8).rev() {
+            assert!(slots.take(left).is_none(), "{left} are in flight");
+            slots.give(held.pop().unwrap());
+            assert_eq!(slots.in_flight() as usize, left);
+        }
+        assert!(slots.take(0).is_none(), "three are the limit");
+        slots.give(held.pop().unwrap());
+        assert!(slots.take(0).is_some());
+        assert!(slots.take(0).is_none());
+    }
+
+    #[test]
+    fn a_limit_that_rises_again_forgives_what_is_owed() {
+        let slots = Slots::new(8, 2);
+        let held = drain(&slots);
+        slots.resize(2);
+        slots.resize(9);
+        assert_eq!(drain(&slots).len(), 1);
+        for slot in held {
+            slots.give(slot);
+        }
+        assert_eq!(drain(&slots).len(), 8);
+    }
+
+    #[test]
+    fn a_limit_is_one_at_least_and_a_million_at_most() {
+        assert_eq!(drain(&Slots::new(0, 16)).len(), 1);
+        let slots = Slots::new(u32::MAX, 1);
+        assert_eq!(slots.limit(), 1_048_575);
+        assert_eq!(drain(&slots).len(), 1_048_575);
+    }
+
+    #[test]
+    fn one_slot_in_so_many_is_that_one() {
+        let slots = Slots::new(5, 1);
+        let ones = (0..64).filter(|_| {
+            let slot = slots.take(0).unwrap();
+            let one = slot.is_one_of(7);
+            slots.give(slot);
+            one
+        });
+        assert!((6..=10).contains(&ones.count()));
+    }
+
+    #[test]
+    fn threads_never_hold_more_than_the_limit_and_none_is_lost_while_it_changes() {
+        const MOST: u32 = 7;
+        let (slots, held, done) = (Slots::new(MOST, 4), AtomicU32::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|own| {
+                    let (slots, held) = (&slots, &held);
+                    scope.spawn(move || {
+                        let mut given = 0_u32;
+                        for _ in 0..20_000 {
+                            if let Some(slot) = slots.take(own) {
+                                given += 1;
+                                assert!(held.fetch_add(1, SeqCst) < MOST);
+                                held.fetch_sub(1, SeqCst);
+                                slots.give(slot);
+                            }
+                        }
+                        given
+                    })
+                })
+                .collect();
+            let resizer = scope.spawn(|| {
+                for limit in (1..=MOST).cycle() {
+                    slots.resize(limit);
+                    if done.load(SeqCst) {
+                        break;
+                    }
+                }
+            });
+            let given: u32 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+            done.store(true, SeqCst);
+            resizer.join().unwrap();
+            assert!(given > 0);
+        });
+        assert_eq!(slots.in_flight(), 0);
+        assert_eq!(drain(&slots).len(), slots.limit() as usize);
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Take(usize),
+        Give(usize),
+        Resize(u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => (0..16_usize).prop_map(Step::Take),
+            3 => any::<usize>().prop_map(Step::Give),
+            1 => (1..30_u32).prop_map(Step::Resize),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_slot_is_had_if_and_only_if_fewer_than_the_limit_are_in_flight(
+            limit in 1..20_u32,
+            stripes in 1..17_usize,
+            steps in prop::collection::vec(step(), 0..300),
+        ) {
+            let slots = Slots::new(limit, stripes);
+            let (mut limit, mut held) = (limit as usize, Vec::new());
+            for step in steps {
+                match step {
+                    Step::Take(own) => {
+                        let taken = slots.take(own);
+                        prop_assert_eq!(taken.is_some(), held.len() < limit);
+                        held.extend(taken);
+                    }
+                    Step::Give(at) if !held.is_empty() => {
+                        let slot = held.swap_remove(at % held.len());
+                        slots.give(slot);
+                    }
+                    Step::Give(_) => {}
+                    Step::Resize(to) => {
+                        slots.resize(to);
+                        limit = to as usize;
+                    }
+                }
+                prop_assert_eq!(slots.in_flight() as usize, held.len());
+            }
+            for slot in held {
+                slots.give(slot);
+            }
+            prop_assert_eq!(drain(&slots).len(), limit);
+        }
+    }
+}

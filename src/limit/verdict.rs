@@ -1,0 +1,77 @@
+//! What the end of a call tells about the load of the upstream.
+
+use http::StatusCode;
+
+use super::sum::End;
+use crate::cause::BadGatewayCause as Cause;
+
+/// An answer of this status with this cause; `None` where it tells nothing.
+///
+/// Failures that say nothing of load come quickly or slowly for reasons of their own, and so do 4xx: they are no samples.
+pub(super) fn end(status: Option<StatusCode>, cause: Option<Cause>) -> Option<End> {
+    match (status?, cause) {
+        (_, Some(cause)) if is_overload(cause) => Some(End::Overloaded),
+        (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, None | Some(Cause::UpstreamStatus)) => {
+            Some(End::Overloaded)
+        }
+        (StatusCode::SWITCHING_PROTOCOLS, _) => None,
+        (status, None) if status.as_u16() < 400 => Some(End::Answered),
+        _ => None,
+    }
+}
+
+/// Whether a cause says that somebody had too much to do, or took too long.
+pub(super) fn is_overload(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::ConnectionLimit
+            | Cause::QueueTimeout
+            | Cause::GatewayOverload
+            | Cause::ConnectTimeout
+            | Cause::TlsTimeout
+            | Cause::WriteTimeout
+            | Cause::HeadTimeout
+            | Cause::FirstByteTimeout
+            | Cause::DeadlineExceeded
+            | Cause::BodyReadTimeout
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(status: u16, cause: impl Into<Option<Cause>>) -> Option<End> {
+        end(Some(StatusCode::from_u16(status).unwrap()), cause.into())
+    }
+
+    #[test]
+    fn good_answers_are_samples_of_time() {
+        for status in [200, 204, 304] {
+            assert_eq!(told(status, None), Some(End::Answered), "{status}");
+        }
+    }
+
+    #[test]
+    fn refusals_and_timeouts_tell_of_load() {
+        for status in [429, 503] {
+            assert_eq!(told(status, None), Some(End::Overloaded), "{status}");
+        }
+        assert_eq!(told(503, Cause::UpstreamStatus), Some(End::Overloaded));
+        for cause in [Cause::FirstByteTimeout, Cause::ConnectionLimit, Cause::GatewayOverload, Cause::BodyReadTimeout] {
+            assert_eq!(told(cause.status().as_u16(), cause), Some(End::Overloaded), "{cause}");
+            assert_eq!(told(200, cause), Some(End::Overloaded), "in the body: {cause}");
+        }
+    }
+
+    #[test]
+    fn what_fails_for_another_reason_tells_nothing() {
+        for status in [101, 400, 404, 500, 502, 504] {
+            assert_eq!(told(status, None), None, "{status}");
+        }
+        for cause in [Cause::ConnectionRefused, Cause::CircuitOpen, Cause::UploadStalled, Cause::DnsTimeout] {
+            assert_eq!(told(cause.status().as_u16(), cause), None, "{cause}");
+        }
+        assert_eq!(end(None, None), None);
+    }
+}

@@ -1,0 +1,407 @@
+//! `LimitLayer` around services and in axum apps, and what it is for: an upstream that has become slow.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod support;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use support::{Wire, ask};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_upstream::cause::{Evidence, Phase, Replay};
+use tower_upstream::limit::LimitLayer;
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{BadGatewayCause as Cause, Failure};
+
+fn request() -> Request<Body> {
+    Request::get("/").body(Body::empty()).unwrap()
+}
+
+fn chunks() -> Body {
+    Body::from_stream(stream::iter(["one", "two"]).map(Ok::<_, std::io::Error>))
+}
+
+fn answers(body: Body) -> std::future::Ready<Result<Response<Body>, Infallible>> {
+    std::future::ready(Ok(Response::new(body)))
+}
+
+/// Waits until something that nobody signals has become true.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..900 {
+        if is_so() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it never came: {what}");
+}
+
+#[tokio::test]
+async fn a_slot_is_held_until_the_body_has_ended() {
+    let limit = LimitLayer::fixed(1);
+    let service = limit.layer(service_fn(|_: Request<Body>| answers(chunks())));
+    let answer = service.clone().oneshot(request()).await.unwrap();
+    assert_eq!(limit.handle().in_flight(), 1);
+    assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), 503);
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "onetwo");
+    assert_eq!(limit.handle().in_flight(), 0);
+    drop(service.clone().oneshot(request()).await.unwrap());
+    assert_eq!(limit.handle().in_flight(), 0, "a body that is dropped gives it back");
+    assert_eq!(service.oneshot(request()).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_body_that_fails_gives_its_slot_back() {
+    let limit = LimitLayer::fixed(1);
+    let broken = || Body::from_stream(stream::iter([Ok("one"), Err(std::io::Error::other("broken"))]));
+    let service = limit.layer(service_fn(move |_: Request<Body>| answers(broken())));
+    let mut body = service.oneshot(request()).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    assert_eq!(limit.handle().in_flight(), 1);
+    assert!(body.frame().await.unwrap().is_err());
+    assert_eq!(limit.handle().in_flight(), 0, "though it is still held");
+}
+
+#[tokio::test]
+async fn an_error_gives_its_slot_back() {
+    let limit = LimitLayer::fixed(1);
+    let fails = service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("its own") });
+    assert_eq!(limit.layer(fails).oneshot(request()).await.unwrap_err(), "its own");
+    assert_eq!(limit.handle().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_gives_its_slot_back() {
+    let limit = LimitLayer::fixed(1);
+    let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
+    let mut service = limit.layer(stuck);
+    {
+        let mut call = pin!(service.call(request()));
+        assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(limit.handle().in_flight(), 1);
+    }
+    assert_eq!(limit.handle().in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_limit_on_either_side_gives_the_slot_back() {
+    let limits = || TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2))).untouched();
+    let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
+    let limit = LimitLayer::fixed(1);
+    let around = limits().layer(limit.layer(stuck));
+    let inside = limit.layer(limits().layer(stuck));
+    for _ in 0..2 {
+        assert_eq!(around.clone().oneshot(request()).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(limit.handle().in_flight(), 0);
+        assert_eq!(inside.clone().oneshot(request()).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(limit.handle().in_flight(), 0);
+    }
+    assert_eq!(limit.handle().snapshot().refused, 0);
+}
+
+#[tokio::test]
+async fn a_panic_of_the_inner_service_gives_the_slot_back() {
+    let limit = LimitLayer::fixed(1);
+    let panics = service_fn(|_: Request<Body>| async { panic!("inside") as Result<Response<Body>, Infallible> });
+    assert!(tokio::spawn(limit.layer(panics).oneshot(request())).await.unwrap_err().is_panic());
+    assert_eq!(limit.handle().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn after_a_101_the_slot_is_given_back_at_the_head() {
+    let limit = LimitLayer::fixed(1);
+    let upgrades = service_fn(|_: Request<Body>| async {
+        let mut answer = Response::new(chunks());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        Ok::<_, Infallible>(answer)
+    });
+    let answer = limit.layer(upgrades).oneshot(request()).await.unwrap();
+    assert_eq!(limit.handle().in_flight(), 0);
+    drop(answer);
+    assert_eq!(limit.handle().in_flight(), 0, "once is enough");
+}
+
+#[tokio::test]
+async fn of_a_thousand_at_once_exactly_the_limit_passes() {
+    let go = Arc::new(Semaphore::new(0));
+    let calls = Arc::new(AtomicU32::new(0));
+    let limit = LimitLayer::fixed(10);
+    let service = {
+        let (go, calls) = (go.clone(), calls.clone());
+        limit.layer(service_fn(move |_: Request<Body>| {
+            calls.fetch_add(1, SeqCst);
+            let go = go.clone();
+            async move {
+                drop(go.acquire().await);
+                answers(Body::empty()).await
+            }
+        }))
+    };
+    let all: Vec<_> = (0..1_000).map(|_| tokio::spawn(service.clone().oneshot(request()))).collect();
+    until("nine hundred and ninety are refused", || limit.handle().snapshot().refused == 990).await;
+    assert_eq!((limit.handle().in_flight(), calls.load(SeqCst)), (10, 10));
+    go.add_permits(1_000);
+    let mut passed = 0;
+    for each in all {
+        let answer = each.await.unwrap().unwrap();
+        if answer.status() == 200 {
+            passed += 1;
+            continue;
+        }
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.headers()["retry-after"], "1");
+        let failure = Failure::of(&answer).unwrap();
+        assert_eq!((failure.cause(), failure.phase()), (Cause::ConnectionLimit, Phase::Gateway));
+        assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
+    }
+    assert_eq!((passed, calls.load(SeqCst), limit.handle().in_flight()), (10, 10, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn threads_are_never_above_the_limit_together() {
+    const LIMIT: u32 = 5;
+    let inside = Arc::new(AtomicU32::new(0));
+    let limit = LimitLayer::fixed(LIMIT);
+    let service = {
+        let inside = inside.clone();
+        limit.layer(service_fn(move |_: Request<Body>| {
+            let inside = inside.clone();
+            async move {
+                assert!(inside.fetch_add(1, SeqCst) < LIMIT);
+                tokio::task::yield_now().await;
+                inside.fetch_sub(1, SeqCst);
+                answers(Body::empty()).await
+            }
+        }))
+    };
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let mut service = service.clone();
+            tokio::spawn(async move {
+                let mut passed = 0;
+                for _ in 0..2_000 {
+                    let answer = service.ready().await.unwrap().call(request()).await.unwrap();
+                    passed += u64::from(answer.status() == 200);
+                    tokio::task::yield_now().await;
+                }
+                passed
+            })
+        })
+        .collect();
+    let mut passed = 0;
+    for task in tasks {
+        passed += task.await.unwrap();
+    }
+    let seen = limit.handle().snapshot();
+    assert_eq!((seen.in_flight, seen.refused + passed), (0, 32_000));
+    assert!(passed > 0);
+}
+
+#[tokio::test]
+async fn routes_and_fresh_connections_share_one_limit() {
+    let go = Arc::new(Notify::new());
+    let wait = {
+        let go = go.clone();
+        move || async move { go.notified().await }
+    };
+    let limit = LimitLayer::fixed(1);
+    let app = Router::new().route("/wait", get(wait)).route("/other", get(|| async { "other" })).layer(limit.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let mut first = Wire::connect(address).await;
+    first.write("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    until("the first is in", || limit.handle().in_flight() == 1).await;
+    for path in ["/wait", "/other", "/none"] {
+        let refused = ask(address, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!((refused.status(), refused.get("retry-after")), (503, Some("1")), "{path}");
+    }
+    go.notify_one();
+    assert_eq!(first.head().await.status(), 200);
+    until("the slot is free", || limit.handle().in_flight() == 0).await;
+    assert_eq!(ask(address, "GET /other HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.status(), 200);
+    assert_eq!(limit.handle().snapshot().refused, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_answers_lower_the_limit_wherever_the_timeout_stands_and_callers_who_left_do_not() {
+    let head = Duration::from_millis(200);
+    let limits = || TimeoutLayer::new(Timeouts::new().head(head)).untouched();
+    let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
+    let shed = service_fn(|_: Request<Body>| async {
+        sleep(Duration::from_millis(20)).await;
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+        Ok::<_, Infallible>(answer)
+    });
+    let (around, inside, refusing, left) = (LimitLayer::new(), LimitLayer::new(), LimitLayer::new(), LimitLayer::new());
+    for _ in 0..400 {
+        let impatient = timeout(head, left.layer(stuck).oneshot(request()));
+        let one = limits().layer(around.layer(stuck)).oneshot(request());
+        let other = inside.layer(limits().layer(stuck)).oneshot(request());
+        let _ = tokio::join!(one, other, refusing.layer(shed).oneshot(request()), impatient);
+    }
+    for lowered in [around, inside, refusing] {
+        assert_eq!(lowered.handle().snapshot().limit, 2, "{:?}", lowered.handle());
+    }
+    assert_eq!(left.handle().snapshot().limit, 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_a_bad_answer_and_streams_are_none_at_all() {
+    let inner = TimeoutLayer::new(Timeouts::new().body_idle(Duration::from_millis(100))).untouched();
+    let stalls = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    let service = inner.layer(service_fn(move |_: Request<Body>| answers(stalls())));
+    let (bounded, streams) = (LimitLayer::new(), LimitLayer::new().unbounded());
+    for _ in 0..100 {
+        for limit in [&bounded, &streams] {
+            let answer = limit.layer(service.clone()).oneshot(request()).await.unwrap();
+            assert!(answer.into_body().collect().await.is_err());
+        }
+    }
+    assert!(bounded.handle().snapshot().limit < 20);
+    assert_eq!((streams.handle().snapshot().limit, streams.handle().snapshot().mean), (20, None));
+}
+
+#[tokio::test]
+async fn a_keyed_limit_is_the_upstreams_own_and_a_clients_invention_of_names_grows_nothing() {
+    let limits = LimitLayer::fixed(1).keyed();
+    let service = limits.layer(service_fn(|_: Request<Body>| answers(chunks())));
+    let of = |uri: &str, host: &str| {
+        let request = Request::get(uri).header("host", host).body(Body::empty()).unwrap();
+        let service = service.clone();
+        async move { service.oneshot(request).await.unwrap() }
+    };
+    let held = of("http://A.example/", "ignored").await;
+    for (uri, host) in [("http://a.example/path", "other"), ("/", "a.example"), ("/", "A.EXAMPLE")] {
+        let refused = of(uri, host).await;
+        assert_eq!(refused.status(), 503, "{uri} {host}");
+        assert_eq!(Failure::of(&refused).unwrap().upstream(), Some("a.example"));
+    }
+    for name in 0..2_000 {
+        assert_eq!(of("/", &format!("{name}.example")).await.status(), 200);
+    }
+    assert_eq!(limits.snapshots().len(), 1024);
+    assert_eq!(limits.snapshot("a.example").unwrap().refused, 3, "it had a call in flight");
+    drop(held);
+    assert_eq!(limits.snapshot("a.example").unwrap().in_flight, 0);
+
+    // those that find no place share one
+    let mut bodies = Vec::new();
+    for name in 0..1_024 {
+        bodies.push(of("/", &format!("{name}.example")).await);
+    }
+    let (first, second) = (of("/", "b.example").await, of("/", "c.example").await);
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 503));
+    assert_eq!((limits.snapshots().len(), limits.others().in_flight), (1024, 1));
+}
+
+const WORKERS: usize = 40;
+const SERVICE: f64 = 0.040;
+
+/// What came of a storm: good answers as a share of what could be answered, while it lasted and from a second after it.
+#[derive(Debug)]
+struct Storm {
+    during: f64,
+    after: f64,
+    lowest: u32,
+}
+
+/// 40 workers at a load of 70 %, four times slower for ten seconds; callers give up after two seconds, the work goes on.
+async fn storm(limit: Option<LimitLayer>) -> Storm {
+    let free = Arc::new(Semaphore::new(WORKERS));
+    let slower = Arc::new(AtomicU32::new(1));
+    let dice = Arc::new(std::sync::Mutex::new(fastrand::Rng::with_seed(7)));
+    let exponential = move || -dice.lock().unwrap().f64().max(1e-9).ln();
+    let upstream = {
+        let (slower, exponential) = (slower.clone(), exponential.clone());
+        service_fn(move |_: Request<Body>| {
+            let (free, slower, takes) = (free.clone(), slower.clone(), SERVICE * exponential());
+            let work = tokio::spawn(async move {
+                let _worker = free.acquire().await;
+                sleep(Duration::from_secs_f64(takes * f64::from(slower.load(SeqCst)))).await;
+            });
+            async move {
+                work.await.unwrap();
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"done"))))
+            }
+        })
+    };
+    let handle = limit.as_ref().map(LimitLayer::handle);
+    let service = match limit {
+        Some(limit) => limit.layer(upstream).map_response(|answer| answer.map(Body::new)).boxed_clone(),
+        None => upstream.map_response(|answer| answer.map(Body::new)).boxed_clone(),
+    };
+    let good = Arc::new(AtomicU32::new(0));
+    let (mut share, mut lowest) = ([0.0; 4], u32::MAX);
+    // before, the storm, a second to recover, after
+    for (stretch, (seconds, factor)) in [(10.0, 1), (10.0, 4), (1.0, 1), (10.0, 1)].into_iter().enumerate() {
+        slower.store(factor, SeqCst);
+        good.store(0, SeqCst);
+        // by the clock of the arrivals: a sleep is rounded up to whole milliseconds
+        let (mut next, mut asked) = (Instant::now(), 0);
+        let end = next + Duration::from_secs_f64(seconds);
+        while next < end {
+            next += Duration::from_secs_f64(exponential() / 700.0);
+            sleep_until(next).await;
+            asked += 1;
+            lowest = lowest.min(handle.as_ref().map_or(0, |handle| handle.snapshot().limit));
+            let (service, good) = (service.clone(), good.clone());
+            tokio::spawn(async move {
+                if let Ok(Ok(answer)) = timeout(Duration::from_secs(2), service.oneshot(request())).await {
+                    good.fetch_add(u32::from(answer.status() == 200), SeqCst);
+                }
+            });
+        }
+        #[allow(clippy::cast_precision_loss)]
+        let could = f64::from(asked).min(seconds * WORKERS as f64 / (SERVICE * f64::from(factor)));
+        share[stretch] = f64::from(good.load(SeqCst)) / could;
+    }
+    Storm { during: share[1], after: share[3], lowest }
+}
+
+#[tokio::test(start_paused = true)]
+async fn through_a_slow_time_the_upstream_does_what_it_can_and_right_after_it_everything() {
+    let without = storm(None).await;
+    let with = storm(Some(LimitLayer::new())).await;
+    println!("without: {without:?}\nwith: {with:?}");
+    assert!(without.during < 0.4 && without.after < 0.7, "{without:?}");
+    assert!(with.during > 0.7 && with.after > 0.98, "{with:?}");
+    assert!(with.lowest > 2, "{with:?}");
+}
+
+#[tokio::test]
+async fn a_refusal_never_reaches_the_inner_service_and_readiness_is_the_inner_ones_own() {
+    let limit = LimitLayer::fixed(1);
+    let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let mut service = limit.layer(service);
+    handle.allow(0);
+    let ready = |service: &mut tower_upstream::limit::Limited<_>| {
+        Service::<Request<Body>>::poll_ready(service, &mut Context::from_waker(Waker::noop()))
+    };
+    assert!(ready(&mut service).is_pending(), "the inner service is not ready");
+    handle.allow(2);
+    assert!(matches!(ready(&mut service), Poll::Ready(Ok(()))));
+    let first = service.call(request());
+    assert!(matches!(ready(&mut service), Poll::Ready(Ok(()))), "full is no matter of readiness");
+    assert_eq!(service.call(request()).await.unwrap().status(), 503);
+    let (_, respond) = handle.next_request().await.unwrap();
+    respond.send_response(Response::new(Body::empty()));
+    assert_eq!(first.await.unwrap().status(), 200);
+}
