@@ -15,7 +15,6 @@ const LONGEST_KEY: usize = 260;
 
 /// How much an entry wants to stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(dead_code)] // the limiter has nothing that stays longer than the rest
 pub(crate) enum Stay {
     /// It goes when its turn comes.
     Not,

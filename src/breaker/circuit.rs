@@ -15,7 +15,7 @@ use super::verdict::Verdict;
 use super::window::{CELLS, Window};
 use super::word::{Permit, State};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
-use crate::measure::{Ratio, default_stripes, stripe};
+use crate::measure::{Ratio, stripe};
 
 /// The circuit of one upstream. Every opening has one record, which all that it refuses share.
 #[derive(Debug)]
@@ -41,10 +41,9 @@ pub(super) struct End {
 
 impl Circuit {
     /// A closed circuit; `now` is where its time begins.
-    pub(super) fn new(policy: BreakerPolicy, name: Arc<str>, now: Instant) -> Self {
+    pub(super) fn new(policy: BreakerPolicy, name: Arc<str>, stripes: usize, now: Instant) -> Self {
         let (first, longest) = (nanos(policy.pause), nanos(policy.longest));
         let pauses = Pauses { first, longest, calm: nanos(policy.window) };
-        let stripes = default_stripes();
         Self {
             policy,
             name,
@@ -191,6 +190,14 @@ impl Circuit {
 
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    pub(super) fn policy(&self) -> &BreakerPolicy {
+        &self.policy
+    }
+
+    pub(super) fn state(&self) -> super::State {
+        self.gate.look().0.state
     }
 
     pub(super) fn statuses(&self) -> fn(StatusCode) -> bool {

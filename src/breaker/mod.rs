@@ -88,6 +88,7 @@
 mod circuit;
 mod gate;
 mod handle;
+mod keyed;
 mod policy;
 mod probing;
 mod reopen;
@@ -108,8 +109,10 @@ use self::handle::Core;
 use self::verdict::Verdict;
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::engine::{Abandon, Call, Engine, Outcome, Part, Refusal, Shared, Tracked};
+use crate::measure::default_stripes;
 
 pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
+pub use self::keyed::{KeyedCircuitBreaker, KeyedCircuitBreakerLayer};
 pub use self::policy::BreakerPolicy;
 pub use self::word::{Permit, State};
 pub use crate::measure::Ratio;
@@ -147,9 +150,55 @@ impl CircuitBreakerLayer {
         CircuitHandle { core: self.shared.parts.core.clone() }
     }
 
+    /// A circuit of its own for each upstream that requests name, with this policy.
+    ///
+    /// The key is the authority of the request's target, else its `Host` field; in lower case. It has to stand where requests name
+    /// what they are sent to: below the choice of the upstream. There are 1,024 at most: the least recently used makes
+    /// room, an open circuit last, and none with calls in flight; where all have some, whoever finds no place shares one circuit
+    /// with all others that do not. Their counters are not striped, and each call takes a read lock. This layer's name is that of
+    /// the shared one.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use http::{Request, Response};
+    /// use http_body_util::Empty;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_upstream::breaker::{CircuitBreakerLayer, State};
+    /// use tower_upstream::{BadGatewayCause, Failure};
+    ///
+    /// // a.example is down
+    /// let service = service_fn(|request: Request<()>| async move {
+    ///     match request.uri().host() {
+    ///         Some("a.example") => Err(Failure::new(BadGatewayCause::ConnectionRefused)),
+    ///         _ => Ok(Response::new(Empty::<bytes::Bytes>::new())),
+    ///     }
+    /// });
+    /// let circuits = CircuitBreakerLayer::new("the rest").keyed();
+    /// let service = circuits.layer(service);
+    /// let of = |host: &str| Request::get(format!("http://{host}/")).body(()).unwrap();
+    ///
+    /// for _ in 0..5 {
+    ///     assert!(service.clone().oneshot(of("a.example")).await.is_err());
+    /// }
+    /// assert_eq!(service.clone().oneshot(of("a.example")).await.unwrap().status(), 503);
+    /// assert_eq!(service.oneshot(of("b.example")).await.unwrap().status(), 200);
+    /// let now = tokio::time::Instant::now();
+    /// assert_eq!(circuits.handle("a.example").unwrap().snapshot(now).state, State::Open);
+    /// # }
+    /// ```
+    pub fn keyed(self) -> KeyedCircuitBreakerLayer {
+        let circuit = &self.shared.parts.core.circuit;
+        KeyedCircuitBreakerLayer::new(circuit.name().clone(), *circuit.policy())
+    }
+
     fn made(policy: BreakerPolicy, name: Arc<str>) -> Self {
+        Self::striped(policy, name, default_stripes())
+    }
+
+    fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize) -> Self {
         let now = Instant::now();
-        let core = Arc::new(Core::new(Circuit::new(policy, name, now), now));
+        let core = Arc::new(Core::new(Circuit::new(policy, name, stripes, now), now));
         Self { shared: Arc::new(Shared { parts: Breaker { core }, limits: () }) }
     }
 }

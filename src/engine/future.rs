@@ -33,12 +33,6 @@ pin_project! {
         // the answer was not there at the first poll
         waited: bool,
     }
-
-    impl<F, P: Part, L: Limits> PinnedDrop for EngineFuture<F, P, L> {
-        fn drop(this: Pin<&mut Self>) {
-            this.project().open.abandon();
-        }
-    }
 }
 
 pin_project! {

@@ -22,8 +22,13 @@ pub(crate) struct Held<T>(Arc<Local<T>>);
 struct Local<T>(Arc<T>);
 
 impl<T> Held<T> {
-    fn new(shared: Arc<T>) -> Self {
+    pub(crate) fn new(shared: Arc<T>) -> Self {
         Self(Arc::new(Local(shared)))
+    }
+
+    /// Whether a call holds it beside this one.
+    pub(super) fn is_held_elsewhere(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 }
 

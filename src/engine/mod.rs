@@ -18,6 +18,7 @@ mod border;
 mod call;
 mod future;
 mod handle;
+mod keyed;
 mod limits;
 mod part;
 mod sight;
@@ -36,6 +37,7 @@ use tower_service::Service;
 
 use self::future::Run;
 pub(crate) use self::handle::{Handle, Held};
+pub(crate) use self::keyed::Shares;
 #[cfg(feature = "client")]
 pub(crate) use self::sight::tell;
 pub(crate) use self::sight::{leave, leaving};
@@ -45,6 +47,7 @@ pub use self::border::Seen;
 pub use self::border::{Border, Untouched, Watched};
 pub use self::call::{Call, Kind};
 pub use self::future::EngineFuture;
+pub use self::keyed::KeyedEngine;
 pub use self::limits::{BodyLimits, Finding, Head, Limits};
 pub use self::part::{Abandon, Outcome, Part, Refusal};
 pub use self::sight::{Sight, UploadSight};
@@ -119,6 +122,29 @@ impl<P: Part, L: Limits> Open<P, L> {
         };
         (Self { call, ticket, shared, upload: Seen::default() }, watch, refusal)
     }
+
+    /// Lets a call in and makes it, or not.
+    #[inline(always)]
+    fn start<W: Border<B>, B, F>(
+        shared: Held<Shared<P, L>>,
+        mut request: Request<B>,
+        call: impl FnOnce(Request<W::Body>) -> F,
+    ) -> EngineFuture<F, P, L> {
+        let (mut open, watch, refusal) = Open::begin(shared, &mut request);
+        let run = match refusal {
+            None => Run::Call { call: call(W::pass(request, open.call.now, &mut open.upload)) },
+            Some(refusal) => Run::Refused { refusal: Some(refusal) },
+        };
+        EngineFuture::new(run, open, watch)
+    }
+}
+
+/// Whatever ends it, a panic of the inner service too, frees what it held.
+impl<P: Part, L> Drop for Open<P, L> {
+    #[inline]
+    fn drop(&mut self) {
+        self.abandon();
+    }
 }
 
 impl<P: Part, L> Open<P, L> {
@@ -169,12 +195,7 @@ where
                 return refused(self.shared.hold(), &mut request, made);
             }
         }
-        let (mut open, watch, refusal) = Open::begin(self.shared.hold(), &mut request);
-        let run = match refusal {
-            None => Run::Call { call: self.inner.call(W::pass(request, open.call.now, &mut open.upload)) },
-            Some(refusal) => Run::Refused { refusal: Some(refusal) },
-        };
-        EngineFuture::new(run, open, watch)
+        Open::start::<W, _, _>(self.shared.hold(), request, |request| self.inner.call(request))
     }
 }
 
@@ -208,13 +229,8 @@ where
     type Future = EngineFuture<S::Future, P, L>;
 
     #[inline]
-    fn call(&self, mut request: Request<ReqBody>) -> Self::Future {
-        let (mut open, watch, refusal) = Open::begin(self.shared.hold_own(), &mut request);
-        let run = match refusal {
-            None => Run::Call { call: self.inner.call(W::pass(request, open.call.now, &mut open.upload)) },
-            Some(refusal) => Run::Refused { refusal: Some(refusal) },
-        };
-        EngineFuture::new(run, open, watch)
+    fn call(&self, request: Request<ReqBody>) -> Self::Future {
+        Open::start::<W, _, _>(self.shared.hold_own(), request, |request| self.inner.call(request))
     }
 }
 
@@ -385,6 +401,17 @@ mod tests {
             let polled = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
             assert!(polled.is_pending());
         }
+        assert_eq!(told(&log), ["inner abandoned Left", "outer abandoned Left"]);
+    }
+
+    #[tokio::test]
+    async fn a_service_that_panics_when_called_leaves_nothing_held() {
+        let panics = service_fn(|_: Request<()>| -> std::future::Ready<Result<Response<Empty<Bytes>>, Infallible>> {
+            panic!("in the call itself")
+        });
+        let (mut engine, log) = engine(panics, ());
+        let call = std::panic::AssertUnwindSafe(|| drop(engine.call(Request::new(()))));
+        assert!(std::panic::catch_unwind(call).is_err());
         assert_eq!(told(&log), ["inner abandoned Left", "outer abandoned Left"]);
     }
 

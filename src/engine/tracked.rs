@@ -28,14 +28,6 @@ pin_project! {
         kind: Kind<B>,
         following: Option<Following<P, L>>,
     }
-
-    impl<B, P: Part, L: Limits> PinnedDrop for Tracked<B, P, L> {
-        fn drop(this: Pin<&mut Self>) {
-            if let Some(following) = this.project().following {
-                following.open.abandon();
-            }
-        }
-    }
 }
 
 pin_project! {

@@ -16,7 +16,7 @@ struct Scene {
 impl Scene {
     fn new(policy: BreakerPolicy) -> Self {
         let now = Instant::now();
-        Self { circuit: Circuit::new(policy, "test".into(), now), now }
+        Self { circuit: Circuit::new(policy, "test".into(), 1, now), now }
     }
 
     fn wait(&mut self, time: Duration) {
