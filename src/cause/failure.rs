@@ -209,9 +209,12 @@ impl Failure {
     ///
     /// As the cause's, but it never leaves open what is proven: a request that was not sent was not carried out.
     pub fn visitor_hint(&self) -> Option<&'static str> {
-        let unsure = self.0.cause.replay() != Replay::NotSent;
-        match self.0.cause.visitor_hint() {
-            Some(_) if unsure && self.0.replay == Replay::NotSent => Some("Nothing was processed. Try again."),
+        let (cause, proven) = (self.0.cause, self.0.replay == Replay::NotSent);
+        match cause.visitor_hint() {
+            Some(_) if proven && cause.replay() != Replay::NotSent => Some("Nothing was processed. Try again."),
+            Some(hint) if !proven && hint.contains("Nothing was processed") => {
+                Some("We cannot tell whether your request was carried out. Check before sending it again.")
+            }
             hint => hint,
         }
     }

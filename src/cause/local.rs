@@ -1,9 +1,11 @@
 //! The answer that is made here in place of an upstream's.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
-use super::{Failure, attach};
+use super::{BadGatewayCause, Failure, attach};
 
 /// In the extensions of an answer that a layer of this crate made.
 ///
@@ -11,20 +13,49 @@ use super::{Failure, attach};
 #[derive(Clone, Copy)]
 pub(crate) struct LocalAnswer;
 
+/// The usual texts, each made once: a refusal has to be cheap.
+static TEXTS: [OnceLock<String>; BadGatewayCause::ALL.len()] = [const { OnceLock::new() }; BadGatewayCause::ALL.len()];
+
+fn text(failure: &Failure, status: StatusCode) -> Bytes {
+    let (cause, hint) = (failure.cause(), failure.visitor_hint());
+    let written = || {
+        let reason = status.canonical_reason().unwrap_or("Error");
+        format!("{reason}\n\n{}\n", hint.unwrap_or_default())
+    };
+    if status == cause.status() && hint == cause.visitor_hint() {
+        Bytes::from_static(TEXTS[cause as usize].get_or_init(written).as_bytes())
+    } else {
+        written().into()
+    }
+}
+
 /// Status, cause and one line of text.
 pub(crate) fn local_answer(failure: &Failure, status: StatusCode) -> Response<Bytes> {
-    let reason = status.canonical_reason().unwrap_or("Error");
-    let hint = failure.visitor_hint().unwrap_or_default();
-    // at its length: a refusal has to be cheap
-    let mut text = String::with_capacity(reason.len() + hint.len() + 3);
-    for part in [reason, "\n\n", hint, "\n"] {
-        text.push_str(part);
-    }
-    let mut answer = Response::new(Bytes::from(text));
+    let mut answer = Response::new(text(failure, status));
     *answer.status_mut() = status;
     // with room for Retry-After, Proxy-Status, X-Request-Id and what the server adds
     answer.headers_mut().reserve(6);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     attach(&mut answer, failure.clone());
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cause::Replay;
+
+    #[test]
+    fn the_text_is_the_statuss_and_the_failures_own() {
+        let text =
+            |failure: &Failure, status| String::from_utf8(local_answer(failure, status).into_body().to_vec()).unwrap();
+        let open = Failure::new(BadGatewayCause::CircuitOpen);
+        let usual = "Service Unavailable\n\nNothing was processed. Try again.\n";
+        assert_eq!(text(&open, open.status()), usual);
+        assert_eq!(text(&open, StatusCode::BAD_GATEWAY), usual.replace("Service Unavailable", "Bad Gateway"));
+        let lost =
+            Failure::builder(BadGatewayCause::CircuitOpen).replay(Replay::Never, crate::cause::Evidence::Inferred);
+        assert_ne!(text(&lost.build(), open.status()), usual, "what is not proven is not said");
+        assert_eq!(text(&open, open.status()), usual);
+    }
 }
