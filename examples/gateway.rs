@@ -45,7 +45,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
 use tower_upstream::body::{AnswerBody, ReplayBody};
-use tower_upstream::breaker::{BreakerBody, CircuitBreaker, CircuitBreakerLayer};
+use tower_upstream::breaker::{Breaker, CircuitBreakerLayer};
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
 use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
@@ -60,10 +60,13 @@ use patience::Patience;
 use settings::Settings;
 
 type Proxy = ReverseProxy<DefaultConnector, ReplayBody<Incoming>>;
-type Body = AnswerBody<ClassifiedBody<BreakerBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>>>>>;
+type Body = AnswerBody<ClassifiedBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>, Parts>>>;
+
+/// What counts besides the clock, in one engine with the time limits.
+type Parts = (Breaker, ());
 
 /// What serves one accepted connection.
-type Stack = Classify<Retry<CircuitBreaker<Timeout<Proxy, Untouched>>>>;
+type Stack = Classify<Retry<Timeout<Proxy, Untouched, Parts>>>;
 
 /// How long a client may take to send a request head, and be idle before it.
 const HEAD: Duration = Duration::from_secs(30);
@@ -78,10 +81,8 @@ struct Gateway {
     proxy: Proxy,
     /// All attempts together.
     retry: RetryLayer,
-    /// None of them while the upstream is down.
-    breaker: CircuitBreakerLayer,
-    /// Each of them.
-    attempt: TimeoutLayer<Untouched>,
+    /// Each of them; none while the upstream is down.
+    attempt: TimeoutLayer<Untouched, Parts>,
     classify: ClassifyLayer,
 }
 
@@ -119,13 +120,18 @@ impl Gateway {
         let breaker = CircuitBreakerLayer::new(&*target_name).policy(settings.policy());
         // so that no request has to find out whether the upstream is back
         tokio::spawn(breaker.handle().probed(proxy.connects()));
-        Ok(Self { proxy, retry, breaker, attempt, classify: ClassifyLayer::new().proxy_status(status) })
+        Ok(Self {
+            proxy,
+            retry,
+            attempt: attempt.part(breaker.part()),
+            classify: ClassifyLayer::new().proxy_status(status),
+        })
     }
 
     /// The service for one accepted connection.
     fn for_caller(&self, peer: SocketAddr) -> Stack {
         let proxy = self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http));
-        self.classify.layer(self.retry.layer(self.breaker.layer(self.attempt.layer(proxy))))
+        self.classify.layer(self.retry.layer(self.attempt.layer(proxy)))
     }
 }
 

@@ -150,6 +150,11 @@ impl CircuitBreakerLayer {
         CircuitHandle { core: self.shared.parts.core.clone() }
     }
 
+    /// What the layer adds to a call, for [`TimeoutLayer::part`](crate::timeout::TimeoutLayer): one engine for both.
+    pub fn part(&self) -> Breaker {
+        self.shared.parts.clone()
+    }
+
     /// A circuit of its own for each upstream that requests name, with this policy.
     ///
     /// The key is the authority of the request's target, else its `Host` field; in lower case. It has to stand where requests name

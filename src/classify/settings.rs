@@ -102,8 +102,10 @@ impl Settings {
         if is_reported(failure) {
             return;
         }
-        // an id is made only now that somebody will ask for it
-        exchange.request_id.get_or_insert_with(random_id);
+        // an id is made only now that somebody will ask for it; nobody asks for one of the many that a circuit refuses
+        if failure.cause() != BadGatewayCause::CircuitOpen {
+            exchange.request_id.get_or_insert_with(random_id);
+        }
         self.observer.on_event(&Event::Failed(exchange, failure));
     }
 

@@ -86,7 +86,7 @@ use tower_layer::Layer;
 use self::limiter::{Change, Limiter};
 use self::slots::Slot;
 use self::sum::{End, Sample};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
 use crate::engine::{Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight};
 use crate::measure::{default_stripes, stripe};
 
@@ -187,6 +187,13 @@ impl LimitLayer {
     /// ```
     pub fn keyed(self) -> KeyedLimitLayer {
         KeyedLimitLayer::new(self)
+    }
+
+    /// What the layer adds to a call, for [`TimeoutLayer::part`](crate::timeout::TimeoutLayer): one engine for both.
+    ///
+    /// Whether exchanges are expected to end is then for the time limits to say.
+    pub fn part(&self) -> Limit {
+        self.shared.parts.clone()
     }
 
     /// Shows how things stand, from anywhere.
@@ -331,7 +338,8 @@ impl Limit {
 fn refusal(name: Option<&Arc<str>>) -> Failure {
     let failure = Failure::builder(BadGatewayCause::ConnectionLimit).phase(Phase::Gateway);
     let failure = failure.detail(Detail::Text("as many requests are in flight as the limit allows"));
-    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal);
+    // retry layers need not make a record of their own to say that there is no further attempt
+    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal).retry_stop(RetryStop::LocalRefusal);
     match name {
         Some(name) => failure.upstream(name.clone()).build(),
         None => failure.build(),

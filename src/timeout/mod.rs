@@ -69,7 +69,7 @@ use self::extras::Extras;
 use self::learner::Learner;
 use self::pool_watch::PoolWatch;
 use crate::deadline::Deadlines;
-use crate::engine::{Engine, Shared, Tracked, Untouched, Watched};
+use crate::engine::{Engine, Part, Shared, Tracked, Untouched, Watched};
 
 pub use self::alignment::{Misaligned, Report, Topology};
 pub use self::enforced::{Enforced, Watch};
@@ -79,16 +79,16 @@ pub use self::timeouts::Timeouts;
 pub use crate::measure::Quantile;
 
 /// The service of [`TimeoutLayer`].
-pub type Timeout<S, W = Watched> = Engine<S, (), Enforced, W>;
+pub type Timeout<S, W = Watched, P = ()> = Engine<S, P, Enforced, W>;
 
 /// The response body of [`TimeoutLayer`].
-pub type TimeoutBody<B> = Tracked<B, (), Enforced>;
+pub type TimeoutBody<B, P = ()> = Tracked<B, P, Enforced>;
 
 /// Limits the time of an exchange; see the [module](self).
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct TimeoutLayer<W = Watched> {
-    shared: Arc<Shared<(), Enforced>>,
+pub struct TimeoutLayer<W = Watched, P = ()> {
+    shared: Arc<Shared<P, Enforced>>,
     border: PhantomData<fn() -> W>,
 }
 
@@ -100,7 +100,7 @@ impl TimeoutLayer {
     }
 }
 
-impl<W> TimeoutLayer<W> {
+impl<W, P: Part + Clone> TimeoutLayer<W, P> {
     #[cfg(test)]
     pub(crate) fn limits(&self) -> &Enforced {
         &self.shared.limits
@@ -110,8 +110,27 @@ impl<W> TimeoutLayer<W> {
     ///
     /// The limit on the head then begins at the call, unless the service watches the upload itself, as
     /// `ReverseProxy` does.
-    pub fn untouched(self) -> TimeoutLayer<Untouched> {
+    pub fn untouched(self) -> TimeoutLayer<Untouched, P> {
         TimeoutLayer { shared: self.shared, border: PhantomData }
+    }
+
+    /// Takes another layer's part into this one: one future, one timer and one body under watch for both.
+    ///
+    /// The same as that layer around this one, for less: answers and requests are not moved once more. It sees
+    /// the limits of this layer as what they are, failures of the call.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_upstream::breaker::CircuitBreakerLayer;
+    /// use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+    ///
+    /// let breaker = CircuitBreakerLayer::new("payments");
+    /// let attempt = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(5))).part(breaker.part());
+    /// # let _: TimeoutLayer<_, _> = attempt;
+    /// ```
+    pub fn part<Q: Part + Clone>(self, part: Q) -> TimeoutLayer<W, (Q, P)> {
+        let Shared { parts, limits } = Arc::unwrap_or_clone(self.shared);
+        TimeoutLayer { shared: Arc::new(Shared { parts: (part, parts), limits }), border: PhantomData }
     }
 
     fn extras(&mut self) -> &mut Extras {
@@ -170,10 +189,10 @@ impl<W> TimeoutLayer<W> {
     }
 }
 
-impl<S, W> Layer<S> for TimeoutLayer<W> {
-    type Service = Timeout<S, W>;
+impl<S, W, P> Layer<S> for TimeoutLayer<W, P> {
+    type Service = Timeout<S, W, P>;
 
-    fn layer(&self, inner: S) -> Timeout<S, W> {
+    fn layer(&self, inner: S) -> Timeout<S, W, P> {
         Engine::new(inner, self.shared.clone())
     }
 }
