@@ -1,0 +1,158 @@
+//! A total outage of ten seconds, in virtual time: what a stack loses after the upstream's return, with a circuit and without.
+//!
+//! 700 calls a second come whatever happens; the upstream answers in 40 ms, and refuses connections from second 10 to 20.
+//! A breaker that only waits out its pause loses seconds after the return; one that is looked after in the background
+//! loses what comes within one interval of its probes, here 20 ms. The table is printed by
+//!
+//!     cargo test --all-features --test outage -- --nocapture
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{Empty, Full};
+use tokio::time::{Instant, sleep, sleep_until};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_upstream::body::ReplayBody;
+use tower_upstream::breaker::CircuitBreakerLayer;
+use tower_upstream::cause::{Evidence, Replay};
+use tower_upstream::retry::RetryLayer;
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+const RATE: u32 = 700;
+const DOWN: Duration = Duration::from_secs(10);
+const BACK: Duration = Duration::from_secs(20);
+const END: Duration = Duration::from_secs(30);
+
+type Body = ReplayBody<Empty<Bytes>>;
+
+/// The upstream, and how often it was asked for a connection while it was down.
+#[derive(Clone)]
+struct Upstream {
+    begun: Instant,
+    in_vain: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    fn is_down(&self) -> bool {
+        let now = self.begun.elapsed();
+        let down = now >= DOWN && now < BACK;
+        self.in_vain.fetch_add(usize::from(down), Relaxed);
+        down
+    }
+
+    fn service(
+        &self,
+    ) -> impl Service<Request<Body>, Response = Response<Full<Bytes>>, Error = Failure, Future: Send> + Clone + Send + 'static
+    {
+        let upstream = self.clone();
+        service_fn(move |_: Request<Body>| {
+            let down = upstream.is_down();
+            async move {
+                if down {
+                    let refused = Failure::builder(Cause::ConnectionRefused);
+                    return Err(refused.replay(Replay::NotSent, Evidence::NoConnection).build());
+                }
+                sleep(Duration::from_millis(40)).await;
+                Ok(Response::new(Full::from("answer")))
+            }
+        })
+    }
+}
+
+/// What became of the calls.
+#[derive(Debug, Default)]
+struct Told {
+    before: usize,
+    during: usize,
+    after: usize,
+    /// How often the upstream was asked in vain.
+    in_vain: usize,
+}
+
+/// How a stack is made around the upstream.
+enum Stack {
+    Without,
+    Alone,
+    LookedAfter,
+}
+
+async fn loses(stack: Stack) -> Told {
+    let upstream = Upstream { begun: Instant::now(), in_vain: Arc::default() };
+    let limits = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(1))).untouched();
+    let (classify, retry) = (ClassifyLayer::new(), RetryLayer::new());
+    let breaker = CircuitBreakerLayer::new("upstream");
+    if let Stack::LookedAfter = stack {
+        let probed = upstream.clone();
+        tokio::spawn(breaker.handle().probed(move || {
+            let up = !probed.is_down();
+            async move { up }
+        }));
+    }
+    match stack {
+        Stack::Without => told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await,
+        _ => {
+            let limits = limits.part(breaker.part());
+            told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await
+        }
+    }
+}
+
+/// Calls in an open loop, and counts those that were answered with a failure by when they came.
+async fn told<S, B>(upstream: &Upstream, stack: S) -> Told
+where
+    S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    B: Send + 'static,
+{
+    let mut calls = tokio::task::JoinSet::new();
+    let mut at = upstream.begun;
+    while at < upstream.begun + END {
+        sleep_until(at).await;
+        let stack = stack.clone();
+        let came = upstream.begun.elapsed();
+        calls.spawn(async move {
+            let answer = stack.oneshot(Request::get("/").body(Empty::new()).unwrap()).await.unwrap();
+            (came, answer.status().is_success())
+        });
+        at += Duration::from_secs(1) / RATE;
+    }
+    let mut told = Told::default();
+    for (came, answered) in calls.join_all().await {
+        let lost = usize::from(!answered);
+        match came {
+            _ if came < DOWN => told.before += lost,
+            _ if came < BACK => told.during += lost,
+            _ => told.after += lost,
+        }
+    }
+    told.in_vain = upstream.in_vain.load(Relaxed);
+    told
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_is_looked_after_does_not_prolong_an_outage() {
+    let without = loses(Stack::Without).await;
+    let alone = loses(Stack::Alone).await;
+    let looked_after = loses(Stack::LookedAfter).await;
+    println!("without a circuit: {without:?}\na circuit alone: {alone:?}\nlooked after: {looked_after:?}");
+    let all = 10 * RATE as usize;
+    for (what, told) in [("without", &without), ("alone", &alone), ("looked after", &looked_after)] {
+        assert_eq!(told.before, 0, "{what}");
+        assert!(told.during <= all, "{what}");
+    }
+    assert_eq!(without.after, 0);
+    // one interval of the probes: a 500th of the outage
+    assert!(looked_after.after <= without.after + RATE as usize / 50, "{looked_after:?}");
+    assert!(alone.after > looked_after.after, "the pauses of a circuit alone are longer than that: {alone:?}");
+    // and the upstream has its rest
+    assert!(looked_after.in_vain * 5 < without.in_vain, "{} against {}", looked_after.in_vain, without.in_vain);
+}
