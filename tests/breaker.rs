@@ -483,6 +483,117 @@ async fn routes_and_fresh_connections_share_one_circuit() {
     }
 }
 
+/// A gRPC service whose gateway is broken.
+#[derive(Clone)]
+struct Broken(Arc<AtomicUsize>);
+
+impl tonic::server::NamedService for Broken {
+    const NAME: &'static str = "test.Broken";
+}
+
+impl Service<Request<tonic::body::Body>> for Broken {
+    type Response = Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<tonic::body::Body>) -> Self::Future {
+        self.0.fetch_add(1, Relaxed);
+        let mut answer = Response::new(tonic::body::Body::empty());
+        *answer.status_mut() = StatusCode::BAD_GATEWAY;
+        ready(Ok(answer))
+    }
+}
+
+#[tokio::test]
+async fn a_tonic_servers_connections_share_one_circuit() {
+    let (layer, called) = (long(), Arc::<AtomicUsize>::default());
+    let address = {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        free.local_addr().unwrap()
+    };
+    let mut server = tonic::transport::Server::builder().accept_http1(true).layer(layer.clone());
+    tokio::spawn(server.add_service(Broken(called.clone())).serve(address));
+    support::until("it listens", || std::net::TcpStream::connect(address).is_ok()).await;
+    for _ in 0..20 {
+        let post = "POST /test.Broken/Do HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        ask(address, post).await;
+    }
+    assert_eq!((called.load(Relaxed), told(&layer.handle()).refused), (5, 15));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_in_the_engine_of_the_limits_is_the_same() {
+    let limits = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(1))).untouched();
+    let hangs = || service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Failure>>());
+    let (around, within) = (long(), long());
+    let nested = tower::ServiceBuilder::new().layer(around.clone()).layer(limits.clone()).service(hangs());
+    let fused = limits.part(within.part()).layer(hangs());
+    for _ in 0..5 {
+        assert_eq!(nested.clone().oneshot(request()).await.unwrap().status(), 504);
+        assert_eq!(fused.clone().oneshot(request()).await.unwrap().status(), 504);
+    }
+    let (nested, fused) = (nested.oneshot(request()).await.unwrap(), fused.oneshot(request()).await.unwrap());
+    for (answer, layer) in [(nested.map(drop), around), (fused.map(drop), within)] {
+        assert_eq!(answer.status(), 503);
+        let why = told(&layer.handle()).why.unwrap();
+        assert_eq!(Failure::of(&answer).unwrap().previous()[0].cause(), why.cause());
+        assert_eq!(why.cause(), Cause::FirstByteTimeout);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_counts_though_nobody_reads_its_body() {
+    let layer = long();
+    let service = layer.layer(service_fn(|_: Request<Body>| {
+        ready(Ok::<_, Infallible>(Response::builder().status(502).body(Body::from("a page")).unwrap()))
+    }));
+    for _ in 0..5 {
+        drop(service.clone().oneshot(request()).await.unwrap());
+    }
+    assert_eq!(told(&layer.handle()).state, State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_upstream_has_its_circuit_and_an_open_one_is_the_last_to_make_room() {
+    let service = service_fn(|request: Request<Body>| async move {
+        match request.uri().host() {
+            Some("dead.example") => Err(Failure::new(Cause::ConnectionRefused)),
+            _ => Ok(Response::new(Body::empty())),
+        }
+    });
+    let circuits = long().keyed();
+    let service = circuits.layer(service);
+    let ask =
+        |host: &str| service.clone().oneshot(Request::get(format!("http://{host}/")).body(Body::empty()).unwrap());
+    for _ in 0..5 {
+        assert!(ask("dead.example").await.is_err());
+    }
+    for other in 0..1500 {
+        assert_eq!(ask(&format!("h{other}.example")).await.unwrap().status(), 200);
+    }
+    let now = tokio::time::Instant::now();
+    assert_eq!(circuits.snapshots(now).len(), 1024);
+    assert_eq!(ask("DEAD.example").await.unwrap().status(), 503, "and names have no case");
+    let dead = circuits.handle("dead.example").unwrap();
+    dead.reset();
+    assert!(ask("dead.example").await.is_err());
+    assert!(circuits.handle("h0.example").is_none());
+    assert_eq!(circuits.others().snapshot(now).calls, 0);
+
+    // by another name
+    let routes = long().keyed().key(|uri, _| uri.path().split('/').nth(1));
+    let service = routes.layer(service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("its own") }));
+    for _ in 0..5 {
+        assert!(service.clone().oneshot(Request::get("/a/1").body(Body::empty()).unwrap()).await.is_err());
+    }
+    assert_eq!(service.clone().oneshot(Request::get("/a/2").body(Body::empty()).unwrap()).await.unwrap().status(), 503);
+    assert!(service.oneshot(Request::get("/b/1").body(Body::empty()).unwrap()).await.is_err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hand_holds_it_open_and_lets_it_go() {
     let upstream = Upstream::new(Says::Status(200));

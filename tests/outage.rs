@@ -95,13 +95,11 @@ async fn loses(stack: Stack) -> Told {
             async move { up }
         }));
     }
-    match stack {
-        Stack::Without => told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await,
-        _ => {
-            let limits = limits.part(breaker.part());
-            told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await
-        }
+    if let Stack::Without = stack {
+        return told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await;
     }
+    let limits = limits.part(breaker.part());
+    told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await
 }
 
 /// Calls in an open loop, and counts those that were answered with a failure by when they came.

@@ -6,8 +6,8 @@
 //!
 //! **What counts.** The [cause](crate::cause), where the answer carries one: its
 //! [`breaker_verdict`](crate::BadGatewayCause::breaker_verdict). Where there is none, or the upstream itself answered, the status:
-//! 502, 503 and 504 are failures. An error that nobody has named is one. The exchange ends with its body: one that breaks off is
-//! a failure, whatever its head said; after a 101 it ends at the head.
+//! 502, 503 and 504 are failures. An error that nobody has named is one. A failure is known at the head. Any other
+//! exchange ends with its body: one that breaks off is a failure, whatever its head said; after a 101 it ends at the head.
 //!
 //! | end of an exchange | closed | as a probe |
 //! |---|---|---|
@@ -224,7 +224,8 @@ pub struct Breaker {
 
 #[allow(clippy::inline_always)] // as in the engine
 impl Part for Breaker {
-    type Ticket = Permit;
+    /// None once its end is known.
+    type Ticket = Option<Permit>;
 
     const REFUSES: bool = true;
 
@@ -240,19 +241,21 @@ impl Part for Breaker {
     }
 
     #[inline(always)]
-    fn admit(&self, call: &Call) -> Result<Permit, Refusal> {
-        self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok)
+    fn admit(&self, call: &Call) -> Result<Option<Permit>, Refusal> {
+        self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok).map(Some)
     }
 
     #[inline(always)]
-    fn answered(&self, permit: &mut Permit, _: &Call, outcome: &Outcome) {
-        if permit.is_probe() {
-            self.probe_answered(permit, outcome);
+    fn answered(&self, permit: &mut Option<Permit>, call: &Call, outcome: &Outcome) {
+        if outcome.is_plain() && !permit.as_ref().is_some_and(Permit::is_probe) {
+            return;
         }
+        self.head(permit, call, outcome);
     }
 
     #[inline(always)]
-    fn settle(&self, permit: Permit, call: &Call, outcome: &Outcome) {
+    fn settle(&self, permit: Option<Permit>, call: &Call, outcome: &Outcome) {
+        let Some(permit) = permit else { return };
         let circuit = &self.core.circuit;
         let verdict = Verdict::of(outcome, circuit.statuses());
         if verdict == Verdict::Success && !circuit.measures() && !permit.is_probe() {
@@ -261,7 +264,8 @@ impl Part for Breaker {
         self.end(&permit, verdict, call, outcome.now(), || record(outcome));
     }
 
-    fn abandon(&self, permit: Permit, call: &Call, why: Abandon) {
+    fn abandon(&self, permit: Option<Permit>, call: &Call, why: Abandon) {
+        let Some(permit) = permit else { return };
         let cause = match why {
             Abandon::TimedOut(cause) => cause,
             // most calls are abandoned by nobody but their client, and then there is nothing to free
@@ -288,11 +292,23 @@ impl Breaker {
         self.core.circuit.shut(now).map(|shut| (now, refusal(shut)))
     }
 
+    /// A head that is more than a plain success of a closed circuit.
     #[cold]
-    fn probe_answered(&self, permit: &Permit, outcome: &Outcome) {
+    fn head(&self, permit: &mut Option<Permit>, call: &Call, outcome: &Outcome) {
         let circuit = &self.core.circuit;
-        if matches!(Verdict::of(outcome, circuit.statuses()), Verdict::Success | Verdict::Overload) {
-            circuit.probe_answered(permit);
+        match Verdict::of(outcome, circuit.statuses()) {
+            // its body adds nothing: whoever has seen the status often leaves it unread
+            Verdict::Failure => {
+                if let Some(permit) = permit.take() {
+                    self.end(&permit, Verdict::Failure, call, outcome.now(), || record(outcome));
+                }
+            }
+            Verdict::Success | Verdict::Overload => {
+                if let Some(permit) = permit.as_ref().filter(|permit| permit.is_probe()) {
+                    circuit.probe_answered(permit);
+                }
+            }
+            Verdict::Neutral => {}
         }
     }
 

@@ -237,6 +237,12 @@ impl Outcome {
         self.shown.cause
     }
 
+    /// A status below 400 and nothing that failed.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.shown.cause.is_none() && self.shown.status.is_some_and(|status| status.as_u16() < 400)
+    }
+
     /// The record of what failed, if there is one.
     pub fn record(&self) -> Option<&Failure> {
         self.shown.failure.as_ref()
