@@ -144,6 +144,11 @@ fn slow_calls_open_it_where_that_was_asked_for() {
     assert!(scene.call(Verdict::Success), "a quick one has not");
     let told = scene.circuit.snapshot(scene.now);
     assert_eq!((told.state, told.slow, told.calls), (State::Closed, 0, 0));
+    for _ in 0..50 {
+        let permit = scene.begin().unwrap();
+        scene.end_after(&permit, Verdict::Success, SECOND);
+    }
+    assert_eq!(scene.circuit.snapshot(scene.now).slow, 0, "exactly in time is in time");
 }
 
 #[test]
