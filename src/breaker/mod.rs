@@ -224,8 +224,7 @@ pub struct Breaker {
 
 #[allow(clippy::inline_always)] // as in the engine
 impl Part for Breaker {
-    /// None once its end is known.
-    type Ticket = Option<Permit>;
+    type Ticket = Permit;
 
     const REFUSES: bool = true;
 
@@ -241,21 +240,19 @@ impl Part for Breaker {
     }
 
     #[inline(always)]
-    fn admit(&self, call: &Call) -> Result<Option<Permit>, Refusal> {
-        self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok).map(Some)
+    fn admit(&self, call: &Call) -> Result<Permit, Refusal> {
+        self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok)
     }
 
     #[inline(always)]
-    fn answered(&self, permit: &mut Option<Permit>, call: &Call, outcome: &Outcome) {
-        if outcome.is_plain() && !permit.as_ref().is_some_and(Permit::is_probe) {
-            return;
+    fn answered(&self, permit: &mut Permit, call: &Call, outcome: &Outcome) {
+        if !outcome.is_plain() || permit.is_probe() {
+            self.head(permit, call, outcome);
         }
-        self.head(permit, call, outcome);
     }
 
     #[inline(always)]
-    fn settle(&self, permit: Option<Permit>, call: &Call, outcome: &Outcome) {
-        let Some(permit) = permit else { return };
+    fn settle(&self, permit: Permit, call: &Call, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         let verdict = Verdict::of(outcome, circuit.statuses());
         if verdict == Verdict::Success && !circuit.measures() && !permit.is_probe() {
@@ -264,8 +261,7 @@ impl Part for Breaker {
         self.end(&permit, verdict, call, outcome.now(), || record(outcome));
     }
 
-    fn abandon(&self, permit: Option<Permit>, call: &Call, why: Abandon) {
-        let Some(permit) = permit else { return };
+    fn abandon(&self, permit: Permit, call: &Call, why: Abandon) {
         let cause = match why {
             Abandon::TimedOut(cause) => cause,
             // most calls are abandoned by nobody but their client, and then there is nothing to free
@@ -294,17 +290,17 @@ impl Breaker {
 
     /// A head that is more than a plain success of a closed circuit.
     #[cold]
-    fn head(&self, permit: &mut Option<Permit>, call: &Call, outcome: &Outcome) {
+    #[inline(never)]
+    fn head(&self, permit: &mut Permit, call: &Call, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         match Verdict::of(outcome, circuit.statuses()) {
             // its body adds nothing: whoever has seen the status often leaves it unread
             Verdict::Failure => {
-                if let Some(permit) = permit.take() {
-                    self.end(&permit, Verdict::Failure, call, outcome.now(), || record(outcome));
-                }
+                let permit = std::mem::replace(permit, Permit::spent());
+                self.end(&permit, Verdict::Failure, call, outcome.now(), || record(outcome));
             }
             Verdict::Success | Verdict::Overload => {
-                if let Some(permit) = permit.as_ref().filter(|permit| permit.is_probe()) {
+                if permit.is_probe() {
                     circuit.probe_answered(permit);
                 }
             }

@@ -67,6 +67,11 @@ impl Permit {
         NonZeroU64::new(word).map(Self)
     }
 
+    /// One whose end is known: no word is ever this one.
+    pub(crate) const fn spent() -> Self {
+        Self(NonZeroU64::MAX)
+    }
+
     #[inline]
     pub(crate) fn is(&self, word: u64) -> bool {
         self.0.get() == word

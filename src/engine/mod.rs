@@ -143,7 +143,9 @@ impl<P: Part, L: Limits> Open<P, L> {
 impl<P: Part, L> Drop for Open<P, L> {
     #[inline]
     fn drop(&mut self) {
-        self.abandon();
+        if self.ticket.is_some() {
+            self.abandon();
+        }
     }
 }
 
@@ -155,7 +157,8 @@ impl<P: Part, L> Open<P, L> {
         }
     }
 
-    #[inline]
+    #[cold]
+    #[inline(never)]
     fn abandon(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             self.shared.parts.abandon(ticket, &self.call, leaving());
