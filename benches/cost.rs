@@ -19,10 +19,12 @@ use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::body::ReplayBody;
+use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::cause::{ProxyStatus, members};
 use tower_upstream::deadline::Deadlines;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::limit::LimitLayer;
 use tower_upstream::retry::{RetryBudget, Withdrawal};
 use tower_upstream::retry::{RetryPolicy, Shown, Situation, decide};
 use tower_upstream::timeout::LearnedLimit;
@@ -51,6 +53,22 @@ fn nothing_passes_an_answer_on(bencher: Bencher<'_, '_>) {
     let runtime = runtime();
     let mut inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
     bencher.bench_local(|| runtime.block_on(inner.call(Request::new(()))));
+}
+
+#[divan::bench]
+fn a_closed_circuit_lets_a_request_pass(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let mut service = CircuitBreakerLayer::new("bench").layer(inner);
+    bencher.bench_local(|| runtime.block_on(Service::call(&mut service, Request::new(()))));
+}
+
+#[divan::bench]
+fn a_limit_lets_a_request_pass(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let mut service = LimitLayer::new().layer(inner);
+    bencher.bench_local(|| runtime.block_on(Service::call(&mut service, Request::new(()))));
 }
 
 #[divan::bench]

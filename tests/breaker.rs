@@ -674,4 +674,5 @@ async fn every_transition_is_one_line() {
     }
     assert!(about[1].trim_start().starts_with("INFO") && about[1].contains("\"half_open\""), "{}", about[1]);
     assert!(about[2].trim_start().starts_with("INFO") && about[2].contains("\"closed\""), "{}", about[2]);
+    assert!(about[2].contains("refused=45"), "{}", about[2]);
 }

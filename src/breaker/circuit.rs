@@ -200,6 +200,11 @@ impl Circuit {
         self.gate.look().0.state
     }
 
+    /// How many calls it has refused so far.
+    pub(super) fn refused(&self) -> u64 {
+        self.gate.look().0.refused
+    }
+
     pub(super) fn statuses(&self) -> fn(StatusCode) -> bool {
         self.policy.statuses
     }

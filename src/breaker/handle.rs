@@ -88,7 +88,8 @@ impl Core {
             why: turn.why.as_ref().and_then(|opening| opening.previous().last().cloned()),
             number: turn.epoch,
         };
-        log(self.circuit.name(), &change, turn.why.as_ref().and_then(Failure::detail));
+        let detail = turn.why.as_ref().and_then(Failure::detail);
+        log(self.circuit.name(), &change, detail, self.circuit.refused());
         self.changes.send_if_modified(|last| {
             // two threads may come here in another order than they came through the gate
             let newer = last.number < change.number;
@@ -100,7 +101,7 @@ impl Core {
     }
 }
 
-fn log(name: &str, change: &Change, detail: Option<Detail>) {
+fn log(name: &str, change: &Change, detail: Option<Detail>, refused: u64) {
     let (state, why) = (change.state.as_str(), change.why.as_ref());
     let cause = why.map(|why| why.cause().as_str());
     match change.state {
@@ -126,7 +127,7 @@ fn log(name: &str, change: &Change, detail: Option<Detail>) {
             "the circuit lets one call pass as a probe"
         ),
         State::Closed => {
-            tracing::info!(target: "tower_upstream", upstream = name, circuit.state = state, "the circuit is closed");
+            tracing::info!(target: "tower_upstream", upstream = name, circuit.state = state, refused, "the circuit is closed");
         }
     }
 }

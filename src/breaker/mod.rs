@@ -55,7 +55,8 @@
 //! | telemetry | |
 //! |---|---|
 //! | opened | a `tracing` line at level WARN, target `tower_upstream`: `upstream`, `circuit.state`, `error.type`, `phase`, `peer`, `detail`, `pause_ms` |
-//! | half-open, closed | the same at level INFO |
+//! | half-open, closed | the same at level INFO; with the last, `refused`, all that were so far |
+//! | a refusal | a line at level DEBUG by a [`ClassifyLayer`](crate::ClassifyLayer) around |
 //! | [`CircuitHandle::snapshot`] | state, why and since when, the next probe, counts |
 //! | [`CircuitHandle::transitions`] | for a task that waits for them |
 //!

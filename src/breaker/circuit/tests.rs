@@ -326,6 +326,16 @@ fn all_refusals_of_an_opening_share_one_record() {
 }
 
 #[test]
+fn what_is_refused_without_a_knock_is_counted_as_well() {
+    let scene = usual();
+    scene.calls(5, Verdict::Failure);
+    assert!(scene.circuit.shut(scene.now).is_some());
+    assert_eq!(scene.circuit.refused(), 0, "it was only asked");
+    scene.circuit.count_refused();
+    assert_eq!((scene.calls(2, Verdict::Success), scene.circuit.refused()), (0, 3));
+}
+
+#[test]
 fn what_is_held_open_waits_for_the_hand() {
     let mut scene = usual();
     let under_way = scene.begin().unwrap();
