@@ -326,6 +326,41 @@ fn all_refusals_of_an_opening_share_one_record() {
 }
 
 #[test]
+fn who_knocks_when_it_has_just_closed_passes_as_all_others() {
+    let scene = usual();
+    let (permit, turn) = scene.circuit.knock(scene.now);
+    assert!(permit.is_ok_and(|permit| !permit.is_probe()) && turn.is_none());
+}
+
+#[test]
+fn a_look_from_beside_that_began_before_the_opening_does_not_close() {
+    let mut scene = usual();
+    let before = scene.now;
+    scene.wait(SECOND);
+    scene.calls(5, Verdict::Failure);
+    let opened = scene.now;
+    assert!(scene.circuit.recovered(before, scene.now).is_none());
+    assert_eq!(scene.state(), State::Open);
+    scene.wait(SECOND);
+    assert_eq!(scene.circuit.recovered(opened, scene.now).map(|turn| turn.state), Some(State::Closed));
+    assert!(scene.circuit.recovered(opened, scene.now).is_none(), "there is nothing to recover from");
+}
+
+#[test]
+fn calls_wait_for_the_look_from_beside_that_is_due() {
+    let mut scene = usual();
+    scene.calls(5, Verdict::Failure);
+    scene.circuit.still_down(scene.now + SECOND * 5);
+    scene.circuit.still_down(scene.now + SECOND * 3);
+    scene.wait(Duration::from_millis(4999));
+    assert!(!scene.call(Verdict::Success));
+    scene.wait(Duration::from_millis(1));
+    assert!(scene.call(Verdict::Success));
+    scene.circuit.still_down(scene.now + SECOND * 5);
+    assert!(scene.call(Verdict::Success), "it says nothing of a closed circuit");
+}
+
+#[test]
 fn what_is_refused_without_a_knock_is_counted_as_well() {
     let scene = usual();
     scene.calls(5, Verdict::Failure);
