@@ -25,6 +25,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::cause::{Evidence, Phase, Replay};
+use tower_upstream::engine::Tunnel;
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
@@ -135,6 +136,24 @@ async fn after_a_101_the_slot_is_given_back_at_the_head() {
     assert_eq!(limit.handle().in_flight(), 0);
     drop(answer);
     assert_eq!(limit.handle().in_flight(), 0, "once is enough");
+}
+
+#[tokio::test]
+async fn a_slot_that_is_to_be_held_is_given_back_with_the_tunnels_end() {
+    let limit = LimitLayer::fixed(1).hold_upgrades();
+    let (tunnel, end) = Tunnel::new();
+    let upgrades = service_fn(move |_: Request<Body>| {
+        let mut answer = Response::new(chunks());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        answer.extensions_mut().insert(tunnel.clone());
+        std::future::ready(Ok::<_, Infallible>(answer))
+    });
+    let service = limit.layer(upgrades);
+    drop(service.clone().oneshot(request()).await.unwrap());
+    assert_eq!(limit.handle().in_flight(), 1);
+    assert_eq!(service.oneshot(request()).await.unwrap().status(), 503);
+    drop(end);
+    assert_eq!(limit.handle().in_flight(), 0);
 }
 
 #[tokio::test]

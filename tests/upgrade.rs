@@ -11,11 +11,14 @@ use axum::Router;
 use axum::extract::ws::{self, WebSocketUpgrade};
 use axum::routing::any;
 use futures_util::{SinkExt, StreamExt};
+use hyper::body::Incoming;
 use support::{Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
-use tower_upstream::BadGatewayCause as Cause;
+use tower::Layer;
 use tower_upstream::client::Http;
+use tower_upstream::limit::LimitLayer;
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
 const FOO: &str = "GET /foo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n";
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -120,6 +123,29 @@ async fn a_tunnels_place_in_the_pool_is_free_after_its_end() {
         }
     }
     assert!(free);
+}
+
+#[tokio::test]
+async fn a_tunnel_holds_its_slot_of_a_limit_only_where_it_was_asked_to() {
+    let upstream = echo_upstream().await;
+    for holds in [true, false] {
+        let limit = LimitLayer::fixed(5);
+        let limit = if holds { limit.hold_upgrades() } else { limit };
+        let proxy = proxy(upstream.address).build::<Incoming>();
+        let (layer, listener) = (limit.clone(), support::listener().await);
+        let address = listener.local_addr().unwrap();
+        let service = move |_| layer.layer(ClassifyLayer::new().layer(proxy.clone()));
+        let gateway = tokio::spawn(support::serve(listener, service));
+        let mut wire = Wire::connect(address).await;
+        wire.write(FOO).await;
+        assert_eq!(wire.head().await.status(), 101);
+        wire.write("ping").await;
+        assert_eq!(wire.bytes(4).await, b"ping");
+        assert_eq!(limit.handle().in_flight(), u32::from(holds));
+        drop(wire);
+        support::until("the slot is free", || limit.handle().in_flight() == 0).await;
+        gateway.abort();
+    }
 }
 
 #[tokio::test]

@@ -222,7 +222,7 @@ where
         parts.version = Version::HTTP_11;
         let body = match (behind, self.tunnel.take()) {
             (Some(behind), Some(caller)) => {
-                tunnel::spawn(caller, behind, lease);
+                parts.extensions.insert(tunnel::spawn(caller, behind, lease));
                 AnswerBody::default()
             }
             _ => AnswerBody::upstream(Download::new(incoming, lease, self)),

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Response;
+use http::{Extensions, Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::part::Shown;
 use super::sight::ask;
 use super::tracked::Following;
-use super::{Abandon, BoxError, Call, Finding, Head, Limits, Open, Outcome, Part, Sight, Tracked, leave};
+use super::{Abandon, BoxError, Call, Finding, Head, Limits, Open, Outcome, Part, Sight, Tracked, Tunnel, leave};
 use super::{Refusal, UploadSight};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 
@@ -167,6 +167,9 @@ impl<P: Part, L: Limits> Open<P, L> {
         let outcome = Outcome::of(Shown::of(answer), at_once);
         let head = Head { outcome: &outcome, headers: Some(answer.headers()), uploaded: self.uploaded() };
         self.shared.limits.answered(watch, &self.call, &head);
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            self.tunnelled(answer.extensions());
+        }
         if let Some(ticket) = &mut self.ticket {
             self.shared.parts.answered(ticket, &self.call, &outcome);
         }
@@ -177,6 +180,13 @@ impl<P: Part, L: Limits> Open<P, L> {
         let upload = std::mem::take(&mut self.upload);
         let open = Self { call: self.call, ticket: self.ticket.take(), shared: self.shared.clone(), upload };
         Some(Following::new(open, outcome.into_shown()))
+    }
+
+    #[cold]
+    fn tunnelled(&mut self, extensions: &Extensions) {
+        if let (Some(ticket), Some(tunnel)) = (&mut self.ticket, extensions.get::<Tunnel>()) {
+            self.shared.parts.tunnelled(ticket, tunnel);
+        }
     }
 
     /// The inner service returned its error.

@@ -23,6 +23,7 @@ mod limits;
 mod part;
 mod sight;
 mod tracked;
+mod tunnel;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -52,6 +53,7 @@ pub use self::limits::{BodyLimits, Finding, Head, Limits};
 pub use self::part::{Abandon, Outcome, Part, Refusal};
 pub use self::sight::{Sight, UploadSight};
 pub use self::tracked::Tracked;
+pub use self::tunnel::{Tunnel, TunnelEnd};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::Instant;
 
-use super::Call;
+use super::{Call, Tunnel};
 use crate::cause::{BadGatewayCause, Failure};
 
 /// One layer's say in a call.
@@ -43,6 +43,11 @@ pub trait Part: Send + Sync + 'static {
     /// The response head has come, its body may still be coming.
     fn answered(&self, ticket: &mut Self::Ticket, call: &Call, outcome: &Outcome) {
         let _ = (ticket, call, outcome);
+    }
+
+    /// The answer is a 101, and who carries the bytes that follow says when they end; asked before `answered`.
+    fn tunnelled(&self, ticket: &mut Self::Ticket, tunnel: &Tunnel) {
+        let _ = (ticket, tunnel);
     }
 
     /// The exchange is over.
@@ -92,6 +97,11 @@ impl<A: Part, B: Part> Part for (A, B) {
     fn answered(&self, ticket: &mut Self::Ticket, call: &Call, outcome: &Outcome) {
         self.1.answered(&mut ticket.1, call, outcome);
         self.0.answered(&mut ticket.0, call, outcome);
+    }
+
+    fn tunnelled(&self, ticket: &mut Self::Ticket, tunnel: &Tunnel) {
+        self.1.tunnelled(&mut ticket.1, tunnel);
+        self.0.tunnelled(&mut ticket.0, tunnel);
     }
 
     fn settle(&self, ticket: Self::Ticket, call: &Call, outcome: &Outcome) {

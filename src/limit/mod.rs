@@ -11,8 +11,8 @@
 //! A refusal says `not_sent`, `local_refusal`. `Retry-After` is the mean answer time, in which those in flight
 //! should be done, from 1 s to 60 s.
 //!
-//! A slot is held from the call to the end of the response body, its failure or its drop. After a 101 it is given back at the head:
-//! the tunnel that follows is nobody's answer. A panic in the inner service's future gives it back as well.
+//! A slot is held from the call to the end of the response body, its failure or its drop. After a 101 it is given back at the head,
+//! unless it is to be [held](LimitLayer::hold_upgrades). A panic of the inner service gives it back as well.
 //!
 //! | setting | default |
 //! |---|---|
@@ -87,7 +87,9 @@ use self::limiter::{Change, Limiter};
 use self::slots::Slot;
 use self::sum::{End, Sample};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
-use crate::engine::{Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight};
+use crate::engine::{
+    Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight, Tunnel,
+};
 use crate::measure::{default_stripes, stripe};
 
 pub use self::gradient::Move;
@@ -126,7 +128,7 @@ impl LimitLayer {
     fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: Timeless) -> Self {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
-        let parts = Limit { limiter, refusal: refusal(name.as_ref()), name };
+        let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_upgrades: false };
         Self { shared: Arc::new(Shared { parts, limits }) }
     }
 
@@ -134,7 +136,8 @@ impl LimitLayer {
     fn again(&self, name: Option<&str>) -> Self {
         let (least, most) = self.shared.parts.limiter.bounds();
         // a set of counters for each core and each upstream would be much memory for little traffic
-        Self::of(least, most, 1, name, self.shared.limits)
+        let layer = Self::of(least, most, 1, name, self.shared.limits);
+        if self.shared.parts.holds_upgrades { layer.hold_upgrades() } else { layer }
     }
 
     /// Bounds the limit (default: 2 to 200 calls); what is not a range counts as its beginning.
@@ -145,7 +148,17 @@ impl LimitLayer {
     pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
         let mut layer = Self::between(*bounds.start(), *bounds.end());
         Arc::make_mut(&mut layer.shared).limits = self.shared.limits;
-        layer
+        if self.shared.parts.holds_upgrades { layer.hold_upgrades() } else { layer }
+    }
+
+    /// Holds the slot of a 101 as long as its tunnel lives (default: it is given back at the head).
+    ///
+    /// For upstreams to which a WebSocket is as dear as a request. The service inside has to tell when the tunnel ends, by a
+    /// [`Tunnel`](crate::engine::Tunnel) in its answer, as `ReverseProxy` does; without one the slot is given back at
+    /// the head.
+    pub fn hold_upgrades(mut self) -> Self {
+        Arc::make_mut(&mut self.shared).parts.holds_upgrades = true;
+        self
     }
 
     /// Says that exchanges need not end: event streams, WebSocket, gRPC streams.
@@ -248,6 +261,7 @@ pub struct Limit {
     refusal: Failure,
     /// The upstream, where there is a limit for each.
     name: Option<Arc<str>>,
+    holds_upgrades: bool,
 }
 
 /// What an admitted call holds.
@@ -268,6 +282,13 @@ impl Part for Limit {
                 Ok(Ticket { slot: Some(slot), looked_at: looked_at && call.kind == Kind::Bounded })
             }
             Err(after) => Err(Refusal::new(self.refusal.clone()).retry_after(after)),
+        }
+    }
+
+    fn tunnelled(&self, ticket: &mut Ticket, tunnel: &Tunnel) {
+        if self.holds_upgrades {
+            let slot = ticket.slot.take();
+            tunnel.holds(InTunnel { slot, limiter: self.limiter.clone() });
         }
     }
 
@@ -297,6 +318,20 @@ impl Part for Limit {
             }
         }
         self.give(ticket.slot);
+    }
+}
+
+/// A slot that a tunnel holds.
+struct InTunnel {
+    slot: Option<Slot>,
+    limiter: Arc<Limiter>,
+}
+
+impl Drop for InTunnel {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.limiter.give(slot);
+        }
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) mod wire;
 use std::future::Future;
 use std::time::Duration;
 
-pub(crate) use self::gateway::{Gateway, Seen, proxy, short};
+pub(crate) use self::gateway::{Gateway, Seen, listener, proxy, serve, short};
 pub(crate) use self::socket::Socket;
 pub(crate) use self::upstream::{Upstream, app};
 pub(crate) use self::wire::{Message, Wire, ask};
