@@ -11,7 +11,7 @@ use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::settings::{Ask, Settings};
+use super::settings::Settings;
 use super::told::reported;
 use super::{BoxError, Scene};
 use crate::cause::{BadGatewayCause, Detail, Failure};
@@ -30,7 +30,7 @@ pub struct ClassifiedBody<B> {
     settings: Arc<Settings>,
 }
 
-enum Stage {
+pub(super) enum Stage {
     Reading,
     /// These bytes came before the head was handed on.
     Data(Bytes),
@@ -42,24 +42,20 @@ enum Stage {
 }
 
 impl<B> ClassifiedBody<B> {
-    pub(super) fn new(body: B, version: Version, ask: Ask, settings: Arc<Settings>) -> Self {
-        Self { body, version, stage: Stage::Reading, exchange: ask.exchange, settings }
+    #[inline]
+    pub(super) fn new(body: B, version: Version, stage: Stage, exchange: Exchange, settings: Arc<Settings>) -> Self {
+        Self { body, version, stage, exchange, settings }
     }
+}
 
-    /// With a frame that was polled already.
-    pub(super) fn first(mut self, frame: Frame<Bytes>) -> Self {
-        self.stage = match frame.into_data().map_err(Frame::into_trailers) {
-            Ok(data) => Stage::Data(data),
-            Err(Ok(trailers)) => Stage::Trailers(Box::new(trailers)),
-            Err(Err(_)) => Stage::Reading,
-        };
-        self
-    }
-
-    /// With its end seen already.
-    pub(super) fn ended(mut self) -> Self {
-        self.stage = Stage::Done;
-        self
+impl Stage {
+    /// A frame was polled already.
+    pub(super) fn after(frame: Frame<Bytes>) -> Self {
+        match frame.into_data().map_err(Frame::into_trailers) {
+            Ok(data) => Self::Data(data),
+            Err(Ok(trailers)) => Self::Trailers(Box::new(trailers)),
+            Err(Err(_)) => Self::Reading,
+        }
     }
 }
 

@@ -81,6 +81,7 @@ use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;
 
 pub use self::body::ClassifiedBody;
+use self::body::Stage;
 pub use self::chain::Chain;
 pub use self::head::{Asked, check_head};
 pub use self::stamp::{Stamp, Wire};
@@ -349,7 +350,7 @@ where
         let mut this = self.project();
         let settings = &**this.settings;
         loop {
-            let (answer, first) = match this.state.as_mut().project() {
+            let (mut answer, first) = match this.state.as_mut().project() {
                 StateProjection::Failed { error } => {
                     let error = error.take().expect(POLLED_AGAIN);
                     let failure = settings.judge(error, &Scene::default());
@@ -367,18 +368,16 @@ where
                         if let Some(failure) = settings::refused_head(&answer, ask) {
                             return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                         }
-                        if !settings.holds(&answer, ask) {
-                            return Poll::Ready(Ok(
-                                settings.hand_on(this.settings, answer, take(this.ask), |body| body)
-                            ));
-                        }
-                        match first_look(&mut answer, cx) {
-                            Poll::Ready(first) => (answer, Poll::Ready(first)),
-                            Poll::Pending => {
+                        if settings.holds(&answer, ask) {
+                            let first = first_look(&mut answer, cx);
+                            if first.is_pending() {
                                 let limit = tokio::time::sleep(settings.hold);
                                 this.state.set(State::Held { answer: Some(answer), limit });
                                 continue;
                             }
+                            (answer, first)
+                        } else {
+                            (answer, Poll::Pending)
                         }
                     }
                 },
@@ -390,13 +389,21 @@ where
                     (held.take().expect(POLLED_AGAIN), first)
                 }
             };
-            let ask = take(this.ask);
-            return Poll::Ready(Ok(match first {
-                Poll::Ready(First::Failed(failure)) => settings.refuse(ask, &failure),
-                Poll::Ready(First::Frame(frame)) => settings.hand_on(this.settings, answer, ask, |b| b.first(frame)),
-                Poll::Ready(First::End) => settings.hand_on(this.settings, answer, ask, ClassifiedBody::ended),
-                Poll::Pending => settings.hand_on(this.settings, answer, ask, |body| body),
-            }));
+            let stage = match first {
+                Poll::Ready(First::Failed(failure)) => {
+                    return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
+                }
+                Poll::Ready(First::Frame(frame)) => Stage::after(frame),
+                Poll::Ready(First::End) => Stage::Done,
+                Poll::Pending => Stage::Reading,
+            };
+            let Some(mut ask) = this.ask.take() else { panic!("{POLLED_AGAIN}") };
+            settings.look_at(&mut answer, &mut ask);
+            let version = answer.version();
+            // in one step: moving answers is most of what this costs
+            return Poll::Ready(Ok(answer.map(|body| {
+                AnswerBody::upstream(ClassifiedBody::new(body, version, stage, ask.exchange, this.settings.clone()))
+            })));
         }
     }
 }

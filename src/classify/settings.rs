@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -13,7 +12,7 @@ use http_body::Body;
 use super::head::{Asked, check_head};
 use super::told::{Rejected, Relayed, Told, is_reported};
 use super::verdict::{Scene, Verdict};
-use super::{BoxError, ClassifiedBody, Stamp};
+use super::{BoxError, Stamp};
 use crate::body::AnswerBody;
 use crate::cause::{
     self, BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus, Replay,
@@ -133,22 +132,13 @@ impl Settings {
         answer.map(AnswerBody::from)
     }
 
-    /// The upstream's answer, with what it says of itself noted.
+    /// Notes what the upstream's answer says of itself.
     #[inline]
-    pub(super) fn hand_on<B: Body<Data = Bytes>>(
-        &self,
-        shared: &Arc<Self>,
-        mut answer: Response<B>,
-        mut ask: Ask,
-        begun: impl FnOnce(ClassifiedBody<B>) -> ClassifiedBody<B>,
-    ) -> Response<AnswerBody<ClassifiedBody<B>>> {
+    pub(super) fn look_at<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
         let status = answer.status();
         if status.is_client_error() || status.is_server_error() {
-            self.note(&mut answer, &mut ask);
+            self.note(answer, ask);
         }
-        let (parts, body) = answer.into_parts();
-        let body = begun(ClassifiedBody::new(body, parts.version, ask, shared.clone()));
-        Response::from_parts(parts, AnswerBody::upstream(body))
     }
 
     /// What `refuse` does besides, for an answer that a layer further in made.
