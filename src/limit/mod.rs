@@ -154,7 +154,7 @@ impl LimitLayer {
     /// Holds the slot of a 101 as long as its tunnel lives (default: it is given back at the head).
     ///
     /// For upstreams to which a WebSocket is as dear as a request. The service inside has to tell when the tunnel ends, by a
-    /// [`Tunnel`](crate::engine::Tunnel) in its answer, as `ReverseProxy` does; without one the slot is given back at
+    /// [`Tunnel`] in its answer, as `ReverseProxy` does; without one the slot is given back at
     /// the head.
     pub fn hold_upgrades(mut self) -> Self {
         Arc::make_mut(&mut self.shared).parts.holds_upgrades = true;
