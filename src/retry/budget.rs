@@ -420,6 +420,15 @@ mod tests {
         assert!(client.budget.withdraw(late).is_none());
     }
 
+    #[test]
+    fn a_report_tells_the_rate_in_calls_a_second() {
+        let mut client = Client::new(RetryBudget::new());
+        client.runs(100, 30, true);
+        let balance = client.budget.snapshot(client.now);
+        assert!((balance.rate - 100.0).abs() < 2.0, "{balance:?}");
+        assert!((balance.floor - 2.0).abs() < 0.1 && (balance.cap - 20.0).abs() < 0.5, "{balance:?}");
+    }
+
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Begin,

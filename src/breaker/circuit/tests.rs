@@ -152,6 +152,18 @@ fn slow_calls_open_it_where_that_was_asked_for() {
 }
 
 #[test]
+fn who_is_told_of_an_opening_is_told_how_long_it_lasts() {
+    let mut scene = usual();
+    scene.wait(SECOND * 77);
+    scene.calls(4, Verdict::Failure);
+    let end = End { verdict: Verdict::Failure, now: scene.now, took: Duration::ZERO };
+    let record = || Failure::new(BadGatewayCause::ConnectionRefused);
+    let turn = scene.circuit.end(&scene.begin().unwrap(), end, || u64::MAX, record).unwrap();
+    assert_eq!((turn.state, Duration::from_nanos(turn.rest + 1)), (State::Open, SECOND));
+    assert_eq!(scene.circuit.at(turn.at), scene.now);
+}
+
+#[test]
 fn a_pause_doubles_while_probes_fail_and_says_how_long_it_is() {
     let mut scene = usual();
     scene.calls(5, Verdict::Failure);
@@ -212,10 +224,16 @@ fn a_probe_that_hangs_gives_its_place_up() {
     let mut scene = usual();
     scene.half_open();
     let hung = scene.probe();
+    let counts = |scene: &Scene| {
+        let told = scene.circuit.snapshot(scene.now);
+        (told.probes, told.probes_given_up)
+    };
+    assert_eq!(counts(&scene), (1, 0));
     scene.wait(MS * 999);
     assert!(scene.begin().is_err());
     scene.wait(MS);
     let next = scene.probe();
+    assert_eq!(counts(&scene), (2, 1));
     assert_eq!(scene.end(&hung, Verdict::Failure), None, "it proves nothing any more");
     assert!(scene.begin().is_err(), "nor does it free the place of the next");
     scene.end(&hung, Verdict::Neutral);
