@@ -151,7 +151,11 @@ mod tests {
     #[test]
     fn a_full_cell_keeps_its_share() {
         let window = Window::new(1);
-        for call in 0..(LOW * 3) {
+        (0..LOW).for_each(|call| window.record(7, 0, call % 4 == 0));
+        assert_eq!(window.sum(7).calls, LOW);
+        window.record(7, 0, false);
+        assert_eq!(window.sum(7).calls, LOW / 2 + 1);
+        for call in LOW..(LOW * 3) {
             window.record(7, 0, call % 4 == 0);
         }
         let held = window.sum(7);
