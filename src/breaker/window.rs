@@ -152,9 +152,10 @@ mod tests {
     fn a_full_cell_keeps_its_share() {
         let window = Window::new(1);
         (0..LOW).for_each(|call| window.record(7, 0, call % 4 == 0));
-        assert_eq!(window.sum(7).calls, LOW);
+        let full = window.sum(7);
+        assert_eq!(full.calls, LOW);
         window.record(7, 0, false);
-        assert_eq!(window.sum(7).calls, LOW / 2 + 1);
+        assert_eq!(window.sum(7), sum(LOW / 2 + 1, full.bad / 2));
         for call in LOW..(LOW * 3) {
             window.record(7, 0, call % 4 == 0);
         }
@@ -171,6 +172,10 @@ mod tests {
         assert_eq!(window.sum(25), sum(1, 0));
         window.record(24, 0, true);
         assert_eq!(window.sum(25), sum(2, 1), "one that lags less is");
+        assert_eq!(window.sum(24), sum(2, 1), "and sees what others have begun");
+        window.record(85, 0, false);
+        window.record(35, 0, true);
+        assert_eq!(window.sum(85), sum(1, 0), "nor one that lags by six");
     }
 
     #[test]
