@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 
 use super::{Breaker, BreakerPolicy, CircuitBreakerLayer, CircuitHandle, Snapshot, State};
-use crate::engine::{KeyedEngine, Shares};
+use crate::engine::{Key, KeyedEngine, Shares};
 use crate::keyed::Stay;
 
 /// The service of [`KeyedCircuitBreakerLayer`].
@@ -55,8 +55,6 @@ impl KeyedCircuitBreakerLayer {
         CircuitHandle { core: self.shares.others().core.clone() }
     }
 }
-
-type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
 
 fn shares(name: &Arc<str>, policy: BreakerPolicy, key: Option<Key>) -> Shares<Breaker, ()> {
     let name = name.clone();

@@ -15,7 +15,8 @@ use crate::keyed::{Keyed, Stay};
 /// No more upstreams than this have parts of their own.
 const CAP: usize = 1024;
 
-type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
+/// What names an upstream.
+pub(crate) type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
 type Make<P, L> = Box<dyn Fn(Option<&str>) -> Arc<Shared<P, L>> + Send + Sync>;
 
 /// What all services of a keyed layer share.

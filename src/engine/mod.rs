@@ -38,7 +38,7 @@ use tower_service::Service;
 
 use self::future::Run;
 pub(crate) use self::handle::{Handle, Held};
-pub(crate) use self::keyed::Shares;
+pub(crate) use self::keyed::{Key, Shares};
 #[cfg(feature = "client")]
 pub(crate) use self::sight::tell;
 pub(crate) use self::sight::{leave, leaving};

@@ -8,7 +8,7 @@ use tower_layer::Layer;
 
 use super::limiter::LimitSnapshot;
 use super::{Limit, LimitLayer, Timeless};
-use crate::engine::{KeyedEngine, Shares};
+use crate::engine::{Key, KeyedEngine, Shares};
 use crate::keyed::Stay;
 
 /// The service of [`KeyedLimitLayer`].
@@ -52,8 +52,6 @@ impl KeyedLimitLayer {
         self.shares.others().limiter.snapshot()
     }
 }
-
-type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
 
 fn shares(template: &LimitLayer, key: Option<Key>) -> Shares<Limit, Timeless> {
     let template = template.clone();

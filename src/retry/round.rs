@@ -311,9 +311,11 @@ impl<B> Round<B> {
         Some(body)
     }
 
-    /// The second attempt's request, now that its service takes it: one of the two will be in vain.
+    /// The second attempt's request, now that its service takes it: as a rule one of the two will be in vain.
     pub(super) fn beside<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
-        self.past.get_or_insert_default().attempts.outrun = 1;
+        let attempts = &mut self.past.get_or_insert_default().attempts;
+        // where the first has failed meanwhile, none is
+        attempts.outrun = u32::from(attempts.count() == 1);
         self.again(settings, body)
     }
 
@@ -385,6 +387,23 @@ mod tests {
             token.sent();
         }
         assert!(!copied(&spent, get()));
+    }
+
+    #[test]
+    fn a_second_attempt_whose_first_has_failed_before_it_was_sent_is_the_second() {
+        let hedging = Some(super::super::Hedging::after(std::time::Duration::ZERO));
+        let settings = Settings { hedging, ..Settings::default() };
+        let body = http_body_util::Empty::<bytes::Bytes>::new();
+        let (mut round, _) = begin(&settings, &mut get()).with(&settings, body);
+        assert!(round.hedge(&settings).is_some());
+        let failed: Result<Response<()>, _> = Err(Failure::new(BadGatewayCause::ResetBeforeResponse));
+        round.one_failed(&failed);
+        let (request, resends) = round.beside(&settings, ()).unwrap();
+        assert_eq!((resends, request.headers()["x-envoy-attempt-count"].as_bytes()), (1, b"2".as_slice()));
+        let mut answer = Response::new(());
+        round.succeeded(&settings, &mut answer);
+        let attempts = Attempts::of(&answer).unwrap();
+        assert_eq!((attempts.count(), attempts.outrun()), (2, 0));
     }
 
     #[test]
