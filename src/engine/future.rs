@@ -14,8 +14,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::part::Shown;
 use super::sight::ask;
 use super::tracked::Following;
-use super::{Abandon, BoxError, Call, Finding, Head, Limits, Open, Outcome, Part, Sight, Tracked, Tunnel, leave};
-use super::{Refusal, UploadSight};
+use super::{
+    Abandon, BoxError, Call, Finding, Head, Held, Keep, Limits, Open, Outcome, Part, Refusal, Shared, Sight, Tracked, Tunnel,
+    UploadSight, WatchOf, leave,
+};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 
 pin_project! {
@@ -28,7 +30,7 @@ pin_project! {
         // made when the first poll finds no answer, and left where it is
         #[pin]
         timer: Option<Sleep>,
-        open: Open<P, L>,
+        open: Open<Held<Shared<P, L>>>,
         watch: L::Watch,
         // the answer was not there at the first poll
         waited: bool,
@@ -46,7 +48,7 @@ pin_project! {
 
 impl<F, P: Part, L: Limits> EngineFuture<F, P, L> {
     #[inline(always)]
-    pub(super) fn new(run: Run<F>, open: Open<P, L>, watch: L::Watch) -> Self {
+    pub(super) fn new(run: Run<F>, open: Open<Held<Shared<P, L>>>, watch: L::Watch) -> Self {
         Self { run, timer: None, open, watch, waited: false }
     }
 }
@@ -110,43 +112,33 @@ where
     fn wait(mut self, cx: &mut Context<'_>) -> Poll<Answered<B, P, L, E>> {
         let (open, watch) = (self.open, self.watch);
         *self.waited = true;
-        if self.timer.is_none() {
-            let Some(first) = open.shared.limits.first(watch, &open.call) else { return Poll::Pending };
-            self.timer.set(Some(sleep_until(first)));
-        }
-        loop {
-            let Some(mut timer) = self.timer.as_mut().as_pin_mut() else { return Poll::Pending };
-            ready!(timer.as_mut().poll(cx));
-            let RunProjection::Call { call } = self.run.as_mut().project() else { return Poll::Pending };
-            // what came in the meantime beats the clock; else whoever is pending inside tells why
-            let (polled, mut sight) = ask(|| call.poll(cx));
-            if let Poll::Ready(result) = polled {
-                self.timer.set(None);
-                return Poll::Ready(match result {
-                    Ok(answer) => {
-                        let following = open.answered(watch, &answer, false);
-                        Ok(Tracked::over(answer, following))
-                    }
-                    Err(error) => {
-                        open.failed(watch, &error);
-                        Err(error)
-                    }
-                });
+        let RunProjection::Call { mut call } = self.run.as_mut().project() else { return Poll::Pending };
+        let waited = ready!(open.wait(watch, self.timer.as_mut(), cx, |cx| call.as_mut().poll(cx)));
+        self.timer.set(None);
+        Poll::Ready(match waited {
+            Waited::Came(Ok(answer)) => {
+                let following = open.answered(watch, &answer, false);
+                Ok(Tracked::over(answer, following))
             }
-            open.see(&mut sight);
-            let now = Instant::now();
-            match open.shared.limits.look(watch, &open.call, now, &sight) {
-                Finding::Again(at) => timer.reset(at),
-                Finding::Passed(cause, phase) => {
-                    let failure = told(cause, phase, sight, &open.call, now);
-                    self.timer.set(None);
-                    leave(Abandon::TimedOut(cause), || self.run.set(Run::Over));
-                    open.settle(&Outcome::failure(&failure).at(now));
-                    return Poll::Ready(Ok(Tracked::local(&failure, None)));
-                }
+            Waited::Came(Err(error)) => {
+                open.failed(watch, &error);
+                Err(error)
             }
-        }
+            Waited::Passed(failure, now) => {
+                leave(Abandon::TimedOut(failure.cause()), || self.run.set(Run::Over));
+                open.settle(&Outcome::failure(&failure).at(now));
+                Ok(Tracked::local(&failure, None))
+            }
+        })
     }
+}
+
+/// How a wait under limits ended.
+pub(crate) enum Waited<T> {
+    /// What was waited for has come.
+    Came(T),
+    /// A limit has passed, at this time.
+    Passed(Failure, Instant),
 }
 
 /// An answered call leaves no timer, though it may still be held.
@@ -160,45 +152,81 @@ type Answered<B, P, L, E> = Result<Response<Tracked<B, P, L>>, E>;
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
-impl<P: Part, L: Limits> Open<P, L> {
+impl<K: Keep> Open<K> {
+    /// What is called is pending: waits for it, or until a limit has passed.
+    pub(crate) fn wait<T>(
+        &self,
+        watch: &mut WatchOf<K>,
+        mut timer: Pin<&mut Option<Sleep>>,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Waited<T>> {
+        let limits = &self.shared.shared().limits;
+        if timer.is_none() {
+            let Some(first) = limits.first(watch, &self.call) else { return Poll::Pending };
+            timer.set(Some(sleep_until(first)));
+        }
+        loop {
+            let Some(mut timer) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
+            ready!(timer.as_mut().poll(cx));
+            // what came in the meantime beats the clock; else whoever is pending inside tells why
+            let (polled, mut sight) = ask(|| poll(cx));
+            if let Poll::Ready(came) = polled {
+                return Poll::Ready(Waited::Came(came));
+            }
+            self.see(&mut sight);
+            let now = Instant::now();
+            match limits.look(watch, &self.call, now, &sight) {
+                Finding::Again(at) => timer.reset(at),
+                Finding::Passed(cause, phase) => {
+                    return Poll::Ready(Waited::Passed(told(cause, phase, sight, &self.call, now), now));
+                }
+            }
+        }
+    }
+
     /// The head has come; what is left to settle, if its body is still coming.
     #[inline(always)]
-    fn answered<B: Body>(&mut self, watch: &L::Watch, answer: &Response<B>, at_once: bool) -> Option<Following<P, L>> {
+    fn answered<B: Body>(&mut self, watch: &WatchOf<K>, answer: &Response<B>, at_once: bool) -> Option<Following<K>> {
         let outcome = Outcome::of(Shown::of(answer), at_once);
-        let head = Head { outcome: &outcome, headers: Some(answer.headers()), uploaded: self.uploaded() };
-        self.shared.limits.answered(watch, &self.call, &head);
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            self.tunnelled(answer.extensions());
-        }
-        if let Some(ticket) = &mut self.ticket {
-            self.shared.parts.answered(ticket, &self.call, &outcome);
-        }
+        self.head(watch, answer, &outcome);
         if answer.body().is_end_stream() {
             self.settle(&outcome);
             return None;
         }
-        let upload = std::mem::take(&mut self.upload);
-        let open = Self { call: self.call, ticket: self.ticket.take(), shared: self.shared.clone(), upload };
-        Some(Following::new(open, outcome.into_shown()))
+        Some(self.follow(outcome))
     }
 
-    #[cold]
-    fn tunnelled(&mut self, extensions: &Extensions) {
-        if let (Some(ticket), Some(tunnel)) = (&mut self.ticket, extensions.get::<Tunnel>()) {
-            self.shared.parts.tunnelled(ticket, tunnel);
+    /// Tells the limits and the parts of the head.
+    #[inline(always)]
+    pub(crate) fn head<B>(&mut self, watch: &WatchOf<K>, answer: &Response<B>, outcome: &Outcome) {
+        let Shared { parts, limits } = self.shared.shared();
+        let head = Head { outcome, headers: Some(answer.headers()), uploaded: self.uploaded() };
+        limits.answered(watch, &self.call, &head);
+        if let Some(ticket) = &mut self.ticket {
+            if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                tunnelled(parts, ticket, answer.extensions());
+            }
+            parts.answered(ticket, &self.call, outcome);
         }
     }
 
+    /// What is left to do until the body has ended.
+    #[inline(always)]
+    pub(crate) fn follow(&mut self, outcome: Outcome) -> Following<K> {
+        let upload = std::mem::take(&mut self.upload);
+        let open = Self { call: self.call, ticket: self.ticket.take(), shared: self.shared.clone(), upload };
+        Following::new(open, outcome.into_shown())
+    }
+
     /// The inner service returned its error.
-    fn failed<E: 'static>(&mut self, watch: &L::Watch, error: &E) {
+    pub(crate) fn failed<E: 'static>(&mut self, watch: &WatchOf<K>, error: &E) {
         let outcome = Outcome::error(error);
         let head = Head { outcome: &outcome, headers: None, uploaded: self.uploaded() };
-        self.shared.limits.answered(watch, &self.call, &head);
+        self.shared.shared().limits.answered(watch, &self.call, &head);
         self.settle(&outcome);
     }
-}
 
-impl<P: Part, L> Open<P, L> {
     #[inline]
     fn uploaded(&self) -> Option<Instant> {
         self.upload.0.as_ref().and_then(|progress| progress.ended())
@@ -218,6 +246,13 @@ impl<P: Part, L> Open<P, L> {
                 ended: progress.ended(),
             });
         }
+    }
+}
+
+#[cold]
+fn tunnelled<P: Part>(parts: &P, ticket: &mut P::Ticket, extensions: &Extensions) {
+    if let Some(tunnel) = extensions.get::<Tunnel>() {
+        parts.tunnelled(ticket, tunnel);
     }
 }
 

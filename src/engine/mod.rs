@@ -101,30 +101,87 @@ impl<S: fmt::Debug, P: fmt::Debug, L: fmt::Debug, W> fmt::Debug for Engine<S, P,
     }
 }
 
+/// How an exchange finds its parts and limits; the stack's are among other things that its calls share.
+pub(crate) trait Keep: Clone {
+    type Parts: Part;
+    type Limits: Limits;
+
+    fn shared(&self) -> &Shared<Self::Parts, Self::Limits>;
+}
+
+impl<P: Part, L: Limits> Keep for Held<Shared<P, L>> {
+    type Parts = P;
+    type Limits = L;
+
+    #[inline(always)]
+    fn shared(&self) -> &Shared<P, L> {
+        self
+    }
+}
+
+pub(crate) type WatchOf<K> = <<K as Keep>::Limits as Limits>::Watch;
+type TicketOf<K> = <<K as Keep>::Parts as Part>::Ticket;
+
 /// An exchange that is under way.
 ///
 /// It stays where its future is until its body needs it: moving things about is most of what a layer costs.
-struct Open<P: Part, L> {
-    call: Call,
+pub(crate) struct Open<K: Keep> {
+    pub(crate) call: Call,
     /// What has to be settled or abandoned, once.
-    ticket: Option<P::Ticket>,
-    shared: Held<Shared<P, L>>,
+    ticket: Option<TicketOf<K>>,
+    pub(crate) shared: K,
     upload: Seen,
 }
 
-impl<P: Part, L: Limits> Open<P, L> {
-    /// Lets a call in, or not.
+impl<K: Keep> Open<K> {
+    /// A call that nobody has let in yet.
     #[inline(always)]
-    fn begin<B>(shared: Held<Shared<P, L>>, request: &mut Request<B>) -> (Self, L::Watch, Option<Refusal>) {
-        let mut call = Call::new(Instant::now());
-        let watch = shared.limits.begin(&mut call, request);
-        let (ticket, refusal) = match shared.limits.refuse(&call).map_or_else(|| shared.parts.admit(&call), Err) {
-            Ok(ticket) => (Some(ticket), None),
-            Err(refusal) => (None, Some(refusal)),
-        };
-        (Self { call, ticket, shared, upload: Seen::default() }, watch, refusal)
+    pub(crate) fn new(shared: K, call: Call) -> Self {
+        Self { call, ticket: None, shared, upload: Seen::default() }
     }
 
+    /// Asks the parts to let it in.
+    #[inline(always)]
+    pub(crate) fn admit(&mut self) -> Result<(), Refusal> {
+        self.ticket = Some(self.shared.shared().parts.admit(&self.call)?);
+        Ok(())
+    }
+
+    /// Hands a request's body over the border.
+    #[inline(always)]
+    pub(crate) fn pass<W: Border<B>, B>(&mut self, request: Request<B>) -> Request<W::Body> {
+        W::pass(request, self.call.now, &mut self.upload)
+    }
+
+    /// Lets a call in, or not.
+    #[inline(always)]
+    fn begin<B>(shared: K, request: &mut Request<B>) -> (Self, WatchOf<K>, Option<Refusal>) {
+        let mut call = Call::new(Instant::now());
+        let limits = &shared.shared().limits;
+        let watch = limits.begin(&mut call, request);
+        let refusal = limits.refuse(&call);
+        let mut open = Self::new(shared, call);
+        let refusal = refusal.or_else(|| open.admit().err());
+        (open, watch, refusal)
+    }
+
+    #[inline(always)]
+    pub(crate) fn settle(&mut self, outcome: &Outcome) {
+        if let Some(ticket) = self.ticket.take() {
+            self.shared.shared().parts.settle(ticket, &self.call, outcome);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn abandon(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.shared.shared().parts.abandon(ticket, &self.call, leaving());
+        }
+    }
+}
+
+impl<P: Part, L: Limits> Open<Held<Shared<P, L>>> {
     /// Lets a call in and makes it, or not.
     #[inline(always)]
     fn start<W: Border<B>, B, F>(
@@ -134,7 +191,7 @@ impl<P: Part, L: Limits> Open<P, L> {
     ) -> EngineFuture<F, P, L> {
         let (mut open, watch, refusal) = Open::begin(shared, &mut request);
         let run = match refusal {
-            None => Run::Call { call: call(W::pass(request, open.call.now, &mut open.upload)) },
+            None => Run::Call { call: call(open.pass::<W, B>(request)) },
             Some(refusal) => Run::Refused { refusal: Some(refusal) },
         };
         EngineFuture::new(run, open, watch)
@@ -142,28 +199,11 @@ impl<P: Part, L: Limits> Open<P, L> {
 }
 
 /// Whatever ends it, a panic of the inner service too, frees what it held.
-impl<P: Part, L> Drop for Open<P, L> {
+impl<K: Keep> Drop for Open<K> {
     #[inline]
     fn drop(&mut self) {
         if self.ticket.is_some() {
             self.abandon();
-        }
-    }
-}
-
-impl<P: Part, L> Open<P, L> {
-    #[inline(always)]
-    fn settle(&mut self, outcome: &Outcome) {
-        if let Some(ticket) = self.ticket.take() {
-            self.shared.parts.settle(ticket, &self.call, outcome);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn abandon(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.shared.parts.abandon(ticket, &self.call, leaving());
         }
     }
 }
@@ -214,7 +254,7 @@ fn refused<F, P: Part, L: Limits, B>(
     let mut call = Call::new(now);
     let watch = shared.limits.begin(&mut call, request);
     shared.parts.refused(&refusal);
-    let open = Open { call, ticket: None, shared, upload: Seen::default() };
+    let open = Open::new(shared, call);
     EngineFuture::new(Run::Refused { refusal: Some(refusal) }, open, watch)
 }
 

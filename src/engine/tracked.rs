@@ -12,10 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::future::told;
+use super::future::{Waited, told};
 use super::part::Shown;
 use super::sight::ask;
-use super::{Abandon, BoxError, Limits, Open, Outcome, Part, Sight, UploadSight, leave};
+use super::{Abandon, BoxError, Held, Keep, Limits, Open, Outcome, Part, Shared, Sight, UploadSight, leave};
 use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay};
 
 pin_project! {
@@ -26,7 +26,7 @@ pin_project! {
     pub struct Tracked<B, P: Part, L: Limits> {
         #[pin]
         kind: Kind<B>,
-        following: Option<Following<P, L>>,
+        following: Option<Following<Held<Shared<P, L>>>>,
     }
 }
 
@@ -39,8 +39,8 @@ pin_project! {
 }
 
 /// What a body that is still coming has to settle, and how long it has been waited for.
-pub(super) struct Following<P: Part, L> {
-    open: Open<P, L>,
+pub(crate) struct Following<K: Keep> {
+    open: Open<K>,
     head: Shown,
     /// The last poll found no frame.
     waiting: bool,
@@ -83,18 +83,42 @@ fn seconds(after: Duration) -> HeaderValue {
 impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
     /// An answer whose body settles what is left.
     #[inline(always)]
-    pub(super) fn over(answer: Response<B>, following: Option<Following<P, L>>) -> Response<Self> {
+    pub(super) fn over(answer: Response<B>, following: Option<Following<Held<Shared<P, L>>>>) -> Response<Self> {
         answer.map(|body| Self { kind: Kind::Inner { body }, following })
     }
 }
 
-impl<P: Part, L: Limits> Following<P, L> {
+impl<K: Keep> Following<K> {
     #[inline]
-    pub(super) fn new(open: Open<P, L>, head: Shown) -> Self {
+    pub(super) fn new(open: Open<K>, head: Shown) -> Self {
         Self { open, head, waiting: false, idle: None }
     }
 
-    fn settle(mut self, broken: Option<(BadGatewayCause, Option<Failure>)>) {
+    /// Polls the body under the limits.
+    #[inline]
+    pub(crate) fn poll<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Followed>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<BoxError>,
+    {
+        let mut polled = body.as_mut().poll_frame(cx);
+        if polled.is_pending() {
+            match ready!(self.wait(cx, |cx| body.as_mut().poll_frame(cx))) {
+                Waited::Came(frame) => polled = Poll::Ready(frame),
+                Waited::Passed(failure, _) => return Poll::Ready(Followed::Passed(failure)),
+            }
+        }
+        self.waiting = false;
+        polled.map(|frame| match frame {
+            Some(Ok(frame)) if !body.is_end_stream() => Followed::Frame(frame),
+            Some(Ok(frame)) => Followed::Last(frame),
+            Some(Err(error)) => Followed::Failed(error.into()),
+            None => Followed::End,
+        })
+    }
+
+    /// The body is over; `broken` says if it failed, and of what.
+    pub(crate) fn settle(mut self, broken: Option<(BadGatewayCause, Option<Failure>)>) {
         let shown = match broken {
             None => self.head,
             Some((cause, failure)) => self.head.broken(cause, failure),
@@ -104,7 +128,7 @@ impl<P: Part, L: Limits> Following<P, L> {
 
     /// Waits under the limits; `poll` asks the body once more before one counts as passed.
     fn wait<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<Waited<T>> {
-        let limits = self.open.shared.limits.body(&self.open.call);
+        let limits = self.open.shared.shared().limits.body(&self.open.call);
         if limits.idle.is_none() && limits.end.is_none() {
             return Poll::Pending;
         }
@@ -144,19 +168,27 @@ impl<P: Part, L: Limits> Following<P, L> {
                 continue;
             }
             let over = limits.end.is_some_and(|end| end <= now);
-            return Poll::Ready(Waited::Passed(passed(over, sight, &self.open, now)));
+            return Poll::Ready(Waited::Passed(passed(over, sight, &self.open, now), now));
         }
     }
 }
 
-/// How a wait for a frame ended.
-enum Waited<T> {
-    Came(T),
+/// What came of a body under limits.
+pub(crate) enum Followed {
+    /// A frame, and there may be more.
+    Frame(Frame<Bytes>),
+    /// The last frame.
+    Last(Frame<Bytes>),
+    /// The end, after the last frame.
+    End,
+    /// The body's own error.
+    Failed(BoxError),
+    /// A limit has passed: the body is of no more use.
     Passed(Failure),
 }
 
 /// The failure of a body whose limit has passed.
-fn passed<P: Part, L>(over: bool, sight: Sight, open: &Open<P, L>, now: Instant) -> Failure {
+fn passed<K: Keep>(over: bool, sight: Sight, open: &Open<K>, now: Instant) -> Failure {
     let late = sight.upload.is_some_and(|upload| upload.ended.is_none() && upload.client_late);
     let (cause, phase) = match (over, late) {
         (true, _) => (BadGatewayCause::DeadlineExceeded, Phase::Body),
@@ -186,33 +218,21 @@ where
             KindProjection::Local { bytes } if bytes.is_empty() => return Poll::Ready(None),
             KindProjection::Local { bytes } => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
         };
-        let mut polled = body.as_mut().poll_frame(cx);
-        let Some(following) = this.following.as_mut() else { return polled.map_err(Into::into) };
-        if polled.is_pending() {
-            match ready!(following.wait(cx, |cx| body.as_mut().poll_frame(cx))) {
-                Waited::Came(frame) => polled = Poll::Ready(frame),
-                Waited::Passed(failure) => {
-                    let cause = failure.cause();
-                    leave(Abandon::TimedOut(cause), || this.kind.set(Kind::Local { bytes: Bytes::new() }));
-                    if let Some(following) = this.following.take() {
-                        following.settle(Some((cause, Some(failure.clone()))));
-                    }
-                    return Poll::Ready(Some(Err(failure.into())));
-                }
-            }
-        }
-        following.waiting = false;
-        let (frame, broken) = match polled {
-            Poll::Ready(Some(Ok(frame))) if !body.is_end_stream() => return Poll::Ready(Some(Ok(frame))),
-            Poll::Ready(Some(Ok(frame))) => (Some(Ok(frame)), None),
-            Poll::Ready(Some(Err(error))) => {
-                let error = error.into();
+        let Some(following) = this.following.as_mut() else { return body.poll_frame(cx).map_err(Into::into) };
+        let (frame, broken) = match ready!(following.poll(body.as_mut(), cx)) {
+            Followed::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+            Followed::Last(frame) => (Some(Ok(frame)), None),
+            Followed::End => (None, None),
+            Followed::Failed(error) => {
                 let failure = error.downcast_ref::<Failure>().cloned();
                 let cause = failure.as_ref().map_or(BadGatewayCause::IncompleteBody, Failure::cause);
                 (Some(Err(error)), Some((cause, failure)))
             }
-            Poll::Ready(None) => (None, None),
-            Poll::Pending => return Poll::Pending,
+            Followed::Passed(failure) => {
+                let cause = failure.cause();
+                leave(Abandon::TimedOut(cause), || this.kind.set(Kind::Local { bytes: Bytes::new() }));
+                (Some(Err(failure.clone().into())), Some((cause, Some(failure))))
+            }
         };
         if let Some(following) = this.following.take() {
             following.settle(broken);
