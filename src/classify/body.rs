@@ -12,7 +12,6 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::settings::Settings;
-use super::told::reported;
 use super::{BoxError, Scene};
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::event::Exchange;
@@ -30,7 +29,7 @@ pub struct ClassifiedBody<B> {
     settings: Arc<Settings>,
 }
 
-pub(super) enum Stage {
+pub(crate) enum Stage {
     Reading,
     /// These bytes came before the head was handed on.
     Data(Bytes),
@@ -50,7 +49,7 @@ impl<B> ClassifiedBody<B> {
 
 impl Stage {
     /// A frame was polled already.
-    pub(super) fn after(frame: Frame<Bytes>) -> Self {
+    pub(crate) fn after(frame: Frame<Bytes>) -> Self {
         match frame.into_data().map_err(Frame::into_trailers) {
             Ok(data) => Self::Data(data),
             Err(Ok(trailers)) => Self::Trailers(Box::new(trailers)),
@@ -91,8 +90,7 @@ where
             }
             Some(Err(error)) => Failure::from_body_error(error, &Scene::default()),
         };
-        this.settings.report(&mut this.exchange, &failure);
-        this.stage = Stage::Failing(reported(failure));
+        this.stage = Stage::Failing(this.settings.told(&mut this.exchange, failure));
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -125,12 +123,12 @@ impl<B> fmt::Debug for ClassifiedBody<B> {
 
 /// Whether an HTTP/2 body that just ended was cut: `RST_STREAM(NO_ERROR)` looks like an end, but only
 /// `END_STREAM` is one (RFC 9113 section 8.1). hyper's own body alone can tell.
-pub(super) fn was_cut<B: Body + 'static>(body: &B, version: Version) -> bool {
+pub(crate) fn was_cut<B: Body + 'static>(body: &B, version: Version) -> bool {
     version == Version::HTTP_2
         && (body as &dyn Any).downcast_ref::<Incoming>().is_some_and(|incoming| !incoming.is_end_stream())
 }
 
 /// The failure of such a body.
-pub(super) fn cut() -> Failure {
+pub(crate) fn cut() -> Failure {
     Failure::builder(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
 }

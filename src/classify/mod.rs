@@ -73,7 +73,8 @@ use tower_service::Service;
 
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
-use self::settings::{Ask, Settings};
+use self::settings::Teller;
+pub(crate) use self::settings::{Ask, Settings, refused_head, scene_of};
 #[cfg(feature = "client")]
 pub(crate) use self::told::{Rejected, Relayed};
 use crate::body::AnswerBody;
@@ -81,7 +82,7 @@ use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;
 
 pub use self::body::ClassifiedBody;
-use self::body::Stage;
+pub(crate) use self::body::{Stage, cut, was_cut};
 pub use self::chain::Chain;
 pub use self::head::{Asked, check_head};
 pub use self::stamp::{Stamp, Wire};
@@ -218,6 +219,19 @@ impl ClassifyLayer {
         self
     }
 
+    /// Leaves it to a `ClassifyLayer` further out to tell of failures (default: this one tells).
+    ///
+    /// For the one of two that stands inside a retry: it makes answers of errors and holds the head, so that what breaks before
+    /// the first byte is still repeated. The other one sees how the last attempt ended, logs that, and adds `Proxy-Status`.
+    pub fn deferred(mut self) -> Self {
+        Arc::make_mut(&mut self.settings).teller = Teller::FurtherOut;
+        self
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
     /// Who is told of failures (default: [`Log`](crate::event::Log)).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         Arc::make_mut(&mut self.settings).observer = Arc::new(observer);
@@ -331,7 +345,7 @@ impl<F, B> fmt::Debug for ResponseFuture<F, B> {
 }
 
 /// What the first look at the body showed.
-enum First {
+pub(crate) enum First {
     Frame(Frame<Bytes>),
     End,
     Failed(Failure),
@@ -359,13 +373,13 @@ where
                 StateProjection::Call { call } => match ready!(call.poll(cx)) {
                     Err(error) => {
                         let error = error.into();
-                        let scene = settings::scene_of(&*error);
+                        let scene = scene_of(&*error);
                         let failure = settings.judge(error, &scene);
                         return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                     }
                     Ok(mut answer) => {
                         let ask = this.ask.as_ref().expect(POLLED_AGAIN);
-                        if let Some(failure) = settings::refused_head(&answer, ask) {
+                        if let Some(failure) = refused_head(&answer, ask) {
                             return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
                         }
                         if settings.holds(&answer, ask) {
@@ -415,7 +429,7 @@ fn take(ask: &mut Option<Ask>) -> Ask {
 }
 
 /// Polls the body of a head that was not handed on yet.
-fn first_look<B>(answer: &mut Response<B>, cx: &mut Context<'_>) -> Poll<First>
+pub(crate) fn first_look<B>(answer: &mut Response<B>, cx: &mut Context<'_>) -> Poll<First>
 where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<BoxError>,
@@ -425,7 +439,7 @@ where
     Poll::Ready(match frame {
         Some(Ok(frame)) => First::Frame(frame),
         Some(Err(error)) => First::Failed(Failure::from_body_error(error, &Scene::default())),
-        None if body::was_cut(answer.body(), version) => First::Failed(body::cut()),
+        None if was_cut(answer.body(), version) => First::Failed(cut()),
         None => First::End,
     })
 }

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::Body;
 
 use super::head::{Asked, check_head};
-use super::told::{Rejected, Relayed, Told, is_reported};
+use super::told::{Rejected, Relayed, Told, is_reported, reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
 use crate::body::AnswerBody;
@@ -26,13 +26,24 @@ type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[derive(Clone)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     pub(super) proxy_status: Option<ProxyStatus>,
     pub(super) statuses: Vec<StatusCode>,
     pub(super) hold: Duration,
     pub(super) classifier: Option<Arc<Classifier>>,
     pub(super) status: Option<Arc<ChooseStatus>>,
     pub(super) observer: Arc<dyn Observer>,
+    /// Whose word it is to tell of a failure.
+    pub(super) teller: Teller,
+}
+
+/// Which of two such layers tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Teller {
+    #[default]
+    Here,
+    /// One further out, which knows how the last attempt ended.
+    FurtherOut,
 }
 
 impl Default for Settings {
@@ -44,6 +55,7 @@ impl Default for Settings {
             classifier: None,
             status: None,
             observer: Arc::new(Log),
+            teller: Teller::default(),
         }
     }
 }
@@ -59,13 +71,14 @@ impl fmt::Debug for Settings {
 }
 
 /// What of the request is needed once it is gone.
-pub(super) struct Ask {
+pub(crate) struct Ask {
     pub(super) exchange: Exchange,
     asked: Asked,
 }
 
 impl Ask {
-    pub(super) fn of<B>(request: &Request<B>) -> Self {
+    #[inline]
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
         let upgrade = headers.contains_key(UPGRADE) || request.method() == Method::CONNECT;
         Self {
@@ -80,7 +93,7 @@ impl Ask {
 }
 
 impl Settings {
-    pub(super) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {
+    pub(crate) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {
         let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
         match verdict {
             Some(verdict) => verdict.into_failure(scene).source(error).build(),
@@ -89,7 +102,7 @@ impl Settings {
     }
 
     /// Whether the head waits for the first frame.
-    pub(super) fn holds<B: Body>(&self, answer: &Response<B>, ask: &Ask) -> bool {
+    pub(crate) fn holds<B: Body>(&self, answer: &Response<B>, ask: &Ask) -> bool {
         let late = answer.body().is_end_stream()
             || self.hold.is_zero()
             || answer.status() == StatusCode::SWITCHING_PROTOCOLS
@@ -97,8 +110,8 @@ impl Settings {
         !late && !is_event_stream(answer)
     }
 
-    pub(super) fn report(&self, exchange: &mut Exchange, failure: &Failure) {
-        if is_reported(failure) {
+    pub(crate) fn report(&self, exchange: &mut Exchange, failure: &Failure) {
+        if self.teller == Teller::FurtherOut || is_reported(failure) {
             return;
         }
         // an id is made only now that somebody will ask for it; nobody asks for one of the many that a circuit refuses
@@ -108,20 +121,33 @@ impl Settings {
         self.observer.on_event(&Event::Failed(exchange, failure));
     }
 
+    /// A body's failure, reported and marked so, to be handed on.
+    pub(crate) fn told(&self, exchange: &mut Exchange, failure: Failure) -> Failure {
+        if self.teller == Teller::FurtherOut {
+            return failure;
+        }
+        self.report(exchange, &failure);
+        reported(failure)
+    }
+
     /// The call was dropped before its answer: its client has left, unless a layer of ours gave up.
     #[cold]
-    pub(super) fn left(&self, mut ask: Ask) {
-        if leaving() == Abandon::Left && !std::thread::panicking() {
+    pub(crate) fn left(&self, mut ask: Ask) {
+        if self.teller == Teller::Here && leaving() == Abandon::Left && !std::thread::panicking() {
             let failure = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::Never, Evidence::Inferred);
             self.report(&mut ask.exchange, &failure.build());
         }
     }
 
     /// The local answer for a failure.
-    pub(super) fn refuse<B>(&self, mut ask: Ask, failure: &Failure) -> Response<AnswerBody<B>> {
+    pub(crate) fn refuse<B>(&self, mut ask: Ask, failure: &Failure) -> Response<AnswerBody<B>> {
         self.report(&mut ask.exchange, failure);
-        let status = self.status.as_ref().map_or(failure.status(), |choose| choose(failure));
+        let status = self.status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
         let mut answer = cause::local_answer(failure, status);
+        if self.teller == Teller::FurtherOut {
+            answer.extensions_mut().insert(LocalAnswer);
+            return answer.map(AnswerBody::from);
+        }
         if let Some(member) = &self.proxy_status {
             member.append_failure(answer.headers_mut(), failure);
         }
@@ -134,9 +160,9 @@ impl Settings {
 
     /// Notes what the upstream's answer says of itself.
     #[inline]
-    pub(super) fn look_at<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
+    pub(crate) fn look_at<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
         let status = answer.status();
-        if status.is_client_error() || status.is_server_error() {
+        if status.as_u16() >= 400 && self.teller == Teller::Here {
             self.note(answer, ask);
         }
     }
@@ -207,7 +233,7 @@ fn failed_hop(headers: &HeaderMap) -> Option<Member> {
 }
 
 /// What is wrong with a head; its connection is ended, as what follows cannot be delimited.
-pub(super) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure> {
+pub(crate) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure> {
     let stamp = answer.extensions().get::<Stamp>();
     if let Some(stamp) = stamp {
         stamp.answered();
@@ -225,7 +251,7 @@ pub(super) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure
 
 /// What the connection of a failed request saw, where hyper-util's client used our connector.
 #[cfg(feature = "client")]
-pub(super) fn scene_of(error: &(dyn Error + 'static)) -> Scene {
+pub(crate) fn scene_of(error: &(dyn Error + 'static)) -> Scene {
     let info = error.downcast_ref::<hyper_util::client::legacy::Error>().and_then(|error| error.connect_info());
     let mut extras = http::Extensions::new();
     if let Some(info) = info {
@@ -238,7 +264,7 @@ pub(super) fn scene_of(error: &(dyn Error + 'static)) -> Scene {
 }
 
 #[cfg(not(feature = "client"))]
-pub(super) fn scene_of(_: &(dyn Error + 'static)) -> Scene {
+pub(crate) fn scene_of(_: &(dyn Error + 'static)) -> Scene {
     Scene::default()
 }
 

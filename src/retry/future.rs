@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::call::Way;
 use super::round::{Next, Round};
@@ -30,10 +30,16 @@ const DRAINED: usize = 16 * 1024;
 const GIVEN_BACK: Duration = Duration::from_secs(1);
 
 /// What the calls of one service share.
-pub(super) struct Core<S> {
-    pub(super) settings: Settings,
+pub(crate) struct Core<S> {
+    pub(crate) settings: Settings,
     /// Cloned when a retry happens, never before.
     pub(super) template: Mutex<S>,
+}
+
+impl<S> Core<S> {
+    pub(crate) fn new(settings: Settings, template: S) -> Self {
+        Self { settings, template: Mutex::new(template) }
+    }
 }
 
 impl<S: Clone> Core<S> {
@@ -77,6 +83,20 @@ impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
     #[inline(always)]
     pub(super) fn new(call: W::Future, core: Held<Core<S>>, round: Round<B>, span: AttemptSpan) -> Self {
         Self { state: State::Attempt { call }, core, round, span, second: None, way: PhantomData }
+    }
+}
+
+impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
+    /// The attempts after a first one that somebody else has made, not before this time.
+    pub(crate) fn after(core: Held<Core<S>>, round: Round<B>, at: Option<Instant>) -> Self {
+        Self { state: next(at), core, round, span: AttemptSpan::default(), second: None, way: PhantomData }
+    }
+}
+
+fn next<F, S, B>(at: Option<Instant>) -> State<F, S, B> {
+    match at {
+        Some(at) => State::Pause { timer: Box::pin(sleep_until(at)) },
+        None => State::Body { limit: None },
     }
 }
 
@@ -271,10 +291,7 @@ where
             },
         };
         *self.second = None;
-        self.state.set(match next {
-            Some(at) => State::Pause { timer: Box::pin(sleep_until(at)) },
-            None => State::Body { limit: None },
-        });
+        self.state.set(self::next(next));
         None
     }
 }
@@ -288,7 +305,7 @@ fn refused<R: Default>(failure: &crate::cause::Failure) -> Response<R> {
 }
 
 /// Reads what is there of a body that nobody wants.
-fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) {
+pub(crate) fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) {
     let mut body = std::pin::pin!(response.into_body());
     let mut left = DRAINED;
     while let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(cx) {

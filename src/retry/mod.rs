@@ -86,7 +86,7 @@ mod span;
 mod tower_budget;
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -96,11 +96,13 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::future::Core;
+pub(crate) use self::future::{Core, drain};
 use self::kept_head::carry;
 use self::round::begin;
-use self::settings::{Median, Settings};
-use self::span::AttemptSpan;
+pub(crate) use self::round::{Next, Round, begin_at};
+use self::settings::Median;
+pub(crate) use self::settings::Settings;
+pub(crate) use self::span::AttemptSpan;
 use crate::body::ReplayBody;
 use crate::deadline::Deadlines;
 use crate::engine::Handle;
@@ -206,6 +208,10 @@ impl RetryLayer {
         self
     }
 
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Which field counts the attempts on a request that is sent again (default `x-envoy-attempt-count`; `None`: none).
     pub fn count(mut self, name: impl Into<Option<HeaderName>>) -> Self {
         self.settings.count = name.into();
@@ -217,7 +223,7 @@ impl<S: Clone> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, inner: S) -> Retry<S> {
-        let core = Core { settings: self.settings.clone(), template: Mutex::new(inner.clone()) };
+        let core = Core::new(self.settings.clone(), inner.clone());
         Retry { inner, core: Handle::new(Arc::new(core)) }
     }
 }

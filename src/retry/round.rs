@@ -10,11 +10,12 @@ use super::settings::Settings;
 use super::{Attempts, Decision, Protocol, Pushback, RetryOverride, Shown, Situation, Spare, Withdrawal, decide};
 use crate::body::{Replay, ReplayBody};
 use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
+use crate::deadline::Deadline;
 
 /// A request and what became of it so far.
 ///
 /// It is small, as it is moved with the future: what only a copy needs lies in the copy's head.
-pub(super) struct Round<B> {
+pub(crate) struct Round<B> {
     /// What another attempt would send; without it this one is the last.
     kept: Option<Kept<B>>,
     /// Made by the first failure.
@@ -46,7 +47,7 @@ struct Past {
 }
 
 /// What follows an attempt.
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Nothing: this is the answer.
     Answer,
     /// Another attempt, not before this time.
@@ -54,7 +55,7 @@ pub(super) enum Next {
 }
 
 /// A request that begins: the copy of its head, where another attempt is possible as seen from here.
-pub(super) struct Begun {
+pub(crate) struct Begun {
     head: Option<Box<KeptHead>>,
     facts: Facts,
 }
@@ -64,7 +65,7 @@ impl Begun {
     ///
     /// The request itself is no argument and no result: moving it is most of what a layer costs.
     #[inline(always)]
-    pub(super) fn with<B: http_body::Body<Data = bytes::Bytes>>(
+    pub(crate) fn with<B: http_body::Body<Data = bytes::Bytes>>(
         self,
         settings: &Settings,
         body: B,
@@ -83,39 +84,74 @@ impl Begun {
 /// Reads what counts of a request, and copies its head if that may be of use.
 #[inline(always)]
 pub(super) fn begin<B>(settings: &Settings, request: &mut Request<B>) -> Begun {
-    let extensions = request.extensions();
-    let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
-    let idempotent = is_idempotent(request.method());
-    let mut facts = Facts { exception, protocol: Protocol::Http, idempotent, counted: false };
-    if settings.is_idle(exception) {
+    let facts = Facts::of(request);
+    if settings.is_idle(facts.exception) {
         return Begun { head: None, facts };
     }
     let now = Instant::now();
-    settings.budget.begin(now);
-    facts.counted = true;
-    facts.protocol = Protocol::of(request.method(), request.headers());
     let deadline = settings.deadline(request, now);
-    if !settings.may_repeat(exception) {
+    Begun::counted(settings, request, facts, now, deadline)
+}
+
+/// The same where somebody else has read the clock and the caller's deadline.
+#[inline(always)]
+pub(crate) fn begin_at<B>(
+    settings: &Settings,
+    request: &Request<B>,
+    now: Instant,
+    deadline: Option<Deadline>,
+) -> Begun {
+    let facts = Facts::of(request);
+    if !settings.policy.allows_more(facts.exception) {
         return Begun { head: None, facts };
     }
-    let mut head = KeptHead::of(request, &settings.carried);
-    if let Some(head) = &mut head {
-        head.deadline = deadline;
-        head.begun = settings.hedging.as_ref().filter(|_| idempotent).map(|_| now);
+    let total = settings.total.map(|total| Deadline::after(now, total));
+    Begun::counted(settings, request, facts, now, Deadline::earlier(deadline, total))
+}
+
+impl Facts {
+    #[inline(always)]
+    fn of<B>(request: &Request<B>) -> Self {
+        let extensions = request.extensions();
+        let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
+        Self { exception, protocol: Protocol::Http, idempotent: is_idempotent(request.method()), counted: false }
     }
-    Begun { head, facts }
+}
+
+impl Begun {
+    #[inline(always)]
+    fn counted<B>(
+        settings: &Settings,
+        request: &Request<B>,
+        mut facts: Facts,
+        now: Instant,
+        deadline: Option<Deadline>,
+    ) -> Self {
+        settings.budget.begin(now);
+        facts.counted = true;
+        facts.protocol = Protocol::of(request.method(), request.headers());
+        if !settings.may_repeat(facts.exception) {
+            return Self { head: None, facts };
+        }
+        let mut head = KeptHead::of(request, &settings.carried);
+        if let Some(head) = &mut head {
+            head.deadline = deadline;
+            head.begun = settings.hedging.as_ref().filter(|_| facts.idempotent).map(|_| now);
+        }
+        Self { head, facts }
+    }
 }
 
 impl<B> Round<B> {
     /// Whether a response is the answer, whatever else there might be.
     #[inline(always)]
-    pub(super) fn passes<R>(&self, response: &Response<R>) -> bool {
+    pub(crate) fn passes<R>(&self, response: &Response<R>) -> bool {
         Shown::of(response, self.facts.protocol).is_none()
     }
 
     /// The answer is a success.
     #[inline(always)]
-    pub(super) fn succeeded<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
+    pub(crate) fn succeeded<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
         if self.facts.counted {
             settings.budget.succeed();
         }
@@ -127,7 +163,7 @@ impl<B> Round<B> {
     }
 
     /// Looks at a response that may be a failure; what it shows decides.
-    pub(super) fn response<R>(&mut self, settings: &Settings, response: &mut Response<R>) -> Next {
+    pub(crate) fn response<R>(&mut self, settings: &Settings, response: &mut Response<R>) -> Next {
         let Some(shown) = Shown::of(response, self.facts.protocol) else {
             self.succeeded(settings, response);
             return Next::Answer;
@@ -283,7 +319,7 @@ impl<B> Round<B> {
 impl<B> Round<B> {
     /// Whether a second attempt may be sent beside this one: it is the first, and may be repeated.
     #[inline]
-    pub(super) fn hedges(&self) -> bool {
+    pub(crate) fn hedges(&self) -> bool {
         match &self.kept {
             Some(kept) => self.past.is_none() && kept.head.begun.is_some(),
             None => false,

@@ -14,22 +14,22 @@ use crate::deadline::{Deadline, Deadlines};
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) policy: RetryPolicy,
-    pub(super) budget: RetryBudget,
-    pub(super) body_cap: usize,
-    pub(super) carried: Vec<Carry>,
-    pub(super) count: Option<HeaderName>,
+pub(crate) struct Settings {
+    pub(crate) policy: RetryPolicy,
+    pub(crate) budget: RetryBudget,
+    pub(crate) body_cap: usize,
+    pub(crate) carried: Vec<Carry>,
+    pub(crate) count: Option<HeaderName>,
     /// From the call to the last attempt's head.
-    pub(super) total: Option<Duration>,
-    pub(super) deadlines: Option<Deadlines>,
-    pub(super) median: Option<Median>,
-    pub(super) hedging: Option<Hedging>,
+    pub(crate) total: Option<Duration>,
+    pub(crate) deadlines: Option<Deadlines>,
+    pub(crate) median: Option<Median>,
+    pub(crate) hedging: Option<Hedging>,
 }
 
 /// How long an attempt takes as a rule, told by whoever measures it.
 #[derive(Clone)]
-pub(super) struct Median(pub(super) Arc<dyn Fn(Instant) -> Option<Duration> + Send + Sync>);
+pub(crate) struct Median(pub(super) Arc<dyn Fn(Instant) -> Option<Duration> + Send + Sync>);
 
 impl fmt::Debug for Median {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,13 +56,13 @@ impl Default for Settings {
 impl Settings {
     /// Whether there is nothing to do for a request: one attempt, and no clock to be kept.
     #[inline]
-    pub(super) fn is_idle(&self, exception: Option<RetryOverride>) -> bool {
+    pub(crate) fn is_idle(&self, exception: Option<RetryOverride>) -> bool {
         !self.policy.allows_more(exception) && self.deadlines.is_none()
     }
 
     /// Whether a copy is worth making, as far as it does not depend on the request's head.
     #[inline]
-    pub(super) fn may_repeat(&self, exception: Option<RetryOverride>) -> bool {
+    pub(crate) fn may_repeat(&self, exception: Option<RetryOverride>) -> bool {
         self.policy.allows_more(exception) && self.budget.may_retry()
     }
 
@@ -84,7 +84,7 @@ impl Settings {
     }
 
     /// Counts an attempt on its request.
-    pub(super) fn count<B>(&self, request: &mut Request<B>, attempt: u32) {
+    pub(crate) fn count<B>(&self, request: &mut Request<B>, attempt: u32) {
         if let Some(name) = &self.count {
             request.headers_mut().insert(name.clone(), HeaderValue::from(attempt));
         }
@@ -92,12 +92,12 @@ impl Settings {
 
     /// The time of day, for HTTP dates.
     #[allow(clippy::unused_self)] // settings are where a test would hold it still
-    pub(super) fn wall(&self) -> SystemTime {
+    pub(crate) fn wall(&self) -> SystemTime {
         SystemTime::now()
     }
 
     #[allow(clippy::unused_self)] // as above
-    pub(super) fn random(&self) -> u64 {
+    pub(crate) fn random(&self) -> u64 {
         fastrand::u64(..)
     }
 }

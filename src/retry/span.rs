@@ -10,12 +10,12 @@ use crate::cause::BadGatewayCause;
 ///
 /// Boxed, as it is rare: a call carries a pointer that is null as a rule.
 #[derive(Default)]
-pub(super) struct AttemptSpan(Option<Box<Span>>);
+pub(crate) struct AttemptSpan(Option<Box<Span>>);
 
 impl AttemptSpan {
     /// Opens it for a request that was sent so many times before.
     #[inline(always)]
-    pub(super) fn open<B>(request: &Request<B>, resends: u32) -> Self {
+    pub(crate) fn open<B>(request: &Request<B>, resends: u32) -> Self {
         if tracing::span_enabled!(target: "tower_upstream", Level::DEBUG) {
             return Self(Some(Box::new(open(request, resends))));
         }
@@ -24,13 +24,13 @@ impl AttemptSpan {
 
     /// Does a part of the attempt's work, until what it returns is dropped.
     #[inline(always)]
-    pub(super) fn enter(&self) -> Option<Entered<'_>> {
+    pub(crate) fn enter(&self) -> Option<Entered<'_>> {
         self.0.as_ref().map(|span| span.enter())
     }
 
     /// Tells how it ended.
     #[inline(always)]
-    pub(super) fn ended<B, E: Told>(&self, result: Result<&Response<B>, &E>) {
+    pub(crate) fn ended<B, E: Told>(&self, result: Result<&Response<B>, &E>) {
         if let Some(span) = &self.0 {
             record(span, result);
         }
