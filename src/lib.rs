@@ -16,7 +16,9 @@ mod keyed;
 pub mod limit;
 mod measure;
 pub mod retry;
+pub mod stack;
 pub mod timeout;
 
 pub use cause::{BadGatewayCause, Failure};
 pub use classify::ClassifyLayer;
+pub use stack::UpstreamLayer;

@@ -21,15 +21,15 @@ use crate::measure::Ratio;
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct BreakerPolicy {
-    pub(super) consecutive: u32,
-    pub(super) ratio: Ratio,
-    pub(super) least: u32,
-    pub(super) window: Duration,
-    pub(super) slow: Option<(Duration, Ratio)>,
-    pub(super) pause: Duration,
-    pub(super) longest: Duration,
-    pub(super) probe: Duration,
-    pub(super) statuses: fn(StatusCode) -> bool,
+    pub(crate) consecutive: u32,
+    pub(crate) ratio: Ratio,
+    pub(crate) least: u32,
+    pub(crate) window: Duration,
+    pub(crate) slow: Option<(Duration, Ratio)>,
+    pub(crate) pause: Duration,
+    pub(crate) longest: Duration,
+    pub(crate) probe: Duration,
+    pub(crate) statuses: fn(StatusCode) -> bool,
 }
 
 impl BreakerPolicy {

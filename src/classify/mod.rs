@@ -219,6 +219,13 @@ impl ClassifyLayer {
         self
     }
 
+    /// Tells this one of failures as well.
+    pub(crate) fn also(mut self, observer: impl Observer + 'static) -> Self {
+        let settings = Arc::make_mut(&mut self.settings);
+        settings.observer = Arc::new(Both(settings.observer.clone(), observer));
+        self
+    }
+
     /// Leaves it to a `ClassifyLayer` further out to tell of failures (default: this one tells).
     ///
     /// For the one of two that stands inside a retry: it makes answers of errors and holds the head, so that what breaks before
@@ -239,6 +246,16 @@ impl ClassifyLayer {
     }
 }
 
+/// Two observers, the earlier one first.
+struct Both<O>(Arc<dyn Observer>, O);
+
+impl<O: Observer> Observer for Both<O> {
+    fn on_event(&self, event: &crate::event::Event<'_>) {
+        self.0.on_event(event);
+        self.1.on_event(event);
+    }
+}
+
 impl<S> Layer<S> for ClassifyLayer {
     type Service = Classify<S>;
 
@@ -254,6 +271,13 @@ pub struct Classify<S> {
     /// The inner service failed to become ready; its next call is answered with that.
     unready: Option<BoxError>,
     settings: Arc<Settings>,
+}
+
+impl<S> Classify<S> {
+    /// One inside another that tells, with the settings of that.
+    pub(crate) fn deferred(inner: S, settings: &Settings) -> Self {
+        Self { inner, unready: None, settings: Arc::new(settings.deferred()) }
+    }
 }
 
 impl<S: Clone> Clone for Classify<S> {
@@ -322,8 +346,8 @@ pin_project! {
     impl<F, B> PinnedDrop for ResponseFuture<F, B> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if let Some(ask) = this.ask.take() {
-                this.settings.left(ask);
+            if let Some(mut ask) = this.ask.take() {
+                this.settings.left(&mut ask);
             }
         }
     }
@@ -368,19 +392,19 @@ where
                 StateProjection::Failed { error } => {
                     let error = error.take().expect(POLLED_AGAIN);
                     let failure = settings.judge(error, &Scene::default());
-                    return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
+                    return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                 }
                 StateProjection::Call { call } => match ready!(call.poll(cx)) {
                     Err(error) => {
                         let error = error.into();
                         let scene = scene_of(&*error);
                         let failure = settings.judge(error, &scene);
-                        return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
+                        return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                     }
                     Ok(mut answer) => {
                         let ask = this.ask.as_ref().expect(POLLED_AGAIN);
                         if let Some(failure) = refused_head(&answer, ask) {
-                            return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
+                            return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                         }
                         if settings.holds(&answer, ask) {
                             let first = first_look(&mut answer, cx);
@@ -405,7 +429,7 @@ where
             };
             let stage = match first {
                 Poll::Ready(First::Failed(failure)) => {
-                    return Poll::Ready(Ok(settings.refuse(take(this.ask), &failure)));
+                    return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                 }
                 Poll::Ready(First::Frame(frame)) => Stage::after(frame),
                 Poll::Ready(First::End) => Stage::Done,
@@ -424,8 +448,8 @@ where
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
-fn take(ask: &mut Option<Ask>) -> Ask {
-    ask.take().expect(POLLED_AGAIN)
+fn refused<B>(settings: &Settings, ask: &mut Option<Ask>, failure: &Failure) -> Response<AnswerBody<B>> {
+    settings.refuse(&mut ask.take().expect(POLLED_AGAIN), failure).map(AnswerBody::from)
 }
 
 /// Polls the body of a head that was not handed on yet.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -13,7 +14,6 @@ use super::head::{Asked, check_head};
 use super::told::{Rejected, Relayed, Told, is_reported, reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
-use crate::body::AnswerBody;
 use crate::cause::{
     self, BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus, Replay,
 };
@@ -71,8 +71,9 @@ impl fmt::Debug for Settings {
 }
 
 /// What of the request is needed once it is gone.
+#[derive(Debug)]
 pub(crate) struct Ask {
-    pub(super) exchange: Exchange,
+    pub(crate) exchange: Exchange,
     asked: Asked,
 }
 
@@ -90,9 +91,30 @@ impl Ask {
             asked: if upgrade { Asked::Upgrade } else { Asked::Answer },
         }
     }
+
+    /// Lets go of what points to the request.
+    #[inline]
+    pub(crate) fn forget(&mut self) {
+        let Exchange { method, target, request_id } = &mut self.exchange;
+        (*method, *target, *request_id) = (Method::GET, None, None);
+    }
 }
 
 impl Settings {
+    /// The same for a layer inside one that tells.
+    pub(crate) fn deferred(&self) -> Self {
+        Self { teller: Teller::FurtherOut, ..self.clone() }
+    }
+
+    pub(crate) fn statuses(&self) -> &[StatusCode] {
+        &self.statuses
+    }
+
+    /// How long a head waits for its body's first frame.
+    pub(crate) fn hold(&self) -> Duration {
+        self.hold
+    }
+
     pub(crate) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {
         let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
         match verdict {
@@ -132,7 +154,7 @@ impl Settings {
 
     /// The call was dropped before its answer: its client has left, unless a layer of ours gave up.
     #[cold]
-    pub(crate) fn left(&self, mut ask: Ask) {
+    pub(crate) fn left(&self, ask: &mut Ask) {
         if self.teller == Teller::Here && leaving() == Abandon::Left && !std::thread::panicking() {
             let failure = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::Never, Evidence::Inferred);
             self.report(&mut ask.exchange, &failure.build());
@@ -140,22 +162,22 @@ impl Settings {
     }
 
     /// The local answer for a failure.
-    pub(crate) fn refuse<B>(&self, mut ask: Ask, failure: &Failure) -> Response<AnswerBody<B>> {
+    pub(crate) fn refuse(&self, ask: &mut Ask, failure: &Failure) -> Response<Bytes> {
         self.report(&mut ask.exchange, failure);
         let status = self.status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
         let mut answer = cause::local_answer(failure, status);
         if self.teller == Teller::FurtherOut {
             answer.extensions_mut().insert(LocalAnswer);
-            return answer.map(AnswerBody::from);
+            return answer;
         }
         if let Some(member) = &self.proxy_status {
             member.append_failure(answer.headers_mut(), failure);
         }
-        if let Some(id) = ask.exchange.request_id {
+        if let Some(id) = ask.exchange.request_id.take() {
             answer.headers_mut().insert(REQUEST_ID, id);
         }
         answer.extensions_mut().insert(Told);
-        answer.map(AnswerBody::from)
+        answer
     }
 
     /// Notes what the upstream's answer says of itself.

@@ -220,11 +220,16 @@ impl<K: Keep> Open<K> {
     }
 
     /// The inner service returned its error.
-    pub(crate) fn failed<E: 'static>(&mut self, watch: &WatchOf<K>, error: &E) {
+    fn failed<E: 'static>(&mut self, watch: &WatchOf<K>, error: &E) {
         let outcome = Outcome::error(error);
-        let head = Head { outcome: &outcome, headers: None, uploaded: self.uploaded() };
-        self.shared.shared().limits.answered(watch, &self.call, &head);
+        self.no_head(watch, &outcome);
         self.settle(&outcome);
+    }
+
+    /// Tells the limits that no head will come.
+    pub(crate) fn no_head(&self, watch: &WatchOf<K>, outcome: &Outcome) {
+        let head = Head { outcome, headers: None, uploaded: self.uploaded() };
+        self.shared.shared().limits.answered(watch, &self.call, &head);
     }
 
     #[inline]

@@ -39,9 +39,12 @@ use tower_service::Service;
 use self::future::Run;
 pub(crate) use self::handle::{Handle, Held};
 pub(crate) use self::keyed::{Key, Shares};
+pub(crate) use self::future::Waited;
+pub(crate) use self::part::Shown;
 #[cfg(feature = "client")]
 pub(crate) use self::sight::tell;
 pub(crate) use self::sight::{leave, leaving};
+pub(crate) use self::tracked::{Followed, Following, come_back};
 
 #[doc(hidden)]
 pub use self::border::Seen;
@@ -140,9 +143,22 @@ impl<K: Keep> Open<K> {
         Self { call, ticket: None, shared, upload: Seen::default() }
     }
 
+    /// It was let in, and holds this.
+    #[inline(always)]
+    pub(crate) fn hold(&mut self, ticket: TicketOf<K>) {
+        self.ticket = Some(ticket);
+    }
+
+    /// What its parts do with what it holds, if it was let in.
+    #[inline(always)]
+    pub(crate) fn held<T>(&mut self, does: impl FnOnce(&K::Parts, &mut TicketOf<K>, &Call) -> T) -> Option<T> {
+        let parts = &self.shared.shared().parts;
+        self.ticket.as_mut().map(|ticket| does(parts, ticket, &self.call))
+    }
+
     /// Asks the parts to let it in.
     #[inline(always)]
-    pub(crate) fn admit(&mut self) -> Result<(), Refusal> {
+    fn admit(&mut self) -> Result<(), Refusal> {
         self.ticket = Some(self.shared.shared().parts.admit(&self.call)?);
         Ok(())
     }

@@ -134,7 +134,7 @@ impl Refusal {
         self
     }
 
-    pub(super) fn into_parts(self) -> (Failure, Option<Duration>) {
+    pub(crate) fn into_parts(self) -> (Failure, Option<Duration>) {
         (self.failure, self.retry_after)
     }
 
@@ -160,7 +160,7 @@ pub enum Abandon {
 
 /// What an answer shows: its head, and later how its body ended.
 #[derive(Clone, Debug)]
-pub(super) struct Shown {
+pub(crate) struct Shown {
     status: Option<StatusCode>,
     cause: Option<BadGatewayCause>,
     failure: Option<Failure>,
@@ -170,7 +170,7 @@ pub(super) struct Shown {
 impl Shown {
     /// The head; only one that is no success is looked at closely.
     #[inline(always)]
-    pub(super) fn of<B>(answer: &Response<B>) -> Self {
+    pub(crate) fn of<B>(answer: &Response<B>) -> Self {
         let status = answer.status();
         let mut shown = Self { status: Some(status), cause: None, failure: None, pushed_back: false };
         if status.as_u16() >= 400 {
@@ -203,7 +203,7 @@ pub struct Outcome {
 
 impl Outcome {
     #[inline(always)]
-    pub(super) fn of(shown: Shown, at_once: bool) -> Self {
+    pub(crate) fn of(shown: Shown, at_once: bool) -> Self {
         Self { shown, at_once, now: OnceCell::new() }
     }
 
@@ -214,7 +214,7 @@ impl Outcome {
     }
 
     /// A failure that was found here.
-    pub(super) fn failure(failure: &Failure) -> Self {
+    pub(crate) fn failure(failure: &Failure) -> Self {
         let (status, cause) = (Some(failure.status()), Some(failure.cause()));
         Self::of(Shown { status, cause, failure: Some(failure.clone()), pushed_back: false }, false)
     }
@@ -228,7 +228,7 @@ impl Outcome {
         }
     }
 
-    pub(super) fn at(self, now: Instant) -> Self {
+    pub(crate) fn at(self, now: Instant) -> Self {
         Self { now: OnceCell::from(now), ..self }
     }
 
@@ -270,6 +270,12 @@ impl Outcome {
     #[inline]
     pub fn about(&self, call: &Call) -> Instant {
         if self.at_once { call.now } else { self.now() }
+    }
+
+    /// Whether the answer was not there when it was first asked for.
+    #[inline]
+    pub(crate) fn waited(&self) -> bool {
+        !self.at_once
     }
 
     /// The time; the clock is read when somebody asks, and once.

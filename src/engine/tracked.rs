@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header::RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Response, header::RETRY_AFTER};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -64,11 +64,16 @@ impl<B, P: Part, L: Limits> Tracked<B, P, L> {
     /// The answer to a failure, in place of the inner service's.
     pub(super) fn local(failure: &Failure, retry_after: Option<Duration>) -> Response<Self> {
         let mut answer = cause::local_answer(failure, failure.status());
-        if let Some(after) = retry_after {
-            answer.headers_mut().insert(RETRY_AFTER, seconds(after));
-        }
+        come_back(answer.headers_mut(), retry_after);
         answer.extensions_mut().insert(cause::LocalAnswer);
         answer.map(Self::from)
+    }
+}
+
+/// Says when it is worth asking again.
+pub(crate) fn come_back(headers: &mut HeaderMap, after: Option<Duration>) {
+    if let Some(after) = after {
+        headers.insert(RETRY_AFTER, seconds(after));
     }
 }
 
@@ -115,6 +120,11 @@ impl<K: Keep> Following<K> {
             Some(Err(error)) => Followed::Failed(error.into()),
             None => Followed::End,
         })
+    }
+
+    /// What it keeps open.
+    pub(crate) fn keep(&self) -> &K {
+        &self.open.shared
     }
 
     /// The body is over; `broken` says if it failed, and of what.

@@ -209,6 +209,12 @@ impl LimitLayer {
         self.shared.parts.clone()
     }
 
+    /// The least and the most that its limit can be.
+    #[cfg(test)]
+    pub(crate) fn limits(&self) -> (u32, u32) {
+        self.shared.parts.limiter.bounds()
+    }
+
     /// Shows how things stand, from anywhere.
     pub fn handle(&self) -> LimitHandle {
         LimitHandle { limiter: self.shared.parts.limiter.clone() }

@@ -46,7 +46,7 @@ pub trait Way<S, B>: sealed::Sealed {
     #[doc(hidden)]
     type Body;
     #[doc(hidden)]
-    type Error: Told;
+    type Error;
     #[doc(hidden)]
     type Future: Future<Output = Result<Response<Self::Body>, Self::Error>>;
 
@@ -68,7 +68,6 @@ pub enum ByHyper {}
 impl<S, B, R> Way<S, B> for ByTower
 where
     S: tower_service::Service<Request<B>, Response = Response<R>>,
-    S::Error: Told,
 {
     type Body = R;
     type Error = S::Error;
@@ -86,7 +85,6 @@ where
 impl<S, B, R> Way<S, B> for ByHyper
 where
     S: hyper::service::Service<Request<B>, Response = Response<R>>,
-    S::Error: Told,
 {
     type Body = R;
     type Error = S::Error;

@@ -9,12 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::call::Way;
+use super::call::{Told, Way};
 use super::round::{Next, Round};
 use super::second::Second;
 use super::settings::Settings;
@@ -73,6 +73,8 @@ pin_project! {
         // the attempt before may still have the body
         Body { limit: Option<Pin<Box<Sleep>>> },
         Ready { service: Box<S>, body: Box<Option<ReplayBody<B>>> },
+        // a first attempt whose service was not asked yet
+        First { service: Box<S>, request: Box<Option<Request<ReplayBody<B>>>> },
         // the first attempt has failed, the second one is under way
         Second,
         Over,
@@ -87,6 +89,15 @@ impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
 }
 
 impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
+    /// All attempts of a request, with the template's clone for the first.
+    pub(crate) fn all(core: Held<Core<S>>, round: Round<B>, request: Request<ReplayBody<B>>) -> Self
+    where
+        S: Clone,
+    {
+        let state = State::First { service: Box::new(core.service()), request: Box::new(Some(request)) };
+        Self { state, core, round, span: AttemptSpan::default(), second: None, way: PhantomData }
+    }
+
     /// The attempts after a first one that somebody else has made, not before this time.
     pub(crate) fn after(core: Held<Core<S>>, round: Round<B>, at: Option<Instant>) -> Self {
         Self { state: next(at), core, round, span: AttemptSpan::default(), second: None, way: PhantomData }
@@ -107,6 +118,7 @@ impl<S, B, W> Future for RetryFuture<S, B, W>
 where
     S: Clone,
     W: Way<S, ReplayBody<B>>,
+    W::Error: Told,
     W::Body: Body<Data = Bytes> + Default,
     B: Body<Data = Bytes>,
 {
@@ -129,10 +141,7 @@ where
                 }
                 Poll::Ready(_) => return this.first_ended(polled, cx),
                 Poll::Pending if !this.round.hedges() => return Poll::Pending,
-                Poll::Pending => {
-                    let second = Second::beside(this.round, this.core);
-                    *this.second = Some(Box::pin(second));
-                }
+                Poll::Pending => *this.second = Some(Box::pin(Second::beside(this.round, this.core))),
             }
         }
         this.go_on(cx)
@@ -143,6 +152,7 @@ impl<S, B, W> Projection<'_, S, B, W>
 where
     S: Clone,
     W: Way<S, ReplayBody<B>>,
+    W::Error: Told,
     W::Body: Body<Data = Bytes> + Default,
     B: Body<Data = Bytes>,
 {
@@ -169,6 +179,9 @@ where
                             Some(answer) => return Poll::Ready(answer),
                             None => continue,
                         }
+                    }
+                    if self.second.is_none() && self.round.hedges() {
+                        *self.second = Some(Box::pin(Second::beside(self.round, self.core)));
                     }
                     let Some(second) = self.second else { return Poll::Pending };
                     let Some(result) = ready!(second.as_mut().poll::<W>(cx, self.core, self.round)) else {
@@ -226,6 +239,17 @@ where
                         }
                         None => return Poll::Ready(Ok(refused(&self.round.impossible()))),
                     }
+                }
+                StateProjection::First { service, request } => {
+                    if let Err(error) = ready!(W::poll_ready(service, cx)) {
+                        return Poll::Ready(Err(error));
+                    }
+                    let request = request.take().expect("the first attempt is made once");
+                    *self.span = AttemptSpan::open(&request, 0);
+                    let entered = self.span.enter();
+                    let call = W::call(service, request);
+                    drop(entered);
+                    State::Attempt { call }
                 }
                 StateProjection::Over => panic!("a future is not polled after it was ready"),
             };
@@ -304,16 +328,22 @@ fn refused<R: Default>(failure: &crate::cause::Failure) -> Response<R> {
     answer
 }
 
-/// Reads what is there of a body that nobody wants.
-pub(crate) fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) {
+/// Reads what is there of a body that nobody wants; whether that was all of it.
+pub(crate) fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) -> bool {
     let mut body = std::pin::pin!(response.into_body());
     let mut left = DRAINED;
-    while let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(cx) {
-        let bytes = frame.data_ref().map_or(0, Bytes::len);
-        if bytes > left {
-            return;
+    loop {
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                if bytes > left {
+                    return false;
+                }
+                left -= bytes;
+            }
+            Poll::Ready(None) => return true,
+            Poll::Ready(Some(Err(_))) | Poll::Pending => return false,
         }
-        left -= bytes;
     }
 }
 

@@ -71,6 +71,11 @@ impl Hedging {
         Self { quantile: Quantile::P95, min_samples: 0, at_least: delay, learned: None }
     }
 
+    /// The delay, where that is not learned.
+    pub(crate) fn fixed(&self) -> Option<Duration> {
+        if self.learned.is_none() { Some(self.at_least) } else { None }
+    }
+
     /// Which share of the answers is fast enough.
     ///
     /// What is left above it is the extra load: 5 % by default, and never more than the budget grants.

@@ -99,7 +99,7 @@ use tower_service::Service;
 pub(crate) use self::future::{Core, drain};
 use self::kept_head::carry;
 use self::round::begin;
-pub(crate) use self::round::{Next, Round, begin_at};
+pub(crate) use self::round::{Begun, Next, Round, begin_at};
 use self::settings::Median;
 pub(crate) use self::settings::Settings;
 pub(crate) use self::span::AttemptSpan;
@@ -205,6 +205,12 @@ impl RetryLayer {
     /// Never one that belongs to a single attempt: hyper's `OnUpgrade`, a captured connection.
     pub fn carry<T: Clone + Send + Sync + 'static>(mut self) -> Self {
         self.settings.carried.push(carry::<T>);
+        self
+    }
+
+    /// The same total as that of the limits inside.
+    pub(crate) fn within(mut self, total: Option<Duration>) -> Self {
+        self.settings.total = total;
         self
     }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 /// Which failures are repeated, how often, and after what pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    pub(super) attempts: u8,
-    pub(super) base: Duration,
-    pub(super) max: Duration,
-    pub(super) patience: Duration,
-    pub(super) trusts_keys: bool,
-    pub(super) repeats_too_many: bool,
+    pub(crate) attempts: u8,
+    pub(crate) base: Duration,
+    pub(crate) max: Duration,
+    pub(crate) patience: Duration,
+    pub(crate) trusts_keys: bool,
+    pub(crate) repeats_too_many: bool,
 }
 
 impl RetryPolicy {
@@ -30,7 +30,7 @@ impl RetryPolicy {
     }
 
     /// Whether a request may have more than one attempt.
-    pub(super) const fn allows_more(self, exception: Option<RetryOverride>) -> bool {
+    pub(crate) const fn allows_more(self, exception: Option<RetryOverride>) -> bool {
         match exception {
             Some(RetryOverride { none: true, .. }) => false,
             Some(RetryOverride { attempts: Some(attempts), .. }) => attempts > 1,
@@ -110,9 +110,9 @@ const fn clamped(attempts: u8) -> u8 {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOverride {
-    pub(super) attempts: Option<u8>,
-    pub(super) none: bool,
-    pub(super) idempotent: bool,
+    pub(crate) attempts: Option<u8>,
+    pub(crate) none: bool,
+    pub(crate) idempotent: bool,
 }
 
 impl RetryOverride {

@@ -119,6 +119,12 @@ impl Facts {
 }
 
 impl Begun {
+    /// A request that is sent once, whatever becomes of it.
+    #[cold]
+    pub(crate) fn once<B>(request: &Request<B>) -> Self {
+        Self { head: None, facts: Facts { exception: Some(RetryOverride::none()), ..Facts::of(request) } }
+    }
+
     #[inline(always)]
     fn counted<B>(
         settings: &Settings,
@@ -143,6 +149,12 @@ impl Begun {
 }
 
 impl<B> Round<B> {
+    /// What is left where somebody else goes on.
+    pub(crate) fn over() -> Self {
+        let facts = Facts { exception: None, protocol: Protocol::Http, idempotent: false, counted: false };
+        Self { kept: None, past: None, facts }
+    }
+
     /// Whether a response is the answer, whatever else there might be.
     #[inline(always)]
     pub(crate) fn passes<R>(&self, response: &Response<R>) -> bool {
@@ -192,7 +204,7 @@ impl<B> Round<B> {
     }
 
     /// Looks at an error that is a record.
-    pub(super) fn error<E: Told>(&mut self, settings: &Settings, error: E) -> Result<Next, E> {
+    pub(crate) fn error<E: Told>(&mut self, settings: &Settings, error: E) -> Result<Next, E> {
         match self.decided(settings, Shown::Failure(error.record()), None) {
             Ok(next) => {
                 self.failed(error.record().clone());

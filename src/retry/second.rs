@@ -8,7 +8,7 @@ use http::Response;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 
-use super::call::Way;
+use super::call::{Told, Way};
 use super::future::{Answered, Core};
 use super::round::Round;
 use super::span::AttemptSpan;
@@ -51,6 +51,7 @@ impl<F, S, B> Second<F, S, B> {
         F: Future<Output = Result<Response<W::Body>, W::Error>>,
         S: Clone,
         W: Way<S, ReplayBody<B>, Future = F>,
+        W::Error: Told,
     {
         loop {
             let next = match self.as_mut().project() {

@@ -17,7 +17,7 @@ use crate::engine::{BodyLimits, Call, Finding, Head, Limits, Refusal, Sight};
 /// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
 #[derive(Clone, Debug)]
 pub struct Enforced {
-    pub(super) timeouts: Timeouts,
+    pub(crate) timeouts: Timeouts,
     pub(super) extras: Option<Arc<Extras>>,
 }
 

@@ -101,9 +101,14 @@ impl TimeoutLayer {
 }
 
 impl<W, P: Part + Clone> TimeoutLayer<W, P> {
-    #[cfg(test)]
     pub(crate) fn limits(&self) -> &Enforced {
         &self.shared.limits
+    }
+
+    /// The same with other limits.
+    pub(crate) fn with(mut self, timeouts: Timeouts) -> Self {
+        Arc::make_mut(&mut self.shared).limits.timeouts = timeouts;
+        self
     }
 
     /// Hands the request body on as it is, for a service that takes one type of body only.

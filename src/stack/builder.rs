@@ -1,0 +1,288 @@
+//! What a stack is told before it is built.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::check::{self, Checked};
+use super::core::{Mode, Set};
+use super::misconfigured::{Misconfiguration, Misconfigured};
+use super::parts::Parts;
+use super::recorder::Recorder;
+use super::repeat::{Repeat, Retries};
+use super::steering::Steering;
+use super::{UpstreamHandle, UpstreamLayer};
+use crate::breaker::{Breaker, BreakerPolicy, CircuitBreakerLayer, CircuitHandle};
+use crate::cause::ProxyStatus;
+use crate::classify::ClassifyLayer;
+use crate::deadline::Deadlines;
+use crate::engine::{Part, Shared, Untouched, Watched};
+use crate::event::Observer;
+use crate::limit::{Limit, LimitHandle, LimitLayer};
+use crate::retry::{RetryBudget, RetryLayer};
+use crate::timeout::{LearnedLimits, RequestHead, TimeoutLayer, Timeouts, Topology};
+
+/// A part of a stack that can be left out: a layer, or `()`.
+pub trait Section: fmt::Debug + Send + Sync + 'static {
+    /// What it adds to a call.
+    type Part: Part + Clone + fmt::Debug;
+
+    #[doc(hidden)]
+    fn part(&self) -> Self::Part;
+
+    #[doc(hidden)]
+    fn circuit(&self) -> Option<CircuitHandle> {
+        None
+    }
+
+    #[doc(hidden)]
+    fn limit(&self) -> Option<LimitHandle> {
+        None
+    }
+
+    /// What takes its place where another limiter does.
+    #[doc(hidden)]
+    fn limited(_: &LimitLayer) -> Option<Self::Part> {
+        None
+    }
+}
+
+impl Section for () {
+    type Part = ();
+
+    fn part(&self) {}
+}
+
+impl Section for CircuitBreakerLayer {
+    type Part = Breaker;
+
+    fn part(&self) -> Breaker {
+        CircuitBreakerLayer::part(self)
+    }
+
+    fn circuit(&self) -> Option<CircuitHandle> {
+        Some(self.handle())
+    }
+}
+
+impl Section for LimitLayer {
+    type Part = Limit;
+
+    fn part(&self) -> Limit {
+        LimitLayer::part(self)
+    }
+
+    fn limit(&self) -> Option<LimitHandle> {
+        Some(self.handle())
+    }
+
+    fn limited(limiter: &LimitLayer) -> Option<Limit> {
+        Some(limiter.part())
+    }
+}
+
+/// Builds an [`UpstreamLayer`]; see its [module](super) for the defaults.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct UpstreamBuilder<R = Retries, L = LimitLayer, C = CircuitBreakerLayer, W = Watched> {
+    pub(super) name: Arc<str>,
+    pub(super) limits: TimeoutLayer<W>,
+    pub(super) topology: Topology,
+    pub(super) repeat: R,
+    pub(super) limiter: L,
+    pub(super) circuit: C,
+    /// For the checks: a layer does not tell its policy.
+    pub(super) policy: Option<BreakerPolicy>,
+    pub(super) classify: ClassifyLayer,
+    pub(super) learned: Option<Arc<LearnedLimits>>,
+    pub(super) found: Vec<Misconfiguration>,
+}
+
+impl UpstreamBuilder {
+    pub(super) fn new(name: impl Into<Arc<str>>) -> Self {
+        let name = name.into();
+        let builder = Self {
+            limits: TimeoutLayer::new(Timeouts::new()),
+            topology: Topology::new(),
+            repeat: Retries { layer: RetryLayer::new() },
+            limiter: LimitLayer::new(),
+            circuit: CircuitBreakerLayer::new(name.clone()),
+            policy: Some(BreakerPolicy::new()),
+            classify: ClassifyLayer::new(),
+            learned: None,
+            found: Vec::new(),
+            name,
+        };
+        builder.standard()
+    }
+}
+
+impl<R, L, C, W> UpstreamBuilder<R, L, C, W> {
+    /// The time limits (default: the preset's).
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.limits = self.limits.with(timeouts);
+        self
+    }
+
+    /// What is known of the neighbours' limits (default: nothing): what does not fit is refused by [`build`](Self::build).
+    ///
+    /// Attempts, pauses, hedging and the circuit's numbers are taken from the stack itself.
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.topology = topology;
+        self
+    }
+
+    /// Reads the caller's deadline and writes the one that goes out (default: neither), as
+    /// [`TimeoutLayer::deadlines`] says.
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.limits = self.limits.deadlines(deadlines);
+        self
+    }
+
+    /// Learns how long the heads of these routes take (default: not at all), as [`TimeoutLayer::learned`] says.
+    pub fn learned(
+        mut self,
+        limits: Arc<LearnedLimits>,
+        route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        self.learned = Some(limits.clone());
+        self.limits = self.limits.learned(limits, route);
+        self
+    }
+
+    /// Says how long the client inside keeps idle connections (default: not known), as [`TimeoutLayer::pool_idle`] says.
+    pub fn pool_idle(mut self, limit: Duration) -> Self {
+        self.topology = self.topology.pool_idle(limit);
+        self.limits = self.limits.pool_idle(limit);
+        self
+    }
+
+    /// How errors and unsafe heads become answers (default: [`ClassifyLayer::new`]).
+    ///
+    /// It takes the place of what [`proxy_status`](Self::proxy_status) and [`observer`](Self::observer) said before.
+    pub fn classify(mut self, classify: ClassifyLayer) -> Self {
+        self.classify = classify;
+        self
+    }
+
+    /// Adds this deployment's member to `Proxy-Status` (RFC 9209) on failures (default: none).
+    pub fn proxy_status(mut self, name: &str) -> Self {
+        match ProxyStatus::new(name) {
+            Ok(member) => self.classify = self.classify.proxy_status(member),
+            Err(error) => self.found.push(Misconfiguration::new(
+                "proxy_status",
+                format!("{name:?} cannot stand in the field: {error}"),
+                "set a token such as \"shop-edge\"",
+            )),
+        }
+        self
+    }
+
+    /// Tells this one of failures as well (default: [`Log`](crate::event::Log) alone).
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.classify = self.classify.also(observer);
+        self
+    }
+
+    /// Leaves the limiter out: what would it cost, is not there.
+    pub fn without_limiter(self) -> UpstreamBuilder<R, (), C, W> {
+        self.with_limiter(())
+    }
+
+    /// Leaves the circuit breaker out.
+    pub fn without_circuit(self) -> UpstreamBuilder<R, L, (), W> {
+        self.with_circuit((), None)
+    }
+
+    /// Leaves the retry out: the inner service gets its request body as it comes.
+    pub fn without_retry(self) -> UpstreamBuilder<(), L, C, W> {
+        self.with_repeat(())
+    }
+
+    /// How many calls may be in flight (default: [`LimitLayer::new`], from 2 to 200 as the upstream can bear).
+    pub fn limiter(self, limiter: LimitLayer) -> UpstreamBuilder<R, LimitLayer, C, W> {
+        self.with_limiter(limiter)
+    }
+
+    /// When the circuit opens, and for how long (default: [`BreakerPolicy::new`]).
+    pub fn circuit(self, policy: BreakerPolicy) -> UpstreamBuilder<R, L, CircuitBreakerLayer, W> {
+        let circuit = CircuitBreakerLayer::new(self.name.clone()).policy(policy);
+        self.with_circuit(circuit, Some(policy))
+    }
+
+    /// What is sent again (default: [`RetryLayer::new`]); its total is that of the [time limits](Self::timeouts).
+    pub fn retry(self, retry: RetryLayer) -> UpstreamBuilder<Retries, L, C, W> {
+        self.with_repeat(Retries { layer: retry })
+    }
+
+    /// Hands the request body on as it is, for an inner service that watches it itself, as `ReverseProxy` does.
+    ///
+    /// For others the limit on the head begins at the call then, however long the upload takes.
+    pub fn untouched(self) -> UpstreamBuilder<R, L, C, Untouched> {
+        let Self { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found } = self;
+        let limits = limits.untouched();
+        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+    }
+
+    fn with_limiter<M>(self, limiter: M) -> UpstreamBuilder<R, M, C, W> {
+        let Self { name, limits, topology, repeat, circuit, policy, classify, learned, found, .. } = self;
+        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+    }
+
+    fn with_circuit<D>(self, circuit: D, policy: Option<BreakerPolicy>) -> UpstreamBuilder<R, L, D, W> {
+        let Self { name, limits, topology, repeat, limiter, classify, learned, found, .. } = self;
+        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+    }
+
+    fn with_repeat<Q>(self, repeat: Q) -> UpstreamBuilder<Q, L, C, W> {
+        let Self { name, limits, topology, limiter, circuit, policy, classify, learned, found, .. } = self;
+        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+    }
+}
+
+impl<L, C, W> UpstreamBuilder<Retries, L, C, W> {
+    /// What retries and hedges are paid from (default: a budget of its own), for stacks before the same upstream.
+    pub fn budget(mut self, budget: RetryBudget) -> Self {
+        self.repeat.layer = self.repeat.layer.budget(budget);
+        self
+    }
+}
+
+impl<R: Repeat, L: Section, C: Section, W> UpstreamBuilder<R, L, C, W> {
+    /// The layer, if everything fits.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong at once, each with what to set.
+    pub fn build(self) -> Result<UpstreamLayer<R, L::Part, C::Part, W>, Misconfigured> {
+        let Checked { found, report } = check::check(&self);
+        Misconfigured::unless_none(found)?;
+        for finding in report.findings() {
+            tracing::warn!(
+                target: "tower_upstream",
+                upstream = &*self.name,
+                finding = finding.id().as_str(),
+                set = finding.set(),
+                "{}", finding.inequality()
+            );
+        }
+        let parts = Parts {
+            recorder: Arc::new(Recorder::new()),
+            limiter: self.limiter.part(),
+            circuit: self.circuit.part(),
+        };
+        let limits = self.limits.limits().clone();
+        let repeat = self.repeat.clone().within(limits.timeouts.total);
+        let set = Set {
+            name: self.name.clone(),
+            shared: Shared { parts, limits },
+            repeat,
+            classify: self.classify.settings().clone(),
+            mode: Mode::Usual,
+        };
+        let steering = Arc::new(Steering::new(set));
+        let handle = UpstreamHandle::new(&steering, &self);
+        Ok(UpstreamLayer { steering, handle, border: PhantomData })
+    }
+}

@@ -1,0 +1,114 @@
+//! What the calls of one service share.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::parts::{Parts, Ticket};
+use super::repeat::{Care, Repeat};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay, RetryStop};
+use crate::classify::{Classify, Settings};
+use crate::engine::{Call, Engine, Held, Keep, Limits, Part, Refusal, Shared};
+use crate::timeout::Enforced;
+
+/// One attempt, as layers of their own would make it: for all attempts but the first.
+pub type Attempt<S, C, W> = Engine<Classify<S>, C, Enforced, W>;
+
+/// A stack's settings as they stand; what is changed at run time is changed in a copy.
+#[derive(Clone, Debug)]
+pub(crate) struct Set<R, L, C> {
+    pub(super) name: Arc<str>,
+    pub(super) shared: Shared<Parts<L, C>, Enforced>,
+    pub(super) repeat: R,
+    pub(super) classify: Arc<Settings>,
+    pub(super) mode: Mode,
+}
+
+/// What a stack does with calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// What it was built for.
+    Usual,
+    /// Retry, breaker and limiter stand aside until then.
+    Bypass(Instant),
+    /// New calls are refused.
+    Drain,
+}
+
+/// A set, and what repeats the calls of one service.
+pub(crate) struct Core<R: Repeat, L, C, T> {
+    pub(super) set: Set<R, L, C>,
+    pub(super) repeat: T,
+}
+
+impl<R: Repeat, L: Part + Clone, C: Part + Clone> Set<R, L, C> {
+    /// For services around `inner`.
+    pub(super) fn around<S, W>(&self, inner: impl FnOnce() -> S) -> Core<R, L, C, R::Around<Attempt<S, C, W>>> {
+        let repeat = self.repeat.around(|| {
+            let shared = Shared { parts: self.shared.parts.circuit.clone(), limits: self.shared.limits.clone() };
+            let classify = Classify::deferred(inner(), &self.classify);
+            Engine::new(classify, Arc::new(shared))
+        });
+        Core { set: self.clone(), repeat }
+    }
+}
+
+impl<R, L, C> Set<R, L, C> {
+    /// How much is done for a call that begins now.
+    #[inline(always)]
+    fn care(&self, now: Instant) -> Result<Care, Refusal> {
+        if self.mode == Mode::Usual { Ok(Care::Full) } else { self.mode.care(now) }
+    }
+}
+
+impl<R, L: Part, C: Part> Set<R, L, C> {
+    /// Lets a call in as far as the parts around all its attempts say.
+    #[inline(always)]
+    pub(super) fn enter(&self, call: &Call) -> Result<(Ticket<L::Ticket, C::Ticket>, Care), Refusal> {
+        let care = self.care(call.now).and_then(|care| match self.shared.limits.refuse(call) {
+            None => Ok(care),
+            Some(refusal) => Err(refusal),
+        });
+        match care {
+            Ok(care) => Ok((self.shared.parts.enter(call, care)?, care)),
+            Err(refusal) => {
+                self.shared.parts.refused(&refusal);
+                Err(refusal)
+            }
+        }
+    }
+}
+
+impl Mode {
+    #[cold]
+    fn care(self, now: Instant) -> Result<Care, Refusal> {
+        match self {
+            Self::Bypass(until) if now < until => Ok(Care::Bare),
+            Self::Usual | Self::Bypass(_) => Ok(Care::Full),
+            Self::Drain => {
+                let failure = Failure::builder(BadGatewayCause::GatewayOverload)
+                    .replay(Replay::NotSent, Evidence::LocalRefusal)
+                    .retry_stop(RetryStop::LocalRefusal)
+                    .detail(Detail::Text("the gateway is being drained"));
+                Err(Refusal::new(failure.build()).retry_after(std::time::Duration::from_secs(1)))
+            }
+        }
+    }
+}
+
+impl<R: Repeat, L: Part, C: Part, T> Keep for Held<Core<R, L, C, T>> {
+    type Parts = Parts<L, C>;
+    type Limits = Enforced;
+
+    #[inline(always)]
+    fn shared(&self) -> &Shared<Parts<L, C>, Enforced> {
+        &self.set.shared
+    }
+}
+
+impl<R: Repeat, L, C, T> fmt::Debug for Core<R, L, C, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("name", &self.set.name).finish_non_exhaustive()
+    }
+}

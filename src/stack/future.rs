@@ -1,0 +1,456 @@
+//! The one future of a stack.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::body::UpstreamBody;
+use super::core::Core;
+use super::note::Note;
+use super::repeat::{Care, Repeat, Repeats, Rounds};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::classify::{First, Settings, Stage, first_look, refused_head, scene_of};
+use crate::engine::{Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, leave};
+use crate::retry::{Way, drain};
+use crate::timeout::Watch;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+pin_project! {
+    /// The future of an [`Upstream`](super::Upstream).
+    #[project = Projection]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct UpstreamFuture<S, B, Y: Way<S, B>, R: Repeat, L: Part, C: Part, T, Q: Rounds<T>> {
+        #[pin]
+        run: Run<Y::Future, S, B, Y::Body, Q::Rest>,
+        // made when the first poll finds no answer, and left where it is
+        #[pin]
+        timer: Option<Sleep>,
+        course: Course<R, L, C, T>,
+        watch: Watch,
+        round: Q,
+        // the answer was not there at the first poll
+        waited: bool,
+    }
+}
+
+pin_project! {
+    #[project = RunProjection]
+    pub(super) enum Run<F, S, B, X, A> {
+        Call { #[pin] call: F },
+        // the service was not ready
+        Asking { asking: Option<Box<Asking<S, B>>> },
+        // the head has come, its body's first frame has not
+        Holding { answer: Option<Box<Response<X>>> },
+        // attempts after the first one
+        Rest { rest: Pin<Box<A>> },
+        Refused { refusal: Option<Refusal> },
+        // the service will never be ready
+        Broken { error: Option<BoxError> },
+        Over,
+    }
+}
+
+/// How the first attempt was begun.
+pub(super) type Made<S, B, Y, T, Q> =
+    Run<<Y as Way<S, B>>::Future, S, B, <Y as Way<S, B>>::Body, <Q as Rounds<T>>::Rest>;
+
+impl<F, S, B, X, A> Run<F, S, B, X, A> {
+    /// The service is to be asked again whether it is ready.
+    #[cold]
+    pub(super) fn asking(service: S, request: Request<B>) -> Self {
+        Self::Asking { asking: Some(Box::new(Asking { service, request })) }
+    }
+}
+
+/// A service that is not ready, and what it is to be called with.
+pub(super) struct Asking<S, B> {
+    service: S,
+    request: Request<B>,
+}
+
+/// A call that is under way, and what is kept of its request.
+struct Course<R: Repeat, L: Part, C: Part, T> {
+    open: Open<Held<Core<R, L, C, T>>>,
+    note: Option<Box<Note>>,
+}
+
+impl<R: Repeat, L: Part, C: Part, T> Drop for Course<R, L, C, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(note) = self.note.take() {
+            self.left(note);
+        }
+    }
+}
+
+impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
+    #[cold]
+    fn left(&self, mut note: Box<Note>) {
+        self.settings().left(&mut note.ask);
+        note.shelve();
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> &Settings {
+        &self.open.shared.set.classify
+    }
+
+    fn note(&mut self) -> Box<Note> {
+        self.note.take().expect(POLLED_AGAIN)
+    }
+}
+
+const POLLED_AGAIN: &str = "a future is not polled after it was ready";
+
+type Answered<S, B, Y, R, L, C, T, Q> =
+    Response<UpstreamBody<<Y as Way<S, B>>::Body, <Q as Rounds<T>>::Body, R, L, C, T>>;
+
+impl<S, B, Y, R, L, C, T, Q> UpstreamFuture<S, B, Y, R, L, C, T, Q>
+where
+    Y: Way<S, B>,
+    R: Repeat,
+    L: Part,
+    C: Part,
+    Q: Rounds<T>,
+{
+    /// Begins a call.
+    #[inline(always)]
+    pub(super) fn begin<W, O>(
+        core: Held<Core<R, L, C, T>>,
+        mut request: Request<O>,
+        make: impl FnOnce(Request<B>) -> Made<S, B, Y, T, Q>,
+    ) -> Self
+    where
+        T: Repeats<O, Y, Round = Q>,
+        W: Border<T::Body, Body = B>,
+    {
+        let mut call = Call::new(Instant::now());
+        let set = &core.set;
+        let watch = set.shared.limits.begin(&mut call, &mut request);
+        let note = Some(Note::of(&request));
+        let entry = set.enter(&call);
+        let care = entry.as_ref().map_or(Care::Bare, |(_, care)| *care);
+        let (mut round, request) = core.repeat.begin(request, call.now, call.deadline, care);
+        let (mut run, ticket) = match entry {
+            Ok((ticket, _)) => (None, Some(ticket)),
+            Err(refusal) => (Some(Run::Refused { refusal: Some(refusal) }), None),
+        };
+        let mut course = Course { open: Open::new(core, call), note };
+        if let Some(ticket) = ticket {
+            course.open.hold(ticket);
+            if round.hedges() {
+                let run = Run::Rest { rest: course.open.shared.repeat.apart(&mut round, request) };
+                return Self { run, timer: None, course, watch, round, waited: true };
+            }
+            if care == Care::Full {
+                let admitted = course.open.held(|parts, ticket, call| parts.attempt(ticket, call));
+                run = admitted.and_then(Result::err).map(|refusal| Run::Refused { refusal: Some(refusal) });
+            }
+        }
+        let run = run.unwrap_or_else(|| {
+            let request = course.open.pass::<W, _>(request);
+            let _entered = round.enter();
+            make(request)
+        });
+        Self { run, timer: None, course, watch, round, waited: false }
+    }
+}
+
+impl<S, B, Y, R, L, C, T, Q> Future for UpstreamFuture<S, B, Y, R, L, C, T, Q>
+where
+    Y: Way<S, B>,
+    Y::Error: Into<BoxError>,
+    Y::Body: Body<Data = Bytes> + Unpin + 'static,
+    <Y::Body as Body>::Error: Into<BoxError>,
+    R: Repeat,
+    L: Part,
+    C: Part,
+    Q: Rounds<T>,
+{
+    type Output = Result<Answered<S, B, Y, R, L, C, T, Q>, Infallible>;
+
+    #[inline(always)]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let RunProjection::Call { call } = this.run.as_mut().project() {
+            let entered = this.round.enter();
+            let polled = call.poll(cx);
+            drop(entered);
+            return match polled {
+                Poll::Ready(Ok(answer)) => this.answered(answer, cx).map(Ok),
+                Poll::Ready(Err(error)) => this.erred(error.into(), cx).map(Ok),
+                Poll::Pending => {
+                    *this.waited = true;
+                    this.elsewhere(cx).map(Ok)
+                }
+            };
+        }
+        this.elsewhere(cx).map(Ok)
+    }
+}
+
+impl<S, B, Y, R, L, C, T, Q> Projection<'_, S, B, Y, R, L, C, T, Q>
+where
+    Y: Way<S, B>,
+    Y::Error: Into<BoxError>,
+    Y::Body: Body<Data = Bytes> + Unpin + 'static,
+    <Y::Body as Body>::Error: Into<BoxError>,
+    R: Repeat,
+    L: Part,
+    C: Part,
+    Q: Rounds<T>,
+{
+    /// All that is not an answer that was there at once.
+    #[inline(never)]
+    fn elsewhere(mut self, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        let open = &self.course.open;
+        match self.run.as_mut().project() {
+            RunProjection::Call { mut call } => {
+                let round = &*self.round;
+                let poll = |cx: &mut Context<'_>| {
+                    let _entered = round.enter();
+                    call.as_mut().poll(cx)
+                };
+                match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
+                    Waited::Came(result) => {
+                        self.timer.set(None);
+                        match result {
+                            Ok(answer) => self.answered(answer, cx),
+                            Err(error) => self.erred(error.into(), cx),
+                        }
+                    }
+                    Waited::Passed(failure, now) => self.passed(failure, now, cx),
+                }
+            }
+            RunProjection::Asking { asking } => {
+                let asked = asking.as_mut().expect(POLLED_AGAIN);
+                let poll = |cx: &mut Context<'_>| Y::poll_ready(&mut asked.service, cx);
+                match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
+                    Waited::Came(Ok(())) => {
+                        let Asking { mut service, request } = *asking.take().expect(POLLED_AGAIN);
+                        let call = Y::call(&mut service, request);
+                        self.run.set(Run::Call { call });
+                        *self.waited = true;
+                        // the timer goes on: the call had begun before
+                        self.elsewhere(cx)
+                    }
+                    Waited::Came(Err(error)) => {
+                        self.timer.set(None);
+                        self.erred(error.into(), cx)
+                    }
+                    Waited::Passed(failure, now) => self.passed(unasked(failure), now, cx),
+                }
+            }
+            RunProjection::Holding { answer } => {
+                let first = first_look(answer.as_mut().expect(POLLED_AGAIN), cx);
+                if first.is_pending() {
+                    if let Some(timer) = self.timer.as_mut().as_pin_mut() {
+                        ready!(timer.poll(cx));
+                    }
+                }
+                let answer = *answer.take().expect(POLLED_AGAIN);
+                self.timer.set(None);
+                self.looked_at(answer, first, cx)
+            }
+            RunProjection::Rest { rest } => {
+                let Ok(answer) = ready!(rest.as_mut().poll(cx));
+                Poll::Ready(self.last(answer))
+            }
+            RunProjection::Refused { refusal } => {
+                let (failure, after) = refusal.take().expect(POLLED_AGAIN).into_parts();
+                let mut answer = self.failure(&failure);
+                come_back(answer.headers_mut(), after);
+                Poll::Ready(answer)
+            }
+            RunProjection::Broken { error } => {
+                let error = error.take().expect(POLLED_AGAIN);
+                self.erred(error, cx)
+            }
+            RunProjection::Over => panic!("{POLLED_AGAIN}"),
+        }
+    }
+
+    /// A head has come.
+    #[inline(always)]
+    fn answered(mut self, mut answer: Response<Y::Body>, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        let settings = &*self.course.open.shared.set.classify;
+        let Some(note) = &self.course.note else { panic!("{POLLED_AGAIN}") };
+        if let Some(failure) = refused_head(&answer, &note.ask) {
+            return self.failed(failure, cx);
+        }
+        if !settings.holds(&answer, &note.ask) {
+            return self.pass_on(answer, Stage::Reading, cx);
+        }
+        let first = first_look(&mut answer, cx);
+        if first.is_pending() {
+            self.timer.set(Some(sleep(settings.hold())));
+            self.run.set(Run::Holding { answer: Some(Box::new(answer)) });
+            return self.elsewhere(cx);
+        }
+        self.looked_at(answer, first, cx)
+    }
+
+    /// The body's first frame was looked for.
+    fn looked_at(
+        self,
+        answer: Response<Y::Body>,
+        first: Poll<First>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        match first {
+            Poll::Ready(First::Failed(failure)) => self.failed(failure, cx),
+            Poll::Ready(First::Frame(frame)) => self.pass_on(answer, Stage::after(frame), cx),
+            Poll::Ready(First::End) => self.pass_on(answer, Stage::Done, cx),
+            Poll::Pending => self.pass_on(answer, Stage::Reading, cx),
+        }
+    }
+
+    /// A head that may go to the caller, unless another attempt could mend what it says.
+    #[inline(always)]
+    fn pass_on(
+        mut self,
+        mut answer: Response<Y::Body>,
+        stage: Stage,
+        cx: &mut Context<'_>,
+    ) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        let mut outcome = Outcome::of(Shown::of(&answer), !*self.waited);
+        self.course.open.head(self.watch, &answer, &outcome);
+        if self.round.passes(&answer) {
+            self.round.succeeded(&self.course.open.shared.repeat, &mut answer);
+        } else if let Some(rest) = self.round.answered(&self.course.open.shared.repeat, &mut answer) {
+            self.discard(answer, stage, &outcome, cx);
+            return self.go_on(rest, cx);
+        } else {
+            outcome = Outcome::of(Shown::of(&answer), !*self.waited);
+        }
+        let mut note = self.course.note();
+        let course = &mut *self.course;
+        course.open.shared.set.classify.look_at(&mut answer, &mut note.ask);
+        course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
+        let ended = match stage {
+            Stage::Reading => answer.body().is_end_stream(),
+            Stage::Done => true,
+            _ => false,
+        };
+        if ended {
+            course.open.settle(&outcome);
+            note.shelve();
+            return Poll::Ready(answer.map(|body| UpstreamBody::ended(body, stage)));
+        }
+        let following = course.open.follow(outcome);
+        let version = answer.version();
+        Poll::Ready(answer.map(|body| UpstreamBody::first(body, stage, version, following, note)))
+    }
+
+    /// The inner service returned its error, or never becomes ready.
+    #[cold]
+    fn erred(self, error: BoxError, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        let scene = scene_of(&*error);
+        let failure = self.course.settings().judge(error, &scene);
+        self.failed(failure, cx)
+    }
+
+    /// A limit has passed.
+    #[cold]
+    fn passed(mut self, failure: Failure, now: Instant, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        self.timer.set(None);
+        leave(Abandon::TimedOut(failure.cause()), || self.run.set(Run::Over));
+        self.attempted(&Outcome::failure(&failure).at(now));
+        self.judged(failure, cx)
+    }
+
+    /// The attempt has no head, or none that may go on.
+    #[cold]
+    fn failed(self, failure: Failure, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        let mut this = self;
+        let outcome = Outcome::failure(&failure);
+        this.course.open.no_head(this.watch, &outcome);
+        this.attempted(&outcome);
+        this.judged(failure, cx)
+    }
+
+    fn attempted(&mut self, outcome: &Outcome) {
+        self.course.open.held(|parts, ticket, call| parts.attempted(ticket, call, outcome));
+    }
+
+    fn judged(self, failure: Failure, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        match self.round.failed(&self.course.open.shared.repeat, failure) {
+            Ok(rest) => self.go_on(rest, cx),
+            Err(failure) => Poll::Ready(self.failure(&failure)),
+        }
+    }
+
+    /// Goes on with further attempts.
+    fn go_on(mut self, rest: Pin<Box<Q::Rest>>, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+        self.timer.set(None);
+        self.run.set(Run::Rest { rest });
+        *self.waited = true;
+        self.elsewhere(cx)
+    }
+
+    /// The answer of an attempt that is to be repeated: its connection can be used again once it is read.
+    fn discard(&mut self, answer: Response<Y::Body>, stage: Stage, outcome: &Outcome, cx: &mut Context<'_>) {
+        let ended = matches!(stage, Stage::Done) || answer.body().is_end_stream();
+        if ended || drain(answer, cx) {
+            return self.attempted(outcome);
+        }
+        self.course.open.held(|parts, ticket, call| parts.given_up(ticket, call));
+    }
+
+    /// The answer of a later attempt.
+    fn last(self, mut answer: Response<Q::Body>) -> Answered<S, B, Y, R, L, C, T, Q> {
+        let course = &mut *self.course;
+        let outcome = Outcome::of(Shown::of(&answer), false);
+        let mut note = course.note();
+        course.open.shared.set.classify.look_at(&mut answer, &mut note.ask);
+        course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
+        if answer.body().is_end_stream() {
+            course.open.settle(&outcome);
+            note.shelve();
+            return UpstreamBody::later(answer, None);
+        }
+        let following = course.open.follow(outcome);
+        UpstreamBody::later(answer, Some((following, note)))
+    }
+
+    /// The answer to a failure.
+    fn failure(self, failure: &Failure) -> Answered<S, B, Y, R, L, C, T, Q> {
+        let course = &mut *self.course;
+        let mut note = course.note();
+        let outcome = Outcome::failure(failure);
+        course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
+        course.open.settle(&outcome);
+        let answer = course.settings().refuse(&mut note.ask, failure);
+        note.shelve();
+        answer.map(UpstreamBody::from)
+    }
+}
+
+/// A limit passed before the inner service was ready: nothing was sent.
+fn unasked(failure: Failure) -> Failure {
+    match failure.cause() {
+        BadGatewayCause::DeadlineExceeded => failure,
+        _ => {
+            let elapsed = failure.elapsed().unwrap_or_default();
+            let failure = Failure::builder(BadGatewayCause::QueueTimeout).phase(Phase::Pool).elapsed(elapsed);
+            failure.replay(Replay::NotSent, Evidence::NoConnection).build()
+        }
+    }
+}
+
+impl<S, B, Y: Way<S, B>, R: Repeat, L: Part, C: Part, T, Q: Rounds<T>> fmt::Debug
+    for UpstreamFuture<S, B, Y, R, L, C, T, Q>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamFuture").finish_non_exhaustive()
+    }
+}

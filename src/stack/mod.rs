@@ -1,0 +1,234 @@
+//! The whole stack in one layer.
+// calls that are not inlined move requests and answers about: measured
+#![allow(clippy::inline_always)]
+
+mod body;
+mod builder;
+mod check;
+mod core;
+mod future;
+mod handle;
+mod misconfigured;
+mod note;
+mod parts;
+mod presets;
+mod recorder;
+mod repeat;
+mod steering;
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use self::future::Run;
+use self::steering::{Origin, Steering};
+use crate::breaker::Breaker;
+use crate::engine::{Border, Handle, Held, Part, Watched};
+use crate::limit::Limit;
+use crate::retry::{ByHyper, ByTower};
+
+pub use self::body::UpstreamBody;
+pub use self::builder::{Section, UpstreamBuilder};
+pub use self::core::Attempt;
+pub use self::future::UpstreamFuture;
+pub use self::handle::{Change, Drained, UpstreamHandle, UpstreamSnapshot, UpstreamState};
+pub use self::misconfigured::{Misconfiguration, Misconfigured};
+pub use self::parts::{Parts, Ticket};
+pub use self::recorder::Latency;
+pub use self::repeat::{Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the calls of one service share around its attempts.
+type AroundOf<S, R, C, W> = <R as Repeat>::Around<Attempt<S, C, W>>;
+type RoundOf<T, B, Y> = <T as Repeats<B, Y>>::Round;
+type BodyOf<T, B, Y> = <RoundOf<T, B, Y> as Rounds<T>>::Body;
+type CoreOf<S, R, L, C, W> = core::Core<R, L, C, AroundOf<S, R, C, W>>;
+
+/// The whole stack; see the [module](self).
+#[must_use]
+pub struct UpstreamLayer<R = Retries, L = Limit, C = Breaker, W = Watched> {
+    steering: Arc<Steering<R, L, C>>,
+    handle: UpstreamHandle,
+    border: PhantomData<fn() -> W>,
+}
+
+impl UpstreamLayer {
+    /// A stack for the upstream of this name, which stands in its log lines, metrics and snapshots.
+    pub fn builder(name: impl Into<Arc<str>>) -> UpstreamBuilder {
+        UpstreamBuilder::new(name)
+    }
+}
+
+impl<R, L, C, W> UpstreamLayer<R, L, C, W> {
+    /// Sees into the stack and steers it.
+    pub fn handle(&self) -> UpstreamHandle {
+        self.handle.clone()
+    }
+}
+
+impl<R, L, C, W> Clone for UpstreamLayer<R, L, C, W> {
+    fn clone(&self) -> Self {
+        Self { steering: self.steering.clone(), handle: self.handle.clone(), border: PhantomData }
+    }
+}
+
+impl<R, L, C, W> fmt::Debug for UpstreamLayer<R, L, C, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamLayer").field("handle", &self.handle).finish_non_exhaustive()
+    }
+}
+
+impl<S, R, L, C, W> Layer<S> for UpstreamLayer<R, L, C, W>
+where
+    S: Clone,
+    R: Repeat,
+    L: Part + Clone,
+    C: Part + Clone,
+{
+    type Service = Upstream<S, R, L, C, W>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let (version, set) = self.steering.set();
+        let core = Arc::new(set.around(|| inner.clone()));
+        let origin = Arc::new(Origin::new(self.steering.clone(), version, core.clone()));
+        Upstream { inner, core: Handle::new(core), version, origin, readiness: Readiness::Unasked }
+    }
+}
+
+/// The service of [`UpstreamLayer`].
+pub struct Upstream<S, R: Repeat = Retries, L = Limit, C: Part = Breaker, W = Watched> {
+    inner: S,
+    core: Handle<CoreOf<S, R, L, C, W>>,
+    /// Which set that is.
+    version: u32,
+    origin: Arc<Origin<R, L, C, CoreOf<S, R, L, C, W>>>,
+    readiness: Readiness,
+}
+
+/// What the inner service said when it was asked.
+#[derive(Default)]
+enum Readiness {
+    #[default]
+    Unasked,
+    Ready,
+    Pending,
+    Broken(BoxError),
+}
+
+impl<S: Clone, R: Repeat, L, C: Part, W> Clone for Upstream<S, R, L, C, W> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            core: self.core.clone(),
+            version: self.version,
+            origin: self.origin.clone(),
+            readiness: Readiness::Unasked,
+        }
+    }
+}
+
+impl<S: fmt::Debug, R: Repeat, L, C: Part, W> fmt::Debug for Upstream<S, R, L, C, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("inner", &self.inner).field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
+impl<S, R, L, C, W> Upstream<S, R, L, C, W>
+where
+    S: Clone,
+    R: Repeat,
+    L: Part + Clone,
+    C: Part + Clone,
+{
+    /// What calls that begin now share, after a change.
+    #[cold]
+    fn renewed(&self) -> (u32, Arc<CoreOf<S, R, L, C, W>>) {
+        self.origin.latest(|set| set.around(|| self.inner.clone()))
+    }
+}
+
+impl<S, R, L, C, W, B, X> Service<Request<B>> for Upstream<S, R, L, C, W>
+where
+    S: Service<Request<W::Body>, Response = Response<X>> + Clone,
+    S::Error: Into<BoxError>,
+    X: Body<Data = Bytes> + Unpin + 'static,
+    X::Error: Into<BoxError>,
+    R: Repeat,
+    L: Part + Clone,
+    C: Part + Clone,
+    AroundOf<S, R, C, W>: Repeats<B, ByTower>,
+    W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByTower>>::Body>,
+{
+    type Response =
+        Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByTower>, R, L, C, AroundOf<S, R, C, W>>>;
+    type Error = std::convert::Infallible;
+    type Future =
+        UpstreamFuture<S, W::Body, ByTower, R, L, C, AroundOf<S, R, C, W>, RoundOf<AroundOf<S, R, C, W>, B, ByTower>>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // what waits here would wait under no limit: a call waits for its service in its own future
+        self.readiness = match self.inner.poll_ready(cx) {
+            Poll::Ready(Ok(())) => Readiness::Ready,
+            Poll::Ready(Err(error)) => Readiness::Broken(error.into()),
+            Poll::Pending => Readiness::Pending,
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if self.version != self.origin.steering.version() {
+            let (version, core) = self.renewed();
+            (self.version, self.core) = (version, Handle::new(core));
+        }
+        let (inner, readiness) = (&mut self.inner, std::mem::take(&mut self.readiness));
+        UpstreamFuture::begin::<W, B>(self.core.hold(), request, |request| match readiness {
+            Readiness::Ready => Run::Call { call: inner.call(request) },
+            // the one that waits keeps its place in whatever line it stands
+            Readiness::Pending | Readiness::Unasked => {
+                let next = inner.clone();
+                Run::asking(std::mem::replace(inner, next), request)
+            }
+            Readiness::Broken(error) => Run::Broken { error: Some(error) },
+        })
+    }
+}
+
+/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
+impl<S, R, L, C, W, B, X> hyper::service::Service<Request<B>> for Upstream<S, R, L, C, W>
+where
+    S: hyper::service::Service<Request<W::Body>, Response = Response<X>> + Clone,
+    S::Error: Into<BoxError>,
+    X: Body<Data = Bytes> + Unpin + 'static,
+    X::Error: Into<BoxError>,
+    R: Repeat,
+    L: Part + Clone,
+    C: Part + Clone,
+    AroundOf<S, R, C, W>: Repeats<B, ByHyper>,
+    W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByHyper>>::Body>,
+{
+    type Response =
+        Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByHyper>, R, L, C, AroundOf<S, R, C, W>>>;
+    type Error = std::convert::Infallible;
+    type Future =
+        UpstreamFuture<S, W::Body, ByHyper, R, L, C, AroundOf<S, R, C, W>, RoundOf<AroundOf<S, R, C, W>, B, ByHyper>>;
+
+    #[inline]
+    fn call(&self, request: Request<B>) -> Self::Future {
+        let core = if self.version == self.origin.steering.version() {
+            self.core.hold_own()
+        } else {
+            Held::new(self.renewed().1)
+        };
+        UpstreamFuture::begin::<W, B>(core, request, |request| Run::Call { call: self.inner.call(request) })
+    }
+}

@@ -1,0 +1,47 @@
+//! What is kept of a request until its answer, in memory that is used again.
+
+use std::cell::RefCell;
+
+use http::Request;
+
+use crate::classify::Ask;
+
+/// Boxed, as a call carries only the pointer: what few calls ask for is not moved with each.
+#[derive(Debug)]
+pub(super) struct Note {
+    pub(super) ask: Ask,
+}
+
+/// So many notes are kept on a thread for later requests.
+const SHELVED: usize = 64;
+
+thread_local! {
+    #[allow(clippy::vec_box)] // the boxes are what is used again
+    static SHELF: RefCell<Vec<Box<Note>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Note {
+    #[inline(always)]
+    pub(super) fn of<B>(request: &Request<B>) -> Box<Self> {
+        match SHELF.with_borrow_mut(Vec::pop) {
+            Some(mut note) => {
+                note.ask = Ask::of(request);
+                note
+            }
+            None => Box::new(Self { ask: Ask::of(request) }),
+        }
+    }
+
+    /// Puts it where the next request finds it.
+    #[inline(always)]
+    pub(super) fn shelve(mut self: Box<Self>) {
+        self.ask.forget();
+        // a thread that is ending has no shelf any more
+        let _ = SHELF.try_with(|shelf| {
+            let mut notes = shelf.borrow_mut();
+            if notes.len() < SHELVED {
+                notes.push(self);
+            }
+        });
+    }
+}

@@ -1,0 +1,105 @@
+//! What a stack counts of its calls.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cause::BadGatewayCause;
+use crate::engine::{Call, Outcome};
+use crate::measure::{Minute, Quantile, default_stripes, stripe};
+
+/// Counts of calls, of what failed, and the times to the head of the last minute.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    stripes: Box<[Stripe]>,
+    causes: [AtomicU64; BadGatewayCause::ALL.len()],
+    times: Minute,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+/// How long answers take; those that were there when first asked for are not among them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Latency {
+    /// How many answers of the last 30 to 60 seconds it is made of.
+    pub samples: u64,
+    /// The median time to the head.
+    pub p50: Duration,
+    /// Nine of ten took no longer.
+    pub p90: Duration,
+    /// 99 of 100 took no longer.
+    pub p99: Duration,
+}
+
+impl Recorder {
+    pub(super) fn new() -> Self {
+        let stripes = default_stripes();
+        Self {
+            stripes: (0..stripes).map(|_| Stripe::default()).collect(),
+            causes: [const { AtomicU64::new(0) }; BadGatewayCause::ALL.len()],
+            times: Minute::new(stripes),
+        }
+    }
+
+    #[inline(always)]
+    fn own(&self) -> &Stripe {
+        // a power of two
+        &self.stripes[stripe() & (self.stripes.len() - 1)]
+    }
+
+    #[inline(always)]
+    pub(super) fn begin(&self) {
+        self.own().begun.fetch_add(1, Relaxed);
+    }
+
+    /// A head that was waited for: of one that was there at once the time is not looked at.
+    #[inline(always)]
+    pub(super) fn head(&self, call: &Call, outcome: &Outcome) {
+        if outcome.waited() && outcome.is_plain() {
+            let now = outcome.now();
+            self.times.record(self.times.second(now), now.saturating_duration_since(call.now));
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn end(&self, outcome: Option<&Outcome>) {
+        self.own().ended.fetch_add(1, Relaxed);
+        if let Some(cause) = outcome.and_then(Outcome::cause) {
+            self.causes[cause as usize].fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn calls(&self) -> u64 {
+        self.sum(|stripe| &stripe.begun)
+    }
+
+    /// Calls that have begun and whose body has not ended.
+    pub(super) fn in_flight(&self) -> u64 {
+        // what has ended first: a call that begins and ends in between counts as running at most
+        let ended = self.sum(|stripe| &stripe.ended);
+        self.calls().saturating_sub(ended)
+    }
+
+    fn sum(&self, of: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
+        self.stripes.iter().map(|stripe| of(stripe).load(Relaxed)).fold(0, u64::wrapping_add)
+    }
+
+    /// What failed, and how often; causes that never came are left out.
+    pub(super) fn failures(&self) -> Vec<(BadGatewayCause, u64)> {
+        let counts = BadGatewayCause::ALL.iter().map(|&cause| (cause, self.causes[cause as usize].load(Relaxed)));
+        counts.filter(|(_, count)| *count > 0).collect()
+    }
+
+    pub(super) fn latency(&self, now: Instant) -> Option<Latency> {
+        let (times, _) = self.times.read(self.times.second(now));
+        let quantile = |per_mille| times.quantile(Quantile::per_mille(per_mille));
+        Some(Latency { samples: times.samples(), p50: quantile(500)?, p90: quantile(900)?, p99: quantile(990)? })
+    }
+}
