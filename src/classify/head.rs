@@ -44,6 +44,12 @@ pub fn check_head<B>(head: &Response<B>, asked: Asked) -> Option<Verdict> {
     check_framing(head.headers(), head.version())
 }
 
+/// No coding, and no field twice: as most heads are.
+#[inline]
+pub(super) fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    headers.is_empty() || headers.keys_len() == headers.len() && !headers.contains_key(TRANSFER_ENCODING)
+}
+
 fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
     let invalid = |why| Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Text(why)));
     let Some(coding) = headers.get(TRANSFER_ENCODING) else {

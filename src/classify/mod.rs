@@ -74,7 +74,7 @@ use tower_service::Service;
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
 use self::settings::Teller;
-pub(crate) use self::settings::{Ask, Settings, refused_head, scene_of};
+pub(crate) use self::settings::{Ask, Settings, is_plain_head, refused_head, scene_of};
 #[cfg(feature = "client")]
 pub(crate) use self::told::{Rejected, Relayed};
 use crate::body::AnswerBody;

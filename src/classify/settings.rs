@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
+use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
-use super::head::{Asked, check_head};
+use super::head::{Asked, check_head, is_plainly_framed};
 use super::told::{Rejected, Relayed, Told, is_reported, reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
@@ -23,7 +23,9 @@ use crate::event::{Event, Exchange, Log, Observer};
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const ID: &str = "x-request-id";
+const REQUEST_ID: HeaderName = HeaderName::from_static(ID);
+const UPGRADE: &str = "upgrade";
 
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -80,13 +82,22 @@ pub(crate) struct Ask {
 impl Ask {
     #[inline]
     pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        let headers = request.headers();
-        let upgrade = headers.contains_key(UPGRADE) || request.method() == Method::CONNECT;
+        // one walk past all names is cheaper than to hash two
+        let (mut upgrade, mut request_id) = (request.method() == Method::CONNECT, None);
+        for (name, value) in request.headers() {
+            let name = name.as_str();
+            // most differ in length
+            if name.len() == ID.len() && name == ID && request_id.is_none() {
+                request_id = Some(value.clone());
+            } else if name.len() == UPGRADE.len() && name == UPGRADE {
+                upgrade = true;
+            }
+        }
         Self {
             exchange: Exchange {
                 method: request.method().clone(),
                 target: request.uri().path_and_query().cloned(),
-                request_id: headers.get(REQUEST_ID).cloned(),
+                request_id,
             },
             asked: if upgrade { Asked::Upgrade } else { Asked::Answer },
         }
@@ -252,6 +263,16 @@ pub(crate) fn upstream_status(status: StatusCode) -> FailureBuilder {
 fn failed_hop(headers: &HeaderMap) -> Option<Member> {
     let told = |member: &Member| member.error().is_some_and(|error| error.len() <= 64) && member.name().len() <= 256;
     cause::members(headers).into_iter().find(told)
+}
+
+/// Whether there is nothing about a head that could be wrong, as far as that is seen at once.
+#[inline(always)]
+pub(crate) fn is_plain_head<B>(answer: &Response<B>) -> bool {
+    let status = answer.status().as_u16();
+    answer.extensions().is_empty()
+        && status < 400
+        && status != 101
+        && (answer.version() >= Version::HTTP_2 || is_plainly_framed(answer.headers()))
 }
 
 /// What is wrong with a head; its connection is ended, as what follows cannot be delimited.

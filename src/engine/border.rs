@@ -14,6 +14,9 @@ pub trait Border<B>: sealed::Sealed {
     type Body;
 
     #[doc(hidden)]
+    fn body(body: B, now: Instant, seen: &mut Seen) -> Self::Body;
+
+    #[doc(hidden)]
     fn pass(request: Request<B>, now: Instant, seen: &mut Seen) -> Request<Self::Body>;
 }
 
@@ -34,17 +37,25 @@ impl<B: Body> Border<B> for Watched {
     type Body = Upload<B>;
 
     #[inline]
+    fn body(body: B, now: Instant, seen: &mut Seen) -> Upload<B> {
+        let upload = Upload::new(body, now);
+        seen.0 = upload.progress();
+        upload
+    }
+
+    #[inline]
     fn pass(request: Request<B>, now: Instant, seen: &mut Seen) -> Request<Upload<B>> {
-        request.map(|body| {
-            let upload = Upload::new(body, now);
-            seen.0 = upload.progress();
-            upload
-        })
+        request.map(|body| Self::body(body, now, seen))
     }
 }
 
 impl<B> Border<B> for Untouched {
     type Body = B;
+
+    #[inline]
+    fn body(body: B, _: Instant, _: &mut Seen) -> B {
+        body
+    }
 
     #[inline]
     fn pass(request: Request<B>, _: Instant, _: &mut Seen) -> Request<B> {

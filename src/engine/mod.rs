@@ -149,6 +149,11 @@ impl<K: Keep> Open<K> {
         self.ticket = Some(ticket);
     }
 
+    /// Whether it was let in and is not over.
+    pub(crate) fn is_held(&self) -> bool {
+        self.ticket.is_some()
+    }
+
     /// What its parts do with what it holds, if it was let in.
     #[inline(always)]
     pub(crate) fn held<T>(&mut self, does: impl FnOnce(&K::Parts, &mut TicketOf<K>, &Call) -> T) -> Option<T> {
@@ -163,9 +168,15 @@ impl<K: Keep> Open<K> {
         Ok(())
     }
 
+    /// Hands a request body over the border.
+    #[inline(always)]
+    pub(crate) fn body<W: Border<B>, B>(&mut self, body: B) -> W::Body {
+        W::body(body, self.call.now, &mut self.upload)
+    }
+
     /// Hands a request's body over the border.
     #[inline(always)]
-    pub(crate) fn pass<W: Border<B>, B>(&mut self, request: Request<B>) -> Request<W::Body> {
+    fn pass<W: Border<B>, B>(&mut self, request: Request<B>) -> Request<W::Body> {
         W::pass(request, self.call.now, &mut self.upload)
     }
 

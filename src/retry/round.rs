@@ -125,6 +125,12 @@ impl Begun {
         Self { head: None, facts: Facts { exception: Some(RetryOverride::none()), ..Facts::of(request) } }
     }
 
+    /// Whether a second attempt may be sent beside the first.
+    #[inline(always)]
+    pub(crate) fn hedges(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.begun.is_some())
+    }
+
     #[inline(always)]
     fn counted<B>(
         settings: &Settings,

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::parts::{Parts, Ticket};
+use super::parts::Parts;
 use super::repeat::{Care, Repeat};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay, RetryStop};
 use crate::classify::{Classify, Settings};
-use crate::engine::{Call, Engine, Held, Keep, Limits, Part, Refusal, Shared};
+use crate::engine::{Engine, Held, Keep, Part, Refusal, Shared};
 use crate::timeout::Enforced;
 
 /// One attempt, as layers of their own would make it: for all attempts but the first.
@@ -57,26 +57,8 @@ impl<R: Repeat, L: Part + Clone, C: Part + Clone> Set<R, L, C> {
 impl<R, L, C> Set<R, L, C> {
     /// How much is done for a call that begins now.
     #[inline(always)]
-    fn care(&self, now: Instant) -> Result<Care, Refusal> {
+    pub(super) fn care(&self, now: Instant) -> Result<Care, Refusal> {
         if self.mode == Mode::Usual { Ok(Care::Full) } else { self.mode.care(now) }
-    }
-}
-
-impl<R, L: Part, C: Part> Set<R, L, C> {
-    /// Lets a call in as far as the parts around all its attempts say.
-    #[inline(always)]
-    pub(super) fn enter(&self, call: &Call) -> Result<(Ticket<L::Ticket, C::Ticket>, Care), Refusal> {
-        let care = self.care(call.now).and_then(|care| match self.shared.limits.refuse(call) {
-            None => Ok(care),
-            Some(refusal) => Err(refusal),
-        });
-        match care {
-            Ok(care) => Ok((self.shared.parts.enter(call, care)?, care)),
-            Err(refusal) => {
-                self.shared.parts.refused(&refusal);
-                Err(refusal)
-            }
-        }
     }
 }
 

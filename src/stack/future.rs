@@ -17,7 +17,7 @@ use super::core::Core;
 use super::note::Note;
 use super::repeat::{Care, Repeat, Repeats, Rounds};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
-use crate::classify::{First, Settings, Stage, first_look, refused_head, scene_of};
+use crate::classify::{Ask, First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
 use crate::engine::{Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, leave};
 use crate::retry::{Way, drain};
 use crate::timeout::Watch;
@@ -104,6 +104,13 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
         &self.open.shared.set.classify
     }
 
+    #[cold]
+    fn settings_and_note(&mut self, does: impl FnOnce(&Settings, &mut Ask)) {
+        if let Some(note) = &mut self.note {
+            does(&self.open.shared.set.classify, &mut note.ask);
+        }
+    }
+
     fn note(&mut self) -> Box<Note> {
         self.note.take().expect(POLLED_AGAIN)
     }
@@ -111,8 +118,9 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
-type Answered<S, B, Y, R, L, C, T, Q> =
+type Answer<S, B, Y, R, L, C, T, Q> =
     Response<UpstreamBody<<Y as Way<S, B>>::Body, <Q as Rounds<T>>::Body, R, L, C, T>>;
+type Answered<S, B, Y, R, L, C, T, Q> = Poll<Result<Answer<S, B, Y, R, L, C, T, Q>, Infallible>>;
 
 impl<S, B, Y, R, L, C, T, Q> UpstreamFuture<S, B, Y, R, L, C, T, Q>
 where
@@ -136,32 +144,82 @@ where
         let mut call = Call::new(Instant::now());
         let set = &core.set;
         let watch = set.shared.limits.begin(&mut call, &mut request);
-        let note = Some(Note::of(&request));
-        let entry = set.enter(&call);
-        let care = entry.as_ref().map_or(Care::Bare, |(_, care)| *care);
-        let (mut round, request) = core.repeat.begin(request, call.now, call.deadline, care);
-        let (mut run, ticket) = match entry {
-            Ok((ticket, _)) => (None, Some(ticket)),
-            Err(refusal) => (Some(Run::Refused { refusal: Some(refusal) }), None),
-        };
-        let mut course = Course { open: Open::new(core, call), note };
-        if let Some(ticket) = ticket {
-            course.open.hold(ticket);
-            if round.hedges() {
-                let run = Run::Rest { rest: course.open.shared.repeat.apart(&mut round, request) };
-                return Self { run, timer: None, course, watch, round, waited: true };
-            }
-            if care == Care::Full {
-                let admitted = course.open.held(|parts, ticket, call| parts.attempt(ticket, call));
-                run = admitted.and_then(Result::err).map(|refusal| Run::Refused { refusal: Some(refusal) });
+        let note = Note::of(&request);
+        let mut ticket = None;
+        let mut refusal = set.shared.limits.refuse(&call);
+        let mut care = Care::Bare;
+        if refusal.is_none() {
+            match set.care(call.now) {
+                Ok(full) => care = full,
+                Err(closed) => refusal = Some(closed),
             }
         }
-        let run = run.unwrap_or_else(|| {
-            let request = course.open.pass::<W, _>(request);
-            let _entered = round.enter();
-            make(request)
+        if refusal.is_none() {
+            match set.shared.parts.enter(&call, care) {
+                Ok(entered) => ticket = Some(entered),
+                Err(full) => refusal = Some(full),
+            }
+        }
+        let begun = core.repeat.begin(&request, call.now, call.deadline, care);
+        let mut course = Course { open: Open::new(core, call), note: Some(note) };
+        if let Some(ticket) = ticket {
+            course.open.hold(ticket);
+        }
+        if refusal.is_none() && care == Care::Full {
+            if T::hedges(&begun) {
+                return Self::apart(course, watch, begun, request);
+            }
+            let admitted = course.open.held(|parts, ticket, call| parts.attempt(ticket, call));
+            refusal = admitted.and_then(Result::err);
+        }
+        if let Some(refusal) = refusal {
+            return Self::refused(course, watch, begun, request.into_body(), refusal);
+        }
+        let mut round = None;
+        // in one step: a request is large
+        let request = request.map(|body| {
+            let (kept, body) = course.open.shared.repeat.with(begun, body);
+            round = Some(kept);
+            course.open.body::<W, _>(body)
         });
+        let Some(round) = round else { unreachable!("the body was mapped") };
+        let entered = round.enter();
+        let run = make(request);
+        drop(entered);
         Self { run, timer: None, course, watch, round, waited: false }
+    }
+
+    /// A call that is answered here.
+    #[cold]
+    fn refused<O>(
+        course: Course<R, L, C, T>,
+        watch: Watch,
+        begun: T::Begun,
+        body: O,
+        refusal: Refusal,
+    ) -> Self
+    where
+        T: Repeats<O, Y, Round = Q>,
+    {
+        if !course.open.is_held() {
+            course.open.shared.set.shared.parts.refused(&refusal);
+        }
+        let (round, _) = course.open.shared.repeat.with(begun, body);
+        let run = Run::Refused { refusal: Some(refusal) };
+        Self { run, timer: None, course, watch, round, waited: false }
+    }
+
+    /// A call whose attempts are all made elsewhere.
+    #[cold]
+    fn apart<O>(course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, request: Request<O>) -> Self
+    where
+        T: Repeats<O, Y, Round = Q>,
+    {
+        let (parts, body) = request.into_parts();
+        let repeat = &course.open.shared.repeat;
+        let (mut round, body) = repeat.with(begun, body);
+        let rest = repeat.apart(&mut round, Request::from_parts(parts, body));
+        Self { run: Run::Rest { rest }, timer: None, course, watch, round, waited: true }
     }
 }
 
@@ -176,7 +234,7 @@ where
     C: Part,
     Q: Rounds<T>,
 {
-    type Output = Result<Answered<S, B, Y, R, L, C, T, Q>, Infallible>;
+    type Output = Result<Answer<S, B, Y, R, L, C, T, Q>, Infallible>;
 
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -185,16 +243,19 @@ where
             let entered = this.round.enter();
             let polled = call.poll(cx);
             drop(entered);
-            return match polled {
-                Poll::Ready(Ok(answer)) => this.answered(answer, cx).map(Ok),
-                Poll::Ready(Err(error)) => this.erred(error.into(), cx).map(Ok),
-                Poll::Pending => {
-                    *this.waited = true;
-                    this.elsewhere(cx).map(Ok)
-                }
-            };
+            if let Poll::Ready(Ok(answer)) = polled {
+                // the plain case in place: an answer is large
+                return match this.passes(&answer) {
+                    true => this.hand_on(answer, Stage::Reading),
+                    false => this.answered(answer, cx),
+                };
+            }
+            if let Poll::Ready(Err(error)) = polled {
+                return this.erred(error.into(), cx);
+            }
+            *this.waited = true;
         }
-        this.elsewhere(cx).map(Ok)
+        this.elsewhere(cx)
     }
 }
 
@@ -211,7 +272,7 @@ where
 {
     /// All that is not an answer that was there at once.
     #[inline(never)]
-    fn elsewhere(mut self, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    fn elsewhere(mut self, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         let open = &self.course.open;
         match self.run.as_mut().project() {
             RunProjection::Call { mut call } => {
@@ -263,13 +324,13 @@ where
             }
             RunProjection::Rest { rest } => {
                 let Ok(answer) = ready!(rest.as_mut().poll(cx));
-                Poll::Ready(self.last(answer))
+                Poll::Ready(Ok(self.last(answer)))
             }
             RunProjection::Refused { refusal } => {
                 let (failure, after) = refusal.take().expect(POLLED_AGAIN).into_parts();
                 let mut answer = self.failure(&failure);
                 come_back(answer.headers_mut(), after);
-                Poll::Ready(answer)
+                Poll::Ready(Ok(answer))
             }
             RunProjection::Broken { error } => {
                 let error = error.take().expect(POLLED_AGAIN);
@@ -279,9 +340,18 @@ where
         }
     }
 
-    /// A head has come.
+    /// A head of which nothing more is to be asked: it may go to the caller.
     #[inline(always)]
-    fn answered(mut self, mut answer: Response<Y::Body>, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    fn passes(&self, answer: &Response<Y::Body>) -> bool {
+        let Some(note) = &self.course.note else { return false };
+        let settings = self.course.settings();
+        is_plain_head(answer) && !settings.holds(answer, &note.ask) && self.round.passes(answer)
+    }
+
+    /// A head has come.
+    #[cold]
+    #[inline(never)]
+    fn answered(mut self, mut answer: Response<Y::Body>, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         let settings = &*self.course.open.shared.set.classify;
         let Some(note) = &self.course.note else { panic!("{POLLED_AGAIN}") };
         if let Some(failure) = refused_head(&answer, &note.ask) {
@@ -305,7 +375,7 @@ where
         answer: Response<Y::Body>,
         first: Poll<First>,
         cx: &mut Context<'_>,
-    ) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    ) -> Answered<S, B, Y, R, L, C, T, Q> {
         match first {
             Poll::Ready(First::Failed(failure)) => self.failed(failure, cx),
             Poll::Ready(First::Frame(frame)) => self.pass_on(answer, Stage::after(frame), cx),
@@ -315,26 +385,46 @@ where
     }
 
     /// A head that may go to the caller, unless another attempt could mend what it says.
-    #[inline(always)]
     fn pass_on(
         mut self,
         mut answer: Response<Y::Body>,
         stage: Stage,
         cx: &mut Context<'_>,
-    ) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
-        let mut outcome = Outcome::of(Shown::of(&answer), !*self.waited);
-        self.course.open.head(self.watch, &answer, &outcome);
+    ) -> Answered<S, B, Y, R, L, C, T, Q> {
         if self.round.passes(&answer) {
-            self.round.succeeded(&self.course.open.shared.repeat, &mut answer);
-        } else if let Some(rest) = self.round.answered(&self.course.open.shared.repeat, &mut answer) {
-            self.discard(answer, stage, &outcome, cx);
-            return self.go_on(rest, cx);
-        } else {
-            outcome = Outcome::of(Shown::of(&answer), !*self.waited);
+            return self.hand_on(answer, stage);
         }
-        let mut note = self.course.note();
+        let outcome = Outcome::of(Shown::of(&answer), false);
+        self.course.open.head(self.watch, &answer, &outcome);
+        match self.round.answered(&self.course.open.shared.repeat, &mut answer) {
+            Some(rest) => {
+                self.discard(answer, stage, &outcome, cx);
+                self.go_on(rest, cx)
+            }
+            None => {
+                let outcome = Outcome::of(Shown::of(&answer), false);
+                self.course.settings_and_note(|settings, ask| settings.look_at(&mut answer, ask));
+                self.finish(answer, stage, outcome)
+            }
+        }
+    }
+
+    /// The head goes to the caller: whatever there is shows no failure that another attempt could mend.
+    #[inline(always)]
+    fn hand_on(self, mut answer: Response<Y::Body>, stage: Stage) -> Answered<S, B, Y, R, L, C, T, Q> {
+        let outcome = Outcome::of(Shown::of(&answer), !*self.waited);
+        self.course.open.head(self.watch, &answer, &outcome);
+        self.round.succeeded(&self.course.open.shared.repeat, &mut answer);
+        if answer.status().as_u16() >= 400 {
+            self.course.settings_and_note(|settings, ask| settings.look_at(&mut answer, ask));
+        }
+        self.finish(answer, stage, outcome)
+    }
+
+    #[inline(always)]
+    fn finish(self, answer: Response<Y::Body>, stage: Stage, outcome: Outcome) -> Answered<S, B, Y, R, L, C, T, Q> {
         let course = &mut *self.course;
-        course.open.shared.set.classify.look_at(&mut answer, &mut note.ask);
+        let Some(note) = course.note.take() else { panic!("{POLLED_AGAIN}") };
         course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
         let ended = match stage {
             Stage::Reading => answer.body().is_end_stream(),
@@ -344,16 +434,16 @@ where
         if ended {
             course.open.settle(&outcome);
             note.shelve();
-            return Poll::Ready(answer.map(|body| UpstreamBody::ended(body, stage)));
+            return Poll::Ready(Ok(answer.map(|body| UpstreamBody::ended(body, stage))));
         }
         let following = course.open.follow(outcome);
         let version = answer.version();
-        Poll::Ready(answer.map(|body| UpstreamBody::first(body, stage, version, following, note)))
+        Poll::Ready(Ok(answer.map(|body| UpstreamBody::first(body, stage, version, following, note))))
     }
 
     /// The inner service returned its error, or never becomes ready.
     #[cold]
-    fn erred(self, error: BoxError, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    fn erred(self, error: BoxError, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         let scene = scene_of(&*error);
         let failure = self.course.settings().judge(error, &scene);
         self.failed(failure, cx)
@@ -361,7 +451,7 @@ where
 
     /// A limit has passed.
     #[cold]
-    fn passed(mut self, failure: Failure, now: Instant, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    fn passed(mut self, failure: Failure, now: Instant, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         self.timer.set(None);
         leave(Abandon::TimedOut(failure.cause()), || self.run.set(Run::Over));
         self.attempted(&Outcome::failure(&failure).at(now));
@@ -370,7 +460,7 @@ where
 
     /// The attempt has no head, or none that may go on.
     #[cold]
-    fn failed(self, failure: Failure, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    fn failed(self, failure: Failure, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         let mut this = self;
         let outcome = Outcome::failure(&failure);
         this.course.open.no_head(this.watch, &outcome);
@@ -382,15 +472,15 @@ where
         self.course.open.held(|parts, ticket, call| parts.attempted(ticket, call, outcome));
     }
 
-    fn judged(self, failure: Failure, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    fn judged(self, failure: Failure, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         match self.round.failed(&self.course.open.shared.repeat, failure) {
             Ok(rest) => self.go_on(rest, cx),
-            Err(failure) => Poll::Ready(self.failure(&failure)),
+            Err(failure) => Poll::Ready(Ok(self.failure(&failure))),
         }
     }
 
     /// Goes on with further attempts.
-    fn go_on(mut self, rest: Pin<Box<Q::Rest>>, cx: &mut Context<'_>) -> Poll<Answered<S, B, Y, R, L, C, T, Q>> {
+    fn go_on(mut self, rest: Pin<Box<Q::Rest>>, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         self.timer.set(None);
         self.run.set(Run::Rest { rest });
         *self.waited = true;
@@ -407,7 +497,7 @@ where
     }
 
     /// The answer of a later attempt.
-    fn last(self, mut answer: Response<Q::Body>) -> Answered<S, B, Y, R, L, C, T, Q> {
+    fn last(self, mut answer: Response<Q::Body>) -> Answer<S, B, Y, R, L, C, T, Q> {
         let course = &mut *self.course;
         let outcome = Outcome::of(Shown::of(&answer), false);
         let mut note = course.note();
@@ -423,7 +513,7 @@ where
     }
 
     /// The answer to a failure.
-    fn failure(self, failure: &Failure) -> Answered<S, B, Y, R, L, C, T, Q> {
+    fn failure(self, failure: &Failure) -> Answer<S, B, Y, R, L, C, T, Q> {
         let course = &mut *self.course;
         let mut note = course.note();
         let outcome = Outcome::failure(failure);

@@ -42,7 +42,7 @@ pub use self::handle::{Change, Drained, UpstreamHandle, UpstreamSnapshot, Upstre
 pub use self::misconfigured::{Misconfiguration, Misconfigured};
 pub use self::parts::{Parts, Ticket};
 pub use self::recorder::Latency;
-pub use self::repeat::{Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds};
+pub use self::repeat::{Begins, Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

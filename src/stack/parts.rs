@@ -27,7 +27,7 @@ impl<L: Part, C: Part> Parts<L, C> {
     #[inline(always)]
     pub(super) fn enter(&self, call: &Call, care: Care) -> Result<Ticket<L::Ticket, C::Ticket>, Refusal> {
         let limiter = match care {
-            Care::Full => Some(self.limiter.admit(call).inspect_err(|refusal| self.refused(refusal))?),
+            Care::Full => Some(self.limiter.admit(call)?),
             Care::Bare => None,
         };
         self.recorder.begin();
@@ -77,7 +77,7 @@ impl<L: Part, C: Part> Part for Parts<L, C> {
     type Ticket = Ticket<L::Ticket, C::Ticket>;
 
     fn admit(&self, call: &Call) -> Result<Self::Ticket, Refusal> {
-        let mut ticket = self.enter(call, Care::Full)?;
+        let mut ticket = self.enter(call, Care::Full).inspect_err(|refusal| self.refused(refusal))?;
         match self.attempt(&mut ticket, call) {
             Ok(()) => Ok(ticket),
             Err(refusal) => {

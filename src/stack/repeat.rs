@@ -18,7 +18,7 @@ use crate::body::ReplayBody;
 use crate::cause::Failure;
 use crate::deadline::Deadline;
 use crate::engine::Held;
-use crate::retry::{self, AttemptSpan, Next, RetryFuture, RetryLayer, Round, Way};
+use crate::retry::{self, AttemptSpan, Begun, Next, RetryFuture, RetryLayer, Round, Way};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -94,15 +94,20 @@ pub trait Repeats<B, Y>: Sized {
     type Body;
     /// What one call keeps for it.
     type Round: Rounds<Self>;
+    /// A call whose body was not looked at yet.
+    #[doc(hidden)]
+    type Begun;
 
     #[doc(hidden)]
-    fn begin(
-        &self,
-        request: Request<B>,
-        now: Instant,
-        deadline: Option<Deadline>,
-        care: Care,
-    ) -> (Self::Round, Request<Self::Body>);
+    fn begin(&self, request: &Request<B>, now: Instant, deadline: Option<Deadline>, care: Care) -> Self::Begun;
+
+    /// A second attempt may be sent beside the first one.
+    #[doc(hidden)]
+    fn hedges(begun: &Self::Begun) -> bool;
+
+    /// Takes the body as well; the request is no argument and no result, as moving it is most of what a layer costs.
+    #[doc(hidden)]
+    fn with(&self, begun: Self::Begun, body: B) -> (Self::Round, Self::Body);
 
     /// All attempts of a call whose first one cannot be made here.
     #[doc(hidden)]
@@ -117,10 +122,6 @@ pub trait Rounds<T> {
     type Body: Body<Data = Bytes, Error: Into<BoxError>>;
     /// The further attempts.
     type Rest: Future<Output = Result<Response<Self::Body>, Infallible>>;
-
-    /// A second attempt may be sent beside the first one.
-    #[doc(hidden)]
-    fn hedges(&self) -> bool;
 
     #[doc(hidden)]
     fn enter(&self) -> Option<Entered<'_>>;
@@ -155,10 +156,19 @@ pub struct Once(());
 impl<B, Y> Repeats<B, Y> for () {
     type Body = B;
     type Round = Once;
+    type Begun = ();
 
     #[inline(always)]
-    fn begin(&self, request: Request<B>, _: Instant, _: Option<Deadline>, _: Care) -> (Once, Request<B>) {
-        (Once(()), request)
+    fn begin(&self, _: &Request<B>, _: Instant, _: Option<Deadline>, _: Care) {}
+
+    #[inline(always)]
+    fn hedges((): &()) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn with(&self, (): (), body: B) -> (Once, B) {
+        (Once(()), body)
     }
 
     fn apart(&self, _: &mut Once, _: Request<B>) -> RestOf<Once, ()> {
@@ -170,11 +180,6 @@ impl Rounds<()> for Once {
     // there is none, and this is a body
     type Body = String;
     type Rest = Pending<Result<Response<Self::Body>, Infallible>>;
-
-    #[inline(always)]
-    fn hedges(&self) -> bool {
-        false
-    }
 
     #[inline(always)]
     fn enter(&self) -> Option<Entered<'_>> {
@@ -195,6 +200,18 @@ impl Rounds<()> for Once {
 
     fn failed(&mut self, (): &(), failure: Failure) -> Result<RestOf<Self, ()>, Failure> {
         Err(failure)
+    }
+}
+
+/// A call whose body was not looked at yet.
+pub struct Begins {
+    begun: Begun,
+    span: AttemptSpan,
+}
+
+impl fmt::Debug for Begins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Begins").finish_non_exhaustive()
     }
 }
 
@@ -220,24 +237,32 @@ where
 {
     type Body = ReplayBody<B>;
     type Round = Repeating<A, B, Y>;
+    type Begun = Begins;
 
     #[inline(always)]
     fn begin(
         &self,
-        request: Request<B>,
+        request: &Request<B>,
         now: Instant,
         deadline: Option<Deadline>,
         care: Care,
-    ) -> (Repeating<A, B, Y>, Request<ReplayBody<B>>) {
-        let settings = &self.0.settings;
+    ) -> Begins {
         let begun = match care {
-            Care::Full => retry::begin_at(settings, &request, now, deadline),
-            Care::Bare => retry::Begun::once(&request),
+            Care::Full => retry::begin_at(&self.0.settings, request, now, deadline),
+            Care::Bare => Begun::once(request),
         };
-        let span = AttemptSpan::open(&request, 0);
-        let (parts, body) = request.into_parts();
-        let (round, body) = begun.with(settings, body);
-        (Repeating { round, span, of: PhantomData }, Request::from_parts(parts, body))
+        Begins { begun, span: AttemptSpan::open(request, 0) }
+    }
+
+    #[inline(always)]
+    fn hedges(begins: &Begins) -> bool {
+        begins.begun.hedges()
+    }
+
+    #[inline(always)]
+    fn with(&self, Begins { begun, span }: Begins, body: B) -> (Repeating<A, B, Y>, ReplayBody<B>) {
+        let (round, body) = begun.with(&self.0.settings, body);
+        (Repeating { round, span, of: PhantomData }, body)
     }
 
     fn apart(&self, round: &mut Repeating<A, B, Y>, request: Request<ReplayBody<B>>) -> RestOf<Self::Round, Self> {
@@ -254,11 +279,6 @@ where
 {
     type Body = Y::Body;
     type Rest = RetryFuture<A, B, Y>;
-
-    #[inline(always)]
-    fn hedges(&self) -> bool {
-        self.round.hedges()
-    }
 
     #[inline(always)]
     fn enter(&self) -> Option<Entered<'_>> {
