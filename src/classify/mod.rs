@@ -165,8 +165,12 @@ impl Failure {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for Failure {
     /// The local answer that [`ClassifyLayer`] gives: status, cause, a line of text.
+    ///
+    /// A [`ClassifyLayer`] around the handler completes it as its own.
     fn into_response(self) -> Response<axum_core::body::Body> {
-        crate::cause::local_answer(&self, self.status()).map(axum_core::body::Body::from)
+        let mut answer = crate::cause::local_answer(&self, self.status());
+        answer.extensions_mut().insert(crate::cause::LocalAnswer);
+        answer.map(axum_core::body::Body::from)
     }
 }
 

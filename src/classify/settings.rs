@@ -15,7 +15,8 @@ use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
 use crate::body::AnswerBody;
 use crate::cause::{
-    self, BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus, Replay,
+    self, BadGatewayCause, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus,
+    Replay,
 };
 use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Exchange, Log, Observer};
@@ -128,7 +129,7 @@ impl Settings {
         if let Some(id) = ask.exchange.request_id {
             answer.headers_mut().insert(REQUEST_ID, id);
         }
-        answer.extensions_mut().insert(Told);
+        answer.extensions_mut().insert(CompleteAnswer);
         answer.map(AnswerBody::from)
     }
 
@@ -152,7 +153,8 @@ impl Settings {
     }
 
     fn note<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
-        if answer.extensions().get::<Told>().is_some() {
+        let extensions = answer.extensions();
+        if extensions.get::<Told>().is_some() || extensions.get::<CompleteAnswer>().is_some() {
             return;
         }
         let status = answer.status();
@@ -189,9 +191,11 @@ impl Settings {
         self.report(&mut ask.exchange, &failure);
         if local {
             self.complete(answer, ask, &failure);
+            answer.extensions_mut().insert(CompleteAnswer);
+        } else {
+            answer.extensions_mut().insert(Told);
         }
         cause::attach(answer, failure);
-        answer.extensions_mut().insert(Told);
     }
 }
 

@@ -5,9 +5,10 @@ use std::fmt;
 
 use crate::cause::Failure;
 
-/// In a response's extensions: nothing is left to be said of it.
+/// In a relayed response's extensions: nothing is left to be said of it.
 ///
-/// Its failure is reported and, where that is on, in its `Proxy-Status`.
+/// Its failure is reported and, where that is on, in its `Proxy-Status`. Our own answers have
+/// [`CompleteAnswer`](crate::cause::CompleteAnswer) in its place.
 #[derive(Clone, Copy)]
 pub(crate) struct Told;
 
