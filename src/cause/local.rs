@@ -19,7 +19,11 @@ pub(crate) struct LocalAnswer;
 #[derive(Clone, Copy)]
 pub(crate) struct CompleteAnswer;
 
-/// Whether an answer was made here: never a relayed one, nor a page that a service of the user's own wrote.
+/// In the extensions of the gateway's own answer to a request that it did not forward.
+#[derive(Clone, Copy)]
+pub(crate) struct Rejected;
+
+/// Whether an answer to a failure was made here: never a relayed one, nor a page that a service of the user's own wrote.
 pub(crate) fn is_local(extensions: &Extensions) -> bool {
     extensions.get::<CompleteAnswer>().is_some() || extensions.get::<LocalAnswer>().is_some()
 }

@@ -75,7 +75,7 @@ use tower_service::Service;
 pub(crate) use self::settings::upstream_status;
 use self::settings::{Ask, Settings};
 #[cfg(feature = "client")]
-pub(crate) use self::told::{Rejected, Relayed};
+pub(crate) use self::told::Relayed;
 use crate::body::AnswerBody;
 use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;

@@ -10,13 +10,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::Body;
 
 use super::head::{Asked, check_head};
-use super::told::{Rejected, Relayed, Told, is_reported};
+use super::told::{Relayed, Told, is_reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
 use crate::body::AnswerBody;
 use crate::cause::{
     self, BadGatewayCause, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus,
-    Replay,
+    Rejected, Replay,
 };
 use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Exchange, Log, Observer};

@@ -12,10 +12,6 @@ use crate::cause::Failure;
 #[derive(Clone, Copy)]
 pub(crate) struct Told;
 
-/// In the extensions of the gateway's own answer to a request that it did not forward.
-#[derive(Clone, Copy)]
-pub(crate) struct Rejected;
-
 /// In the extensions of an answer of 400 or above, by whoever relayed it: what is known of its exchange.
 #[derive(Clone)]
 pub(crate) struct Relayed(pub(crate) Failure);
