@@ -17,7 +17,7 @@ use super::proxy::Upstream;
 use super::sight::{looked, sight};
 use super::{Connect, Download, address, tunnel};
 use crate::body::{AnswerBody, Progress, Upload};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
 use crate::forward::{Caller, Rejection, UnaskedSwitch};
@@ -272,7 +272,7 @@ impl<B> Lease<B> {
             let streams_own = match failure.cause() {
                 BadGatewayCause::StreamReset | BadGatewayCause::RequestBodyFailed => true,
                 BadGatewayCause::StreamRefused => failure.evidence() == Evidence::RefusedStream,
-                BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(Detail::H2(_))),
+                BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(crate::cause::Detail::H2(_))),
                 _ => false,
             };
             if !streams_own {

@@ -68,7 +68,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -175,9 +175,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let answer = ready!(this.call.poll(cx))?;
-        let failed = answer.status().is_client_error() || answer.status().is_server_error();
-        Poll::Ready(Ok(if failed { paged(this.page, this.wish, answer) } else { answer }))
+        match this.call.poll(cx) {
+            Poll::Ready(Ok(answer)) if answer.status().as_u16() >= 400 => {
+                Poll::Ready(Ok(paged(this.page, this.wish, answer)))
+            }
+            other => other,
+        }
     }
 }
 

@@ -53,8 +53,14 @@ impl Protocol {
         }
     }
 
-    /// `application/grpc`, `-web` or `-web-text`, alone or with a format (`+proto`) or parameters.
+    #[inline]
     fn spoken(kind: &[u8]) -> Self {
+        // one byte tells it from most others
+        if matches!(kind.get(12), Some(b'g' | b'G')) { Self::grpc(kind) } else { Self::Http }
+    }
+
+    /// `application/grpc`, `-web` or `-web-text`, alone or with a format (`+proto`) or parameters.
+    fn grpc(kind: &[u8]) -> Self {
         const GRPC: &[u8] = b"application/grpc";
         if !kind.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC)) {
             return Self::Http;

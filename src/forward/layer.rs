@@ -7,23 +7,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, UPGRADE};
-use http::uri::{self, Authority, PathAndQuery, Uri};
-use http::{HeaderValue, Request, Response, Version, request};
+use http::uri::Authority;
+use http::{HeaderValue, Request, Response};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::onward::UnaskedSwitch;
-use super::{Caller, Rejection, Rules, Scheme};
-use crate::cause::{self, BadGatewayCause, Evidence, Failure, LocalAnswer, Phase, Replay};
+use super::settings::{Client, Settings};
+use super::{Caller, Rules, Scheme};
 use crate::engine::{Handle, Held};
 
 /// Applies [`Rules`] around a client, or around an axum handler that stands in for one.
 ///
 /// A request that the rules reject is answered here: with the status they name, or for a loop with 502 and
-/// [`LoopDetected`](BadGatewayCause::LoopDetected). A 101 that nobody asked for becomes a 502 with
-/// [`UpgradeFailed`](BadGatewayCause::UpgradeFailed); to one that was asked for, and to all else in the extensions,
+/// [`LoopDetected`](crate::BadGatewayCause::LoopDetected). A 101 that nobody asked for becomes a 502 with
+/// [`UpgradeFailed`](crate::BadGatewayCause::UpgradeFailed); to one that was asked for, and to all else in the extensions,
 /// this layer does nothing: the bytes behind it are for whoever carries them. Errors are handed on.
 ///
 /// It stands nearest to the client, inside [`ClassifyLayer`](crate::ClassifyLayer).
@@ -62,30 +60,10 @@ pub struct ForwardLayer {
     settings: Arc<Settings>,
 }
 
-#[derive(Clone, Debug)]
-struct Settings {
-    rules: Rules,
-    caller: Caller,
-    upstream: Option<(uri::Scheme, Authority)>,
-    /// What the upstream is called in `Host`.
-    host: HeaderValue,
-    client: Client,
-}
-
-/// What the client inside speaks.
-#[derive(Clone, Copy, Debug)]
-enum Client {
-    Http1,
-    Http2,
-}
-
 impl ForwardLayer {
     /// The rules, for a client that takes a URI in origin-form.
     pub fn new(rules: Rules) -> Self {
-        // RFC 9112 section 3.2: a target without an authority has an empty Host
-        let host = HeaderValue::from_static("");
-        let (caller, client) = (Caller::unknown(), Client::Http1);
-        Self { settings: Arc::new(Settings { rules, caller, upstream: None, host, client }) }
+        Self { settings: Arc::new(Settings::new(rules)) }
     }
 
     fn settings(&mut self) -> &mut Settings {
@@ -97,15 +75,7 @@ impl ForwardLayer {
     /// It is also who stands in `Host` by [`HostPolicy::Upstream`](super::HostPolicy::Upstream), which without
     /// it leaves the field empty. `Host` stays as the rules say; an HTTP/2 client sends the URI's authority beside it.
     pub fn upstream(mut self, scheme: Scheme, authority: Authority) -> Self {
-        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-        let settings = self.settings();
-        // an authority is visible ASCII
-        settings.host = HeaderValue::from_str(host).unwrap_or(HeaderValue::from_static(""));
-        let scheme = match scheme {
-            Scheme::Http => uri::Scheme::HTTP,
-            Scheme::Https => uri::Scheme::HTTPS,
-        };
-        settings.upstream = Some((scheme, authority));
+        self.settings().send_to(scheme, authority);
         self
     }
 
@@ -135,66 +105,6 @@ impl<S> Layer<S> for ForwardLayer {
 pub struct Forward<S> {
     inner: S,
     settings: Handle<Settings>,
-}
-
-impl Settings {
-    /// Makes the head the upstream's and returns the protocols it asks for, or answers it here.
-    fn pass_on<B>(&self, parts: &mut request::Parts) -> Result<Option<HeaderValue>, Response<B>>
-    where
-        B: From<Bytes>,
-    {
-        let passage = self.rules.pass_on(parts, &self.caller, &self.host).map_err(|rejection| match rejection {
-            Rejection::Answer(answer) => answer.rejects(),
-            Rejection::Loop => refused(
-                Failure::builder(BadGatewayCause::LoopDetected)
-                    .phase(Phase::Gateway)
-                    .replay(Replay::NotSent, Evidence::LocalRefusal),
-            ),
-        })?;
-        let asked = match self.client {
-            Client::Http1 => {
-                passage.by_http1(parts);
-                passage.upgrade().cloned()
-            }
-            Client::Http2 => {
-                parts.headers.remove(CONNECTION);
-                parts.headers.remove(UPGRADE);
-                parts.version = Version::HTTP_2;
-                None
-            }
-        };
-        if let Some((scheme, authority)) = &self.upstream {
-            parts.uri = absolute(std::mem::take(&mut parts.uri), scheme, authority);
-        }
-        Ok(asked)
-    }
-
-    fn pass_back<B: From<Bytes>>(&self, answer: Response<B>, asked: Option<&HeaderValue>) -> Response<B> {
-        let (mut parts, body) = answer.into_parts();
-        match self.rules.pass_back(&mut parts, asked) {
-            Ok(()) => Response::from_parts(parts, body),
-            Err(UnaskedSwitch) => {
-                refused(Failure::builder(BadGatewayCause::UpgradeFailed).detail(UnaskedSwitch::DETAIL))
-            }
-        }
-    }
-}
-
-/// Scheme and authority before a URI in origin-form, or `*`.
-fn absolute(uri: Uri, scheme: &uri::Scheme, authority: &Authority) -> Uri {
-    let mut parts = uri.into_parts();
-    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-    parts.scheme = Some(scheme.clone());
-    parts.authority = Some(authority.clone());
-    Uri::from_parts(parts).unwrap_or_default()
-}
-
-#[cold]
-fn refused<B: From<Bytes>>(failure: cause::FailureBuilder) -> Response<B> {
-    let failure = failure.build();
-    let mut answer = cause::local_answer(&failure, failure.status());
-    answer.extensions_mut().insert(LocalAnswer);
-    answer.map(B::from)
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Forward<S>

@@ -51,6 +51,7 @@ mod host;
 mod layer;
 mod methods;
 mod onward;
+mod settings;
 mod syntax;
 mod upgrade;
 mod via;
