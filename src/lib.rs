@@ -10,6 +10,7 @@ pub mod classify;
 pub mod client;
 pub mod deadline;
 pub mod engine;
+pub mod error_page;
 pub mod event;
 pub mod forward;
 mod keyed;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 15] = [
+const ROOMS: [(&str, u8); 16] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
@@ -18,6 +18,7 @@ const ROOMS: [(&str, u8); 15] = [
     ("admission", 1),
     ("breaker", 1),
     ("classify", 1),
+    ("error_page", 1),
     ("forward", 1),
     ("limit", 1),
     ("retry", 1),
@@ -109,13 +110,17 @@ fn pure_files_never_import_their_layer() {
         ("limit", ["LimitLayer", "LimitHandle"].as_slice()),
         ("timeout", ["TimeoutLayer"].as_slice()),
         ("retry", ["RetryLayer", "RetryFuture"].as_slice()),
+        ("error_page", ["ErrorPageLayer", "Paged"].as_slice()),
+        ("forward", ["ForwardLayer", "Forward<"].as_slice()),
     ];
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
                 baseline gradient limiter probe slots sum verdict \
                 watch learned learner timeouts \
                 circuit gate reopen streak verdict window word \
-                attempts backoff budget decision hedging kept_head ledger pace pushback retry_after round settings shown";
+                attempts backoff budget decision hedging kept_head ledger pace pushback retry_after round settings shown \
+                accept facts grpc html json page plain texts time wish \
+                answer caller fields forwarded hop host methods onward syntax upgrade via";
     for (room, names) in layers {
         for file in pure.split_whitespace() {
             let path = root().join("src").join(room).join(file).with_extension("rs");

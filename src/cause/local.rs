@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Extensions, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{BadGatewayCause, Failure, attach};
 
@@ -12,6 +12,21 @@ use super::{BadGatewayCause, Failure, attach};
 /// A [`ClassifyLayer`](crate::ClassifyLayer) around that layer reports it and completes its fields.
 #[derive(Clone, Copy)]
 pub(crate) struct LocalAnswer;
+
+/// In place of [`LocalAnswer`], once the answer is reported and its fields are complete.
+///
+/// A mark of its own: a fourth extension beside cause, record and one mark would make their map grow.
+#[derive(Clone, Copy)]
+pub(crate) struct CompleteAnswer;
+
+/// In the extensions of the gateway's own answer to a request that it did not forward.
+#[derive(Clone, Copy)]
+pub(crate) struct Rejected;
+
+/// Whether an answer to a failure was made here: never a relayed one, nor a page that a service of the user's own wrote.
+pub(crate) fn is_local(extensions: &Extensions) -> bool {
+    extensions.get::<CompleteAnswer>().is_some() || extensions.get::<LocalAnswer>().is_some()
+}
 
 /// The usual texts, each made once: a refusal has to be cheap.
 static TEXTS: [OnceLock<String>; BadGatewayCause::ALL.len()] = [const { OnceLock::new() }; BadGatewayCause::ALL.len()];

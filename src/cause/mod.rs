@@ -26,7 +26,7 @@ use std::str::FromStr;
 
 use http::{Response, StatusCode};
 
-pub(crate) use self::local::{LocalAnswer, local_answer};
+pub(crate) use self::local::{CompleteAnswer, LocalAnswer, Rejected, is_local, local_answer};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
 pub use self::proxy_status::{InvalidName, Member, ProxyStatus, members};

@@ -76,7 +76,7 @@ pub(crate) use self::settings::upstream_status;
 use self::settings::Teller;
 pub(crate) use self::settings::{Ask, Settings, is_plain_head, refused_head, scene_of};
 #[cfg(feature = "client")]
-pub(crate) use self::told::{Rejected, Relayed};
+pub(crate) use self::told::Relayed;
 use crate::body::AnswerBody;
 use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;
@@ -166,8 +166,12 @@ impl Failure {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for Failure {
     /// The local answer that [`ClassifyLayer`] gives: status, cause, a line of text.
+    ///
+    /// A [`ClassifyLayer`] around the handler completes it as its own.
     fn into_response(self) -> Response<axum_core::body::Body> {
-        crate::cause::local_answer(&self, self.status()).map(axum_core::body::Body::from)
+        let mut answer = crate::cause::local_answer(&self, self.status());
+        answer.extensions_mut().insert(crate::cause::LocalAnswer);
+        answer.map(axum_core::body::Body::from)
     }
 }
 

@@ -11,11 +11,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::Body;
 
 use super::head::{Asked, check_head, is_plainly_framed};
-use super::told::{Rejected, Relayed, Told, is_reported, reported};
+use super::told::{Relayed, Told, is_reported, reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
 use crate::cause::{
-    self, BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus, Replay,
+    self, BadGatewayCause, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus,
+    Rejected, Replay,
 };
 use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Exchange, Log, Observer};
@@ -187,7 +188,7 @@ impl Settings {
         if let Some(id) = ask.exchange.request_id.take() {
             answer.headers_mut().insert(REQUEST_ID, id);
         }
-        answer.extensions_mut().insert(Told);
+        answer.extensions_mut().insert(CompleteAnswer);
         answer
     }
 
@@ -211,7 +212,8 @@ impl Settings {
     }
 
     fn note<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
-        if answer.extensions().get::<Told>().is_some() {
+        let extensions = answer.extensions();
+        if extensions.get::<Told>().is_some() || extensions.get::<CompleteAnswer>().is_some() {
             return;
         }
         let status = answer.status();
@@ -248,9 +250,11 @@ impl Settings {
         self.report(&mut ask.exchange, &failure);
         if local {
             self.complete(answer, ask, &failure);
+            answer.extensions_mut().insert(CompleteAnswer);
+        } else {
+            answer.extensions_mut().insert(Told);
         }
         cause::attach(answer, failure);
-        answer.extensions_mut().insert(Told);
     }
 }
 

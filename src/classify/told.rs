@@ -5,15 +5,12 @@ use std::fmt;
 
 use crate::cause::Failure;
 
-/// In a response's extensions: nothing is left to be said of it.
+/// In a relayed response's extensions: nothing is left to be said of it.
 ///
-/// Its failure is reported and, where that is on, in its `Proxy-Status`.
+/// Its failure is reported and, where that is on, in its `Proxy-Status`. Our own answers have
+/// [`CompleteAnswer`](crate::cause::CompleteAnswer) in its place.
 #[derive(Clone, Copy)]
 pub(crate) struct Told;
-
-/// In the extensions of the gateway's own answer to a request that it did not forward.
-#[derive(Clone, Copy)]
-pub(crate) struct Rejected;
 
 /// In the extensions of an answer of 400 or above, by whoever relayed it: what is known of its exchange.
 #[derive(Clone)]

@@ -1,36 +1,17 @@
 //! The request head as each protocol wants it.
 
-use bytes::Bytes;
-use http::header::{CONNECTION, COOKIE, HOST, UPGRADE};
+use http::header::{CONNECTION, HOST, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Uri, Version, request};
 
 use super::Target;
 
-/// Makes the head one of HTTP/1.1, with the path under the target's; `None` where that is no path.
+/// Puts the path under the target's; `None` where that is no path.
 pub(super) fn rewrite(target: &Target, parts: &mut request::Parts) -> Option<()> {
     if !target.keeps_paths() {
         parts.uri = target.path(parts.uri.path_and_query()?)?.into();
     }
-    if parts.version >= Version::HTTP_2 {
-        join_cookies(parts);
-    }
-    parts.version = Version::HTTP_11;
     Some(())
-}
-
-/// HTTP/2 may split a Cookie field; elsewhere it is one line (RFC 9113 section 8.2.3).
-fn join_cookies(parts: &mut request::Parts) {
-    let mut crumbs = parts.headers.get_all(COOKIE).iter();
-    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
-    let mut whole = first.as_bytes().to_vec();
-    for crumb in std::iter::once(second).chain(crumbs) {
-        whole.extend_from_slice(b"; ");
-        whole.extend_from_slice(crumb.as_bytes());
-    }
-    if let Ok(whole) = HeaderValue::from_maybe_shared(Bytes::from(whole)) {
-        parts.headers.insert(COOKIE, whole);
-    }
 }
 
 /// Origin-form and `Host`, should the request come back from an HTTP/2 connection.
@@ -75,13 +56,5 @@ mod tests {
         to_h1(&mut request);
         assert_eq!(request.uri(), "/a?b");
         assert_eq!(request.headers()["host"], "h.example");
-    }
-
-    #[test]
-    fn cookie_crumbs_are_joined_in_their_order() {
-        let request = Request::get("/").version(Version::HTTP_2).header("cookie", "a=1").header("cookie", "b=2");
-        let (mut parts, ()) = request.header("cookie", "c=3").body(()).unwrap().into_parts();
-        rewrite(&"h".parse().unwrap(), &mut parts).unwrap();
-        assert_eq!(parts.headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
     }
 }

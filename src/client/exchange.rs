@@ -5,8 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, request};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::upgrade::OnUpgrade;
@@ -18,10 +17,10 @@ use super::proxy::Upstream;
 use super::sight::{looked, sight};
 use super::{Connect, Download, address, tunnel};
 use crate::body::{AnswerBody, Progress, Upload};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
-use crate::classify::{self, Asked, Rejected, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
-use crate::forward::{Caller, Rejection};
+use crate::forward::{Caller, Rejection, UnaskedSwitch};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
@@ -66,24 +65,16 @@ fn prepare<C, B: SendBody>(
     caller: &Caller,
     parts: &mut request::Parts,
 ) -> Result<Change, Box<Outcome<B>>> {
-    let named = parts.extensions.get::<Caller>().cloned();
-    let passage = upstream.rules.request(parts, named.as_ref().unwrap_or(caller), &upstream.host);
-    let passage = passage.map_err(|rejection| {
+    let passage = upstream.rules.pass_on(parts, caller, &upstream.host).map_err(|rejection| {
         Box::new(match rejection {
-            Rejection::Answer(answer) => {
-                let mut answer = answer.into_response();
-                answer.extensions_mut().insert(Rejected);
-                Ok(answer)
-            }
+            Rejection::Answer(answer) => Ok(answer.rejects()),
             Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected)),
         })
     })?;
     if address::rewrite(&upstream.target, parts).is_none() {
         return Err(Box::new(Err(upstream.refusal(BadGatewayCause::InvalidTarget))));
     }
-    if passage.takes_trailers() {
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("te"));
-    }
+    passage.by_http1(parts);
     let Some(upgrade) = passage.upgrade() else { return Ok((None, None)) };
     Ok((Some(Box::new(upgrade.clone())), parts.extensions.remove::<OnUpgrade>()))
 }
@@ -209,17 +200,10 @@ where
         let switched = status == StatusCode::SWITCHING_PROTOCOLS;
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
-        self.upstream.rules.response(&mut parts, self.upgrade.as_deref());
-        if switched && !parts.headers.contains_key(UPGRADE) {
-            let verdict = Verdict::new(BadGatewayCause::UpgradeFailed);
-            let verdict = verdict.detail(Detail::Text("a 101 to a protocol that nobody had asked for"));
+        if self.upstream.rules.pass_back(&mut parts, self.upgrade.as_deref()).is_err() {
+            let verdict = Verdict::new(BadGatewayCause::UpgradeFailed).detail(UnaskedSwitch::DETAIL);
             return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
-        if parts.status == StatusCode::NO_CONTENT {
-            // RFC 9110 section 8.6: it has no content to have a length
-            parts.headers.remove(CONTENT_LENGTH);
-        }
-        parts.version = Version::HTTP_11;
         let body = match (behind, self.tunnel.take()) {
             (Some(behind), Some(caller)) => {
                 parts.extensions.insert(tunnel::spawn(caller, behind, lease));
@@ -288,7 +272,7 @@ impl<B> Lease<B> {
             let streams_own = match failure.cause() {
                 BadGatewayCause::StreamReset | BadGatewayCause::RequestBodyFailed => true,
                 BadGatewayCause::StreamRefused => failure.evidence() == Evidence::RefusedStream,
-                BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(Detail::H2(_))),
+                BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(crate::cause::Detail::H2(_))),
                 _ => false,
             };
             if !streams_own {

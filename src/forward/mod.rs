@@ -1,7 +1,8 @@
 //! What a reverse proxy does to message heads: pure rules, no I/O, no clock.
 //!
 //! [`Rules::request`] checks a request head and makes it the next hop's; [`Rules::response`] does the same
-//! for the answer's. Every rule is one of HTTP's own:
+//! for the answer's. [`ForwardLayer`] applies both around any client, as `ReverseProxy` does by itself. Every rule is
+//! one of HTTP's own:
 //!
 //! | what | request | response | where it is written |
 //! |---|---|---|---|
@@ -47,7 +48,10 @@ mod fields;
 mod forwarded;
 mod hop;
 mod host;
+mod layer;
 mod methods;
+mod onward;
+mod settings;
 mod syntax;
 mod upgrade;
 mod via;
@@ -64,6 +68,9 @@ use self::forwarded::Stamp;
 pub use self::hop::strip_hop_by_hop;
 use self::hop::{Options, strip, takes_trailers};
 use self::host::Target;
+pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
+#[cfg(feature = "client")]
+pub(crate) use self::onward::UnaskedSwitch;
 use self::via::Pseudonym;
 
 /// Far below what a `HeaderMap` holds, so that adding a field never fails, however its names collide.

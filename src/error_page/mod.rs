@@ -1,0 +1,200 @@
+//! The answer to a failure, in a form that whoever asked can read.
+//!
+//! [`ErrorPageLayer`] stands outermost, around [`ClassifyLayer`](crate::ClassifyLayer). Where a layer of this crate
+//! answered in the upstream's place, or a handler returned a [`Failure`], it puts an [`ErrorPage`] in
+//! place of the line of text. An answer that was relayed is never touched, nor is a page that a service of your own
+//! wrote, nor the 400 and 501 of [`forward`](crate::forward), nor an error.
+//!
+//! | the request | the answer |
+//! |---|---|
+//! | accepts `text/html`, as browsers do | a page without scripts or anything from outside, light and dark: what happened, whether it is safe to try again, the request's id, the time, whom to tell |
+//! | accepts `application/problem+json` or `application/json` | a problem (RFC 9457) with `title`, `status`, `detail`, `request_id`, `time` and `retry_safe` |
+//! | accepts anything, or says nothing | plain text |
+//! | is a POST of `application/grpc` | HTTP 200 and in its head `grpc-status`, `grpc-message` and, with a `Retry-After` where a retry is safe, `grpc-retry-pushback-ms` |
+//! | is a POST of `application/grpc-web`, `-web-text` | HTTP 200 and the same as trailers in the body |
+//! | is a HEAD | the head that the GET would have |
+//!
+//! `retry_safe` says that it is proven that nothing was processed; the sentence for visitors is
+//! [`Failure::visitor_hint`](crate::Failure::visitor_hint) and says no more either. No form names upstream, address,
+//! cause or software, unless [told to](ErrorPage::reveal_upstream). `Accept` is read by RFC 9110 section 12.5.1, and
+//! only once a request has failed.
+//!
+//! Status, `Retry-After`, `Proxy-Status` and `x-request-id` stay; `cache-control: no-store`, `vary`,
+//! `x-content-type-options` and, for HTML, `content-security-policy` are added. The cause stays in the extensions. As
+//! the answer of a gRPC call has status 200, what acts on statuses belongs inside this layer.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::{BodyExt, Full};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use tower_upstream::ClassifyLayer;
+//! use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let refused = service_fn(|_: Request<()>| async {
+//!     Err::<Response<Full<Bytes>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+//! });
+//! let gateway = ServiceBuilder::new()
+//!     .layer(ErrorPageLayer::new(ErrorPage::new().contact("Write to help@shop.example.")))
+//!     .layer(ClassifyLayer::new())
+//!     .service(refused);
+//!
+//! let request = Request::get("/cart").header("accept", "text/html").body(()).unwrap();
+//! let Ok(answer) = gateway.oneshot(request).await;
+//! assert_eq!(answer.status(), 502);
+//! assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
+//! let page = answer.into_body().collect().await.unwrap().to_bytes();
+//! let page = std::str::from_utf8(&page).unwrap();
+//! assert!(page.contains("<h1>The service could not be reached.</h1>"));
+//! assert!(page.contains("Nothing was processed. Try again."));
+//! assert!(page.contains("Write to help@shop.example."));
+//! # }
+//! ```
+
+mod accept;
+mod facts;
+mod grpc;
+mod html;
+mod json;
+mod page;
+mod plain;
+mod texts;
+mod time;
+mod wish;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::cause::{Failure, is_local};
+use crate::engine::{Handle, Held};
+
+pub use self::facts::Facts;
+pub use self::page::ErrorPage;
+pub use self::texts::Texts;
+pub(crate) use self::wish::Wish;
+
+/// Puts a page in place of the answers that were made here; see the [module](self).
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ErrorPageLayer {
+    page: Arc<ErrorPage>,
+}
+
+impl ErrorPageLayer {
+    /// Answers with this page.
+    pub fn new(page: ErrorPage) -> Self {
+        Self { page: Arc::new(page) }
+    }
+}
+
+impl Default for ErrorPageLayer {
+    fn default() -> Self {
+        Self::new(ErrorPage::new())
+    }
+}
+
+impl<S> Layer<S> for ErrorPageLayer {
+    type Service = Paged<S>;
+
+    fn layer(&self, inner: S) -> Paged<S> {
+        Paged { inner, page: Handle::new(self.page.clone()) }
+    }
+}
+
+/// The service of [`ErrorPageLayer`].
+#[derive(Clone, Debug)]
+pub struct Paged<S> {
+    inner: S,
+    page: Handle<ErrorPage>,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Paged<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: From<Bytes>,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let wish = self.page.wish(&request);
+        ResponseFuture { call: self.inner.call(request), wish, page: self.page.hold() }
+    }
+}
+
+/// The same without `&mut`, where the inner service is hyper's.
+impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for Paged<S>
+where
+    S: hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: From<Bytes>,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn call(&self, request: Request<ReqBody>) -> Self::Future {
+        let wish = self.page.wish(&request);
+        ResponseFuture { call: self.inner.call(request), wish, page: self.page.hold_own() }
+    }
+}
+
+pin_project! {
+    /// The future of [`Paged`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        call: F,
+        wish: Wish,
+        page: Held<ErrorPage>,
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: From<Bytes>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        match this.call.poll(cx) {
+            Poll::Ready(Ok(answer)) if answer.status().as_u16() >= 400 => {
+                Poll::Ready(Ok(paged(this.page, this.wish, answer)))
+            }
+            other => other,
+        }
+    }
+}
+
+/// The answer with its page, if it was made here.
+#[cold]
+fn paged<B: From<Bytes>>(page: &ErrorPage, wish: &Wish, mut answer: Response<B>) -> Response<B> {
+    let failure = if is_local(answer.extensions()) { Failure::of(&answer).cloned() } else { None };
+    let Some(failure) = failure else { return answer };
+    let body = page.write(wish, &failure, &mut answer, SystemTime::now());
+    answer.map(|_| body.into())
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,497 @@
+//! What is written, and how it becomes the answer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
+    TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+
+use super::accept::Form;
+use super::time::rfc3339;
+use super::wish::{Languages, Protocol, Wish};
+use super::{Facts, Texts, grpc, html, json, plain};
+use crate::cause::Failure;
+
+type WriteTexts = dyn Fn(&Facts<'_>) -> Texts + Send + Sync;
+type Template = dyn Fn(&Facts<'_>, &Texts) -> String + Send + Sync;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How many characters of a request's id are shown: it may be the client's own.
+const MAX_ID: usize = 128;
+
+const CONTACT: &str = "If this happens again, tell whoever runs this site, and name the time and the request ID.";
+
+/// What the answer to a failure says.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`texts`](Self::texts) | English, by cause |
+/// | [`contact`](Self::contact) | to tell whoever runs the site, without an address |
+/// | [`reveal_upstream`](Self::reveal_upstream) | off: no cause, upstream or address is named |
+/// | [`problem_types`](Self::problem_types) | `about:blank` |
+/// | [`template`](Self::template) | a page of less than 3 KB |
+#[derive(Clone, Default)]
+#[must_use]
+pub struct ErrorPage {
+    settings: Arc<Settings>,
+}
+
+#[derive(Clone, Default)]
+struct Settings {
+    texts: Option<Arc<WriteTexts>>,
+    template: Option<Arc<Template>>,
+    contact: Option<Arc<str>>,
+    types: Option<Arc<str>>,
+    upstream: Upstream,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Upstream {
+    #[default]
+    Hidden,
+    Revealed,
+}
+
+/// An answer's content, and the fields that go with it.
+struct Content {
+    kind: &'static str,
+    text: String,
+    language: Option<HeaderValue>,
+    policy: Option<&'static str>,
+}
+
+impl ErrorPage {
+    /// The defaults of the table.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn settings(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.settings)
+    }
+
+    /// Writes the texts anew, in other words or other languages (default: [`Texts::english`]).
+    ///
+    /// From then on each request's `Accept-Language` is remembered, which costs it an allocation.
+    pub fn texts(mut self, write: impl Fn(&Facts<'_>) -> Texts + Send + Sync + 'static) -> Self {
+        self.settings().texts = Some(Arc::new(write));
+        self
+    }
+
+    /// Whom to tell, as a whole sentence (default: whoever runs the site).
+    pub fn contact(mut self, sentence: impl Into<String>) -> Self {
+        self.settings().contact = Some(sentence.into().into());
+        self
+    }
+
+    /// Names cause, upstream and peer in every form (default: none of them).
+    ///
+    /// For callers inside the house: to others it tells how the house is built.
+    pub fn reveal_upstream(mut self) -> Self {
+        self.settings().upstream = Upstream::Revealed;
+        self
+    }
+
+    /// Makes a problem's `type` this URI with the cause at its end (default: `about:blank`).
+    pub fn problem_types(mut self, base: impl Into<String>) -> Self {
+        self.settings().types = Some(base.into().into());
+        self
+    }
+
+    /// Writes the whole HTML page (default: the crate's own).
+    ///
+    /// What the function takes from the facts it has to escape: the request's id may be the client's own. The policy
+    /// of such a page allows inline styles and pictures in `data:`, and nothing else.
+    ///
+    /// ```
+    /// use tower_upstream::error_page::ErrorPage;
+    ///
+    /// let page = ErrorPage::new().template(|facts, _| format!("<!DOCTYPE html><title>{}</title>", facts.status()));
+    /// ```
+    pub fn template(mut self, write: impl Fn(&Facts<'_>, &Texts) -> String + Send + Sync + 'static) -> Self {
+        self.settings().template = Some(Arc::new(write));
+        self
+    }
+
+    /// What has to be remembered of a request until its failure: two look-ups and a count.
+    #[inline]
+    pub(crate) fn wish<B>(&self, request: &Request<B>) -> Wish {
+        let languages = if self.settings.texts.is_some() { Languages::Several } else { Languages::One };
+        Wish::of(request.method(), request.headers(), languages)
+    }
+
+    /// Makes a head the one of this failure's page, and returns the body that goes with it.
+    ///
+    /// The status stays, but for gRPC, where it is 200 and `grpc-status` says what failed; so do `Retry-After`,
+    /// `Proxy-Status` and `x-request-id`. A status without content keeps its head. `now` is the time of day.
+    pub(crate) fn write<T>(&self, wish: &Wish, failure: &Failure, answer: &mut Response<T>, now: SystemTime) -> Bytes {
+        let status = answer.status();
+        if has_no_content(status) {
+            return Bytes::new();
+        }
+        let body = self.compose(wish, failure, status, answer.headers_mut(), now);
+        if !matches!(wish.protocol, Protocol::Http | Protocol::Head) {
+            *answer.status_mut() = StatusCode::OK;
+        }
+        body
+    }
+
+    fn compose(
+        &self,
+        wish: &Wish,
+        failure: &Failure,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+        now: SystemTime,
+    ) -> Bytes {
+        let id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(shortened);
+        let facts = Facts {
+            failure,
+            status,
+            request_id: id.as_deref(),
+            time: &rfc3339(now),
+            accept_language: wish.language.as_ref().and_then(|language| language.to_str().ok()),
+        };
+        let texts = self.settings.texts.as_ref().map_or_else(|| Texts::english(&facts), |write| write(&facts));
+        // what described the content that is replaced
+        for stale in [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(stale);
+        }
+        let body = match wish.protocol {
+            Protocol::Http | Protocol::Head => {
+                let form = Form::of(wish.accept.as_ref().map(HeaderValue::as_bytes));
+                self.content(form, &facts, &texts).put(headers)
+            }
+            protocol => grpc::write(headers, protocol, failure, &self.message(&facts, &texts)),
+        };
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if wish.protocol == Protocol::Grpc {
+            return body;
+        }
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(CONTENT_LENGTH, body.len().into());
+        if matches!(wish.protocol, Protocol::Http | Protocol::Head) {
+            vary(headers, ACCEPT);
+            if self.settings.texts.is_some() {
+                vary(headers, http::header::ACCEPT_LANGUAGE);
+            }
+        }
+        if wish.protocol == Protocol::Head { Bytes::new() } else { body }
+    }
+
+    fn content(&self, form: Form, facts: &Facts<'_>, texts: &Texts) -> Content {
+        let Settings { template, contact, types, .. } = &*self.settings;
+        let contact = texts.contact.as_deref().or(contact.as_deref()).unwrap_or(CONTACT);
+        let revealed = self.revealed(facts);
+        let (kind, text, policy) = match (form, template) {
+            (Form::Plain, _) => ("text/plain; charset=utf-8", plain::plain(facts, texts, contact, &revealed), None),
+            (Form::Problem, _) => {
+                ("application/problem+json", json::problem(facts, texts, types.as_deref(), &revealed), None)
+            }
+            (Form::Html, None) => {
+                let page = html::html(facts, texts, contact, &revealed);
+                ("text/html; charset=utf-8", page, Some(html::POLICY))
+            }
+            (Form::Html, Some(write)) => ("text/html; charset=utf-8", write(facts, texts), Some(html::OWN_POLICY)),
+        };
+        Content { kind, text, policy, language: HeaderValue::from_str(&texts.language).ok() }
+    }
+
+    fn revealed(&self, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
+        match self.settings.upstream {
+            Upstream::Hidden => Vec::new(),
+            Upstream::Revealed => facts.revealed().collect(),
+        }
+    }
+
+    /// The one line that gRPC has.
+    fn message(&self, facts: &Facts<'_>, texts: &Texts) -> String {
+        let revealed = self.revealed(facts);
+        let rows = revealed.iter().map(|(name, value)| format!(" {name}={value}"));
+        texts.detail() + &rows.collect::<String>()
+    }
+}
+
+impl Content {
+    fn put(self, headers: &mut HeaderMap) -> Bytes {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
+        if let Some(language) = self.language {
+            headers.insert(CONTENT_LANGUAGE, language);
+        }
+        if let Some(policy) = self.policy {
+            headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+        }
+        self.text.into()
+    }
+}
+
+/// RFC 9110 section 6.4.1 (RFC 9110 section 15.3.6 for 205).
+fn has_no_content(status: StatusCode) -> bool {
+    status.is_informational() || matches!(status.as_u16(), 204 | 205 | 304)
+}
+
+fn shortened(id: &str) -> String {
+    match id.get(..MAX_ID) {
+        Some(start) if id.len() > MAX_ID => format!("{start}\u{2026}"),
+        _ => id.to_owned(),
+    }
+}
+
+/// Says that the answer depends on a field, where that is not said yet.
+fn vary(headers: &mut HeaderMap, field: HeaderName) {
+    let lines = headers.get_all(VARY).iter().filter_map(|line| line.to_str().ok());
+    let mut named = lines.flat_map(|line| line.split(',')).map(str::trim);
+    if !named.any(|name| name == "*" || name.eq_ignore_ascii_case(field.as_str())) {
+        let _ = headers.try_append(VARY, field.into());
+    }
+}
+
+impl fmt::Debug for ErrorPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { contact, types, upstream, .. } = &*self.settings;
+        f.debug_struct("ErrorPage")
+            .field("contact", contact)
+            .field("problem_types", types)
+            .field("upstream", upstream)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use http::Method;
+
+    use super::*;
+    use crate::cause::{BadGatewayCause, Evidence, Replay};
+
+    const HTML: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_795_372_020)
+    }
+
+    fn asked(method: Method, name: &str, value: &str) -> Request<()> {
+        Request::builder().method(method).uri("/").header(name, value).body(()).unwrap()
+    }
+
+    /// The answer to a failure, as text.
+    fn answered(page: &ErrorPage, request: &Request<()>, failure: &Failure, id: &str) -> Response<String> {
+        let mut answer = Response::builder().status(failure.status()).header("proxy-status", "edge; error=x");
+        answer = answer.header("x-request-id", id).header("content-encoding", "gzip").header("content-length", "3");
+        let mut answer = answer.body(()).unwrap();
+        let wish = page.wish(request);
+        let body = page.write(&wish, failure, &mut answer, now());
+        answer.map(|()| String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    fn html(failure: &Failure, id: &str) -> Response<String> {
+        answered(&ErrorPage::new(), &asked(Method::GET, "accept", HTML), failure, id)
+    }
+
+    fn refused() -> Failure {
+        let failure = Failure::builder(BadGatewayCause::ConnectionRefused).upstream("payments");
+        failure.peer(std::net::SocketAddr::from(([10, 0, 0, 7], 8080))).build()
+    }
+
+    #[test]
+    fn a_visitor_reads_what_happened_whether_to_try_again_when_and_whom_to_tell() {
+        let answer = html(&refused(), "f00");
+        let page = answer.body();
+        for part in [
+            "<!DOCTYPE html>\n<html lang=\"en\" dir=\"auto\">",
+            "<title>502 Bad Gateway</title>",
+            "<h1>The service could not be reached.</h1>",
+            "<p>Nothing was processed. Try again.</p>",
+            "<dt>Request ID</dt><dd>f00</dd>",
+            "<time datetime=\"2026-11-22T18:27:00Z\">2026-11-22T18:27:00Z</time>",
+            "tell whoever runs this site",
+            "<meta name=\"color-scheme\" content=\"light dark\">",
+            "prefers-color-scheme:dark",
+        ] {
+            assert!(page.contains(part), "{part} is not in\n{page}");
+        }
+        assert!(page.len() < 3000, "{}", page.len());
+        for part in
+            ["<script", "http", "src=", "href", "@import", "url(", "payments", "10.0.0.7", "refused", "upstream"]
+        {
+            assert!(!page.contains(part), "{part} is in\n{page}");
+        }
+        let headers = answer.headers();
+        assert_eq!(answer.status(), 502);
+        assert_eq!(headers["content-type"], "text/html; charset=utf-8");
+        assert_eq!(headers["content-length"], page.len().to_string());
+        assert_eq!(headers["content-language"], "en");
+        assert_eq!(headers["cache-control"], "no-store");
+        assert_eq!(headers["vary"], "accept");
+        assert_eq!(headers["x-content-type-options"], "nosniff");
+        assert_eq!(headers["proxy-status"], "edge; error=x");
+        assert!(headers["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'; style-src 'sha"));
+        assert!(!headers.contains_key("content-encoding"));
+    }
+
+    #[test]
+    fn every_cause_has_a_page_that_says_what_is_proven_and_no_more() {
+        for &cause in BadGatewayCause::ALL {
+            for (replay, evidence) in [
+                (Replay::NotSent, Evidence::NoConnection),
+                (Replay::IdempotentOnly, Evidence::Counted),
+                (Replay::Never, Evidence::Inferred),
+            ] {
+                let failure = Failure::builder(cause).replay(replay, evidence).build();
+                let page = html(&failure, "f00").into_body();
+                match failure.visitor_hint() {
+                    Some(hint) => assert!(page.contains(&format!("</h1>\n<p>{hint}</p>\n<dl>")), "{cause}: {page}"),
+                    None => assert!(page.contains("</h1>\n<dl>"), "{cause}: {page}"),
+                }
+                let proven = replay == Replay::NotSent;
+                assert!(proven || !page.contains("Nothing was processed"), "{cause}");
+                let json = asked(Method::GET, "accept", "application/json");
+                let json = answered(&ErrorPage::new(), &json, &failure, "f00").into_body();
+                let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+                assert_eq!(json["retry_safe"], proven, "{cause}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_id_from_a_client_is_text_and_bounded() {
+        for id in ["<script>alert(1)</script>", "\"><img onerror=x>", "' onload='x", "&lt;", "a\\\"}"] {
+            let page = html(&refused(), id).into_body();
+            let shown = page.split("<dt>Request ID</dt><dd>").nth(1).unwrap().split("</dd>").next().unwrap();
+            assert!(!shown.contains(['<', '>', '"', '\'']), "{shown}");
+            let json = asked(Method::GET, "accept", "application/json");
+            let json = answered(&ErrorPage::new(), &json, &refused(), id).into_body();
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(json["request_id"], id);
+        }
+        let long = html(&refused(), &"x".repeat(9000)).into_body();
+        assert!(long.contains(&format!("<dd>{}\u{2026}</dd>", "x".repeat(MAX_ID))), "{long}");
+        assert!(html(&refused(), &"x".repeat(MAX_ID)).body().contains(&format!("<dd>{}</dd>", "x".repeat(MAX_ID))));
+        assert!(!html(&refused(), "\u{e9}").body().contains("Request ID<"), "what is no ASCII is not shown");
+    }
+
+    #[test]
+    fn a_program_reads_a_problem() {
+        let request = asked(Method::POST, "accept", "application/json");
+        let answer = answered(&ErrorPage::new(), &request, &refused(), "f00");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        assert!(!answer.headers().contains_key("content-security-policy"));
+        let json: serde_json::Value = serde_json::from_str(answer.body()).unwrap();
+        let expected = serde_json::json!({
+            "title": "Bad Gateway",
+            "status": 502,
+            "detail": "The service could not be reached. Nothing was processed. Try again.",
+            "request_id": "f00",
+            "time": "2026-11-22T18:27:00Z",
+            "retry_safe": true,
+        });
+        assert_eq!(json, expected);
+        let page = ErrorPage::new().problem_types("https://shop.example/problems/").reveal_upstream();
+        let json: serde_json::Value =
+            serde_json::from_str(answered(&page, &request, &refused(), "f00").body()).unwrap();
+        assert_eq!(json["type"], "https://shop.example/problems/connection_refused");
+        assert_eq!((&json["upstream"], &json["peer"]), (&"payments".into(), &"10.0.0.7:8080".into()));
+        assert_eq!(json["cause"], "connection_refused");
+    }
+
+    #[test]
+    fn a_terminal_reads_lines() {
+        let curl = asked(Method::GET, "accept", "*/*");
+        let answer = answered(&ErrorPage::new().contact("Call 5117."), &curl, &refused(), "f00");
+        let text = "502 Bad Gateway\n\nThe service could not be reached.\nNothing was processed. Try again.\n\n\
+                    Request ID: f00\nTime (UTC): 2026-11-22T18:27:00Z\nCall 5117.\n";
+        assert_eq!(answer.body(), text);
+        let answer = answered(&ErrorPage::new().reveal_upstream(), &curl, &refused(), "f00");
+        assert!(answer.body().contains("cause: connection_refused\nupstream: payments\npeer: 10.0.0.7:8080\n"));
+    }
+
+    #[test]
+    fn a_head_has_the_fields_of_the_get_and_no_body() {
+        let get = html(&refused(), "f00");
+        let head = answered(&ErrorPage::new(), &asked(Method::HEAD, "accept", HTML), &refused(), "f00");
+        assert_eq!(head.headers(), get.headers());
+        assert_eq!(head.body(), "");
+    }
+
+    #[test]
+    fn a_grpc_call_has_a_status_in_the_head_of_a_200_for_every_cause() {
+        for &cause in BadGatewayCause::ALL {
+            let call = asked(Method::POST, "content-type", "application/grpc+proto");
+            let answer = answered(&ErrorPage::new(), &call, &Failure::new(cause), "f00");
+            assert_eq!((answer.status().as_u16(), answer.body().as_str()), (200, ""), "{cause}");
+            let headers = answer.headers();
+            assert_eq!(headers["content-type"], "application/grpc");
+            let code: u8 = headers["grpc-status"].to_str().unwrap().parse().unwrap();
+            assert!((1..=16).contains(&code), "{cause}");
+            assert!(headers["grpc-message"].to_str().unwrap().ends_with('.'));
+            assert_eq!(headers["x-request-id"], "f00");
+            for absent in ["content-length", "vary", "content-language", "x-content-type-options"] {
+                assert!(!headers.contains_key(absent), "{absent}");
+            }
+        }
+        let call = asked(Method::POST, "content-type", "application/grpc");
+        let answer = answered(&ErrorPage::new().reveal_upstream(), &call, &refused(), "f00");
+        let message = "The service could not be reached. Nothing was processed. Try again. \
+                       cause=connection_refused upstream=payments peer=10.0.0.7:8080";
+        assert_eq!(answer.headers()["grpc-status"], "14");
+        assert_eq!(answer.headers()["grpc-message"], message);
+    }
+
+    #[test]
+    fn a_status_without_content_gets_none() {
+        for status in [101, 204, 205, 304] {
+            let mut answer = Response::builder().status(status).body(()).unwrap();
+            let page = ErrorPage::new();
+            let wish = page.wish(&asked(Method::GET, "accept", HTML));
+            assert!(page.write(&wish, &refused(), &mut answer, now()).is_empty());
+            assert!(answer.headers().is_empty(), "{status}");
+        }
+    }
+
+    #[test]
+    fn texts_and_templates_are_the_deployments() {
+        let page = ErrorPage::new().contact("Call 5117.").texts(|facts| {
+            assert_eq!(facts.accept_language(), Some("de-CH, en;q=0.5"));
+            Texts::english(facts).language("de").happened("Der <Dienst> ist gestört.").labels("Anfrage", "Zeit")
+        });
+        let mut request = asked(Method::GET, "accept", HTML);
+        request.headers_mut().insert("accept-language", HeaderValue::from_static("de-CH, en;q=0.5"));
+        let answer = answered(&page, &request, &refused(), "f00");
+        for part in ["<html lang=\"de\"", "<h1>Der &lt;Dienst&gt; ist gestört.</h1>", "<dt>Anfrage</dt>", "Call 5117."]
+        {
+            assert!(answer.body().contains(part), "{part}");
+        }
+        assert_eq!(answer.headers()["content-language"], "de");
+        assert_eq!(answer.headers().get_all("vary").iter().collect::<Vec<_>>(), ["accept", "accept-language"]);
+
+        let page = ErrorPage::new().template(|facts, texts| format!("{} {}", facts.status().as_u16(), texts.happened));
+        let answer = answered(&page, &asked(Method::GET, "accept", HTML), &refused(), "f00");
+        assert_eq!(answer.body(), "502 The service could not be reached.");
+        assert!(answer.headers()["content-security-policy"].to_str().unwrap().contains("style-src 'unsafe-inline'"));
+    }
+
+    #[test]
+    fn what_an_answer_varies_by_is_said_once_and_added_to() {
+        let varies = |lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(VARY, HeaderValue::from_static(line));
+            }
+            vary(&mut headers, ACCEPT);
+            let lines = headers.get_all(VARY).iter().map(|line| line.to_str().unwrap().to_owned());
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(varies(&[]), ["accept"]);
+        assert_eq!(varies(&["origin, accept-language"]), ["origin, accept-language", "accept"]);
+        assert_eq!(varies(&["origin", "x, Accept"]), ["origin", "x, Accept"]);
+        assert_eq!(varies(&["*"]), ["*"]);
+    }
+}

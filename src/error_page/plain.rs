@@ -1,0 +1,42 @@
+//! The answer in plain text, for terminals and for whatever asked for nothing we write.
+
+use super::{Facts, Texts};
+
+/// Status, what happened, what to do, and the facts: a line each.
+pub(super) fn plain(facts: &Facts<'_>, texts: &Texts, contact: &str, rows: &[(&'static str, String)]) -> String {
+    let mut out = String::with_capacity(512);
+    line(&mut out, &facts.status_line());
+    out.push('\n');
+    line(&mut out, &texts.happened);
+    if let Some(advice) = &texts.advice {
+        line(&mut out, advice);
+    }
+    out.push('\n');
+    if let Some(id) = facts.request_id() {
+        line(&mut out, &format!("{}: {id}", texts.request_label));
+    }
+    line(&mut out, &format!("{}: {}", texts.time_label, facts.time()));
+    for (label, value) in rows {
+        line(&mut out, &format!("{label}: {value}"));
+    }
+    line(&mut out, contact);
+    out
+}
+
+/// One line, whatever the text holds.
+fn line(out: &mut String, text: &str) {
+    out.extend(text.chars().filter(|character| !character.is_control()));
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_stays_on_its_line() {
+        let mut out = String::new();
+        line(&mut out, "a\r\nset-cookie: b\u{1b}[2J\u{9b}");
+        assert_eq!(out, "aset-cookie: b[2J\n");
+    }
+}

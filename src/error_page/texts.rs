@@ -1,0 +1,177 @@
+//! What a visitor reads.
+
+use std::borrow::Cow;
+
+use super::Facts;
+use crate::cause::BadGatewayCause;
+
+type Text = Cow<'static, str>;
+
+/// The sentences of a page: plain text, which each form escapes as it has to.
+///
+/// ```
+/// use tower_upstream::error_page::{ErrorPage, Texts};
+///
+/// let page = ErrorPage::new().texts(|facts| {
+///     let german = facts.accept_language().is_some_and(|languages| languages.starts_with("de"));
+///     if !german {
+///         return Texts::english(facts);
+///     }
+///     let advice = match facts.retry_safe() {
+///         true => "Es wurde nichts ausgeführt. Bitte versuchen Sie es noch einmal.",
+///         false => "Wir wissen nicht, ob Ihre Anfrage ausgeführt wurde. Bitte prüfen Sie das zuerst.",
+///     };
+///     Texts::english(facts)
+///         .language("de")
+///         .happened("Der Dienst ist gestört.")
+///         .advice(advice)
+///         .labels("Anfrage", "Zeit (UTC)")
+///         .contact("Wenn das wiederkehrt, schreiben Sie bitte an hilfe@shop.example.")
+/// });
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Texts {
+    pub(super) language: Text,
+    pub(super) happened: Text,
+    pub(super) advice: Option<Text>,
+    pub(super) request_label: Text,
+    pub(super) time_label: Text,
+    pub(super) contact: Option<Text>,
+}
+
+impl Texts {
+    /// The texts for visitors who read English.
+    pub fn english(facts: &Facts<'_>) -> Self {
+        Self {
+            language: Cow::Borrowed("en"),
+            happened: Cow::Borrowed(happened(facts.cause())),
+            advice: facts.failure().visitor_hint().map(Cow::Borrowed),
+            request_label: Cow::Borrowed("Request ID"),
+            time_label: Cow::Borrowed("Time (UTC)"),
+            contact: None,
+        }
+    }
+
+    /// The language of the other texts, as a tag of BCP 47 (default: `en`).
+    pub fn language(mut self, tag: impl Into<Text>) -> Self {
+        self.language = tag.into();
+        self
+    }
+
+    /// What happened, in one sentence.
+    pub fn happened(mut self, sentence: impl Into<Text>) -> Self {
+        self.happened = sentence.into();
+        self
+    }
+
+    /// Whether it is safe to try again (default: [`Failure::visitor_hint`](crate::Failure::visitor_hint)).
+    ///
+    /// Say only what is proven: that nothing was processed is known where
+    /// [`retry_safe`](Facts::retry_safe) says so, and nowhere else.
+    pub fn advice(mut self, sentence: impl Into<Text>) -> Self {
+        self.advice = Some(sentence.into());
+        self
+    }
+
+    /// What stands before the request's id and before the time (default: `Request ID`, `Time (UTC)`).
+    pub fn labels(mut self, request: impl Into<Text>, time: impl Into<Text>) -> Self {
+        self.request_label = request.into();
+        self.time_label = time.into();
+        self
+    }
+
+    /// Whom to tell (default: what [`ErrorPage::contact`](super::ErrorPage::contact) says).
+    pub fn contact(mut self, sentence: impl Into<Text>) -> Self {
+        self.contact = Some(sentence.into());
+        self
+    }
+
+    /// What happened and what to do, in one line.
+    pub(super) fn detail(&self) -> String {
+        match &self.advice {
+            Some(advice) => format!("{} {advice}", self.happened),
+            None => self.happened.to_string(),
+        }
+    }
+}
+
+fn happened(cause: BadGatewayCause) -> &'static str {
+    use BadGatewayCause as C;
+    match cause {
+        C::NoRoute
+        | C::InvalidTarget
+        | C::LoopDetected
+        | C::TargetProhibited
+        | C::DnsNotFound
+        | C::TlsCertificate
+        | C::TlsAlert
+        | C::WrongProtocol => "Your request could not be passed on.",
+        C::NoHealthyUpstream | C::CircuitOpen => "The service is out of order at the moment.",
+        C::ConnectionLimit | C::QueueTimeout | C::GatewayOverload | C::GatewayResources => {
+            "There are more requests than can be answered right now."
+        }
+        C::DnsTimeout
+        | C::DnsFailure
+        | C::ConnectionRefused
+        | C::ConnectTimeout
+        | C::Unroutable
+        | C::ConnectFailed
+        | C::TlsFailed
+        | C::TlsTimeout
+        | C::StreamRefused
+        | C::NotDispatched => "The service could not be reached.",
+        C::StaleConnection | C::ClosedBeforeResponse | C::ResetBeforeResponse | C::StreamReset | C::IncompleteHead => {
+            "The service broke off before it had answered."
+        }
+        C::WriteTimeout | C::PeerUnresponsive | C::HeadTimeout | C::FirstByteTimeout | C::DeadlineExceeded => {
+            "The service did not answer in time."
+        }
+        C::InvalidResponse | C::HeadTooLarge | C::UpgradeFailed => {
+            "The service gave an answer that cannot be passed on."
+        }
+        C::IncompleteBody
+        | C::BodyReadTimeout
+        | C::BodyTooLarge
+        | C::TrailerTooLarge
+        | C::TransferCoding
+        | C::ContentCoding => "The service's answer did not arrive in full.",
+        C::UpstreamStatus => "The service reported an error.",
+        C::UploadStalled | C::RequestBodyFailed => "Your request did not arrive in full.",
+        C::ClientClosed => "The request was broken off.",
+        C::GatewayInternal | C::Unknown => "Something went wrong on our side.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn what_happened_is_one_plain_sentence() {
+        let sentences: HashSet<_> = BadGatewayCause::ALL.iter().map(|cause| happened(*cause)).collect();
+        assert!(sentences.len() > 10);
+        for sentence in sentences {
+            assert!(sentence.len() < 60 && sentence.ends_with('.'), "{sentence}");
+            assert_eq!(sentence.matches('.').count(), 1, "{sentence}");
+            for word in ["upstream", "gateway", "proxy", "502", "backend", "TCP", "DNS", "TLS", "processed", "again"] {
+                assert!(!sentence.contains(word), "{sentence} is not for visitors");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_advice_speaks_of_trying_again() {
+        for &cause in BadGatewayCause::ALL {
+            let failure = crate::Failure::new(cause);
+            let facts =
+                Facts { failure: &failure, status: cause.status(), request_id: None, time: "", accept_language: None };
+            let texts = Texts::english(&facts);
+            assert_eq!(texts.advice.as_deref(), failure.visitor_hint());
+            let proven = failure.replay() == crate::cause::Replay::NotSent;
+            assert!(proven || !texts.detail().contains("Nothing was processed"), "{cause}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What is remembered of a request until its failure.
+
+use http::header::{ACCEPT, ACCEPT_LANGUAGE, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method};
+
+/// In which form a request wants its answer: 56 bytes, and nothing of it read yet.
+///
+/// Of several `Accept` lines the first counts.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(super) accept: Option<HeaderValue>,
+    /// Boxed, as few deployments ask for it.
+    pub(super) language: Option<Box<HeaderValue>>,
+    pub(super) protocol: Protocol,
+}
+
+/// What the caller speaks, and so where it looks for a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http,
+    /// HTTP, and the answer has a head alone.
+    Head,
+    Grpc,
+    GrpcWeb,
+    /// gRPC-Web in base64.
+    GrpcWebText,
+}
+
+/// Whether anybody reads `Accept-Language`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Languages {
+    One,
+    Several,
+}
+
+impl Wish {
+    #[inline]
+    pub(super) fn of(method: &Method, headers: &HeaderMap, languages: Languages) -> Self {
+        let protocol = Protocol::of(method, headers);
+        let language = if languages == Languages::Several { headers.get(ACCEPT_LANGUAGE) } else { None };
+        Self { accept: headers.get(ACCEPT).cloned(), language: language.cloned().map(Box::new), protocol }
+    }
+}
+
+impl Protocol {
+    #[inline]
+    fn of(method: &Method, headers: &HeaderMap) -> Self {
+        match *method {
+            Method::HEAD => Self::Head,
+            // a gRPC request is a POST, and what is none pays no look-up
+            Method::POST => headers.get(CONTENT_TYPE).map_or(Self::Http, |kind| Self::spoken(kind.as_bytes())),
+            _ => Self::Http,
+        }
+    }
+
+    #[inline]
+    fn spoken(kind: &[u8]) -> Self {
+        // one byte tells it from most others
+        if matches!(kind.get(12), Some(b'g' | b'G')) { Self::grpc(kind) } else { Self::Http }
+    }
+
+    /// `application/grpc`, `-web` or `-web-text`, alone or with a format (`+proto`) or parameters.
+    fn grpc(kind: &[u8]) -> Self {
+        const GRPC: &[u8] = b"application/grpc";
+        if !kind.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC)) {
+            return Self::Http;
+        }
+        let rest = &kind[GRPC.len()..];
+        let end = rest.iter().position(|byte| matches!(byte, b'+' | b';' | b' ' | b'\t')).unwrap_or(rest.len());
+        match &rest[..end] {
+            b"" => Self::Grpc,
+            web if web.eq_ignore_ascii_case(b"-web") => Self::GrpcWeb,
+            text if text.eq_ignore_ascii_case(b"-web-text") => Self::GrpcWebText,
+            _ => Self::Http,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_small() {
+        assert_eq!(size_of::<Wish>(), 56);
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (kind, protocol) in [
+            ("application/grpc", Protocol::Grpc),
+            ("Application/gRPC+proto", Protocol::Grpc),
+            ("application/grpc; charset=utf-8", Protocol::Grpc),
+            ("application/grpc-web", Protocol::GrpcWeb),
+            ("application/grpc-web+proto", Protocol::GrpcWeb),
+            ("application/grpc-web-text", Protocol::GrpcWebText),
+            ("application/GRPC-Web-Text+proto", Protocol::GrpcWebText),
+            ("application/grpcish", Protocol::Http),
+            ("application/grp", Protocol::Http),
+            ("application/json", Protocol::Http),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+            assert_eq!(Wish::of(&Method::POST, &headers, Languages::One).protocol, protocol, "{kind}");
+            assert_eq!(Wish::of(&Method::GET, &headers, Languages::One).protocol, Protocol::Http);
+        }
+    }
+
+    #[test]
+    fn languages_are_remembered_only_where_somebody_reads_them() {
+        let headers = HeaderMap::from_iter([(ACCEPT_LANGUAGE, HeaderValue::from_static("de"))]);
+        assert!(Wish::of(&Method::HEAD, &headers, Languages::One).language.is_none());
+        assert_eq!(*Wish::of(&Method::HEAD, &headers, Languages::Several).language.unwrap(), "de");
+    }
+}

@@ -1,0 +1,198 @@
+//! The rules around a client of any kind.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::uri::Authority;
+use http::{HeaderValue, Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::settings::{Client, Settings};
+use super::{Caller, Rules, Scheme};
+use crate::engine::{Handle, Held};
+
+/// Applies [`Rules`] around a client, or around an axum handler that stands in for one.
+///
+/// A request that the rules reject is answered here: with the status they name, or for a loop with 502 and
+/// [`LoopDetected`](crate::BadGatewayCause::LoopDetected). A 101 that nobody asked for becomes a 502 with
+/// [`UpgradeFailed`](crate::BadGatewayCause::UpgradeFailed); to one that was asked for, and to all else in the extensions,
+/// this layer does nothing: the bytes behind it are for whoever carries them. Errors are handed on.
+///
+/// It stands nearest to the client, inside [`ClassifyLayer`](crate::ClassifyLayer).
+/// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) needs none.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`upstream`](Self::upstream) | none: the URI that goes on is in origin-form, as for a handler or hyper's own connections |
+/// | [`http2`](Self::http2) | off: the head that goes on is one of HTTP/1.1 |
+/// | [`caller`](Self::caller), where the request's extensions name no [`Caller`] | [`Caller::unknown`] |
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Full;
+/// use hyper_util::client::legacy::Client;
+/// use hyper_util::rt::TokioExecutor;
+/// use tower::{Service, ServiceBuilder};
+/// use tower_upstream::ClassifyLayer;
+/// use tower_upstream::forward::{ForwardLayer, Rules, Scheme};
+/// # use tower_upstream::body::AnswerBody;
+///
+/// let forward = ForwardLayer::new(Rules::new("edge-1").unwrap()).upstream(Scheme::Http, "10.0.0.7:8080".parse().unwrap());
+/// let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+/// let gateway = ServiceBuilder::new()
+///     .layer(ClassifyLayer::new())
+///     .layer(forward)
+///     // hyper's own body cannot hold an answer that is made here
+///     .map_response(|answer: http::Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
+///     .service(client);
+/// # fn serves(_: impl Service<http::Request<Full<Bytes>>>) {}
+/// # serves(gateway);
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ForwardLayer {
+    settings: Arc<Settings>,
+}
+
+impl ForwardLayer {
+    /// The rules, for a client that takes a URI in origin-form.
+    pub fn new(rules: Rules) -> Self {
+        Self { settings: Arc::new(Settings::new(rules)) }
+    }
+
+    fn settings(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.settings)
+    }
+
+    /// Sends to this upstream: the URI that goes on is absolute, as hyper-util's client and reqwest want it.
+    ///
+    /// It is also who stands in `Host` by [`HostPolicy::Upstream`](super::HostPolicy::Upstream), which without
+    /// it leaves the field empty. `Host` stays as the rules say; an HTTP/2 client sends the URI's authority beside it.
+    pub fn upstream(mut self, scheme: Scheme, authority: Authority) -> Self {
+        self.settings().send_to(scheme, authority);
+        self
+    }
+
+    /// The client inside speaks HTTP/2: no field about a connection goes on, and nothing asks for an upgrade.
+    pub fn http2(mut self) -> Self {
+        self.settings().client = Client::Http2;
+        self
+    }
+
+    /// Who sent the requests whose extensions do not say so (default: nobody knows).
+    pub fn caller(mut self, caller: Caller) -> Self {
+        self.settings().caller = caller;
+        self
+    }
+}
+
+impl<S> Layer<S> for ForwardLayer {
+    type Service = Forward<S>;
+
+    fn layer(&self, inner: S) -> Forward<S> {
+        Forward { inner, settings: Handle::new(self.settings.clone()) }
+    }
+}
+
+/// The service of [`ForwardLayer`].
+#[derive(Clone, Debug)]
+pub struct Forward<S> {
+    inner: S,
+    settings: Handle<Settings>,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Forward<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: From<Bytes>,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let settings = self.settings.hold();
+        ResponseFuture::of(settings, request, |request| self.inner.call(request))
+    }
+}
+
+/// The same without `&mut`, where the inner service is hyper's.
+impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for Forward<S>
+where
+    S: hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: From<Bytes>,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, ResBody>;
+
+    fn call(&self, request: Request<ReqBody>) -> Self::Future {
+        let settings = self.settings.hold_own();
+        ResponseFuture::of(settings, request, |request| self.inner.call(request))
+    }
+}
+
+pin_project! {
+    /// The future of [`Forward`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, B> {
+        #[pin]
+        state: State<F, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F, B> {
+        Call { #[pin] call: F, asked: Option<HeaderValue>, settings: Held<Settings> },
+        // boxed, as few requests are rejected
+        Rejected { answer: Option<Box<Response<B>>> },
+    }
+}
+
+impl<F, B: From<Bytes>> ResponseFuture<F, B> {
+    fn of<R>(settings: Held<Settings>, request: Request<R>, call: impl FnOnce(Request<R>) -> F) -> Self {
+        let (mut parts, body) = request.into_parts();
+        let state = match settings.pass_on(&mut parts) {
+            Ok(asked) => State::Call { call: call(Request::from_parts(parts, body)), asked, settings },
+            Err(answer) => State::Rejected { answer: Some(Box::new(answer)) },
+        };
+        Self { state }
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: From<Bytes>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match self.project().state.project() {
+            StateProjection::Call { call, asked, settings } => {
+                let answer = ready!(call.poll(cx))?;
+                Poll::Ready(Ok(settings.pass_back(answer, asked.as_ref())))
+            }
+            StateProjection::Rejected { answer } => {
+                Poll::Ready(Ok(*answer.take().expect("a future is not polled after it was ready")))
+            }
+        }
+    }
+}
+
+impl<F, B> fmt::Debug for ResponseFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,246 @@
+//! `ForwardLayer`: the rules for heads around clients that have none.
+
+// helpers fail their test
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::convert::Infallible;
+use std::io;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use support::{Seen, Upstream, ask, gateway};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_upstream::body::AnswerBody;
+use tower_upstream::cause::ProxyStatus;
+use tower_upstream::forward::{Caller, ForwardLayer, HostPolicy, Rules, Scheme};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+fn rules() -> Rules {
+    Rules::new("edge-1").unwrap()
+}
+
+fn layer() -> ForwardLayer {
+    ForwardLayer::new(rules())
+}
+
+/// A head in lines: the request line, then the fields, sorted.
+fn lines<B>(request: &Request<B>) -> String {
+    let fields = request.headers().iter();
+    let mut lines: Vec<_> = fields.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+    lines.sort_unstable();
+    format!("{} {} {:?}\n{}", request.method(), request.uri(), request.version(), lines.join("\n"))
+}
+
+/// A client that answers with the head it got, and with fields of a connection.
+fn echo() -> impl Service<Request<Bytes>, Response = Response<Bytes>, Error = Infallible, Future: Send> + Clone {
+    service_fn(|request: Request<Bytes>| async move {
+        let answer = Response::builder().version(Version::HTTP_2).header("connection", "close, x-hop");
+        let answer = answer.header("x-hop", "1").header("keep-alive", "timeout=5").header("x-kept", "1");
+        Ok(answer.body(Bytes::from(lines(&request))).unwrap())
+    })
+}
+
+fn get(uri: &str, fields: &[(&str, &str)]) -> Request<Bytes> {
+    let mut request = Request::get(uri);
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(Bytes::new()).unwrap()
+}
+
+async fn sent(layer: ForwardLayer, request: Request<Bytes>) -> String {
+    let answer = layer.layer(echo()).oneshot(request).await.unwrap();
+    assert_eq!(answer.status(), 200, "{:?}", answer.body());
+    String::from_utf8(answer.into_body().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn fields_of_a_connection_stay_on_it_both_ways() {
+    let fields = [("host", "shop.example"), ("connection", "x-mine, keep-alive"), ("x-mine", "1"), ("x-other", "1")];
+    let mut request = get("/cart?a", &fields);
+    request.extensions_mut().insert(Caller::new(Some([192, 0, 2, 60].into()), Scheme::Https));
+    let answer = layer().layer(echo()).oneshot(request).await.unwrap();
+    let kept = answer.headers().keys().map(http::HeaderName::as_str).collect::<Vec<_>>();
+    assert_eq!((kept, answer.version()), (vec!["x-kept"], Version::HTTP_11));
+    let head = "GET /cart?a HTTP/1.1\nhost: shop.example\nvia: 1.1 edge-1\nx-forwarded-for: 192.0.2.60\n\
+                x-forwarded-host: shop.example\nx-forwarded-proto: https\nx-other: 1";
+    assert_eq!(answer.body(), head);
+}
+
+#[tokio::test]
+async fn the_caller_is_the_requests_else_the_layers_else_unknown() {
+    let caller = |last: u8| Caller::new(Some([192, 0, 2, last].into()), Scheme::Http);
+    let plain = || get("/", &[("host", "a")]);
+    assert!(!sent(layer(), plain()).await.contains("x-forwarded-for"));
+    assert!(sent(layer().caller(caller(1)), plain()).await.contains("x-forwarded-for: 192.0.2.1\n"));
+    let mut named = plain();
+    named.extensions_mut().insert(caller(2));
+    assert!(sent(layer().caller(caller(1)), named).await.contains("x-forwarded-for: 192.0.2.2\n"));
+}
+
+#[tokio::test]
+async fn the_uri_is_in_origin_form_or_the_upstreams() {
+    let upstream = || layer().upstream(Scheme::Https, "user@10.0.0.7:8443".parse().unwrap());
+    for uri in ["/a?b", "http://shop.example/a?b"] {
+        let request = || get(uri, &[("host", "shop.example")]);
+        assert!(sent(layer(), request()).await.starts_with("GET /a?b HTTP/1.1\nhost: shop.example\n"));
+        let head = sent(upstream(), request()).await;
+        assert!(head.starts_with("GET https://user@10.0.0.7:8443/a?b HTTP/1.1\nhost: shop.example\n"), "{head}");
+    }
+    let by_upstream = ForwardLayer::new(rules().host(HostPolicy::Upstream));
+    let by_upstream = by_upstream.upstream(Scheme::Http, "user@10.0.0.7:80".parse().unwrap());
+    assert!(sent(by_upstream, get("/", &[("host", "shop.example")])).await.contains("\nhost: 10.0.0.7:80\n"));
+    let mut options = get("*", &[("host", "shop.example")]);
+    *options.method_mut() = http::Method::OPTIONS;
+    assert!(sent(layer(), options.clone()).await.starts_with("OPTIONS * HTTP/1.1"));
+    let mut old = get("/", &[]);
+    *old.version_mut() = Version::HTTP_10;
+    assert!(sent(layer(), old).await.contains("\nhost: \n"));
+}
+
+#[tokio::test]
+async fn a_head_of_http2_goes_on_as_the_client_speaks() {
+    let request = || {
+        let fields = [("te", "trailers"), ("cookie", "a=1"), ("cookie", "b=2")];
+        let mut request = get("http://shop.example/", &fields);
+        *request.version_mut() = Version::HTTP_2;
+        request
+    };
+    let head = sent(layer(), request()).await;
+    assert!(head.starts_with("GET / HTTP/1.1\nconnection: te\ncookie: a=1; b=2\nhost: shop.example\nte: trailers\n"));
+    let head = sent(layer().http2(), request()).await;
+    assert!(head.starts_with("GET / HTTP/2.0\ncookie: a=1\ncookie: b=2\nhost: shop.example\nte: trailers\n"), "{head}");
+    let asks = get("/", &[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")]);
+    let head = sent(layer().http2(), asks).await;
+    assert!(!head.contains("upgrade") && !head.contains("connection"), "{head}");
+}
+
+#[tokio::test]
+async fn what_the_rules_reject_is_answered_here() {
+    let never = service_fn(|_: Request<Bytes>| async {
+        panic!("it was not to go on");
+        #[allow(unreachable_code)]
+        Ok::<_, Infallible>(Response::new(Bytes::new()))
+    });
+    let service = layer().layer(never);
+    let answer = service.clone().oneshot(get("/", &[])).await.unwrap();
+    assert_eq!(
+        (answer.status(), &answer.body()[..]),
+        (StatusCode::BAD_REQUEST, &b"Bad Request: the request has no Host field\n"[..])
+    );
+    let mut connect = get("a.example:443", &[("host", "a.example:443")]);
+    *connect.method_mut() = http::Method::CONNECT;
+    assert_eq!(service.clone().oneshot(connect).await.unwrap().status(), 501);
+    let mut last = get("/", &[("host", "a"), ("max-forwards", "0")]);
+    *last.method_mut() = http::Method::OPTIONS;
+    let answer = service.clone().oneshot(last).await.unwrap();
+    assert_eq!((answer.status(), &answer.headers()["content-length"]), (StatusCode::OK, &"0".parse().unwrap()));
+    let answer = service.oneshot(get("/", &[("host", "a"), ("via", "1.1 edge-1")])).await.unwrap();
+    assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (502, Some(Cause::LoopDetected)));
+}
+
+#[tokio::test]
+async fn classify_around_it_reports_a_loop_and_no_rejection() {
+    let seen = Seen::default();
+    let classify = ClassifyLayer::new().observer(seen.clone()).proxy_status(ProxyStatus::new("edge").unwrap());
+    let client = service_fn(|_: Request<Bytes>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let service = classify.layer(layer().layer(client));
+    let Ok(answer) = service.clone().oneshot(get("/", &[])).await;
+    assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (400, None));
+    let member = "edge; error=http_request_error; status-code=400; status-phrase=\"Bad Request\"";
+    assert_eq!(answer.headers()["proxy-status"], member);
+    let Ok(answer) = service.oneshot(get("/", &[("host", "a"), ("via", "1.1 edge-1")])).await;
+    assert_eq!(answer.headers()["proxy-status"], "edge; error=proxy_loop_detected");
+    assert!(answer.headers().contains_key("x-request-id"));
+    assert_eq!(seen.causes(), [Cause::LoopDetected]);
+}
+
+/// A client whose answer is a 101 to this protocol.
+fn switching(
+    to: &'static str,
+) -> impl Service<Request<Bytes>, Response = Response<Bytes>, Error = Infallible, Future: Send> {
+    service_fn(move |_: Request<Bytes>| async move {
+        let answer = Response::builder().status(101).header("connection", "upgrade").header("upgrade", to);
+        Ok(answer.extension("the tunnel").body(Bytes::new()).unwrap())
+    })
+}
+
+#[tokio::test]
+async fn a_101_passes_where_it_was_asked_for() {
+    let asks = [("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")];
+    let answer = layer().layer(switching("websocket")).oneshot(get("/", &asks)).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["upgrade"]), (101, &"websocket".parse().unwrap()));
+    assert_eq!(answer.headers()["connection"], "upgrade");
+    assert_eq!(answer.extensions().get::<&str>(), Some(&"the tunnel"));
+    for (to, fields) in [("other", &asks[..]), ("websocket", &asks[..1])] {
+        let answer = layer().layer(switching(to)).oneshot(get("/", fields)).await.unwrap();
+        assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (502, Some(Cause::UpgradeFailed)));
+        assert!(!answer.headers().contains_key("upgrade"));
+        assert!(Failure::of(&answer).unwrap().to_string().contains("nobody had asked for"));
+    }
+}
+
+#[tokio::test]
+async fn an_error_is_handed_on() {
+    let broken = service_fn(|_: Request<Bytes>| async { Err::<Response<Bytes>, _>(io::Error::other("broken")) });
+    let error = layer().layer(broken).oneshot(get("/", &[("host", "a")])).await.unwrap_err();
+    assert_eq!(error.to_string(), "broken");
+}
+
+#[tokio::test]
+async fn hypers_service_is_one_too() {
+    let inner = hyper::service::service_fn(|request: Request<Full<Bytes>>| async move {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(lines(&request)))))
+    });
+    let service = layer().layer(inner);
+    for _ in 0..3 {
+        let answer = hyper::service::Service::call(&service, get("/", &[("host", "a")]).map(Full::new)).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "GET / HTTP/1.1\nhost: a\nvia: 1.1 edge-1\nx-forwarded-host: a");
+    }
+}
+
+#[tokio::test]
+async fn an_axum_handler_is_an_upstream() {
+    let handler = |headers: HeaderMap| async move { headers["via"].to_str().unwrap().to_owned() };
+    let app = Router::new().route("/", any(handler)).layer(layer());
+    let request = |host: &str| Request::get("/").header("host", host).body(Body::empty()).unwrap();
+    let answer = app.clone().oneshot(request("a")).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "1.1 edge-1");
+    assert_eq!(app.oneshot(request("a b")).await.unwrap().status(), 400);
+}
+
+#[tokio::test]
+async fn hyper_utils_client_is_a_gateway_over_the_wire() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        while let Some(request) = wire.request().await {
+            let fields: Vec<_> = request.fields.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+            wire.reply(&format!("{}|{}", request.first, fields.join("|"))).await;
+        }
+    })
+    .await;
+    let authority = upstream.address.to_string().parse().unwrap();
+    let gateway = ServiceBuilder::new()
+        .layer(ClassifyLayer::new())
+        .layer(layer().upstream(Scheme::Http, authority))
+        .map_response(|answer: Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
+        .service(Client::builder(TokioExecutor::new()).build_http::<Body>());
+    let listener = gateway::listener().await;
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback_service(gateway)).await });
+    let request = "GET /a?b HTTP/1.1\r\nHost: shop.example\r\nConnection: close, x-hop\r\nX-Hop: 1\r\n\r\n";
+    let answer = ask(address, request).await;
+    let head = "GET /a?b HTTP/1.1|host: shop.example|via: 1.1 edge-1|x-forwarded-host: shop.example";
+    let mut got: Vec<_> = answer.text().split('|').map(str::to_owned).collect();
+    got.sort_unstable();
+    assert_eq!(got.join("|"), head);
+    assert_eq!(ask(address, "GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.status(), 400);
+}
