@@ -15,7 +15,7 @@ use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
 use crate::job;
 use crate::row::Row;
-use crate::upstream::{Body, Down, Upstream};
+use crate::upstream::{Body, Down, IsDown, Upstream};
 
 const WHO: &str = "tower-upstream";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -34,14 +34,14 @@ fn layers() -> Vec<Row> {
         Row::new(WHO, &job::TIMEOUT, timeout),
         Row::new(WHO, &job::TIMEOUT_PENDING, timeout),
         Row::new(WHO, &job::BREAKER, |upstream: Bare| breaker().layer(upstream)),
-        Row::new(WHO, &job::BREAKER_OPEN, |upstream: Failing| breaker().layer(upstream)),
+        Row::new(WHO, &job::BREAKER_OPEN, |upstream: Bare| breaker().layer(upstream)),
         Row::new(WHO, &job::LIMIT, |upstream: Bare| LimitLayer::fixed(IN_FLIGHT).layer(upstream)),
         Row::new(WHO, &job::LIMIT_ADAPTIVE, |upstream: Bare| LimitLayer::new().layer(upstream)),
-        Row::new(WHO, &job::RETRY, |upstream: Bare| RetryLayer::new().layer(upstream)),
-        Row::dressed(WHO, &job::RETRY_NOT, not_again, |upstream: Bare| RetryLayer::new().layer(upstream)),
+        Row::new(WHO, &job::RETRY, |upstream: Told| RetryLayer::new().layer(upstream)),
+        Row::dressed(WHO, &job::RETRY_NOT, not_again, |upstream: Told| RetryLayer::new().layer(upstream)),
         Row::new(WHO, &job::RETRY_OFF, retry_off),
         Row::new(WHO, &job::ADMISSION, |upstream: Bare| AdmissionLayer::new(200).layer(upstream)),
-        Row::new(WHO, &job::CLASSIFY, |upstream: Failing| ClassifyLayer::new().layer(upstream)),
+        Row::new(WHO, &job::CLASSIFY, |upstream: Bare| ClassifyLayer::new().layer(upstream)),
     ]
 }
 
@@ -56,8 +56,9 @@ fn stack() -> Vec<Row> {
     ]
 }
 
-type Bare = Upstream<Infallible>;
-type Failing = Upstream<Failure>;
+type Bare = Upstream<IsDown>;
+/// Retry stands around what cannot err.
+type Told = Upstream<Infallible>;
 
 impl Down for Failure {
     fn down() -> Result<Response<Body>, Self> {
@@ -78,7 +79,7 @@ fn breaker() -> CircuitBreakerLayer {
     CircuitBreakerLayer::new("bench").policy(BreakerPolicy::new().pause(PAUSE).longest_pause(PAUSE))
 }
 
-fn retry_off(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl Sized>> {
+fn retry_off(upstream: Told) -> impl Service<Request<Body>, Response = Response<impl Sized>> {
     RetryLayer::new().policy(RetryPolicy::new().attempts(1)).layer(upstream)
 }
 

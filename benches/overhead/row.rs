@@ -1,6 +1,5 @@
 //! One cell of the table: a service under measurement beside the bare upstream.
 
-use std::convert::Infallible;
 use std::hint::black_box;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -66,7 +65,7 @@ impl Row {
     {
         let template = || Template::new(job.ask);
         let calls = Box::new(Subject { service: build(Upstream::new()), template: template(), dress });
-        let bare = Box::new(Subject { service: Upstream::<Infallible>::new(), template: template(), dress });
+        let bare = Box::new(Subject { service: Upstream::<E>::new(), template: template(), dress });
         Self { who, job, calls, bare }
     }
 
@@ -98,7 +97,7 @@ impl Row {
 
     /// What the call future has beside the upstream's.
     pub(crate) fn future_bytes(&mut self) -> usize {
-        self.calls.future_bytes().saturating_sub(size_of::<Answer<Infallible>>())
+        self.calls.future_bytes().saturating_sub(size_of::<Answer<()>>())
     }
 }
 
@@ -139,7 +138,7 @@ where
     let mut call = pin!(service.call(request));
     for _ in 0..PATIENCE {
         if let Poll::Ready(answer) = call.as_mut().poll(&mut cx) {
-            return matches!(black_box(&answer), Ok(answer) if answer.status().is_success());
+            return matches!(&black_box(answer), Ok(answer) if answer.status().is_success());
         }
     }
     panic!("it never answers");
