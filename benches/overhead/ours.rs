@@ -45,7 +45,7 @@ fn layers() -> Vec<Row> {
     ]
 }
 
-/// The layers in a `ServiceBuilder`.
+/// The layers in a `ServiceBuilder`; a stack in one piece gets a `WHO`, and so a column, of its own.
 fn stack() -> Vec<Row> {
     vec![
         Row::new(WHO, &job::STACK, layered::<Infallible>),
