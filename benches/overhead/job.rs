@@ -1,0 +1,72 @@
+//! What is measured: jobs, each of one kind of request to one kind of upstream.
+
+/// What one call carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// GET without a body.
+    Get,
+    /// POST with 16 bytes.
+    Post,
+}
+
+/// What the upstream does while it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Does {
+    /// It answers at once.
+    Answers,
+    /// Its future is pending once, so that timers are armed.
+    Pends,
+    /// It failed until the circuit opened; every measured call is refused.
+    Opened,
+}
+
+/// A job that a layer or a stack does, and a row of the table.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) name: &'static str,
+    pub(crate) ask: Ask,
+    pub(crate) does: Does,
+}
+
+impl Job {
+    const fn new(name: &'static str, ask: Ask, does: Does) -> Self {
+        Self { name, ask, does }
+    }
+}
+
+pub(crate) static TIMEOUT: Job = Job::new("timeout", Ask::Get, Does::Answers);
+pub(crate) static TIMEOUT_PENDING: Job = Job::new("timeout, pending once", Ask::Get, Does::Pends);
+pub(crate) static BREAKER: Job = Job::new("circuit breaker", Ask::Get, Does::Answers);
+pub(crate) static BREAKER_OPEN: Job = Job::new("circuit breaker, open", Ask::Get, Does::Opened);
+pub(crate) static LIMIT: Job = Job::new("concurrency limit", Ask::Get, Does::Answers);
+pub(crate) static LIMIT_ADAPTIVE: Job = Job::new("concurrency limit that learns", Ask::Get, Does::Answers);
+pub(crate) static RETRY: Job = Job::new("retry with a budget, GET", Ask::Get, Does::Answers);
+pub(crate) static RETRY_NOT: Job = Job::new("the same, POST not to be repeated", Ask::Post, Does::Answers);
+pub(crate) static RETRY_OFF: Job = Job::new("retry with one attempt", Ask::Get, Does::Answers);
+pub(crate) static ADMISSION: Job = Job::new("admission", Ask::Get, Does::Answers);
+pub(crate) static CLASSIFY: Job = Job::new("classification", Ask::Get, Does::Answers);
+pub(crate) static STACK: Job = Job::new("stack, GET", Ask::Get, Does::Answers);
+pub(crate) static STACK_PENDING: Job = Job::new("stack, GET, pending once", Ask::Get, Does::Pends);
+pub(crate) static STACK_POST: Job = Job::new("stack, POST not to be repeated", Ask::Post, Does::Answers);
+pub(crate) static STACK_POST_PENDING: Job = Job::new("stack, the same, pending once", Ask::Post, Does::Pends);
+pub(crate) static STACK_OPEN: Job = Job::new("stack, POST, circuit open", Ask::Post, Does::Opened);
+
+/// The rows of the table, in its order.
+pub(crate) static ALL: [&Job; 16] = [
+    &TIMEOUT,
+    &TIMEOUT_PENDING,
+    &BREAKER,
+    &BREAKER_OPEN,
+    &LIMIT,
+    &LIMIT_ADAPTIVE,
+    &RETRY,
+    &RETRY_NOT,
+    &RETRY_OFF,
+    &ADMISSION,
+    &CLASSIFY,
+    &STACK,
+    &STACK_PENDING,
+    &STACK_POST,
+    &STACK_POST_PENDING,
+    &STACK_OPEN,
+];

@@ -1,0 +1,156 @@
+//! One cell of the table: a service under measurement beside the bare upstream.
+
+use std::hint::black_box;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use crate::job::{Does, Job};
+use crate::upstream::{Answer, Body, Down, Now, Template, Upstream, now};
+
+/// How many calls warm a service up.
+const WARM: u32 = 200;
+/// How many failures open the circuit of every peer.
+const FAILURES: u32 = 2000;
+/// A call that has not ended after so many polls never will.
+const PATIENCE: u32 = 1000;
+
+/// What a row adds to each request; the bare upstream gets the same.
+pub(crate) type Dress = fn(&mut Request<Body>);
+
+/// A service that does a job.
+pub(crate) struct Row {
+    pub(crate) who: &'static str,
+    pub(crate) job: &'static Job,
+    calls: Box<dyn Calls>,
+    bare: Box<dyn Calls>,
+}
+
+/// A service that can be called often; one dynamic call makes many of them.
+trait Calls {
+    fn calls(&mut self, n: u32) -> u32;
+    fn future_bytes(&mut self) -> usize;
+}
+
+struct Subject<S> {
+    service: S,
+    template: Template,
+    dress: Dress,
+}
+
+impl Row {
+    /// `build` makes the service around the upstream, in the error type that it asks for.
+    pub(crate) fn new<E, S, B>(who: &'static str, job: &'static Job, build: fn(Upstream<E>) -> S) -> Self
+    where
+        E: Down + 'static,
+        S: Service<Request<Body>, Response = Response<B>> + 'static,
+        B: 'static,
+    {
+        Self::dressed(who, job, |_| (), build)
+    }
+
+    /// The same with something added to each request.
+    pub(crate) fn dressed<E, S, B>(
+        who: &'static str,
+        job: &'static Job,
+        dress: Dress,
+        build: fn(Upstream<E>) -> S,
+    ) -> Self
+    where
+        E: Down + 'static,
+        S: Service<Request<Body>, Response = Response<B>> + 'static,
+        B: 'static,
+    {
+        let template = || Template::new(job.ask);
+        let calls = Box::new(Subject { service: build(Upstream::new()), template: template(), dress });
+        let bare = Box::new(Subject { service: Upstream::<E>::new(), template: template(), dress });
+        Self { who, job, calls, bare }
+    }
+
+    /// Brings both services into the state in which they are measured.
+    pub(crate) fn prepare(&mut self) {
+        if self.job.does == Does::Opened {
+            now(Now::Fails);
+            self.calls.calls(FAILURES);
+        }
+        now(if self.job.does == Does::Pends { Now::Pends } else { Now::Answers });
+        self.calls(WARM);
+        self.bare(WARM);
+    }
+
+    /// So many calls of the service.
+    ///
+    /// # Panics
+    ///
+    /// When they do not all end as the job says.
+    pub(crate) fn calls(&mut self, n: u32) {
+        let passed = if self.job.does == Does::Opened { 0 } else { n };
+        assert_eq!(self.calls.calls(n), passed, "{}, {}: calls answered", self.who, self.job.name);
+    }
+
+    /// So many calls of the bare upstream.
+    pub(crate) fn bare(&mut self, n: u32) {
+        self.bare.calls(n);
+    }
+
+    /// What the call future has beside the upstream's.
+    pub(crate) fn future_bytes(&mut self) -> usize {
+        self.calls.future_bytes().saturating_sub(size_of::<Answer<()>>())
+    }
+}
+
+impl<S, B> Calls for Subject<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+{
+    fn calls(&mut self, n: u32) -> u32 {
+        let mut answered = 0;
+        for _ in 0..n {
+            let mut request = self.template.request();
+            (self.dress)(&mut request);
+            answered += u32::from(one(&mut self.service, request));
+        }
+        answered
+    }
+
+    fn future_bytes(&mut self) -> usize {
+        let request = self.template.request();
+        is_ready(&mut self.service, &mut Context::from_waker(Waker::noop()));
+        let future = self.service.call(request);
+        size_of_val(&future)
+    }
+}
+
+/// One call to its end; whether it was answered well.
+// no closures here, and the answer stays where it is: what the harness moves it would count
+#[inline(always)]
+#[allow(clippy::inline_always)]
+fn one<S, B>(service: &mut S, request: Request<Body>) -> bool
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    if !is_ready(service, &mut cx) {
+        return false;
+    }
+    let mut call = pin!(service.call(request));
+    for _ in 0..PATIENCE {
+        if let Poll::Ready(answer) = call.as_mut().poll(&mut cx) {
+            return matches!(&black_box(answer), Ok(answer) if answer.status().is_success());
+        }
+    }
+    panic!("it never answers");
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+fn is_ready<S: Service<Request<Body>>>(service: &mut S, cx: &mut Context<'_>) -> bool {
+    for _ in 0..PATIENCE {
+        if let Poll::Ready(ready) = service.poll_ready(cx) {
+            return ready.is_ok();
+        }
+    }
+    panic!("it never becomes ready");
+}

@@ -1,0 +1,172 @@
+//! A call that succeeds costs no allocation of ours: exact, without valgrind. What it costs besides, `benches/overhead` tells.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::alloc::System;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tower::{Layer, Service, ServiceBuilder, service_fn};
+use tower_upstream::ClassifyLayer;
+use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::breaker::CircuitBreakerLayer;
+use tower_upstream::limit::LimitLayer;
+use tower_upstream::retry::{RetryLayer, RetryOverride, RetryPolicy};
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// The allocator counts for the whole process: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const CALLS: usize = 1000;
+const LIMIT: Duration = Duration::from_secs(30);
+
+type Body = Full<Bytes>;
+
+/// What `CALLS` calls allocate once the service is warm; requests are made before.
+fn allocated<S, B>(mut service: S, request: impl Fn() -> Request<Body>) -> usize
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+{
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
+    let mut round = || {
+        let requests: Vec<_> = (0..CALLS).map(|_| request()).collect();
+        let region = Region::new(ALLOCATOR);
+        for request in requests {
+            call(&mut service, request);
+        }
+        let change = region.change();
+        change.allocations + change.reallocations
+    };
+    round();
+    // the thread that prints the tests' names allocates now and then; what a call allocates is in every round
+    (0..3).map(|_| round()).min().unwrap()
+}
+
+/// One call that is answered well after at most two polls.
+fn call<S, B>(service: &mut S, request: Request<Body>)
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))));
+    let mut call = pin!(service.call(request));
+    let answer = (0..2).find_map(|_| match call.as_mut().poll(&mut cx) {
+        Poll::Ready(answer) => Some(answer),
+        Poll::Pending => None,
+    });
+    let answer = answer.expect("it does not hang");
+    assert!(answer.is_ok_and(|answer| answer.status() == StatusCode::OK));
+}
+
+/// Its copy allocates nothing, nor does that of what hyper has read; the first copy of an owned string would.
+fn target() -> Uri {
+    Uri::from_static("http://svc.internal/items?id=1")
+}
+
+fn get() -> Request<Body> {
+    Request::get(target()).header("accept", HeaderValue::from_static("*/*")).body(Body::default()).unwrap()
+}
+
+/// It may not be repeated.
+fn post() -> Request<Body> {
+    let request = Request::post(target()).extension(RetryOverride::none());
+    request.body(Body::from("sixteen bytes ok")).unwrap()
+}
+
+/// Answers at once.
+fn upstream<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone {
+    service_fn(|_| std::future::ready(Ok(Response::new(Body::default()))))
+}
+
+/// Answers when it is polled for the second time, so that timers are armed.
+fn slow<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone {
+    service_fn(|_| {
+        let mut asked = false;
+        poll_fn(move |_| {
+            if std::mem::replace(&mut asked, true) {
+                return Poll::Ready(Ok(Response::new(Body::default())));
+            }
+            Poll::Pending
+        })
+    })
+}
+
+fn timeouts() -> Timeouts {
+    Timeouts::new().head(LIMIT).total(LIMIT)
+}
+
+#[test]
+fn a_boxed_future_is_counted() {
+    let boxed = ServiceBuilder::new().map_future(|future| Box::pin(future) as futures_util::future::BoxFuture<'_, _>);
+    assert_eq!(allocated(boxed.service(upstream()), get), 1000);
+}
+
+#[test]
+fn a_closed_circuit_allocates_nothing() {
+    assert_eq!(allocated(CircuitBreakerLayer::new("x").layer(upstream()), get), 0);
+}
+
+#[test]
+fn a_limit_allocates_nothing_whether_it_learns_or_not() {
+    assert_eq!(allocated(LimitLayer::new().layer(upstream()), get), 0);
+    assert_eq!(allocated(LimitLayer::fixed(9).layer(upstream()), get), 0);
+}
+
+#[test]
+fn admission_allocates_nothing() {
+    assert_eq!(allocated(AdmissionLayer::new(9).layer(upstream()), get), 0);
+}
+
+#[test]
+fn classification_of_a_good_answer_allocates_nothing() {
+    assert_eq!(allocated(ClassifyLayer::new().layer(upstream()), get), 0);
+}
+
+#[test]
+fn a_time_limit_allocates_nothing_though_its_timer_is_armed() {
+    let layer = TimeoutLayer::new(timeouts());
+    assert_eq!(allocated(layer.layer(upstream()), get), 0);
+    assert_eq!(allocated(layer.layer(slow()), get), 0);
+}
+
+#[test]
+fn an_upload_that_is_watched_shares_one_allocation_with_its_watch() {
+    let layer = TimeoutLayer::new(timeouts());
+    assert_eq!(allocated(layer.clone().layer(upstream()), post), 1000);
+    assert_eq!(allocated(layer.untouched().layer(upstream()), post), 0);
+}
+
+#[test]
+fn retry_allocates_nothing_before_a_retry() {
+    assert_eq!(allocated(RetryLayer::new().layer(upstream()), get), 0);
+    assert_eq!(allocated(RetryLayer::new().layer(upstream()), post), 0);
+    let off = RetryLayer::new().policy(RetryPolicy::new().attempts(1));
+    assert_eq!(allocated(off.layer(upstream()), get), 0);
+}
+
+#[test]
+fn the_recommended_order_allocates_nothing() {
+    let order = ServiceBuilder::new()
+        .layer(ClassifyLayer::new())
+        .layer(LimitLayer::new())
+        .layer(RetryLayer::new().total(LIMIT))
+        .layer(CircuitBreakerLayer::new("x"))
+        .layer(TimeoutLayer::new(timeouts()).untouched());
+    assert_eq!(allocated(order.clone().service(upstream()), get), 0);
+    assert_eq!(allocated(order.clone().service(upstream()), post), 0);
+    assert_eq!(allocated(order.clone().service(slow()), get), 0);
+    assert_eq!(allocated(order.service(slow()), post), 0);
+}
