@@ -22,4 +22,4 @@ pub mod timeout;
 
 pub use cause::{BadGatewayCause, Failure};
 pub use classify::ClassifyLayer;
-pub use stack::UpstreamLayer;
+pub use stack::{ServiceBuilderExt, UpstreamLayer};

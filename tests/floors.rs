@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 16] = [
+const ROOMS: [(&str, u8); 17] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
@@ -24,6 +24,7 @@ const ROOMS: [(&str, u8); 16] = [
     ("retry", 1),
     ("timeout", 1),
     ("client", 2),
+    ("stack", 4),
 ];
 
 /// Floor 0 is one floor of words: its rooms may name each other, all others may not.

@@ -71,9 +71,9 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use self::settings::Teller;
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
-use self::settings::Teller;
 pub(crate) use self::settings::{Ask, Settings, is_plain_head, refused_head, scene_of};
 #[cfg(feature = "client")]
 pub(crate) use self::told::Relayed;

@@ -15,8 +15,8 @@ use super::part::Shown;
 use super::sight::ask;
 use super::tracked::Following;
 use super::{
-    Abandon, BoxError, Call, Finding, Head, Held, Keep, Limits, Open, Outcome, Part, Refusal, Shared, Sight, Tracked, Tunnel,
-    UploadSight, WatchOf, leave,
+    Abandon, BoxError, Call, Finding, Head, Held, Keep, Limits, Open, Outcome, Part, Refusal, Shared, Sight, Tracked,
+    Tunnel, UploadSight, WatchOf, leave,
 };
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 

@@ -37,9 +37,9 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use self::future::Run;
+pub(crate) use self::future::Waited;
 pub(crate) use self::handle::{Handle, Held};
 pub(crate) use self::keyed::{Key, Shares};
-pub(crate) use self::future::Waited;
 pub(crate) use self::part::Shown;
 #[cfg(feature = "client")]
 pub(crate) use self::sight::tell;

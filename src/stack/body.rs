@@ -229,10 +229,7 @@ where
 }
 
 /// The body is over: tells what it failed of, and settles the call.
-fn over<R: Repeat, L: Part, C: Part, T>(
-    left: Option<Left<R, L, C, T>>,
-    failure: Option<Failure>,
-) -> Option<Failure> {
+fn over<R: Repeat, L: Part, C: Part, T>(left: Option<Left<R, L, C, T>>, failure: Option<Failure>) -> Option<Failure> {
     let Left { following, mut note, .. } = left?;
     let told = match failure {
         None => {

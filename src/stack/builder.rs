@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tower_layer::Identity;
+
 use super::check::{self, Checked};
 use super::core::{Mode, Set};
 use super::misconfigured::{Misconfiguration, Misconfigured};
@@ -18,7 +20,9 @@ use crate::cause::ProxyStatus;
 use crate::classify::ClassifyLayer;
 use crate::deadline::Deadlines;
 use crate::engine::{Part, Shared, Untouched, Watched};
+use crate::error_page::ErrorPage;
 use crate::event::Observer;
+use crate::forward::ForwardLayer;
 use crate::limit::{Limit, LimitHandle, LimitLayer};
 use crate::retry::{RetryBudget, RetryLayer};
 use crate::timeout::{LearnedLimits, RequestHead, TimeoutLayer, Timeouts, Topology};
@@ -85,7 +89,7 @@ impl Section for LimitLayer {
 /// Builds an [`UpstreamLayer`]; see its [module](super) for the defaults.
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct UpstreamBuilder<R = Retries, L = LimitLayer, C = CircuitBreakerLayer, W = Watched> {
+pub struct UpstreamBuilder<R = Retries, L = LimitLayer, C = CircuitBreakerLayer, W = Watched, H = Identity> {
     pub(super) name: Arc<str>,
     pub(super) limits: TimeoutLayer<W>,
     pub(super) topology: Topology,
@@ -95,6 +99,8 @@ pub struct UpstreamBuilder<R = Retries, L = LimitLayer, C = CircuitBreakerLayer,
     /// For the checks: a layer does not tell its policy.
     pub(super) policy: Option<BreakerPolicy>,
     pub(super) classify: ClassifyLayer,
+    pub(super) page: Option<ErrorPage>,
+    pub(super) headers: H,
     pub(super) learned: Option<Arc<LearnedLimits>>,
     pub(super) found: Vec<Misconfiguration>,
 }
@@ -110,6 +116,8 @@ impl UpstreamBuilder {
             circuit: CircuitBreakerLayer::new(name.clone()),
             policy: Some(BreakerPolicy::new()),
             classify: ClassifyLayer::new(),
+            page: None,
+            headers: Identity::new(),
             learned: None,
             found: Vec::new(),
             name,
@@ -118,7 +126,7 @@ impl UpstreamBuilder {
     }
 }
 
-impl<R, L, C, W> UpstreamBuilder<R, L, C, W> {
+impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
     /// The time limits (default: the preset's).
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
         self.limits = self.limits.with(timeouts);
@@ -185,63 +193,147 @@ impl<R, L, C, W> UpstreamBuilder<R, L, C, W> {
         self
     }
 
-    /// Leaves the limiter out: what would it cost, is not there.
-    pub fn without_limiter(self) -> UpstreamBuilder<R, (), C, W> {
+    /// Writes a page in place of the short text of our own answers (default: none).
+    pub fn error_page(mut self, page: ErrorPage) -> Self {
+        self.page = Some(page);
+        self
+    }
+
+    /// Keeps the rules of forwarding in heads (default: not): for a client that does not, as hyper's and reqwest's.
+    ///
+    /// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) keeps them itself.
+    pub fn headers(self, rules: ForwardLayer) -> UpstreamBuilder<R, L, C, W, ForwardLayer> {
+        let Self { name, limits, topology, repeat, limiter, circuit, policy, classify, page, learned, found, .. } =
+            self;
+        let headers = rules;
+        UpstreamBuilder {
+            name,
+            limits,
+            topology,
+            repeat,
+            limiter,
+            circuit,
+            policy,
+            classify,
+            page,
+            headers,
+            learned,
+            found,
+        }
+    }
+
+    /// Leaves the limiter out: what it would cost is not there.
+    pub fn without_limiter(self) -> UpstreamBuilder<R, (), C, W, H> {
         self.with_limiter(())
     }
 
     /// Leaves the circuit breaker out.
-    pub fn without_circuit(self) -> UpstreamBuilder<R, L, (), W> {
+    pub fn without_circuit(self) -> UpstreamBuilder<R, L, (), W, H> {
         self.with_circuit((), None)
     }
 
     /// Leaves the retry out: the inner service gets its request body as it comes.
-    pub fn without_retry(self) -> UpstreamBuilder<(), L, C, W> {
+    pub fn without_retry(self) -> UpstreamBuilder<(), L, C, W, H> {
         self.with_repeat(())
     }
 
     /// How many calls may be in flight (default: [`LimitLayer::new`], from 2 to 200 as the upstream can bear).
-    pub fn limiter(self, limiter: LimitLayer) -> UpstreamBuilder<R, LimitLayer, C, W> {
+    pub fn limiter(self, limiter: LimitLayer) -> UpstreamBuilder<R, LimitLayer, C, W, H> {
         self.with_limiter(limiter)
     }
 
     /// When the circuit opens, and for how long (default: [`BreakerPolicy::new`]).
-    pub fn circuit(self, policy: BreakerPolicy) -> UpstreamBuilder<R, L, CircuitBreakerLayer, W> {
+    pub fn circuit(self, policy: BreakerPolicy) -> UpstreamBuilder<R, L, CircuitBreakerLayer, W, H> {
         let circuit = CircuitBreakerLayer::new(self.name.clone()).policy(policy);
         self.with_circuit(circuit, Some(policy))
     }
 
     /// What is sent again (default: [`RetryLayer::new`]); its total is that of the [time limits](Self::timeouts).
-    pub fn retry(self, retry: RetryLayer) -> UpstreamBuilder<Retries, L, C, W> {
+    pub fn retry(self, retry: RetryLayer) -> UpstreamBuilder<Retries, L, C, W, H> {
         self.with_repeat(Retries { layer: retry })
     }
 
     /// Hands the request body on as it is, for an inner service that watches it itself, as `ReverseProxy` does.
     ///
     /// For others the limit on the head begins at the call then, however long the upload takes.
-    pub fn untouched(self) -> UpstreamBuilder<R, L, C, Untouched> {
-        let Self { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found } = self;
+    pub fn untouched(self) -> UpstreamBuilder<R, L, C, Untouched, H> {
+        let Self { name, limits, topology, repeat, limiter, circuit, policy, classify, page, headers, learned, found } =
+            self;
         let limits = limits.untouched();
-        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+        UpstreamBuilder {
+            name,
+            limits,
+            topology,
+            repeat,
+            limiter,
+            circuit,
+            policy,
+            classify,
+            page,
+            headers,
+            learned,
+            found,
+        }
     }
 
-    fn with_limiter<M>(self, limiter: M) -> UpstreamBuilder<R, M, C, W> {
-        let Self { name, limits, topology, repeat, circuit, policy, classify, learned, found, .. } = self;
-        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+    fn with_limiter<M>(self, limiter: M) -> UpstreamBuilder<R, M, C, W, H> {
+        let Self { name, limits, topology, repeat, circuit, policy, classify, page, headers, learned, found, .. } =
+            self;
+        UpstreamBuilder {
+            name,
+            limits,
+            topology,
+            repeat,
+            limiter,
+            circuit,
+            policy,
+            classify,
+            page,
+            headers,
+            learned,
+            found,
+        }
     }
 
-    fn with_circuit<D>(self, circuit: D, policy: Option<BreakerPolicy>) -> UpstreamBuilder<R, L, D, W> {
-        let Self { name, limits, topology, repeat, limiter, classify, learned, found, .. } = self;
-        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+    fn with_circuit<D>(self, circuit: D, policy: Option<BreakerPolicy>) -> UpstreamBuilder<R, L, D, W, H> {
+        let Self { name, limits, topology, repeat, limiter, classify, page, headers, learned, found, .. } = self;
+        UpstreamBuilder {
+            name,
+            limits,
+            topology,
+            repeat,
+            limiter,
+            circuit,
+            policy,
+            classify,
+            page,
+            headers,
+            learned,
+            found,
+        }
     }
 
-    fn with_repeat<Q>(self, repeat: Q) -> UpstreamBuilder<Q, L, C, W> {
-        let Self { name, limits, topology, limiter, circuit, policy, classify, learned, found, .. } = self;
-        UpstreamBuilder { name, limits, topology, repeat, limiter, circuit, policy, classify, learned, found }
+    fn with_repeat<Q>(self, repeat: Q) -> UpstreamBuilder<Q, L, C, W, H> {
+        let Self { name, limits, topology, limiter, circuit, policy, classify, page, headers, learned, found, .. } =
+            self;
+        UpstreamBuilder {
+            name,
+            limits,
+            topology,
+            repeat,
+            limiter,
+            circuit,
+            policy,
+            classify,
+            page,
+            headers,
+            learned,
+            found,
+        }
     }
 }
 
-impl<L, C, W> UpstreamBuilder<Retries, L, C, W> {
+impl<L, C, W, H> UpstreamBuilder<Retries, L, C, W, H> {
     /// What retries and hedges are paid from (default: a budget of its own), for stacks before the same upstream.
     pub fn budget(mut self, budget: RetryBudget) -> Self {
         self.repeat.layer = self.repeat.layer.budget(budget);
@@ -249,13 +341,13 @@ impl<L, C, W> UpstreamBuilder<Retries, L, C, W> {
     }
 }
 
-impl<R: Repeat, L: Section, C: Section, W> UpstreamBuilder<R, L, C, W> {
+impl<R: Repeat, L: Section, C: Section, W, H> UpstreamBuilder<R, L, C, W, H> {
     /// The layer, if everything fits.
     ///
     /// # Errors
     ///
     /// Everything that is wrong at once, each with what to set.
-    pub fn build(self) -> Result<UpstreamLayer<R, L::Part, C::Part, W>, Misconfigured> {
+    pub fn build(self) -> Result<UpstreamLayer<R, L::Part, C::Part, W, H>, Misconfigured> {
         let Checked { found, report } = check::check(&self);
         Misconfigured::unless_none(found)?;
         for finding in report.findings() {
@@ -267,11 +359,8 @@ impl<R: Repeat, L: Section, C: Section, W> UpstreamBuilder<R, L, C, W> {
                 "{}", finding.inequality()
             );
         }
-        let parts = Parts {
-            recorder: Arc::new(Recorder::new()),
-            limiter: self.limiter.part(),
-            circuit: self.circuit.part(),
-        };
+        let parts =
+            Parts { recorder: Arc::new(Recorder::new()), limiter: self.limiter.part(), circuit: self.circuit.part() };
         let limits = self.limits.limits().clone();
         let repeat = self.repeat.clone().within(limits.timeouts.total);
         let set = Set {
@@ -279,10 +368,11 @@ impl<R: Repeat, L: Section, C: Section, W> UpstreamBuilder<R, L, C, W> {
             shared: Shared { parts, limits },
             repeat,
             classify: self.classify.settings().clone(),
+            page: self.page.clone(),
             mode: Mode::Usual,
         };
         let steering = Arc::new(Steering::new(set));
         let handle = UpstreamHandle::new(&steering, &self);
-        Ok(UpstreamLayer { steering, handle, border: PhantomData })
+        Ok(UpstreamLayer { steering, handle, headers: self.headers, border: PhantomData })
     }
 }

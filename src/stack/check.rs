@@ -21,7 +21,7 @@ pub(super) struct Checked {
     pub(super) report: Report,
 }
 
-pub(super) fn check<R: Repeat, L: Section, C: Section, W>(builder: &UpstreamBuilder<R, L, C, W>) -> Checked {
+pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Checked {
     let timeouts = builder.limits.limits().timeouts;
     let mut found = builder.found.clone();
     name(&builder.name, &mut found);
@@ -38,7 +38,7 @@ pub(super) fn check<R: Repeat, L: Section, C: Section, W>(builder: &UpstreamBuil
 }
 
 /// What is declared of the surroundings, with the stack's own numbers.
-pub(super) fn topology<R: Repeat, L, C, W>(builder: &UpstreamBuilder<R, L, C, W>) -> Topology {
+pub(super) fn topology<R: Repeat, L, C, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Topology {
     let topology = builder.topology.clone();
     let Some(layer) = builder.repeat.layer() else { return topology.attempts(1) };
     let settings = layer.settings();

@@ -10,6 +10,7 @@ use super::repeat::{Care, Repeat};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay, RetryStop};
 use crate::classify::{Classify, Settings};
 use crate::engine::{Engine, Held, Keep, Part, Refusal, Shared};
+use crate::error_page::ErrorPage;
 use crate::timeout::Enforced;
 
 /// One attempt, as layers of their own would make it: for all attempts but the first.
@@ -22,6 +23,7 @@ pub(crate) struct Set<R, L, C> {
     pub(super) shared: Shared<Parts<L, C>, Enforced>,
     pub(super) repeat: R,
     pub(super) classify: Arc<Settings>,
+    pub(super) page: Option<ErrorPage>,
     pub(super) mode: Mode,
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,9 +17,11 @@ use super::body::UpstreamBody;
 use super::core::Core;
 use super::note::Note;
 use super::repeat::{Care, Repeat, Repeats, Rounds};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
-use crate::classify::{Ask, First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
-use crate::engine::{Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, leave};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay, is_local};
+use crate::classify::{First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
+use crate::engine::{
+    Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, leave,
+};
 use crate::retry::{Way, drain};
 use crate::timeout::Watch;
 
@@ -104,11 +107,13 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
         &self.open.shared.set.classify
     }
 
+    /// The page in place of an answer of ours, where there is one.
     #[cold]
-    fn settings_and_note(&mut self, does: impl FnOnce(&Settings, &mut Ask)) {
-        if let Some(note) = &mut self.note {
-            does(&self.open.shared.set.classify, &mut note.ask);
-        }
+    fn paged<B>(&self, note: &mut Note, answer: &mut Response<B>) -> Option<Bytes> {
+        let page = self.open.shared.set.page.as_ref()?;
+        let wish = note.wish.take()?;
+        let failure = if is_local(answer.extensions()) { Failure::of(answer)?.clone() } else { return None };
+        Some(page.write(&wish, &failure, answer, SystemTime::now()))
     }
 
     fn note(&mut self) -> Box<Note> {
@@ -144,7 +149,7 @@ where
         let mut call = Call::new(Instant::now());
         let set = &core.set;
         let watch = set.shared.limits.begin(&mut call, &mut request);
-        let note = Note::of(&request);
+        let note = Note::of(&request, set.page.as_ref());
         let mut ticket = None;
         let mut refusal = set.shared.limits.refuse(&call);
         let mut care = Care::Bare;
@@ -191,13 +196,7 @@ where
 
     /// A call that is answered here.
     #[cold]
-    fn refused<O>(
-        course: Course<R, L, C, T>,
-        watch: Watch,
-        begun: T::Begun,
-        body: O,
-        refusal: Refusal,
-    ) -> Self
+    fn refused<O>(course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, body: O, refusal: Refusal) -> Self
     where
         T: Repeats<O, Y, Round = Q>,
     {
@@ -328,9 +327,7 @@ where
             }
             RunProjection::Refused { refusal } => {
                 let (failure, after) = refusal.take().expect(POLLED_AGAIN).into_parts();
-                let mut answer = self.failure(&failure);
-                come_back(answer.headers_mut(), after);
-                Poll::Ready(Ok(answer))
+                Poll::Ready(Ok(self.failure(&failure, after)))
             }
             RunProjection::Broken { error } => {
                 let error = error.take().expect(POLLED_AGAIN);
@@ -403,8 +400,7 @@ where
             }
             None => {
                 let outcome = Outcome::of(Shown::of(&answer), false);
-                self.course.settings_and_note(|settings, ask| settings.look_at(&mut answer, ask));
-                self.finish(answer, stage, outcome)
+                self.look_at(answer, stage, outcome)
             }
         }
     }
@@ -416,9 +412,31 @@ where
         self.course.open.head(self.watch, &answer, &outcome);
         self.round.succeeded(&self.course.open.shared.repeat, &mut answer);
         if answer.status().as_u16() >= 400 {
-            self.course.settings_and_note(|settings, ask| settings.look_at(&mut answer, ask));
+            return self.look_at(answer, stage, outcome);
         }
         self.finish(answer, stage, outcome)
+    }
+
+    /// An answer that tells of a failure, the upstream's or one of our own from further in.
+    #[cold]
+    #[inline(never)]
+    fn look_at(
+        self,
+        mut answer: Response<Y::Body>,
+        stage: Stage,
+        outcome: Outcome,
+    ) -> Answered<S, B, Y, R, L, C, T, Q> {
+        let course = &mut *self.course;
+        let mut note = course.note();
+        course.settings().look_at(&mut answer, &mut note.ask);
+        let Some(page) = course.paged(&mut note, &mut answer) else {
+            course.note = Some(note);
+            return self.finish(answer, stage, outcome);
+        };
+        course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
+        course.open.settle(&outcome);
+        note.shelve();
+        Poll::Ready(Ok(answer.map(|_| page.into())))
     }
 
     #[inline(always)]
@@ -475,7 +493,7 @@ where
     fn judged(self, failure: Failure, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         match self.round.failed(&self.course.open.shared.repeat, failure) {
             Ok(rest) => self.go_on(rest, cx),
-            Err(failure) => Poll::Ready(Ok(self.failure(&failure))),
+            Err(failure) => Poll::Ready(Ok(self.failure(&failure, None))),
         }
     }
 
@@ -503,6 +521,11 @@ where
         let mut note = course.note();
         course.open.shared.set.classify.look_at(&mut answer, &mut note.ask);
         course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
+        if let Some(page) = course.paged(&mut note, &mut answer) {
+            course.open.settle(&outcome);
+            note.shelve();
+            return answer.map(|_| page.into());
+        }
         if answer.body().is_end_stream() {
             course.open.settle(&outcome);
             note.shelve();
@@ -513,13 +536,17 @@ where
     }
 
     /// The answer to a failure.
-    fn failure(self, failure: &Failure) -> Answer<S, B, Y, R, L, C, T, Q> {
+    fn failure(self, failure: &Failure, after: Option<Duration>) -> Answer<S, B, Y, R, L, C, T, Q> {
         let course = &mut *self.course;
         let mut note = course.note();
         let outcome = Outcome::failure(failure);
         course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
         course.open.settle(&outcome);
-        let answer = course.settings().refuse(&mut note.ask, failure);
+        let mut answer = course.settings().refuse(&mut note.ask, failure);
+        come_back(answer.headers_mut(), after);
+        if let Some(page) = course.paged(&mut note, &mut answer) {
+            *answer.body_mut() = page;
+        }
         note.shelve();
         answer.map(UpstreamBody::from)
     }

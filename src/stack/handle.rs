@@ -173,9 +173,9 @@ impl<R: Repeat, L: Section, C: Section> Steer for Steered<R, L, C> {
 }
 
 impl UpstreamHandle {
-    pub(super) fn new<R: Repeat, L: Section, C: Section, W>(
+    pub(super) fn new<R: Repeat, L: Section, C: Section, W, H>(
         steering: &Arc<Steering<R, L::Part, C::Part>>,
-        builder: &UpstreamBuilder<R, L, C, W>,
+        builder: &UpstreamBuilder<R, L, C, W, H>,
     ) -> Self {
         let shared = Shared {
             name: builder.name.clone(),

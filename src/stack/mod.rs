@@ -1,4 +1,62 @@
-//! The whole stack in one layer.
+//! The whole stack in one layer: the recommended order, checked, in one future.
+//!
+//! [`UpstreamLayer`] does what these layers do one around the other, outermost first; whoever wants another order writes it
+//! with a `ServiceBuilder` of the same layers ([`ServiceBuilderExt`]):
+//!
+//! | | part | left out by |
+//! |---|---|---|
+//! | 1 | [`ErrorPage`](crate::error_page::ErrorPage) | not asking for one |
+//! | 2 | [`ClassifyLayer`](crate::ClassifyLayer): log line, `Proxy-Status`, request id, how the last attempt ended | |
+//! | 3 | counts, and the limiter ([`LimitLayer`](crate::limit::LimitLayer)), around all attempts | [`without_limiter`](UpstreamBuilder::without_limiter) |
+//! | 4 | [`RetryLayer`](crate::retry::RetryLayer) with its budget | [`without_retry`](UpstreamBuilder::without_retry) |
+//! | 5 | the circuit ([`CircuitBreakerLayer`](crate::breaker::CircuitBreakerLayer)), for each attempt | [`without_circuit`](UpstreamBuilder::without_circuit) |
+//! | 6 | [`TimeoutLayer`](crate::timeout::TimeoutLayer), for each attempt | |
+//! | 7 | a deferred [`ClassifyLayer`](crate::ClassifyLayer): what breaks before the first byte can still be repeated | |
+//! | 8 | [`ForwardLayer`](crate::forward::ForwardLayer) | not asking for [`headers`](UpstreamBuilder::headers) |
+//!
+//! The service never errs; its body is `Default` and `From<Bytes>`. It is always ready: a call waits for the inner service in
+//! its own future, under its limits, and a refusal waits for nobody. A first attempt that succeeds is one future with one timer;
+//! later attempts, and all attempts where [hedging](crate::retry::Hedging) is on, run in layers of their own in a box.
+//!
+//! # Presets
+//!
+//! | | [`latency_critical`](UpstreamBuilder::latency_critical) | [`standard`](UpstreamBuilder::standard), the default | [`batch`](UpstreamBuilder::batch) | [`streaming`](UpstreamBuilder::streaming) |
+//! |---|---|---|---|---|
+//! | `head` | 450 ms | 9 s | 120 s | 9 s |
+//! | `attempt` | 450 ms | 9 s | 300 s | none |
+//! | `total` | 1 s | 30 s | 960 s | none |
+//! | `body_idle` | 1 s | 30 s | 120 s | 90 s |
+//! | `attempts` | 2 | 3 | 3 | 3 |
+//! | `pauses` | 5 ms to 50 ms | 25 ms to 1 s | 1 s to 30 s | 25 ms to 1 s |
+//! | `hedging` | p95 | none | none | none |
+//! | `window` of the circuit | 10 s | 10 s | 60 s | 10 s |
+//! | `open` for | 500 ms to 5 s | 1 s to 10 s | 5 s to 60 s | 1 s to 10 s |
+//! | `in flight` | 2 to 200 | 2 to 200 | 2 to 50 | 2 to 1000 |
+//!
+//! An attempt's limit counts from its call: an upload that takes longer needs [`batch`](UpstreamBuilder::batch), or limits of its
+//! own.
+//!
+//! ```
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_upstream::{BadGatewayCause, UpstreamLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let layer = UpstreamLayer::builder("payments").proxy_status("shop-edge").build().unwrap();
+//! let refused = service_fn(|_: Request<_>| async {
+//!     Err::<Response<Full<bytes::Bytes>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+//! });
+//! let request = Request::new(Full::<bytes::Bytes>::default());
+//! let Ok(answer) = layer.layer(refused).oneshot(request).await;
+//! assert_eq!(answer.status(), 502);
+//! assert_eq!(answer.headers()["proxy-status"], "shop-edge; error=connection_refused");
+//! let counts = layer.handle().snapshot(tokio::time::Instant::now());
+//! assert_eq!(counts.failures, [(BadGatewayCause::ConnectionRefused, 1)]);
+//! # }
+//! ```
+
 // calls that are not inlined move requests and answers about: measured
 #![allow(clippy::inline_always)]
 
@@ -6,6 +64,7 @@ mod body;
 mod builder;
 mod check;
 mod core;
+mod ext;
 mod future;
 mod handle;
 mod misconfigured;
@@ -24,7 +83,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tower_layer::Layer;
+use tower_layer::{Identity, Layer};
 use tower_service::Service;
 
 use self::future::Run;
@@ -37,6 +96,7 @@ use crate::retry::{ByHyper, ByTower};
 pub use self::body::UpstreamBody;
 pub use self::builder::{Section, UpstreamBuilder};
 pub use self::core::Attempt;
+pub use self::ext::ServiceBuilderExt;
 pub use self::future::UpstreamFuture;
 pub use self::handle::{Change, Drained, UpstreamHandle, UpstreamSnapshot, UpstreamState};
 pub use self::misconfigured::{Misconfiguration, Misconfigured};
@@ -54,9 +114,10 @@ type CoreOf<S, R, L, C, W> = core::Core<R, L, C, AroundOf<S, R, C, W>>;
 
 /// The whole stack; see the [module](self).
 #[must_use]
-pub struct UpstreamLayer<R = Retries, L = Limit, C = Breaker, W = Watched> {
+pub struct UpstreamLayer<R = Retries, L = Limit, C = Breaker, W = Watched, H = Identity> {
     steering: Arc<Steering<R, L, C>>,
     handle: UpstreamHandle,
+    headers: H,
     border: PhantomData<fn() -> W>,
 }
 
@@ -67,35 +128,38 @@ impl UpstreamLayer {
     }
 }
 
-impl<R, L, C, W> UpstreamLayer<R, L, C, W> {
+impl<R, L, C, W, H> UpstreamLayer<R, L, C, W, H> {
     /// Sees into the stack and steers it.
     pub fn handle(&self) -> UpstreamHandle {
         self.handle.clone()
     }
 }
 
-impl<R, L, C, W> Clone for UpstreamLayer<R, L, C, W> {
+impl<R, L, C, W, H: Clone> Clone for UpstreamLayer<R, L, C, W, H> {
     fn clone(&self) -> Self {
-        Self { steering: self.steering.clone(), handle: self.handle.clone(), border: PhantomData }
+        let (steering, handle, headers) = (self.steering.clone(), self.handle.clone(), self.headers.clone());
+        Self { steering, handle, headers, border: PhantomData }
     }
 }
 
-impl<R, L, C, W> fmt::Debug for UpstreamLayer<R, L, C, W> {
+impl<R, L, C, W, H> fmt::Debug for UpstreamLayer<R, L, C, W, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpstreamLayer").field("handle", &self.handle).finish_non_exhaustive()
     }
 }
 
-impl<S, R, L, C, W> Layer<S> for UpstreamLayer<R, L, C, W>
+impl<S, R, L, C, W, H> Layer<S> for UpstreamLayer<R, L, C, W, H>
 where
-    S: Clone,
+    H: Layer<S>,
+    H::Service: Clone,
     R: Repeat,
     L: Part + Clone,
     C: Part + Clone,
 {
-    type Service = Upstream<S, R, L, C, W>;
+    type Service = Upstream<H::Service, R, L, C, W>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        let inner = self.headers.layer(inner);
         let (version, set) = self.steering.set();
         let core = Arc::new(set.around(|| inner.clone()));
         let origin = Arc::new(Origin::new(self.steering.clone(), version, core.clone()));
@@ -167,8 +231,7 @@ where
     AroundOf<S, R, C, W>: Repeats<B, ByTower>,
     W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByTower>>::Body>,
 {
-    type Response =
-        Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByTower>, R, L, C, AroundOf<S, R, C, W>>>;
+    type Response = Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByTower>, R, L, C, AroundOf<S, R, C, W>>>;
     type Error = std::convert::Infallible;
     type Future =
         UpstreamFuture<S, W::Body, ByTower, R, L, C, AroundOf<S, R, C, W>, RoundOf<AroundOf<S, R, C, W>, B, ByTower>>;
@@ -216,8 +279,7 @@ where
     AroundOf<S, R, C, W>: Repeats<B, ByHyper>,
     W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByHyper>>::Body>,
 {
-    type Response =
-        Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByHyper>, R, L, C, AroundOf<S, R, C, W>>>;
+    type Response = Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByHyper>, R, L, C, AroundOf<S, R, C, W>>>;
     type Error = std::convert::Infallible;
     type Future =
         UpstreamFuture<S, W::Body, ByHyper, R, L, C, AroundOf<S, R, C, W>, RoundOf<AroundOf<S, R, C, W>, B, ByHyper>>;

@@ -5,11 +5,14 @@ use std::cell::RefCell;
 use http::Request;
 
 use crate::classify::Ask;
+use crate::error_page::{ErrorPage, Wish};
 
 /// Boxed, as a call carries only the pointer: what few calls ask for is not moved with each.
 #[derive(Debug)]
 pub(super) struct Note {
     pub(super) ask: Ask,
+    /// What a page would have to know, where there is one.
+    pub(super) wish: Option<Wish>,
 }
 
 /// So many notes are kept on a thread for later requests.
@@ -22,13 +25,15 @@ thread_local! {
 
 impl Note {
     #[inline(always)]
-    pub(super) fn of<B>(request: &Request<B>) -> Box<Self> {
+    pub(super) fn of<B>(request: &Request<B>, page: Option<&ErrorPage>) -> Box<Self> {
+        let wish = page.map(|page| page.wish(request));
         match SHELF.with_borrow_mut(Vec::pop) {
             Some(mut note) => {
                 note.ask = Ask::of(request);
+                note.wish = wish;
                 note
             }
-            None => Box::new(Self { ask: Ask::of(request) }),
+            None => Box::new(Self { ask: Ask::of(request), wish }),
         }
     }
 
@@ -36,6 +41,7 @@ impl Note {
     #[inline(always)]
     pub(super) fn shelve(mut self: Box<Self>) {
         self.ask.forget();
+        self.wish = None;
         // a thread that is ending has no shelf any more
         let _ = SHELF.try_with(|shelf| {
             let mut notes = shelf.borrow_mut();

@@ -18,7 +18,7 @@ const fn s(seconds: u64) -> Duration {
 }
 
 /// Each takes the place of what was set before of the limits, the retry, the circuit and the limiter.
-impl<W> UpstreamBuilder<Retries, LimitLayer, CircuitBreakerLayer, W> {
+impl<W, H> UpstreamBuilder<Retries, LimitLayer, CircuitBreakerLayer, W, H> {
     /// For calls that a person waits for in a chain of others: short limits, a second attempt beside a late one.
     pub fn latency_critical(self) -> Self {
         let policy = RetryPolicy::new().attempts(2).base(ms(5)).max(ms(50)).patience(s(1));

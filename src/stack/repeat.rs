@@ -240,13 +240,7 @@ where
     type Begun = Begins;
 
     #[inline(always)]
-    fn begin(
-        &self,
-        request: &Request<B>,
-        now: Instant,
-        deadline: Option<Deadline>,
-        care: Care,
-    ) -> Begins {
+    fn begin(&self, request: &Request<B>, now: Instant, deadline: Option<Deadline>, care: Care) -> Begins {
         let begun = match care {
             Care::Full => retry::begin_at(&self.0.settings, request, now, deadline),
             Care::Bare => Begun::once(request),

@@ -1,0 +1,125 @@
+//! The layers as methods of tower's builder.
+
+use std::sync::Arc;
+
+use tower::ServiceBuilder;
+use tower::layer::util::Stack;
+
+use super::UpstreamLayer;
+use crate::admission::AdmissionLayer;
+use crate::breaker::CircuitBreakerLayer;
+use crate::classify::ClassifyLayer;
+use crate::engine::Watched;
+use crate::error_page::{ErrorPage, ErrorPageLayer};
+use crate::forward::{ForwardLayer, Rules};
+use crate::limit::LimitLayer;
+use crate::retry::RetryLayer;
+use crate::timeout::{TimeoutLayer, Timeouts};
+
+/// Adds the layers of this crate to tower's [`ServiceBuilder`], one method each.
+///
+/// None has the name of one of tower's or tower-http's. What is added first stands outermost; the recommended order is that
+/// of the methods.
+///
+/// ```
+/// use std::time::Duration;
+/// use http::{Request, Response};
+/// use http_body_util::Full;
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// use tower_upstream::ServiceBuilderExt;
+/// use tower_upstream::error_page::ErrorPage;
+/// use tower_upstream::timeout::Timeouts;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let refused = service_fn(|_: Request<_>| async {
+///     Err::<Response<Full<bytes::Bytes>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+/// });
+/// let service = ServiceBuilder::new()
+///     .error_page(ErrorPage::new())
+///     .classify_failures()
+///     .circuit_breaker("payments")
+///     .upstream_timeout(Timeouts::new().head(Duration::from_secs(5)))
+///     .service(refused);
+/// let request = Request::new(Full::<bytes::Bytes>::default());
+/// assert_eq!(service.oneshot(request).await.unwrap().status(), 502);
+/// # }
+/// ```
+pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
+    /// The whole stack.
+    fn upstream<R, L, C, W, H>(
+        self,
+        layer: UpstreamLayer<R, L, C, W, H>,
+    ) -> ServiceBuilder<Stack<UpstreamLayer<R, L, C, W, H>, I>>;
+
+    /// A page in place of our own answers.
+    fn error_page(self, page: ErrorPage) -> ServiceBuilder<Stack<ErrorPageLayer, I>>;
+
+    /// Answers in place of errors and unsafe heads, with the defaults of [`ClassifyLayer`].
+    fn classify_failures(self) -> ServiceBuilder<Stack<ClassifyLayer, I>>;
+
+    /// As many calls in flight as the upstream can do.
+    fn upstream_limit(self, limit: LimitLayer) -> ServiceBuilder<Stack<LimitLayer, I>>;
+
+    /// Failed requests once more, where that is safe.
+    fn upstream_retry(self, retry: RetryLayer) -> ServiceBuilder<Stack<RetryLayer, I>>;
+
+    /// A circuit for the upstream of this name, with the defaults of [`CircuitBreakerLayer`].
+    fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>>;
+
+    /// Limits of the time; the inner service gets its body as [`Upload`](crate::body::Upload).
+    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<Watched>, I>>;
+
+    /// The rules of forwarding, for a client that does not keep them.
+    fn forward_headers(self, rules: Rules) -> ServiceBuilder<Stack<ForwardLayer, I>>;
+
+    /// Refuses at once what cannot be answered in time, on the upstream's side.
+    fn admission(self, layer: AdmissionLayer) -> ServiceBuilder<Stack<AdmissionLayer, I>>;
+}
+
+impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {
+    fn upstream<R, L, C, W, H>(
+        self,
+        layer: UpstreamLayer<R, L, C, W, H>,
+    ) -> ServiceBuilder<Stack<UpstreamLayer<R, L, C, W, H>, I>> {
+        self.layer(layer)
+    }
+
+    fn error_page(self, page: ErrorPage) -> ServiceBuilder<Stack<ErrorPageLayer, I>> {
+        self.layer(ErrorPageLayer::new(page))
+    }
+
+    fn classify_failures(self) -> ServiceBuilder<Stack<ClassifyLayer, I>> {
+        self.layer(ClassifyLayer::new())
+    }
+
+    fn upstream_limit(self, limit: LimitLayer) -> ServiceBuilder<Stack<LimitLayer, I>> {
+        self.layer(limit)
+    }
+
+    fn upstream_retry(self, retry: RetryLayer) -> ServiceBuilder<Stack<RetryLayer, I>> {
+        self.layer(retry)
+    }
+
+    fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>> {
+        self.layer(CircuitBreakerLayer::new(name))
+    }
+
+    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<Watched>, I>> {
+        self.layer(TimeoutLayer::new(timeouts))
+    }
+
+    fn forward_headers(self, rules: Rules) -> ServiceBuilder<Stack<ForwardLayer, I>> {
+        self.layer(ForwardLayer::new(rules))
+    }
+
+    fn admission(self, layer: AdmissionLayer) -> ServiceBuilder<Stack<AdmissionLayer, I>> {
+        self.layer(layer)
+    }
+}
+
+mod sealed {
+    #[allow(unnameable_types)] // that is its purpose
+    pub trait Sealed {}
+    impl<I> Sealed for tower::ServiceBuilder<I> {}
+}
