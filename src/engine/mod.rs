@@ -42,6 +42,7 @@ pub(crate) use self::keyed::{Key, Shares};
 #[cfg(feature = "client")]
 pub(crate) use self::sight::tell;
 pub(crate) use self::sight::{leave, leaving};
+use crate::body::Accepts;
 
 #[doc(hidden)]
 pub use self::border::Seen;
@@ -168,13 +169,13 @@ impl<P: Part, L> Open<P, L> {
     }
 }
 
-impl<S, P, L, W, ReqBody, ResBody> Service<Request<ReqBody>> for Engine<S, P, L, W>
+impl<S, P, L, W, ReqBody, ResBody, E> Service<Request<ReqBody>> for Engine<S, P, L, W>
 where
-    S: Service<Request<W::Body>, Response = Response<ResBody>>,
+    W: Border<ReqBody>,
+    S: Accepts<W::Body, Body = ResBody, Fault = E>,
     P: Part,
     L: Limits,
-    W: Border<ReqBody>,
-    S::Error: 'static,
+    E: 'static,
     ResBody: Body<Data = Bytes>,
     ResBody::Error: Into<BoxError>,
 {
