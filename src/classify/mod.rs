@@ -76,7 +76,7 @@ pub(crate) use self::settings::upstream_status;
 use self::settings::{Ask, Settings};
 #[cfg(feature = "client")]
 pub(crate) use self::told::{Rejected, Relayed};
-use crate::body::AnswerBody;
+use crate::body::{Accepts, AnswerBody};
 use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;
 
@@ -248,10 +248,10 @@ impl<S: Clone> Clone for Classify<S> {
     }
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Classify<S>
+impl<S, ReqBody, ResBody, E> Service<Request<ReqBody>> for Classify<S>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    S::Error: Into<BoxError>,
+    S: Accepts<ReqBody, Body = ResBody, Fault = E>,
+    E: Into<BoxError>,
     ResBody: Body<Data = Bytes> + Unpin + 'static,
     ResBody::Error: Into<BoxError>,
 {
