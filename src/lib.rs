@@ -1,6 +1,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc = include_str!("../README.md")]
 
+pub mod adapt;
 pub mod admission;
 pub mod body;
 pub mod breaker;

@@ -2,16 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_upstream::engine::Untouched;
+use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::retry::Attempts;
 use tower_upstream::{BadGatewayCause, Failure, UpstreamLayer};
 

@@ -77,7 +77,7 @@ pub(crate) use self::settings::upstream_status;
 pub(crate) use self::settings::{Ask, Settings, is_plain_head, refused_head, scene_of};
 #[cfg(feature = "client")]
 pub(crate) use self::told::Relayed;
-use crate::body::AnswerBody;
+use crate::body::{Accepts, AnswerBody};
 use crate::cause::{Failure, ProxyStatus};
 use crate::event::Observer;
 
@@ -290,10 +290,10 @@ impl<S: Clone> Clone for Classify<S> {
     }
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Classify<S>
+impl<S, ReqBody, ResBody, E> Service<Request<ReqBody>> for Classify<S>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    S::Error: Into<BoxError>,
+    S: Accepts<ReqBody, Body = ResBody, Fault = E>,
+    E: Into<BoxError>,
     ResBody: Body<Data = Bytes> + Unpin + 'static,
     ResBody::Error: Into<BoxError>,
 {

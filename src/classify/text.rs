@@ -10,8 +10,8 @@ use std::io::{
 
 use super::clues::{Clues, Io, Text, Tls};
 
-/// Whole texts of private types in hyper-util, hyper-rustls, hyper-tls, reqwest, tonic, tower-http and
-/// http-body-util.
+/// Whole texts of private types in hyper-util, hyper-rustls, hyper-tls, reqwest, tonic, tower-http,
+/// http-body-util and url.
 pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
     let text = link.to_string();
     let found = match text.as_str() {
@@ -29,7 +29,9 @@ pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
         | "https required but URI was not https"
         | "invalid URL, host is missing"
         | "invalid URL, scheme is missing"
-        | "invalid URL, scheme is not http" => Text::BadTarget,
+        | "invalid URL, scheme is not http"
+        | "URL scheme is not allowed"
+        | "relative URL without a base" => Text::BadTarget,
         "operation timed out" | "Timeout expired" | "request timed out" => return clues.elapsed = true,
         "data was not received within the designated timeout" => Text::BodyTimeout,
         "length limit exceeded" => Text::LengthLimit,

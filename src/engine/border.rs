@@ -9,6 +9,11 @@ use tokio::time::Instant;
 use crate::body::{Progress, Upload};
 
 /// How the request body is handed to the inner service: [`Watched`] or [`Untouched`].
+#[diagnostic::on_unimplemented(
+    message = "this layer watches request bodies, and `{B}` is none",
+    label = "`{B}` does not implement `http_body::Body`",
+    note = "`untouched()` lets a layer hand on whatever a request has as its body"
+)]
 pub trait Border<B>: sealed::Sealed {
     /// What the inner service gets as its body.
     type Body;
@@ -33,6 +38,7 @@ pub enum Watched {}
 #[derive(Clone, Copy, Debug)]
 pub enum Untouched {}
 
+#[diagnostic::do_not_recommend]
 impl<B: Body> Border<B> for Watched {
     type Body = Upload<B>;
 

@@ -45,6 +45,7 @@ pub(crate) use self::part::Shown;
 pub(crate) use self::sight::tell;
 pub(crate) use self::sight::{leave, leaving};
 pub(crate) use self::tracked::{Followed, Following, come_back};
+use crate::body::Accepts;
 
 #[doc(hidden)]
 pub use self::border::Seen;
@@ -235,13 +236,13 @@ impl<K: Keep> Drop for Open<K> {
     }
 }
 
-impl<S, P, L, W, ReqBody, ResBody> Service<Request<ReqBody>> for Engine<S, P, L, W>
+impl<S, P, L, W, ReqBody, ResBody, E> Service<Request<ReqBody>> for Engine<S, P, L, W>
 where
-    S: Service<Request<W::Body>, Response = Response<ResBody>>,
+    W: Border<ReqBody>,
+    S: Accepts<W::Body, Body = ResBody, Fault = E>,
     P: Part,
     L: Limits,
-    W: Border<ReqBody>,
-    S::Error: 'static,
+    E: 'static,
     ResBody: Body<Data = Bytes>,
     ResBody::Error: Into<BoxError>,
 {

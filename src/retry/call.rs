@@ -13,6 +13,11 @@ use crate::cause::Failure;
 /// Retry acts on failures that have a record. A service that never errs shows them in its responses; one whose error
 /// is the record itself, as [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html)'s
 /// is, shows them there.
+#[diagnostic::on_unimplemented(
+    message = "`RetryLayer` cannot see in `{Self}` whether it is safe to send a request again",
+    label = "the service inside errs with `{Self}`",
+    note = "put `ClassifyLayer` right around the service, inside of `RetryLayer`: its answers carry causes, and it never errs"
+)]
 pub trait Told: Sized + sealed::Sealed {
     #[doc(hidden)]
     fn record(&self) -> &Failure;

@@ -103,7 +103,7 @@ pub(crate) use self::round::{Begun, Next, Round, begin_at};
 use self::settings::Median;
 pub(crate) use self::settings::Settings;
 pub(crate) use self::span::AttemptSpan;
-use crate::body::ReplayBody;
+use crate::body::{Accepts, LocalBody, ReplayBody};
 use crate::deadline::Deadlines;
 use crate::engine::Handle;
 
@@ -252,12 +252,12 @@ impl<S: fmt::Debug> fmt::Debug for Retry<S> {
     }
 }
 
-impl<S, B, R> Service<Request<B>> for Retry<S>
+impl<S, B, R, E> Service<Request<B>> for Retry<S>
 where
-    S: Service<Request<ReplayBody<B>>, Response = Response<R>> + Clone,
-    S::Error: Told,
+    S: Accepts<ReplayBody<B>, Body = R, Fault = E> + Clone,
+    E: Told,
     B: Body<Data = Bytes>,
-    R: Body<Data = Bytes> + Default,
+    R: Body<Data = Bytes> + LocalBody,
 {
     type Response = Response<R>;
     type Error = S::Error;
@@ -288,7 +288,7 @@ where
     S: hyper::service::Service<Request<ReplayBody<B>>, Response = Response<R>> + Clone,
     S::Error: Told,
     B: Body<Data = Bytes>,
-    R: Body<Data = Bytes> + Default,
+    R: Body<Data = Bytes> + LocalBody,
 {
     type Response = Response<R>;
     type Error = S::Error;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tower_upstream::BadGatewayCause as Cause;
+use tower_upstream::cause::Evidence;
 
 use crate::client::{broken, failed, url};
 use crate::peer::{FullQueue, Peer, closed_port, upstream};
@@ -88,6 +89,7 @@ fn reqwest_hides_no_more_than_it_must() {
     let read = Limits { read: Some(A_LITTLE), ..NONE };
     let read_first = Limits { read: Some(A_LITTLE), connect: Some(MORE), ..NONE };
     let too_late = || cause(Cause::DeadlineExceeded).idempotent_only();
+    let bad_target = || cause(Cause::InvalidTarget).not_sent(Evidence::LocalRefusal);
     let stalled = || cut(Cause::BodyReadTimeout);
     check(vec![
         row("H01 H09", "port closed", to_a_closed_port(), no_connection(Cause::ConnectionRefused).errno(111)),
@@ -98,6 +100,8 @@ fn reqwest_hides_no_more_than_it_must() {
         row("H06 H11b", "read limit, silence", to(Peer::silence, read), too_late()),
         row("H07", "read limit in the body", to(half_then_silence, read), stalled()),
         row("H07+", "FIN in the body", to(half_then_fin, NONE), cut(Cause::IncompleteBody)),
+        row("H19", "another scheme", get("ftp://127.0.0.1:1/".into(), NONE), bad_target()),
+        row("H20", "no host", get("/no/host".into(), NONE), bad_target()),
         row("I01 I02", "connect limit", to_a_full_queue(connect), no_connection(Cause::ConnectTimeout)),
     ]);
 }

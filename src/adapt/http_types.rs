@@ -1,0 +1,259 @@
+//! Clients with request and response types of their own, called with those of `http`.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Lets a client with request and response types of its own be called with those of `http`.
+///
+/// For reqwest: `Q` is `reqwest::Request`, `R` is `reqwest::Body`; the compiler finds both. Any client will do whose request is
+/// `TryFrom<http::Request<B>>` and whose response is `Into<http::Response<R>>`. See the
+/// [module](super) for what reqwest has to be told.
+///
+/// A request that is none for the client, as one without scheme and host is none for reqwest, is not sent: the error is
+/// a [`Failure`] with the cause `invalid_target`, which a [`ClassifyLayer`](crate::ClassifyLayer) around takes as it is. What
+/// the client itself errs with is boxed, and can be downcast.
+///
+/// ```
+/// # use reqwest13 as reqwest;
+/// use tower::{Layer, ServiceExt};
+/// use tower_upstream::{Failure, BadGatewayCause, adapt::HttpTypesLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let client = HttpTypesLayer::new().layer(reqwest::Client::new());
+/// let error = client.oneshot(http::Request::get("/no/host").body("").unwrap()).await.unwrap_err();
+/// assert_eq!(Failure::from_error(error).cause(), BadGatewayCause::InvalidTarget);
+/// # }
+/// ```
+#[must_use]
+pub struct HttpTypesLayer<Q, R> {
+    types: PhantomData<fn(Q) -> R>,
+}
+
+impl<Q, R> HttpTypesLayer<Q, R> {
+    /// The layer; there is nothing to set.
+    pub fn new() -> Self {
+        Self { types: PhantomData }
+    }
+}
+
+impl<Q, R> Default for HttpTypesLayer<Q, R> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<Q, R> Clone for HttpTypesLayer<Q, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<Q, R> Copy for HttpTypesLayer<Q, R> {}
+
+impl<Q, R> fmt::Debug for HttpTypesLayer<Q, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HttpTypesLayer")
+    }
+}
+
+impl<S, Q, R> Layer<S> for HttpTypesLayer<Q, R> {
+    type Service = HttpTypes<S, Q, R>;
+
+    fn layer(&self, inner: S) -> HttpTypes<S, Q, R> {
+        HttpTypes { inner, types: PhantomData }
+    }
+}
+
+/// The service of [`HttpTypesLayer`].
+pub struct HttpTypes<S, Q, R> {
+    inner: S,
+    types: PhantomData<fn(Q) -> R>,
+}
+
+impl<S: Clone, Q, R> Clone for HttpTypes<S, Q, R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), types: PhantomData }
+    }
+}
+
+impl<S: fmt::Debug, Q, R> fmt::Debug for HttpTypes<S, Q, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpTypes").field("inner", &self.inner).finish()
+    }
+}
+
+impl<S, Q, R, B> Service<Request<B>> for HttpTypes<S, Q, R>
+where
+    S: Service<Q>,
+    S::Response: Into<Response<R>>,
+    S::Error: Into<BoxError>,
+    Q: TryFrom<Request<B>>,
+    Q::Error: Into<BoxError>,
+{
+    type Response = Response<R>;
+    type Error = BoxError;
+    type Future = HttpTypesFuture<S::Future, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        // `http://host` and `*` would be written as `http://host*`, another host
+        let state = if request.uri().path() == "*" {
+            let why = invalid_target().detail(Detail::Text("`*` is no absolute URL")).build();
+            State::Refused { error: Some(why.into()) }
+        } else {
+            match Q::try_from(request) {
+                Ok(request) => State::Call { call: self.inner.call(request) },
+                Err(error) => State::Refused { error: Some(refused(error.into())) },
+            }
+        };
+        HttpTypesFuture { state, types: PhantomData }
+    }
+}
+
+#[cold]
+fn refused(error: BoxError) -> BoxError {
+    // a conversion of the user's own may have named the cause
+    if error.is::<Failure>() { error } else { invalid_target().source(error).build().into() }
+}
+
+fn invalid_target() -> crate::cause::FailureBuilder {
+    Failure::builder(BadGatewayCause::InvalidTarget)
+        .phase(Phase::Gateway)
+        .replay(Replay::NotSent, Evidence::LocalRefusal)
+}
+
+pin_project! {
+    /// The future of [`HttpTypes`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct HttpTypesFuture<F, R> {
+        #[pin]
+        state: State<F>,
+        types: PhantomData<fn() -> R>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F> {
+        Call { #[pin] call: F },
+        Refused { error: Option<BoxError> },
+    }
+}
+
+impl<F, R> fmt::Debug for HttpTypesFuture<F, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpTypesFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, R, A, E> Future for HttpTypesFuture<F, R>
+where
+    F: Future<Output = Result<A, E>>,
+    A: Into<Response<R>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<Response<R>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProjection::Call { call } => Poll::Ready(ready!(call.poll(cx)).map(Into::into).map_err(Into::into)),
+            StateProjection::Refused { error } => Poll::Ready(Err(error.take().expect("polled after its answer"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::io;
+
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    /// A request type of a client's own: a number.
+    struct Number(u32);
+
+    impl TryFrom<Request<&str>> for Number {
+        type Error = BoxError;
+
+        fn try_from(request: Request<&str>) -> Result<Self, BoxError> {
+            if request.uri().path() == "/named" {
+                return Err(Failure::new(BadGatewayCause::GatewayOverload).into());
+            }
+            Ok(Self(request.body().parse()?))
+        }
+    }
+
+    struct Doubled(u32);
+
+    impl From<Doubled> for Response<u32> {
+        fn from(answer: Doubled) -> Self {
+            Response::new(answer.0)
+        }
+    }
+
+    async fn ask(target: &str, body: &'static str) -> Result<u32, Failure> {
+        let doubles = service_fn(|request: Number| async move {
+            if request.0 > 9 { Err(io::Error::other("too much")) } else { Ok(Doubled(2 * request.0)) }
+        });
+        let request = Request::options(target).body(body).unwrap();
+        let answer = HttpTypesLayer::<Number, u32>::new().layer(doubles).oneshot(request).await;
+        answer.map(Response::into_body).map_err(|error| match error.downcast::<Failure>() {
+            Ok(failure) => *failure,
+            Err(error) => Failure::builder(BadGatewayCause::Unknown).source(error).build(),
+        })
+    }
+
+    #[tokio::test]
+    async fn both_types_are_converted() {
+        assert_eq!(ask("/", "4").await.unwrap(), 8);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_cannot_be_converted_was_not_sent() {
+        let failure = ask("/", "four").await.unwrap_err();
+        assert_eq!((failure.cause(), failure.replay()), (BadGatewayCause::InvalidTarget, Replay::NotSent));
+        let source = std::error::Error::source(&failure).unwrap();
+        assert!(source.is::<std::num::ParseIntError>());
+    }
+
+    #[tokio::test]
+    async fn a_cause_of_the_conversions_own_is_kept() {
+        assert_eq!(ask("/named", "4").await.unwrap_err().cause(), BadGatewayCause::GatewayOverload);
+    }
+
+    #[tokio::test]
+    async fn an_asterisk_never_becomes_a_part_of_a_host() {
+        assert_eq!(ask("*", "4").await.unwrap_err().cause(), BadGatewayCause::InvalidTarget);
+    }
+
+    #[tokio::test]
+    async fn the_clients_own_error_can_be_downcast() {
+        let failure = ask("/", "10").await.unwrap_err();
+        assert!(std::error::Error::source(&failure).unwrap().is::<io::Error>());
+    }
+
+    #[test]
+    fn the_types_it_only_names_say_nothing_of_send() {
+        fn is_send<T: Send + Sync>() {}
+        is_send::<HttpTypes<(), *const (), std::cell::Cell<()>>>();
+        is_send::<HttpTypesFuture<std::future::Ready<Result<(), Infallible>>, *const ()>>();
+    }
+}

@@ -1,0 +1,149 @@
+//! The request body through a function, for services that take one type of it.
+
+use std::fmt;
+use std::task::{Context, Poll};
+
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Passes the request body through a function, for a service that takes one type of body.
+///
+/// Head, extensions, response and error are those of the service, and so is the future. tower-http's
+/// `MapRequestBodyLayer` does the same; this one needs no further crate, and is hyper's `Service` as well.
+///
+/// ```
+/// use http::{Request, Response};
+/// use http_body_util::{BodyExt, Full, combinators::BoxBody};
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_upstream::adapt::RequestBodyLayer;
+/// use tower_upstream::retry::RetryLayer;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// type Body = BoxBody<bytes::Bytes, tower::BoxError>;
+/// let takes_one_type = service_fn(|request: Request<Body>| async {
+///     let body = request.into_body().collect().await.unwrap();
+///     Ok::<_, std::convert::Infallible>(Response::new(Full::new(body.to_bytes())))
+/// });
+/// // retry hands on a `ReplayBody<_>`
+/// let boxed = RequestBodyLayer::new(|body| BodyExt::boxed(BodyExt::map_err(body, tower::BoxError::from)));
+/// let service = RetryLayer::new().layer(boxed.layer(takes_one_type));
+/// let answer = service.oneshot(Request::new(Full::<bytes::Bytes>::from("order"))).await.unwrap();
+/// assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "order");
+/// # }
+/// ```
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct RequestBodyLayer<F> {
+    convert: F,
+}
+
+impl<F> RequestBodyLayer<F> {
+    /// Converts with this function, mostly the constructor of the body that the service takes.
+    pub fn new(convert: F) -> Self {
+        Self { convert }
+    }
+}
+
+impl<F> fmt::Debug for RequestBodyLayer<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBodyLayer").finish_non_exhaustive()
+    }
+}
+
+impl<S, F: Clone> Layer<S> for RequestBodyLayer<F> {
+    type Service = RequestBody<S, F>;
+
+    fn layer(&self, inner: S) -> RequestBody<S, F> {
+        RequestBody { inner, convert: self.convert.clone() }
+    }
+}
+
+/// The service of [`RequestBodyLayer`].
+#[derive(Clone, Copy)]
+pub struct RequestBody<S, F> {
+    inner: S,
+    convert: F,
+}
+
+impl<S: fmt::Debug, F> fmt::Debug for RequestBody<S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<S, F, B, C> Service<Request<B>> for RequestBody<S, F>
+where
+    S: Service<Request<C>>,
+    F: Fn(B) -> C,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<B>) -> S::Future {
+        self.inner.call(request.map(&self.convert))
+    }
+}
+
+/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
+impl<S, F, B, C> hyper::service::Service<Request<B>> for RequestBody<S, F>
+where
+    S: hyper::service::Service<Request<C>>,
+    F: Fn(B) -> C,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    #[inline]
+    fn call(&self, request: Request<B>) -> S::Future {
+        self.inner.call(request.map(&self.convert))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_body_alone_is_changed() {
+        let echo = service_fn(|request: Request<String>| async { Ok::<_, Infallible>(request) });
+        let service = RequestBodyLayer::new(|body: u32| body.to_string()).layer(echo);
+        let request = Request::put("http://a.example/b?c").header("x", "y").extension(5_u8).body(7).unwrap();
+        let seen = service.oneshot(request).await.unwrap();
+        assert_eq!((seen.method().as_str(), seen.uri().to_string().as_str()), ("PUT", "http://a.example/b?c"));
+        assert_eq!(seen.headers()["x"], "y");
+        assert_eq!((seen.extensions().get(), seen.body().as_str()), (Some(&5_u8), "7"));
+    }
+
+    #[tokio::test]
+    async fn it_is_hypers_service_where_the_inner_one_is() {
+        let echo = hyper::service::service_fn(|request: Request<String>| async {
+            Ok::<_, Infallible>(http::Response::new(request.into_body()))
+        });
+        let service = RequestBodyLayer::new(|body: u32| body.to_string()).layer(echo);
+        assert_eq!(hyper::service::Service::call(&service, Request::new(7)).await.unwrap().body(), "7");
+    }
+
+    #[test]
+    fn it_waits_for_the_inner_service() {
+        let layer = RequestBodyLayer::new(|body: u32| body.to_string());
+        let (mut service, mut handle) = tower_test::mock::spawn_layer::<Request<String>, (), _>(layer);
+        handle.allow(0);
+        assert!(service.poll_ready::<Request<u32>>().is_pending());
+        handle.allow(1);
+        assert!(service.poll_ready::<Request<u32>>().is_ready());
+    }
+}

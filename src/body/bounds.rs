@@ -1,0 +1,44 @@
+//! What layers ask of the services inside, in words that the compiler repeats.
+
+use http::{Request, Response};
+use tower_service::Service;
+
+/// A response body that a layer can make by itself: any that has a `Default`.
+///
+/// A layer that answers in place of the service inside has to make an answer of the same type. hyper's `Incoming` cannot
+/// be made; the body of [`ClassifyLayer`](crate::ClassifyLayer) can, whatever it holds.
+#[diagnostic::on_unimplemented(
+    message = "this layer answers by itself at times, and cannot make a `{Self}`: it has no `Default`",
+    label = "its answers have the body `{Self}`, which has no `Default`",
+    note = "put `ClassifyLayer` right around the client, inside of this layer: its `AnswerBody` has a `Default`, whatever is in it"
+)]
+pub trait LocalBody: Default {}
+
+#[diagnostic::do_not_recommend]
+impl<B: Default> LocalBody for B {}
+
+/// A service that takes requests with this body.
+///
+/// Layers that watch request bodies or keep them hand them on in a type of their own.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` takes no request whose body is `{B}`, which is what this layer hands on",
+    label = "the layer around it hands on `Request<{B}>`",
+    note = "put `adapt::RequestBodyLayer` right around a client that takes one type of body: \
+            `RequestBodyLayer::new(tonic::body::Body::new)`, `RequestBodyLayer::new(reqwest::Body::wrap)`",
+    note = "a `TimeoutLayer` hands the body on as it is when it is `untouched()`"
+)]
+pub trait Accepts<B>: Service<Request<B>, Response = Response<Self::Body>, Error = Self::Fault> {
+    /// The body of its answers.
+    type Body;
+    /// Its error.
+    type Fault;
+}
+
+#[diagnostic::do_not_recommend]
+impl<S, B, R> Accepts<B> for S
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Body = R;
+    type Fault = S::Error;
+}

@@ -1,0 +1,80 @@
+//! The commonest mistakes with the layers do not compile, and the compiler says what to do.
+//!
+//! `misuse/*.rs` are programs, each beside a `.stderr` with what has to be in the compiler's message, line by line: our own
+//! words, which no other toolchain changes. `mended.rs` does the same as all of them, and compiles.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+const MENDED: &str = "mended";
+
+/// A package of the programs, with the crate as its users have it: without features.
+static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let crate_dir = env!("CARGO_MANIFEST_DIR");
+    let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join("misuse");
+    let mut manifest = format!(
+        "[package]\nname = \"misuse\"\nversion = \"0.0.0\"\nedition = \"2024\"\npublish = false\n\n[workspace]\n\n\
+         [dependencies]\nbytes = \"1\"\nhttp = \"1\"\nhttp-body-util = \"0.1\"\nhyper = \"1\"\n\
+         tower = {{ version = \"0.5\", features = [\"util\"] }}\ntower-upstream = {{ path = {crate_dir:?} }}\n"
+    );
+    for program in programs() {
+        let path = folder().join(&program).with_extension("rs");
+        let path = path.to_str().unwrap();
+        write!(manifest, "\n[[bin]]\nname = {program:?}\npath = {path:?}\n").unwrap();
+    }
+    fs::create_dir_all(&package).unwrap();
+    fs::write(package.join("Cargo.toml"), manifest).unwrap();
+    // the versions that are on this machine
+    let lock = fs::read(Path::new(crate_dir).join("Cargo.lock"));
+    lock.map_or(Ok(()), |lock| fs::write(package.join("Cargo.lock"), lock)).unwrap();
+    package
+});
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/misuse")
+}
+
+fn programs() -> Vec<String> {
+    let files = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    let mut names: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|end| end == "rs"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn compiled(program: &str) -> Output {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["check", "--quiet", "--offline", "--color=never", "--bin", program]);
+    cargo.arg("--target-dir").arg(PACKAGE.join("target")).current_dir(&*PACKAGE).output().unwrap()
+}
+
+#[test]
+fn mistakes_do_not_compile_and_the_compiler_says_what_to_do() {
+    let mut wrong = String::new();
+    for program in programs().iter().filter(|program| *program != MENDED) {
+        let output = compiled(program);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let expected = fs::read_to_string(folder().join(program).with_extension("stderr")).unwrap();
+        if output.status.success() {
+            writeln!(wrong, "{program} compiles").unwrap();
+        }
+        for line in expected.lines().filter(|line| !said.contains(line)) {
+            writeln!(wrong, "{program}: the compiler does not say: {line}\n{said}").unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert_eq!(programs().len(), 7);
+}
+
+#[test]
+fn mended_they_compile() {
+    let output = compiled(MENDED);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
