@@ -270,7 +270,7 @@ fn failed_hop(headers: &HeaderMap) -> Option<Member> {
 }
 
 /// Whether there is nothing about a head that could be wrong, as far as that is seen at once.
-#[inline(always)]
+#[inline]
 pub(crate) fn is_plain_head<B>(answer: &Response<B>) -> bool {
     let status = answer.status().as_u16();
     answer.extensions().is_empty()

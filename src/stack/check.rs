@@ -6,7 +6,7 @@ use super::builder::{Section, UpstreamBuilder};
 use super::misconfigured::Misconfiguration;
 use super::repeat::Repeat;
 use crate::breaker::BreakerPolicy;
-use crate::retry::RetryLayer;
+use crate::retry::{Hedging, RetryLayer};
 use crate::timeout::alignment::HedgeBudget;
 use crate::timeout::{Report, Timeouts, Topology};
 
@@ -47,7 +47,7 @@ pub(super) fn topology<R: Repeat, L, C, W, H>(builder: &UpstreamBuilder<R, L, C,
     if policy.attempts > 1 {
         topology = topology.backoff(policy.base, policy.max.max(policy.base));
     }
-    match settings.hedging.as_ref().and_then(|hedging| hedging.fixed()) {
+    match settings.hedging.as_ref().and_then(Hedging::fixed) {
         Some(delay) => topology.hedge_delay(delay).hedge_budget(HedgeBudget::Shared),
         None => topology,
     }
@@ -102,7 +102,7 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
         let problem = format!("{} bytes of each request body in flight would be kept", settings.body_cap);
         bad("retry.body_cap", problem, "set 64 MiB at most; longer bodies go on and are not repeated");
     }
-    if let Some(delay) = settings.hedging.as_ref().and_then(|hedging| hedging.fixed()) {
+    if let Some(delay) = settings.hedging.as_ref().and_then(Hedging::fixed) {
         if delay.is_zero() {
             let problem = "each call would be sent twice at once".to_owned();
             bad("retry.hedging", problem, "set a delay near the 95th percentile, or `Hedging::new()` to learn it");

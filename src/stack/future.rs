@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::body::UpstreamBody;
 use super::core::Core;
 use super::note::Note;
+use super::parts::Parts;
 use super::repeat::{Care, Repeat, Repeats, Rounds};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay, is_local};
 use crate::classify::{First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
@@ -152,29 +153,29 @@ where
         let note = Note::of(&request, set.page.as_ref());
         let mut ticket = None;
         let mut refusal = set.shared.limits.refuse(&call);
-        let mut care = Care::Bare;
+        let mut extent = Care::Bare;
         if refusal.is_none() {
             match set.care(call.now) {
-                Ok(full) => care = full,
+                Ok(care) => extent = care,
                 Err(closed) => refusal = Some(closed),
             }
         }
         if refusal.is_none() {
-            match set.shared.parts.enter(&call, care) {
+            match set.shared.parts.enter(&call, extent) {
                 Ok(entered) => ticket = Some(entered),
-                Err(full) => refusal = Some(full),
+                Err(refused) => refusal = Some(refused),
             }
         }
-        let begun = core.repeat.begin(&request, call.now, call.deadline, care);
+        let begun = core.repeat.begin(&request, call.now, call.deadline, extent);
         let mut course = Course { open: Open::new(core, call), note: Some(note) };
         if let Some(ticket) = ticket {
             course.open.hold(ticket);
         }
-        if refusal.is_none() && care == Care::Full {
+        if refusal.is_none() && extent == Care::Full {
             if T::hedges(&begun) {
                 return Self::apart(course, watch, begun, request);
             }
-            let admitted = course.open.held(|parts, ticket, call| parts.attempt(ticket, call));
+            let admitted = course.open.held(Parts::attempt);
             refusal = admitted.and_then(Result::err);
         }
         if let Some(refusal) = refusal {
@@ -244,9 +245,10 @@ where
             drop(entered);
             if let Poll::Ready(Ok(answer)) = polled {
                 // the plain case in place: an answer is large
-                return match this.passes(&answer) {
-                    true => this.hand_on(answer, Stage::Reading),
-                    false => this.answered(answer, cx),
+                return if this.passes(&answer) {
+                    this.hand_on(answer, Stage::Reading)
+                } else {
+                    this.answered(answer, cx)
                 };
             }
             if let Poll::Ready(Err(error)) = polled {
@@ -393,16 +395,12 @@ where
         }
         let outcome = Outcome::of(Shown::of(&answer), false);
         self.course.open.head(self.watch, &answer, &outcome);
-        match self.round.answered(&self.course.open.shared.repeat, &mut answer) {
-            Some(rest) => {
-                self.discard(answer, stage, &outcome, cx);
-                self.go_on(rest, cx)
-            }
-            None => {
-                let outcome = Outcome::of(Shown::of(&answer), false);
-                self.look_at(answer, stage, outcome)
-            }
+        if let Some(rest) = self.round.answered(&self.course.open.shared.repeat, &mut answer) {
+            self.discard(answer, &stage, &outcome, cx);
+            return self.go_on(rest, cx);
         }
+        let outcome = Outcome::of(Shown::of(&answer), false);
+        self.look_at(answer, stage, outcome)
     }
 
     /// The head goes to the caller: whatever there is shows no failure that another attempt could mend.
@@ -506,12 +504,12 @@ where
     }
 
     /// The answer of an attempt that is to be repeated: its connection can be used again once it is read.
-    fn discard(&mut self, answer: Response<Y::Body>, stage: Stage, outcome: &Outcome, cx: &mut Context<'_>) {
+    fn discard(&mut self, answer: Response<Y::Body>, stage: &Stage, outcome: &Outcome, cx: &mut Context<'_>) {
         let ended = matches!(stage, Stage::Done) || answer.body().is_end_stream();
         if ended || drain(answer, cx) {
             return self.attempted(outcome);
         }
-        self.course.open.held(|parts, ticket, call| parts.given_up(ticket, call));
+        self.course.open.held(Parts::given_up);
     }
 
     /// The answer of a later attempt.
@@ -555,14 +553,12 @@ where
 
 /// A limit passed before the inner service was ready: nothing was sent.
 fn unasked(failure: Failure) -> Failure {
-    match failure.cause() {
-        BadGatewayCause::DeadlineExceeded => failure,
-        _ => {
-            let elapsed = failure.elapsed().unwrap_or_default();
-            let failure = Failure::builder(BadGatewayCause::QueueTimeout).phase(Phase::Pool).elapsed(elapsed);
-            failure.replay(Replay::NotSent, Evidence::NoConnection).build()
-        }
+    if failure.cause() == BadGatewayCause::DeadlineExceeded {
+        return failure;
     }
+    let elapsed = failure.elapsed().unwrap_or_default();
+    let failure = Failure::builder(BadGatewayCause::QueueTimeout).phase(Phase::Pool).elapsed(elapsed);
+    failure.replay(Replay::NotSent, Evidence::NoConnection).build()
 }
 
 impl<S, B, Y: Way<S, B>, R: Repeat, L: Part, C: Part, T, Q: Rounds<T>> fmt::Debug
