@@ -156,7 +156,7 @@ where
         let mut extent = Care::Bare;
         if refusal.is_none() {
             match set.care(call.now) {
-                Ok(care) => extent = care,
+                Ok(usual) => extent = usual,
                 Err(closed) => refusal = Some(closed),
             }
         }
