@@ -16,6 +16,7 @@
 //! | `TOTAL_TIMEOUT_MS` | limit from the request to the response head | 60000 |
 //! | `ATTEMPTS` | how often a request is sent at most | 3 |
 //! | `BREAKER` | so many failures in a row open the circuit; 0: it never opens | 5 |
+//! | `LIMIT` | most requests in flight; from 100 up to it the limit follows what the upstream can do | 1000 |
 //! | `TRUST_DEADLINES` | `1`: every caller's deadline fields count, and `x-request-timeout-ms` goes upstream | no |
 //! | `CALLER_TIMEOUT_MS`, `BALANCER_IDLE_MS`, `UPSTREAM_KEEP_ALIVE_MS`, `UPSTREAM_TIMEOUT_MS` | what the neighbours do: limits that do not fit are refused at the start | not known |
 //! | `NAME` | this deployment in `Via` and `Proxy-Status` | the host's name and the port |
@@ -44,52 +45,48 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
-use tower_upstream::body::{AnswerBody, ReplayBody};
-use tower_upstream::breaker::{Breaker, CircuitBreakerLayer};
-use tower_upstream::cause::ProxyStatus;
-use tower_upstream::classify::{ClassifiedBody, Classify, ClassifyLayer};
-use tower_upstream::client::{DefaultConnector, Download, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
+use tower_upstream::UpstreamLayer;
+use tower_upstream::body::ReplayBody;
+use tower_upstream::breaker::Breaker;
+use tower_upstream::client::{DefaultConnector, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
 use tower_upstream::deadline::{Deadlines, Field};
 use tower_upstream::engine::Untouched;
+use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::retry::{Retry, RetryLayer, RetryPolicy};
-use tower_upstream::timeout::{Timeout, TimeoutBody, TimeoutLayer, Timeouts};
+use tower_upstream::limit::{Limit, LimitLayer};
+use tower_upstream::retry::{RetryLayer, RetryPolicy};
+use tower_upstream::stack::{Retries, Upstream};
+use tower_upstream::timeout::Timeouts;
 
 use drain::Drain;
 use patience::Patience;
 use settings::Settings;
 
 type Proxy = ReverseProxy<DefaultConnector, ReplayBody<Incoming>>;
-type Body = AnswerBody<ClassifiedBody<TimeoutBody<AnswerBody<Download<ReplayBody<Incoming>>>, Parts>>>;
 
-/// What counts besides the clock, in one engine with the time limits.
-type Parts = (Breaker, ());
-
-/// What serves one accepted connection.
-type Stack = Classify<Retry<Timeout<Proxy, Untouched, Parts>>>;
+/// What serves one accepted connection: the proxy watches its uploads itself.
+type Stack = Upstream<Proxy, Retries, Limit, Breaker, Untouched>;
+type Body = <<Stack as Service<Request<Incoming>>>::Response as Answer>::Body;
 
 /// How long a client may take to send a request head, and be idle before it.
 const HEAD: Duration = Duration::from_secs(30);
 /// How long an upstream connection is kept that nobody uses.
 const POOL_IDLE: Duration = Duration::from_secs(3);
+/// As many requests may be in flight in any case.
+const LEAST: u32 = 100;
 /// How long running requests may take once SIGTERM has come.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// One upstream's gateway: the proxy, around it its time limits, around both what makes answers of failures.
+/// One upstream's gateway: the proxy, and around it the stack.
 #[derive(Clone)]
 struct Gateway {
     proxy: Proxy,
-    /// All attempts together.
-    retry: RetryLayer,
-    /// Each of them; none while the upstream is down.
-    attempt: TimeoutLayer<Untouched, Parts>,
-    classify: ClassifyLayer,
+    stack: UpstreamLayer<Retries, Limit, Breaker, Untouched>,
 }
 
 impl Gateway {
     fn new(settings: &Settings, target: Target) -> Result<Self, String> {
         let rules = Rules::new(&settings.name).map_err(|error| format!("NAME={}: {error}", settings.name))?;
-        let status = ProxyStatus::new(&settings.name).map_err(|error| format!("NAME={}: {error}", settings.name))?;
         let tcp = TcpConnector::new().dns_timeout(settings.connect).connect_timeout(settings.connect);
         let tls = match &settings.roots {
             None => TlsConnector::new(tcp),
@@ -97,42 +94,45 @@ impl Gateway {
                 TlsConnector::with_roots(tcp, pem).map_err(|error| format!("UPSTREAM_CA={path}: {error}"))?
             }
         };
-        let target_name = target.authority().to_string();
         let timeouts = Timeouts::new().head(settings.read).body_idle(settings.read).total(settings.total);
+        let mut stack = UpstreamLayer::builder(target.authority().to_string())
+            .timeouts(timeouts)
+            .topology(settings.topology.clone().connect(settings.connect))
+            .retry(RetryLayer::new().policy(RetryPolicy::new().attempts(settings.attempts)))
+            .circuit(settings.policy())
+            .limiter(LimitLayer::new().bounds(settings.limit.min(LEAST)..=settings.limit))
+            .proxy_status(&settings.name)
+            .error_page(ErrorPage::new())
+            .untouched();
+        if settings.deadlines {
+            stack = stack.deadlines(Deadlines::new().trusting_everyone().forward(Field::request_timeout()));
+        }
+        let stack = stack.build().map_err(|misconfigured| misconfigured.to_string())?;
         let proxy = ReverseProxy::builder(target, rules)
             .connector(tls.timeout(settings.connect))
             .idle_timeout(POOL_IDLE)
             .http(if settings.http2 { Http::H2 } else { Http::Auto })
             .build();
-        let topology = settings.topology.clone().connect(settings.connect).attempts(settings.attempts.into());
-        let report = timeouts.aligned(&topology).map_err(|misaligned| misaligned.to_string())?;
-        for finding in report.findings() {
-            tracing::warn!(finding = finding.id().as_str(), set = finding.set(), "{}", finding.inequality());
+        if let Some(circuit) = stack.handle().circuit() {
+            // so that no request has to find out whether the upstream is back
+            tokio::spawn(circuit.probed(proxy.connects()));
         }
-        // the proxy watches its uploads itself
-        let mut attempt = TimeoutLayer::new(timeouts).untouched();
-        let policy = RetryPolicy::new().attempts(settings.attempts);
-        let mut retry = RetryLayer::new().policy(policy).total(settings.total);
-        if settings.deadlines {
-            attempt = attempt.deadlines(Deadlines::new().forward(Field::request_timeout()));
-            retry = retry.deadlines(Deadlines::new().trusting_everyone());
-        }
-        let breaker = CircuitBreakerLayer::new(&*target_name).policy(settings.policy());
-        // so that no request has to find out whether the upstream is back
-        tokio::spawn(breaker.handle().probed(proxy.connects()));
-        Ok(Self {
-            proxy,
-            retry,
-            attempt: attempt.part(breaker.part()),
-            classify: ClassifyLayer::new().proxy_status(status),
-        })
+        Ok(Self { proxy, stack })
     }
 
     /// The service for one accepted connection.
     fn for_caller(&self, peer: SocketAddr) -> Stack {
-        let proxy = self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http));
-        self.classify.layer(self.retry.layer(self.attempt.layer(proxy)))
+        self.stack.layer(self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)))
     }
+}
+
+/// The body of an answer, whose type nobody wants to write down.
+trait Answer {
+    type Body;
+}
+
+impl<B> Answer for Response<B> {
+    type Body = B;
 }
 
 fn main() -> ExitCode {

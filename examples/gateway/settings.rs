@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) attempts: u8,
     /// So many failures in a row open the circuit; none does where it is zero.
     pub(crate) breaker: u32,
+    /// So many requests may be in flight at most.
+    pub(crate) limit: u32,
     pub(crate) deadlines: bool,
     pub(crate) topology: Topology,
     pub(crate) name: String,
@@ -70,6 +72,7 @@ impl Settings {
             total: millis("TOTAL_TIMEOUT_MS", 60_000)?,
             attempts: parsed("ATTEMPTS", "a number from 1")?.unwrap_or(3),
             breaker: parsed("BREAKER", "a number of failures, 0 for never")?.unwrap_or(5),
+            limit: parsed("LIMIT", "a number of requests from 1")?.unwrap_or(1000),
             deadlines,
             topology: topology()?,
             name: text("NAME")?.unwrap_or_else(|| usual_name(listen)),

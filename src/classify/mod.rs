@@ -264,7 +264,7 @@ impl<S> Layer<S> for ClassifyLayer {
     type Service = Classify<S>;
 
     fn layer(&self, inner: S) -> Classify<S> {
-        Classify { inner, unready: None, settings: self.settings.clone() }
+        Classify::new(inner, self.settings.clone())
     }
 }
 
@@ -278,9 +278,8 @@ pub struct Classify<S> {
 }
 
 impl<S> Classify<S> {
-    /// One inside another that tells, with the settings of that.
-    pub(crate) fn deferred(inner: S, settings: &Settings) -> Self {
-        Self { inner, unready: None, settings: Arc::new(settings.deferred()) }
+    pub(crate) fn new(inner: S, settings: Arc<Settings>) -> Self {
+        Self { inner, unready: None, settings }
     }
 }
 

@@ -113,11 +113,6 @@ impl Ask {
 }
 
 impl Settings {
-    /// The same for a layer inside one that tells.
-    pub(crate) fn deferred(&self) -> Self {
-        Self { teller: Teller::FurtherOut, ..self.clone() }
-    }
-
     pub(crate) fn statuses(&self) -> &[StatusCode] {
         &self.statuses
     }

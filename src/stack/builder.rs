@@ -368,6 +368,7 @@ impl<R: Repeat, L: Section, C: Section, W, H> UpstreamBuilder<R, L, C, W, H> {
             shared: Shared { parts, limits },
             repeat,
             classify: self.classify.settings().clone(),
+            deferred: self.classify.clone().deferred().settings().clone(),
             page: self.page.clone(),
             mode: Mode::Usual,
         };

@@ -23,6 +23,8 @@ pub(crate) struct Set<R, L, C> {
     pub(super) shared: Shared<Parts<L, C>, Enforced>,
     pub(super) repeat: R,
     pub(super) classify: Arc<Settings>,
+    /// The same for attempts, which leave it to that one to tell.
+    pub(super) deferred: Arc<Settings>,
     pub(super) page: Option<ErrorPage>,
     pub(super) mode: Mode,
 }
@@ -49,8 +51,7 @@ impl<R: Repeat, L: Part + Clone, C: Part + Clone> Set<R, L, C> {
     pub(super) fn around<S, W>(&self, inner: impl FnOnce() -> S) -> Core<R, L, C, R::Around<Attempt<S, C, W>>> {
         let repeat = self.repeat.around(|| {
             let shared = Shared { parts: self.shared.parts.circuit.clone(), limits: self.shared.limits.clone() };
-            let classify = Classify::deferred(inner(), &self.classify);
-            Engine::new(classify, Arc::new(shared))
+            Engine::new(Classify::new(inner(), self.deferred.clone()), Arc::new(shared))
         });
         Core { set: self.clone(), repeat }
     }

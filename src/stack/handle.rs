@@ -227,8 +227,8 @@ impl UpstreamHandle {
     }
 
     /// The circuit's own handle, where there is a circuit: its transitions, and a background probe.
-    pub fn circuit(&self) -> Option<&CircuitHandle> {
-        self.shared.circuit.as_ref()
+    pub fn circuit(&self) -> Option<CircuitHandle> {
+        self.shared.circuit.clone()
     }
 
     /// Refuses all calls until [`release`](Self::release) or [`reset`](Self::reset); without a circuit nothing happens.
