@@ -74,7 +74,7 @@ use tower_service::Service;
 use self::settings::Teller;
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
-pub(crate) use self::settings::{Ask, Settings, is_plain_head, refused_head, scene_of};
+pub(crate) use self::settings::{Ask, REQUEST_ID, Settings, is_plain_head, refused_head, scene_of};
 #[cfg(feature = "client")]
 pub(crate) use self::told::Relayed;
 use crate::body::{Accepts, AnswerBody};

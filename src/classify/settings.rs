@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
@@ -24,9 +24,7 @@ use crate::event::{Event, Exchange, Log, Observer};
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
 
-const ID: &str = "x-request-id";
-const REQUEST_ID: HeaderName = HeaderName::from_static(ID);
-const UPGRADE: &str = "upgrade";
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -84,24 +82,24 @@ impl Ask {
     #[inline]
     pub(crate) fn of<B>(request: &Request<B>) -> Self {
         // one walk past all names is cheaper than to hash two
-        let (mut upgrade, mut request_id) = (request.method() == Method::CONNECT, None);
+        let (mut upgrade, mut request_id) = (false, None);
         for (name, value) in request.headers() {
-            let name = name.as_str();
-            // most differ in length
-            if name.len() == ID.len() && name == ID && request_id.is_none() {
-                request_id = Some(value.clone());
-            } else if name.len() == UPGRADE.len() && name == UPGRADE {
+            if *name == UPGRADE {
                 upgrade = true;
+            } else if *name == REQUEST_ID {
+                request_id.get_or_insert(value);
             }
         }
-        Self {
-            exchange: Exchange {
-                method: request.method().clone(),
-                target: request.uri().path_and_query().cloned(),
-                request_id,
-            },
-            asked: if upgrade { Asked::Upgrade } else { Asked::Answer },
-        }
+        Self::noted(request, if upgrade { Asked::Upgrade } else { Asked::Answer }, request_id)
+    }
+
+    /// Where the header was walked through by somebody else.
+    #[inline]
+    pub(crate) fn noted<B>(request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) -> Self {
+        let method = request.method();
+        let asked = if *method == Method::CONNECT { Asked::Upgrade } else { asked };
+        let target = request.uri().path_and_query().cloned();
+        Self { exchange: Exchange { method: method.clone(), target, request_id: request_id.cloned() }, asked }
     }
 
     /// Lets go of what points to the request.

@@ -122,8 +122,14 @@ impl ErrorPage {
     /// What has to be remembered of a request until its failure: two look-ups and a count.
     #[inline]
     pub(crate) fn wish<B>(&self, request: &Request<B>) -> Wish {
+        self.wish_with(request, request.headers().get(ACCEPT))
+    }
+
+    /// The same where somebody else has looked `Accept` up.
+    #[inline]
+    pub(crate) fn wish_with<B>(&self, request: &Request<B>, accept: Option<&HeaderValue>) -> Wish {
         let languages = if self.settings.texts.is_some() { Languages::Several } else { Languages::One };
-        Wish::of(request.method(), request.headers(), languages)
+        Wish::of(request.method(), request.headers(), accept, languages)
     }
 
     /// Makes a head the one of this failure's page, and returns the body that goes with it.

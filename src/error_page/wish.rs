@@ -1,6 +1,6 @@
 //! What is remembered of a request until its failure.
 
-use http::header::{ACCEPT, ACCEPT_LANGUAGE, CONTENT_TYPE};
+use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 
 /// In which form a request wants its answer: 56 bytes, and nothing of it read yet.
@@ -35,10 +35,10 @@ pub(super) enum Languages {
 
 impl Wish {
     #[inline]
-    pub(super) fn of(method: &Method, headers: &HeaderMap, languages: Languages) -> Self {
-        let protocol = Protocol::of(method, headers);
+    pub(super) fn of(method: &Method, headers: &HeaderMap, accept: Option<&HeaderValue>, languages: Languages) -> Self {
         let language = if languages == Languages::Several { headers.get(ACCEPT_LANGUAGE) } else { None };
-        Self { accept: headers.get(ACCEPT).cloned(), language: language.cloned().map(Box::new), protocol }
+        let language = language.cloned().map(Box::new);
+        Self { accept: accept.cloned(), language, protocol: Protocol::of(method, headers) }
     }
 }
 
@@ -100,15 +100,15 @@ mod tests {
             ("application/json", Protocol::Http),
         ] {
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
-            assert_eq!(Wish::of(&Method::POST, &headers, Languages::One).protocol, protocol, "{kind}");
-            assert_eq!(Wish::of(&Method::GET, &headers, Languages::One).protocol, Protocol::Http);
+            assert_eq!(Wish::of(&Method::POST, &headers, None, Languages::One).protocol, protocol, "{kind}");
+            assert_eq!(Wish::of(&Method::GET, &headers, None, Languages::One).protocol, Protocol::Http);
         }
     }
 
     #[test]
     fn languages_are_remembered_only_where_somebody_reads_them() {
         let headers = HeaderMap::from_iter([(ACCEPT_LANGUAGE, HeaderValue::from_static("de"))]);
-        assert!(Wish::of(&Method::HEAD, &headers, Languages::One).language.is_none());
-        assert_eq!(*Wish::of(&Method::HEAD, &headers, Languages::Several).language.unwrap(), "de");
+        assert!(Wish::of(&Method::HEAD, &headers, None, Languages::One).language.is_none());
+        assert_eq!(*Wish::of(&Method::HEAD, &headers, None, Languages::Several).language.unwrap(), "de");
     }
 }

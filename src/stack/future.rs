@@ -67,6 +67,11 @@ pin_project! {
 pub(super) type Made<S, B, Y, T, Q> =
     Run<<Y as Way<S, B>>::Future, S, B, <Y as Way<S, B>>::Body, <Q as Rounds<T>>::Rest>;
 
+/// Who makes the first attempt; no closure, whose arguments would be copied once more.
+pub(super) trait Make<S, B, Y: Way<S, B>, T, Q: Rounds<T>> {
+    fn make(self, request: Request<B>) -> Made<S, B, Y, T, Q>;
+}
+
 impl<F, S, B, X, A> Run<F, S, B, X, A> {
     /// The service is to be asked again whether it is ready.
     #[cold]
@@ -141,7 +146,7 @@ where
     pub(super) fn begin<W, O>(
         core: Held<Core<R, L, C, T>>,
         mut request: Request<O>,
-        make: impl FnOnce(Request<B>) -> Made<S, B, Y, T, Q>,
+        make: impl Make<S, B, Y, T, Q>,
     ) -> Self
     where
         T: Repeats<O, Y, Round = Q>,
@@ -190,7 +195,7 @@ where
         });
         let Some(round) = round else { unreachable!("the body was mapped") };
         let entered = round.enter();
-        let run = make(request);
+        let run = make.make(request);
         drop(entered);
         Self { run, timer: None, course, watch, round, waited: false }
     }

@@ -88,7 +88,7 @@ use http_body::Body;
 use tower_layer::{Identity, Layer};
 use tower_service::Service;
 
-use self::future::Run;
+use self::future::{Made, Make, Run};
 use self::steering::{Origin, Steering};
 use crate::breaker::Breaker;
 use crate::engine::{Border, Handle, Held, Part, Watched};
@@ -255,16 +255,48 @@ where
             let (version, core) = self.renewed();
             (self.version, self.core) = (version, Handle::new(core));
         }
-        let (inner, readiness) = (&mut self.inner, std::mem::take(&mut self.readiness));
-        UpstreamFuture::begin::<W, B>(self.core.hold(), request, |request| match readiness {
-            Readiness::Ready => Run::Call { call: inner.call(request) },
+        let asked = Asked { inner: &mut self.inner, readiness: std::mem::take(&mut self.readiness) };
+        UpstreamFuture::begin::<W, B>(self.core.hold(), request, asked)
+    }
+}
+
+/// A service of tower's, and what it said when it was asked.
+struct Asked<'a, S> {
+    inner: &'a mut S,
+    readiness: Readiness,
+}
+
+impl<S, B, X, T, Q> Make<S, B, ByTower, T, Q> for Asked<'_, S>
+where
+    S: Service<Request<B>, Response = Response<X>> + Clone,
+    S::Error: Into<BoxError>,
+    Q: Rounds<T>,
+{
+    #[inline(always)]
+    fn make(self, request: Request<B>) -> Made<S, B, ByTower, T, Q> {
+        match self.readiness {
+            Readiness::Ready => Run::Call { call: self.inner.call(request) },
             // the one that waits keeps its place in whatever line it stands
             Readiness::Pending | Readiness::Unasked => {
-                let next = inner.clone();
-                Run::asking(std::mem::replace(inner, next), request)
+                let next = self.inner.clone();
+                Run::asking(std::mem::replace(self.inner, next), request)
             }
             Readiness::Broken(error) => Run::Broken { error: Some(error) },
-        })
+        }
+    }
+}
+
+/// A service of hyper's, which is always ready.
+struct Direct<'a, S>(&'a S);
+
+impl<S, B, X, T, Q> Make<S, B, ByHyper, T, Q> for Direct<'_, S>
+where
+    S: hyper::service::Service<Request<B>, Response = Response<X>>,
+    Q: Rounds<T>,
+{
+    #[inline(always)]
+    fn make(self, request: Request<B>) -> Made<S, B, ByHyper, T, Q> {
+        Run::Call { call: self.0.call(request) }
     }
 }
 
@@ -293,6 +325,6 @@ where
         } else {
             Held::new(self.renewed().1)
         };
-        UpstreamFuture::begin::<W, B>(core, request, |request| Run::Call { call: self.inner.call(request) })
+        UpstreamFuture::begin::<W, B>(core, request, Direct(&self.inner))
     }
 }

@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 
-use http::Request;
+use http::header::{ACCEPT, UPGRADE};
+use http::{HeaderMap, HeaderValue, Request};
 
-use crate::classify::Ask;
+use crate::classify::{Ask, Asked, REQUEST_ID};
 use crate::error_page::{ErrorPage, Wish};
 
 /// Boxed, as a call carries only the pointer: what few calls ask for is not moved with each.
@@ -23,17 +24,43 @@ thread_local! {
     static SHELF: RefCell<Vec<Box<Note>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// The fields of a request that count, but for those that few calls are asked for.
+struct Seen<'a> {
+    asked: Asked,
+    request_id: Option<&'a HeaderValue>,
+    accept: Option<&'a HeaderValue>,
+}
+
+impl<'a> Seen<'a> {
+    /// One walk past all names is cheaper than to hash three: those of the standard are compared by number.
+    #[inline(always)]
+    fn of(headers: &'a HeaderMap) -> Self {
+        let mut seen = Self { asked: Asked::Answer, request_id: None, accept: None };
+        for (name, value) in headers {
+            if *name == ACCEPT {
+                seen.accept.get_or_insert(value);
+            } else if *name == UPGRADE {
+                seen.asked = Asked::Upgrade;
+            } else if *name == REQUEST_ID {
+                seen.request_id.get_or_insert(value);
+            }
+        }
+        seen
+    }
+}
+
 impl Note {
     #[inline(always)]
     pub(super) fn of<B>(request: &Request<B>, page: Option<&ErrorPage>) -> Box<Self> {
-        let wish = page.map(|page| page.wish(request));
+        let seen = Seen::of(request.headers());
+        let ask = Ask::noted(request, seen.asked, seen.request_id);
+        let wish = page.map(|page| page.wish_with(request, seen.accept));
         match SHELF.with_borrow_mut(Vec::pop) {
             Some(mut note) => {
-                note.ask = Ask::of(request);
-                note.wish = wish;
+                (note.ask, note.wish) = (ask, wish);
                 note
             }
-            None => Box::new(Self { ask: Ask::of(request), wish }),
+            None => Box::new(Self { ask, wish }),
         }
     }
 

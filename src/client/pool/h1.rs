@@ -46,6 +46,10 @@ impl<B> H1<B> {
 
     /// Learns what the answer says of the connection.
     pub(crate) fn learn(&self, headers: &HeaderMap) {
+        // most answers have none, and to walk past few names is cheaper than to hash one
+        if !headers.keys().any(|name| *name == KEEP_ALIVE) {
+            return;
+        }
         let Some(value) = headers.get(KEEP_ALIVE) else { return };
         if let (Some(home), Ok(value)) = (self.home.upgrade(), value.to_str()) {
             home.keep_alive.told(value);
