@@ -93,20 +93,45 @@ impl Ask {
         Self::noted(request, if upgrade { Asked::Upgrade } else { Asked::Answer }, request_id)
     }
 
-    /// Where the header was walked through by somebody else.
+    fn noted<B>(request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) -> Self {
+        let mut ask = Self::empty();
+        ask.note(request, asked, request_id);
+        ask
+    }
+
+    /// Takes the place of what was noted before, field by field: what is large is not moved.
     #[inline]
-    pub(crate) fn noted<B>(request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) -> Self {
+    pub(crate) fn note<B>(&mut self, request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) {
         let method = request.method();
-        let asked = if *method == Method::CONNECT { Asked::Upgrade } else { asked };
-        let target = request.uri().path_and_query().cloned();
-        Self { exchange: Exchange { method: method.clone(), target, request_id: request_id.cloned() }, asked }
+        self.asked = if *method == Method::CONNECT { Asked::Upgrade } else { asked };
+        let Exchange { method: noted, target, request_id: id } = &mut self.exchange;
+        if noted != method {
+            noted.clone_from(method);
+        }
+        *target = request.uri().path_and_query().cloned();
+        if let Some(request_id) = request_id {
+            *id = Some(request_id.clone());
+        }
+    }
+
+    /// Nothing was noted yet.
+    pub(crate) fn empty() -> Self {
+        Self {
+            exchange: Exchange { method: Method::GET, target: None, request_id: None },
+            asked: Asked::Answer,
+        }
     }
 
     /// Lets go of what points to the request.
     #[inline]
     pub(crate) fn forget(&mut self) {
         let Exchange { method, target, request_id } = &mut self.exchange;
-        (*method, *target, *request_id) = (Method::GET, None, None);
+        // any other may be on the heap
+        if matches!(*method, Method::GET | Method::POST) {
+            (*target, *request_id) = (None, None);
+        } else {
+            (*method, *target, *request_id) = (Method::GET, None, None);
+        }
     }
 }
 

@@ -53,15 +53,15 @@ impl Note {
     #[inline(always)]
     pub(super) fn of<B>(request: &Request<B>, page: Option<&ErrorPage>) -> Box<Self> {
         let seen = Seen::of(request.headers());
-        let ask = Ask::noted(request, seen.asked, seen.request_id);
-        let wish = page.map(|page| page.wish_with(request, seen.accept));
-        match SHELF.with_borrow_mut(Vec::pop) {
-            Some(mut note) => {
-                (note.ask, note.wish) = (ask, wish);
-                note
-            }
-            None => Box::new(Self { ask, wish }),
+        let mut note = match SHELF.with_borrow_mut(Vec::pop) {
+            Some(note) => note,
+            None => Box::new(Self { ask: Ask::empty(), wish: None }),
+        };
+        note.ask.note(request, seen.asked, seen.request_id);
+        if let Some(page) = page {
+            note.wish = Some(page.wish_with(request, seen.accept));
         }
+        note
     }
 
     /// Puts it where the next request finds it.
