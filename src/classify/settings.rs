@@ -116,10 +116,7 @@ impl Ask {
 
     /// Nothing was noted yet.
     pub(crate) fn empty() -> Self {
-        Self {
-            exchange: Exchange { method: Method::GET, target: None, request_id: None },
-            asked: Asked::Answer,
-        }
+        Self { exchange: Exchange { method: Method::GET, target: None, request_id: None }, asked: Asked::Answer }
     }
 
     /// Lets go of what points to the request.
