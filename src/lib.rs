@@ -18,6 +18,7 @@ mod keyed;
 pub mod limit;
 mod measure;
 pub mod retry;
+mod shelf;
 pub mod stack;
 pub mod timeout;
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every room and its floor.
-const ROOMS: [(&str, u8); 18] = [
+const ROOMS: [(&str, u8); 19] = [
     ("body", 0),
     ("cause", 0),
     ("deadline", 0),
@@ -15,6 +15,7 @@ const ROOMS: [(&str, u8); 18] = [
     ("event", 0),
     ("keyed", 0),
     ("measure", 0),
+    ("shelf", 0),
     ("adapt", 1),
     ("admission", 1),
     ("breaker", 1),

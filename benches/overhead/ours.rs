@@ -11,13 +11,14 @@ use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
-use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
+use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure, UpstreamLayer};
 
 use crate::job;
 use crate::row::Row;
 use crate::upstream::{Body, Down, IsDown, Upstream};
 
 const WHO: &str = "tower-upstream";
+const WHOLE: &str = "`UpstreamLayer`";
 const LIMIT: Duration = Duration::from_secs(30);
 const IN_FLIGHT: u32 = 200;
 /// Longer than any run.
@@ -26,6 +27,7 @@ const PAUSE: Duration = Duration::from_secs(3600);
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = layers();
     rows.extend(stack());
+    rows.extend(whole());
     rows
 }
 
@@ -45,7 +47,7 @@ fn layers() -> Vec<Row> {
     ]
 }
 
-/// The layers in a `ServiceBuilder`; a stack in one piece gets a `WHO`, and so a column, of its own.
+/// The layers in a `ServiceBuilder`.
 fn stack() -> Vec<Row> {
     vec![
         Row::new(WHO, &job::STACK, layered::<Infallible>),
@@ -53,6 +55,17 @@ fn stack() -> Vec<Row> {
         Row::dressed(WHO, &job::STACK_POST, not_again, layered::<Infallible>),
         Row::dressed(WHO, &job::STACK_POST_PENDING, not_again, layered::<Infallible>),
         Row::dressed(WHO, &job::STACK_OPEN, not_again, layered::<Failure>),
+    ]
+}
+
+/// The stack in one layer.
+fn whole() -> Vec<Row> {
+    vec![
+        Row::new(WHOLE, &job::STACK, fused),
+        Row::new(WHOLE, &job::STACK_PENDING, fused),
+        Row::dressed(WHOLE, &job::STACK_POST, not_again, fused),
+        Row::dressed(WHOLE, &job::STACK_POST_PENDING, not_again, fused),
+        Row::dressed(WHOLE, &job::STACK_OPEN, not_again, fused),
     ]
 }
 
@@ -94,4 +107,10 @@ where
         .layer(breaker())
         .layer(TimeoutLayer::new(Timeouts::new().head(LIMIT)).untouched())
         .service(upstream)
+}
+
+fn fused(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl Sized>> {
+    let circuit = BreakerPolicy::new().pause(PAUSE).longest_pause(PAUSE);
+    let layer = UpstreamLayer::builder("bench").circuit(circuit).untouched().build().expect("it fits");
+    layer.layer(upstream)
 }

@@ -11,10 +11,9 @@ use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::settings::Settings;
+use super::settings::{Ask, Settings};
 use super::{BoxError, Scene};
 use crate::cause::{BadGatewayCause, Detail, Failure};
-use crate::event::Exchange;
 
 /// The upstream's body under watch: its error is a [`Failure`], reported once.
 ///
@@ -25,7 +24,8 @@ pub struct ClassifiedBody<B> {
     body: B,
     version: Version,
     stage: Stage,
-    exchange: Exchange,
+    /// Until it is over.
+    ask: Option<Box<Ask>>,
     settings: Arc<Settings>,
 }
 
@@ -42,8 +42,17 @@ pub(crate) enum Stage {
 
 impl<B> ClassifiedBody<B> {
     #[inline]
-    pub(super) fn new(body: B, version: Version, stage: Stage, exchange: Exchange, settings: Arc<Settings>) -> Self {
-        Self { body, version, stage, exchange, settings }
+    pub(super) fn new(body: B, version: Version, stage: Stage, ask: Box<Ask>, settings: Arc<Settings>) -> Self {
+        Self { body, version, stage, ask: Some(ask), settings }
+    }
+}
+
+impl<B> Drop for ClassifiedBody<B> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(ask) = self.ask.take() {
+            ask.shelve();
+        }
     }
 }
 
@@ -90,7 +99,11 @@ where
             }
             Some(Err(error)) => Failure::from_body_error(error, &Scene::default()),
         };
-        this.stage = Stage::Failing(this.settings.told(&mut this.exchange, failure));
+        let failure = match &mut this.ask {
+            Some(ask) => this.settings.told(&mut ask.exchange, failure),
+            None => failure,
+        };
+        this.stage = Stage::Failing(failure);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -117,7 +130,7 @@ where
 
 impl<B> fmt::Debug for ClassifiedBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClassifiedBody").field("exchange", &self.exchange).finish_non_exhaustive()
+        f.debug_struct("ClassifiedBody").field("ask", &self.ask).finish_non_exhaustive()
     }
 }
 

@@ -342,7 +342,7 @@ pin_project! {
     pub struct ResponseFuture<F, B> {
         #[pin]
         state: State<F, B>,
-        ask: Option<Ask>,
+        ask: Option<Box<Ask>>,
         settings: Arc<Settings>,
     }
 
@@ -351,6 +351,7 @@ pin_project! {
             let this = this.project();
             if let Some(mut ask) = this.ask.take() {
                 this.settings.left(&mut ask);
+                ask.shelve();
             }
         }
     }
@@ -406,7 +407,8 @@ where
                     }
                     Ok(mut answer) => {
                         let ask = this.ask.as_ref().expect(POLLED_AGAIN);
-                        if let Some(failure) = refused_head(&answer, ask) {
+                        let unsafe_head = if is_plain_head(&answer) { None } else { refused_head(&answer, ask) };
+                        if let Some(failure) = unsafe_head {
                             return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                         }
                         if settings.holds(&answer, ask) {
@@ -443,7 +445,7 @@ where
             let version = answer.version();
             // in one step: moving answers is most of what this costs
             return Poll::Ready(Ok(answer.map(|body| {
-                AnswerBody::upstream(ClassifiedBody::new(body, version, stage, ask.exchange, this.settings.clone()))
+                AnswerBody::upstream(ClassifiedBody::new(body, version, stage, ask, this.settings.clone()))
             })));
         }
     }
@@ -451,8 +453,11 @@ where
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
-fn refused<B>(settings: &Settings, ask: &mut Option<Ask>, failure: &Failure) -> Response<AnswerBody<B>> {
-    settings.refuse(&mut ask.take().expect(POLLED_AGAIN), failure).map(AnswerBody::from)
+fn refused<B>(settings: &Settings, ask: &mut Option<Box<Ask>>, failure: &Failure) -> Response<AnswerBody<B>> {
+    let mut ask = ask.take().expect(POLLED_AGAIN);
+    let answer = settings.refuse(&mut ask, failure);
+    ask.shelve();
+    answer.map(AnswerBody::from)
 }
 
 /// Polls the body of a head that was not handed on yet.

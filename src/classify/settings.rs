@@ -20,6 +20,7 @@ use crate::cause::{
 };
 use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Exchange, Log, Observer};
+use crate::shelf::shelf;
 
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
@@ -78,9 +79,13 @@ pub(crate) struct Ask {
     asked: Asked,
 }
 
+// a call carries only the pointer
+shelf!(SHELF: Ask);
+
 impl Ask {
+    #[allow(clippy::unnecessary_box_returns)] // the box is what is used again
     #[inline]
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+    pub(super) fn of<B>(request: &Request<B>) -> Box<Self> {
         // one walk past all names is cheaper than to hash two
         let (mut upgrade, mut request_id) = (false, None);
         for (name, value) in request.headers() {
@@ -90,13 +95,17 @@ impl Ask {
                 request_id.get_or_insert(value);
             }
         }
-        Self::noted(request, if upgrade { Asked::Upgrade } else { Asked::Answer }, request_id)
-    }
-
-    fn noted<B>(request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) -> Self {
-        let mut ask = Self::empty();
+        let asked = if upgrade { Asked::Upgrade } else { Asked::Answer };
+        let mut ask = SHELF.take().unwrap_or_else(|| Box::new(Self::empty()));
         ask.note(request, asked, request_id);
         ask
+    }
+
+    /// Puts it where the next request finds it.
+    #[inline]
+    pub(super) fn shelve(mut self: Box<Self>) {
+        self.forget();
+        SHELF.put(self);
     }
 
     /// Takes the place of what was noted before, field by field: what is large is not moved.

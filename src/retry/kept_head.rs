@@ -1,12 +1,11 @@
 //! A request head kept for another attempt, in memory that is used again.
 
-use std::cell::RefCell;
-
 use http::header::UPGRADE;
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use tokio::time::Instant;
 
 use crate::deadline::Deadline;
+use crate::shelf::shelf;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -36,16 +35,11 @@ pub(super) struct KeptHead {
     pub(super) begun: Option<Instant>,
 }
 
-/// So many heads are kept on a thread for later requests.
-const SHELVED: usize = 64;
 /// A head with more fields than this is not shelved: one large request must not hold memory for ever.
 const FIELDS: usize = 64;
 
-thread_local! {
-    // boxed, as a request carries only the pointer; a list is cleared and filled again without an allocation; a map would be hashed anew
-    #[allow(clippy::vec_box)]
-    static SHELF: RefCell<Vec<Box<KeptHead>>> = const { RefCell::new(Vec::new()) };
-}
+// a request carries only the pointer; a list is cleared and filled again without an allocation; a map would be hashed anew
+shelf!(SHELF: KeptHead);
 
 impl KeptHead {
     /// Copies a request's head; none of one that asks for a tunnel, which belongs to a single attempt.
@@ -54,7 +48,7 @@ impl KeptHead {
         if *request.method() == Method::CONNECT {
             return None;
         }
-        let mut kept = SHELF.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let mut kept = SHELF.take().unwrap_or_default();
         kept.headers.reserve(request.headers().len());
         for (name, value) in request.headers() {
             if *name == UPGRADE {
@@ -108,13 +102,7 @@ impl KeptHead {
         if self.headers.capacity() > FIELDS {
             return;
         }
-        // a thread that is ending has no shelf any more
-        let _ = SHELF.try_with(|shelf| {
-            let mut heads = shelf.borrow_mut();
-            if heads.len() < SHELVED {
-                heads.push(self);
-            }
-        });
+        SHELF.put(self);
     }
 }
 
@@ -157,11 +145,10 @@ mod tests {
             large.headers_mut().append("x", HeaderValue::from(field));
         }
         KeptHead::of(&large, &[]).unwrap().shelve();
-        let heads: Vec<_> = (0..SHELVED * 2).map(|_| KeptHead::of(&request(), &[]).unwrap()).collect();
+        let heads: Vec<_> = (0..200).map(|_| KeptHead::of(&request(), &[]).unwrap()).collect();
         heads.into_iter().for_each(KeptHead::shelve);
-        SHELF.with_borrow(|shelf| {
-            assert_eq!(shelf.len(), SHELVED);
-            assert!(shelf.iter().all(|head| head.headers.capacity() <= FIELDS));
-        });
+        let shelved: Vec<_> = std::iter::from_fn(|| SHELF.take()).collect();
+        assert!((1..200).contains(&shelved.len()));
+        assert!(shelved.iter().all(|head| head.headers.capacity() <= FIELDS));
     }
 }

@@ -1,12 +1,11 @@
 //! What is kept of a request until its answer, in memory that is used again.
 
-use std::cell::RefCell;
-
 use http::header::{ACCEPT, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request};
 
 use crate::classify::{Ask, Asked, REQUEST_ID};
 use crate::error_page::{ErrorPage, Wish};
+use crate::shelf::shelf;
 
 /// Boxed, as a call carries only the pointer: what few calls ask for is not moved with each.
 #[derive(Debug)]
@@ -16,13 +15,7 @@ pub(super) struct Note {
     pub(super) wish: Option<Wish>,
 }
 
-/// So many notes are kept on a thread for later requests.
-const SHELVED: usize = 64;
-
-thread_local! {
-    #[allow(clippy::vec_box)] // the boxes are what is used again
-    static SHELF: RefCell<Vec<Box<Note>>> = const { RefCell::new(Vec::new()) };
-}
+shelf!(SHELF: Note);
 
 /// The fields of a request that count, but for those that few calls are asked for.
 struct Seen<'a> {
@@ -53,10 +46,7 @@ impl Note {
     #[inline(always)]
     pub(super) fn of<B>(request: &Request<B>, page: Option<&ErrorPage>) -> Box<Self> {
         let seen = Seen::of(request.headers());
-        let mut note = match SHELF.with_borrow_mut(Vec::pop) {
-            Some(note) => note,
-            None => Box::new(Self { ask: Ask::empty(), wish: None }),
-        };
+        let mut note = SHELF.take().unwrap_or_else(|| Box::new(Self { ask: Ask::empty(), wish: None }));
         note.ask.note(request, seen.asked, seen.request_id);
         if let Some(page) = page {
             note.wish = Some(page.wish_with(request, seen.accept));
@@ -69,12 +59,6 @@ impl Note {
     pub(super) fn shelve(mut self: Box<Self>) {
         self.ask.forget();
         self.wish = None;
-        // a thread that is ending has no shelf any more
-        let _ = SHELF.try_with(|shelf| {
-            let mut notes = shelf.borrow_mut();
-            if notes.len() < SHELVED {
-                notes.push(self);
-            }
-        });
+        SHELF.put(self);
     }
 }
