@@ -45,6 +45,12 @@ pub trait Section: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The bounds of a limiter as they were said.
+    #[doc(hidden)]
+    fn bounds(&self) -> Option<(u32, u32)> {
+        None
+    }
+
     /// What takes its place where another limiter does.
     #[doc(hidden)]
     fn limited(_: &LimitLayer) -> Option<Self::Part> {
@@ -79,6 +85,10 @@ impl Section for LimitLayer {
 
     fn limit(&self) -> Option<LimitHandle> {
         Some(self.handle())
+    }
+
+    fn bounds(&self) -> Option<(u32, u32)> {
+        Some(self.asked())
     }
 
     fn limited(limiter: &LimitLayer) -> Option<Limit> {

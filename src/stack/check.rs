@@ -14,6 +14,8 @@ use crate::timeout::{Report, Timeouts, Topology};
 const NAME: usize = 128;
 /// A body kept for another attempt is memory for each call in flight.
 const BODY: usize = 64 * 1024 * 1024;
+/// The most that a limiter counts to.
+const LIMIT: u32 = 1_000_000;
 
 /// What a look at a configuration found.
 pub(super) struct Checked {
@@ -30,6 +32,9 @@ pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamB
     }
     if let Some(policy) = &builder.policy {
         circuit(policy, &timeouts, &mut found);
+    }
+    if let Some(bounds) = builder.limiter.bounds() {
+        limiter(bounds, &mut found);
     }
     classify(builder.classify.settings().hold(), builder.classify.settings().statuses(), &timeouts, &mut found);
     let topology = topology(builder);
@@ -92,7 +97,11 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
     let mut bad = |setting: &str, problem: String, set: &str| found.push(Misconfiguration::new(setting, problem, set));
     if policy.max < policy.base {
         let problem = format!("the longest pause, {:?}, is shorter than the first, {:?}", policy.max, policy.base);
-        bad("retry.policy", problem, "set `max` above `base`");
+        bad(
+            "retry.policy",
+            problem,
+            "set the longest (`max`, in a file `longest_pause`) to the first (`base`, `pause`) or more",
+        );
     }
     if let Some(total) = timeouts.total.filter(|total| policy.base >= *total && policy.attempts > 1) {
         let problem = format!("the first pause, {:?}, leaves no time of the total, {total:?}", policy.base);
@@ -144,6 +153,19 @@ fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfi
             let problem = format!("no call can be slow: one longer than {slow:?} is cut after {limit:?}");
             bad(problem, "set `slow_calls` below the attempt's limit");
         }
+    }
+}
+
+/// The bounds of a limiter: also for a change while it runs.
+pub(super) fn limiter((least, most): (u32, u32), found: &mut Vec<Misconfiguration>) {
+    let mut bad = |problem: String, set: &str| found.push(Misconfiguration::new("limiter", problem, set));
+    if least == 0 || most == 0 {
+        bad("a limit of 0 lets no call pass".to_owned(), "set 1 or more");
+    } else if least > most {
+        bad(format!("from {least} to {most} is no range"), "set the lower bound first, at most the upper one");
+    }
+    if least.max(most) > LIMIT {
+        bad(format!("{} calls in flight are no limit", least.max(most)), "set a million at most, or build without it");
     }
 }
 
