@@ -113,6 +113,11 @@ impl Ask {
 }
 
 impl Settings {
+    /// Whether it is its word to tell of failures.
+    pub(crate) fn tells(&self) -> bool {
+        self.teller == Teller::Here
+    }
+
     /// The same for a layer inside one that tells.
     pub(crate) fn deferred(&self) -> Self {
         Self { teller: Teller::FurtherOut, ..self.clone() }

@@ -145,7 +145,7 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
 
     /// What is known of the neighbours' limits (default: nothing): what does not fit is refused by [`build`](Self::build).
     ///
-    /// Attempts, pauses, hedging and the circuit's numbers are taken from the stack itself.
+    /// Attempts, pauses and hedging are taken from the stack itself, and the idle limit of [`pool_idle`](Self::pool_idle).
     pub fn topology(mut self, topology: Topology) -> Self {
         self.topology = topology;
         self
