@@ -142,6 +142,11 @@ impl Ask {
 }
 
 impl Settings {
+    /// Whether it is its word to tell of failures.
+    pub(crate) fn tells(&self) -> bool {
+        self.teller == Teller::Here
+    }
+
     pub(crate) fn statuses(&self) -> &[StatusCode] {
         &self.statuses
     }

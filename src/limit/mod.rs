@@ -108,6 +108,8 @@ const BOUNDS: (u32, u32) = (2, 200);
 #[must_use]
 pub struct LimitLayer {
     shared: Arc<Shared<Limit, Timeless>>,
+    /// The bounds as they were said, before they were made a range.
+    asked: (u32, u32),
 }
 
 impl LimitLayer {
@@ -129,7 +131,7 @@ impl LimitLayer {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
         let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_upgrades: false };
-        Self { shared: Arc::new(Shared { parts, limits }) }
+        Self { shared: Arc::new(Shared { parts, limits }), asked: (least, most) }
     }
 
     /// A new limit with the same settings, for one upstream of many.
@@ -207,6 +209,11 @@ impl LimitLayer {
     /// Whether exchanges are expected to end is then for the time limits to say.
     pub fn part(&self) -> Limit {
         self.shared.parts.clone()
+    }
+
+    /// The bounds as they were said, for whoever checks a configuration: this layer makes a range of any two numbers.
+    pub(crate) fn asked(&self) -> (u32, u32) {
+        self.asked
     }
 
     /// The least and the most that its limit can be.

@@ -76,6 +76,11 @@ impl Hedging {
         if self.learned.is_none() { Some(self.at_least) } else { None }
     }
 
+    /// The shortest delay, learned or not.
+    pub(crate) fn least(&self) -> Duration {
+        self.at_least
+    }
+
     /// Which share of the answers is fast enough.
     ///
     /// What is left above it is the extra load: 5 % by default, and never more than the budget grants.

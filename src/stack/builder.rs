@@ -45,6 +45,12 @@ pub trait Section: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The bounds of a limiter as they were said.
+    #[doc(hidden)]
+    fn bounds(&self) -> Option<(u32, u32)> {
+        None
+    }
+
     /// What takes its place where another limiter does.
     #[doc(hidden)]
     fn limited(_: &LimitLayer) -> Option<Self::Part> {
@@ -79,6 +85,10 @@ impl Section for LimitLayer {
 
     fn limit(&self) -> Option<LimitHandle> {
         Some(self.handle())
+    }
+
+    fn bounds(&self) -> Option<(u32, u32)> {
+        Some(self.asked())
     }
 
     fn limited(limiter: &LimitLayer) -> Option<Limit> {
@@ -135,7 +145,7 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
 
     /// What is known of the neighbours' limits (default: nothing): what does not fit is refused by [`build`](Self::build).
     ///
-    /// Attempts, pauses, hedging and the circuit's numbers are taken from the stack itself.
+    /// Attempts, pauses and hedging are taken from the stack itself, and the idle limit of [`pool_idle`](Self::pool_idle).
     pub fn topology(mut self, topology: Topology) -> Self {
         self.topology = topology;
         self

@@ -6,6 +6,7 @@ use super::builder::{Section, UpstreamBuilder};
 use super::misconfigured::Misconfiguration;
 use super::repeat::Repeat;
 use crate::breaker::BreakerPolicy;
+use crate::engine::Kind;
 use crate::retry::{Hedging, RetryLayer};
 use crate::timeout::alignment::HedgeBudget;
 use crate::timeout::{Report, Timeouts, Topology};
@@ -14,6 +15,12 @@ use crate::timeout::{Report, Timeouts, Topology};
 const NAME: usize = 128;
 /// A body kept for another attempt is memory for each call in flight.
 const BODY: usize = 64 * 1024 * 1024;
+/// What timers can tell apart.
+const TICK: Duration = Duration::from_millis(1);
+/// Who is left alone for longer has to be looked after by people.
+const PAUSE: Duration = Duration::from_secs(3600);
+/// The most that a limiter counts to.
+const LIMIT: u32 = 1_000_000;
 
 /// What a look at a configuration found.
 pub(super) struct Checked {
@@ -22,7 +29,8 @@ pub(super) struct Checked {
 }
 
 pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Checked {
-    let timeouts = builder.limits.limits().timeouts;
+    let told = builder.limits.limits().timeouts;
+    let timeouts = usable(&told);
     let mut found = builder.found.clone();
     name(&builder.name, &mut found);
     if let Some(retry) = builder.repeat.layer() {
@@ -31,15 +39,31 @@ pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamB
     if let Some(policy) = &builder.policy {
         circuit(policy, &timeouts, &mut found);
     }
-    classify(builder.classify.settings().hold(), builder.classify.settings().statuses(), &timeouts, &mut found);
+    if let Some(bounds) = builder.limiter.bounds() {
+        limiter(bounds, &mut found);
+    }
+    let settings = builder.classify.settings();
+    classify(settings.hold(), settings.statuses(), &timeouts, &mut found);
+    if !settings.tells() {
+        let problem = "no layer of the stack would log a failure, nor add `Proxy-Status`";
+        found.push(Misconfiguration::new(
+            "classify.deferred",
+            problem,
+            "leave it out: the stack defers what stands inside",
+        ));
+    }
     let topology = topology(builder);
-    let report = limits(&timeouts, &topology, &mut found);
+    let report = limits(&told, &topology, &mut found);
     Checked { found, report }
 }
 
 /// What is declared of the surroundings, with the stack's own numbers.
 pub(super) fn topology<R: Repeat, L, C, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Topology {
-    let topology = builder.topology.clone();
+    let mut topology = builder.topology.clone();
+    if let Some(idle) = builder.limits.pool() {
+        // a topology that was given after it does not know of it
+        topology = topology.pool_idle(idle);
+    }
     let Some(layer) = builder.repeat.layer() else { return topology.attempts(1) };
     let settings = layer.settings();
     let policy = settings.policy;
@@ -53,6 +77,19 @@ pub(super) fn topology<R: Repeat, L, C, W, H>(builder: &UpstreamBuilder<R, L, C,
     }
 }
 
+/// The limits without those that are none: what follows from a slip is not told as well.
+fn usable(timeouts: &Timeouts) -> Timeouts {
+    let usable = |limit: Option<Duration>| limit.filter(|limit| *limit >= TICK);
+    Timeouts {
+        head: usable(timeouts.head),
+        attempt: usable(timeouts.attempt),
+        total: usable(timeouts.total),
+        body_idle: usable(timeouts.body_idle),
+        absolute: usable(timeouts.absolute),
+        kind: timeouts.kind,
+    }
+}
+
 /// The limits alone: also for a change while it runs.
 pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<Misconfiguration>) -> Report {
     let limits = [
@@ -62,11 +99,19 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<M
         ("timeouts.body_idle", timeouts.body_idle),
         ("timeouts.absolute", timeouts.absolute),
     ];
-    let zeros = limits.iter().filter(|(_, limit)| *limit == Some(Duration::ZERO));
-    found.extend(zeros.map(|(setting, _)| {
-        Misconfiguration::new(*setting, "no call can be made in no time", "set a time, or `None` for no limit")
-    }));
-    let report = timeouts.check(topology);
+    for (setting, limit) in limits {
+        let problem = match limit {
+            Some(Duration::ZERO) => "no call can be made in no time".to_owned(),
+            Some(limit) if limit < TICK => format!("timers count in milliseconds, and {limit:?} is less than one"),
+            _ => continue,
+        };
+        found.push(Misconfiguration::new(setting, problem, "set a time of 1 ms or more, or `None` for no limit"));
+    }
+    if limits.iter().all(|(setting, limit)| limit.is_none() || *setting == "timeouts.body_idle") {
+        let problem = "nothing ends a call whose upstream never answers";
+        found.push(Misconfiguration::new("timeouts", problem, "set one of `head`, `attempt`, `total` and `absolute`"));
+    }
+    let report = usable(timeouts).check(topology);
     found.extend(report.refused().map(|finding| {
         let setting = format!("alignment {} {}", finding.id().number(), finding.id().as_str());
         let problem = format!("{} ({})", finding.inequality(), finding.why());
@@ -83,6 +128,8 @@ fn name(name: &str, found: &mut Vec<Misconfiguration>) {
         found.push(Misconfiguration::new("name", format!("it is longer than {NAME} bytes"), set));
     } else if name.chars().any(char::is_control) {
         found.push(Misconfiguration::new("name", "it has control characters in it", set));
+    } else if name.trim() != name {
+        found.push(Misconfiguration::new("name", "it begins or ends with a space", set));
     }
 }
 
@@ -92,7 +139,11 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
     let mut bad = |setting: &str, problem: String, set: &str| found.push(Misconfiguration::new(setting, problem, set));
     if policy.max < policy.base {
         let problem = format!("the longest pause, {:?}, is shorter than the first, {:?}", policy.max, policy.base);
-        bad("retry.policy", problem, "set `max` above `base`");
+        bad(
+            "retry.policy",
+            problem,
+            "set the longest (`max`, in a file `longest_pause`) to the first (`base`, `pause`) or more",
+        );
     }
     if let Some(total) = timeouts.total.filter(|total| policy.base >= *total && policy.attempts > 1) {
         let problem = format!("the first pause, {:?}, leaves no time of the total, {total:?}", policy.base);
@@ -102,21 +153,26 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
         let problem = format!("{} bytes of each request body in flight would be kept", settings.body_cap);
         bad("retry.body_cap", problem, "set 64 MiB at most; longer bodies go on and are not repeated");
     }
-    if let Some(delay) = settings.hedging.as_ref().and_then(Hedging::fixed) {
-        if delay.is_zero() {
+    // one that begins after its attempt has ended is inequality 15's
+    if let Some(hedging) = &settings.hedging {
+        let delay = hedging.least();
+        let ends = timeouts.attempt.or(timeouts.total).filter(|_| hedging.fixed().is_none());
+        if let Some(ends) = ends.filter(|ends| delay >= *ends) {
+            let problem = format!("no delay is shorter than {delay:?}, and an attempt ends after {ends:?}");
+            bad("retry.hedging", problem, "set a shorter `at_least`");
+        }
+        if hedging.fixed().is_some_and(|delay| delay.is_zero()) {
             let problem = "each call would be sent twice at once".to_owned();
             bad("retry.hedging", problem, "set a delay near the 95th percentile, or `Hedging::new()` to learn it");
-        } else if let Some(total) = timeouts.total.filter(|total| delay >= *total) {
-            let problem = format!("the second attempt would begin after {delay:?}, the call ends after {total:?}");
-            bad("retry.hedging", problem, "set a delay below the total");
         }
         if policy.attempts == 1 {
             let problem = "one attempt is allowed, and a hedge is a second one".to_owned();
             bad("retry.hedging", problem, "set two attempts, or no hedging");
         }
     }
-    if let Some(total) = settings.total.filter(|total| timeouts.total.is_some_and(|all| *total != all)) {
-        let problem = format!("the retry's total, {total:?}, is not that of the limits, {:?}", timeouts.total);
+    if let Some(total) = settings.total.filter(|total| timeouts.total != Some(*total)) {
+        let limit = timeouts.total.map_or("none".to_owned(), |limit| format!("{limit:?}"));
+        let problem = format!("the retry's total, {total:?}, is not that of the limits, {limit}");
         bad("retry.total", problem, "set it in `timeouts` alone");
     }
 }
@@ -133,26 +189,48 @@ fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfi
     if policy.probe.is_zero() {
         bad("a probe that keeps its place for no time lets all calls pass".to_owned(), "set a `probe_limit`");
     }
-    if policy.ratio.as_per_mille() == 0 {
-        bad("a share of no failures is always reached".to_owned(), "set a `ratio` above zero");
+    if policy.longest.max(policy.pause) > PAUSE {
+        let problem = format!("an upstream that is back is left alone for {:?}", policy.longest.max(policy.pause));
+        bad(problem, "set a `longest_pause` of an hour at most, ten seconds as a rule");
     }
-    if let Some((slow, share)) = policy.slow {
-        if slow.is_zero() || share.as_per_mille() == 0 {
-            bad("every call would count as slow".to_owned(), "set `slow_calls` to a time and a share above zero");
-        }
-        if let Some(limit) = timeouts.attempt.or(timeouts.head).filter(|limit| slow >= *limit) {
+    if policy.probe > PAUSE {
+        let problem = format!("a probe that is lost keeps all others out for {:?}", policy.probe);
+        bad(problem, "set a `probe_limit` of an hour at most, as long as an attempt as a rule");
+    }
+    // a call's time goes on to the end of its body: the limits on the head do not end it
+    if let Some((slow, _)) = policy.slow {
+        if slow.is_zero() {
+            bad("every call would count as slow".to_owned(), "set `slow_calls` to a time above zero");
+        } else if timeouts.kind == Kind::Unbounded {
+            let problem = format!("exchanges that need not end would count as slow after {slow:?}");
+            bad(problem, "leave `slow_calls` out, or set a total");
+        } else if let Some(limit) = timeouts.absolute.filter(|limit| slow >= *limit) {
             let problem = format!("no call can be slow: one longer than {slow:?} is cut after {limit:?}");
-            bad(problem, "set `slow_calls` below the attempt's limit");
+            bad(problem, "set `slow_calls` below the absolute limit");
         }
+    }
+}
+
+/// The bounds of a limiter: also for a change while it runs.
+pub(super) fn limiter((least, most): (u32, u32), found: &mut Vec<Misconfiguration>) {
+    let mut bad = |problem: String, set: &str| found.push(Misconfiguration::new("limiter", problem, set));
+    if least == 0 || most == 0 {
+        bad("a limit of 0 lets no call pass".to_owned(), "set 1 or more");
+    } else if least > most {
+        bad(format!("from {least} to {most} is no range"), "set the lower bound first, at most the upper one");
+    }
+    if least.max(most) > LIMIT {
+        bad(format!("{} calls in flight are no limit", least.max(most)), "set a million at most, or build without it");
     }
 }
 
 fn classify(hold: Duration, statuses: &[http::StatusCode], timeouts: &Timeouts, found: &mut Vec<Misconfiguration>) {
     let mut bad = |setting: &str, problem: String, set: &str| found.push(Misconfiguration::new(setting, problem, set));
-    let limit = timeouts.head.or(timeouts.total).unwrap_or(Duration::MAX).min(Duration::from_secs(1));
+    let limit =
+        timeouts.head.or(timeouts.attempt).or(timeouts.total).unwrap_or(Duration::MAX).min(Duration::from_secs(1));
     if hold >= limit {
-        let problem = format!("heads would wait {hold:?} for a body that comes late");
-        bad("classify.hold", problem, "set a few milliseconds");
+        let problem = format!("heads would wait {hold:?} for a body that comes late, of {limit:?} there are");
+        bad("classify.hold", problem, "set less, a few milliseconds as a rule");
     }
     if let Some(status) = statuses.iter().find(|status| !status.is_server_error()) {
         let problem = format!("{status} is no failure of the upstream");

@@ -289,7 +289,7 @@ impl UpstreamHandle {
     ///
     /// # Errors
     ///
-    /// Where the stack was built without a limiter.
+    /// Where the stack was built without a limiter, and what [`build`](UpstreamBuilder::build) would refuse of this one.
     pub fn set_limiter(&self, limiter: &LimitLayer) -> Result<(), Misconfigured> {
         let mut limit = locked(&self.shared.limit);
         if limit.is_none() {
@@ -297,6 +297,9 @@ impl UpstreamHandle {
             let found = Misconfiguration::new("limiter", problem, "build it with `limiter`");
             return Misconfigured::unless_none(vec![found]);
         }
+        let mut found = Vec::new();
+        check::limiter(limiter.asked(), &mut found);
+        Misconfigured::unless_none(found)?;
         self.shared.steer.set_limit(limiter);
         *limit = Some(limiter.handle());
         drop(limit);

@@ -65,6 +65,8 @@
 mod body;
 mod builder;
 mod check;
+#[cfg(feature = "serde")]
+mod config;
 mod core;
 mod ext;
 mod future;
@@ -97,6 +99,8 @@ use crate::retry::{ByHyper, ByTower};
 
 pub use self::body::UpstreamBody;
 pub use self::builder::{Section, UpstreamBuilder};
+#[cfg(feature = "serde")]
+pub use self::config::UpstreamConfig;
 pub use self::core::Attempt;
 pub use self::ext::ServiceBuilderExt;
 pub use self::future::UpstreamFuture;

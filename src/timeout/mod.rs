@@ -165,6 +165,11 @@ impl<W, P: Part + Clone> TimeoutLayer<W, P> {
         self
     }
 
+    /// How long that is, where it was said.
+    pub(crate) fn pool(&self) -> Option<Duration> {
+        Some(self.limits().extras.as_ref()?.pool.as_ref()?.idle())
+    }
+
     /// Learns how long the response heads of these routes take (default: not at all).
     ///
     /// `route` names a request's route: one of those that `limits` were made for, or it teaches nothing. The

@@ -19,6 +19,10 @@ impl PoolWatch {
         Self { idle, warned: AtomicBool::new(false) }
     }
 
+    pub(super) fn idle(&self) -> Duration {
+        self.idle
+    }
+
     /// Warns, once.
     pub(super) fn saw(&self, head: &Head<'_>) {
         if let Some(finding) = self.finding(head) {

@@ -1,0 +1,492 @@
+//! Bad configurations: each is refused with its reason and what to set, all at once, and their good neighbours pass.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use http::StatusCode;
+use proptest::prelude::*;
+use tower_upstream::breaker::{BreakerPolicy, Ratio};
+use tower_upstream::limit::LimitLayer;
+use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
+use tower_upstream::stack::{Misconfigured, UpstreamBuilder, UpstreamConfig};
+use tower_upstream::timeout::{Timeouts, Topology, alignment::neighbours};
+use tower_upstream::{ClassifyLayer, UpstreamLayer};
+
+type Build = fn() -> Result<(), Misconfigured>;
+/// What is built, and what is told of it.
+type Row = ((&'static str, Build), [&'static str; 3]);
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn shop() -> UpstreamBuilder {
+    UpstreamLayer::builder("shop")
+}
+
+/// 2 s for a head, 3 s for an attempt, 10 s for all.
+fn limits() -> Timeouts {
+    Timeouts::new().head(s(2)).attempt(s(3)).total(s(10)).body_idle(s(30))
+}
+
+fn aligned(topology: Topology) -> UpstreamBuilder {
+    shop().timeouts(limits()).topology(topology)
+}
+
+fn retry(policy: RetryPolicy) -> UpstreamBuilder {
+    shop().retry(RetryLayer::new().policy(policy))
+}
+
+fn hedging(hedging: Hedging) -> UpstreamBuilder {
+    shop().retry(RetryLayer::new().hedging(hedging))
+}
+
+fn circuit(policy: BreakerPolicy) -> UpstreamBuilder {
+    shop().circuit(policy)
+}
+
+fn classify(layer: ClassifyLayer) -> UpstreamBuilder {
+    shop().classify(layer)
+}
+
+/// A configuration in code, built.
+macro_rules! built {
+    ($builder:expr) => {
+        (stringify!($builder), (|| $builder.build().map(drop)) as Build)
+    };
+}
+
+/// A text of settings, built; its name is there already.
+fn from_file(text: &str) -> Result<(), Misconfigured> {
+    let config: UpstreamConfig = toml::from_str(&format!("name = \"shop\"\n{text}")).unwrap_or_else(|error| {
+        panic!("{text} is not read: {error}");
+    });
+    config.builder().build().map(drop)
+}
+
+/// That one thing is wrong, for this reason, and what to set.
+fn is_told(what: &str, built: Result<(), Misconfigured>, [setting, reason, set]: [&str; 3]) {
+    let error = built.expect_err(what);
+    let told = error.found().iter().any(|found| {
+        found.setting().starts_with(setting) && found.problem().contains(reason) && found.set().contains(set)
+    });
+    assert!(told, "{what}: no {setting:?} with {reason:?} and {set:?} in: {error}");
+}
+
+/// What is refused when it is said in code: setting, reason, and what to set.
+fn in_code() -> Vec<Row> {
+    [names_and_limits(), inequalities(), retries(), circuits(), the_rest()].concat()
+}
+
+fn names_and_limits() -> Vec<Row> {
+    vec![
+        (built!(UpstreamLayer::builder("")), ["name", "empty", "\"payments\""]),
+        (built!(UpstreamLayer::builder(" \t")), ["name", "empty", "\"payments\""]),
+        (built!(UpstreamLayer::builder("shop ")), ["name", "a space", "\"payments\""]),
+        (built!(UpstreamLayer::builder("shop\n2")), ["name", "control characters", "short name"]),
+        (built!(UpstreamLayer::builder("s".repeat(129))), ["name", "longer than 128 bytes", "short name"]),
+        (built!(shop().proxy_status("")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
+        (built!(shop().proxy_status("käse")), ["proxy_status", "käse", "\"shop-edge\""]),
+        (built!(shop().proxy_status("a\r\nb")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
+        (built!(shop().timeouts(limits().head(s(0)))), ["timeouts.head", "in no time", "`None`"]),
+        (built!(shop().timeouts(limits().attempt(s(0)))), ["timeouts.attempt", "in no time", "`None`"]),
+        (built!(shop().timeouts(limits().total(s(0)))), ["timeouts.total", "in no time", "`None`"]),
+        (built!(shop().timeouts(limits().body_idle(s(0)))), ["timeouts.body_idle", "in no time", "`None`"]),
+        (built!(shop().timeouts(limits().absolute(s(0)))), ["timeouts.absolute", "in no time", "`None`"]),
+        (
+            built!(shop().timeouts(limits().head(Duration::from_micros(300)))),
+            ["timeouts.head", "300µs is less than one", "1 ms or more"],
+        ),
+        (
+            built!(shop().timeouts(Timeouts::new().head(None).total(None))),
+            ["timeouts", "nothing ends a call", "one of `head`, `attempt`, `total`"],
+        ),
+        (
+            built!(shop().timeouts(Timeouts::new().head(None).unbounded())),
+            ["timeouts", "nothing ends a call", "one of `head`"],
+        ),
+    ]
+}
+
+/// Limits that do not fit, by their numbers.
+fn inequalities() -> Vec<Row> {
+    vec![
+        (built!(aligned(Topology::new().connect(s(3)))), ["alignment 1 ", "still connects", "the connect limit"]),
+        (
+            built!(shop().timeouts(limits().head(s(4)))),
+            ["alignment 2 ", "fires first", "the head limit to at most 3 s"],
+        ),
+        (built!(shop().timeouts(limits().attempt(s(11)))), ["alignment 2 ", "outlives", "the attempt to at most 10 s"]),
+        (built!(shop().timeouts(limits().absolute(s(1)))), ["alignment 2 ", "outlives", "the attempt to at most 1 s"]),
+        (built!(aligned(Topology::new().caller_timeout(s(10)))), ["alignment 4 ", "leaves first", "the total below"]),
+        (
+            built!(aligned(Topology::new().load_balancer_idle(s(10)))),
+            ["alignment 6 ", "gives up first", "the total below"],
+        ),
+        (
+            built!(aligned(Topology::new().upstream(neighbours::NODE).pool_idle(s(5)))),
+            ["alignment 7 ", "just closing", "the pool's idle limit below 4 s"],
+        ),
+        (
+            built!(shop().topology(Topology::new().upstream(neighbours::NODE)).pool_idle(s(90))),
+            ["alignment 7 ", "just closing", "below 4 s"],
+        ),
+        (
+            built!(shop().pool_idle(s(90)).topology(Topology::new().upstream(neighbours::NODE))),
+            ["alignment 7 ", "just closing", "below 4 s"],
+        ),
+        (
+            built!(aligned(Topology::new().load_balancer_idle(s(60)).server_keep_alive(s(60)))),
+            ["alignment 8 ", "closes a connection", "our server's keep-alive"],
+        ),
+        (built!(aligned(Topology::new().streaming())), ["alignment 10 ", "forgotten", "unbounded()"]),
+        (
+            built!(hedging(Hedging::after(s(3))).timeouts(limits())),
+            ["alignment 15 ", "before its hedge begins", "the hedge delay below 3 s"],
+        ),
+        (
+            built!(aligned(Topology::new().load_balancer_propagation(s(30)).drain_delay(s(5)))),
+            ["alignment 16 ", "still sends to it", "the drain delay to at least 30 s"],
+        ),
+    ]
+}
+
+fn retries() -> Vec<Row> {
+    vec![
+        (
+            built!(retry(RetryPolicy::new().base(s(2)).max(s(1)))),
+            ["retry.policy", "shorter than the first", "`longest_pause`"],
+        ),
+        (
+            built!(retry(RetryPolicy::new().base(s(30)).max(s(60)))),
+            ["retry.policy", "leaves no time", "a shorter `base`"],
+        ),
+        (
+            built!(shop().retry(RetryLayer::new().body_cap(usize::MAX))),
+            ["retry.body_cap", "each request body", "64 MiB at most"],
+        ),
+        (
+            built!(shop().retry(RetryLayer::new().total(s(5)))),
+            ["retry.total", "5s, is not that of the limits, 30s", "in `timeouts` alone"],
+        ),
+        (
+            built!(shop().streaming().retry(RetryLayer::new().total(s(5)))),
+            ["retry.total", "is not that of the limits, none", "in `timeouts` alone"],
+        ),
+        (built!(hedging(Hedging::after(s(0)))), ["retry.hedging", "twice at once", "95th percentile"]),
+        (built!(hedging(Hedging::after(s(30)))), ["alignment 15 ", "before its hedge", "the hedge delay below 9 s"]),
+        (built!(hedging(Hedging::new().at_least(s(9)))), ["retry.hedging", "ends after 9s", "a shorter `at_least`"]),
+        (
+            built!(shop().retry(RetryLayer::new().policy(RetryPolicy::new().attempts(1)).hedging(Hedging::new()))),
+            ["retry.hedging", "a hedge is a second one", "two attempts"],
+        ),
+    ]
+}
+
+fn circuits() -> Vec<Row> {
+    vec![
+        (built!(circuit(BreakerPolicy::new().pause(s(0)))), ["circuit", "leaves nothing alone", "set a `pause`"]),
+        (built!(circuit(BreakerPolicy::new().pause(s(11)))), ["circuit", "shorter than the first", "`longest_pause`"]),
+        (
+            built!(circuit(BreakerPolicy::new().longest_pause(Duration::MAX))),
+            ["circuit", "that is back is left alone", "`longest_pause` of an hour"],
+        ),
+        (built!(circuit(BreakerPolicy::new().probe_limit(s(0)))), ["circuit", "lets all calls pass", "`probe_limit`"]),
+        (
+            built!(circuit(BreakerPolicy::new().probe_limit(s(86_400)))),
+            ["circuit", "keeps all others out", "`probe_limit` of an hour"],
+        ),
+        (
+            built!(circuit(BreakerPolicy::new().slow_calls(s(0), Ratio::per_mille(500)))),
+            ["circuit", "every call would count as slow", "`slow_calls`"],
+        ),
+        (
+            built!(shop().streaming().circuit(BreakerPolicy::new().slow_calls(s(5), Ratio::per_mille(500)))),
+            ["circuit", "need not end would count as slow", "leave `slow_calls` out"],
+        ),
+        (
+            built!(
+                shop()
+                    .timeouts(limits().absolute(s(20)))
+                    .circuit(BreakerPolicy::new().slow_calls(s(20), Ratio::per_mille(500)))
+            ),
+            ["circuit", "no call can be slow", "below the absolute limit"],
+        ),
+    ]
+}
+
+fn the_rest() -> Vec<Row> {
+    vec![
+        (built!(shop().limiter(LimitLayer::fixed(0))), ["limiter", "lets no call pass", "1 or more"]),
+        (built!(shop().limiter(LimitLayer::new().bounds(0..=10))), ["limiter", "lets no call pass", "1 or more"]),
+        (
+            built!(shop().limiter(LimitLayer::new().bounds(RangeInclusive::new(100, 10)).unbounded())),
+            ["limiter", "from 100 to 10 is no range", "the lower bound first"],
+        ),
+        (
+            built!(shop().limiter(LimitLayer::fixed(u32::MAX).hold_upgrades())),
+            ["limiter", "are no limit", "a million at most"],
+        ),
+        (built!(classify(ClassifyLayer::new().hold(s(2)))), ["classify.hold", "heads would wait 2s", "milliseconds"]),
+        (
+            built!(classify(ClassifyLayer::new().hold(ms(500))).timeouts(limits().head(ms(500)))),
+            ["classify.hold", "heads would wait 500ms", "milliseconds"],
+        ),
+        (
+            built!(classify(ClassifyLayer::new().statuses([StatusCode::BAD_GATEWAY, StatusCode::NOT_FOUND]))),
+            ["classify.statuses", "404 Not Found is no failure", "from 500"],
+        ),
+        (
+            built!(classify(ClassifyLayer::new().deferred())),
+            ["classify.deferred", "would log a failure", "leave it out"],
+        ),
+    ]
+}
+
+/// What is refused when a file says it.
+const IN_FILES: [(&str, [&str; 3]); 27] = [
+    ("preset = \"fast\"", ["preset", "none of the name \"fast\"", "latency_critical, standard, batch, streaming"]),
+    ("preset = \"streeming\"", ["preset", "\"streeming\"", "\"streaming\""]),
+    ("proxy_status = \"\"", ["proxy_status", "cannot stand", "\"shop-edge\""]),
+    ("timeouts.head = \"0s\"", ["timeouts.head", "in no time", "1 ms or more"]),
+    ("timeouts.head = \"10us\"", ["timeouts.head", "10µs is less than one", "1 ms or more"]),
+    (
+        "timeouts = { head = \"none\", attempt = \"none\", total = \"none\" }",
+        ["timeouts", "nothing ends a call", "one of `head`"],
+    ),
+    (
+        "timeouts = { total = \"20s\", unbounded = true }",
+        ["timeouts.unbounded", "have no total", "one of `unbounded` and `total`"],
+    ),
+    ("preset = \"streaming\"\ntimeouts.unbounded = false", ["timeouts.unbounded", "need not end", "a `total`"]),
+    ("timeouts.total = \"5s\"", ["alignment 2 ", "outlives", "the attempt to at most 5 s"]),
+    ("topology.caller_timeout = \"30s\"", ["alignment 4 ", "leaves first", "the total below"]),
+    (
+        "topology = { upstream_keep_alive = \"5s\", pool_idle = \"90s\" }",
+        ["alignment 7 ", "just closing", "the pool's idle limit below 4 s"],
+    ),
+    ("topology.heartbeat = \"20s\"", ["alignment 10 ", "forgotten", "unbounded()"]),
+    (
+        "topology = { caller_timeout = \"60s\", caller_deadline = \"60s\" }",
+        ["topology.caller_deadline", "or it does not", "one of"],
+    ),
+    (
+        "topology = { heartbeat = \"20s\", streaming = false }",
+        ["topology.streaming", "that of a stream", "one of `heartbeat` and `streaming`"],
+    ),
+    ("retry.attempts = 0", ["retry.attempts", "0 is out of range", "from 1 to 10"]),
+    ("retry.attempts = 99", ["retry.attempts", "99 is out of range", "from 1 to 10"]),
+    ("retry.pause = \"2s\"", ["retry.policy", "shorter than the first", "`longest_pause`"]),
+    ("retry.budget = 20", ["retry.budget", "20 is no share", "\"0.1%\" to \"100%\""]),
+    ("retry.budget = \"-5%\"", ["retry.budget", "-0.05 is no share", "from 0.001 to 1"]),
+    ("retry.budget = nan", ["retry.budget", "NaN is no share", "from 0.001 to 1"]),
+    ("retry.body_cap = \"2 GiB\"", ["retry.body_cap", "2147483648 bytes", "64 MiB at most"]),
+    ("retry = { attempts = 1, hedge = \"p95\" }", ["retry.hedging", "a hedge is a second one", "two attempts"]),
+    ("circuit.ratio = 0", ["circuit.ratio", "0 is no share", "from 0.001 to 1"]),
+    ("circuit.window = \"2h\"", ["circuit.window", "out of range", "\"1s\" to \"1h\""]),
+    ("circuit.slow_ratio = 0.5", ["circuit.slow_ratio", "which calls are slow", "`slow_calls` beside it"]),
+    ("limiter = { fixed = 9, most = 9 }", ["limiter.fixed", "no bounds to move in", "either `fixed`"]),
+    ("limiter = { least = 20, most = 10 }", ["limiter", "from 20 to 10 is no range", "the lower bound first"]),
+];
+
+#[test]
+fn each_is_refused_with_its_reason_and_what_to_set() {
+    let in_code = in_code();
+    assert!(in_code.len() >= 30);
+    for ((what, build), told) in in_code {
+        is_told(what, build(), told);
+    }
+    for (text, told) in IN_FILES {
+        is_told(text, from_file(text), told);
+    }
+}
+
+#[test]
+fn a_bad_thing_alone_is_told_alone() {
+    for ((what, build), [setting, ..]) in in_code() {
+        let error = build().unwrap_err();
+        let others = error.found().iter().filter(|found| !found.setting().starts_with(setting)).count();
+        assert_eq!(others, 0, "{what}: {error}");
+    }
+}
+
+#[test]
+fn everything_wrong_is_told_at_once() {
+    let error = UpstreamLayer::builder("")
+        .proxy_status("\u{7f}")
+        .timeouts(limits().head(s(4)).body_idle(s(0)))
+        .topology(Topology::new().caller_timeout(s(1)).connect(s(5)))
+        .retry(RetryLayer::new().policy(RetryPolicy::new().base(s(2)).max(s(1))).body_cap(usize::MAX))
+        .circuit(BreakerPolicy::new().pause(s(0)).probe_limit(s(0)))
+        .limiter(LimitLayer::fixed(0))
+        .classify(ClassifyLayer::new().hold(s(9)))
+        .build()
+        .unwrap_err();
+    let settings: Vec<_> =
+        error.found().iter().map(|found| found.setting().split(' ').take(2).collect::<String>()).collect();
+    let expected = [
+        "proxy_status",
+        "name",
+        "retry.policy",
+        "retry.body_cap",
+        "circuit",
+        "circuit",
+        "limiter",
+        "classify.hold",
+        "timeouts.body_idle",
+        "alignment1",
+        "alignment2",
+        "alignment4",
+    ];
+    assert_eq!(settings, expected, "{error}");
+    assert_eq!(error.to_string().lines().count(), 1 + expected.len());
+
+    let text = "retry = { attempts = 0, budget = 2 }\ncircuit.ratio = 7\nlimiter.least = 0\n\
+                timeouts = { attempt = \"1s\", total = \"0s\" }";
+    let error = from_file(text).unwrap_err();
+    for setting in ["retry.attempts", "retry.budget", "circuit.ratio", "limiter", "timeouts.total", "alignment 2"] {
+        assert!(error.found().iter().any(|found| found.setting().starts_with(setting)), "{setting}: {error}");
+    }
+}
+
+#[test]
+fn good_neighbours_pass() {
+    let good: Vec<(&str, Build)> = vec![
+        built!(UpstreamLayer::builder("s".repeat(128))),
+        built!(UpstreamLayer::builder("the shop's käse")),
+        built!(shop().proxy_status("shop edge")),
+        built!(shop().timeouts(limits().head(ms(6)))),
+        built!(shop().timeouts(limits().head(s(3)))),
+        built!(shop().timeouts(limits().attempt(s(10)))),
+        built!(shop().timeouts(limits().absolute(s(3)))),
+        built!(shop().timeouts(limits().body_idle(None))),
+        built!(shop().timeouts(Timeouts::new().head(None).attempt(None).total(s(30)))),
+        built!(shop().timeouts(Timeouts::new().head(s(9)).total(None))),
+        built!(shop().timeouts(Timeouts::new().head(None).total(None).absolute(s(60)))),
+        built!(shop().timeouts(limits().total(Duration::MAX))),
+        built!(aligned(Topology::new().connect(ms(2999)))),
+        built!(aligned(Topology::new().caller_timeout(s(11)))),
+        built!(aligned(Topology::new().caller_deadline(s(1)))),
+        built!(aligned(Topology::new().load_balancer_idle(s(11)))),
+        built!(aligned(Topology::new().upstream(neighbours::NODE).pool_idle(ms(3999)))),
+        built!(shop().pool_idle(s(3)).topology(Topology::new().upstream(neighbours::NODE))),
+        built!(shop().pool_idle(s(90))),
+        built!(aligned(Topology::new().load_balancer_idle(s(60)).server_keep_alive(s(75)))),
+        built!(shop().streaming().topology(Topology::new().streaming())),
+        built!(shop().without_retry().topology(Topology::new().load_balancer_propagation(s(5)).drain_delay(s(5)))),
+        built!(hedging(Hedging::after(ms(2999))).timeouts(limits())),
+        built!(hedging(Hedging::new().at_least(ms(8999)))),
+        built!(hedging(Hedging::new().at_least(s(0)))),
+        built!(retry(RetryPolicy::new().base(s(1)).max(s(1)))),
+        built!(retry(RetryPolicy::new().base(s(0)).max(s(0)))),
+        built!(retry(RetryPolicy::new().attempts(1).base(s(60)).max(s(60)))),
+        built!(shop().retry(RetryLayer::new().body_cap(64 << 20))),
+        built!(shop().retry(RetryLayer::new().body_cap(0))),
+        built!(shop().retry(RetryLayer::new().total(s(30)))),
+        built!(circuit(BreakerPolicy::new().pause(s(10)))),
+        built!(circuit(BreakerPolicy::new().pause(ms(1)).longest_pause(s(3600)).probe_limit(s(3600)))),
+        built!(circuit(BreakerPolicy::new().consecutive(u32::MAX))),
+        // a body may take longer than the attempt's limit, which ends at the head
+        built!(circuit(BreakerPolicy::new().slow_calls(s(15), Ratio::per_mille(500)))),
+        built!(shop().limiter(LimitLayer::fixed(1))),
+        built!(shop().limiter(LimitLayer::new().bounds(1..=1_000_000))),
+        built!(shop().without_limiter().without_circuit().without_retry()),
+        built!(classify(ClassifyLayer::new().hold(s(0)))),
+        built!(classify(ClassifyLayer::new().hold(ms(999)))),
+        built!(classify(ClassifyLayer::new().statuses([]))),
+        built!(classify(ClassifyLayer::new().statuses([StatusCode::INTERNAL_SERVER_ERROR]))),
+    ];
+    for (what, build) in good {
+        assert_eq!(build(), Ok(()), "{what}");
+    }
+    for text in [
+        "",
+        "preset = \"latency_critical\"\nretry.hedge = \"off\"",
+        "preset = \"streaming\"\ntopology = { heartbeat = \"30s\" }",
+        "preset = \"streaming\"\ntimeouts = { total = \"60s\", unbounded = false }",
+        "preset = \"streaming\"\ntimeouts = { total = \"none\", unbounded = true }",
+        "timeouts = { total = \"5s\", attempt = \"5s\", head = \"5s\" }",
+        "timeouts = { head = \"none\", attempt = \"none\" }",
+        "topology.caller_timeout = \"32s\"",
+        "topology = { upstream_keep_alive = \"5s\", pool_idle = \"3.9s\" }",
+        "retry = { attempts = 10, budget = 1, body_cap = \"64 MiB\" }",
+        "retry = { attempts = 1, pause = \"0s\", longest_pause = \"0s\", budget = \"0.1%\" }",
+        "retry.hedge = \"8.9s\"",
+        "circuit = { ratio = 1, least_calls = 1, consecutive = 4294967295, window = \"1h\" }",
+        "circuit = { slow_calls = \"1s\" }",
+        "limiter = { least = 9, most = 9 }",
+        "limiter.fixed = 1",
+        "[error_page]",
+    ] {
+        assert_eq!(from_file(text), Ok(()), "{text}");
+    }
+}
+
+#[test]
+fn a_limiter_that_is_none_is_refused_while_it_runs_as_well() {
+    let layer = shop().build().unwrap();
+    let error = layer.handle().set_limiter(&LimitLayer::fixed(0)).unwrap_err();
+    assert_eq!(error.found()[0].setting(), "limiter");
+    assert!(layer.handle().snapshot(tokio::time::Instant::now()).limit.unwrap().limit > 1);
+    layer.handle().set_limiter(&LimitLayer::fixed(1)).unwrap();
+    let error = layer.handle().set_timeouts(Timeouts::new().head(None).total(None)).unwrap_err();
+    assert!(error.to_string().contains("nothing ends a call"));
+}
+
+/// Durations at the edges, and between them.
+fn any_time() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        Just(Duration::ZERO),
+        Just(Duration::MAX),
+        Just(Duration::from_nanos(1)),
+        (0_u64..100_000).prop_map(ms),
+        any::<u64>().prop_map(s),
+        any::<u64>().prop_map(Duration::from_nanos),
+    ]
+}
+
+fn maybe() -> impl Strategy<Value = Option<Duration>> {
+    prop::option::of(any_time())
+}
+
+proptest! {
+    #[test]
+    fn any_durations_are_built_or_refused(
+        limits in (maybe(), maybe(), maybe(), maybe(), maybe(), any::<bool>()),
+        pauses in (any_time(), any_time(), any_time(), any::<u8>(), maybe()),
+        breaker in (any_time(), any_time(), any_time(), any_time(), maybe()),
+        around in (maybe(), maybe(), maybe(), maybe(), maybe(), any_time(), any_time(), any_time()),
+        bounds in (any::<u16>(), any::<u32>()),
+    ) {
+        let (head, attempt, total, body_idle, absolute, unbounded) = limits;
+        let timeouts = Timeouts::new().head(head).attempt(attempt).total(total).body_idle(body_idle).absolute(absolute);
+        let timeouts = if unbounded { timeouts.unbounded() } else { timeouts };
+        let policy = RetryPolicy::new().base(pauses.0).max(pauses.1).patience(pauses.2).attempts(pauses.3);
+        let retry = RetryLayer::new().policy(policy);
+        let retry = pauses.4.map_or(retry.clone(), |delay| retry.hedging(Hedging::after(delay)));
+        let circuit = BreakerPolicy::new().window(breaker.0).pause(breaker.1).longest_pause(breaker.2);
+        let circuit = circuit.probe_limit(breaker.3);
+        let circuit = breaker.4.map_or(circuit, |slow| circuit.slow_calls(slow, Ratio::per_mille(500)));
+        let mut topology = Topology::new().drain_delay(around.5).grace(around.6).load_balancer_propagation(around.7);
+        topology = around.0.map_or(topology.clone(), |limit| topology.caller_timeout(limit));
+        topology = around.1.map_or(topology.clone(), |limit| topology.load_balancer_idle(limit));
+        topology = around.2.map_or(topology.clone(), |limit| topology.upstream_keep_alive(limit));
+        topology = around.3.map_or(topology.clone(), |limit| topology.connect(limit));
+        let builder = shop().timeouts(timeouts).retry(retry).circuit(circuit).topology(topology);
+        let builder = around.4.map_or(builder.clone(), |limit| builder.pool_idle(limit));
+        let builder = builder.limiter(LimitLayer::new().bounds(u32::from(bounds.0)..=bounds.1));
+        match builder.build() {
+            Ok(layer) => prop_assert!(layer.handle().name() == "shop"),
+            Err(error) => {
+                prop_assert!(!error.found().is_empty());
+                prop_assert!(error.found().iter().all(|found| !found.problem().is_empty() && !found.set().is_empty()));
+            }
+        }
+    }
+}
