@@ -16,6 +16,8 @@ pub struct Call {
     pub attempt: u8,
     /// Whether the exchange is expected to end.
     pub kind: Kind,
+    /// The answer was not there at the first poll, as far as that is noted here.
+    pub(crate) waited: bool,
 }
 
 /// Whether an exchange is expected to end.
@@ -31,6 +33,6 @@ pub enum Kind {
 impl Call {
     /// A first attempt that begins now.
     pub fn new(now: Instant) -> Self {
-        Self { now, deadline: None, attempt: 1, kind: Kind::Bounded }
+        Self { now, deadline: None, attempt: 1, kind: Kind::Bounded, waited: false }
     }
 }

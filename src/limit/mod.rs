@@ -285,6 +285,15 @@ pub struct Ticket {
     looked_at: bool,
 }
 
+impl Limit {
+    /// The same slots, with refusals that name the upstream.
+    pub(crate) fn named(mut self, name: &Arc<str>) -> Self {
+        self.name.get_or_insert_with(|| name.clone());
+        self.refusal = refusal(self.name.as_ref());
+        self
+    }
+}
+
 impl Part for Limit {
     type Ticket = Ticket;
 

@@ -33,7 +33,7 @@ pub trait Section: fmt::Debug + Send + Sync + 'static {
     type Part: Part + Clone + fmt::Debug;
 
     #[doc(hidden)]
-    fn part(&self) -> Self::Part;
+    fn part(&self, name: &Arc<str>) -> Self::Part;
 
     #[doc(hidden)]
     fn circuit(&self) -> Option<CircuitHandle> {
@@ -53,7 +53,7 @@ pub trait Section: fmt::Debug + Send + Sync + 'static {
 
     /// What takes its place where another limiter does.
     #[doc(hidden)]
-    fn limited(_: &LimitLayer) -> Option<Self::Part> {
+    fn limited(_: &LimitLayer, _: &Arc<str>) -> Option<Self::Part> {
         None
     }
 }
@@ -61,13 +61,13 @@ pub trait Section: fmt::Debug + Send + Sync + 'static {
 impl Section for () {
     type Part = ();
 
-    fn part(&self) {}
+    fn part(&self, _: &Arc<str>) {}
 }
 
 impl Section for CircuitBreakerLayer {
     type Part = Breaker;
 
-    fn part(&self) -> Breaker {
+    fn part(&self, _: &Arc<str>) -> Breaker {
         CircuitBreakerLayer::part(self)
     }
 
@@ -79,8 +79,8 @@ impl Section for CircuitBreakerLayer {
 impl Section for LimitLayer {
     type Part = Limit;
 
-    fn part(&self) -> Limit {
-        LimitLayer::part(self)
+    fn part(&self, name: &Arc<str>) -> Limit {
+        LimitLayer::part(self).named(name)
     }
 
     fn limit(&self) -> Option<LimitHandle> {
@@ -91,8 +91,8 @@ impl Section for LimitLayer {
         Some(self.asked())
     }
 
-    fn limited(limiter: &LimitLayer) -> Option<Limit> {
-        Some(limiter.part())
+    fn limited(limiter: &LimitLayer, name: &Arc<str>) -> Option<Limit> {
+        Some(Section::part(limiter, name))
     }
 }
 
@@ -369,8 +369,11 @@ impl<R: Repeat, L: Section, C: Section, W, H> UpstreamBuilder<R, L, C, W, H> {
                 "{}", finding.inequality()
             );
         }
-        let parts =
-            Parts { recorder: Arc::new(Recorder::new()), limiter: self.limiter.part(), circuit: self.circuit.part() };
+        let parts = Parts {
+            recorder: Arc::new(Recorder::new()),
+            limiter: self.limiter.part(&self.name),
+            circuit: self.circuit.part(&self.name),
+        };
         let limits = self.limits.limits().clone();
         let repeat = self.repeat.clone().within(limits.timeouts.total);
         let set = Set {

@@ -12,13 +12,14 @@ use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
+use tracing::span::Entered;
 
 use super::body::UpstreamBody;
 use super::core::Core;
 use super::note::Note;
 use super::parts::Parts;
 use super::repeat::{Care, Repeat, Repeats, Rounds};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay, is_local};
+use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay, is_local};
 use crate::classify::{First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
 use crate::engine::{
     Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, leave,
@@ -41,8 +42,6 @@ pin_project! {
         course: Course<R, L, C, T>,
         watch: Watch,
         round: Q,
-        // the answer was not there at the first poll
-        waited: bool,
     }
 }
 
@@ -56,9 +55,10 @@ pin_project! {
         Holding { answer: Option<Box<Response<X>>> },
         // attempts after the first one
         Rest { rest: Pin<Box<A>> },
-        Refused { refusal: Option<Refusal> },
+        // why stands in the note
+        Refused,
         // the service will never be ready
-        Broken { error: Option<BoxError> },
+        Broken { error: Option<Box<BoxError>> },
         Over,
     }
 }
@@ -73,6 +73,12 @@ pub(super) trait Make<S, B, Y: Way<S, B>, T, Q: Rounds<T>> {
 }
 
 impl<F, S, B, X, A> Run<F, S, B, X, A> {
+    /// The service will never be ready.
+    #[cold]
+    pub(super) fn broken(error: BoxError) -> Self {
+        Self::Broken { error: Some(Box::new(error)) }
+    }
+
     /// The service is to be asked again whether it is ready.
     #[cold]
     pub(super) fn asking(service: S, request: Request<B>) -> Self {
@@ -108,9 +114,30 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
         note.shelve();
     }
 
+    /// Does a part of the first attempt's work, until what it returns is dropped.
+    #[inline(always)]
+    fn enter(&self) -> Option<Entered<'_>> {
+        self.note.as_ref()?.span.0.enter()
+    }
+
     #[inline(always)]
     fn settings(&self) -> &Settings {
         &self.open.shared.set.classify
+    }
+
+    /// The record with the stack's name for its upstream, where nobody further in has one.
+    fn named(&self, failure: Failure) -> Failure {
+        match failure.upstream() {
+            Some(_) => failure,
+            None => failure.into_builder().upstream(self.open.shared.set.name.clone()).build(),
+        }
+    }
+
+    /// Counts what only a second look has named: a status that the upstream itself gave.
+    fn count<B>(&self, outcome: &Outcome, answer: &Response<B>) {
+        if let (None, Some(cause)) = (outcome.cause(), BadGatewayCause::of(answer)) {
+            self.open.shared.set.shared.parts.recorder.count(cause);
+        }
     }
 
     /// The page in place of an answer of ours, where there is one.
@@ -155,7 +182,8 @@ where
         let mut call = Call::new(Instant::now());
         let set = &core.set;
         let watch = set.shared.limits.begin(&mut call, &mut request);
-        let note = Note::of(&request, set.page.as_ref());
+        let mut note = Note::of(&request, set.page.as_ref());
+        T::open(&request, &mut note.span);
         let mut ticket = None;
         let mut refusal = set.shared.limits.refuse(&call);
         let mut extent = Care::Bare;
@@ -194,15 +222,15 @@ where
             course.open.body::<W, _>(body)
         });
         let Some(round) = round else { unreachable!("the body was mapped") };
-        let entered = round.enter();
+        let entered = course.enter();
         let run = make.make(request);
         drop(entered);
-        Self { run, timer: None, course, watch, round, waited: false }
+        Self { run, timer: None, course, watch, round }
     }
 
     /// A call that is answered here.
     #[cold]
-    fn refused<O>(course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, body: O, refusal: Refusal) -> Self
+    fn refused<O>(mut course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, body: O, refusal: Refusal) -> Self
     where
         T: Repeats<O, Y, Round = Q>,
     {
@@ -210,8 +238,11 @@ where
             course.open.shared.set.shared.parts.refused(&refusal);
         }
         let (round, _) = course.open.shared.repeat.with(begun, body);
-        let run = Run::Refused { refusal: Some(refusal) };
-        Self { run, timer: None, course, watch, round, waited: false }
+        if let Some(note) = &mut course.note {
+            note.refusal = Some(refusal);
+        }
+        let run = Run::Refused;
+        Self { run, timer: None, course, watch, round }
     }
 
     /// A call whose attempts are all made elsewhere.
@@ -224,7 +255,7 @@ where
         let repeat = &course.open.shared.repeat;
         let (mut round, body) = repeat.with(begun, body);
         let rest = repeat.apart(&mut round, Request::from_parts(parts, body));
-        Self { run: Run::Rest { rest }, timer: None, course, watch, round, waited: true }
+        Self { run: Run::Rest { rest }, timer: None, course, watch, round }
     }
 }
 
@@ -245,7 +276,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let RunProjection::Call { call } = this.run.as_mut().project() {
-            let entered = this.round.enter();
+            let entered = this.course.enter();
             let polled = call.poll(cx);
             drop(entered);
             if let Poll::Ready(Ok(answer)) = polled {
@@ -259,7 +290,7 @@ where
             if let Poll::Ready(Err(error)) = polled {
                 return this.erred(error.into(), cx);
             }
-            *this.waited = true;
+            this.course.open.call.waited = true;
         }
         this.elsewhere(cx)
     }
@@ -282,9 +313,9 @@ where
         let open = &self.course.open;
         match self.run.as_mut().project() {
             RunProjection::Call { mut call } => {
-                let round = &*self.round;
+                let course = &*self.course;
                 let poll = |cx: &mut Context<'_>| {
-                    let _entered = round.enter();
+                    let _entered = course.enter();
                     call.as_mut().poll(cx)
                 };
                 match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
@@ -306,7 +337,7 @@ where
                         let Asking { mut service, request } = *asking.take().expect(POLLED_AGAIN);
                         let call = Y::call(&mut service, request);
                         self.run.set(Run::Call { call });
-                        *self.waited = true;
+                        self.course.open.call.waited = true;
                         // the timer goes on: the call had begun before
                         self.elsewhere(cx)
                     }
@@ -332,13 +363,14 @@ where
                 let Ok(answer) = ready!(rest.as_mut().poll(cx));
                 Poll::Ready(Ok(self.last(answer)))
             }
-            RunProjection::Refused { refusal } => {
-                let (failure, after) = refusal.take().expect(POLLED_AGAIN).into_parts();
+            RunProjection::Refused => {
+                let refusal = self.course.note.as_mut().and_then(|note| note.refusal.take());
+                let (failure, after) = refusal.expect(POLLED_AGAIN).into_parts();
                 Poll::Ready(Ok(self.failure(&failure, after)))
             }
             RunProjection::Broken { error } => {
                 let error = error.take().expect(POLLED_AGAIN);
-                self.erred(error, cx)
+                self.erred(*error, cx)
             }
             RunProjection::Over => panic!("{POLLED_AGAIN}"),
         }
@@ -411,7 +443,7 @@ where
     /// The head goes to the caller: whatever there is shows no failure that another attempt could mend.
     #[inline(always)]
     fn hand_on(self, mut answer: Response<Y::Body>, stage: Stage) -> Answered<S, B, Y, R, L, C, T, Q> {
-        let outcome = Outcome::of(Shown::of(&answer), !*self.waited);
+        let outcome = Outcome::of(Shown::of(&answer), !self.course.open.call.waited);
         self.course.open.head(self.watch, &answer, &outcome);
         self.round.succeeded(&self.course.open.shared.repeat, &mut answer);
         if answer.status().as_u16() >= 400 {
@@ -432,6 +464,7 @@ where
         let course = &mut *self.course;
         let mut note = course.note();
         course.settings().look_at(&mut answer, &mut note.ask);
+        course.count(&outcome, &answer);
         let Some(page) = course.paged(&mut note, &mut answer) else {
             course.note = Some(note);
             return self.finish(answer, stage, outcome);
@@ -494,6 +527,7 @@ where
     }
 
     fn judged(self, failure: Failure, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
+        let failure = self.course.named(failure);
         match self.round.failed(&self.course.open.shared.repeat, failure) {
             Ok(rest) => self.go_on(rest, cx),
             Err(failure) => Poll::Ready(Ok(self.failure(&failure, None))),
@@ -504,7 +538,7 @@ where
     fn go_on(mut self, rest: Pin<Box<Q::Rest>>, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         self.timer.set(None);
         self.run.set(Run::Rest { rest });
-        *self.waited = true;
+        self.course.open.call.waited = true;
         self.elsewhere(cx)
     }
 
@@ -522,7 +556,11 @@ where
         let course = &mut *self.course;
         let outcome = Outcome::of(Shown::of(&answer), false);
         let mut note = course.note();
-        course.open.shared.set.classify.look_at(&mut answer, &mut note.ask);
+        if let Some(failure) = Failure::of(&answer).filter(|failure| failure.upstream().is_none()).cloned() {
+            cause::attach(&mut answer, course.named(failure));
+        }
+        course.settings().look_at(&mut answer, &mut note.ask);
+        course.count(&outcome, &answer);
         course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
         if let Some(page) = course.paged(&mut note, &mut answer) {
             course.open.settle(&outcome);

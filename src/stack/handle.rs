@@ -166,9 +166,11 @@ impl<R: Repeat, L: Section, C: Section> Steer for Steered<R, L, C> {
     }
 
     fn set_limit(&self, limit: &LimitLayer) {
-        if let Some(part) = L::limited(limit) {
-            self.change(|set| set.shared.parts.limiter = part);
-        }
+        self.change(|set| {
+            if let Some(part) = L::limited(limit, &set.name) {
+                set.shared.parts.limiter = part;
+            }
+        });
     }
 }
 

@@ -108,7 +108,7 @@ pub use self::handle::{Change, Drained, UpstreamHandle, UpstreamSnapshot, Upstre
 pub use self::misconfigured::{Misconfiguration, Misconfigured};
 pub use self::parts::{Parts, Ticket};
 pub use self::recorder::Latency;
-pub use self::repeat::{Begins, Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds};
+pub use self::repeat::{Begins, Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds, Span};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -285,7 +285,7 @@ where
                 let next = self.inner.clone();
                 Run::asking(std::mem::replace(self.inner, next), request)
             }
-            Readiness::Broken(error) => Run::Broken { error: Some(error) },
+            Readiness::Broken(error) => Run::broken(error),
         }
     }
 }

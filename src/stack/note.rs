@@ -3,7 +3,9 @@
 use http::header::{ACCEPT, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request};
 
+use super::repeat::Span;
 use crate::classify::{Ask, Asked, REQUEST_ID};
+use crate::engine::Refusal;
 use crate::error_page::{ErrorPage, Wish};
 use crate::shelf::shelf;
 
@@ -13,6 +15,10 @@ pub(super) struct Note {
     pub(super) ask: Ask,
     /// What a page would have to know, where there is one.
     pub(super) wish: Option<Wish>,
+    /// That of the first attempt.
+    pub(super) span: Span,
+    /// Why the call is answered here.
+    pub(super) refusal: Option<Refusal>,
 }
 
 shelf!(SHELF: Note);
@@ -46,7 +52,9 @@ impl Note {
     #[inline(always)]
     pub(super) fn of<B>(request: &Request<B>, page: Option<&ErrorPage>) -> Box<Self> {
         let seen = Seen::of(request.headers());
-        let mut note = SHELF.take().unwrap_or_else(|| Box::new(Self { ask: Ask::empty(), wish: None }));
+        let mut note = SHELF
+            .take()
+            .unwrap_or_else(|| Box::new(Self { ask: Ask::empty(), wish: None, span: Span::default(), refusal: None }));
         note.ask.note(request, seen.asked, seen.request_id);
         if let Some(page) = page {
             note.wish = Some(page.wish_with(request, seen.accept));
@@ -58,7 +66,8 @@ impl Note {
     #[inline(always)]
     pub(super) fn shelve(mut self: Box<Self>) {
         self.ask.forget();
-        self.wish = None;
+        (self.wish, self.refusal) = (None, None);
+        self.span = Span::default();
         SHELF.put(self);
     }
 }

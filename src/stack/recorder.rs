@@ -86,8 +86,13 @@ impl Recorder {
     pub(super) fn end(&self, outcome: Option<&Outcome>) {
         self.own().ended.fetch_add(1, Relaxed);
         if let Some(cause) = outcome.and_then(Outcome::cause) {
-            self.causes[cause as usize].fetch_add(1, Relaxed);
+            self.count(cause);
         }
+    }
+
+    #[cold]
+    pub(super) fn count(&self, cause: BadGatewayCause) {
+        self.causes[cause as usize].fetch_add(1, Relaxed);
     }
 
     pub(super) fn calls(&self) -> u64 {

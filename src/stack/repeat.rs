@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
-use tracing::span::Entered;
 
 use crate::body::ReplayBody;
 use crate::cause::Failure;
@@ -101,6 +100,10 @@ pub trait Repeats<B, Y>: Sized {
     #[doc(hidden)]
     fn begin(&self, request: &Request<B>, now: Instant, deadline: Option<Deadline>, care: Care) -> Self::Begun;
 
+    /// Opens the attempt's span, where somebody listens.
+    #[doc(hidden)]
+    fn open(request: &Request<B>, span: &mut Span);
+
     /// A second attempt may be sent beside the first one.
     #[doc(hidden)]
     fn hedges(begun: &Self::Begun) -> bool;
@@ -116,15 +119,22 @@ pub trait Repeats<B, Y>: Sized {
 
 type RestOf<Q, T> = Pin<Box<<Q as Rounds<T>>::Rest>>;
 
+/// The span of a call's first attempt, where somebody listens.
+#[derive(Default)]
+pub struct Span(pub(super) AttemptSpan);
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Span").finish_non_exhaustive()
+    }
+}
+
 /// What one call keeps for its further attempts.
 pub trait Rounds<T> {
     /// The body that their answer has.
     type Body: Body<Data = Bytes, Error: Into<BoxError>>;
     /// The further attempts.
     type Rest: Future<Output = Result<Response<Self::Body>, Infallible>>;
-
-    #[doc(hidden)]
-    fn enter(&self) -> Option<Entered<'_>>;
 
     /// The answer shows nothing that another attempt could mend.
     #[doc(hidden)]
@@ -162,6 +172,9 @@ impl<B, Y> Repeats<B, Y> for () {
     fn begin(&self, _: &Request<B>, _: Instant, _: Option<Deadline>, _: Care) {}
 
     #[inline(always)]
+    fn open(_: &Request<B>, _: &mut Span) {}
+
+    #[inline(always)]
     fn hedges((): &()) -> bool {
         false
     }
@@ -180,11 +193,6 @@ impl Rounds<()> for Once {
     // there is none, and this is a body
     type Body = String;
     type Rest = Pending<Result<Response<Self::Body>, Infallible>>;
-
-    #[inline(always)]
-    fn enter(&self) -> Option<Entered<'_>> {
-        None
-    }
 
     #[inline(always)]
     fn passes<R>(&self, _: &Response<R>) -> bool {
@@ -206,7 +214,6 @@ impl Rounds<()> for Once {
 /// A call whose body was not looked at yet.
 pub struct Begins {
     begun: Begun,
-    span: AttemptSpan,
 }
 
 impl fmt::Debug for Begins {
@@ -218,7 +225,6 @@ impl fmt::Debug for Begins {
 /// The attempts of one call.
 pub struct Repeating<A, B, Y> {
     round: Round<B>,
-    span: AttemptSpan,
     of: PhantomData<fn() -> (A, Y)>,
 }
 
@@ -245,7 +251,12 @@ where
             Care::Full => retry::begin_at(&self.0.settings, request, now, deadline),
             Care::Bare => Begun::once(request),
         };
-        Begins { begun, span: AttemptSpan::open(request, 0) }
+        Begins { begun }
+    }
+
+    #[inline(always)]
+    fn open(request: &Request<B>, span: &mut Span) {
+        span.0 = AttemptSpan::open(request, 0);
     }
 
     #[inline(always)]
@@ -254,9 +265,9 @@ where
     }
 
     #[inline(always)]
-    fn with(&self, Begins { begun, span }: Begins, body: B) -> (Repeating<A, B, Y>, ReplayBody<B>) {
+    fn with(&self, Begins { begun }: Begins, body: B) -> (Repeating<A, B, Y>, ReplayBody<B>) {
         let (round, body) = begun.with(&self.0.settings, body);
-        (Repeating { round, span, of: PhantomData }, body)
+        (Repeating { round, of: PhantomData }, body)
     }
 
     fn apart(&self, round: &mut Repeating<A, B, Y>, request: Request<ReplayBody<B>>) -> RestOf<Self::Round, Self> {
@@ -275,24 +286,17 @@ where
     type Rest = RetryFuture<A, B, Y>;
 
     #[inline(always)]
-    fn enter(&self) -> Option<Entered<'_>> {
-        self.span.enter()
-    }
-
-    #[inline(always)]
     fn passes<R>(&self, answer: &Response<R>) -> bool {
         self.round.passes(answer)
     }
 
     #[inline(always)]
     fn succeeded<R>(&mut self, shared: &Retrying<A>, answer: &mut Response<R>) {
-        self.span.ended::<_, Infallible>(Ok(answer));
         self.round.succeeded(&shared.0.settings, answer);
     }
 
     #[cold]
     fn answered<R>(&mut self, shared: &Retrying<A>, answer: &mut Response<R>) -> Option<RestOf<Self, Retrying<A>>> {
-        self.span.ended::<_, Infallible>(Ok(answer));
         match self.round.response(&shared.0.settings, answer) {
             Next::Answer => None,
             Next::Again(at) => Some(self.after(shared, at)),
@@ -301,7 +305,6 @@ where
 
     #[cold]
     fn failed(&mut self, shared: &Retrying<A>, failure: Failure) -> Result<RestOf<Self, Retrying<A>>, Failure> {
-        self.span.ended::<(), Failure>(Err(&failure));
         match self.round.error(&shared.0.settings, failure.clone())? {
             Next::Answer => Err(failure),
             Next::Again(at) => Ok(self.after(shared, at)),
@@ -312,7 +315,6 @@ where
 impl<A, B, Y: Way<A, ReplayBody<B>>> Repeating<A, B, Y> {
     /// For whoever goes on with it.
     fn take(&mut self) -> Round<B> {
-        self.span = AttemptSpan::default();
         std::mem::replace(&mut self.round, Round::over())
     }
 
