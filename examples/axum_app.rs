@@ -7,6 +7,7 @@
 //! It starts the flaky one itself, and prints a curl line for each thing there is to see; ctrl-c ends it.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -75,7 +76,7 @@ async fn report(deadline: Deadline) -> Result<&'static str, Failure> {
     Ok("all is well\n")
 }
 
-async fn status(handle: UpstreamHandle) -> String {
+fn status(handle: &UpstreamHandle) -> String {
     let seen = handle.snapshot(Instant::now());
     format!("{}: {} calls, {} in flight, failed {:?}\n", seen.name, seen.calls, seen.in_flight, seen.failures)
 }
@@ -114,7 +115,7 @@ async fn run() -> Result<(), BoxError> {
         .route("/price/{item}", get(price))
         .route("/report", get(report))
         .layer(ServiceBuilder::new().layer(ErrorPageLayer::new(page())).layer(limits))
-        .route("/status", get(move || status(shown.clone())))
+        .route("/status", get(move || ready(status(&shown))))
         .nest_service("/archive", archive)
         .fallback_service(shop.clone())
         .with_state(shop);
