@@ -123,7 +123,7 @@ async fn upstream() -> std::io::Result<SocketAddr> {
         ];
         for answer in answers {
             let (mut stream, _) = listener.accept().await?;
-            stream.read(&mut [0; 4096]).await?;
+            let _asked = stream.read(&mut [0; 4096]).await?;
             stream.write_all(answer.as_bytes()).await?;
         }
         std::io::Result::Ok(())
