@@ -81,11 +81,11 @@ fn status(handle: &UpstreamHandle) -> String {
     format!("{}: {} calls, {} in flight, failed {:?}\n", seen.name, seen.calls, seen.in_flight, seen.failures)
 }
 
-/// Busy at every other question for a price, and slow elsewhere.
+/// Busy at every other question for a price, always so for gold, and slow elsewhere.
 async fn flaky() -> std::io::Result<SocketAddr> {
     static ASKED: AtomicU32 = AtomicU32::new(0);
-    let price = || async {
-        let busy = ASKED.fetch_add(1, Ordering::Relaxed) % 2 == 0;
+    let price = |Path(item): Path<String>| async move {
+        let busy = item == "gold" || ASKED.fetch_add(1, Ordering::Relaxed) % 2 == 0;
         if busy { (StatusCode::SERVICE_UNAVAILABLE, "busy") } else { (StatusCode::OK, "4.20") }
     };
     let app = Router::new()
@@ -132,6 +132,7 @@ fn introduce(address: SocketAddr) {
     println!("listening at http://{address}\n");
     for (asked, comment) in [
         ("/price/tea", "a handler asks the upstream; once more if it is busy"),
+        ("/price/gold", "the same, in vain: the failure is the handler's answer"),
         ("/report", "a handler that works for 300 ms"),
         ("/report -H 'x-request-timeout-ms: 100'", "504 before the caller leaves, and the work stops"),
         ("/anything", "what no route knows goes to the upstream"),
