@@ -10,7 +10,7 @@ mod shop;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::transport::server::TcpIncoming;
@@ -56,10 +56,10 @@ async fn serve(listener: TcpListener) -> Result<(), tonic::transport::Error> {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // an address where nobody listens yet
-    let reserved = TcpListener::bind("127.0.0.1:0").await?;
-    let address = reserved.local_addr()?;
-    drop(reserved);
+    // an address that is ours, and where nobody listens yet
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(([127, 0, 0, 1], 0).into())?;
+    let address = socket.local_addr()?;
 
     let stack = UpstreamLayer::builder("shop")
         // the caller's `grpc-timeout` bounds all attempts, and what is left of it goes on to the server
@@ -78,7 +78,7 @@ async fn main() -> Result<(), BoxError> {
     }
 
     println!("the server starts, and whoever started it closes the circuit:");
-    tokio::spawn(serve(TcpListener::bind(address).await?));
+    tokio::spawn(serve(socket.listen(64)?));
     handle.note_change("the shop was started");
     handle.reset();
     tell(client.order(ms(1), ms(900)).await);
