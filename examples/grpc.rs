@@ -43,13 +43,9 @@ async fn order(request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
     Ok(Response::new(Bytes::from("tea")))
 }
 
-/// Two places and no queue; a status of gRPC for whoever gets none.
-async fn serve(listener: TcpListener) -> Result<(), tonic::transport::Error> {
-    let deadlines = Deadlines::new().trusting_everyone().expose();
-    let layers = ServiceBuilder::new()
-        .layer(ErrorPageLayer::default())
-        .layer(AdmissionLayer::new(2).deadlines(deadlines))
-        .into_inner();
+/// A status of gRPC for whoever is not let in.
+async fn serve(listener: TcpListener, admission: AdmissionLayer) -> Result<(), tonic::transport::Error> {
+    let layers = ServiceBuilder::new().layer(ErrorPageLayer::default()).layer(admission).into_inner();
     let server = Server::builder().layer(layers).add_service(ShopServer::new(order));
     server.serve_with_incoming(TcpIncoming::from(listener)).await
 }
@@ -78,7 +74,9 @@ async fn main() -> Result<(), BoxError> {
     }
 
     println!("the server starts, and whoever started it closes the circuit:");
-    tokio::spawn(serve(socket.listen(64)?));
+    // two places and no queue
+    let admission = AdmissionLayer::new(2).deadlines(Deadlines::new().trusting_everyone().expose());
+    tokio::spawn(serve(socket.listen(64)?, admission.clone()));
     handle.note_change("the shop was started");
     handle.reset();
     tell(client.order(ms(1), ms(900)).await);
@@ -86,6 +84,7 @@ async fn main() -> Result<(), BoxError> {
     println!("the caller waits 200 ms for what takes 10 s:");
     tell(client.order(ms(10_000), ms(200)).await);
 
+    until(|| admission.in_flight() == 0).await;
     println!("a third caller where there is room for two:");
     let more: Vec<_> = (0..2)
         .map(|_| {
@@ -93,7 +92,7 @@ async fn main() -> Result<(), BoxError> {
             tokio::spawn(async move { client.order(ms(800), ms(5_000)).await })
         })
         .collect();
-    tokio::time::sleep(ms(200)).await;
+    until(|| admission.in_flight() == 2).await;
     tell(client.order(ms(1), ms(5_000)).await);
     for order in more {
         tell(order.await?);
@@ -102,6 +101,12 @@ async fn main() -> Result<(), BoxError> {
     let seen = handle.snapshot(Instant::now());
     println!("{} calls, in flight {}, failed {:?}", seen.calls, seen.in_flight, seen.failures);
     Ok(())
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(ms(5)).await;
+    }
 }
 
 fn tell(answer: Result<Bytes, Status>) {
