@@ -1,7 +1,7 @@
 //! An app that refuses at once what it cannot answer in time.
 //!
 //! ```sh
-//! cargo run --example admission &
+//! cargo run --example admission &      # LISTEN=127.0.0.1:3000 is the default
 //! # within its deadline, too late on arrival, and without one
 //! for left in 1000 0 ''; do curl -si -H "x-request-timeout-ms: $left" http://127.0.0.1:3000/ | head -1; done
 //! # more than it can do: 503 and 504 for some, and none who is let in waits in vain
@@ -10,6 +10,7 @@
 //! curl -s http://127.0.0.1:3000/status
 //! ```
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,8 +39,10 @@ async fn report(State(database): State<Arc<Semaphore>>, deadline: Option<Deadlin
     Ok("all is well\n")
 }
 
-#[tokio::main]
-async fn main() -> std::io::Result<()> {
+async fn run() -> Result<(), String> {
+    let listen = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    let complaint = |error: std::io::Error| format!("LISTEN={listen}: {error}");
+    let listener = TcpListener::bind(&listen).await.map_err(complaint)?;
     // this socket is open to this machine only; elsewhere `trusting` decides by the connection
     let deadlines = Deadlines::new().trusting_everyone().expose();
     let admission = AdmissionLayer::new(80).concurrency(CONNECTIONS).deadlines(deadlines);
@@ -55,5 +58,15 @@ async fn main() -> std::io::Result<()> {
         .layer(admission)
         .route("/status", get(status))
         .with_state(Arc::new(Semaphore::new(CONNECTIONS)));
-    axum::serve(TcpListener::bind("127.0.0.1:3000").await?, app).await
+    println!("listening at http://{}", listener.local_addr().map_err(complaint)?);
+    axum::serve(listener, app).await.map_err(complaint)
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if let Err(complaint) = run().await {
+        eprintln!("admission: {complaint}");
+        return ExitCode::from(2);
+    }
+    ExitCode::SUCCESS
 }

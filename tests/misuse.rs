@@ -5,38 +5,35 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+#[path = "support/package.rs"]
+mod package;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::LazyLock;
+
+use self::package::{CRATE, Package};
 
 const MENDED: &str = "mended";
 
 /// A package of the programs, with the crate as its users have it: without features.
-static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let crate_dir = env!("CARGO_MANIFEST_DIR");
-    let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join("misuse");
+static PACKAGE: LazyLock<Package> = LazyLock::new(|| {
     let mut manifest = format!(
-        "[package]\nname = \"misuse\"\nversion = \"0.0.0\"\nedition = \"2024\"\npublish = false\n\n[workspace]\n\n\
-         [dependencies]\nbytes = \"1\"\nhttp = \"1\"\nhttp-body-util = \"0.1\"\nhyper = \"1\"\n\
-         tower = {{ version = \"0.5\", features = [\"util\"] }}\ntower-upstream = {{ path = {crate_dir:?} }}\n"
+        "[dependencies]\nbytes = \"1\"\nhttp = \"1\"\nhttp-body-util = \"0.1\"\nhyper = \"1\"\n\
+         tower = {{ version = \"0.5\", features = [\"util\"] }}\ntower-upstream = {{ path = {CRATE:?} }}\n"
     );
     for program in programs() {
         let path = folder().join(&program).with_extension("rs");
         let path = path.to_str().unwrap();
         write!(manifest, "\n[[bin]]\nname = {program:?}\npath = {path:?}\n").unwrap();
     }
-    fs::create_dir_all(&package).unwrap();
-    fs::write(package.join("Cargo.toml"), manifest).unwrap();
-    // the versions that are on this machine
-    let lock = fs::read(Path::new(crate_dir).join("Cargo.lock"));
-    lock.map_or(Ok(()), |lock| fs::write(package.join("Cargo.lock"), lock)).unwrap();
-    package
+    Package::new("misuse", &manifest)
 });
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/misuse")
+    Path::new(CRATE).join("tests/misuse")
 }
 
 fn programs() -> Vec<String> {
@@ -50,9 +47,7 @@ fn programs() -> Vec<String> {
 }
 
 fn compiled(program: &str) -> Output {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["check", "--quiet", "--offline", "--color=never", "--bin", program]);
-    cargo.arg("--target-dir").arg(PACKAGE.join("target")).current_dir(&*PACKAGE).output().unwrap()
+    PACKAGE.cargo("check").args(["--bin", program]).output().unwrap()
 }
 
 #[test]

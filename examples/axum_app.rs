@@ -1,0 +1,156 @@
+//! An axum app before two upstreams: one that is flaky, and one where nobody listens.
+//!
+//! ```console
+//! cargo run --example axum_app         # LISTEN=127.0.0.1:3000 for an address of your choice
+//! ```
+//!
+//! It starts the flaky one itself, and prints a curl line for each thing there is to see; ctrl-c ends it.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, State};
+use axum::{Router, routing::get};
+use http::{Request, Response, StatusCode};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, ServiceBuilder, ServiceExt};
+use tower_upstream::client::ReverseProxy;
+use tower_upstream::deadline::{Deadline, Deadlines, Field};
+use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
+use tower_upstream::forward::Rules;
+use tower_upstream::retry::Attempts;
+use tower_upstream::stack::UpstreamHandle;
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{Failure, ServiceBuilderExt, UpstreamLayer};
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// An upstream with the whole stack around: for handlers, and as a service of the app.
+type Upstream = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+fn upstream(name: &str, address: SocketAddr) -> Result<(Upstream, UpstreamHandle), BoxError> {
+    let proxy = ReverseProxy::builder(address.to_string().parse()?, Rules::new("axum-app")?).build();
+    let stack = UpstreamLayer::builder(name)
+        .timeouts(Timeouts::new().head(ms(700)).total(ms(4_000)))
+        // a deadline goes on to the upstream
+        .deadlines(Deadlines::new().forward(Field::request_timeout()))
+        .proxy_status("axum-app")
+        .error_page(page())
+        // the proxy watches its uploads itself
+        .untouched()
+        .build()?;
+    let handle = stack.handle();
+    let service = ServiceBuilder::new().map_response(|answer: Response<_>| answer.map(Body::new)).upstream(stack);
+    Ok((BoxCloneSyncService::new(service.service(proxy)), handle))
+}
+
+fn page() -> ErrorPage {
+    ErrorPage::new().contact("Write to help@shop.example.")
+}
+
+/// Asks the upstream, as long as somebody waits; its failure is the answer.
+async fn price(State(shop): State<Upstream>, deadline: Deadline, Path(item): Path<String>) -> Result<String, Failure> {
+    let request = Request::get(format!("/prices/{item}")).header("host", "shop.example").extension(deadline);
+    let request = request.body(Body::empty()).map_err(Failure::from_error)?;
+    let Ok(answer) = shop.oneshot(request).await;
+    if let Some(failure) = Failure::of(&answer) {
+        return Err(failure.clone());
+    }
+    let attempts = Attempts::of(&answer).map_or(1, Attempts::count);
+    let price = to_bytes(answer.into_body(), 1 << 10).await.map_err(Failure::from_error)?;
+    Ok(format!("{item}: {}, attempts: {attempts}\n", String::from_utf8_lossy(&price)))
+}
+
+/// Stops when nobody waits for it any more.
+async fn report(deadline: Deadline) -> Result<&'static str, Failure> {
+    deadline.bound(sleep(ms(300))).await?;
+    Ok("all is well\n")
+}
+
+fn status(handle: &UpstreamHandle) -> String {
+    let seen = handle.snapshot(Instant::now());
+    format!("{}: {} calls, {} in flight, failed {:?}\n", seen.name, seen.calls, seen.in_flight, seen.failures)
+}
+
+/// Busy at every other question for a price, always so for gold, and slow elsewhere.
+async fn flaky() -> std::io::Result<SocketAddr> {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let price = |Path(item): Path<String>| async move {
+        let busy = item == "gold" || ASKED.fetch_add(1, Ordering::Relaxed) % 2 == 0;
+        if busy { (StatusCode::SERVICE_UNAVAILABLE, "busy") } else { (StatusCode::OK, "4.20") }
+    };
+    let app = Router::new()
+        .route("/prices/{item}", get(price))
+        .route("/slow", get(|| sleep(ms(60_000))))
+        .fallback(|| async { "the upstream's own words\n" });
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok(address)
+}
+
+async fn run() -> Result<(), BoxError> {
+    if let Some(argument) = std::env::args().nth(1) {
+        return Err(format!("{argument}: there are no arguments, LISTEN=host:port says where to listen").into());
+    }
+    let listen = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:0".to_owned());
+    let listener = TcpListener::bind(&listen).await.map_err(|error| format!("LISTEN={listen}: {error}"))?;
+    let (shop, handle) = upstream("shop", flaky().await?)?;
+    let (archive, _) = upstream("archive", SocketAddr::from(([127, 0, 0, 1], 1)))?;
+
+    // only our own gateways reach this app, so that everybody's deadline counts; without one it is 2 s
+    let limits = TimeoutLayer::new(Timeouts::new().total(ms(2_000))).untouched();
+    let limits = limits.deadlines(Deadlines::new().trusting_everyone().expose());
+    let shown = handle.clone();
+    let app = Router::new()
+        .route("/price/{item}", get(price))
+        .route("/report", get(report))
+        .layer(ServiceBuilder::new().layer(ErrorPageLayer::new(page())).layer(limits))
+        .route("/status", get(move || ready(status(&shown))))
+        .nest_service("/archive", archive)
+        .fallback_service(shop.clone())
+        .with_state(shop);
+
+    introduce(listener.local_addr()?);
+    let stopped = async move {
+        let _ = tokio::signal::ctrl_c().await;
+        println!("drained: {:?}", handle.drain(ms(5_000)).await);
+    };
+    Ok(axum::serve(listener, app).with_graceful_shutdown(stopped).await?)
+}
+
+fn introduce(address: SocketAddr) {
+    println!("listening at http://{address}\n");
+    for (asked, comment) in [
+        ("/price/tea", "a handler asks the upstream; once more if it is busy"),
+        ("/price/gold", "the same, in vain: the failure is the handler's answer"),
+        ("/report", "a handler that works for 300 ms"),
+        ("/report -H 'x-request-timeout-ms: 100'", "504 before the caller leaves, and the work stops"),
+        ("/anything", "what no route knows goes to the upstream"),
+        ("/slow", "504: the upstream does not answer in time"),
+        ("/archive/1 -H 'accept: text/html'", "502, and a page for visitors: nobody listens there"),
+        ("/status", "what became of all that"),
+    ] {
+        println!("curl -i http://{address}{asked:<40} # {comment}");
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("axum_app: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

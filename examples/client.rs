@@ -1,0 +1,132 @@
+//! hyper-util's client and reqwest inside the same stack, before an upstream that fails first and then answers.
+//!
+//! ```console
+//! cargo run --example client
+//! ```
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Body;
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use reqwest13 as reqwest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
+use tower_upstream::adapt::{HttpTypesLayer, RequestBodyLayer};
+use tower_upstream::body::{ReplayBody, Upload};
+use tower_upstream::retry::Attempts;
+use tower_upstream::stack::Misconfigured;
+use tower_upstream::timeout::Timeouts;
+use tower_upstream::{Failure, UpstreamLayer};
+
+/// The body of a request as the client inside gets it: watched, and kept for another attempt.
+type Sent = Upload<ReplayBody<Full<Bytes>>>;
+
+/// The same stack around any client: what comes out never errs, and says why where it failed.
+fn around<S, R>(
+    client: S,
+) -> Result<
+    impl Service<
+        Request<Full<Bytes>>,
+        Response = Response<impl Body<Data = Bytes, Error: Into<BoxError>>>,
+        Error = Infallible,
+    > + Clone,
+    Misconfigured,
+>
+where
+    S: Service<Request<Sent>, Response = Response<R>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    let limits = Timeouts::new().head(Duration::from_secs(2)).total(Duration::from_secs(6));
+    Ok(UpstreamLayer::builder("shop").timeouts(limits).build()?.layer(client))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), BoxError> {
+    let hyper_util: Client<HttpConnector, Sent> =
+        Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(4)).build_http();
+    show("hyper-util", around(hyper_util)?).await?;
+
+    // what the stack does, reqwest must not do as well: see `adapt`
+    let reqwest = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .pool_idle_timeout(Duration::from_secs(4))
+        .build()?;
+    let reqwest = ServiceBuilder::new()
+        .layer(RequestBodyLayer::new(reqwest::Body::wrap))
+        .layer(HttpTypesLayer::new())
+        .service(reqwest);
+    show("reqwest", around(reqwest)?).await
+}
+
+/// Asks an upstream of its own for three things.
+async fn show<S, B>(name: &str, shop: S) -> Result<(), BoxError>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    println!("{name}:");
+    let address = upstream().await?;
+    println!("  GET, which may be sent again:");
+    tell(shop.clone().oneshot(Request::get(format!("http://{address}/cart")).body(Full::default())?).await?).await?;
+
+    let address = upstream().await?;
+    println!("  POST, which may have been processed:");
+    tell(shop.clone().oneshot(Request::post(format!("http://{address}/pay")).body(Full::default())?).await?).await?;
+
+    println!("  POST to a port where nobody listens, so that it may be sent again:");
+    let order = Request::post("http://127.0.0.1:1/orders").body(Full::from("tea"))?;
+    tell(shop.oneshot(order).await?).await
+}
+
+/// Prints what happened: the attempts that failed, the answer, and where it is a failure, its record.
+async fn tell<B>(answer: Response<B>) -> Result<(), BoxError>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let status = answer.status();
+    if let Some(failure) = Failure::of(&answer) {
+        println!("    {status}, attempts: {}, {failure}", failure.attempts());
+        return Ok(());
+    }
+    let earlier = Attempts::of(&answer).map(Attempts::earlier).unwrap_or_default();
+    for (n, failure) in (1..).zip(earlier) {
+        println!("    attempt {n}: {}", failure.cause());
+    }
+    let attempts = Attempts::of(&answer).map_or(1, Attempts::count);
+    let text = answer.into_body().collect().await.map_err(Into::into)?.to_bytes();
+    println!("    {status}, attempts: {attempts}, {}", String::from_utf8_lossy(&text));
+    Ok(())
+}
+
+/// Hangs up on the first request, is busy at the second, and then answers.
+async fn upstream() -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        let answers = [
+            "",
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\ntea",
+        ];
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await?;
+            let _asked = stream.read(&mut [0; 4096]).await?;
+            stream.write_all(answer.as_bytes()).await?;
+        }
+        std::io::Result::Ok(())
+    });
+    Ok(address)
+}
