@@ -53,8 +53,14 @@ impl Running {
     /// What it prints, and the address in its first line.
     fn introduced(&mut self) -> (BufReader<ChildStdout>, SocketAddr) {
         let mut lines = BufReader::new(self.0.stdout.take().unwrap());
-        let mut first = String::new();
-        lines.read_line(&mut first).unwrap();
+        let (told, said) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut first = String::new();
+            lines.read_line(&mut first).unwrap();
+            told.send((lines, first))
+        });
+        // one that was built from other sources may say nothing at all
+        let (lines, first) = said.recv_timeout(Duration::from_secs(60)).expect("its first line");
         let address = first.trim().strip_prefix("listening at http://").unwrap_or_else(|| panic!("{first}"));
         (lines, address.parse().unwrap())
     }
