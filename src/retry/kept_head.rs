@@ -4,6 +4,7 @@ use http::header::UPGRADE;
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use tokio::time::Instant;
 
+use super::round::Past;
 use crate::deadline::Deadline;
 use crate::shelf::shelf;
 
@@ -33,6 +34,7 @@ pub(super) struct KeptHead {
     pub(super) deadline: Option<Deadline>,
     /// When the call began, where somebody asks for it.
     pub(super) begun: Option<Instant>,
+    pub(super) past: Option<Box<Past>>,
 }
 
 /// A head with more fields than this is not shelved: one large request must not hold memory for ever.
@@ -96,7 +98,7 @@ impl KeptHead {
     pub(super) fn shelve(mut self: Box<Self>) {
         self.headers.clear();
         self.extensions.clear();
-        (self.deadline, self.begun) = (None, None);
+        (self.deadline, self.begun, self.past) = (None, None, None);
         // what the values of this request point to goes now
         self.uri = Uri::default();
         if self.headers.capacity() > FIELDS {

@@ -18,8 +18,6 @@ use crate::deadline::Deadline;
 pub(crate) struct Round<B> {
     /// What another attempt would send; without it this one is the last.
     kept: Option<Kept<B>>,
-    /// Made by the first failure.
-    past: Option<Box<Past>>,
     facts: Facts,
 }
 
@@ -39,8 +37,9 @@ struct Kept<B> {
     body: Replay<B>,
 }
 
-#[derive(Default)]
-struct Past {
+/// What became of it so far, made by the first failure that is followed by another attempt; it lies in the copy's head.
+#[derive(Debug, Default)]
+pub(super) struct Past {
     attempts: Attempts,
     last: Option<Failure>,
     token: Option<Withdrawal>,
@@ -72,10 +71,10 @@ impl Begun {
     ) -> (Round<B>, ReplayBody<B>) {
         let facts = self.facts;
         match self.head {
-            None => (Round { kept: None, past: None, facts }, ReplayBody::once(body)),
+            None => (Round { kept: None, facts }, ReplayBody::once(body)),
             Some(head) => {
                 let (first, body) = ReplayBody::new(body, settings.body_cap);
-                (Round { kept: Some(Kept { head, body }), past: None, facts }, first)
+                (Round { kept: Some(Kept { head, body }), facts }, first)
             }
         }
     }
@@ -158,7 +157,21 @@ impl<B> Round<B> {
     /// What is left where somebody else goes on.
     pub(crate) fn over() -> Self {
         let facts = Facts { exception: None, protocol: Protocol::Http, idempotent: false, counted: false };
-        Self { kept: None, past: None, facts }
+        Self { kept: None, facts }
+    }
+
+    fn past(&self) -> Option<&Past> {
+        self.kept.as_ref()?.head.past.as_deref()
+    }
+
+    /// The past, made now if there is none; where no attempt can follow, none does.
+    fn past_mut(&mut self) -> Option<&mut Past> {
+        self.kept.as_mut().map(|kept| &mut **kept.head.past.get_or_insert_default())
+    }
+
+    #[inline]
+    fn take_past(&mut self) -> Option<Box<Past>> {
+        self.kept.as_mut()?.head.past.take()
     }
 
     /// Whether a response is the answer, whatever else there might be.
@@ -173,7 +186,7 @@ impl<B> Round<B> {
         if self.facts.counted {
             settings.budget.succeed();
         }
-        if let Some(past) = self.past.take() {
+        if let Some(past) = self.take_past() {
             if past.attempts.count() > 1 {
                 response.extensions_mut().insert(past.attempts);
             }
@@ -187,7 +200,7 @@ impl<B> Round<B> {
             return Next::Answer;
         };
         // an inner layer has told it all, as who refuses does
-        if self.past.is_none() && shown.stops() {
+        if self.past().is_none() && shown.stops() {
             return Next::Answer;
         }
         let pushback = Pushback::of(response.headers(), self.facts.protocol, settings.wall());
@@ -201,7 +214,7 @@ impl<B> Round<B> {
                 let told = matches!(shown, Shown::Failure(_) | Shown::Cause(_));
                 if response.status().is_client_error() && !told {
                     self.succeeded(settings, response);
-                } else if told || self.past.is_some() {
+                } else if told || self.past().is_some() {
                     cause::attach(response, self.give_up(record, stop));
                 }
                 Next::Answer
@@ -226,7 +239,7 @@ impl<B> Round<B> {
             Ok(response) => Shown::of(response, self.facts.protocol).map(record_of),
             Err(error) => Some(error.record().clone()),
         };
-        let past = self.past.get_or_insert_default();
+        let Some(past) = self.past_mut() else { return };
         // it is counted as overtaken until here
         past.attempts.outrun = past.attempts.outrun.saturating_sub(1);
         if let Some(record) = record {
@@ -250,7 +263,7 @@ impl<B> Round<B> {
             keyed: head.is_some_and(|head| head.is_keyed()),
             spare,
             attempt: u8::try_from(self.attempt()).unwrap_or(u8::MAX),
-            met_stale: self.past.as_ref().is_some_and(|past| past.attempts.met_stale()),
+            met_stale: self.past().is_some_and(|past| past.attempts.met_stale()),
             remaining: head.and_then(|head| head.deadline).map(|deadline| deadline.remaining(now)),
             median: settings.median.as_ref().and_then(|median| median.0(now)),
             pushback,
@@ -265,14 +278,16 @@ impl<B> Round<B> {
         match decision {
             Decision::Stop(stop) => Err(stop),
             Decision::Retry { after, .. } => {
-                self.past.get_or_insert_default().token = token;
+                if let Some(past) = self.past_mut() {
+                    past.token = token;
+                }
                 Ok(Next::Again((!after.is_zero()).then(|| now + after)))
             }
         }
     }
 
     fn failed(&mut self, record: Failure) {
-        let past = self.past.get_or_insert_default();
+        let resends = self.past().map_or(0, |past| past.attempts.count());
         // the failure has a line of its own, as nobody further out will see it
         tracing::info!(
             target: "tower_upstream",
@@ -280,17 +295,19 @@ impl<B> Round<B> {
             error.type = record.cause().as_str(),
             class = record.cause().proxy_status_error(),
             phase = record.phase().as_str(),
-            http.request.resend_count = past.attempts.count(),
+            http.request.resend_count = resends,
             upstream = record.upstream(),
             "the request is sent again"
         );
-        past.attempts.failed(record.clone());
-        past.last = Some(record);
+        if let Some(past) = self.past_mut() {
+            past.attempts.failed(record.clone());
+            past.last = Some(record);
+        }
     }
 
     /// The last record, with those before it and why there is no further attempt.
     fn give_up(&mut self, record: Failure, stop: RetryStop) -> Failure {
-        match self.past.take() {
+        match self.take_past() {
             // an inner layer has told it all
             None if record.retry_stop().is_some() => record,
             past => past.map(|past| past.attempts).unwrap_or_default().give_up(record, stop),
@@ -299,7 +316,7 @@ impl<B> Round<B> {
 
     /// Which attempt is under way, from 1.
     fn attempt(&self) -> u32 {
-        self.past.as_ref().map_or(1, |past| past.attempts.count())
+        self.past().map_or(1, |past| past.attempts.count())
     }
 
     /// The kept body's right to be sent again.
@@ -316,7 +333,7 @@ impl<B> Round<B> {
             // what is left for this attempt, for the limits inside
             request.extensions_mut().insert(deadline);
         }
-        if let Some(token) = self.past.as_mut().and_then(|past| past.token.take()) {
+        if let Some(token) = self.past_mut().and_then(|past| past.token.take()) {
             token.sent();
         }
         Some((request, attempt - 1))
@@ -324,7 +341,7 @@ impl<B> Round<B> {
 
     /// The failure to tell where another attempt was decided and turned out to be impossible.
     pub(super) fn impossible(&mut self) -> Failure {
-        let mut past = self.past.take().unwrap_or_default();
+        let mut past = self.take_past().unwrap_or_default();
         let last = past.last.take().unwrap_or_else(|| Failure::new(BadGatewayCause::GatewayInternal));
         last.into_builder()
             .attempts(past.attempts.count().saturating_sub(1))
@@ -339,7 +356,7 @@ impl<B> Round<B> {
     #[inline]
     pub(crate) fn hedges(&self) -> bool {
         match &self.kept {
-            Some(kept) => self.past.is_none() && kept.head.begun.is_some(),
+            Some(kept) => self.past().is_none() && kept.head.begun.is_some(),
             None => false,
         }
     }
@@ -361,13 +378,13 @@ impl<B> Round<B> {
         }
         let body = kept.body.again()?;
         let token = settings.budget.withdraw(now)?;
-        self.past.get_or_insert_default().token = Some(token);
+        self.past_mut()?.token = Some(token);
         Some(body)
     }
 
     /// The second attempt's request, now that its service takes it: as a rule one of the two will be in vain.
     pub(super) fn beside<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
-        let attempts = &mut self.past.get_or_insert_default().attempts;
+        let attempts = &mut self.past_mut()?.attempts;
         // where the first has failed meanwhile, none is
         attempts.outrun = u32::from(attempts.count() == 1);
         self.again(settings, body)
