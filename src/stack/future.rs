@@ -18,10 +18,11 @@ use super::core::Core;
 use super::note::Note;
 use super::parts::Parts;
 use super::repeat::{Care, Repeat, Repeats, Rounds};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay, is_local};
-use crate::classify::{First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
+use super::waiting::ask;
+use crate::cause::{Failure, is_local};
+use crate::classify::{First as FirstFrame, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
 use crate::engine::{
-    Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, leave,
+    Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, disarm, leave,
 };
 use crate::retry::{Way, drain};
 use crate::timeout::Watch;
@@ -61,6 +62,15 @@ pin_project! {
         Broken { error: Option<BoxError> },
         Over,
     }
+}
+
+/// Where the first attempt is made.
+pub(super) enum First<B> {
+    Here(Request<B>),
+    /// By a clone of the service.
+    Elsewhere,
+    /// Nowhere: the call is refused.
+    Never,
 }
 
 /// How the first attempt was begun.
@@ -124,6 +134,7 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
+type CallResult<S, B, Y> = Result<Response<<Y as Way<S, B>>::Body>, <Y as Way<S, B>>::Error>;
 type Answer<S, B, Y, R, L, C, T, Q> =
     Response<UpstreamBody<<Y as Way<S, B>>::Body, <Q as Rounds<T>>::Body, R, L, C, T>>;
 type Answered<S, B, Y, R, L, C, T, Q> = Poll<Result<Answer<S, B, Y, R, L, C, T, Q>, Infallible>>;
@@ -141,7 +152,7 @@ where
     pub(super) fn begin<W, O>(
         core: Held<Core<R, L, C, T>>,
         mut request: Request<O>,
-        make: impl FnOnce(Request<B>) -> Made<S, B, Y, T, Q>,
+        make: impl FnOnce(First<B>) -> Made<S, B, Y, T, Q>,
     ) -> Self
     where
         T: Repeats<O, Y, Round = Q>,
@@ -173,12 +184,14 @@ where
         }
         if refusal.is_none() && extent == Care::Full {
             if T::hedges(&begun) {
+                make(First::Elsewhere);
                 return Self::apart(course, watch, begun, request);
             }
             let admitted = course.open.held(Parts::attempt);
             refusal = admitted.and_then(Result::err);
         }
         if let Some(refusal) = refusal {
+            make(First::Never);
             return Self::refused(course, watch, begun, request.into_body(), refusal);
         }
         let mut round = None;
@@ -190,7 +203,7 @@ where
         });
         let Some(round) = round else { unreachable!("the body was mapped") };
         let entered = round.enter();
-        let run = make(request);
+        let run = make(First::Here(request));
         drop(entered);
         Self { run, timer: None, course, watch, round, waited: false }
     }
@@ -243,6 +256,9 @@ where
             let entered = this.round.enter();
             let polled = call.poll(cx);
             drop(entered);
+            if polled.is_ready() && this.timer.is_some() {
+                disarm(this.timer.as_mut());
+            }
             if let Poll::Ready(Ok(answer)) = polled {
                 // the plain case in place: an answer is large
                 return if this.passes(&answer) {
@@ -283,33 +299,33 @@ where
                     call.as_mut().poll(cx)
                 };
                 match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
-                    Waited::Came(result) => {
-                        self.timer.set(None);
-                        match result {
-                            Ok(answer) => self.answered(answer, cx),
-                            Err(error) => self.erred(error.into(), cx),
-                        }
-                    }
+                    Waited::Came(result) => self.came(result, cx),
                     Waited::Passed(failure, now) => self.passed(failure, now, cx),
                 }
             }
             RunProjection::Asking { asking } => {
                 let asked = asking.as_mut().expect(POLLED_AGAIN);
-                let poll = |cx: &mut Context<'_>| Y::poll_ready(&mut asked.service, cx);
-                match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
+                let mut poll = |cx: &mut Context<'_>| ask(Y::poll_ready(&mut asked.service, cx));
+                let waited = match poll(cx) {
+                    Poll::Ready(asked) => Waited::Came(asked),
+                    Poll::Pending => ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)),
+                };
+                match waited {
                     Waited::Came(Ok(())) => {
                         let Asking { mut service, request } = *asking.take().expect(POLLED_AGAIN);
+                        let entered = self.round.enter();
                         let call = Y::call(&mut service, request);
+                        drop(entered);
                         self.run.set(Run::Call { call });
                         *self.waited = true;
                         // the timer goes on: the call had begun before
-                        self.elsewhere(cx)
+                        self.called(cx)
                     }
                     Waited::Came(Err(error)) => {
                         self.timer.set(None);
                         self.erred(error.into(), cx)
                     }
-                    Waited::Passed(failure, now) => self.passed(unasked(failure), now, cx),
+                    Waited::Passed(failure, now) => self.passed(failure, now, cx),
                 }
             }
             RunProjection::Holding { answer } => {
@@ -339,6 +355,27 @@ where
         }
     }
 
+    /// A call that nobody has polled yet: only what was found pending is waited for.
+    fn called(mut self, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
+        let RunProjection::Call { call } = self.run.as_mut().project() else { return self.elsewhere(cx) };
+        let entered = self.round.enter();
+        let polled = call.poll(cx);
+        drop(entered);
+        match polled {
+            Poll::Ready(result) => self.came(result, cx),
+            Poll::Pending => self.elsewhere(cx),
+        }
+    }
+
+    /// The call was waited for, and has ended.
+    fn came(mut self, result: CallResult<S, B, Y>, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
+        self.timer.set(None);
+        match result {
+            Ok(answer) => self.answered(answer, cx),
+            Err(error) => self.erred(error.into(), cx),
+        }
+    }
+
     /// A head of which nothing more is to be asked: it may go to the caller.
     #[inline(always)]
     fn passes(&self, answer: &Response<Y::Body>) -> bool {
@@ -362,6 +399,7 @@ where
         let first = first_look(&mut answer, cx);
         if first.is_pending() {
             self.timer.set(Some(sleep(settings.hold())));
+            *self.waited = true;
             self.run.set(Run::Holding { answer: Some(Box::new(answer)) });
             return self.elsewhere(cx);
         }
@@ -372,13 +410,13 @@ where
     fn looked_at(
         self,
         answer: Response<Y::Body>,
-        first: Poll<First>,
+        first: Poll<FirstFrame>,
         cx: &mut Context<'_>,
     ) -> Answered<S, B, Y, R, L, C, T, Q> {
         match first {
-            Poll::Ready(First::Failed(failure)) => self.failed(failure, cx),
-            Poll::Ready(First::Frame(frame)) => self.pass_on(answer, Stage::after(frame), cx),
-            Poll::Ready(First::End) => self.pass_on(answer, Stage::Done, cx),
+            Poll::Ready(FirstFrame::Failed(failure)) => self.failed(failure, cx),
+            Poll::Ready(FirstFrame::Frame(frame)) => self.pass_on(answer, Stage::after(frame), cx),
+            Poll::Ready(FirstFrame::End) => self.pass_on(answer, Stage::Done, cx),
             Poll::Pending => self.pass_on(answer, Stage::Reading, cx),
         }
     }
@@ -549,16 +587,6 @@ where
         note.shelve();
         answer.map(UpstreamBody::from)
     }
-}
-
-/// A limit passed before the inner service was ready: nothing was sent.
-fn unasked(failure: Failure) -> Failure {
-    if failure.cause() == BadGatewayCause::DeadlineExceeded {
-        return failure;
-    }
-    let elapsed = failure.elapsed().unwrap_or_default();
-    let failure = Failure::builder(BadGatewayCause::QueueTimeout).phase(Phase::Pool).elapsed(elapsed);
-    failure.replay(Replay::NotSent, Evidence::NoConnection).build()
 }
 
 impl<S, B, Y: Way<S, B>, R: Repeat, L: Part, C: Part, T, Q: Rounds<T>> fmt::Debug

@@ -76,6 +76,7 @@ mod presets;
 mod recorder;
 mod repeat;
 mod steering;
+mod waiting;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -88,7 +89,7 @@ use http_body::Body;
 use tower_layer::{Identity, Layer};
 use tower_service::Service;
 
-use self::future::Run;
+use self::future::{First, Run};
 use self::steering::{Origin, Steering};
 use crate::breaker::Breaker;
 use crate::engine::{Border, Handle, Held, Part, Watched};
@@ -105,6 +106,7 @@ pub use self::misconfigured::{Misconfiguration, Misconfigured};
 pub use self::parts::{Parts, Ticket};
 pub use self::recorder::Latency;
 pub use self::repeat::{Begins, Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds};
+pub use self::waiting::{Waiting, WaitingFuture};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -256,14 +258,20 @@ where
             (self.version, self.core) = (version, Handle::new(core));
         }
         let (inner, readiness) = (&mut self.inner, std::mem::take(&mut self.readiness));
-        UpstreamFuture::begin::<W, B>(self.core.hold(), request, |request| match readiness {
-            Readiness::Ready => Run::Call { call: inner.call(request) },
+        UpstreamFuture::begin::<W, B>(self.core.hold(), request, |request| match (readiness, request) {
+            (Readiness::Ready, First::Here(request)) => Run::Call { call: inner.call(request) },
             // the one that waits keeps its place in whatever line it stands
-            Readiness::Pending | Readiness::Unasked => {
+            (Readiness::Pending | Readiness::Unasked, First::Here(request)) => {
                 let next = inner.clone();
                 Run::asking(std::mem::replace(inner, next), request)
             }
-            Readiness::Broken(error) => Run::Broken { error: Some(error) },
+            (Readiness::Broken(error), First::Here(_)) => Run::Broken { error: Some(error) },
+            // a place in a line that is not used is somebody else's
+            (Readiness::Ready, First::Elsewhere) | (Readiness::Pending, _) => {
+                *inner = inner.clone();
+                Run::Over
+            }
+            (_, First::Elsewhere | First::Never) => Run::Over,
         })
     }
 }
@@ -293,6 +301,9 @@ where
         } else {
             Held::new(self.renewed().1)
         };
-        UpstreamFuture::begin::<W, B>(core, request, |request| Run::Call { call: self.inner.call(request) })
+        UpstreamFuture::begin::<W, B>(core, request, |request| match request {
+            First::Here(request) => Run::Call { call: self.inner.call(request) },
+            First::Elsewhere | First::Never => Run::Over,
+        })
     }
 }

@@ -1,0 +1,8 @@
+//! The whole stack in one layer, held to its word.
+
+// helpers fail their test
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod plain;
+mod readiness;
+mod support;
