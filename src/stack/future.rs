@@ -65,6 +65,7 @@ pin_project! {
 }
 
 /// Where the first attempt is made.
+#[allow(clippy::large_enum_variant)] // it is taken apart at once
 pub(super) enum First<B> {
     Here(Request<B>),
     /// By a clone of the service.
