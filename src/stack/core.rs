@@ -49,7 +49,7 @@ impl<R: Repeat, L: Part + Clone, C: Part + Clone> Set<R, L, C> {
     /// For services around `inner`.
     pub(super) fn around<S, W>(&self, inner: impl FnOnce() -> S) -> Core<R, L, C, R::Around<Attempt<S, C, W>>> {
         let repeat = self.repeat.around(|| {
-            let shared = Shared { parts: self.shared.parts.circuit.clone(), limits: self.shared.limits.clone() };
+            let shared = Shared { parts: self.shared.parts.circuit.clone(), limits: self.shared.limits.inside() };
             let classify = Classify::deferred(Waiting::new(inner()), &self.classify);
             Engine::new(classify, Arc::new(shared))
         });

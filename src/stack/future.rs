@@ -229,7 +229,10 @@ where
     where
         T: Repeats<O, Y, Round = Q>,
     {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if let Some(deadline) = course.open.call.deadline {
+            parts.extensions.insert(deadline);
+        }
         let repeat = &course.open.shared.repeat;
         let (mut round, body) = repeat.with(begun, body);
         let rest = repeat.apart(&mut round, Request::from_parts(parts, body));

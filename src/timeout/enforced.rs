@@ -48,6 +48,12 @@ impl Enforced {
         }
     }
 
+    /// The same for attempts whose caller's deadline comes in their extensions: it was read, and must not shrink again.
+    pub(crate) fn inside(&self) -> Self {
+        let extras = self.extras.as_ref().map(|extras| Arc::new(extras.inside()));
+        Self { timeouts: self.timeouts, extras }
+    }
+
     fn attempt_end(&self, call: &Call) -> Option<Instant> {
         self.timeouts.attempt.map(|attempt| call.now + attempt)
     }

@@ -1,10 +1,11 @@
 //! The stack in one piece beside the same layers in the same order, before the same upstream: whatever happens, both show
 //! the same.
 //!
-//! Three differences are meant. A call whose deadline has passed on arrival is told so by the stack, in layers by whichever of
+//! Four differences are meant. A call whose deadline has passed on arrival is told so by the stack, in layers by whichever of
 //! limiter, open circuit and deadline is asked first. The text of an answer that is made here settles the stack's call at its
 //! head, and a nested limiter's at its end: here such a text is always read. A head that is held for its body's first frame is
-//! past its limits in the stack, and still under them in layers: here the hold is off but in a test of its own.
+//! past its limits in the stack, and still under them in layers: here the hold is off but in a test of its own. A retry layer
+//! that reads deadlines tells its budget of calls that are never repeated, the stack does not: here none reads them for such.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,10 +24,11 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use tower_upstream::cause::ProxyStatus;
-use tower_upstream::deadline::Deadline;
+use tower_upstream::deadline::{Deadline, Deadlines, Field};
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::retry::{Attempts, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
+use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
@@ -72,6 +74,8 @@ struct Asks {
     body: Vec<Step>,
     exception: Option<u8>,
     deadline: Option<u64>,
+    /// In a field.
+    says: Option<u64>,
     keyed: bool,
     pause: u64,
     client: Client,
@@ -187,6 +191,7 @@ struct Upstream {
     acts: Arc<Mutex<VecDeque<Act>>>,
     log: Log,
     began: Instant,
+    reads_no_fields: bool,
 }
 
 impl Upstream {
@@ -199,7 +204,10 @@ impl Upstream {
             let mut acts = self.acts.lock().unwrap();
             if acts.len() > 1 { acts.pop_front().unwrap() } else { acts[0].clone() }
         };
-        let left = Deadline::of(request.extensions()).map(|deadline| deadline.remaining(Instant::now()));
+        // a retry layer that reads a field leaves what it read for the layer inside, in a first attempt too
+        let shown = self.reads_no_fields || request.headers().contains_key("x-envoy-attempt-count");
+        let left = Deadline::of(request.extensions()).filter(|_| shown);
+        let left = left.map(|deadline| deadline.remaining(Instant::now()));
         let at = self.began.elapsed();
         let (head, mut body) = request.into_parts();
         let mut read = String::new();
@@ -243,6 +251,7 @@ struct Script {
     acts: Vec<Act>,
     asks: Vec<Asks>,
     hold: u64,
+    deadlines: Option<Deadlines>,
 }
 
 const TOTAL: Duration = ms(4000);
@@ -290,6 +299,9 @@ where
         request = request.header("x-request-id", number);
         if ask.keyed {
             request = request.header("idempotency-key", "7");
+        }
+        if let Some(says) = ask.says {
+            request = request.header("x-request-timeout-ms", says);
         }
         let mut request = request.body(Steps::new(&ask.body, true)).unwrap();
         match ask.exception {
@@ -396,7 +408,9 @@ fn fused(script: &Script) -> Vec<String> {
         let (log, began) = (Log::default(), Instant::now());
         let upstream = upstream(script, &log);
         let parts = Parts::new(&log, script.hold);
-        let layer = UpstreamLayer::builder("shop")
+        let builder = UpstreamLayer::builder("shop");
+        let builder = script.deadlines.iter().cloned().fold(builder, UpstreamBuilder::deadlines);
+        let layer = builder
             .timeouts(parts.times)
             .limiter(parts.limit.clone())
             .retry(parts.retry)
@@ -423,11 +437,15 @@ fn nested(script: &Script) -> Vec<String> {
         let upstream = upstream(script, &log);
         let parts = Parts::new(&log, script.hold);
         let breaker = CircuitBreakerLayer::new("shop").policy(parts.circuit);
+        let retry = parts.retry.total(TOTAL);
+        let retry = script.deadlines.iter().cloned().fold(retry, RetryLayer::deadlines);
+        let limits = TimeoutLayer::new(parts.times);
+        let limits = script.deadlines.iter().cloned().fold(limits, TimeoutLayer::deadlines);
         let service = ServiceBuilder::new()
             .layer(parts.classify.clone().hold(Duration::ZERO))
             .layer(parts.limit.clone())
-            .layer(parts.retry.total(TOTAL))
-            .layer(TimeoutLayer::new(parts.times).part(breaker.part()))
+            .layer(retry)
+            .layer(limits.part(breaker.part()))
             .layer(parts.classify.deferred())
             .service(service_fn(move |request| upstream.clone().answer(request)));
         let handle = breaker.handle();
@@ -440,7 +458,7 @@ fn nested(script: &Script) -> Vec<String> {
 
 fn upstream(script: &Script, log: &Log) -> Upstream {
     let acts = Arc::new(Mutex::new(script.acts.iter().cloned().collect()));
-    Upstream { acts, log: log.clone(), began: Instant::now() }
+    Upstream { acts, log: log.clone(), began: Instant::now(), reads_no_fields: script.deadlines.is_none() }
 }
 
 #[track_caller]
@@ -469,7 +487,9 @@ fn act() -> impl Strategy<Value = Act> {
         2 => Just(503), 1 => Just(504)
     ];
     let after = prop_oneof![4 => Just(None), 1 => Just(Some(0)), 1 => Just(Some(1)), 1 => Just(Some(9))];
-    let causes = prop::sample::select(Cause::ALL.to_vec());
+    // that one is an answer's and no error's
+    let causes = Cause::ALL.iter().copied().filter(|cause| *cause != Cause::UpstreamStatus);
+    let causes = prop::sample::select(causes.collect::<Vec<_>>());
     let does = prop_oneof![
         8 => (status, after, prop::collection::vec(step(), 0..4), any::<bool>()).prop_map(
             |(status, retry_after, body, tells_its_end)| Does::Answers { status, retry_after, body, tells_its_end }
@@ -487,6 +507,7 @@ fn asks() -> impl Strategy<Value = Asks> {
     let body = prop_oneof![2 => Just(Vec::new()), 2 => prop::collection::vec(step(), 1..4)];
     let exception = prop_oneof![6 => Just(None), 1 => (0..6_u8).prop_map(Some)];
     let deadline = prop_oneof![4 => Just(None), 1 => Just(Some(200)), 1 => Just(Some(1200))];
+    let says = prop_oneof![6 => Just(None), 1 => Just(Some(300)), 1 => Just(Some(1000))];
     let client = prop_oneof![
         6 => Just(Client::Reads),
         1 => prop_oneof![Just(0_u64), Just(10), Just(295), Just(600)].prop_map(Client::Leaves),
@@ -494,12 +515,13 @@ fn asks() -> impl Strategy<Value = Asks> {
         1 => Just(Client::Keeps),
     ];
     let pause = prop_oneof![4 => Just(0_u64), 1 => Just(30), 1 => Just(700), 1 => Just(2500)];
-    (method, body, exception, deadline, any::<bool>(), pause, client).prop_map(
-        |(method, body, exception, deadline, keyed, pause, client)| Asks {
+    (method, body, exception, deadline, says, any::<bool>(), pause, client).prop_map(
+        |(method, body, exception, deadline, says, keyed, pause, client)| Asks {
             method,
             body,
             exception,
             deadline,
+            says,
             keyed,
             pause,
             client,
@@ -507,12 +529,25 @@ fn asks() -> impl Strategy<Value = Asks> {
     )
 }
 
+fn deadlines() -> impl Strategy<Value = Option<Deadlines>> {
+    let trusting = Deadlines::new().trusting_everyone();
+    prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(trusting.clone())),
+        1 => Just(Some(trusting.forward(Field::envoy_expected()))),
+        1 => Just(Some(Deadlines::new().forward(Field::request_timeout()))),
+    ]
+}
+
 fn script() -> impl Strategy<Value = Script> {
-    (prop::collection::vec(act(), 1..10), prop::collection::vec(asks(), 1..8)).prop_map(|(acts, asks)| Script {
-        acts,
-        asks,
-        hold: 0,
-    })
+    (prop::collection::vec(act(), 1..10), prop::collection::vec(asks(), 1..8), deadlines()).prop_map(
+        |(acts, mut asks, deadlines)| {
+            if deadlines.is_some() {
+                asks.iter_mut().for_each(|ask| ask.exception = ask.exception.filter(|exception| *exception > 0));
+            }
+            Script { acts, asks, hold: 0, deadlines }
+        },
+    )
 }
 
 proptest! {
@@ -533,12 +568,21 @@ fn plain(status: u16) -> Act {
 }
 
 fn ask(method: &'static str) -> Asks {
-    Asks { method, body: Vec::new(), exception: None, deadline: None, keyed: false, pause: 0, client: Client::Reads }
+    Asks {
+        method,
+        body: Vec::new(),
+        exception: None,
+        deadline: None,
+        says: None,
+        keyed: false,
+        pause: 0,
+        client: Client::Reads,
+    }
 }
 
 #[test]
 fn a_script_that_is_known_shows_what_it_should() {
-    let script = Script { acts: vec![plain(503), plain(200)], asks: vec![ask("GET")], hold: 0 };
+    let script = Script { acts: vec![plain(503), plain(200)], asks: vec![ask("GET")], hold: 0, deadlines: None };
     let seen = fused(&script).join("\n");
     for word in ["x-envoy-attempt-count: 2", "attempts Some((2, 0, [", "200 OK", "withdrawn 1"] {
         assert!(seen.contains(word), "{word} is not in {seen}");
@@ -550,7 +594,19 @@ fn a_script_that_is_known_shows_what_it_should() {
 #[test]
 fn a_deadline_that_has_passed_on_arrival_shows_the_same_where_nobody_else_refuses() {
     let asks = ["GET", "POST"].map(|method| Asks { deadline: Some(0), ..ask(method) });
-    same(&Script { acts: vec![plain(200)], asks: asks.to_vec(), hold: 0 });
+    same(&Script { acts: vec![plain(200)], asks: asks.to_vec(), hold: 0, deadlines: None });
+}
+
+#[test]
+fn what_is_left_of_a_callers_time_is_told_to_each_attempt_once() {
+    let trusting = Deadlines::new().trusting_everyone();
+    let deadlines = Some(trusting.forward(Field::request_timeout()));
+    let asks = vec![Asks { says: Some(1000), ..ask("GET") }];
+    let script = Script { acts: vec![plain(503), plain(503), plain(200)], asks, hold: 0, deadlines };
+    let seen = fused(&script).join("\n");
+    // an attempt's 500 ms, less 1 % for the upstream's answer
+    assert_eq!(seen.matches("x-request-timeout-ms: 495").count(), 3, "{seen}");
+    same(&script);
 }
 
 /// With its default hold too, where no limit passes meanwhile.
@@ -572,7 +628,7 @@ fn a_held_first_frame_shows_the_same() {
                     let does =
                         Does::Answers { status: status.as_u16(), retry_after: None, body: body.clone(), tells_its_end };
                     let acts = vec![Act { reads: 0, takes: 0, does }, plain(200)];
-                    same(&Script { acts, asks: vec![ask(method), ask(method)], hold: 5 });
+                    same(&Script { acts, asks: vec![ask(method), ask(method)], hold: 5, deadlines: None });
                 }
             }
         }
