@@ -178,7 +178,9 @@ where
                 Err(refused) => refusal = Some(refused),
             }
         }
-        let begun = core.repeat.begin(&request, call.now, call.deadline, extent);
+        // a budget hears of no call that is not let in
+        let repeated = if refusal.is_none() { extent } else { Care::Refusal };
+        let begun = core.repeat.begin(&request, call.now, call.deadline, repeated);
         let mut course = Course { open: Open::new(core, call), note: Some(note) };
         if let Some(ticket) = ticket {
             course.open.hold(ticket);
@@ -218,7 +220,8 @@ where
         if !course.open.is_held() {
             course.open.shared.set.shared.parts.refused(&refusal);
         }
-        let (round, _) = course.open.shared.repeat.with(begun, body);
+        let (mut round, _) = course.open.shared.repeat.with(begun, body);
+        round.refused(refusal.failure());
         let run = Run::Refused { refusal: Some(refusal) };
         Self { run, timer: None, course, watch, round, waited: false }
     }

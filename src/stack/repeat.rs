@@ -86,6 +86,8 @@ pub enum Care {
     Full,
     /// Retry, breaker and limiter stand aside.
     Bare,
+    /// Nothing: it is refused before an attempt.
+    Refusal,
 }
 
 /// How the requests with a body `B` are repeated, by a service that is called in the way `Y`.
@@ -132,6 +134,10 @@ pub trait Rounds<T> {
 
     #[doc(hidden)]
     fn succeeded<R>(&mut self, shared: &T, answer: &mut Response<R>);
+
+    /// The attempt was refused here.
+    #[doc(hidden)]
+    fn refused(&mut self, failure: &Failure);
 
     /// The answer may be a failure: what follows it, if it is not the last.
     #[doc(hidden)]
@@ -194,6 +200,8 @@ impl Rounds<()> for Once {
     #[inline(always)]
     fn succeeded<R>(&mut self, (): &(), _: &mut Response<R>) {}
 
+    fn refused(&mut self, _: &Failure) {}
+
     fn answered<R>(&mut self, (): &(), _: &mut Response<R>) -> Option<RestOf<Self, ()>> {
         None
     }
@@ -244,6 +252,7 @@ where
         let begun = match care {
             Care::Full => retry::begin_at(&self.0.settings, request, now, deadline),
             Care::Bare => Begun::once(request),
+            Care::Refusal => return Begins { begun: Begun::once(request), span: AttemptSpan::default() },
         };
         Begins { begun, span: AttemptSpan::open(request, 0) }
     }
@@ -288,6 +297,11 @@ where
     fn succeeded<R>(&mut self, shared: &Retrying<A>, answer: &mut Response<R>) {
         self.span.ended::<_, Infallible>(Ok(answer));
         self.round.succeeded(&shared.0.settings, answer);
+    }
+
+    #[cold]
+    fn refused(&mut self, failure: &Failure) {
+        self.span.ended::<(), Failure>(Err(failure));
     }
 
     #[cold]

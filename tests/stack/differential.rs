@@ -377,7 +377,7 @@ fn stands(
     let limit = limit.handle().snapshot();
     format!(
         "circuit {:?} since {:?} why {:?} probe {:?} calls {} failures {} streak {} opened {} probes {} given up {} refused {} \
-         in flight {} refused {} withdrawn {} refunded {} deposited {} refused {}",
+         in flight {} refused {} withdrawn {} refunded {} deposited {} refused {} rate {:.3} tokens {:.3}",
         circuit.state,
         circuit.since.saturating_duration_since(began),
         circuit.why.as_ref().map(told),
@@ -395,6 +395,8 @@ fn stands(
         budget.refunds,
         budget.deposits,
         budget.refusals,
+        budget.rate,
+        budget.tokens,
     )
 }
 
