@@ -472,6 +472,8 @@ where
         let course = &mut *self.course;
         let mut note = course.note();
         course.settings().look_at(&mut answer, &mut note.ask);
+        // an answer of the upstream's own has its name only now
+        let outcome = if outcome.cause().is_some() { outcome } else { Outcome::of(Shown::of(&answer), !*self.waited) };
         let Some(page) = course.paged(&mut note, &mut answer) else {
             course.note = Some(note);
             return self.finish(answer, stage, outcome);
@@ -560,9 +562,9 @@ where
     /// The answer of a later attempt.
     fn last(self, mut answer: Response<Q::Body>) -> Answer<S, B, Y, R, L, C, T, Q> {
         let course = &mut *self.course;
-        let outcome = Outcome::of(Shown::of(&answer), false);
         let mut note = course.note();
         course.open.shared.set.classify.look_at(&mut answer, &mut note.ask);
+        let outcome = Outcome::of(Shown::of(&answer), false);
         course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
         if let Some(page) = course.paged(&mut note, &mut answer) {
             course.open.settle(&outcome);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod differential;
+mod handle;
 mod plain;
 mod readiness;
 mod support;
