@@ -8,3 +8,4 @@ mod handle;
 mod plain;
 mod readiness;
 mod support;
+mod tickets;
