@@ -27,7 +27,7 @@ use tower_upstream::cause::ProxyStatus;
 use tower_upstream::deadline::{Deadline, Deadlines, Field};
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::limit::LimitLayer;
-use tower_upstream::retry::{Attempts, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
+use tower_upstream::retry::{Attempts, Hedging, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
@@ -69,7 +69,7 @@ enum Step {
 
 /// One request and what becomes of its caller.
 #[derive(Clone, Debug)]
-struct Asks {
+struct Ask {
     method: &'static str,
     body: Vec<Step>,
     exception: Option<u8>,
@@ -94,14 +94,14 @@ enum Client {
 
 /// A body that does these steps.
 struct Steps {
-    steps: VecDeque<Step>,
+    left: VecDeque<Step>,
     waits: Option<Pin<Box<Sleep>>>,
     tells_its_end: bool,
 }
 
 impl Steps {
     fn new(steps: &[Step], tells_its_end: bool) -> Self {
-        Self { steps: steps.iter().copied().collect(), waits: None, tells_its_end }
+        Self { left: steps.iter().copied().collect(), waits: None, tells_its_end }
     }
 }
 
@@ -118,23 +118,23 @@ impl Body for Steps {
                 ready!(waits.as_mut().poll(cx));
                 self.waits = None;
             }
-            match self.steps.front() {
+            match self.left.front() {
                 Some(Step::Waits(millis)) => self.waits = Some(Box::pin(sleep(ms(*millis)))),
                 Some(Step::Stalls) => return Poll::Pending,
                 _ => {}
             }
-            return Poll::Ready(match self.steps.pop_front() {
+            return Poll::Ready(match self.left.pop_front() {
                 None => None,
                 Some(Step::Data) => Some(Ok(Frame::data(Bytes::from_static(b"data ")))),
                 Some(Step::Trailers) => {
-                    self.steps.clear();
+                    self.left.clear();
                     Some(Ok(Frame::trailers(http::HeaderMap::from_iter([(
                         http::HeaderName::from_static("x-sum"),
                         http::HeaderValue::from_static("7"),
                     )]))))
                 }
                 Some(Step::Fails) => {
-                    self.steps.clear();
+                    self.left.clear();
                     Some(Err(std::io::ErrorKind::ConnectionReset.into()))
                 }
                 Some(Step::Waits(_) | Step::Stalls) => continue,
@@ -143,7 +143,7 @@ impl Body for Steps {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.tells_its_end && self.steps.is_empty()
+        self.tells_its_end && self.left.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -214,7 +214,7 @@ impl Upstream {
         for _ in 0..act.reads {
             match body.frame().await {
                 Some(Ok(frame)) => {
-                    read.push_str(std::str::from_utf8(frame.data_ref().map_or(b"", |data| data)).unwrap())
+                    read.push_str(std::str::from_utf8(frame.data_ref().map_or(b"", |data| data)).unwrap());
                 }
                 Some(Err(_)) => read.push('!'),
                 None => break,
@@ -249,8 +249,9 @@ fn fields(headers: &http::HeaderMap) -> String {
 #[derive(Clone, Debug)]
 struct Script {
     acts: Vec<Act>,
-    asks: Vec<Asks>,
+    asks: Vec<Ask>,
     hold: u64,
+    hedges: Option<u64>,
     deadlines: Option<Deadlines>,
 }
 
@@ -266,17 +267,20 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(log: &Log, hold: u64) -> Self {
+    fn new(log: &Log, script: &Script) -> Self {
         let budget = RetryBudget::new();
         let policy = RetryPolicy::new().base(Duration::ZERO).max(Duration::ZERO).patience(ms(3000));
+        let retry = RetryLayer::new().policy(policy).budget(budget.clone()).body_cap(12);
+        let hedges = script.hedges.map(|after| Hedging::after(ms(after)));
+        let retry = hedges.into_iter().fold(retry, RetryLayer::hedging);
         Self {
             limit: LimitLayer::fixed(2),
-            budget: budget.clone(),
+            budget,
             circuit: BreakerPolicy::new(),
-            retry: RetryLayer::new().policy(policy).budget(budget).body_cap(12),
+            retry,
             times: Timeouts::new().head(ms(300)).attempt(ms(500)).total(TOTAL).body_idle(ms(400)).absolute(ms(6000)),
             classify: ClassifyLayer::new()
-                .hold(ms(hold))
+                .hold(ms(script.hold))
                 .observer(log.clone())
                 .proxy_status(ProxyStatus::new("edge").unwrap()),
         }
@@ -284,7 +288,7 @@ impl Parts {
 }
 
 /// Runs the script through a service, and says all that was seen.
-async fn run<S, R>(service: S, asks: &[Asks], log: &Log, stands: impl Fn() -> String) -> Vec<String>
+async fn run<S, R>(service: S, asks: &[Ask], log: &Log, stands: impl Fn() -> String) -> Vec<String>
 where
     S: Service<Request<Steps>, Response = Response<R>, Error = Infallible> + Clone,
     R: Body<Data = Bytes>,
@@ -409,7 +413,7 @@ fn fused(script: &Script) -> Vec<String> {
     runtime().block_on(async {
         let (log, began) = (Log::default(), Instant::now());
         let upstream = upstream(script, &log);
-        let parts = Parts::new(&log, script.hold);
+        let parts = Parts::new(&log, script);
         let builder = UpstreamLayer::builder("shop");
         let builder = script.deadlines.iter().cloned().fold(builder, UpstreamBuilder::deadlines);
         let layer = builder
@@ -437,7 +441,7 @@ fn nested(script: &Script) -> Vec<String> {
     runtime().block_on(async {
         let (log, began) = (Log::default(), Instant::now());
         let upstream = upstream(script, &log);
-        let parts = Parts::new(&log, script.hold);
+        let parts = Parts::new(&log, script);
         let breaker = CircuitBreakerLayer::new("shop").policy(parts.circuit);
         let retry = parts.retry.total(TOTAL);
         let retry = script.deadlines.iter().cloned().fold(retry, RetryLayer::deadlines);
@@ -504,7 +508,7 @@ fn act() -> impl Strategy<Value = Act> {
     (0..4_u8, takes, does).prop_map(|(reads, takes, does)| Act { reads, takes, does })
 }
 
-fn asks() -> impl Strategy<Value = Asks> {
+fn asks() -> impl Strategy<Value = Ask> {
     let method = prop_oneof![4 => Just("GET"), 2 => Just("POST"), 1 => Just("PUT"), 1 => Just("HEAD")];
     let body = prop_oneof![2 => Just(Vec::new()), 2 => prop::collection::vec(step(), 1..4)];
     let exception = prop_oneof![6 => Just(None), 1 => (0..6_u8).prop_map(Some)];
@@ -518,7 +522,7 @@ fn asks() -> impl Strategy<Value = Asks> {
     ];
     let pause = prop_oneof![4 => Just(0_u64), 1 => Just(30), 1 => Just(700), 1 => Just(2500)];
     (method, body, exception, deadline, says, any::<bool>(), pause, client).prop_map(
-        |(method, body, exception, deadline, says, keyed, pause, client)| Asks {
+        |(method, body, exception, deadline, says, keyed, pause, client)| Ask {
             method,
             body,
             exception,
@@ -542,12 +546,15 @@ fn deadlines() -> impl Strategy<Value = Option<Deadlines>> {
 }
 
 fn script() -> impl Strategy<Value = Script> {
-    (prop::collection::vec(act(), 1..10), prop::collection::vec(asks(), 1..8), deadlines()).prop_map(
-        |(acts, mut asks, deadlines)| {
+    let hedges = prop_oneof![3 => Just(None), 1 => Just(Some(15)), 1 => Just(Some(250))];
+    (prop::collection::vec(act(), 1..10), prop::collection::vec(asks(), 1..8), deadlines(), hedges).prop_map(
+        |(acts, mut asks, deadlines, hedges)| {
             if deadlines.is_some() {
-                asks.iter_mut().for_each(|ask| ask.exception = ask.exception.filter(|exception| *exception > 0));
+                for ask in &mut asks {
+                    ask.exception = ask.exception.filter(|exception| *exception > 0);
+                }
             }
-            Script { acts, asks, hold: 0, deadlines }
+            Script { acts, asks, hold: 0, hedges, deadlines }
         },
     )
 }
@@ -569,8 +576,8 @@ fn plain(status: u16) -> Act {
     }
 }
 
-fn ask(method: &'static str) -> Asks {
-    Asks {
+fn ask(method: &'static str) -> Ask {
+    Ask {
         method,
         body: Vec::new(),
         exception: None,
@@ -584,7 +591,8 @@ fn ask(method: &'static str) -> Asks {
 
 #[test]
 fn a_script_that_is_known_shows_what_it_should() {
-    let script = Script { acts: vec![plain(503), plain(200)], asks: vec![ask("GET")], hold: 0, deadlines: None };
+    let script =
+        Script { acts: vec![plain(503), plain(200)], asks: vec![ask("GET")], hold: 0, hedges: None, deadlines: None };
     let seen = fused(&script).join("\n");
     for word in ["x-envoy-attempt-count: 2", "attempts Some((2, 0, [", "200 OK", "withdrawn 1"] {
         assert!(seen.contains(word), "{word} is not in {seen}");
@@ -595,20 +603,23 @@ fn a_script_that_is_known_shows_what_it_should() {
 
 #[test]
 fn a_deadline_that_has_passed_on_arrival_shows_the_same_where_nobody_else_refuses() {
-    let asks = ["GET", "POST"].map(|method| Asks { deadline: Some(0), ..ask(method) });
-    same(&Script { acts: vec![plain(200)], asks: asks.to_vec(), hold: 0, deadlines: None });
+    let asks = ["GET", "POST"].map(|method| Ask { deadline: Some(0), ..ask(method) });
+    same(&Script { acts: vec![plain(200)], asks: asks.to_vec(), hold: 0, hedges: None, deadlines: None });
 }
 
 #[test]
 fn what_is_left_of_a_callers_time_is_told_to_each_attempt_once() {
     let trusting = Deadlines::new().trusting_everyone();
     let deadlines = Some(trusting.forward(Field::request_timeout()));
-    let asks = vec![Asks { says: Some(1000), ..ask("GET") }];
-    let script = Script { acts: vec![plain(503), plain(503), plain(200)], asks, hold: 0, deadlines };
-    let seen = fused(&script).join("\n");
-    // an attempt's 500 ms, less 1 % for the upstream's answer
-    assert_eq!(seen.matches("x-request-timeout-ms: 495").count(), 3, "{seen}");
-    same(&script);
+    for hedges in [None, Some(15)] {
+        let asks = vec![Ask { says: Some(1000), ..ask("GET") }];
+        let acts = vec![plain(503), plain(503), plain(200)];
+        let script = Script { acts, asks, hold: 0, hedges, deadlines: deadlines.clone() };
+        let seen = fused(&script).join("\n");
+        // an attempt's 500 ms, less 1 % for the upstream's answer
+        assert_eq!(seen.matches("x-request-timeout-ms: 495").count(), 3, "{seen}");
+        same(&script);
+    }
 }
 
 /// With its default hold too, where no limit passes meanwhile.
@@ -630,7 +641,13 @@ fn a_held_first_frame_shows_the_same() {
                     let does =
                         Does::Answers { status: status.as_u16(), retry_after: None, body: body.clone(), tells_its_end };
                     let acts = vec![Act { reads: 0, takes: 0, does }, plain(200)];
-                    same(&Script { acts, asks: vec![ask(method), ask(method)], hold: 5, deadlines: None });
+                    same(&Script {
+                        acts,
+                        asks: vec![ask(method), ask(method)],
+                        hold: 5,
+                        hedges: None,
+                        deadlines: None,
+                    });
                 }
             }
         }

@@ -3,8 +3,10 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod by_type;
 mod differential;
 mod handle;
+mod page;
 mod plain;
 mod readiness;
 mod support;
