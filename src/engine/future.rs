@@ -144,7 +144,7 @@ pub(crate) enum Waited<T> {
 /// An answered call leaves no timer, though it may still be held.
 #[cold]
 #[inline(never)]
-fn disarm(mut timer: Pin<&mut Option<Sleep>>) {
+pub(crate) fn disarm(mut timer: Pin<&mut Option<Sleep>>) {
     timer.set(None);
 }
 

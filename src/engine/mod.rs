@@ -37,13 +37,11 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use self::future::Run;
-pub(crate) use self::future::Waited;
+pub(crate) use self::future::{Waited, disarm};
 pub(crate) use self::handle::{Handle, Held};
 pub(crate) use self::keyed::{Key, Shares};
 pub(crate) use self::part::Shown;
-#[cfg(feature = "client")]
-pub(crate) use self::sight::tell;
-pub(crate) use self::sight::{leave, leaving};
+pub(crate) use self::sight::{leave, leaving, tell};
 pub(crate) use self::tracked::{Followed, Following, come_back};
 use crate::body::Accepts;
 

@@ -51,7 +51,6 @@ pub struct UploadSight {
     pub ended: Option<Instant>,
 }
 
-#[cfg(feature = "client")]
 impl Sight {
     /// Nothing has been handed to a connection yet.
     pub(crate) fn before(stage: Phase) -> Self {
@@ -95,7 +94,6 @@ pub(super) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
 }
 
 /// Answers the question, if it is asked; the first to answer stands nearest to the wire.
-#[cfg(feature = "client")]
 #[inline]
 pub(crate) fn tell(sight: impl FnOnce() -> Sight) {
     if ASKED.get() {
@@ -115,7 +113,7 @@ pub(crate) fn leaving() -> Abandon {
     LEAVING.get().unwrap_or(Abandon::Left)
 }
 
-#[cfg(all(test, feature = "client"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::cause::BadGatewayCause;

@@ -4,7 +4,7 @@ use http::{Request, Response};
 use tracing::{Level, Span, field::Empty, span::Entered};
 
 use super::call::Told;
-use crate::cause::BadGatewayCause;
+use crate::cause::{BadGatewayCause, is_local};
 
 /// The span of an attempt, where somebody listens.
 ///
@@ -41,7 +41,10 @@ impl AttemptSpan {
 fn record<B, E: Told>(span: &Span, result: Result<&Response<B>, &E>) {
     let cause = match result {
         Ok(response) => {
-            span.record("http.response.status_code", response.status().as_u16());
+            // one of our own was not received
+            if !is_local(response.extensions()) {
+                span.record("http.response.status_code", response.status().as_u16());
+            }
             BadGatewayCause::of(response)
         }
         Err(error) => Some(error.record().cause()),

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::parts::Parts;
 use super::repeat::{Care, Repeat};
+use super::waiting::Waiting;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay, RetryStop};
 use crate::classify::{Classify, Settings};
 use crate::engine::{Engine, Held, Keep, Part, Refusal, Shared};
@@ -14,7 +15,7 @@ use crate::error_page::ErrorPage;
 use crate::timeout::Enforced;
 
 /// One attempt, as layers of their own would make it: for all attempts but the first.
-pub type Attempt<S, C, W> = Engine<Classify<S>, C, Enforced, W>;
+pub type Attempt<S, C, W> = Engine<Classify<Waiting<S>>, C, Enforced, W>;
 
 /// A stack's settings as they stand; what is changed at run time is changed in a copy.
 #[derive(Clone, Debug)]
@@ -50,8 +51,8 @@ impl<R: Repeat, L: Part + Clone, C: Part + Clone> Set<R, L, C> {
     /// For services around `inner`.
     pub(super) fn around<S, W>(&self, inner: impl FnOnce() -> S) -> Core<R, L, C, R::Around<Attempt<S, C, W>>> {
         let repeat = self.repeat.around(|| {
-            let shared = Shared { parts: self.shared.parts.circuit.clone(), limits: self.shared.limits.clone() };
-            Engine::new(Classify::new(inner(), self.deferred.clone()), Arc::new(shared))
+            let shared = Shared { parts: self.shared.parts.circuit.clone(), limits: self.shared.limits.inside() };
+            Engine::new(Classify::new(Waiting::new(inner()), self.deferred.clone()), Arc::new(shared))
         });
         Core { set: self.clone(), repeat }
     }

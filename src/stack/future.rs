@@ -19,10 +19,11 @@ use super::core::Core;
 use super::note::Note;
 use super::parts::Parts;
 use super::repeat::{Care, Repeat, Repeats, Rounds};
-use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay, is_local};
+use super::waiting::ask;
+use crate::cause::{self, Failure, is_local};
 use crate::classify::{First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
 use crate::engine::{
-    Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, leave,
+    Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, disarm, leave,
 };
 use crate::retry::{Way, drain};
 use crate::timeout::Watch;
@@ -70,6 +71,18 @@ pub(super) type Made<S, B, Y, T, Q> =
 /// Who makes the first attempt; no closure, whose arguments would be copied once more.
 pub(super) trait Make<S, B, Y: Way<S, B>, T, Q: Rounds<T>> {
     fn make(self, request: Request<B>) -> Made<S, B, Y, T, Q>;
+
+    /// It is not asked to make one.
+    fn unused(self, unused: Unused);
+}
+
+/// Why nobody calls the service that was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unused {
+    /// All attempts are made by others.
+    Elsewhere,
+    /// There is no attempt.
+    Never,
 }
 
 impl<F, S, B, X, A> Run<F, S, B, X, A> {
@@ -120,6 +133,14 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
         self.note.as_ref()?.span.0.enter()
     }
 
+    /// Tells the span how its attempt was answered.
+    #[inline(always)]
+    fn ended<B>(&self, answer: &Response<B>) {
+        if let Some(note) = &self.note {
+            note.span.0.ended::<_, Failure>(Ok(answer));
+        }
+    }
+
     #[inline(always)]
     fn settings(&self) -> &Settings {
         &self.open.shared.set.classify
@@ -130,13 +151,6 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
         match failure.upstream() {
             Some(_) => failure,
             None => failure.into_builder().upstream(self.open.shared.set.name.clone()).build(),
-        }
-    }
-
-    /// Counts what only a second look has named: a status that the upstream itself gave.
-    fn count<B>(&self, outcome: &Outcome, answer: &Response<B>) {
-        if let (None, Some(cause)) = (outcome.cause(), BadGatewayCause::of(answer)) {
-            self.open.shared.set.shared.parts.recorder.count(cause);
         }
     }
 
@@ -156,6 +170,7 @@ impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
+type CallResult<S, B, Y> = Result<Response<<Y as Way<S, B>>::Body>, <Y as Way<S, B>>::Error>;
 type Answer<S, B, Y, R, L, C, T, Q> =
     Response<UpstreamBody<<Y as Way<S, B>>::Body, <Q as Rounds<T>>::Body, R, L, C, T>>;
 type Answered<S, B, Y, R, L, C, T, Q> = Poll<Result<Answer<S, B, Y, R, L, C, T, Q>, Infallible>>;
@@ -183,7 +198,6 @@ where
         let set = &core.set;
         let watch = set.shared.limits.begin(&mut call, &mut request);
         let mut note = Note::of(&request, set.page.as_ref());
-        T::open(&request, &mut note.span);
         let mut ticket = None;
         let mut refusal = set.shared.limits.refuse(&call);
         let mut extent = Care::Bare;
@@ -199,19 +213,26 @@ where
                 Err(refused) => refusal = Some(refused),
             }
         }
-        let begun = core.repeat.begin(&request, call.now, call.deadline, extent);
+        // a budget hears of no call that is not let in
+        let repeated = if refusal.is_none() { extent } else { Care::Refusal };
+        if refusal.is_none() {
+            T::open(&request, &mut note.span);
+        }
+        let begun = core.repeat.begin(&request, call.now, call.deadline, repeated);
         let mut course = Course { open: Open::new(core, call), note: Some(note) };
         if let Some(ticket) = ticket {
             course.open.hold(ticket);
         }
         if refusal.is_none() && extent == Care::Full {
             if T::hedges(&begun) {
+                make.unused(Unused::Elsewhere);
                 return Self::apart(course, watch, begun, request);
             }
             let admitted = course.open.held(Parts::attempt);
             refusal = admitted.and_then(Result::err);
         }
         if let Some(refusal) = refusal {
+            make.unused(Unused::Never);
             return Self::refused(course, watch, begun, request.into_body(), refusal);
         }
         let mut round = None;
@@ -239,10 +260,10 @@ where
         }
         let (round, _) = course.open.shared.repeat.with(begun, body);
         if let Some(note) = &mut course.note {
+            note.span.failed(refusal.failure());
             note.refusal = Some(refusal);
         }
-        let run = Run::Refused;
-        Self { run, timer: None, course, watch, round }
+        Self { run: Run::Refused, timer: None, course, watch, round }
     }
 
     /// A call whose attempts are all made elsewhere.
@@ -251,7 +272,10 @@ where
     where
         T: Repeats<O, Y, Round = Q>,
     {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if let Some(deadline) = course.open.call.deadline {
+            parts.extensions.insert(deadline);
+        }
         let repeat = &course.open.shared.repeat;
         let (mut round, body) = repeat.with(begun, body);
         let rest = repeat.apart(&mut round, Request::from_parts(parts, body));
@@ -279,6 +303,9 @@ where
             let entered = this.course.enter();
             let polled = call.poll(cx);
             drop(entered);
+            if polled.is_ready() && this.timer.is_some() {
+                disarm(this.timer.as_mut());
+            }
             if let Poll::Ready(Ok(answer)) = polled {
                 // the plain case in place: an answer is large
                 return if this.passes(&answer) {
@@ -319,33 +346,33 @@ where
                     call.as_mut().poll(cx)
                 };
                 match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
-                    Waited::Came(result) => {
-                        self.timer.set(None);
-                        match result {
-                            Ok(answer) => self.answered(answer, cx),
-                            Err(error) => self.erred(error.into(), cx),
-                        }
-                    }
+                    Waited::Came(result) => self.came(result, cx),
                     Waited::Passed(failure, now) => self.passed(failure, now, cx),
                 }
             }
             RunProjection::Asking { asking } => {
                 let asked = asking.as_mut().expect(POLLED_AGAIN);
-                let poll = |cx: &mut Context<'_>| Y::poll_ready(&mut asked.service, cx);
-                match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
+                let mut poll = |cx: &mut Context<'_>| ask(Y::poll_ready(&mut asked.service, cx));
+                let waited = match poll(cx) {
+                    Poll::Ready(asked) => Waited::Came(asked),
+                    Poll::Pending => ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)),
+                };
+                match waited {
                     Waited::Came(Ok(())) => {
                         let Asking { mut service, request } = *asking.take().expect(POLLED_AGAIN);
+                        let entered = self.course.enter();
                         let call = Y::call(&mut service, request);
+                        drop(entered);
                         self.run.set(Run::Call { call });
                         self.course.open.call.waited = true;
                         // the timer goes on: the call had begun before
-                        self.elsewhere(cx)
+                        self.called(cx)
                     }
                     Waited::Came(Err(error)) => {
                         self.timer.set(None);
                         self.erred(error.into(), cx)
                     }
-                    Waited::Passed(failure, now) => self.passed(unasked(failure), now, cx),
+                    Waited::Passed(failure, now) => self.passed(failure, now, cx),
                 }
             }
             RunProjection::Holding { answer } => {
@@ -376,6 +403,27 @@ where
         }
     }
 
+    /// A call that nobody has polled yet: only what was found pending is waited for.
+    fn called(mut self, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
+        let RunProjection::Call { call } = self.run.as_mut().project() else { return self.elsewhere(cx) };
+        let entered = self.course.enter();
+        let polled = call.poll(cx);
+        drop(entered);
+        match polled {
+            Poll::Ready(result) => self.came(result, cx),
+            Poll::Pending => self.elsewhere(cx),
+        }
+    }
+
+    /// The call was waited for, and has ended.
+    fn came(mut self, result: CallResult<S, B, Y>, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
+        self.timer.set(None);
+        match result {
+            Ok(answer) => self.answered(answer, cx),
+            Err(error) => self.erred(error.into(), cx),
+        }
+    }
+
     /// A head of which nothing more is to be asked: it may go to the caller.
     #[inline(always)]
     fn passes(&self, answer: &Response<Y::Body>) -> bool {
@@ -399,6 +447,7 @@ where
         let first = first_look(&mut answer, cx);
         if first.is_pending() {
             self.timer.set(Some(sleep(settings.hold())));
+            self.course.open.call.waited = true;
             self.run.set(Run::Holding { answer: Some(Box::new(answer)) });
             return self.elsewhere(cx);
         }
@@ -432,6 +481,7 @@ where
         }
         let outcome = Outcome::of(Shown::of(&answer), false);
         self.course.open.head(self.watch, &answer, &outcome);
+        self.course.ended(&answer);
         if let Some(rest) = self.round.answered(&self.course.open.shared.repeat, &mut answer) {
             self.discard(answer, &stage, &outcome, cx);
             return self.go_on(rest, cx);
@@ -445,6 +495,7 @@ where
     fn hand_on(self, mut answer: Response<Y::Body>, stage: Stage) -> Answered<S, B, Y, R, L, C, T, Q> {
         let outcome = Outcome::of(Shown::of(&answer), !self.course.open.call.waited);
         self.course.open.head(self.watch, &answer, &outcome);
+        self.course.ended(&answer);
         self.round.succeeded(&self.course.open.shared.repeat, &mut answer);
         if answer.status().as_u16() >= 400 {
             return self.look_at(answer, stage, outcome);
@@ -464,7 +515,11 @@ where
         let course = &mut *self.course;
         let mut note = course.note();
         course.settings().look_at(&mut answer, &mut note.ask);
-        course.count(&outcome, &answer);
+        // an answer of the upstream's own has its name only now
+        let outcome = match outcome.cause() {
+            Some(_) => outcome,
+            None => Outcome::of(Shown::of(&answer), !course.open.call.waited),
+        };
         let Some(page) = course.paged(&mut note, &mut answer) else {
             course.note = Some(note);
             return self.finish(answer, stage, outcome);
@@ -528,6 +583,9 @@ where
 
     fn judged(self, failure: Failure, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         let failure = self.course.named(failure);
+        if let Some(note) = &self.course.note {
+            note.span.failed(&failure);
+        }
         match self.round.failed(&self.course.open.shared.repeat, failure) {
             Ok(rest) => self.go_on(rest, cx),
             Err(failure) => Poll::Ready(Ok(self.failure(&failure, None))),
@@ -554,13 +612,12 @@ where
     /// The answer of a later attempt.
     fn last(self, mut answer: Response<Q::Body>) -> Answer<S, B, Y, R, L, C, T, Q> {
         let course = &mut *self.course;
-        let outcome = Outcome::of(Shown::of(&answer), false);
         let mut note = course.note();
         if let Some(failure) = Failure::of(&answer).filter(|failure| failure.upstream().is_none()).cloned() {
             cause::attach(&mut answer, course.named(failure));
         }
         course.settings().look_at(&mut answer, &mut note.ask);
-        course.count(&outcome, &answer);
+        let outcome = Outcome::of(Shown::of(&answer), false);
         course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
         if let Some(page) = course.paged(&mut note, &mut answer) {
             course.open.settle(&outcome);
@@ -592,16 +649,6 @@ where
         note.shelve();
         answer.map(UpstreamBody::from)
     }
-}
-
-/// A limit passed before the inner service was ready: nothing was sent.
-fn unasked(failure: Failure) -> Failure {
-    if failure.cause() == BadGatewayCause::DeadlineExceeded {
-        return failure;
-    }
-    let elapsed = failure.elapsed().unwrap_or_default();
-    let failure = Failure::builder(BadGatewayCause::QueueTimeout).phase(Phase::Pool).elapsed(elapsed);
-    failure.replay(Replay::NotSent, Evidence::NoConnection).build()
 }
 
 impl<S, B, Y: Way<S, B>, R: Repeat, L: Part, C: Part, T, Q: Rounds<T>> fmt::Debug

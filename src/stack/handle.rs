@@ -16,6 +16,7 @@ use super::repeat::Repeat;
 use super::steering::Steering;
 use crate::breaker::{self, CircuitHandle};
 use crate::cause::BadGatewayCause;
+use crate::deadline::Deadline;
 use crate::limit::{LimitHandle, LimitLayer, LimitSnapshot};
 use crate::retry::{Balance, RetryBudget};
 use crate::timeout::{Estimate, LearnedLimits, Timeouts, Topology};
@@ -258,9 +259,13 @@ impl UpstreamHandle {
     /// Lets retry, breaker and limiter stand aside for this time (an hour at most), beginning now.
     ///
     /// For the "temporary bypass" in which one finds out whether it is they who refuse. Time limits and classification
-    /// stay; calls that are under way go on as they began. It ends by itself, or with [`resume`](Self::resume).
+    /// stay; calls that are under way go on as they began. It ends by itself, or with [`resume`](Self::resume). Where calls are
+    /// being drained, nothing happens.
     pub fn bypass(&self, limit: Duration) {
         let limit = limit.min(LONGEST_BYPASS);
+        if self.shared.steer.mode() == Mode::Drain {
+            return;
+        }
         self.shared.steer.set_mode(Mode::Bypass(Instant::now() + limit));
         self.note_change(format!("retry, breaker and limiter stand aside for {limit:?}"));
     }
@@ -328,7 +333,8 @@ impl UpstreamHandle {
     ///
     /// It goes on refusing until [`resume`](Self::resume).
     pub async fn drain(&self, limit: Duration) -> Drained {
-        let end = Instant::now() + limit;
+        // no limit at all counts as a hundred years
+        let end = Deadline::after(Instant::now(), limit).instant();
         self.shared.steer.set_mode(Mode::Drain);
         self.note_change("it is being drained");
         let mut pause = Duration::from_millis(1);

@@ -78,6 +78,7 @@ mod presets;
 mod recorder;
 mod repeat;
 mod steering;
+mod waiting;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -90,7 +91,7 @@ use http_body::Body;
 use tower_layer::{Identity, Layer};
 use tower_service::Service;
 
-use self::future::{Made, Make, Run};
+use self::future::{Made, Make, Run, Unused};
 use self::steering::{Origin, Steering};
 use crate::breaker::Breaker;
 use crate::engine::{Border, Handle, Held, Part, Watched};
@@ -109,6 +110,7 @@ pub use self::misconfigured::{Misconfiguration, Misconfigured};
 pub use self::parts::{Parts, Ticket};
 pub use self::recorder::Latency;
 pub use self::repeat::{Begins, Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds, Span};
+pub use self::waiting::{Waiting, WaitingFuture};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -288,6 +290,13 @@ where
             Readiness::Broken(error) => Run::broken(error),
         }
     }
+
+    fn unused(self, unused: Unused) {
+        // a place in a line that is not used is somebody else's
+        if let (Readiness::Ready, Unused::Elsewhere) | (Readiness::Pending, _) = (self.readiness, unused) {
+            *self.inner = self.inner.clone();
+        }
+    }
 }
 
 /// A service of hyper's, which is always ready.
@@ -302,6 +311,8 @@ where
     fn make(self, request: Request<B>) -> Made<S, B, ByHyper, T, Q> {
         Run::Call { call: self.0.call(request) }
     }
+
+    fn unused(self, _: Unused) {}
 }
 
 /// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.

@@ -28,7 +28,7 @@ impl<L: Part, C: Part> Parts<L, C> {
     pub(super) fn enter(&self, call: &Call, care: Care) -> Result<Ticket<L::Ticket, C::Ticket>, Refusal> {
         let limiter = match care {
             Care::Full => Some(self.limiter.admit(call)?),
-            Care::Bare => None,
+            Care::Bare | Care::Refusal => None,
         };
         self.recorder.begin();
         Ok(Ticket { limiter, circuit: None })

@@ -85,6 +85,8 @@ pub enum Care {
     Full,
     /// Retry, breaker and limiter stand aside.
     Bare,
+    /// Nothing: it is refused before an attempt.
+    Refusal,
 }
 
 /// How the requests with a body `B` are repeated, by a service that is called in the way `Y`.
@@ -122,6 +124,13 @@ type RestOf<Q, T> = Pin<Box<<Q as Rounds<T>>::Rest>>;
 /// The span of a call's first attempt, where somebody listens.
 #[derive(Default)]
 pub struct Span(pub(super) AttemptSpan);
+
+impl Span {
+    /// There was no answer.
+    pub(super) fn failed(&self, failure: &Failure) {
+        self.0.ended::<(), Failure>(Err(failure));
+    }
+}
 
 impl fmt::Debug for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -249,7 +258,7 @@ where
     fn begin(&self, request: &Request<B>, now: Instant, deadline: Option<Deadline>, care: Care) -> Begins {
         let begun = match care {
             Care::Full => retry::begin_at(&self.0.settings, request, now, deadline),
-            Care::Bare => Begun::once(request),
+            Care::Bare | Care::Refusal => Begun::once(request),
         };
         Begins { begun }
     }

@@ -10,7 +10,7 @@ use super::Timeouts;
 use super::extras::Extras;
 use super::learner::{Learner, Lesson};
 use super::watch::{Stall, named, phase};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
 use crate::deadline::Deadline;
 use crate::engine::{BodyLimits, Call, Finding, Head, Limits, Refusal, Sight};
 
@@ -48,6 +48,12 @@ impl Enforced {
         }
     }
 
+    /// The same for attempts whose caller's deadline comes in their extensions: it was read, and must not shrink again.
+    pub(crate) fn inside(&self) -> Self {
+        let extras = self.extras.as_ref().map(|extras| Arc::new(extras.inside()));
+        Self { timeouts: self.timeouts, extras }
+    }
+
     fn attempt_end(&self, call: &Call) -> Option<Instant> {
         self.timeouts.attempt.map(|attempt| call.now + attempt)
     }
@@ -57,7 +63,7 @@ impl Enforced {
 #[cold]
 fn too_late() -> Refusal {
     let failure = Failure::builder(BadGatewayCause::DeadlineExceeded).phase(Phase::Gateway);
-    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal);
+    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal).retry_stop(RetryStop::LocalRefusal);
     Refusal::new(failure.detail(Detail::Text("the deadline had passed on arrival")).build())
 }
 

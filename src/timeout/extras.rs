@@ -18,6 +18,11 @@ pub(super) struct Extras {
 }
 
 impl Extras {
+    /// The same where somebody further out has read the caller's deadline.
+    pub(super) fn inside(&self) -> Self {
+        Self { deadlines: self.deadlines.clone().map(Deadlines::trusting_nobody), ..self.clone() }
+    }
+
     /// Reads the caller's deadline, and writes the earlier of that and `ends`.
     #[cold]
     #[inline(never)]

@@ -1,6 +1,4 @@
-//! The whole stack in one layer: behaves as the layers that it is made of.
-
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//! Answers and retries, in short.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,0 +1,142 @@
+//! What a stack is made of is a matter of types.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tower::util::{BoxCloneService, BoxCloneSyncService};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_upstream::body::{ReplayBody, Upload};
+use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
+
+use crate::support::{get, text};
+
+/// A body that is not ours, and no `Clone`, `Default` or `Sync`.
+struct MyBody(std::cell::Cell<u8>);
+
+impl http_body::Body for MyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        let said = (self.0.replace(0) > 0).then(|| Ok(http_body::Frame::data(Bytes::from_static(b"mine"))));
+        std::task::Poll::Ready(said)
+    }
+}
+
+/// A client that takes this body alone.
+#[derive(Clone)]
+struct Client;
+
+impl Service<Request<MyBody>> for Client {
+    type Response = Response<MyBody>;
+    type Error = std::io::Error;
+    type Future = std::future::Ready<Result<Response<MyBody>, std::io::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), std::io::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<MyBody>) -> Self::Future {
+        std::future::ready(Ok(Response::new(request.into_body())))
+    }
+}
+
+#[tokio::test]
+async fn without_retry_and_untouched_a_client_gets_its_own_type_of_body() {
+    let layer = UpstreamLayer::builder("shop").without_retry().untouched().build().unwrap();
+    let answer = layer.layer(Client).oneshot(Request::new(MyBody(std::cell::Cell::new(1)))).await.unwrap();
+    assert_eq!(text(answer).await, "mine");
+}
+
+/// What is left out is not there, and the rest works.
+macro_rules! without {
+    ($($name:ident: $($part:ident)*;)*) => {$(
+        #[tokio::test(start_paused = true)]
+        async fn $name() {
+            let builder = UpstreamLayer::builder("shop")$(.$part())*;
+            let layer = builder.build().unwrap();
+            let parts = [$(stringify!($part)),*];
+            let has = |part| !parts.contains(&part);
+            let snapshot = layer.handle().snapshot(tokio::time::Instant::now());
+            assert_eq!(snapshot.circuit.is_some(), has("without_circuit"));
+            assert_eq!(snapshot.limit.is_some(), has("without_limiter"));
+            assert_eq!(snapshot.budget.is_some(), has("without_retry"));
+
+            let calls = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+            let counted = calls.clone();
+            let service = layer.layer(service_fn(move |_| {
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                async { Err::<Response<Full<Bytes>>, _>(Failure::new(Cause::ConnectionRefused)) }
+            }));
+            let answer = service.clone().oneshot(get()).await.unwrap();
+            let failure = Failure::of(&answer).unwrap();
+            assert_eq!(failure.cause(), Cause::ConnectionRefused);
+            let attempts = if has("without_retry") { 3 } else { 1 };
+            assert_eq!((failure.attempts(), calls.load(std::sync::atomic::Ordering::Relaxed)), (attempts, attempts));
+            layer.handle().hold_open();
+            let answer = service.oneshot(get()).await.unwrap();
+            assert_eq!(Cause::of(&answer) == Some(Cause::CircuitOpen), has("without_circuit"));
+            assert_eq!(layer.handle().in_flight(), 0);
+        }
+    )*};
+}
+
+without! {
+    all_parts: ;
+    no_limiter: without_limiter;
+    no_circuit: without_circuit;
+    no_retry: without_retry;
+    no_limiter_no_circuit: without_limiter without_circuit;
+    no_limiter_no_retry: without_limiter without_retry;
+    no_circuit_no_retry: without_circuit without_retry;
+    nothing_but_limits: without_limiter without_circuit without_retry;
+    all_parts_untouched: untouched;
+    nothing_but_limits_untouched: without_limiter without_circuit without_retry untouched;
+}
+
+/// Compiles, and is never called.
+fn is_at_home_in_frameworks<S>(inner: S)
+where
+    S: Service<
+            Request<Upload<ReplayBody<Incoming>>>,
+            Response = Response<Incoming>,
+            Error = hyper::Error,
+            Future: Send,
+        > + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    fn is<S, R>(_: &S)
+    where
+        S: Service<Request<Incoming>, Response = Response<R>, Error = Infallible, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        R: http_body::Body<Data = Bytes, Error = Failure> + Default + From<Bytes> + Send + Sync + 'static,
+    {
+    }
+    fn steers<T: Clone + Send + Sync + 'static>(_: &T) {}
+    let layer = UpstreamLayer::builder("shop").build().unwrap();
+    steers(&layer);
+    steers(&layer.handle());
+    let service = layer.layer(inner);
+    is(&service);
+    let _: BoxCloneSyncService<Request<Incoming>, _, Infallible> = BoxCloneSyncService::new(service.clone());
+    let _: BoxCloneService<Request<Incoming>, _, Infallible> = BoxCloneService::new(service);
+}
+
+#[test]
+fn a_stack_around_hypers_body_is_infallible_send_sync_and_clone() {
+    type Sent = Upload<ReplayBody<Incoming>>;
+    type Never = std::future::Pending<Result<Response<Incoming>, hyper::Error>>;
+    let never = service_fn(|_: Request<Sent>| -> Never { std::future::pending() });
+    is_at_home_in_frameworks(never);
+}
