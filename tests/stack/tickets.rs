@@ -224,7 +224,7 @@ async fn holds(script: &Script) {
                 .consecutive(3)
                 .pause(ms(100))
                 .longest_pause(ms(400))
-                .probe_limit(Duration::from_secs(36_000)),
+                .probe_limit(Duration::from_secs(3_600)),
         )
         .build()
         .unwrap();
