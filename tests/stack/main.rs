@@ -3,6 +3,7 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod attempts;
 mod by_type;
 mod differential;
 mod handle;
