@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod attempts;
+mod bodies;
 mod by_type;
 mod differential;
 mod handle;
