@@ -9,16 +9,14 @@ use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use tonic::Code;
 use tower::layer::layer_fn;
-use tower::{BoxError, Layer, Service, ServiceBuilder};
+use tower::{BoxError, Layer, Service};
 use tower_upstream::body::{ReplayBody, Upload};
-use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, Snapshot};
-use tower_upstream::cause::ProxyStatus;
+use tower_upstream::breaker::{BreakerPolicy, Snapshot};
 use tower_upstream::deadline::Deadlines;
+use tower_upstream::error_page::ErrorPage;
 use tower_upstream::event::{Event, Observer};
-use tower_upstream::limit::LimitLayer;
-use tower_upstream::retry::RetryLayer;
-use tower_upstream::timeout::{TimeoutLayer, Timeouts};
-use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+use tower_upstream::timeout::Timeouts;
+use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 /// What the service inside gets as its request's body.
 pub type Sent<B> = Upload<ReplayBody<B>>;
@@ -62,40 +60,39 @@ where
 /// The stack before one upstream: every service made of it shares one state.
 #[derive(Clone)]
 pub struct Stack {
-    classify: ClassifyLayer,
-    limit: LimitLayer,
-    retry: RetryLayer,
-    breaker: CircuitBreakerLayer,
-    times: Timeouts,
+    layer: UpstreamLayer,
     seen: Seen,
 }
 
 impl Stack {
-    // what is answered here is plain text so far, and tonic takes text for a broken message; once the stack answers
-    // gRPC with trailers these are `Unavailable` and `DeadlineExceeded`
     /// What a gRPC client is told of an upstream that is down, or left alone.
-    pub const DOWN: Code = Code::Internal;
+    pub const DOWN: Code = Code::Unavailable;
     /// What a gRPC client is told when its deadline has passed.
-    pub const LATE: Code = Code::Internal;
+    pub const LATE: Code = Code::DeadlineExceeded;
 
     pub fn new(name: &str) -> Self {
+        // a minute, so that nothing here happens by the pause's end
+        Self::made(name, Duration::from_secs(60))
+    }
+
+    fn made(name: &str, pause: Duration) -> Self {
         let seen = Seen::default();
         let times = Timeouts::new().head(Duration::from_secs(3)).body_idle(Duration::from_secs(3));
-        Self {
-            classify: ClassifyLayer::new().proxy_status(ProxyStatus::new(name).unwrap()).observer(seen.clone()),
-            limit: LimitLayer::new(),
-            retry: RetryLayer::new(),
-            // a minute, so that nothing here happens by the pause's end
-            breaker: breaker(name, BreakerPolicy::new().pause(Duration::from_secs(60))),
-            times: times.total(Duration::from_secs(9)),
-            seen,
-        }
+        let layer = UpstreamLayer::builder(name)
+            .timeouts(times.total(Duration::from_secs(20)))
+            .deadlines(trusting())
+            .circuit(BreakerPolicy::new().pause(pause).longest_pause(Duration::from_secs(60)))
+            .proxy_status(name)
+            .error_page(ErrorPage::new())
+            .observer(seen.clone())
+            .build()
+            .unwrap();
+        Self { layer, seen }
     }
 
     /// The circuit lets a probe pass so much later.
-    pub fn pause(mut self, pause: Duration) -> Self {
-        self.breaker = breaker(self.breaker.handle().name(), BreakerPolicy::new().pause(pause));
-        self
+    pub fn pause(self, pause: Duration) -> Self {
+        Self::made(self.layer.handle().name(), pause)
     }
 
     /// Around a service that may err, or not.
@@ -108,13 +105,7 @@ impl Stack {
         B::Error: Into<BoxError>,
         R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
-        ServiceBuilder::new()
-            .layer(&self.classify)
-            .layer(&self.limit)
-            .layer(self.retry.clone().deadlines(trusting()))
-            .layer(TimeoutLayer::new(self.times).deadlines(trusting()).part(self.breaker.part()))
-            .layer(&self.classify)
-            .service(inner)
+        self.layer.layer(inner)
     }
 
     /// The same around a service of hyper's kind.
@@ -127,9 +118,7 @@ impl Stack {
         B::Error: Into<BoxError>,
         R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
-        let limits = TimeoutLayer::new(self.times).deadlines(trusting()).part(self.breaker.part());
-        let inner = limits.layer(self.classify.layer(inner));
-        self.classify.layer(self.limit.layer(self.retry.clone().deadlines(trusting()).layer(inner)))
+        self.layer.layer(inner)
     }
 
     /// As a layer for axum's `Router`, which makes services of it for each route and connection.
@@ -152,22 +141,18 @@ impl Stack {
 
     /// What the circuit shows.
     pub fn circuit(&self) -> Snapshot {
-        self.breaker.handle().snapshot(tokio::time::Instant::now())
+        self.layer.handle().snapshot(tokio::time::Instant::now()).circuit.unwrap()
     }
 
     /// Calls that hold a slot.
-    pub fn in_flight(&self) -> u32 {
-        self.limit.handle().in_flight()
+    pub fn in_flight(&self) -> u64 {
+        self.layer.handle().in_flight()
     }
 
     /// What was reported.
     pub fn seen(&self) -> &Seen {
         &self.seen
     }
-}
-
-fn breaker(name: &str, policy: BreakerPolicy) -> CircuitBreakerLayer {
-    CircuitBreakerLayer::new(name).policy(policy)
 }
 
 fn trusting() -> Deadlines {

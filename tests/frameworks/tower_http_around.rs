@@ -67,10 +67,7 @@ async fn the_request_id_made_above_is_the_one_in_the_log_and_on_the_page() {
         let answer = get_from(address, "/").await;
         assert_eq!((answer.status(), answer.all("x-request-id")), (502, vec![format!("request-{n}").as_str()]));
     }
-    let mut told = stack.seen().ids();
-    // each attempt may be told
-    told.dedup();
-    assert_eq!(told, ["request-0", "request-1"]);
+    assert_eq!(stack.seen().ids(), ["request-0", "request-1"]);
 }
 
 #[tokio::test]
@@ -81,7 +78,7 @@ async fn a_local_answer_is_compressed_above_like_any_other() {
     let answer = get_from(address, "/").await;
     assert_eq!((answer.status(), answer.get("content-encoding"), answer.whole), (502, Some("gzip"), true));
     assert_eq!(answer.error(), Some("connection_refused"));
-    assert!(unzipped(answer).await.starts_with(b"Bad Gateway\n\n"));
+    assert!(unzipped(answer).await.starts_with(b"502 Bad Gateway\n\n"));
 }
 
 #[tokio::test]

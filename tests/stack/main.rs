@@ -3,6 +3,8 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod attempts;
+mod bodies;
 mod by_type;
 mod differential;
 mod handle;
