@@ -15,9 +15,10 @@ use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::{Layer, Service, ServiceBuilder, service_fn};
-use tower_upstream::ClassifyLayer;
+use tower_upstream::{ClassifyLayer, UpstreamLayer};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::CircuitBreakerLayer;
+use tower_upstream::error_page::ErrorPage;
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
@@ -169,4 +170,12 @@ fn the_recommended_order_allocates_nothing() {
     assert_eq!(allocated(order.clone().service(upstream()), post), 0);
     assert_eq!(allocated(order.clone().service(slow()), get), 0);
     assert_eq!(allocated(order.service(slow()), post), 0);
+}
+
+#[test]
+fn the_stack_in_one_piece_allocates_nothing_though_its_timer_is_armed() {
+    let layer = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).untouched().build().unwrap();
+    assert_eq!(allocated(layer.layer(upstream()), get), 0);
+    assert_eq!(allocated(layer.layer(upstream()), post), 0);
+    assert_eq!(allocated(layer.layer(slow()), get), 0);
 }
