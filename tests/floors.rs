@@ -115,6 +115,7 @@ fn pure_files_never_import_their_layer() {
         ("retry", ["RetryLayer", "RetryFuture"].as_slice()),
         ("error_page", ["ErrorPageLayer", "Paged"].as_slice()),
         ("forward", ["ForwardLayer", "Forward<"].as_slice()),
+        ("stack", ["UpstreamLayer", "UpstreamFuture"].as_slice()),
     ];
     let pure = "chain clues judge head verdict stamp text interim policy target address \
                 desk guard places service_time \
@@ -123,7 +124,8 @@ fn pure_files_never_import_their_layer() {
                 circuit gate reopen streak verdict window word \
                 attempts backoff budget decision hedging kept_head ledger pace pushback retry_after round settings shown \
                 accept facts grpc html json page plain texts time wish \
-                answer caller fields forwarded hop host methods onward syntax upgrade via";
+                answer caller fields forwarded hop host methods onward syntax upgrade via \
+                core misconfigured note parts recorder repeat steering waiting";
     for (room, names) in layers {
         for file in pure.split_whitespace() {
             let path = root().join("src").join(room).join(file).with_extension("rs");

@@ -129,3 +129,86 @@ impl<L: Part, C: Part> Part for Parts<L, C> {
 pub(super) fn refused(failure: &Failure) -> Outcome {
     Outcome::failure(failure)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::cause::BadGatewayCause;
+
+    /// Writes down what it is told; lets nothing pass if it is to refuse.
+    #[derive(Clone)]
+    struct Witness(&'static str, Arc<Mutex<Vec<String>>>, Option<BadGatewayCause>);
+
+    impl Witness {
+        fn say(&self, what: &str) {
+            self.1.lock().unwrap().push(format!("{} {what}", self.0));
+        }
+    }
+
+    impl Part for Witness {
+        type Ticket = ();
+
+        fn admit(&self, _: &Call) -> Result<(), Refusal> {
+            self.2.map_or(Ok(()), |cause| Err(Refusal::new(Failure::new(cause))))
+        }
+
+        fn settle(&self, (): (), _: &Call, outcome: &Outcome) {
+            self.say(&format!("settled {:?}", outcome.cause()));
+        }
+
+        fn abandon(&self, (): (), _: &Call, why: Abandon) {
+            self.say(&format!("abandoned {why:?}"));
+        }
+    }
+
+    fn parts(limiter: Option<BadGatewayCause>, circuit: Option<BadGatewayCause>) -> Parts<Witness, Witness> {
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        let limiter = Witness("limiter", log.clone(), limiter);
+        let circuit = Witness("circuit", log, circuit);
+        Parts { recorder: Arc::new(Recorder::new()), limiter, circuit }
+    }
+
+    fn told(parts: &Parts<Witness, Witness>) -> Vec<String> {
+        std::mem::take(&mut parts.limiter.1.lock().unwrap())
+    }
+
+    #[test]
+    fn the_circuit_hears_of_each_attempt_and_the_limiter_of_the_call() {
+        let (parts, call) = (parts(None, None), Call::new(Instant::now()));
+        let mut ticket = parts.enter(&call, Care::Full).unwrap();
+        parts.attempt(&mut ticket, &call).unwrap();
+        parts.attempted(&mut ticket, &call, &Outcome::failure(&Failure::new(BadGatewayCause::NoRoute)));
+        assert_eq!(told(&parts), ["circuit settled Some(no_route)"]);
+        parts.attempted(&mut ticket, &call, &Outcome::failure(&Failure::new(BadGatewayCause::NoRoute)));
+        assert_eq!(told(&parts), [""; 0], "once is enough");
+        parts.settle(ticket, &call, &Outcome::answer(http::StatusCode::OK, None));
+        assert_eq!(told(&parts), ["limiter settled None"]);
+        assert_eq!(parts.recorder.in_flight(), 0);
+    }
+
+    #[test]
+    fn who_is_refused_by_either_holds_nothing_of_the_other() {
+        let call = Call::new(Instant::now());
+        let full = parts(Some(BadGatewayCause::ConnectionLimit), None);
+        assert!(full.admit(&call).is_err());
+        assert_eq!((told(&full).len(), full.recorder.calls(), full.recorder.in_flight()), (0, 1, 0));
+        let open = parts(None, Some(BadGatewayCause::CircuitOpen));
+        assert!(open.admit(&call).is_err());
+        assert_eq!(told(&open), ["limiter settled Some(circuit_open)"]);
+        assert_eq!((open.recorder.calls(), open.recorder.in_flight()), (1, 0));
+    }
+
+    #[test]
+    fn where_all_stand_aside_the_call_is_counted_and_nobody_asked() {
+        let never = parts(Some(BadGatewayCause::ConnectionLimit), Some(BadGatewayCause::CircuitOpen));
+        let call = Call::new(Instant::now());
+        let ticket = never.enter(&call, Care::Bare).unwrap();
+        assert_eq!(never.recorder.in_flight(), 1);
+        never.abandon(ticket, &call, Abandon::Left);
+        assert_eq!((told(&never).len(), never.recorder.in_flight()), (0, 0));
+    }
+}

@@ -122,3 +122,46 @@ impl Recorder {
         Some(Latency { samples: times.samples(), p50: quantile(500)?, p90: quantile(900)?, p99: quantile(990)? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn calls_are_counted_by_whichever_thread_begins_and_ends_them() {
+        let recorder = Recorder::new();
+        recorder.begin();
+        recorder.begin();
+        assert_eq!((recorder.calls(), recorder.in_flight()), (2, 2));
+        std::thread::scope(|scope| scope.spawn(|| recorder.end(None)).join().unwrap());
+        assert_eq!((recorder.calls(), recorder.in_flight()), (2, 1));
+        recorder.end(None);
+        assert_eq!((recorder.calls(), recorder.in_flight(), recorder.failures().len()), (2, 0, 0));
+    }
+
+    #[test]
+    fn a_failure_is_counted_by_its_cause_and_an_abandoned_call_by_none() {
+        let recorder = Recorder::new();
+        for cause in [Some(BadGatewayCause::NoRoute), None, Some(BadGatewayCause::NoRoute)] {
+            recorder.begin();
+            recorder.end(Some(&Outcome::answer(StatusCode::BAD_GATEWAY, cause)));
+        }
+        assert_eq!(recorder.failures(), [(BadGatewayCause::NoRoute, 2)]);
+    }
+
+    #[test]
+    fn times_are_those_of_answers_that_were_waited_for() {
+        let recorder = Recorder::new();
+        let call = Call::new(Instant::now());
+        let at = call.now + Duration::from_millis(40);
+        recorder.head(&call, &Outcome::answer(StatusCode::BAD_GATEWAY, None).at(at));
+        assert_eq!(recorder.latency(at), None, "a failure tells nothing of how long answers take");
+        recorder.head(&call, &Outcome::answer(StatusCode::OK, None).at(at));
+        let latency = recorder.latency(at).unwrap();
+        assert_eq!(latency.samples, 1);
+        assert!(latency.p50 >= Duration::from_millis(38) && latency.p50 <= Duration::from_millis(42), "{latency:?}");
+        assert_eq!(recorder.latency(at + Duration::from_secs(120)), None, "and is forgotten");
+    }
+}

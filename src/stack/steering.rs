@@ -64,3 +64,33 @@ impl<R, L, C, K> Origin<R, L, C, K> {
         latest.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tower::{Layer, service_fn};
+
+    use super::super::UpstreamLayer;
+
+    #[test]
+    fn a_core_is_made_once_for_each_change_and_the_old_one_goes() {
+        let layer = UpstreamLayer::builder("shop").build().unwrap();
+        let inner = service_fn(|_: http::Request<()>| std::future::pending::<Result<http::Response<String>, String>>());
+        let service = layer.layer(inner);
+        let (first, core) = service.renewed();
+        assert_eq!(first, service.renewed().0);
+        let old = Arc::downgrade(&core);
+        drop(core);
+        layer.handle().resume();
+        layer.handle().resume();
+        assert_eq!(layer.steering.version(), first + 2);
+        let (second, one) = service.renewed();
+        let (third, other) = service.clone().renewed();
+        assert_eq!((second, third), (first + 2, first + 2));
+        assert!(Arc::ptr_eq(&one, &other), "clones share what the first of them made");
+        assert!(old.strong_count() > 0, "a service keeps it until its next call");
+        drop(service);
+        assert_eq!(old.strong_count(), 0, "nothing grows with the changes");
+    }
+}

@@ -96,8 +96,7 @@ async fn by_the_stack(acts: &'static [Act], limit: LimitLayer, held: bool) -> Ve
     let told = Told::default();
     let _guard = tracing::subscriber::set_default(told.clone());
     let _ = layer.layer(upstream(acts)).oneshot(request()).await;
-    let all = told.0.lock().unwrap().clone();
-    all
+    std::mem::take(&mut *told.0.lock().unwrap())
 }
 
 async fn by_layers(acts: &'static [Act], limit: LimitLayer, held: bool) -> Vec<String> {
@@ -116,8 +115,7 @@ async fn by_layers(acts: &'static [Act], limit: LimitLayer, held: bool) -> Vec<S
     let told = Told::default();
     let _guard = tracing::subscriber::set_default(told.clone());
     let _ = service.oneshot(request()).await;
-    let all = told.0.lock().unwrap().clone();
-    all
+    std::mem::take(&mut *told.0.lock().unwrap())
 }
 
 #[tokio::test(start_paused = true)]

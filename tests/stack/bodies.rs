@@ -82,15 +82,15 @@ async fn answer(
     later: bool,
     more: impl Fn(UpstreamBuilder) -> UpstreamBuilder,
 ) -> (UpstreamLayer, Response<impl Body<Data = Bytes, Error = Failure> + Unpin>) {
-    let layer = more(UpstreamLayer::builder("shop")).build().unwrap();
+    let stack = more(UpstreamLayer::builder("shop")).build().unwrap();
     let inner = service_fn(move |request: Request<_>| async move {
         if later && !request.headers().contains_key("x-envoy-attempt-count") {
             return Err(Failure::new(Cause::ConnectionRefused));
         }
         Ok(Response::new(Steps::new(steps)))
     });
-    let answer = layer.layer(inner).oneshot(get()).await.unwrap();
-    (layer, answer.map(Box::pin))
+    let answer = stack.layer(inner).oneshot(get()).await.unwrap();
+    (stack, answer.map(Box::pin))
 }
 
 fn as_it_is(builder: UpstreamBuilder) -> UpstreamBuilder {
