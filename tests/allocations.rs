@@ -15,13 +15,13 @@ use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::{Layer, Service, ServiceBuilder, service_fn};
-use tower_upstream::{ClassifyLayer, UpstreamLayer};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
