@@ -232,8 +232,8 @@ impl ClassifyLayer {
 
     /// Leaves it to a `ClassifyLayer` further out to tell of failures (default: this one tells).
     ///
-    /// For the one of two that stands inside a retry: it makes answers of errors and holds the head, so that what breaks before
-    /// the first byte is still repeated. The other one sees how the last attempt ended, logs that, and adds `Proxy-Status`.
+    /// For the one of two that stands inside a retry: it makes answers of errors and of unsafe heads, on which the retry then
+    /// decides. The other one sees how the last attempt ended, logs that, and adds `Proxy-Status`.
     pub fn deferred(mut self) -> Self {
         Arc::make_mut(&mut self.settings).teller = Teller::FurtherOut;
         self

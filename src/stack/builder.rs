@@ -100,17 +100,23 @@ impl Section for LimitLayer {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct UpstreamBuilder<R = Retries, L = LimitLayer, C = CircuitBreakerLayer, W = Watched, H = Identity> {
-    pub(super) name: Arc<str>,
+    pub(super) said: Said,
     pub(super) limits: TimeoutLayer<W>,
-    pub(super) topology: Topology,
     pub(super) repeat: R,
     pub(super) limiter: L,
     pub(super) circuit: C,
+    pub(super) headers: H,
+}
+
+/// What was said that is of one type in any stack.
+#[derive(Clone, Debug)]
+pub(super) struct Said {
+    pub(super) name: Arc<str>,
+    pub(super) topology: Topology,
     /// For the checks: a layer does not tell its policy.
     pub(super) policy: Option<BreakerPolicy>,
     pub(super) classify: ClassifyLayer,
     pub(super) page: Option<ErrorPage>,
-    pub(super) headers: H,
     pub(super) learned: Option<Arc<LearnedLimits>>,
     pub(super) found: Vec<Misconfiguration>,
 }
@@ -120,17 +126,19 @@ impl UpstreamBuilder {
         let name = name.into();
         let builder = Self {
             limits: TimeoutLayer::new(Timeouts::new()),
-            topology: Topology::new(),
             repeat: Retries { layer: RetryLayer::new() },
             limiter: LimitLayer::new(),
             circuit: CircuitBreakerLayer::new(name.clone()),
-            policy: Some(BreakerPolicy::new()),
-            classify: ClassifyLayer::new(),
-            page: None,
             headers: Identity::new(),
-            learned: None,
-            found: Vec::new(),
-            name,
+            said: Said {
+                name,
+                topology: Topology::new(),
+                policy: Some(BreakerPolicy::new()),
+                classify: ClassifyLayer::new(),
+                page: None,
+                learned: None,
+                found: Vec::new(),
+            },
         };
         builder.standard()
     }
@@ -147,7 +155,7 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
     ///
     /// Attempts, pauses and hedging are taken from the stack itself, and the idle limit of [`pool_idle`](Self::pool_idle).
     pub fn topology(mut self, topology: Topology) -> Self {
-        self.topology = topology;
+        self.said.topology = topology;
         self
     }
 
@@ -164,14 +172,14 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
         limits: Arc<LearnedLimits>,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        self.learned = Some(limits.clone());
+        self.said.learned = Some(limits.clone());
         self.limits = self.limits.learned(limits, route);
         self
     }
 
     /// Says how long the client inside keeps idle connections (default: not known), as [`TimeoutLayer::pool_idle`] says.
     pub fn pool_idle(mut self, limit: Duration) -> Self {
-        self.topology = self.topology.pool_idle(limit);
+        self.said.topology = self.said.topology.pool_idle(limit);
         self.limits = self.limits.pool_idle(limit);
         self
     }
@@ -180,15 +188,15 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
     ///
     /// It takes the place of what [`proxy_status`](Self::proxy_status) and [`observer`](Self::observer) said before.
     pub fn classify(mut self, classify: ClassifyLayer) -> Self {
-        self.classify = classify;
+        self.said.classify = classify;
         self
     }
 
     /// Adds this deployment's member to `Proxy-Status` (RFC 9209) on failures (default: none).
     pub fn proxy_status(mut self, name: &str) -> Self {
         match ProxyStatus::new(name) {
-            Ok(member) => self.classify = self.classify.proxy_status(member),
-            Err(error) => self.found.push(Misconfiguration::new(
+            Ok(member) => self.said.classify = self.said.classify.proxy_status(member),
+            Err(error) => self.said.found.push(Misconfiguration::new(
                 "proxy_status",
                 format!("{name:?} cannot stand in the field: {error}"),
                 "set a token such as \"shop-edge\"",
@@ -199,13 +207,13 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
 
     /// Tells this one of failures as well (default: [`Log`](crate::event::Log) alone).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.classify = self.classify.also(observer);
+        self.said.classify = self.said.classify.also(observer);
         self
     }
 
     /// Writes a page in place of the short text of our own answers (default: none).
     pub fn error_page(mut self, page: ErrorPage) -> Self {
-        self.page = Some(page);
+        self.said.page = Some(page);
         self
     }
 
@@ -213,23 +221,8 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
     ///
     /// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) keeps them itself.
     pub fn headers(self, rules: ForwardLayer) -> UpstreamBuilder<R, L, C, W, ForwardLayer> {
-        let Self { name, limits, topology, repeat, limiter, circuit, policy, classify, page, learned, found, .. } =
-            self;
-        let headers = rules;
-        UpstreamBuilder {
-            name,
-            limits,
-            topology,
-            repeat,
-            limiter,
-            circuit,
-            policy,
-            classify,
-            page,
-            headers,
-            learned,
-            found,
-        }
+        let Self { said, limits, repeat, limiter, circuit, .. } = self;
+        UpstreamBuilder { said, limits, repeat, limiter, circuit, headers: rules }
     }
 
     /// Leaves the limiter out: what it would cost is not there.
@@ -254,7 +247,7 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
 
     /// When the circuit opens, and for how long (default: [`BreakerPolicy::new`]).
     pub fn circuit(self, policy: BreakerPolicy) -> UpstreamBuilder<R, L, CircuitBreakerLayer, W, H> {
-        let circuit = CircuitBreakerLayer::new(self.name.clone()).policy(policy);
+        let circuit = CircuitBreakerLayer::new(self.said.name.clone()).policy(policy);
         self.with_circuit(circuit, Some(policy))
     }
 
@@ -267,79 +260,24 @@ impl<R, L, C, W, H> UpstreamBuilder<R, L, C, W, H> {
     ///
     /// For others the limit on the head begins at the call then, however long the upload takes.
     pub fn untouched(self) -> UpstreamBuilder<R, L, C, Untouched, H> {
-        let Self { name, limits, topology, repeat, limiter, circuit, policy, classify, page, headers, learned, found } =
-            self;
-        let limits = limits.untouched();
-        UpstreamBuilder {
-            name,
-            limits,
-            topology,
-            repeat,
-            limiter,
-            circuit,
-            policy,
-            classify,
-            page,
-            headers,
-            learned,
-            found,
-        }
+        let Self { said, limits, repeat, limiter, circuit, headers } = self;
+        UpstreamBuilder { said, limits: limits.untouched(), repeat, limiter, circuit, headers }
     }
 
     fn with_limiter<M>(self, limiter: M) -> UpstreamBuilder<R, M, C, W, H> {
-        let Self { name, limits, topology, repeat, circuit, policy, classify, page, headers, learned, found, .. } =
-            self;
-        UpstreamBuilder {
-            name,
-            limits,
-            topology,
-            repeat,
-            limiter,
-            circuit,
-            policy,
-            classify,
-            page,
-            headers,
-            learned,
-            found,
-        }
+        let Self { said, limits, repeat, circuit, headers, .. } = self;
+        UpstreamBuilder { said, limits, repeat, limiter, circuit, headers }
     }
 
     fn with_circuit<D>(self, circuit: D, policy: Option<BreakerPolicy>) -> UpstreamBuilder<R, L, D, W, H> {
-        let Self { name, limits, topology, repeat, limiter, classify, page, headers, learned, found, .. } = self;
-        UpstreamBuilder {
-            name,
-            limits,
-            topology,
-            repeat,
-            limiter,
-            circuit,
-            policy,
-            classify,
-            page,
-            headers,
-            learned,
-            found,
-        }
+        let Self { mut said, limits, repeat, limiter, headers, .. } = self;
+        said.policy = policy;
+        UpstreamBuilder { said, limits, repeat, limiter, circuit, headers }
     }
 
     fn with_repeat<Q>(self, repeat: Q) -> UpstreamBuilder<Q, L, C, W, H> {
-        let Self { name, limits, topology, limiter, circuit, policy, classify, page, headers, learned, found, .. } =
-            self;
-        UpstreamBuilder {
-            name,
-            limits,
-            topology,
-            repeat,
-            limiter,
-            circuit,
-            policy,
-            classify,
-            page,
-            headers,
-            learned,
-            found,
-        }
+        let Self { said, limits, limiter, circuit, headers, .. } = self;
+        UpstreamBuilder { said, limits, repeat, limiter, circuit, headers }
     }
 }
 
@@ -363,7 +301,7 @@ impl<R: Repeat, L: Section, C: Section, W, H> UpstreamBuilder<R, L, C, W, H> {
         for finding in report.findings() {
             tracing::warn!(
                 target: "tower_upstream",
-                upstream = &*self.name,
+                upstream = &*self.said.name,
                 finding = finding.id().as_str(),
                 set = finding.set(),
                 "{}", finding.inequality()
@@ -371,18 +309,18 @@ impl<R: Repeat, L: Section, C: Section, W, H> UpstreamBuilder<R, L, C, W, H> {
         }
         let parts = Parts {
             recorder: Arc::new(Recorder::new()),
-            limiter: self.limiter.part(&self.name),
-            circuit: self.circuit.part(&self.name),
+            limiter: self.limiter.part(&self.said.name),
+            circuit: self.circuit.part(&self.said.name),
         };
         let limits = self.limits.limits().clone();
         let repeat = self.repeat.clone().within(limits.timeouts.total);
         let set = Set {
-            name: self.name.clone(),
+            name: self.said.name.clone(),
             shared: Shared { parts, limits },
             repeat,
-            classify: self.classify.settings().clone(),
-            deferred: self.classify.clone().deferred().settings().clone(),
-            page: self.page.clone(),
+            classify: self.said.classify.settings().clone(),
+            deferred: self.said.classify.clone().deferred().settings().clone(),
+            page: self.said.page.clone(),
             mode: Mode::Usual,
         };
         let steering = Arc::new(Steering::new(set));

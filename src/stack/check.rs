@@ -31,18 +31,18 @@ pub(super) struct Checked {
 pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Checked {
     let told = builder.limits.limits().timeouts;
     let timeouts = usable(&told);
-    let mut found = builder.found.clone();
-    name(&builder.name, &mut found);
+    let mut found = builder.said.found.clone();
+    name(&builder.said.name, &mut found);
     if let Some(retry) = builder.repeat.layer() {
         self::retry(retry, &timeouts, &mut found);
     }
-    if let Some(policy) = &builder.policy {
+    if let Some(policy) = &builder.said.policy {
         circuit(policy, &timeouts, &mut found);
     }
     if let Some(bounds) = builder.limiter.bounds() {
         limiter(bounds, &mut found);
     }
-    let settings = builder.classify.settings();
+    let settings = builder.said.classify.settings();
     classify(settings.hold(), settings.statuses(), &timeouts, &mut found);
     if !settings.tells() {
         let problem = "no layer of the stack would log a failure, nor add `Proxy-Status`";
@@ -59,7 +59,7 @@ pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamB
 
 /// What is declared of the surroundings, with the stack's own numbers.
 pub(super) fn topology<R: Repeat, L, C, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Topology {
-    let mut topology = builder.topology.clone();
+    let mut topology = builder.said.topology.clone();
     if let Some(idle) = builder.limits.pool() {
         // a topology that was given after it does not know of it
         topology = topology.pool_idle(idle);

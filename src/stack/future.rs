@@ -5,26 +5,22 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
-use tracing::span::Entered;
 
 use super::body::UpstreamBody;
-use super::core::Core;
-use super::note::Note;
+use super::course::Course;
 use super::parts::Parts;
-use super::repeat::{Care, Repeat, Repeats, Rounds};
+use super::repeat::{Repeat, Rounds};
 use super::waiting::ask;
 use crate::cause::{self, Failure, is_local};
-use crate::classify::{First, Settings, Stage, first_look, is_plain_head, refused_head, scene_of};
-use crate::engine::{
-    Abandon, Border, Call, Held, Limits, Open, Outcome, Part, Refusal, Shown, Waited, come_back, disarm, leave,
-};
+use crate::classify::{First, Stage, first_look, is_plain_head, refused_head, scene_of};
+use crate::engine::{Abandon, Outcome, Part, Shown, Waited, come_back, disarm, leave};
 use crate::retry::{Way, drain};
 use crate::timeout::Watch;
 
@@ -36,13 +32,13 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct UpstreamFuture<S, B, Y: Way<S, B>, R: Repeat, L: Part, C: Part, T, Q: Rounds<T>> {
         #[pin]
-        run: Run<Y::Future, S, B, Y::Body, Q::Rest>,
+        pub(super) run: Run<Y::Future, S, B, Y::Body, Q::Rest>,
         // made when the first poll finds no answer, and left where it is
         #[pin]
-        timer: Option<Sleep>,
-        course: Course<R, L, C, T>,
-        watch: Watch,
-        round: Q,
+        pub(super) timer: Option<Sleep>,
+        pub(super) course: Course<R, L, C, T>,
+        pub(super) watch: Watch,
+        pub(super) round: Q,
     }
 }
 
@@ -68,23 +64,6 @@ pin_project! {
 pub(super) type Made<S, B, Y, T, Q> =
     Run<<Y as Way<S, B>>::Future, S, B, <Y as Way<S, B>>::Body, <Q as Rounds<T>>::Rest>;
 
-/// Who makes the first attempt; no closure, whose arguments would be copied once more.
-pub(super) trait Make<S, B, Y: Way<S, B>, T, Q: Rounds<T>> {
-    fn make(self, request: Request<B>) -> Made<S, B, Y, T, Q>;
-
-    /// It is not asked to make one.
-    fn unused(self, unused: Unused);
-}
-
-/// Why nobody calls the service that was asked.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Unused {
-    /// All attempts are made by others.
-    Elsewhere,
-    /// There is no attempt.
-    Never,
-}
-
 impl<F, S, B, X, A> Run<F, S, B, X, A> {
     /// The service will never be ready.
     #[cold]
@@ -105,183 +84,12 @@ pub(super) struct Asking<S, B> {
     request: Request<B>,
 }
 
-/// A call that is under way, and what is kept of its request.
-struct Course<R: Repeat, L: Part, C: Part, T> {
-    open: Open<Held<Core<R, L, C, T>>>,
-    note: Option<Box<Note>>,
-}
-
-impl<R: Repeat, L: Part, C: Part, T> Drop for Course<R, L, C, T> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(note) = self.note.take() {
-            self.left(note);
-        }
-    }
-}
-
-impl<R: Repeat, L: Part, C: Part, T> Course<R, L, C, T> {
-    #[cold]
-    fn left(&self, mut note: Box<Note>) {
-        self.settings().left(&mut note.ask);
-        note.shelve();
-    }
-
-    /// Does a part of the first attempt's work, until what it returns is dropped.
-    #[inline(always)]
-    fn enter(&self) -> Option<Entered<'_>> {
-        self.note.as_ref()?.span.0.enter()
-    }
-
-    /// Tells the span how its attempt was answered.
-    #[inline(always)]
-    fn ended<B>(&self, answer: &Response<B>) {
-        if let Some(note) = &self.note {
-            note.span.0.ended::<_, Failure>(Ok(answer));
-        }
-    }
-
-    #[inline(always)]
-    fn settings(&self) -> &Settings {
-        &self.open.shared.set.classify
-    }
-
-    /// The record with the stack's name for its upstream, where nobody further in has one.
-    fn named(&self, failure: Failure) -> Failure {
-        match failure.upstream() {
-            Some(_) => failure,
-            None => failure.into_builder().upstream(self.open.shared.set.name.clone()).build(),
-        }
-    }
-
-    /// The page in place of an answer of ours, where there is one.
-    #[cold]
-    fn paged<B>(&self, note: &mut Note, answer: &mut Response<B>) -> Option<Bytes> {
-        let page = self.open.shared.set.page.as_ref()?;
-        let wish = note.wish.take()?;
-        let failure = if is_local(answer.extensions()) { Failure::of(answer)?.clone() } else { return None };
-        Some(page.write(&wish, &failure, answer, SystemTime::now()))
-    }
-
-    fn note(&mut self) -> Box<Note> {
-        self.note.take().expect(POLLED_AGAIN)
-    }
-}
-
-const POLLED_AGAIN: &str = "a future is not polled after it was ready";
+pub(super) const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
 type CallResult<S, B, Y> = Result<Response<<Y as Way<S, B>>::Body>, <Y as Way<S, B>>::Error>;
 type Answer<S, B, Y, R, L, C, T, Q> =
     Response<UpstreamBody<<Y as Way<S, B>>::Body, <Q as Rounds<T>>::Body, R, L, C, T>>;
 type Answered<S, B, Y, R, L, C, T, Q> = Poll<Result<Answer<S, B, Y, R, L, C, T, Q>, Infallible>>;
-
-impl<S, B, Y, R, L, C, T, Q> UpstreamFuture<S, B, Y, R, L, C, T, Q>
-where
-    Y: Way<S, B>,
-    R: Repeat,
-    L: Part,
-    C: Part,
-    Q: Rounds<T>,
-{
-    /// Begins a call.
-    #[inline(always)]
-    pub(super) fn begin<W, O>(
-        core: Held<Core<R, L, C, T>>,
-        mut request: Request<O>,
-        make: impl Make<S, B, Y, T, Q>,
-    ) -> Self
-    where
-        T: Repeats<O, Y, Round = Q>,
-        W: Border<T::Body, Body = B>,
-    {
-        let mut call = Call::new(Instant::now());
-        let set = &core.set;
-        let watch = set.shared.limits.begin(&mut call, &mut request);
-        let mut note = Note::of(&request, set.page.as_ref());
-        let mut ticket = None;
-        let mut refusal = set.shared.limits.refuse(&call);
-        let mut extent = Care::Bare;
-        if refusal.is_none() {
-            match set.care(call.now) {
-                Ok(usual) => extent = usual,
-                Err(closed) => refusal = Some(closed),
-            }
-        }
-        if refusal.is_none() {
-            match set.shared.parts.enter(&call, extent) {
-                Ok(entered) => ticket = Some(entered),
-                Err(refused) => refusal = Some(refused),
-            }
-        }
-        // a budget hears of no call that is not let in
-        let repeated = if refusal.is_none() { extent } else { Care::Refusal };
-        if refusal.is_none() {
-            T::open(&request, &mut note.span);
-        }
-        let begun = core.repeat.begin(&request, call.now, call.deadline, repeated);
-        let mut course = Course { open: Open::new(core, call), note: Some(note) };
-        if let Some(ticket) = ticket {
-            course.open.hold(ticket);
-        }
-        if refusal.is_none() && extent == Care::Full {
-            if T::hedges(&begun) {
-                make.unused(Unused::Elsewhere);
-                return Self::apart(course, watch, begun, request);
-            }
-            let admitted = course.open.held(Parts::attempt);
-            refusal = admitted.and_then(Result::err);
-        }
-        if let Some(refusal) = refusal {
-            make.unused(Unused::Never);
-            return Self::refused(course, watch, begun, request.into_body(), refusal);
-        }
-        let mut round = None;
-        // in one step: a request is large
-        let request = request.map(|body| {
-            let (kept, body) = course.open.shared.repeat.with(begun, body);
-            round = Some(kept);
-            course.open.body::<W, _>(body)
-        });
-        let Some(round) = round else { unreachable!("the body was mapped") };
-        let entered = course.enter();
-        let run = make.make(request);
-        drop(entered);
-        Self { run, timer: None, course, watch, round }
-    }
-
-    /// A call that is answered here.
-    #[cold]
-    fn refused<O>(mut course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, body: O, refusal: Refusal) -> Self
-    where
-        T: Repeats<O, Y, Round = Q>,
-    {
-        if !course.open.is_held() {
-            course.open.shared.set.shared.parts.refused(&refusal);
-        }
-        let (round, _) = course.open.shared.repeat.with(begun, body);
-        if let Some(note) = &mut course.note {
-            note.span.failed(refusal.failure());
-            note.refusal = Some(refusal);
-        }
-        Self { run: Run::Refused, timer: None, course, watch, round }
-    }
-
-    /// A call whose attempts are all made elsewhere.
-    #[cold]
-    fn apart<O>(course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, request: Request<O>) -> Self
-    where
-        T: Repeats<O, Y, Round = Q>,
-    {
-        let (mut parts, body) = request.into_parts();
-        if let Some(deadline) = course.open.call.deadline {
-            parts.extensions.insert(deadline);
-        }
-        let repeat = &course.open.shared.repeat;
-        let (mut round, body) = repeat.with(begun, body);
-        let rest = repeat.apart(&mut round, Request::from_parts(parts, body));
-        Self { run: Run::Rest { rest }, timer: None, course, watch, round }
-    }
-}
 
 impl<S, B, Y, R, L, C, T, Q> Future for UpstreamFuture<S, B, Y, R, L, C, T, Q>
 where

@@ -181,14 +181,14 @@ impl UpstreamHandle {
         builder: &UpstreamBuilder<R, L, C, W, H>,
     ) -> Self {
         let shared = Shared {
-            name: builder.name.clone(),
+            name: builder.said.name.clone(),
             steer: Arc::new(Steered::<R, L, C>(steering.clone())),
             topology: check::topology(builder),
             recorder: steering.set().1.shared.parts.recorder.clone(),
             circuit: builder.circuit.circuit(),
             limit: Mutex::new(builder.limiter.limit()),
             budget: builder.repeat.layer().map(|layer| layer.settings().budget.clone()),
-            learned: builder.learned.clone(),
+            learned: builder.said.learned.clone(),
             changes: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }

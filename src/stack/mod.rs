@@ -11,7 +11,7 @@
 //! | 4 | [`RetryLayer`](crate::retry::RetryLayer) with its budget | [`without_retry`](UpstreamBuilder::without_retry) |
 //! | 5 | the circuit ([`CircuitBreakerLayer`](crate::breaker::CircuitBreakerLayer)), for each attempt | [`without_circuit`](UpstreamBuilder::without_circuit) |
 //! | 6 | [`TimeoutLayer`](crate::timeout::TimeoutLayer), for each attempt | |
-//! | 7 | a deferred [`ClassifyLayer`](crate::ClassifyLayer): what breaks before the first byte can still be repeated | |
+//! | 7 | a deferred [`ClassifyLayer`](crate::ClassifyLayer): errors and unsafe heads are judged before the retry decides | |
 //! | 8 | [`ForwardLayer`](crate::forward::ForwardLayer) | not asking for [`headers`](UpstreamBuilder::headers) |
 //!
 //! The service never errs; its body is `Default` and `From<Bytes>`. It is always ready: a call waits for the inner service in
@@ -62,12 +62,14 @@
 // a stack's type says what it is made of, and is never written down
 #![allow(clippy::type_complexity)]
 
+mod begin;
 mod body;
 mod builder;
 mod check;
 #[cfg(feature = "serde")]
 mod config;
 mod core;
+mod course;
 mod ext;
 mod future;
 mod handle;
@@ -91,7 +93,8 @@ use http_body::Body;
 use tower_layer::{Identity, Layer};
 use tower_service::Service;
 
-use self::future::{Made, Make, Run, Unused};
+use self::begin::{Make, Unused};
+use self::future::{Made, Run};
 use self::steering::{Origin, Steering};
 use crate::breaker::Breaker;
 use crate::engine::{Border, Handle, Held, Part, Watched};

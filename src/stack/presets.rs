@@ -110,7 +110,7 @@ mod tests {
             let pauses = format!("{} to {}", shown(Some(retry.policy.base)), shown(Some(retry.policy.max)));
             assert_eq!(cell("pauses", column), pauses);
             assert_eq!(cell("hedging", column), if retry.hedging.is_some() { "p95" } else { "none" });
-            let circuit = builder.policy.expect("a circuit");
+            let circuit = builder.said.policy.expect("a circuit");
             assert_eq!(cell("window", column), shown(Some(circuit.window)));
             let pauses = format!("{} to {}", shown(Some(circuit.pause)), shown(Some(circuit.longest)));
             assert_eq!(cell("open", column), pauses);

@@ -30,7 +30,7 @@ impl Root {
             builder = builder.retry(layer);
         }
         if let Some(circuit) = self.circuit {
-            let policy = circuit.over(builder.policy.unwrap_or_default(), &mut found);
+            let policy = circuit.over(builder.said.policy.unwrap_or_default(), &mut found);
             builder = builder.circuit(policy);
         }
         if let Some(limiter) = self.limiter {
@@ -48,7 +48,7 @@ impl Root {
         if let Some(page) = self.error_page {
             builder = builder.error_page(page.page(&mut found));
         }
-        builder.found.extend(found.0);
+        builder.said.found.extend(found.0);
         builder
     }
 }

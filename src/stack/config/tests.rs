@@ -87,7 +87,7 @@ const WHOLE: &str = r#"
 #[test]
 fn everything_that_is_said_arrives() {
     let builder = toml(WHOLE).builder();
-    assert_eq!(&*builder.name, "payments");
+    assert_eq!(&*builder.said.name, "payments");
     let limits = builder.limits.limits().timeouts;
     assert_eq!((limits.head, limits.attempt, limits.total), (Some(ms(1500)), Some(ms(2000)), Some(ms(8000))));
     assert_eq!((limits.body_idle, limits.absolute), (Some(ms(90_000)), None));
@@ -96,13 +96,13 @@ fn everything_that_is_said_arrives() {
     assert_eq!((retry.policy.patience, retry.body_cap), (ms(5000), 64 * 1024));
     assert!(retry.policy.trusts_keys && retry.policy.repeats_too_many);
     assert!(retry.hedging.as_ref().is_some_and(|hedging| hedging.fixed().is_none()));
-    let circuit = builder.policy.unwrap();
+    let circuit = builder.said.policy.unwrap();
     assert_eq!((circuit.consecutive, circuit.ratio.as_per_mille(), circuit.least), (3, 250, 50));
     assert_eq!((circuit.window, circuit.pause, circuit.longest), (ms(30_000), ms(2000), ms(20_000)));
     assert_eq!(circuit.probe, ms(3000));
     assert_eq!(circuit.slow.map(|(longer, share)| (longer, share.as_per_mille())), Some((ms(1000), 750)));
     assert_eq!(builder.limiter.limits(), (4, 64));
-    assert!(builder.page.is_some() && builder.found.is_empty());
+    assert!(builder.said.page.is_some() && builder.said.found.is_empty());
     assert!(builder.build().is_ok());
 }
 
@@ -140,10 +140,10 @@ fn what_is_not_said_is_the_presets() {
             (one.policy, one.body_cap, one.hedging.is_some()),
             (other.policy, other.body_cap, other.hedging.is_some())
         );
-        assert_eq!(format!("{:?}", read.policy), format!("{:?}", built.policy));
+        assert_eq!(format!("{:?}", read.said.policy), format!("{:?}", built.said.policy));
         assert_eq!(read.limiter.limits(), built.limiter.limits());
-        assert_eq!(read.topology, built.topology);
-        assert!(read.page.is_none());
+        assert_eq!(read.said.topology, built.said.topology);
+        assert!(read.said.page.is_none());
         assert!(read.build().is_ok());
     }
     let calm = toml("name = \"a\"\npreset = \"latency_critical\"\nretry.hedge = \"off\"").builder();
