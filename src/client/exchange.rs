@@ -3,7 +3,7 @@
 use std::future::{self, Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::pool::{Lease, SendBody};
 use super::proxy::Upstream;
-use super::sight::{looked, sight};
+use super::sight::{looked, seen, sight};
 use super::{Connect, Download, address, tunnel};
 use crate::body::{AnswerBody, Progress, Upload};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
@@ -103,7 +103,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<B>> {
         let this = self.project();
         if let (Some(exchange), Some(lease)) = (this.exchange.as_mut(), this.lease.as_ref()) {
-            let sent = ready!(looked(this.sent.poll(cx), || exchange.sight(lease.stamp())));
+            let polled = this.sent.poll(cx);
+            seen(&polled, || exchange.sight(lease.stamp()));
+            let Poll::Ready(sent) = polled else { return Poll::Pending };
             let Some(lease) = this.lease.take() else { return Poll::Pending };
             let request = match exchange.ended(sent, lease, 0) {
                 Ended::Answer(outcome) => return Poll::Ready(outcome),

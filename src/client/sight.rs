@@ -24,12 +24,19 @@ pub(super) async fn telling<F: Future>(phase: Phase, peer: Option<SocketAddr>, f
     .await
 }
 
-/// Polls for an answer; while there is none, tells what its connection has seen.
+/// What was polled for; while there is nothing, tells what its connection has seen.
+#[inline]
 pub(super) fn looked<T>(polled: Poll<T>, sight: impl FnOnce() -> Sight) -> Poll<T> {
+    seen(&polled, sight);
+    polled
+}
+
+/// The same of what is too large to be moved for it.
+#[inline]
+pub(super) fn seen<T>(polled: &Poll<T>, sight: impl FnOnce() -> Sight) {
     if polled.is_pending() {
         engine::tell(sight);
     }
-    polled
 }
 
 /// What a connection has seen of its request.

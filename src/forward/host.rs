@@ -80,7 +80,8 @@ fn field(parts: &request::Parts, seen: Fields) -> Result<Option<&HeaderValue>, A
     if headers.keys_len() != headers.len() && headers.get_all(&host).iter().nth(1).is_some() {
         return Err(Answer::bad_request("the request has two Host fields"));
     }
-    match headers.get(host) {
+    // as a rule it is the first: nearer than by its hash
+    match headers.iter().find(|(name, _)| *name == host).map(|(_, value)| value) {
         Some(value) if split(value.as_bytes()).is_some() => Ok(Some(value)),
         _ => Err(Answer::bad_request("the Host field is malformed")),
     }
