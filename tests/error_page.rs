@@ -3,6 +3,8 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/raw.rs"]
+mod raw;
 mod support;
 
 use std::convert::Infallible;
@@ -12,12 +14,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use raw::Raw;
 use support::{Upstream, Wire, ask, gateway, proxy};
-use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::body::AnswerBody;
 use tower_upstream::breaker::CircuitBreakerLayer;
@@ -226,44 +227,6 @@ async fn a_relayed_502_over_the_wire_is_the_upstreams() {
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback_service(gateway)).await });
     let answer = ask(address, request("GET", "/", "Accept: text/html\r\n")).await;
     assert_eq!((answer.status(), answer.text().as_str(), answer.get("vary")), (502, "its", None));
-}
-
-/// Messages as they are.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        into.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
 }
 
 #[tokio::test]

@@ -3,11 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use http::uri::PathAndQuery;
-use tonic::Status;
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::Evidence;
@@ -15,47 +13,10 @@ use tower_upstream::cause::Evidence;
 use crate::client::{ask, failed, url};
 use crate::frames::{REFUSED_STREAM, h2_upstream, reset};
 use crate::peer::{FullQueue, Peer, closed_port};
+use crate::raw::Raw;
 use crate::table::{Got, cause, check, no_connection, row};
 
 const A_LITTLE: Duration = Duration::from_millis(100);
-
-/// Messages as they are.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        into.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
-}
 
 fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint::try_from(url(address)).expect("a good target")

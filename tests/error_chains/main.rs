@@ -25,6 +25,8 @@ mod late;
 mod low_level;
 mod namespace;
 mod peer;
+#[path = "../support/raw.rs"]
+mod raw;
 mod resolver;
 mod reused;
 mod table;

@@ -8,6 +8,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/raw.rs"]
+mod raw;
+
 mod axum_apps;
 mod grpc;
 mod hyper_services;
