@@ -16,6 +16,10 @@ pub(crate) enum Does {
     Answers,
     /// Its future is pending once, so that timers are armed.
     Pends,
+    /// Its response's first frame comes two polls late.
+    IsLate,
+    /// It fails the first attempt of each call without having been sent the request.
+    FailsFirst,
     /// It failed until the circuit opened; every measured call is refused.
     Opened,
 }
@@ -47,12 +51,16 @@ pub(crate) static ADMISSION: Job = Job::new("admission", Ask::Get, Does::Answers
 pub(crate) static CLASSIFY: Job = Job::new("classification", Ask::Get, Does::Answers);
 pub(crate) static STACK: Job = Job::new("stack, GET", Ask::Get, Does::Answers);
 pub(crate) static STACK_PENDING: Job = Job::new("stack, GET, pending once", Ask::Get, Does::Pends);
+pub(crate) static STACK_LATE: Job = Job::new("stack, GET, first frame late", Ask::Get, Does::IsLate);
+pub(crate) static STACK_REPEATED: Job =
+    Job::new("stack, GET, first attempt fails and is repeated", Ask::Get, Does::FailsFirst);
 pub(crate) static STACK_POST: Job = Job::new("stack, POST not to be repeated", Ask::Post, Does::Answers);
 pub(crate) static STACK_POST_PENDING: Job = Job::new("stack, the same, pending once", Ask::Post, Does::Pends);
+pub(crate) static STACK_POST_LATE: Job = Job::new("stack, the same, first frame late", Ask::Post, Does::IsLate);
 pub(crate) static STACK_OPEN: Job = Job::new("stack, POST, circuit open", Ask::Post, Does::Opened);
 
 /// The rows of the table, in its order.
-pub(crate) static ALL: [&Job; 16] = [
+pub(crate) static ALL: [&Job; 19] = [
     &TIMEOUT,
     &TIMEOUT_PENDING,
     &BREAKER,
@@ -66,7 +74,10 @@ pub(crate) static ALL: [&Job; 16] = [
     &CLASSIFY,
     &STACK,
     &STACK_PENDING,
+    &STACK_LATE,
+    &STACK_REPEATED,
     &STACK_POST,
     &STACK_POST_PENDING,
+    &STACK_POST_LATE,
     &STACK_OPEN,
 ];

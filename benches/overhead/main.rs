@@ -1,10 +1,11 @@
 //! What a call costs beside tower and the next peer: `cargo bench --bench overhead [-- part of a job's name]`.
 //!
 //! Prints one markdown table. Every service is called in a loop around an upstream that is ready at once, with a request
-//! of eight fields; what the request and the bare upstream cost is subtracted. Instructions are counted by valgrind's
-//! callgrind: the program runs itself twice with loops of different lengths, and all that is not the calls cancels out.
-//! Without valgrind allocations and sizes alone are printed. The kernel's part of reading a clock is not counted, and the counter of
-//! allocations adds a few instructions to each of them. Circuits open by 2,000 failures before they are measured.
+//! of eight fields; the response has 12 bytes, and is read to its end as a server reads it. What the request and the bare
+//! upstream cost is subtracted. Instructions are counted by valgrind's callgrind: the program runs itself twice with loops
+//! of different lengths, and all that is not the calls cancels out. Without valgrind allocations and sizes alone are
+//! printed. The kernel's part of reading a clock is not counted, and the counter of allocations adds a few instructions to
+//! each of them. Circuits open by 2,000 failures before they are measured.
 //!
 //! The peers live in a crate of their own, `benches/peers`, so that their dependencies are none of ours.
 

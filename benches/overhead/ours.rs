@@ -3,19 +3,21 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use tower::{Layer, ServiceBuilder};
 use tower_service::Service;
 use tower_upstream::admission::AdmissionLayer;
-use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer};
+use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, Ratio};
 use tower_upstream::limit::LimitLayer;
-use tower_upstream::retry::{RetryLayer, RetryOverride, RetryPolicy};
+
+use tower_upstream::retry::{RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure, UpstreamLayer};
 
 use crate::job;
 use crate::row::Row;
-use crate::upstream::{Body, Down, IsDown, Upstream};
+use crate::upstream::{Body, Down, IsDown, Page, Upstream};
 
 const WHO: &str = "tower-upstream";
 const WHOLE: &str = "`UpstreamLayer`";
@@ -52,8 +54,11 @@ fn stack() -> Vec<Row> {
     vec![
         Row::new(WHO, &job::STACK, layered::<Infallible>),
         Row::new(WHO, &job::STACK_PENDING, layered::<Infallible>),
+        Row::new(WHO, &job::STACK_LATE, layered::<Infallible>),
+        Row::new(WHO, &job::STACK_REPEATED, layered_repeating),
         Row::dressed(WHO, &job::STACK_POST, not_again, layered::<Infallible>),
         Row::dressed(WHO, &job::STACK_POST_PENDING, not_again, layered::<Infallible>),
+        Row::dressed(WHO, &job::STACK_POST_LATE, not_again, layered::<Infallible>),
         Row::dressed(WHO, &job::STACK_OPEN, not_again, layered::<Failure>),
     ]
 }
@@ -63,18 +68,26 @@ fn whole() -> Vec<Row> {
     vec![
         Row::new(WHOLE, &job::STACK, fused),
         Row::new(WHOLE, &job::STACK_PENDING, fused),
+        Row::new(WHOLE, &job::STACK_LATE, fused),
+        Row::new(WHOLE, &job::STACK_REPEATED, fused_repeating),
         Row::dressed(WHOLE, &job::STACK_POST, not_again, fused),
         Row::dressed(WHOLE, &job::STACK_POST_PENDING, not_again, fused),
+        Row::dressed(WHOLE, &job::STACK_POST_LATE, not_again, fused),
         Row::dressed(WHOLE, &job::STACK_OPEN, not_again, fused),
     ]
 }
+
+/// A response body that the bench can read to its end.
+trait ResponseBody: http_body::Body<Data = Bytes> {}
+
+impl<B: http_body::Body<Data = Bytes>> ResponseBody for B {}
 
 type Bare = Upstream<IsDown>;
 /// Retry stands around what cannot err.
 type Told = Upstream<Infallible>;
 
 impl Down for Failure {
-    fn down() -> Result<Response<Body>, Self> {
+    fn down() -> Result<Response<Page>, Self> {
         Err(Failure::new(BadGatewayCause::ConnectionRefused))
     }
 }
@@ -84,33 +97,66 @@ fn not_again(request: &mut Request<Body>) {
     request.extensions_mut().insert(RetryOverride::none());
 }
 
-fn timeout(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl Sized>> {
+fn timeout(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
     TimeoutLayer::new(Timeouts::new().head(LIMIT)).layer(upstream)
 }
 
 fn breaker() -> CircuitBreakerLayer {
-    CircuitBreakerLayer::new("bench").policy(BreakerPolicy::new().pause(PAUSE).longest_pause(PAUSE))
+    CircuitBreakerLayer::new("bench").policy(stays_open())
 }
 
-fn retry_off(upstream: Told) -> impl Service<Request<Body>, Response = Response<impl Sized>> {
+fn stays_open() -> BreakerPolicy {
+    BreakerPolicy::new().pause(PAUSE).longest_pause(PAUSE)
+}
+
+/// A policy that half of all attempts failing does not open.
+fn stays_closed() -> BreakerPolicy {
+    BreakerPolicy::new().ratio(Ratio::per_mille(1000), 20)
+}
+
+fn retry_off(upstream: Told) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
     RetryLayer::new().policy(RetryPolicy::new().attempts(1)).layer(upstream)
 }
 
-fn layered<E>(upstream: Upstream<E>) -> impl Service<Request<Body>, Response = Response<impl Sized>>
+fn layered<E>(upstream: Upstream<E>) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>>
+where
+    E: Down + tower_upstream::retry::Told + Into<tower::BoxError> + 'static,
+{
+    layers_with(RetryLayer::new(), breaker(), upstream)
+}
+
+/// The same where every call needs a retry, which no share of the traffic pays for.
+fn layered_repeating(
+    upstream: Upstream<Failure>,
+) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
+    let breaker = CircuitBreakerLayer::new("bench").policy(stays_closed());
+    layers_with(RetryLayer::new().budget(RetryBudget::unlimited()), breaker, upstream)
+}
+
+fn layers_with<E>(
+    retry: RetryLayer,
+    breaker: CircuitBreakerLayer,
+    upstream: Upstream<E>,
+) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>>
 where
     E: Down + tower_upstream::retry::Told + Into<tower::BoxError> + 'static,
 {
     ServiceBuilder::new()
         .layer(ClassifyLayer::new())
         .layer(LimitLayer::new())
-        .layer(RetryLayer::new().total(LIMIT))
-        .layer(breaker())
+        .layer(retry.total(LIMIT))
+        .layer(breaker)
         .layer(TimeoutLayer::new(Timeouts::new().head(LIMIT)).untouched())
         .service(upstream)
 }
 
-fn fused(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl Sized>> {
-    let circuit = BreakerPolicy::new().pause(PAUSE).longest_pause(PAUSE);
-    let layer = UpstreamLayer::builder("bench").circuit(circuit).untouched().build().expect("it fits");
+fn fused(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
+    let layer = UpstreamLayer::builder("bench").circuit(stays_open()).untouched().build().expect("it fits");
     layer.layer(upstream)
+}
+
+/// The same where every call needs a retry.
+fn fused_repeating(upstream: Upstream<Failure>) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
+    let builder = UpstreamLayer::builder("bench").circuit(stays_closed()).budget(RetryBudget::unlimited());
+    builder.untouched().build().expect("it fits").layer(upstream)
 }

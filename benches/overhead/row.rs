@@ -1,9 +1,10 @@
 //! One cell of the table: a service under measurement beside the bare upstream.
 
 use std::hint::black_box;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use http::{Request, Response};
 use tower_service::Service;
 
@@ -46,7 +47,7 @@ impl Row {
     where
         E: Down + 'static,
         S: Service<Request<Body>, Response = Response<B>> + 'static,
-        B: 'static,
+        B: http_body::Body<Data = Bytes> + 'static,
     {
         Self::dressed(who, job, |_| (), build)
     }
@@ -61,7 +62,7 @@ impl Row {
     where
         E: Down + 'static,
         S: Service<Request<Body>, Response = Response<B>> + 'static,
-        B: 'static,
+        B: http_body::Body<Data = Bytes> + 'static,
     {
         let template = || Template::new(job.ask);
         let calls = Box::new(Subject { service: build(Upstream::new()), template: template(), dress });
@@ -75,7 +76,6 @@ impl Row {
             now(Now::Fails);
             self.calls.calls(FAILURES);
         }
-        now(if self.job.does == Does::Pends { Now::Pends } else { Now::Answers });
         self.calls(WARM);
         self.bare(WARM);
     }
@@ -86,12 +86,21 @@ impl Row {
     ///
     /// When they do not all end as the job says.
     pub(crate) fn calls(&mut self, n: u32) {
+        now(match self.job.does {
+            Does::Answers | Does::Opened => Now::Answers,
+            Does::Pends => Now::Pends,
+            Does::IsLate => Now::IsLate,
+            Does::FailsFirst => Now::Alternates,
+        });
         let passed = if self.job.does == Does::Opened { 0 } else { n };
         assert_eq!(self.calls.calls(n), passed, "{}, {}: calls answered", self.who, self.job.name);
     }
 
-    /// So many calls of the bare upstream.
+    /// So many calls of the bare upstream; a call that is repeated is one.
     pub(crate) fn bare(&mut self, n: u32) {
+        if self.job.does == Does::FailsFirst {
+            now(Now::Answers);
+        }
         self.bare.calls(n);
     }
 
@@ -104,6 +113,7 @@ impl Row {
 impl<S, B> Calls for Subject<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
+    B: http_body::Body<Data = Bytes>,
 {
     fn calls(&mut self, n: u32) -> u32 {
         let mut answered = 0;
@@ -123,13 +133,14 @@ where
     }
 }
 
-/// One call to its end; whether it was answered well.
+/// One call to the end of its response body; whether it was answered well.
 // no closures here, and the answer stays where it is: what the harness moves it would count
 #[inline(always)]
 #[allow(clippy::inline_always)]
 fn one<S, B>(service: &mut S, request: Request<Body>) -> bool
 where
     S: Service<Request<Body>, Response = Response<B>>,
+    B: http_body::Body<Data = Bytes>,
 {
     let mut cx = Context::from_waker(Waker::noop());
     if !is_ready(service, &mut cx) {
@@ -138,10 +149,30 @@ where
     let mut call = pin!(service.call(request));
     for _ in 0..PATIENCE {
         if let Poll::Ready(answer) = call.as_mut().poll(&mut cx) {
-            return matches!(&black_box(answer), Ok(answer) if answer.status().is_success());
+            let Ok(answer) = black_box(answer) else { return false };
+            let good = answer.status().is_success();
+            return is_whole(pin!(answer.into_body()), &mut cx) && good;
         }
     }
     panic!("it never answers");
+}
+
+/// Reads a response body as servers do; whether it ended without an error.
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+fn is_whole<B: http_body::Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> bool {
+    for _ in 0..PATIENCE {
+        if body.is_end_stream() {
+            return true;
+        }
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(frame)) if frame.is_err() => return false,
+            Poll::Ready(Some(frame)) => drop(black_box(frame)),
+            Poll::Ready(None) => return true,
+            Poll::Pending => {}
+        }
+    }
+    panic!("the body never ends");
 }
 
 #[inline(always)]

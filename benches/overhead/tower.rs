@@ -16,7 +16,7 @@ use tower_service::Service;
 
 use crate::job;
 use crate::row::Row;
-use crate::upstream::{Body, BoxError, Upstream};
+use crate::upstream::{Body, BoxError, Page, Upstream};
 
 const WHO: &str = "tower 0.5";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -32,14 +32,16 @@ pub(crate) fn rows() -> Vec<Row> {
         Row::new(WHO, &job::RETRY_OFF, |upstream: Bare| RetryLayer::new(Attempts::new(0)).layer(upstream)),
         Row::new(WHO, &job::STACK, stack),
         Row::new(WHO, &job::STACK_PENDING, stack),
+        Row::new(WHO, &job::STACK_LATE, stack),
         Row::new(WHO, &job::STACK_POST, stack),
         Row::new(WHO, &job::STACK_POST_PENDING, stack),
+        Row::new(WHO, &job::STACK_POST_LATE, stack),
     ]
 }
 
 type Bare = Upstream<BoxError>;
 type Asked = Request<Body>;
-type Answered = Response<Body>;
+type Answered = Response<Page>;
 
 fn timeout(upstream: Bare) -> impl Service<Asked, Response = Answered> {
     TimeoutLayer::new(LIMIT).layer(upstream)

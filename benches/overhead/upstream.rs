@@ -1,4 +1,4 @@
-//! The trivial upstream below every stack, and the request to it.
+//! The trivial upstream below every stack, its response body, and the request to it.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -10,11 +10,13 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use tower_service::Service;
 
 use crate::job::Ask;
 
+/// The request body.
 pub(crate) type Body = Full<Bytes>;
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -23,11 +25,55 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) enum Now {
     Answers,
     Pends,
+    /// The response body's first frame is there at its third poll. The stack polls twice at once, so a late frame
+    /// of one poll would arm no timer.
+    IsLate,
     Fails,
+    /// Every other call fails, the first among them.
+    Alternates,
+}
+
+/// A response body of 12 bytes in one frame.
+#[derive(Default)]
+pub(crate) struct Page {
+    bytes: Bytes,
+    late: u8,
+}
+
+impl http_body::Body for Page {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    #[inline]
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.late > 0 {
+            self.late -= 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    #[inline]
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.len() as u64)
+    }
+}
+
+#[inline]
+fn page(late: u8) -> Response<Page> {
+    Response::new(Page { bytes: Bytes::from_static(b"twelve bytes"), late })
 }
 
 thread_local! {
     static NOW: Cell<Now> = const { Cell::new(Now::Answers) };
+    static FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Makes the upstream do this.
@@ -37,7 +83,7 @@ pub(crate) fn now(does: Now) {
 
 /// How a stack's error type is told that the upstream is down.
 pub(crate) trait Down: Sized {
-    fn down() -> Result<Response<Body>, Self>;
+    fn down() -> Result<Response<Page>, Self>;
 }
 
 /// The error of an upstream that is down.
@@ -53,21 +99,21 @@ impl fmt::Display for IsDown {
 impl std::error::Error for IsDown {}
 
 impl Down for IsDown {
-    fn down() -> Result<Response<Body>, Self> {
+    fn down() -> Result<Response<Page>, Self> {
         Err(Self)
     }
 }
 
 impl Down for BoxError {
-    fn down() -> Result<Response<Body>, Self> {
+    fn down() -> Result<Response<Page>, Self> {
         Err(Box::new(IsDown))
     }
 }
 
 /// What stands where nothing can err says it with a status.
 impl Down for Infallible {
-    fn down() -> Result<Response<Body>, Self> {
-        let mut answer = Response::new(Body::default());
+    fn down() -> Result<Response<Page>, Self> {
+        let mut answer = page(0);
         *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
         Ok(answer)
     }
@@ -92,24 +138,27 @@ impl<E> Clone for Upstream<E> {
 pub(crate) struct Answer<E>(Now, PhantomData<fn() -> E>);
 
 impl<E: Down> Future for Answer<E> {
-    type Output = Result<Response<Body>, E>;
+    type Output = Result<Response<Page>, E>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.0 {
-            Now::Answers => Poll::Ready(Ok(Response::new(Body::default()))),
+            Now::Answers => Poll::Ready(Ok(page(0))),
+            Now::IsLate => Poll::Ready(Ok(page(2))),
             Now::Fails => Poll::Ready(E::down()),
             Now::Pends => {
                 self.0 = Now::Answers;
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
+            Now::Alternates if FAILED.replace(!FAILED.get()) => Poll::Ready(Ok(page(0))),
+            Now::Alternates => Poll::Ready(E::down()),
         }
     }
 }
 
 impl<E: Down, B> Service<Request<B>> for Upstream<E> {
-    type Response = Response<Body>;
+    type Response = Response<Page>;
     type Error = E;
     type Future = Answer<E>;
 

@@ -26,7 +26,7 @@ use tower_resilience_timelimiter::TimeLimiterLayer;
 use tower_service::Service;
 
 use row::Row;
-use upstream::{Body, IsDown, Upstream};
+use upstream::{Body, IsDown, Page, Upstream};
 
 const WHO: &str = "tower-resilience 0.14";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_secs(3600);
 
 type Bare = Upstream<IsDown>;
 type Asked = Request<Body>;
-type Answered = Response<Body>;
+type Answered = Response<Page>;
 
 fn rows() -> Vec<Row> {
     vec![
@@ -51,8 +51,10 @@ fn rows() -> Vec<Row> {
         Row::new(WHO, &job::RETRY_OFF, |upstream: Bare| retry(1).layer(upstream)),
         Row::new(WHO, &job::STACK, stack),
         Row::new(WHO, &job::STACK_PENDING, stack),
+        Row::new(WHO, &job::STACK_LATE, stack),
         Row::new(WHO, &job::STACK_POST, stack),
         Row::new(WHO, &job::STACK_POST_PENDING, stack),
+        Row::new(WHO, &job::STACK_POST_LATE, stack),
         Row::new(WHO, &job::STACK_OPEN, stack),
     ]
 }
