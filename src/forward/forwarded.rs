@@ -12,18 +12,20 @@ static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host"
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Which fields are written, and whether what the caller sent of them counts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Stamp {
     pub(super) trust: Trust,
     pub(super) fields: ForwardedFields,
+    /// Fields that a layer before the gateway sets or removes on every request.
+    pub(super) kept: Vec<HeaderName>,
 }
 
 impl Stamp {
     /// Writes the fields over, or behind, what is there.
-    pub(super) fn put(self, headers: &mut HeaderMap, seen: Fields, caller: &Caller, authority: Option<&HeaderValue>) {
+    pub(super) fn put(&self, headers: &mut HeaderMap, seen: Fields, caller: &Caller, authority: Option<&HeaderValue>) {
         let kept = match self.trust {
             Trust::Nobody => {
-                seen.among(Fields::ORIGIN).remove_from(headers);
+                seen.among(Fields::ORIGIN).remove_except(&self.kept, headers);
                 Fields::NONE
             }
             Trust::Caller => {
@@ -154,7 +156,12 @@ pub(super) mod tests {
         let mut parts = head("GET", "/", received);
         let seen = Fields::of(&parts.headers);
         let authority = HeaderValue::from_static("example.com:8080");
-        Stamp { trust, fields }.put(&mut parts.headers, seen, caller, Some(&authority));
+        Stamp { trust, fields, kept: vec![HeaderName::from_static("x-forwarded-user")] }.put(
+            &mut parts.headers,
+            seen,
+            caller,
+            Some(&authority),
+        );
         lines(&parts.headers)
     }
 
@@ -162,7 +169,7 @@ pub(super) mod tests {
         Caller::new(Some("2001:db8::17".parse().unwrap()), Scheme::Https)
     }
 
-    const SPOOFED: [(&str, &str); 11] = [
+    const SPOOFED: [(&str, &str); 16] = [
         ("forwarded", "for=10.0.0.1"),
         ("x-forwarded-for", "10.0.0.1"),
         ("x-forwarded-for", "10.0.0.2"),
@@ -174,6 +181,11 @@ pub(super) mod tests {
         ("x-forwarded-ssl", "on"),
         ("x-real-ip", "10.0.0.1"),
         ("x_forwarded_for", "10.0.0.1"),
+        ("x-forwarded-email", "admin@internal"),
+        ("x-forwarded-client-cert", "Subject=\"CN=admin\""),
+        ("x-original-url", "/admin"),
+        ("x-client-ip", "10.0.0.1"),
+        ("x_forwarded_user", "admin"),
     ];
 
     const X: [&str; 3] =
@@ -223,6 +235,12 @@ pub(super) mod tests {
         assert_eq!(kept.len(), 7);
         let unknown = stamped(Trust::Caller, ForwardedFields::XForwarded, &Caller::unknown(), &received[1..2]);
         assert_eq!(unknown[0], "x-forwarded-for: 192.0.2.43, unknown");
+    }
+
+    #[test]
+    fn a_field_that_a_layer_before_us_vouches_for_is_kept() {
+        let received = [("x-forwarded-user", "ann"), ("x_forwarded_user", "admin"), ("x-forwarded-email", "admin")];
+        assert_eq!(stamped(Trust::Nobody, ForwardedFields::None, &caller(), &received), ["x-forwarded-user: ann"]);
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl Options {
 /// These are the ones that `Connection` names, and `Connection`, `Keep-Alive`, `Proxy-Connection`, `TE`,
 /// `Transfer-Encoding`, `Upgrade`, `HTTP2-Settings` and the `Proxy-*` fields of authentication, named or
 /// not (RFC 9110 sections 7.6.1 and 11.7). What says how long a message is, whom it is for and which way it came is
-/// for everyone, and stays even if named: `Host`, `Content-Length`, `Max-Forwards`, `Via`, the `Forwarded` family.
+/// for everyone, and stays even if named: `Host`, `Content-Length`, `Max-Forwards`, `Via`, the
+/// [fields of origin](super#fields-of-origin).
+/// `Proxy` goes too, in which CGI programs find the proxy of their own requests.
 /// `Content-Length` goes where `Transfer-Encoding` overrides it (RFC 9112 section 6.3).
 ///
 /// ```

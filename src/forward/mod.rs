@@ -16,12 +16,29 @@
 //! | `Trailer` | stays | stays | RFC 9110 section 6.6.2 |
 //! | `Upgrade` | stays in HTTP/1.1 where `Connection` names it, unless it would tunnel HTTP or TLS | stays in a 101 to what was asked for | RFC 9110 section 7.8 |
 //! | `Via` | ours is added; a loop if it was there, or more than 64 were | stays: a gateway may leave its own out, and so it costs nothing | RFC 9110 section 7.6.3 |
-//! | `Forwarded`, `X-Forwarded-*`, `X-Real-IP` | overwritten, or added to for a trusted caller ([`Trust`]) | | RFC 7239 |
+//! | `Forwarded`, `X-Forwarded-*` and other [fields of origin](#fields-of-origin) | removed or overwritten; for a trusted caller ([`Trust`]) kept or added to | | RFC 7239 section 8.1 |
+//! | `Proxy` | removed | removed | CVE-2016-5385 |
 //! | more than 4,096 different fields | 431 | | RFC 6585 section 5 |
 //!
 //! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
 //! has to believe are added after [`Rules::request`], or the caller's `Connection` is dealt with first, by
 //! [`strip_hop_by_hop`].
+//!
+//! # Fields of origin
+//!
+//! By these fields gateways tell an upstream where a request came from, how it came, and who sent it. A client that is no
+//! gateway of ours can only pretend in them, so by default ([`Trust::Nobody`]) none of them passes:
+//!
+//! | tells | fields |
+//! |---|---|
+//! | address, host, scheme and path of the first request | `Forwarded*`, `X-Forwarded*`, `X-Real-*`, `X-Original-*`, `X-Originating-IP`, `X-Rewrite-URL`, `X-Replaced-Path`, `X-Scheme`, `X-URL-Scheme`, `Front-End-Https`, `X-Client-` with `Addr`, `Address`, `Host`, `IP`, `Port`, `Proto` or `Scheme`, `Client-IP`, `True-Client-IP`, `CF-Connecting-IP`, `CF-Connecting-IPv6`, `CF-Pseudo-IPv4`, `Fastly-Client-IP`, `Fly-Client-IP`, `X-Cluster-Client-IP`, `X-Appengine-User-IP`, `X-Azure-ClientIP`, `X-Azure-SocketIP`, `X-Envoy-External-Address`, `X-Envoy-Internal`, `X-Envoy-IP-Tags`, `X-Envoy-Original-*` |
+//! | the client's certificate | `Client-Cert*` (RFC 9440), `SSL-Client-*`, `X-SSL*`, `X-Client-` with `Cert`, `Certificate`, `DN`, `I-DN`, `Issuer`, `S-DN`, `Serial`, `SSL`, `Subject`, `TLS`, `Verified` or `Verify`, `X-ARR-ClientCert`, `X-ARR-SSL`, `X-Amzn-Mtls-*` |
+//! | the user or service | `Remote-*`, `X-Remote-*`, `X-Auth-Request-*`, `X-Authenticated-*`, `X-Consumer-*`, `X-WebAuth-*`, `X-Amzn-Oidc-*`, `CF-Access-Authenticated-User-*`, `X-Goog-Authenticated-User-*`, `X-MS-Client-Principal*`, `X-Envoy-Downstream-Service-*`, `X-Envoy-Peer-Metadata*` |
+//!
+//! Each name stands also for all that continue it after a dash. CGI, WSGI and Rack read other punctuation as they read dashes:
+//! names such as `X_Forwarded_For` pass from nobody, also not from a trusted caller. [`Rules::keep_field`] lets a field pass
+//! that a layer before the gateway sets. Any other field passes: what only your own upstreams believe, and
+//! `X-HTTP-Method-Override` and its kin, which let a GET do what a POST does, are yours to remove.
 //!
 //! ```
 //! use tower_upstream::forward::{Caller, Rules, Scheme};
@@ -59,7 +76,7 @@ mod via;
 use std::error::Error;
 use std::fmt;
 
-use http::{HeaderValue, Method, StatusCode, header, request, response};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 
 pub use self::answer::{Answer, Rejection};
 pub use self::caller::{Caller, Scheme};
@@ -97,7 +114,7 @@ impl Error for InvalidName {}
 /// Whose word counts on where a request came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// What the caller says in the `Forwarded` family is removed or overwritten.
+    /// What the caller says in the [fields of origin](self#fields-of-origin) is removed or overwritten.
     #[default]
     Nobody,
     /// The caller is a gateway of ours.
@@ -137,6 +154,7 @@ pub enum ForwardedFields {
 /// | [`trust`](Self::trust) | [`Trust::Nobody`] |
 /// | [`host`](Self::host) | [`HostPolicy::Preserve`] |
 /// | [`fields`](Self::fields) | [`ForwardedFields::XForwarded`] |
+/// | [`keep_field`](Self::keep_field) | none |
 ///
 /// A clone counts references of its own: clone the rules once a thread or connection, not once a request.
 #[derive(Clone, Debug)]
@@ -170,8 +188,7 @@ impl Rules {
     ///
     /// The name is no token (RFC 9110 section 7.6.3).
     pub fn new(name: &str) -> Result<Self, InvalidName> {
-        let stamp = Stamp { trust: Trust::default(), fields: ForwardedFields::default() };
-        Ok(Self { pseudonym: Pseudonym::new(name)?, host: HostPolicy::default(), stamp })
+        Ok(Self { pseudonym: Pseudonym::new(name)?, host: HostPolicy::default(), stamp: Stamp::default() })
     }
 
     /// Whose word counts on where a request came from (default: nobody's).
@@ -189,6 +206,15 @@ impl Rules {
     /// Which fields tell where a request came from (default: the three `X-Forwarded-*`).
     pub const fn fields(mut self, fields: ForwardedFields) -> Self {
         self.stamp.fields = fields;
+        self
+    }
+
+    /// Passes a field on that [`Trust::Nobody`] would remove, such as `x-forwarded-user` (default: none).
+    ///
+    /// For what a layer before the gateway sets: it has to set or remove the field on *every* request, or the client sets
+    /// it. `Forwarded` and `X-Forwarded-For`, `-Host` and `-Proto` go by [`trust`](Self::trust) alone.
+    pub fn keep_field(mut self, name: HeaderName) -> Self {
+        self.stamp.kept.push(name);
         self
     }
 
