@@ -25,17 +25,19 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use support::{Gateway, Socket, Upstream, Wire, app, ask, proxy, short, soon, until};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
-use tokio_rustls::rustls::{ServerConfig, crypto};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, crypto};
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::client::{Http, ReverseProxy, TcpConnector, TlsConnector};
+use tower_upstream::client::{Connector, Http, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::{HostPolicy, Rules};
 
 /// What the upstream saw of a request: its head line by line, then its body.
@@ -273,6 +275,24 @@ async fn http_2_is_spoken_where_tls_negotiates_it() {
 async fn http_1_is_spoken_where_tls_negotiates_it_or_nothing() {
     speaks_by_alpn(&[b"http/1.1"], "HTTP/1.1").await;
     speaks_by_alpn(&[], "HTTP/1.1").await;
+}
+
+#[tokio::test]
+async fn a_tls_connector_of_another_crate_speaks_it_over_ours() {
+    let (upstream, pem) = tls_app(&[]).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let tls = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
+    let connector = Connector::new(tls.wrap_connector(TcpConnector::new().enforce_http(false))).assume_tls();
+    let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
+    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).stamped_connector(connector);
+    let gateway = Gateway::start(builder).await;
+    assert_eq!(ask(gateway.address, "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "hello");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Any connector, stamped and limited in time.
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,9 +13,26 @@ use tower_service::Service;
 
 use super::interim::Interim;
 use super::sight::telling;
-use super::{BoxError, Stamped};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use super::{BoxError, Stamped, TcpConnector};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 use crate::classify::Stamp;
+
+/// Marks a connection as TLS, among the extras of [`Connected`](hyper_util::client::legacy::connect::Connected).
+///
+/// [`TlsConnector`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.TlsConnector.html) marks its
+/// connections; a TLS connector of your own does so with
+/// [`Connected::extra`](hyper_util::client::legacy::connect::Connected::extra), or is declared by
+/// [`Connector::assume_tls`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TlsInfo;
+
+impl TlsInfo {
+    /// The connection is TLS.
+    pub const fn new() -> Self {
+        Self
+    }
+}
 
 /// Wraps any connector: its connections carry a [`Stamp`], its errors are [`Failure`]s.
 ///
@@ -25,6 +43,10 @@ use crate::classify::Stamp;
 /// |---|---|
 /// | [`timeout`](Self::timeout) over all that the inner connector does | none: set where the inner one has none |
 /// | [`max_interim`](Self::max_interim) 1xx heads before an answer | 64 |
+///
+/// For a target whose scheme is `https`, nothing is sent on a connection that is not known to be TLS: by [`TlsInfo`], or by
+/// [`assume_tls`](Self::assume_tls) for connectors that do not say so, such as hyper-rustls and hyper-tls. Any other
+/// connection is closed, and the failure is [`InvalidTarget`](crate::BadGatewayCause::InvalidTarget).
 ///
 /// [`TcpConnector`](super::TcpConnector) and [`TlsConnector`](super::TlsConnector) limit name, connect
 /// and TLS apart; around `HttpConnector`, hyper-rustls or a Unix socket connector, `timeout` is one
@@ -43,12 +65,13 @@ pub struct Connector<C> {
     inner: C,
     timeout: Option<Duration>,
     max_interim: u32,
+    assume_tls: bool,
 }
 
 impl<C> Connector<C> {
     /// Wraps `inner`.
     pub fn new(inner: C) -> Self {
-        Self { inner, timeout: None, max_interim: 64 }
+        Self { inner, timeout: None, max_interim: 64, assume_tls: false }
     }
 
     /// Limits name, connect and TLS together (default: none).
@@ -64,6 +87,54 @@ impl<C> Connector<C> {
         self.max_interim = heads;
         self
     }
+
+    /// States that the inner connector speaks TLS to every `https` target (default: its connections say so by [`TlsInfo`]).
+    ///
+    /// This is not checked: where it is not so, requests go out in clear.
+    ///
+    /// ```
+    /// use hyper_util::client::legacy::connect::HttpConnector;
+    /// use tower_upstream::client::Connector;
+    ///
+    /// fn over_tls(https: hyper_rustls::HttpsConnector<HttpConnector>) -> Connector<hyper_rustls::HttpsConnector<HttpConnector>> {
+    ///     Connector::new(https).assume_tls()
+    /// }
+    /// ```
+    pub fn assume_tls(mut self) -> Self {
+        self.assume_tls = true;
+        self
+    }
+
+    /// Whether no connection of it can be TLS, as far as that is known before one is made.
+    pub(super) fn is_plain(&self) -> bool
+    where
+        C: 'static,
+    {
+        !self.assume_tls && (&self.inner as &dyn Any).is::<TcpConnector>()
+    }
+}
+
+/// Whether a target's scheme asks for TLS.
+pub(super) fn wants_tls(target: &Uri) -> bool {
+    // a scheme that was not parsed as part of a URI keeps its case
+    let tls = |scheme: &str| ["https", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    target.scheme_str().is_some_and(tls)
+}
+
+/// What to do about a target whose scheme is `https` and a connection that is not TLS.
+pub(super) const NOT_TLS: &str = if cfg!(feature = "rustls") {
+    "an https target over a connection that is not TLS: connect by TlsConnector, or declare a TLS connector with Connector::assume_tls"
+} else {
+    "an https target over a connection that is not TLS: enable the feature `rustls`, or declare a TLS connector with Connector::assume_tls"
+};
+
+/// Refuses to send in clear what was asked for over TLS.
+pub(super) fn not_tls() -> Failure {
+    Failure::builder(BadGatewayCause::InvalidTarget)
+        .phase(Phase::Gateway)
+        .replay(Replay::NotSent, Evidence::LocalRefusal)
+        .detail(Detail::Text(NOT_TLS))
+        .build()
 }
 
 impl<C> Service<Uri> for Connector<C>
@@ -83,6 +154,7 @@ where
 
     fn call(&mut self, target: Uri) -> Self::Future {
         let (limit, max_interim) = (self.timeout, self.max_interim);
+        let needs_tls_info = !self.assume_tls && wants_tls(&target);
         // an inner connector of ours tells more exactly, and is heard first
         let dial = telling(Phase::Connect, None, self.inner.call(target));
         Box::pin(async move {
@@ -100,6 +172,9 @@ where
             let io = dialed.map_err(|error| Failure::connecting(error.into(), None))?;
             let mut extras = Extensions::new();
             io.connected().get_extras(&mut extras);
+            if needs_tls_info && extras.get::<TlsInfo>().is_none() {
+                return Err(not_tls());
+            }
             let stamp = Stamp::new(extras.get::<HttpInfo>().map(HttpInfo::remote_addr));
             Ok(Stamped::new(io, stamp, Interim::new(max_interim)))
         })

@@ -39,7 +39,7 @@ mod tls;
 mod tunnel;
 
 pub use self::capture::{Capture, CaptureFuture, CaptureLayer};
-pub use self::connector::Connector;
+pub use self::connector::{Connector, TlsInfo};
 pub use self::download::Download;
 pub use self::policy::AddressPolicy;
 pub use self::pool::{Connect, SendBody};

@@ -12,6 +12,7 @@ use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
+use super::connector::{NOT_TLS, wants_tls};
 use super::pool::{Limits, Pool};
 use super::{BoxError, Connect, Connector, Download, Target, TcpConnector, exchange};
 use crate::body::AnswerBody;
@@ -171,6 +172,10 @@ pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<AnswerB
 /// | [`upload_idle_timeout`](Self::upload_idle_timeout) once the answer is complete | 30 s |
 /// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 3 s, less if the upstream says so in `Keep-Alive` |
 /// | [`connector`](Self::connector) | [`TcpConnector`], under [`TlsConnector`](super::TlsConnector) with feature `rustls` |
+///
+/// What is meant for an `https` target is never sent in clear: without TLS each request fails as
+/// [`InvalidTarget`](crate::BadGatewayCause::InvalidTarget) before anything is sent, and [`build`](Self::build) logs an error
+/// where it can tell.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ReverseProxyBuilder<C = DefaultConnector> {
@@ -245,6 +250,9 @@ impl<C> ReverseProxyBuilder<C> {
     }
 
     /// Connects by a connector of your own.
+    ///
+    /// For an `https` target it has to mark its connections as TLS ([`TlsInfo`](super::TlsInfo)), or be declared by
+    /// [`Connector::assume_tls`].
     pub fn connector<D>(self, connector: D) -> ReverseProxyBuilder<D> {
         self.stamped_connector(Connector::new(connector))
     }
@@ -256,9 +264,18 @@ impl<C> ReverseProxyBuilder<C> {
     }
 
     /// The service, for requests with body `B`. Clones share one pool.
-    pub fn build<B>(self) -> ReverseProxy<C, B> {
+    ///
+    /// Logs an error if the target's scheme is `https` and the connector is a [`TcpConnector`] alone: every request would
+    /// fail.
+    pub fn build<B>(self) -> ReverseProxy<C, B>
+    where
+        C: 'static,
+    {
         let Self { name, target, rules, http, upload_idle, limits, connector } = self;
         let name = name.unwrap_or_else(|| target.authority().as_str().into());
+        if wants_tls(&target.uri()) && connector.is_plain() {
+            tracing::error!(target: "tower_upstream", upstream = &*name, "{NOT_TLS}");
+        }
         let pool = Pool::new(target.uri(), http, connector, limits);
         let upstream = Upstream { name, host: target.host(), target, rules, upload_idle, pool };
         ReverseProxy { upstream: Arc::new(upstream), caller: Arc::new(Caller::unknown()) }

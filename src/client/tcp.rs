@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::connector::{not_tls, wants_tls};
 use super::sight::telling;
 use super::{AddressPolicy, BoxError};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
@@ -34,7 +35,8 @@ const MAX_ADDRESSES: usize = 16;
 ///
 /// IPv6 and IPv4 addresses take turns, each next one starting when the last failed or after 250 ms
 /// (RFC 8305); at most 16 are tried. Its error is a [`Failure`] whose replay is proven: no connection
-/// was had. The resolver is any `Service<Name>`, as hyper-util's `HttpConnector` takes.
+/// was had. A target whose scheme is `https` is an [`InvalidTarget`](BadGatewayCause::InvalidTarget), unless it stands
+/// under TLS ([`enforce_http`](Self::enforce_http)). The resolver is any `Service<Name>`, as hyper-util's `HttpConnector` takes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -51,6 +53,7 @@ pub struct TcpConnector<R = GaiResolver> {
     dns_timeout: Duration,
     connect_timeout: Duration,
     policy: AddressPolicy,
+    enforce_http: bool,
 }
 
 impl Default for TcpConnector {
@@ -70,7 +73,8 @@ impl<R> TcpConnector<R> {
     /// Resolves by a resolver of your own.
     pub fn with_resolver(resolver: R) -> Self {
         let second = Duration::from_secs(1);
-        Self { resolver, dns_timeout: second, connect_timeout: second, policy: AddressPolicy::allow_all() }
+        let policy = AddressPolicy::allow_all();
+        Self { resolver, dns_timeout: second, connect_timeout: second, policy, enforce_http: true }
     }
 
     /// Limits the resolution (default 1 s).
@@ -88,6 +92,17 @@ impl<R> TcpConnector<R> {
     /// Which addresses may be connected to (default: all).
     pub fn policy(mut self, policy: AddressPolicy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// Whether targets whose scheme is `https` are refused (default: yes), as by hyper-util's `HttpConnector`.
+    ///
+    /// Its connections are plain. Set it to `false` under a connector that speaks TLS over this one and hands targets on as
+    /// they are, such as hyper-rustls'.
+    /// [`TlsConnector`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.TlsConnector.html) needs no such
+    /// setting.
+    pub fn enforce_http(mut self, enforce: bool) -> Self {
+        self.enforce_http = enforce;
         self
     }
 }
@@ -113,6 +128,9 @@ where
         let clone = self.clone();
         let mut this = std::mem::replace(self, clone);
         Box::pin(async move {
+            if this.enforce_http && wants_tls(&target) {
+                return Err(not_tls());
+            }
             let (host, port) = host_and_port(&target)?;
             let addresses = match host.parse::<IpAddr>() {
                 Ok(address) => VecDeque::from([SocketAddr::new(address, port)]),
@@ -163,11 +181,7 @@ where
 
 fn host_and_port(target: &Uri) -> Result<(&str, u16), Failure> {
     let host = target.host().filter(|host| !host.is_empty()).ok_or_else(|| invalid_target("the target has no host"))?;
-    let port = match (target.port_u16(), target.scheme_str()) {
-        (Some(port), _) => port,
-        (None, Some("https" | "wss")) => 443,
-        (None, _) => 80,
-    };
+    let port = target.port_u16().unwrap_or(if wants_tls(target) { 443 } else { 80 });
     Ok((host.trim_start_matches('[').trim_end_matches(']'), port))
 }
 
@@ -294,6 +308,23 @@ mod tests {
         assert_eq!(failure.cause(), BadGatewayCause::TargetProhibited);
         assert_eq!(failure.replay(), Replay::NotSent);
         assert_eq!(failure.peer().unwrap().port(), 80);
+    }
+
+    #[tokio::test]
+    async fn a_target_over_tls_is_refused_before_its_name_is_resolved() {
+        let never = || service_fn(|_: Name| async { Err::<std::vec::IntoIter<_>, _>(io::Error::other("resolved")) });
+        for target in ["https://x.test", "HTTPS://x.test", "wss://x.test:80"] {
+            let failure = TcpConnector::with_resolver(never()).oneshot(target.parse().unwrap()).await.unwrap_err();
+            assert_eq!(
+                (failure.cause(), failure.replay()),
+                (BadGatewayCause::InvalidTarget, Replay::NotSent),
+                "{target}"
+            );
+            assert!(failure.detail().unwrap().to_string().contains("TlsConnector"));
+            let under_tls = TcpConnector::with_resolver(never()).enforce_http(false);
+            let failure = under_tls.oneshot(target.parse().unwrap()).await.unwrap_err();
+            assert_eq!(failure.cause(), BadGatewayCause::DnsFailure, "{target}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::uri::{PathAndQuery, Scheme};
 use http::{Extensions, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpInfo};
@@ -19,8 +20,9 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::BoxError;
+use super::connector::wants_tls;
 use super::sight::telling;
+use super::{BoxError, TlsInfo};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 
 /// Speaks TLS where the target's scheme is `https`, and hands other connections on as they are.
@@ -30,6 +32,9 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 /// | roots | the platform's ([`new`](Self::new)), or given ([`with_roots`](Self::with_roots)) |
 /// | [`timeout`](Self::timeout) of the handshake | 2 s |
 /// | ALPN | `h2` (with feature `http2`) and `http/1.1`, as in the configuration given |
+///
+/// The inner connector is asked for a plain connection, as `http://host:port`; its connections' own marks stay, and
+/// [`TlsInfo`] is added.
 ///
 /// ```
 /// use tower_upstream::client::{TcpConnector, TlsConnector};
@@ -122,6 +127,13 @@ fn config(roots: RootCertStore) -> ClientConfig {
     config
 }
 
+/// The same host and port without TLS, which is what the inner connector opens.
+fn without_tls(target: &Uri) -> Option<Uri> {
+    let authority = format!("{}:{}", target.host()?, target.port_u16().unwrap_or(443));
+    let path = target.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build().ok()
+}
+
 impl<C: fmt::Debug> fmt::Debug for TlsConnector<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsConnector")
@@ -148,10 +160,11 @@ where
 
     fn call(&mut self, target: Uri) -> Self::Future {
         let (tls, limit) = (self.tls.clone(), self.timeout);
-        let secure = target.scheme_str() == Some("https");
+        let secure = wants_tls(&target);
         let host = target.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(host).map(|name| name.to_owned());
-        let dial = self.inner.call(target);
+        let plain = if secure { without_tls(&target) } else { None };
+        let dial = self.inner.call(plain.unwrap_or(target));
         Box::pin(async move {
             let io = if secure {
                 let name = name.map_err(|error| {
@@ -202,6 +215,7 @@ impl<T: Connection + Read + Write + Unpin> Connection for MaybeTls<T> {
             Kind::Tls(stream) => {
                 let (io, session) = stream.inner().get_ref();
                 let connected = io.inner().connected();
+                let connected = connected.extra(TlsInfo);
                 if session.alpn_protocol() == Some(b"h2") { connected.negotiated_h2() } else { connected }
             }
         }

@@ -34,7 +34,7 @@ where
     C: Service<Uri> + Clone,
     Connector<C>: Connect + Clone,
 {
-    Client::builder(TokioExecutor::new()).timer(TokioTimer::new()).build(Connector::new(connector))
+    Client::builder(TokioExecutor::new()).timer(TokioTimer::new()).build(Connector::new(connector).assume_tls())
 }
 
 pub fn url(address: SocketAddr) -> String {

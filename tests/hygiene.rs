@@ -1,0 +1,188 @@
+//! What goes out: nothing in clear that was asked for over TLS, nothing unbounded that others wrote.
+
+// helpers fail their test
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use http::{Request, Uri};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connect, Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{Gateway, Socket, Upstream, ask, soon, until};
+use tokio::net::TcpStream;
+use tower::service_fn;
+use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector, TlsInfo};
+use tower_upstream::forward::Rules;
+use tower_upstream::{BadGatewayCause as Cause, Failure};
+
+/// What came to an upstream, and how many of its connections have ended.
+type Received = Arc<Mutex<(Vec<u8>, usize)>>;
+
+/// An upstream that answers whatever comes.
+async fn listening() -> (Upstream, Received) {
+    let received = Received::default();
+    let seen = received.clone();
+    let upstream = Upstream::scripted(move |mut wire, _| {
+        let seen = seen.clone();
+        async move {
+            while let Some(request) = wire.request().await {
+                seen.lock().unwrap().0.extend_from_slice(request.first.as_bytes());
+                wire.reply("in clear").await;
+            }
+            let rest = wire.bytes(1 << 16).await;
+            let mut seen = seen.lock().unwrap();
+            seen.0.extend(rest);
+            seen.1 += 1;
+        }
+    })
+    .await;
+    (upstream, received)
+}
+
+fn over_tls(upstream: &Upstream) -> ReverseProxyBuilder {
+    ReverseProxy::builder(format!("https://{}", upstream.address).parse().unwrap(), Rules::new("edge").unwrap())
+}
+
+const SECRET: &str = "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n\r\n";
+
+/// What an application would write in a hurry: TCP whatever the scheme.
+macro_rules! tcp {
+    ($upstream:expr) => {{
+        let to = $upstream.address;
+        service_fn(move |_: Uri| async move { TcpStream::connect(to).await.map(Socket::new) })
+    }};
+}
+
+#[tokio::test]
+async fn a_request_for_an_https_target_never_goes_out_over_a_tcp_connector() {
+    let (upstream, received) = listening().await;
+    let gateway = Gateway::start(over_tls(&upstream).connector(TcpConnector::new())).await;
+    let answer = ask(gateway.address, SECRET).await;
+    assert_eq!((answer.status(), answer.error()), (500, Some("proxy_configuration_error")));
+    let failures = gateway.seen.failures();
+    assert_eq!(failures[0].cause(), Cause::InvalidTarget);
+    let why = failures[0].detail().unwrap().to_string();
+    assert!(why.contains("TlsConnector") && why.contains("assume_tls"), "{why}");
+    assert_eq!((upstream.accepted(), received.lock().unwrap().0.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn no_byte_is_written_to_a_connection_that_does_not_say_that_it_is_tls() {
+    let (upstream, received) = listening().await;
+    let gateway = Gateway::start(over_tls(&upstream).connector(tcp!(upstream))).await;
+    let answer = ask(gateway.address, SECRET).await;
+    assert_eq!((answer.status(), gateway.seen.take()), (500, vec![Cause::InvalidTarget]));
+    // also where it stands under TLS by its own setting, and there is none
+    let under_nothing = TcpConnector::new().enforce_http(false);
+    let gateway = Gateway::start(over_tls(&upstream).connector(under_nothing)).await;
+    assert_eq!((ask(gateway.address, SECRET).await.status(), gateway.seen.take()), (500, vec![Cause::InvalidTarget]));
+    until("both connections end", || received.lock().unwrap().1 == 2).await;
+    assert_eq!(received.lock().unwrap().0.len(), 0);
+}
+
+/// What a client of hyper-util's says of a request to this upstream over TLS.
+async fn refused_by<C: Connect + Clone + Send + Sync + 'static>(connector: C, upstream: &Upstream) -> Cause {
+    let client = Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
+    let target = format!("https://{}/", upstream.address);
+    let request = Request::get(target).header("authorization", "Bearer secret").body(Body::empty()).unwrap();
+    Failure::from_error(soon(client.request(request)).await.unwrap_err()).cause()
+}
+
+#[tokio::test]
+async fn hyper_utils_client_sends_nothing_in_clear_either() {
+    let (upstream, received) = listening().await;
+    assert_eq!(refused_by(Connector::new(TcpConnector::new()), &upstream).await, Cause::InvalidTarget);
+    assert_eq!(refused_by(Connector::new(tcp!(upstream)), &upstream).await, Cause::InvalidTarget);
+    until("the connection ends", || received.lock().unwrap().1 == 1).await;
+    assert_eq!(received.lock().unwrap().0.len(), 0);
+}
+
+/// A connection that is marked as TLS.
+struct Marked(TokioIo<TcpStream>);
+
+impl Connection for Marked {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(TlsInfo::new())
+    }
+}
+
+impl Read for Marked {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl Write for Marked {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_connector_that_is_marked_or_declared_as_tls_is_believed() {
+    let (upstream, _) = listening().await;
+    let to = upstream.address;
+    let marked =
+        service_fn(move |_: Uri| async move { TcpStream::connect(to).await.map(|tcp| Marked(TokioIo::new(tcp))) });
+    let gateway = Gateway::start(over_tls(&upstream).connector(marked)).await;
+    assert_eq!(ask(gateway.address, SECRET).await.status(), 200);
+    let declared = Connector::new(tcp!(upstream)).assume_tls();
+    let gateway = Gateway::start(over_tls(&upstream).stamped_connector(declared)).await;
+    assert_eq!(ask(gateway.address, SECRET).await.status(), 200);
+}
+
+/// What is logged while the guard lives.
+struct Log(Arc<Mutex<Vec<u8>>>, #[allow(dead_code)] tracing::subscriber::DefaultGuard);
+
+impl Log {
+    fn new() -> Self {
+        #[derive(Clone)]
+        struct Writer(Arc<Mutex<Vec<u8>>>);
+        impl io::Write for Writer {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let writer = Writer(lines.clone());
+        let log =
+            tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone()).finish();
+        Self(lines, tracing::subscriber::set_default(log))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_cannot_speak_tls_to_its_https_target_says_so_as_it_is_built() {
+    let (upstream, _) = listening().await;
+    let log = Log::new();
+    drop(over_tls(&upstream).build::<Body>());
+    drop(over_tls(&upstream).stamped_connector(Connector::new(TcpConnector::new()).assume_tls()).build::<Body>());
+    assert_eq!(log.text(), "");
+    drop(over_tls(&upstream).connector(TcpConnector::new()).build::<Body>());
+    let line = log.text();
+    assert!(line.starts_with("ERROR") && line.contains("TlsConnector"), "{line}");
+}
