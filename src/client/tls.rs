@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use http::{Extensions, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpInfo};
 use hyper_util::rt::TokioIo;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -32,6 +33,16 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
 /// | roots | the platform's ([`new`](Self::new)), or given ([`with_roots`](Self::with_roots)) |
 /// | [`timeout`](Self::timeout) of the handshake | 2 s |
 /// | ALPN | `h2` (with feature `http2`) and `http/1.1`, as in the configuration given |
+/// | cryptography | the process's [`CryptoProvider`], else ring's with feature `ring`; or as in the configuration given |
+///
+/// With neither provider, [`with_roots`](Self::with_roots) is an error, and each connection to an `https` target fails as
+/// [`InvalidTarget`](BadGatewayCause::InvalidTarget). Install one as the process starts:
+/// [`CryptoProvider::install_default`].
+///
+/// The certificate's chain, its names and dates are verified. Its revocation is not: no CRL or OCSP is asked for; a
+/// configuration of your own ([`with_config`](Self::with_config)) can hold a verifier that does. The platform's roots are
+/// found by rustls-native-certs, which reads the environment: where `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, it takes the
+/// place of the platform's.
 ///
 /// The inner connector is asked for a plain connection, as `http://host:port`; its connections' own marks stay, and
 /// [`TlsInfo`] is added.
@@ -51,29 +62,62 @@ pub struct TlsConnector<C> {
 }
 
 /// Read once a process, by the first connection that needs them: many proxies never speak TLS.
-static PLATFORM: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+static PLATFORM: Mutex<Option<Arc<ClientConfig>>> = Mutex::new(None);
+
+/// The platform's roots. What fails is tried again: a provider may be installed later.
+fn platform() -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut platform = PLATFORM.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(config) = &*platform {
+        return Ok(config.clone());
+    }
+    let provider = provider()?;
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
         tracing::warn!(target: "tower_upstream", %error, "a platform root certificate was left out");
     }
     roots.add_parsable_certificates(found.certs);
-    config(roots).into()
-});
+    Ok(platform.insert(config(roots, provider)?.into()).clone())
+}
 
-/// A PEM file without a certificate that can be read.
+/// The process's provider, else ring's where that is compiled in.
+fn provider() -> Result<Arc<CryptoProvider>, rustls::Error> {
+    let installed = CryptoProvider::get_default().cloned();
+    #[cfg(feature = "ring")]
+    let installed = installed.or_else(|| Some(rustls::crypto::ring::default_provider().into()));
+    installed.ok_or_else(|| rustls::Error::General(NO_PROVIDER.to_owned()))
+}
+
+const NO_PROVIDER: &str = "rustls has no CryptoProvider: enable the feature `ring`, or call `CryptoProvider::install_default` as the process starts";
+
+/// A PEM file without a certificate that can be read, or no cryptography to verify with.
 #[derive(Debug)]
-pub struct InvalidRoots(Option<rustls::pki_types::pem::Error>);
+pub struct InvalidRoots(Reason);
+
+#[derive(Debug)]
+enum Reason {
+    Empty,
+    Pem(rustls::pki_types::pem::Error),
+    Tls(rustls::Error),
+}
 
 impl fmt::Display for InvalidRoots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no certificate in PEM form")
+        match &self.0 {
+            Reason::Empty | Reason::Pem(_) => f.write_str("no certificate in PEM form"),
+            Reason::Tls(rustls::Error::General(why)) => f.write_str(why),
+            Reason::Tls(_) => f.write_str("no TLS version that the CryptoProvider supports"),
+        }
     }
 }
 
 impl std::error::Error for InvalidRoots {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.as_ref().map(|error| error as &(dyn std::error::Error + 'static))
+        match &self.0 {
+            Reason::Empty => None,
+            Reason::Pem(error) => Some(error),
+            Reason::Tls(error) => Some(error),
+        }
     }
 }
 
@@ -88,17 +132,19 @@ impl<C> TlsConnector<C> {
     /// Trusts the certificates of a PEM file, and no others.
     ///
     /// # Errors
-    /// [`InvalidRoots`] where `pem` holds no certificate, or one that cannot be read.
+    /// [`InvalidRoots`] where `pem` holds no certificate, or one that cannot be read; also where there is no
+    /// [`CryptoProvider`].
     pub fn with_roots(inner: C, pem: &[u8]) -> Result<Self, InvalidRoots> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| InvalidRoots(Some(error)))?;
-            roots.add(certificate).map_err(|_| InvalidRoots(None))?;
+            let certificate = certificate.map_err(|error| InvalidRoots(Reason::Pem(error)))?;
+            roots.add(certificate).map_err(|_| InvalidRoots(Reason::Empty))?;
         }
         if roots.is_empty() {
-            return Err(InvalidRoots(None));
+            return Err(InvalidRoots(Reason::Empty));
         }
-        Ok(Self::with_config(inner, config(roots)))
+        let config = provider().and_then(|provider| config(roots, provider));
+        Ok(Self::with_config(inner, config.map_err(|error| InvalidRoots(Reason::Tls(error)))?))
     }
 
     /// Uses a configuration of your own: client certificates, ALPN, provider.
@@ -113,18 +159,16 @@ impl<C> TlsConnector<C> {
     }
 }
 
-fn config(roots: RootCertStore) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+fn config(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring's provider supports the default versions")
+        .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     if cfg!(feature = "http2") {
         config.alpn_protocols.insert(0, b"h2".to_vec());
     }
-    config
+    Ok(config)
 }
 
 /// The same host and port without TLS, which is what the inner connector opens.
@@ -132,6 +176,14 @@ fn without_tls(target: &Uri) -> Option<Uri> {
     let authority = format!("{}:{}", target.host()?, target.port_u16().unwrap_or(443));
     let path = target.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build().ok()
+}
+
+fn refused(why: &'static str, source: impl Into<BoxError>) -> Failure {
+    Failure::builder(BadGatewayCause::InvalidTarget)
+        .replay(Replay::NotSent, Evidence::LocalRefusal)
+        .detail(Detail::Text(why))
+        .source(source)
+        .build()
 }
 
 impl<C: fmt::Debug> fmt::Debug for TlsConnector<C> {
@@ -167,14 +219,12 @@ where
         let dial = self.inner.call(plain.unwrap_or(target));
         Box::pin(async move {
             let io = if secure {
-                let name = name.map_err(|error| {
-                    let failure = Failure::builder(BadGatewayCause::InvalidTarget)
-                        .replay(Replay::NotSent, Evidence::LocalRefusal)
-                        .detail(Detail::Text("the host is no TLS server name"));
-                    failure.source(error).build()
-                })?;
+                let name = name.map_err(|error| refused("the host is no TLS server name", error))?;
                 let io = dial.await.map_err(Into::into)?;
-                let tls = tls.unwrap_or_else(|| tokio_rustls::TlsConnector::from(PLATFORM.clone()));
+                let tls = match tls {
+                    Some(tls) => tls,
+                    None => platform().map_err(|error| refused(NO_PROVIDER, error))?.into(),
+                };
                 let mut extras = Extensions::new();
                 io.connected().get_extras(&mut extras);
                 let peer = extras.get::<HttpInfo>().map(HttpInfo::remote_addr);
