@@ -186,3 +186,16 @@ async fn a_proxy_that_cannot_speak_tls_to_its_https_target_says_so_as_it_is_buil
     let line = log.text();
     assert!(line.starts_with("ERROR") && line.contains("TlsConnector"), "{line}");
 }
+
+#[tokio::test]
+async fn a_request_that_would_leave_the_path_of_its_target_reaches_nobody() {
+    let (upstream, _) = listening().await;
+    let target = format!("http://{}/v2/public", upstream.address).parse().unwrap();
+    let gateway = Gateway::start(ReverseProxy::builder(target, Rules::new("edge").unwrap())).await;
+    for path in ["/../admin", "/%2e%2e/admin", "/..%2fadmin", "/a/..;/../admin"] {
+        let answer = ask(gateway.address, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert_eq!((answer.status(), answer.error()), (400, Some("http_request_error")), "{path}");
+    }
+    assert_eq!(upstream.accepted(), 0);
+    assert_eq!(ask(gateway.address, "GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
+}

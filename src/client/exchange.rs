@@ -20,7 +20,7 @@ use crate::body::{AnswerBody, Progress, Upload};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
-use crate::forward::{Caller, Rejection, UnaskedSwitch};
+use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
@@ -71,6 +71,10 @@ fn prepare<C, B: SendBody>(
             Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected)),
         })
     })?;
+    if !parts.uri.path_and_query().is_none_or(|path| upstream.target.confines(path)) {
+        let answer = Answer::bad_request("the path leaves that of the upstream");
+        return Err(Box::new(Ok(answer.rejects())));
+    }
     if address::rewrite(&upstream.target, parts).is_none() {
         return Err(Box::new(Err(upstream.refusal(BadGatewayCause::InvalidTarget))));
     }

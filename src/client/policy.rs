@@ -176,7 +176,7 @@ mod tests {
 
     /// The rows of IANA's registries (RFC 6890 and the RFCs that they name), and whether they are globally reachable.
     ///
-    /// Two rows are no yes or no: "N/A" is a no here, and 2002::/16 is what the IPv4 address in it is.
+    /// "N/A" counts as no. 6to4 and the well-known prefix of NAT64 are tested by the IPv4 addresses that they carry.
     const ROWS: [(&str, u8, bool); 50] = [
         ("0.0.0.0", 8, false),          // "this network", RFC 791 section 3.2
         ("0.0.0.0", 32, false),         // "this host on this network", RFC 1122 section 3.2.1.3

@@ -8,6 +8,11 @@ use http::{HeaderValue, Uri};
 
 /// An upstream's address: scheme, authority, and a path that requests' paths are appended to.
 ///
+/// A request does not leave that path: one whose dot segments (RFC 3986 section 5.2.4) would is answered 400. Servers differ in
+/// what they take for a dot segment, so the strictest reading counts: percent-encoding is decoded, also where it was encoded
+/// twice, `%2F`, `\` and `%5C` separate as `/` does, what follows a `;` in a segment does not count, and several slashes are
+/// one. Other dot segments go on as they are, and so do all where the target has no path.
+///
 /// ```
 /// use tower_upstream::client::Target;
 ///
@@ -43,7 +48,7 @@ impl FromStr for Target {
     /// Reads `host:port` or an `http` or `https` URL.
     ///
     /// # Errors
-    /// [`InvalidTarget`] for another scheme, a missing host, user information or a query.
+    /// [`InvalidTarget`] for another scheme, a missing host, user information, a query, or dot segments.
     fn from_str(text: &str) -> Result<Self, InvalidTarget> {
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let uri: Uri = url.parse().map_err(|_| InvalidTarget("not host:port, nor a URL"))?;
@@ -66,6 +71,9 @@ impl FromStr for Target {
         let path = parts.path_and_query.as_ref();
         if path.is_some_and(|path| path.query().is_some()) {
             return Err(InvalidTarget("a query has no place in an upstream's address"));
+        }
+        if path.is_some_and(|path| segments(path.path()).any(|segment| segment != Segment::Name)) {
+            return Err(InvalidTarget("dot segments have no place in an upstream's address"));
         }
         let base = path.map_or("", PathAndQuery::path).trim_end_matches('/').to_owned();
         Ok(Self { scheme, authority, base })
@@ -108,10 +116,104 @@ impl Target {
         PathAndQuery::try_from(format!("{}{asked}", self.base)).ok()
     }
 
+    /// Whether a path that is appended to this target's stays under it, however the upstream reads it.
+    pub(super) fn confines(&self, asked: &PathAndQuery) -> bool {
+        self.keeps_paths() || is_confined(asked.path())
+    }
+
     /// Whether requests' paths stay as they are.
     pub(super) fn keeps_paths(&self) -> bool {
         self.base.is_empty()
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Segment {
+    Name,
+    /// `.`
+    Here,
+    /// `..`
+    Up,
+}
+
+/// Whether no dot segment leads above where the path begins.
+fn is_confined(path: &str) -> bool {
+    // most paths have neither a dot segment nor anything that could be one
+    if !path.contains("..") && !path.contains('%') {
+        return true;
+    }
+    let mut depth = 0_usize;
+    for part in path.split('/') {
+        // an encoded slash may separate or not: the names around it are one level, as that is less
+        let mut named = false;
+        for segment in segments(part) {
+            match segment {
+                Segment::Name if !named => (depth, named) = (depth + 1, true),
+                Segment::Name | Segment::Here => {}
+                Segment::Up => match depth.checked_sub(1) {
+                    Some(above) => depth = above,
+                    None => return false,
+                },
+            }
+        }
+    }
+    true
+}
+
+/// The segments that are not empty, by everything that may separate them.
+fn segments(path: &str) -> impl Iterator<Item = Segment> {
+    let mut rest = path.as_bytes();
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            if let Some(segment) = segment(&mut rest) {
+                return Some(segment);
+            }
+        }
+        None
+    })
+}
+
+/// Takes one segment and the separator behind it; `None` for an empty one.
+fn segment(rest: &mut &[u8]) -> Option<Segment> {
+    let (mut bytes, mut dots, mut has_parameters) = (0, 0, false);
+    while let Some(byte) = decoded(rest) {
+        match byte {
+            b'/' | b'\\' => break,
+            // ";jsessionid=1" and the like are no part of the name
+            b';' => has_parameters = true,
+            _ if has_parameters => {}
+            b'.' => (bytes, dots) = (bytes + 1, dots + 1),
+            _ => bytes += 1,
+        }
+    }
+    match (bytes, dots) {
+        (0, _) => None,
+        (1, 1) => Some(Segment::Here),
+        (2, 2) => Some(Segment::Up),
+        _ => Some(Segment::Name),
+    }
+}
+
+/// Takes one byte, decoded as often as it was encoded.
+fn decoded(rest: &mut &[u8]) -> Option<u8> {
+    let (first, behind) = rest.split_first()?;
+    *rest = behind;
+    if *first != b'%' {
+        return Some(*first);
+    }
+    let mut ahead = behind;
+    // "%25" is "%"
+    while let Some(more) = ahead.strip_prefix(b"25") {
+        ahead = more;
+    }
+    let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    if let [high, low, behind @ ..] = ahead {
+        if let (Some(high), Some(low)) = (hex(*high), hex(*low)) {
+            *rest = behind;
+            return Some(high << 4 | low);
+        }
+    }
+    Some(b'%')
 }
 
 #[cfg(test)]
@@ -120,7 +222,9 @@ mod tests {
 
     #[test]
     fn addresses_that_are_none_are_refused() {
-        for text in ["", "http://", "http://u@h", "h:0", "h:99999", "h:x", "http://h/?q", "/only/path", "a b"] {
+        for text in
+            ["", "http://", "http://u@h", "h:0", "h:99999", "h:x", "http://h/?q", "/only/path", "a b", "h/a/%2e./b"]
+        {
             assert!(text.parse::<Target>().is_err(), "{text:?}");
         }
         for text in ["h", "h:1", "[::1]:80", "https://h:443/base"] {
@@ -133,5 +237,61 @@ mod tests {
         let target: Target = "http://h/base/".parse().unwrap();
         assert_eq!(target.path(&PathAndQuery::from_static("/a?b")).unwrap(), "/base/a?b");
         assert_eq!(target.path(&PathAndQuery::from_static("*")).unwrap(), "*");
+    }
+
+    #[test]
+    fn no_spelling_of_a_dot_segment_leaves_the_base() {
+        let target: Target = "http://h/v2/public".parse().unwrap();
+        for path in [
+            "/..",
+            "/../admin",
+            "/a/../../admin",
+            "/./../admin",
+            "//../admin",
+            "/a//../../admin",
+            "/%2e%2e/admin",
+            "/%2E./admin",
+            "/.%2e/admin",
+            "/%252e%252e/admin",
+            "/%25252e./admin",
+            "/..%2fadmin",
+            "/a%2f..%2f..%2fadmin",
+            "/a%2fb/../../admin",
+            "/%2e%2e%2fadmin",
+            "/..%252fadmin",
+            "/..\\admin",
+            "/..%5cadmin",
+            "/..;/admin",
+            "/..;a=b/admin",
+            "/..%3b/admin",
+            "/%2e%2e;x/admin",
+            "/;x/../admin",
+            "/../public/a",
+        ] {
+            assert!(!target.confines(&path.parse().unwrap()), "{path}");
+        }
+        for path in [
+            "/",
+            "/a/../b",
+            "/a/b/../../c",
+            "/...",
+            "/..a/b",
+            "/a..",
+            "/a.b/.c",
+            "/.%2ea",
+            "/.",
+            "/a%2fb",
+            "/a%2f..",
+            "/100%",
+            "/%zz/..",
+            "/%25/..",
+            "/caf%C3%A9/..",
+            "/a?b=/../..",
+            "*",
+        ] {
+            assert!(target.confines(&path.parse().unwrap()), "{path}");
+        }
+        let plain: Target = "http://h".parse().unwrap();
+        assert!(plain.confines(&"/../admin".parse().unwrap()));
     }
 }

@@ -51,7 +51,7 @@ impl Answer {
         Self { status, reason, content: Content::Reason }
     }
 
-    pub(super) const fn bad_request(reason: &'static str) -> Self {
+    pub(crate) const fn bad_request(reason: &'static str) -> Self {
         Self::refusal(StatusCode::BAD_REQUEST, reason)
     }
 
