@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 
 /// A request that does not go on.
@@ -89,6 +89,11 @@ impl Answer {
         let mut response = Response::new(B::from(body));
         *response.status_mut() = self.status;
         response.headers_mut().insert(field, value);
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            // RFC 9110 section 15.5.6: it says what is allowed, which is here what goes on to the upstream
+            let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+            response.headers_mut().insert(ALLOW, allowed);
+        }
         response
     }
 }

@@ -8,7 +8,8 @@
 //! |---|---|---|---|
 //! | target, `Host` | checked, 400 if malformed, missing or doubled; the target's authority wins; origin-form goes on | | RFC 9112 section 3.2 |
 //! | CONNECT | 501, or 400 without a host and port | | RFC 9110 section 9.3.6 |
-//! | `Max-Forwards` of OPTIONS and TRACE | one less; at 0 answered here, TRACE without secrets | | RFC 9110 sections 7.6.2 and 9.3.8 |
+//! | TRACE | 405, unless [allowed](Rules::allow_trace) | | RFC 9110 sections 9.3.8 and 15.5.6 |
+//! | `Max-Forwards` of OPTIONS and TRACE | one less; at 0 answered here, TRACE with harmless fields alone | | RFC 9110 sections 7.6.2 and 9.3.8 |
 //! | content of TRACE | 400 | | RFC 9110 section 9.3.8 |
 //! | `Connection` and what it names, `Keep-Alive`, `Proxy-*` of authentication, `Transfer-Encoding` | removed; 400 for more than 32 options | removed | RFC 9110 sections 7.6.1 and 11.7 |
 //! | `Content-Length` beside `Transfer-Encoding` | removed | removed | RFC 9112 section 6.3 |
@@ -155,6 +156,7 @@ pub enum ForwardedFields {
 /// | [`host`](Self::host) | [`HostPolicy::Preserve`] |
 /// | [`fields`](Self::fields) | [`ForwardedFields::XForwarded`] |
 /// | [`keep_field`](Self::keep_field) | none |
+/// | [`allow_trace`](Self::allow_trace) | TRACE is answered 405 |
 ///
 /// A clone counts references of its own: clone the rules once a thread or connection, not once a request.
 #[derive(Clone, Debug)]
@@ -162,6 +164,7 @@ pub struct Rules {
     pseudonym: Pseudonym,
     host: HostPolicy,
     stamp: Stamp,
+    allows_trace: bool,
 }
 
 /// What is known of a request that goes on.
@@ -188,7 +191,12 @@ impl Rules {
     ///
     /// The name is no token (RFC 9110 section 7.6.3).
     pub fn new(name: &str) -> Result<Self, InvalidName> {
-        Ok(Self { pseudonym: Pseudonym::new(name)?, host: HostPolicy::default(), stamp: Stamp::default() })
+        Ok(Self {
+            pseudonym: Pseudonym::new(name)?,
+            host: HostPolicy::default(),
+            stamp: Stamp::default(),
+            allows_trace: false,
+        })
     }
 
     /// Whose word counts on where a request came from (default: nobody's).
@@ -218,6 +226,15 @@ impl Rules {
         self
     }
 
+    /// Passes TRACE on (default: it is answered 405).
+    ///
+    /// What answers a TRACE shows all fields that reached it, cookies and those that this gateway added among them. Where
+    /// `Max-Forwards` ends here, only fields that describe the way are shown.
+    pub const fn allow_trace(mut self) -> Self {
+        self.allows_trace = true;
+        self
+    }
+
     /// The name in `Via`.
     pub fn name(&self) -> &str {
         self.pseudonym.as_str()
@@ -238,6 +255,10 @@ impl Rules {
     ) -> Result<Passage, Rejection> {
         if parts.method == Method::CONNECT {
             return Err(methods::connect(parts).into());
+        }
+        if parts.method == Method::TRACE && !self.allows_trace {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            return Err(Answer::refusal(status, "this gateway passes no TRACE on").into());
         }
         if parts.headers.keys_len() > MAX_FIELDS {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -502,6 +523,22 @@ pub(in crate::forward) mod tests {
     }
 
     #[test]
+    fn trace_is_refused_unless_it_is_allowed() {
+        let fields = [("host", "a"), ("cookie", "id=secret"), ("max-forwards", "0")];
+        let Err(Rejection::Answer(answer)) = pass(&rules(), &mut head("TRACE", "/", &fields)) else {
+            panic!("it passed")
+        };
+        let response = answer.into_response::<Bytes>();
+        assert_eq!(
+            (response.status(), response.headers().contains_key("allow")),
+            (StatusCode::METHOD_NOT_ALLOWED, true)
+        );
+        assert!(!response.headers()["allow"].to_str().unwrap().contains("TRACE"));
+        let mut parts = head("TRACE", "/", &fields[..2]);
+        assert!(pass(&rules().allow_trace(), &mut parts).is_ok());
+    }
+
+    #[test]
     fn a_request_that_does_not_go_on_is_left_as_it_was() {
         let fields = [("host", "a"), ("connection", "x-one"), ("x-one", "1"), ("max-forwards", "0")];
         for via in ["1.1 other", "1.1 edge-1"] {
@@ -646,7 +683,8 @@ pub(in crate::forward) mod tests {
             ForwardedFields::Both,
             ForwardedFields::None,
         ]);
-        (trust, host, fields).prop_map(|(trust, host, fields)| rules().trust(trust).host(host).fields(fields))
+        (trust, host, fields)
+            .prop_map(|(trust, host, fields)| rules().trust(trust).host(host).fields(fields).allow_trace())
     }
 
     proptest! {
