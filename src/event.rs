@@ -1,6 +1,6 @@
 //! What the layers report, and to whom.
 
-use std::fmt;
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
@@ -23,7 +23,10 @@ pub struct Exchange {
     pub method: Method,
     /// The request's path and query; the query is never logged.
     pub target: Option<PathAndQuery>,
-    /// The request's `x-request-id`.
+    /// The request's `x-request-id`, or one that the gateway made.
+    ///
+    /// The client's own is taken if it is 1 to 128 visible ASCII characters without quotes. In place of any other, and of
+    /// none, the gateway makes one of 32 hexadecimal digits. Such an id can be guessed: it is no secret and proves nothing.
     pub request_id: Option<HeaderValue>,
 }
 
@@ -70,7 +73,10 @@ pub trait Observer: Send + Sync {
 /// | `attempts`, `retry_stop` | how many there were, if more than one, and why there was no further one |
 /// | `http.request.method`, `url.path` | of the request; the query is left out |
 /// | `http.response.status_code` | the status answered, or that of the cut answer's cause |
-/// | `request_id` | the request's `x-request-id` |
+/// | `request_id` | the request's [`x-request-id`](Exchange::request_id); it goes on the answer as well, if that is the gateway's |
+///
+/// What a client or an upstream chose is written as a quoted string, so that it cannot pass for fields of its own, and is cut
+/// at 256 bytes, which an ellipsis marks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Log;
 
@@ -79,16 +85,16 @@ macro_rules! line {
     ($level:ident, $exchange:ident, $failure:ident) => {
         tracing::$level!(
             target: "tower_upstream",
-            request_id = $exchange.request_id.as_ref().map(Lossy).map(tracing::field::display),
-            http.request.method = $exchange.method.as_str(),
-            url.path = $exchange.path(),
+            request_id = $exchange.request_id.as_ref().map(|id| excerpt(id.to_str().unwrap_or("(not text)"))).as_deref(),
+            http.request.method = &*excerpt($exchange.method.as_str()),
+            url.path = &*excerpt($exchange.path()),
             error.type = $failure.cause().as_str(),
             class = $failure.cause().proxy_status_error(),
             phase = $failure.phase().as_str(),
             http.response.status_code = $failure.status().as_u16(),
-            upstream = $failure.upstream(),
-            hop = $failure.hop().map(Member::name),
-            hop.error = $failure.hop().and_then(Member::error),
+            upstream = $failure.upstream().map(excerpt).as_deref(),
+            hop = $failure.hop().map(Member::name).map(excerpt).as_deref(),
+            hop.error = $failure.hop().and_then(Member::error).map(excerpt).as_deref(),
             peer = $failure.peer().map(tracing::field::display),
             connection = $failure.connection().map(Connection::as_str),
             elapsed_ms = $failure.elapsed().map(millis),
@@ -119,11 +125,31 @@ fn millis(elapsed: Duration) -> f64 {
     f64::from(micros) / 1e3
 }
 
-/// A header value as far as it is text.
-struct Lossy<'a>(&'a HeaderValue);
+/// The most bytes of a field that a client or an upstream chose.
+const MAX_EXCERPT: usize = 256;
 
-impl fmt::Display for Lossy<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.to_str().unwrap_or("(not text)"))
+/// The text, cut with a mark where it is too long for a log line.
+pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_EXCERPT {
+        return Cow::Borrowed(text);
+    }
+    let mut end = MAX_EXCERPT;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(format!("{}\u{2026}", &text[..end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_marked() {
+        assert_eq!(excerpt(&"a".repeat(256)), "a".repeat(256));
+        assert_eq!(excerpt(&"a".repeat(257)), format!("{}\u{2026}", "a".repeat(256)));
+        let two_bytes_each = "\u{e9}".repeat(1000);
+        assert_eq!(excerpt(&two_bytes_each), format!("{}\u{2026}", "\u{e9}".repeat(128)));
+        assert_eq!(excerpt(&format!("a{two_bytes_each}")), format!("a{}\u{2026}", "\u{e9}".repeat(127)));
     }
 }

@@ -10,18 +10,20 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
+use axum::Router;
 use axum::body::Body;
 use http::{Request, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{Gateway, Socket, Upstream, ask, soon, until};
+use support::{Gateway, Message, Socket, Upstream, ask, listener, soon, until};
 use tokio::net::TcpStream;
-use tower::service_fn;
+use tower::{Layer, service_fn};
 use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector, TlsInfo};
+use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::Rules;
-use tower_upstream::{BadGatewayCause as Cause, Failure};
+use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 /// What came to an upstream, and how many of its connections have ended.
 type Received = Arc<Mutex<(Vec<u8>, usize)>>;
@@ -198,4 +200,48 @@ async fn a_request_that_would_leave_the_path_of_its_target_reaches_nobody() {
     }
     assert_eq!(upstream.accepted(), 0);
     assert_eq!(ask(gateway.address, "GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
+}
+
+/// A gateway whose failures are logged, before an upstream that refuses; and the answer to these bytes.
+async fn logged(request: &str) -> (Message, String) {
+    let log = Log::new();
+    let proxy = ReverseProxy::builder("127.0.0.1:1".parse().unwrap(), Rules::new("edge").unwrap()).build();
+    let stack = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).untouched().build().unwrap().layer(proxy);
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, Router::new().fallback_service(stack)).await });
+    let answer = ask(address, request).await;
+    server.abort();
+    (answer, log.text())
+}
+
+#[tokio::test]
+async fn a_log_line_is_short_whatever_the_client_sent() {
+    let (path, id, method) = ("/p".repeat(30_000), "i".repeat(200_000), "M".repeat(10_000));
+    let head = format!("{method} {path}?{} HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n", "q".repeat(4000));
+    let (answer, log) = logged(&head).await;
+    assert_eq!(answer.status(), 502);
+    let lines: Vec<_> = log.lines().collect();
+    assert!(!lines.is_empty() && lines.iter().all(|line| line.len() < 2000), "{} bytes", log.len());
+    let failed = lines.last().unwrap();
+    assert_eq!(failed.matches('\u{2026}').count(), 2, "{failed}");
+    assert!(answer.text().len() < 10_000 && answer.get("x-request-id").unwrap().len() == 32);
+}
+
+#[tokio::test]
+async fn a_request_id_writes_no_fields_of_its_own() {
+    let forged = "f00 error.type=\"none\" http.response.status_code=200";
+    for id in [forged, "a\u{e9}", "a\tb", "", "\"", &"i".repeat(129)] {
+        let (answer, log) = logged(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n")).await;
+        let ours = answer.get("x-request-id").unwrap();
+        assert!(ours.len() == 32 && ours.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id:?}: {ours}");
+        let failed = log.lines().last().unwrap();
+        assert!(failed.contains(&format!("request_id=\"{ours}\"")), "{failed}");
+        assert_eq!(failed.matches("error.type=").count(), 1, "{failed}");
+    }
+    for id in ["f00", "3e4d;v=1,a/b\\", &"i".repeat(128)] {
+        let (answer, log) = logged(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n")).await;
+        assert_eq!(answer.get("x-request-id"), Some(id));
+        assert!(log.lines().last().unwrap().contains(&format!("request_id={id:?}")), "{log}");
+    }
 }

@@ -177,6 +177,9 @@ impl Settings {
         if self.teller == Teller::FurtherOut || is_reported(failure) {
             return;
         }
+        if exchange.request_id.as_ref().is_some_and(|id| !is_fit(id)) {
+            exchange.request_id = None;
+        }
         // an id is made only now that somebody will ask for it; nobody asks for one of the many that a circuit refuses
         if failure.cause() != BadGatewayCause::CircuitOpen {
             exchange.request_id.get_or_insert_with(random_id);
@@ -349,6 +352,12 @@ fn is_event_stream<B>(answer: &Response<B>) -> bool {
     kind.is_some_and(|kind| kind.len() >= 17 && kind[..17].eq_ignore_ascii_case(b"text/event-stream"))
 }
 
+/// Whether a client's id can be logged and echoed as it is: bounded, and one word in any log.
+fn is_fit(id: &HeaderValue) -> bool {
+    (1..=128).contains(&id.len()) && id.as_bytes().iter().all(|byte| byte.is_ascii_graphic() && !b"\"'`".contains(byte))
+}
+
+/// An id that tells requests apart, and no more: it can be guessed.
 fn random_id() -> HeaderValue {
     let mut id = [0; 32];
     let digits = b"0123456789abcdef";

@@ -11,6 +11,7 @@ use super::{Attempts, Decision, Protocol, Pushback, RetryOverride, Shown, Situat
 use crate::body::{Replay, ReplayBody};
 use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
+use crate::event::excerpt;
 
 /// A request and what became of it so far.
 ///
@@ -291,12 +292,12 @@ impl<B> Round<B> {
         // the failure has a line of its own, as nobody further out will see it
         tracing::info!(
             target: "tower_upstream",
-            method = self.kept.as_ref().map(|kept| kept.head.method().as_str()),
+            method = self.kept.as_ref().map(|kept| excerpt(kept.head.method().as_str())).as_deref(),
             error.type = record.cause().as_str(),
             class = record.cause().proxy_status_error(),
             phase = record.phase().as_str(),
             http.request.resend_count = resends,
-            upstream = record.upstream(),
+            upstream = record.upstream().map(excerpt).as_deref(),
             "the request is sent again"
         );
         if let Some(past) = self.past_mut() {

@@ -5,6 +5,7 @@ use tracing::{Level, Span, field::Empty, span::Entered};
 
 use super::call::Told;
 use crate::cause::{BadGatewayCause, is_local};
+use crate::event::excerpt;
 
 /// The span of an attempt, where somebody listens.
 ///
@@ -61,14 +62,14 @@ fn open<B>(request: &Request<B>, resends: u32) -> Span {
         target: "tower_upstream",
         "attempt",
         otel.kind = "client",
-        http.request.method = request.method().as_str(),
+        http.request.method = &*excerpt(request.method().as_str()),
         server.address = Empty,
         http.request.resend_count = Empty,
         http.response.status_code = Empty,
         error.type = Empty,
     );
     if let Some(host) = request.uri().host() {
-        span.record("server.address", host);
+        span.record("server.address", &*excerpt(host));
     }
     if resends > 0 {
         span.record("http.request.resend_count", resends);
