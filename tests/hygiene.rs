@@ -245,3 +245,27 @@ async fn a_request_id_writes_no_fields_of_its_own() {
         assert!(log.lines().last().unwrap().contains(&format!("request_id={id:?}")), "{log}");
     }
 }
+
+#[tokio::test]
+async fn what_inner_hops_say_of_themselves_is_reduced_where_that_is_the_rule() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        while let Some(request) = wire.request().await {
+            let status = if request.first.contains("/ok") { "200 OK" } else { "502 Bad Gateway" };
+            let member = "inner; error=connection_refused; next-hop=\"10.0.0.7:5432\"; details=\"x\"";
+            wire.write(format!("HTTP/1.1 {status}\r\nProxy-Status: {member}\r\nContent-Length: 0\r\n\r\n")).await;
+        }
+    })
+    .await;
+    let rules = Rules::new("edge").unwrap();
+    for (rules, kept) in [(rules.clone(), true), (rules.reduce_proxy_status(), false)] {
+        let target = upstream.address.to_string().parse().unwrap();
+        let gateway = Gateway::start(ReverseProxy::builder(target, rules)).await;
+        for path in ["/ok", "/bad"] {
+            let answer = ask(gateway.address, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            let inner = answer.all("proxy-status")[0];
+            assert_eq!(inner.contains("10.0.0.7"), kept, "{path}: {inner}");
+            assert!(inner.starts_with("inner; error=connection_refused"), "{path}: {inner}");
+        }
+        assert_eq!(gateway.seen.failures()[0].hop().unwrap().error(), Some("connection_refused"));
+    }
+}

@@ -29,6 +29,7 @@ use http::{Response, StatusCode};
 pub(crate) use self::local::{CompleteAnswer, LocalAnswer, Rejected, is_local, local_answer};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
+pub(crate) use self::proxy_status::reduce as reduce_proxy_status;
 pub use self::proxy_status::{InvalidName, Member, ProxyStatus, members};
 pub use self::retry_stop::RetryStop;
 

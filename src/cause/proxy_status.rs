@@ -164,6 +164,34 @@ impl fmt::Debug for ProxyStatus {
     }
 }
 
+/// Leaves the name and the `error` of each member in a head, for readers who are not to know the inside (RFC 9209 section 4).
+///
+/// A field that cannot be read is removed.
+pub(crate) fn reduce(headers: &mut HeaderMap) {
+    if !headers.contains_key(PROXY_STATUS) {
+        return;
+    }
+    let mut text = Vec::new();
+    for member in members(headers) {
+        if !text.is_empty() {
+            text.extend_from_slice(b", ");
+        }
+        if is_token(member.name()) {
+            text.extend_from_slice(member.name().as_bytes());
+        } else {
+            quote(&mut text, member.name());
+        }
+        if let Some(error) = member.error() {
+            text.extend_from_slice(b"; error=");
+            text.extend_from_slice(error.as_bytes());
+        }
+    }
+    headers.remove(PROXY_STATUS);
+    if let (false, Ok(value)) = (text.is_empty(), HeaderValue::try_from(text)) {
+        append(headers, value);
+    }
+}
+
 /// The name cannot be sent: it is empty, or not printable ASCII.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidName(());
@@ -374,6 +402,26 @@ mod tests {
             r#"gw; error=connection_terminated; details="stale_connection"; next-hop="[::1]:80""#
         );
         assert_eq!(written(&gw().next_hop(), BadGatewayCause::NoRoute), "gw; error=destination_not_found");
+    }
+
+    #[test]
+    fn of_other_hops_only_names_and_errors_are_left() {
+        let reduced = |lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(PROXY_STATUS, HeaderValue::from_static(line));
+            }
+            reduce(&mut headers);
+            headers.get_all(PROXY_STATUS).iter().map(|line| line.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let inner = "db-proxy; error=connection_refused; next-hop=\"10.0.0.7:5432\"; details=\"pg_hba\"";
+        assert_eq!(
+            reduced(&[inner, "\"a \\\"b\\\"\"; received-status=502, c; x=1"]),
+            ["db-proxy; error=connection_refused, \"a \\\"b\\\"\", c"]
+        );
+        assert_eq!(reduced(&["gw; error=\"own words, 10.0.0.7\""]), ["gw"]);
+        assert_eq!(reduced(&["gw; next-hop=\"open"]), [""; 0]);
+        assert_eq!(reduced(&[]), [""; 0]);
     }
 
     #[test]

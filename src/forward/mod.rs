@@ -19,6 +19,7 @@
 //! | `Via` | ours is added; a loop if it was there, or more than 64 were | stays: a gateway may leave its own out, and so it costs nothing | RFC 9110 section 7.6.3 |
 //! | `Forwarded`, `X-Forwarded-*` and other [fields of origin](#fields-of-origin) | removed or overwritten; for a trusted caller ([`Trust`]) kept or added to | | RFC 7239 section 8.1 |
 //! | `Proxy` | removed | removed | CVE-2016-5385 |
+//! | `Proxy-Status` | | stays, or is [reduced](Rules::reduce_proxy_status) | RFC 9209 section 4 |
 //! | more than 4,096 different fields | 431 | | RFC 6585 section 5 |
 //!
 //! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
@@ -90,6 +91,7 @@ pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
 #[cfg(feature = "client")]
 pub(crate) use self::onward::UnaskedSwitch;
 use self::via::Pseudonym;
+use crate::cause;
 
 /// Far below what a `HeaderMap` holds, so that adding a field never fails, however its names collide.
 const MAX_FIELDS: usize = 4096;
@@ -157,6 +159,7 @@ pub enum ForwardedFields {
 /// | [`fields`](Self::fields) | [`ForwardedFields::XForwarded`] |
 /// | [`keep_field`](Self::keep_field) | none |
 /// | [`allow_trace`](Self::allow_trace) | TRACE is answered 405 |
+/// | [`reduce_proxy_status`](Self::reduce_proxy_status) | `Proxy-Status` of the hops behind goes on whole |
 ///
 /// A clone counts references of its own: clone the rules once a thread or connection, not once a request.
 #[derive(Clone, Debug)]
@@ -165,6 +168,7 @@ pub struct Rules {
     host: HostPolicy,
     stamp: Stamp,
     allows_trace: bool,
+    reduces_proxy_status: bool,
 }
 
 /// What is known of a request that goes on.
@@ -196,6 +200,7 @@ impl Rules {
             host: HostPolicy::default(),
             stamp: Stamp::default(),
             allows_trace: false,
+            reduces_proxy_status: false,
         })
     }
 
@@ -232,6 +237,17 @@ impl Rules {
     /// `Max-Forwards` ends here, only fields that describe the way are shown.
     pub const fn allow_trace(mut self) -> Self {
         self.allows_trace = true;
+        self
+    }
+
+    /// Leaves of `Proxy-Status` in answers only the name and the `error` of each hop behind this one (default: all goes on).
+    ///
+    /// For clients that are not to know the inside (RFC 9209 section 4): `next-hop` shows addresses, `details` any text. The
+    /// name stays, as a member is nothing without one. What is reduced here is unknown further out as well: a
+    /// [`Failure::hop`](crate::Failure::hop) then has a name and an error alone. The gateway's own member is not concerned:
+    /// that says what [`ProxyStatus`](crate::cause::ProxyStatus) is set to say.
+    pub const fn reduce_proxy_status(mut self) -> Self {
+        self.reduces_proxy_status = true;
         self
     }
 
@@ -322,6 +338,9 @@ impl Rules {
             _ => None,
         };
         strip(headers, seen, Options::read(headers, seen));
+        if self.reduces_proxy_status {
+            cause::reduce_proxy_status(headers);
+        }
         // An upstream's head may fill the map to its limit, and then goes on without these.
         if let Some(protocols) = accepted {
             let _ = headers.try_insert(header::CONNECTION, UPGRADE.clone());
