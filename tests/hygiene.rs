@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tower::{Layer, service_fn};
 use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector, TlsInfo};
 use tower_upstream::error_page::ErrorPage;
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::{Rules, Trust};
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 /// What came to an upstream, and how many of its connections have ended.
@@ -268,4 +268,52 @@ async fn what_inner_hops_say_of_themselves_is_reduced_where_that_is_the_rule() {
         }
         assert_eq!(gateway.seen.failures()[0].hop().unwrap().error(), Some("connection_refused"));
     }
+}
+
+/// What reaches the upstream of a request with these fields.
+async fn passed(rules: Rules, fields: &[&str]) -> Vec<String> {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        let request = wire.request().await.unwrap();
+        let names: Vec<_> = request.fields.iter().map(|field| field.0.clone()).collect();
+        wire.reply(&names.join(" ")).await;
+    })
+    .await;
+    let gateway = Gateway::start(ReverseProxy::builder(upstream.address.to_string().parse().unwrap(), rules)).await;
+    let fields = fields.iter().map(|name| format!("{name}: forged\r\n")).collect::<Vec<_>>().concat();
+    let answer = ask(gateway.address, format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).await;
+    let ours = ["host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+    let mut names: Vec<_> = answer.text().split(' ').filter(|name| !ours.contains(name)).map(str::to_owned).collect();
+    names.sort_unstable();
+    names
+}
+
+fn sorted(names: &[&[&'static str]]) -> Vec<&'static str> {
+    let mut names = names.concat();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn no_field_in_which_a_stranger_could_pretend_reaches_the_upstream() {
+    let origin = [
+        "x-forwarded-user",
+        "x-forwarded-access-token",
+        "x-forwarded-client-cert",
+        "x-forwarded-uri",
+        "x-original-url",
+        "x-client-ip",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "x-ssl-client-verify",
+        "x-envoy-external-address",
+        "client-cert",
+    ];
+    let disguised = ["x_forwarded_user", "X-Forwarded_Client-Cert", "true_client_ip", "X.Real.IP"];
+    let others = ["x-client-version", "x-http-method-override", "x-envoy-expected-rq-timeout-ms"];
+    let all = [&origin[..], &disguised, &others, &["proxy"]].concat();
+    let rules = Rules::new("edge").unwrap();
+    assert_eq!(passed(rules.clone(), &all).await, sorted(&[&others]));
+    let vouched = rules.clone().keep_field("x-forwarded-user".parse().unwrap());
+    assert_eq!(passed(vouched, &all).await, sorted(&[&others, &["x-forwarded-user"]]));
+    assert_eq!(passed(rules.trust(Trust::Caller), &all).await, sorted(&[&others, &origin]));
 }
