@@ -56,71 +56,79 @@ const ORIGINS: &[&str] = &[
     "remote",
     "ssl-client",
     "true-client-ip",
-    "x-amzn-mtls",
-    "x-amzn-oidc",
-    "x-appengine-user-ip",
-    "x-arr-clientcert",
-    "x-arr-ssl",
-    "x-auth-request",
-    "x-authenticated",
-    "x-azure-clientip",
-    "x-azure-socketip",
-    "x-client-addr",
-    "x-client-address",
-    "x-client-cert",
-    "x-client-certificate",
-    "x-client-dn",
-    "x-client-host",
-    "x-client-i-dn",
-    "x-client-ip",
-    "x-client-issuer",
-    "x-client-port",
-    "x-client-proto",
-    "x-client-s-dn",
-    "x-client-scheme",
-    "x-client-serial",
-    "x-client-ssl",
-    "x-client-subject",
-    "x-client-tls",
-    "x-client-verified",
-    "x-client-verify",
-    "x-cluster-client-ip",
-    "x-consumer",
-    "x-envoy-downstream-service",
-    "x-envoy-external-address",
-    "x-envoy-internal",
-    "x-envoy-ip-tags",
-    "x-envoy-original",
-    "x-envoy-peer-metadata",
-    "x-forwarded",
-    "x-goog-authenticated-user",
-    "x-ms-client-principal",
-    "x-original",
-    "x-originating-ip",
-    "x-real",
-    "x-remote",
-    "x-replaced-path",
-    "x-rewrite-url",
-    "x-scheme",
-    "x-ssl",
-    "x-url-scheme",
-    "x-webauth",
 ];
 
-/// Where the names of each letter begin in [`ORIGINS`].
-static LETTERS: [usize; 27] = {
+/// The same for names that begin with `x-`, which is left out here.
+const X_ORIGINS: &[&str] = &[
+    "amzn-mtls",
+    "amzn-oidc",
+    "appengine-user-ip",
+    "arr-clientcert",
+    "arr-ssl",
+    "auth-request",
+    "authenticated",
+    "azure-clientip",
+    "azure-socketip",
+    "client-addr",
+    "client-address",
+    "client-cert",
+    "client-certificate",
+    "client-dn",
+    "client-host",
+    "client-i-dn",
+    "client-ip",
+    "client-issuer",
+    "client-port",
+    "client-proto",
+    "client-s-dn",
+    "client-scheme",
+    "client-serial",
+    "client-ssl",
+    "client-subject",
+    "client-tls",
+    "client-verified",
+    "client-verify",
+    "cluster-client-ip",
+    "consumer",
+    "envoy-downstream-service",
+    "envoy-external-address",
+    "envoy-internal",
+    "envoy-ip-tags",
+    "envoy-original",
+    "envoy-peer-metadata",
+    "forwarded",
+    "goog-authenticated-user",
+    "ms-client-principal",
+    "original",
+    "originating-ip",
+    "real",
+    "remote",
+    "replaced-path",
+    "rewrite-url",
+    "scheme",
+    "ssl",
+    "url-scheme",
+    "webauth",
+];
+
+/// Where the names of each letter begin, so that a name is compared with few.
+type Letters = [usize; 27];
+static LETTERS: Letters = letters(ORIGINS);
+static X_LETTERS: Letters = letters(X_ORIGINS);
+
+const fn letters(names: &[&str]) -> Letters {
     let mut letters = [0; 27];
     let mut letter = 0;
     while letter < letters.len() {
         let mut index = 0;
-        while index < ORIGINS.len() && ((ORIGINS[index].as_bytes()[0] - b'a') as usize) < letter {
+        while index < names.len() && ((names[index].as_bytes()[0] - b'a') as usize) < letter {
             index += 1;
         }
         letters[letter] = index;
         letter += 1;
     }
     letters
-};
+}
 
 const LONGEST: usize = NAMES[NAMES.len() - 1].len();
 
@@ -282,15 +290,20 @@ fn find(name: &[u8], is_same: impl Fn(&[u8], &[u8]) -> bool) -> Fields {
     Fields::NONE
 }
 
-/// [`OTHER_ORIGIN`](Fields::OTHER_ORIGIN) or [`DISGUISED`](Fields::DISGUISED), if the name is one of [`ORIGINS`].
+/// [`OTHER_ORIGIN`](Fields::OTHER_ORIGIN) or [`DISGUISED`](Fields::DISGUISED), if the name is one of [`ORIGINS`] or
+/// [`X_ORIGINS`].
 #[inline]
 fn origin(name: &[u8]) -> Fields {
-    let Some(first) = name.first().map(u8::to_ascii_lowercase).filter(u8::is_ascii_lowercase) else {
+    let (rest, names, letters) = match name {
+        [b'x' | b'X', dash, rest @ ..] if !dash.is_ascii_alphanumeric() => (rest, X_ORIGINS, &X_LETTERS),
+        _ => (name, ORIGINS, &LETTERS),
+    };
+    let Some(first) = rest.first().map(u8::to_ascii_lowercase).filter(u8::is_ascii_lowercase) else {
         return Fields::NONE;
     };
     let letter = usize::from(first - b'a');
-    let known = &ORIGINS[LETTERS[letter]..LETTERS[letter + 1]];
-    if !known.iter().any(|known| continues(name, known.as_bytes())) {
+    let known = &names[letters[letter]..letters[letter + 1]];
+    if !known.iter().any(|known| continues(rest, known.as_bytes())) {
         Fields::NONE
     } else if name.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         Fields::OTHER_ORIGIN
@@ -350,8 +363,9 @@ mod tests {
 
     #[test]
     fn the_names_of_origin_fields_are_in_order_of_their_letters() {
-        assert!(ORIGINS.is_sorted());
+        assert!(ORIGINS.is_sorted() && X_ORIGINS.is_sorted());
         assert!(ORIGINS.iter().all(|name| is_origin(&HeaderName::from_static(name))));
+        assert!(X_ORIGINS.iter().all(|name| is_origin(&format!("x-{name}").parse().unwrap())));
     }
 
     #[test]
