@@ -76,7 +76,8 @@ fn prepare<C, B: SendBody>(
         return Err(Box::new(Ok(answer.rejects())));
     }
     if address::rewrite(&upstream.target, parts).is_none() {
-        return Err(Box::new(Err(upstream.refusal(BadGatewayCause::InvalidTarget))));
+        // both parts are paths, and too long together
+        return Err(Box::new(Ok(Answer::too_long().rejects())));
     }
     passage.by_http1(parts);
     let Some(upgrade) = passage.upgrade() else { return Ok((None, None)) };

@@ -55,6 +55,14 @@ impl Answer {
         Self::refusal(StatusCode::BAD_REQUEST, reason)
     }
 
+    pub(crate) const fn too_long() -> Self {
+        Self::refusal(StatusCode::URI_TOO_LONG, "the request target is too long")
+    }
+
+    pub(crate) const fn too_large() -> Self {
+        Self::refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the fields of the request are too large")
+    }
+
     pub(super) const fn empty(reason: &'static str) -> Self {
         Self { status: StatusCode::OK, reason, content: Content::Empty }
     }

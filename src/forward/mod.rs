@@ -20,7 +20,7 @@
 //! | `Forwarded`, `X-Forwarded-*` and other [fields of origin](#fields-of-origin) | removed or overwritten; for a trusted caller ([`Trust`]) kept or added to | | RFC 7239 section 8.1 |
 //! | `Proxy` | removed | removed | CVE-2016-5385 |
 //! | `Proxy-Status` | | stays, or is [reduced](Rules::reduce_proxy_status) | RFC 9209 section 4 |
-//! | more than 4,096 different fields | 431 | | RFC 6585 section 5 |
+//! | more than 4,096 different fields, or 60 KiB of head | 431, or 414 for the target alone | | RFC 6585 section 5, RFC 9110 section 15.5.15 |
 //!
 //! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
 //! has to believe are added after [`Rules::request`], or the caller's `Connection` is dealt with first, by
@@ -71,6 +71,7 @@ mod layer;
 mod methods;
 mod onward;
 mod settings;
+mod size;
 mod syntax;
 mod upgrade;
 mod via;
@@ -90,11 +91,15 @@ use self::host::Target;
 pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
 #[cfg(feature = "client")]
 pub(crate) use self::onward::UnaskedSwitch;
+pub(crate) use self::size::{encodes_well, field_section_size, target_size};
 use self::via::Pseudonym;
 use crate::cause;
 
 /// Far below what a `HeaderMap` holds, so that adding a field never fails, however its names collide.
 const MAX_FIELDS: usize = 4096;
+
+/// Below 64 KiB, with room for the fields that are added.
+const MAX_HEAD_SIZE: usize = 60 << 10;
 
 /// Names in `Connection`; each costs a look-up.
 const MAX_OPTIONS: usize = 32;
@@ -160,6 +165,7 @@ pub enum ForwardedFields {
 /// | [`keep_field`](Self::keep_field) | none |
 /// | [`allow_trace`](Self::allow_trace) | TRACE is answered 405 |
 /// | [`reduce_proxy_status`](Self::reduce_proxy_status) | `Proxy-Status` of the hops behind goes on whole |
+/// | [`max_head_size`](Self::max_head_size) | 60 KiB |
 ///
 /// A clone counts references of its own: clone the rules once a thread or connection, not once a request.
 #[derive(Clone, Debug)]
@@ -169,6 +175,7 @@ pub struct Rules {
     stamp: Stamp,
     allows_trace: bool,
     reduces_proxy_status: bool,
+    max_head_size: usize,
 }
 
 /// What is known of a request that goes on.
@@ -201,6 +208,7 @@ impl Rules {
             stamp: Stamp::default(),
             allows_trace: false,
             reduces_proxy_status: false,
+            max_head_size: MAX_HEAD_SIZE,
         })
     }
 
@@ -251,6 +259,29 @@ impl Rules {
         self
     }
 
+    /// How large a request head may be, in bytes (default 60 KiB).
+    ///
+    /// It counts as HTTP/2 counts it (RFC 9113 section 6.5.2): names, values and 32 for each field; and the target. A
+    /// larger one is answered with 414 for its target or 431 for its fields, and so is one over 16 KiB that HPACK would
+    /// make larger than 64 KiB. HTTP/2 servers end the whole connection at some size, with the requests of others on
+    /// it; hyper's do from 64 KiB on.
+    pub const fn max_head_size(mut self, bytes: usize) -> Self {
+        self.max_head_size = bytes;
+        self
+    }
+
+    fn check_size(&self, parts: &request::Parts) -> Result<(), Answer> {
+        let target = target_size(&parts.uri);
+        if target > self.max_head_size {
+            return Err(Answer::too_long());
+        }
+        let size = target + field_section_size(&parts.headers);
+        if size > self.max_head_size || !encodes_well(&parts.uri, &parts.headers, size, self.max_head_size) {
+            return Err(Answer::too_large());
+        }
+        Ok(())
+    }
+
     /// The name in `Via`.
     pub fn name(&self) -> &str {
         self.pseudonym.as_str()
@@ -281,6 +312,7 @@ impl Rules {
             return Err(Answer::refusal(status, "the request has more than 4096 different fields").into());
         }
         let seen = Fields::of(&parts.headers);
+        self.check_size(parts)?;
         let target = host::target(parts, seen)?;
         let options = Options::read(&parts.headers, seen);
         if options.count() > MAX_OPTIONS {
@@ -585,16 +617,18 @@ pub(in crate::forward) mod tests {
         for _ in 0..10_000 {
             parts.headers.append("x-forwarded-for", HeaderValue::from_static("192.0.2.1"));
         }
-        pass(&rules().trust(Trust::Caller), &mut parts.clone()).unwrap();
-        pass(&rules(), &mut parts).unwrap();
+        assert_eq!(status(pass(&rules(), &mut parts.clone())), 431);
+        let rules = rules().max_head_size(usize::MAX);
+        pass(&rules.clone().trust(Trust::Caller), &mut parts.clone()).unwrap();
+        pass(&rules, &mut parts).unwrap();
         assert_eq!(parts.headers.len(), 5);
         for number in 0..10_000 {
             parts.headers.append(HeaderName::try_from(format!("x-{number}")).unwrap(), HeaderValue::from_static("1"));
         }
-        assert_eq!(status(pass(&rules(), &mut parts)), 431);
+        assert_eq!(status(pass(&rules, &mut parts)), 431);
         let (mut response, ()) = http::Response::new(()).into_parts();
         response.headers = parts.headers;
-        rules().response(&mut response, None);
+        rules.response(&mut response, None);
     }
 
     /// Names that `HeaderMap`'s first hash, FNV-1a cut to 15 bits, cannot tell apart.
@@ -631,8 +665,27 @@ pub(in crate::forward) mod tests {
             parts.headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static("1"));
         }
         assert_eq!(parts.headers.keys_len(), MAX_FIELDS);
-        pass(&rules().fields(ForwardedFields::Both), &mut parts).unwrap();
+        let rules = rules().fields(ForwardedFields::Both).max_head_size(usize::MAX);
+        pass(&rules, &mut parts).unwrap();
         assert_eq!(parts.headers.keys_len(), MAX_FIELDS + 5);
+    }
+
+    #[test]
+    fn a_head_that_is_too_large_is_refused_for_its_target_or_its_fields() {
+        let rules = rules().max_head_size(1000);
+        let passed = |path: usize, field: usize| {
+            let mut parts =
+                head("GET", &format!("/{}", "p".repeat(path)), &[("host", "a"), ("x-a", &"f".repeat(field))]);
+            rules.request(&mut parts, &Caller::unknown(), &HeaderValue::from_static("b")).map(|_| ())
+        };
+        // the fields' names, the host and 32 for each field come to 72
+        assert!(passed(9, 918).is_ok());
+        for (path, field, refusal) in [(9, 919, 431), (927, 1, 431), (1000, 1, 414)] {
+            let Err(Rejection::Answer(answer)) = passed(path, field) else { panic!("{path} and {field} go on") };
+            assert_eq!(answer.status(), refusal);
+        }
+        let mut parts = head("GET", "/", &[("host", "a"), ("x-a", &"f".repeat(60 << 10))]);
+        assert_eq!(status(pass(&self::rules(), &mut parts)), 431);
     }
 
     #[test]
