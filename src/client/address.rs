@@ -34,8 +34,9 @@ pub(super) fn to_h2<B>(request: &mut Request<B>, scheme: &Scheme) {
     let headers = request.headers_mut();
     headers.remove(CONNECTION);
     headers.remove(UPGRADE);
-    let Some(host) = headers.remove(HOST) else { return };
-    let Ok(authority) = Authority::try_from(host.as_bytes()) else { return };
+    // the rules let no other pass; h2 would refuse a request without an authority
+    let Some(Ok(authority)) = headers.get(HOST).map(|host| Authority::try_from(host.as_bytes())) else { return };
+    headers.remove(HOST);
     let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     let uri = Uri::builder().scheme(scheme.clone()).authority(authority).path_and_query(path).build();
     if let Ok(uri) = uri {
