@@ -40,23 +40,23 @@ fn lines<B>(request: &Request<B>) -> String {
 }
 
 /// A client that answers with the head it got, and with fields of a connection.
-fn echo() -> impl Service<Request<Bytes>, Response = Response<Bytes>, Error = Infallible, Future: Send> + Clone {
-    service_fn(|request: Request<Bytes>| async move {
+fn echo() -> impl Service<Request<Full<Bytes>>, Response = Response<Bytes>, Error = Infallible, Future: Send> + Clone {
+    service_fn(|request: Request<Full<Bytes>>| async move {
         let answer = Response::builder().version(Version::HTTP_2).header("connection", "close, x-hop");
         let answer = answer.header("x-hop", "1").header("keep-alive", "timeout=5").header("x-kept", "1");
         Ok(answer.body(Bytes::from(lines(&request))).unwrap())
     })
 }
 
-fn get(uri: &str, fields: &[(&str, &str)]) -> Request<Bytes> {
+fn get(uri: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
     let mut request = Request::get(uri);
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
-    request.body(Bytes::new()).unwrap()
+    request.body(Full::default()).unwrap()
 }
 
-async fn sent(layer: ForwardLayer, request: Request<Bytes>) -> String {
+async fn sent(layer: ForwardLayer, request: Request<Full<Bytes>>) -> String {
     let answer = layer.layer(echo()).oneshot(request).await.unwrap();
     assert_eq!(answer.status(), 200, "{:?}", answer.body());
     String::from_utf8(answer.into_body().to_vec()).unwrap()
@@ -125,7 +125,7 @@ async fn a_head_of_http2_goes_on_as_the_client_speaks() {
 
 #[tokio::test]
 async fn what_the_rules_reject_is_answered_here() {
-    let never = service_fn(|_: Request<Bytes>| async {
+    let never = service_fn(|_: Request<Full<Bytes>>| async {
         panic!("it was not to go on");
         #[allow(unreachable_code)]
         Ok::<_, Infallible>(Response::new(Bytes::new()))
@@ -151,7 +151,8 @@ async fn what_the_rules_reject_is_answered_here() {
 async fn classify_around_it_reports_a_loop_and_no_rejection() {
     let seen = Seen::default();
     let classify = ClassifyLayer::new().observer(seen.clone()).proxy_status(ProxyStatus::new("edge").unwrap());
-    let client = service_fn(|_: Request<Bytes>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let client =
+        service_fn(|_: Request<Full<Bytes>>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
     let service = classify.layer(layer().layer(client));
     let Ok(answer) = service.clone().oneshot(get("/", &[])).await;
     assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (400, None));
@@ -166,8 +167,8 @@ async fn classify_around_it_reports_a_loop_and_no_rejection() {
 /// A client whose answer is a 101 to this protocol.
 fn switching(
     to: &'static str,
-) -> impl Service<Request<Bytes>, Response = Response<Bytes>, Error = Infallible, Future: Send> {
-    service_fn(move |_: Request<Bytes>| async move {
+) -> impl Service<Request<Full<Bytes>>, Response = Response<Bytes>, Error = Infallible, Future: Send> {
+    service_fn(move |_: Request<Full<Bytes>>| async move {
         let answer = Response::builder().status(101).header("connection", "upgrade").header("upgrade", to);
         Ok(answer.extension("the tunnel").body(Bytes::new()).unwrap())
     })
@@ -190,7 +191,7 @@ async fn a_101_passes_where_it_was_asked_for() {
 
 #[tokio::test]
 async fn an_error_is_handed_on() {
-    let broken = service_fn(|_: Request<Bytes>| async { Err::<Response<Bytes>, _>(io::Error::other("broken")) });
+    let broken = service_fn(|_: Request<Full<Bytes>>| async { Err::<Response<Bytes>, _>(io::Error::other("broken")) });
     let error = layer().layer(broken).oneshot(get("/", &[("host", "a")])).await.unwrap_err();
     assert_eq!(error.to_string(), "broken");
 }
@@ -202,7 +203,7 @@ async fn hypers_service_is_one_too() {
     });
     let service = layer().layer(inner);
     for _ in 0..3 {
-        let answer = hyper::service::Service::call(&service, get("/", &[("host", "a")]).map(Full::new)).await.unwrap();
+        let answer = hyper::service::Service::call(&service, get("/", &[("host", "a")])).await.unwrap();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, "GET / HTTP/1.1\nhost: a\nvia: 1.1 edge-1\nx-forwarded-host: a");
     }
@@ -243,4 +244,27 @@ async fn hyper_utils_client_is_a_gateway_over_the_wire() {
     got.sort_unstable();
     assert_eq!(got.join("|"), head);
     assert_eq!(ask(address, "GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.status(), 400);
+}
+
+#[tokio::test]
+async fn a_get_keeps_its_body_of_unknown_length_through_hyper_utils_client() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        while let Some(request) = wire.request().await {
+            wire.reply(&request.text()).await;
+        }
+    })
+    .await;
+    let authority = upstream.address.to_string().parse().unwrap();
+    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let forward = layer().upstream(Scheme::Http, authority).layer(
+        ServiceBuilder::new()
+            .map_response(|answer: Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
+            .service(client),
+    );
+    for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST"] {
+        let pieces = futures_util::stream::iter([Ok::<_, Infallible>("que"), Ok("ry")]);
+        let request = Request::builder().method(method).uri("/").header("host", "a").body(Body::from_stream(pieces));
+        let answer = forward.clone().oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(answer.headers()["content-length"], "5", "{method}");
+    }
 }

@@ -4,6 +4,7 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response, StatusCode, Version};
 
 use super::verdict::Verdict;
+use crate::body::{Length, content_length, is_plain_number};
 use crate::cause::{BadGatewayCause as Cause, Detail};
 
 /// What the request had asked for, as far as the answer's framing depends on it.
@@ -19,7 +20,7 @@ pub enum Asked {
 /// Finds what is wrong with a response head that was parsed, `None` if nothing is.
 ///
 /// An unrequested 101, `Content-Length` beside `Transfer-Encoding`, codings other than one `chunked`,
-/// conflicting lengths (RFC 9112 sections 6.1 to 6.3) and a status above 599 (RFC 9110 section 15) are
+/// lengths that are no number or conflict (RFC 9112 sections 6.1 to 6.3) and a status above 599 (RFC 9110 section 15) are
 /// refused: what follows such a head cannot be delimited, so the connection must not be used again.
 ///
 /// ```
@@ -38,17 +39,19 @@ pub fn check_head<B>(head: &Response<B>, asked: Asked) -> Option<Verdict> {
     if status.as_u16() > 599 {
         return Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Status(status)));
     }
-    if head.version() >= Version::HTTP_2 {
-        return None;
-    }
     check_framing(head.headers(), head.version())
 }
 
-/// No coding, and no field twice: as most heads are.
+/// No coding, no field twice, and a length that is a number: as most heads are.
 #[inline]
 pub(super) fn is_plainly_framed(headers: &HeaderMap) -> bool {
     // to hash a name costs as much as to walk past ten, which are compared by number
-    headers.keys_len() == headers.len() && !headers.keys().any(|name| *name == TRANSFER_ENCODING)
+    headers.keys_len() == headers.len()
+        && headers.iter().all(|(name, value)| match *name {
+            TRANSFER_ENCODING => false,
+            CONTENT_LENGTH => is_plain_number(value),
+            _ => true,
+        })
 }
 
 fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
@@ -56,10 +59,12 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
         return None;
     }
     let invalid = |why| Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Text(why)));
-    let Some(coding) = headers.get(TRANSFER_ENCODING) else {
-        let first = headers.get(CONTENT_LENGTH)?;
-        let mut others = headers.get_all(CONTENT_LENGTH).iter().skip(1);
-        return if others.all(|other| other == first) { None } else { invalid("two different Content-Length fields") };
+    let coding = if version < Version::HTTP_2 { headers.get(TRANSFER_ENCODING) } else { None };
+    let Some(coding) = coding else {
+        return match content_length(headers) {
+            Length::Invalid => invalid("a Content-Length that is no single number"),
+            Length::Plain | Length::Repeated(_) => None,
+        };
     };
     if headers.contains_key(CONTENT_LENGTH) {
         return invalid("Content-Length beside Transfer-Encoding");
@@ -91,11 +96,15 @@ mod tests {
         }
         assert_eq!(check(599, &[]), None);
         assert_eq!(check(200, &[("content-length", "5"), ("content-length", "5")]), None);
+        assert_eq!(check(200, &[("content-length", "5, 5")]), None);
     }
 
     #[test]
     fn heads_that_cannot_be_delimited_are_refused() {
-        let rows: [(&[(&str, &str)], Cause); 6] = [
+        let rows: [(&[(&str, &str)], Cause); 9] = [
+            (&[("content-length", "abc")], Cause::InvalidResponse),
+            (&[("content-length", "+5")], Cause::InvalidResponse),
+            (&[("content-length", "5, 6")], Cause::InvalidResponse),
             (&[("content-length", "5"), ("transfer-encoding", "chunked")], Cause::InvalidResponse),
             (&[("content-length", "5"), ("content-length", "6")], Cause::InvalidResponse),
             (&[("transfer-encoding", "chunked, chunked")], Cause::TransferCoding),
@@ -108,6 +117,15 @@ mod tests {
         }
         assert_eq!(check(600, &[]), Some(Cause::InvalidResponse));
         assert_eq!(check(101, &[]), Some(Cause::UpgradeFailed));
+    }
+
+    #[test]
+    fn the_length_of_an_http_2_answer_is_a_number_too() {
+        for (length, cause) in [("5", None), ("5, 5", None), ("abc", Some(Cause::InvalidResponse))] {
+            let response = http::Response::builder().version(Version::HTTP_2).header("content-length", length);
+            let verdict = check_head(&response.body(()).unwrap(), Asked::Answer);
+            assert_eq!(verdict.map(|verdict| verdict.cause()), cause, "{length}");
+        }
     }
 
     #[test]

@@ -305,10 +305,7 @@ fn failed_hop(headers: &HeaderMap) -> Option<Member> {
 #[inline]
 pub(crate) fn is_plain_head<B>(answer: &Response<B>) -> bool {
     let status = answer.status().as_u16();
-    answer.extensions().is_empty()
-        && status < 400
-        && status != 101
-        && (answer.version() >= Version::HTTP_2 || is_plainly_framed(answer.headers()))
+    answer.extensions().is_empty() && status < 400 && status != 101 && is_plainly_framed(answer.headers())
 }
 
 /// What is wrong with a head; its connection is ended, as what follows cannot be delimited.

@@ -20,7 +20,7 @@ use crate::body::{AnswerBody, Progress, Upload};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
-use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch};
+use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
@@ -55,6 +55,7 @@ where
         return Box::pin(exchange.run(Request::from_parts(parts, upload), 0));
     };
     h1.stamp().begin();
+    name_length(&parts.method, &mut parts.headers, &upload);
     let sent = h1.sender().try_send_request(Request::from_parts(parts, upload));
     Box::pin(Sending { sent, exchange: Some(exchange), lease: Some(Lease::H1(h1)), again: None })
 }
@@ -155,6 +156,9 @@ where
             let sent = match &mut lease {
                 Lease::H1(h1) => {
                     address::to_h1(&mut request);
+                    let (mut parts, body) = request.into_parts();
+                    name_length(&parts.method, &mut parts.headers, &body);
+                    let request = Request::from_parts(parts, body);
                     self.head(h1.sender().try_send_request(request), &stamp).await
                 }
                 #[cfg(feature = "http2")]

@@ -19,6 +19,7 @@ known! {
     "via",
     "host",
     "proxy",
+    "expect",
     "upgrade",
     "forwarded",
     "connection",
@@ -150,6 +151,7 @@ static STARTS: [usize; LONGEST + 2] = {
 impl Fields {
     pub(super) const CONNECTION: Self = Self::known("connection");
     pub(super) const CONTENT_LENGTH: Self = Self::known("content-length");
+    pub(super) const EXPECT: Self = Self::known("expect");
     pub(super) const FORWARDED: Self = Self::known("forwarded");
     pub(super) const HOST: Self = Self::known("host");
     pub(super) const MAX_FORWARDS: Self = Self::known("max-forwards");

@@ -9,10 +9,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::uri::Authority;
 use http::{HeaderValue, Request, Response};
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::framing::name_length;
 use super::settings::{Client, Settings};
 use super::{Caller, Rules, Scheme};
 use crate::engine::{Handle, Held};
@@ -23,6 +25,9 @@ use crate::engine::{Handle, Held};
 /// [`LoopDetected`](crate::BadGatewayCause::LoopDetected). A 101 that nobody asked for becomes a 502 with
 /// [`UpgradeFailed`](crate::BadGatewayCause::UpgradeFailed); to one that was asked for, and to all else in the extensions,
 /// this layer does nothing: the bytes behind it are for whoever carries them. Errors are handed on.
+///
+/// A GET or HEAD whose body has no known length goes on as `Transfer-Encoding: chunked`, without which hyper's clients
+/// drop the body.
 ///
 /// It stands nearest to the client, inside [`ClassifyLayer`](crate::ClassifyLayer).
 /// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) needs none.
@@ -110,6 +115,7 @@ pub struct Forward<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Forward<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ReqBody: Body,
     ResBody: From<Bytes>,
 {
     type Response = Response<ResBody>;
@@ -130,6 +136,7 @@ where
 impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for Forward<S>
 where
     S: hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ReqBody: Body,
     ResBody: From<Bytes>,
 {
     type Response = Response<ResBody>;
@@ -161,10 +168,15 @@ pin_project! {
 }
 
 impl<F, B: From<Bytes>> ResponseFuture<F, B> {
-    fn of<R>(settings: Held<Settings>, request: Request<R>, call: impl FnOnce(Request<R>) -> F) -> Self {
+    fn of<R: Body>(settings: Held<Settings>, request: Request<R>, call: impl FnOnce(Request<R>) -> F) -> Self {
         let (mut parts, body) = request.into_parts();
         let state = match settings.pass_on(&mut parts) {
-            Ok(asked) => State::Call { call: call(Request::from_parts(parts, body)), asked, settings },
+            Ok(asked) => {
+                if let Client::Http1 = settings.client {
+                    name_length(&parts.method, &mut parts.headers, &body);
+                }
+                State::Call { call: call(Request::from_parts(parts, body)), asked, settings }
+            }
             Err(answer) => State::Rejected { answer: Some(Box::new(answer)) },
         };
         Self { state }

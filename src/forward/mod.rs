@@ -12,7 +12,9 @@
 //! | `Max-Forwards` of OPTIONS and TRACE | one less; at 0 answered here, TRACE with harmless fields alone | | RFC 9110 sections 7.6.2 and 9.3.8 |
 //! | content of TRACE | 400 | | RFC 9110 section 9.3.8 |
 //! | `Connection` and what it names, `Keep-Alive`, `Proxy-*` of authentication, `Transfer-Encoding` | removed; 400 for more than 32 options | removed | RFC 9110 sections 7.6.1 and 11.7 |
-//! | `Content-Length` beside `Transfer-Encoding` | removed | removed | RFC 9112 section 6.3 |
+//! | `Content-Length` | 400 if it is no number, differs, or stands beside `Transfer-Encoding`; repeated ones become one | repeated ones become one; removed beside `Transfer-Encoding` | RFC 9112 section 6.3 |
+//! | `Transfer-Encoding` other than one `chunked` | 501; 400 in other versions than HTTP/1.1 | | RFC 9112 section 6.1 |
+//! | `Expect` | `100-continue` is removed, as the server in front has asked for the body; 417 for all else | | RFC 9110 section 10.1.1 |
 //! | `TE` | `trailers` stays, unless the protocol is to change | removed | RFC 9110 section 10.1.4 |
 //! | `Trailer` | stays | stays | RFC 9110 section 6.6.2 |
 //! | `Upgrade` | stays in HTTP/1.1 where `Connection` names it, unless it would tunnel HTTP or TLS | stays in a 101 to what was asked for | RFC 9110 section 7.8 |
@@ -65,6 +67,7 @@ mod answer;
 mod caller;
 mod fields;
 mod forwarded;
+mod framing;
 mod hop;
 mod host;
 mod layer;
@@ -79,12 +82,14 @@ mod via;
 use std::error::Error;
 use std::fmt;
 
-use http::{HeaderName, HeaderValue, Method, StatusCode, header, request, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 
 pub use self::answer::{Answer, Rejection};
 pub use self::caller::{Caller, Scheme};
 use self::fields::Fields;
 use self::forwarded::Stamp;
+#[cfg(feature = "client")]
+pub(crate) use self::framing::name_length;
 pub use self::hop::strip_hop_by_hop;
 use self::hop::{Options, strip, takes_trailers};
 use self::host::Target;
@@ -93,6 +98,7 @@ pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
 pub(crate) use self::onward::UnaskedSwitch;
 pub(crate) use self::size::{encodes_well, field_section_size, target_size};
 use self::via::Pseudonym;
+use crate::body::{Length, content_length};
 use crate::cause;
 
 /// Far below what a `HeaderMap` holds, so that adding a field never fails, however its names collide.
@@ -314,6 +320,11 @@ impl Rules {
         let seen = Fields::of(&parts.headers);
         self.check_size(parts)?;
         let target = host::target(parts, seen)?;
+        let length = framing::request(parts, seen)?;
+        if seen.has(Fields::EXPECT) && !expects_only_100(&parts.headers) {
+            let reason = "the only expectation that is met here is 100-continue";
+            return Err(Answer::refusal(StatusCode::EXPECTATION_FAILED, reason).into());
+        }
         let options = Options::read(&parts.headers, seen);
         if options.count() > MAX_OPTIONS {
             return Err(Answer::bad_request("the Connection field names more than 32 options").into());
@@ -327,6 +338,11 @@ impl Rules {
 
         let headers = &mut parts.headers;
         strip(headers, seen, options);
+        // our server has asked for the body; a client that does not wait for the 100 must not say that it does
+        seen.among(Fields::EXPECT).remove_from(headers);
+        if let Some(length) = length {
+            headers.insert(header::CONTENT_LENGTH, length);
+        }
         if let Some(protocols) = &upgrade {
             headers.insert(header::CONNECTION, UPGRADE.clone());
             headers.insert(header::UPGRADE, protocols.clone());
@@ -373,12 +389,23 @@ impl Rules {
         if self.reduces_proxy_status {
             cause::reduce_proxy_status(headers);
         }
+        if seen.has(Fields::CONTENT_LENGTH) {
+            if let Length::Repeated(length) = content_length(headers) {
+                headers.insert(header::CONTENT_LENGTH, length);
+            }
+        }
         // An upstream's head may fill the map to its limit, and then goes on without these.
         if let Some(protocols) = accepted {
             let _ = headers.try_insert(header::CONNECTION, UPGRADE.clone());
             let _ = headers.try_insert(header::UPGRADE, protocols);
         }
     }
+}
+
+/// Whether `100-continue` is all that a request expects (RFC 9110 section 10.1.1).
+fn expects_only_100(headers: &HeaderMap) -> bool {
+    let mut expectations = headers.get_all(header::EXPECT).iter().flat_map(syntax::list);
+    expectations.all(|expectation| expectation.eq_ignore_ascii_case(b"100-continue"))
 }
 
 impl Passage {
@@ -405,7 +432,7 @@ impl Passage {
 #[cfg(test)]
 pub(in crate::forward) mod tests {
     use bytes::Bytes;
-    use http::{HeaderMap, HeaderName, Request, Uri, Version};
+    use http::{Request, Uri, Version};
     use proptest::prelude::*;
 
     use super::forwarded::tests::is_valid_forwarded;
@@ -686,6 +713,19 @@ pub(in crate::forward) mod tests {
         }
         let mut parts = head("GET", "/", &[("host", "a"), ("x-a", &"f".repeat(60 << 10))]);
         assert_eq!(status(pass(&self::rules(), &mut parts)), 431);
+    }
+
+    #[test]
+    fn an_expectation_is_met_here_or_refused() {
+        for expectation in ["100-continue", "100-Continue", "", "100-continue, 100-continue"] {
+            let mut parts = head("POST", "/", &[("host", "a"), ("content-length", "3"), ("expect", expectation)]);
+            pass(&rules(), &mut parts).unwrap();
+            assert!(!parts.headers.contains_key("expect"), "{expectation:?}");
+        }
+        for expectation in ["y 100-continue", "100-continue=1", "200-ok", "100-continue, x"] {
+            let mut parts = head("POST", "/", &[("host", "a"), ("expect", expectation)]);
+            assert_eq!(status(pass(&rules(), &mut parts)), 417, "{expectation}");
+        }
     }
 
     #[test]
