@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -63,19 +64,27 @@ impl Progress {
 pin_project! {
     /// A request body under watch; one that is empty from the start goes unwatched.
     ///
-    /// Frames, `size_hint` and `is_end_stream` are those of the body.
+    /// Frames, `size_hint` and `is_end_stream` are those of the body, but for trailers that a client edits.
     #[derive(Debug)]
     pub struct Upload<B> {
         #[pin]
         body: B,
         progress: Option<Arc<Progress>>,
+        edit_trailers: Option<fn(&mut HeaderMap)>,
     }
 }
 
 impl<B: Body> Upload<B> {
     pub(crate) fn new(body: B, now: Instant) -> Self {
         let progress = (!body.is_end_stream()).then(|| Arc::new(Progress::new(now)));
-        Self { body, progress }
+        Self { body, progress, edit_trailers: None }
+    }
+
+    /// Edits the trailers on their way; a section of which nothing is left does not go on.
+    #[cfg(feature = "client")]
+    pub(crate) fn edit_trailers(mut self, edit: fn(&mut HeaderMap)) -> Self {
+        self.edit_trailers = Some(edit);
+        self
     }
 
     pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
@@ -89,13 +98,26 @@ impl<B: Body> Body for Upload<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
-        let polled = this.body.as_mut().poll_frame(cx);
+        let mut polled = this.body.as_mut().poll_frame(cx);
+        let mut has_ended = false;
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+            if let Some(trailers) = frame.trailers_mut() {
+                has_ended = true;
+                if let Some(edit) = this.edit_trailers {
+                    edit(trailers);
+                    if trailers.is_empty() {
+                        polled = Poll::Ready(None);
+                    }
+                }
+            }
+        }
         let Some(progress) = this.progress else { return polled };
         progress.client_late.store(polled.is_pending(), Relaxed);
         match &polled {
             Poll::Ready(Some(Ok(_))) => {
                 progress.taken.store(progress.taken.load(Relaxed).wrapping_add(1), Relaxed);
-                if this.body.is_end_stream() {
+                // the end of an HTTP/2 stream may come long after the last byte that was announced
+                if has_ended || this.body.is_end_stream() || this.body.size_hint().exact() == Some(0) {
                     progress.end();
                 }
             }

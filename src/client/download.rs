@@ -18,6 +18,7 @@ use crate::body::Progress;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 use crate::classify::Scene;
 use crate::engine::Sight;
+use crate::forward::strip_trailers;
 
 /// The upstream's body.
 ///
@@ -104,7 +105,16 @@ impl<B: SendBody> Body for Download<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
-        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        let mut polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+            if let Some(trailers) = frame.trailers_mut() {
+                strip_trailers(trailers);
+                if trailers.is_empty() {
+                    this.release();
+                    return Poll::Ready(None);
+                }
+            }
+        }
         let Some(open) = &mut this.open else { return ended(polled) };
         let failure = match polled {
             Poll::Ready(Some(Ok(frame))) => {

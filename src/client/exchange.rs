@@ -20,7 +20,7 @@ use crate::body::{AnswerBody, Progress, Upload};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
-use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length};
+use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_upload_trailers};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
@@ -49,7 +49,7 @@ where
         Ok(prepared) => prepared,
         Err(outcome) => return Box::pin(future::ready(*outcome)),
     };
-    let upload = Upload::new(body, begun);
+    let upload = Upload::new(body, begun).edit_trailers(strip_upload_trailers);
     let exchange = Exchange { upstream: upstream.clone(), begun, progress: upload.progress(), upgrade, tunnel };
     let Some(mut h1) = upstream.pool.idle_now(begun) else {
         return Box::pin(exchange.run(Request::from_parts(parts, upload), 0));

@@ -264,7 +264,6 @@ impl Fields {
 }
 
 /// Whether a field tells where a request came from or who sent it, in any spelling that CGI reads as the same.
-#[allow(dead_code)] // the filter of trailers asks, in a commit of its own
 pub(crate) fn is_origin(name: &HeaderName) -> bool {
     !origin(name.as_str().as_bytes()).is_empty()
 }

@@ -27,7 +27,7 @@ use crate::engine::{Handle, Held};
 /// this layer does nothing: the bytes behind it are for whoever carries them. Errors are handed on.
 ///
 /// A GET or HEAD whose body has no known length goes on as `Transfer-Encoding: chunked`, without which hyper's clients
-/// drop the body.
+/// drop the body. Trailers are not looked at: see [`strip_trailers`](super::strip_trailers).
 ///
 /// It stands nearest to the client, inside [`ClassifyLayer`](crate::ClassifyLayer).
 /// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) needs none.

@@ -23,6 +23,7 @@
 //! | `Proxy` | removed | removed | CVE-2016-5385 |
 //! | `Proxy-Status` | | stays, or is [reduced](Rules::reduce_proxy_status) | RFC 9209 section 4 |
 //! | more than 4,096 different fields, or 60 KiB of head | 431, or 414 for the target alone | | RFC 6585 section 5, RFC 9110 section 15.5.15 |
+//! | trailers | see [`strip_trailers`] | see [`strip_trailers`] | RFC 9110 section 6.5.1 |
 //!
 //! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
 //! has to believe are added after [`Rules::request`], or the caller's `Connection` is dealt with first, by
@@ -76,6 +77,7 @@ mod onward;
 mod settings;
 mod size;
 mod syntax;
+mod trailers;
 mod upgrade;
 mod via;
 
@@ -97,6 +99,9 @@ pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
 #[cfg(feature = "client")]
 pub(crate) use self::onward::UnaskedSwitch;
 pub(crate) use self::size::{encodes_well, field_section_size, target_size};
+pub use self::trailers::strip_trailers;
+#[cfg(feature = "client")]
+pub(crate) use self::trailers::strip_upload_trailers;
 use self::via::Pseudonym;
 use crate::body::{Length, content_length};
 use crate::cause;
