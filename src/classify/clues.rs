@@ -69,6 +69,8 @@ pub(super) enum H2 {
     Reset(u32),
     /// Our side ended stream or connection for what the peer had sent.
     Ours(u32),
+    /// h2 refused what we asked it to send; the peer has no part in it.
+    User,
     Io,
 }
 

@@ -3,11 +3,38 @@
 use super::clues::H2;
 
 pub(super) fn read(error: &h2::Error) -> H2 {
-    let Some(reason) = error.reason() else { return H2::Io };
+    let Some(reason) = error.reason() else {
+        return if error.is_io() { H2::Io } else { H2::User };
+    };
     let code = u32::from(reason);
     if !error.is_remote() {
         return H2::Ours(code);
     }
     // a GOAWAY that reaches a stream's future left that stream out (RFC 9113 section 6.8)
     if error.is_go_away() { H2::GoAway(code) } else { H2::Reset(code) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{Request, Version};
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::cause::{BadGatewayCause, BreakerVerdict, Evidence, Failure, Replay};
+
+    #[tokio::test]
+    async fn what_h2_refuses_to_send_is_neither_io_nor_the_peers() {
+        let (io, _peer) = duplex(1 << 16);
+        let (client, _connection) = h2::client::handshake(io).await.unwrap();
+        let mut client: h2::client::SendRequest<Bytes> = client.ready().await.unwrap();
+        let mut request = Request::get("/no-authority").body(()).unwrap();
+        *request.version_mut() = Version::HTTP_2;
+        let error = client.send_request(request, true).unwrap_err();
+        assert_eq!(read(&error), H2::User);
+        let failure = Failure::from_error(error);
+        assert_eq!(failure.cause(), BadGatewayCause::GatewayInternal);
+        assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
+        assert_eq!(failure.cause().breaker_verdict(), BreakerVerdict::Neutral);
+    }
 }

@@ -96,6 +96,9 @@ fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
     if scene.upload == Upload::Failed {
         return Some(Cause::RequestBodyFailed.into());
     }
+    if clues.h2 == Some(H2::User) {
+        return Some(unsent(Cause::GatewayInternal, Evidence::LocalRefusal));
+    }
     let cause = match (clues.hyper, clues.text) {
         (Some(Hyper::User), _) if scene.upload == Upload::Sound => Cause::GatewayInternal,
         (Some(Hyper::User), _) => Cause::RequestBodyFailed,

@@ -282,6 +282,8 @@ impl<B> Lease<B> {
         if let Self::H2(h2) = self {
             let streams_own = match failure.cause() {
                 BadGatewayCause::StreamReset | BadGatewayCause::RequestBodyFailed => true,
+                // refused before a byte was written: the connection is as good as before
+                BadGatewayCause::GatewayInternal => failure.evidence() == Evidence::LocalRefusal,
                 BadGatewayCause::StreamRefused => failure.evidence() == Evidence::RefusedStream,
                 BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(crate::cause::Detail::H2(_))),
                 _ => false,
