@@ -16,13 +16,14 @@ use super::pool::{Lease, SendBody};
 use super::sight::{looked, sight};
 use crate::body::Progress;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
-use crate::classify::Scene;
+use crate::classify::{Scene, Stamp};
 use crate::engine::Sight;
 use crate::forward::strip_trailers;
 
 /// The upstream's body.
 ///
-/// Its connection goes back to the pool with the last frame, and ends if the body fails or is dropped before.
+/// Its connection goes back to the pool with the last frame. It ends if the body fails or is dropped before, or if the
+/// answer came before the upload was through.
 pub struct Download<B> {
     incoming: Incoming,
     /// Gone once the body has ended; an answer without one never had it.
@@ -36,15 +37,35 @@ struct Open<B> {
     begun: Instant,
     scene: Scene,
     progress: Option<Arc<Progress>>,
+    upload: UploadState,
     upload_idle: Duration,
+}
+
+/// How far the upload was when the head came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UploadState {
+    /// There was none, or it was written.
+    Through,
+    /// The upstream may take the rest of it for a request, or leave it in the way of one.
+    UnderWay,
+}
+
+impl UploadState {
+    fn of(progress: Option<&Progress>, stamp: &Stamp) -> Self {
+        match progress {
+            Some(progress) if progress.ended().is_none() || stamp.wire().blocked => Self::UnderWay,
+            _ => Self::Through,
+        }
+    }
 }
 
 impl<B: SendBody> Download<B> {
     pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
         let upload_idle = exchange.upstream.upload_idle;
+        let upload = UploadState::of(exchange.progress.as_deref(), lease.stamp());
         if incoming.is_end_stream() {
             lease.stamp().answered();
-            release(lease, exchange.progress.as_deref(), upload_idle);
+            release(lease, upload, exchange.progress.is_some(), upload_idle);
             return Self { incoming, open: None };
         }
         let scene = exchange.scene(lease.stamp());
@@ -55,6 +76,7 @@ impl<B: SendBody> Download<B> {
             begun: exchange.begun,
             scene,
             progress: exchange.progress.clone(),
+            upload,
             upload_idle,
         };
         Self { incoming, open: Some(Box::new(open)) }
@@ -63,17 +85,19 @@ impl<B: SendBody> Download<B> {
     /// The body is whole: others may have the connection.
     fn release(&mut self) {
         if let Some(open) = self.open.take() {
-            release(open.lease, open.progress.as_deref(), open.upload_idle);
+            release(open.lease, open.upload, open.progress.is_some(), open.upload_idle);
         }
     }
 }
 
-fn release<B: SendBody>(lease: Lease<B>, progress: Option<&Progress>, upload_idle: Duration) {
+fn release<B: SendBody>(lease: Lease<B>, upload: UploadState, had_upload: bool, upload_idle: Duration) {
     match lease {
-        Lease::H1(h1) => match progress {
-            // also when all of it was taken: what was not written yet would hold up the next request
-            Some(_) if !h1.is_ready() => h1.give_back_after_upload(upload_idle),
-            _ => h1.give_back(Instant::now()),
+        Lease::H1(h1) => match upload {
+            // the rest may still be wanted (RFC 9112 section 9.3), but nobody knows what it was taken for
+            UploadState::UnderWay => h1.end_after_upload(upload_idle),
+            // what was not written yet would hold up the next request
+            UploadState::Through if had_upload && !h1.is_ready() => h1.give_back_after_upload(upload_idle),
+            UploadState::Through => h1.give_back(Instant::now()),
         },
         #[cfg(feature = "http2")]
         Lease::H2(_) => {}

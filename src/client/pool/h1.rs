@@ -132,21 +132,34 @@ impl<B: SendBody> H1<B> {
         }
     }
 
-    /// Gives the connection back once it has taken the rest of an upload, if that goes on moving.
-    ///
-    /// The answer came first, and whole; the upstream may still want the upload (RFC 9112 section 9.3).
+    /// Gives the connection back once the last of an upload has been written.
     pub(crate) fn give_back_after_upload(mut self, idle: Duration) {
         tokio::spawn(async move {
-            let mut written = self.stamp.wire().written;
-            loop {
-                match tokio::time::timeout(idle, self.sender().ready()).await {
-                    Ok(Ok(())) => return self.give_back(Instant::now()),
-                    Ok(Err(_)) => return,
-                    Err(_) if self.stamp.wire().written == written => return,
-                    Err(_) => written = self.stamp.wire().written,
-                }
+            if self.takes_upload(idle).await {
+                self.give_back(Instant::now());
             }
         });
+    }
+
+    /// Ends the connection once it has taken the rest of an upload, or that stands still.
+    ///
+    /// The answer came first, and whole; the upstream may still want the upload (RFC 9112 section 9.3).
+    pub(crate) fn end_after_upload(mut self, idle: Duration) {
+        if !self.is_ready() && !self.is_closed() {
+            tokio::spawn(async move { self.takes_upload(idle).await });
+        }
+    }
+
+    /// Waits until all of an upload is written; `false` if it stands still for this time.
+    async fn takes_upload(&mut self, idle: Duration) -> bool {
+        let mut written = self.stamp.wire().written;
+        loop {
+            match tokio::time::timeout(idle, self.sender().ready()).await {
+                Ok(ready) => return ready.is_ok(),
+                Err(_) if self.stamp.wire().written == written => return false,
+                Err(_) => written = self.stamp.wire().written,
+            }
+        }
     }
 }
 
