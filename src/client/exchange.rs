@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::upgrade::OnUpgrade;
@@ -218,6 +219,12 @@ where
         let body = match (behind, self.tunnel.take()) {
             (Some(behind), Some(caller)) => {
                 parts.extensions.insert(tunnel::spawn(caller, behind, lease));
+                AnswerBody::default()
+            }
+            // It has no content, whatever its length says (RFC 9110 section 15.4.5); h2 takes an empty DATA frame after
+            // a length for a broken body.
+            _ if status == StatusCode::NOT_MODIFIED && !incoming.is_end_stream() => {
+                lease.stamp().answered();
                 AnswerBody::default()
             }
             _ => AnswerBody::upstream(Download::new(incoming, lease, self)),
