@@ -82,7 +82,8 @@ impl<C> Connector<C> {
 
     /// How many interim responses may come before an answer (default 64).
     ///
-    /// One more, or over 64 KiB of them, ends the connection; hyper itself counts none.
+    /// One more, or over 64 KiB of them, ends the connection; hyper itself counts none. Of HTTP/2 those of each stream
+    /// are counted, and not their size.
     pub fn max_interim(mut self, heads: u32) -> Self {
         self.max_interim = heads;
         self

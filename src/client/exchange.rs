@@ -13,6 +13,8 @@ use hyper::upgrade::OnUpgrade;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
+#[cfg(feature = "http2")]
+use super::head_size;
 use super::pool::{Lease, SendBody};
 use super::proxy::Upstream;
 use super::sight::{looked, seen, sight};
@@ -51,7 +53,15 @@ where
         Err(outcome) => return Box::pin(future::ready(*outcome)),
     };
     let upload = Upload::new(body, begun).edit_trailers(strip_upload_trailers);
-    let exchange = Exchange { upstream: upstream.clone(), begun, progress: upload.progress(), upgrade, tunnel };
+    let exchange = Exchange {
+        upstream: upstream.clone(),
+        begun,
+        progress: upload.progress(),
+        upgrade,
+        tunnel,
+        #[cfg(feature = "http2")]
+        head_size: 0,
+    };
     let Some(mut h1) = upstream.pool.idle_now(begun) else {
         return Box::pin(exchange.run(Request::from_parts(parts, upload), 0));
     };
@@ -132,6 +142,9 @@ pub(super) struct Exchange<C, B> {
     pub(super) progress: Option<Arc<Progress>>,
     upgrade: Option<Protocols>,
     tunnel: Option<OnUpgrade>,
+    /// Of what was sent by HTTP/2.
+    #[cfg(feature = "http2")]
+    head_size: usize,
 }
 
 /// What an attempt ended with.
@@ -165,6 +178,10 @@ where
                 #[cfg(feature = "http2")]
                 Lease::H2(h2) => {
                     address::to_h2(&mut request, self.upstream.target.scheme());
+                    self.head_size = head_size::of(&request);
+                    if !head_size::fits(&request, self.head_size, stamp.max_header_list()) {
+                        return Ok(Answer::too_large().rejects());
+                    }
                     self.head(h2.sender().try_send_request(request), &stamp).await
                 }
             };
@@ -187,6 +204,13 @@ where
         let message = error.take_message();
         let failure = Failure::seen(error.into_error().into(), &scene);
         lease.failed(&failure);
+        #[cfg(feature = "http2")]
+        if failure.cause() == BadGatewayCause::StreamReset
+            && lease.stamp().max_header_list().is_some_and(|limit| self.head_size > limit)
+        {
+            // the limit came after the request was sent
+            return Ended::Answer(Ok(Answer::too_large().rejects()));
+        }
         match message {
             // a pooled connection had died: nobody saw the request
             Some(unsent) if returns < MAX_RETURNS && scene.wire.is_some_and(|wire| wire.served > 0) => {

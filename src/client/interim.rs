@@ -2,15 +2,17 @@
 
 use std::io;
 
+use super::frames::Frames;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay};
 
 /// Follows the heads of one answer and fails when too many of them are interim (RFC 9110 section 15.2).
 ///
 /// Fed with what is read since a request began, in any pieces. Once a final head begins, or bytes that
-/// are no HTTP/1 head, it looks no further.
+/// are no HTTP/1 head, it looks no further. Of an HTTP/2 connection it follows the frames, as long as it is open.
 #[derive(Clone, Debug)]
 pub(super) struct Interim {
     limit: u32,
+    frames: Option<Box<Frames>>,
     heads: u32,
     bytes: usize,
     state: State,
@@ -30,12 +32,20 @@ const MAX_BYTES: usize = 64 << 10;
 
 impl Interim {
     pub(super) fn new(limit: u32) -> Self {
-        Self { limit, heads: 0, bytes: 0, state: State::Status(0) }
+        Self { limit, frames: None, heads: 0, bytes: 0, state: State::Status(0) }
     }
 
-    /// A new answer is expected.
+    /// A new answer is expected, unless the one before is still to come and the rest of a request is written.
     pub(super) fn restart(&mut self) {
-        *self = Self::new(self.limit);
+        // the streams of an HTTP/2 connection count by themselves
+        if self.state == State::Final && self.frames.is_none() {
+            *self = Self::new(self.limit);
+        }
+    }
+
+    /// `SETTINGS_MAX_HEADER_LIST_SIZE` of an HTTP/2 peer, if it came with what was read last; `u32::MAX` is no limit.
+    pub(super) fn take_max_header_list(&mut self) -> Option<u32> {
+        self.frames.as_mut()?.take_max_header_list()
     }
 
     /// How many interim heads of this answer have come.
@@ -46,12 +56,19 @@ impl Interim {
     /// Takes what was read.
     pub(super) fn saw(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.state == State::Final {
-            return Ok(());
+            let Some(frames) = &mut self.frames else { return Ok(()) };
+            return if frames.saw(bytes) > self.limit { Err(too_many()) } else { Ok(()) };
         }
         // nearly every answer begins with its final head, in one piece
-        if self.state == State::Status(0) && bytes.len() > 9 && bytes[9] != b'1' {
+        if self.state == State::Status(0) && bytes.len() > 9 && bytes[9] != b'1' && bytes[0] != 0 {
             self.state = State::Final;
             return Ok(());
+        }
+        // the first frame of an HTTP/2 server is SETTINGS, which never takes 64 KiB (RFC 9113 section 3.4)
+        if self.state == State::Status(0) && bytes.first() == Some(&0) {
+            self.state = State::Final;
+            self.frames = Some(Box::default());
+            return self.saw(bytes);
         }
         for byte in bytes {
             self.state = match self.state {
@@ -135,6 +152,81 @@ mod tests {
         let mut bytes = b"HTTP/1.1 102 Processing\r\n".to_vec();
         bytes.extend_from_slice(&b"a: b\r\n".repeat(MAX_BYTES / 6));
         assert!(!feed(9, &bytes, 100));
+    }
+
+    /// A frame of this type on this stream.
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    }
+
+    const HEADERS: u8 = 1;
+    const END_STREAM: u8 = 1;
+
+    #[test]
+    fn interim_heads_of_http2_are_counted_for_each_stream() {
+        let heads = |stream, count| frame(HEADERS, 4, stream, b"head").repeat(count);
+        // three interim heads and the final one
+        let mut bytes = [frame(4, 0, 0, &[]), heads(1, 4)].concat();
+        bytes.extend(frame(0, END_STREAM, 1, b"data"));
+        for stream in [3, 5, 7] {
+            bytes.extend(heads(stream, 3));
+        }
+        for stream in [7, 5, 3] {
+            bytes.extend([heads(stream, 1), frame(HEADERS, END_STREAM, stream, b"end")].concat());
+        }
+        for piece in [1, 2, 7, 1000] {
+            assert!(feed(3, &bytes, piece), "{piece}");
+            assert!(!feed(2, &bytes, piece), "{piece}");
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_request_does_not_restart_the_count() {
+        let mut interim = Interim::new(2);
+        let mut saw = |bytes: &[u8]| {
+            interim.restart();
+            interim.saw(bytes)
+        };
+        for answer in 0..3 {
+            assert!(saw(HINTS).is_ok() && saw(HINTS).is_ok(), "{answer}");
+            assert!(saw(b"HTTP/1.1 200 OK\r\n\r\n").is_ok(), "{answer}");
+        }
+        assert!(saw(HINTS).is_ok() && saw(HINTS).is_ok());
+        assert!(saw(HINTS).is_err());
+    }
+
+    #[test]
+    fn a_new_request_does_not_restart_the_count_of_an_http2_stream() {
+        let mut interim = Interim::new(9);
+        interim.saw(&frame(4, 0, 0, &[])).unwrap();
+        let counted = (0..20).take_while(|_| {
+            interim.restart();
+            interim.saw(&frame(HEADERS, 4, 1, b"head")).is_ok()
+        });
+        assert_eq!(counted.count(), 10);
+    }
+
+    #[test]
+    fn the_largest_head_of_an_http2_peer_is_read_from_its_settings() {
+        let limit = [0, 6, 0, 0, 0x20, 0];
+        for (payload, expected) in [
+            (&limit[..], 8192),
+            (&[&[0, 3, 0, 0, 0, 100][..], &limit].concat(), 8192),
+            (&[0, 3, 0, 0, 0, 100], u32::MAX),
+            (&[], u32::MAX),
+        ] {
+            for piece in [1, 4, 1000] {
+                let mut interim = Interim::new(9);
+                let mut found = Vec::new();
+                let acknowledgement = frame(4, 1, 0, &[]);
+                for piece in [frame(4, 0, 0, payload), acknowledgement].concat().chunks(piece) {
+                    interim.saw(piece).unwrap();
+                    found.extend(interim.take_max_header_list());
+                }
+                assert_eq!(found, [expected], "{payload:?} in pieces of {piece}");
+            }
+        }
     }
 
     #[test]

@@ -26,6 +26,9 @@ mod capture;
 mod connector;
 mod download;
 mod exchange;
+mod frames;
+#[cfg(feature = "http2")]
+mod head_size;
 mod interim;
 mod policy;
 mod pool;

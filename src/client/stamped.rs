@@ -157,6 +157,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
             if this.interim.heads() > 0 {
                 this.stamp.saw_interim(this.interim.heads());
             }
+            if let Some(limit) = this.interim.take_max_header_list() {
+                this.stamp.saw_max_header_list(limit);
+            }
             seen?;
         }
         Poll::Ready(Ok(()))
