@@ -13,6 +13,8 @@ use crate::cause::{BadGatewayCause, Failure};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
 
+/// The largest response head: what HTTP/2 upstreams may send too, and their clients take.
+const MAX_HEADER_LIST: usize = 64 << 10;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// A connection that one request has to itself; dropped, it is ended.
@@ -81,10 +83,11 @@ impl<B: SendBody> H1<B> {
         T: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static,
     {
         let stamp = io.stamp().clone();
-        let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(|error| {
-            let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
-            Failure::seen(error.into(), &scene)
-        })?;
+        let (sender, connection) =
+            http1::Builder::new().max_header_size(MAX_HEADER_LIST).handshake(io).await.map_err(|error| {
+                let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
+                Failure::seen(error.into(), &scene)
+            })?;
         let of = Arc::downgrade(home);
         tokio::spawn(async move {
             // its error is told by the request it failed
