@@ -142,7 +142,7 @@ impl Wire {
         let status = message.status();
         let chunked = message.get("transfer-encoding").is_some_and(|coding| coding.ends_with("chunked"));
         let length = message.get("content-length").and_then(|length| length.parse::<u64>().ok());
-        if framing == Framing::HeadAlone || matches!(status, 101..=199 | 204 | 304) {
+        if framing == Framing::HeadAlone || matches!(status, 100..=199 | 204 | 304) {
         } else if chunked {
             self.chunks(message).await?;
         } else if let Some(length) = length {
