@@ -32,7 +32,7 @@ impl AddressPolicy {
     /// No address of this machine, of a private network, or of another range that is not globally reachable.
     ///
     /// These are the ranges of IANA's IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190) that are not
-    /// "Globally Reachable", multicast, and all of IPv6 beyond 2000::/3. IPv6 addresses that carry an IPv4 address are judged
+    /// "Globally Reachable", multicast, and all of IPv6 beyond `2000::/3`. IPv6 addresses that carry an IPv4 address are judged
     /// by that too: IPv4-mapped, -compatible and -translated ones, NAT64 by the well-known prefix, 6to4, ISATAP.
     ///
     /// Some addresses of the inside look like any other, and only you can know them. [`deny`](Self::deny) the prefixes of your
@@ -66,7 +66,7 @@ impl AddressPolicy {
             IpAddr::V4(_) => None,
             IpAddr::V6(v6) => embedded(v6.segments()).map(IpAddr::V4),
         };
-        !self.denied.iter().any(|denied| denied(address) || carried.is_some_and(denied))
+        !self.denied.iter().any(|denied| denied(address) || carried.is_some_and(|carried| denied(carried)))
     }
 }
 
@@ -103,19 +103,18 @@ fn is_special_v4(v4: Ipv4Addr) -> bool {
     }
 }
 
-/// By IANA's registry; beyond 2000::/3 no address is global unicast (RFC 4291 section 2.4).
+/// By IANA's registry; beyond `2000::/3` no address is global unicast (RFC 4291 section 2.4).
+#[allow(clippy::match_same_arms)] // one arm for one reason
 fn is_special_v6(v6: Ipv6Addr) -> bool {
     match v6.segments() {
         // unspecified and loopback, not IPv4-compatible (RFC 4291 section 2.5)
         [0, 0, 0, 0, 0, 0, 0, _] => true,
         // they are judged by the IPv4 address that they carry: compatible and translated ones, NAT64, 6to4
-        [0, 0, 0, 0, 0, 0, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x2002, ..] => false,
+        [0, 0, 0, 0, 0 | 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x2002, ..] => false,
         // the anycast addresses of PCP, TURN and DNS-SD (RFC 7723, RFC 8155, RFC 9665)
-        [0x2001, 1, 0, 0, 0, 0, 0, 1..=3]
-        // AMT (RFC 7450), AS112 (RFC 7535), ORCHIDv2 (RFC 7343), drone identifiers (RFC 9374)
-        | [0x2001, 3, ..]
-        | [0x2001, 4, 0x112, ..]
-        | [0x2001, 0x20..=0x3f, ..] => false,
+        [0x2001, 1, 0, 0, 0, 0, 0, 1..=3] => false,
+        // AMT (RFC 7450), ORCHIDv2 (RFC 7343), drone identifiers (RFC 9374); AS112 (RFC 7535)
+        [0x2001, 3 | 0x20..=0x3f, ..] | [0x2001, 4, 0x112, ..] => false,
         // IETF protocol assignments, Teredo among them (RFC 2928, RFC 4380); documentation (RFC 3849, RFC 9637)
         [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => true,
         [first, ..] => first & 0xe000 != 0x2000,
@@ -127,8 +126,7 @@ fn embedded(segments: [u16; 8]) -> Option<Ipv4Addr> {
     let (high, low) = match segments {
         [0, 0, 0, 0, 0, 0, 0, _] => return None,
         // IPv4-compatible (RFC 4291 section 2.5.5.1), IPv4-translated (RFC 2765 section 2.1), NAT64 (RFC 6052 section 2.1)
-        [0, 0, 0, 0, 0, 0, high, low]
-        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        [0, 0, 0, 0, 0 | 0xffff, 0, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         // 6to4 (RFC 3056 section 2)
         | [0x2002, high, low, ..]
