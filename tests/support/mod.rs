@@ -5,6 +5,7 @@
 
 pub(crate) mod gateway;
 pub(crate) mod socket;
+pub(crate) mod stack;
 pub(crate) mod upstream;
 pub(crate) mod wire;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub(crate) use self::gateway::{Gateway, Seen, listener, proxy, serve, short};
 pub(crate) use self::socket::Socket;
+pub(crate) use self::stack::{StackGateway, default_proxy, stack};
 pub(crate) use self::upstream::{Upstream, app};
 pub(crate) use self::wire::{Message, Wire, ask};
 

@@ -1,0 +1,71 @@
+//! The default stack around a `ReverseProxy`, as a gateway.
+
+use std::net::SocketAddr;
+
+use hyper::body::Incoming;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tower::Layer;
+use tower_upstream::UpstreamLayer;
+use tower_upstream::body::ReplayBody;
+use tower_upstream::breaker::{Breaker, CircuitBreakerLayer, Snapshot};
+use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
+use tower_upstream::engine::Untouched;
+use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::limit::{Limit, LimitLayer};
+use tower_upstream::stack::{Retries, UpstreamBuilder, UpstreamHandle};
+
+use super::gateway::{Seen, listener, serve};
+
+/// A builder whose service is a `ReverseProxy`, which tracks its uploads itself.
+pub(crate) type StackBuilder = UpstreamBuilder<Retries, LimitLayer, CircuitBreakerLayer, Untouched>;
+
+/// A gateway that runs until it is dropped.
+pub(crate) struct StackGateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) handle: UpstreamHandle,
+    pub(crate) seen: Seen,
+    task: AbortHandle,
+}
+
+impl Drop for StackGateway {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The default stack, with a limiter that refuses nothing here.
+///
+/// The default limiter begins at 20 calls in flight: its refusals would hide what these tests look for.
+pub(crate) fn stack() -> StackBuilder {
+    UpstreamLayer::builder("shop").untouched().limiter(LimitLayer::fixed(1024))
+}
+
+/// A proxy with its own defaults.
+pub(crate) fn default_proxy(upstream: SocketAddr) -> ReverseProxyBuilder {
+    ReverseProxy::builder(upstream.to_string().parse().unwrap(), Rules::new("edge").unwrap())
+}
+
+impl StackGateway {
+    pub(crate) async fn start<C>(stack: StackBuilder, proxy: ReverseProxyBuilder<C>) -> Self
+    where
+        C: Connect,
+        C::Future: 'static,
+    {
+        let seen = Seen::default();
+        let layer: UpstreamLayer<Retries, Limit, Breaker, Untouched> = stack.observer(seen.clone()).build().unwrap();
+        let proxy = proxy.build::<ReplayBody<Incoming>>();
+        let (handle, listener) = (layer.handle(), listener().await);
+        let address = listener.local_addr().unwrap();
+        let service = move |peer: SocketAddr| layer.layer(proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)));
+        Self { address, handle, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
+    }
+
+    pub(crate) fn circuit(&self) -> Snapshot {
+        self.handle.snapshot(Instant::now()).circuit.unwrap()
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.handle.snapshot(Instant::now()).in_flight
+    }
+}
