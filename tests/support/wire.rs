@@ -106,6 +106,13 @@ impl Wire {
         message.whole.then_some(message)
     }
 
+    /// Reads the body of a request whose head was read alone; an error if it is cut.
+    pub(crate) async fn request_body(&mut self, message: &mut Message) -> io::Result<()> {
+        message.whole = false;
+        soon(self.read_body(message, Framing::Request)).await?;
+        if message.whole { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
     /// So many bytes, or fewer at the end.
     pub(crate) async fn bytes(&mut self, most: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -139,6 +146,10 @@ impl Wire {
     async fn read_into(&mut self, message: &mut Message, framing: Framing) -> io::Result<()> {
         message.first = self.line().await?;
         message.fields = self.fields().await?;
+        self.read_body(message, framing).await
+    }
+
+    async fn read_body(&mut self, message: &mut Message, framing: Framing) -> io::Result<()> {
         let status = message.status();
         let chunked = message.get("transfer-encoding").is_some_and(|coding| coding.ends_with("chunked"));
         let length = message.get("content-length").and_then(|length| length.parse::<u64>().ok());
