@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use hostile::Kind;
 use others::Outcome;
-use support::{StackGateway, Upstream, default_proxy, stack};
+use support::{StackGateway, Upstream, default_proxy, skip, stack};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tower_upstream::breaker::State;
@@ -29,19 +29,6 @@ const CLIENTS: usize = 100;
 const LONG: u32 = 70;
 /// Fewer connections than [`Kind::SilentTunnel`] opens with 20 clients.
 const CONNECTIONS: usize = 96;
-
-/// Advances the clock second by second; what is due runs between.
-async fn wait_long() {
-    for _ in 0..LONG {
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(1)).await;
-        tokio::time::resume();
-        for _ in 0..8 {
-            tokio::task::yield_now().await;
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
 
 struct Scenario {
     gateway: StackGateway,
@@ -80,7 +67,7 @@ impl Scenario {
         for _ in 0..k {
             all_acted.recv().await.unwrap();
         }
-        wait_long().await;
+        skip(LONG, Duration::from_secs(1)).await;
         outcome += others::ask_all(address, CLIENTS - k, 1).await;
         Self { gateway, _upstream: upstream, hostile, outcome }
     }

@@ -3,6 +3,7 @@
 // each test binary takes what it needs
 #![allow(dead_code, unused_imports)]
 
+pub(crate) mod clock;
 pub(crate) mod gateway;
 pub(crate) mod socket;
 pub(crate) mod stack;
@@ -12,10 +13,11 @@ pub(crate) mod wire;
 use std::future::Future;
 use std::time::Duration;
 
+pub(crate) use self::clock::skip;
 pub(crate) use self::gateway::{Gateway, Seen, listener, proxy, serve, short};
 pub(crate) use self::socket::Socket;
 pub(crate) use self::stack::{StackGateway, default_proxy, stack};
-pub(crate) use self::upstream::{Upstream, app};
+pub(crate) use self::upstream::{Upstream, app, tls_app};
 pub(crate) use self::wire::{Message, Wire, ask};
 
 /// What takes longer than this will never come.

@@ -11,6 +11,9 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio_rustls::rustls::{ServerConfig, crypto};
 
 use super::gateway::listener;
 use super::wire::Wire;
@@ -70,4 +73,28 @@ pub(crate) async fn app(router: Router) -> Upstream {
         }
     })
     .await
+}
+
+/// An app over TLS that offers these protocols, and its certificate.
+pub(crate) async fn tls_app(router: Router, protocols: &[&[u8]]) -> (Upstream, String) {
+    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der()).into();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![signed.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let upstream = Upstream::accepting(move |stream, _| {
+        let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
+        async move {
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let server = auto::Builder::new(TokioExecutor::new());
+            let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+        }
+    })
+    .await;
+    (upstream, signed.cert.pem())
 }
