@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use hostile::Kind;
 use others::Outcome;
-use support::{StackGateway, Upstream, default_proxy, skip, stack};
+use support::{PATIENCE, StackGateway, Upstream, Wire, default_proxy, skip, stack};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::breaker::State;
 use tower_upstream::client::Http;
 
@@ -125,6 +126,20 @@ async fn clients_that_cancel_before_the_response_head_hurt_nobody() {
 #[tokio::test]
 async fn clients_that_cancel_their_upload_hurt_nobody() {
     is_fair(Kind::CancelUpload).await;
+}
+
+#[tokio::test]
+async fn a_response_that_ends_with_the_clients_upload_is_no_failure_of_the_upstream() {
+    for http in [Http::Auto, Http::H2] {
+        let upstream = others::upstream().await;
+        let gateway = StackGateway::start(stack(), default_proxy(upstream.address).http(http)).await;
+        let mut wire = Wire::connect(gateway.address).await;
+        wire.write("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nbegun").await;
+        assert_eq!((wire.head().await.status(), wire.bytes(5).await), (200, b"begun".to_vec()));
+        wire.finish_writing().await;
+        assert!(wire.ends_within(PATIENCE).await);
+        assert_eq!((gateway.seen.causes(), gateway.circuit().failures), (vec![Cause::RequestBodyFailed], 0));
+    }
 }
 
 #[tokio::test]

@@ -110,6 +110,11 @@ impl<B> Open<B> {
         self.scene.wire.is_some_and(|wire| wire.multiplexed) && !incoming.is_end_stream()
     }
 
+    /// Whether the client's upload broke off, with which our own codec ends the connection or the stream.
+    fn upload_failed(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.failed())
+    }
+
     /// A failure that no error told.
     fn broken(&self, cause: BadGatewayCause) -> FailureBuilder {
         let failure = Failure::builder(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Counted);
@@ -146,6 +151,9 @@ impl<B: SendBody> Body for Download<B> {
                     this.release();
                 }
                 return Poll::Ready(Some(Ok(frame)));
+            }
+            Poll::Ready(Some(Err(error))) if open.upload_failed() => {
+                open.broken(BadGatewayCause::RequestBodyFailed).source(error).build()
             }
             Poll::Ready(Some(Err(error))) => Failure::from_body_error(error, &open.scene),
             Poll::Ready(None) if open.was_cut(&this.incoming) => {
