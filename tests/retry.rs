@@ -294,6 +294,7 @@ async fn only_listed_extensions_go_with_another_attempt() {
 #[tokio::test(start_paused = true)]
 async fn an_upgrade_is_never_sent_twice() {
     let mut upgrade = request(Method::GET, Empty::new());
+    upgrade.headers_mut().insert("connection", http::HeaderValue::from_static("upgrade"));
     upgrade.headers_mut().insert("upgrade", http::HeaderValue::from_static("websocket"));
     let (answer, seen) = send(&RetryLayer::new(), &[Act::Fails(refused()), Act::Answers], upgrade).await;
     assert_eq!((answer.unwrap_err().retry_stop(), seen.all().len()), (Some(RetryStop::NotReplayable), 1));
@@ -588,4 +589,23 @@ async fn each_attempt_has_a_span_with_the_number_of_its_resend() {
             format!("{head}http.request.resend_count=2 http.response.status_code=200 "),
         ]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_that_is_ignored_takes_no_attempt_away() {
+    let ignored: [&[(&str, &str)]; 3] = [
+        &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")],
+        &[("upgrade", "websocket")],
+        &[("connection", "keep-alive"), ("upgrade", "websocket")],
+    ];
+    for fields in ignored {
+        let mut sent = request(Method::GET, Empty::new());
+        for (name, value) in fields {
+            let name = http::HeaderName::try_from(*name).unwrap();
+            sent.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let acts = [Act::Fails(failure(Cause::StaleConnection)), Act::Answers];
+        let (answer, seen) = send(&RetryLayer::new(), &acts, sent).await;
+        assert!(answer.is_ok() && seen.all().len() == 2, "{fields:?}");
+    }
 }

@@ -18,7 +18,7 @@ use crate::cause::{
     self, BadGatewayCause, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus,
     Rejected, Replay,
 };
-use crate::engine::{Abandon, leaving};
+use crate::engine::{Abandon, asks_for_upgrade, leaving};
 use crate::event::{Event, Exchange, Log, Observer};
 use crate::shelf::shelf;
 
@@ -95,6 +95,7 @@ impl Ask {
                 request_id.get_or_insert(value);
             }
         }
+        let upgrade = upgrade && asks_for_upgrade(request.version(), request.headers());
         let asked = if upgrade { Asked::Upgrade } else { Asked::Answer };
         let mut ask = SHELF.take().unwrap_or_else(|| Box::new(Self::empty()));
         ask.note(request, asked, request_id);

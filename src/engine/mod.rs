@@ -24,6 +24,7 @@ mod part;
 mod sight;
 mod tracked;
 mod tunnel;
+mod upgrade;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -43,6 +44,7 @@ pub(crate) use self::keyed::{Key, Shares};
 pub(crate) use self::part::Shown;
 pub(crate) use self::sight::{leave, leaving, tell};
 pub(crate) use self::tracked::{Followed, Following, come_back};
+pub(crate) use self::upgrade::asks_for_upgrade;
 use crate::body::Accepts;
 
 #[doc(hidden)]

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::round::Past;
 use crate::deadline::Deadline;
+use crate::engine::asks_for_upgrade;
 use crate::shelf::shelf;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -53,7 +54,7 @@ impl KeptHead {
         let mut kept = SHELF.take().unwrap_or_default();
         kept.headers.reserve(request.headers().len());
         for (name, value) in request.headers() {
-            if *name == UPGRADE {
+            if *name == UPGRADE && asks_for_upgrade(request.version(), request.headers()) {
                 kept.shelve();
                 return None;
             }

@@ -453,7 +453,8 @@ mod tests {
         let never = Request::builder().extension(RetryOverride::none()).body(()).unwrap();
         assert!(!copied(&Settings::default(), never));
         assert!(!copied(&Settings::default(), Request::connect("a:1").body(()).unwrap()));
-        assert!(!copied(&Settings::default(), Request::get("/").header("upgrade", "websocket").body(()).unwrap()));
+        let upgrade = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");
+        assert!(!copied(&Settings::default(), upgrade.body(()).unwrap()));
         let spent = Settings { budget: RetryBudget::new(), ..Settings::default() };
         while let Some(token) = spent.budget.withdraw(Instant::now()) {
             token.sent();

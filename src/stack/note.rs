@@ -1,11 +1,11 @@
 //! What is kept of a request until its answer, in memory that is used again.
 
 use http::header::{ACCEPT, UPGRADE};
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request, Version};
 
 use super::repeat::Span;
 use crate::classify::{Ask, Asked, REQUEST_ID};
-use crate::engine::Refusal;
+use crate::engine::{Refusal, asks_for_upgrade};
 use crate::error_page::{ErrorPage, Wish};
 use crate::shelf::shelf;
 
@@ -33,16 +33,20 @@ struct Seen<'a> {
 impl<'a> Seen<'a> {
     /// One walk past all names is cheaper than to hash three: those of the standard are compared by number.
     #[inline(always)]
-    fn of(headers: &'a HeaderMap) -> Self {
+    fn of(version: Version, headers: &'a HeaderMap) -> Self {
+        let mut upgrade = false;
         let mut seen = Self { asked: Asked::Answer, request_id: None, accept: None };
         for (name, value) in headers {
             if *name == ACCEPT {
                 seen.accept.get_or_insert(value);
             } else if *name == UPGRADE {
-                seen.asked = Asked::Upgrade;
+                upgrade = true;
             } else if *name == REQUEST_ID {
                 seen.request_id.get_or_insert(value);
             }
+        }
+        if upgrade && asks_for_upgrade(version, headers) {
+            seen.asked = Asked::Upgrade;
         }
         seen
     }
@@ -51,7 +55,7 @@ impl<'a> Seen<'a> {
 impl Note {
     #[inline(always)]
     pub(super) fn of<B>(request: &Request<B>, page: Option<&ErrorPage>) -> Box<Self> {
-        let seen = Seen::of(request.headers());
+        let seen = Seen::of(request.version(), request.headers());
         let mut note = SHELF
             .take()
             .unwrap_or_else(|| Box::new(Self { ask: Ask::empty(), wish: None, span: Span::default(), refusal: None }));

@@ -181,7 +181,10 @@ async fn a_circuit_that_opens_between_attempts_refuses_the_next_one() {
 async fn an_asked_for_tunnel_passes_and_settles_at_its_head() {
     let layer = UpstreamLayer::builder("shop").limiter(LimitLayer::fixed(1)).build().unwrap();
     let service = layer.layer(upstream(&[Ok(101)]));
-    let upgrade = || Request::get("/").header("upgrade", "websocket").body(Full::<Bytes>::default()).unwrap();
+    let upgrade = || {
+        let asks = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");
+        asks.body(Full::<Bytes>::default()).unwrap()
+    };
     let tunnel = service.clone().oneshot(upgrade()).await.unwrap();
     assert_eq!(tunnel.status(), 101);
     assert_eq!(seen(&layer).limit.unwrap().in_flight, 0, "its slot is given back at the head");
