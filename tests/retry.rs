@@ -506,7 +506,9 @@ async fn what_may_not_be_sent_twice_has_no_second_attempt() {
 
     // a body that was read to its end is at hand again
     let slow = Slow::default();
-    hedged(50).layer(slow.service(late)).oneshot(request(Method::PUT, Full::from("order"))).await.unwrap();
+    let mut order = request(Method::PUT, Full::from("order"));
+    order.extensions_mut().insert(RetryOverride::idempotent());
+    hedged(50).layer(slow.service(late)).oneshot(order).await.unwrap();
     assert_eq!(slow.begun(), 2);
 }
 
@@ -608,4 +610,54 @@ async fn an_upgrade_that_is_ignored_takes_no_attempt_away() {
         let (answer, seen) = send(&RetryLayer::new(), &acts, sent).await;
         assert!(answer.is_ok() && seen.all().len() == 2, "{fields:?}");
     }
+}
+
+/// A store that is late: what reaches it counts from the moment it is written.
+#[tokio::test(start_paused = true)]
+async fn only_what_is_safe_is_hedged_unless_the_request_says_that_it_may_be() {
+    let late = &[(500, 200)];
+    for (method, attempts) in [
+        (Method::GET, 2),
+        (Method::HEAD, 2),
+        (Method::OPTIONS, 2),
+        (Method::PUT, 1),
+        (Method::DELETE, 1),
+        (Method::POST, 1),
+    ] {
+        let slow = Slow::default();
+        let sent = request(method.clone(), Full::default());
+        hedged(50).layer(slow.service(late)).oneshot(sent).await.unwrap();
+        assert_eq!(slow.begun(), attempts, "{method}");
+
+        let slow = Slow::default();
+        let mut sent = request(method.clone(), Full::default());
+        sent.extensions_mut().insert(RetryOverride::idempotent());
+        hedged(50).layer(slow.service(late)).oneshot(sent).await.unwrap();
+        assert_eq!(slow.begun(), 2, "{method}, as it was asked for");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_under_a_precondition_is_repeated_only_where_it_was_not_sent() {
+    let lost = || failure(Cause::ClosedBeforeResponse);
+    for field in ["if-match", "if-none-match", "if-unmodified-since"] {
+        for method in [Method::PUT, Method::DELETE, Method::GET] {
+            let conditional = || {
+                let mut sent = request(method.clone(), Empty::new());
+                sent.headers_mut().insert(field, http::HeaderValue::from_static("\"1\""));
+                sent
+            };
+            let safe = method == Method::GET;
+            let relayed = &[Act::Says(503, None), Act::Answers];
+            for acts in [&[Act::Fails(lost()), Act::Answers], relayed] {
+                let (_, seen) = send(&RetryLayer::new(), acts, conditional()).await;
+                assert_eq!(seen.all().len(), if safe { 2 } else { 1 }, "{method} {field}");
+            }
+            let (_, seen) = send(&RetryLayer::new(), &[Act::Fails(refused()), Act::Answers], conditional()).await;
+            assert_eq!(seen.all().len(), 2, "{method} {field}: nothing was sent");
+        }
+    }
+    let (_, seen) =
+        send(&RetryLayer::new(), &[Act::Fails(lost()), Act::Answers], request(Method::PUT, Empty::new())).await;
+    assert_eq!(seen.all().len(), 2, "without one");
 }

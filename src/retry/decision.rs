@@ -21,6 +21,8 @@ pub struct Situation<'a> {
     pub method: &'a Method,
     /// The request has an `Idempotency-Key`.
     pub keyed: bool,
+    /// The request has a precondition: `If-Match`, `If-None-Match`, `If-Unmodified-Since`.
+    pub conditional: bool,
     /// What there is to send again.
     pub spare: Spare,
     /// The number of the attempt that failed; the first is 1.
@@ -44,6 +46,7 @@ impl<'a> Situation<'a> {
             shown,
             method,
             keyed: false,
+            conditional: false,
             spare: Spare::Kept,
             attempt: 1,
             met_stale: false,
@@ -94,7 +97,8 @@ pub enum Toward {
 /// Decides whether a failed request is sent again.
 ///
 /// Without a look at the attempts before, a request that was proven not to be sent is repeated whatever its method,
-/// all others if they are idempotent (RFC 9110 section 9.2.2) or were said to be. `withdraw` takes a token from the
+/// all others if they are idempotent (RFC 9110 section 9.2.2) or were said to be. A write under a precondition is not: where
+/// the first attempt was processed, a second one is answered with 412. `withdraw` takes a token from the
 /// budget; it is called last, once, and only if everything else allows the attempt. All values of `random` are
 /// equally likely.
 pub fn decide(
@@ -145,7 +149,7 @@ fn may(policy: &RetryPolicy, situation: &Situation<'_>) -> Result<Kind, RetrySto
     }
     let kind = kind(policy, situation.shown)?;
     let repeatable = kind.replay == Replay::NotSent
-        || is_idempotent(situation.method)
+        || is_repeatable(situation)
         || exception.is_some_and(|exception| exception.idempotent)
         || (kind.stale && situation.keyed && policy.trusts_keys);
     if !repeatable {
@@ -234,9 +238,19 @@ fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<Kind, RetryStop> {
     relayed(policy, status, Replay::IdempotentOnly)
 }
 
+/// Whether a request that may have been processed can be sent again and be answered alike.
+fn is_repeatable(situation: &Situation<'_>) -> bool {
+    is_idempotent(situation.method) && (!situation.conditional || is_safe(situation.method))
+}
+
+/// RFC 9110 section 9.2.1: nothing changes by it.
+pub(super) fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+}
+
 /// RFC 9110 section 9.2.2; what a method of an extension does is not known here.
 pub(super) fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    is_safe(method) || matches!(*method, Method::PUT | Method::DELETE)
 }
 
 /// The pause; `Err` where there is no time for it and an attempt of the usual length.

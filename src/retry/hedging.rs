@@ -24,7 +24,8 @@ const MOST_STRIPES: usize = 8;
 /// | [`min_samples`](Self::min_samples) | 200 | with fewer nothing is hedged |
 /// | [`at_least`](Self::at_least) | 10 ms | no delay is shorter |
 ///
-/// Only idempotent requests are hedged, only beside their first attempt, and only while all of the request body is
+/// Only safe requests (RFC 9110 section 9.2.1) are hedged, and those that [`RetryOverride::idempotent`](super::RetryOverride::idempotent) allows: a late PUT or
+/// DELETE would undo what came after it. They are hedged only beside their first attempt, and only while all of the request body is
 /// at hand: as a rule requests without one. The second attempt draws a token of the budget like a retry, counts as one of the
 /// attempts, and is boxed when it starts. The first answer that is no failure is handed on, and the other attempt is dropped;
 /// where one fails, the other is waited for, and the failure that comes last is judged as any other.

@@ -1,6 +1,6 @@
 //! A request head kept for another attempt, in memory that is used again.
 
-use http::header::UPGRADE;
+use http::header::{IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, UPGRADE};
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use tokio::time::Instant;
 
@@ -8,6 +8,9 @@ use super::round::Past;
 use crate::deadline::Deadline;
 use crate::engine::asks_for_upgrade;
 use crate::shelf::shelf;
+
+/// What makes a request that changes something conditional (RFC 9110 section 13.1, RFC 4918 section 10.4).
+const PRECONDITIONS: [HeaderName; 4] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, HeaderName::from_static("if")];
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -78,6 +81,11 @@ impl KeptHead {
     /// Whether the request has an `Idempotency-Key`.
     pub(super) fn is_keyed(&self) -> bool {
         self.headers.iter().any(|(name, _)| *name == IDEMPOTENCY_KEY)
+    }
+
+    /// Whether the request has a precondition that its own first attempt may have ended.
+    pub(super) fn is_conditional(&self) -> bool {
+        self.headers.iter().any(|(name, _)| PRECONDITIONS.contains(name))
     }
 
     /// Another request with this head.

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | it was proven not to be sent (no connection, refused stream, returned by the pool) | whatever its method, at first at once |
 //! | a reused connection had died | once more, if idempotent; with `Idempotency-Key` by opt-in |
-//! | it was sent and lost, or its attempt timed out | if idempotent (RFC 9110 section 9.2.2) |
+//! | it was sent and lost, or its attempt timed out | if idempotent (RFC 9110 section 9.2.2), and no write under `If-Match` or another precondition |
 //! | the upstream answered 502, 503 or 504 | if idempotent, when `Retry-After` says |
 //! | 429, gRPC's `RESOURCE_EXHAUSTED` | by opt-in |
 //! | our own refusals, and what no retry can mend | never |

@@ -4,7 +4,7 @@ use http::{Method, Request, Response};
 use tokio::time::Instant;
 
 use super::call::Told;
-use super::decision::is_idempotent;
+use super::decision::{is_idempotent, is_safe};
 use super::kept_head::KeptHead;
 use super::settings::Settings;
 use super::{Attempts, Decision, Protocol, Pushback, RetryOverride, Shown, Situation, Spare, Withdrawal, decide};
@@ -28,6 +28,7 @@ struct Facts {
     exception: Option<RetryOverride>,
     protocol: Protocol,
     idempotent: bool,
+    safe: bool,
     /// Whether the budget has heard of it.
     counted: bool,
 }
@@ -114,7 +115,25 @@ impl Facts {
     fn of<B>(request: &Request<B>) -> Self {
         let extensions = request.extensions();
         let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
-        Self { exception, protocol: Protocol::Http, idempotent: is_idempotent(request.method()), counted: false }
+        let (safe, idempotent) = (is_safe(request.method()), is_idempotent(request.method()));
+        Self { exception, protocol: Protocol::Http, idempotent, safe, counted: false }
+    }
+
+    /// One that stands for all that count the same.
+    fn method(self) -> &'static Method {
+        match (self.safe, self.idempotent) {
+            (true, _) => &Method::GET,
+            (false, true) => &Method::PUT,
+            (false, false) => &Method::POST,
+        }
+    }
+
+    /// Whether two attempts may run at a time.
+    ///
+    /// Idempotent is not enough: the one that comes late would undo what was written after the other.
+    #[inline]
+    fn hedges(self) -> bool {
+        self.safe || self.exception.is_some_and(|exception| exception.idempotent)
     }
 }
 
@@ -148,7 +167,7 @@ impl Begun {
         let mut head = KeptHead::of(request, &settings.carried);
         if let Some(head) = &mut head {
             head.deadline = deadline;
-            head.begun = settings.hedging.as_ref().filter(|_| facts.idempotent).map(|_| now);
+            head.begun = settings.hedging.as_ref().filter(|_| facts.hedges()).map(|_| now);
         }
         Self { head, facts }
     }
@@ -157,7 +176,7 @@ impl Begun {
 impl<B> Round<B> {
     /// What is left where somebody else goes on.
     pub(crate) fn over() -> Self {
-        let facts = Facts { exception: None, protocol: Protocol::Http, idempotent: false, counted: false };
+        let facts = Facts { exception: None, protocol: Protocol::Http, idempotent: false, safe: false, counted: false };
         Self { kept: None, facts }
     }
 
@@ -262,6 +281,7 @@ impl<B> Round<B> {
         let head = self.kept.as_ref().map(|kept| &kept.head);
         let situation = Situation {
             keyed: head.is_some_and(|head| head.is_keyed()),
+            conditional: !self.facts.safe && head.is_some_and(|head| head.is_conditional()),
             spare,
             attempt: u8::try_from(self.attempt()).unwrap_or(u8::MAX),
             met_stale: self.past().is_some_and(|past| past.attempts.met_stale()),
@@ -269,7 +289,7 @@ impl<B> Round<B> {
             median: settings.median.as_ref().and_then(|median| median.0(now)),
             pushback,
             exception: self.facts.exception,
-            ..Situation::new(shown, if self.facts.idempotent { &Method::GET } else { &Method::POST })
+            ..Situation::new(shown, self.facts.method())
         };
         let mut token = None;
         let decision = decide(&settings.policy, &situation, settings.random(), || {

@@ -329,6 +329,7 @@ impl Drawn {
             spare: self.spare,
             attempt: self.attempt,
             met_stale: self.bits[1],
+            conditional: self.status % 2 == 0,
             remaining: millis[0],
             median: millis[1],
             pushback: if self.bits[2] { Some(Pushback::Never) } else { millis[2].map(Pushback::After) },
@@ -406,7 +407,8 @@ proptest! {
         prop_assert!(cause.prospect() != Prospect::Futile && !REFUSED.contains(&cause) && replay != Replay::Never);
         let stale = cause == Cause::StaleConnection;
         prop_assert!(!(stale && situation.met_stale));
-        let idempotent = [Method::GET, Method::PUT].contains(situation.method);
+        let safe = *situation.method == Method::GET;
+        let idempotent = safe || (*situation.method == Method::PUT && !situation.conditional);
         let said = drawn.exception.is_some_and(|exception| exception.1);
         let trusted = stale && situation.keyed && drawn.bits[3];
         prop_assert!(replay == Replay::NotSent || idempotent || said || trusted);
