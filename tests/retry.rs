@@ -661,3 +661,43 @@ async fn a_write_under_a_precondition_is_repeated_only_where_it_was_not_sent() {
         send(&RetryLayer::new(), &[Act::Fails(lost()), Act::Answers], request(Method::PUT, Empty::new())).await;
     assert_eq!(seen.all().len(), 2, "without one");
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_duration_is_too_short_or_too_long_for_a_retry() {
+    const DURATIONS: [Duration; 3] = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
+    let policy = RetryPolicy::new;
+    for duration in DURATIONS {
+        let layers = [
+            RetryLayer::new().policy(policy().base(duration)),
+            RetryLayer::new().policy(policy().max(duration)),
+            RetryLayer::new().policy(policy().patience(duration)),
+            RetryLayer::new().policy(policy().base(duration).max(duration).patience(duration)),
+            RetryLayer::new().total(duration),
+            RetryLayer::new().median(move |_| Some(duration)),
+            RetryLayer::new().total(duration).median(move |_| Some(duration)),
+            RetryLayer::new().hedging(Hedging::after(duration)),
+            RetryLayer::new().hedging(Hedging::new().min_samples(1).at_least(duration)),
+            RetryLayer::new().hedging(Hedging::after(duration)).total(duration),
+        ];
+        for (at, layer) in layers.iter().enumerate() {
+            for acts in [
+                vec![Act::Answers],
+                vec![Act::Fails(failure(Cause::ResetBeforeResponse)), Act::Answers],
+                vec![Act::Says(503, Some("1")), Act::Answers],
+                vec![Act::Says(503, Some("31622400")), Act::Answers],
+            ] {
+                let (_, seen) = send(layer, &acts, request(Method::GET, Empty::new())).await;
+                assert!(matches!(seen.all().len(), 1 | 2), "{duration:?}, layer {at}");
+            }
+            // one that is late, twice: what was learned counts for the second
+            let slow = Slow::default();
+            let service = layer.layer(slow.service(&[(500, 200)]));
+            for _ in 0..2 {
+                service.clone().oneshot(request(Method::GET, Full::default())).await.unwrap();
+                sleep(Duration::from_secs(2)).await;
+            }
+            let most = if duration == Duration::MAX { 2 } else { 4 };
+            assert!((2..=most).contains(&slow.begun()), "{duration:?}, layer {at}: {}", slow.begun());
+        }
+    }
+}

@@ -67,7 +67,7 @@ impl Hedging {
         }
     }
 
-    /// After this time, whatever the answers take.
+    /// After this time, whatever the answers take; one beyond the clock's end never passes.
     pub fn after(delay: Duration) -> Self {
         Self { quantile: Quantile::P95, min_samples: 0, at_least: delay, learned: None }
     }

@@ -299,10 +299,12 @@ impl<B> Round<B> {
         match decision {
             Decision::Stop(stop) => Err(stop),
             Decision::Retry { after, .. } => {
+                // a pause beyond the clock's end is none that anybody waits for
+                let at = now.checked_add(after).ok_or(RetryStop::Pushback)?;
                 if let Some(past) = self.past_mut() {
                     past.token = token;
                 }
-                Ok(Next::Again((!after.is_zero()).then(|| now + after)))
+                Ok(Next::Again((!after.is_zero()).then_some(at)))
             }
         }
     }
@@ -385,7 +387,8 @@ impl<B> Round<B> {
     /// When the second attempt is due, if there is to be one.
     pub(super) fn due(&self, settings: &Settings) -> Option<Instant> {
         let begun = self.kept.as_ref()?.head.begun?;
-        Some(begun + settings.hedging.as_ref()?.delay(begun)?)
+        // a delay beyond the clock's end never passes
+        begun.checked_add(settings.hedging.as_ref()?.delay(begun)?)
     }
 
     /// The first attempt is late: the body of the second, if it is at hand and the budget pays for it.

@@ -243,3 +243,14 @@ async fn a_late_first_attempt_gets_a_second_beside_it() {
     let answer = layer.layer(late_at_first()).oneshot(get()).await.unwrap();
     assert_eq!(text(answer).await, "first");
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_delay_of_a_hedge_is_too_long_for_a_stack() {
+    let hedging = RetryLayer::new().hedging(Hedging::after(Duration::MAX));
+    let layer = UpstreamLayer::builder("shop").streaming().retry(hedging).build().unwrap();
+    let late = tower::service_fn(|_: Request<_>| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok::<_, Failure>(Response::new(Full::<Bytes>::from("late")))
+    });
+    assert_eq!(layer.layer(late).oneshot(get()).await.unwrap().status(), 200);
+}
