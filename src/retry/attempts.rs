@@ -62,6 +62,13 @@ impl Attempts {
         response.extensions().get()
     }
 
+    /// As [`give_up`](Self::give_up), where the attempt that was to follow the last one is not made.
+    pub(super) fn end(mut self, stop: RetryStop) -> Option<Failure> {
+        let last = self.earlier.pop()?;
+        self.failed = self.failed.saturating_sub(1);
+        Some(self.give_up(last, stop))
+    }
+
     /// The record of the last attempt, with those before it and why there is no further one.
     ///
     /// A `stop` that an inner layer has set stays.

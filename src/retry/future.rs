@@ -72,7 +72,7 @@ pin_project! {
         Pause { timer: Pin<Box<Sleep>> },
         // the attempt before may still have the body
         Body { limit: Option<Pin<Box<Sleep>>> },
-        Ready { service: Box<S>, body: Box<Option<ReplayBody<B>>> },
+        Ready { service: Box<S>, body: Box<Option<ReplayBody<B>>>, limit: Option<Pin<Box<Sleep>>> },
         // a first attempt whose service was not asked yet
         First { service: Box<S>, request: Box<Option<Request<ReplayBody<B>>>> },
         // the first attempt has failed, the second one is under way
@@ -219,14 +219,17 @@ where
                     };
                     match body {
                         Some(body) => {
-                            State::Ready { service: Box::new(self.core.service()), body: Box::new(Some(body)) }
+                            let (service, body) = (Box::new(self.core.service()), Box::new(Some(body)));
+                            State::Ready { service, body, limit: None }
                         }
                         None => return Poll::Ready(Ok(refused(&self.round.impossible()))),
                     }
                 }
-                StateProjection::Ready { service, body } => {
-                    if let Err(error) = ready!(W::poll_ready(service, cx)) {
-                        return Poll::Ready(Err(error));
+                StateProjection::Ready { service, body, limit } => {
+                    match ready!(ready_by(W::poll_ready(service, cx), self.round.deadline(), limit, cx)) {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => return Poll::Ready(Err(error)),
+                        None => return Poll::Ready(Ok(refused(&self.round.too_late()))),
                     }
                     let body = body.take().unwrap_or_default();
                     match self.round.again(&self.core.settings, body) {
@@ -317,6 +320,23 @@ where
         *self.second = None;
         self.state.set(self::next(next));
         None
+    }
+}
+
+/// What a later attempt's service said, or `None` at the deadline: the call has begun, and its time is not for that alone.
+pub(super) fn ready_by<T>(
+    said: Poll<T>,
+    deadline: Option<Instant>,
+    limit: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<T>> {
+    match (said, deadline) {
+        (Poll::Ready(said), _) => Poll::Ready(Some(said)),
+        (Poll::Pending, None) => Poll::Pending,
+        (Poll::Pending, Some(deadline)) => {
+            let limit = limit.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            limit.as_mut().poll(cx).map(|()| None)
+        }
     }
 }
 

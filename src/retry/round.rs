@@ -43,7 +43,6 @@ struct Kept<B> {
 #[derive(Debug, Default)]
 pub(super) struct Past {
     attempts: Attempts,
-    last: Option<Failure>,
     token: Option<Withdrawal>,
 }
 
@@ -323,8 +322,7 @@ impl<B> Round<B> {
             "the request is sent again"
         );
         if let Some(past) = self.past_mut() {
-            past.attempts.failed(record.clone());
-            past.last = Some(record);
+            past.attempts.failed(record);
         }
     }
 
@@ -364,12 +362,23 @@ impl<B> Round<B> {
 
     /// The failure to tell where another attempt was decided and turned out to be impossible.
     pub(super) fn impossible(&mut self) -> Failure {
-        let mut past = self.take_past().unwrap_or_default();
-        let last = past.last.take().unwrap_or_else(|| Failure::new(BadGatewayCause::GatewayInternal));
-        last.into_builder()
-            .attempts(past.attempts.count().saturating_sub(1))
-            .retry_stop(RetryStop::NotReplayable)
-            .build()
+        self.ended(RetryStop::NotReplayable)
+    }
+
+    /// The failure to tell where another attempt was decided and cannot begin in time.
+    pub(super) fn too_late(&mut self) -> Failure {
+        self.ended(RetryStop::Deadline)
+    }
+
+    /// Until when the next attempt has to begin.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        Some(self.kept.as_ref()?.head.deadline?.instant())
+    }
+
+    fn ended(&mut self, stop: RetryStop) -> Failure {
+        let attempts = self.take_past().unwrap_or_default().attempts;
+        let nothing = || Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build();
+        attempts.end(stop).unwrap_or_else(nothing)
     }
 }
 

@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 
 use super::call::{Told, Way};
-use super::future::{Answered, Core};
+use super::future::{Answered, Core, ready_by};
 use super::round::Round;
 use super::span::AttemptSpan;
 use crate::body::ReplayBody;
@@ -19,7 +19,7 @@ pin_project! {
     #[project = Projection]
     pub(super) enum Second<F, S, B> {
         Waiting { #[pin] timer: Sleep },
-        Readying { service: S, body: Option<ReplayBody<B>> },
+        Readying { service: S, body: Option<ReplayBody<B>>, limit: Option<Pin<Box<Sleep>>> },
         Running { #[pin] call: F, span: AttemptSpan },
         // there is none, or none any more
         Over,
@@ -58,26 +58,29 @@ impl<F, S, B> Second<F, S, B> {
                 Projection::Waiting { timer } => {
                     ready!(timer.poll(cx));
                     match round.hedge(&core.settings) {
-                        Some(body) => Self::Readying { service: core.service(), body: Some(body) },
+                        Some(body) => Self::Readying { service: core.service(), body: Some(body), limit: None },
                         None => Self::Over,
                     }
                 }
-                Projection::Readying { service, body } => match ready!(W::poll_ready(service, cx)) {
-                    Ok(()) => match round.beside(&core.settings, body.take().unwrap_or_default()) {
-                        Some((request, resends)) => {
-                            let span = AttemptSpan::open(&request, resends);
-                            let entered = span.enter();
-                            let call = W::call(service, request);
-                            drop(entered);
-                            Self::Running { call, span }
+                Projection::Readying { service, body, limit } => {
+                    match ready!(ready_by(W::poll_ready(service, cx), round.deadline(), limit, cx)) {
+                        Some(Ok(())) => match round.beside(&core.settings, body.take().unwrap_or_default()) {
+                            Some((request, resends)) => {
+                                let span = AttemptSpan::open(&request, resends);
+                                let entered = span.enter();
+                                let call = W::call(service, request);
+                                drop(entered);
+                                Self::Running { call, span }
+                            }
+                            None => Self::Over,
+                        },
+                        Some(Err(error)) => {
+                            self.set(Self::Over);
+                            return Poll::Ready(Some(Err(error)));
                         }
                         None => Self::Over,
-                    },
-                    Err(error) => {
-                        self.set(Self::Over);
-                        return Poll::Ready(Some(Err(error)));
                     }
-                },
+                }
                 Projection::Running { call, span } => {
                     let entered = span.enter();
                     let result = ready!(call.poll(cx));
