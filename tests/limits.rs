@@ -222,9 +222,14 @@ where
 async fn hyper_utils_client_tells_the_phases_before_its_connection_by_our_connector() {
     let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<_>, std::io::Error>>());
     let failure = attempt_of(legacy(TcpConnector::with_resolver(silent))).await;
-    assert_eq!(told(&failure), unsent(Cause::DnsTimeout, Phase::Resolve));
+    // whose connection that is nobody says
+    let inferred = |cause, phase| (cause, phase, Replay::IdempotentOnly, Evidence::Inferred);
+    assert_eq!(told(&failure), inferred(Cause::DnsTimeout, Phase::Resolve));
     let never = service_fn(|_: Uri| std::future::pending::<Result<Socket<TcpStream>, std::io::Error>>());
     let failure = attempt_of(legacy(never)).await;
+    assert_eq!(told(&failure), inferred(Cause::ConnectTimeout, Phase::Connect));
+    let captured = tower_upstream::client::CaptureLayer::new();
+    let failure = attempt_of(tower::Layer::layer(&captured, legacy(never))).await;
     assert_eq!(told(&failure), unsent(Cause::ConnectTimeout, Phase::Connect));
 }
 

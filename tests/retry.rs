@@ -593,25 +593,6 @@ async fn each_attempt_has_a_span_with_the_number_of_its_resend() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_upgrade_that_is_ignored_takes_no_attempt_away() {
-    let ignored: [&[(&str, &str)]; 3] = [
-        &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")],
-        &[("upgrade", "websocket")],
-        &[("connection", "keep-alive"), ("upgrade", "websocket")],
-    ];
-    for fields in ignored {
-        let mut sent = request(Method::GET, Empty::new());
-        for (name, value) in fields {
-            let name = http::HeaderName::try_from(*name).unwrap();
-            sent.headers_mut().insert(name, value.parse().unwrap());
-        }
-        let acts = [Act::Fails(failure(Cause::StaleConnection)), Act::Answers];
-        let (answer, seen) = send(&RetryLayer::new(), &acts, sent).await;
-        assert!(answer.is_ok() && seen.all().len() == 2, "{fields:?}");
-    }
-}
-
 /// A store that is late: what reaches it counts from the moment it is written.
 #[tokio::test(start_paused = true)]
 async fn only_what_is_safe_is_hedged_unless_the_request_says_that_it_may_be() {
@@ -660,6 +641,25 @@ async fn a_write_under_a_precondition_is_repeated_only_where_it_was_not_sent() {
     let (_, seen) =
         send(&RetryLayer::new(), &[Act::Fails(lost()), Act::Answers], request(Method::PUT, Empty::new())).await;
     assert_eq!(seen.all().len(), 2, "without one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_that_is_ignored_takes_no_attempt_away() {
+    let ignored: [&[(&str, &str)]; 3] = [
+        &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")],
+        &[("upgrade", "websocket")],
+        &[("connection", "keep-alive"), ("upgrade", "websocket")],
+    ];
+    for fields in ignored {
+        let mut sent = request(Method::GET, Empty::new());
+        for (name, value) in fields {
+            let name = http::HeaderName::try_from(*name).unwrap();
+            sent.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let acts = [Act::Fails(failure(Cause::StaleConnection)), Act::Answers];
+        let (answer, seen) = send(&RetryLayer::new(), &acts, sent).await;
+        assert!(answer.is_ok() && seen.all().len() == 2, "{fields:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, ClientCall, Detail, Failure, Phase};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -122,6 +122,10 @@ where
                 Err(error) => State::Refused { error: Some(refused(error.into())) },
             }
         };
+        if matches!(state, State::Refused { .. }) {
+            // for the layers around: the one call that was to be made is this refusal
+            ClientCall::next();
+        }
         HttpTypesFuture { state, types: PhantomData }
     }
 }
@@ -133,9 +137,7 @@ fn refused(error: BoxError) -> BoxError {
 }
 
 fn invalid_target() -> crate::cause::FailureBuilder {
-    Failure::builder(BadGatewayCause::InvalidTarget)
-        .phase(Phase::Gateway)
-        .replay(Replay::NotSent, Evidence::LocalRefusal)
+    Failure::builder(BadGatewayCause::InvalidTarget).phase(Phase::Gateway).refusal()
 }
 
 pin_project! {
@@ -229,7 +231,10 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_cannot_be_converted_was_not_sent() {
         let failure = ask("/", "four").await.unwrap_err();
-        assert_eq!((failure.cause(), failure.replay()), (BadGatewayCause::InvalidTarget, Replay::NotSent));
+        assert_eq!(
+            (failure.cause(), failure.replay()),
+            (BadGatewayCause::InvalidTarget, crate::cause::Replay::NotSent)
+        );
         let source = std::error::Error::source(&failure).unwrap();
         assert!(source.is::<std::num::ParseIntError>());
     }

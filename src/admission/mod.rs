@@ -91,7 +91,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 
 use self::desk::{Desk, No};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
+use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{Deadlines, Inherited};
 use crate::engine::{Abandon, Call, Engine, Kind, Outcome, Part, Refusal, Shared};
 
@@ -219,7 +219,7 @@ impl Admission {
 fn refusals() -> [Failure; 3] {
     let refusal = |cause, text| {
         let failure = Failure::builder(cause).phase(Phase::Gateway).detail(Detail::Text(text));
-        failure.replay(Replay::NotSent, Evidence::LocalRefusal).retry_stop(RetryStop::LocalRefusal).build()
+        failure.refusal().retry_stop(RetryStop::LocalRefusal).build()
     };
     [
         refusal(BadGatewayCause::DeadlineExceeded, "the deadline had passed on arrival"),

@@ -14,7 +14,7 @@ use super::streak::Streak;
 use super::verdict::Verdict;
 use super::window::{CELLS, Window};
 use super::word::{Permit, State};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
+use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::measure::{Ratio, stripe};
 
 /// The circuit of one upstream. Every opening has one record, which all that it refuses share.
@@ -240,7 +240,7 @@ impl Circuit {
     fn refusal(&self, why: &'static str) -> crate::cause::FailureBuilder {
         Failure::builder(BadGatewayCause::CircuitOpen)
             .phase(Phase::Gateway)
-            .replay(Replay::NotSent, Evidence::LocalRefusal)
+            .refusal()
             // retry layers need not make a record of their own to say so
             .retry_stop(RetryStop::LocalRefusal)
             .upstream(self.name.clone())

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::{Response, StatusCode};
 
+use super::client_call::{ClientCall, ClientCalls};
 use super::{BadGatewayCause, Member, Replay, RetryStop, words};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
@@ -111,6 +112,7 @@ struct Record {
     phase: Phase,
     replay: Replay,
     evidence: Evidence,
+    origin: Origin,
     detail: Option<Detail>,
     connection: Option<Connection>,
     peer: Option<SocketAddr>,
@@ -121,6 +123,19 @@ struct Record {
     hop: Option<Box<Member>>,
     previous: Vec<Failure>,
     source: Option<SharedError>,
+}
+
+/// Whose word the replay safety is, and about which call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Code outside of this crate said so of the very request that it was called with.
+    Stated,
+    /// Code of this crate said so of a call that nobody knows here.
+    Unclaimed,
+    /// A client of ours, or a layer that judged a client's error, said so of this call.
+    Client(ClientCall),
+    /// A layer of ours did not make the call; such a record may be shared by all calls that it refuses.
+    Refusal,
 }
 
 /// What is known about one failed exchange: one `Arc`, cheap to clone.
@@ -148,12 +163,15 @@ impl Failure {
     }
 
     /// Begins a record: phase, replay safety and status follow from the cause until set.
+    ///
+    /// A cause alone proves nothing: until [`replay`](FailureBuilder::replay) says what does, the request may have been sent.
     pub fn builder(cause: BadGatewayCause) -> FailureBuilder {
         FailureBuilder(Record {
             cause,
             phase: usual_phase(cause),
-            replay: cause.replay(),
+            replay: cause.replay().inferred(),
             evidence: Evidence::Inferred,
+            origin: Origin::Stated,
             detail: None,
             connection: None,
             peer: None,
@@ -165,6 +183,64 @@ impl Failure {
             previous: Vec::new(),
             source: None,
         })
+    }
+
+    /// The record as it counts for whoever made these client calls: "not sent" of another call is no proof for them.
+    pub(crate) fn about(self, calls: ClientCalls) -> Self {
+        if self.is_about(calls) {
+            return self;
+        }
+        self.into_builder().replay(Replay::IdempotentOnly, Evidence::Inferred).build()
+    }
+
+    fn is_about(&self, calls: ClientCalls) -> bool {
+        let record = &*self.0;
+        record.replay != Replay::NotSent
+            || match record.origin {
+                Origin::Stated => true,
+                Origin::Unclaimed => false,
+                Origin::Client(call) => calls.is_only(call),
+                Origin::Refusal => calls.is_one(),
+            }
+    }
+
+    /// A record that was made here, of a client's error, for these client calls.
+    pub(crate) fn claimed(self, calls: ClientCalls) -> Self {
+        match calls.claim() {
+            Some(call) => self.into_builder().call(call).build(),
+            None => self.about(calls),
+        }
+    }
+
+    /// The record of a later attempt, as whoever made the first one is known to layers further out.
+    pub(crate) fn known_as(self, first: Option<ClientCall>) -> Self {
+        match (self.0.origin, first) {
+            (Origin::Client(_), Some(first)) => self.into_builder().call(first).build(),
+            _ => self,
+        }
+    }
+
+    /// The record as it counts where somebody has asked for the request's body: who did had the request, so that a client
+    /// which says that it had no connection had another one.
+    pub(crate) fn where_body_was_read(self, read: bool) -> Self {
+        let record = &*self.0;
+        let unconnected = record.replay == Replay::NotSent && record.evidence == Evidence::NoConnection;
+        if read && unconnected && record.origin != Origin::Stated {
+            return self.into_builder().replay(Replay::IdempotentOnly, Evidence::Inferred).build();
+        }
+        self
+    }
+
+    /// As [`about`](Self::about), for the record in a response's extensions; whether it is another one now.
+    pub(crate) fn of_calls<B>(response: &mut Response<B>, calls: ClientCalls) -> bool {
+        match Self::of(response) {
+            Some(failure) if !failure.is_about(calls) => {
+                let failure = failure.clone().about(calls);
+                response.extensions_mut().insert(failure);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Takes the record up again, to add to it.
@@ -417,9 +493,32 @@ impl FailureBuilder {
     }
 
     /// Whether the request may be sent again, and why (default: the cause's row, inferred).
+    ///
+    /// [`Replay::NotSent`] is for whoever saw it, and of the very request that is answered with this failure: what is
+    /// [inferred](Evidence::Inferred) is [`Replay::IdempotentOnly`] at most. A failure that a client of this crate made for
+    /// another request says nothing about this one, and the layers around a handler that returns it know that.
     pub fn replay(mut self, replay: Replay, evidence: Evidence) -> Self {
-        self.0.replay = replay;
+        self.0.replay = if evidence == Evidence::Inferred { replay.inferred() } else { replay };
         self.0.evidence = evidence;
+        self.0.origin = Origin::Stated;
+        self
+    }
+
+    /// Says that it is proven that the request was not sent; of which call is yet to be said.
+    pub(crate) fn unsent(mut self, evidence: Evidence) -> Self {
+        (self.0.replay, self.0.evidence, self.0.origin) = (Replay::NotSent, evidence, Origin::Unclaimed);
+        self
+    }
+
+    /// Says of which call this record is.
+    pub(crate) fn call(mut self, call: ClientCall) -> Self {
+        self.0.origin = Origin::Client(call);
+        self
+    }
+
+    /// Says that a layer of ours refused the call.
+    pub(crate) fn refusal(mut self) -> Self {
+        (self.0.replay, self.0.evidence, self.0.origin) = (Replay::NotSent, Evidence::LocalRefusal, Origin::Refusal);
         self
     }
 

@@ -64,7 +64,7 @@ mod tests {
     fn the_text_is_the_statuss_and_the_failures_own() {
         let text =
             |failure: &Failure, status| String::from_utf8(local_answer(failure, status).into_body().to_vec()).unwrap();
-        let open = Failure::new(BadGatewayCause::CircuitOpen);
+        let open = Failure::builder(BadGatewayCause::CircuitOpen).refusal().build();
         let usual = "Service Unavailable\n\nNothing was processed. Try again.\n";
         assert_eq!(text(&open, open.status()), usual);
         assert_eq!(text(&open, StatusCode::BAD_GATEWAY), usual.replace("Service Unavailable", "Bad Gateway"));

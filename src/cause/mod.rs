@@ -14,6 +14,7 @@
 //!
 //! The kinds, their RFC 9209 classes and their advice are data in one static table.
 
+mod client_call;
 mod failure;
 mod local;
 mod proxy_status;
@@ -26,6 +27,7 @@ use std::str::FromStr;
 
 use http::{Response, StatusCode};
 
+pub(crate) use self::client_call::{ClientCall, ClientCalls};
 pub(crate) use self::local::{CompleteAnswer, LocalAnswer, Rejected, is_local, local_answer};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
@@ -193,9 +195,10 @@ impl BadGatewayCause {
         self.facts().responsible
     }
 
-    /// Whether the request may be sent again, where nothing more is known than the kind.
+    /// Whether the request may be sent again, where somebody saw the attempt fail so.
     ///
-    /// [`Failure::replay`] is the answer for one attempt.
+    /// [`Failure::replay`] is the answer for one attempt: a kind that nobody vouches for leaves
+    /// [`Replay::IdempotentOnly`] at most.
     pub const fn replay(self) -> Replay {
         self.facts().replay
     }
@@ -372,6 +375,16 @@ words! {
         IdempotentOnly = "idempotent_only",
         /// Repeating is wrong, or can change nothing.
         Never = "never",
+    }
+}
+
+impl Replay {
+    /// What is left of it where nobody saw the wire: a guess proves nothing.
+    pub(crate) const fn inferred(self) -> Self {
+        match self {
+            Self::NotSent => Self::IdempotentOnly,
+            other => other,
+        }
     }
 }
 

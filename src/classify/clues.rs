@@ -15,6 +15,8 @@ pub(super) struct Clues {
     pub(super) hyper: Option<Hyper>,
     /// Somebody said that it happened while connecting.
     pub(super) connecting: bool,
+    /// ... by a type of its own, which only a client that has no connection makes.
+    pub(super) typed: bool,
     /// ... and that it was the TCP connect itself, not what runs on top of it.
     pub(super) tcp: bool,
     /// ... or that it was the resolver.
@@ -92,7 +94,17 @@ pub(super) enum Text {
 
 impl Clues {
     pub(super) fn gather(error: &(dyn Error + 'static)) -> Self {
-        let mut clues = Self::default();
+        Self::default().and(error)
+    }
+
+    /// Of an error that a connector of ours met.
+    #[cfg(feature = "client")]
+    pub(super) fn gather_connecting(error: &(dyn Error + 'static)) -> Self {
+        Self { typed: true, ..Self::default() }.and(error)
+    }
+
+    fn and(self, error: &(dyn Error + 'static)) -> Self {
+        let mut clues = self;
         for link in Chain::new(error) {
             clues.look_at(link);
             if clues.failure.is_some() {
@@ -114,9 +126,28 @@ impl Clues {
         } else if link.is::<tower::load_shed::error::Overloaded>() {
             self.text.get_or_insert(Text::Overloaded);
         } else if !self.look_at_features(link) {
+            self.look_at_client(link);
             super::text::read(link, self);
         }
     }
+
+    /// The errors of hyper-util's client and connector, whose texts say more.
+    #[cfg(feature = "client")]
+    fn look_at_client(&mut self, link: &(dyn Error + 'static)) {
+        use hyper_util::client::legacy;
+        // its name is private
+        type ConnectError = <legacy::connect::HttpConnector as tower_service::Service<http::Uri>>::Error;
+        let client = link.downcast_ref::<legacy::Error>();
+        if client.is_some_and(legacy::Error::is_connect) || link.is::<ConnectError>() {
+            (self.connecting, self.typed) = (true, true);
+        }
+        // refused before there was a connection to look for
+        self.typed |= client.is_some_and(|error| error.to_string().contains("(UserAbsoluteUriRequired)"));
+    }
+
+    #[cfg(not(feature = "client"))]
+    #[allow(clippy::unused_self)]
+    fn look_at_client(&self, _: &(dyn Error + 'static)) {}
 
     fn look_at_io(&mut self, error: &io::Error) {
         let errno = error.raw_os_error();

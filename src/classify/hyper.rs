@@ -12,7 +12,9 @@ pub(super) fn read(error: &hyper::Error) -> Hyper {
         return if gone || error.to_string().contains("dispatch task") { Hyper::TaskGone } else { Hyper::User };
     }
     if error.is_canceled() {
-        return Hyper::Canceled;
+        // an upgrade that did not happen is called canceled too, and its request was answered
+        let upgrade = error.source().is_some_and(|source| source.to_string().starts_with("upgrade expected"));
+        return if upgrade { Hyper::Other } else { Hyper::Canceled };
     }
     if error.is_closed() {
         return Hyper::Closed;

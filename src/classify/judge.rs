@@ -8,8 +8,12 @@ use super::verdict::{Scene, Upload, Verdict};
 use crate::cause::BadGatewayCause as Cause;
 use crate::cause::{Detail, Evidence, Phase, Replay};
 
-/// Alerts by which a server refuses the client itself, before it reads a request (RFC 8446 section 6.2).
-const REFUSALS: [u8; 9] = [41, 42, 43, 44, 45, 46, 48, 49, 116];
+/// Alerts about the client's certificate or its absence (RFC 8446 section 6.2).
+///
+/// A server sends them when it has processed the client's `Certificate` message, before the handshake ends for it, and hands
+/// no application data up before that, whatever of it has arrived (sections 2 and 4.4.2.4; clients here send no early data).
+/// `access_denied` (49) is not among them: what decides on access may have read the request.
+const REFUSALS: [u8; 7] = [42, 43, 44, 45, 46, 48, 116];
 const REFUSED_STREAM: u32 = 7;
 
 /// Judges an error that came instead of a response head.
@@ -19,15 +23,16 @@ pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
         return verdict;
     }
     if clues.connecting {
-        return connecting(clues);
+        let verdict = connecting(clues);
+        return if clues.typed { verdict } else { verdict.inferred() };
     }
     if let Some(tls) = clues.tls {
-        return judge_tls(tls, clues.hyper.is_some());
+        return judge_tls(tls, scene);
     }
     match clues.text {
-        Some(Text::NameTimeout) => return unsent(Cause::DnsTimeout, Evidence::NoConnection),
-        Some(Text::NameNotFound) => return unsent(Cause::DnsNotFound, Evidence::NoConnection),
-        Some(Text::NameFailure) => return unsent(Cause::DnsFailure, Evidence::NoConnection),
+        Some(Text::NameTimeout) => return Cause::DnsTimeout.into(),
+        Some(Text::NameNotFound) => return Cause::DnsNotFound.into(),
+        Some(Text::NameFailure) => return Cause::DnsFailure.into(),
         _ => {}
     }
     if let Some(h2) = clues.h2 {
@@ -36,11 +41,13 @@ pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
         }
     }
     match clues.hyper {
-        Some(Hyper::Canceled | Hyper::Unexpected) => match foreign(scene) {
+        Some(Hyper::Canceled) => match foreign(scene) {
             Some(verdict) => verdict,
             None => unsent(Cause::NotDispatched, Evidence::Returned),
         },
-        Some(Hyper::Closed) => Verdict::new(Cause::NotDispatched).replay(Replay::IdempotentOnly, Evidence::Inferred),
+        // the words of a connection, not of a request
+        Some(Hyper::Unexpected) => foreign(scene).unwrap_or(Cause::NotDispatched.into()),
+        Some(Hyper::Closed) => Cause::NotDispatched.into(),
         Some(Hyper::TooLarge) => Cause::HeadTooLarge.into(),
         Some(Hyper::Parse) => foreign(scene).unwrap_or(Cause::InvalidResponse.into()),
         Some(Hyper::Timeout) => Cause::PeerUnresponsive.into(),
@@ -108,7 +115,8 @@ fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
         _ => return None,
     };
     Some(match cause {
-        Cause::GatewayOverload | Cause::InvalidTarget => unsent(cause, Evidence::LocalRefusal),
+        Cause::GatewayOverload => unsent(cause, Evidence::LocalRefusal),
+        Cause::InvalidTarget if clues.typed => unsent(cause, Evidence::LocalRefusal),
         _ => cause.into(),
     })
 }
@@ -118,7 +126,7 @@ fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
 #[cfg_attr(not(all(feature = "client", feature = "rustls")), allow(dead_code))]
 pub(super) fn handshaking(clues: &Clues) -> Verdict {
     match clues.tls {
-        Some(tls) => judge_tls(tls, false),
+        Some(tls) => shaking(tls),
         None => with_errno(unsent(Cause::TlsFailed, Evidence::NoConnection).phase(Phase::Tls), clues.io),
     }
 }
@@ -126,7 +134,7 @@ pub(super) fn handshaking(clues: &Clues) -> Verdict {
 /// No connection was had: whatever went wrong, the request was not sent.
 pub(super) fn connecting(clues: &Clues) -> Verdict {
     if let Some(tls) = clues.tls {
-        return judge_tls(tls, false);
+        return shaking(tls);
     }
     if let Some(Text::BadTarget) = clues.text {
         return unsent(Cause::InvalidTarget, Evidence::LocalRefusal);
@@ -161,21 +169,31 @@ fn refused_by(io: Io, tcp: bool) -> Cause {
     }
 }
 
-/// `shaken`: the handshake was over for us, and the request may have been written.
-fn judge_tls(tls: Tls, shaken: bool) -> Verdict {
+/// The handshake was not over for us: nothing was written but its own messages.
+fn shaking(tls: Tls) -> Verdict {
+    named_tls(tls, |cause| unsent(cause, Evidence::NoConnection))
+}
+
+/// The handshake was over for us, if it was one at all, and the request may have been written.
+fn judge_tls(tls: Tls, scene: &Scene) -> Verdict {
+    // alerts may come at any time: only in a connection's first flight they belong to the handshake
+    let first_flight = scene.wire.is_some_and(|wire| wire.served == 0 && wire.read == 0);
+    match tls {
+        Tls::Alert(alert) if first_flight && REFUSALS.contains(&alert) => {
+            named_tls(tls, |cause| unsent(cause, Evidence::TlsRefusal))
+        }
+        _ => named_tls(tls, Verdict::new),
+    }
+}
+
+fn named_tls(tls: Tls, verdict: impl FnOnce(Cause) -> Verdict) -> Verdict {
     let (cause, detail) = match tls {
         Tls::Certificate => (Cause::TlsCertificate, None),
         Tls::Alert(alert) => (Cause::TlsAlert, Some(Detail::TlsAlert(alert))),
         Tls::Foreign => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
         Tls::Other => (Cause::TlsFailed, None),
     };
-    let verdict = match tls {
-        _ if !shaken => unsent(cause, Evidence::NoConnection),
-        // TLS 1.3: no application data is handed up before the client is authenticated
-        Tls::Alert(alert) if REFUSALS.contains(&alert) => unsent(cause, Evidence::TlsRefusal),
-        _ => Verdict::new(cause).replay(Replay::IdempotentOnly, Evidence::Inferred),
-    };
-    let verdict = verdict.phase(Phase::Tls);
+    let verdict = verdict(cause).phase(Phase::Tls);
     detail.map_or(verdict, |detail| verdict.detail(detail))
 }
 
@@ -207,18 +225,14 @@ fn judge_io(clues: &Clues, scene: &Scene) -> Verdict {
             _ => Cause::Unknown.into(),
         };
     };
-    let guess = |cause: Cause| Verdict::new(cause).replay(Replay::IdempotentOnly, Evidence::Inferred);
-    let verdict = match io.kind {
-        // nothing but a connect can say these
-        ErrorKind::ConnectionRefused | ErrorKind::NotFound => unsent(Cause::ConnectionRefused, Evidence::NoConnection),
-        ErrorKind::AddrNotAvailable => unsent(Cause::GatewayResources, Evidence::NoConnection),
-        _ if io.errno.is_some_and(|errno| [23, 24].contains(&errno)) => {
-            unsent(Cause::GatewayResources, Evidence::NoConnection)
-        }
-        // an established connection can meet these too
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => guess(Cause::Unroutable),
-        ErrorKind::TimedOut if scene.wire.is_some() || clues.hyper.is_some() => guess(Cause::PeerUnresponsive),
-        ErrorKind::TimedOut => guess(Cause::ConnectTimeout),
+    // any service can say these of a file, of its database, of a connection that had stood: none of them proves anything
+    let verdict: Verdict = match io.kind {
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => Cause::ConnectionRefused.into(),
+        ErrorKind::AddrNotAvailable => Cause::GatewayResources.into(),
+        _ if io.errno.is_some_and(|errno| [23, 24].contains(&errno)) => Cause::GatewayResources.into(),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Cause::Unroutable.into(),
+        ErrorKind::TimedOut if scene.wire.is_some() || clues.hyper.is_some() => Cause::PeerUnresponsive.into(),
+        ErrorKind::TimedOut => Cause::ConnectTimeout.into(),
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => lost(Cause::ResetBeforeResponse, scene),
         ErrorKind::BrokenPipe if io.errno.is_some() => lost(Cause::ResetBeforeResponse, scene),
         ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => lost(Cause::ClosedBeforeResponse, scene),
@@ -234,7 +248,7 @@ fn judge_io(clues: &Clues, scene: &Scene) -> Verdict {
 /// The connection was lost before the head was whole: the counters tell how.
 fn lost(otherwise: Cause, scene: &Scene) -> Verdict {
     let Some(wire) = scene.wire else {
-        return Verdict::new(otherwise).replay(Replay::IdempotentOnly, Evidence::Inferred);
+        return otherwise.into();
     };
     if let Some(verdict) = foreign(scene) {
         return verdict;

@@ -70,6 +70,7 @@ use std::time::Duration;
 
 use ::http_body::{Body, Frame};
 use bytes::Bytes;
+use http::header::RETRY_AFTER;
 use http::{Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -79,11 +80,11 @@ use tower_service::Service;
 use self::settings::Teller;
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
-pub(crate) use self::settings::{Ask, REQUEST_ID, Settings, is_plain_head, refused_head, scene_of};
+pub(crate) use self::settings::{Ask, REQUEST_ID, Settings, disowned, is_plain_head, refused_head, scene_of};
 #[cfg(feature = "client")]
 pub(crate) use self::told::Relayed;
 use crate::body::{Accepts, AnswerBody};
-use crate::cause::{Failure, ProxyStatus};
+use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
 
 pub use self::body::ClassifiedBody;
@@ -142,7 +143,7 @@ impl Failure {
     #[cfg(feature = "client")]
     pub(crate) fn connecting(error: BoxError, peer: impl Into<Option<std::net::SocketAddr>>) -> Self {
         let scene = Scene::default().peer(peer);
-        Self::told(error, judge::connecting, &scene)
+        Self::met(error, judge::connecting, &scene)
     }
 
     /// Judges an error of a TCP connect, with nothing on top of it yet.
@@ -150,21 +151,50 @@ impl Failure {
     pub(crate) fn connecting_tcp(error: std::io::Error, peer: std::net::SocketAddr) -> Self {
         let judge =
             |clues: &clues::Clues| judge::connecting(&clues::Clues { tcp: true, io: clues.io, ..Default::default() });
-        Self::told(error.into(), judge, &Scene::default().peer(peer))
+        Self::met(error.into(), judge, &Scene::default().peer(peer))
     }
 
     /// Judges an error of a TLS handshake.
     #[cfg(all(feature = "client", feature = "rustls"))]
     pub(crate) fn handshaking(error: std::io::Error, peer: Option<std::net::SocketAddr>) -> Self {
-        Self::told(error.into(), judge::handshaking, &Scene::default().peer(peer))
+        Self::met(error.into(), judge::handshaking, &Scene::default().peer(peer))
+    }
+
+    /// As [`seen`](Self::seen), by the layer that made these client calls.
+    pub(crate) fn of_call(error: BoxError, scene: &Scene, calls: ClientCalls) -> Self {
+        let clues = clues::Clues::gather(&*error);
+        // a connector's record is of the client whose error it is in; any other may be of any call
+        let foreign = clues.failure.is_some() && !clues.typed;
+        let failure = Self::judged(error, &clues, |clues| judge::before_head(clues, scene), scene);
+        if foreign { failure.about(calls) } else { failure.claimed(calls) }
     }
 
     fn told(error: BoxError, judge: impl FnOnce(&clues::Clues) -> Verdict, scene: &Scene) -> Self {
         let clues = clues::Clues::gather(&*error);
-        if let Some(failure) = clues.failure {
-            return failure.into_builder().fill(scene.peer, scene.connection()).build();
+        Self::judged(error, &clues, judge, scene)
+    }
+
+    /// As [`told`](Self::told), by a connector.
+    #[cfg(feature = "client")]
+    fn met(error: BoxError, judge: impl FnOnce(&clues::Clues) -> Verdict, scene: &Scene) -> Self {
+        let clues = clues::Clues::gather_connecting(&*error);
+        Self::judged(error, &clues, judge, scene)
+    }
+
+    fn judged(
+        error: BoxError,
+        clues: &clues::Clues,
+        judge: impl FnOnce(&clues::Clues) -> Verdict,
+        scene: &Scene,
+    ) -> Self {
+        if let Some(failure) = &clues.failure {
+            return failure.clone().into_builder().fill(scene.peer, scene.connection()).build();
         }
-        judge(&clues).into_failure(scene).source(error).build()
+        let failure = judge(clues).into_failure(scene).source(error).build();
+        match (failure.replay(), failure.evidence()) {
+            (Replay::NotSent, evidence) => failure.into_builder().unsent(evidence).build(),
+            _ => failure,
+        }
     }
 }
 
@@ -314,11 +344,12 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let ask = Ask::of(&request);
+        let calls = ClientCalls::begin();
         let state = match self.unready.take() {
             Some(error) => State::Failed { error: Some(error) },
             None => State::Call { call: self.inner.call(request) },
         };
-        ResponseFuture { state, ask: Some(ask), settings: self.settings.clone() }
+        ResponseFuture { state, ask: Some(ask), calls: calls.end_or_claim(), settings: self.settings.clone() }
     }
 }
 
@@ -336,8 +367,9 @@ where
 
     fn call(&self, request: Request<ReqBody>) -> Self::Future {
         let ask = Some(Ask::of(&request));
+        let calls = ClientCalls::begin();
         let state = State::Call { call: self.inner.call(request) };
-        ResponseFuture { state, ask, settings: self.settings.clone() }
+        ResponseFuture { state, ask, calls: calls.end_or_claim(), settings: self.settings.clone() }
     }
 }
 
@@ -348,6 +380,7 @@ pin_project! {
         #[pin]
         state: State<F, B>,
         ask: Option<Box<Ask>>,
+        calls: ClientCalls,
         settings: Arc<Settings>,
     }
 
@@ -400,21 +433,28 @@ where
             let (mut answer, first) = match this.state.as_mut().project() {
                 StateProjection::Failed { error } => {
                     let error = error.take().expect(POLLED_AGAIN);
-                    let failure = settings.judge(error, &Scene::default());
+                    let failure = settings.judge(error, &Scene::default(), *this.calls);
                     return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                 }
                 StateProjection::Call { call } => match ready!(call.poll(cx)) {
                     Err(error) => {
                         let error = error.into();
                         let scene = scene_of(&*error);
-                        let failure = settings.judge(error, &scene);
+                        let failure = settings.judge(error, &scene, *this.calls);
                         return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                     }
                     Ok(mut answer) => {
                         let ask = this.ask.as_ref().expect(POLLED_AGAIN);
-                        let unsafe_head = if is_plain_head(&answer) { None } else { refused_head(&answer, ask) };
-                        if let Some(failure) = unsafe_head {
-                            return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
+                        if !is_plain_head(&answer) {
+                            if let Some(failure) = refused_head(&answer, ask) {
+                                return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
+                            }
+                            if let Some(failure) = disowned(&mut answer, *this.calls) {
+                                let after = answer.headers_mut().remove(RETRY_AFTER);
+                                let mut answer = refused(settings, this.ask, &failure);
+                                answer.headers_mut().extend(after.map(|after| (RETRY_AFTER, after)));
+                                return Poll::Ready(Ok(answer));
+                            }
                         }
                         if settings.holds(&answer, ask) {
                             let first = first_look(&mut answer, cx);

@@ -15,8 +15,8 @@ use super::told::{Relayed, Told, is_reported, reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
 use crate::cause::{
-    self, BadGatewayCause, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member, ProxyStatus,
-    Rejected, Replay,
+    self, BadGatewayCause, ClientCalls, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member,
+    ProxyStatus, Rejected, Replay,
 };
 use crate::engine::{Abandon, asks_for_upgrade, leaving};
 use crate::event::{Event, Exchange, Log, Observer};
@@ -157,11 +157,12 @@ impl Settings {
         self.hold
     }
 
-    pub(crate) fn judge(&self, error: BoxError, scene: &Scene) -> Failure {
+    /// Judges the error of a service whose `call` made these client calls.
+    pub(crate) fn judge(&self, error: BoxError, scene: &Scene, calls: ClientCalls) -> Failure {
         let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
         match verdict {
             Some(verdict) => verdict.into_failure(scene).source(error).build(),
-            None => Failure::seen(error, scene),
+            None => Failure::of_call(error, scene, calls),
         }
     }
 
@@ -307,6 +308,17 @@ fn failed_hop(headers: &HeaderMap) -> Option<Member> {
 pub(crate) fn is_plain_head<B>(answer: &Response<B>) -> bool {
     let status = answer.status().as_u16();
     answer.extensions().is_empty() && status < 400 && status != 101 && is_plainly_framed(answer.headers())
+}
+
+/// The failure of a local response that another call's "not sent" was taken from: its text may say what is not so.
+#[cold]
+pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Option<Failure> {
+    if !Failure::of_calls(answer, calls) || !cause::is_local(answer.extensions()) {
+        return None;
+    }
+    let failure = Failure::of(answer)?.clone();
+    let complete = answer.extensions().get::<CompleteAnswer>().is_some();
+    Some(if complete { reported(failure) } else { failure })
 }
 
 /// What is wrong with a head; its connection is ended, as what follows cannot be delimited.

@@ -27,6 +27,9 @@ struct Shared {
     /// Requests begun by [`Stamp::begin`]; 0 while nobody calls it and the I/O side guesses.
     begun: AtomicU32,
     served: AtomicU32,
+    /// Of those, the ones before the request that the I/O side guessed last.
+    #[cfg_attr(not(feature = "client"), allow(dead_code))] // nobody guesses without it
+    guessed: AtomicU32,
     written: AtomicU64,
     written_before: AtomicU64,
     /// Bytes read since the request began.
@@ -80,6 +83,7 @@ impl Stamp {
             h2: AtomicBool::new(false),
             begun: AtomicU32::new(0),
             served: AtomicU32::new(0),
+            guessed: AtomicU32::new(0),
             written: AtomicU64::new(0),
             written_before: AtomicU64::new(0),
             since: AtomicU64::new(0),
@@ -221,13 +225,23 @@ impl Stamp {
         self.0.blocked.store(true, Relaxed);
     }
 
-    /// Without [`begin`](Self::begin) (another client's pool) a write after a read begins a request.
-    pub(crate) fn guess_begin(&self) {
+    /// Without [`begin`](Self::begin) (another client's pool) a write after a read begins a request; whether it does.
+    ///
+    /// Only once an answer was handed on since the last one: what follows an interim response, or a head that is not whole
+    /// yet, is the rest of the same request.
+    pub(crate) fn guess_begin(&self) -> bool {
         let shared = &*self.0;
-        if shared.begun.load(Relaxed) == 0 && shared.served.load(Relaxed) > 0 {
+        let served = shared.served.load(Relaxed);
+        if served == shared.guessed.load(Relaxed) {
+            return false;
+        }
+        shared.guessed.store(served, Relaxed);
+        // where many requests share the bytes, none of them begins at nought
+        if !shared.h2.load(Relaxed) {
             shared.since.store(0, Relaxed);
             shared.written_before.store(shared.written.load(Relaxed), Relaxed);
         }
+        true
     }
 
     pub(crate) fn listen(&self, task: &Waker) {
@@ -276,6 +290,21 @@ mod tests {
         stamp.answered();
         stamp.begin();
         assert_eq!(stamp.wire().written, 40);
+    }
+
+    #[test]
+    fn a_request_begins_by_itself_only_after_the_answer_before_it_was_handed_on() {
+        let stamp = Stamp::new(None);
+        stamp.saw_write(40);
+        stamp.saw_read(b"HTTP/1.1 103 Early Hints\r\n\r\n");
+        assert!(!stamp.guess_begin(), "an interim response is none");
+        stamp.saw_read(b"HTTP/1.1 200 OK\r\n\r\n");
+        stamp.answered();
+        assert!(stamp.guess_begin());
+        stamp.saw_write(40);
+        stamp.saw_read(b"HTTP/1.1 2");
+        assert!(!stamp.guess_begin(), "nor is half a head");
+        assert_eq!((stamp.wire().written, stamp.wire().read), (40, 10));
     }
 
     #[test]

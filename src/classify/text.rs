@@ -1,8 +1,12 @@
 //! Reads private error types by the only thing they show: their text.
 //!
-//! Each text was measured (see `tests/error_chains/`, which fails when a dependency changes one).
+//! Each text was measured (see `tests/error_chains/`, which fails when a dependency changes one). A text proves nothing: it may
+//! name a cause, but that a request was not sent is said by types alone. What a service or its client put into an error of
+//! their own must not be taken for one of these: a text counts whole or from its beginning, and never as a string that was
+//! made an error.
 
 use std::error::Error;
+use std::fmt::{self, Write};
 use std::io::{
     self,
     ErrorKind::{InvalidData, InvalidInput, Other},
@@ -14,6 +18,9 @@ use super::clues::{Clues, Io, Text, Tls};
 /// http-body-util and url.
 pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
     let text = link.to_string();
+    if !clues.typed && is_string(link) {
+        return;
+    }
     let found = match text.as_str() {
         "client error (Connect)" => return clues.connecting = true,
         "tcp connect error" | "tcp open error" | "tcp bind local error" => {
@@ -45,9 +52,27 @@ pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
     clues.text.get_or_insert(found);
 }
 
+/// Whether this is a string that was made an error, which may say anything.
+///
+/// Inside of a connect error of a client it is the connector's own.
+fn is_string(link: &(dyn Error + 'static)) -> bool {
+    struct Begins(Option<char>);
+    impl Write for Begins {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = self.0.or_else(|| text.chars().next());
+            // the rest does not matter
+            if self.0.is_some() { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut begins = Begins(None);
+    let _ = write!(begins, "{link:?}");
+    begins.0 == Some('"')
+}
+
 /// OpenSSL's `error:CODE:SSL routines:function:reason:...`, which native-tls hands on.
 fn openssl(text: &str, clues: &mut Clues) -> bool {
-    let told = text.split_once(":SSL routines:").map(|(_, told)| told);
+    let coded = text.strip_prefix("error:").and_then(|text| text.split_once(":SSL routines:"));
+    let told = coded.filter(|(code, _)| code.bytes().all(|byte| byte.is_ascii_hexdigit())).map(|(_, told)| told);
     if text == "unexpected EOF" || told.is_some_and(|told| told.contains("unexpected eof")) {
         clues.io.get_or_insert(Io { kind: io::ErrorKind::UnexpectedEof, errno: None });
         return true;
@@ -66,14 +91,14 @@ fn openssl(text: &str, clues: &mut Clues) -> bool {
 
 /// hickory-resolver files every code under one kind; its debug text names it.
 fn resolver(link: &(dyn Error + 'static), text: &str) -> Option<Text> {
-    if let Some(found) = name(text) {
-        return Some(found);
-    }
     let hickory = text.starts_with("proto error: ") || text.starts_with("no record");
     if !hickory {
         return None;
     }
     let debug = format!("{link:?}");
+    if !debug.starts_with("ResolveError {") && !debug.starts_with("ProtoError {") {
+        return None;
+    }
     Some(if text.contains("timed out") || debug.contains("kind: Timeout") {
         Text::NameTimeout
     } else if debug.contains("ServFail") || debug.contains("Refused") {
@@ -112,11 +137,9 @@ pub(super) fn read_io(error: &io::Error, clues: &mut Clues) {
 
 /// getaddrinfo has no numbers here, only words; NXDOMAIN and NODATA differ, all else is one text.
 fn name(text: &str) -> Option<Text> {
-    if text.contains("Name or service not known") || text.contains("No address associated with hostname") {
-        Some(Text::NameNotFound)
-    } else if text.contains("failure in name resolution") || text.starts_with("failed to lookup address") {
-        Some(Text::NameFailure)
-    } else {
-        None
-    }
+    let why = text.strip_prefix("failed to lookup address information: ")?;
+    Some(match why {
+        "Name or service not known" | "No address associated with hostname" => Text::NameNotFound,
+        _ => Text::NameFailure,
+    })
 }

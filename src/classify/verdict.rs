@@ -85,9 +85,19 @@ impl Verdict {
     }
 
     /// Whether the request may be sent again, and why (default: the cause's row, inferred).
+    ///
+    /// What is inferred is [`Replay::IdempotentOnly`] at most, as in [`FailureBuilder::replay`].
     pub const fn replay(mut self, replay: Replay, evidence: Evidence) -> Self {
         self.replay = Some((replay, evidence));
         self
+    }
+
+    /// The same without the proof.
+    pub(super) const fn inferred(self) -> Self {
+        match self.replay {
+            Some((replay, _)) => self.replay(replay.inferred(), Evidence::Inferred),
+            None => self,
+        }
     }
 
     /// What makes the cause more exact.

@@ -12,8 +12,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::sight::{looked, sight};
+use crate::cause::ClientCall;
 use crate::classify::Stamp;
-use crate::engine::Sight;
+use crate::engine::{self, Sight};
 
 /// Lets a time limit around hyper-util's client name what its connection was doing.
 ///
@@ -76,7 +77,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let captured = capture_connection(&mut request);
-        CaptureFuture { call: self.inner.call(request), captured }
+        CaptureFuture { number: ClientCall::next(), call: self.inner.call(request), captured }
     }
 }
 
@@ -86,6 +87,7 @@ pin_project! {
         #[pin]
         call: F,
         captured: CaptureConnection,
+        number: ClientCall,
     }
 }
 
@@ -94,7 +96,11 @@ impl<F: Future> Future for CaptureFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        looked(this.call.poll(cx), || told(this.captured).unwrap_or_default())
+        let polled = looked(this.call.poll(cx), || told(this.captured).unwrap_or_default());
+        if polled.is_pending() {
+            engine::sign(*this.number);
+        }
+        polled
     }
 }
 

@@ -14,7 +14,7 @@ use tower_service::Service;
 use super::interim::Interim;
 use super::sight::telling;
 use super::{BoxError, Stamped, TcpConnector};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 use crate::classify::Stamp;
 
 /// Marks a connection as TLS, among the extras of [`Connected`](hyper_util::client::legacy::connect::Connected).
@@ -133,7 +133,7 @@ pub(super) const NOT_TLS: &str = if cfg!(feature = "rustls") {
 pub(super) fn not_tls() -> Failure {
     Failure::builder(BadGatewayCause::InvalidTarget)
         .phase(Phase::Gateway)
-        .replay(Replay::NotSent, Evidence::LocalRefusal)
+        .unsent(Evidence::LocalRefusal)
         .detail(Detail::Text(NOT_TLS))
         .build()
 }
@@ -164,8 +164,7 @@ where
                 Some(limit) => match timeout(limit, dial).await {
                     Ok(dialed) => dialed,
                     Err(elapsed) => {
-                        let failure = Failure::builder(BadGatewayCause::ConnectTimeout)
-                            .replay(Replay::NotSent, Evidence::NoConnection);
+                        let failure = Failure::builder(BadGatewayCause::ConnectTimeout).unsent(Evidence::NoConnection);
                         return Err(failure.source(elapsed).build());
                     }
                 },

@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use super::head_size;
 use super::pool::{Lease, SendBody};
 use super::proxy::Upstream;
-use super::sight::{looked, seen, sight};
+use super::sight::{looked, seen, sight, signing};
 use super::{Connect, Download, address, tunnel};
 use crate::body::{AnswerBody, Progress, Upload};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, ClientCall, Evidence, Failure, Phase};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
 use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_upload_trailers};
@@ -46,9 +46,9 @@ where
     C::Future: 'static,
     B: SendBody,
 {
-    let begun = Instant::now();
+    let (begun, call) = (Instant::now(), ClientCall::next());
     let (mut parts, body) = request.into_parts();
-    let (upgrade, tunnel) = match prepare(upstream, caller, &mut parts) {
+    let (upgrade, tunnel) = match prepare(upstream, caller, &mut parts, call) {
         Ok(prepared) => prepared,
         Err(outcome) => return Box::pin(future::ready(*outcome)),
     };
@@ -56,6 +56,7 @@ where
     let exchange = Exchange {
         upstream: upstream.clone(),
         begun,
+        call,
         progress: upload.progress(),
         upgrade,
         tunnel,
@@ -76,11 +77,12 @@ fn prepare<C, B: SendBody>(
     upstream: &Upstream<C, B>,
     caller: &Caller,
     parts: &mut request::Parts,
+    call: ClientCall,
 ) -> Result<Change, Box<Outcome<B>>> {
     let passage = upstream.rules.pass_on(parts, caller, &upstream.host).map_err(|rejection| {
         Box::new(match rejection {
             Rejection::Answer(answer) => Ok(answer.rejects()),
-            Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected)),
+            Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected, call)),
         })
     })?;
     if !parts.uri.path_and_query().is_none_or(|path| upstream.target.confines(path)) {
@@ -139,6 +141,7 @@ where
 pub(super) struct Exchange<C, B> {
     pub(super) upstream: Arc<Upstream<C, B>>,
     pub(super) begun: Instant,
+    call: ClientCall,
     pub(super) progress: Option<Arc<Progress>>,
     upgrade: Option<Protocols>,
     tunnel: Option<OnUpgrade>,
@@ -163,8 +166,8 @@ where
     /// Gets a connection, sends, and waits; what comes back unsent goes out on another connection.
     async fn run(mut self, mut request: Request<Upload<B>>, mut returns: u32) -> Outcome<B> {
         loop {
-            let mut lease =
-                self.upstream.pool.lease(self.begun, returns > 0).await.map_err(|failure| self.told(failure))?;
+            let leased = signing(self.call, self.upstream.pool.lease(self.begun, returns > 0)).await;
+            let mut lease = leased.map_err(|failure| self.told(failure))?;
             let stamp = lease.stamp().clone();
             stamp.begin();
             let sent = match &mut lease {
@@ -264,7 +267,11 @@ impl<C, B> Exchange<C, B> {
     }
 
     fn sight(&self, stamp: &Stamp) -> Sight {
-        Sight { upstream: Some(self.upstream.name.clone()), ..sight(stamp, self.progress.as_deref()) }
+        Sight {
+            upstream: Some(self.upstream.name.clone()),
+            call: Some(self.call),
+            ..sight(stamp, self.progress.as_deref())
+        }
     }
 
     pub(super) fn scene(&self, stamp: &Stamp) -> Scene {
@@ -274,14 +281,15 @@ impl<C, B> Exchange<C, B> {
     }
 
     fn told(&self, failure: Failure) -> Failure {
-        failure.into_builder().upstream(self.upstream.name.clone()).elapsed(self.begun.elapsed()).build()
+        let failure = failure.into_builder().upstream(self.upstream.name.clone());
+        failure.elapsed(self.begun.elapsed()).call(self.call).build()
     }
 }
 
 impl<C, B> Upstream<C, B> {
-    fn refusal(&self, cause: BadGatewayCause) -> Failure {
+    fn refusal(&self, cause: BadGatewayCause, call: ClientCall) -> Failure {
         let failure = Failure::builder(cause).phase(Phase::Gateway).upstream(self.name.clone());
-        failure.replay(Replay::NotSent, Evidence::LocalRefusal).build()
+        failure.unsent(Evidence::LocalRefusal).call(call).build()
     }
 }
 

@@ -53,6 +53,11 @@ impl Interim {
         self.heads
     }
 
+    /// Whether the final head has begun, or what came is none of HTTP/1.
+    pub(super) fn is_final(&self) -> bool {
+        self.state == State::Final
+    }
+
     /// Takes what was read.
     pub(super) fn saw(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.state == State::Final {

@@ -27,7 +27,7 @@ use tower_service::Service;
 use super::sight::telling;
 use super::{BoxError, Connector, Http, Stamped};
 use crate::body::Upload;
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase};
 use crate::timeout::alignment::KeepAlive;
 
 pub(super) use self::h1::H1;
@@ -266,7 +266,7 @@ where
             Ok(Err(_)) => Err(Failure::new(BadGatewayCause::GatewayInternal)),
             Err(_) => {
                 let failure = Failure::builder(BadGatewayCause::QueueTimeout);
-                Err(failure.replay(Replay::NotSent, Evidence::LocalRefusal).build())
+                Err(failure.unsent(Evidence::LocalRefusal).build())
             }
         }
     }

@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use crate::body::Progress;
-use crate::cause::{Connection, Phase};
+use crate::cause::{ClientCall, Connection, Phase};
 use crate::classify::Stamp;
 use crate::engine::{self, Sight, UploadSight};
 
@@ -37,6 +37,19 @@ pub(super) fn seen<T>(polled: &Poll<T>, sight: impl FnOnce() -> Sight) {
     if polled.is_pending() {
         engine::tell(sight);
     }
+}
+
+/// Runs a future that is a part of this client call.
+pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output {
+    let mut future: Pin<&mut F> = pin!(future);
+    poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            engine::sign(call);
+        }
+        polled
+    })
+    .await
 }
 
 /// What a connection has seen of its request.

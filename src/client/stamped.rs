@@ -110,10 +110,8 @@ impl<T> Counted<T> {
     fn turned(&mut self) {
         self.read_last = false;
         let begun = self.stamp.begun();
-        if begun == 0 {
-            self.stamp.guess_begin();
-        }
-        if begun == 0 || begun != self.seen {
+        let begins = if begun == 0 { self.stamp.guess_begin() || self.interim.is_final() } else { begun != self.seen };
+        if begins {
             self.seen = begun;
             self.interim.restart();
         }

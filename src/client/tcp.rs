@@ -19,7 +19,7 @@ use tower_service::Service;
 use super::connector::{not_tls, wants_tls};
 use super::sight::telling;
 use super::{AddressPolicy, BoxError};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase};
 
 /// How long the next address waits for the one before it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -259,7 +259,7 @@ fn no_connection(cause: BadGatewayCause, evidence: Evidence) -> FailureBuilder {
         BadGatewayCause::InvalidTarget => Phase::Gateway,
         _ => Phase::Connect,
     };
-    Failure::builder(cause).phase(phase).replay(Replay::NotSent, evidence)
+    Failure::builder(cause).phase(phase).unsent(evidence)
 }
 
 #[cfg(test)]
@@ -306,7 +306,7 @@ mod tests {
         let connector = TcpConnector::with_resolver(resolver(&["127.0.0.1"])).policy(AddressPolicy::public_only());
         let failure = connector.oneshot("http://rebound.test".parse().unwrap()).await.unwrap_err();
         assert_eq!(failure.cause(), BadGatewayCause::TargetProhibited);
-        assert_eq!(failure.replay(), Replay::NotSent);
+        assert_eq!(failure.replay(), crate::cause::Replay::NotSent);
         assert_eq!(failure.peer().unwrap().port(), 80);
     }
 

@@ -24,7 +24,7 @@ use tower_service::Service;
 use super::connector::wants_tls;
 use super::sight::telling;
 use super::{BoxError, TlsInfo};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 
 /// Speaks TLS where the target's scheme is `https`, and hands other connections on as they are.
 ///
@@ -180,7 +180,7 @@ fn without_tls(target: &Uri) -> Option<Uri> {
 
 fn refused(why: &'static str, source: impl Into<BoxError>) -> Failure {
     Failure::builder(BadGatewayCause::InvalidTarget)
-        .replay(Replay::NotSent, Evidence::LocalRefusal)
+        .unsent(Evidence::LocalRefusal)
         .detail(Detail::Text(why))
         .source(source)
         .build()
@@ -233,7 +233,7 @@ where
                     Ok(Ok(stream)) => return Ok(MaybeTls(Kind::Tls(Box::new(TokioIo::new(stream))))),
                     Ok(Err(error)) => Failure::handshaking(error, peer),
                     Err(elapsed) => Failure::builder(BadGatewayCause::TlsTimeout)
-                        .replay(Replay::NotSent, Evidence::NoConnection)
+                        .unsent(Evidence::NoConnection)
                         .phase(Phase::Tls)
                         .peer(peer)
                         .source(elapsed)

@@ -18,7 +18,7 @@ use super::{
     Abandon, BoxError, Call, Finding, Head, Held, Keep, Limits, Open, Outcome, Part, Refusal, Shared, Sight, Tracked,
     Tunnel, UploadSight, WatchOf, leave,
 };
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Evidence, Failure, Phase};
 
 pin_project! {
     #[project = Projection]
@@ -32,6 +32,7 @@ pin_project! {
         timer: Option<Sleep>,
         open: Open<Held<Shared<P, L>>>,
         watch: L::Watch,
+        calls: ClientCalls,
         // the answer was not there at the first poll
         waited: bool,
     }
@@ -48,8 +49,16 @@ pin_project! {
 
 impl<F, P: Part, L: Limits> EngineFuture<F, P, L> {
     #[inline(always)]
-    pub(super) fn new(run: Run<F>, open: Open<Held<Shared<P, L>>>, watch: L::Watch) -> Self {
-        Self { run, timer: None, open, watch, waited: false }
+    pub(super) fn new(run: Run<F>, open: Open<Held<Shared<P, L>>>, watch: L::Watch, calls: ClientCalls) -> Self {
+        Self { run, timer: None, open, watch, calls, waited: false }
+    }
+
+    /// A call that is answered here.
+    #[cold]
+    pub(super) fn refused(refusal: Refusal, open: Open<Held<Shared<P, L>>>, watch: L::Watch) -> Self {
+        // for the layers around: the one call that was to be made is this refusal
+        ClientCall::next();
+        Self::new(Run::Refused { refusal: Some(refusal) }, open, watch, ClientCalls::default())
     }
 }
 
@@ -113,7 +122,8 @@ where
         let (open, watch) = (self.open, self.watch);
         *self.waited = true;
         let RunProjection::Call { mut call } = self.run.as_mut().project() else { return Poll::Pending };
-        let waited = ready!(open.wait(watch, self.timer.as_mut(), cx, |cx| call.as_mut().poll(cx)));
+        let timer = self.timer.as_mut();
+        let waited = ready!(open.wait(watch, *self.calls, timer, cx, |cx| call.as_mut().poll(cx)));
         self.timer.set(None);
         Poll::Ready(match waited {
             Waited::Came(Ok(answer)) => {
@@ -157,6 +167,7 @@ impl<K: Keep> Open<K> {
     pub(crate) fn wait<T>(
         &self,
         watch: &mut WatchOf<K>,
+        calls: ClientCalls,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
@@ -179,7 +190,7 @@ impl<K: Keep> Open<K> {
             match limits.look(watch, &self.call, now, &sight) {
                 Finding::Again(at) => timer.reset(at),
                 Finding::Passed(cause, phase) => {
-                    return Poll::Ready(Waited::Passed(told(cause, phase, sight, &self.call, now), now));
+                    return Poll::Ready(Waited::Passed(told(cause, phase, sight, calls, &self.call, now), now));
                 }
             }
         }
@@ -262,14 +273,23 @@ fn tunnelled<P: Part>(parts: &P, ticket: &mut P::Ticket, extensions: &Extensions
 }
 
 /// The record of a limit that passed.
-pub(super) fn told(cause: BadGatewayCause, phase: Phase, sight: Sight, call: &Call, now: Instant) -> Failure {
-    let (replay, evidence) = match sight.stage {
+pub(super) fn told(
+    cause: BadGatewayCause,
+    phase: Phase,
+    sight: Sight,
+    calls: ClientCalls,
+    call: &Call,
+    now: Instant,
+) -> Failure {
+    let failure = Failure::builder(cause).phase(phase).elapsed(now - call.now);
+    let own = sight.call.filter(|call| calls.is_only(*call));
+    let failure = match (sight.stage, own) {
         // the future that would have sent it goes now
-        Some(_) => (Replay::NotSent, Evidence::NoConnection),
-        None if sight.told => (cause.replay(), Evidence::Counted),
-        None => (cause.replay(), Evidence::Inferred),
+        (Some(_), Some(own)) => failure.unsent(Evidence::NoConnection).call(own),
+        (None, _) if sight.told => failure.replay(cause.replay().inferred(), Evidence::Counted),
+        // what another call is doing proves nothing about this one
+        _ => failure,
     };
-    let failure = Failure::builder(cause).phase(phase).replay(replay, evidence).elapsed(now - call.now);
     let failure = failure.peer(sight.peer).connection(sight.connection).attempts(call.attempt.into());
     match sight.upstream {
         Some(upstream) => failure.upstream(upstream).build(),

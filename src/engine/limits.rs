@@ -13,6 +13,9 @@ pub trait Limits: Send + Sync + 'static {
     /// What one call remembers between looks.
     type Watch: Send + 'static;
 
+    /// Whether a look can ever be due.
+    const LOOKS: bool = true;
+
     /// Begins a call: reads the caller's deadline, writes the one that goes out.
     fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) -> Self::Watch;
 
@@ -70,6 +73,8 @@ pub enum Finding {
 
 impl Limits for () {
     type Watch = ();
+
+    const LOOKS: bool = false;
 
     fn begin<B>(&self, _: &mut Call, _: &mut Request<B>) {}
 

@@ -42,10 +42,13 @@ pub(crate) use self::future::{Waited, disarm};
 pub(crate) use self::handle::{Handle, Held};
 pub(crate) use self::keyed::{Key, Shares};
 pub(crate) use self::part::Shown;
+#[cfg(feature = "client")]
+pub(crate) use self::sight::sign;
 pub(crate) use self::sight::{leave, leaving, tell};
 pub(crate) use self::tracked::{Followed, Following, come_back};
 pub(crate) use self::upgrade::asks_for_upgrade;
 use crate::body::Accepts;
+use crate::cause::ClientCalls;
 
 #[doc(hidden)]
 pub use self::border::Seen;
@@ -218,11 +221,14 @@ impl<P: Part, L: Limits> Open<Held<Shared<P, L>>> {
         call: impl FnOnce(Request<W::Body>) -> F,
     ) -> EngineFuture<F, P, L> {
         let (mut open, watch, refusal) = Open::begin(shared, &mut request);
-        let run = match refusal {
-            None => Run::Call { call: call(open.pass::<W, B>(request)) },
-            Some(refusal) => Run::Refused { refusal: Some(refusal) },
-        };
-        EngineFuture::new(run, open, watch)
+        if let Some(refusal) = refusal {
+            return EngineFuture::refused(refusal, open, watch);
+        }
+        let calls = ClientCalls::begin();
+        let call = call(open.pass::<W, B>(request));
+        // only who looks at what its call is doing has to know whose word that is
+        let calls = if L::LOOKS { calls.end() } else { calls };
+        EngineFuture::new(Run::Call { call }, open, watch, calls)
     }
 }
 
@@ -282,8 +288,7 @@ fn refused<F, P: Part, L: Limits, B>(
     let mut call = Call::new(now);
     let watch = shared.limits.begin(&mut call, request);
     shared.parts.refused(&refusal);
-    let open = Open::new(shared, call);
-    EngineFuture::new(Run::Refused { refusal: Some(refusal) }, open, watch)
+    EngineFuture::refused(refusal, Open::new(shared, call), watch)
 }
 
 /// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.

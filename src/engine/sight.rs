@@ -13,7 +13,7 @@ use std::task::Poll;
 use tokio::time::Instant;
 
 use super::Abandon;
-use crate::cause::{Connection, Phase};
+use crate::cause::{ClientCall, Connection, Phase};
 
 /// What was seen of a call that is still waiting.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,8 @@ use crate::cause::{Connection, Phase};
 pub struct Sight {
     /// A client of ours looked at its connection; without it all is inferred.
     pub told: bool,
+    /// The client call that this is of; `None` where nobody knows.
+    pub(crate) call: Option<ClientCall>,
     /// The phase before there was a connection; `None` once the request was handed to one.
     pub stage: Option<Phase>,
     /// Bytes written to the upstream.
@@ -99,6 +101,16 @@ pub(crate) fn tell(sight: impl FnOnce() -> Sight) {
     if ASKED.get() {
         let told = TOLD.take().unwrap_or_else(sight);
         TOLD.set(Some(told));
+    }
+}
+
+/// Says of which client call that is which was told further in, unless it is said already.
+#[cfg(feature = "client")]
+#[inline]
+pub(crate) fn sign(call: ClientCall) {
+    if ASKED.get() {
+        let told = TOLD.take().map(|told| Sight { call: told.call.or(Some(call)), ..told });
+        TOLD.set(told);
     }
 }
 

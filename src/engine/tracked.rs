@@ -16,7 +16,7 @@ use super::future::{Waited, told};
 use super::part::Shown;
 use super::sight::ask;
 use super::{Abandon, BoxError, Held, Keep, Limits, Open, Outcome, Part, Shared, Sight, UploadSight, leave};
-use crate::cause::{self, BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::cause::{self, BadGatewayCause, ClientCalls, Evidence, Failure, Phase, Replay};
 
 pin_project! {
     /// The inner service's body, or a local answer's, under an engine's watch.
@@ -207,7 +207,10 @@ fn passed<K: Keep>(over: bool, sight: Sight, open: &Open<K>, now: Instant) -> Fa
     };
     let evidence = if sight.told { Evidence::Counted } else { Evidence::Inferred };
     // the head was handed on: whatever the cause, it is never sent again
-    told(cause, phase, sight, &open.call, now).into_builder().replay(Replay::Never, evidence).build()
+    told(cause, phase, sight, ClientCalls::default(), &open.call, now)
+        .into_builder()
+        .replay(Replay::Never, evidence)
+        .build()
 }
 
 impl<B, P, L> Body for Tracked<B, P, L>

@@ -236,15 +236,21 @@ mod tests {
 
     #[test]
     fn a_pause_is_told_only_where_a_retry_is_safe() {
+        // what a layer of ours refuses, and what a cause alone says
+        let failure = |cause| match cause {
+            BadGatewayCause::CircuitOpen => Failure::builder(cause).refusal().build(),
+            cause => Failure::new(cause),
+        };
         let told = |cause, after: &'static str| {
             let mut headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(after))]);
-            write(&mut headers, Protocol::Grpc, &Failure::new(cause), "");
+            write(&mut headers, Protocol::Grpc, &failure(cause), "");
             headers.get("grpc-retry-pushback-ms").map(|value| value.to_str().unwrap().to_owned())
         };
         assert_eq!(told(BadGatewayCause::CircuitOpen, "2").as_deref(), Some("2000"));
         assert_eq!(told(BadGatewayCause::CircuitOpen, "4294967295").as_deref(), Some("2147483647"));
         assert_eq!(told(BadGatewayCause::CircuitOpen, "Sun, 06 Nov 1994 08:49:37 GMT"), None);
         assert_eq!(told(BadGatewayCause::FirstByteTimeout, "2"), None);
+        assert_eq!(told(BadGatewayCause::ConnectionRefused, "2"), None);
     }
 
     #[test]

@@ -28,13 +28,15 @@
 //! use http::{Request, Response};
 //! use http_body_util::{BodyExt, Full};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use tower_upstream::ClassifyLayer;
+//! use tower_upstream::cause::{Evidence, Replay};
+//! use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 //! use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! let refused = service_fn(|_: Request<()>| async {
-//!     Err::<Response<Full<Bytes>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+//!     let refused = Failure::builder(BadGatewayCause::ConnectionRefused);
+//!     Err::<Response<Full<Bytes>>, _>(refused.replay(Replay::NotSent, Evidence::NoConnection).build())
 //! });
 //! let gateway = ServiceBuilder::new()
 //!     .layer(ErrorPageLayer::new(ErrorPage::new().contact("Write to help@shop.example.")))
@@ -77,7 +79,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::cause::{Failure, is_local};
+use crate::cause::{ClientCalls, Failure, is_local};
 use crate::engine::{Handle, Held};
 
 pub use self::facts::Facts;
@@ -135,7 +137,9 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let wish = self.page.wish(&request);
-        ResponseFuture { call: self.inner.call(request), wish, page: self.page.hold() }
+        let calls = ClientCalls::begin();
+        let call = self.inner.call(request);
+        ResponseFuture { call, calls: calls.end(), wish, page: self.page.hold() }
     }
 }
 
@@ -151,7 +155,9 @@ where
 
     fn call(&self, request: Request<ReqBody>) -> Self::Future {
         let wish = self.page.wish(&request);
-        ResponseFuture { call: self.inner.call(request), wish, page: self.page.hold_own() }
+        let calls = ClientCalls::begin();
+        let call = self.inner.call(request);
+        ResponseFuture { call, calls: calls.end(), wish, page: self.page.hold_own() }
     }
 }
 
@@ -161,6 +167,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         call: F,
+        calls: ClientCalls,
         wish: Wish,
         page: Held<ErrorPage>,
     }
@@ -177,7 +184,7 @@ where
         let this = self.project();
         match this.call.poll(cx) {
             Poll::Ready(Ok(answer)) if answer.status().as_u16() >= 400 => {
-                Poll::Ready(Ok(paged(this.page, this.wish, answer)))
+                Poll::Ready(Ok(paged(this.page, this.wish, *this.calls, answer)))
             }
             other => other,
         }
@@ -186,7 +193,8 @@ where
 
 /// The answer with its page, if it was made here.
 #[cold]
-fn paged<B: From<Bytes>>(page: &ErrorPage, wish: &Wish, mut answer: Response<B>) -> Response<B> {
+fn paged<B: From<Bytes>>(page: &ErrorPage, wish: &Wish, calls: ClientCalls, mut answer: Response<B>) -> Response<B> {
+    Failure::of_calls(&mut answer, calls);
     let failure = if is_local(answer.extensions()) { Failure::of(&answer).cloned() } else { None };
     let Some(failure) = failure else { return answer };
     let body = page.write(wish, &failure, &mut answer, SystemTime::now());

@@ -304,6 +304,7 @@ mod tests {
 
     fn refused() -> Failure {
         let failure = Failure::builder(BadGatewayCause::ConnectionRefused).upstream("payments");
+        let failure = failure.replay(Replay::NotSent, Evidence::NoConnection);
         failure.peer(std::net::SocketAddr::from(([10, 0, 0, 7], 8080))).build()
     }
 

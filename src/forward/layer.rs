@@ -17,6 +17,7 @@ use tower_service::Service;
 use super::framing::name_length;
 use super::settings::{Client, Settings};
 use super::{Caller, Rules, Scheme};
+use crate::cause::ClientCall;
 use crate::engine::{Handle, Held};
 
 /// Applies [`Rules`] around a client, or around an axum handler that stands in for one.
@@ -177,7 +178,11 @@ impl<F, B: From<Bytes>> ResponseFuture<F, B> {
                 }
                 State::Call { call: call(Request::from_parts(parts, body)), asked, settings }
             }
-            Err(answer) => State::Rejected { answer: Some(Box::new(answer)) },
+            Err(answer) => {
+                // for the layers around: the one call that was to be made is this refusal
+                ClientCall::next();
+                State::Rejected { answer: Some(Box::new(answer)) }
+            }
         };
         Self { state }
     }

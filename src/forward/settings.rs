@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, Version, request};
 
 use super::onward::UnaskedSwitch;
 use super::{Caller, Rejection, Rules, Scheme};
-use crate::cause::{self, BadGatewayCause, Evidence, Failure, LocalAnswer, Phase, Replay};
+use crate::cause::{self, BadGatewayCause, Failure, LocalAnswer, Phase};
 
 /// The rules, who asks, and what the client inside wants.
 #[derive(Clone, Debug)]
@@ -52,11 +52,7 @@ impl Settings {
     {
         let passage = self.rules.pass_on(parts, &self.caller, &self.host).map_err(|rejection| match rejection {
             Rejection::Answer(answer) => answer.rejects(),
-            Rejection::Loop => refused(
-                Failure::builder(BadGatewayCause::LoopDetected)
-                    .phase(Phase::Gateway)
-                    .replay(Replay::NotSent, Evidence::LocalRefusal),
-            ),
+            Rejection::Loop => refused(Failure::builder(BadGatewayCause::LoopDetected).phase(Phase::Gateway).refusal()),
         })?;
         let asked = match self.client {
             Client::Http1 => {

@@ -86,7 +86,7 @@ use tower_layer::Layer;
 use self::limiter::{Change, Limiter};
 use self::slots::Slot;
 use self::sum::{End, Sample};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
+use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::engine::{
     Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight, Tunnel,
 };
@@ -396,7 +396,7 @@ fn refusal(name: Option<&Arc<str>>) -> Failure {
     let failure = Failure::builder(BadGatewayCause::ConnectionLimit).phase(Phase::Gateway);
     let failure = failure.detail(Detail::Text("as many requests are in flight as the limit allows"));
     // retry layers need not make a record of their own to say that there is no further attempt
-    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal).retry_stop(RetryStop::LocalRefusal);
+    let failure = failure.refusal().retry_stop(RetryStop::LocalRefusal);
     match name {
         Some(name) => failure.upstream(name.clone()).build(),
         None => failure.build(),
@@ -411,6 +411,8 @@ pub struct Timeless {
 
 impl Limits for Timeless {
     type Watch = ();
+
+    const LOOKS: bool = false;
 
     #[inline]
     fn begin<B>(&self, call: &mut Call, _: &mut Request<B>) {

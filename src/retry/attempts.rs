@@ -2,7 +2,7 @@
 
 use http::Response;
 
-use crate::cause::{BadGatewayCause, Failure, RetryStop};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Replay, RetryStop};
 
 /// The attempts that a request took: in the extensions of an answer that took more than one.
 ///
@@ -21,6 +21,8 @@ pub struct Attempts {
     pub(super) outrun: u32,
     /// Also of those that are no longer in the list.
     stale: bool,
+    /// One of them may have been processed.
+    sent: bool,
     earlier: Vec<Failure>,
 }
 
@@ -30,6 +32,7 @@ impl Attempts {
     /// Beyond [`Failure::MAX_PREVIOUS`] the oldest goes; it is counted all the same.
     pub fn failed(&mut self, failure: Failure) {
         self.failed = self.failed.saturating_add(1);
+        self.sent |= failure.replay() != Replay::NotSent;
         self.stale |= failure.cause() == BadGatewayCause::StaleConnection;
         if self.earlier.len() == Failure::MAX_PREVIOUS {
             self.earlier.remove(0);
@@ -71,10 +74,15 @@ impl Attempts {
 
     /// The record of the last attempt, with those before it and why there is no further one.
     ///
-    /// A `stop` that an inner layer has set stays.
+    /// A `stop` that an inner layer has set stays. That nothing was sent is said only where it is so of all attempts.
     pub fn give_up(self, last: Failure, stop: RetryStop) -> Failure {
         let (count, stop) = (self.count(), last.retry_stop().unwrap_or(stop));
-        let last = last.into_builder().attempts(count).retry_stop(stop);
+        // that the last attempt was not sent says nothing of those before it
+        let proven = last.replay() == Replay::NotSent && (self.sent || self.outrun > 0);
+        let mut last = last.into_builder().attempts(count).retry_stop(stop);
+        if proven {
+            last = last.replay(Replay::IdempotentOnly, Evidence::Inferred);
+        }
         self.earlier.into_iter().fold(last, crate::cause::FailureBuilder::previous).build()
     }
 }
@@ -98,6 +106,17 @@ mod tests {
         assert_eq!(attempts.count(), 7);
         assert_eq!(attempts.earlier().iter().map(Failure::attempts).collect::<Vec<_>>(), [3, 4, 5, 6]);
         assert!(attempts.met_stale());
+    }
+
+    #[test]
+    fn that_nothing_was_sent_is_said_only_of_all_attempts() {
+        let unsent = Failure::builder(BadGatewayCause::ConnectionRefused);
+        let unsent = unsent.replay(Replay::NotSent, Evidence::NoConnection).build();
+        let mut attempts = Attempts::default();
+        attempts.failed(unsent.clone());
+        assert_eq!(attempts.clone().give_up(unsent.clone(), RetryStop::Attempts).replay(), Replay::NotSent);
+        attempts.failed(Failure::new(BadGatewayCause::ClosedBeforeResponse));
+        assert_eq!(attempts.give_up(unsent, RetryStop::Attempts).replay(), Replay::IdempotentOnly);
     }
 
     #[test]

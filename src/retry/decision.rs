@@ -174,7 +174,8 @@ fn kind(policy: &RetryPolicy, shown: Shown<'_>) -> Result<Kind, RetryStop> {
         }
         Shown::Failure(failure) => of_cause(failure.cause(), failure.replay()),
         Shown::Cause(Cause::UpstreamStatus) => relayed(policy, Cause::UpstreamStatus.status(), Replay::IdempotentOnly),
-        Shown::Cause(cause) => of_cause(cause, cause.replay()),
+        // a cause alone proves nothing
+        Shown::Cause(cause) => of_cause(cause, cause.replay().inferred()),
         Shown::Answer(status) => relayed(policy, status, Replay::IdempotentOnly),
         Shown::Grpc(code) => relayed_grpc(policy, code),
     }

@@ -20,7 +20,7 @@ use super::second::Second;
 use super::settings::Settings;
 use super::span::AttemptSpan;
 use crate::body::ReplayBody;
-use crate::cause;
+use crate::cause::{self, ClientCall, ClientCalls, Failure};
 use crate::engine::{Abandon, Held, leave};
 
 /// A failed answer's body is read up to here, if it is there already: its connection can then be used again.
@@ -60,6 +60,10 @@ pin_project! {
         span: AttemptSpan,
         // beside the first attempt, once that is pending
         second: Option<Pin<Box<Second<W::Future, S, B>>>>,
+        // of the attempt that was made first, or alone
+        calls: ClientCalls,
+        // where that is a later one: how layers further out know this call
+        first: Option<ClientCall>,
         way: PhantomData<fn() -> W>,
     }
 }
@@ -83,24 +87,36 @@ pin_project! {
 
 impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
     #[inline(always)]
-    pub(super) fn new(call: W::Future, core: Held<Core<S>>, round: Round<B>, span: AttemptSpan) -> Self {
-        Self { state: State::Attempt { call }, core, round, span, second: None, way: PhantomData }
+    pub(super) fn new(
+        call: W::Future,
+        core: Held<Core<S>>,
+        round: Round<B>,
+        span: AttemptSpan,
+        calls: ClientCalls,
+    ) -> Self {
+        let state = State::Attempt { call };
+        Self { state, core, round, span, second: None, calls, first: None, way: PhantomData }
     }
 }
 
 impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
     /// All attempts of a request, with the template's clone for the first.
-    pub(crate) fn all(core: Held<Core<S>>, round: Round<B>, request: Request<ReplayBody<B>>) -> Self
+    pub(crate) fn all(core: Held<Core<S>>, round: Round<B>, request: Request<ReplayBody<B>>, calls: ClientCalls) -> Self
     where
         S: Clone,
     {
         let state = State::First { service: Box::new(core.service()), request: Box::new(Some(request)) };
-        Self { state, core, round, span: AttemptSpan::default(), second: None, way: PhantomData }
+        Self::later(state, core, round, calls)
     }
 
     /// The attempts after a first one that somebody else has made, not before this time.
-    pub(crate) fn after(core: Held<Core<S>>, round: Round<B>, at: Option<Instant>) -> Self {
-        Self { state: next(at), core, round, span: AttemptSpan::default(), second: None, way: PhantomData }
+    pub(crate) fn after(core: Held<Core<S>>, round: Round<B>, at: Option<Instant>, calls: ClientCalls) -> Self {
+        Self::later(next(at), core, round, calls)
+    }
+
+    fn later(state: State<W::Future, S, B>, core: Held<Core<S>>, round: Round<B>, calls: ClientCalls) -> Self {
+        let (span, first) = (AttemptSpan::default(), calls.claim());
+        Self { state, core, round, span, second: None, calls, first, way: PhantomData }
     }
 }
 
@@ -160,7 +176,8 @@ where
     #[cold]
     #[inline(never)]
     fn first_ended(mut self, polled: Poll<Answered<S, B, W>>, cx: &mut Context<'_>) -> Poll<Answered<S, B, W>> {
-        match self.judged(ready!(polled), cx) {
+        let result = own(ready!(polled), *self.calls, *self.first, self.round.body_was_read());
+        match self.judged(result, cx) {
             Some(answer) => Poll::Ready(answer),
             None => self.go_on(cx),
         }
@@ -168,6 +185,7 @@ where
 
     /// All that is not the plain success of a first attempt.
     fn go_on(mut self, cx: &mut Context<'_>) -> Poll<Answered<S, B, W>> {
+        let known = self.first.or(self.calls.claim());
         loop {
             let next = match self.state.as_mut().project() {
                 StateProjection::Attempt { call } => {
@@ -175,6 +193,7 @@ where
                     let polled = call.poll(cx);
                     drop(entered);
                     if let Poll::Ready(result) = polled {
+                        let result = own(result, *self.calls, *self.first, self.round.body_was_read());
                         match self.attempt_ended(result, cx) {
                             Some(answer) => return Poll::Ready(answer),
                             None => continue,
@@ -184,7 +203,7 @@ where
                         *self.second = Some(Box::pin(Second::beside(self.round, self.core)));
                     }
                     let Some(second) = self.second else { return Poll::Pending };
-                    let Some(result) = ready!(second.as_mut().poll::<W>(cx, self.core, self.round)) else {
+                    let Some(result) = ready!(second.as_mut().poll::<W>(cx, self.core, self.round, known)) else {
                         return Poll::Pending;
                     };
                     match self.second_ended(result, cx) {
@@ -194,7 +213,7 @@ where
                 }
                 StateProjection::Second => {
                     let result = match self.second {
-                        Some(second) => ready!(second.as_mut().poll::<W>(cx, self.core, self.round)),
+                        Some(second) => ready!(second.as_mut().poll::<W>(cx, self.core, self.round, known)),
                         None => None,
                     };
                     *self.second = None;
@@ -236,7 +255,10 @@ where
                         Some((request, resends)) => {
                             *self.span = AttemptSpan::open(&request, resends);
                             let entered = self.span.enter();
+                            *self.first = self.first.or(self.calls.claim());
+                            let calls = ClientCalls::begin();
                             let call = W::call(service, request);
+                            *self.calls = calls.end();
                             drop(entered);
                             State::Attempt { call }
                         }
@@ -250,7 +272,9 @@ where
                     let request = request.take().expect("the first attempt is made once");
                     *self.span = AttemptSpan::open(&request, 0);
                     let entered = self.span.enter();
+                    let calls = ClientCalls::begin();
                     let call = W::call(service, request);
+                    *self.calls = calls.end();
                     drop(entered);
                     State::Attempt { call }
                 }
@@ -337,6 +361,26 @@ pub(super) fn ready_by<T>(
             let limit = limit.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             limit.as_mut().poll(cx).map(|()| None)
         }
+    }
+}
+
+/// The result of an attempt, with a record that counts for it, and by which layers further out know the call.
+#[cold]
+pub(super) fn own<R, E: Told>(
+    result: Result<Response<R>, E>,
+    calls: ClientCalls,
+    first: Option<ClientCall>,
+    read: bool,
+) -> Result<Response<R>, E> {
+    let of_this = |failure: Failure| failure.about(calls).where_body_was_read(read).known_as(first);
+    match result {
+        Ok(mut response) => {
+            if let Some(failure) = Failure::of(&response).cloned() {
+                response.extensions_mut().insert(of_this(failure));
+            }
+            Ok(response)
+        }
+        Err(error) => Err(error.amend(of_this)),
     }
 }
 

@@ -29,6 +29,9 @@
 //! the [`total`](RetryLayer::total) or of the caller's [`Deadline`](crate::deadline::Deadline) goes along with each later attempt. A
 //! response that is handed on is never repeated, whatever becomes of its body.
 //!
+//! That a request was not sent is believed of the one client that is called when this service is: one that calls its clients
+//! later, a handler as a rule, may have done other things before, so that their failures prove nothing about it.
+//!
 //! A final failure says how many attempts there were, what the earlier ones met, and by
 //! [`retry_stop`](crate::Failure::retry_stop) why there was no further one, so that an outer layer of ours does not go on. An answer
 //! that took more than one carries [`Attempts`]; each failure that is followed by another attempt is one `tracing` line at
@@ -45,6 +48,7 @@
 //! use tower::{Layer, ServiceExt, service_fn};
 //! use tower_upstream::{BadGatewayCause, Failure};
 //! use tower_upstream::body::ReplayBody;
+//! use tower_upstream::cause::{Evidence, Replay};
 //! use tower_upstream::retry::{Attempts, RetryLayer};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -52,7 +56,9 @@
 //! static CALLS: AtomicU32 = AtomicU32::new(0);
 //! let flaky = service_fn(|_: Request<ReplayBody<Empty<bytes::Bytes>>>| async {
 //!     match CALLS.fetch_add(1, Ordering::Relaxed) {
-//!         0 => Err(Failure::new(BadGatewayCause::ConnectionRefused)),
+//!         0 => Err(Failure::builder(BadGatewayCause::ConnectionRefused)
+//!             .replay(Replay::NotSent, Evidence::NoConnection)
+//!             .build()),
 //!         _ => Ok(Response::new(Full::<bytes::Bytes>::from("hello"))),
 //!     }
 //! });
@@ -104,6 +110,7 @@ use self::settings::Median;
 pub(crate) use self::settings::Settings;
 pub(crate) use self::span::AttemptSpan;
 use crate::body::{Accepts, LocalBody, ReplayBody};
+use crate::cause::ClientCalls;
 use crate::deadline::Deadlines;
 use crate::engine::Handle;
 
@@ -276,9 +283,11 @@ where
         let (parts, body) = request.into_parts();
         let (round, body) = begun.with(&core.settings, body);
         let entered = span.enter();
+        let calls = ClientCalls::begin();
         let call = self.inner.call(Request::from_parts(parts, body));
+        let calls = calls.end();
         drop(entered);
-        RetryFuture::new(call, core, round, span)
+        RetryFuture::new(call, core, round, span, calls)
     }
 }
 
@@ -302,8 +311,10 @@ where
         let (parts, body) = request.into_parts();
         let (round, body) = begun.with(&core.settings, body);
         let entered = span.enter();
+        let calls = ClientCalls::begin();
         let call = self.inner.call(Request::from_parts(parts, body));
+        let calls = calls.end();
         drop(entered);
-        RetryFuture::new(call, core, round, span)
+        RetryFuture::new(call, core, round, span, calls)
     }
 }

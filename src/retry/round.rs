@@ -335,6 +335,12 @@ impl<B> Round<B> {
         }
     }
 
+    /// Whether an attempt has asked for the request's body, as far as that is known here.
+    pub(crate) fn body_was_read(&self) -> bool {
+        // a later attempt finds it read by the first
+        self.past().is_none() && self.kept.as_ref().is_some_and(|kept| kept.body.was_polled())
+    }
+
     /// Which attempt is under way, from 1.
     fn attempt(&self) -> u32 {
         self.past().map_or(1, |past| past.attempts.count())

@@ -9,10 +9,11 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 
 use super::call::{Told, Way};
-use super::future::{Answered, Core, ready_by};
+use super::future::{Answered, Core, own, ready_by};
 use super::round::Round;
 use super::span::AttemptSpan;
 use crate::body::ReplayBody;
+use crate::cause::{ClientCall, ClientCalls};
 
 pin_project! {
     /// A second attempt, from the moment that its first one is pending.
@@ -20,7 +21,7 @@ pin_project! {
     pub(super) enum Second<F, S, B> {
         Waiting { #[pin] timer: Sleep },
         Readying { service: S, body: Option<ReplayBody<B>>, limit: Option<Pin<Box<Sleep>>> },
-        Running { #[pin] call: F, span: AttemptSpan },
+        Running { #[pin] call: F, span: AttemptSpan, calls: ClientCalls },
         // there is none, or none any more
         Over,
     }
@@ -46,6 +47,7 @@ impl<F, S, B> Second<F, S, B> {
         cx: &mut Context<'_>,
         core: &Core<S>,
         round: &mut Round<B>,
+        first: Option<ClientCall>,
     ) -> Poll<Option<Answered<S, B, W>>>
     where
         F: Future<Output = Result<Response<W::Body>, W::Error>>,
@@ -68,9 +70,11 @@ impl<F, S, B> Second<F, S, B> {
                             Some((request, resends)) => {
                                 let span = AttemptSpan::open(&request, resends);
                                 let entered = span.enter();
+                                let calls = ClientCalls::begin();
                                 let call = W::call(service, request);
+                                let calls = calls.end();
                                 drop(entered);
-                                Self::Running { call, span }
+                                Self::Running { call, span, calls }
                             }
                             None => Self::Over,
                         },
@@ -81,9 +85,9 @@ impl<F, S, B> Second<F, S, B> {
                         None => Self::Over,
                     }
                 }
-                Projection::Running { call, span } => {
+                Projection::Running { call, span, calls } => {
                     let entered = span.enter();
-                    let result = ready!(call.poll(cx));
+                    let result = own(ready!(call.poll(cx)), *calls, first, round.body_was_read());
                     drop(entered);
                     span.ended(result.as_ref());
                     self.set(Self::Over);

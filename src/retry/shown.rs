@@ -43,7 +43,7 @@ fn is_grpc(kind: &[u8]) -> bool {
 pub enum Shown<'a> {
     /// The record in its extensions.
     Failure(&'a Failure),
-    /// A cause alone, as a service of the user's own attached it: its row counts.
+    /// A cause alone, as a service of the user's own attached it: its row counts, but proves nothing.
     Cause(BadGatewayCause),
     /// The upstream's own answer: nothing but a status.
     Answer(StatusCode),

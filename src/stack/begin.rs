@@ -9,6 +9,7 @@ use super::future::{Made, Run, UpstreamFuture};
 use super::note::Note;
 use super::parts::Parts;
 use super::repeat::{Care, Repeat, Repeats, Rounds};
+use crate::cause::{ClientCall, ClientCalls};
 use crate::engine::{Border, Call, Held, Limits, Open, Part, Refusal};
 use crate::retry::Way;
 use crate::timeout::Watch;
@@ -74,7 +75,7 @@ where
             T::open(&request, &mut note.span);
         }
         let begun = core.repeat.begin(&request, call.now, call.deadline, repeated);
-        let mut course = Course { open: Open::new(core, call), note: Some(note) };
+        let mut course = Course { open: Open::new(core, call), note: Some(note), calls: ClientCalls::default() };
         if let Some(ticket) = ticket {
             course.open.hold(ticket);
         }
@@ -99,8 +100,11 @@ where
         });
         let Some(round) = round else { unreachable!("the body was mapped") };
         let entered = course.enter();
+        let calls = ClientCalls::begin();
         let run = make.make(request);
+        let calls = calls.end_or_claim();
         drop(entered);
+        course.calls = calls;
         Self { run, timer: None, course, watch, round }
     }
 
@@ -110,6 +114,8 @@ where
     where
         T: Repeats<O, Y, Round = Q>,
     {
+        // for the layers around: the one call that was to be made is this refusal
+        ClientCall::next();
         if !course.open.is_held() {
             course.open.shared.set.shared.parts.refused(&refusal);
         }
@@ -123,7 +129,7 @@ where
 
     /// A call whose attempts are all made elsewhere.
     #[cold]
-    fn apart<O>(course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, request: Request<O>) -> Self
+    fn apart<O>(mut course: Course<R, L, C, T>, watch: Watch, begun: T::Begun, request: Request<O>) -> Self
     where
         T: Repeats<O, Y, Round = Q>,
     {
@@ -133,7 +139,9 @@ where
         }
         let repeat = &course.open.shared.repeat;
         let (mut round, body) = repeat.with(begun, body);
-        let rest = repeat.apart(&mut round, Request::from_parts(parts, body));
+        course.calls = ClientCalls::begin().end_or_claim();
+        let repeat = &course.open.shared.repeat;
+        let rest = repeat.apart(&mut round, Request::from_parts(parts, body), course.calls);
         Self { run: Run::Rest { rest }, timer: None, course, watch, round }
     }
 }

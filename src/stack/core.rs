@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::parts::Parts;
 use super::repeat::{Care, Repeat};
 use super::waiting::Waiting;
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay, RetryStop};
+use crate::cause::{BadGatewayCause, Detail, Failure, RetryStop};
 use crate::classify::{Classify, Settings};
 use crate::engine::{Engine, Held, Keep, Part, Refusal, Shared};
 use crate::error_page::ErrorPage;
@@ -74,7 +74,7 @@ impl Mode {
             Self::Usual | Self::Bypass(_) => Ok(Care::Full),
             Self::Drain => {
                 let failure = Failure::builder(BadGatewayCause::GatewayOverload)
-                    .replay(Replay::NotSent, Evidence::LocalRefusal)
+                    .refusal()
                     .retry_stop(RetryStop::LocalRefusal)
                     .detail(Detail::Text("the gateway is being drained"));
                 Err(Refusal::new(failure.build()).retry_after(std::time::Duration::from_secs(1)))

@@ -10,7 +10,7 @@ use super::core::Core;
 use super::future::POLLED_AGAIN;
 use super::note::Note;
 use super::repeat::Repeat;
-use crate::cause::{Failure, is_local};
+use crate::cause::{ClientCalls, Failure, is_local};
 use crate::classify::Settings;
 use crate::engine::{Held, Open, Part};
 
@@ -18,6 +18,8 @@ use crate::engine::{Held, Open, Part};
 pub(super) struct Course<R: Repeat, L: Part, C: Part, T> {
     pub(super) open: Open<Held<Core<R, L, C, T>>>,
     pub(super) note: Option<Box<Note>>,
+    /// The client calls of the first attempt, as far as they were made when it was called.
+    pub(super) calls: ClientCalls,
 }
 
 impl<R: Repeat, L: Part, C: Part, T> Drop for Course<R, L, C, T> {

@@ -18,8 +18,8 @@ use super::course::Course;
 use super::parts::Parts;
 use super::repeat::{Repeat, Rounds};
 use super::waiting::ask;
-use crate::cause::{self, Failure, is_local};
-use crate::classify::{First, Stage, first_look, is_plain_head, refused_head, scene_of};
+use crate::cause::{self, ClientCalls, Failure, is_local};
+use crate::classify::{First, Stage, disowned, first_look, is_plain_head, refused_head, scene_of};
 use crate::engine::{Abandon, Outcome, Part, Shown, Waited, come_back, disarm, leave};
 use crate::retry::{Way, drain};
 use crate::timeout::Watch;
@@ -153,24 +153,31 @@ where
                     let _entered = course.enter();
                     call.as_mut().poll(cx)
                 };
-                match ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)) {
+                match ready!(open.wait(self.watch, course.calls, self.timer.as_mut(), cx, poll)) {
                     Waited::Came(result) => self.came(result, cx),
                     Waited::Passed(failure, now) => self.passed(failure, now, cx),
                 }
             }
             RunProjection::Asking { asking } => {
                 let asked = asking.as_mut().expect(POLLED_AGAIN);
-                let mut poll = |cx: &mut Context<'_>| ask(Y::poll_ready(&mut asked.service, cx));
+                let calls = self.course.calls;
+                let mut poll = |cx: &mut Context<'_>| ask(Y::poll_ready(&mut asked.service, cx), calls.claim());
                 let waited = match poll(cx) {
                     Poll::Ready(asked) => Waited::Came(asked),
-                    Poll::Pending => ready!(open.wait(self.watch, self.timer.as_mut(), cx, poll)),
+                    Poll::Pending => ready!(open.wait(self.watch, calls.promised(), self.timer.as_mut(), cx, poll)),
                 };
                 match waited {
                     Waited::Came(Ok(())) => {
                         let Asking { mut service, request } = *asking.take().expect(POLLED_AGAIN);
                         let entered = self.course.enter();
-                        let call = Y::call(&mut service, request);
+                        let made = ClientCalls::begin();
+                        let call = match calls.claim() {
+                            Some(number) => number.make(|| Y::call(&mut service, request)),
+                            None => Y::call(&mut service, request),
+                        };
+                        let made = made.end();
                         drop(entered);
+                        self.course.calls = calls.made(made);
                         self.run.set(Run::Call { call });
                         self.course.open.call.waited = true;
                         // the timer goes on: the call had begun before
@@ -249,6 +256,9 @@ where
         if let Some(failure) = refused_head(&answer, &note.ask) {
             return self.failed(failure, cx);
         }
+        if let Some(failure) = disowned(&mut answer, self.course.calls) {
+            return self.failed(failure, cx);
+        }
         if !settings.holds(&answer, &note.ask) {
             return self.pass_on(answer, Stage::Reading, cx);
         }
@@ -290,7 +300,7 @@ where
         let outcome = Outcome::of(Shown::of(&answer), false);
         self.course.open.head(self.watch, &answer, &outcome);
         self.course.ended(&answer);
-        if let Some(rest) = self.round.answered(&self.course.open.shared.repeat, &mut answer) {
+        if let Some(rest) = self.round.answered(&self.course.open.shared.repeat, &mut answer, self.course.calls) {
             self.discard(answer, &stage, &outcome, cx);
             return self.go_on(rest, cx);
         }
@@ -362,7 +372,7 @@ where
     #[cold]
     fn erred(self, error: BoxError, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         let scene = scene_of(&*error);
-        let failure = self.course.settings().judge(error, &scene);
+        let failure = self.course.settings().judge(error, &scene, self.course.calls);
         self.failed(failure, cx)
     }
 
@@ -394,7 +404,7 @@ where
         if let Some(note) = &self.course.note {
             note.span.failed(&failure);
         }
-        match self.round.failed(&self.course.open.shared.repeat, failure) {
+        match self.round.failed(&self.course.open.shared.repeat, failure, self.course.calls) {
             Ok(rest) => self.go_on(rest, cx),
             Err(failure) => Poll::Ready(Ok(self.failure(&failure, None))),
         }

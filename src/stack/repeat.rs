@@ -14,7 +14,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use crate::body::ReplayBody;
-use crate::cause::Failure;
+use crate::cause::{ClientCalls, Failure};
 use crate::deadline::Deadline;
 use crate::engine::Held;
 use crate::retry::{self, AttemptSpan, Begun, Next, RetryFuture, RetryLayer, Round, Way};
@@ -116,7 +116,12 @@ pub trait Repeats<B, Y>: Sized {
 
     /// All attempts of a call whose first one cannot be made here.
     #[doc(hidden)]
-    fn apart(&self, round: &mut Self::Round, request: Request<Self::Body>) -> RestOf<Self::Round, Self>;
+    fn apart(
+        &self,
+        round: &mut Self::Round,
+        request: Request<Self::Body>,
+        calls: ClientCalls,
+    ) -> RestOf<Self::Round, Self>;
 }
 
 type RestOf<Q, T> = Pin<Box<<Q as Rounds<T>>::Rest>>;
@@ -154,7 +159,7 @@ pub trait Rounds<T> {
 
     /// The answer may be a failure: what follows it, if it is not the last.
     #[doc(hidden)]
-    fn answered<R>(&mut self, shared: &T, answer: &mut Response<R>) -> Option<RestOf<Self, T>>
+    fn answered<R>(&mut self, shared: &T, answer: &mut Response<R>, calls: ClientCalls) -> Option<RestOf<Self, T>>
     where
         Self: Sized;
 
@@ -163,7 +168,7 @@ pub trait Rounds<T> {
     /// # Errors
     /// The failure, where it is the last.
     #[doc(hidden)]
-    fn failed(&mut self, shared: &T, failure: Failure) -> Result<RestOf<Self, T>, Failure>
+    fn failed(&mut self, shared: &T, failure: Failure, calls: ClientCalls) -> Result<RestOf<Self, T>, Failure>
     where
         Self: Sized;
 }
@@ -193,7 +198,7 @@ impl<B, Y> Repeats<B, Y> for () {
         (Once(()), body)
     }
 
-    fn apart(&self, _: &mut Once, _: Request<B>) -> RestOf<Once, ()> {
+    fn apart(&self, _: &mut Once, _: Request<B>, _: ClientCalls) -> RestOf<Once, ()> {
         unreachable!("nothing is repeated")
     }
 }
@@ -211,11 +216,11 @@ impl Rounds<()> for Once {
     #[inline(always)]
     fn succeeded<R>(&mut self, (): &(), _: &mut Response<R>) {}
 
-    fn answered<R>(&mut self, (): &(), _: &mut Response<R>) -> Option<RestOf<Self, ()>> {
+    fn answered<R>(&mut self, (): &(), _: &mut Response<R>, _: ClientCalls) -> Option<RestOf<Self, ()>> {
         None
     }
 
-    fn failed(&mut self, (): &(), failure: Failure) -> Result<RestOf<Self, ()>, Failure> {
+    fn failed(&mut self, (): &(), failure: Failure, _: ClientCalls) -> Result<RestOf<Self, ()>, Failure> {
         Err(failure)
     }
 }
@@ -279,8 +284,13 @@ where
         (Repeating { round, of: PhantomData }, body)
     }
 
-    fn apart(&self, round: &mut Repeating<A, B, Y>, request: Request<ReplayBody<B>>) -> RestOf<Self::Round, Self> {
-        Box::pin(RetryFuture::all(self.0.clone(), round.take(), request))
+    fn apart(
+        &self,
+        round: &mut Repeating<A, B, Y>,
+        request: Request<ReplayBody<B>>,
+        calls: ClientCalls,
+    ) -> RestOf<Self::Round, Self> {
+        Box::pin(RetryFuture::all(self.0.clone(), round.take(), request, calls))
     }
 }
 
@@ -305,18 +315,29 @@ where
     }
 
     #[cold]
-    fn answered<R>(&mut self, shared: &Retrying<A>, answer: &mut Response<R>) -> Option<RestOf<Self, Retrying<A>>> {
+    fn answered<R>(
+        &mut self,
+        shared: &Retrying<A>,
+        answer: &mut Response<R>,
+        calls: ClientCalls,
+    ) -> Option<RestOf<Self, Retrying<A>>> {
         match self.round.response(&shared.0.settings, answer) {
             Next::Answer => None,
-            Next::Again(at) => Some(self.after(shared, at)),
+            Next::Again(at) => Some(self.after(shared, at, calls)),
         }
     }
 
     #[cold]
-    fn failed(&mut self, shared: &Retrying<A>, failure: Failure) -> Result<RestOf<Self, Retrying<A>>, Failure> {
+    fn failed(
+        &mut self,
+        shared: &Retrying<A>,
+        failure: Failure,
+        calls: ClientCalls,
+    ) -> Result<RestOf<Self, Retrying<A>>, Failure> {
+        let failure = failure.where_body_was_read(self.round.body_was_read());
         match self.round.error(&shared.0.settings, failure.clone())? {
             Next::Answer => Err(failure),
-            Next::Again(at) => Ok(self.after(shared, at)),
+            Next::Again(at) => Ok(self.after(shared, at, calls)),
         }
     }
 }
@@ -327,7 +348,12 @@ impl<A, B, Y: Way<A, ReplayBody<B>>> Repeating<A, B, Y> {
         std::mem::replace(&mut self.round, Round::over())
     }
 
-    fn after(&mut self, shared: &Retrying<A>, at: Option<Instant>) -> Pin<Box<RetryFuture<A, B, Y>>> {
-        Box::pin(RetryFuture::after(shared.0.clone(), self.take(), at))
+    fn after(
+        &mut self,
+        shared: &Retrying<A>,
+        at: Option<Instant>,
+        calls: ClientCalls,
+    ) -> Pin<Box<RetryFuture<A, B, Y>>> {
+        Box::pin(RetryFuture::after(shared.0.clone(), self.take(), at, calls))
     }
 }

@@ -9,7 +9,7 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::cause::Phase;
+use crate::cause::{ClientCall, Phase};
 use crate::engine::{Sight, tell};
 
 /// A service that is always ready: its calls wait for the one inside.
@@ -28,9 +28,9 @@ impl<S> Waiting<S> {
 
 /// Says what a call waits for, if somebody asks: nothing of it was sent.
 #[inline]
-pub(super) fn ask<T>(asked: Poll<T>) -> Poll<T> {
+pub(super) fn ask<T>(asked: Poll<T>, call: Option<ClientCall>) -> Poll<T> {
     if asked.is_pending() {
-        tell(|| Sight::before(Phase::Pool));
+        tell(|| Sight { call, ..Sight::before(Phase::Pool) });
     }
     asked
 }
@@ -48,7 +48,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        WaitingFuture { state: State::Asks { service: self.inner.clone(), request: Some(request) } }
+        let state = State::Asks { service: self.inner.clone(), request: Some(request) };
+        WaitingFuture { state, number: ClientCall::next() }
     }
 }
 
@@ -71,6 +72,8 @@ pin_project! {
     pub struct WaitingFuture<S, B, F> {
         #[pin]
         state: State<S, B, F>,
+        // by which the layers around know the call that is made later
+        number: ClientCall,
     }
 }
 
@@ -93,8 +96,9 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProjection::Asks { service, request } => {
-                    ready!(ask(service.poll_ready(cx)))?;
-                    let call = service.call(request.take().expect("it is called once"));
+                    ready!(ask(service.poll_ready(cx), Some(*this.number)))?;
+                    let request = request.take().expect("it is called once");
+                    let call = this.number.make(|| service.call(request));
                     this.state.set(State::Calls { call });
                 }
                 StateProjection::Calls { call } => return call.poll(cx),

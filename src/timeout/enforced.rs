@@ -10,7 +10,7 @@ use super::Timeouts;
 use super::extras::Extras;
 use super::learner::{Learner, Lesson};
 use super::watch::{Stall, named, phase};
-use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase, Replay, RetryStop};
+use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::Deadline;
 use crate::engine::{BodyLimits, Call, Finding, Head, Limits, Refusal, Sight};
 
@@ -63,7 +63,7 @@ impl Enforced {
 #[cold]
 fn too_late() -> Refusal {
     let failure = Failure::builder(BadGatewayCause::DeadlineExceeded).phase(Phase::Gateway);
-    let failure = failure.replay(Replay::NotSent, Evidence::LocalRefusal).retry_stop(RetryStop::LocalRefusal);
+    let failure = failure.refusal().retry_stop(RetryStop::LocalRefusal);
     Refusal::new(failure.detail(Detail::Text("the deadline had passed on arrival")).build())
 }
 

@@ -91,7 +91,8 @@ async fn served_a_broken_body() -> Got {
 fn the_gateways_own_failures_are_not_the_upstreams() {
     check(vec![
         row("G01", "load shed", over_the_limit(), cause(Cause::GatewayOverload).not_sent(Evidence::LocalRefusal)),
-        row("G02", "buffer", behind_a_buffer(), cause(Cause::ConnectionRefused).not_sent(Evidence::NoConnection)),
+        // an I/O error without a connector around it may be of anything
+        row("G02", "buffer", behind_a_buffer(), cause(Cause::ConnectionRefused).idempotent_only()),
         row("G03", "task gone", with_its_task_gone(), cause(Cause::GatewayInternal).idempotent_only()),
         row("N-err", "the server's view", served_a_broken_body(), cause(Cause::RequestBodyFailed).never()),
     ]);

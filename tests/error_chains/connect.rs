@@ -45,16 +45,20 @@ async fn to_a_full_queue_under_our_limit() -> Got {
     ask(client, get(url(full.address))).await
 }
 
-async fn to_a_unix_socket(path: std::path::PathBuf) -> [Got; 2] {
-    let bare = UnixStream::connect(&path).await.expect_err("nobody listens");
+async fn to_a_unix_socket(path: std::path::PathBuf) -> Got {
     let connector = service_fn(move |_: http::Uri| {
         let path = path.clone();
         async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
     });
-    [failed(bare), ask(stamped(connector), get("http://socket.test/")).await]
+    ask(stamped(connector), get("http://socket.test/")).await
 }
 
-async fn to_a_socket_left_behind() -> [Got; 2] {
+/// The error alone, as a service of any kind may meet it.
+async fn of_a_unix_socket(path: std::path::PathBuf) -> Got {
+    failed(UnixStream::connect(&path).await.expect_err("nobody listens"))
+}
+
+async fn to_a_socket_left_behind() -> Got {
     let path = std::env::temp_dir().join(format!("error-chains-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
     drop(UnixListener::bind(&path).expect("a socket file"));
@@ -99,7 +103,18 @@ fn a_connection_that_was_not_had_names_what_stood_in_its_way() {
         row("A22", "accept queue full, our limit", to_a_full_queue_under_our_limit(), timed_out()),
         row("A25", "relative target", async { ask(client(), get("/")).await }, bad_target()),
         row("A25", "scheme for another client", dial(HttpConnector::new(), "ftp://a.test/".into()), bad_target()),
-        row("A26", "unix socket missing", to_a_unix_socket(missing), no_connection(Cause::ConnectionRefused).errno(2)),
+        row(
+            "A26",
+            "unix socket missing",
+            to_a_unix_socket(missing.clone()),
+            no_connection(Cause::ConnectionRefused).errno(2),
+        ),
+        row(
+            "A26+",
+            "the error alone",
+            of_a_unix_socket(missing),
+            cause(Cause::ConnectionRefused).idempotent_only().errno(2),
+        ),
         row("A27", "unix socket left", to_a_socket_left_behind(), no_connection(Cause::ConnectionRefused).errno(111)),
         row("K01", "resolver silent, a limit of its own", past_a_limited_resolver(), unresolved(Cause::DnsTimeout)),
         row("K01", "resolver silent, our limit", past_a_silent_resolver(), unresolved(Cause::DnsTimeout)),

@@ -333,7 +333,7 @@ fn all_refusals_of_an_opening_share_one_record() {
     let [one, other] = [(); 2].map(|()| scene.begin().unwrap_err().why.unwrap());
     assert!(std::ptr::eq(one.previous().as_ptr(), other.previous().as_ptr()));
     assert_eq!((one.cause(), one.phase()), (BadGatewayCause::CircuitOpen, Phase::Gateway));
-    assert_eq!((one.replay(), one.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
+    assert_eq!((one.replay(), one.evidence()), (crate::cause::Replay::NotSent, crate::cause::Evidence::LocalRefusal));
     assert_eq!((one.upstream(), one.detail()), (Some("test"), Some(Detail::Text(IN_A_ROW))));
     scene.wait(SECOND);
     let probe = scene.probe();

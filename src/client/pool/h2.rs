@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::{Connect, H1, Lease, Place, Pool, SendBody, Shared, Turn, Upload, telling};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
+use crate::cause::{BadGatewayCause, Evidence, Failure, Phase};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
 use crate::engine::{Abandon, leaving};
@@ -187,7 +187,7 @@ where
                     // the place or connection goes back at once, and whoever is first takes it
                     if telling(Phase::Pool, None, timeout(queue, turn)).await.is_err() {
                         let failure = Failure::builder(BadGatewayCause::QueueTimeout);
-                        return Err(failure.replay(Replay::NotSent, Evidence::LocalRefusal).build());
+                        return Err(failure.unsent(Evidence::LocalRefusal).build());
                     }
                 }
             }

@@ -8,7 +8,7 @@ use crate::cause::{Detail, Failure};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Proven not sent: by the kind alone.
+/// Proven not sent, where somebody saw it; the kind alone proves nothing.
 const NOT_SENT: [Cause; 13] = [
     Cause::GatewayResources,
     Cause::DnsTimeout,
@@ -92,9 +92,7 @@ fn every_cause_and_method_is_decided_as_the_table_says() {
     for cause in Cause::ALL {
         for (at, method) in methods().iter().enumerate() {
             let idempotent = [true, false, true, false, false][at];
-            let expected = if NOT_SENT.contains(cause) {
-                None
-            } else if PERHAPS_PROCESSED.contains(cause) {
+            let expected = if NOT_SENT.contains(cause) || PERHAPS_PROCESSED.contains(cause) {
                 (!idempotent).then_some(RetryStop::Method)
             } else if REFUSED.contains(cause) {
                 Some(RetryStop::LocalRefusal)
@@ -107,6 +105,10 @@ fn every_cause_and_method_is_decided_as_the_table_says() {
             let failure = Failure::new(*cause);
             for shown in [Shown::Cause(*cause), Shown::Failure(&failure)] {
                 assert_eq!(stopped(&Situation::new(shown, method)), expected, "{cause} {method}");
+            }
+            let seen = Failure::builder(*cause).replay(Replay::NotSent, Evidence::NothingWritten).build();
+            if NOT_SENT.contains(cause) {
+                assert_eq!(stopped(&Situation::new(Shown::Failure(&seen), method)), None, "{cause} {method}");
             }
         }
     }
@@ -220,7 +222,8 @@ fn grpc_unavailable_is_repeated_where_the_owner_says_so() {
 #[test]
 fn what_was_not_sent_goes_out_again_at_once_and_then_after_pauses() {
     let pause = |cause, attempt| {
-        let situation = Situation { attempt, ..Situation::new(Shown::Cause(cause), &Method::GET) };
+        let failure = Failure::builder(cause).replay(cause.replay(), Evidence::NoConnection).build();
+        let situation = Situation { attempt, ..Situation::new(Shown::Failure(&failure), &Method::GET) };
         match decide(&RetryPolicy::new().attempts(10), &situation, u64::MAX / 2 + 1, || true) {
             Decision::Retry { after, .. } => after,
             Decision::Stop(stop) => panic!("{stop}"),
@@ -229,6 +232,10 @@ fn what_was_not_sent_goes_out_again_at_once_and_then_after_pauses() {
     // half of what they are drawn from
     assert_eq!([1, 2, 3].map(|attempt| pause(Cause::ConnectionRefused, attempt)), [Duration::ZERO, MS * 25, MS * 50]);
     assert_eq!([1, 2, 9].map(|attempt| pause(Cause::UpstreamStatus, attempt)), [MS * 25 / 2, MS * 25, MS * 500]);
+    // what nobody saw is no reason to hurry
+    let guessed = Situation::new(Shown::Cause(Cause::ConnectionRefused), &Method::GET);
+    let decided = decide(&RetryPolicy::new(), &guessed, u64::MAX / 2 + 1, || true);
+    assert!(matches!(decided, Decision::Retry { after, .. } if after == MS * 25 / 2));
     // descriptors do not come back at once
     assert_eq!(pause(Cause::GatewayResources, 1), MS * 25 / 2);
 }
@@ -401,7 +408,7 @@ proptest! {
                 prop_assert_ne!(failure.evidence(), Evidence::LocalRefusal);
                 (failure.replay(), failure.cause())
             }
-            Shown::Cause(cause) => (cause.replay(), cause),
+            Shown::Cause(cause) => (cause.replay().inferred(), cause),
             _ => (Replay::IdempotentOnly, Cause::UpstreamStatus),
         };
         prop_assert!(cause.prospect() != Prospect::Futile && !REFUSED.contains(&cause) && replay != Replay::Never);
