@@ -1,0 +1,11 @@
+//! "Not sent" is said only by a witness that saw the wire.
+//!
+//! [`wire`] is a connection in memory that is cut at every byte of both directions; [`cuts`] is the property over it, and
+//! [`guesses`] are errors that only look like a proof.
+
+// a test that cannot go on has failed
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod cuts;
+mod guesses;
+mod wire;
