@@ -16,8 +16,10 @@ use support::{Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 use tower::Layer;
+use tower_upstream::cause::Replay;
 use tower_upstream::client::Http;
 use tower_upstream::limit::LimitLayer;
+use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
 const FOO: &str = "GET /foo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n";
@@ -123,6 +125,102 @@ async fn a_tunnels_place_in_the_pool_is_free_after_its_end() {
         }
     }
     assert!(free);
+}
+
+#[tokio::test]
+async fn a_tunnel_in_which_nothing_moves_ends_and_gives_its_place_back() {
+    // it switches, and then neither reads nor writes nor closes
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        while let Some(request) = wire.request().await {
+            if request.get("upgrade") == Some("foo") {
+                wire.write(SWITCH).await;
+                return std::future::pending().await;
+            }
+            wire.reply("plain").await;
+        }
+    })
+    .await;
+    for half_closed in [false, true] {
+        let limited = proxy(upstream.address).max_connections(1).tunnel_idle(Duration::from_millis(300));
+        let gateway = Gateway::limited(limited.queue_timeout(PATIENCE), Timeouts::new()).await;
+        let mut wire = tunnel(&gateway).await;
+        if half_closed {
+            wire.finish_writing().await;
+        }
+        assert_eq!(ask(gateway.address, GET).await.text(), "plain", "its place is free");
+        assert!(wire.ends_within(PATIENCE).await);
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_in_which_one_side_speaks_stays_open() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        wire.request().await.unwrap();
+        wire.write(SWITCH).await;
+        for _ in 0..30 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            wire.write("x").await;
+        }
+    })
+    .await;
+    let gateway = Gateway::start(proxy(upstream.address).tunnel_idle(Duration::from_secs(2))).await;
+    let mut wire = tunnel(&gateway).await;
+    assert_eq!(wire.bytes(100).await.len(), 30);
+}
+
+#[tokio::test]
+async fn tunnels_take_half_of_the_connections_and_others_the_rest() {
+    let upstream = echo_upstream().await;
+    let gateway = Gateway::start(proxy(upstream.address).max_connections(4)).await;
+    let mut tunnels = vec![tunnel(&gateway).await, tunnel(&gateway).await];
+    let refused = ask(gateway.address, FOO).await;
+    assert_eq!((refused.status(), refused.error()), (503, Some("connection_limit_reached")));
+    let failure = gateway.seen.failures().pop().unwrap();
+    assert_eq!((failure.cause(), failure.replay()), (Cause::ConnectionLimit, Replay::NotSent));
+    assert_eq!(upstream.accepted(), 2, "nothing was sent for it");
+    assert_eq!(ask(gateway.address, GET).await.text(), "plain");
+    tunnels.pop();
+    let mut status = 0;
+    for _ in 0..50 {
+        let mut wire = Wire::connect(gateway.address).await;
+        wire.write(FOO).await;
+        status = wire.head().await.status();
+        if status == 101 {
+            break;
+        }
+    }
+    assert_eq!(status, 101);
+}
+
+#[tokio::test]
+async fn an_upgrade_that_the_upstream_refuses_takes_no_place_among_the_tunnels() {
+    let upstream = Upstream::scripted(|mut wire, _| async move {
+        while wire.request().await.is_some() {
+            wire.reply("no foo here").await;
+        }
+    })
+    .await;
+    let gateway = Gateway::start(proxy(upstream.address).max_tunnels(1)).await;
+    for _ in 0..3 {
+        assert_eq!(Wire::connect(gateway.address).await.ask(FOO).await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn upgrades_beyond_the_cap_do_not_shrink_the_limit_of_all_others() {
+    let upstream = echo_upstream().await;
+    let limit = LimitLayer::new();
+    let proxy = proxy(upstream.address).max_tunnels(0).build::<Incoming>();
+    let (layer, listener) = (limit.clone(), support::listener().await);
+    let address = listener.local_addr().unwrap();
+    let service = move |_| layer.layer(ClassifyLayer::new().layer(proxy.clone()));
+    let gateway = tokio::spawn(support::serve(listener, service));
+    let before = limit.handle().snapshot().limit;
+    for _ in 0..60 {
+        assert_eq!(ask(address, FOO).await.status(), 503);
+    }
+    assert_eq!(limit.handle().snapshot().limit, before);
+    gateway.abort();
 }
 
 #[tokio::test]

@@ -87,6 +87,9 @@ pub enum Detail {
     Text(&'static str),
 }
 
+/// Why an upgrade is refused: a client's doing, and no sign that the upstream has too much to do.
+pub(crate) const TUNNEL_LIMIT: &str = "as many tunnels are open as may be";
+
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

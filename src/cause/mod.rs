@@ -28,6 +28,7 @@ use std::str::FromStr;
 use http::{Response, StatusCode};
 
 pub(crate) use self::client_call::{ClientCall, ClientCalls};
+pub(crate) use self::failure::TUNNEL_LIMIT;
 pub(crate) use self::local::{CompleteAnswer, LocalAnswer, Rejected, is_local, local_answer};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::upgrade::OnUpgrade;
 use pin_project_lite::pin_project;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 #[cfg(feature = "http2")]
@@ -18,9 +19,10 @@ use super::head_size;
 use super::pool::{Lease, SendBody};
 use super::proxy::Upstream;
 use super::sight::{looked, seen, sight, signing};
-use super::{Connect, Download, address, tunnel};
+use super::tunnel::{self, Terms};
+use super::{Connect, Download, address};
 use crate::body::{AnswerBody, Progress, Upload};
-use crate::cause::{BadGatewayCause, ClientCall, Evidence, Failure, Phase};
+use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
 use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_upload_trailers};
@@ -31,8 +33,8 @@ pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<Upload
 
 /// An `Upgrade` field's value; boxed, as few exchanges have one.
 type Protocols = Box<HeaderValue>;
-/// The protocols the caller would change to, and its side of the change.
-type Change = (Option<Protocols>, Option<OnUpgrade>);
+/// The protocols the caller would change to, its side of the change, and a place among the tunnels.
+type Change = (Option<Protocols>, Option<(OnUpgrade, OwnedSemaphorePermit)>);
 
 /// How often a request that came back unsent goes out again before its failure is told.
 const MAX_RETURNS: u32 = 2;
@@ -95,7 +97,14 @@ fn prepare<C, B: SendBody>(
     }
     passage.by_http1(parts);
     let Some(upgrade) = passage.upgrade() else { return Ok((None, None)) };
-    Ok((Some(Box::new(upgrade.clone())), parts.extensions.remove::<OnUpgrade>()))
+    let tunnel = match parts.extensions.remove::<OnUpgrade>() {
+        None => None,
+        Some(caller) => match upstream.tunnels.clone().try_acquire_owned() {
+            Ok(permit) => Some((caller, permit)),
+            Err(_) => return Err(Box::new(Err(upstream.too_many_tunnels(call)))),
+        },
+    };
+    Ok((Some(Box::new(upgrade.clone())), tunnel))
 }
 
 pin_project! {
@@ -144,7 +153,7 @@ pub(super) struct Exchange<C, B> {
     call: ClientCall,
     pub(super) progress: Option<Arc<Progress>>,
     upgrade: Option<Protocols>,
-    tunnel: Option<OnUpgrade>,
+    tunnel: Option<(OnUpgrade, OwnedSemaphorePermit)>,
     /// Of what was sent by HTTP/2.
     #[cfg(feature = "http2")]
     head_size: usize,
@@ -244,8 +253,9 @@ where
             return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         let body = match (behind, self.tunnel.take()) {
-            (Some(behind), Some(caller)) => {
-                parts.extensions.insert(tunnel::spawn(caller, behind, lease));
+            (Some(behind), Some((caller, permit))) => {
+                let terms = Terms { permit, idle: self.upstream.tunnel_idle };
+                parts.extensions.insert(tunnel::spawn(caller, behind, lease, terms));
                 AnswerBody::default()
             }
             // It has no content, whatever its length says (RFC 9110 section 15.4.5); h2 takes an empty DATA frame after
@@ -287,6 +297,12 @@ impl<C, B> Exchange<C, B> {
 }
 
 impl<C, B> Upstream<C, B> {
+    #[cold]
+    fn too_many_tunnels(&self, call: ClientCall) -> Failure {
+        let failure = self.refusal(BadGatewayCause::ConnectionLimit, call).into_builder();
+        failure.retry_stop(RetryStop::LocalRefusal).detail(Detail::Text(TUNNEL_LIMIT)).build()
+    }
+
     fn refusal(&self, cause: BadGatewayCause, call: ClientCall) -> Failure {
         let failure = Failure::builder(cause).phase(Phase::Gateway).upstream(self.name.clone());
         failure.unsent(Evidence::LocalRefusal).call(call).build()

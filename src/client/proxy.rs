@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use http_body::Body;
+use tokio::sync::Semaphore;
 use tower_service::Service;
 
 use super::connector::{NOT_TLS, wants_tls};
@@ -66,6 +67,9 @@ pub(super) struct Upstream<C, B> {
     pub(super) host: HeaderValue,
     pub(super) rules: Rules,
     pub(super) upload_idle: Duration,
+    pub(super) tunnel_idle: Option<Duration>,
+    /// Places for tunnels, fewer than the pool's.
+    pub(super) tunnels: Arc<Semaphore>,
     pub(super) pool: Pool<C, B>,
 }
 
@@ -167,6 +171,8 @@ pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<AnswerB
 /// |---|---|
 /// | [`http`](Self::http) | [`Http::Auto`] |
 /// | [`max_connections`](Self::max_connections) | 1024 |
+/// | [`max_tunnels`](Self::max_tunnels) among them | half of them |
+/// | [`tunnel_idle`](Self::tunnel_idle) of tunnels after a 101 | 1 h |
 /// | [`max_streams`](Self::max_streams) on one HTTP/2 connection | 100 |
 /// | [`queue_timeout`](Self::queue_timeout) | 1 s |
 /// | [`upload_idle_timeout`](Self::upload_idle_timeout) once the answer is complete | 30 s |
@@ -184,6 +190,8 @@ pub struct ReverseProxyBuilder<C = DefaultConnector> {
     rules: Rules,
     http: Http,
     upload_idle: Duration,
+    tunnels: Option<usize>,
+    tunnel_idle: Option<Duration>,
     limits: Limits,
     connector: Connector<C>,
 }
@@ -198,7 +206,17 @@ impl<C> ReverseProxyBuilder<C> {
             queue: Duration::from_secs(1),
         };
         let connector = Connector::new(connector);
-        Self { name: None, target, rules, http: Http::Auto, upload_idle: Duration::from_secs(30), limits, connector }
+        Self {
+            name: None,
+            target,
+            rules,
+            http: Http::Auto,
+            upload_idle: Duration::from_secs(30),
+            tunnels: None,
+            tunnel_idle: Some(Duration::from_secs(3600)),
+            limits,
+            connector,
+        }
     }
 
     /// What failures call the upstream (default: its authority).
@@ -224,6 +242,24 @@ impl<C> ReverseProxyBuilder<C> {
     /// How many connections may be open (default 1024, at least 1); beyond it requests queue.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.limits.connections = connections.max(1);
+        self
+    }
+
+    /// How many of these connections may be tunnels after a 101 (default half of them, at least 1).
+    ///
+    /// Tunnels live long and may be silent: without a cap of their own they could take every connection. A further upgrade
+    /// is answered with 503 `connection_limit` before anything is sent.
+    pub fn max_tunnels(mut self, tunnels: usize) -> Self {
+        self.tunnels = Some(tunnels);
+        self
+    }
+
+    /// How long a tunnel after a 101 may be silent in both directions (default 1 h; `None`: no limit).
+    ///
+    /// It belongs here and not to [`Timeouts`](crate::timeout::Timeouts): a call ends with its 101, and the bytes that follow
+    /// pass no layer. It passes within 9/8 of the limit, and holds as well for a tunnel of which one side has ended.
+    pub fn tunnel_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.tunnel_idle = limit.into();
         self
     }
 
@@ -259,8 +295,8 @@ impl<C> ReverseProxyBuilder<C> {
 
     /// As [`connector`](Self::connector), with settings of [`Connector`].
     pub fn stamped_connector<D>(self, connector: Connector<D>) -> ReverseProxyBuilder<D> {
-        let Self { name, target, rules, http, upload_idle, limits, connector: _ } = self;
-        ReverseProxyBuilder { name, target, rules, http, upload_idle, limits, connector }
+        let Self { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector: _ } = self;
+        ReverseProxyBuilder { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector }
     }
 
     /// The service, for requests with body `B`. Clones share one pool.
@@ -271,13 +307,15 @@ impl<C> ReverseProxyBuilder<C> {
     where
         C: 'static,
     {
-        let Self { name, target, rules, http, upload_idle, limits, connector } = self;
+        let Self { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector } = self;
+        let tunnels = tunnels.unwrap_or((limits.connections / 2).max(1)).min(Semaphore::MAX_PERMITS);
+        let tunnels = Arc::new(Semaphore::new(tunnels));
         let name = name.unwrap_or_else(|| target.authority().as_str().into());
         if wants_tls(&target.uri()) && connector.is_plain() {
             tracing::error!(target: "tower_upstream", upstream = &*name, "{NOT_TLS}");
         }
         let pool = Pool::new(target.uri(), http, connector, limits);
-        let upstream = Upstream { name, host: target.host(), target, rules, upload_idle, pool };
+        let upstream = Upstream { name, host: target.host(), target, rules, upload_idle, tunnel_idle, tunnels, pool };
         ReverseProxy { upstream: Arc::new(upstream), caller: Arc::new(Caller::unknown()) }
     }
 }

@@ -1,16 +1,40 @@
 //! What follows a 101: bytes, both ways.
 
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 use super::pool::Lease;
 use crate::engine::Tunnel;
 
-/// Joins caller and upstream once both have changed protocols, until both have ended.
+/// The shortest time between two looks at a tunnel, however short its limit.
+const SHORTEST_TICK: Duration = Duration::from_millis(1);
+
+/// What a tunnel holds, and how long it may be silent.
+pub(super) struct Terms {
+    /// Its place among the tunnels of its upstream.
+    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) idle: Option<Duration>,
+}
+
+/// Joins caller and upstream once both have changed protocols, until both have ended, or nothing has moved either way for
+/// the idle limit.
 ///
 /// The connection keeps its place in the pool's count as long as the tunnel lives, and so does what layers give into it.
-pub(super) fn spawn<B: Send + 'static>(caller: OnUpgrade, upstream: OnUpgrade, lease: Lease<B>) -> Tunnel {
+pub(super) fn spawn<B: Send + 'static>(
+    caller: OnUpgrade,
+    upstream: OnUpgrade,
+    lease: Lease<B>,
+    Terms { permit, idle }: Terms,
+) -> Tunnel {
     let (tunnel, end) = Tunnel::new();
     let place = match lease {
         Lease::H1(h1) => h1.into_tunnel(),
@@ -18,10 +42,99 @@ pub(super) fn spawn<B: Send + 'static>(caller: OnUpgrade, upstream: OnUpgrade, l
         Lease::H2(_) => return tunnel,
     };
     tokio::spawn(async move {
-        let _held = (place, end);
-        let Ok((caller, upstream)) = futures_util::future::try_join(caller, upstream).await else { return };
-        // an end on either side is how tunnels end
-        let _ = copy_bidirectional(&mut TokioIo::new(caller), &mut TokioIo::new(upstream)).await;
+        let _held = (place, permit, end);
+        let moved = AtomicBool::new(false);
+        // a client that does not read the 101 never changes protocols
+        let joined = async {
+            let Ok((caller, upstream)) = futures_util::future::try_join(caller, upstream).await else { return };
+            let (caller, upstream) = (TokioIo::new(caller), TokioIo::new(upstream));
+            let (mut caller, mut upstream) =
+                (Observed { io: caller, moved: &moved }, Observed { io: upstream, moved: &moved });
+            // an end on either side is how tunnels end
+            let _ = copy_bidirectional(&mut caller, &mut upstream).await;
+        };
+        match idle {
+            Some(limit) => until_idle(limit, &moved, joined).await,
+            None => joined.await,
+        }
     });
     tunnel
+}
+
+/// Waits for a tunnel's end, at most until nothing has moved for between this limit and 9/8 of it: a clock is read at every
+/// eighth of it, not at every byte.
+async fn until_idle(limit: Duration, moved: &AtomicBool, tunnel: impl Future<Output = ()>) {
+    let mut tunnel = pin!(tunnel);
+    let tick = (limit / 8).max(SHORTEST_TICK);
+    let mut silent = Duration::ZERO;
+    while silent < limit {
+        if timeout(tick, tunnel.as_mut()).await.is_ok() {
+            return;
+        }
+        silent = if moved.swap(false, Relaxed) { Duration::ZERO } else { silent.saturating_add(tick) };
+    }
+}
+
+/// One side of a tunnel; says when bytes have moved.
+struct Observed<'a, T> {
+    io: T,
+    moved: &'a AtomicBool,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Observed<'_, T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        self.moved.store(true, Relaxed);
+        Poll::Ready(read)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Observed<'_, T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
+        self.moved.store(true, Relaxed);
+        Poll::Ready(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(8);
+    const LESS: Duration = Duration::from_secs(6);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_ends_when_nothing_has_moved_for_its_limit() {
+        let (moved, begun) = (AtomicBool::new(false), Instant::now());
+        let tunnel = async {
+            for _ in 0..5 {
+                sleep(LESS).await;
+                moved.store(true, Relaxed);
+            }
+            std::future::pending::<()>().await;
+        };
+        until_idle(LIMIT, &moved, tunnel).await;
+        let silent = begun.elapsed().saturating_sub(LESS * 5);
+        assert!(silent >= LIMIT && silent <= LIMIT * 9 / 8, "{silent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shortest_and_the_longest_limit_neither_spin_nor_panic() {
+        let moved = AtomicBool::new(false);
+        for limit in [Duration::ZERO, Duration::from_nanos(1)] {
+            until_idle(limit, &moved, std::future::pending()).await;
+        }
+        until_idle(Duration::MAX, &moved, sleep(LIMIT)).await;
+    }
 }

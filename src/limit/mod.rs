@@ -86,7 +86,7 @@ use tower_layer::Layer;
 use self::limiter::{Change, Limiter};
 use self::slots::Slot;
 use self::sum::{End, Sample};
-use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
+use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::engine::{
     Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight, Tunnel,
 };
@@ -367,7 +367,9 @@ impl Limit {
 
     /// Learns from an outcome, while the slot is still held.
     fn look(&self, ticket: &mut Ticket, call: &Call, outcome: &Outcome) {
-        let Some(end) = verdict::end(outcome.status(), outcome.cause()) else { return };
+        let tunnels = outcome.record().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
+        let end = verdict::end(outcome.status(), outcome.cause()).filter(|_| !tunnels);
+        let Some(end) = end else { return };
         // once is enough where it is bad
         ticket.looked_at = end == End::Answered;
         self.learn(call, outcome.now(), end);
