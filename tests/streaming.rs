@@ -8,15 +8,23 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use axum::routing::get;
+use hyper::body::Incoming;
 use support::{Gateway, PATIENCE, Upstream, Wire, proxy, short};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tower::Layer;
+use tower_upstream::body::ReplayBody;
+use tower_upstream::client::Http;
+use tower_upstream::limit::LimitLayer;
 use tower_upstream::timeout::Timeouts;
+use tower_upstream::{BadGatewayCause as Cause, UpstreamLayer};
 
 static TURN: Mutex<()> = Mutex::const_new(());
 
@@ -147,6 +155,119 @@ async fn an_upstream_whose_answer_nobody_reads_has_to_wait() {
     let (read, _) = drain(&mut stream, u64::MAX, 0).await;
     assert!((LENGTH..LENGTH + 1000).contains(&read), "{read}");
     assert_eq!(gateway.seen.causes(), []);
+}
+
+/// Reads no more than the kernel does for it, until it is told to.
+async fn ask_and_leave_unread(gateway: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway).await.unwrap();
+    stream.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    stream
+}
+
+const ENDLESS: u64 = 4 * BOUND;
+
+/// Answers `/large` with more than anybody buffers, all else with a word.
+async fn large() -> Upstream {
+    Upstream::scripted(|mut wire, _| async move {
+        while let Some(request) = wire.request().await {
+            if !request.first.contains("/large") {
+                wire.reply("small").await;
+                continue;
+            }
+            wire.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {ENDLESS}\r\n\r\n")).await;
+            let (mut stream, piece) = (wire.into_inner(), vec![b'x'; PIECE]);
+            for _ in 0..ENDLESS / PIECE as u64 {
+                if stream.write_all(&piece).await.is_err() {
+                    break;
+                }
+            }
+            return;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_gives_its_connection_back() {
+    let _turn = TURN.lock().await;
+    let upstream = large().await;
+    let builder = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
+    let limits = Timeouts::new().head(PATIENCE).client_idle(Duration::from_millis(300));
+    let gateway = Gateway::limited(builder, limits).await;
+    let mut unread = ask_and_leave_unread(gateway.address).await;
+    while upstream.accepted() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = support::ask(gateway.address, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(other.text(), "small", "the only connection of the pool is free");
+    let (read, _) = drain(&mut unread, u64::MAX, 0).await;
+    assert!(read < ENDLESS, "who reads on sees a body that was cut");
+    assert_eq!(gateway.seen.causes(), [Cause::ClientClosed]);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_resets_its_stream_and_no_other() {
+    struct Ended(Arc<AtomicU64>);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+    let _turn = TURN.lock().await;
+    let ended = Arc::<AtomicU64>::default();
+    let count = ended.clone();
+    let endless = move || {
+        let ended = Ended(count.clone());
+        async move {
+            let pieces = std::iter::repeat_n(vec![b'x'; PIECE], 1000).map(move |piece| {
+                let _ = &ended;
+                Ok::<_, std::io::Error>(piece)
+            });
+            axum::body::Body::from_stream(futures_util::stream::iter(pieces))
+        }
+    };
+    let router = axum::Router::new().route("/large", get(endless)).fallback(|| async { "small" });
+    let upstream = support::app(router).await;
+    let limits = short().client_idle(Duration::from_millis(300));
+    let gateway = Gateway::limited(proxy(upstream.address).http(Http::H2), limits).await;
+    let unread = ask_and_leave_unread(gateway.address).await;
+    support::until("the stream is reset", || ended.load(SeqCst) == 1).await;
+    let other = support::ask(gateway.address, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((other.text().as_str(), upstream.accepted()), ("small", 1));
+    drop(unread);
+}
+
+#[tokio::test]
+async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_others() {
+    let _turn = TURN.lock().await;
+    let upstream = large().await;
+    let limits = Timeouts::new().head(PATIENCE).client_idle(Duration::from_millis(500));
+    let layer = UpstreamLayer::builder("shop").timeouts(limits).limiter(LimitLayer::fixed(20)).untouched();
+    let layer = layer.build().unwrap();
+    let (handle, proxy) = (layer.handle(), proxy(upstream.address).build::<ReplayBody<Incoming>>());
+    let listener = support::listener().await;
+    let address = listener.local_addr().unwrap();
+    let gateway = tokio::spawn(support::serve(listener, move |_| layer.layer(proxy.clone())));
+
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut send, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        send = send.ready().await.unwrap();
+        let request = http::Request::get(format!("http://{address}/large")).body(()).unwrap();
+        let (answer, _) = send.send_request(request, true).unwrap();
+        unread.push(support::soon(answer).await.unwrap());
+    }
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    support::until("the slots are free", || handle.in_flight() == 0).await;
+    assert_eq!(support::ask(address, request).await.text(), "small");
+    let snapshot = handle.snapshot(tokio::time::Instant::now());
+    assert_eq!((snapshot.limit.unwrap().in_flight, snapshot.circuit.unwrap().failures), (0, 0));
+    drop(unread);
+    connection.abort();
+    gateway.abort();
 }
 
 #[tokio::test]

@@ -94,6 +94,7 @@ use self::desk::{Desk, No};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{Deadlines, Inherited};
 use crate::engine::{Abandon, Call, Engine, Kind, Outcome, Part, Refusal, Shared};
+use crate::timeout::reachable;
 
 pub use self::desk::{Refused, Ticket};
 
@@ -118,7 +119,7 @@ impl AdmissionLayer {
     pub fn new(in_flight: usize) -> Self {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
         let parts = Admission { desk: Arc::new(Desk::new(in_flight)), at_once: count(at_once), refusals: refusals() };
-        Self { shared: Arc::new(Shared { parts, limits: Inherited::default() }) }
+        Self { shared: Arc::new(Shared::new(parts, Inherited::default())) }
     }
 
     /// How many requests the app works on at once (default: the number of cores); 0 counts as 1.
@@ -141,6 +142,15 @@ impl AdmissionLayer {
     /// Such an exchange holds its place under the cap, is ahead of nobody, and teaches nothing about others.
     pub fn unbounded(mut self) -> Self {
         Arc::make_mut(&mut self.shared).limits.kind = Kind::Unbounded;
+        self
+    }
+
+    /// Limits how long a client may leave a response body unread (default 60 s; `None`: no limit).
+    ///
+    /// The place is given back then, and the body ends with an error, as
+    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle) says; that it took so long says nothing about others.
+    pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        Arc::make_mut(&mut self.shared).limits.client_idle = limit.into().map(reachable);
         self
     }
 
@@ -197,7 +207,8 @@ impl Part for Admission {
 
     fn abandon(&self, ticket: Ticket, call: &Call, why: Abandon) {
         match why {
-            Abandon::Refused(_) => self.desk.release(&ticket),
+            // how long a client takes to read says nothing about an answer
+            Abandon::Refused(_) | Abandon::TimedOut(BadGatewayCause::ClientClosed) => self.desk.release(&ticket),
             _ => self.desk.abandon(&ticket, call.deadline, call.now, Instant::now(), self.at_once),
         }
     }

@@ -205,7 +205,7 @@ impl CircuitBreakerLayer {
     fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize) -> Self {
         let now = Instant::now();
         let core = Arc::new(Core::new(Circuit::new(policy, name, stripes, now), now));
-        Self { shared: Arc::new(Shared { parts: Breaker { core }, limits: () }) }
+        Self { shared: Arc::new(Shared::new(Breaker { core }, ())) }
     }
 }
 

@@ -17,14 +17,45 @@ use super::sight::{looked, sight};
 use crate::body::Progress;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 use crate::classify::{Scene, Stamp};
-use crate::engine::Sight;
+use crate::engine::{Detachable, Sight};
 use crate::forward::strip_trailers;
 
 /// The upstream's body.
 ///
 /// Its connection goes back to the pool with the last frame. It ends if the body fails or is dropped before, or if the
 /// answer came before the upload was through.
+///
+/// A client that does not read it keeps its connection: how long is for a stack or a layer around to limit, by
+/// [`client_idle`](crate::timeout::Timeouts::client_idle).
 pub struct Download<B> {
+    transfer: Detachable<Transfer<B>>,
+}
+
+impl<B: SendBody> Download<B> {
+    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
+        Self { transfer: Detachable::new(Transfer::new(incoming, lease, exchange)) }
+    }
+}
+
+impl<B: SendBody> Body for Download<B> {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        Pin::new(&mut self.transfer).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.transfer.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.transfer.size_hint()
+    }
+}
+
+/// What comes of it, and what that needs.
+struct Transfer<B> {
     incoming: Incoming,
     /// Gone once the body has ended; an answer without one never had it.
     open: Option<Box<Open<B>>>,
@@ -59,8 +90,8 @@ impl UploadState {
     }
 }
 
-impl<B: SendBody> Download<B> {
-    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
+impl<B: SendBody> Transfer<B> {
+    fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
         let upload_idle = exchange.upstream.upload_idle;
         let upload = UploadState::of(exchange.progress.as_deref(), lease.stamp());
         if incoming.is_end_stream() {
@@ -128,7 +159,7 @@ impl<B> Open<B> {
     }
 }
 
-impl<B: SendBody> Body for Download<B> {
+impl<B: SendBody> Body for Transfer<B> {
     type Data = Bytes;
     type Error = Failure;
 
@@ -185,7 +216,7 @@ impl<B: SendBody> Body for Download<B> {
 
 impl<B> fmt::Debug for Download<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Download").field("incoming", &self.incoming).finish_non_exhaustive()
+        f.debug_struct("Download").finish_non_exhaustive()
     }
 }
 

@@ -1,18 +1,26 @@
 //! The limits of a layer that has none of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use tokio::time::Instant;
 
 use super::{Deadline, Deadlines};
-use crate::engine::{BodyLimits, Call, Finding, Kind, Limits, Sight};
+use crate::engine::{BodyLimits, CLIENT_IDLE, Call, Finding, Kind, Limits, Sight};
 
 /// No timer: only the deadline that came with the request.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Inherited {
     pub(crate) deadlines: Option<Arc<Deadlines>>,
     pub(crate) kind: Kind,
+    pub(crate) client_idle: Option<Duration>,
+}
+
+impl Default for Inherited {
+    fn default() -> Self {
+        Self { deadlines: None, kind: Kind::default(), client_idle: Some(CLIENT_IDLE) }
+    }
 }
 
 impl Limits for Inherited {
@@ -38,6 +46,6 @@ impl Limits for Inherited {
     }
 
     fn body(&self, _: &Call) -> BodyLimits {
-        BodyLimits::default()
+        BodyLimits { client_idle: self.client_idle, ..BodyLimits::default() }
     }
 }

@@ -211,7 +211,7 @@ impl<K: Keep> Open<K> {
     /// Tells the limits and the parts of the head.
     #[inline(always)]
     pub(crate) fn head<B>(&mut self, watch: &WatchOf<K>, answer: &Response<B>, outcome: &Outcome) {
-        let Shared { parts, limits } = self.shared.shared();
+        let Shared { parts, limits, .. } = self.shared.shared();
         let head = Head { outcome, headers: Some(answer.headers()), uploaded: self.uploaded() };
         limits.answered(watch, &self.call, &head);
         if let Some(ticket) = &mut self.ticket {

@@ -60,6 +60,15 @@ pub struct BodyLimits {
     pub idle: Option<Duration>,
     /// When the whole exchange has to be over.
     pub end: Option<Instant>,
+    /// The longest time in which the client reads nothing of it.
+    pub client_idle: Option<Duration>,
+}
+
+impl BodyLimits {
+    /// Whether a limit applies also while nobody polls the body.
+    pub(crate) fn are_swept(&self) -> bool {
+        self.client_idle.is_some() || self.end.is_some()
+    }
 }
 
 /// What a look found.

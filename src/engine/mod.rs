@@ -16,12 +16,15 @@
 
 mod border;
 mod call;
+#[cfg_attr(not(feature = "client"), allow(dead_code))] // the client's body is the only one
+mod detachable;
 mod future;
 mod handle;
 mod keyed;
 mod limits;
 mod part;
 mod sight;
+mod sweep;
 mod tracked;
 mod tunnel;
 mod upgrade;
@@ -37,6 +40,8 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
+#[cfg(feature = "client")]
+pub(crate) use self::detachable::Detachable;
 use self::future::Run;
 pub(crate) use self::future::{Waited, disarm};
 pub(crate) use self::handle::{Handle, Held};
@@ -45,6 +50,7 @@ pub(crate) use self::part::Shown;
 #[cfg(feature = "client")]
 pub(crate) use self::sight::sign;
 pub(crate) use self::sight::{leave, leaving, tell};
+pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};
 pub(crate) use self::tracked::{Followed, Following, come_back};
 pub(crate) use self::upgrade::asks_for_upgrade;
 use crate::body::Accepts;
@@ -69,6 +75,14 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Shared<P, L> {
     pub(crate) parts: P,
     pub(crate) limits: L,
+    /// Ends the bodies that nobody reads.
+    pub(crate) sweep: Arc<Sweep>,
+}
+
+impl<P, L> Shared<P, L> {
+    pub(crate) fn new(parts: P, limits: L) -> Self {
+        Self { parts, limits, sweep: Arc::default() }
+    }
 }
 
 /// A service under parts and limits; see the [module](self).
@@ -370,7 +384,7 @@ mod tests {
     fn engine<S, L: Limits>(inner: S, limits: L) -> (Engine<S, (Witness, Witness), L>, Log) {
         let log = Log::default();
         let parts = (Witness("outer", log.clone(), None), Witness("inner", log.clone(), None));
-        (Engine::new(inner, Arc::new(Shared { parts, limits })), log)
+        (Engine::new(inner, Arc::new(Shared::new(parts, limits))), log)
     }
 
     fn told(log: &Log) -> Vec<String> {
@@ -441,7 +455,7 @@ mod tests {
     async fn what_an_inner_part_refuses_its_outer_one_abandons() {
         let log = Log::default();
         let inner = Witness("inner", log.clone(), Some(BadGatewayCause::GatewayOverload));
-        let shared = Shared { parts: (Witness("outer", log.clone(), None), inner), limits: () };
+        let shared = Shared::new((Witness("outer", log.clone(), None), inner), ());
         let never = service_fn(|_: Request<()>| async {
             panic!("it was refused") as Result<Response<Empty<Bytes>>, Infallible>
         });

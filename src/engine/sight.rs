@@ -67,10 +67,10 @@ thread_local! {
 }
 
 /// Puts a thread's mark back as it was, also when a poll panics.
-struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
+pub(super) struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
 
 impl<T: Copy> Restore<T> {
-    fn set(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Self {
+    pub(super) fn set(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Self {
         Self(key, key.replace(value))
     }
 }

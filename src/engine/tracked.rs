@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,8 +16,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::future::{Waited, told};
 use super::part::Shown;
 use super::sight::ask;
-use super::{Abandon, BoxError, Held, Keep, Limits, Open, Outcome, Part, Shared, Sight, UploadSight, leave};
-use crate::cause::{self, BadGatewayCause, ClientCalls, Evidence, Failure, Phase, Replay};
+use super::{
+    Abandon, BodyLimits, BoxError, Expired, Held, Keep, Limits, Open, Outcome, Part, Shared, Sight, Sweep, Sweepable,
+    Swept, UploadSight, leave,
+};
+use crate::cause::{self, BadGatewayCause, ClientCalls, Detail, Evidence, Failure, Phase, Replay};
 
 pin_project! {
     /// The inner service's body, or a local answer's, under an engine's watch.
@@ -26,9 +30,19 @@ pin_project! {
     pub struct Tracked<B, P: Part, L: Limits> {
         #[pin]
         kind: Kind<B>,
-        following: Option<Following<Held<Shared<P, L>>>>,
+        following: Option<Rest<Held<Shared<P, L>>>>,
     }
 }
+
+/// What a body has to settle, in its own hands or shared with the sweep of its layer.
+enum Rest<K: Keep> {
+    Own(Following<K>),
+    Swept(Swept<Following<K>>),
+}
+
+/// A body of known length up to this one is taken as a whole, as a rule: it is registered only if its first frame is not its
+/// last.
+const ORDINARY: u64 = 16 << 10;
 
 pin_project! {
     #[project = KindProjection]
@@ -89,7 +103,39 @@ impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
     /// An answer whose body settles what is left.
     #[inline(always)]
     pub(super) fn over(answer: Response<B>, following: Option<Following<Held<Shared<P, L>>>>) -> Response<Self> {
+        let following = match following {
+            None => None,
+            Some(following) => Some(Rest::of(following, answer.body())),
+        };
         answer.map(|body| Self { kind: Kind::Inner { body }, following })
+    }
+}
+
+impl<K: Keep + Send + 'static> Rest<K> {
+    #[inline(never)]
+    fn of<B: Body>(following: Following<K>, body: &B) -> Self {
+        if body.size_hint().exact().is_some_and(|length| length <= ORDINARY) {
+            return Self::Own(following);
+        }
+        Self::register(following)
+    }
+
+    /// The body stays open: where a limit says so, it is shared with the sweep.
+    fn register(following: Following<K>) -> Self {
+        let limits = following.limits();
+        if !limits.are_swept() {
+            return Self::Own(following);
+        }
+        let sweep = following.sweep().clone();
+        Self::Swept(sweep.register(following, limits))
+    }
+
+    /// What is left to settle; `None` if the sweep has settled it.
+    fn take(self) -> Option<Following<K>> {
+        match self {
+            Self::Own(following) => Some(following),
+            Self::Swept(swept) => swept.take(),
+        }
     }
 }
 
@@ -115,11 +161,54 @@ impl<K: Keep> Following<K> {
         }
         self.waiting = false;
         polled.map(|frame| match frame {
-            Some(Ok(frame)) if !body.is_end_stream() => Followed::Frame(frame),
-            Some(Ok(frame)) => Followed::Last(frame),
+            Some(Ok(frame)) if body.is_end_stream() => Followed::Last(frame),
+            // the upstream keeps up, so this is no fault of its own
+            Some(Ok(_)) if self.is_overdue() => Followed::Expired(self.failure(Expired::Absolute { waiting: false })),
+            Some(Ok(frame)) => Followed::Frame(frame),
             Some(Err(error)) => Followed::Failed(error.into()),
             None => Followed::End,
         })
+    }
+
+    pub(crate) fn limits(&self) -> BodyLimits {
+        self.open.shared.shared().limits.body(&self.open.call)
+    }
+
+    /// The sweep of its layer or stack.
+    pub(crate) fn sweep(&self) -> &Arc<Sweep> {
+        &self.open.shared.shared().sweep
+    }
+
+    /// Whether the whole exchange has taken too long; without such a limit no clock is read.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.limits().end.is_some_and(|end| end < Instant::now())
+    }
+
+    /// The record of a limit that passed while nobody polled, or though the upstream kept up.
+    pub(crate) fn failure(&self, expired: Expired) -> Failure {
+        let (call, now) = (&self.open.call, Instant::now());
+        match expired {
+            Expired::ClientIdle(_) => {
+                let failure = Failure::builder(BadGatewayCause::ClientClosed).phase(Phase::Body);
+                let failure = failure.replay(Replay::Never, Evidence::Inferred).attempts(call.attempt.into());
+                let failure = failure.elapsed(now.saturating_duration_since(call.now));
+                failure.detail(Detail::Text("the client does not read the response body")).build()
+            }
+            Expired::Absolute { .. } => passed(true, Sight::default(), &self.open, now),
+        }
+    }
+
+    /// Ends it early: only an upstream that kept the consumer waiting is judged by that.
+    pub(crate) fn expire(self, expired: Expired, failure: Failure) {
+        match expired {
+            Expired::Absolute { waiting: true } => self.settle(Some((failure.cause(), Some(failure)))),
+            _ => self.cancel(),
+        }
+    }
+
+    /// Ends it early, for the client's doing.
+    fn cancel(self) {
+        leave(Abandon::TimedOut(BadGatewayCause::ClientClosed), || drop(self));
     }
 
     /// What it keeps open.
@@ -195,6 +284,24 @@ pub(crate) enum Followed {
     Failed(BoxError),
     /// A limit has passed: the body is of no more use.
     Passed(Failure),
+    /// The same, and it says nothing about the upstream.
+    Expired(Failure),
+}
+
+impl<K: Keep + Send + 'static> Sweepable for Following<K> {
+    const OWNS_BODY: bool = false;
+
+    fn expire(self, expired: Expired) -> Failure {
+        let failure = self.failure(expired);
+        tracing::info!(
+            target: "tower_upstream",
+            limit = expired.name(),
+            error.type = failure.cause().as_str(),
+            "response body ended: {}", expired.reason()
+        );
+        Self::expire(self, expired, failure.clone());
+        failure
+    }
 }
 
 /// The failure of a body whose limit has passed.
@@ -231,9 +338,29 @@ where
             KindProjection::Local { bytes } if bytes.is_empty() => return Poll::Ready(None),
             KindProjection::Local { bytes } => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
         };
-        let Some(following) = this.following.as_mut() else { return body.poll_frame(cx).map_err(Into::into) };
-        let (frame, broken) = match ready!(following.poll(body.as_mut(), cx)) {
-            Followed::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+        let followed = match this.following.as_mut() {
+            None => return body.poll_frame(cx).map_err(Into::into),
+            Some(Rest::Own(following)) => ready!(following.poll(body.as_mut(), cx)),
+            Some(Rest::Swept(swept)) => match swept.poll(cx, |following, cx| following.poll(body.as_mut(), cx)) {
+                Ok(polled) => ready!(polled),
+                Err(failure) => Followed::Expired(failure),
+            },
+        };
+        let (frame, broken) = match followed {
+            Followed::Frame(frame) => {
+                if let Some(Rest::Own(_)) = &this.following {
+                    *this.following = this.following.take().and_then(Rest::take).map(Rest::register);
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            Followed::Expired(failure) => {
+                // first the body, whose connection may not be used again, then what it held
+                this.kind.set(Kind::Local { bytes: Bytes::new() });
+                if let Some(following) = this.following.take().and_then(Rest::take) {
+                    following.cancel();
+                }
+                return Poll::Ready(Some(Err(failure.into())));
+            }
             Followed::Last(frame) => (Some(Ok(frame)), None),
             Followed::End => (None, None),
             Followed::Failed(error) => {
@@ -247,7 +374,7 @@ where
                 (Some(Err(failure.clone().into())), Some((cause, Some(failure))))
             }
         };
-        if let Some(following) = this.following.take() {
+        if let Some(following) = this.following.take().and_then(Rest::take) {
             following.settle(broken);
         }
         Poll::Ready(frame)

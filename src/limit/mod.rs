@@ -78,6 +78,7 @@ mod verdict;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, StatusCode};
 use tokio::time::Instant;
@@ -88,9 +89,11 @@ use self::slots::Slot;
 use self::sum::{End, Sample};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::engine::{
-    Abandon, BodyLimits, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight, Tunnel,
+    Abandon, BodyLimits, CLIENT_IDLE, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight,
+    Tunnel,
 };
 use crate::measure::{default_stripes, stripe};
+use crate::timeout::reachable;
 
 pub use self::gradient::Move;
 pub use self::keyed::{KeyedLimit, KeyedLimitLayer};
@@ -124,14 +127,14 @@ impl LimitLayer {
     }
 
     fn between(least: u32, most: u32) -> Self {
-        Self::of(least, most, default_stripes(), None, Timeless { kind: Kind::Bounded })
+        Self::of(least, most, default_stripes(), None, Timeless { kind: Kind::Bounded, client_idle: Some(CLIENT_IDLE) })
     }
 
     fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: Timeless) -> Self {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
         let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_upgrades: false };
-        Self { shared: Arc::new(Shared { parts, limits }), asked: (least, most) }
+        Self { shared: Arc::new(Shared::new(parts, limits)), asked: (least, most) }
     }
 
     /// A new limit with the same settings, for one upstream of many.
@@ -168,6 +171,15 @@ impl LimitLayer {
     /// Such an exchange holds a slot of the same limit, and teaches nothing about others.
     pub fn unbounded(mut self) -> Self {
         Arc::make_mut(&mut self.shared).limits.kind = Kind::Unbounded;
+        self
+    }
+
+    /// Limits how long a client may leave a response body unread (default 60 s; `None`: no limit).
+    ///
+    /// The slot is given back then, and the body ends with an error, as
+    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle) says.
+    pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        Arc::make_mut(&mut self.shared).limits.client_idle = limit.into().map(reachable);
         self
     }
 
@@ -409,6 +421,7 @@ fn refusal(name: Option<&Arc<str>>) -> Failure {
 #[derive(Clone, Copy, Debug)]
 pub struct Timeless {
     kind: Kind,
+    client_idle: Option<Duration>,
 }
 
 impl Limits for Timeless {
@@ -430,6 +443,6 @@ impl Limits for Timeless {
     }
 
     fn body(&self, _: &Call) -> BodyLimits {
-        BodyLimits::default()
+        BodyLimits { client_idle: self.client_idle, ..BodyLimits::default() }
     }
 }

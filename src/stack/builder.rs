@@ -313,10 +313,10 @@ impl<R: Repeat, L: Section, C: Section, W, H> UpstreamBuilder<R, L, C, W, H> {
             circuit: self.circuit.part(&self.said.name),
         };
         let limits = self.limits.limits().clone();
-        let repeat = self.repeat.clone().within(limits.timeouts.total);
+        let repeat = self.repeat.clone().within(limits.timeouts.until_head());
         let set = Set {
             name: self.said.name.clone(),
-            shared: Shared { parts, limits },
+            shared: Shared::new(parts, limits),
             repeat,
             classify: self.said.classify.settings().clone(),
             deferred: self.said.classify.clone().deferred().settings().clone(),

@@ -86,6 +86,7 @@ fn usable(timeouts: &Timeouts) -> Timeouts {
         total: usable(timeouts.total),
         body_idle: usable(timeouts.body_idle),
         absolute: usable(timeouts.absolute),
+        client_idle: usable(timeouts.client_idle),
         kind: timeouts.kind,
     }
 }
@@ -98,6 +99,7 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<M
         ("timeouts.total", timeouts.total),
         ("timeouts.body_idle", timeouts.body_idle),
         ("timeouts.absolute", timeouts.absolute),
+        ("timeouts.client_idle", timeouts.client_idle),
     ];
     for (setting, limit) in limits {
         let problem = match limit {
@@ -107,7 +109,8 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<M
         };
         found.push(Misconfiguration::new(setting, problem, "set a time of 1 ms or more, or `None` for no limit"));
     }
-    if limits.iter().all(|(setting, limit)| limit.is_none() || *setting == "timeouts.body_idle") {
+    let of_the_body = ["timeouts.body_idle", "timeouts.client_idle"];
+    if limits.iter().all(|(setting, limit)| limit.is_none() || of_the_body.contains(setting)) {
         let problem = "nothing ends a call whose upstream never answers";
         found.push(Misconfiguration::new("timeouts", problem, "set one of `head`, `attempt`, `total` and `absolute`"));
     }

@@ -51,7 +51,7 @@ impl<R: Repeat, L: Part + Clone, C: Part + Clone> Set<R, L, C> {
     /// For services around `inner`.
     pub(super) fn around<S, W>(&self, inner: impl FnOnce() -> S) -> Core<R, L, C, R::Around<Attempt<S, C, W>>> {
         let repeat = self.repeat.around(|| {
-            let shared = Shared { parts: self.shared.parts.circuit.clone(), limits: self.shared.limits.inside() };
+            let shared = Shared::new(self.shared.parts.circuit.clone(), self.shared.limits.inside());
             Engine::new(Classify::new(Waiting::new(inner()), self.deferred.clone()), Arc::new(shared))
         });
         Core { set: self.clone(), repeat }

@@ -101,6 +101,7 @@ where
     L: Part,
     C: Part,
     Q: Rounds<T>,
+    UpstreamBody<Y::Body, Q::Body, R, L, C, T>: Send + 'static,
 {
     type Output = Result<Answer<S, B, Y, R, L, C, T, Q>, Infallible>;
 
@@ -141,6 +142,7 @@ where
     L: Part,
     C: Part,
     Q: Rounds<T>,
+    UpstreamBody<Y::Body, Q::Body, R, L, C, T>: Send + 'static,
 {
     /// All that is not an answer that was there at once.
     #[inline(never)]
@@ -353,10 +355,11 @@ where
         let course = &mut *self.course;
         let Some(note) = course.note.take() else { panic!("{POLLED_AGAIN}") };
         course.open.held(|parts, ticket, call| parts.head(ticket, call, &outcome));
+        // a frame that came with the head is in hand: nothing of the upstream is held any more if it is the last
         let ended = match stage {
-            Stage::Reading => answer.body().is_end_stream(),
             Stage::Done => true,
-            _ => false,
+            Stage::Reading => answer.body().is_end_stream(),
+            _ => answer.body().is_end_stream() && course.open.shared.set.shared.limits.ends_unread(),
         };
         if ended {
             course.open.settle(&outcome);

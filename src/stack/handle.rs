@@ -158,7 +158,7 @@ impl<R: Repeat, L: Section, C: Section> Steer for Steered<R, L, C> {
     fn set_timeouts(&self, timeouts: Timeouts) {
         self.change(|set| {
             set.shared.limits.timeouts = timeouts;
-            set.repeat = set.repeat.clone().within(timeouts.total);
+            set.repeat = set.repeat.clone().within(timeouts.until_head());
         });
     }
 

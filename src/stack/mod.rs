@@ -26,6 +26,7 @@
 //! | `attempt` | 450 ms | 9 s | 300 s | none |
 //! | `total` | 1 s | 30 s | 960 s | none |
 //! | `body_idle` | 1 s | 30 s | 120 s | 90 s |
+//! | `client_idle` | 60 s | 60 s | 60 s | 60 s |
 //! | `attempts` | 2 | 3 | 3 | 3 |
 //! | `pauses` | 5 ms to 50 ms | 25 ms to 1 s | 1 s to 30 s | 25 ms to 1 s |
 //! | `hedging` | p95 | none | none | none |
@@ -241,6 +242,7 @@ where
     C: Part + Clone,
     AroundOf<S, R, C, W>: Repeats<B, ByTower>,
     W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByTower>>::Body>,
+    UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByTower>, R, L, C, AroundOf<S, R, C, W>>: Send + 'static,
 {
     type Response = Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByTower>, R, L, C, AroundOf<S, R, C, W>>>;
     type Error = std::convert::Infallible;
@@ -330,6 +332,7 @@ where
     C: Part + Clone,
     AroundOf<S, R, C, W>: Repeats<B, ByHyper>,
     W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByHyper>>::Body>,
+    UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByHyper>, R, L, C, AroundOf<S, R, C, W>>: Send + 'static,
 {
     type Response = Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByHyper>, R, L, C, AroundOf<S, R, C, W>>>;
     type Error = std::convert::Infallible;

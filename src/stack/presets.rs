@@ -105,6 +105,7 @@ mod tests {
             assert_eq!(cell("attempt", column), shown(limits.attempt));
             assert_eq!(cell("total", column), shown(limits.total));
             assert_eq!(cell("body_idle", column), shown(limits.body_idle));
+            assert_eq!(cell("client_idle", column), shown(limits.client_idle));
             let retry = builder.repeat.layer.settings();
             assert_eq!(cell("attempts", column), retry.policy.attempts.to_string());
             let pauses = format!("{} to {}", shown(Some(retry.policy.base)), shown(Some(retry.policy.max)));

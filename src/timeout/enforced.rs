@@ -21,6 +21,9 @@ pub struct Enforced {
     pub(super) extras: Option<Arc<Extras>>,
 }
 
+/// When a call is looked at again whose limit was taken back while it waited.
+const LATER: Duration = Duration::from_secs(3600);
+
 /// What one call remembers; most of it is made at the first look.
 #[derive(Debug)]
 pub struct Watch {
@@ -29,10 +32,12 @@ pub struct Watch {
 }
 
 impl Enforced {
-    /// The caller's deadline or the end of the total, whichever comes first.
+    /// The caller's deadline, the end of the total or that of the whole exchange, whichever comes first.
     fn deadline(&self, call: &Call) -> Option<Instant> {
-        let total = self.timeouts.total.map(|total| call.now + total);
-        earlier(total, call.deadline.map(|deadline| deadline.instant()))
+        earlier(
+            self.timeouts.until_head().map(|limit| call.now + limit),
+            call.deadline.map(|deadline| deadline.instant()),
+        )
     }
 
     /// The learner, for a call that has something to teach.
@@ -51,7 +56,14 @@ impl Enforced {
     /// The same for attempts whose caller's deadline comes in their extensions: it was read, and must not shrink again.
     pub(crate) fn inside(&self) -> Self {
         let extras = self.extras.as_ref().map(|extras| Arc::new(extras.inside()));
-        Self { timeouts: self.timeouts, extras }
+        // the stack itself sees to the bodies
+        let total = self.timeouts.until_head();
+        Self { timeouts: Timeouts { total, absolute: None, client_idle: None, ..self.timeouts }, extras }
+    }
+
+    /// Whether a body ends that nobody reads.
+    pub(crate) fn ends_unread(&self) -> bool {
+        self.timeouts.client_idle.is_some()
     }
 
     fn attempt_end(&self, call: &Call) -> Option<Instant> {
@@ -114,7 +126,9 @@ impl Limits for Enforced {
         }
         let next = earlier(attempt, deadline);
         let begun = watch.stall.as_ref().map(|stall| stall.limit());
-        let Some(limit) = begun.or_else(|| self.head(watch, now)) else { return Finding::Again(next.unwrap_or(now)) };
+        let Some(limit) = begun.or_else(|| self.head(watch, now)) else {
+            return Finding::Again(next.unwrap_or(now + LATER));
+        };
         let stall = watch.stall.get_or_insert_with(|| Box::new(Stall::new(call.now, limit)));
         match stall.look(now, sight) {
             Finding::Again(at) => Finding::Again(earlier(Some(at), next).unwrap_or(at)),
@@ -137,6 +151,10 @@ impl Limits for Enforced {
     }
 
     fn body(&self, call: &Call) -> BodyLimits {
-        BodyLimits { idle: self.timeouts.body_idle, end: self.timeouts.absolute.map(|absolute| call.now + absolute) }
+        BodyLimits {
+            idle: self.timeouts.body_idle,
+            end: self.timeouts.absolute.map(|absolute| call.now + absolute),
+            client_idle: self.timeouts.client_idle,
+        }
     }
 }

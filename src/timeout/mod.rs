@@ -13,6 +13,7 @@
 //! | [`total`](Timeouts::total), and the caller's [`Deadline`](crate::deadline::Deadline) less a margin | 60 s | at the call | at the response head | `deadline_exceeded` |
 //! | [`body_idle`](Timeouts::body_idle) | 30 s | when a frame is waited for | at any progress, either way | `body_read_timeout`, or `upload_stalled` |
 //! | [`absolute`](Timeouts::absolute) | none | at the call | with the response body | `deadline_exceeded` |
+//! | [`client_idle`](Timeouts::client_idle) | 60 s | when the client has taken a frame | when it takes the next | `client_closed` |
 //!
 //! | phase | cause |
 //! |---|---|
@@ -76,6 +77,7 @@ pub use self::enforced::{Enforced, Watch};
 pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
 pub use self::learner::RequestHead;
 pub use self::timeouts::Timeouts;
+pub(crate) use self::timeouts::reachable;
 pub use crate::measure::Quantile;
 
 /// The service of [`TimeoutLayer`].
@@ -96,7 +98,7 @@ impl TimeoutLayer {
     /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::Upload).
     pub fn new(timeouts: Timeouts) -> Self {
         let limits = Enforced { timeouts, extras: None };
-        Self { shared: Arc::new(Shared { parts: (), limits }), border: PhantomData }
+        Self { shared: Arc::new(Shared::new((), limits)), border: PhantomData }
     }
 }
 
@@ -134,8 +136,8 @@ impl<W, P: Part + Clone> TimeoutLayer<W, P> {
     /// # let _: TimeoutLayer<_, _> = attempt;
     /// ```
     pub fn part<Q: Part + Clone>(self, part: Q) -> TimeoutLayer<W, (Q, P)> {
-        let Shared { parts, limits } = Arc::unwrap_or_clone(self.shared);
-        TimeoutLayer { shared: Arc::new(Shared { parts: (part, parts), limits }), border: PhantomData }
+        let Shared { parts, limits, .. } = Arc::unwrap_or_clone(self.shared);
+        TimeoutLayer { shared: Arc::new(Shared::new((part, parts), limits)), border: PhantomData }
     }
 
     fn extras(&mut self) -> &mut Extras {

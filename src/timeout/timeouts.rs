@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::engine::Kind;
+use crate::engine::{CLIENT_IDLE, Kind};
 
 /// How long an exchange may take; see the [table](super).
 ///
@@ -23,6 +23,7 @@ pub struct Timeouts {
     pub(crate) total: Option<Duration>,
     pub(crate) body_idle: Option<Duration>,
     pub(crate) absolute: Option<Duration>,
+    pub(crate) client_idle: Option<Duration>,
     pub(crate) kind: Kind,
 }
 
@@ -42,6 +43,7 @@ impl Timeouts {
             total: Some(Duration::from_secs(60)),
             body_idle: half_a_minute,
             absolute: None,
+            client_idle: Some(CLIENT_IDLE),
             kind: Kind::Bounded,
         }
     }
@@ -78,12 +80,36 @@ impl Timeouts {
         self
     }
 
-    /// Limits the whole exchange, its response body included (default: none).
+    /// Limits the whole exchange, from the call to the end of the response body (default: none).
     ///
-    /// It is looked at when the body is polled: a consumer that has stopped reading keeps it open.
+    /// It holds in every state: while nothing is ready, in an upload, before the head, in a body that never stops, and in one
+    /// that nobody polls (there up to a quarter of a second later). A tunnel after a 101 is not part of the exchange.
     pub fn absolute(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.absolute = limit.into().map(reachable);
         self
+    }
+
+    /// Limits how long the client may leave the response body unread (default 60 s; nginx calls it `send_timeout`).
+    ///
+    /// It begins with each frame that is taken, and ends the body also where its server does not poll it any more: a server
+    /// whose buffer or window is full does not. What the body holds is given back then, with the upstream not blamed; a client
+    /// that reads on sees a body that was cut, never a complete one. It passes within 9/8 of the limit. It rests while the
+    /// upstream is waited for, where [`body_idle`](Self::body_idle) applies.
+    ///
+    /// The stack and `ReverseProxy` own their bodies, so that the connection ends as well. A layer alone gives back what the layer
+    /// holds; the body inside ends when it is polled or dropped next. A layer alone takes a body of known length up to 16 KiB
+    /// for one that is read at once, and does not count the time before its first frame.
+    pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.client_idle = limit.into().map(reachable);
+        self
+    }
+
+    /// The limit on all attempts together: an exchange that ends has had its head.
+    pub(crate) fn until_head(&self) -> Option<Duration> {
+        match (self.total, self.absolute) {
+            (Some(total), Some(absolute)) => Some(total.min(absolute)),
+            (total, absolute) => total.or(absolute),
+        }
     }
 
     /// Says that exchanges need not end: event streams, WebSocket, gRPC streams.
@@ -98,7 +124,7 @@ impl Timeouts {
 }
 
 /// No instant lies further ahead than can be counted to: `Duration::MAX` must not overflow the clock.
-fn reachable(limit: Duration) -> Duration {
+pub(crate) fn reachable(limit: Duration) -> Duration {
     const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
     limit.min(FAR)
 }
@@ -111,7 +137,9 @@ mod tests {
     fn the_longest_limit_there_is_still_has_an_end_on_the_clock() {
         let all = Duration::MAX;
         let limits = Timeouts::new().head(all).attempt(all).body_idle(all).total(all).absolute(all);
-        for limit in [limits.head, limits.attempt, limits.body_idle, limits.total, limits.absolute] {
+        let limits = limits.client_idle(all);
+        let all = [limits.head, limits.attempt, limits.body_idle, limits.total, limits.absolute, limits.client_idle];
+        for limit in all {
             assert!(tokio::time::Instant::now().checked_add(limit.unwrap()).is_some());
         }
     }

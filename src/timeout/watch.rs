@@ -10,6 +10,9 @@ use tokio::time::Instant;
 use crate::cause::{BadGatewayCause, Phase};
 use crate::engine::{Finding, Sight};
 
+/// What timers can tell apart.
+const TICK: Duration = Duration::from_millis(1);
+
 /// What is remembered of one attempt between two looks at it.
 #[derive(Debug)]
 pub(super) struct Stall {
@@ -47,7 +50,8 @@ impl Stall {
         (self.uploading, self.written, self.taken) = (uploading, sight.written, taken);
         let due = self.since + self.limit;
         if now < due {
-            return Finding::Again(due.min(now + self.limit / 2));
+            // never at the same time again, however short the limit
+            return Finding::Again(due.min(now + (self.limit / 2).max(TICK)));
         }
         let (cause, phase) = named(sight, read_before);
         Finding::Passed(cause, phase)
@@ -102,7 +106,7 @@ mod tests {
     use crate::engine::UploadSight;
 
     const LIMIT: Duration = Duration::from_secs(2);
-    const TICK: Duration = Duration::from_secs(1);
+    const SECOND: Duration = Duration::from_secs(1);
 
     /// Looks when told to, with what is seen at that second.
     fn run(seen: impl Fn(u32, Instant) -> Sight) -> (u32, BadGatewayCause) {
@@ -133,7 +137,7 @@ mod tests {
 
     #[test]
     fn with_a_body_the_limit_runs_from_its_end() {
-        let seen = |second, start| upload(second, false, (second >= 5).then_some(start + TICK * 4));
+        let seen = |second, start| upload(second, false, (second >= 5).then_some(start + SECOND * 4));
         assert_eq!(run(seen), (6, BadGatewayCause::FirstByteTimeout));
     }
 
@@ -147,7 +151,7 @@ mod tests {
 
     #[test]
     fn an_upload_that_moves_is_never_late() {
-        let seen = |second, start| upload(second, false, (second >= 40).then_some(start + TICK * 39));
+        let seen = |second, start| upload(second, false, (second >= 40).then_some(start + SECOND * 39));
         assert_eq!(run(seen).0, 41);
     }
 

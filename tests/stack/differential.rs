@@ -1,11 +1,13 @@
 //! The stack in one piece beside the same layers in the same order, before the same upstream: whatever happens, both show
 //! the same.
 //!
-//! Four differences are meant. A call whose deadline has passed on arrival is told so by the stack, in layers by whichever of
+//! Five differences are meant. A call whose deadline has passed on arrival is told so by the stack, in layers by whichever of
 //! limiter, open circuit and deadline is asked first. The text of an answer that is made here settles the stack's call at its
 //! head, and a nested limiter's at its end: here such a text is always read. A head that is held for its body's first frame is
 //! past its limits in the stack, and still under them in layers: here the hold is off but in a test of its own. A retry layer
 //! that reads deadlines tells its budget of calls that are never repeated, the stack does not: here none reads them for such.
+//! An `absolute` limit that passes while nobody polls ends all that the stack holds, in layers what its own layer and those
+//! inside hold: here there is none where an answer is kept.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -255,6 +257,13 @@ struct Script {
     deadlines: Option<Deadlines>,
 }
 
+impl Script {
+    /// Whether a client keeps an answer that it does not read.
+    fn keeps(&self) -> bool {
+        self.asks.iter().any(|ask| matches!(ask.client, Client::Keeps))
+    }
+}
+
 const TOTAL: Duration = ms(4000);
 
 struct Parts {
@@ -278,7 +287,12 @@ impl Parts {
             budget,
             circuit: BreakerPolicy::new(),
             retry,
-            times: Timeouts::new().head(ms(300)).attempt(ms(500)).total(TOTAL).body_idle(ms(400)).absolute(ms(6000)),
+            times: Timeouts::new()
+                .head(ms(300))
+                .attempt(ms(500))
+                .total(TOTAL)
+                .body_idle(ms(400))
+                .absolute((!script.keeps()).then_some(ms(6000))),
             classify: ClassifyLayer::new()
                 .hold(ms(script.hold))
                 .observer(log.clone())

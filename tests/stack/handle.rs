@@ -13,14 +13,19 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::breaker::State;
 use tower_upstream::cause::{Detail, Replay};
 use tower_upstream::limit::LimitLayer;
-use tower_upstream::stack::{Drained, UpstreamState};
+use tower_upstream::stack::{Drained, UpstreamBuilder, UpstreamState};
 use tower_upstream::timeout::Timeouts;
-use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
 use crate::support::{Strict, get, ms, ready, seen, text};
 
 fn shop() -> UpstreamLayer {
-    UpstreamLayer::builder("shop").build().unwrap()
+    open_answers().build().unwrap()
+}
+
+/// A stack that does not look for the first frame before it hands the head on: a short answer is open until it is read.
+fn open_answers() -> UpstreamBuilder {
+    UpstreamLayer::builder("shop").classify(ClassifyLayer::new().hold(Duration::ZERO))
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,7 +80,7 @@ async fn a_circuit_is_held_released_and_reset_by_hand() {
 #[tokio::test(start_paused = true)]
 async fn a_bypass_lets_all_pass_and_ends_by_itself() {
     let (inner, gate) = Strict::new();
-    let layer = UpstreamLayer::builder("shop").limiter(LimitLayer::fixed(1)).build().unwrap();
+    let layer = open_answers().limiter(LimitLayer::fixed(1)).build().unwrap();
     let (service, handle) = (layer.layer(inner), layer.handle());
     let slot = service.clone().oneshot(get()).await.unwrap();
     handle.hold_open();
@@ -151,7 +156,7 @@ async fn limits_that_do_not_fit_are_refused_and_change_nothing() {
 async fn a_limiter_is_swapped_while_calls_hold_the_old_one() {
     let (inner, _) = Strict::new();
     let old = LimitLayer::fixed(1);
-    let layer = UpstreamLayer::builder("shop").limiter(old.clone()).build().unwrap();
+    let layer = open_answers().limiter(old.clone()).build().unwrap();
     let service = layer.layer(inner);
     let kept = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), 503);

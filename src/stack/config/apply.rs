@@ -77,6 +77,7 @@ impl Timeouts {
         limits = limits.head(given(self.head, preset.head)).attempt(given(self.attempt, preset.attempt));
         limits = limits.body_idle(given(self.body_idle, preset.body_idle));
         limits = limits.absolute(given(self.absolute, preset.absolute));
+        limits = limits.client_idle(given(self.client_idle, preset.client_idle));
         if let Some(Limit(total)) = self.total {
             limits = limits.total(total);
         }

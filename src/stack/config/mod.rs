@@ -20,7 +20,7 @@ use super::builder::UpstreamBuilder;
 /// | table | keys |
 /// |---|---|
 /// | | `name`, `preset` (`"latency_critical"`, `"standard"`, `"batch"` or `"streaming"`), `proxy_status` |
-/// | `timeouts` | `head`, `attempt`, `total`, `body_idle`, `absolute`: a duration or `"none"`; `unbounded` |
+/// | `timeouts` | `head`, `attempt`, `total`, `body_idle`, `absolute`, `client_idle`: a duration or `"none"`; `unbounded` |
 /// | `retry` | `attempts`, `pause`, `longest_pause`, `longest_retry_after`, `body_cap`, `budget`, `hedge` (`"p95"`, a duration or `"off"`), `trust_idempotency_keys`, `repeat_too_many_requests` |
 /// | `circuit` | `consecutive`, `ratio`, `least_calls`, `window`, `pause`, `longest_pause`, `probe_limit`, `slow_calls` (a duration), `slow_ratio` (half, if nothing is said) |
 /// | `limiter` | `least` and `most`, or `fixed`; `hold_upgrades` |

@@ -26,6 +26,7 @@ tables! {
         total: Limit,
         body_idle: Limit,
         absolute: Limit,
+        client_idle: Limit,
         unbounded: bool,
     }
     Retry "retry." expected "a table (a part is left out in code, with `without_retry`)" {

@@ -1,0 +1,658 @@
+//! Ends response bodies that their client does not read, also where nobody polls them any more.
+//!
+//! hyper's servers do not poll a body while their write buffer or the client's window is full, so that a limit inside
+//! `poll_frame` never runs. What a body holds (its connection, a limiter's slot, an admission place) is therefore kept in an
+//! entry that the body shares with the [`Sweep`] of its layer or stack; whoever locks the entry first, the consumer or the
+//! sweep, takes what is in it, so that it is given back exactly once.
+//!
+//! A body that has ended with its head, or whose only frame is taken at once, is never registered. For all others a frame
+//! costs one uncontended lock and one relaxed store: no clock is read, the sweep compares what it finds with its previous
+//! pass. A body counts as unread from the first pass after its last frame, hence it ends between `client_idle` and 9/8 of it.
+//! While the consumer waits for the upstream, `body_idle` applies instead.
+//!
+//! One task per layer or stack walks over all entries, every eighth of the shortest limit but at most 20 times a second. It
+//! runs only while a body is registered. It is spawned by the registration that finds none, which a drop guard makes possible
+//! again when the task's runtime has ended; without a runtime nothing is swept.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::detachable::{Detach, ask};
+use super::{Abandon, BodyLimits, leave};
+use crate::cause::{BadGatewayCause, Failure};
+
+/// The default of `client_idle`, as of nginx's `send_timeout`.
+pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(60);
+
+/// The shortest time between two passes, which bounds their cost.
+const SPACING: Duration = Duration::from_millis(50);
+/// How often activity is sampled at most, however short the limit.
+const SHORTEST_TICK: Duration = Duration::from_millis(250);
+/// An absolute limit is exceeded, not reached: a frame that comes at its very end still counts.
+const AFTER: Duration = Duration::from_millis(1);
+
+/// The size up to which an empty registry keeps its memory, in entries.
+const KEPT: usize = 64;
+
+/// No poll since the previous pass, and the consumer has the last frame.
+const UNREAD: u8 = 0;
+/// The consumer has taken a frame since the previous pass.
+const READ: u8 = 1;
+/// The consumer has found no frame, and waits for one.
+const WAITING: u8 = 2;
+
+/// What a body keeps until its end, and how it ends early.
+pub(crate) trait Sweepable {
+    /// Whether the response body itself is among it.
+    const OWNS_BODY: bool;
+
+    /// A limit has passed: gives back all that is held, and returns the error for the consumer.
+    fn expire(self, expired: Expired) -> Failure;
+}
+
+/// Which limit has passed while nobody polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expired {
+    /// The client has read nothing for this long.
+    ClientIdle(Duration),
+    /// The whole exchange has taken too long: `waiting` says that the upstream has not sent the next frame.
+    Absolute { waiting: bool },
+}
+
+impl Expired {
+    /// The setting.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::ClientIdle(_) => "client_idle",
+            Self::Absolute { .. } => "absolute",
+        }
+    }
+
+    /// Why the body is dropped: a shared connection is no worse for a client that does not read.
+    pub(crate) fn abandons(self) -> Abandon {
+        match self {
+            Self::Absolute { waiting: true } => Abandon::TimedOut(BadGatewayCause::DeadlineExceeded),
+            _ => Abandon::Left,
+        }
+    }
+
+    /// What a log event says.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::ClientIdle(_) => "the client does not read it",
+            Self::Absolute { waiting: false } => "the client reads it too slowly",
+            Self::Absolute { waiting: true } => "the upstream sends it too slowly",
+        }
+    }
+}
+
+/// Sweeps the open response bodies of one layer or stack; see the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    registry: Mutex<Registry>,
+    earlier: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    slots: Vec<Slot>,
+    vacant: Vec<usize>,
+    /// Bodies that may still expire.
+    open: usize,
+    /// When the task makes its next pass; `None` while there is no task.
+    next: Option<Instant>,
+    last: Option<Instant>,
+}
+
+enum Slot {
+    Vacant,
+    /// Expired, and its consumer has not noticed.
+    Expired,
+    Open(Open),
+}
+
+struct Open {
+    body: Arc<dyn Expires>,
+    limits: BodyLimits,
+    /// The first pass that found it unread.
+    unread_since: Instant,
+}
+
+/// An entry, whatever it keeps.
+trait Expires: Send + Sync {
+    fn activity(&self) -> &AtomicU8;
+
+    /// Whether it has expired now: not if its consumer is just polling it, or has read in the meantime.
+    fn try_expire(&self, expired: Expired) -> bool;
+}
+
+/// What is shared by a body and its sweep.
+struct Entry<T> {
+    activity: AtomicU8,
+    state: Mutex<State<T>>,
+}
+
+enum State<T> {
+    Open { kept: T, waker: Option<Waker>, detach: Option<Arc<dyn Detach>> },
+    Expired(Failure),
+    Over,
+}
+
+impl Sweep {
+    /// Registers a body that stays open; `None` limits are no reason to.
+    pub(crate) fn register<T>(self: &Arc<Self>, kept: T, limits: BodyLimits) -> Swept<T>
+    where
+        T: Sweepable + Send + 'static,
+    {
+        let now = Instant::now();
+        let state = Mutex::new(State::Open { kept, waker: None, detach: None });
+        let entry = Arc::new(Entry { activity: AtomicU8::new(READ), state });
+        let open = Open { body: entry.clone(), limits, unread_since: now };
+        let due = open.next_pass(now);
+        let mut registry = lock(&self.registry);
+        let key = registry.add(open);
+        let due = registry.last.map_or(due, |last| due.max(last + SPACING));
+        let spawns = registry.next.is_none();
+        if registry.next.is_none_or(|next| due < next) {
+            registry.next = Some(due);
+            drop(registry);
+            if spawns { self.spawn() } else { self.earlier.notify_one() }
+        }
+        Swept { entry, sweep: self.clone(), key }
+    }
+
+    fn spawn(self: &Arc<Self>) {
+        let running = Running { sweep: self.clone(), done: false };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(running.run());
+        }
+    }
+
+    /// Makes one pass; the time of the next one, or `None` if no body is left.
+    fn pass(&self, now: Instant) -> Option<Instant> {
+        let mut expired = Vec::new();
+        let mut registry = lock(&self.registry);
+        registry.last = Some(now);
+        for (key, slot) in registry.slots.iter_mut().enumerate() {
+            if let Slot::Open(open) = slot {
+                if let Some(limit) = open.look(now) {
+                    expired.push((key, open.body.clone(), limit));
+                }
+            }
+        }
+        drop(registry);
+        // not under the lock: what is dropped there may do anything
+        expired.retain(|(_, body, limit)| {
+            // a body that panics when it is dropped is over as well, and must not end the sweep of the others
+            catch_unwind(AssertUnwindSafe(|| body.try_expire(*limit))).unwrap_or(true)
+        });
+        let mut registry = lock(&self.registry);
+        for (key, body, _) in &expired {
+            registry.expire(*key, body);
+        }
+        let due = registry.slots.iter().filter_map(|slot| match slot {
+            Slot::Open(open) => Some(open.next_pass(now)),
+            _ => None,
+        });
+        registry.next = due.min().map(|due| due.max(now + SPACING));
+        registry.next
+    }
+
+    fn remove(&self, key: usize) {
+        let mut registry = lock(&self.registry);
+        let slot = std::mem::replace(&mut registry.slots[key], Slot::Vacant);
+        registry.open -= usize::from(matches!(slot, Slot::Open(_)));
+        registry.vacant.push(key);
+        // what a peak has left is given back once it is over
+        if registry.slots.len() > KEPT && registry.vacant.len() == registry.slots.len() {
+            (registry.slots, registry.vacant) = (Vec::new(), Vec::new());
+        }
+        drop(registry);
+    }
+
+    /// How many bodies may still expire.
+    #[cfg(test)]
+    fn open(&self) -> usize {
+        lock(&self.registry).open
+    }
+}
+
+impl Registry {
+    fn add(&mut self, open: Open) -> usize {
+        self.open += 1;
+        let Some(key) = self.vacant.pop() else {
+            self.slots.push(Slot::Open(open));
+            return self.slots.len() - 1;
+        };
+        self.slots[key] = Slot::Open(open);
+        key
+    }
+
+    /// Marks a body as expired, unless its consumer has removed it in the meantime.
+    fn expire(&mut self, key: usize, body: &Arc<dyn Expires>) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        if matches!(slot, Slot::Open(open) if std::ptr::addr_eq(Arc::as_ptr(&open.body), Arc::as_ptr(body))) {
+            *slot = Slot::Expired;
+            self.open -= 1;
+        }
+    }
+}
+
+impl Open {
+    /// Compares with the previous pass; the limit that has passed, if one has.
+    fn look(&mut self, now: Instant) -> Option<Expired> {
+        let was = self.body.activity().compare_exchange(READ, UNREAD, Relaxed, Relaxed);
+        let waiting = was == Err(WAITING);
+        if was.is_ok() || waiting {
+            self.unread_since = now;
+        }
+        // the consumer that waits has a timer of its own, and is asked first
+        let late = if waiting { SHORTEST_TICK } else { Duration::ZERO };
+        if self.limits.end.is_some_and(|end| end + late < now) {
+            return Some(Expired::Absolute { waiting });
+        }
+        let idle = self.limits.client_idle.filter(|idle| !waiting && self.unread_since + *idle <= now)?;
+        Some(Expired::ClientIdle(idle))
+    }
+
+    /// When the next pass should come for this body.
+    fn next_pass(&self, now: Instant) -> Instant {
+        let sample = self.limits.client_idle.map(|idle| {
+            let tick = now + (idle / 8).max(SHORTEST_TICK);
+            if self.body.activity().load(Relaxed) == UNREAD { tick.min(self.unread_since + idle) } else { tick }
+        });
+        let end = self.limits.end.map(|end| if end < now { now + SHORTEST_TICK } else { end + AFTER });
+        match (sample, end) {
+            (Some(sample), Some(end)) => sample.min(end),
+            (sample, end) => sample.or(end).unwrap_or(now + CLIENT_IDLE),
+        }
+    }
+}
+
+/// The task that sweeps; dropped in whatever way, it lets the next registration start another.
+struct Running {
+    sweep: Arc<Sweep>,
+    /// It has ended by itself, and the registry says so already.
+    done: bool,
+}
+
+impl Running {
+    async fn run(mut self) {
+        loop {
+            let next = lock(&self.sweep.registry).next;
+            let Some(next) = next else { break };
+            if timeout_at(next, self.sweep.earlier.notified()).await.is_err()
+                && self.sweep.pass(Instant::now()).is_none()
+            {
+                break;
+            }
+        }
+        self.done = true;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.done {
+            lock(&self.sweep.registry).next = None;
+        }
+    }
+}
+
+/// A body's hold on what it shares with its sweep.
+pub(crate) struct Swept<T> {
+    entry: Arc<Entry<T>>,
+    sweep: Arc<Sweep>,
+    key: usize,
+}
+
+impl<T: Sweepable> Swept<T> {
+    /// Polls with what is kept.
+    ///
+    /// # Errors
+    ///
+    /// The failure, if a limit has passed. It is returned once.
+    pub(crate) fn poll<R>(
+        &self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
+    ) -> Result<Poll<R>, Failure> {
+        let mut state = lock(&self.entry.state);
+        let State::Open { kept, waker, detach } = &mut *state else {
+            return Err(match std::mem::replace(&mut *state, State::Over) {
+                State::Expired(failure) => failure,
+                // it panicked when it expired
+                _ => Failure::new(BadGatewayCause::GatewayInternal),
+            });
+        };
+        let polled = if T::OWNS_BODY {
+            poll(kept, cx)
+        } else {
+            let (polled, offered) = ask(detach.take(), || poll(kept, cx));
+            *detach = offered;
+            polled
+        };
+        if polled.is_pending() {
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+            self.entry.activity.store(WAITING, Relaxed);
+        } else {
+            self.entry.activity.store(READ, Relaxed);
+        }
+        Ok(polled)
+    }
+}
+
+impl<T> Swept<T> {
+    /// Shows what is kept; `None` once a limit has passed.
+    pub(crate) fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
+        match &*lock(&self.entry.state) {
+            State::Open { kept, .. } => Some(show(kept)),
+            State::Expired(_) | State::Over => None,
+        }
+    }
+
+    /// Takes what is kept, as the body is over; `None` if a limit has passed.
+    pub(crate) fn take(&self) -> Option<T> {
+        let mut state = lock(&self.entry.state);
+        if matches!(*state, State::Expired(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut *state, State::Over) {
+            State::Open { kept, .. } => Some(kept),
+            State::Expired(_) | State::Over => None,
+        }
+    }
+}
+
+impl<T> Drop for Swept<T> {
+    fn drop(&mut self) {
+        self.sweep.remove(self.key);
+        // now, though the sweep may hold the entry a moment longer
+        drop(self.take());
+    }
+}
+
+impl<T: Sweepable + Send> Expires for Entry<T> {
+    fn activity(&self) -> &AtomicU8 {
+        &self.activity
+    }
+
+    fn try_expire(&self, expired: Expired) -> bool {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // its consumer is there
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if matches!(expired, Expired::ClientIdle(_)) && self.activity.load(Relaxed) != UNREAD {
+            return false;
+        }
+        let (kept, waker, detach) = match std::mem::replace(&mut *state, State::Over) {
+            State::Open { kept, waker, detach } => (kept, waker, detach),
+            other => {
+                *state = other;
+                return true;
+            }
+        };
+        if let Some(detach) = detach {
+            leave(expired.abandons(), || detach.detach());
+        }
+        // under the lock, so that a consumer that comes now is told why
+        *state = State::Expired(kept.expire(expired));
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vacant => "Vacant",
+            Self::Expired => "Expired",
+            Self::Open(_) => "Open",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::time::{advance, sleep};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(8);
+
+    /// Counts how often it was given back, in whatever way.
+    struct Permit {
+        returned: Arc<AtomicUsize>,
+        panics: bool,
+    }
+
+    impl Drop for Permit {
+        fn drop(&mut self) {
+            self.returned.fetch_add(1, Relaxed);
+            assert!(!self.panics || std::thread::panicking(), "when it is given back");
+        }
+    }
+
+    impl Sweepable for Permit {
+        const OWNS_BODY: bool = true;
+
+        fn expire(self, expired: Expired) -> Failure {
+            let cause = match expired {
+                Expired::ClientIdle(_) => BadGatewayCause::ClientClosed,
+                Expired::Absolute { .. } => BadGatewayCause::DeadlineExceeded,
+            };
+            Failure::new(cause)
+        }
+    }
+
+    fn unread_for(limit: Duration) -> BodyLimits {
+        BodyLimits { client_idle: Some(limit), ..BodyLimits::default() }
+    }
+
+    fn register(sweep: &Arc<Sweep>, limits: BodyLimits) -> (Swept<Permit>, Arc<AtomicUsize>) {
+        let returned = Arc::<AtomicUsize>::default();
+        (sweep.register(Permit { returned: returned.clone(), panics: false }, limits), returned)
+    }
+
+    /// Takes a frame, or finds none; the cause, if a limit has passed.
+    fn poll(body: &Swept<Permit>, frame: bool) -> Option<BadGatewayCause> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = body.poll(&mut cx, |_, _| if frame { Poll::Ready(()) } else { Poll::Pending });
+        polled.err().map(|failure| failure.cause())
+    }
+
+    /// Waits until it was given back, at most a hundred times the limit; how long that took.
+    async fn until_returned(returned: &AtomicUsize) -> Duration {
+        let begun = Instant::now();
+        while returned.load(Relaxed) == 0 && begun.elapsed() < LIMIT * 100 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unread_body_ends_between_its_limit_and_an_eighth_more() {
+        let sweep = Arc::<Sweep>::default();
+        let (body, returned) = register(&sweep, unread_for(LIMIT));
+        for _ in 0..20 {
+            sleep(LIMIT * 15 / 16).await;
+            assert_eq!(poll(&body, true), None, "whoever reads in time is left alone");
+        }
+        let took = until_returned(&returned).await;
+        assert!(took >= LIMIT && took <= LIMIT * 9 / 8 + Duration::from_millis(100), "{took:?}");
+        assert_eq!((returned.load(Relaxed), sweep.open()), (1, 0));
+        assert_eq!(poll(&body, true), Some(BadGatewayCause::ClientClosed));
+        drop(body);
+        assert_eq!(returned.load(Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_consumer_that_waits_for_the_upstream_is_not_idle() {
+        let sweep = Arc::<Sweep>::default();
+        let (body, returned) = register(&sweep, unread_for(LIMIT));
+        assert_eq!(poll(&body, false), None);
+        sleep(LIMIT * 20).await;
+        assert_eq!((returned.load(Relaxed), poll(&body, true)), (0, None));
+        assert!(until_returned(&returned).await <= LIMIT * 9 / 8 + Duration::from_millis(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absolute_limit_ends_a_body_whatever_its_consumer_does() {
+        for waits in [false, true] {
+            let sweep = Arc::<Sweep>::default();
+            let limits = BodyLimits { end: Some(Instant::now() + LIMIT), ..BodyLimits::default() };
+            let (body, returned) = register(&sweep, limits);
+            assert_eq!(poll(&body, !waits), None);
+            let took = until_returned(&returned).await;
+            assert!(took >= LIMIT && took <= LIMIT + Duration::from_millis(600), "{took:?}");
+            assert_eq!(poll(&body, true), Some(BadGatewayCause::DeadlineExceeded));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shorter_limit_is_not_held_up_by_a_longer_one() {
+        let sweep = Arc::<Sweep>::default();
+        let (_long, _) = register(&sweep, unread_for(Duration::from_secs(3600)));
+        sleep(Duration::from_secs(1)).await;
+        let (_short, returned) = register(&sweep, unread_for(LIMIT));
+        assert!(until_returned(&returned).await <= LIMIT * 9 / 8 + Duration::from_millis(100));
+        assert_eq!(sweep.open(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_at_both_ends_of_the_clock_neither_spin_nor_panic() {
+        let sweep = Arc::<Sweep>::default();
+        let far = crate::timeout::reachable(Duration::MAX);
+        let now = Instant::now();
+        let (_long, _) = register(&sweep, BodyLimits { end: Some(now + far), ..unread_for(far) });
+        let (_short, returned) = register(&sweep, unread_for(Duration::from_nanos(1)));
+        assert!(until_returned(&returned).await < Duration::from_secs(1));
+        let (_ended, returned) = register(&sweep, BodyLimits { end: Some(now), ..BodyLimits::default() });
+        assert!(until_returned(&returned).await < Duration::from_secs(1));
+        let passes = {
+            let before = lock(&sweep.registry).last;
+            advance(Duration::from_secs(1)).await;
+            lock(&sweep.registry).last != before
+        };
+        assert!(!passes, "a body with a far limit is looked at rarely");
+    }
+
+    #[test]
+    fn a_sweep_whose_runtime_has_ended_is_started_by_the_next_body() {
+        let sweep = Arc::<Sweep>::default();
+        let runtime =
+            || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        // nobody to sweep, and nobody who panics
+        let (unswept, _) = register(&sweep, unread_for(LIMIT));
+        // dropped unpolled, and polled once
+        for polls in [false, true] {
+            let first = runtime();
+            first.block_on(async {
+                let (body, _) = register(&sweep, unread_for(LIMIT));
+                if polls {
+                    tokio::task::yield_now().await;
+                }
+                assert!(lock(&sweep.registry).next.is_some());
+                drop(body);
+            });
+            drop(first);
+            assert!(lock(&sweep.registry).next.is_none());
+        }
+        runtime().block_on(async {
+            let (_body, returned) = register(&sweep, unread_for(LIMIT));
+            assert!(until_returned(&returned).await <= LIMIT * 9 / 8 + Duration::from_millis(100));
+            assert_eq!(poll(&unswept, true), Some(BadGatewayCause::ClientClosed));
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_task_ends_with_the_last_body_and_leaves_no_memory() {
+        let sweep = Arc::<Sweep>::default();
+        let bodies: Vec<_> = (0..1000).map(|_| register(&sweep, unread_for(LIMIT)).0).collect();
+        assert_eq!(sweep.open(), 1000);
+        drop(bodies);
+        assert_eq!((sweep.open(), lock(&sweep.registry).slots.capacity()), (0, 0));
+        sleep(LIMIT).await;
+        assert!(lock(&sweep.registry).next.is_none());
+        assert_eq!(Arc::strong_count(&sweep), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_panics_when_it_ends_is_over_and_the_others_end_as_well() {
+        let sweep = Arc::<Sweep>::default();
+        let permit = Permit { returned: Arc::default(), panics: true };
+        let broken = sweep.register(permit, unread_for(LIMIT));
+        let (_sound, returned) = register(&sweep, unread_for(LIMIT));
+        assert!(until_returned(&returned).await <= LIMIT * 9 / 8 + Duration::from_millis(100));
+        assert_eq!(poll(&broken, true), Some(BadGatewayCause::GatewayInternal));
+        assert_eq!(sweep.open(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_that_panics_gives_back_once() {
+        let sweep = Arc::<Sweep>::default();
+        let (body, returned) = register(&sweep, unread_for(LIMIT));
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = body.poll(&mut cx, |_, _| -> Poll<()> { panic!("in the body") });
+        }));
+        assert!(panicked.is_err());
+        drop(body);
+        sleep(LIMIT * 2).await;
+        assert_eq!((returned.load(Relaxed), sweep.open()), (1, 0));
+    }
+
+    #[test]
+    fn sweep_poll_and_drop_on_three_threads_give_back_exactly_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let sweep = Arc::<Sweep>::default();
+        for round in 0..500_u32 {
+            let (body, returned) = register(&sweep, unread_for(Duration::ZERO));
+            let body = Mutex::new(Some(body));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for _ in 0..3 {
+                        sweep.pass(Instant::now());
+                    }
+                });
+                scope.spawn(|| {
+                    for turn in 0..4 {
+                        if let Some(body) = &*lock(&body) {
+                            let _ = poll(body, (round + turn) % 3 > 0);
+                        }
+                    }
+                });
+                scope.spawn(|| {
+                    if round % 2 == 0 {
+                        drop(lock(&body).take());
+                    } else if let Some(body) = &*lock(&body) {
+                        drop(body.take());
+                    }
+                });
+            });
+            drop(body);
+            assert_eq!((returned.load(Relaxed), sweep.open()), (1, 0), "round {round}");
+        }
+    }
+}

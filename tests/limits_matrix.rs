@@ -1,0 +1,514 @@
+//! Every limit in every state of an exchange: what ends it, and when; for `TimeoutLayer` alone, for layers, for the stack.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tower::util::BoxCloneService;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer};
+use tower_upstream::deadline::Deadline;
+use tower_upstream::limit::LimitLayer;
+use tower_upstream::retry::{RetryLayer, RetryPolicy};
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+const LIMIT: Duration = Duration::from_secs(2);
+/// What has not ended by then has no limit.
+const NEVER: Duration = Duration::from_secs(60);
+
+/// Where the exchange is when the limit passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The service inside is not ready.
+    Readiness,
+    /// The upload moves, and never ends.
+    Upload,
+    /// Nothing comes of an answer.
+    Head,
+    /// The upstream sends nothing more of the body.
+    BodySilent,
+    /// A frame is always there, and one is read each second.
+    BodySlowlyRead,
+    /// A frame is always there, and read at once.
+    BodyEndless,
+    /// The first frame was read, and no other.
+    BodyUnread,
+    /// The body was never polled.
+    BodyUntouched,
+    /// The next attempt is not due.
+    Pause,
+}
+
+use State::{BodyEndless, BodySilent, BodySlowlyRead, BodyUnread, BodyUntouched, Head, Pause, Readiness};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    Head,
+    Attempt,
+    Total,
+    BodyIdle,
+    Absolute,
+    ClientIdle,
+    Deadline,
+}
+
+const LIMITS: [Limit; 7] =
+    [Limit::Head, Limit::Attempt, Limit::Total, Limit::BodyIdle, Limit::Absolute, Limit::ClientIdle, Limit::Deadline];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Around {
+    Alone,
+    Layers,
+    Stack,
+}
+
+impl Limit {
+    fn timeouts(self) -> Timeouts {
+        let none = Timeouts::new().head(None).total(None).body_idle(None).client_idle(None);
+        match self {
+            Self::Head => none.head(LIMIT),
+            Self::Attempt => none.attempt(LIMIT),
+            Self::Total => none.total(LIMIT),
+            Self::BodyIdle => none.body_idle(LIMIT),
+            Self::Absolute => none.absolute(LIMIT),
+            Self::ClientIdle => none.client_idle(LIMIT),
+            Self::Deadline => none,
+        }
+    }
+}
+
+/// The service inside; it counts the bodies that have not been dropped.
+#[derive(Clone)]
+struct Upstream {
+    state: State,
+    bodies: Arc<AtomicU32>,
+}
+
+struct Frames {
+    silent: bool,
+    left: u32,
+    bodies: Arc<AtomicU32>,
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.bodies.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.left == 0 {
+            return if self.silent { Poll::Pending } else { Poll::Ready(None) };
+        }
+        self.left -= 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"frame")))))
+    }
+}
+
+impl<B> Service<Request<B>> for Upstream
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Frames>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Frames>, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.state == Readiness { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (state, bodies) = (self.state, self.bodies.clone());
+        Box::pin(async move {
+            let body = request.into_body();
+            match state {
+                State::Upload => drop(Box::pin(body).collect().await),
+                Head => std::future::pending().await,
+                Pause => return Err(Failure::new(Cause::ConnectionRefused)),
+                _ => {}
+            }
+            bodies.fetch_add(1, Relaxed);
+            let left = if state == BodySilent { 1 } else { u32::MAX };
+            Ok(Response::new(Frames { silent: state == BodySilent, left, bodies }))
+        })
+    }
+}
+
+/// An upload of a frame each half second.
+struct Drips(Option<Pin<Box<Sleep>>>);
+
+impl Body for Drips {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        std::task::ready!(self.0.get_or_insert_with(|| Box::pin(sleep(SECOND / 2))).as_mut().poll(cx));
+        self.0 = None;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+    }
+}
+
+type Upload = UnsyncBoxBody<Bytes, Infallible>;
+
+fn request(limit: Limit, state: State) -> Request<Upload> {
+    let body = if state == State::Upload { Drips(None).boxed_unsync() } else { Full::default().boxed_unsync() };
+    let mut request = Request::get("/").body(body).unwrap();
+    if limit == Limit::Deadline {
+        request.extensions_mut().insert(Deadline::at(Instant::now() + LIMIT));
+    }
+    request
+}
+
+/// How an exchange ended: of what, and after how long.
+#[derive(Debug)]
+struct Ended {
+    cause: Option<Cause>,
+    after: Duration,
+}
+
+type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
+type Client = BoxCloneService<Request<Upload>, Answer, BoxError>;
+/// How much is held: slots, places, calls under way, bodies of the upstream.
+type Held = Box<dyn Fn() -> u32>;
+
+fn boxed<S, B>(service: S) -> Client
+where
+    S: Service<Request<Upload>, Response = Response<B>, Future: Send> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let service =
+        service.map_response(|answer: Response<B>| answer.map(|body| body.map_err(Into::into).boxed_unsync()));
+    BoxCloneService::new(service.map_err(Into::into))
+}
+
+fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
+    let upstream = Upstream { state, bodies: Arc::default() };
+    let bodies = upstream.bodies.clone();
+    let timeouts = limit.timeouts();
+    let unread = (limit == Limit::ClientIdle).then_some(LIMIT);
+    let slots = LimitLayer::fixed(9).client_idle(unread);
+    match around {
+        Around::Alone => (boxed(TimeoutLayer::new(timeouts).layer(upstream)), Box::new(|| 0)),
+        Around::Layers => {
+            let places = AdmissionLayer::new(9).client_idle(unread);
+            let held = (slots.handle(), places.clone());
+            let service = ServiceBuilder::new()
+                .layer(places)
+                .layer(ClassifyLayer::new())
+                .layer(slots)
+                .layer(CircuitBreakerLayer::new("shop"))
+                .layer(TimeoutLayer::new(timeouts))
+                .layer(ClassifyLayer::new().deferred())
+                .service(upstream);
+            (boxed(service), Box::new(move || held.0.in_flight() + u32::try_from(held.1.in_flight()).unwrap()))
+        }
+        Around::Stack => {
+            let ends = [Limit::Head, Limit::Attempt, Limit::Total, Limit::Absolute].contains(&limit);
+            let timeouts = if ends { timeouts } else { timeouts.head(NEVER * 2) };
+            let attempts = if state == Pause { 2 } else { 1 };
+            let policy = RetryPolicy::new().attempts(attempts).base(SECOND * 60).max(SECOND * 60);
+            let builder = UpstreamLayer::builder("shop").timeouts(timeouts).limiter(slots.clone());
+            let layer = builder.retry(RetryLayer::new().policy(policy)).build().unwrap();
+            let (handle, limit) = (layer.handle(), slots.handle());
+            let held = move || {
+                let calls = u32::try_from(handle.in_flight()).unwrap();
+                let failures = handle.snapshot(Instant::now()).circuit.unwrap().failures;
+                assert!(failures == 0 || !is_clients(state), "the client's doing is not the upstream's");
+                limit.in_flight() + calls + bodies.load(Relaxed)
+            };
+            (boxed(layer.layer(upstream)), Box::new(held))
+        }
+    }
+}
+
+fn is_clients(state: State) -> bool {
+    matches!(state, BodySlowlyRead | BodyUnread | BodyUntouched)
+}
+
+async fn run(around: Around, limit: Limit, state: State) -> Ended {
+    let begun = Instant::now();
+    let (service, held) = service(around, limit, state);
+    let never = || Ended { cause: None, after: begun.elapsed() };
+    let Ok(answer) = timeout(NEVER, service.oneshot(request(limit, state))).await else { return never() };
+    let answer = answer.unwrap();
+    if answer.status() != 200 {
+        return Ended { cause: Cause::of(&answer), after: begun.elapsed() };
+    }
+    let mut body = answer.into_body();
+    let pace = match state {
+        BodySlowlyRead => SECOND,
+        BodyUnread | BodyUntouched => {
+            if state == BodyUnread {
+                body.frame().await.unwrap().unwrap();
+            }
+            if around == Around::Alone {
+                sleep(LIMIT + SECOND).await;
+            }
+            let given_back = async {
+                while held() > 0 {
+                    sleep(MS * 10).await;
+                }
+            };
+            if timeout(NEVER, given_back).await.is_err() {
+                return never();
+            }
+            Duration::ZERO
+        }
+        _ => MS * 100,
+    };
+    let given_back = begun.elapsed();
+    let mut frames = 0;
+    loop {
+        match timeout(NEVER, body.frame()).await {
+            Err(_) => return never(),
+            Ok(None) => panic!("{around:?} {limit:?} {state:?}: a cut body has ended as if it were whole"),
+            Ok(Some(Ok(_))) => {
+                frames += 1;
+                if is_unread(state) && frames > 1 {
+                    return never();
+                }
+            }
+            Ok(Some(Err(error))) => {
+                let failure = error.downcast::<Failure>().unwrap();
+                assert!(around == Around::Alone || held() == 0, "{around:?} {limit:?} {state:?}");
+                assert!(body.frame().await.is_none());
+                let after = if is_unread(state) { given_back } else { begun.elapsed() };
+                return Ended { cause: Some(failure.cause()), after };
+            }
+        }
+        if begun.elapsed() > NEVER {
+            return never();
+        }
+        sleep(pace).await;
+    }
+}
+
+fn is_unread(state: State) -> bool {
+    matches!(state, BodyUnread | BodyUntouched)
+}
+
+/// What should end it, and the latest time; `None` if nothing does.
+fn expected(around: Around, limit: Limit, state: State) -> Option<(&'static [Cause], Duration)> {
+    use Limit as L;
+    let late: &[Cause] = &[Cause::DeadlineExceeded];
+    let of_an_upload: &[Cause] = &[Cause::DeadlineExceeded, Cause::WriteTimeout, Cause::UploadStalled];
+    Some(match (state, limit) {
+        // that is under no limit of a layer, as no call has begun
+        (Readiness, _) if around != Around::Stack => return None,
+        (Readiness, L::Head | L::Attempt) => (&[Cause::QueueTimeout], LIMIT),
+        (Head, L::Head | L::Attempt) => (&[Cause::FirstByteTimeout], LIMIT),
+        // a head is awaited from the end of an upload that moves: never late here
+        (State::Upload, L::Attempt | L::Total | L::Absolute | L::Deadline) => (of_an_upload, LIMIT),
+        (Readiness | Head, L::Total | L::Absolute | L::Deadline) => (late, LIMIT),
+        (BodySilent, L::BodyIdle) => (&[Cause::BodyReadTimeout], LIMIT + MS * 100),
+        (BodySilent | BodyEndless, L::Absolute) => (late, LIMIT + MS * 100),
+        (BodySlowlyRead, L::Absolute) => (late, LIMIT + SECOND),
+        (BodyUnread | BodyUntouched, L::Absolute) if around != Around::Layers => (late, LIMIT + SECOND),
+        (BodyUnread | BodyUntouched, L::ClientIdle) => (&[Cause::ClientClosed], LIMIT + SECOND),
+        (Pause, L::Absolute | L::Deadline) => (&[Cause::ConnectionRefused], LIMIT),
+        _ => return None,
+    })
+}
+
+async fn holds(around: Around, states: &[State]) {
+    for &state in states {
+        for limit in LIMITS {
+            let ended = run(around, limit, state).await;
+            let place = format!("{around:?}: {limit:?} in {state:?}: {ended:?}");
+            match expected(around, limit, state) {
+                None => assert_eq!(ended.cause, None, "{place}"),
+                Some((causes, latest)) => {
+                    assert!(ended.cause.is_some_and(|cause| causes.contains(&cause)), "{place}");
+                    let earliest = if state == Pause { Duration::ZERO } else { LIMIT };
+                    assert!(ended.after >= earliest && ended.after <= latest, "{place}");
+                }
+            }
+        }
+    }
+}
+
+const STATES: [State; 8] =
+    [Readiness, State::Upload, Head, BodySilent, BodySlowlyRead, BodyEndless, BodyUnread, BodyUntouched];
+
+#[tokio::test(start_paused = true)]
+async fn every_limit_of_a_layer_alone_holds_in_every_state() {
+    holds(Around::Alone, &STATES).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_limit_of_layers_around_each_other_holds_in_every_state() {
+    holds(Around::Layers, &STATES).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_limit_of_a_stack_holds_in_every_state() {
+    holds(Around::Stack, &STATES).await;
+    for limit in [Limit::Absolute, Limit::Deadline] {
+        let ended = run(Around::Stack, limit, Pause).await;
+        assert!(ended.cause == Some(Cause::ConnectionRefused) && ended.after <= LIMIT, "{limit:?}: {ended:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_that_stop_hold_nothing_after_a_minute_and_others_are_served() {
+    let upstream = Upstream { state: BodyUnread, bodies: Arc::default() };
+    let layer = UpstreamLayer::builder("shop").build().unwrap();
+    let service = boxed(layer.layer(upstream.clone()));
+    let get = || request(Limit::Absolute, BodyUnread);
+    let mut stuck = Vec::new();
+    for _ in 0..20 {
+        stuck.push(service.clone().oneshot(get()).await.unwrap());
+    }
+    assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), 503);
+    sleep(SECOND * 70).await;
+    let snapshot = layer.handle().snapshot(Instant::now());
+    assert_eq!((snapshot.in_flight, snapshot.limit.unwrap().in_flight, upstream.bodies.load(Relaxed)), (0, 0, 0));
+    assert_eq!(snapshot.circuit.unwrap().failures, 0);
+    assert_eq!(snapshot.failures, [(Cause::ConnectionLimit, 1)], "who does not read is no failure of the upstream");
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), 200);
+    for answer in stuck {
+        let error = answer.into_body().collect().await.unwrap_err();
+        assert_eq!(error.downcast::<Failure>().unwrap().cause(), Cause::ClientClosed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_only_frame_came_with_its_head_holds_nothing() {
+    let layer = UpstreamLayer::builder("shop").build().unwrap();
+    let short = service_fn(|_: Request<_>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("short"))) });
+    let answer = layer.layer(short).oneshot(request(Limit::Absolute, Head)).await.unwrap();
+    assert_eq!(layer.handle().in_flight(), 0);
+    sleep(SECOND * 600).await;
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "short");
+}
+
+/// Polls of a service that is never done.
+#[derive(Clone, Default)]
+struct Polls(Arc<AtomicU32>);
+
+impl<B> Service<Request<B>> for Polls {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<B>) -> Self::Future {
+        let polls = self.0.clone();
+        Box::pin(std::future::poll_fn(move |_| {
+            polls.fetch_add(1, Relaxed);
+            Poll::Pending
+        }))
+    }
+}
+
+const EXTREMES: [Duration; 3] = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
+
+#[tokio::test(start_paused = true)]
+async fn no_limit_spins_or_panics_however_short_or_long() {
+    type Set = fn(Timeouts, Duration) -> Timeouts;
+    let sets: [Set; 6] = [
+        Timeouts::head,
+        Timeouts::attempt,
+        Timeouts::total,
+        Timeouts::body_idle,
+        Timeouts::absolute,
+        Timeouts::client_idle,
+    ];
+    let none = Timeouts::new().head(None).total(None).body_idle(None).client_idle(None);
+    for (at, set) in sets.iter().enumerate() {
+        for extreme in EXTREMES {
+            let timeouts = set(none, extreme);
+            let polls = Polls::default();
+            let call = TimeoutLayer::new(timeouts).untouched().layer(polls.clone()).oneshot(Request::new(()));
+            let ended = timeout(NEVER, call).await;
+            assert!(polls.0.load(Relaxed) < 20, "{at} {extreme:?}: {} polls", polls.0.load(Relaxed));
+            let ends = at != 3 && at != 5 && extreme < SECOND;
+            assert_eq!(ended.is_ok(), ends, "{at} {extreme:?}");
+            // a body too
+            let bodies = Arc::<AtomicU32>::default();
+            let silent = Upstream { state: BodySilent, bodies };
+            let answer =
+                TimeoutLayer::new(timeouts).untouched().layer(silent).oneshot(request(Limit::Head, BodySilent));
+            let _ = timeout(NEVER, async { answer.await.unwrap().into_body().collect().await.is_err() }).await;
+            // the stack takes it or says why not
+            match UpstreamLayer::builder("shop").timeouts(set(none.head(SECOND), extreme)).build() {
+                Ok(layer) => {
+                    drop(timeout(NEVER, layer.layer(Polls::default()).oneshot(request(Limit::Head, Head))).await);
+                }
+                Err(refused) => assert!(refused.to_string().contains("timeouts") && extreme < SECOND, "{refused}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_other_duration_is_taken_or_refused_with_a_reason() {
+    for extreme in EXTREMES {
+        let policies = [
+            BreakerPolicy::new().pause(extreme),
+            BreakerPolicy::new().longest_pause(extreme),
+            BreakerPolicy::new().window(extreme),
+            BreakerPolicy::new().probe_limit(extreme),
+            BreakerPolicy::new().slow_calls(extreme, tower_upstream::retry::Ratio::per_mille(500)),
+        ];
+        for policy in policies {
+            let fails = Upstream { state: Pause, bodies: Arc::default() };
+            let layer = CircuitBreakerLayer::new("shop").policy(policy);
+            for _ in 0..20 {
+                let _ = layer.layer(fails.clone()).oneshot(request(Limit::Head, Pause)).await;
+            }
+            if let Err(refused) = UpstreamLayer::builder("shop").circuit(policy).build() {
+                assert!(!refused.found().is_empty(), "{refused}");
+            }
+        }
+        for client_idle in [None, Some(extreme)] {
+            let admission = AdmissionLayer::new(3).client_idle(client_idle);
+            let limit = LimitLayer::fixed(3).client_idle(client_idle);
+            let upstream = Upstream { state: BodyUnread, bodies: Arc::default() };
+            let service = ServiceBuilder::new().layer(admission.clone()).layer(limit.clone()).service(upstream);
+            let answer = service.oneshot(request(Limit::Head, BodyUnread)).await.unwrap();
+            sleep(SECOND * 5).await;
+            let held = usize::from(client_idle.is_none_or(|limit| limit > SECOND));
+            assert_eq!((admission.in_flight(), limit.handle().in_flight() as usize), (held, held), "{client_idle:?}");
+            drop(answer);
+        }
+        let hold = ClassifyLayer::new().hold(extreme);
+        let silent = Upstream { state: BodySilent, bodies: Arc::default() };
+        let _ = timeout(NEVER, hold.layer(silent).oneshot(request(Limit::Head, BodySilent))).await.unwrap();
+        let deadline = Deadline::after(Instant::now(), extreme);
+        let mut late = request(Limit::Head, Head);
+        late.extensions_mut().insert(deadline);
+        let polls = Polls::default();
+        let _ = timeout(
+            NEVER,
+            TimeoutLayer::new(Timeouts::new().head(None).total(None)).layer(polls.clone()).oneshot(late),
+        )
+        .await;
+        assert!(polls.0.load(Relaxed) < 20, "{extreme:?}");
+    }
+}
