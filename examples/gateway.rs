@@ -74,6 +74,8 @@ const HEAD: Duration = Duration::from_secs(30);
 const POOL_IDLE: Duration = Duration::from_secs(3);
 /// As many requests may be in flight in any case.
 const LEAST: u32 = 100;
+/// The largest request head, and the most that is kept of a response for a client that does not read.
+const BUFFER: usize = 16 << 10;
 /// How long running requests may take once SIGTERM has come.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -221,11 +223,11 @@ where
     let io = TokioIo::new(stream);
     let ended = if h2 {
         let mut server = http2::Builder::new(TokioExecutor::new());
-        server.timer(TokioTimer::new()).keep_alive_interval(HEAD);
+        server.timer(TokioTimer::new()).keep_alive_interval(HEAD).max_send_buf_size(BUFFER);
         draining.watch(server.serve_connection(io, service), http2::Connection::graceful_shutdown).await
     } else {
         let mut server = http1::Builder::new();
-        server.timer(Patience::default()).header_read_timeout(HEAD);
+        server.timer(Patience::default()).header_read_timeout(HEAD).max_buf_size(BUFFER);
         let connection = server.serve_connection(io, service).with_upgrades();
         draining.watch(connection, http1::UpgradeableConnection::graceful_shutdown).await
     };

@@ -33,6 +33,7 @@ mod interim;
 mod policy;
 mod pool;
 mod proxy;
+mod short_reads;
 mod sight;
 mod stamped;
 mod target;
