@@ -36,15 +36,20 @@ pub(super) use self::h2::H2;
 
 /// What the pool may hold.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "http2"), allow(dead_code))] // some are of HTTP/2 alone
 pub(super) struct Limits {
     /// Connections to one upstream.
     pub(super) connections: usize,
     /// Streams on one HTTP/2 connection.
-    pub(super) streams: usize,
+    pub(super) streams: u32,
     /// How long an idle connection is kept.
     pub(super) idle: Duration,
     /// How long a caller waits for a connection of others.
     pub(super) queue: Duration,
+    /// Bytes of a stream's response that may wait for the client.
+    pub(super) stream_window: u32,
+    /// Interval and timeout of HTTP/2 PINGs.
+    pub(super) keep_alive: Option<(Duration, Duration)>,
 }
 
 /// A connection to send one request on.
@@ -313,7 +318,7 @@ where
         #[cfg(feature = "http2")]
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
             self.shared.seems_h2.store(true, Relaxed);
-            return Ok(self.adopt(h2::Connections::shake_hands(io, place).await?));
+            return Ok(self.adopt(h2::Connections::shake_hands(io, place, &self.shared.limits).await?));
         }
         H1::shake_hands(io, place, &self.shared).await.map(Lease::H1)
     }

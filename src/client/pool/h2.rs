@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::client::legacy::connect::Connection;
@@ -10,16 +9,18 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::{Connect, H1, Lease, Place, Pool, SendBody, Shared, Turn, Upload, telling};
+use super::{Connect, H1, Lease, Limits, Place, Pool, SendBody, Shared, Turn, Upload, telling};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
 use crate::engine::{Abandon, leaving};
 
-/// How often a connection with open streams is asked whether it lives, and how long it may take.
-const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// hyper's 16 KB is less than an HTTP/1.1 upstream may send.
 const MAX_HEADER_LIST: u32 = 64 << 10;
+/// The protocol's smallest and default (RFC 9113 section 6.5.2): larger frames would hold up the other streams.
+const MAX_FRAME: u32 = 16 << 10;
+/// Bytes of a request body that may wait for the upstream, as of a response body for the client.
+const MAX_SEND_BUFFER: usize = 64 << 10;
 
 /// The shared connections of one upstream.
 pub(super) struct Connections<B> {
@@ -91,23 +92,16 @@ impl<B> H2<B> {
 }
 
 impl<B: SendBody> Connections<B> {
-    pub(super) async fn shake_hands<T>(io: Stamped<T>, place: Place<B>) -> Result<Opened<B>, Failure>
+    pub(super) async fn shake_hands<T>(io: Stamped<T>, place: Place<B>, limits: &Limits) -> Result<Opened<B>, Failure>
     where
         T: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static,
     {
         let stamp = io.stamp().clone();
         stamp.multiplexed();
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING.0)
-            .keep_alive_timeout(PING.1)
-            .max_header_list_size(MAX_HEADER_LIST)
-            .handshake(io)
-            .await
-            .map_err(|error| {
-                let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
-                Failure::seen(error.into(), &scene)
-            })?;
+        let (sender, connection) = builder(limits).handshake(io).await.map_err(|error| {
+            let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
+            Failure::seen(error.into(), &scene)
+        })?;
         tokio::spawn(async move {
             // its error is told by the requests it failed
             let _ = connection.await;
@@ -144,6 +138,27 @@ impl<B: SendBody> Connections<B> {
         }
         closed
     }
+}
+
+/// hyper's client with every setting that bears on memory or fairness, so that none of them changes with its defaults.
+fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .adaptive_window(false)
+        // what a client does not read is kept here, up to the stream's window
+        .initial_stream_window_size(limits.stream_window)
+        // and never at the cost of the other streams: RFC 9113 section 5.2.2
+        .initial_connection_window_size(limits.stream_window * limits.streams)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .keep_alive_interval(limits.keep_alive.map(|(interval, _)| interval))
+        .keep_alive_while_idle(false);
+    if let Some((_, timeout)) = limits.keep_alive {
+        builder.keep_alive_timeout(timeout);
+    }
+    builder
 }
 
 impl<B> Entry<B> {
@@ -199,7 +214,9 @@ where
         let shared = &self.shared;
         let mut state = shared.lock();
         let closed = state.h2.closed();
-        let next = if let Some(stream) = state.h2.share(shared, shared.limits.streams) {
+        let next = if let Some(stream) =
+            state.h2.share(shared, usize::try_from(shared.limits.streams).unwrap_or(usize::MAX))
+        {
             Next::Lease(stream)
         } else if let Some(waiters) = &mut state.h2.dialing {
             let (waiter, dialed) = oneshot::channel();
@@ -241,7 +258,7 @@ where
     async fn dial_once(&self, place: Place<B>) -> Result<(), Failure> {
         let io = self.connect().await?;
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
-            let opened = Connections::shake_hands(io, place).await?;
+            let opened = Connections::shake_hands(io, place, &self.shared.limits).await?;
             self.shared.lock().h2.add(opened);
         } else {
             self.shared.seems_h2.store(false, Relaxed);
