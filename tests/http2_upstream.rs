@@ -1,33 +1,44 @@
-//! HTTP/2 upstreams: shared windows and PINGs.
+//! HTTP/2 upstreams: shared windows, stream limits, PINGs, age and idle limits, dials that hang.
 
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::future::{Future, poll_fn};
+use std::convert::Infallible;
+use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
-use support::{Gateway, Socket, Upstream, Wire, proxy, soon};
+use support::{Gateway, Socket, Upstream, Wire, ask, proxy, short, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::mpsc;
+use tokio::sync::{Barrier, mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tower::{Service, service_fn};
-use tower_upstream::BadGatewayCause;
+use tower_upstream::cause::{Evidence, Replay};
 use tower_upstream::client::{Connect, Http, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::forward::Rules;
+use tower_upstream::{BadGatewayCause, Failure};
 
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn get(path: &str) -> Request<Body> {
     Request::get(path).header("host", "a").body(Body::empty()).unwrap()
+}
+
+/// Begins a call and leaves it where it waits.
+fn begin(call: &mut Pin<Box<impl Future + ?Sized>>) {
+    assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }
 
 /// Sends a body as the peer's windows let it; returns the number of bytes sent once they let no more pass for a while.
@@ -67,6 +78,45 @@ where
         }
     })
     .await
+}
+
+fn respond_ok(mut respond: h2::server::SendResponse<Bytes>) {
+    let _ = respond.send_response(Response::new(()), true);
+}
+
+/// Streams whose upstream answers them with a head and no end, until the test lets them go.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<h2::SendStream<Bytes>>>>);
+
+impl Events {
+    fn begin(&self, mut respond: h2::server::SendResponse<Bytes>) {
+        let stream = respond.send_response(Response::new(()), false).unwrap();
+        self.0.lock().unwrap().push(stream);
+    }
+
+    fn end_all(&self) {
+        for mut stream in self.0.lock().unwrap().drain(..) {
+            stream.send_data(Bytes::new(), true).unwrap();
+        }
+    }
+}
+
+/// An upstream with this limit of streams: `/events` goes on until it is ended, all else is answered at once.
+async fn limited_upstream(streams: u32) -> (Upstream, Events, Arc<AtomicUsize>) {
+    let (events, requests) = (Events::default(), Arc::new(AtomicUsize::new(0)));
+    let (begun, count) = (events.clone(), requests.clone());
+    let upstream = upstream(Some(streams), move |_, request, respond| {
+        let (events, count) = (begun.clone(), count.clone());
+        async move {
+            count.fetch_add(1, SeqCst);
+            match request.uri().path() {
+                "/events" => events.begin(respond),
+                _ => respond_ok(respond),
+            }
+        }
+    })
+    .await;
+    (upstream, events, requests)
 }
 
 // windows
@@ -253,4 +303,506 @@ async fn a_ping_that_is_not_answered_ends_the_connection_where_the_setting_asks_
     let failure = pinging.build::<Body>().call(get("/later")).await.unwrap_err();
     assert_eq!(failure.cause(), BadGatewayCause::PeerUnresponsive);
     assert_eq!((begun.elapsed().as_secs(), frames.count(PING)), (65, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_setting_of_a_duration_panics_or_spins() {
+    for time in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+        for set in [
+            |builder: ReverseProxyBuilder, time| builder.max_age(time),
+            |builder: ReverseProxyBuilder, time| builder.idle_timeout(time),
+            |builder: ReverseProxyBuilder, time| builder.queue_timeout(time),
+            |builder: ReverseProxyBuilder, time| builder.upload_idle_timeout(time),
+            |builder: ReverseProxyBuilder, time| builder.http2_keep_alive(time, time),
+            |builder: ReverseProxyBuilder, time| builder.http2_keep_alive(HOUR, time),
+        ] {
+            let frames = Frames::default();
+            let (builder, connections) = in_process(set(builder(), time), frames.clone(), None);
+            let proxy = builder.build::<Body>();
+            let calls: Vec<_> = (0..20).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
+            for call in calls {
+                assert_eq!(call.await.unwrap().unwrap().status(), 200);
+            }
+            let later = tokio::spawn(proxy.clone().call(get("/later")));
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!(proxy.clone().call(get("/")).await.unwrap().status(), 200);
+            assert!(connections.load(SeqCst) <= 22, "{}", connections.load(SeqCst));
+            assert!(frames.count(PING) <= 62, "{}", frames.count(PING));
+            later.abort();
+        }
+    }
+}
+
+// idle and age
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_idle_for_longer_than_the_limit_is_not_used() {
+    let (builder, connections) = in_process(builder(), Frames::default(), None);
+    let mut proxy = builder.build::<Body>();
+    for (idle, opened) in [(0, 1), (2900, 1), (2900, 1), (3000, 2), (60_000, 3)] {
+        sleep(Duration::from_millis(idle)).await;
+        assert_eq!(proxy.call(get("/")).await.unwrap().status(), 200);
+        assert_eq!(connections.load(SeqCst), opened, "after {idle} ms");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_ended() {
+    let (told, mut ended) = mpsc::unbounded_channel();
+    let upstream = Upstream::accepting(move |socket, _| {
+        let told = told.clone();
+        async move {
+            let mut server = h2::server::handshake(socket).await.unwrap();
+            while let Some(Ok((_, respond))) = server.accept().await {
+                respond_ok(respond);
+            }
+            told.send(()).unwrap();
+        }
+    })
+    .await;
+    let limited = proxy(upstream.address).http(Http::H2).idle_timeout(Duration::from_millis(200));
+    let mut proxy = limited.build::<Body>();
+    assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
+    assert_eq!(soon(ended.recv()).await, Some(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_past_its_age_takes_no_further_request() {
+    let (builder, connections) = in_process(builder().idle_timeout(DAY), Frames::default(), None);
+    let mut proxy = builder.build::<Body>();
+    for (pause, opened) in [(0, 1), (530, 1), (140, 2), (530, 2), (140, 3)] {
+        sleep(Duration::from_secs(pause)).await;
+        assert_eq!(proxy.call(get("/")).await.unwrap().status(), 200);
+        assert_eq!(connections.load(SeqCst), opened);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_past_its_age_serves_the_streams_it_has() {
+    let (builder, connections) = in_process(builder(), Frames::default(), None);
+    let mut proxy = builder.build::<Body>();
+    let later = tokio::spawn(proxy.call(get("/later")));
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(proxy.call(get("/")).await.unwrap().status(), 200);
+    assert_eq!(connections.load(SeqCst), 2);
+    assert_eq!(later.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_past_its_age_serves_on_where_there_is_no_room_for_another() {
+    let (builder, connections) = in_process(builder().max_connections(1), Frames::default(), None);
+    let mut proxy = builder.build::<Body>();
+    let later = tokio::spawn(proxy.call(get("/later")));
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(proxy.call(get("/")).await.unwrap().status(), 200);
+    assert_eq!(connections.load(SeqCst), 1);
+    assert_eq!(later.await.unwrap().unwrap().status(), 200);
+    assert_eq!(proxy.call(get("/")).await.unwrap().status(), 200);
+    assert_eq!(connections.load(SeqCst), 2);
+}
+
+// the upstream's limit of streams
+
+#[tokio::test]
+async fn a_request_beyond_the_upstreams_stream_limit_goes_to_another_connection() {
+    let (upstream, events, requests) = limited_upstream(1).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let mut running = Wire::connect(gateway.address).await;
+    running.write("GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(running.head().await.status(), 200);
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
+    for _ in 0..3 {
+        assert_eq!(ask(gateway.address, post).await.status(), 200);
+    }
+    assert_eq!((upstream.accepted(), requests.load(SeqCst)), (2, 4));
+    events.end_all();
+    assert_eq!(gateway.seen.causes(), []);
+}
+
+#[tokio::test]
+async fn a_request_without_a_stream_in_time_was_not_sent() {
+    let (upstream, events, requests) = limited_upstream(1).await;
+    let limited = proxy(upstream.address).http(Http::H2).max_connections(1);
+    let mut proxy = limited.queue_timeout(Duration::from_millis(100)).build::<Body>();
+    let running = soon(proxy.call(get("/events"))).await.unwrap();
+    let post = Request::post("/").header("host", "a").body(Body::from("once")).unwrap();
+    let failure = soon(proxy.call(post)).await.unwrap_err();
+    assert_eq!(failure.cause(), BadGatewayCause::QueueTimeout);
+    assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
+    assert_eq!((upstream.accepted(), requests.load(SeqCst)), (1, 1));
+
+    events.end_all();
+    soon(running.into_body().collect()).await.unwrap();
+    assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
+    assert_eq!((upstream.accepted(), requests.load(SeqCst)), (1, 2));
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_stream_get_it_in_their_order() {
+    let (events, order) = (Events::default(), Arc::new(Mutex::new(Vec::new())));
+    let (begun, paths) = (events.clone(), order.clone());
+    let upstream = upstream(Some(1), move |_, request, respond| {
+        let path = request.uri().path().to_owned();
+        paths.lock().unwrap().push(path.clone());
+        let events = begun.clone();
+        async move { if path == "/events" { events.begin(respond) } else { respond_ok(respond) } }
+    })
+    .await;
+    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).queue_timeout(support::PATIENCE);
+    let mut proxy = limited.build::<Body>();
+    let running = soon(proxy.call(get("/events"))).await.unwrap();
+    let mut calls = Vec::new();
+    for number in 0..40 {
+        let mut call = proxy.call(get(&format!("/{number}")));
+        begin(&mut call);
+        if number % 4 == 3 {
+            continue; // that client has left
+        }
+        calls.push((number, tokio::spawn(call)));
+    }
+    events.end_all();
+    drop(running);
+    for (_, call) in &mut calls {
+        assert_eq!(soon(call).await.unwrap().unwrap().status(), 200);
+    }
+    let wanted: Vec<_> = calls.iter().map(|(number, _)| format!("/{number}")).collect();
+    assert_eq!(order.lock().unwrap()[1..], wanted);
+    assert_eq!(upstream.accepted(), 1);
+}
+
+#[tokio::test]
+async fn a_burst_on_a_cold_pool_is_refused_no_stream() {
+    for (streams, requests, most) in [(1, 30, 30), (7, 100, 20), (100, 250, 5)] {
+        let all = Arc::new(Barrier::new(requests));
+        let upstream = upstream(Some(streams), move |_, _, respond| {
+            let all = all.clone();
+            async move {
+                all.wait().await;
+                respond_ok(respond);
+            }
+        })
+        .await;
+        let proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+        let calls: Vec<_> = (0..requests).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
+        for call in calls {
+            assert_eq!(soon(call).await.unwrap().unwrap().status(), 200);
+        }
+        let accepted = upstream.accepted();
+        assert!(accepted <= most, "{accepted} connections for {requests} requests of {streams} a connection");
+    }
+}
+
+/// Frames of a scripted upstream.
+fn settings(max_streams: u32) -> Vec<u8> {
+    let mut frame = vec![0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3];
+    frame.extend(max_streams.to_be_bytes());
+    frame
+}
+
+/// An upstream that announces a limit on each connection, answers each request at once, and announces what it is told to.
+async fn announcing_upstream(first: u32) -> (Upstream, watch::Sender<u32>, Arc<AtomicUsize>) {
+    let (announce, limits) = watch::channel(first);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
+    let upstream = Upstream::accepting(move |mut socket, _| {
+        let (mut limits, count) = (limits.clone(), count.clone());
+        limits.mark_unchanged();
+        async move {
+            let mut preface = [0; 24];
+            socket.read_exact(&mut preface).await.unwrap();
+            socket.write_all(&settings(first)).await.unwrap();
+            let (mut read, mut write) = socket.into_split();
+            let (answer, mut answers) = mpsc::unbounded_channel::<Vec<u8>>();
+            tokio::spawn(async move {
+                loop {
+                    let frame = tokio::select! {
+                        Some(frame) = answers.recv() => frame,
+                        Ok(()) = limits.changed() => settings(*limits.borrow_and_update()),
+                        else => return,
+                    };
+                    let _ = write.write_all(&frame).await;
+                }
+            });
+            let mut head = [0; 9];
+            while read.read_exact(&mut head).await.is_ok() {
+                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                read.read_exact(&mut payload).await.unwrap();
+                if head[3] == 1 {
+                    count.fetch_add(1, SeqCst);
+                    // HEADERS with END_STREAM and END_HEADERS: `:status: 200` is entry 8 of the static table
+                    let mut frame = vec![0, 0, 1, 1, 5];
+                    frame.extend(&head[5..]);
+                    frame.push(0x88);
+                    let _ = answer.send(frame);
+                }
+            }
+        }
+    })
+    .await;
+    (upstream, announce, requests)
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_an_upstream_that_takes_no_stream() {
+    let (upstream, _announce, requests) = announcing_upstream(0).await;
+    let proxy = proxy(upstream.address).http(Http::H2).queue_timeout(Duration::from_millis(300)).build::<Body>();
+    let calls: Vec<_> = (0..50).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
+    for call in calls {
+        let failure = soon(call).await.unwrap().unwrap_err();
+        assert_eq!((failure.cause(), failure.replay()), (BadGatewayCause::QueueTimeout, Replay::NotSent));
+    }
+    assert_eq!(requests.load(SeqCst), 0);
+    assert!(upstream.accepted() <= 2, "{} connections to an upstream that drains", upstream.accepted());
+}
+
+#[tokio::test]
+async fn a_request_that_waits_is_sent_once_the_upstream_takes_streams_again() {
+    let (upstream, announce, requests) = announcing_upstream(0).await;
+    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).queue_timeout(support::PATIENCE);
+    let mut proxy = limited.build::<Body>();
+    let mut call = proxy.call(get("/"));
+    begin(&mut call);
+    let call = tokio::spawn(call);
+    support::until("the pool has a connection", || upstream.accepted() == 1).await;
+    announce.send(3).unwrap();
+    assert_eq!(soon(call).await.unwrap().unwrap().status(), 200);
+    assert_eq!((upstream.accepted(), requests.load(SeqCst)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_connection_whose_upstream_begins_to_drain_takes_no_further_stream() {
+    let (upstream, announce, requests) = announcing_upstream(9).await;
+    let mut proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
+    announce.send(0).unwrap();
+    // it is on its way: until it is there, answers still come from the first connection
+    for _ in 0..200 {
+        assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
+        if upstream.accepted() == 2 {
+            break;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(upstream.accepted(), 2);
+    assert!(requests.load(SeqCst) >= 2);
+}
+
+#[tokio::test]
+async fn a_response_before_the_end_of_its_upload_keeps_the_streams_slot() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
+    let upstream = upstream(Some(1), move |_, request, respond| {
+        count.fetch_add(1, SeqCst);
+        async move {
+            respond_ok(respond);
+            let mut upload = request.into_body();
+            while let Some(Ok(piece)) = upload.data().await {
+                upload.flow_control().release_capacity(piece.len()).unwrap();
+            }
+        }
+    })
+    .await;
+    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).upload_idle_timeout(support::PATIENCE);
+    let mut proxy = limited.queue_timeout(Duration::from_millis(200)).build::<Body>();
+    let (client, body) = mpsc::channel::<Result<Bytes, Infallible>>(1);
+    let body = Body::from_stream(futures_util::stream::unfold(body, async |mut body| {
+        body.recv().await.map(|piece| (piece, body))
+    }));
+    let post = Request::post("/").header("host", "a").body(body).unwrap();
+    client.send(Ok("begin".into())).await.unwrap();
+    let early = soon(proxy.call(post)).await.unwrap();
+    assert_eq!(early.status(), 200);
+    soon(early.into_body().collect()).await.unwrap();
+    let failure = soon(proxy.call(get("/"))).await.unwrap_err();
+    assert_eq!((failure.cause(), failure.replay()), (BadGatewayCause::QueueTimeout, Replay::NotSent));
+    assert_eq!(requests.load(SeqCst), 1);
+    drop(client);
+    // the slot comes back a moment after the upload's end
+    let mut answered = None;
+    for _ in 0..20 {
+        answered = answered.or(soon(proxy.call(get("/"))).await.ok());
+    }
+    assert_eq!(answered.unwrap().status(), 200);
+    assert_eq!(upstream.accepted(), 1);
+}
+
+#[tokio::test]
+async fn an_upload_that_stands_still_after_its_response_ends_with_its_connection() {
+    let upstream = upstream(Some(1), |_, request, respond| async move {
+        respond_ok(respond);
+        let _unread = request;
+        pending::<()>().await;
+    })
+    .await;
+    // the limit on such an upload is 300 ms
+    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).queue_timeout(support::PATIENCE);
+    let mut proxy = limited.build::<Body>();
+    let pieces = (0..64).map(|_| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 16 << 10])));
+    let body = Body::from_stream(futures_util::stream::iter(pieces));
+    let post = Request::post("/").header("host", "a").body(body).unwrap();
+    soon(soon(proxy.call(post)).await.unwrap().into_body().collect()).await.unwrap();
+    assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
+    assert_eq!(upstream.accepted(), 2);
+}
+
+// dials
+
+/// A connector whose first dials are this future, and whose later ones reach an upstream in this process.
+fn failing_first<F>(
+    dials: usize,
+    first: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> (ReverseProxyBuilder<impl Connect<Future: 'static>>, Arc<AtomicUsize>)
+where
+    F: Future<Output = io::Error> + Send + 'static,
+{
+    let dialed = Arc::new(AtomicUsize::new(0));
+    let count = dialed.clone();
+    let connector = service_fn(move |_: Uri| {
+        let number = count.fetch_add(1, SeqCst);
+        let first = first.clone();
+        async move {
+            if number < dials {
+                return Err(first().await);
+            }
+            let (ours, theirs) = duplex(1 << 20);
+            tokio::spawn(serve_in_process(theirs, Frames::default(), None));
+            Ok(Socket::new(ours))
+        }
+    });
+    (builder().connector(connector).http(Http::H2), dialed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_dial_beside_a_dial_that_hangs() {
+    let (builder, dialed) = failing_first(1, pending);
+    let proxy = builder.build::<Body>();
+    let begun = Instant::now();
+    let calls: Vec<_> = (0..50).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().status(), 200);
+    }
+    assert_eq!((begun.elapsed().as_secs(), dialed.load(SeqCst)), (5, 2));
+    sleep(HOUR).await;
+    let begun = Instant::now();
+    assert_eq!(proxy.clone().call(get("/")).await.unwrap().status(), 200);
+    assert_eq!(begun.elapsed().as_secs(), 0, "nobody waits for it any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_hangs_gives_up_its_place_where_there_is_no_other() {
+    let (builder, dialed) = failing_first(1, pending);
+    let proxy = builder.max_connections(1).build::<Body>();
+    let calls: Vec<_> = (0..50).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().status(), 200);
+    }
+    assert_eq!(dialed.load(SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_panics_is_made_again_and_a_few_such_fail_the_request() {
+    let (builder, dialed) = failing_first(2, async || panic!("a connector's own"));
+    assert_eq!(builder.build::<Body>().call(get("/")).await.unwrap().status(), 200);
+    assert_eq!(dialed.load(SeqCst), 3);
+
+    let (builder, dialed) = failing_first(9, async || panic!("a connector's own"));
+    let failure = builder.build::<Body>().call(get("/")).await.unwrap_err();
+    assert_eq!((failure.cause(), dialed.load(SeqCst)), (BadGatewayCause::GatewayInternal, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_fails_is_reported_to_all_who_wait_for_it() {
+    let refused = async || io::Error::from(io::ErrorKind::ConnectionRefused);
+    let (builder, dialed) = failing_first(usize::MAX, refused);
+    let proxy = builder.build::<Body>();
+    let calls: Vec<_> = (0..50).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap_err().cause(), BadGatewayCause::ConnectionRefused);
+    }
+    assert_eq!(dialed.load(SeqCst), 1);
+}
+
+/// What becomes of the runtime that a dial was begun on.
+async fn answers_after(end: impl FnOnce(tokio::runtime::Runtime) + Send + 'static) {
+    let (builder, dialed) = failing_first(1, pending);
+    let mut proxy = builder.build::<Body>();
+    let mut call = proxy.call(get("/"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    {
+        let _inside = runtime.enter();
+        begin(&mut call);
+    }
+    // dropped outside of this runtime's context, as by a program that runs several
+    tokio::task::spawn_blocking(|| end(runtime)).await.ok();
+    assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
+    assert_eq!(soon(call).await.unwrap().status(), 200, "so is the call that had begun the dial");
+    assert!(dialed.load(SeqCst) <= 2);
+}
+
+#[tokio::test]
+async fn a_dial_whose_runtime_ends_before_it_was_polled_is_made_again_on_another() {
+    answers_after(drop).await;
+}
+
+#[tokio::test]
+async fn a_dial_whose_runtime_ends_while_it_hangs_is_made_again_on_another() {
+    answers_after(|runtime| {
+        runtime.block_on(tokio::task::yield_now());
+        drop(runtime);
+    })
+    .await;
+}
+
+fn status(response: Result<Response<impl Sized>, Failure>) -> StatusCode {
+    response.map_or_else(|failure| failure.status(), |response| response.status())
+}
+
+#[tokio::test]
+async fn idle_connections_are_ended_also_after_the_runtime_of_the_reaper_has_gone() {
+    for http in [Http::Auto, Http::H2] {
+        let (told, mut ended) = mpsc::unbounded_channel();
+        let upstream = Upstream::accepting(move |socket, _| {
+            let told = told.clone();
+            async move {
+                let server = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+                let service = hyper::service::service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::empty())));
+                let _ = server.serve_connection(hyper_util::rt::TokioIo::new(socket), service).await;
+                told.send(()).unwrap();
+            }
+        })
+        .await;
+        let limited = proxy(upstream.address).http(http).idle_timeout(Duration::from_millis(300));
+        let proxy = limited.build::<Body>();
+        let mut first = proxy.clone();
+        // the first connection and the reaper live on another runtime
+        let gone = tokio::task::spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            assert_eq!(status(runtime.block_on(first.call(get("/")))), 200);
+        });
+        soon(gone).await.unwrap();
+        soon(ended.recv()).await.unwrap();
+        assert_eq!(status(soon(proxy.clone().call(get("/"))).await), 200);
+        assert_eq!(upstream.accepted(), 2);
+        assert!(soon(ended.recv()).await.is_some());
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_never_announces_its_settings_gets_the_request() {
+    let (told, mut requests) = mpsc::unbounded_channel();
+    let upstream = Upstream::accepting(move |mut socket, _| {
+        let told = told.clone();
+        async move {
+            let mut bytes = vec![0; 4096];
+            while socket.read(&mut bytes).await.is_ok_and(|read| read > 0) {
+                let _ = told.send(());
+            }
+        }
+    })
+    .await;
+    let builder = proxy(upstream.address).http(Http::H2);
+    let gateway = Gateway::limited(builder, short().head(Duration::from_secs(2))).await;
+    assert_eq!(ask(gateway.address, GET).await.status(), 504);
+    assert_eq!(gateway.seen.causes(), [BadGatewayCause::FirstByteTimeout]);
+    assert!(requests.recv().await.is_some());
 }

@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::BodyExt;
-use support::{Gateway, PATIENCE, Upstream, Wire, ask, proxy, soon, until};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, soon, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Barrier, mpsc, oneshot};
-use tower::{Layer, Service};
-use tower_upstream::client::Http;
+use tower::{Layer, Service, service_fn};
+use tower_upstream::client::{Connect, Http, ReverseProxyBuilder};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, Failure};
 
@@ -329,6 +329,46 @@ async fn those_who_left_the_queue_take_no_turn() {
     soon(first).await.unwrap().unwrap().into_body().collect().await.unwrap();
     assert_eq!(soon(last).await.unwrap().status(), 200);
     assert_eq!(upstream.accepted(), 1);
+}
+
+/// A connector to an upstream in this process that answers every request, so that time may stand still.
+fn in_process(builder: ReverseProxyBuilder) -> (ReverseProxyBuilder<impl Connect<Future: 'static>>, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let connector = service_fn(move |_: Uri| {
+        count.fetch_add(1, SeqCst);
+        let (ours, mut theirs) = duplex(1 << 16);
+        tokio::spawn(async move {
+            let mut read = [0; 4096];
+            while theirs.read(&mut read).await.is_ok_and(|read| read > 0) {
+                theirs.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            }
+        });
+        std::future::ready(Ok::<_, std::io::Error>(Socket::new(ours)))
+    });
+    (builder.connector(connector), connections)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_past_its_age_takes_no_further_request() {
+    let day = Duration::from_secs(24 * 3600);
+    let any = "127.0.0.1:1".parse().unwrap();
+    for (queued, max_connections) in [(false, 1024), (true, 1)] {
+        let limited = proxy(any).idle_timeout(day).max_connections(max_connections);
+        let (builder, connections) = in_process(limited.queue_timeout(day));
+        let proxy = builder.build::<Body>();
+        // 10 minutes, a tenth more or less
+        for (pause, opened) in [(0, 1), (530, 1), (140, 2), (530, 2), (140, 3)] {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            let get = || Request::get("/").header("host", "a").body(Body::empty()).unwrap();
+            let calls: Vec<_> =
+                (0..if queued { 5 } else { 1 }).map(|_| tokio::spawn(proxy.clone().call(get()))).collect();
+            for call in calls {
+                assert_eq!(call.await.unwrap().unwrap().status(), 200);
+            }
+            assert_eq!(connections.load(SeqCst), opened, "after {pause} s more");
+        }
+    }
 }
 
 #[tokio::test]

@@ -282,10 +282,12 @@ async fn an_upgrade_that_the_upstream_refuses_is_a_plain_answer() {
 }
 
 #[tokio::test]
-async fn an_http_2_upstream_answers_an_upgrade_plainly() {
+async fn an_upgrade_fails_where_http_2_is_spoken_without_asking() {
     let upstream = app(Router::new().fallback(|| async { "no foo here" })).await;
     let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
-    assert_eq!(ask(gateway.address, FOO).await.text(), "no foo here");
+    assert_eq!(ask(gateway.address, FOO).await.status(), 502);
+    assert_eq!(gateway.seen.causes(), [Cause::UpgradeFailed]);
+    assert_eq!(upstream.accepted(), 0);
 }
 
 /// What a gateway makes of this answer to this request.

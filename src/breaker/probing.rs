@@ -273,4 +273,34 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(watched.passes());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_calls_find_out_by_themselves_whatever_becomes_of_the_task_that_probes() {
+        /// The first probe fails, the next one hangs or panics.
+        async fn probe(number: u32, panics: bool) -> bool {
+            match (number, panics) {
+                (0, _) => false,
+                (_, false) => std::future::pending().await,
+                (_, true) => panic!("a probe's own"),
+            }
+        }
+        for (unpolled, panics) in [(true, false), (false, false), (false, true)] {
+            let layer = CircuitBreakerLayer::new("payments");
+            let count = AtomicU32::new(0);
+            let probe = move || probe(count.fetch_add(1, Relaxed), panics);
+            let probing = layer.handle().probed(probe);
+            let task = if unpolled {
+                drop(probing);
+                tokio::spawn(async {})
+            } else {
+                tokio::spawn(probing)
+            };
+            let watched = Watched { layer, up: Arc::default(), probes: Arc::default(), task };
+            watched.fails(Cause::ConnectTimeout).await;
+            tokio::time::sleep(millis(30)).await;
+            watched.task.abort();
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            assert!(watched.passes(), "unpolled {unpolled}, panics {panics}");
+        }
+    }
 }

@@ -96,7 +96,7 @@ impl<B: SendBody> Transfer<B> {
         let upload = UploadState::of(exchange.progress.as_deref(), lease.stamp());
         if incoming.is_end_stream() {
             lease.stamp().answered();
-            release(lease, upload, exchange.progress.is_some(), upload_idle);
+            release(lease, upload, exchange.progress.as_ref(), upload_idle);
             return Self { incoming, open: None };
         }
         let scene = exchange.scene(lease.stamp());
@@ -116,22 +116,26 @@ impl<B: SendBody> Transfer<B> {
     /// The body is whole: others may have the connection.
     fn release(&mut self) {
         if let Some(open) = self.open.take() {
-            release(open.lease, open.upload, open.progress.is_some(), open.upload_idle);
+            release(open.lease, open.upload, open.progress.as_ref(), open.upload_idle);
         }
     }
 }
 
-fn release<B: SendBody>(lease: Lease<B>, upload: UploadState, had_upload: bool, upload_idle: Duration) {
+fn release<B: SendBody>(lease: Lease<B>, upload: UploadState, progress: Option<&Arc<Progress>>, upload_idle: Duration) {
     match lease {
         Lease::H1(h1) => match upload {
             // the rest may still be wanted (RFC 9112 section 9.3), but nobody knows what it was taken for
             UploadState::UnderWay => h1.end_after_upload(upload_idle),
             // what was not written yet would hold up the next request
-            UploadState::Through if had_upload && !h1.is_ready() => h1.give_back_after_upload(upload_idle),
+            UploadState::Through if progress.is_some() && !h1.is_ready() => h1.give_back_after_upload(upload_idle),
             UploadState::Through => h1.give_back(Instant::now()),
         },
         #[cfg(feature = "http2")]
-        Lease::H2(_) => {}
+        Lease::H2(h2) => {
+            if let Some(progress) = progress.filter(|progress| progress.ended().is_none()) {
+                h2.close_after_upload(progress, upload_idle);
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 #[cfg(feature = "http2")]
 use super::head_size;
-use super::pool::{Lease, SendBody};
+use super::pool::{Lease, Needs, SendBody};
 use super::proxy::Upstream;
 use super::sight::{looked, seen, sight, signing};
 use super::tunnel::{self, Terms};
@@ -175,7 +175,8 @@ where
     /// Gets a connection, sends, and waits; what comes back unsent goes out on another connection.
     async fn run(mut self, mut request: Request<Upload<B>>, mut returns: u32) -> Outcome<B> {
         loop {
-            let leased = signing(self.call, self.upstream.pool.lease(self.begun, returns > 0)).await;
+            let needs = Needs { fresh: returns > 0, upgrade: self.upgrade.is_some() };
+            let leased = signing(self.call, self.upstream.pool.lease(self.begun, needs)).await;
             let mut lease = leased.map_err(|failure| self.told(failure))?;
             let stamp = lease.stamp().clone();
             stamp.begin();

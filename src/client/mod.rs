@@ -30,6 +30,8 @@ mod frames;
 #[cfg(feature = "http2")]
 mod head_size;
 mod interim;
+#[cfg(feature = "http2")]
+mod peer_settings;
 mod policy;
 mod pool;
 mod proxy;

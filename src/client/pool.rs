@@ -1,13 +1,16 @@
 //! One upstream's connections.
 //!
 //! HTTP/1.1: the last connection given back is the first taken, looked at when it is taken; beyond the
-//! cap callers queue. HTTP/2: callers share connections up to a number of streams, and dials are
-//! shared too. What ends a connection is told to its [`Stamp`](crate::classify::Stamp), so that its
-//! socket goes with it.
+//! cap callers queue. HTTP/2: callers share connections up to the number of streams that both sides allow, and dials are
+//! shared too. Idle limit and greatest age hold for both. What ends a connection is told to its
+//! [`Stamp`](crate::classify::Stamp), so that its socket goes with it.
 
 mod h1;
 #[cfg(feature = "http2")]
 mod h2;
+mod reaper;
+#[cfg(feature = "http2")]
+mod streams;
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +30,7 @@ use tower_service::Service;
 use super::sight::telling;
 use super::{BoxError, Connector, Http, Stamped};
 use crate::body::Upload;
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase};
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 use crate::timeout::alignment::KeepAlive;
 
 pub(super) use self::h1::H1;
@@ -36,7 +39,6 @@ pub(super) use self::h2::H2;
 
 /// What the pool may hold.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(feature = "http2"), allow(dead_code))] // some are of HTTP/2 alone
 pub(super) struct Limits {
     /// Connections to one upstream.
     pub(super) connections: usize,
@@ -46,10 +48,32 @@ pub(super) struct Limits {
     pub(super) idle: Duration,
     /// How long a caller waits for a connection of others.
     pub(super) queue: Duration,
+    /// The age at which a connection takes no further request.
+    pub(super) max_age: Duration,
     /// Bytes of a stream's response that may wait for the client.
     pub(super) stream_window: u32,
     /// Interval and timeout of HTTP/2 PINGs.
     pub(super) keep_alive: Option<(Duration, Duration)>,
+}
+
+impl Limits {
+    /// When a connection opened `now` is too old for further requests; `None` if that is out of the clock's range.
+    ///
+    /// Ages differ by 10 % either way, so that connections opened together do not end together.
+    fn retire_at(&self, now: Instant) -> Option<Instant> {
+        let tenth = self.max_age / 10;
+        let jitter = tenth.mul_f64(2.0 * fastrand::f64());
+        now.checked_add(self.max_age.saturating_sub(tenth).checked_add(jitter)?)
+    }
+}
+
+/// What a request needs of its connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Needs {
+    /// A connection that no request has used, for one that came back from a stale connection.
+    pub(super) fresh: bool,
+    /// HTTP/1.1, for a request that changes the protocol (RFC 9110 section 7.8).
+    pub(super) upgrade: bool,
 }
 
 /// A connection to send one request on.
@@ -80,6 +104,8 @@ pub(super) struct Shared<B> {
     /// The last connection spoke HTTP/2, so that the next dial is worth sharing.
     #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
     seems_h2: AtomicBool,
+    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // HTTP/2 connections count their idle time from it
+    start: Instant,
     state: Mutex<State<B>>,
 }
 
@@ -88,7 +114,7 @@ struct State<B> {
     open: usize,
     /// Each with the time it was given back.
     idle: VecDeque<(H1<B>, Instant)>,
-    waiters: VecDeque<oneshot::Sender<Turn<B>>>,
+    waiters: VecDeque<Waiter<B>>,
     /// The length of the queue at which those that gave up are cleared away.
     clear_at: usize,
     reaping: bool,
@@ -99,17 +125,44 @@ struct State<B> {
 /// So many waiters may have given up before anybody looks.
 const MIN_CLEAR: usize = 1024;
 
+/// A request in the queue.
+struct Waiter<B> {
+    turn: oneshot::Sender<Turn<B>>,
+    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is nothing else
+    waits_for: WaitsFor,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitsFor {
+    /// An HTTP/1.1 connection, or a place for one.
+    Http1,
+    /// Whatever comes first.
+    Any,
+    /// Whatever comes first, a shared dial under way as a rule.
+    #[cfg(feature = "http2")]
+    Dial,
+}
+
 impl<B> State<B> {
     /// Queues a caller; the queue never holds many more than wait.
-    fn queue(&mut self) -> oneshot::Receiver<Turn<B>> {
+    fn queue(&mut self, waits_for: WaitsFor) -> oneshot::Receiver<Turn<B>> {
         if self.waiters.len() >= self.clear_at {
-            self.waiters.retain(|waiter| !waiter.is_closed());
+            self.waiters.retain(|waiter| !waiter.turn.is_closed());
             // twice what is left, so that looking at all of them stays rare
             self.clear_at = MIN_CLEAR.max(2 * self.waiters.len());
         }
-        let (waiter, turn) = oneshot::channel();
-        self.waiters.push_back(waiter);
-        turn
+        let (turn, receiver) = oneshot::channel();
+        self.waiters.push_back(Waiter { turn, waits_for });
+        receiver
+    }
+
+    /// Takes out the first who may use a place; whoever waits for a dial has one.
+    fn first_for_a_place(&mut self) -> Option<Waiter<B>> {
+        #[cfg(feature = "http2")]
+        let at = self.waiters.iter().position(|waiter| waiter.waits_for != WaitsFor::Dial)?;
+        #[cfg(not(feature = "http2"))]
+        let at = 0;
+        self.waiters.remove(at)
     }
 }
 
@@ -117,6 +170,17 @@ impl<B> State<B> {
 enum Turn<B> {
     Connection(H1<B>),
     Place(Place<B>),
+    #[cfg(feature = "http2")]
+    Stream(H2<B>),
+    /// The shared dial brought nothing for this caller, which may dial by itself.
+    #[cfg(feature = "http2")]
+    LookAgain,
+    /// The shared dial failed.
+    #[cfg(feature = "http2")]
+    DialFailed(Failure),
+    /// The shared dial's task ended without a result: it panicked, or its runtime has ended.
+    #[cfg(feature = "http2")]
+    DialLost,
 }
 
 /// A connection's place under the cap; dropping it makes room.
@@ -138,14 +202,14 @@ impl<B> Shared<B> {
     fn give_place(self: &Arc<Self>) {
         let mut state = self.lock();
         state.open -= 1;
-        while let Some(waiter) = state.waiters.pop_front() {
-            if waiter.is_closed() {
+        while let Some(waiter) = state.first_for_a_place() {
+            if waiter.turn.is_closed() {
                 continue;
             }
             state.open += 1;
             drop(state);
             // a waiter that left meanwhile drops the place, which comes back here
-            let _ = waiter.send(Turn::Place(Place(Arc::downgrade(self))));
+            let _ = waiter.turn.send(Turn::Place(Place(Arc::downgrade(self))));
             return;
         }
     }
@@ -195,12 +259,14 @@ impl<C, B> Pool<C, B> {
             clear_at: MIN_CLEAR,
             reaping: false,
             #[cfg(feature = "http2")]
-            h2: h2::Connections::default(),
+            h2: h2::Connections::new(&limits),
         };
+        let start = Instant::now();
         let shared = Shared {
             limits,
-            keep_alive: KeepAlive::new(limits.idle, Instant::now()),
+            keep_alive: KeepAlive::new(limits.idle, start),
             seems_h2: AtomicBool::new(http.is_h2()),
+            start,
             state: Mutex::new(state),
         };
         Self { shared: Arc::new(shared), dial: Arc::new(Dial { uri, http, connector }) }
@@ -228,52 +294,140 @@ where
     type Io = T;
 }
 
+/// What a caller has to do for its connection.
+enum Next<B> {
+    #[cfg(feature = "http2")]
+    Lease(Lease<B>),
+    Open(Place<B>),
+    /// Wait, for a shared dial (`true`) or for what others give back.
+    Wait(oneshot::Receiver<Turn<B>>, bool),
+    /// A connection has come back, or was ended to make room.
+    LookAgain,
+}
+
+/// A shared dial is waited for this long; after that the next caller dials beside it.
+///
+/// More than the limits of [`TcpConnector`](super::TcpConnector) and [`TlsConnector`](super::TlsConnector) together, so
+/// that only a connector without limits takes longer.
+const DIAL_WAIT: Duration = Duration::from_secs(5);
+/// How many shared dials may end without a result before the request that waits for them fails.
+#[cfg(feature = "http2")]
+const MAX_LOST_DIALS: u32 = 2;
+
 impl<C: Connect, B: SendBody> Pool<C, B>
 where
     C::Future: 'static,
 {
     /// A connection: an idle one, a new one, or the next that others give back.
-    ///
-    /// `fresh` asks for a new one, for a request that a stale one gave back.
-    pub(super) async fn lease(&self, now: Instant, fresh: bool) -> Result<Lease<B>, Failure> {
+    pub(super) async fn lease(&self, now: Instant, needs: Needs) -> Result<Lease<B>, Failure> {
+        if needs.upgrade && self.dial.http.is_h2() {
+            return Err(upgrade_failed("the upstream is spoken to in HTTP/2 alone"));
+        }
+        let mut look_at_idle = !needs.fresh;
+        // the time in the queue is limited as a whole, whatever the caller is woken for
+        let mut queued_since = None;
         #[cfg(feature = "http2")]
-        if let Some(stream) = self.lease_h2().await? {
-            return Ok(stream);
-        }
-        if !fresh {
-            if let Some(connection) = self.idle(now).await {
-                return Ok(Lease::H1(connection));
-            }
-        }
+        let (mut now, mut may_dial, mut lost_dials) = (now, true, 0);
         loop {
-            match self.turn().await? {
-                Turn::Place(place) => return self.open(place).await,
-                Turn::Connection(mut connection) => {
+            #[cfg(feature = "http2")]
+            let by_h2 = self.next_h2(now, needs, may_dial);
+            #[cfg(not(feature = "http2"))]
+            let by_h2 = None;
+            #[cfg(feature = "http2")]
+            let shares = by_h2.is_some();
+            if by_h2.is_none() && std::mem::take(&mut look_at_idle) {
+                if let Some(connection) = self.idle(now).await {
+                    return Ok(Lease::H1(connection));
+                }
+            }
+            let next = by_h2.unwrap_or_else(|| self.next_h1(needs));
+            let (turn, dialing) = match next {
+                #[cfg(feature = "http2")]
+                Next::Lease(lease) => return Ok(lease),
+                Next::Open(place) => match self.open(place, needs.upgrade).await? {
+                    Some(lease) => return Ok(lease),
+                    None => continue,
+                },
+                Next::Wait(turn, dialing) => (turn, dialing),
+                Next::LookAgain => {
+                    look_at_idle = !needs.fresh;
+                    continue;
+                }
+            };
+            let waited = if dialing {
+                telling(Phase::Connect, None, timeout(DIAL_WAIT, turn)).await
+            } else {
+                let since: &mut Instant = queued_since.get_or_insert_with(Instant::now);
+                let left = self.shared.limits.queue.saturating_sub(since.elapsed());
+                telling(Phase::Pool, None, timeout(left, turn)).await
+            };
+            match waited {
+                Ok(Ok(Turn::Connection(mut connection))) => {
                     if connection.still_open().await {
                         return Ok(Lease::H1(connection));
                     }
                 }
+                #[cfg(feature = "http2")]
+                Ok(Ok(Turn::Place(place))) if shares => self.dial_shared(place),
+                Ok(Ok(Turn::Place(place))) => {
+                    if let Some(lease) = self.open(place, needs.upgrade).await? {
+                        return Ok(lease);
+                    }
+                }
+                #[cfg(feature = "http2")]
+                Ok(Ok(Turn::Stream(stream))) => return Ok(Lease::H2(stream)),
+                #[cfg(feature = "http2")]
+                Ok(Ok(Turn::LookAgain)) => {}
+                #[cfg(feature = "http2")]
+                Ok(Ok(Turn::DialFailed(failure))) => {
+                    // a stream of the connections that there are may still become free
+                    may_dial = false;
+                    if !self.shared.shares_any() {
+                        return Err(failure);
+                    }
+                }
+                #[cfg(feature = "http2")]
+                Ok(Ok(Turn::DialLost)) => {
+                    lost_dials += 1;
+                    if lost_dials > MAX_LOST_DIALS {
+                        return Err(Failure::new(BadGatewayCause::GatewayInternal));
+                    }
+                }
+                Ok(Err(_)) => return Err(Failure::new(BadGatewayCause::GatewayInternal)),
+                Err(_) if dialing => {}
+                Err(_) => {
+                    let failure = Failure::builder(BadGatewayCause::QueueTimeout);
+                    return Err(failure.unsent(Evidence::LocalRefusal).build());
+                }
+            }
+            #[cfg(feature = "http2")]
+            {
+                now = Instant::now();
             }
         }
     }
 
     /// A place under the cap, or what others give back.
-    async fn turn(&self) -> Result<Turn<B>, Failure> {
-        let turn = {
-            let mut state = self.shared.lock();
-            if let Some(place) = self.shared.place(&mut state) {
-                return Ok(Turn::Place(place));
-            }
-            state.queue()
-        };
-        match telling(Phase::Pool, None, timeout(self.shared.limits.queue, turn)).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) => Err(Failure::new(BadGatewayCause::GatewayInternal)),
-            Err(_) => {
-                let failure = Failure::builder(BadGatewayCause::QueueTimeout);
-                Err(failure.unsent(Evidence::LocalRefusal).build())
-            }
+    fn next_h1(&self, needs: Needs) -> Next<B> {
+        let mut state = self.shared.lock();
+        if let Some(place) = self.shared.place(&mut state) {
+            return Next::Open(place);
         }
+        #[cfg(feature = "http2")]
+        if let Some(unused) = state.h2.take_unused() {
+            drop(state);
+            drop(unused);
+            return Next::LookAgain;
+        }
+        if !state.idle.is_empty() {
+            // given back meanwhile, or of no use to this request
+            let useless = needs.fresh.then(|| state.idle.pop_front());
+            drop(state);
+            drop(useless);
+            return Next::LookAgain;
+        }
+        let waits_for = if needs.upgrade { WaitsFor::Http1 } else { WaitsFor::Any };
+        Next::Wait(state.queue(waits_for), false)
     }
 
     /// The youngest idle connection, if it can take a request at once.
@@ -281,7 +435,7 @@ where
         let mut state = self.shared.lock();
         let (connection, since) = state.idle.back()?;
         let age = now.saturating_duration_since(*since);
-        if !connection.is_ready() || age >= self.shared.idle_limit() {
+        if !connection.is_ready() || age >= self.shared.idle_limit() || connection.is_retired(now) {
             return None;
         }
         let (mut connection, _) = state.idle.pop_back()?;
@@ -304,6 +458,9 @@ where
                 }
                 (connection, since)
             };
+            if connection.is_retired(now) {
+                continue;
+            }
             let age = now.saturating_duration_since(since);
             if connection.still_open().await {
                 connection.rested = Some(age);
@@ -313,14 +470,20 @@ where
         }
     }
 
-    async fn open(&self, place: Place<B>) -> Result<Lease<B>, Failure> {
+    #[cfg_attr(not(feature = "http2"), allow(unused_variables))]
+    /// Opens a connection; `None` if it is kept for others, as its peer takes no stream now.
+    async fn open(&self, place: Place<B>, upgrade: bool) -> Result<Option<Lease<B>>, Failure> {
         let io = self.connect().await?;
         #[cfg(feature = "http2")]
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
+            if upgrade {
+                return Err(upgrade_failed("the upstream's connector negotiates HTTP/2 alone"));
+            }
             self.shared.seems_h2.store(true, Relaxed);
-            return Ok(self.adopt(h2::Connections::shake_hands(io, place, &self.shared.limits).await?));
+            let opened = h2::Connections::shake_hands(io, &mut Some(place), &self.shared).await?;
+            return Ok(self.adopt(opened));
         }
-        H1::shake_hands(io, place, &self.shared).await.map(Lease::H1)
+        H1::shake_hands(io, place, &self.shared).await.map(|h1| Some(Lease::H1(h1)))
     }
 
     /// Whether the upstream takes a connection now; one that is asked for here is closed at once.
@@ -333,4 +496,10 @@ where
         std::future::poll_fn(|cx| connector.poll_ready(cx)).await?;
         connector.call(self.dial.uri.clone()).await
     }
+}
+
+/// Nothing was sent for a request whose change of protocol HTTP/2 cannot carry.
+fn upgrade_failed(detail: &'static str) -> Failure {
+    let failure = Failure::builder(BadGatewayCause::UpgradeFailed).detail(Detail::Text(detail));
+    failure.unsent(Evidence::LocalRefusal).build()
 }

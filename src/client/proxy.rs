@@ -39,7 +39,7 @@ pub enum Http {
     /// HTTP/1.1, or what TLS negotiates by ALPN.
     #[default]
     Auto,
-    /// HTTP/2 without asking (RFC 9113 section 3.3, prior knowledge).
+    /// HTTP/2 without asking (RFC 9113 section 3.3, prior knowledge). Upgrades, WebSocket among them, fail.
     #[cfg(feature = "http2")]
     H2,
 }
@@ -182,6 +182,7 @@ pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<AnswerB
 /// | [`queue_timeout`](Self::queue_timeout) | 1 s |
 /// | [`upload_idle_timeout`](Self::upload_idle_timeout) once the answer is complete | 30 s |
 /// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 3 s, less if the upstream says so in `Keep-Alive` |
+/// | [`max_age`](Self::max_age) of a connection that is to take another request | 10 min, 10 % more or less |
 /// | [`http2_stream_window`](Self::http2_stream_window) | 65,535 bytes |
 /// | [`http2_keep_alive`](Self::http2_keep_alive) | no PING is sent |
 /// | [`connector`](Self::connector) | [`TcpConnector`], under [`TlsConnector`](super::TlsConnector) with feature `rustls` |
@@ -211,6 +212,7 @@ impl<C> ReverseProxyBuilder<C> {
             // a second and more below the shortest keep-alive that is common: 5 s (Node, uvicorn)
             idle: Duration::from_secs(3),
             queue: Duration::from_secs(1),
+            max_age: Duration::from_secs(600),
             stream_window: 65_535,
             keep_alive: None,
         };
@@ -249,6 +251,9 @@ impl<C> ReverseProxyBuilder<C> {
     }
 
     /// How many connections may be open (default 1024, at least 1); beyond it requests queue.
+    ///
+    /// A connection that gets no further in 5 s is no longer waited for: others are opened beside it, and it gives up its
+    /// place where there is no other.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.limits.connections = connections.max(1);
         self
@@ -273,6 +278,9 @@ impl<C> ReverseProxyBuilder<C> {
     }
 
     /// How many streams share an HTTP/2 connection before another is opened (default 100, from 1 to 32,767).
+    ///
+    /// Where the upstream's `SETTINGS_MAX_CONCURRENT_STREAMS` is lower, that holds. A request for which no connection has a
+    /// stream left waits for [`queue_timeout`](Self::queue_timeout) at most.
     pub fn max_streams(mut self, streams: usize) -> Self {
         self.limits.streams = u32::try_from(streams).unwrap_or(MAX_STREAMS).clamp(1, MAX_STREAMS);
         self
@@ -284,13 +292,23 @@ impl<C> ReverseProxyBuilder<C> {
         self
     }
 
-    /// How long an idle connection is kept (default 3 s, at most a day).
+    /// How long an idle connection is kept (default 3 s, at most a day), HTTP/1.1 and HTTP/2 alike.
     ///
     /// It must be shorter than the upstream's own keep-alive, or requests meet connections that the
     /// upstream is just closing. What the upstream says in `Keep-Alive: timeout=N` shortens it.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         // far enough for any pool, and near enough for the clock
         self.limits.idle = limit.min(Duration::from_secs(24 * 60 * 60));
+        self
+    }
+
+    /// The age at which a connection takes no further request (default 10 min +-10 %, at least 1 s).
+    ///
+    /// HTTP/1.1 and HTTP/2 alike: only a new connection sees that the upstream's name has another address, so that
+    /// under load this limits how long the old one is used. Requests that run are not cut off.
+    /// [`Duration::MAX`] sets no limit.
+    pub fn max_age(mut self, limit: Duration) -> Self {
+        self.limits.max_age = limit.max(Duration::from_secs(1));
         self
     }
 

@@ -9,6 +9,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::interim::Interim;
+#[cfg(feature = "http2")]
+use super::peer_settings::{PeerSettings, SettingsReader};
 use crate::classify::Stamp;
 
 /// A connection whose bytes are counted in its [`Stamp`].
@@ -23,8 +25,26 @@ pub struct Stamped<T> {
 impl<T> Stamped<T> {
     pub(super) fn new(io: T, stamp: Stamp, interim: Interim) -> Self {
         let io = TokioIo::new(io);
-        let counted = Counted { io, stamp, interim, seen: 0, read_last: false, was_full: false, task: None };
+        let counted = Counted {
+            io,
+            stamp,
+            interim,
+            #[cfg(feature = "http2")]
+            settings: None,
+            seen: 0,
+            read_last: false,
+            was_full: false,
+            task: None,
+        };
         Self { io: TokioIo::new(counted) }
+    }
+
+    /// Reads the settings of an HTTP/2 peer from now on; called before its first byte is read.
+    #[cfg(feature = "http2")]
+    pub(super) fn read_settings(&mut self) -> tokio::sync::watch::Receiver<PeerSettings> {
+        let (reader, settings) = SettingsReader::new();
+        self.io.inner_mut().settings = Some(Box::new(reader));
+        settings
     }
 
     /// The connection's counters.
@@ -82,6 +102,8 @@ struct Counted<T> {
     io: T,
     stamp: Stamp,
     interim: Interim,
+    #[cfg(feature = "http2")]
+    settings: Option<Box<SettingsReader>>,
     /// The stamp's count of requests when the last answer began.
     seen: u32,
     read_last: bool,
@@ -151,6 +173,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
         } else {
             this.read_last = true;
             this.stamp.saw_read(bytes);
+            #[cfg(feature = "http2")]
+            if let Some(settings) = &mut this.settings {
+                settings.read(bytes);
+            }
             let seen = this.interim.saw(bytes);
             if this.interim.heads() > 0 {
                 this.stamp.saw_interim(this.interim.heads());

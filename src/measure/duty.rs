@@ -105,6 +105,18 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_at_work_gives_the_duty_back() {
+        let duty = Duty::new();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _taken = duty.take(3).unwrap();
+            panic!("at work");
+        }));
+        assert!(panicked.is_err());
+        assert!(duty.again().is_some());
+        assert_eq!(duty.take(4).unwrap().since(), 1);
+    }
+
+    #[test]
     fn the_duty_ends_where_its_count_ends() {
         let duty = Duty::new();
         assert!(duty.take(u32::MAX).is_some());

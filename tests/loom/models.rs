@@ -1,5 +1,5 @@
-//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens, of the circuit and of the limiter's slots for loom: the
-//! interleavings of a few steps.
+//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens, of the circuit, of the limiter's slots and of the
+//! streams on a shared connection for loom: the interleavings of a few steps.
 
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
@@ -20,12 +20,17 @@ mod breaker {
 }
 #[path = "breaker.rs"]
 mod circuit;
+#[path = "../../src/client/pool"]
+mod pool {
+    pub(crate) mod streams;
+}
 mod replay;
 #[path = "../../src/retry"]
 mod retry {
     pub(crate) mod ledger;
     pub(crate) mod pace;
 }
+mod streams;
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::client::legacy::connect::Connection;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::{Place, SendBody, Shared, Turn, Upload};
@@ -27,6 +28,8 @@ pub(crate) struct H1<B> {
     home: Weak<Shared<B>>,
     /// How long it had been idle when it was taken; a new one was not.
     pub(super) rested: Option<Duration>,
+    /// When it is too old for further requests.
+    retire_at: Option<Instant>,
 }
 
 impl<B> Drop for H1<B> {
@@ -71,6 +74,11 @@ impl<B> H1<B> {
         self.sender.as_ref().is_none_or(SendRequest::is_closed)
     }
 
+    /// Whether it is too old for a further request.
+    pub(super) fn is_retired(&self, now: Instant) -> bool {
+        self.retire_at.is_some_and(|at| at <= now)
+    }
+
     /// Leaves the connection to its upgraded protocol; the place is kept as long as what is returned.
     pub(crate) fn into_tunnel(mut self) -> Option<Place<B>> {
         self.sender = None;
@@ -98,7 +106,15 @@ impl<B: SendBody> H1<B> {
                 home.forget_closed(Instant::now());
             }
         });
-        Ok(Self { sender: Some(sender), stamp, place: Some(place), home: Arc::downgrade(home), rested: None })
+        let retire_at = home.limits.retire_at(Instant::now());
+        Ok(Self {
+            sender: Some(sender),
+            stamp,
+            place: Some(place),
+            home: Arc::downgrade(home),
+            rested: None,
+            retire_at,
+        })
     }
 
     pub(crate) fn sender(&mut self) -> &mut SendRequest<Upload<B>> {
@@ -114,7 +130,7 @@ impl<B: SendBody> H1<B> {
     /// Gives the connection back, to the next who waits or to the idle ones.
     pub(crate) fn give_back(self, now: Instant) {
         let Some(home) = self.home.upgrade() else { return };
-        if self.is_closed() {
+        if self.is_closed() || self.is_retired(now) {
             return;
         }
         let mut connection = self;
@@ -122,23 +138,20 @@ impl<B: SendBody> H1<B> {
         connection.rested = None;
         let mut state = home.lock();
         while let Some(waiter) = state.waiters.pop_front() {
-            match waiter.send(Turn::Connection(connection)) {
+            match waiter.turn.send(Turn::Connection(connection)) {
                 // that caller has left meanwhile
                 Err(Turn::Connection(back)) => connection = back,
-                Ok(()) | Err(Turn::Place(_)) => return,
+                Ok(()) | Err(_) => return,
             }
         }
         state.idle.push_back((connection, now));
-        if !state.reaping {
-            state.reaping = true;
-            drop(state);
-            tokio::spawn(reap(Arc::downgrade(&home)));
-        }
+        home.reap(state);
     }
 
     /// Gives the connection back once the last of an upload has been written.
     pub(crate) fn give_back_after_upload(mut self, idle: Duration) {
-        tokio::spawn(async move {
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
             if self.takes_upload(idle).await {
                 self.give_back(Instant::now());
             }
@@ -149,8 +162,9 @@ impl<B: SendBody> H1<B> {
     ///
     /// The answer came first, and whole; the upstream may still want the upload (RFC 9112 section 9.3).
     pub(crate) fn end_after_upload(mut self, idle: Duration) {
+        let Ok(runtime) = Handle::try_current() else { return };
         if !self.is_ready() && !self.is_closed() {
-            tokio::spawn(async move { self.takes_upload(idle).await });
+            runtime.spawn(async move { self.takes_upload(idle).await });
         }
     }
 
@@ -163,30 +177,6 @@ impl<B: SendBody> H1<B> {
                 Err(_) if self.stamp.wire().written == written => return false,
                 Err(_) => written = self.stamp.wire().written,
             }
-        }
-    }
-}
-
-/// Ends idle connections that grew too old, while there are any.
-async fn reap<B>(home: Weak<Shared<B>>) {
-    loop {
-        let Some(limit) = home.upgrade().map(|home| home.idle_limit()) else { return };
-        tokio::time::sleep(limit).await;
-        let Some(home) = home.upgrade() else { return };
-        let now = Instant::now();
-        home.keep_alive.ease(now);
-        let limit = home.idle_limit();
-        let mut old = Vec::new();
-        let mut state = home.lock();
-        while state.idle.front().is_some_and(|(_, since)| now.saturating_duration_since(*since) >= limit) {
-            old.extend(state.idle.pop_front());
-        }
-        let done = state.idle.is_empty();
-        state.reaping = !done;
-        drop(state);
-        drop(old);
-        if done {
-            return;
         }
     }
 }

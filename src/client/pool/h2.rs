@@ -1,18 +1,33 @@
 //! HTTP/2 connections that callers share.
+//!
+//! A stream is handed out only where the peer's `SETTINGS_MAX_CONCURRENT_STREAMS` leaves one: beyond it hyper would let the
+//! request wait inside the connection, where nobody can tell it from one that was sent. A request that finds no stream
+//! waits for a dial of its own or of others, or in the pool's queue.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::client::legacy::connect::Connection;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{Connect, H1, Lease, Limits, Place, Pool, SendBody, Shared, Turn, Upload, telling};
-use crate::cause::{BadGatewayCause, Evidence, Failure, Phase};
+use super::streams::Streams;
+use super::{Connect, DIAL_WAIT, H1, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, State, Turn, Upload};
+use super::{Waiter, WaitsFor, telling};
+use crate::body::Progress;
+use crate::cause::{BadGatewayCause, Failure, Phase};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
+use crate::client::peer_settings::PeerSettings;
 use crate::engine::{Abandon, leaving};
 
 /// hyper's 16 KB is less than an HTTP/1.1 upstream may send.
@@ -21,31 +36,51 @@ const MAX_HEADER_LIST: u32 = 64 << 10;
 const MAX_FRAME: u32 = 16 << 10;
 /// Bytes of a request body that may wait for the upstream, as of a response body for the client.
 const MAX_SEND_BUFFER: usize = 64 << 10;
+/// How long a new connection is given to announce its settings; a peer that takes longer is used without them.
+const SETTINGS_WAIT: Duration = Duration::from_millis(250);
+/// For so long a connection whose peer took no stream from the start tells that another dial would meet the same.
+const DRAINING: Duration = Duration::from_secs(1);
+/// How long a connection that nobody uses may take to say good-bye.
+const LINGER: Duration = Duration::from_secs(1);
+/// A connection that no stream has used yet is not idle before: those it was opened for have to find it.
+const MIN_UNUSED: Duration = Duration::from_secs(1);
 
 /// The shared connections of one upstream.
 pub(super) struct Connections<B> {
     open: Vec<Entry<B>>,
-    /// Callers that wait for the one dial under way.
-    dialing: Option<Vec<oneshot::Sender<Result<(), Failure>>>>,
-}
-
-impl<B> Default for Connections<B> {
-    fn default() -> Self {
-        Self { open: Vec::new(), dialing: None }
-    }
+    /// Shared dials under way: when each began. Dropping the sender cancels the dial.
+    dialing: Vec<(Instant, oneshot::Sender<Infallible>)>,
+    /// The streams that a dial is likely to bring.
+    streams_of_a_dial: usize,
 }
 
 struct Entry<B> {
     sender: SendRequest<Upload<B>>,
     connection: Arc<Shape<B>>,
+    opened_at: Instant,
+    /// When it is too old for further streams.
+    retire_at: Option<Instant>,
+    /// A stream has been opened on it.
+    used: bool,
 }
 
 /// What the streams of one connection share.
 struct Shape<B> {
     stamp: Stamp,
-    streams: AtomicUsize,
-    evicted: AtomicBool,
-    _place: Place<B>,
+    streams: Streams,
+    settings: watch::Receiver<PeerSettings>,
+    /// When it was last seen without a stream, in nanoseconds since the pool's start; a stream opened since counts too.
+    idle_since: AtomicU64,
+    _place: Option<Place<B>>,
+    /// Closes with the last holder, for the connection's task.
+    _in_use: oneshot::Sender<Infallible>,
+}
+
+impl<B> Shape<B> {
+    /// How many streams may be open: the peer's limit, or ours if that is less.
+    fn limit(&self, streams: u32) -> u32 {
+        self.settings.borrow().max_concurrent_streams.map_or(streams, |peer| peer.min(streams))
+    }
 }
 
 /// One stream's hold on a shared connection.
@@ -62,10 +97,20 @@ impl<B> Drop for H2<B> {
         if !matches!(leaving(), Abandon::Left | Abandon::Outrun) && leaving() != late {
             self.evict();
         }
-        let others = self.connection.streams.fetch_sub(1, Relaxed) - 1;
-        // nobody new will come: a connection that hangs would stay for ever
-        if others == 0 && self.connection.evicted.load(Relaxed) {
+        if self.connection.streams.count() == 1 {
+            if let Some(home) = self.home.upgrade() {
+                self.connection.idle_since.store(home.nanos(Instant::now()), Relaxed);
+            }
+        }
+        let end = self.connection.streams.close();
+        // no further stream will come: a connection that hangs would stay for ever
+        if end.ends_connection {
             self.connection.stamp.kill();
+        }
+        if end.awaited {
+            if let Some(home) = self.home.upgrade() {
+                home.hand_streams(&self.connection);
+            }
         }
     }
 }
@@ -79,64 +124,167 @@ impl<B> H2<B> {
         &mut self.sender
     }
 
+    /// The peer's settings as they are now.
+    #[allow(dead_code)] // for the limit of a request head
+    pub(crate) fn peer_settings(&self) -> PeerSettings {
+        *self.connection.settings.borrow()
+    }
+
     /// Takes the connection, and no other, out of the pool. Streams that run may end.
     pub(crate) fn evict(&self) {
-        let Some(home) = self.home.upgrade() else { return };
-        let mut state = home.lock();
-        let at = state.h2.open.iter().position(|entry| Arc::ptr_eq(&entry.connection, &self.connection));
-        let gone = at.map(|at| state.h2.open.swap_remove(at));
-        drop(state);
-        self.connection.evicted.store(true, Relaxed);
-        drop(gone);
+        if let Some(home) = self.home.upgrade() {
+            let mut state = home.lock();
+            let at = state.h2.position(&self.connection);
+            let gone = at.map(|at| state.h2.open.swap_remove(at));
+            drop(state);
+            drop(gone);
+        }
+        if self.connection.streams.evict() {
+            self.connection.stamp.kill();
+        }
+    }
+}
+
+impl<B: Send + 'static> H2<B> {
+    /// Keeps the stream's slot until its upload is through, if that goes on moving: the response came first.
+    ///
+    /// The peer counts the stream as long. An upload that stands still ends with its connection.
+    pub(crate) fn close_after_upload(self, progress: &Arc<Progress>, idle: Duration) {
+        let upload = Arc::downgrade(progress);
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let interval = (idle / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
+            let (mut taken, mut moved) = (0, Instant::now());
+            loop {
+                sleep(interval).await;
+                // hyper drops the body once the peer has reset the stream
+                let Some(progress) = upload.upgrade() else { return };
+                if progress.ended().is_some() || progress.failed() {
+                    return;
+                }
+                if std::mem::replace(&mut taken, progress.taken()) != taken {
+                    moved = Instant::now();
+                } else if moved.elapsed() >= idle {
+                    return self.evict();
+                }
+            }
+        });
+    }
+}
+
+impl<B> Connections<B> {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let streams_of_a_dial = usize::try_from(limits.streams).unwrap_or(usize::MAX);
+        Self { open: Vec::new(), dialing: Vec::new(), streams_of_a_dial }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    fn position(&self, connection: &Arc<Shape<B>>) -> Option<usize> {
+        self.open.iter().position(|entry| Arc::ptr_eq(&entry.connection, connection))
+    }
+
+    /// A stream on the least busy connection that has one left.
+    fn share(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
+        let most = home.limits.streams;
+        let free = |entry: &&mut Entry<B>| entry.connection.streams.count() < entry.connection.limit(most);
+        let least = self.open.iter_mut().filter(free).min_by_key(|entry| entry.connection.streams.count())?;
+        least.connection.streams.try_open(least.connection.limit(most)).then(|| least.lease(home))
+    }
+
+    /// As [`share`](Self::share); if there is no stream, the next one that ends is handed on.
+    fn share_or_wait(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
+        let most = home.limits.streams;
+        let free = |entry: &&mut Entry<B>| entry.connection.streams.try_open_or_wait(entry.connection.limit(most));
+        self.open.iter_mut().find(free).map(|entry| entry.lease(home))
+    }
+
+    /// How many streams the dials under way are likely to bring; one that takes too long brings none.
+    fn expected(&self, now: Instant) -> usize {
+        let begun_lately = |(since, _): &&(Instant, _)| now.saturating_duration_since(*since) < DIAL_WAIT;
+        self.dialing.iter().filter(begun_lately).count().saturating_mul(self.streams_of_a_dial)
+    }
+
+    /// Takes out a dial that takes too long; dropping it cancels it.
+    fn take_stuck_dial(&mut self, now: Instant) -> Option<oneshot::Sender<Infallible>> {
+        let is_stuck = |(since, _): &(Instant, _)| now.saturating_duration_since(*since) >= DIAL_WAIT;
+        let at = self.dialing.iter().position(is_stuck)?;
+        Some(self.dialing.swap_remove(at).1)
+    }
+
+    /// A connection opened in the last second has never taken a stream, and takes none now.
+    fn is_draining(&self, now: Instant) -> bool {
+        let is_new = |entry: &Entry<B>| !entry.used && now.saturating_duration_since(entry.opened_at) < DRAINING;
+        self.open.iter().any(|entry| is_new(entry) && entry.connection.limit(1) == 0)
+    }
+
+    /// Takes out a connection without a stream, to make room for one of the other protocol.
+    pub(super) fn take_unused(&mut self) -> Option<impl Sized + use<B>> {
+        let at = self.open.iter().position(|entry| entry.connection.streams.count() == 0)?;
+        Some(self.open.swap_remove(at))
+    }
+
+    pub(super) fn take_all_unused(&mut self) -> impl Sized + use<B> {
+        self.take(|entry| entry.connection.streams.count() == 0)
+    }
+
+    /// Takes out what the caller drops without the lock.
+    fn take(&mut self, gone: impl Fn(&Entry<B>) -> bool) -> Vec<Entry<B>> {
+        // in place, and without an allocation as long as nothing goes
+        let mut taken = Vec::new();
+        let mut at = 0;
+        while let Some(entry) = self.open.get(at) {
+            if gone(entry) {
+                taken.push(self.open.swap_remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        taken
     }
 }
 
 impl<B: SendBody> Connections<B> {
-    pub(super) async fn shake_hands<T>(io: Stamped<T>, place: Place<B>, limits: &Limits) -> Result<Opened<B>, Failure>
+    /// Begins to speak HTTP/2, and waits for the peer's settings. A failure leaves the place.
+    pub(super) async fn shake_hands<T>(
+        mut io: Stamped<T>,
+        place: &mut Option<Place<B>>,
+        home: &Arc<Shared<B>>,
+    ) -> Result<Opened<B>, Failure>
     where
         T: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static,
     {
         let stamp = io.stamp().clone();
         stamp.multiplexed();
-        let (sender, connection) = builder(limits).handshake(io).await.map_err(|error| {
+        let mut settings = io.read_settings();
+        let (sender, connection) = builder(&home.limits).handshake(io).await.map_err(|error| {
             let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
             Failure::seen(error.into(), &scene)
         })?;
-        tokio::spawn(async move {
-            // its error is told by the requests it failed
-            let _ = connection.await;
+        let (in_use, unused) = oneshot::channel();
+        let shape = Arc::new(Shape {
+            stamp: stamp.clone(),
+            streams: Streams::new(),
+            settings: settings.clone(),
+            idle_since: AtomicU64::new(home.nanos(Instant::now())),
+            _place: place.take(),
+            _in_use: in_use,
         });
-        Ok(Opened { sender, stamp, place })
-    }
-
-    /// A stream on the least busy connection, if that has fewer than `streams`.
-    fn share(&self, home: &Arc<Shared<B>>, streams: usize) -> Option<H2<B>> {
-        let least = self.open.iter().min_by_key(|entry| entry.connection.streams.load(Relaxed))?;
-        if least.connection.streams.load(Relaxed) >= streams {
-            return None;
-        }
-        Some(least.lease(home))
-    }
-
-    fn add(&mut self, opened: Opened<B>) {
-        let Opened { sender, stamp, place } = opened;
-        let shape = Shape { stamp, streams: AtomicUsize::new(0), evicted: AtomicBool::new(false), _place: place };
-        self.open.push(Entry { sender, connection: Arc::new(shape) });
-    }
-
-    /// Takes out what has closed, for the caller to drop without the lock.
-    #[must_use]
-    fn closed(&mut self) -> Vec<Entry<B>> {
-        let mut closed = Vec::new();
-        let mut at = 0;
-        while let Some(entry) = self.open.get(at) {
-            if entry.sender.is_closed() || entry.connection.stamp.is_killed() {
-                closed.push(self.open.swap_remove(at));
-            } else {
-                at += 1;
-            }
-        }
-        closed
+        let swept = SweptAtEnd(Arc::downgrade(home));
+        let driver = Driver { connection, settings: settings.clone(), shape: Arc::downgrade(&shape), swept };
+        tokio::spawn(async move {
+            driver.run().await;
+            // no stream uses it any more; a peer that reads nothing must not keep the socket
+            let _ = unused.await;
+            sleep(LINGER).await;
+            stamp.kill();
+        });
+        // an end of the connection is the first request's to report
+        let received = timeout(SETTINGS_WAIT, settings.wait_for(|settings| settings.received));
+        let _ = telling(Phase::Connect, shape.stamp.peer(), received).await;
+        Ok(Opened { sender, connection: shape })
     }
 }
 
@@ -161,117 +309,326 @@ fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
     builder
 }
 
+/// A connection's own future, and what has to happen beside and after it; the fields are dropped in this order.
+struct Driver<F, B> {
+    connection: F,
+    settings: watch::Receiver<PeerSettings>,
+    shape: Weak<Shape<B>>,
+    swept: SweptAtEnd<B>,
+}
+
+impl<F: Future, B> Driver<F, B> {
+    async fn run(self) {
+        let Self { connection, mut settings, shape, swept } = self;
+        {
+            // its error is told by the requests it failed
+            let mut connection = pin!(connection);
+            loop {
+                let changed = pin!(settings.changed());
+                match select(connection.as_mut(), changed).await {
+                    Either::Right((Ok(()), _)) => {
+                        if let (Some(home), Some(shape)) = (swept.0.upgrade(), shape.upgrade()) {
+                            home.hand_streams(&shape);
+                        }
+                    }
+                    // the I/O has gone
+                    Either::Right((Err(_), connection)) => break drop(connection.await),
+                    Either::Left(_) => break,
+                }
+            }
+        }
+        drop(swept);
+    }
+}
+
+/// Takes closed connections out of the pool when it is dropped, for those who wait for their places.
+struct SweptAtEnd<B>(Weak<Shared<B>>);
+
+impl<B> Drop for SweptAtEnd<B> {
+    fn drop(&mut self) {
+        if let Some(home) = self.0.upgrade() {
+            let closed = home.lock().h2.take(Entry::is_closed);
+            drop(closed);
+        }
+    }
+}
+
 impl<B> Entry<B> {
-    fn lease(&self, home: &Arc<Shared<B>>) -> H2<B> {
-        self.connection.streams.fetch_add(1, Relaxed);
+    /// A hold on a stream that has been opened.
+    fn lease(&mut self, home: &Arc<Shared<B>>) -> H2<B> {
+        self.used = true;
         H2 { sender: self.sender.clone(), connection: self.connection.clone(), home: Arc::downgrade(home) }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.sender.is_closed() || self.connection.stamp.is_killed()
     }
 }
 
 /// A connection that no stream uses yet.
 pub(super) struct Opened<B> {
     sender: SendRequest<Upload<B>>,
-    stamp: Stamp,
-    place: Place<B>,
+    connection: Arc<Shape<B>>,
 }
 
-/// What a caller has to do for its stream.
-enum Next<B> {
-    Lease(H2<B>),
-    Dialed(oneshot::Receiver<Result<(), Failure>>),
-    Room(oneshot::Receiver<Turn<B>>),
+impl<B> Shared<B> {
+    fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes out the connections that take no further stream: closed, idle for too long, or too old.
+    #[must_use]
+    pub(super) fn expired(&self, state: &mut State<B>, now: Instant) -> impl Sized + use<B> {
+        let (idle_limit, nanos) = (self.idle_limit(), self.nanos(now));
+        // without room for another, an old connection serves until it has no stream
+        let may_replace = state.open < self.limits.connections;
+        state.h2.take(|entry| {
+            if entry.is_closed() {
+                return true;
+            }
+            let unused = entry.connection.streams.count() == 0;
+            let is_old = entry.retire_at.is_some_and(|at| at <= now);
+            let idle = Duration::from_nanos(nanos.saturating_sub(entry.connection.idle_since.load(Relaxed)));
+            // those it was opened for may not have taken it yet
+            let limit = if entry.used { idle_limit } else { idle_limit.max(MIN_UNUSED) };
+            (unused && idle >= limit) || (is_old && (unused || may_replace))
+        })
+    }
+
+    /// Whether a stream may still become free, or a dial is under way.
+    pub(super) fn shares_any(&self) -> bool {
+        let state = self.lock();
+        !state.h2.open.is_empty() || !state.h2.dialing.is_empty()
+    }
+
+    /// Adds a connection and hands out its streams, the first to the caller if it `wants` one.
+    fn add(self: &Arc<Self>, opened: Opened<B>, wants: bool) -> Option<H2<B>>
+    where
+        B: Send + 'static,
+    {
+        let Opened { sender, connection } = opened;
+        let (most, now) = (self.limits.streams, Instant::now());
+        let limit = connection.limit(most);
+        let retire_at = self.limits.retire_at(now);
+        let mut entry = Entry { sender, connection: connection.clone(), opened_at: now, retire_at, used: false };
+        let own = (wants && connection.streams.try_open(limit)).then(|| entry.lease(self));
+        let mut state = self.lock();
+        state.h2.streams_of_a_dial = usize::try_from(limit.max(1)).unwrap_or(usize::MAX);
+        state.h2.open.push(entry);
+        // also if it has closed already: its requests report why
+        let handed = self.hand(&mut state, &connection);
+        self.reap(state);
+        handed.send();
+        own
+    }
+
+    /// Hands the free streams of a connection to those who wait, in their order.
+    fn hand_streams(self: &Arc<Self>, connection: &Arc<Shape<B>>) {
+        let mut state = self.lock();
+        let handed = self.hand(&mut state, connection);
+        drop(state);
+        handed.send();
+    }
+
+    fn hand(self: &Arc<Self>, state: &mut State<B>, connection: &Arc<Shape<B>>) -> Handed<B> {
+        let mut handed = Handed { turns: Vec::new(), retired: None };
+        let Some(at) = state.h2.position(connection) else { return handed };
+        let may_replace = state.open < self.limits.connections;
+        let entry = &mut state.h2.open[at];
+        if may_replace && entry.retire_at.is_some_and(|at| at <= Instant::now()) {
+            // the first who waits dials, and the others get what that brings
+            let first = first_for_a_stream(&mut state.waiters).and_then(|at| state.waiters.remove(at));
+            handed.turns.extend(first.map(|waiter| (waiter, Turn::LookAgain)));
+            handed.retired = Some(state.h2.open.swap_remove(at));
+            return handed;
+        }
+        let limit = connection.limit(self.limits.streams);
+        while let Some(at) = first_for_a_stream(&mut state.waiters) {
+            if !connection.streams.try_open_or_wait(limit) {
+                return handed;
+            }
+            let stream = entry.lease(self);
+            handed.turns.extend(state.waiters.remove(at).map(|waiter| (waiter, Turn::Stream(stream))));
+        }
+        connection.streams.stop_waiting();
+        handed
+    }
+}
+
+/// Turns to send once the lock is given back: what a waiter that has left meanwhile drops takes it again.
+struct Handed<B> {
+    turns: Vec<(Waiter<B>, Turn<B>)>,
+    retired: Option<Entry<B>>,
+}
+
+impl<B> Handed<B> {
+    fn send(self) {
+        drop(self.retired);
+        for (waiter, turn) in self.turns {
+            let _ = waiter.turn.send(turn);
+        }
+    }
+}
+
+/// The place of the first who waits for a stream; those who have left the front of the queue are cleared away.
+fn first_for_a_stream<B>(waiters: &mut VecDeque<Waiter<B>>) -> Option<usize> {
+    while waiters.front().is_some_and(|waiter| waiter.turn.is_closed()) {
+        waiters.pop_front();
+    }
+    waiters.iter().position(|waiter| waiter.waits_for != WaitsFor::Http1 && !waiter.turn.is_closed())
+}
+
+/// A dial for all who wait: a task of its own, so that no caller's leaving takes it from the others.
+///
+/// It is made before its task and moved into it: those who wait are told whatever becomes of the task.
+struct SharedDial<C, B> {
+    pool: Pool<C, B>,
+    place: Option<Place<B>>,
+    cancelled: Option<oneshot::Receiver<Infallible>>,
+    end: DialEnd,
+}
+
+enum DialEnd {
+    /// The task was dropped, unpolled or not, or panicked.
+    Lost,
+    Cancelled,
+    Opened,
+    /// The upstream turned out to speak HTTP/1.1.
+    Http1,
+    Failed(Failure),
+}
+
+impl<C, B> SharedDial<C, B> {
+    fn new(pool: &Pool<C, B>, state: &mut State<B>, place: Place<B>, now: Instant) -> Self {
+        let (cancel, cancelled) = oneshot::channel();
+        state.h2.dialing.push((now, cancel));
+        Self { pool: pool.clone(), place: Some(place), cancelled: Some(cancelled), end: DialEnd::Lost }
+    }
+}
+
+impl<C, B> Drop for SharedDial<C, B> {
+    fn drop(&mut self) {
+        drop(self.cancelled.take());
+        let mut state = self.pool.shared.lock();
+        state.h2.dialing.retain(|(_, cancel)| !cancel.is_closed());
+        let expected = match self.end {
+            DialEnd::Http1 => 0,
+            _ => state.h2.expected(Instant::now()),
+        };
+        let told = state.take_who_wait_for_a_dial(expected);
+        drop(state);
+        for waiter in told {
+            let _ = waiter.turn.send(match &self.end {
+                DialEnd::Lost => Turn::DialLost,
+                DialEnd::Failed(failure) => Turn::DialFailed(failure.clone()),
+                DialEnd::Cancelled | DialEnd::Opened | DialEnd::Http1 => Turn::LookAgain,
+            });
+        }
+    }
+}
+
+impl<C: Connect, B: SendBody> SharedDial<C, B>
+where
+    C::Future: 'static,
+{
+    fn spawn(self) {
+        tokio::spawn(self.run());
+    }
+
+    async fn run(mut self) {
+        let Some(cancelled) = self.cancelled.as_mut() else { return };
+        // the place stays here until those who wait have been told: it would be given to one of them
+        let dial = pin!(self.pool.dial_once(&mut self.place));
+        self.end = match select(dial, cancelled).await {
+            Either::Left((end, _)) => end.unwrap_or_else(DialEnd::Failed),
+            Either::Right(_) => DialEnd::Cancelled,
+        };
+    }
+}
+
+impl<B> State<B> {
+    /// Takes out those who wait for a dial, but for the first: as many as other dials are likely to serve.
+    fn take_who_wait_for_a_dial(&mut self, expected: usize) -> Vec<Waiter<B>> {
+        let mut before = 0;
+        let (left, taken) = std::mem::take(&mut self.waiters)
+            .into_iter()
+            .filter(|waiter| !waiter.turn.is_closed())
+            .partition::<VecDeque<_>, _>(|waiter| {
+            before += usize::from(waiter.waits_for != WaitsFor::Http1);
+            waiter.waits_for != WaitsFor::Dial || before <= expected
+        });
+        self.waiters = left;
+        taken.into()
+    }
+
+    /// Whether dials that are likely to bring this many streams serve one more than wait already.
+    fn is_served_by(&mut self, expected: usize) -> bool {
+        if expected > 0 && self.waiters.len() >= expected {
+            self.waiters.retain(|waiter| !waiter.turn.is_closed());
+        }
+        self.waiters.len() < expected
+    }
 }
 
 impl<C: Connect, B: SendBody> Pool<C, B>
 where
     C::Future: 'static,
 {
-    /// A stream on a shared connection; `None` once the upstream turned out to speak HTTP/1.1.
-    pub(super) async fn lease_h2(&self) -> Result<Option<Lease<B>>, Failure> {
-        while self.shared.seems_h2.load(Relaxed) {
-            let queue = self.shared.limits.queue;
-            match self.next_h2() {
-                Next::Lease(stream) => return Ok(Some(Lease::H2(stream))),
-                // the dial has limits of its own
-                Next::Dialed(dialed) => {
-                    telling(Phase::Connect, None, dialed)
-                        .await
-                        .map_err(|_| Failure::new(BadGatewayCause::GatewayInternal))??;
-                }
-                Next::Room(turn) => {
-                    // the place or connection goes back at once, and whoever is first takes it
-                    if telling(Phase::Pool, None, timeout(queue, turn)).await.is_err() {
-                        let failure = Failure::builder(BadGatewayCause::QueueTimeout);
-                        return Err(failure.unsent(Evidence::LocalRefusal).build());
-                    }
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn next_h2(&self) -> Next<B> {
+    /// A stream on a shared connection, or what to wait for; `None` where HTTP/1.1 is spoken.
+    pub(super) fn next_h2(&self, now: Instant, needs: Needs, may_dial: bool) -> Option<Next<B>> {
         let shared = &self.shared;
+        if needs.upgrade || !shared.seems_h2.load(Relaxed) {
+            return None;
+        }
         let mut state = shared.lock();
-        let closed = state.h2.closed();
-        let next = if let Some(stream) =
-            state.h2.share(shared, usize::try_from(shared.limits.streams).unwrap_or(usize::MAX))
-        {
-            Next::Lease(stream)
-        } else if let Some(waiters) = &mut state.h2.dialing {
-            let (waiter, dialed) = oneshot::channel();
-            waiters.push(waiter);
-            Next::Dialed(dialed)
-        } else if let Some(place) = shared.place(&mut state) {
-            let (waiter, dialed) = oneshot::channel();
-            state.h2.dialing = Some(vec![waiter]);
-            tokio::spawn(self.clone().dial_h2(place));
-            Next::Dialed(dialed)
-        } else if let Some(stream) = state.h2.share(shared, usize::MAX) {
-            // h2 itself queues it behind the server's limit
-            Next::Lease(stream)
-        } else {
-            Next::Room(state.queue())
-        };
-        drop(state);
-        drop(closed);
-        next
-    }
-
-    /// Dials for all who wait; a task of its own, so that no caller's leaving takes it from the others.
-    async fn dial_h2(self, place: Place<B>) {
-        struct Settle<B>(Arc<Shared<B>>, Option<Result<(), Failure>>);
-        impl<B> Drop for Settle<B> {
-            fn drop(&mut self) {
-                let waiters = self.0.lock().h2.dialing.take();
-                for waiter in waiters.into_iter().flatten() {
-                    if let Some(outcome) = self.1.clone() {
-                        let _ = waiter.send(outcome);
-                    }
-                }
+        let expired = shared.expired(&mut state, now);
+        if let Some(stream) = state.h2.share(shared).or_else(|| state.h2.share_or_wait(shared)) {
+            drop(state);
+            drop(expired);
+            return Some(Next::Lease(Lease::H2(stream)));
+        }
+        let expected = state.h2.expected(now);
+        let served = state.is_served_by(expected);
+        let (mut dial, mut room) = (None, None);
+        if may_dial && !served && !state.h2.is_draining(now) {
+            match shared.place(&mut state) {
+                Some(place) => dial = Some(SharedDial::new(self, &mut state, place, now)),
+                // their places come back through the queue
+                None => room = Some((state.h2.take_stuck_dial(now), state.idle.pop_front())),
             }
         }
-        let mut settle = Settle(self.shared.clone(), None);
-        settle.1 = Some(self.dial_once(place).await);
+        let dialing = served || dial.is_some();
+        let turn = state.queue(if dialing { WaitsFor::Dial } else { WaitsFor::Any });
+        drop(state);
+        drop((expired, room));
+        if let Some(dial) = dial {
+            dial.spawn();
+        }
+        Some(Next::Wait(turn, dialing))
     }
 
-    async fn dial_once(&self, place: Place<B>) -> Result<(), Failure> {
+    /// Dials in a place that was waited for.
+    pub(super) fn dial_shared(&self, place: Place<B>) {
+        let dial = SharedDial::new(self, &mut self.shared.lock(), place, Instant::now());
+        dial.spawn();
+    }
+
+    async fn dial_once(&self, place: &mut Option<Place<B>>) -> Result<DialEnd, Failure> {
         let io = self.connect().await?;
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
-            let opened = Connections::shake_hands(io, place, &self.shared.limits).await?;
-            self.shared.lock().h2.add(opened);
-        } else {
-            self.shared.seems_h2.store(false, Relaxed);
-            H1::shake_hands(io, place, &self.shared).await?.give_back(tokio::time::Instant::now());
+            let opened = Connections::shake_hands(io, place, &self.shared).await?;
+            self.shared.add(opened, false);
+            return Ok(DialEnd::Opened);
         }
-        Ok(())
+        self.shared.seems_h2.store(false, Relaxed);
+        if let Some(place) = place.take() {
+            H1::shake_hands(io, place, &self.shared).await?.give_back(Instant::now());
+        }
+        Ok(DialEnd::Http1)
     }
 
-    /// Keeps a connection that turned out to speak HTTP/2 and takes a stream on it.
-    pub(super) fn adopt(&self, opened: Opened<B>) -> Lease<B> {
-        let mut state = self.shared.lock();
-        state.h2.add(opened);
-        let entry = state.h2.open.last().expect("it was just added");
-        Lease::H2(entry.lease(&self.shared))
+    /// Keeps a connection that turned out to speak HTTP/2 and takes a stream on it, if the peer takes any.
+    pub(super) fn adopt(&self, opened: Opened<B>) -> Option<Lease<B>> {
+        self.shared.add(opened, true).map(Lease::H2)
     }
 }
