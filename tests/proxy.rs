@@ -9,7 +9,6 @@ use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -27,14 +26,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use support::{Gateway, Socket, Upstream, Wire, app, ask, proxy, short, soon, until};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, crypto};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::client::{Connector, Http, ReverseProxy, TcpConnector, TlsConnector};
@@ -228,32 +224,8 @@ async fn an_http_2_upstream_serves_http_1_clients() {
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// An app over TLS that offers these protocols, and its certificate.
-async fn tls_app(protocols: &[&[u8]]) -> (Upstream, String) {
-    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-    let key = PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der()).into();
-    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![signed.cert.der().clone()], key)
-        .unwrap();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let upstream = Upstream::accepting(move |stream, _| {
-        let acceptor = acceptor.clone();
-        async move {
-            let Ok(stream) = acceptor.accept(stream).await else { return };
-            let service = TowerToHyperService::new(routes());
-            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
-        }
-    })
-    .await;
-    (upstream, signed.cert.pem())
-}
-
 async fn speaks_by_alpn(protocols: &[&[u8]], wanted: &str) {
-    let (upstream, pem) = tls_app(protocols).await;
+    let (upstream, pem) = support::tls_app(routes(), protocols).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let connector = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
     let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);
@@ -279,7 +251,7 @@ async fn http_1_is_spoken_where_tls_negotiates_it_or_nothing() {
 
 #[tokio::test]
 async fn a_tls_connector_of_another_crate_speaks_it_over_ours() {
-    let (upstream, pem) = tls_app(&[]).await;
+    let (upstream, pem) = support::tls_app(routes(), &[]).await;
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
@@ -297,8 +269,8 @@ async fn a_tls_connector_of_another_crate_speaks_it_over_ours() {
 
 #[tokio::test]
 async fn a_certificate_of_nobody_we_trust_is_refused() {
-    let (upstream, _) = tls_app(&[]).await;
-    let (_, other) = tls_app(&[]).await;
+    let (upstream, _) = support::tls_app(routes(), &[]).await;
+    let (_, other) = support::tls_app(routes(), &[]).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let connector = TlsConnector::with_roots(TcpConnector::new(), other.as_bytes()).unwrap();
     let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);

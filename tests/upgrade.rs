@@ -5,19 +5,34 @@
 
 mod support;
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{self, WebSocketUpgrade};
 use axum::routing::any;
 use futures_util::{SinkExt, StreamExt};
+use http::Request;
 use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use support::{Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use tokio_tungstenite::tungstenite::Message;
 use tower::Layer;
 use tower_upstream::cause::Replay;
-use tower_upstream::client::Http;
+use tower_upstream::client::{Http, ReverseProxy, TcpConnector, TlsConnector};
+use tower_upstream::forward::Rules;
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
@@ -281,13 +296,155 @@ async fn an_upgrade_that_the_upstream_refuses_is_a_plain_answer() {
     assert_eq!(gateway.seen.causes(), []);
 }
 
+/// Routes that tell the version of each request, and a socket that echoes once.
+fn routes() -> Router {
+    let echo = |upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move {
+            if let Some(Ok(message)) = socket.recv().await {
+                socket.send(message).await.unwrap();
+            }
+        })
+    };
+    let version = |request: Request<axum::body::Body>| async move { format!("{:?}", request.version()) };
+    Router::new().route("/ws", any(echo)).fallback(version)
+}
+
+/// A gateway before an upstream that speaks these protocols by ALPN, to which it offers these.
+async fn before_tls(upstream: &[&[u8]], gateway: &[&[u8]]) -> (Upstream, Gateway) {
+    let (upstream, pem) = support::tls_app(routes(), upstream).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = gateway.iter().map(|protocol| protocol.to_vec()).collect();
+    let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
+    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap());
+    let gateway = Gateway::start(builder.connector(TlsConnector::with_config(TcpConnector::new(), config))).await;
+    (upstream, gateway)
+}
+
+async fn echoes(gateway: &Gateway) {
+    let (mut socket, _) = soon(tokio_tungstenite::connect_async(format!("ws://{}/ws", gateway.address))).await.unwrap();
+    socket.send(Message::text("one")).await.unwrap();
+    assert_eq!(soon(socket.next()).await.unwrap().unwrap(), Message::text("one"));
+}
+
+#[tokio::test]
+async fn a_websocket_goes_over_http_1_where_the_upstream_also_speaks_http_2() {
+    let (upstream, gateway) = before_tls(&[b"h2", b"http/1.1"], &[b"h2", b"http/1.1"]).await;
+    echoes(&gateway).await;
+    for round in 0..3 {
+        assert_eq!(ask(gateway.address, GET).await.text(), "HTTP/2.0");
+        // also beside a connection that could take the request at once
+        echoes(&gateway).await;
+        assert_eq!(upstream.accepted(), 3 + round);
+    }
+    assert_eq!(gateway.seen.causes(), []);
+}
+
+#[tokio::test]
+async fn an_upgrade_finds_room_where_http_2_connections_fill_the_pool() {
+    let (upstream, pem) = support::tls_app(routes(), &[b"h2", b"http/1.1"]).await;
+    let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
+    let connector = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
+    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);
+    let gateway = Gateway::start(builder.max_connections(1)).await;
+    for _ in 0..3 {
+        assert_eq!(ask(gateway.address, GET).await.text(), "HTTP/2.0");
+        echoes(&gateway).await;
+    }
+    assert_eq!(gateway.seen.causes(), []);
+}
+
+#[tokio::test]
+async fn an_upgrade_that_only_http_2_could_carry_fails_and_nothing_is_sent() {
+    // a connector that knows HTTP/2 alone, and an upstream that does
+    for (upstream, gateway) in [(&[&b"h2"[..], b"http/1.1"][..], &[&b"h2"[..]][..]), (&[b"h2"], &[b"h2", b"http/1.1"])]
+    {
+        let (_upstream, gateway) = before_tls(upstream, gateway).await;
+        for _ in 0..2 {
+            let answer = ask(gateway.address, FOO).await;
+            assert_eq!((answer.status(), answer.error()), (502, Some("http_upgrade_failed")));
+            let failures = gateway.seen.failures();
+            assert_eq!(gateway.seen.take(), [Cause::UpgradeFailed]);
+            assert_eq!(failures[0].replay(), Replay::NotSent);
+            assert_eq!(ask(gateway.address, GET).await.text(), "HTTP/2.0");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_upgrade_fails_where_http_2_is_spoken_without_asking() {
-    let upstream = app(Router::new().fallback(|| async { "no foo here" })).await;
+    let upstream = app(routes()).await;
     let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
     assert_eq!(ask(gateway.address, FOO).await.status(), 502);
-    assert_eq!(gateway.seen.causes(), [Cause::UpgradeFailed]);
+    assert_eq!(gateway.seen.take(), [Cause::UpgradeFailed]);
     assert_eq!(upstream.accepted(), 0);
+    // what would tunnel HTTP is no upgrade (RFC 9113 section 3.1)
+    let h2c = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    assert_eq!(ask(gateway.address, h2c).await.text(), "HTTP/2.0");
+}
+
+#[tokio::test]
+async fn an_http_2_upstream_that_ends_http_1_connections_has_not_failed() {
+    // as grpc servers do where ALPN has not chosen h2; the connection is HTTP/2 where it begins with its preface
+    let upstream = Upstream::accepting(|mut stream, _| async move {
+        let mut first = [0; 3];
+        let Ok(3) = stream.peek(&mut first).await else { return };
+        if &first == b"PRI" {
+            let service = TowerToHyperService::new(routes());
+            let server = auto::Builder::new(TokioExecutor::new());
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+        } else {
+            let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4096]).await;
+        }
+    })
+    .await;
+    let address = upstream.address;
+    // a connector of ALPN's: HTTP/2 for all but the requests that need HTTP/1.1
+    let upgrading = Arc::new(AtomicBool::new(false));
+    let http1 = upgrading.clone();
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let http1 = http1.load(SeqCst);
+        async move { Ok::<_, std::io::Error>(Negotiated(TokioIo::new(TcpStream::connect(address).await?), !http1)) }
+    });
+    let gateway = Gateway::start(proxy(address).connector(connector)).await;
+    assert_eq!(ask(gateway.address, GET).await.text(), "HTTP/2.0");
+    upgrading.store(true, SeqCst);
+    assert_eq!(ask(gateway.address, FOO).await.status(), 502);
+    assert_eq!(gateway.seen.take(), [Cause::UpgradeFailed]);
+}
+
+/// A connection that says what ALPN has chosen.
+struct Negotiated(TokioIo<TcpStream>, bool);
+
+impl Connection for Negotiated {
+    fn connected(&self) -> Connected {
+        if self.1 { Connected::new().negotiated_h2() } else { Connected::new() }
+    }
+}
+
+impl Read for Negotiated {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl Write for Negotiated {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 /// What a gateway makes of this answer to this request.

@@ -215,7 +215,7 @@ where
     fn broke(&self, mut error: TrySendError<Request<Upload<B>>>, lease: &Lease<B>, returns: u32) -> Ended<B> {
         let scene = self.scene(lease.stamp());
         let message = error.take_message();
-        let failure = Failure::seen(error.into_error().into(), &scene);
+        let mut failure = Failure::seen(error.into_error().into(), &scene);
         lease.failed(&failure);
         #[cfg(feature = "http2")]
         if failure.cause() == BadGatewayCause::StreamReset
@@ -224,6 +224,12 @@ where
             // the limit came after the request was sent
             return Ended::Answer(Ok(Answer::too_large().rejects()));
         }
+        if self.was_refused_http1(&failure, &scene) {
+            let refused = Failure::builder(BadGatewayCause::UpgradeFailed).replay(failure.replay(), failure.evidence());
+            let refused =
+                refused.detail(Detail::Text("the upstream, which speaks HTTP/2, ended an HTTP/1.1 connection"));
+            failure = refused.peer(failure.peer()).connection(failure.connection()).source(failure).build();
+        }
         match message {
             // a pooled connection had died: nobody saw the request
             Some(unsent) if returns < MAX_RETURNS && scene.wire.is_some_and(|wire| wire.served > 0) => {
@@ -231,6 +237,16 @@ where
             }
             _ => Ended::Answer(Err(self.told(failure))),
         }
+    }
+
+    /// Whether an upstream that speaks HTTP/2 ended the HTTP/1.1 connection that was opened for an upgrade.
+    ///
+    /// It is the client's request alone that needs HTTP/1.1: no failure of the upstream.
+    fn was_refused_http1(&self, failure: &Failure, scene: &Scene) -> bool {
+        let is_new = scene.wire.is_some_and(|wire| wire.served == 0 && wire.read == 0 && !wire.multiplexed);
+        let ended =
+            matches!(failure.cause(), BadGatewayCause::ClosedBeforeResponse | BadGatewayCause::ResetBeforeResponse);
+        self.upgrade.is_some() && is_new && ended && self.upstream.pool.seems_h2()
     }
 
     fn answered(&mut self, mut answer: Response<Incoming>, lease: Lease<B>) -> Outcome<B> {

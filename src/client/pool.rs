@@ -13,6 +13,8 @@ mod reaper;
 mod streams;
 
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::AtomicBool;
 #[cfg(feature = "http2")]
 use std::sync::atomic::Ordering::Relaxed;
@@ -28,6 +30,8 @@ use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use super::sight::telling;
+#[cfg(feature = "rustls")]
+use super::tls::http1_only;
 use super::{BoxError, Connector, Http, Stamped};
 use crate::body::Upload;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
@@ -470,10 +474,9 @@ where
         }
     }
 
-    #[cfg_attr(not(feature = "http2"), allow(unused_variables))]
     /// Opens a connection; `None` if it is kept for others, as its peer takes no stream now.
     async fn open(&self, place: Place<B>, upgrade: bool) -> Result<Option<Lease<B>>, Failure> {
-        let io = self.connect().await?;
+        let io = self.connect(upgrade).await?;
         #[cfg(feature = "http2")]
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
             if upgrade {
@@ -488,18 +491,40 @@ where
 
     /// Whether the upstream takes a connection now; one that is asked for here is closed at once.
     pub(super) async fn connects(&self) -> bool {
-        self.connect().await.is_ok()
+        self.connect(false).await.is_ok()
     }
 
-    async fn connect(&self) -> Result<Stamped<C::Io>, Failure> {
+    async fn connect(&self, upgrade: bool) -> Result<Stamped<C::Io>, Failure> {
         let mut connector = self.dial.connector.clone();
         std::future::poll_fn(|cx| connector.poll_ready(cx)).await?;
-        connector.call(self.dial.uri.clone()).await
+        if !upgrade {
+            return connector.call(self.dial.uri.clone()).await;
+        }
+        let mut dial = pin!(http1_only(|| connector.call(self.dial.uri.clone())));
+        let connected = std::future::poll_fn(|cx| http1_only(|| dial.as_mut().poll(cx))).await;
+        connected.map_err(|failure| match failure.detail() {
+            // the server takes none of the protocols that were offered (RFC 7301 section 3.2)
+            Some(Detail::TlsAlert(NO_APPLICATION_PROTOCOL)) => upgrade_failed("the upstream does not speak HTTP/1.1"),
+            _ => failure,
+        })
+    }
+
+    /// Whether the upstream was seen to speak HTTP/2.
+    pub(super) fn seems_h2(&self) -> bool {
+        self.shared.seems_h2.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
+
+const NO_APPLICATION_PROTOCOL: u8 = 120;
 
 /// Nothing was sent for a request whose change of protocol HTTP/2 cannot carry.
 fn upgrade_failed(detail: &'static str) -> Failure {
     let failure = Failure::builder(BadGatewayCause::UpgradeFailed).detail(Detail::Text(detail));
     failure.unsent(Evidence::LocalRefusal).build()
+}
+
+/// Without TLS of ours there is nothing to negotiate.
+#[cfg(not(feature = "rustls"))]
+fn http1_only<T>(dial: impl FnOnce() -> T) -> T {
+    dial()
 }

@@ -53,7 +53,8 @@ impl Http {
 
 /// Forwards requests to one upstream.
 ///
-/// Heads go by the [`Rules`]; bodies stream both ways with backpressure; upgrades pass through. What was
+/// Heads go by the [`Rules`]; bodies stream both ways with backpressure; upgrades pass through, over HTTP/1.1
+/// also where TLS would negotiate HTTP/2 (`upgrade_failed` where HTTP/2 is all there is). What was
 /// proven unsent because a pooled connection had died goes out again on another connection, body and
 /// all; nothing else is ever repeated. A request that fails ends its connection, also one that hangs in a
 /// write. See the [module](super) for an example.

@@ -1,5 +1,6 @@
 //! TLS over any connector, by rustls.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -32,7 +33,7 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 /// |---|---|
 /// | roots | the platform's ([`new`](Self::new)), or given ([`with_roots`](Self::with_roots)) |
 /// | [`timeout`](Self::timeout) of the handshake | 2 s |
-/// | ALPN | `h2` (with feature `http2`) and `http/1.1`, as in the configuration given |
+/// | ALPN | `h2` (with feature `http2`) and `http/1.1`, as in the configuration given; `http/1.1` alone for a request that asks for an upgrade |
 /// | cryptography | the process's [`CryptoProvider`], else ring's with feature `ring`; or as in the configuration given |
 ///
 /// With neither provider, [`with_roots`](Self::with_roots) is an error, and each connection to an `https` target fails as
@@ -57,7 +58,7 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 pub struct TlsConnector<C> {
     inner: C,
     /// `None`: the platform's roots, read when they are first needed.
-    tls: Option<tokio_rustls::TlsConnector>,
+    tls: Option<Arc<ClientConfig>>,
     timeout: Duration,
 }
 
@@ -89,6 +90,35 @@ fn provider() -> Result<Arc<CryptoProvider>, rustls::Error> {
 }
 
 const NO_PROVIDER: &str = "rustls has no CryptoProvider: enable the feature `ring`, or call `CryptoProvider::install_default` as the process starts";
+
+thread_local! {
+    static HTTP1_ONLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a step of a dial whose request needs HTTP/1.1; a [`TlsConnector`] called in it does not offer HTTP/2.
+///
+/// Set around the call and around each poll, so that it also reaches through connectors which call theirs later.
+pub(super) fn http1_only<T>(step: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            HTTP1_ONLY.set(self.0);
+        }
+    }
+    let _restore = Restore(HTTP1_ONLY.replace(true));
+    step()
+}
+
+/// The configuration without HTTP/2 among its protocols, unless it has no other.
+fn without_h2(config: &Arc<ClientConfig>) -> Arc<ClientConfig> {
+    let is_h2 = |protocol: &Vec<u8>| protocol == b"h2";
+    if !config.alpn_protocols.iter().any(is_h2) || config.alpn_protocols.iter().all(is_h2) {
+        return config.clone();
+    }
+    let mut config = ClientConfig::clone(config);
+    config.alpn_protocols.retain(|protocol| !is_h2(protocol));
+    config.into()
+}
 
 /// A PEM file without a certificate that can be read, or no cryptography to verify with.
 #[derive(Debug)]
@@ -149,7 +179,7 @@ impl<C> TlsConnector<C> {
 
     /// Uses a configuration of your own: client certificates, ALPN, provider.
     pub fn with_config(inner: C, config: impl Into<Arc<ClientConfig>>) -> Self {
-        Self { tls: Some(tokio_rustls::TlsConnector::from(config.into())), ..Self::new(inner) }
+        Self { tls: Some(config.into()), ..Self::new(inner) }
     }
 
     /// Limits the handshake (default 2 s).
@@ -211,7 +241,7 @@ where
     }
 
     fn call(&mut self, target: Uri) -> Self::Future {
-        let (tls, limit) = (self.tls.clone(), self.timeout);
+        let (config, limit, http1_only) = (self.tls.clone(), self.timeout, HTTP1_ONLY.get());
         let secure = wants_tls(&target);
         let host = target.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(host).map(|name| name.to_owned());
@@ -221,10 +251,12 @@ where
             let io = if secure {
                 let name = name.map_err(|error| refused("the host is no TLS server name", error))?;
                 let io = dial.await.map_err(Into::into)?;
-                let tls = match tls {
-                    Some(tls) => tls,
-                    None => platform().map_err(|error| refused(NO_PROVIDER, error))?.into(),
+                let config = match config {
+                    Some(config) => config,
+                    None => platform().map_err(|error| refused(NO_PROVIDER, error))?,
                 };
+                let config = if http1_only { without_h2(&config) } else { config };
+                let tls = tokio_rustls::TlsConnector::from(config);
                 let mut extras = Extensions::new();
                 io.connected().get_extras(&mut extras);
                 let peer = extras.get::<HttpInfo>().map(HttpInfo::remote_addr);

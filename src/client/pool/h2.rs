@@ -614,7 +614,7 @@ where
     }
 
     async fn dial_once(&self, place: &mut Option<Place<B>>) -> Result<DialEnd, Failure> {
-        let io = self.connect().await?;
+        let io = self.connect(false).await?;
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
             let opened = Connections::shake_hands(io, place, &self.shared).await?;
             self.shared.add(opened, false);
