@@ -145,14 +145,13 @@ impl<E: Down> Future for Answer<E> {
         match self.0 {
             Now::Answers => Poll::Ready(Ok(page(0))),
             Now::IsLate => Poll::Ready(Ok(page(2))),
-            Now::Fails => Poll::Ready(E::down()),
             Now::Pends => {
                 self.0 = Now::Answers;
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
             Now::Alternates if FAILED.replace(!FAILED.get()) => Poll::Ready(Ok(page(0))),
-            Now::Alternates => Poll::Ready(E::down()),
+            Now::Fails | Now::Alternates => Poll::Ready(E::down()),
         }
     }
 }

@@ -335,16 +335,19 @@ where
         loop {
             #[cfg(feature = "http2")]
             let by_h2 = self.next_h2(now, needs, may_dial);
-            #[cfg(not(feature = "http2"))]
-            let by_h2 = None;
             #[cfg(feature = "http2")]
             let shares = by_h2.is_some();
-            if by_h2.is_none() && std::mem::take(&mut look_at_idle) {
+            #[cfg(not(feature = "http2"))]
+            let shares = false;
+            if !shares && std::mem::take(&mut look_at_idle) {
                 if let Some(connection) = self.idle(now).await {
                     return Ok(Lease::H1(connection));
                 }
             }
+            #[cfg(feature = "http2")]
             let next = by_h2.unwrap_or_else(|| self.next_h1(needs));
+            #[cfg(not(feature = "http2"))]
+            let next = self.next_h1(needs);
             let (turn, dialing) = match next {
                 #[cfg(feature = "http2")]
                 Next::Lease(lease) => return Ok(lease),

@@ -317,7 +317,7 @@ mod tests {
             let failure = TcpConnector::with_resolver(never()).oneshot(target.parse().unwrap()).await.unwrap_err();
             assert_eq!(
                 (failure.cause(), failure.replay()),
-                (BadGatewayCause::InvalidTarget, Replay::NotSent),
+                (BadGatewayCause::InvalidTarget, crate::cause::Replay::NotSent),
                 "{target}"
             );
             assert!(failure.detail().unwrap().to_string().contains("TlsConnector"));

@@ -257,7 +257,7 @@ async fn the_failure_of_another_call_is_no_proof_in_the_stack() {
 /// A handler that reads the order, books it, and meets the connect error of a client that it asks for something else.
 fn reads_and_is_refused<B>(
     orders: &Orders,
-) -> impl Service<Request<B>, Response = Response<hyper::body::Incoming>, Error = BoxError, Future: Send> + Clone
+) -> impl Service<Request<B>, Response = Response<hyper::body::Incoming>, Error = BoxError, Future: Send> + Clone + use<B>
 where
     B: http_body::Body<Data = Bytes, Error: fmt::Debug> + Send + 'static,
 {
