@@ -94,7 +94,7 @@ use self::desk::{Desk, No};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{Deadlines, Inherited};
 use crate::engine::{Abandon, Call, Engine, Kind, Outcome, Part, Refusal, Shared};
-use crate::timeout::reachable;
+use crate::measure::reachable;
 
 pub use self::desk::{Refused, Ticket};
 

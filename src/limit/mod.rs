@@ -92,8 +92,8 @@ use crate::engine::{
     Abandon, BodyLimits, CLIENT_IDLE, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight,
     Tunnel,
 };
+use crate::measure::reachable;
 use crate::measure::{default_stripes, stripe};
-use crate::timeout::reachable;
 
 pub use self::gradient::Move;
 pub use self::keyed::{KeyedLimit, KeyedLimitLayer};

@@ -19,3 +19,10 @@ pub(crate) use self::minute::Minute;
 pub use self::ratio::Ratio;
 pub(crate) use self::stripes::{default_stripes, stripe};
 pub(crate) use self::window::{Mark, Window};
+
+/// No instant lies further ahead than can be counted to: `Duration::MAX` must not overflow the clock.
+#[cfg(not(all(test, loom)))]
+pub(crate) fn reachable(limit: std::time::Duration) -> std::time::Duration {
+    const FAR: std::time::Duration = std::time::Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    limit.min(FAR)
+}

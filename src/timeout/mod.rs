@@ -77,7 +77,6 @@ pub use self::enforced::{Enforced, Watch};
 pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
 pub use self::learner::RequestHead;
 pub use self::timeouts::Timeouts;
-pub(crate) use self::timeouts::reachable;
 pub use crate::measure::Quantile;
 
 /// The service of [`TimeoutLayer`].

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::measure::reachable;
+
 use crate::engine::{CLIENT_IDLE, Kind};
 
 /// How long an exchange may take; see the [table](super).
@@ -121,12 +123,6 @@ impl Timeouts {
         self.kind = Kind::Unbounded;
         self
     }
-}
-
-/// No instant lies further ahead than can be counted to: `Duration::MAX` must not overflow the clock.
-pub(crate) fn reachable(limit: Duration) -> Duration {
-    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    limit.min(FAR)
 }
 
 #[cfg(test)]
