@@ -96,7 +96,7 @@ async fn is_fair(kind: Kind) {
                     "{protocol}, k {k}: lost {count} of {asked} ({first:?}), opened {circuit}, {failures:?}"
                 ));
             }
-            // the last bytes that the servers' buffers take come late, and begin the wait anew
+            // With 20 clients calls were still in flight after one skip; the reason is not known yet.
             for _ in 0..3 {
                 if kind.is_cured_by_client_idle() && scenario.gateway.in_flight() > 0 {
                     skip(LONG, Duration::from_secs(1)).await;

@@ -277,7 +277,7 @@ fn sample() -> impl Strategy<Value = (u64, u64, bool, u32)> {
 
 proptest! {
     // each plays a minute and a half after its history
-    // the seed is fixed: one history in some thousands ends at half of what is needed, and is slower to grow again
+    // The seed is fixed: a random one found a history after which the limit is still half of what is needed.
     #![proptest_config(ProptestConfig {
         cases: 48,
         max_shrink_iters: 100,
