@@ -5,10 +5,14 @@
 //! shared too. Idle limit and greatest age hold for both. What ends a connection is told to its
 //! [`Stamp`](crate::classify::Stamp), so that its socket goes with it.
 
+#[cfg(feature = "http2")]
+mod connections;
 mod h1;
 #[cfg(feature = "http2")]
 mod h2;
 mod reaper;
+#[cfg(feature = "http2")]
+mod shared_dial;
 #[cfg(feature = "http2")]
 mod streams;
 
@@ -123,7 +127,7 @@ struct State<B> {
     clear_at: usize,
     reaping: bool,
     #[cfg(feature = "http2")]
-    h2: h2::Connections<B>,
+    h2: connections::Connections<B>,
 }
 
 /// So many waiters may have given up before anybody looks.
@@ -263,7 +267,7 @@ impl<C, B> Pool<C, B> {
             clear_at: MIN_CLEAR,
             reaping: false,
             #[cfg(feature = "http2")]
-            h2: h2::Connections::new(&limits),
+            h2: connections::Connections::new(&limits),
         };
         let start = Instant::now();
         let shared = Shared {
@@ -486,7 +490,7 @@ where
                 return Err(upgrade_failed("the upstream's connector negotiates HTTP/2 alone"));
             }
             self.shared.seems_h2.store(true, Relaxed);
-            let opened = h2::Connections::shake_hands(io, &mut Some(place), &self.shared).await?;
+            let opened = connections::Connections::shake_hands(io, &mut Some(place), &self.shared).await?;
             return Ok(self.adopt(opened));
         }
         H1::shake_hands(io, place, &self.shared).await.map(|h1| Some(Lease::H1(h1)))

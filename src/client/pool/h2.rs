@@ -5,7 +5,6 @@
 //! waits for a dial of its own or of others, or in the pool's queue.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,8 +19,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::connections::{Connections, Entry, Shape};
+use super::shared_dial::SharedDial;
 use super::streams::Streams;
-use super::{Connect, DIAL_WAIT, H1, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, State, Turn, Upload};
+use super::{Connect, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, State, Turn, Upload};
 use super::{Waiter, WaitsFor, telling};
 use crate::body::Progress;
 use crate::cause::{BadGatewayCause, Failure, Phase};
@@ -38,56 +39,13 @@ const MAX_FRAME: u32 = 16 << 10;
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// How long a new connection is given to announce its settings; a peer that takes longer is used without them.
 const SETTINGS_WAIT: Duration = Duration::from_millis(250);
-/// For so long a connection whose peer took no stream from the start tells that another dial would meet the same.
-const DRAINING: Duration = Duration::from_secs(1);
 /// How long a connection that nobody uses may take to say good-bye.
 const LINGER: Duration = Duration::from_secs(1);
-/// A connection that no stream has used yet is not idle before: those it was opened for have to find it.
-const MIN_UNUSED: Duration = Duration::from_secs(1);
-
-/// The shared connections of one upstream.
-pub(super) struct Connections<B> {
-    open: Vec<Entry<B>>,
-    /// Shared dials under way: when each began. Dropping the sender cancels the dial.
-    dialing: Vec<(Instant, oneshot::Sender<Infallible>)>,
-    /// The streams that a dial is likely to bring.
-    streams_of_a_dial: usize,
-}
-
-struct Entry<B> {
-    sender: SendRequest<Upload<B>>,
-    connection: Arc<Shape<B>>,
-    opened_at: Instant,
-    /// When it is too old for further streams.
-    retire_at: Option<Instant>,
-    /// A stream has been opened on it.
-    used: bool,
-}
-
-/// What the streams of one connection share.
-struct Shape<B> {
-    stamp: Stamp,
-    streams: Streams,
-    settings: watch::Receiver<PeerSettings>,
-    /// When it was last seen without a stream, in nanoseconds since the pool's start; a stream opened since counts too.
-    idle_since: AtomicU64,
-    _place: Option<Place<B>>,
-    /// Closes with the last holder, for the connection's task.
-    _in_use: oneshot::Sender<Infallible>,
-}
-
-impl<B> Shape<B> {
-    /// How many streams may be open: the peer's limit, or ours if that is less.
-    fn limit(&self, streams: u32) -> u32 {
-        self.settings.borrow().max_concurrent_streams.map_or(streams, |peer| peer.min(streams))
-    }
-}
-
 /// One stream's hold on a shared connection.
 pub(crate) struct H2<B> {
-    sender: SendRequest<Upload<B>>,
-    connection: Arc<Shape<B>>,
-    home: Weak<Shared<B>>,
+    pub(super) sender: SendRequest<Upload<B>>,
+    pub(super) connection: Arc<Shape<B>>,
+    pub(super) home: Weak<Shared<B>>,
 }
 
 impl<B> Drop for H2<B> {
@@ -169,80 +127,6 @@ impl<B: Send + 'static> H2<B> {
                 }
             }
         });
-    }
-}
-
-impl<B> Connections<B> {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let streams_of_a_dial = usize::try_from(limits.streams).unwrap_or(usize::MAX);
-        Self { open: Vec::new(), dialing: Vec::new(), streams_of_a_dial }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.open.is_empty()
-    }
-
-    fn position(&self, connection: &Arc<Shape<B>>) -> Option<usize> {
-        self.open.iter().position(|entry| Arc::ptr_eq(&entry.connection, connection))
-    }
-
-    /// A stream on the least busy connection that has one left.
-    fn share(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
-        let most = home.limits.streams;
-        let free = |entry: &&mut Entry<B>| entry.connection.streams.count() < entry.connection.limit(most);
-        let least = self.open.iter_mut().filter(free).min_by_key(|entry| entry.connection.streams.count())?;
-        least.connection.streams.try_open(least.connection.limit(most)).then(|| least.lease(home))
-    }
-
-    /// As [`share`](Self::share); if there is no stream, the next one that ends is handed on.
-    fn share_or_wait(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
-        let most = home.limits.streams;
-        let free = |entry: &&mut Entry<B>| entry.connection.streams.try_open_or_wait(entry.connection.limit(most));
-        self.open.iter_mut().find(free).map(|entry| entry.lease(home))
-    }
-
-    /// How many streams the dials under way are likely to bring; one that takes too long brings none.
-    fn expected(&self, now: Instant) -> usize {
-        let begun_lately = |(since, _): &&(Instant, _)| now.saturating_duration_since(*since) < DIAL_WAIT;
-        self.dialing.iter().filter(begun_lately).count().saturating_mul(self.streams_of_a_dial)
-    }
-
-    /// Takes out a dial that takes too long; dropping it cancels it.
-    fn take_stuck_dial(&mut self, now: Instant) -> Option<oneshot::Sender<Infallible>> {
-        let is_stuck = |(since, _): &(Instant, _)| now.saturating_duration_since(*since) >= DIAL_WAIT;
-        let at = self.dialing.iter().position(is_stuck)?;
-        Some(self.dialing.swap_remove(at).1)
-    }
-
-    /// A connection opened in the last second has never taken a stream, and takes none now.
-    fn is_draining(&self, now: Instant) -> bool {
-        let is_new = |entry: &Entry<B>| !entry.used && now.saturating_duration_since(entry.opened_at) < DRAINING;
-        self.open.iter().any(|entry| is_new(entry) && entry.connection.limit(1) == 0)
-    }
-
-    /// Takes out a connection without a stream, to make room for one of the other protocol.
-    pub(super) fn take_unused(&mut self) -> Option<impl Sized + use<B>> {
-        let at = self.open.iter().position(|entry| entry.connection.streams.count() == 0)?;
-        Some(self.open.swap_remove(at))
-    }
-
-    pub(super) fn take_all_unused(&mut self) -> impl Sized + use<B> {
-        self.take(|entry| entry.connection.streams.count() == 0)
-    }
-
-    /// Takes out what the caller drops without the lock.
-    fn take(&mut self, gone: impl Fn(&Entry<B>) -> bool) -> Vec<Entry<B>> {
-        // in place, and without an allocation as long as nothing goes
-        let mut taken = Vec::new();
-        let mut at = 0;
-        while let Some(entry) = self.open.get(at) {
-            if gone(entry) {
-                taken.push(self.open.swap_remove(at));
-            } else {
-                at += 1;
-            }
-        }
-        taken
     }
 }
 
@@ -353,18 +237,6 @@ impl<B> Drop for SweptAtEnd<B> {
     }
 }
 
-impl<B> Entry<B> {
-    /// A hold on a stream that has been opened.
-    fn lease(&mut self, home: &Arc<Shared<B>>) -> H2<B> {
-        self.used = true;
-        H2 { sender: self.sender.clone(), connection: self.connection.clone(), home: Arc::downgrade(home) }
-    }
-
-    fn is_closed(&self) -> bool {
-        self.sender.is_closed() || self.connection.stamp.is_killed()
-    }
-}
-
 /// A connection that no stream uses yet.
 pub(super) struct Opened<B> {
     sender: SendRequest<Upload<B>>,
@@ -372,37 +244,8 @@ pub(super) struct Opened<B> {
 }
 
 impl<B> Shared<B> {
-    fn nanos(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Takes out the connections that take no further stream: closed, idle for too long, or too old.
-    #[must_use]
-    pub(super) fn expired(&self, state: &mut State<B>, now: Instant) -> impl Sized + use<B> {
-        let (idle_limit, nanos) = (self.idle_limit(), self.nanos(now));
-        // without room for another, an old connection serves until it has no stream
-        let may_replace = state.open < self.limits.connections;
-        state.h2.take(|entry| {
-            if entry.is_closed() {
-                return true;
-            }
-            let unused = entry.connection.streams.count() == 0;
-            let is_old = entry.retire_at.is_some_and(|at| at <= now);
-            let idle = Duration::from_nanos(nanos.saturating_sub(entry.connection.idle_since.load(Relaxed)));
-            // those it was opened for may not have taken it yet
-            let limit = if entry.used { idle_limit } else { idle_limit.max(MIN_UNUSED) };
-            (unused && idle >= limit) || (is_old && (unused || may_replace))
-        })
-    }
-
-    /// Whether a stream may still become free, or a dial is under way.
-    pub(super) fn shares_any(&self) -> bool {
-        let state = self.lock();
-        !state.h2.open.is_empty() || !state.h2.dialing.is_empty()
-    }
-
     /// Adds a connection and hands out its streams, the first to the caller if it `wants` one.
-    fn add(self: &Arc<Self>, opened: Opened<B>, wants: bool) -> Option<H2<B>>
+    pub(super) fn add(self: &Arc<Self>, opened: Opened<B>, wants: bool) -> Option<H2<B>>
     where
         B: Send + 'static,
     {
@@ -478,98 +321,6 @@ fn first_for_a_stream<B>(waiters: &mut VecDeque<Waiter<B>>) -> Option<usize> {
     waiters.iter().position(|waiter| waiter.waits_for != WaitsFor::Http1 && !waiter.turn.is_closed())
 }
 
-/// A dial for all who wait: a task of its own, so that no caller's leaving takes it from the others.
-///
-/// It is made before its task and moved into it: those who wait are told whatever becomes of the task.
-struct SharedDial<C, B> {
-    pool: Pool<C, B>,
-    place: Option<Place<B>>,
-    cancelled: Option<oneshot::Receiver<Infallible>>,
-    end: DialEnd,
-}
-
-enum DialEnd {
-    /// The task was dropped, unpolled or not, or panicked.
-    Lost,
-    Cancelled,
-    Opened,
-    /// The upstream turned out to speak HTTP/1.1.
-    Http1,
-    Failed(Failure),
-}
-
-impl<C, B> SharedDial<C, B> {
-    fn new(pool: &Pool<C, B>, state: &mut State<B>, place: Place<B>, now: Instant) -> Self {
-        let (cancel, cancelled) = oneshot::channel();
-        state.h2.dialing.push((now, cancel));
-        Self { pool: pool.clone(), place: Some(place), cancelled: Some(cancelled), end: DialEnd::Lost }
-    }
-}
-
-impl<C, B> Drop for SharedDial<C, B> {
-    fn drop(&mut self) {
-        drop(self.cancelled.take());
-        let mut state = self.pool.shared.lock();
-        state.h2.dialing.retain(|(_, cancel)| !cancel.is_closed());
-        let expected = match self.end {
-            DialEnd::Http1 => 0,
-            _ => state.h2.expected(Instant::now()),
-        };
-        let told = state.take_who_wait_for_a_dial(expected);
-        drop(state);
-        for waiter in told {
-            let _ = waiter.turn.send(match &self.end {
-                DialEnd::Lost => Turn::DialLost,
-                DialEnd::Failed(failure) => Turn::DialFailed(failure.clone()),
-                DialEnd::Cancelled | DialEnd::Opened | DialEnd::Http1 => Turn::LookAgain,
-            });
-        }
-    }
-}
-
-impl<C: Connect, B: SendBody> SharedDial<C, B>
-where
-    C::Future: 'static,
-{
-    fn spawn(self) {
-        tokio::spawn(self.run());
-    }
-
-    async fn run(mut self) {
-        let Some(cancelled) = self.cancelled.as_mut() else { return };
-        // the place stays here until those who wait have been told: it would be given to one of them
-        let dial = pin!(self.pool.dial_once(&mut self.place));
-        self.end = match select(dial, cancelled).await {
-            Either::Left((end, _)) => end.unwrap_or_else(DialEnd::Failed),
-            Either::Right(_) => DialEnd::Cancelled,
-        };
-    }
-}
-
-impl<B> State<B> {
-    /// Takes out those who wait for a dial, but for the first: as many as other dials are likely to serve.
-    fn take_who_wait_for_a_dial(&mut self, expected: usize) -> Vec<Waiter<B>> {
-        let mut before = 0;
-        let (left, taken) = std::mem::take(&mut self.waiters)
-            .into_iter()
-            .filter(|waiter| !waiter.turn.is_closed())
-            .partition::<VecDeque<_>, _>(|waiter| {
-            before += usize::from(waiter.waits_for != WaitsFor::Http1);
-            waiter.waits_for != WaitsFor::Dial || before <= expected
-        });
-        self.waiters = left;
-        taken.into()
-    }
-
-    /// Whether dials that are likely to bring this many streams serve one more than wait already.
-    fn is_served_by(&mut self, expected: usize) -> bool {
-        if expected > 0 && self.waiters.len() >= expected {
-            self.waiters.retain(|waiter| !waiter.turn.is_closed());
-        }
-        self.waiters.len() < expected
-    }
-}
-
 impl<C: Connect, B: SendBody> Pool<C, B>
 where
     C::Future: 'static,
@@ -605,26 +356,6 @@ where
             dial.spawn();
         }
         Some(Next::Wait(turn, dialing))
-    }
-
-    /// Dials in a place that was waited for.
-    pub(super) fn dial_shared(&self, place: Place<B>) {
-        let dial = SharedDial::new(self, &mut self.shared.lock(), place, Instant::now());
-        dial.spawn();
-    }
-
-    async fn dial_once(&self, place: &mut Option<Place<B>>) -> Result<DialEnd, Failure> {
-        let io = self.connect(false).await?;
-        if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
-            let opened = Connections::shake_hands(io, place, &self.shared).await?;
-            self.shared.add(opened, false);
-            return Ok(DialEnd::Opened);
-        }
-        self.shared.seems_h2.store(false, Relaxed);
-        if let Some(place) = place.take() {
-            H1::shake_hands(io, place, &self.shared).await?.give_back(Instant::now());
-        }
-        Ok(DialEnd::Http1)
     }
 
     /// Keeps a connection that turned out to speak HTTP/2 and takes a stream on it, if the peer takes any.

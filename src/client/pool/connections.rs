@@ -1,0 +1,176 @@
+//! The shared connections of one upstream: which takes the next stream, and which takes none any more.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper::client::conn::http2::SendRequest;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::h2::H2;
+use super::streams::Streams;
+use super::{DIAL_WAIT, Limits, Place, Shared, State, Upload};
+use crate::classify::Stamp;
+use crate::client::peer_settings::PeerSettings;
+
+/// For so long a connection whose peer took no stream from the start tells that another dial would meet the same.
+const DRAINING: Duration = Duration::from_secs(1);
+/// A connection that no stream has used yet is not idle before: those it was opened for have to find it.
+const MIN_UNUSED: Duration = Duration::from_secs(1);
+
+/// The shared connections of one upstream.
+pub(super) struct Connections<B> {
+    pub(super) open: Vec<Entry<B>>,
+    /// Shared dials under way: when each began. Dropping the sender cancels the dial.
+    pub(super) dialing: Vec<(Instant, oneshot::Sender<Infallible>)>,
+    /// The streams that a dial is likely to bring.
+    pub(super) streams_of_a_dial: usize,
+}
+
+pub(super) struct Entry<B> {
+    pub(super) sender: SendRequest<Upload<B>>,
+    pub(super) connection: Arc<Shape<B>>,
+    pub(super) opened_at: Instant,
+    /// When it is too old for further streams.
+    pub(super) retire_at: Option<Instant>,
+    /// A stream has been opened on it.
+    pub(super) used: bool,
+}
+
+/// What the streams of one connection share.
+pub(super) struct Shape<B> {
+    pub(super) stamp: Stamp,
+    pub(super) streams: Streams,
+    pub(super) settings: watch::Receiver<PeerSettings>,
+    /// When it was last seen without a stream, in nanoseconds since the pool's start; a stream opened since counts too.
+    pub(super) idle_since: AtomicU64,
+    pub(super) _place: Option<Place<B>>,
+    /// Closes with the last holder, for the connection's task.
+    pub(super) _in_use: oneshot::Sender<Infallible>,
+}
+
+impl<B> Shape<B> {
+    /// How many streams may be open: the peer's limit, or ours if that is less.
+    pub(super) fn limit(&self, streams: u32) -> u32 {
+        self.settings.borrow().max_concurrent_streams.map_or(streams, |peer| peer.min(streams))
+    }
+}
+
+impl<B> Connections<B> {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let streams_of_a_dial = usize::try_from(limits.streams).unwrap_or(usize::MAX);
+        Self { open: Vec::new(), dialing: Vec::new(), streams_of_a_dial }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(super) fn position(&self, connection: &Arc<Shape<B>>) -> Option<usize> {
+        self.open.iter().position(|entry| Arc::ptr_eq(&entry.connection, connection))
+    }
+
+    /// A stream on the least busy connection that has one left.
+    pub(super) fn share(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
+        let most = home.limits.streams;
+        let free = |entry: &&mut Entry<B>| entry.connection.streams.count() < entry.connection.limit(most);
+        let least = self.open.iter_mut().filter(free).min_by_key(|entry| entry.connection.streams.count())?;
+        least.connection.streams.try_open(least.connection.limit(most)).then(|| least.lease(home))
+    }
+
+    /// As [`share`](Self::share); if there is no stream, the next one that ends is handed on.
+    pub(super) fn share_or_wait(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
+        let most = home.limits.streams;
+        let free = |entry: &&mut Entry<B>| entry.connection.streams.try_open_or_wait(entry.connection.limit(most));
+        self.open.iter_mut().find(free).map(|entry| entry.lease(home))
+    }
+
+    /// How many streams the dials under way are likely to bring; one that takes too long brings none.
+    pub(super) fn expected(&self, now: Instant) -> usize {
+        let begun_lately = |(since, _): &&(Instant, _)| now.saturating_duration_since(*since) < DIAL_WAIT;
+        self.dialing.iter().filter(begun_lately).count().saturating_mul(self.streams_of_a_dial)
+    }
+
+    /// Takes out a dial that takes too long; dropping it cancels it.
+    pub(super) fn take_stuck_dial(&mut self, now: Instant) -> Option<oneshot::Sender<Infallible>> {
+        let is_stuck = |(since, _): &(Instant, _)| now.saturating_duration_since(*since) >= DIAL_WAIT;
+        let at = self.dialing.iter().position(is_stuck)?;
+        Some(self.dialing.swap_remove(at).1)
+    }
+
+    /// A connection opened in the last second has never taken a stream, and takes none now.
+    pub(super) fn is_draining(&self, now: Instant) -> bool {
+        let is_new = |entry: &Entry<B>| !entry.used && now.saturating_duration_since(entry.opened_at) < DRAINING;
+        self.open.iter().any(|entry| is_new(entry) && entry.connection.limit(1) == 0)
+    }
+
+    /// Takes out a connection without a stream, to make room for one of the other protocol.
+    pub(super) fn take_unused(&mut self) -> Option<impl Sized + use<B>> {
+        let at = self.open.iter().position(|entry| entry.connection.streams.count() == 0)?;
+        Some(self.open.swap_remove(at))
+    }
+
+    pub(super) fn take_all_unused(&mut self) -> impl Sized + use<B> {
+        self.take(|entry| entry.connection.streams.count() == 0)
+    }
+
+    /// Takes out what the caller drops without the lock.
+    pub(super) fn take(&mut self, gone: impl Fn(&Entry<B>) -> bool) -> Vec<Entry<B>> {
+        // in place, and without an allocation as long as nothing goes
+        let mut taken = Vec::new();
+        let mut at = 0;
+        while let Some(entry) = self.open.get(at) {
+            if gone(entry) {
+                taken.push(self.open.swap_remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        taken
+    }
+}
+
+impl<B> Entry<B> {
+    /// A hold on a stream that has been opened.
+    pub(super) fn lease(&mut self, home: &Arc<Shared<B>>) -> H2<B> {
+        self.used = true;
+        H2 { sender: self.sender.clone(), connection: self.connection.clone(), home: Arc::downgrade(home) }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed() || self.connection.stamp.is_killed()
+    }
+}
+
+impl<B> Shared<B> {
+    pub(super) fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes out the connections that take no further stream: closed, idle for too long, or too old.
+    #[must_use]
+    pub(super) fn expired(&self, state: &mut State<B>, now: Instant) -> impl Sized + use<B> {
+        let (idle_limit, nanos) = (self.idle_limit(), self.nanos(now));
+        // without room for another, an old connection serves until it has no stream
+        let may_replace = state.open < self.limits.connections;
+        state.h2.take(|entry| {
+            if entry.is_closed() {
+                return true;
+            }
+            let unused = entry.connection.streams.count() == 0;
+            let is_old = entry.retire_at.is_some_and(|at| at <= now);
+            let idle = Duration::from_nanos(nanos.saturating_sub(entry.connection.idle_since.load(Relaxed)));
+            // those it was opened for may not have taken it yet
+            let limit = if entry.used { idle_limit } else { idle_limit.max(MIN_UNUSED) };
+            (unused && idle >= limit) || (is_old && (unused || may_replace))
+        })
+    }
+
+    /// Whether a stream may still become free, or a dial is under way.
+    pub(super) fn shares_any(&self) -> bool {
+        let state = self.lock();
+        !state.h2.open.is_empty() || !state.h2.dialing.is_empty()
+    }
+}
