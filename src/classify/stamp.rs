@@ -39,9 +39,6 @@ struct Shared {
     eof: AtomicBool,
     blocked: AtomicBool,
     killed: AtomicBool,
-    /// `SETTINGS_MAX_HEADER_LIST_SIZE` of the peer; 0 until its settings came.
-    #[cfg(feature = "client")]
-    max_header_list: AtomicU32,
     task: AtomicWaker,
 }
 
@@ -92,8 +89,6 @@ impl Stamp {
             eof: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             killed: AtomicBool::new(false),
-            #[cfg(feature = "client")]
-            max_header_list: AtomicU32::new(0),
             task: AtomicWaker::new(),
         }))
     }
@@ -162,20 +157,6 @@ impl Stamp {
     /// Requests begun so far, for what the I/O side keeps per answer.
     pub(crate) fn begun(&self) -> u32 {
         self.0.begun.load(Relaxed)
-    }
-
-    /// Notes the peer's `SETTINGS_MAX_HEADER_LIST_SIZE`, `u32::MAX` where it has none.
-    pub(crate) fn saw_max_header_list(&self, limit: u32) {
-        self.0.max_header_list.store(limit.max(1), Relaxed);
-    }
-
-    /// The largest head the peer takes, if it said so (RFC 9113 section 6.5.2).
-    #[cfg(feature = "http2")]
-    pub(crate) fn max_header_list(&self) -> Option<usize> {
-        match self.0.max_header_list.load(Relaxed) {
-            0 | u32::MAX => None,
-            limit => usize::try_from(limit).ok(),
-        }
     }
 
     pub(crate) fn saw_read(&self, bytes: &[u8]) {

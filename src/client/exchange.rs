@@ -192,7 +192,7 @@ where
                 Lease::H2(h2) => {
                     address::to_h2(&mut request, self.upstream.target.scheme());
                     self.head_size = head_size::of(&request);
-                    if !head_size::fits(&request, self.head_size, stamp.max_header_list()) {
+                    if !head_size::fits(&request, self.head_size, h2.max_head()) {
                         return Ok(Answer::too_large().rejects());
                     }
                     self.head(h2.sender().try_send_request(request), &stamp).await
@@ -218,11 +218,12 @@ where
         let mut failure = Failure::seen(error.into_error().into(), &scene);
         lease.failed(&failure);
         #[cfg(feature = "http2")]
-        if failure.cause() == BadGatewayCause::StreamReset
-            && lease.stamp().max_header_list().is_some_and(|limit| self.head_size > limit)
-        {
-            // the limit came after the request was sent
-            return Ended::Answer(Ok(Answer::too_large().rejects()));
+        if let Lease::H2(h2) = lease {
+            if failure.cause() == BadGatewayCause::StreamReset && h2.max_head().is_some_and(|max| self.head_size > max)
+            {
+                // the limit came after the request was sent
+                return Ended::Answer(Ok(Answer::too_large().rejects()));
+            }
         }
         if self.was_refused_http1(&failure, &scene) {
             let refused = Failure::builder(BadGatewayCause::UpgradeFailed).replay(failure.replay(), failure.evidence());

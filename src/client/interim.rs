@@ -3,6 +3,8 @@
 use std::io;
 
 use super::frames::Frames;
+#[cfg(feature = "http2")]
+use super::frames::PeerState;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay};
 
 /// Follows the heads of one answer and fails when too many of them are interim (RFC 9110 section 15.2).
@@ -43,9 +45,14 @@ impl Interim {
         }
     }
 
-    /// `SETTINGS_MAX_HEADER_LIST_SIZE` of an HTTP/2 peer, if it came with what was read last; `u32::MAX` is no limit.
-    pub(super) fn take_max_header_list(&mut self) -> Option<u32> {
-        self.frames.as_mut()?.take_max_header_list()
+    /// What an HTTP/2 peer has announced so far.
+    #[cfg(feature = "http2")]
+    pub(super) fn peer(&self) -> PeerState {
+        match &self.frames {
+            Some(frames) => frames.peer(),
+            // a peer that speaks something else announces nothing more
+            None => PeerState { received: self.state != State::Status(0), ..PeerState::default() },
+        }
     }
 
     /// How many interim heads of this answer have come.
@@ -62,7 +69,7 @@ impl Interim {
     pub(super) fn saw(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.state == State::Final {
             let Some(frames) = &mut self.frames else { return Ok(()) };
-            return if frames.saw(bytes) > self.limit { Err(too_many()) } else { Ok(()) };
+            return if frames.read(bytes) > self.limit { Err(too_many()) } else { Ok(()) };
         }
         // nearly every answer begins with its final head, in one piece
         if self.state == State::Status(0) && bytes.len() > 9 && bytes[9] != b'1' && bytes[0] != 0 {
@@ -166,23 +173,13 @@ mod tests {
     }
 
     const HEADERS: u8 = 1;
-    const END_STREAM: u8 = 1;
 
     #[test]
-    fn interim_heads_of_http2_are_counted_for_each_stream() {
-        let heads = |stream, count| frame(HEADERS, 4, stream, b"head").repeat(count);
-        // three interim heads and the final one
-        let mut bytes = [frame(4, 0, 0, &[]), heads(1, 4)].concat();
-        bytes.extend(frame(0, END_STREAM, 1, b"data"));
-        for stream in [3, 5, 7] {
-            bytes.extend(heads(stream, 3));
-        }
-        for stream in [7, 5, 3] {
-            bytes.extend([heads(stream, 1), frame(HEADERS, END_STREAM, stream, b"end")].concat());
-        }
+    fn interim_heads_of_an_http2_stream_are_limited_too() {
+        let heads = |count| frame(HEADERS, 4, 1, b"head").repeat(count);
         for piece in [1, 2, 7, 1000] {
-            assert!(feed(3, &bytes, piece), "{piece}");
-            assert!(!feed(2, &bytes, piece), "{piece}");
+            assert!(feed(3, &[frame(4, 0, 0, &[]), heads(4)].concat(), piece), "{piece}");
+            assert!(!feed(3, &[frame(4, 0, 0, &[]), heads(5)].concat(), piece), "{piece}");
         }
     }
 
@@ -210,28 +207,6 @@ mod tests {
             interim.saw(&frame(HEADERS, 4, 1, b"head")).is_ok()
         });
         assert_eq!(counted.count(), 10);
-    }
-
-    #[test]
-    fn the_largest_head_of_an_http2_peer_is_read_from_its_settings() {
-        let limit = [0, 6, 0, 0, 0x20, 0];
-        for (payload, expected) in [
-            (&limit[..], 8192),
-            (&[&[0, 3, 0, 0, 0, 100][..], &limit].concat(), 8192),
-            (&[0, 3, 0, 0, 0, 100], u32::MAX),
-            (&[], u32::MAX),
-        ] {
-            for piece in [1, 4, 1000] {
-                let mut interim = Interim::new(9);
-                let mut found = Vec::new();
-                let acknowledgement = frame(4, 1, 0, &[]);
-                for piece in [frame(4, 0, 0, payload), acknowledgement].concat().chunks(piece) {
-                    interim.saw(piece).unwrap();
-                    found.extend(interim.take_max_header_list());
-                }
-                assert_eq!(found, [expected], "{payload:?} in pieces of {piece}");
-            }
-        }
     }
 
     #[test]

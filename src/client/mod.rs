@@ -30,8 +30,6 @@ mod frames;
 #[cfg(feature = "http2")]
 mod head_size;
 mod interim;
-#[cfg(feature = "http2")]
-mod peer_settings;
 mod policy;
 mod pool;
 mod proxy;

@@ -8,9 +8,9 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::interim::Interim;
 #[cfg(feature = "http2")]
-use super::peer_settings::{PeerSettings, SettingsReader};
+use super::frames::PeerState;
+use super::interim::Interim;
 use crate::classify::Stamp;
 
 /// A connection whose bytes are counted in its [`Stamp`].
@@ -30,7 +30,7 @@ impl<T> Stamped<T> {
             stamp,
             interim,
             #[cfg(feature = "http2")]
-            settings: None,
+            peer: None,
             seen: 0,
             read_last: false,
             was_full: false,
@@ -39,12 +39,12 @@ impl<T> Stamped<T> {
         Self { io: TokioIo::new(counted) }
     }
 
-    /// Reads the settings of an HTTP/2 peer from now on; called before its first byte is read.
+    /// Publishes what an HTTP/2 peer announces from now on; called before its first byte is read.
     #[cfg(feature = "http2")]
-    pub(super) fn read_settings(&mut self) -> tokio::sync::watch::Receiver<PeerSettings> {
-        let (reader, settings) = SettingsReader::new();
-        self.io.inner_mut().settings = Some(Box::new(reader));
-        settings
+    pub(super) fn watch_peer(&mut self) -> tokio::sync::watch::Receiver<PeerState> {
+        let (peer, receiver) = tokio::sync::watch::channel(PeerState::default());
+        self.io.inner_mut().peer = Some((peer, PeerState::default()));
+        receiver
     }
 
     /// The connection's counters.
@@ -103,7 +103,7 @@ struct Counted<T> {
     stamp: Stamp,
     interim: Interim,
     #[cfg(feature = "http2")]
-    settings: Option<Box<SettingsReader>>,
+    peer: Option<(tokio::sync::watch::Sender<PeerState>, PeerState)>,
     /// The stamp's count of requests when the last answer began.
     seen: u32,
     read_last: bool,
@@ -173,16 +173,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
         } else {
             this.read_last = true;
             this.stamp.saw_read(bytes);
-            #[cfg(feature = "http2")]
-            if let Some(settings) = &mut this.settings {
-                settings.read(bytes);
-            }
             let seen = this.interim.saw(bytes);
+            #[cfg(feature = "http2")]
+            if let Some((published, last)) = &mut this.peer {
+                let peer = this.interim.peer();
+                // compared here, as a look into the channel takes a lock
+                if std::mem::replace(last, peer) != peer {
+                    published.send_replace(peer);
+                }
+            }
             if this.interim.heads() > 0 {
                 this.stamp.saw_interim(this.interim.heads());
-            }
-            if let Some(limit) = this.interim.take_max_header_list() {
-                this.stamp.saw_max_header_list(limit);
             }
             seen?;
         }

@@ -13,7 +13,7 @@ use super::h2::H2;
 use super::streams::Streams;
 use super::{DIAL_WAIT, Limits, Place, Shared, State, Upload};
 use crate::classify::Stamp;
-use crate::client::peer_settings::PeerSettings;
+use crate::client::frames::PeerState;
 
 /// For so long a connection whose peer took no stream from the start tells that another dial would meet the same.
 const DRAINING: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub(super) struct Entry<B> {
 pub(super) struct Shape<B> {
     pub(super) stamp: Stamp,
     pub(super) streams: Streams,
-    pub(super) settings: watch::Receiver<PeerSettings>,
+    pub(super) peer: watch::Receiver<PeerState>,
     /// When it was last seen without a stream, in nanoseconds since the pool's start; a stream opened since counts too.
     pub(super) idle_since: AtomicU64,
     pub(super) _place: Option<Place<B>>,
@@ -54,7 +54,7 @@ pub(super) struct Shape<B> {
 impl<B> Shape<B> {
     /// How many streams may be open: the peer's limit, or ours if that is less.
     pub(super) fn limit(&self, streams: u32) -> u32 {
-        self.settings.borrow().max_concurrent_streams.map_or(streams, |peer| peer.min(streams))
+        self.peer.borrow().max_concurrent_streams.map_or(streams, |peer| peer.min(streams))
     }
 }
 

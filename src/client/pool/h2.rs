@@ -28,7 +28,7 @@ use crate::body::Progress;
 use crate::cause::{BadGatewayCause, Failure, Phase};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
-use crate::client::peer_settings::PeerSettings;
+use crate::client::frames::PeerState;
 use crate::engine::{Abandon, leaving};
 
 /// hyper's 16 KB is less than an HTTP/1.1 upstream may send.
@@ -82,10 +82,15 @@ impl<B> H2<B> {
         &mut self.sender
     }
 
-    /// The peer's settings as they are now.
-    #[allow(dead_code)] // for the limit of a request head
-    pub(crate) fn peer_settings(&self) -> PeerSettings {
-        *self.connection.settings.borrow()
+    /// What the peer has announced so far.
+    pub(crate) fn peer(&self) -> PeerState {
+        *self.connection.peer.borrow()
+    }
+
+    /// The largest head that the peer accepts, in bytes, if it has announced a limit.
+    pub(crate) fn max_head(&self) -> Option<usize> {
+        let limit = self.peer().max_header_list_size.filter(|limit| *limit < u32::MAX)?;
+        usize::try_from(limit).ok()
     }
 
     /// Takes the connection, and no other, out of the pool. Streams that run may end.
@@ -142,7 +147,7 @@ impl<B: SendBody> Connections<B> {
     {
         let stamp = io.stamp().clone();
         stamp.multiplexed();
-        let mut settings = io.read_settings();
+        let mut peer = io.watch_peer();
         let (sender, connection) = builder(&home.limits).handshake(io).await.map_err(|error| {
             let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
             Failure::seen(error.into(), &scene)
@@ -151,13 +156,13 @@ impl<B: SendBody> Connections<B> {
         let shape = Arc::new(Shape {
             stamp: stamp.clone(),
             streams: Streams::new(),
-            settings: settings.clone(),
+            peer: peer.clone(),
             idle_since: AtomicU64::new(home.nanos(Instant::now())),
             _place: place.take(),
             _in_use: in_use,
         });
         let swept = SweptAtEnd(Arc::downgrade(home));
-        let driver = Driver { connection, settings: settings.clone(), shape: Arc::downgrade(&shape), swept };
+        let driver = Driver { connection, peer: peer.clone(), shape: Arc::downgrade(&shape), swept };
         tokio::spawn(async move {
             driver.run().await;
             // no stream uses it any more; a peer that reads nothing must not keep the socket
@@ -166,7 +171,7 @@ impl<B: SendBody> Connections<B> {
             stamp.kill();
         });
         // an end of the connection is the first request's to report
-        let received = timeout(SETTINGS_WAIT, settings.wait_for(|settings| settings.received));
+        let received = timeout(SETTINGS_WAIT, peer.wait_for(|peer| peer.received));
         let _ = telling(Phase::Connect, shape.stamp.peer(), received).await;
         Ok(Opened { sender, connection: shape })
     }
@@ -196,19 +201,19 @@ fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
 /// A connection's own future, and what has to happen beside and after it; the fields are dropped in this order.
 struct Driver<F, B> {
     connection: F,
-    settings: watch::Receiver<PeerSettings>,
+    peer: watch::Receiver<PeerState>,
     shape: Weak<Shape<B>>,
     swept: SweptAtEnd<B>,
 }
 
 impl<F: Future, B> Driver<F, B> {
     async fn run(self) {
-        let Self { connection, mut settings, shape, swept } = self;
+        let Self { connection, mut peer, shape, swept } = self;
         {
             // its error is told by the requests it failed
             let mut connection = pin!(connection);
             loop {
-                let changed = pin!(settings.changed());
+                let changed = pin!(peer.changed());
                 match select(connection.as_mut(), changed).await {
                     Either::Right((Ok(()), _)) => {
                         if let (Some(home), Some(shape)) = (swept.0.upgrade(), shape.upgrade()) {
