@@ -265,6 +265,40 @@ async fn an_empty_budget_ends_the_retries_of_all_clones() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_was_refused_unprocessed_is_sent_again_once_without_the_budget() {
+    let refused = |evidence| {
+        let failure = Failure::builder(Cause::StreamRefused).replay(Replay::NotSent, evidence).build();
+        [Act::Fails(failure), Act::Answers]
+    };
+    let budget = RetryBudget::new();
+    // a new budget has three tokens, and a success pays for a fifth of one
+    for act in (0..20).map(|n| refused(if n % 2 == 0 { Evidence::GoAway } else { Evidence::RefusedStream })) {
+        let (service, seen) = plays(&act);
+        let retry = RetryLayer::new().budget(budget.clone()).layer(service);
+        let post = Request::post("/").body(Full::from("once")).unwrap();
+        assert_eq!(retry.oneshot(post).await.unwrap().status(), 200);
+        assert_eq!(seen.all().len(), 2);
+    }
+    assert_eq!(budget.snapshot(Instant::now()).withdrawals, 0);
+
+    let [goaway, _] = refused(Evidence::GoAway);
+    let act = [goaway];
+    let (service, seen) = plays(&act);
+    let retry = RetryLayer::new().budget(budget.clone()).layer(service);
+    let failure = retry.oneshot(Request::post("/").body(Full::from("once")).unwrap()).await.unwrap_err();
+    assert_eq!((failure.retry_stop(), seen.all().len()), (Some(RetryStop::Attempts), 3));
+    assert_eq!(budget.snapshot(Instant::now()).withdrawals, 1, "the second is an ordinary retry");
+
+    // it may have been processed
+    let lost = Failure::builder(Cause::StreamRefused).replay(Replay::IdempotentOnly, Evidence::Counted).build();
+    let act = [Act::Fails(lost), Act::Answers];
+    let (service, _) = plays(&act);
+    let retry = RetryLayer::new().budget(budget.clone()).layer(service);
+    assert_eq!(retry.oneshot(Request::get("/").body(Full::from("")).unwrap()).await.unwrap().status(), 200);
+    assert_eq!(budget.snapshot(Instant::now()).withdrawals, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_is_dropped_in_its_pause_gives_its_token_back() {
     let budget = RetryBudget::new();
     let (service, seen) = plays(&[Act::Says(503, Some("5")), Act::Answers]);

@@ -72,7 +72,7 @@ pub enum Spare {
 /// Whether there is a further attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// There is; a token has been withdrawn for it.
+    /// There is; a token has been withdrawn for it, if it needs one.
     Retry {
         /// The pause before it.
         after: Duration,
@@ -101,6 +101,9 @@ pub enum Toward {
 /// the first attempt was processed, a second one is answered with 412. `withdraw` takes a token from the
 /// budget; it is called last, once, and only if everything else allows the attempt. All values of `random` are
 /// equally likely.
+///
+/// The first retry of a stream that the upstream refused unprocessed takes no token: `REFUSED_STREAM`, or a GOAWAY below it
+/// (RFC 9113 section 8.7). It is gRPC's "transparent retry" (proposal A6), one for each call.
 pub fn decide(
     policy: &RetryPolicy,
     situation: &Situation<'_>,
@@ -112,10 +115,17 @@ pub fn decide(
         Ok(Decision::Retry { after, toward: kind.toward })
     });
     match planned {
-        Ok(retry) if withdraw() => retry,
+        Ok(retry) if is_transparent(situation) || withdraw() => retry,
         Ok(_) => Decision::Stop(RetryStop::Budget),
         Err(stop) => Decision::Stop(stop),
     }
+}
+
+/// Whether a retry needs no token: the upstream has refused the stream unprocessed, for the first time.
+fn is_transparent(situation: &Situation<'_>) -> bool {
+    situation.attempt == 1
+        && matches!(situation.shown, Shown::Failure(failure)
+            if failure.cause() == Cause::StreamRefused && failure.replay() == Replay::NotSent)
 }
 
 /// What the rules make of a failure.
