@@ -161,7 +161,6 @@ async fn clients_that_reset_their_streams_hurt_nobody() {
 }
 
 #[tokio::test]
-#[ignore = "an HTTP/2 upstream ends the connection that clients share: too_many_resets"]
 async fn clients_that_reset_their_streams_all_at_once_hurt_nobody() {
     is_fair(Kind::ResetStreamsAtOnce).await;
 }

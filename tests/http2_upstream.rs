@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{Barrier, mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tower::{Service, service_fn};
-use tower_upstream::cause::{Evidence, Replay};
+use tower_upstream::cause::{BreakerVerdict, Detail, Evidence, Replay};
 use tower_upstream::client::{Connect, Http, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::forward::Rules;
 use tower_upstream::{BadGatewayCause, Failure};
@@ -643,6 +643,127 @@ async fn an_upload_that_stands_still_after_its_response_ends_with_its_connection
     soon(soon(proxy.call(post)).await.unwrap().into_body().collect()).await.unwrap();
     assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
     assert_eq!(upstream.accepted(), 2);
+}
+
+// streams that this side resets
+
+/// An upstream that accepts streams while the gate is open, counts them, and responds to all but `/slow` and what is below.
+async fn gated_upstream(gate: watch::Receiver<bool>) -> (Upstream, Arc<AtomicUsize>) {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
+    let upstream = Upstream::accepting(move |socket, _| {
+        let (mut gate, count) = (gate.clone(), count.clone());
+        async move {
+            let mut server = h2::server::handshake(socket).await.unwrap();
+            let mut slow = Vec::new();
+            while gate.wait_for(|is_open| *is_open).await.is_ok() {
+                let Some(Ok((request, respond))) = server.accept().await else { return };
+                count.fetch_add(1, SeqCst);
+                match request.uri().path() {
+                    "/slow" => slow.push(respond),
+                    _ => respond_ok(respond),
+                }
+            }
+        }
+    })
+    .await;
+    (upstream, requests)
+}
+
+#[tokio::test]
+async fn clients_that_cancel_all_at_once_do_not_make_the_upstream_end_the_connections_of_others() {
+    let (gate, is_open) = watch::channel(true);
+    let (upstream, requests) = gated_upstream(is_open).await;
+    let proxy = proxy(upstream.address).http(Http::H2).queue_timeout(support::PATIENCE).build::<Body>();
+    let slow = async || {
+        let calls: Vec<_> = (0..60).map(|_| tokio::spawn(proxy.clone().call(get("/slow")))).collect();
+        calls
+    };
+    // the upstream accepts these before they are reset
+    let accepted = slow().await;
+    support::until("the upstream has accepted all", || requests.load(SeqCst) == 60).await;
+    accepted.iter().for_each(tokio::task::JoinHandle::abort);
+    sleep(Duration::from_millis(100)).await;
+
+    // h2 ends a connection with the 21st stream that was reset before it was accepted
+    gate.send(false).unwrap();
+    let mut others = Vec::new();
+    let mut cancelled = Vec::new();
+    for _ in 0..4 {
+        cancelled.extend(slow().await);
+        let post = Request::post("/").header("host", "a").body(Body::from("once")).unwrap();
+        others.push(tokio::spawn(proxy.clone().call(post)));
+    }
+    sleep(Duration::from_millis(300)).await;
+    cancelled.iter().for_each(tokio::task::JoinHandle::abort);
+    sleep(Duration::from_millis(300)).await;
+    gate.send(true).unwrap();
+    for call in others {
+        assert_eq!(soon(call).await.unwrap().unwrap().status(), 200);
+    }
+}
+
+/// What becomes of a POST that waits for its response, and of a response that is under way, on a connection that the upstream ends.
+async fn lost_with_their_connection(cancels: bool) -> [Failure; 2] {
+    let (end, mut ends) = watch::channel(false);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let (events, count) = (Events::default(), requests.clone());
+    let begun = events.clone();
+    ends.mark_unchanged();
+    let upstream = Upstream::accepting(move |socket, _| {
+        let (mut ends, count, events) = (ends.clone(), count.clone(), begun.clone());
+        async move {
+            let mut server = h2::server::handshake(socket).await.unwrap();
+            let mut waiting = Vec::new();
+            loop {
+                tokio::select! {
+                    accepted = server.accept() => {
+                        let Some(Ok((request, respond))) = accepted else { return };
+                        count.fetch_add(1, SeqCst);
+                        match request.uri().path() {
+                            "/events" => events.begin(respond),
+                            _ => waiting.push(respond),
+                        }
+                    }
+                    _ = ends.changed() => server.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM),
+                }
+            }
+        }
+    })
+    .await;
+    let mut proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    let events = soon(proxy.call(get("/events"))).await.unwrap();
+    let post = Request::post("/").header("host", "a").body(Body::from("once")).unwrap();
+    let post = tokio::spawn(proxy.call(post));
+    support::until("the upstream has the POST", || requests.load(SeqCst) == 2).await;
+    if cancels {
+        let cancelled = tokio::spawn(proxy.call(get("/")));
+        support::until("the upstream has the GET", || requests.load(SeqCst) == 3).await;
+        cancelled.abort();
+        assert!(cancelled.await.is_err());
+    }
+    end.send(true).unwrap();
+    let lost = [soon(post).await.unwrap().unwrap_err(), soon(events.into_body().collect()).await.unwrap_err()];
+    assert_eq!(upstream.accepted(), 1);
+    lost
+}
+
+#[tokio::test]
+async fn an_upstream_that_ends_a_connection_for_what_clients_did_on_it_has_not_failed() {
+    let [post, events] = lost_with_their_connection(true).await;
+    for failure in [&post, &events] {
+        assert_eq!(failure.cause(), BadGatewayCause::StreamRefused);
+        assert_eq!(failure.cause().breaker_verdict(), BreakerVerdict::Neutral);
+        assert_eq!(failure.detail(), Some(Detail::H2(11)));
+        assert!(failure.visitor_hint().is_some_and(|hint| !hint.contains("Nothing was processed")), "{failure:?}");
+    }
+    assert_eq!((post.replay(), events.replay()), (Replay::IdempotentOnly, Replay::Never));
+
+    let [post, events] = lost_with_their_connection(false).await;
+    assert_eq!(
+        (post.cause(), events.cause()),
+        (BadGatewayCause::ClosedBeforeResponse, BadGatewayCause::IncompleteBody)
+    );
 }
 
 // dials

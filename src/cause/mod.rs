@@ -97,7 +97,8 @@ pub enum BadGatewayCause {
     TlsTimeout,
     /// The peer speaks another protocol (TLS on a plain port, HTTP/2 only, SSH...). Scheme or port is wrong.
     WrongProtocol,
-    /// HTTP/2 `REFUSED_STREAM` or GOAWAY below our stream: drain or stream limit. Not processed.
+    /// HTTP/2 `REFUSED_STREAM` or GOAWAY below our stream: drain or stream limit, not processed. Or the connection was ended
+    /// for the streams that clients had reset on it (code 11); then the replay says whether it was processed.
     StreamRefused,
     /// The pooled connection died before one byte of this request was written.
     NotDispatched,

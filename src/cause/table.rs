@@ -330,7 +330,7 @@ pub(super) const FACTS: [Facts; 49] = [
         replay: Replay::NotSent,
         prospect: SamePeer,
         breaker: BreakerVerdict::Neutral,
-        operator_hint: "HTTP/2 REFUSED_STREAM or GOAWAY below our stream: drain or stream limit. Not processed.",
+        operator_hint: "HTTP/2 REFUSED_STREAM or GOAWAY: drain, stream limit, or (code 11) too many streams reset by clients.",
         visitor_hint: Some("Nothing was processed. Try again."),
     },
     Facts {

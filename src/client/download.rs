@@ -131,7 +131,8 @@ fn release<B: SendBody>(lease: Lease<B>, upload: UploadState, progress: Option<&
             UploadState::Through => h1.give_back(Instant::now()),
         },
         #[cfg(feature = "http2")]
-        Lease::H2(h2) => {
+        Lease::H2(mut h2) => {
+            h2.on_end();
             if let Some(progress) = progress.filter(|progress| progress.ended().is_none()) {
                 h2.close_after_upload(progress, upload_idle);
             }
@@ -157,8 +158,8 @@ impl<B> Open<B> {
     }
 
     /// Ends the connection, or the stream on it.
-    fn failed(self, failure: Failure) -> Failure {
-        self.lease.failed(&failure);
+    fn failed(mut self, failure: Failure) -> Failure {
+        let failure = self.lease.failed(failure);
         failure.into_builder().upstream(self.upstream).elapsed(self.begun.elapsed()).build()
     }
 }

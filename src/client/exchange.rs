@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 #[cfg(feature = "http2")]
 use super::head_size;
+#[cfg(feature = "http2")]
+use super::pool::{ENHANCE_YOUR_CALM, H2};
 use super::pool::{Lease, Needs, SendBody};
 use super::proxy::Upstream;
 use super::sight::{looked, seen, sight, signing};
@@ -205,18 +207,18 @@ where
         }
     }
 
-    fn ended(&mut self, sent: Sent<B>, lease: Lease<B>, returns: u32) -> Ended<B> {
+    fn ended(&mut self, sent: Sent<B>, mut lease: Lease<B>, returns: u32) -> Ended<B> {
         match sent {
             Ok(answer) => Ended::Answer(self.answered(answer, lease)),
-            Err(error) => self.broke(error, &lease, returns),
+            Err(error) => self.broke(error, &mut lease, returns),
         }
     }
 
-    fn broke(&self, mut error: TrySendError<Request<Upload<B>>>, lease: &Lease<B>, returns: u32) -> Ended<B> {
+    fn broke(&self, mut error: TrySendError<Request<Upload<B>>>, lease: &mut Lease<B>, returns: u32) -> Ended<B> {
         let scene = self.scene(lease.stamp());
         let message = error.take_message();
         let mut failure = Failure::seen(error.into_error().into(), &scene);
-        lease.failed(&failure);
+        failure = lease.failed(failure);
         #[cfg(feature = "http2")]
         if let Lease::H2(h2) = lease {
             if failure.cause() == BadGatewayCause::StreamReset && h2.max_head().is_some_and(|max| self.head_size > max)
@@ -250,7 +252,8 @@ where
         self.upgrade.is_some() && is_new && ended && self.upstream.pool.seems_h2()
     }
 
-    fn answered(&mut self, mut answer: Response<Incoming>, lease: Lease<B>) -> Outcome<B> {
+    fn answered(&mut self, mut answer: Response<Incoming>, mut lease: Lease<B>) -> Outcome<B> {
+        lease.on_head();
         let asked = if self.tunnel.is_some() { Asked::Upgrade } else { Asked::Answer };
         if let Some(verdict) = check_head(&answer, asked) {
             // what follows such a head cannot be delimited: the connection goes with it
@@ -280,6 +283,7 @@ where
             // a length for a broken body.
             _ if status == StatusCode::NOT_MODIFIED && !incoming.is_end_stream() => {
                 lease.stamp().answered();
+                lease.on_end();
                 AnswerBody::default()
             }
             _ => AnswerBody::upstream(Download::new(incoming, lease, self)),
@@ -344,28 +348,65 @@ impl<B> Lease<B> {
         }
     }
 
-    /// After an error: a shared connection stays only if the error was its stream's alone.
-    #[cfg_attr(not(feature = "http2"), allow(clippy::unused_self))]
-    pub(super) fn failed(&self, failure: &Failure) {
-        #[cfg_attr(not(feature = "http2"), allow(irrefutable_let_patterns))]
-        if let Self::H1(h1) = self {
-            h1.failed(failure);
+    /// Notes that the response head has come.
+    fn on_head(&mut self) {
+        match self {
+            Self::H1(_) => {}
+            #[cfg(feature = "http2")]
+            Self::H2(h2) => h2.on_head(),
         }
-        #[cfg(feature = "http2")]
-        if let Self::H2(h2) = self {
-            let streams_own = match failure.cause() {
-                BadGatewayCause::StreamReset | BadGatewayCause::RequestBodyFailed => true,
-                // refused before a byte was written: the connection is as good as before
-                BadGatewayCause::GatewayInternal => failure.evidence() == Evidence::LocalRefusal,
-                BadGatewayCause::StreamRefused => failure.evidence() == Evidence::RefusedStream,
-                BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(crate::cause::Detail::H2(_))),
-                _ => false,
-            };
-            if !streams_own {
-                h2.evict();
-            }
-        }
-        #[cfg(not(feature = "http2"))]
-        let _ = failure;
     }
+
+    /// Notes that the response has ended, or that the rest of it is not read.
+    fn on_end(&mut self) {
+        match self {
+            Self::H1(_) => {}
+            #[cfg(feature = "http2")]
+            Self::H2(h2) => h2.on_end(),
+        }
+    }
+
+    /// After an error: a shared connection stays only if the error was its stream's alone. Returns the failure, which is
+    /// another one where the connection was ended for what other clients did.
+    pub(super) fn failed(&mut self, failure: Failure) -> Failure {
+        match self {
+            Self::H1(h1) => {
+                h1.failed(&failure);
+                failure
+            }
+            #[cfg(feature = "http2")]
+            Self::H2(h2) => stream_failed(h2, failure),
+        }
+    }
+}
+
+#[cfg(feature = "http2")]
+fn stream_failed<B>(h2: &mut H2<B>, failure: Failure) -> Failure {
+    let cause = failure.cause();
+    if cause != BadGatewayCause::RequestBodyFailed {
+        h2.on_end();
+    }
+    let is_streams_own = match cause {
+        BadGatewayCause::StreamReset | BadGatewayCause::RequestBodyFailed => true,
+        // refused before a byte was written: the connection is as good as before
+        BadGatewayCause::GatewayInternal => failure.evidence() == Evidence::LocalRefusal,
+        BadGatewayCause::StreamRefused => failure.evidence() == Evidence::RefusedStream,
+        BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(Detail::H2(_))),
+        _ => false,
+    };
+    if is_streams_own {
+        return failure;
+    }
+    h2.evict();
+    let is_lost = matches!(
+        cause,
+        BadGatewayCause::ClosedBeforeResponse | BadGatewayCause::ResetBeforeResponse | BadGatewayCause::IncompleteBody
+    );
+    if !is_lost || !h2.was_ended_for_resets() {
+        return failure;
+    }
+    // it may have been processed (RFC 9113 section 6.8), but the connection's end is no fault of the upstream
+    let refused = Failure::builder(BadGatewayCause::StreamRefused).phase(failure.phase());
+    let refused = refused.replay(failure.replay(), failure.evidence()).detail(Detail::H2(ENHANCE_YOUR_CALM));
+    refused.peer(failure.peer()).connection(failure.connection()).source(failure).build()
 }

@@ -10,6 +10,8 @@ mod connections;
 mod h1;
 #[cfg(feature = "http2")]
 mod h2;
+#[cfg(feature = "http2")]
+mod lifetime;
 mod reaper;
 #[cfg(feature = "http2")]
 mod shared_dial;
@@ -43,7 +45,7 @@ use crate::timeout::alignment::KeepAlive;
 
 pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]
-pub(super) use self::h2::H2;
+pub(super) use self::h2::{ENHANCE_YOUR_CALM, H2};
 
 /// What the pool may hold.
 #[derive(Clone, Copy, Debug)]

@@ -2,23 +2,19 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::h2::H2;
+use super::h2::{H2, StreamStage};
+use super::lifetime::{Lifetime, Sharing};
 use super::streams::Streams;
 use super::{DIAL_WAIT, Limits, Place, Shared, State, Upload};
 use crate::classify::Stamp;
 use crate::client::frames::PeerState;
-
-/// For so long a connection whose peer took no stream from the start tells that another dial would meet the same.
-const DRAINING: Duration = Duration::from_secs(1);
-/// A connection that no stream has used yet is not idle before: those it was opened for have to find it.
-const MIN_UNUSED: Duration = Duration::from_secs(1);
 
 /// The shared connections of one upstream.
 pub(super) struct Connections<B> {
@@ -27,16 +23,13 @@ pub(super) struct Connections<B> {
     pub(super) dialing: Vec<(Instant, oneshot::Sender<Infallible>)>,
     /// The streams that a dial is likely to bring.
     pub(super) streams_of_a_dial: usize,
+    pub(super) sharing: Sharing,
 }
 
 pub(super) struct Entry<B> {
     pub(super) sender: SendRequest<Upload<B>>,
     pub(super) connection: Arc<Shape<B>>,
-    pub(super) opened_at: Instant,
-    /// When it is too old for further streams.
-    pub(super) retire_at: Option<Instant>,
-    /// A stream has been opened on it.
-    pub(super) used: bool,
+    pub(super) lifetime: Lifetime,
 }
 
 /// What the streams of one connection share.
@@ -46,22 +39,28 @@ pub(super) struct Shape<B> {
     pub(super) peer: watch::Receiver<PeerState>,
     /// When it was last seen without a stream, in nanoseconds since the pool's start; a stream opened since counts too.
     pub(super) idle_since: AtomicU64,
+    /// This side has reset a stream.
+    pub(super) was_reset: AtomicBool,
     pub(super) _place: Option<Place<B>>,
     /// Closes with the last holder, for the connection's task.
     pub(super) _in_use: oneshot::Sender<Infallible>,
 }
 
 impl<B> Shape<B> {
-    /// How many streams may be open: the peer's limit, or ours if that is less.
+    /// The number of streams that may be open: the peer's limit, or ours if that is less.
     pub(super) fn limit(&self, streams: u32) -> u32 {
-        self.peer.borrow().max_concurrent_streams.map_or(streams, |peer| peer.min(streams))
+        let peer = self.peer.borrow();
+        match peer.goaway {
+            Some(_) => 0,
+            None => peer.max_concurrent_streams.map_or(streams, |peer| peer.min(streams)),
+        }
     }
 }
 
 impl<B> Connections<B> {
     pub(super) fn new(limits: &Limits) -> Self {
         let streams_of_a_dial = usize::try_from(limits.streams).unwrap_or(usize::MAX);
-        Self { open: Vec::new(), dialing: Vec::new(), streams_of_a_dial }
+        Self { open: Vec::new(), dialing: Vec::new(), streams_of_a_dial, sharing: Sharing::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -72,17 +71,15 @@ impl<B> Connections<B> {
         self.open.iter().position(|entry| Arc::ptr_eq(&entry.connection, connection))
     }
 
-    /// A stream on the least busy connection that has one left.
-    pub(super) fn share(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
-        let most = home.limits.streams;
+    /// A stream on the least busy connection that has fewer than `most`.
+    pub(super) fn share(&mut self, home: &Arc<Shared<B>>, most: u32) -> Option<H2<B>> {
         let free = |entry: &&mut Entry<B>| entry.connection.streams.count() < entry.connection.limit(most);
         let least = self.open.iter_mut().filter(free).min_by_key(|entry| entry.connection.streams.count())?;
         least.connection.streams.try_open(least.connection.limit(most)).then(|| least.lease(home))
     }
 
     /// As [`share`](Self::share); if there is no stream, the next one that ends is handed on.
-    pub(super) fn share_or_wait(&mut self, home: &Arc<Shared<B>>) -> Option<H2<B>> {
-        let most = home.limits.streams;
+    pub(super) fn share_or_wait(&mut self, home: &Arc<Shared<B>>, most: u32) -> Option<H2<B>> {
         let free = |entry: &&mut Entry<B>| entry.connection.streams.try_open_or_wait(entry.connection.limit(most));
         self.open.iter_mut().find(free).map(|entry| entry.lease(home))
     }
@@ -102,8 +99,7 @@ impl<B> Connections<B> {
 
     /// A connection opened in the last second has never taken a stream, and takes none now.
     pub(super) fn is_draining(&self, now: Instant) -> bool {
-        let is_new = |entry: &Entry<B>| !entry.used && now.saturating_duration_since(entry.opened_at) < DRAINING;
-        self.open.iter().any(|entry| is_new(entry) && entry.connection.limit(1) == 0)
+        self.open.iter().any(|entry| entry.lifetime.is_untried(now) && entry.connection.limit(1) == 0)
     }
 
     /// Takes out a connection without a stream, to make room for one of the other protocol.
@@ -135,12 +131,19 @@ impl<B> Connections<B> {
 impl<B> Entry<B> {
     /// A hold on a stream that has been opened.
     pub(super) fn lease(&mut self, home: &Arc<Shared<B>>) -> H2<B> {
-        self.used = true;
-        H2 { sender: self.sender.clone(), connection: self.connection.clone(), home: Arc::downgrade(home) }
+        self.lifetime.on_stream();
+        H2 {
+            sender: self.sender.clone(),
+            connection: self.connection.clone(),
+            home: Arc::downgrade(home),
+            stage: StreamStage::Unsent,
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.sender.is_closed() || self.connection.stamp.is_killed()
+        // hyper's handle is open for a moment after a GOAWAY
+        let goaway = self.connection.peer.borrow().goaway;
+        goaway.is_some() || self.sender.is_closed() || self.connection.stamp.is_killed()
     }
 }
 
@@ -149,7 +152,7 @@ impl<B> Shared<B> {
         u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Takes out the connections that take no further stream: closed, idle for too long, or too old.
+    /// Takes out the connections that take no further stream: closed, idle for too long, too old, or worn by resets.
     #[must_use]
     pub(super) fn expired(&self, state: &mut State<B>, now: Instant) -> impl Sized + use<B> {
         let (idle_limit, nanos) = (self.idle_limit(), self.nanos(now));
@@ -160,12 +163,26 @@ impl<B> Shared<B> {
                 return true;
             }
             let unused = entry.connection.streams.count() == 0;
-            let is_old = entry.retire_at.is_some_and(|at| at <= now);
             let idle = Duration::from_nanos(nanos.saturating_sub(entry.connection.idle_since.load(Relaxed)));
-            // those it was opened for may not have taken it yet
-            let limit = if entry.used { idle_limit } else { idle_limit.max(MIN_UNUSED) };
-            (unused && idle >= limit) || (is_old && (unused || may_replace))
+            (unused && entry.lifetime.is_idle(idle, idle_limit))
+                || (entry.lifetime.is_retired(now) && (unused || may_replace))
         })
+    }
+
+    /// The most streams of a connection; fewer after a burst of resets, as long as another connection may be opened.
+    pub(super) fn streams(&self, state: &State<B>, now: Instant) -> u32 {
+        let max = self.limits.streams;
+        if state.open < self.limits.connections { state.h2.sharing.streams(now, max) } else { max }
+    }
+
+    /// Counts a stream that this side resets.
+    pub(super) fn record_reset(&self, connection: &Arc<Shape<B>>, before_head: bool, now: Instant) {
+        connection.was_reset.store(true, Relaxed);
+        let mut state = self.lock();
+        let Some(at) = state.h2.position(connection) else { return };
+        if state.h2.open[at].lifetime.on_reset(now, before_head) {
+            state.h2.sharing.on_burst(now);
+        }
     }
 
     /// Whether a stream may still become free, or a dial is under way.

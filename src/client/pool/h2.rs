@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connections::{Connections, Entry, Shape};
+use super::lifetime::Lifetime;
 use super::shared_dial::SharedDial;
 use super::streams::Streams;
 use super::{Connect, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, State, Turn, Upload};
@@ -39,6 +40,8 @@ const MAX_FRAME: u32 = 16 << 10;
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// How long a new connection is given to announce its settings; a peer that takes longer is used without them.
 const SETTINGS_WAIT: Duration = Duration::from_millis(250);
+/// The peer sees excessive load in what this side does (RFC 9113 section 7).
+pub(crate) const ENHANCE_YOUR_CALM: u32 = 0xb;
 /// How long a connection that nobody uses may take to say good-bye.
 const LINGER: Duration = Duration::from_secs(1);
 /// One stream's hold on a shared connection.
@@ -46,10 +49,23 @@ pub(crate) struct H2<B> {
     pub(super) sender: SendRequest<Upload<B>>,
     pub(super) connection: Arc<Shape<B>>,
     pub(super) home: Weak<Shared<B>>,
+    pub(super) stage: StreamStage,
+}
+
+/// How far the response of a stream has come; a stream that is given up before its end is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamStage {
+    Unsent,
+    BeforeHead,
+    InBody,
+    Ended,
 }
 
 impl<B> Drop for H2<B> {
     fn drop(&mut self) {
+        if let (StreamStage::BeforeHead | StreamStage::InBody, Some(home)) = (self.stage, self.home.upgrade()) {
+            home.record_reset(&self.connection, self.stage == StreamStage::BeforeHead, Instant::now());
+        }
         // after a time limit it takes no more streams, unless the client itself was late
         let late = Abandon::TimedOut(BadGatewayCause::UploadStalled);
         if !matches!(leaving(), Abandon::Left | Abandon::Outrun) && leaving() != late {
@@ -78,7 +94,9 @@ impl<B> H2<B> {
         &self.connection.stamp
     }
 
+    /// Sends the stream's request.
     pub(crate) fn sender(&mut self) -> &mut SendRequest<Upload<B>> {
+        self.stage = StreamStage::BeforeHead;
         &mut self.sender
     }
 
@@ -91,6 +109,21 @@ impl<B> H2<B> {
     pub(crate) fn max_head(&self) -> Option<usize> {
         let limit = self.peer().max_header_list_size.filter(|limit| *limit < u32::MAX)?;
         usize::try_from(limit).ok()
+    }
+
+    /// Notes that the response head has come.
+    pub(crate) fn on_head(&mut self) {
+        self.stage = StreamStage::InBody;
+    }
+
+    /// Notes that the stream has ended, by the peer or for both sides.
+    pub(crate) fn on_end(&mut self) {
+        self.stage = StreamStage::Ended;
+    }
+
+    /// Whether the peer has ended the connection because streams were reset on it: by clients, not by a fault of its own.
+    pub(crate) fn was_ended_for_resets(&self) -> bool {
+        self.peer().goaway == Some(ENHANCE_YOUR_CALM) && self.connection.was_reset.load(Relaxed)
     }
 
     /// Takes the connection, and no other, out of the pool. Streams that run may end.
@@ -158,6 +191,7 @@ impl<B: SendBody> Connections<B> {
             streams: Streams::new(),
             peer: peer.clone(),
             idle_since: AtomicU64::new(home.nanos(Instant::now())),
+            was_reset: AtomicBool::new(false),
             _place: place.take(),
             _in_use: in_use,
         });
@@ -255,12 +289,12 @@ impl<B> Shared<B> {
         B: Send + 'static,
     {
         let Opened { sender, connection } = opened;
-        let (most, now) = (self.limits.streams, Instant::now());
-        let limit = connection.limit(most);
-        let retire_at = self.limits.retire_at(now);
-        let mut entry = Entry { sender, connection: connection.clone(), opened_at: now, retire_at, used: false };
-        let own = (wants && connection.streams.try_open(limit)).then(|| entry.lease(self));
+        let now = Instant::now();
+        let lifetime = Lifetime::new(now, self.limits.retire_at(now));
+        let mut entry = Entry { sender, connection: connection.clone(), lifetime };
         let mut state = self.lock();
+        let limit = connection.limit(self.streams(&state, now));
+        let own = (wants && connection.streams.try_open(limit)).then(|| entry.lease(self));
         state.h2.streams_of_a_dial = usize::try_from(limit.max(1)).unwrap_or(usize::MAX);
         state.h2.open.push(entry);
         // also if it has closed already: its requests report why
@@ -281,16 +315,17 @@ impl<B> Shared<B> {
     fn hand(self: &Arc<Self>, state: &mut State<B>, connection: &Arc<Shape<B>>) -> Handed<B> {
         let mut handed = Handed { turns: Vec::new(), retired: None };
         let Some(at) = state.h2.position(connection) else { return handed };
+        let now = Instant::now();
         let may_replace = state.open < self.limits.connections;
+        let limit = connection.limit(self.streams(state, now));
         let entry = &mut state.h2.open[at];
-        if may_replace && entry.retire_at.is_some_and(|at| at <= Instant::now()) {
+        if may_replace && entry.lifetime.is_retired(now) {
             // the first who waits dials, and the others get what that brings
             let first = first_for_a_stream(&mut state.waiters).and_then(|at| state.waiters.remove(at));
             handed.turns.extend(first.map(|waiter| (waiter, Turn::LookAgain)));
             handed.retired = Some(state.h2.open.swap_remove(at));
             return handed;
         }
-        let limit = connection.limit(self.limits.streams);
         while let Some(at) = first_for_a_stream(&mut state.waiters) {
             if !connection.streams.try_open_or_wait(limit) {
                 return handed;
@@ -338,7 +373,9 @@ where
         }
         let mut state = shared.lock();
         let expired = shared.expired(&mut state, now);
-        if let Some(stream) = state.h2.share(shared).or_else(|| state.h2.share_or_wait(shared)) {
+        let may_dial = may_dial && !state.h2.is_draining(now);
+        let most = if may_dial { shared.streams(&state, now) } else { shared.limits.streams };
+        if let Some(stream) = state.h2.share(shared, most).or_else(|| state.h2.share_or_wait(shared, most)) {
             drop(state);
             drop(expired);
             return Some(Next::Lease(Lease::H2(stream)));
@@ -346,7 +383,7 @@ where
         let expected = state.h2.expected(now);
         let served = state.is_served_by(expected);
         let (mut dial, mut room) = (None, None);
-        if may_dial && !served && !state.h2.is_draining(now) {
+        if may_dial && !served {
             match shared.place(&mut state) {
                 Some(place) => dial = Some(SharedDial::new(self, &mut state, place, now)),
                 // their places come back through the queue
