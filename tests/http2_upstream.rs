@@ -587,6 +587,50 @@ async fn a_connection_whose_upstream_begins_to_drain_takes_no_further_stream() {
     assert!(requests.load(SeqCst) >= 2);
 }
 
+/// A body that goes on until its sender is dropped.
+fn endless_body() -> (mpsc::Sender<Result<Bytes, Infallible>>, Body) {
+    let (sender, body) = mpsc::channel::<Result<Bytes, Infallible>>(1);
+    let pieces = futures_util::stream::unfold(body, async |mut body| body.recv().await.map(|piece| (piece, body)));
+    (sender, Body::from_stream(pieces))
+}
+
+#[tokio::test]
+async fn a_stream_limit_that_is_lowered_before_a_request_is_sent_sends_it_elsewhere_or_nowhere() {
+    for (connections, is_answered) in [(2, true), (1, false)] {
+        let (upstream, announce, requests) = announcing_upstream(1).await;
+        let limited = proxy(upstream.address).http(Http::H2).max_connections(connections);
+        let mut proxy = limited.queue_timeout(Duration::from_millis(300)).build::<Body>();
+        // two uploads under way take both streams that there are
+        let mut uploads = Vec::new();
+        for _ in 0..connections {
+            let (upload, body) = endless_body();
+            upload.send(Ok("begin".into())).await.unwrap();
+            let post = Request::post("/").header("host", "a").body(body).unwrap();
+            assert_eq!(soon(proxy.call(post)).await.unwrap().status(), 200);
+            uploads.push(upload);
+        }
+        let mut call = proxy.call(get("/"));
+        begin(&mut call);
+        // the call is given a stream, and is not polled before the limit has come down
+        uploads.pop();
+        sleep(Duration::from_millis(100)).await;
+        announce.send(0).unwrap();
+        sleep(Duration::from_millis(100)).await;
+        let sent = requests.load(SeqCst);
+        if is_answered {
+            announce.send(1).unwrap();
+        }
+        let response = soon(call).await;
+        if is_answered {
+            assert_eq!(response.unwrap().status(), 200);
+        } else {
+            let failure = response.unwrap_err();
+            assert_eq!((failure.cause(), failure.replay()), (BadGatewayCause::QueueTimeout, Replay::NotSent));
+            assert_eq!(requests.load(SeqCst), sent);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_response_before_the_end_of_its_upload_keeps_the_streams_slot() {
     let requests = Arc::new(AtomicUsize::new(0));
@@ -604,10 +648,7 @@ async fn a_response_before_the_end_of_its_upload_keeps_the_streams_slot() {
     .await;
     let limited = proxy(upstream.address).http(Http::H2).max_connections(1).upload_idle_timeout(support::PATIENCE);
     let mut proxy = limited.queue_timeout(Duration::from_millis(200)).build::<Body>();
-    let (client, body) = mpsc::channel::<Result<Bytes, Infallible>>(1);
-    let body = Body::from_stream(futures_util::stream::unfold(body, async |mut body| {
-        body.recv().await.map(|piece| (piece, body))
-    }));
+    let (client, body) = endless_body();
     let post = Request::post("/").header("host", "a").body(body).unwrap();
     client.send(Ok("begin".into())).await.unwrap();
     let early = soon(proxy.call(post)).await.unwrap();

@@ -180,6 +180,10 @@ where
             let needs = Needs { fresh: returns > 0, upgrade: self.upgrade.is_some() };
             let leased = signing(self.call, self.upstream.pool.lease(self.begun, needs)).await;
             let mut lease = leased.map_err(|failure| self.told(failure))?;
+            if !lease.is_open() {
+                // for a stream elsewhere, or in the queue
+                continue;
+            }
             let stamp = lease.stamp().clone();
             stamp.begin();
             let sent = match &mut lease {
@@ -345,6 +349,15 @@ impl<B> Lease<B> {
             Self::H1(h1) => h1.learn(headers),
             #[cfg(feature = "http2")]
             Self::H2(_) => {}
+        }
+    }
+
+    /// Whether the upstream still takes the request.
+    fn is_open(&self) -> bool {
+        match self {
+            Self::H1(_) => true,
+            #[cfg(feature = "http2")]
+            Self::H2(h2) => h2.is_open(),
         }
     }
 

@@ -111,6 +111,12 @@ impl<B> H2<B> {
         usize::try_from(limit).ok()
     }
 
+    /// Whether the peer still takes the stream: its limit may have been lowered since the stream was handed out, and hyper
+    /// would let the request wait inside the connection.
+    pub(crate) fn is_open(&self) -> bool {
+        self.connection.streams.count() <= self.connection.limit(u32::MAX)
+    }
+
     /// Notes that the response head has come.
     pub(crate) fn on_head(&mut self) {
         self.stage = StreamStage::InBody;
