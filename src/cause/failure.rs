@@ -290,7 +290,11 @@ impl Failure {
     pub fn visitor_hint(&self) -> Option<&'static str> {
         let (cause, proven) = (self.0.cause, self.0.replay == Replay::NotSent);
         match cause.visitor_hint() {
-            Some(_) if proven && cause.replay() != Replay::NotSent => Some("Nothing was processed. Try again."),
+            Some(_) if proven && cause.replay() != Replay::NotSent => Some(match cause {
+                // the upstream, or its settings, know no upgrade
+                BadGatewayCause::UpgradeFailed => "Nothing was processed. Trying again will not help.",
+                _ => "Nothing was processed. Try again.",
+            }),
             Some(hint) if !proven && hint.contains("Nothing was processed") => {
                 Some("We cannot tell whether your request was carried out. Check before sending it again.")
             }
@@ -617,6 +621,9 @@ mod tests {
         let proven = late().replay(Replay::NotSent, Evidence::NoConnection).build();
         assert_eq!(proven.visitor_hint(), Some("Nothing was processed. Try again."));
         assert!(late().build().visitor_hint().unwrap().starts_with("We cannot tell"));
+        let futile = Failure::builder(BadGatewayCause::UpgradeFailed);
+        let proven = futile.replay(Replay::NotSent, Evidence::LocalRefusal).build();
+        assert_eq!(proven.visitor_hint(), Some("Nothing was processed. Trying again will not help."));
         let nobody = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::NotSent, Evidence::LocalRefusal);
         assert_eq!(nobody.build().visitor_hint(), None);
     }

@@ -45,7 +45,7 @@ impl Texts {
     pub fn english(facts: &Facts<'_>) -> Self {
         Self {
             language: Cow::Borrowed("en"),
-            happened: Cow::Borrowed(happened(facts.cause())),
+            happened: Cow::Borrowed(happened(facts.cause(), facts.retry_safe())),
             advice: facts.failure().visitor_hint().map(Cow::Borrowed),
             request_label: Cow::Borrowed("Request ID"),
             time_label: Cow::Borrowed("Time (UTC)"),
@@ -96,9 +96,11 @@ impl Texts {
     }
 }
 
-fn happened(cause: BadGatewayCause) -> &'static str {
+fn happened(cause: BadGatewayCause, not_sent: bool) -> &'static str {
     use BadGatewayCause as C;
     match cause {
+        // the service has not been asked
+        C::UpgradeFailed if not_sent => "Your request could not be passed on.",
         C::NoRoute
         | C::InvalidTarget
         | C::LoopDetected
@@ -151,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_happened_is_one_plain_sentence() {
-        let sentences: HashSet<_> = BadGatewayCause::ALL.iter().map(|cause| happened(*cause)).collect();
+        let sentences: HashSet<_> = BadGatewayCause::ALL.iter().map(|cause| happened(*cause, false)).collect();
         assert!(sentences.len() > 10);
         for sentence in sentences {
             assert!(sentence.len() < 60 && sentence.ends_with('.'), "{sentence}");
@@ -159,6 +161,29 @@ mod tests {
             for word in ["upstream", "gateway", "proxy", "502", "backend", "TCP", "DNS", "TLS", "processed", "again"] {
                 assert!(!sentence.contains(word), "{sentence} is not for visitors");
             }
+        }
+    }
+
+    #[test]
+    fn an_upgrade_that_was_not_sent_is_no_answer_of_the_service() {
+        use crate::cause::{Evidence, Replay};
+        for (replay, evidence, detail) in [
+            (
+                Replay::NotSent,
+                Evidence::LocalRefusal,
+                "Your request could not be passed on. Nothing was processed. Trying again will not help.",
+            ),
+            (
+                Replay::Never,
+                Evidence::Counted,
+                "The service gave an answer that cannot be passed on. We cannot tell whether your request was carried out. \
+                 Check before sending it again.",
+            ),
+        ] {
+            let failure = crate::Failure::builder(BadGatewayCause::UpgradeFailed).replay(replay, evidence).build();
+            let status = failure.status();
+            let facts = Facts { failure: &failure, status, request_id: None, time: "", accept_language: None };
+            assert_eq!(Texts::english(&facts).detail(), detail);
         }
     }
 
