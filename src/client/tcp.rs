@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -33,6 +34,8 @@ const MAX_ADDRESSES: usize = 16;
 /// | [`dns_timeout`](Self::dns_timeout) | 1 s |
 /// | [`connect_timeout`](Self::connect_timeout), over all addresses of the name | 1 s |
 ///
+/// No TCP keep-alive probes are sent, unless [`keep_alive`](Self::keep_alive) asks for them.
+///
 /// IPv6 and IPv4 addresses take turns, each next one starting when the last failed or after 250 ms
 /// (RFC 8305); at most 16 are tried. Its error is a [`Failure`] whose replay is proven: no connection
 /// was had. A target whose scheme is `https` is an [`InvalidTarget`](BadGatewayCause::InvalidTarget), unless it stands
@@ -54,6 +57,7 @@ pub struct TcpConnector<R = GaiResolver> {
     connect_timeout: Duration,
     policy: AddressPolicy,
     enforce_http: bool,
+    keep_alive: Option<Duration>,
 }
 
 impl Default for TcpConnector {
@@ -74,7 +78,7 @@ impl<R> TcpConnector<R> {
     pub fn with_resolver(resolver: R) -> Self {
         let second = Duration::from_secs(1);
         let policy = AddressPolicy::allow_all();
-        Self { resolver, dns_timeout: second, connect_timeout: second, policy, enforce_http: true }
+        Self { resolver, dns_timeout: second, connect_timeout: second, policy, enforce_http: true, keep_alive: None }
     }
 
     /// Limits the resolution (default 1 s).
@@ -86,6 +90,18 @@ impl<R> TcpConnector<R> {
     /// Limits connecting, over all addresses of the name (default 1 s).
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
+        self
+    }
+
+    /// Sends a TCP keep-alive probe on a connection after each `time` without a byte (default: none are sent, as by nginx,
+    /// Envoy and hyper-util), in whole seconds and at least 1 s.
+    ///
+    /// For calls and tunnels that are silent for longer than a NAT or a firewall on the way remembers a connection: 350 s
+    /// with AWS, 4 min with Azure. Idle connections of the pool do not live as long. How often and how fast a probe without a
+    /// response is repeated is the operating system's setting.
+    pub fn keep_alive(mut self, time: impl Into<Option<Duration>>) -> Self {
+        // Linux takes at most 32,767 s
+        self.keep_alive = time.into().map(|time| time.clamp(Duration::from_secs(1), Duration::from_secs(32_767)));
         self
     }
 
@@ -145,7 +161,14 @@ where
             }
             let first = allowed[0];
             match telling(Phase::Connect, Some(first), timeout(this.connect_timeout, connect_any(allowed))).await {
-                Ok(connected) => connected,
+                Ok(connected) => {
+                    let stream = connected?;
+                    if let Some(time) = this.keep_alive {
+                        // a system that has no such option sends no probes
+                        let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(time));
+                    }
+                    Ok(TokioIo::new(stream))
+                }
                 Err(_) => {
                     Err(no_connection(BadGatewayCause::ConnectTimeout, Evidence::NoConnection).peer(first).build())
                 }
@@ -203,7 +226,7 @@ fn take_turns(found: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
 }
 
 /// Happy eyeballs; the first address's failure is the one that is told.
-async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TokioIo<TcpStream>, Failure> {
+async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TcpStream, Failure> {
     let mut dialing = JoinSet::new();
     let mut told = None;
     loop {
@@ -222,7 +245,7 @@ async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TokioIo<TcpStream
             Some(Ok((_, Ok(stream)))) => {
                 // a gateway writes whole heads; waiting for more to send only delays them
                 let _ = stream.set_nodelay(true);
-                return Ok(TokioIo::new(stream));
+                return Ok(stream);
             }
             Some(Ok((peer, Err(error)))) => {
                 told.get_or_insert_with(|| connect_failure(error, peer));
@@ -299,6 +322,21 @@ mod tests {
         let connector = TcpConnector::with_resolver(resolver(&["127.0.0.2", "127.0.0.1"]));
         let stream = connector.oneshot(format!("http://two.test:{port}").parse().unwrap()).await.unwrap();
         assert_eq!(stream.inner().peer_addr().unwrap().ip().to_string(), "127.0.0.1");
+    }
+
+    #[tokio::test]
+    async fn keep_alive_probes_are_sent_where_the_setting_asks_for_them() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        for (time, probes) in [
+            (None, false),
+            (Some(Duration::ZERO), true),
+            (Some(Duration::from_secs(60)), true),
+            (Some(Duration::MAX), true),
+        ] {
+            let stream = TcpConnector::new().keep_alive(time).oneshot(target.clone()).await.unwrap();
+            assert_eq!(SockRef::from(stream.inner()).keepalive().unwrap(), probes, "{time:?}");
+        }
     }
 
     #[tokio::test]
