@@ -82,7 +82,7 @@ impl Frames {
     }
 
     /// What the peer has announced so far.
-    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // only the pool of HTTP/2 connections asks for it
+    #[cfg(feature = "http2")]
     pub(super) fn peer(&self) -> PeerState {
         self.peer
     }
