@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::ops::AddAssign;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,10 +28,18 @@ const UPLOAD: usize = 4 << 10;
 /// A request that takes longer is lost.
 const TOO_LATE: Duration = Duration::from_secs(5);
 
-pub(crate) async fn upstream() -> Upstream {
-    let big = || async {
+/// How many pieces of `/big` the upstream has written.
+pub(crate) type Written = Arc<AtomicUsize>;
+
+pub(crate) async fn upstream() -> (Upstream, Written) {
+    let written = Written::default();
+    let counter = written.clone();
+    let big = async move || {
         let piece = Bytes::from(vec![b'x'; 64 << 10]);
-        Body::from_stream(futures_util::stream::iter((0..BIG >> 16).map(move |_| Ok::<_, Infallible>(piece.clone()))))
+        Body::from_stream(futures_util::stream::iter((0..BIG >> 16).map(move |_| {
+            counter.fetch_add(1, Relaxed);
+            Ok::<_, Infallible>(piece.clone())
+        })))
     };
     let slow = || tokio::time::sleep(Duration::from_millis(20));
     let tunnel = |upgrade: WebSocketUpgrade| async {
@@ -42,7 +52,20 @@ pub(crate) async fn upstream() -> Upstream {
         .route("/big", get(big))
         .route("/slow", get(slow).post(slow))
         .route("/tunnel", any(tunnel));
-    app(routes).await
+    (app(routes).await, written)
+}
+
+/// Waits until `/big` has filled every buffer on its way to the clients that do not read it.
+///
+/// The kernel takes some megabytes of each response, which lasts a while: until then its client has read, as far as a gateway
+/// can see.
+pub(crate) async fn fill_buffers(written: &AtomicUsize) {
+    let mut unchanged = 0;
+    while unchanged < 4 {
+        let before = written.load(Relaxed);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        unchanged = if written.load(Relaxed) == before { unchanged + 1 } else { 0 };
+    }
 }
 
 /// What became of the requests of clients that behave well.
