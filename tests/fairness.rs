@@ -12,17 +12,30 @@ mod hostile;
 #[path = "fairness/others.rs"]
 mod others;
 
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use hostile::Kind;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use others::Outcome;
-use support::{PATIENCE, StackGateway, Upstream, Wire, default_proxy, skip, stack};
-use tokio::sync::{Semaphore, mpsc};
+use support::{PATIENCE, StackGateway, Upstream, Wire, default_proxy, skip, soon, stack};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tower_upstream::BadGatewayCause as Cause;
+use tokio::time::Instant;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_upstream::body::{ReplayBody, Upload};
 use tower_upstream::breaker::State;
 use tower_upstream::client::Http;
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
 /// Clients in all, hostile ones included.
 const CLIENTS: usize = 100;
@@ -146,6 +159,46 @@ async fn a_response_that_ends_with_the_clients_upload_is_no_failure_of_the_upstr
         assert!(wire.ends_within(PATIENCE).await);
         assert_eq!((gateway.seen.causes(), gateway.circuit().failures), (vec![Cause::RequestBodyFailed], 0));
     }
+}
+
+/// Breaks an upload off once its response has begun, before an upstream that sends it back; the cause.
+async fn break_off<S, B>(to: SocketAddr, client: S) -> Cause
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
+    B: http_body::Body<Data = Bytes, Error = Failure> + Unpin,
+{
+    let (broken, breaks) = oneshot::channel();
+    let begun = stream::once(async { Ok(Bytes::from_static(b"begun")) });
+    let upload = begun.chain(stream::once(async { Err(breaks.await.unwrap()) }));
+    let request = Request::post(format!("http://{to}/echo")).body(Body::from_stream(upload)).unwrap();
+    let Ok(mut response) = client.oneshot(request).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(soon(response.body_mut().frame()).await.unwrap().unwrap().into_data().unwrap(), "begun");
+    broken.send(io::Error::from(io::ErrorKind::ConnectionReset)).unwrap();
+    soon(response.body_mut().frame()).await.unwrap().unwrap_err().cause()
+}
+
+#[tokio::test]
+async fn a_response_that_ends_with_the_clients_upload_is_no_failure_around_any_client() {
+    let (upstream, _written) = others::upstream().await;
+    for h2 in [false, true] {
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder.http2_only(h2);
+        let (alone, tracked) = (builder.build_http(), builder.build_http());
+        let alone = ClassifyLayer::new().layer(alone);
+        assert_eq!(break_off(upstream.address, alone).await, Cause::RequestBodyFailed, "alone, h2 {h2}");
+        let layer = UpstreamLayer::builder("shop").build().unwrap();
+        assert_eq!(break_off(upstream.address, layer.layer(tracked)).await, Cause::RequestBodyFailed, "h2 {h2}");
+        assert_eq!(layer.handle().snapshot(Instant::now()).circuit.unwrap().failures, 0, "h2 {h2}");
+    }
+    // whatever such a client says of it: a stack watches the request body itself
+    let echo = service_fn(|request: Request<Upload<ReplayBody<Body>>>| async {
+        let body = request.into_body().map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof));
+        Ok::<_, Infallible>(Response::new(Box::pin(body)))
+    });
+    let layer = UpstreamLayer::builder("shop").build().unwrap();
+    assert_eq!(break_off(upstream.address, layer.layer(echo)).await, Cause::RequestBodyFailed);
+    assert_eq!(layer.handle().snapshot(Instant::now()).circuit.unwrap().failures, 0);
 }
 
 #[tokio::test]

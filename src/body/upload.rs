@@ -50,7 +50,6 @@ impl Progress {
     }
 
     /// Whether the client broke it off.
-    #[cfg(feature = "client")]
     pub(crate) fn failed(&self) -> bool {
         self.failed.load(Relaxed)
     }

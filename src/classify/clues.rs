@@ -40,6 +40,8 @@ pub(super) enum Hyper {
     Parse,
     Unexpected,
     Incomplete,
+    /// The connection ended as it could not be written to, or because the request body failed.
+    WriteFailed,
     Timeout,
     Other,
 }
@@ -61,7 +63,6 @@ pub(super) enum Tls {
 }
 
 // without its feature nobody makes them
-// without its feature nobody makes them
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum H2 {
@@ -71,6 +72,8 @@ pub(super) enum H2 {
     Reset(u32),
     /// Our side ended stream or connection for what the peer had sent.
     Ours(u32),
+    /// We reset the stream ourselves: hyper does where the request body fails.
+    Cancelled(u32),
     /// h2 refused what we asked it to send; the peer has no part in it.
     User,
     Io,

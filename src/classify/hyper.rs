@@ -29,6 +29,12 @@ pub(super) fn read(error: &hyper::Error) -> Hyper {
     match error.to_string().as_str() {
         "message head is too large" => Hyper::TooLarge,
         "received unexpected message from connection" => Hyper::Unexpected,
+        // what went wrong while reading is its source
+        "error reading a body from connection"
+            if error.source().is_some_and(|source| source.to_string() == "connection error") =>
+        {
+            Hyper::WriteFailed
+        }
         _ if error.is_parse() => Hyper::Parse,
         _ => Hyper::Other,
     }

@@ -72,11 +72,15 @@ fn begins_h2(first: &[u8]) -> bool {
 }
 
 /// Judges an error in a response body, whose head was good.
-pub(super) fn in_body(clues: &Clues) -> Verdict {
+pub(super) fn in_body(clues: &Clues, scene: &Scene) -> Verdict {
     if let Some(failure) = &clues.failure {
         return Verdict::new(failure.cause());
     }
+    // without an error of the upstream's, our side failed as it wrote: as a rule, because the client's upload did
+    let cannot_write = clues.hyper == Some(Hyper::WriteFailed) || matches!(clues.h2, Some(H2::Cancelled(_)));
     let cause = match clues.text {
+        _ if scene.upload == Upload::Failed => Cause::RequestBodyFailed,
+        _ if cannot_write && scene.upload == Upload::Unwatched => Cause::RequestBodyFailed,
         Some(Text::LengthLimit) => Cause::BodyTooLarge,
         Some(Text::ChunkFraming) => Cause::TransferCoding,
         Some(Text::TrailersTooLarge) => Cause::TrailerTooLarge,
@@ -93,7 +97,9 @@ pub(super) fn in_body(clues: &Clues) -> Verdict {
     };
     let verdict = Verdict::new(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Inferred);
     match clues.h2 {
-        Some(H2::GoAway(code) | H2::Reset(code) | H2::Ours(code)) => verdict.detail(Detail::H2(code)),
+        Some(H2::GoAway(code) | H2::Reset(code) | H2::Ours(code) | H2::Cancelled(code)) => {
+            verdict.detail(Detail::H2(code))
+        }
         _ => with_errno(verdict, clues.io),
     }
 }
@@ -105,6 +111,10 @@ fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
     }
     if clues.h2 == Some(H2::User) {
         return Some(unsent(Cause::GatewayInternal, Evidence::LocalRefusal));
+    }
+    if let Some(H2::Cancelled(code)) = clues.h2 {
+        let cause = if scene.upload == Upload::Sound { Cause::GatewayInternal } else { Cause::RequestBodyFailed };
+        return Some(Verdict::new(cause).detail(Detail::H2(code)));
     }
     let cause = match (clues.hyper, clues.text) {
         (Some(Hyper::User), _) if scene.upload == Upload::Sound => Cause::GatewayInternal,

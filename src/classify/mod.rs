@@ -110,7 +110,7 @@ pub fn classify(error: &(dyn Error + 'static), scene: &Scene) -> Verdict {
 
 /// Judges an error that a response body ended with.
 pub fn classify_body(error: &(dyn Error + 'static)) -> Verdict {
-    judge::in_body(&clues::Clues::gather(error))
+    judge::in_body(&clues::Clues::gather(error), &Scene::default())
 }
 
 impl Failure {
@@ -136,7 +136,7 @@ impl Failure {
 
     /// Judges an error that a response body ended with.
     pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>, scene: &Scene) -> Self {
-        Self::told(error.into(), judge::in_body, scene)
+        Self::told(error.into(), |clues| judge::in_body(clues, scene), scene)
     }
 
     /// Judges an error of a connector: whatever it is, no connection was had.

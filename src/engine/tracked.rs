@@ -165,9 +165,18 @@ impl<K: Keep> Following<K> {
             // the upstream keeps up, so this is no fault of its own
             Some(Ok(_)) if self.is_overdue() => Followed::Expired(self.failure(Expired::Absolute { waiting: false })),
             Some(Ok(frame)) => Followed::Frame(frame),
-            Some(Err(error)) => Followed::Failed(error.into()),
+            Some(Err(error)) => Followed::Failed(self.blame(error.into())),
             None => Followed::End,
         })
+    }
+
+    /// The error of a body that broke off; with the client's upload, it is the client's.
+    fn blame(&self, error: BoxError) -> BoxError {
+        if error.is::<Failure>() || !self.open.upload.0.as_ref().is_some_and(|progress| progress.failed()) {
+            return error;
+        }
+        let failure = Failure::builder(BadGatewayCause::RequestBodyFailed).phase(Phase::Body);
+        failure.replay(Replay::Never, Evidence::Counted).source(error).build().into()
     }
 
     pub(crate) fn limits(&self) -> BodyLimits {
