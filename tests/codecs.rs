@@ -455,6 +455,21 @@ async fn a_head_that_is_too_large_is_answered_here() {
 async fn answers(rows: Vec<(&'static str, Row)>) {
     for (method, row) in rows {
         for (from, client) in row.by.iter().flat_map(|from| BOTH.map(|client| (*from, client))) {
+#[tokio::test]
+async fn trailers_of_a_response_that_are_too_large_cut_it_whatever_the_protocol() {
+    let value = &*"x".repeat(220).leak();
+    let fields = |count: usize| kept((10..10 + count).map(|name| (&*format!("x-{name}").leak(), value)).collect());
+    for (protocol, client, count) in [(H1, H1, 66), (H1, H2, 66), (H2, H1, 65), (H2, H2, 65)] {
+        let trailers = fields(count);
+        let (upstream, _seen) =
+            upstream(protocol, move || Sent { first: "200", body: Some("body"), trailers, ..Sent::default() }).await;
+        let gateway = Gateway::start(proxy(upstream.address).http(protocol.http())).await;
+        let answer = request(gateway.address, client, Sent { first: "GET /", ..Sent::default() }).await;
+        assert_eq!((answer.status(), answer.whole), (200, false), "{protocol:?} to {client:?}");
+        assert_eq!(gateway.seen.causes(), [Cause::TrailerTooLarge], "{protocol:?} to {client:?}");
+    }
+}
+
             let what = format!("{from:?} to {client:?}, {method}, {:.300}", format!("{:?}", row.sent));
             let sent = row.sent;
             let (upstream, _seen) = upstream(from, move || sent).await;

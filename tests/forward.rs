@@ -1,4 +1,4 @@
-//! `ForwardLayer`: the rules for heads around clients that have none.
+//! `ForwardLayer`: the rules of forwarding around clients that have none.
 
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
@@ -7,12 +7,16 @@ mod support;
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -20,7 +24,7 @@ use support::{Seen, Upstream, ask, gateway};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::body::AnswerBody;
 use tower_upstream::cause::ProxyStatus;
-use tower_upstream::forward::{Caller, ForwardLayer, HostPolicy, Rules, Scheme};
+use tower_upstream::forward::{Caller, ForwardBody, ForwardLayer, HostPolicy, Rules, Scheme};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
 
 fn rules() -> Rules {
@@ -29,6 +33,13 @@ fn rules() -> Rules {
 
 fn layer() -> ForwardLayer {
     ForwardLayer::new(rules())
+}
+
+/// A request as it comes to the client inside.
+type Forwarded = Request<ForwardBody<Full<Bytes>>>;
+
+async fn text<B: http_body::Body<Error: std::fmt::Debug>>(answer: Response<B>) -> String {
+    String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
 /// A head in lines: the request line, then the fields, sorted.
@@ -40,11 +51,11 @@ fn lines<B>(request: &Request<B>) -> String {
 }
 
 /// A client that answers with the head it got, and with fields of a connection.
-fn echo() -> impl Service<Request<Full<Bytes>>, Response = Response<Bytes>, Error = Infallible, Future: Send> + Clone {
-    service_fn(|request: Request<Full<Bytes>>| async move {
+fn echo() -> impl Service<Forwarded, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone {
+    service_fn(|request: Forwarded| async move {
         let answer = Response::builder().version(Version::HTTP_2).header("connection", "close, x-hop");
         let answer = answer.header("x-hop", "1").header("keep-alive", "timeout=5").header("x-kept", "1");
-        Ok(answer.body(Bytes::from(lines(&request))).unwrap())
+        Ok(answer.body(Full::from(lines(&request))).unwrap())
     })
 }
 
@@ -58,8 +69,8 @@ fn get(uri: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
 
 async fn sent(layer: ForwardLayer, request: Request<Full<Bytes>>) -> String {
     let answer = layer.layer(echo()).oneshot(request).await.unwrap();
-    assert_eq!(answer.status(), 200, "{:?}", answer.body());
-    String::from_utf8(answer.into_body().to_vec()).unwrap()
+    assert_eq!(answer.status(), 200);
+    text(answer).await
 }
 
 #[tokio::test]
@@ -72,7 +83,7 @@ async fn fields_of_a_connection_stay_on_it_both_ways() {
     assert_eq!((kept, answer.version()), (vec!["x-kept"], Version::HTTP_11));
     let head = "GET /cart?a HTTP/1.1\nhost: shop.example\nvia: 1.1 edge-1\nx-forwarded-for: 192.0.2.60\n\
                 x-forwarded-host: shop.example\nx-forwarded-proto: https\nx-other: 1";
-    assert_eq!(answer.body(), head);
+    assert_eq!(text(answer).await, head);
 }
 
 #[tokio::test]
@@ -125,17 +136,15 @@ async fn a_head_of_http2_goes_on_as_the_client_speaks() {
 
 #[tokio::test]
 async fn what_the_rules_reject_is_answered_here() {
-    let never = service_fn(|_: Request<Full<Bytes>>| async {
+    let never = service_fn(|_: Forwarded| async {
         panic!("it was not to go on");
         #[allow(unreachable_code)]
-        Ok::<_, Infallible>(Response::new(Bytes::new()))
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
     let service = layer().layer(never);
     let answer = service.clone().oneshot(get("/", &[])).await.unwrap();
-    assert_eq!(
-        (answer.status(), &answer.body()[..]),
-        (StatusCode::BAD_REQUEST, &b"Bad Request: the request has no Host field\n"[..])
-    );
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(text(answer).await, "Bad Request: the request has no Host field\n");
     let mut connect = get("a.example:443", &[("host", "a.example:443")]);
     *connect.method_mut() = http::Method::CONNECT;
     assert_eq!(service.clone().oneshot(connect).await.unwrap().status(), 501);
@@ -151,8 +160,7 @@ async fn what_the_rules_reject_is_answered_here() {
 async fn classify_around_it_reports_a_loop_and_no_rejection() {
     let seen = Seen::default();
     let classify = ClassifyLayer::new().observer(seen.clone()).proxy_status(ProxyStatus::new("edge").unwrap());
-    let client =
-        service_fn(|_: Request<Full<Bytes>>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let client = service_fn(|_: Forwarded| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
     let service = classify.layer(layer().layer(client));
     let Ok(answer) = service.clone().oneshot(get("/", &[])).await;
     assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (400, None));
@@ -167,10 +175,10 @@ async fn classify_around_it_reports_a_loop_and_no_rejection() {
 /// A client whose answer is a 101 to this protocol.
 fn switching(
     to: &'static str,
-) -> impl Service<Request<Full<Bytes>>, Response = Response<Bytes>, Error = Infallible, Future: Send> {
-    service_fn(move |_: Request<Full<Bytes>>| async move {
+) -> impl Service<Forwarded, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> {
+    service_fn(move |_: Forwarded| async move {
         let answer = Response::builder().status(101).header("connection", "upgrade").header("upgrade", to);
-        Ok(answer.extension("the tunnel").body(Bytes::new()).unwrap())
+        Ok(answer.extension("the tunnel").body(Full::default()).unwrap())
     })
 }
 
@@ -191,14 +199,14 @@ async fn a_101_passes_where_it_was_asked_for() {
 
 #[tokio::test]
 async fn an_error_is_handed_on() {
-    let broken = service_fn(|_: Request<Full<Bytes>>| async { Err::<Response<Bytes>, _>(io::Error::other("broken")) });
+    let broken = service_fn(|_: Forwarded| async { Err::<Response<Full<Bytes>>, _>(io::Error::other("broken")) });
     let error = layer().layer(broken).oneshot(get("/", &[("host", "a")])).await.unwrap_err();
     assert_eq!(error.to_string(), "broken");
 }
 
 #[tokio::test]
 async fn hypers_service_is_one_too() {
-    let inner = hyper::service::service_fn(|request: Request<Full<Bytes>>| async move {
+    let inner = hyper::service::service_fn(|request: Forwarded| async move {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(lines(&request)))))
     });
     let service = layer().layer(inner);
@@ -233,7 +241,7 @@ async fn hyper_utils_client_is_a_gateway_over_the_wire() {
         .layer(ClassifyLayer::new())
         .layer(layer().upstream(Scheme::Http, authority))
         .map_response(|answer: Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
-        .service(Client::builder(TokioExecutor::new()).build_http::<Body>());
+        .service(Client::builder(TokioExecutor::new()).build_http::<ForwardBody<Body>>());
     let listener = gateway::listener().await;
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback_service(gateway)).await });
@@ -255,7 +263,7 @@ async fn a_get_keeps_its_body_of_unknown_length_through_hyper_utils_client() {
     })
     .await;
     let authority = upstream.address.to_string().parse().unwrap();
-    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let client = Client::builder(TokioExecutor::new()).build_http::<ForwardBody<Body>>();
     let forward = layer().upstream(Scheme::Http, authority).layer(
         ServiceBuilder::new()
             .map_response(|answer: Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
@@ -267,4 +275,74 @@ async fn a_get_keeps_its_body_of_unknown_length_through_hyper_utils_client() {
         let answer = forward.clone().oneshot(request.unwrap()).await.unwrap();
         assert_eq!(answer.headers()["content-length"], "5", "{method}");
     }
+}
+
+/// Data, then trailers.
+#[derive(Default)]
+struct Trailed(Option<Bytes>, Option<HeaderMap>);
+
+impl Trailed {
+    fn new(trailers: &[(&'static str, String)]) -> Self {
+        let trailers = trailers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        Self(Some(Bytes::from_static(b"body")), Some(trailers.collect()))
+    }
+}
+
+impl From<Bytes> for Trailed {
+    fn from(bytes: Bytes) -> Self {
+        Self(Some(bytes), None)
+    }
+}
+
+impl http_body::Body for Trailed {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let data = self.0.take().map(Frame::data);
+        Poll::Ready(data.or_else(|| self.1.take().map(Frame::trailers)).map(Ok))
+    }
+}
+
+/// What is left of these trailers in a request, and in its response.
+async fn trailers_after(sent: &[(&'static str, String)]) -> (Vec<String>, Result<Vec<String>, Cause>) {
+    let names = |trailers: Option<&HeaderMap>| {
+        let mut names: Vec<_> = trailers.into_iter().flat_map(HeaderMap::keys).map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
+    };
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let client = service_fn(|request: Request<ForwardBody<Trailed>>| {
+        let (seen, sent) = (seen.clone(), Trailed::new(sent));
+        async move {
+            let body = request.into_body().collect().await.unwrap();
+            *seen.lock().unwrap() = names(body.trailers());
+            Ok::<_, Infallible>(Response::new(sent))
+        }
+    });
+    let request = Request::post("/").header("host", "a").body(Trailed::new(sent)).unwrap();
+    let answer = layer().layer(client).oneshot(request).await.unwrap();
+    let received = answer.into_body().collect().await.map(|body| names(body.trailers()));
+    let received = received.map_err(|error| error.downcast_ref::<Failure>().unwrap().cause());
+    let seen = seen.lock().unwrap().clone();
+    (seen, received)
+}
+
+#[tokio::test]
+async fn trailers_keep_nothing_that_belongs_to_a_head_or_a_connection_both_ways() {
+    let names =
+        ["connection", "x-named", "te", "content-length", "host", "x-forwarded-for", "x_real_ip", "authorization"];
+    let sent: Vec<_> = names.into_iter().chain(["x-sum"]).map(|name| (name, "x-named".to_owned())).collect();
+    let kept = vec!["x-sum".to_owned()];
+    assert_eq!(trailers_after(&sent).await, (kept.clone(), Ok(kept)));
+    assert_eq!(trailers_after(&sent[..1]).await, (vec![], Ok(vec![])));
+}
+
+#[tokio::test]
+async fn trailers_that_are_too_large_are_discarded_in_a_request_and_an_error_in_a_response() {
+    let sent = |length| vec![("x-a", "a".repeat(length)), ("connection", "a".repeat(20_000))];
+    let kept = vec!["x-a".to_owned()];
+    assert_eq!(trailers_after(&sent(16_000)).await, (kept.clone(), Ok(kept)));
+    let (seen, received) = trailers_after(&sent(17_000)).await;
+    assert_eq!((seen, received), (vec![], Err(Cause::TrailerTooLarge)));
 }

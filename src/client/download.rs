@@ -18,7 +18,7 @@ use crate::body::Progress;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 use crate::classify::{Scene, Stamp};
 use crate::engine::{Detachable, Sight};
-use crate::forward::strip_trailers;
+use crate::forward::strip_response_trailers;
 
 /// The upstream's body.
 ///
@@ -171,9 +171,10 @@ impl<B: SendBody> Body for Transfer<B> {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
         let mut polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        let mut fits = true;
         if let Poll::Ready(Some(Ok(frame))) = &mut polled {
             if let Some(trailers) = frame.trailers_mut() {
-                strip_trailers(trailers);
+                fits = strip_response_trailers(trailers);
                 if trailers.is_empty() {
                     this.release();
                     return Poll::Ready(None);
@@ -182,6 +183,7 @@ impl<B: SendBody> Body for Transfer<B> {
         }
         let Some(open) = &mut this.open else { return ended(polled) };
         let failure = match polled {
+            Poll::Ready(Some(Ok(_))) if !fits => open.broken(BadGatewayCause::TrailerTooLarge).build(),
             Poll::Ready(Some(Ok(frame))) => {
                 if this.incoming.is_end_stream() {
                     this.release();

@@ -27,7 +27,7 @@ use crate::body::{AnswerBody, Progress, Upload};
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
-use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_upload_trailers};
+use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_request_trailers};
 
 pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
@@ -56,7 +56,7 @@ where
         Ok(prepared) => prepared,
         Err(outcome) => return Box::pin(future::ready(*outcome)),
     };
-    let upload = Upload::new(body, begun).edit_trailers(strip_upload_trailers);
+    let upload = Upload::new(body, begun).edit_trailers(strip_request_trailers);
     let exchange = Exchange {
         upstream: upstream.clone(),
         begun,

@@ -16,7 +16,7 @@ use tower_service::Service;
 
 use super::framing::name_length;
 use super::settings::{Client, Settings};
-use super::{Caller, Rules, Scheme};
+use super::{Caller, ForwardBody, Rules, Scheme};
 use crate::cause::ClientCall;
 use crate::engine::{Handle, Held};
 
@@ -28,7 +28,7 @@ use crate::engine::{Handle, Held};
 /// this layer does nothing: the bytes behind it are for whoever carries them. Errors are handed on.
 ///
 /// A GET or HEAD whose body has no known length goes on as `Transfer-Encoding: chunked`, without which hyper's clients
-/// drop the body. Trailers are not looked at: see [`strip_trailers`](super::strip_trailers).
+/// drop the body. Bodies become [`ForwardBody`], which edits their trailers.
 ///
 /// It stands nearest to the client, inside [`ClassifyLayer`](crate::ClassifyLayer).
 /// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) needs none.
@@ -46,11 +46,11 @@ use crate::engine::{Handle, Held};
 /// use hyper_util::rt::TokioExecutor;
 /// use tower::{Service, ServiceBuilder};
 /// use tower_upstream::ClassifyLayer;
-/// use tower_upstream::forward::{ForwardLayer, Rules, Scheme};
+/// use tower_upstream::forward::{ForwardBody, ForwardLayer, Rules, Scheme};
 /// # use tower_upstream::body::AnswerBody;
 ///
 /// let forward = ForwardLayer::new(Rules::new("edge-1").unwrap()).upstream(Scheme::Http, "10.0.0.7:8080".parse().unwrap());
-/// let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+/// let client = Client::builder(TokioExecutor::new()).build_http::<ForwardBody<Full<Bytes>>>();
 /// let gateway = ServiceBuilder::new()
 ///     .layer(ClassifyLayer::new())
 ///     .layer(forward)
@@ -115,11 +115,11 @@ pub struct Forward<S> {
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Forward<S>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<ForwardBody<ReqBody>>, Response = Response<ResBody>>,
     ReqBody: Body,
     ResBody: From<Bytes>,
 {
-    type Response = Response<ResBody>;
+    type Response = Response<ForwardBody<ResBody>>;
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, ResBody>;
 
@@ -136,11 +136,11 @@ where
 /// The same without `&mut`, where the inner service is hyper's.
 impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for Forward<S>
 where
-    S: hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: hyper::service::Service<Request<ForwardBody<ReqBody>>, Response = Response<ResBody>>,
     ReqBody: Body,
     ResBody: From<Bytes>,
 {
-    type Response = Response<ResBody>;
+    type Response = Response<ForwardBody<ResBody>>;
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, ResBody>;
 
@@ -169,14 +169,18 @@ pin_project! {
 }
 
 impl<F, B: From<Bytes>> ResponseFuture<F, B> {
-    fn of<R: Body>(settings: Held<Settings>, request: Request<R>, call: impl FnOnce(Request<R>) -> F) -> Self {
+    fn of<R: Body>(
+        settings: Held<Settings>,
+        request: Request<R>,
+        call: impl FnOnce(Request<ForwardBody<R>>) -> F,
+    ) -> Self {
         let (mut parts, body) = request.into_parts();
         let state = match settings.pass_on(&mut parts) {
             Ok(asked) => {
                 if let Client::Http1 = settings.client {
                     name_length(&parts.method, &mut parts.headers, &body);
                 }
-                State::Call { call: call(Request::from_parts(parts, body)), asked, settings }
+                State::Call { call: call(Request::from_parts(parts, ForwardBody::request(body))), asked, settings }
             }
             Err(answer) => {
                 // for the layers around: the one call that was to be made is this refusal
@@ -193,18 +197,16 @@ where
     F: Future<Output = Result<Response<B>, E>>,
     B: From<Bytes>,
 {
-    type Output = F::Output;
+    type Output = Result<Response<ForwardBody<B>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        match self.project().state.project() {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = match self.project().state.project() {
             StateProjection::Call { call, asked, settings } => {
-                let answer = ready!(call.poll(cx))?;
-                Poll::Ready(Ok(settings.pass_back(answer, asked.as_ref())))
+                settings.pass_back(ready!(call.poll(cx))?, asked.as_ref())
             }
-            StateProjection::Rejected { answer } => {
-                Poll::Ready(Ok(*answer.take().expect("a future is not polled after it was ready")))
-            }
-        }
+            StateProjection::Rejected { answer } => *answer.take().expect("a future is not polled after it was ready"),
+        };
+        Poll::Ready(Ok(answer.map(ForwardBody::response)))
     }
 }
 

@@ -23,7 +23,9 @@
 //! | `Proxy` | removed | removed | CVE-2016-5385 |
 //! | `Proxy-Status` | | stays, or is [reduced](Rules::reduce_proxy_status) | RFC 9209 section 4 |
 //! | more than 4,096 different fields, or 60 KiB of head | 431, or 414 for the target alone | | RFC 6585 section 5, RFC 9110 section 15.5.15 |
-//! | trailers | see [`strip_trailers`] | see [`strip_trailers`] | RFC 9110 section 6.5.1 |
+//! | trailers | see [`strip_trailers`]; discarded if larger than 16 KiB | see [`strip_trailers`]; `trailer_too_large` if larger than 16 KiB | RFC 9110 section 6.5 |
+//!
+//! To an HTTP/1.0 client a body without a length ends with its connection, so that a cut one looks complete.
 //!
 //! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
 //! has to believe are added after [`Rules::request`], or the caller's `Connection` is dealt with first, by
@@ -65,6 +67,7 @@
 //! ```
 
 mod answer;
+mod body;
 mod caller;
 mod fields;
 mod forwarded;
@@ -87,6 +90,7 @@ use std::fmt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 
 pub use self::answer::{Answer, Rejection};
+pub use self::body::ForwardBody;
 pub use self::caller::{Caller, Scheme};
 use self::fields::Fields;
 use self::forwarded::Stamp;
@@ -101,7 +105,7 @@ pub(crate) use self::onward::UnaskedSwitch;
 pub(crate) use self::size::{encodes_well, field_section_size, target_size};
 pub use self::trailers::strip_trailers;
 #[cfg(feature = "client")]
-pub(crate) use self::trailers::strip_upload_trailers;
+pub(crate) use self::trailers::{strip_request_trailers, strip_response_trailers};
 use self::via::Pseudonym;
 use crate::body::{Length, content_length};
 use crate::cause;

@@ -4,7 +4,6 @@ use http::header::{self, HeaderMap, HeaderName};
 
 use super::fields::is_origin;
 use super::hop::strip_hop_by_hop;
-#[cfg(feature = "client")]
 use super::size::field_section_size;
 
 /// Fields of framing, routing, authentication, request control and content format, beside the hop-by-hop ones.
@@ -31,8 +30,8 @@ static HEAD_ONLY: [HeaderName; 14] = [
 /// framing, routing, authentication and content format such as `Host`, `Content-Length` and `Authorization` (RFC 9110
 /// section 6.5.1); and the `Forwarded` family, which a recipient might merge into the head.
 ///
-/// `ReverseProxy` applies it both ways.
-/// [`ForwardLayer`](super::ForwardLayer) handles heads only: around another client, map the frames of both bodies.
+/// `ReverseProxy` and [`ForwardLayer`](super::ForwardLayer) apply it both ways. Between other clients and servers, map the
+/// frames of both bodies:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -66,19 +65,24 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// The largest trailer section that goes to an upstream, as its fields count in HTTP/2: what hyper's servers take by
-/// default. A larger one could end the upstream's connection, with the streams of others on it.
-#[cfg(feature = "client")]
-const MAX_UPLOADED: usize = 16 << 10;
+/// The largest trailer section that is forwarded, as its fields count in HTTP/2: what hyper's servers and clients take by
+/// default. A larger one could end the connection on the other side, with all other streams on it.
+const MAX_SIZE: usize = 16 << 10;
 
 /// As [`strip_trailers`], for what a client sends: a section that is too large is discarded, as RFC 9110 section 6.5
 /// allows.
-#[cfg(feature = "client")]
-pub(crate) fn strip_upload_trailers(trailers: &mut HeaderMap) {
-    strip_trailers(trailers);
-    if field_section_size(trailers) > MAX_UPLOADED {
+pub(crate) fn strip_request_trailers(trailers: &mut HeaderMap) {
+    if !strip_response_trailers(trailers) {
         trailers.clear();
     }
+}
+
+/// As [`strip_trailers`], for what an upstream sends; whether what is left is small enough.
+///
+/// A larger section is not discarded: a checksum or the status of a gRPC call may stand in it.
+pub(crate) fn strip_response_trailers(trailers: &mut HeaderMap) -> bool {
+    strip_trailers(trailers);
+    field_section_size(trailers) <= MAX_SIZE
 }
 
 #[cfg(test)]
