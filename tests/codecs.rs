@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -19,9 +20,11 @@ use proptest::test_runner::{Config, TestRunner};
 use support::{Gateway, Message, Upstream, Wire, ask, proxy, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tower_upstream::BadGatewayCause as Cause;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_upstream::body::AnswerBody;
 use tower_upstream::cause::BreakerVerdict;
 use tower_upstream::client::Http;
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -518,6 +521,23 @@ async fn a_length_that_is_said_twice_arrives_once_and_none_that_is_no_number() {
         rows.push((method, row(&BOTH, status, differs, None, &[], Answered(502))));
     }
     answers(rows).await;
+}
+
+#[tokio::test]
+async fn classify_alone_folds_equal_lengths() {
+    for (lengths, status) in [(&["3", "3"][..], 200), (&["3, 3"], 200), (&["3", "4"], 502)] {
+        let client = service_fn(|_: Request<()>| async {
+            let mut response = Response::new(AnswerBody::<axum::body::Body>::from(Bytes::from_static(b"abc")));
+            for length in lengths {
+                response.headers_mut().append("content-length", length.parse().unwrap());
+            }
+            Ok::<_, Infallible>(response)
+        });
+        let Ok(response) = ClassifyLayer::new().layer(client).oneshot(Request::new(())).await;
+        assert_eq!(response.status(), status, "{lengths:?}");
+        let folded: Vec<_> = response.headers().get_all("content-length").iter().collect();
+        assert_eq!(folded, if status == 200 { vec!["3"] } else { vec![] }, "{lengths:?}");
+    }
 }
 
 #[tokio::test]

@@ -54,6 +54,13 @@ pub(super) fn is_plainly_framed(headers: &HeaderMap) -> bool {
         })
 }
 
+/// Folds equal `Content-Length` values into one, as servers refuse to send several (RFC 9112 section 6.3).
+pub(super) fn fold_length(headers: &mut HeaderMap) {
+    if let Length::Repeated(length) = content_length(headers) {
+        headers.insert(CONTENT_LENGTH, length);
+    }
+}
+
 fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
     if is_plainly_framed(headers) {
         return None;

@@ -446,7 +446,7 @@ where
                     Ok(mut answer) => {
                         let ask = this.ask.as_ref().expect(POLLED_AGAIN);
                         if !is_plain_head(&answer) {
-                            if let Some(failure) = refused_head(&answer, ask) {
+                            if let Some(failure) = refused_head(&mut answer, ask) {
                                 return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
                             }
                             if let Some(failure) = disowned(&mut answer, *this.calls) {

@@ -10,7 +10,7 @@ use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
-use super::head::{Asked, check_head, is_plainly_framed};
+use super::head::{Asked, check_head, fold_length, is_plainly_framed};
 use super::told::{Relayed, Told, is_reported, reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
@@ -321,8 +321,8 @@ pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Optio
     Some(if complete { reported(failure) } else { failure })
 }
 
-/// What is wrong with a head; its connection is ended, as what follows cannot be delimited.
-pub(crate) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure> {
+/// What is wrong with a head; its connection is ended, as what follows cannot be delimited. Equal lengths become one.
+pub(crate) fn refused_head<B>(answer: &mut Response<B>, ask: &Ask) -> Option<Failure> {
     let stamp = answer.extensions().get::<Stamp>();
     if let Some(stamp) = stamp {
         stamp.answered();
@@ -330,7 +330,10 @@ pub(crate) fn refused_head<B>(answer: &Response<B>, ask: &Ask) -> Option<Failure
             stamp.multiplexed();
         }
     }
-    let verdict = check_head(answer, ask.asked)?;
+    let Some(verdict) = check_head(answer, ask.asked) else {
+        fold_length(answer.headers_mut());
+        return None;
+    };
     let scene = stamp.map_or_else(Scene::default, |stamp| {
         stamp.kill();
         Scene::default().wire(stamp.wire()).peer(stamp.peer())

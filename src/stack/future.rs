@@ -255,7 +255,7 @@ where
     fn answered(mut self, mut answer: Response<Y::Body>, cx: &mut Context<'_>) -> Answered<S, B, Y, R, L, C, T, Q> {
         let settings = &*self.course.open.shared.set.classify;
         let Some(note) = &self.course.note else { panic!("{POLLED_AGAIN}") };
-        if let Some(failure) = refused_head(&answer, &note.ask) {
+        if let Some(failure) = refused_head(&mut answer, &note.ask) {
             return self.failed(failure, cx);
         }
         if let Some(failure) = disowned(&mut answer, self.course.calls) {
