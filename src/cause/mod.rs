@@ -112,7 +112,7 @@ pub enum BadGatewayCause {
     ResetBeforeResponse,
     /// HTTP/2 `RST_STREAM`; the code is attached (`INTERNAL_ERROR`, `ENHANCE_YOUR_CALM`...).
     StreamReset,
-    /// Keep-alive PING unanswered: half-open path or frozen host.
+    /// The upstream stopped responding on an open connection: the network path is half open, or the host is frozen.
     PeerUnresponsive,
     /// Bytes keep coming but the response head never ends (drip, endless interim responses).
     HeadTimeout,
@@ -146,7 +146,7 @@ pub enum BadGatewayCause {
     UpstreamStatus,
     /// Our client's upload broke off. Not the upstream's fault.
     RequestBodyFailed,
-    /// Our client left before the answer; a cluster of these means the upstream is slow.
+    /// The client disconnected, or stopped reading the response.
     ClientClosed,
     /// Gateway fault: task gone, panic, runtime shutdown.
     GatewayInternal,
@@ -496,6 +496,13 @@ mod tests {
                 assert_eq!(cause.replay(), Replay::NotSent, "{cause}");
             }
         }
+    }
+
+    #[test]
+    fn operator_hints_hold_whatever_the_settings() {
+        // by default no PING is sent, and a client that stops reading has not left
+        assert!(BadGatewayCause::ALL.iter().all(|cause| !cause.operator_hint().contains("PING")));
+        assert!(BadGatewayCause::ClientClosed.operator_hint().contains("stopped reading"));
     }
 
     #[test]

@@ -421,7 +421,7 @@ pub(super) const FACTS: [Facts; 49] = [
         replay: Replay::IdempotentOnly,
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
-        operator_hint: "Keep-alive PING unanswered: half-open path or frozen host.",
+        operator_hint: "The upstream stopped responding on an open connection: the network path is half open, or the host is frozen.",
         visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
     Facts {
@@ -642,7 +642,7 @@ pub(super) const FACTS: [Facts; 49] = [
         replay: Replay::Never,
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
-        operator_hint: "Our client left before the answer; a cluster of these means the upstream is slow.",
+        operator_hint: "The client disconnected, or stopped reading the response; many of these mean that the upstream is too slow for its clients.",
         visitor_hint: None,
     },
     Facts {
