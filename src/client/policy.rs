@@ -174,8 +174,10 @@ mod tests {
 
     /// The rows of IANA's registries (RFC 6890 and the RFCs that they name), and whether they are globally reachable.
     ///
-    /// "N/A" counts as no. 6to4 and the well-known prefix of NAT64 are tested by the IPv4 addresses that they carry.
-    const ROWS: [(&str, u8, bool); 50] = [
+    /// They agree with three public copies of `iana-ipv4-special-registry-1.csv` and `iana-ipv6-special-registry-1.csv` that
+    /// were made on 2026-09-15, 2026-09-17 and 2026-09-28; "N/A" and an empty field count as no. Left out are three rows that
+    /// carry IPv4 addresses, by which these are judged: `::ffff:0:0/96`, `64:ff9b::/96` and `2002::/16`.
+    const ROWS: [(&str, u8, bool); 54] = [
         ("0.0.0.0", 8, false),          // "this network", RFC 791 section 3.2
         ("0.0.0.0", 32, false),         // "this host on this network", RFC 1122 section 3.2.1.3
         ("10.0.0.0", 8, false),         // private use, RFC 1918
@@ -183,16 +185,19 @@ mod tests {
         ("127.0.0.0", 8, false),        // loopback, RFC 1122 section 3.2.1.3
         ("169.254.0.0", 16, false),     // link local, RFC 3927
         ("172.16.0.0", 12, false),      // private use, RFC 1918
+        ("192.0.0.0", 24, false),       // IETF protocol assignments, RFC 6890
         ("192.0.0.0", 29, false),       // IPv4 service continuity prefix, RFC 7335
         ("192.0.0.8", 32, false),       // IPv4 dummy address, RFC 7600
         ("192.0.0.9", 32, true),        // PCP anycast, RFC 7723
         ("192.0.0.10", 32, true),       // TURN anycast, RFC 8155
-        ("192.0.0.11", 32, false),      // the rest of 192.0.0.0/24, IETF protocol assignments, RFC 6890
-        ("192.0.0.128", 25, false),     // with 192.0.0.170 and .171, NAT64 and DNS64 discovery, RFC 8880 and RFC 7050
+        ("192.0.0.11", 32, false),      // of 192.0.0.0/24 (no row of its own)
+        ("192.0.0.170", 32, false),     // NAT64 and DNS64 discovery, RFC 8880 and RFC 7050
+        ("192.0.0.171", 32, false),     // the same
         ("192.0.2.0", 24, false),       // documentation, RFC 5737
         ("192.31.196.0", 24, true),     // AS112-v4, RFC 7535
         ("192.52.193.0", 24, true),     // AMT, RFC 7450
-        ("192.88.99.0", 24, false),     // once 6to4 relay anycast, RFC 7526; 6a44 relay, RFC 6751
+        ("192.88.99.0", 24, false),     // once 6to4 relay anycast, RFC 7526
+        ("192.88.99.2", 32, false),     // 6a44 relay anycast, RFC 6751
         ("192.168.0.0", 16, false),     // private use, RFC 1918
         ("192.175.48.0", 24, true),     // direct delegation AS112, RFC 7534
         ("198.18.0.0", 15, false),      // benchmarking, RFC 2544
@@ -206,18 +211,19 @@ mod tests {
         ("64:ff9b:1::", 48, false),     // IPv4-IPv6 translation, RFC 8215
         ("100::", 64, false),           // discard only, RFC 6666
         ("100:0:0:1::", 64, false),     // dummy prefix, RFC 9780
+        ("2001::", 23, false),          // IETF protocol assignments, RFC 2928
         ("2001::", 32, false),          // Teredo, RFC 4380
         ("2001:1::1", 128, true),       // PCP anycast, RFC 7723
         ("2001:1::2", 128, true),       // TURN anycast, RFC 8155
         ("2001:1::3", 128, true),       // DNS-SD SRP anycast, RFC 9665
-        ("2001:1::4", 128, false),      // the rest of 2001::/23, IETF protocol assignments, RFC 2928
+        ("2001:1::4", 128, false),      // of 2001::/23 (no row of its own)
         ("2001:2::", 48, false),        // benchmarking, RFC 5180
         ("2001:3::", 32, true),         // AMT, RFC 7450
         ("2001:4:112::", 48, true),     // AS112-v6, RFC 7535
         ("2001:10::", 28, false),       // once ORCHID, RFC 4843
         ("2001:20::", 28, true),        // ORCHIDv2, RFC 7343
         ("2001:30::", 28, true),        // drone remote ID protocol entity tags, RFC 9374
-        ("2001:100::", 24, false),      // the rest of 2001::/23 again
+        ("2001:100::", 24, false),      // of 2001::/23 (no row of its own)
         ("2001:db8::", 32, false),      // documentation, RFC 3849
         ("2620:4f:8000::", 48, true),   // direct delegation AS112, RFC 7534
         ("3fff::", 20, false),          // documentation, RFC 9637
