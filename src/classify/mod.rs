@@ -8,8 +8,9 @@
 //! The response head is held while the first poll of the body is pending, at most 5 ms, so that a crash
 //! right after the head still is a 502 (hyper's server would send an empty reply). Later failures let
 //! what came be flushed, then cut the body: it never ends like a complete message, where the protocol has a way to say so.
-//! To an HTTP/1.0 client a body without `Content-Length` ends with its connection, and a cut one looks complete; only over
-//! TLS is `close_notify` missing then. Nor can such a body of an upstream be known to be cut, if it ends with the connection.
+//! To an HTTP/1.0 client a body without a length ends with its connection, so that a cut one looks complete: hyper's server
+//! closes the connection, it cannot reset it; only over TLS is `close_notify` missing then. A body of an upstream that ends
+//! with its connection cannot be known to be cut either.
 //!
 //! Answers that the gateway makes carry the request's `x-request-id`, or one of ours in place of an
 //! [unfit one](crate::event::Exchange::request_id); the upstream gets the request's own.
