@@ -455,9 +455,6 @@ async fn a_head_that_is_too_large_is_answered_here() {
 }
 
 /// Asks by both protocols, with this method, for each row's answer from upstreams of its protocols.
-async fn answers(rows: Vec<(&'static str, Row)>) {
-    for (method, row) in rows {
-        for (from, client) in row.by.iter().flat_map(|from| BOTH.map(|client| (*from, client))) {
 #[tokio::test]
 async fn trailers_of_a_response_that_are_too_large_cut_it_whatever_the_protocol() {
     let value = &*"x".repeat(220).leak();
@@ -473,6 +470,9 @@ async fn trailers_of_a_response_that_are_too_large_cut_it_whatever_the_protocol(
     }
 }
 
+async fn answers(rows: Vec<(&'static str, Row)>) {
+    for (method, row) in rows {
+        for (from, client) in row.by.iter().flat_map(|from| BOTH.map(|client| (*from, client))) {
             let what = format!("{from:?} to {client:?}, {method}, {:.300}", format!("{:?}", row.sent));
             let sent = row.sent;
             let (upstream, _seen) = upstream(from, move || sent).await;
@@ -802,6 +802,15 @@ const NAMES: [&str; 22] = [
     "x-b",
 ];
 
+/// Trailers that HTTP/2 refuses.
+const FORBIDDEN: [(&str, &str); 5] = [
+    ("connection", "close"),
+    ("transfer-encoding", "chunked"),
+    ("keep-alive", "timeout=5"),
+    ("upgrade", "h2c"),
+    ("content-length", "99"),
+];
+
 fn value() -> impl Strategy<Value = String> {
     let plain = [
         "",
@@ -934,12 +943,16 @@ prop_compose! {
     /// The bytes of an answer that is well-formed as far as HTTP/1.1 can tell from its lines.
     fn any_answer()(
         status in prop::sample::select(vec![200, 204, 205, 206, 304, 401, 404, 417, 500, 503, 599]),
+        lengths in prop::sample::select(vec![&[][..], &[], &["4"], &["4", "4"], &["4, 4"], &["4", "5"], &["abc"]]),
         fields in proptest::collection::vec((prop::sample::select(NAMES.to_vec()), value()), 0..5),
         body in prop::option::of(prop::sample::select(vec!["", "body", "a longer body"])),
+        forbidden in proptest::collection::vec(prop::sample::select(FORBIDDEN.to_vec()), 0..2),
         trailers in proptest::collection::vec((prop::sample::select(NAMES.to_vec()), value()), 0..4),
     ) -> String {
-        let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let trailers: Vec<_> = trailers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let lengths = lengths.iter().map(|length| ("content-length", *length));
+        let fields: Vec<_> = lengths.chain(fields.iter().map(|(name, value)| (*name, value.as_str()))).collect();
+        let trailers = trailers.iter().map(|(name, value)| (*name, value.as_str()));
+        let trailers: Vec<_> = forbidden.into_iter().chain(trailers).collect();
         let sent = Sent { first: "", fields: &fields, body, trailers: &trailers };
         sent.h1(&format!("HTTP/1.1 {status} -"))
     }
