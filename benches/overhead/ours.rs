@@ -11,6 +11,7 @@ use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, Ratio};
 use tower_upstream::limit::LimitLayer;
 
+use tower_upstream::cause::{Evidence, Replay};
 use tower_upstream::retry::{RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure, UpstreamLayer};
@@ -88,7 +89,9 @@ type Told = Upstream<Infallible>;
 
 impl Down for Failure {
     fn down() -> Result<Response<Page>, Self> {
-        Err(Failure::new(BadGatewayCause::ConnectionRefused))
+        let failure = Failure::builder(BadGatewayCause::ConnectionRefused);
+        // with proof, the first retry goes out without backoff: nothing drives a timer here
+        Err(failure.replay(Replay::NotSent, Evidence::NoConnection).build())
     }
 }
 
