@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName};
 
+use super::size::field_size;
+
 /// A set of known fields, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fields(u32);
@@ -112,23 +114,20 @@ const X_ORIGINS: &[&str] = &[
     "webauth",
 ];
 
-/// Where the names of each letter begin, so that a name is compared with few.
-type Letters = [usize; 27];
-static LETTERS: Letters = letters(ORIGINS);
-static X_LETTERS: Letters = letters(X_ORIGINS);
+/// The second letters of the names that begin with each letter, one bit each: most names of other fields are none of them.
+type SecondLetters = [u32; 26];
+static SECOND_LETTERS: SecondLetters = second_letters(ORIGINS);
+static X_SECOND_LETTERS: SecondLetters = second_letters(X_ORIGINS);
 
-const fn letters(names: &[&str]) -> Letters {
-    let mut letters = [0; 27];
-    let mut letter = 0;
-    while letter < letters.len() {
-        let mut index = 0;
-        while index < names.len() && ((names[index].as_bytes()[0] - b'a') as usize) < letter {
-            index += 1;
-        }
-        letters[letter] = index;
-        letter += 1;
+const fn second_letters(names: &[&str]) -> SecondLetters {
+    let mut seconds = [0; 26];
+    let mut index = 0;
+    while index < names.len() {
+        let name = names[index].as_bytes();
+        seconds[(name[0] - b'a') as usize] |= 1 << (name[1] - b'a');
+        index += 1;
     }
-    letters
+    seconds
 }
 
 const LONGEST: usize = NAMES[NAMES.len() - 1].len();
@@ -146,6 +145,18 @@ static STARTS: [usize; LONGEST + 2] = {
         length += 1;
     }
     starts
+};
+
+/// The lengths of the names that begin with each letter, one bit each: few other names are compared with any.
+static LENGTHS: [u32; 26] = {
+    let mut lengths = [0; 26];
+    let mut index = 0;
+    while index < NAMES.len() {
+        let name = NAMES[index].as_bytes();
+        lengths[(name[0] - b'a') as usize] |= 1 << name.len();
+        index += 1;
+    }
+    lengths
 };
 
 impl Fields {
@@ -222,11 +233,22 @@ impl Fields {
         let mut fields = Self::NONE;
         for name in headers.keys() {
             let name = name.as_str().as_bytes();
-            // one look at the first byte spares most names the comparison
-            let known = find(name, |name, known| name[0] == known[0] && name == known);
-            fields = fields.and(if known.is_empty() { origin(name) } else { known });
+            fields = fields.and(known(name));
         }
         fields
+    }
+
+    /// As [`of`](Self::of), with the fields of [`ORIGIN`](Self::ORIGIN) that have no bit of their own, and the size of
+    /// the field section.
+    pub(super) fn of_request(headers: &HeaderMap) -> (Self, usize) {
+        let (mut fields, mut size) = (Self::NONE, 0);
+        for (name, value) in headers {
+            size += field_size(name, value);
+            let name = name.as_str().as_bytes();
+            let known = known(name);
+            fields = fields.and(if known.is_empty() { origin(name) } else { known });
+        }
+        (fields, size)
     }
 
     /// The known field a connection option names; the set is empty where it names none.
@@ -268,6 +290,22 @@ pub(crate) fn is_origin(name: &HeaderName) -> bool {
     !origin(name.as_str().as_bytes()).is_empty()
 }
 
+#[inline]
+fn known(name: &[u8]) -> Fields {
+    let lengths = name.first().and_then(letter).map_or(0, |letter| LENGTHS[letter]);
+    if lengths >> name.len().min(31) & 1 == 0 {
+        return Fields::NONE;
+    }
+    find(name, |name, known| name == known)
+}
+
+/// The place of a letter in the alphabet, of either case.
+#[inline]
+fn letter(byte: &u8) -> Option<usize> {
+    let letter = byte.to_ascii_lowercase().wrapping_sub(b'a');
+    (letter < 26).then_some(usize::from(letter))
+}
+
 const fn same(a: &[u8], b: &[u8]) -> bool {
     let mut index = 0;
     while index < a.len() && index < b.len() && a[index] == b[index] {
@@ -295,16 +333,14 @@ fn find(name: &[u8], is_same: impl Fn(&[u8], &[u8]) -> bool) -> Fields {
 /// [`X_ORIGINS`].
 #[inline]
 fn origin(name: &[u8]) -> Fields {
-    let (rest, names, letters) = match name {
-        [b'x' | b'X', dash, rest @ ..] if !dash.is_ascii_alphanumeric() => (rest, X_ORIGINS, &X_LETTERS),
-        _ => (name, ORIGINS, &LETTERS),
+    let (rest, names, seconds) = match name {
+        [b'x' | b'X', dash, rest @ ..] if !dash.is_ascii_alphanumeric() => (rest, X_ORIGINS, &X_SECOND_LETTERS),
+        _ => (name, ORIGINS, &SECOND_LETTERS),
     };
-    let Some(first) = rest.first().map(u8::to_ascii_lowercase).filter(u8::is_ascii_lowercase) else {
+    let (Some(first), Some(second)) = (rest.first().and_then(letter), rest.get(1).and_then(letter)) else {
         return Fields::NONE;
     };
-    let letter = usize::from(first - b'a');
-    let known = &names[letters[letter]..letters[letter + 1]];
-    if !known.iter().any(|known| continues(rest, known.as_bytes())) {
+    if seconds[first] >> second & 1 == 0 || !names.iter().any(|known| continues(rest, known.as_bytes())) {
         Fields::NONE
     } else if name.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         Fields::OTHER_ORIGIN
@@ -339,7 +375,7 @@ mod tests {
             headers.insert("accept", "*/*".parse().unwrap());
             headers.append(header, "a".parse().unwrap());
             headers.append(header, "b".parse().unwrap());
-            let seen = Fields::of(&headers);
+            let (seen, _) = Fields::of_request(&headers);
             assert_eq!(seen, Fields(1 << index));
             assert_eq!(Fields::named(header.as_str().to_ascii_uppercase().as_bytes()), seen);
             seen.remove_from(&mut headers);
@@ -355,7 +391,7 @@ mod tests {
         for name in ["x_forwarded_for", "x-forwarded_host", "x.real.ip", "client_cert", "x_custom_one", "keep_alive"] {
             headers.insert(name, "a".parse().unwrap());
         }
-        let seen = Fields::of(&headers);
+        let (seen, _) = Fields::of_request(&headers);
         assert_eq!(seen, Fields::DISGUISED);
         seen.remove_from(&mut headers);
         assert_eq!(headers.len(), 2);

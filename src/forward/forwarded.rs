@@ -154,7 +154,7 @@ pub(super) mod tests {
 
     fn stamped(trust: Trust, fields: ForwardedFields, caller: &Caller, received: &[(&str, &str)]) -> Vec<String> {
         let mut parts = head("GET", "/", received);
-        let seen = Fields::of(&parts.headers);
+        let (seen, _) = Fields::of_request(&parts.headers);
         let authority = HeaderValue::from_static("example.com:8080");
         Stamp { trust, fields, kept: vec![HeaderName::from_static("x-forwarded-user")] }.put(
             &mut parts.headers,

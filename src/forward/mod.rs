@@ -285,12 +285,12 @@ impl Rules {
         self
     }
 
-    fn check_size(&self, parts: &request::Parts) -> Result<(), Answer> {
+    fn check_size(&self, parts: &request::Parts, fields: usize) -> Result<(), Answer> {
         let target = target_size(&parts.uri);
         if target > self.max_head_size {
             return Err(Answer::too_long());
         }
-        let size = target + field_section_size(&parts.headers);
+        let size = target + fields;
         if size > self.max_head_size || !encodes_well(&parts.uri, &parts.headers, size, self.max_head_size) {
             return Err(Answer::too_large());
         }
@@ -326,8 +326,8 @@ impl Rules {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             return Err(Answer::refusal(status, "the request has more than 4096 different fields").into());
         }
-        let seen = Fields::of(&parts.headers);
-        self.check_size(parts)?;
+        let (seen, size) = Fields::of_request(&parts.headers);
+        self.check_size(parts, size)?;
         let target = host::target(parts, seen)?;
         let length = framing::request(parts, seen)?;
         if seen.has(Fields::EXPECT) && !expects_only_100(&parts.headers) {

@@ -2,7 +2,7 @@
 //!
 //! A head that is too large for an HTTP/2 server may end the whole connection, with the streams of others on it.
 
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 /// What a field takes beside its name and value (RFC 9113 section 6.5.2).
 const FIELD_OVERHEAD: usize = 32;
@@ -13,7 +13,13 @@ const MAX_ENCODED: usize = 64 << 10;
 
 /// The size of a field section as HTTP/2 counts it: names, values, and 32 for each field.
 pub(crate) fn field_section_size(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum()
+    headers.iter().map(|(name, value)| field_size(name, value)).sum()
+}
+
+/// The size of one field line in it.
+#[inline]
+pub(super) fn field_size(name: &HeaderName, value: &HeaderValue) -> usize {
+    name.as_str().len() + value.len() + FIELD_OVERHEAD
 }
 
 /// The length of a request target, without a scheme.
