@@ -141,7 +141,7 @@ pub(super) fn not_tls() -> Failure {
 impl<C> Service<Uri> for Connector<C>
 where
     C: Service<Uri>,
-    C::Response: Connection,
+    C::Response: Connection + hyper::rt::Read + Unpin,
     C::Error: Into<BoxError>,
     C::Future: Send + 'static,
 {

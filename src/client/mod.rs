@@ -33,7 +33,6 @@ mod interim;
 mod policy;
 mod pool;
 mod proxy;
-mod short_reads;
 mod sight;
 mod stamped;
 mod target;

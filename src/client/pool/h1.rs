@@ -13,7 +13,6 @@ use super::{Place, SendBody, Shared, Turn, Upload};
 use crate::cause::{BadGatewayCause, Failure};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
-use crate::client::short_reads::ShortReads;
 
 /// The largest response head: what HTTP/2 upstreams may send too, and their clients take.
 const MAX_HEADER_LIST: usize = 64 << 10;
@@ -93,10 +92,12 @@ impl<B: SendBody> H1<B> {
     {
         let stamp = io.stamp().clone();
         let (sender, connection) =
-            http1::Builder::new().max_buf_size(MAX_HEADER_LIST).handshake(ShortReads(io)).await.map_err(|error| {
-                let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
-                Failure::seen(error.into(), &scene)
-            })?;
+            http1::Builder::new().max_buf_size(MAX_HEADER_LIST).handshake(io.with_short_reads()).await.map_err(
+                |error| {
+                    let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
+                    Failure::seen(error.into(), &scene)
+                },
+            )?;
         let of = Arc::downgrade(home);
         tokio::spawn(async move {
             // its error is told by the request it failed
