@@ -18,6 +18,7 @@ mod border;
 mod call;
 #[cfg_attr(not(feature = "client"), allow(dead_code))] // the client's body is the only one
 mod detachable;
+mod entry;
 mod future;
 mod handle;
 mod keyed;

@@ -16,8 +16,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::detachable::{Detach, ask};
+use super::entry::{Activity, Entry, Registry};
 use super::{Abandon, BodyLimits, leave};
 use crate::cause::{BadGatewayCause, Failure};
 
@@ -37,16 +37,6 @@ const SPACING: Duration = Duration::from_millis(50);
 const SHORTEST_TICK: Duration = Duration::from_millis(250);
 /// An absolute limit is exceeded, not reached: a frame that comes at its very end still counts.
 const AFTER: Duration = Duration::from_millis(1);
-
-/// The size up to which an empty registry keeps its memory, in entries.
-const KEPT: usize = 64;
-
-/// No poll since the previous pass, and the consumer has the last frame.
-const UNREAD: u8 = 0;
-/// The consumer has taken a frame since the previous pass.
-const READ: u8 = 1;
-/// The consumer has found no frame, and waits for one.
-const WAITING: u8 = 2;
 
 /// What a body keeps until its end, and how it ends early.
 pub(crate) trait Sweepable {
@@ -96,26 +86,17 @@ impl Expired {
 /// Sweeps the open response bodies of one layer or stack; see the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
-    registry: Mutex<Registry>,
+    schedule: Mutex<Schedule>,
     earlier: Notify,
 }
 
+/// The open bodies, and when they are looked at.
 #[derive(Debug, Default)]
-struct Registry {
-    slots: Vec<Slot>,
-    vacant: Vec<usize>,
-    /// Bodies that may still expire.
-    open: usize,
+struct Schedule {
+    bodies: Registry<Open>,
     /// When the task makes its next pass; `None` while there is no task.
     next: Option<Instant>,
     last: Option<Instant>,
-}
-
-enum Slot {
-    Vacant,
-    /// Expired, and its consumer has not noticed.
-    Expired,
-    Open(Open),
 }
 
 struct Open {
@@ -127,22 +108,19 @@ struct Open {
 
 /// An entry, whatever it keeps.
 trait Expires: Send + Sync {
-    fn activity(&self) -> &AtomicU8;
+    fn look(&self) -> Activity;
 
-    /// Whether it has expired now: not if its consumer is just polling it, or has read in the meantime.
+    fn is_unread(&self) -> bool;
+
+    /// Whether it is over: not if its consumer is just polling it, or has read in the meantime.
     fn try_expire(&self, expired: Expired) -> bool;
 }
 
-/// What is shared by a body and its sweep.
-struct Entry<T> {
-    activity: AtomicU8,
-    state: Mutex<State<T>>,
-}
-
-enum State<T> {
-    Open { kept: T, waker: Option<Waker>, detach: Option<Arc<dyn Detach>> },
-    Expired(Failure),
-    Over,
+/// What an entry keeps, whoever waits for it, and the body if that can be dropped from here.
+struct Kept<T> {
+    kept: T,
+    waker: Option<Waker>,
+    detach: Option<Arc<dyn Detach>>,
 }
 
 impl Sweep {
@@ -152,17 +130,16 @@ impl Sweep {
         T: Sweepable + Send + 'static,
     {
         let now = Instant::now();
-        let state = Mutex::new(State::Open { kept, waker: None, detach: None });
-        let entry = Arc::new(Entry { activity: AtomicU8::new(READ), state });
+        let entry = Arc::new(Entry::new(Kept { kept, waker: None, detach: None }));
         let open = Open { body: entry.clone(), limits, unread_since: now };
         let due = open.next_pass(now);
-        let mut registry = lock(&self.registry);
-        let key = registry.add(open);
-        let due = registry.last.map_or(due, |last| due.max(last + SPACING));
-        let spawns = registry.next.is_none();
-        if registry.next.is_none_or(|next| due < next) {
-            registry.next = Some(due);
-            drop(registry);
+        let mut schedule = lock(&self.schedule);
+        let key = schedule.bodies.add(open);
+        let due = schedule.last.map_or(due, |last| due.max(last + SPACING));
+        let spawns = schedule.next.is_none();
+        if schedule.next.is_none_or(|next| due < next) {
+            schedule.next = Some(due);
+            drop(schedule);
             if spawns { self.spawn() } else { self.earlier.notify_one() }
         }
         Swept { entry, sweep: self.clone(), key }
@@ -178,79 +155,47 @@ impl Sweep {
     /// Makes one pass; the time of the next one, or `None` if no body is left.
     fn pass(&self, now: Instant) -> Option<Instant> {
         let mut expired = Vec::new();
-        let mut registry = lock(&self.registry);
-        registry.last = Some(now);
-        for (key, slot) in registry.slots.iter_mut().enumerate() {
-            if let Slot::Open(open) = slot {
-                if let Some(limit) = open.look(now) {
-                    expired.push((key, open.body.clone(), limit));
-                }
+        let mut schedule = lock(&self.schedule);
+        schedule.last = Some(now);
+        for (key, open) in schedule.bodies.iter_mut() {
+            if let Some(limit) = open.look(now) {
+                expired.push((key, open.body.clone(), limit));
             }
         }
-        drop(registry);
+        drop(schedule);
         // not under the lock: what is dropped there may do anything
         expired.retain(|(_, body, limit)| {
             // a body that panics when it is dropped is over as well, and must not end the sweep of the others
             catch_unwind(AssertUnwindSafe(|| body.try_expire(*limit))).unwrap_or(true)
         });
-        let mut registry = lock(&self.registry);
+        let mut schedule = lock(&self.schedule);
         for (key, body, _) in &expired {
-            registry.expire(*key, body);
+            schedule.bodies.expire(*key, |open| std::ptr::addr_eq(Arc::as_ptr(&open.body), Arc::as_ptr(body)));
         }
-        let due = registry.slots.iter().filter_map(|slot| match slot {
-            Slot::Open(open) => Some(open.next_pass(now)),
-            _ => None,
-        });
-        registry.next = due.min().map(|due| due.max(now + SPACING));
-        registry.next
+        let due = schedule.bodies.iter_mut().map(|(_, open)| open.next_pass(now)).min();
+        schedule.next = due.map(|due| due.max(now + SPACING));
+        schedule.next
     }
 
     fn remove(&self, key: usize) {
-        let mut registry = lock(&self.registry);
-        let slot = std::mem::replace(&mut registry.slots[key], Slot::Vacant);
-        registry.open -= usize::from(matches!(slot, Slot::Open(_)));
-        registry.vacant.push(key);
-        // what a peak has left is given back once it is over
-        if registry.slots.len() > KEPT && registry.vacant.len() == registry.slots.len() {
-            (registry.slots, registry.vacant) = (Vec::new(), Vec::new());
-        }
-        drop(registry);
+        let body = lock(&self.schedule).bodies.remove(key);
+        // not under the lock
+        drop(body);
     }
 
     /// How many bodies may still expire.
     #[cfg(test)]
     fn open(&self) -> usize {
-        lock(&self.registry).open
-    }
-}
-
-impl Registry {
-    fn add(&mut self, open: Open) -> usize {
-        self.open += 1;
-        let Some(key) = self.vacant.pop() else {
-            self.slots.push(Slot::Open(open));
-            return self.slots.len() - 1;
-        };
-        self.slots[key] = Slot::Open(open);
-        key
-    }
-
-    /// Marks a body as expired, unless its consumer has removed it in the meantime.
-    fn expire(&mut self, key: usize, body: &Arc<dyn Expires>) {
-        let Some(slot) = self.slots.get_mut(key) else { return };
-        if matches!(slot, Slot::Open(open) if std::ptr::addr_eq(Arc::as_ptr(&open.body), Arc::as_ptr(body))) {
-            *slot = Slot::Expired;
-            self.open -= 1;
-        }
+        lock(&self.schedule).bodies.open()
     }
 }
 
 impl Open {
     /// Compares with the previous pass; the limit that has passed, if one has.
     fn look(&mut self, now: Instant) -> Option<Expired> {
-        let was = self.body.activity().compare_exchange(READ, UNREAD, Relaxed, Relaxed);
-        let waiting = was == Err(WAITING);
-        if was.is_ok() || waiting {
+        let activity = self.body.look();
+        let waiting = activity == Activity::Waiting;
+        if activity != Activity::Unread {
             self.unread_since = now;
         }
         // the consumer that waits has a timer of its own, and is asked first
@@ -266,7 +211,7 @@ impl Open {
     fn next_pass(&self, now: Instant) -> Instant {
         let sample = self.limits.client_idle.map(|idle| {
             let tick = now + (idle / 8).max(SHORTEST_TICK);
-            if self.body.activity().load(Relaxed) == UNREAD { tick.min(self.unread_since + idle) } else { tick }
+            if self.body.is_unread() { tick.min(self.unread_since + idle) } else { tick }
         });
         let end = self.limits.end.map(|end| if end < now { now + SHORTEST_TICK } else { end + AFTER });
         match (sample, end) {
@@ -286,7 +231,7 @@ struct Running {
 impl Running {
     async fn run(mut self) {
         loop {
-            let next = lock(&self.sweep.registry).next;
+            let next = lock(&self.sweep.schedule).next;
             let Some(next) = next else { break };
             if timeout_at(next, self.sweep.earlier.notified()).await.is_err()
                 && self.sweep.pass(Instant::now()).is_none()
@@ -301,14 +246,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.done {
-            lock(&self.sweep.registry).next = None;
+            lock(&self.sweep.schedule).next = None;
         }
     }
 }
 
 /// A body's hold on what it shares with its sweep.
 pub(crate) struct Swept<T> {
-    entry: Arc<Entry<T>>,
+    entry: Arc<Entry<Kept<T>, Failure>>,
     sweep: Arc<Sweep>,
     key: usize,
 }
@@ -324,52 +269,33 @@ impl<T: Sweepable> Swept<T> {
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
     ) -> Result<Poll<R>, Failure> {
-        let mut state = lock(&self.entry.state);
-        let State::Open { kept, waker, detach } = &mut *state else {
-            return Err(match std::mem::replace(&mut *state, State::Over) {
-                State::Expired(failure) => failure,
-                // it panicked when it expired
-                _ => Failure::new(BadGatewayCause::GatewayInternal),
-            });
-        };
-        let polled = if T::OWNS_BODY {
-            poll(kept, cx)
-        } else {
-            let (polled, offered) = ask(detach.take(), || poll(kept, cx));
-            *detach = offered;
-            polled
-        };
-        if polled.is_pending() {
-            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        let polled = self.entry.poll(|Kept { kept, waker, detach }| {
+            let polled = if T::OWNS_BODY {
+                poll(kept, cx)
+            } else {
+                let (polled, offered) = ask(detach.take(), || poll(kept, cx));
+                *detach = offered;
+                polled
+            };
+            if polled.is_pending() && !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 *waker = Some(cx.waker().clone());
             }
-            self.entry.activity.store(WAITING, Relaxed);
-        } else {
-            self.entry.activity.store(READ, Relaxed);
-        }
-        Ok(polled)
+            polled
+        });
+        // without a failure, the body panicked when it expired
+        polled.map_err(|failure| failure.unwrap_or_else(|| Failure::new(BadGatewayCause::GatewayInternal)))
     }
 }
 
 impl<T> Swept<T> {
     /// Shows what is kept; `None` once a limit has passed.
     pub(crate) fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
-        match &*lock(&self.entry.state) {
-            State::Open { kept, .. } => Some(show(kept)),
-            State::Expired(_) | State::Over => None,
-        }
+        self.entry.show(|kept| show(&kept.kept))
     }
 
     /// Takes what is kept, as the body is over; `None` if a limit has passed.
     pub(crate) fn take(&self) -> Option<T> {
-        let mut state = lock(&self.entry.state);
-        if matches!(*state, State::Expired(_)) {
-            return None;
-        }
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Open { kept, .. } => Some(kept),
-            State::Expired(_) | State::Over => None,
-        }
+        self.entry.take().map(|kept| kept.kept)
     }
 }
 
@@ -381,38 +307,28 @@ impl<T> Drop for Swept<T> {
     }
 }
 
-impl<T: Sweepable + Send> Expires for Entry<T> {
-    fn activity(&self) -> &AtomicU8 {
-        &self.activity
+impl<T: Sweepable + Send> Expires for Entry<Kept<T>, Failure> {
+    fn look(&self) -> Activity {
+        self.look()
+    }
+
+    fn is_unread(&self) -> bool {
+        self.is_unread()
     }
 
     fn try_expire(&self, expired: Expired) -> bool {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // its consumer is there
-            Err(TryLockError::WouldBlock) => return false,
-        };
-        if matches!(expired, Expired::ClientIdle(_)) && self.activity.load(Relaxed) != UNREAD {
-            return false;
-        }
-        let (kept, waker, detach) = match std::mem::replace(&mut *state, State::Over) {
-            State::Open { kept, waker, detach } => (kept, waker, detach),
-            other => {
-                *state = other;
-                return true;
+        let mut consumer = None;
+        let is_over = self.try_expire(matches!(expired, Expired::ClientIdle(_)), |Kept { kept, waker, detach }| {
+            consumer = waker;
+            if let Some(detach) = detach {
+                leave(expired.abandons(), || detach.detach());
             }
-        };
-        if let Some(detach) = detach {
-            leave(expired.abandons(), || detach.detach());
-        }
-        // under the lock, so that a consumer that comes now is told why
-        *state = State::Expired(kept.expire(expired));
-        drop(state);
-        if let Some(waker) = waker {
+            kept.expire(expired)
+        });
+        if let Some(waker) = consumer {
             waker.wake();
         }
-        true
+        is_over
     }
 }
 
@@ -420,19 +336,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl fmt::Debug for Slot {
+impl fmt::Debug for Open {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vacant => "Vacant",
-            Self::Expired => "Expired",
-            Self::Open(_) => "Open",
-        })
+        f.debug_struct("Open").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use tokio::time::{advance, sleep};
 
@@ -550,9 +462,9 @@ mod tests {
         let (_ended, returned) = register(&sweep, BodyLimits { end: Some(now), ..BodyLimits::default() });
         assert!(until_returned(&returned).await < Duration::from_secs(1));
         let passes = {
-            let before = lock(&sweep.registry).last;
+            let before = lock(&sweep.schedule).last;
             advance(Duration::from_secs(1)).await;
-            lock(&sweep.registry).last != before
+            lock(&sweep.schedule).last != before
         };
         assert!(!passes, "a body with a far limit is looked at rarely");
     }
@@ -572,11 +484,11 @@ mod tests {
                 if polls {
                     tokio::task::yield_now().await;
                 }
-                assert!(lock(&sweep.registry).next.is_some());
+                assert!(lock(&sweep.schedule).next.is_some());
                 drop(body);
             });
             drop(first);
-            assert!(lock(&sweep.registry).next.is_none());
+            assert!(lock(&sweep.schedule).next.is_none());
         }
         runtime().block_on(async {
             let (_body, returned) = register(&sweep, unread_for(LIMIT));
@@ -591,9 +503,9 @@ mod tests {
         let bodies: Vec<_> = (0..1000).map(|_| register(&sweep, unread_for(LIMIT)).0).collect();
         assert_eq!(sweep.open(), 1000);
         drop(bodies);
-        assert_eq!((sweep.open(), lock(&sweep.registry).slots.capacity()), (0, 0));
+        assert_eq!((sweep.open(), lock(&sweep.schedule).bodies.capacity()), (0, 0));
         sleep(LIMIT).await;
-        assert!(lock(&sweep.registry).next.is_none());
+        assert!(lock(&sweep.schedule).next.is_none());
         assert_eq!(Arc::strong_count(&sweep), 1);
     }
 

@@ -1,9 +1,13 @@
-//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens, of the circuit, of the limiter's slots and of the
-//! streams on a shared connection for loom: the interleavings of a few steps.
+//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens, of the circuit, of the limiter's slots, of the
+//! streams on a shared connection and of bodies that a sweep ends for loom: the interleavings of a few steps.
 
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
 
+#[path = "../../src/engine"]
+mod engine {
+    pub(crate) mod entry;
+}
 #[path = "../../src/limit"]
 mod limit {
     pub(crate) mod slots;
@@ -31,6 +35,7 @@ mod retry {
     pub(crate) mod pace;
 }
 mod streams;
+mod sweep;
 
 use std::sync::Arc;
 
