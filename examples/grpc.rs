@@ -4,6 +4,8 @@
 //! cargo run --example grpc
 //! ```
 
+#[path = "../tests/support/raw.rs"]
+mod raw;
 #[path = "grpc/shop.rs"]
 mod shop;
 

@@ -6,21 +6,18 @@
 mod support;
 
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
 use http::{Request, Uri};
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connect, Connected, Connection};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::client::legacy::connect::Connect;
+use hyper_util::rt::TokioExecutor;
 use support::{Gateway, Message, Socket, Upstream, ask, listener, soon, until};
 use tokio::net::TcpStream;
 use tower::{Layer, service_fn};
-use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector, TlsInfo};
+use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector};
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{Rules, Trust};
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
@@ -107,41 +104,11 @@ async fn hyper_utils_client_sends_nothing_in_clear_either() {
     assert_eq!(received.lock().unwrap().0.len(), 0);
 }
 
-/// A connection that is marked as TLS.
-struct Marked(TokioIo<TcpStream>);
-
-impl Connection for Marked {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(TlsInfo::new())
-    }
-}
-
-impl Read for Marked {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl Write for Marked {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
 #[tokio::test]
 async fn a_connector_that_is_marked_or_declared_as_tls_is_believed() {
     let (upstream, _) = listening().await;
     let to = upstream.address;
-    let marked =
-        service_fn(move |_: Uri| async move { TcpStream::connect(to).await.map(|tcp| Marked(TokioIo::new(tcp))) });
+    let marked = service_fn(move |_: Uri| async move { TcpStream::connect(to).await.map(Socket::marked_as_tls) });
     let gateway = Gateway::start(over_tls(&upstream).connector(marked)).await;
     assert_eq!(ask(gateway.address, SECRET).await.status(), 200);
     let declared = Connector::new(tcp!(upstream)).assume_tls();

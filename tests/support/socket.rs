@@ -9,26 +9,34 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedSender;
+use tower_upstream::client::TlsInfo;
 
 /// A socket of a connector that the crate does not know; its sender goes when it is closed.
 pub(crate) struct Socket<T> {
     io: TokioIo<T>,
+    is_tls: bool,
     _open: Option<UnboundedSender<()>>,
 }
 
 impl<T> Socket<T> {
     pub(crate) fn new(io: T) -> Self {
-        Self { io: TokioIo::new(io), _open: None }
+        Self { io: TokioIo::new(io), is_tls: false, _open: None }
     }
 
     pub(crate) fn watched(io: T, open: UnboundedSender<()>) -> Self {
-        Self { io: TokioIo::new(io), _open: Some(open) }
+        Self { _open: Some(open), ..Self::new(io) }
+    }
+
+    /// Says that it is TLS, which it is not.
+    pub(crate) fn marked_as_tls(io: T) -> Self {
+        Self { is_tls: true, ..Self::new(io) }
     }
 }
 
 impl<T> Connection for Socket<T> {
     fn connected(&self) -> Connected {
-        Connected::new()
+        let connected = Connected::new();
+        if self.is_tls { connected.extra(TlsInfo::new()) } else { connected }
     }
 }
 
