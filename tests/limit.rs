@@ -17,7 +17,7 @@ use axum::body::Body;
 use axum::routing::get;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use support::{Wire, ask};
 use tokio::net::TcpListener;
@@ -51,6 +51,22 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         sleep(Duration::from_millis(10)).await;
     }
     panic!("it never came: {what}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_body_that_a_client_of_http2_never_takes_gives_its_slot_back() {
+    let limit = LimitLayer::fixed(1);
+    let service = limit.layer(service_fn(|_: Request<Body>| answers(Body::from("short"))));
+    let mut request = request();
+    *request.version_mut() = Version::HTTP_2;
+    // as hyper's server holds it while the stream's window is 0
+    let answer = service.oneshot(request).await.unwrap();
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(limit.handle().in_flight(), 1);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(limit.handle().in_flight(), 0);
+    let error = answer.into_body().collect().await.unwrap_err();
+    assert_eq!(error.downcast_ref::<Failure>().unwrap().cause(), Cause::ClientClosed);
 }
 
 #[tokio::test]

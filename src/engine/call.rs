@@ -18,6 +18,8 @@ pub struct Call {
     pub kind: Kind,
     /// The answer was not there at the first poll, as far as that is noted here.
     pub(crate) waited: bool,
+    /// The request came by HTTP/2 or later, so that its client can take the head and hold back the body by flow control.
+    pub(crate) flow_controlled: bool,
 }
 
 /// Whether an exchange is expected to end.
@@ -33,6 +35,6 @@ pub enum Kind {
 impl Call {
     /// A first attempt that begins now.
     pub fn new(now: Instant) -> Self {
-        Self { now, deadline: None, attempt: 1, kind: Kind::Bounded, waited: false }
+        Self { now, deadline: None, attempt: 1, kind: Kind::Bounded, waited: false, flow_controlled: false }
     }
 }

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -203,6 +203,7 @@ impl<K: Keep> Open<K> {
     #[inline(always)]
     fn begin<B>(shared: K, request: &mut Request<B>) -> (Self, WatchOf<K>, Option<Refusal>) {
         let mut call = Call::new(Instant::now());
+        call.flow_controlled = request.version() >= Version::HTTP_2;
         let limits = &shared.shared().limits;
         let watch = limits.begin(&mut call, request);
         let refusal = limits.refuse(&call);

@@ -5,10 +5,10 @@
 //! entry that the body shares with the [`Sweep`] of its layer or stack; whoever locks the entry first, the consumer or the
 //! sweep, takes what is in it, so that it is given back exactly once.
 //!
-//! A body that has ended with its head, or whose only frame is taken at once, is never registered. For all others a frame
-//! costs one uncontended lock and one relaxed store: no clock is read, the sweep compares what it finds with its previous
-//! pass. A body counts as unread from the first pass after its last frame, hence it ends between `client_idle` and 9/8 of it.
-//! While the consumer waits for the upstream, `body_idle` applies instead.
+//! A body that has ended with its head is never registered; nor is, by a single layer, a short one whose client cannot hold it
+//! back by flow control. For all others a frame costs one uncontended lock and one relaxed store: no clock is read, the sweep
+//! compares what it finds with its previous pass. A body counts as unread from the first pass after its last frame, hence it
+//! ends between `client_idle` and 9/8 of it. While the consumer waits for the upstream, `body_idle` applies instead.
 //!
 //! One task per layer or stack walks over all entries, every eighth of the shortest limit but at most 20 times a second. It
 //! runs only while a body is registered. It is spawned by the registration that finds none, which a drop guard makes possible

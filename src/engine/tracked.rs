@@ -40,8 +40,8 @@ enum Rest<K: Keep> {
     Swept(Swept<Following<K>>),
 }
 
-/// A body of known length up to this one is taken as a whole, as a rule: it is registered only if its first frame is not its
-/// last.
+/// A body of known length up to this one is registered only if its first frame is not its last, as servers of HTTP/1.1 take it
+/// as a whole when they have written the head. A client of HTTP/2 can hold it back before that.
 const ORDINARY: u64 = 16 << 10;
 
 pin_project! {
@@ -114,7 +114,8 @@ impl<B: Body<Data = Bytes>, P: Part, L: Limits> Tracked<B, P, L> {
 impl<K: Keep + Send + 'static> Rest<K> {
     #[inline(never)]
     fn of<B: Body>(following: Following<K>, body: &B) -> Self {
-        if body.size_hint().exact().is_some_and(|length| length <= ORDINARY) {
+        let is_short = body.size_hint().exact().is_some_and(|length| length <= ORDINARY);
+        if is_short && !following.open.call.flow_controlled {
             return Self::Own(following);
         }
         Self::register(following)
