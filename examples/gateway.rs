@@ -46,26 +46,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
 use tower_upstream::UpstreamLayer;
-use tower_upstream::body::ReplayBody;
-use tower_upstream::breaker::Breaker;
 use tower_upstream::client::{DefaultConnector, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
 use tower_upstream::deadline::{Deadlines, Field};
-use tower_upstream::engine::Untouched;
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::limit::{Limit, LimitLayer};
+use tower_upstream::limit::LimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryPolicy};
-use tower_upstream::stack::{Retries, Upstream};
+use tower_upstream::stack::{RequestBody, Upstream};
 use tower_upstream::timeout::Timeouts;
 
 use drain::Drain;
 use patience::Patience;
 use settings::Settings;
 
-type Proxy = ReverseProxy<DefaultConnector, ReplayBody<Incoming>>;
+type Proxy = ReverseProxy<DefaultConnector, RequestBody<Incoming>>;
 
 /// What serves one accepted connection: the proxy watches its uploads itself.
-type Stack = Upstream<Proxy, Retries, Limit, Breaker, Untouched>;
+type Stack = Upstream<Proxy>;
 type Body = <<Stack as Service<Request<Incoming>>>::Response as Answer>::Body;
 
 /// How long a client may take to send a request head, and be idle before it.
@@ -83,7 +80,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 struct Gateway {
     proxy: Proxy,
-    stack: UpstreamLayer<Retries, Limit, Breaker, Untouched>,
+    stack: UpstreamLayer,
 }
 
 impl Gateway {

@@ -13,6 +13,7 @@ pub mod deadline;
 pub mod engine;
 pub mod error_page;
 pub mod event;
+mod exchange;
 pub mod forward;
 mod keyed;
 pub mod limit;

@@ -7,7 +7,7 @@ use std::thread::LocalKey;
 const SHELVED: usize = 64;
 
 /// A thread's boxes for later calls; see [`shelf`].
-pub(crate) type Boxes<T> = RefCell<Vec<Box<T>>>;
+pub(crate) type Boxes<T> = RefCell<Vec<T>>;
 
 /// One thread's shelf of one kind of box.
 #[derive(Debug)]
@@ -16,13 +16,13 @@ pub(crate) struct Shelf<T: 'static>(pub(crate) &'static LocalKey<Boxes<T>>);
 impl<T> Shelf<T> {
     /// One that was used before, if there is one.
     #[inline]
-    pub(crate) fn take(&self) -> Option<Box<T>> {
+    pub(crate) fn take(&self) -> Option<T> {
         self.0.try_with(|boxes| boxes.borrow_mut().pop()).ok().flatten()
     }
 
     /// Puts it where the next call finds it; it should point to nothing of this one's.
     #[inline]
-    pub(crate) fn put(&self, used: Box<T>) {
+    pub(crate) fn put(&self, used: T) {
         // a thread that is ending has no shelf any more
         let _ = self.0.try_with(|boxes| {
             let mut boxes = boxes.borrow_mut();
@@ -49,7 +49,7 @@ pub(crate) use shelf;
 
 #[cfg(test)]
 mod tests {
-    shelf!(NUMBERS: u64);
+    shelf!(NUMBERS: Box<u64>);
 
     #[test]
     fn what_was_put_there_is_taken_again_and_the_shelf_has_an_end() {

@@ -20,9 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tower::Layer;
-use tower_upstream::body::ReplayBody;
 use tower_upstream::client::Http;
 use tower_upstream::limit::LimitLayer;
+use tower_upstream::stack::RequestBody;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, UpstreamLayer};
 
@@ -244,7 +244,7 @@ async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_ot
     let limits = Timeouts::new().head(PATIENCE).client_idle(Duration::from_millis(500));
     let layer = UpstreamLayer::builder("shop").timeouts(limits).limiter(LimitLayer::fixed(20)).untouched();
     let layer = layer.build().unwrap();
-    let (handle, proxy) = (layer.handle(), proxy(upstream.address).build::<ReplayBody<Incoming>>());
+    let (handle, proxy) = (layer.handle(), proxy(upstream.address).build::<RequestBody<Incoming>>());
     let listener = support::listener().await;
     let address = listener.local_addr().unwrap();
     let gateway = tokio::spawn(support::serve(listener, move |_| layer.layer(proxy.clone())));

@@ -79,6 +79,12 @@ impl<B: Body> Upload<B> {
         Self { body, progress, edit_trailers: None }
     }
 
+    /// A body that goes on unwatched.
+    #[inline]
+    pub(crate) fn untracked(body: B) -> Self {
+        Self { body, progress: None, edit_trailers: None }
+    }
+
     /// Edits the trailers on their way; a section of which nothing is left does not go on.
     #[cfg(feature = "client")]
     pub(crate) fn edit_trailers(mut self, edit: fn(&mut HeaderMap)) -> Self {

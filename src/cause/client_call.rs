@@ -69,8 +69,7 @@ fn first() -> u64 {
 
 /// The client calls that a layer's `call` made before it returned.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(unnameable_types)] // it is in the signatures of hidden methods
-pub struct ClientCalls {
+pub(crate) struct ClientCalls {
     before: u64,
     after: u64,
 }

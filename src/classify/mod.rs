@@ -52,6 +52,7 @@ mod h2;
 mod head;
 mod hyper;
 mod judge;
+mod mode;
 mod settings;
 mod stamp;
 mod text;
@@ -92,6 +93,7 @@ pub use self::body::ClassifiedBody;
 pub(crate) use self::body::{Stage, cut, was_cut};
 pub use self::chain::Chain;
 pub use self::head::{Asked, check_head};
+pub(crate) use self::mode::{Classified, SharedBody};
 pub use self::stamp::{Stamp, Wire};
 pub use self::verdict::{Scene, Upload, Verdict};
 

@@ -80,7 +80,7 @@ pub(crate) struct Ask {
 }
 
 // a call carries only the pointer
-shelf!(SHELF: Ask);
+shelf!(SHELF: Box<Ask>);
 
 impl Ask {
     #[allow(clippy::unnecessary_box_returns)] // the box is what is used again
@@ -139,6 +139,12 @@ impl Ask {
         } else {
             (*method, *target, *request_id) = (Method::GET, None, None);
         }
+    }
+}
+
+impl Default for Ask {
+    fn default() -> Self {
+        Self::empty()
     }
 }
 

@@ -101,11 +101,6 @@ impl Deadlines {
         self
     }
 
-    /// The same where somebody further out has read them.
-    pub(crate) fn trusting_nobody(self) -> Self {
-        Self { trust: Trust::Nobody, ..self }
-    }
-
     /// Reads these fields (default: the five relative ones of [`Field`]).
     ///
     /// An [absolute](Field::absolute) one is read only if it is named here.

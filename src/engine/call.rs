@@ -20,6 +20,8 @@ pub struct Call {
     pub(crate) waited: bool,
     /// The request came by HTTP/2 or later, so that its client can take the head and hold back the body by flow control.
     pub(crate) flow_controlled: bool,
+    /// Retry and components stand aside.
+    pub(crate) bypass: bool,
 }
 
 /// Whether an exchange is expected to end.
@@ -35,6 +37,14 @@ pub enum Kind {
 impl Call {
     /// A first attempt that begins now.
     pub fn new(now: Instant) -> Self {
-        Self { now, deadline: None, attempt: 1, kind: Kind::Bounded, waited: false, flow_controlled: false }
+        Self {
+            now,
+            deadline: None,
+            attempt: 1,
+            kind: Kind::Bounded,
+            waited: false,
+            flow_controlled: false,
+            bypass: false,
+        }
     }
 }

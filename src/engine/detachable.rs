@@ -15,7 +15,7 @@ use super::sight::Restore;
 use crate::cause::{BadGatewayCause, Failure};
 
 /// What can be dropped from another task.
-pub(super) trait Detach: Send + Sync {
+pub(crate) trait Detach: Send + Sync {
     fn detach(&self);
 }
 
@@ -54,7 +54,7 @@ impl<T> Detachable<T> {
         Self { own: Some(body), shared: None }
     }
 
-    fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
+    pub(crate) fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
         match (&self.own, &self.shared) {
             (Some(own), _) => Some(show(own)),
             (None, Some(shared)) => shared.lock().as_ref().map(show),
@@ -87,13 +87,29 @@ impl<T> Drop for Detachable<T> {
     }
 }
 
-impl<T: Body<Error = Failure> + Send + Unpin + 'static> Detachable<T> {
+impl<T: Send + 'static> Detachable<T> {
     /// Shares the body with the layer that asks.
     #[cold]
     fn offer(&mut self) {
+        OFFERED.set(Some(self.share()));
+    }
+
+    /// Shares the body with the sweep of a layer around it.
+    pub(crate) fn share(&mut self) -> Arc<dyn Detach> {
         let own = &mut self.own;
-        let shared = self.shared.get_or_insert_with(|| Arc::new(Shared(Mutex::new(own.take()))));
-        OFFERED.set(Some(shared.clone()));
+        self.shared.get_or_insert_with(|| Arc::new(Shared(Mutex::new(own.take())))).clone()
+    }
+}
+
+impl<T: Unpin> Detachable<T> {
+    /// Polls the body; `None` once it was dropped by the sweep.
+    #[inline]
+    pub(crate) fn poll_own<R>(&mut self, poll: impl FnOnce(Pin<&mut T>) -> R) -> Option<R> {
+        if let Some(own) = &mut self.own {
+            return Some(poll(Pin::new(own)));
+        }
+        let mut shared = self.shared.as_ref()?.lock();
+        Some(poll(Pin::new(shared.as_mut()?)))
     }
 }
 
@@ -106,14 +122,8 @@ impl<T: Body<Error = Failure> + Send + Unpin + 'static> Body for Detachable<T> {
         if ASKED.get() {
             this.offer();
         }
-        if let Some(own) = &mut this.own {
-            return Pin::new(own).poll_frame(cx);
-        }
-        let mut shared = this.shared.as_ref().map(|shared| shared.lock());
-        match shared.as_mut().and_then(|shared| shared.as_mut()) {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(Some(Err(Failure::new(BadGatewayCause::ClientClosed)))),
-        }
+        let polled = this.poll_own(|body| body.poll_frame(cx));
+        polled.unwrap_or_else(|| Poll::Ready(Some(Err(Failure::new(BadGatewayCause::ClientClosed)))))
     }
 
     fn is_end_stream(&self) -> bool {

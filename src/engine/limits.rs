@@ -11,13 +11,18 @@ use crate::cause::{BadGatewayCause, Phase};
 /// The time limits of a call: pure, told the time and what was seen.
 pub trait Limits: Send + Sync + 'static {
     /// What one call remembers between looks.
-    type Watch: Send + 'static;
+    type Watch: Default + Send + 'static;
 
     /// Whether a look can ever be due.
     const LOOKS: bool = true;
 
     /// Begins a call: reads the caller's deadline, writes the one that goes out.
     fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) -> Self::Watch;
+
+    /// The same for an attempt after the first: the client's deadline was read, and is in the request's extensions.
+    fn begin_later<B>(&self, call: &mut Call, request: &mut Request<B>) -> Self::Watch {
+        self.begin(call, request)
+    }
 
     /// When the first look is due, asked once the inner future was found pending.
     fn first(&self, watch: &Self::Watch, call: &Call) -> Option<Instant>;

@@ -16,7 +16,6 @@
 
 mod border;
 mod call;
-#[cfg_attr(not(feature = "client"), allow(dead_code))] // the client's body is the only one
 mod detachable;
 mod entry;
 mod future;
@@ -41,18 +40,15 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
-#[cfg(feature = "client")]
-pub(crate) use self::detachable::Detachable;
+pub(crate) use self::detachable::{Detach, Detachable};
 use self::future::Run;
-pub(crate) use self::future::{Waited, disarm};
 pub(crate) use self::handle::{Handle, Held};
 pub(crate) use self::keyed::{Key, Shares};
 pub(crate) use self::part::Shown;
 #[cfg(feature = "client")]
 pub(crate) use self::sight::sign;
-pub(crate) use self::sight::{leave, leaving, tell};
+pub(crate) use self::sight::{ask, leave, leaving, tell};
 pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};
-pub(crate) use self::tracked::{Followed, Following, come_back};
 pub(crate) use self::upgrade::asks_for_upgrade;
 use crate::body::Accepts;
 use crate::cause::ClientCalls;
@@ -162,35 +158,11 @@ impl<K: Keep> Open<K> {
         Self { call, ticket: None, shared, upload: Seen::default() }
     }
 
-    /// It was let in, and holds this.
-    #[inline(always)]
-    pub(crate) fn hold(&mut self, ticket: TicketOf<K>) {
-        self.ticket = Some(ticket);
-    }
-
-    /// Whether it was let in and is not over.
-    pub(crate) fn is_held(&self) -> bool {
-        self.ticket.is_some()
-    }
-
-    /// What its parts do with what it holds, if it was let in.
-    #[inline(always)]
-    pub(crate) fn held<T>(&mut self, does: impl FnOnce(&K::Parts, &mut TicketOf<K>, &Call) -> T) -> Option<T> {
-        let parts = &self.shared.shared().parts;
-        self.ticket.as_mut().map(|ticket| does(parts, ticket, &self.call))
-    }
-
     /// Asks the parts to let it in.
     #[inline(always)]
     fn admit(&mut self) -> Result<(), Refusal> {
         self.ticket = Some(self.shared.shared().parts.admit(&self.call)?);
         Ok(())
-    }
-
-    /// Hands a request body over the border.
-    #[inline(always)]
-    pub(crate) fn body<W: Border<B>, B>(&mut self, body: B) -> W::Body {
-        W::body(body, self.call.now, &mut self.upload)
     }
 
     /// Hands a request's body over the border.

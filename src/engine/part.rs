@@ -188,7 +188,7 @@ impl Shown {
     }
 
     /// The body failed after this head.
-    pub(super) fn broken(self, cause: BadGatewayCause, failure: Option<Failure>) -> Self {
+    pub(crate) fn broken(self, cause: BadGatewayCause, failure: Option<Failure>) -> Self {
         Self { cause: Some(cause), failure, ..self }
     }
 }
@@ -221,7 +221,7 @@ impl Outcome {
 
     /// The inner service's error: a record, as `ReverseProxy`'s, or its own, which no layer has named yet.
     #[cold]
-    pub(super) fn error<E: 'static>(error: &E) -> Self {
+    pub(crate) fn error<E: 'static>(error: &E) -> Self {
         match (error as &dyn Any).downcast_ref::<Failure>() {
             Some(failure) => Self::failure(failure),
             None => Self::of(Shown { status: None, cause: None, failure: None, pushed_back: false }, false),
@@ -233,7 +233,7 @@ impl Outcome {
     }
 
     #[inline(always)]
-    pub(super) fn into_shown(self) -> Shown {
+    pub(crate) fn into_shown(self) -> Shown {
         self.shown
     }
 

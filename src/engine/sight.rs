@@ -82,7 +82,7 @@ impl<T: Copy> Drop for Restore<T> {
 }
 
 /// Polls with the question set; what an engine inside is told, one around it that asks too hears as well.
-pub(super) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
+pub(crate) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
     TOLD.set(None);
     let polled = {
         let _asked = Restore::set(&ASKED, true);

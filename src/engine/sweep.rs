@@ -129,8 +129,21 @@ impl Sweep {
     where
         T: Sweepable + Send + 'static,
     {
+        self.register_shared(kept, limits, None)
+    }
+
+    /// The same for a body that can be dropped from here.
+    pub(crate) fn register_shared<T>(
+        self: &Arc<Self>,
+        kept: T,
+        limits: BodyLimits,
+        detach: Option<Arc<dyn Detach>>,
+    ) -> Swept<T>
+    where
+        T: Sweepable + Send + 'static,
+    {
         let now = Instant::now();
-        let entry = Arc::new(Entry::new(Kept { kept, waker: None, detach: None }));
+        let entry = Arc::new(Entry::new(Kept { kept, waker: None, detach }));
         let open = Open { body: entry.clone(), limits, unread_since: now };
         let due = open.next_pass(now);
         let mut schedule = lock(&self.schedule);
@@ -270,7 +283,7 @@ impl<T: Sweepable> Swept<T> {
         poll: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
     ) -> Result<Poll<R>, Failure> {
         let polled = self.entry.poll(|Kept { kept, waker, detach }| {
-            let polled = if T::OWNS_BODY {
+            let polled = if T::OWNS_BODY || detach.is_some() {
                 poll(kept, cx)
             } else {
                 let (polled, offered) = ask(detach.take(), || poll(kept, cx));

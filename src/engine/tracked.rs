@@ -221,11 +221,6 @@ impl<K: Keep> Following<K> {
         leave(Abandon::TimedOut(BadGatewayCause::ClientClosed), || drop(self));
     }
 
-    /// What it keeps open.
-    pub(crate) fn keep(&self) -> &K {
-        &self.open.shared
-    }
-
     /// The body is over; `broken` says if it failed, and of what.
     pub(crate) fn settle(mut self, broken: Option<(BadGatewayCause, Option<Failure>)>) {
         let shown = match broken {

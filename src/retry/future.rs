@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -18,13 +18,10 @@ use super::call::{Told, Way};
 use super::round::{Next, Round};
 use super::second::Second;
 use super::settings::Settings;
-use super::span::AttemptSpan;
 use crate::body::ReplayBody;
 use crate::cause::{self, ClientCall, ClientCalls, Failure};
 use crate::engine::{Abandon, Held, leave};
-
-/// A failed answer's body is read up to here, if it is there already: its connection can then be used again.
-const DRAINED: usize = 16 * 1024;
+use crate::exchange::{AttemptSpan, drain};
 
 /// How long an attempt that has failed may keep the body: a connection stuck in a write gives it back only when it ends.
 const GIVEN_BACK: Duration = Duration::from_secs(1);
@@ -77,8 +74,6 @@ pin_project! {
         // the attempt before may still have the body
         Body { limit: Option<Pin<Box<Sleep>>> },
         Ready { service: Box<S>, body: Box<Option<ReplayBody<B>>>, limit: Option<Pin<Box<Sleep>>> },
-        // a first attempt whose service was not asked yet
-        First { service: Box<S>, request: Box<Option<Request<ReplayBody<B>>>> },
         // the first attempt has failed, the second one is under way
         Second,
         Over,
@@ -96,27 +91,6 @@ impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
     ) -> Self {
         let state = State::Attempt { call };
         Self { state, core, round, span, second: None, calls, first: None, way: PhantomData }
-    }
-}
-
-impl<S, B, W: Way<S, ReplayBody<B>>> RetryFuture<S, B, W> {
-    /// All attempts of a request, with the template's clone for the first.
-    pub(crate) fn all(core: Held<Core<S>>, round: Round<B>, request: Request<ReplayBody<B>>, calls: ClientCalls) -> Self
-    where
-        S: Clone,
-    {
-        let state = State::First { service: Box::new(core.service()), request: Box::new(Some(request)) };
-        Self::later(state, core, round, calls)
-    }
-
-    /// The attempts after a first one that somebody else has made, not before this time.
-    pub(crate) fn after(core: Held<Core<S>>, round: Round<B>, at: Option<Instant>, calls: ClientCalls) -> Self {
-        Self::later(next(at), core, round, calls)
-    }
-
-    fn later(state: State<W::Future, S, B>, core: Held<Core<S>>, round: Round<B>, calls: ClientCalls) -> Self {
-        let (span, first) = (AttemptSpan::default(), calls.claim());
-        Self { state, core, round, span, second: None, calls, first, way: PhantomData }
     }
 }
 
@@ -150,7 +124,7 @@ where
             // by reference: the answer is moved once
             match &mut polled {
                 Poll::Ready(Ok(response)) if this.round.passes(response) => {
-                    this.span.ended::<_, W::Error>(Ok(response));
+                    this.span.on_response(response);
                     this.round.in_time(&this.core.settings);
                     this.round.succeeded(&this.core.settings, response);
                     return polled;
@@ -265,19 +239,6 @@ where
                         None => return Poll::Ready(Ok(refused(&self.round.impossible()))),
                     }
                 }
-                StateProjection::First { service, request } => {
-                    if let Err(error) = ready!(W::poll_ready(service, cx)) {
-                        return Poll::Ready(Err(error));
-                    }
-                    let request = request.take().expect("the first attempt is made once");
-                    *self.span = AttemptSpan::open(&request, 0);
-                    let entered = self.span.enter();
-                    let calls = ClientCalls::begin();
-                    let call = W::call(service, request);
-                    *self.calls = calls.end();
-                    drop(entered);
-                    State::Attempt { call }
-                }
                 StateProjection::Over => panic!("a future is not polled after it was ready"),
             };
             self.state.set(next);
@@ -288,7 +249,7 @@ where
     fn attempt_ended(&mut self, result: Answered<S, B, W>, cx: &mut Context<'_>) -> Option<Answered<S, B, W>> {
         let second = self.second.as_ref().is_some_and(|second| second.is_under_way());
         if second && self.fails(&result) {
-            self.span.ended(result.as_ref());
+            ended(self.span, result.as_ref());
             self.one_failed(result, cx);
             self.state.set(State::Second);
             return None;
@@ -325,7 +286,7 @@ where
 
     /// The answer; `None` where another attempt follows.
     fn judged(&mut self, result: Answered<S, B, W>, cx: &mut Context<'_>) -> Option<Answered<S, B, W>> {
-        self.span.ended(result.as_ref());
+        ended(self.span, result.as_ref());
         let settings = &self.core.settings;
         let next = match result {
             Ok(mut response) => match self.round.response(settings, &mut response) {
@@ -364,6 +325,14 @@ pub(super) fn ready_by<T>(
     }
 }
 
+/// Tells a span how its attempt ended.
+pub(super) fn ended<R, E: Told>(span: &AttemptSpan, result: Result<&Response<R>, &E>) {
+    match result {
+        Ok(response) => span.on_response(response),
+        Err(error) => span.on_failure(error.record()),
+    }
+}
+
 /// The result of an attempt, with a record that counts for it, and by which layers further out know the call.
 #[cold]
 pub(super) fn own<R, E: Told>(
@@ -390,25 +359,6 @@ fn refused<R: Default>(failure: &crate::cause::Failure) -> Response<R> {
     answer.headers_mut().remove(http::header::CONTENT_TYPE);
     answer.extensions_mut().insert(cause::LocalAnswer);
     answer
-}
-
-/// Reads what is there of a body that nobody wants; whether that was all of it.
-pub(crate) fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) -> bool {
-    let mut body = std::pin::pin!(response.into_body());
-    let mut left = DRAINED;
-    loop {
-        match body.as_mut().poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                if bytes > left {
-                    return false;
-                }
-                left -= bytes;
-            }
-            Poll::Ready(None) => return true,
-            Poll::Ready(Some(Err(_))) | Poll::Pending => return false,
-        }
-    }
 }
 
 impl<S, B, W: Way<S, ReplayBody<B>>> fmt::Debug for RetryFuture<S, B, W> {

@@ -45,7 +45,7 @@ pub(super) struct KeptHead {
 const FIELDS: usize = 64;
 
 // a request carries only the pointer; a list is cleared and filled again without an allocation; a map would be hashed anew
-shelf!(SHELF: KeptHead);
+shelf!(SHELF: Box<KeptHead>);
 
 impl KeptHead {
     /// Copies a request's head; none of one that asks for a tunnel, which belongs to a single attempt.

@@ -87,7 +87,6 @@ mod round;
 mod second;
 mod settings;
 mod shown;
-mod span;
 #[cfg(feature = "tower-retry")]
 mod tower_budget;
 
@@ -102,17 +101,17 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub(crate) use self::future::{Core, drain};
+pub(crate) use self::future::Core;
 use self::kept_head::carry;
 use self::round::begin;
 pub(crate) use self::round::{Begun, Next, Round, begin_at};
 use self::settings::Median;
 pub(crate) use self::settings::Settings;
-pub(crate) use self::span::AttemptSpan;
 use crate::body::{Accepts, LocalBody, ReplayBody};
 use crate::cause::ClientCalls;
 use crate::deadline::Deadlines;
 use crate::engine::Handle;
+use crate::exchange::AttemptSpan;
 
 pub use self::attempts::Attempts;
 pub use self::budget::{Balance, RetryBudget, Withdrawal};

@@ -70,11 +70,21 @@ impl Begun {
         settings: &Settings,
         body: B,
     ) -> (Round<B>, ReplayBody<B>) {
+        self.with_cap(settings.body_cap, body)
+    }
+
+    /// The same, with what is kept of the body at most.
+    #[inline(always)]
+    pub(crate) fn with_cap<B: http_body::Body<Data = bytes::Bytes>>(
+        self,
+        body_cap: usize,
+        body: B,
+    ) -> (Round<B>, ReplayBody<B>) {
         let facts = self.facts;
         match self.head {
             None => (Round { kept: None, facts }, ReplayBody::once(body)),
             Some(head) => {
-                let (first, body) = ReplayBody::new(body, settings.body_cap);
+                let (first, body) = ReplayBody::new(body, body_cap);
                 (Round { kept: Some(Kept { head, body }), facts }, first)
             }
         }
@@ -143,12 +153,6 @@ impl Begun {
         Self { head: None, facts: Facts { exception: Some(RetryOverride::none()), ..Facts::of(request) } }
     }
 
-    /// Whether a second attempt may be sent beside the first.
-    #[inline(always)]
-    pub(crate) fn hedges(&self) -> bool {
-        self.head.as_ref().is_some_and(|head| head.begun.is_some())
-    }
-
     #[inline(always)]
     fn counted<B>(
         settings: &Settings,
@@ -173,12 +177,6 @@ impl Begun {
 }
 
 impl<B> Round<B> {
-    /// What is left where somebody else goes on.
-    pub(crate) fn over() -> Self {
-        let facts = Facts { exception: None, protocol: Protocol::Http, idempotent: false, safe: false, counted: false };
-        Self { kept: None, facts }
-    }
-
     fn past(&self) -> Option<&Past> {
         self.kept.as_ref()?.head.past.as_deref()
     }
@@ -255,9 +253,19 @@ impl<B> Round<B> {
     /// One of two attempts has failed while the other is under way.
     pub(super) fn one_failed<R, E: Told>(&mut self, result: &Result<Response<R>, E>) {
         let record = match result {
-            Ok(response) => Shown::of(response, self.facts.protocol).map(record_of),
+            Ok(response) => self.record_of(response),
             Err(error) => Some(error.record().clone()),
         };
+        self.concurrent_failed(record);
+    }
+
+    /// The record of a response that shows a failure.
+    pub(crate) fn record_of<R>(&self, response: &Response<R>) -> Option<Failure> {
+        Shown::of(response, self.facts.protocol).map(record_of)
+    }
+
+    /// The same as [`one_failed`](Self::one_failed), with its record.
+    pub(crate) fn concurrent_failed(&mut self, record: Option<Failure>) {
         let Some(past) = self.past_mut() else { return };
         // it is counted as overtaken until here
         past.attempts.outrun = past.attempts.outrun.saturating_sub(1);
@@ -335,6 +343,12 @@ impl<B> Round<B> {
         }
     }
 
+    /// Whether another attempt is possible, as far as it was known at the beginning.
+    #[inline(always)]
+    pub(crate) fn may_repeat(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// Whether an attempt has asked for the request's body, as far as that is known here.
     pub(crate) fn body_was_read(&self) -> bool {
         // a later attempt finds it read by the first
@@ -347,12 +361,12 @@ impl<B> Round<B> {
     }
 
     /// The kept body's right to be sent again.
-    pub(super) fn body(&self) -> Option<&Replay<B>> {
+    pub(crate) fn body(&self) -> Option<&Replay<B>> {
         self.kept.as_ref().map(|kept| &kept.body)
     }
 
     /// The request once more; its token is spent.
-    pub(super) fn again<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
+    pub(crate) fn again<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
         let mut request = self.kept.as_ref()?.head.request(body);
         let attempt = self.attempt();
         settings.count(&mut request, attempt);
@@ -377,11 +391,11 @@ impl<B> Round<B> {
     }
 
     /// Until when the next attempt has to begin.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         Some(self.kept.as_ref()?.head.deadline?.instant())
     }
 
-    fn ended(&mut self, stop: RetryStop) -> Failure {
+    pub(crate) fn ended(&mut self, stop: RetryStop) -> Failure {
         let attempts = self.take_past().unwrap_or_default().attempts;
         let nothing = || Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build();
         attempts.end(stop).unwrap_or_else(nothing)
@@ -400,14 +414,14 @@ impl<B> Round<B> {
     }
 
     /// When the second attempt is due, if there is to be one.
-    pub(super) fn due(&self, settings: &Settings) -> Option<Instant> {
+    pub(crate) fn due(&self, settings: &Settings) -> Option<Instant> {
         let begun = self.kept.as_ref()?.head.begun?;
         // a delay beyond the clock's end never passes
         begun.checked_add(settings.hedging.as_ref()?.delay(begun)?)
     }
 
     /// The first attempt is late: the body of the second, if it is at hand and the budget pays for it.
-    pub(super) fn hedge(&mut self, settings: &Settings) -> Option<ReplayBody<B>> {
+    pub(crate) fn hedge(&mut self, settings: &Settings) -> Option<ReplayBody<B>> {
         let now = Instant::now();
         self.learn(settings, now);
         let kept = self.kept.as_mut()?;
@@ -422,7 +436,7 @@ impl<B> Round<B> {
     }
 
     /// The second attempt's request, now that its service takes it: as a rule one of the two will be in vain.
-    pub(super) fn beside<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
+    pub(crate) fn beside<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
         let attempts = &mut self.past_mut()?.attempts;
         // where the first has failed meanwhile, none is
         attempts.outrun = u32::from(attempts.count() == 1);
@@ -431,7 +445,7 @@ impl<B> Round<B> {
 
     /// The first attempt was answered before its second was due.
     #[inline]
-    pub(super) fn in_time(&mut self, settings: &Settings) {
+    pub(crate) fn in_time(&mut self, settings: &Settings) {
         if self.hedges() {
             self.learn(settings, Instant::now());
         }

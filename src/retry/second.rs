@@ -9,11 +9,11 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 
 use super::call::{Told, Way};
-use super::future::{Answered, Core, own, ready_by};
+use super::future::{Answered, Core, ended, own, ready_by};
 use super::round::Round;
-use super::span::AttemptSpan;
 use crate::body::ReplayBody;
 use crate::cause::{ClientCall, ClientCalls};
+use crate::exchange::AttemptSpan;
 
 pin_project! {
     /// A second attempt, from the moment that its first one is pending.
@@ -89,7 +89,7 @@ impl<F, S, B> Second<F, S, B> {
                     let entered = span.enter();
                     let result = own(ready!(call.poll(cx)), *calls, first, round.body_was_read());
                     drop(entered);
-                    span.ended(result.as_ref());
+                    ended(span, result.as_ref());
                     self.set(Self::Over);
                     return Poll::Ready(Some(result));
                 }

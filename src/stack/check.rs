@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::builder::{Section, UpstreamBuilder};
+use super::builder::UpstreamBuilder;
 use super::misconfigured::Misconfiguration;
-use super::repeat::Repeat;
 use crate::breaker::BreakerPolicy;
 use crate::engine::Kind;
 use crate::retry::{Hedging, RetryLayer};
@@ -28,21 +27,21 @@ pub(super) struct Checked {
     pub(super) report: Report,
 }
 
-pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Checked {
+pub(super) fn check(builder: &UpstreamBuilder) -> Checked {
     let told = builder.limits.limits().timeouts;
     let timeouts = usable(&told);
-    let mut found = builder.said.found.clone();
-    name(&builder.said.name, &mut found);
-    if let Some(retry) = builder.repeat.layer() {
+    let mut found = builder.found.clone();
+    name(&builder.name, &mut found);
+    if let Some(retry) = &builder.retry {
         self::retry(retry, &timeouts, &mut found);
     }
-    if let Some(policy) = &builder.said.policy {
+    if let Some(policy) = &builder.policy {
         circuit(policy, &timeouts, &mut found);
     }
-    if let Some(bounds) = builder.limiter.bounds() {
-        limiter(bounds, &mut found);
+    if let Some(layer) = &builder.limiter {
+        limiter(layer.asked(), &mut found);
     }
-    let settings = builder.said.classify.settings();
+    let settings = builder.classify.settings();
     classify(settings.hold(), settings.statuses(), &timeouts, &mut found);
     if !settings.tells() {
         let problem = "no layer of the stack would log a failure, nor add `Proxy-Status`";
@@ -58,13 +57,13 @@ pub(super) fn check<R: Repeat, L: Section, C: Section, W, H>(builder: &UpstreamB
 }
 
 /// What is declared of the surroundings, with the stack's own numbers.
-pub(super) fn topology<R: Repeat, L, C, W, H>(builder: &UpstreamBuilder<R, L, C, W, H>) -> Topology {
-    let mut topology = builder.said.topology.clone();
+pub(super) fn topology(builder: &UpstreamBuilder) -> Topology {
+    let mut topology = builder.topology.clone();
     if let Some(idle) = builder.limits.pool() {
         // a topology that was given after it does not know of it
         topology = topology.pool_idle(idle);
     }
-    let Some(layer) = builder.repeat.layer() else { return topology.attempts(1) };
+    let Some(layer) = &builder.retry else { return topology.attempts(1) };
     let settings = layer.settings();
     let policy = settings.policy;
     let mut topology = topology.attempts(policy.attempts.into());

@@ -47,10 +47,7 @@ use crate::timeout::{TimeoutLayer, Timeouts};
 /// ```
 pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
     /// The whole stack.
-    fn upstream<R, L, C, W, H>(
-        self,
-        layer: UpstreamLayer<R, L, C, W, H>,
-    ) -> ServiceBuilder<Stack<UpstreamLayer<R, L, C, W, H>, I>>;
+    fn upstream(self, layer: UpstreamLayer) -> ServiceBuilder<Stack<UpstreamLayer, I>>;
 
     /// A page in place of our own answers.
     fn error_page(self, page: ErrorPage) -> ServiceBuilder<Stack<ErrorPageLayer, I>>;
@@ -78,10 +75,7 @@ pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
 }
 
 impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {
-    fn upstream<R, L, C, W, H>(
-        self,
-        layer: UpstreamLayer<R, L, C, W, H>,
-    ) -> ServiceBuilder<Stack<UpstreamLayer<R, L, C, W, H>, I>> {
+    fn upstream(self, layer: UpstreamLayer) -> ServiceBuilder<Stack<UpstreamLayer, I>> {
         self.layer(layer)
     }
 

@@ -7,16 +7,16 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::builder::{Section, UpstreamBuilder};
+use super::builder::UpstreamBuilder;
 use super::check;
-use super::core::{Mode, Set};
+use super::live_config::LiveConfig;
 use super::misconfigured::{Misconfiguration, Misconfigured};
 use super::recorder::{Latency, Recorder};
-use super::repeat::Repeat;
-use super::steering::Steering;
-use crate::breaker::{self, CircuitHandle};
-use crate::cause::BadGatewayCause;
+use crate::breaker::{self, CircuitBreakerLayer, CircuitHandle};
+use crate::cause::{BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
+use crate::engine::Refusal;
+use crate::exchange::Handling;
 use crate::limit::{LimitHandle, LimitLayer, LimitSnapshot};
 use crate::retry::{Balance, RetryBudget};
 use crate::timeout::{Estimate, LearnedLimits, Timeouts, Topology};
@@ -52,7 +52,7 @@ pub struct UpstreamHandle {
 
 struct Shared {
     name: Arc<str>,
-    steer: Arc<dyn Steer>,
+    live: Arc<LiveConfig>,
     topology: Topology,
     recorder: Arc<Recorder>,
     circuit: Option<CircuitHandle>,
@@ -128,67 +128,26 @@ pub enum Drained {
     Left(u64),
 }
 
-/// What can be changed, whatever the stack is made of.
-trait Steer: Send + Sync {
-    fn timeouts(&self) -> Timeouts;
-    fn mode(&self) -> Mode;
-    fn set_timeouts(&self, timeouts: Timeouts);
-    fn set_mode(&self, mode: Mode);
-    fn set_limit(&self, limit: &LimitLayer);
-}
-
-/// The limiter that takes another's place, where there is one.
-struct Steered<R, L: Section, C: Section>(Arc<Steering<R, L::Part, C::Part>>);
-
-impl<R: Repeat, L: Section, C: Section> Steered<R, L, C> {
-    fn change(&self, change: impl FnOnce(&mut Set<R, L::Part, C::Part>)) {
-        self.0.change(change);
-    }
-}
-
-impl<R: Repeat, L: Section, C: Section> Steer for Steered<R, L, C> {
-    fn timeouts(&self) -> Timeouts {
-        self.0.set().1.shared.limits.timeouts
-    }
-
-    fn mode(&self) -> Mode {
-        self.0.set().1.mode
-    }
-
-    fn set_timeouts(&self, timeouts: Timeouts) {
-        self.change(|set| {
-            set.shared.limits.timeouts = timeouts;
-            set.repeat = set.repeat.clone().within(timeouts.until_head());
-        });
-    }
-
-    fn set_mode(&self, mode: Mode) {
-        self.change(|set| set.mode = mode);
-    }
-
-    fn set_limit(&self, limit: &LimitLayer) {
-        self.change(|set| {
-            if let Some(part) = L::limited(limit, &set.name) {
-                set.shared.parts.limiter = part;
-            }
-        });
-    }
+/// The rejection of every call while the stack is drained.
+fn draining() -> Refusal {
+    let failure = Failure::builder(BadGatewayCause::GatewayOverload)
+        .refusal()
+        .retry_stop(RetryStop::LocalRefusal)
+        .detail(Detail::Text("the gateway is being drained"));
+    Refusal::new(failure.build()).retry_after(Duration::from_secs(1))
 }
 
 impl UpstreamHandle {
-    pub(super) fn new<R: Repeat, L: Section, C: Section, W, H>(
-        steering: &Arc<Steering<R, L::Part, C::Part>>,
-        builder: &UpstreamBuilder<R, L, C, W, H>,
-    ) -> Self {
+    pub(super) fn new(live: &Arc<LiveConfig>, builder: &UpstreamBuilder) -> Self {
         let shared = Shared {
-            name: builder.said.name.clone(),
-            steer: Arc::new(Steered::<R, L, C>(steering.clone())),
+            name: builder.name.clone(),
+            live: live.clone(),
             topology: check::topology(builder),
-            recorder: steering.set().1.shared.parts.recorder.clone(),
-            circuit: builder.circuit.circuit(),
-            limit: Mutex::new(builder.limiter.limit()),
-            budget: builder.repeat.layer().map(|layer| layer.settings().budget.clone()),
-            learned: builder.said.learned.clone(),
+            recorder: live.current().1.per_call.recorder.clone(),
+            circuit: builder.circuit.as_ref().map(CircuitBreakerLayer::handle),
+            limit: Mutex::new(builder.limiter.as_ref().map(LimitLayer::handle)),
+            budget: builder.retry.as_ref().map(|layer| layer.settings().budget.clone()),
+            learned: builder.learned.clone(),
             changes: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -202,10 +161,11 @@ impl UpstreamHandle {
     /// How things stand at `now`.
     pub fn snapshot(&self, now: Instant) -> UpstreamSnapshot {
         let shared = &*self.shared;
-        let state = match shared.steer.mode() {
-            Mode::Bypass(until) if now < until => UpstreamState::Bypassed(until),
-            Mode::Usual | Mode::Bypass(_) => UpstreamState::Serving,
-            Mode::Drain => UpstreamState::Draining,
+        let config = shared.live.current().1;
+        let state = match config.handling {
+            Handling::Bypass(until) if now < until => UpstreamState::Bypassed(until),
+            Handling::Normal | Handling::Bypass(_) => UpstreamState::Serving,
+            Handling::Reject(_) => UpstreamState::Draining,
         };
         let learned = shared.learned.iter().flat_map(|limits| limits.iter());
         UpstreamSnapshot {
@@ -215,7 +175,7 @@ impl UpstreamHandle {
             in_flight: shared.recorder.in_flight(),
             failures: shared.recorder.failures(),
             latency: shared.recorder.latency(now),
-            timeouts: shared.steer.timeouts(),
+            timeouts: config.timeouts.timeouts,
             circuit: shared.circuit.as_ref().map(|circuit| circuit.snapshot(now)),
             limit: locked(&shared.limit).as_ref().map(LimitHandle::snapshot),
             budget: shared.budget.as_ref().map(|budget| budget.snapshot(now)),
@@ -263,17 +223,21 @@ impl UpstreamHandle {
     /// being drained, nothing happens.
     pub fn bypass(&self, limit: Duration) {
         let limit = limit.min(LONGEST_BYPASS);
-        if self.shared.steer.mode() == Mode::Drain {
+        if matches!(self.shared.live.current().1.handling, Handling::Reject(_)) {
             return;
         }
-        self.shared.steer.set_mode(Mode::Bypass(Instant::now() + limit));
+        self.set_handling(Handling::Bypass(Instant::now() + limit));
         self.note_change(format!("retry, breaker and limiter stand aside for {limit:?}"));
     }
 
     /// Serves as it was built to: ends a bypass or a drain.
     pub fn resume(&self) {
-        self.shared.steer.set_mode(Mode::Usual);
+        self.set_handling(Handling::Normal);
         self.note_change("it serves as it was built to");
+    }
+
+    fn set_handling(&self, handling: Handling) {
+        self.shared.live.change(|config| config.handling = handling);
     }
 
     /// Changes the time limits for calls that begin from now on.
@@ -285,7 +249,10 @@ impl UpstreamHandle {
         let mut found = Vec::new();
         check::limits(&timeouts, &self.shared.topology, &mut found);
         Misconfigured::unless_none(found)?;
-        self.shared.steer.set_timeouts(timeouts);
+        self.shared.live.change(|config| {
+            config.timeouts.timeouts = timeouts;
+            config.requests.retry = config.requests.retry.take().map(|retry| retry.within(timeouts.until_head()));
+        });
         self.note_change("the time limits are others");
         Ok(())
     }
@@ -307,7 +274,8 @@ impl UpstreamHandle {
         let mut found = Vec::new();
         check::limiter(limiter.asked(), &mut found);
         Misconfigured::unless_none(found)?;
-        self.shared.steer.set_limit(limiter);
+        let component = limiter.part().named(&self.shared.name);
+        self.shared.live.change(|config| config.per_call.limiter = Some(component));
         *limit = Some(limiter.handle());
         drop(limit);
         self.note_change("the limiter is another");
@@ -335,7 +303,7 @@ impl UpstreamHandle {
     pub async fn drain(&self, limit: Duration) -> Drained {
         // no limit at all counts as a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();
-        self.shared.steer.set_mode(Mode::Drain);
+        self.set_handling(Handling::Reject(draining()));
         self.note_change("it is being drained");
         let mut pause = Duration::from_millis(1);
         loop {

@@ -12,11 +12,12 @@
 //! | 5 | the circuit ([`CircuitBreakerLayer`](crate::breaker::CircuitBreakerLayer)), for each attempt | [`without_circuit`](UpstreamBuilder::without_circuit) |
 //! | 6 | [`TimeoutLayer`](crate::timeout::TimeoutLayer), for each attempt | |
 //! | 7 | a deferred [`ClassifyLayer`](crate::ClassifyLayer): errors and unsafe heads are judged before the retry decides | |
-//! | 8 | [`ForwardLayer`](crate::forward::ForwardLayer) | not asking for [`headers`](UpstreamBuilder::headers) |
+//!
+//! A client that does not keep the rules of forwarding, as hyper's and reqwest's, stands in a
+//! [`ForwardLayer`](crate::forward::ForwardLayer) inside the stack.
 //!
 //! The service never errs; its body is `Default` and `From<Bytes>`. It is always ready: a call waits for the inner service in
-//! its own future, under its limits, and a refusal waits for nobody. A first attempt that succeeds is one future with one timer;
-//! later attempts, and all attempts where [hedging](crate::retry::Hedging) is on, run in layers of their own in a box.
+//! its own future, under its limits, and a refusal waits for nothing. All attempts of a call run in one future with one timer.
 //!
 //! # Presets
 //!
@@ -58,294 +59,174 @@
 //! # }
 //! ```
 
-// calls that are not inlined move requests and answers about: measured
+// calls that are not inlined move requests and responses about: measured
 #![allow(clippy::inline_always)]
-// a stack's type says what it is made of, and is never written down
-#![allow(clippy::type_complexity)]
 
-mod begin;
-mod body;
 mod builder;
 mod check;
 #[cfg(feature = "serde")]
 mod config;
-mod core;
-mod course;
+mod errors;
 mod ext;
 mod future;
 mod handle;
+mod live_config;
 mod misconfigured;
 mod note;
-mod parts;
 mod presets;
 mod recorder;
-mod repeat;
-mod steering;
-mod waiting;
+mod requests;
+mod spec;
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tower_layer::{Identity, Layer};
+use tower_layer::Layer;
 use tower_service::Service;
 
-use self::begin::{Make, Unused};
-use self::future::{Made, Run};
-use self::steering::{Origin, Steering};
-use crate::breaker::Breaker;
-use crate::engine::{Border, Handle, Held, Part, Watched};
-use crate::limit::Limit;
-use crate::retry::{ByHyper, ByTower};
+use self::live_config::LiveConfig;
+use self::spec::StackSpec;
+use crate::body::Accepts;
+use crate::exchange::Exchange;
 
-pub use self::body::UpstreamBody;
-pub use self::builder::{Section, UpstreamBuilder};
+pub use self::builder::UpstreamBuilder;
 #[cfg(feature = "serde")]
 pub use self::config::UpstreamConfig;
-pub use self::core::Attempt;
 pub use self::ext::ServiceBuilderExt;
-pub use self::future::UpstreamFuture;
+pub use self::future::{UpstreamBody, UpstreamFuture};
 pub use self::handle::{Change, Drained, UpstreamHandle, UpstreamSnapshot, UpstreamState};
 pub use self::misconfigured::{Misconfiguration, Misconfigured};
-pub use self::parts::{Parts, Ticket};
 pub use self::recorder::Latency;
-pub use self::repeat::{Begins, Care, Once, Repeat, Repeating, Repeats, Retries, Retrying, Rounds, Span};
-pub use self::waiting::{Waiting, WaitingFuture};
+pub use self::requests::RequestBody;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the calls of one service share around its attempts.
-type AroundOf<S, R, C, W> = <R as Repeat>::Around<Attempt<S, C, W>>;
-type RoundOf<T, B, Y> = <T as Repeats<B, Y>>::Round;
-type BodyOf<T, B, Y> = <RoundOf<T, B, Y> as Rounds<T>>::Body;
-type CoreOf<S, R, L, C, W> = core::Core<R, L, C, AroundOf<S, R, C, W>>;
-
 /// The whole stack; see the [module](self).
+#[derive(Clone)]
 #[must_use]
-pub struct UpstreamLayer<R = Retries, L = Limit, C = Breaker, W = Watched, H = Identity> {
-    steering: Arc<Steering<R, L, C>>,
+pub struct UpstreamLayer {
+    live: Arc<LiveConfig>,
     handle: UpstreamHandle,
-    headers: H,
-    border: PhantomData<fn() -> W>,
 }
 
 impl UpstreamLayer {
-    /// A stack for the upstream of this name, which stands in its log lines, metrics and snapshots.
+    /// A stack for the upstream of this name, which stands in its log events, metrics and snapshots.
     pub fn builder(name: impl Into<Arc<str>>) -> UpstreamBuilder {
         UpstreamBuilder::new(name)
     }
-}
 
-impl<R, L, C, W, H> UpstreamLayer<R, L, C, W, H> {
-    /// Sees into the stack and steers it.
+    /// Returns the handle that observes and controls the stack.
     pub fn handle(&self) -> UpstreamHandle {
         self.handle.clone()
     }
 }
 
-impl<R, L, C, W, H: Clone> Clone for UpstreamLayer<R, L, C, W, H> {
-    fn clone(&self) -> Self {
-        let (steering, handle, headers) = (self.steering.clone(), self.handle.clone(), self.headers.clone());
-        Self { steering, handle, headers, border: PhantomData }
-    }
-}
-
-impl<R, L, C, W, H> fmt::Debug for UpstreamLayer<R, L, C, W, H> {
+impl fmt::Debug for UpstreamLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpstreamLayer").field("handle", &self.handle).finish_non_exhaustive()
     }
 }
 
-impl<S, R, L, C, W, H> Layer<S> for UpstreamLayer<R, L, C, W, H>
-where
-    H: Layer<S>,
-    H::Service: Clone,
-    R: Repeat,
-    L: Part + Clone,
-    C: Part + Clone,
-{
-    type Service = Upstream<H::Service, R, L, C, W>;
+impl<S: Clone> Layer<S> for UpstreamLayer {
+    type Service = Upstream<S>;
 
-    fn layer(&self, inner: S) -> Self::Service {
-        let inner = self.headers.layer(inner);
-        let (version, set) = self.steering.set();
-        let core = Arc::new(set.around(|| inner.clone()));
-        let origin = Arc::new(Origin::new(self.steering.clone(), version, core.clone()));
-        Upstream { inner, core: Handle::new(core), version, origin, readiness: Readiness::Unasked }
+    fn layer(&self, inner: S) -> Upstream<S> {
+        let (version, config) = self.live.current();
+        Upstream { exchange: Exchange::repeating(inner, config), version, live: self.live.clone() }
     }
 }
 
 /// The service of [`UpstreamLayer`].
-pub struct Upstream<S, R: Repeat = Retries, L = Limit, C: Part = Breaker, W = Watched> {
-    inner: S,
-    core: Handle<CoreOf<S, R, L, C, W>>,
-    /// Which set that is.
+///
+/// The inner service gets its request body as [`RequestBody`].
+pub struct Upstream<S> {
+    exchange: Exchange<S, StackSpec>,
+    /// The version of its settings.
     version: u32,
-    origin: Arc<Origin<R, L, C, CoreOf<S, R, L, C, W>>>,
-    readiness: Readiness,
+    live: Arc<LiveConfig>,
 }
 
-/// What the inner service said when it was asked.
-#[derive(Default)]
-enum Readiness {
-    #[default]
-    Unasked,
-    Ready,
-    Pending,
-    Broken(BoxError),
-}
-
-impl<S: Clone, R: Repeat, L, C: Part, W> Clone for Upstream<S, R, L, C, W> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            core: self.core.clone(),
-            version: self.version,
-            origin: self.origin.clone(),
-            readiness: Readiness::Unasked,
-        }
+impl<S> Upstream<S> {
+    /// Returns the inner service.
+    pub fn get_ref(&self) -> &S {
+        self.exchange.get_ref()
     }
-}
 
-impl<S: fmt::Debug, R: Repeat, L, C: Part, W> fmt::Debug for Upstream<S, R, L, C, W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("inner", &self.inner).field("core", &self.core).finish_non_exhaustive()
+    /// Returns the inner service, to be changed for attempts that are the first of their call.
+    pub fn get_mut(&mut self) -> &mut S {
+        self.exchange.get_mut()
     }
-}
 
-impl<S, R, L, C, W> Upstream<S, R, L, C, W>
-where
-    S: Clone,
-    R: Repeat,
-    L: Part + Clone,
-    C: Part + Clone,
-{
-    /// What calls that begin now share, after a change.
+    /// Returns the inner service alone.
+    pub fn into_inner(self) -> S {
+        self.exchange.into_inner()
+    }
+
+    /// Takes the settings of the last change.
     #[cold]
-    fn renewed(&self) -> (u32, Arc<CoreOf<S, R, L, C, W>>) {
-        self.origin.latest(|set| set.around(|| self.inner.clone()))
+    fn reload(&mut self) {
+        let (version, config) = self.live.current();
+        self.version = version;
+        self.exchange.set_config(config);
     }
 }
 
-impl<S, R, L, C, W, B, X> Service<Request<B>> for Upstream<S, R, L, C, W>
+impl<S: Clone> Clone for Upstream<S> {
+    fn clone(&self) -> Self {
+        Self { exchange: self.exchange.clone(), version: self.version, live: self.live.clone() }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Upstream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("inner", self.get_ref()).finish_non_exhaustive()
+    }
+}
+
+impl<S, B, X, E> Service<Request<B>> for Upstream<S>
 where
-    S: Service<Request<W::Body>, Response = Response<X>> + Clone,
-    S::Error: Into<BoxError>,
-    X: Body<Data = Bytes> + Unpin + 'static,
-    X::Error: Into<BoxError>,
-    R: Repeat,
-    L: Part + Clone,
-    C: Part + Clone,
-    AroundOf<S, R, C, W>: Repeats<B, ByTower>,
-    W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByTower>>::Body>,
-    UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByTower>, R, L, C, AroundOf<S, R, C, W>>: Send + 'static,
+    S: Accepts<RequestBody<B>, Body = X, Fault = E>,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    E: Into<BoxError> + 'static,
 {
-    type Response = Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByTower>, R, L, C, AroundOf<S, R, C, W>>>;
+    type Response = Response<UpstreamBody<X>>;
     type Error = std::convert::Infallible;
-    type Future =
-        UpstreamFuture<S, W::Body, ByTower, R, L, C, AroundOf<S, R, C, W>, RoundOf<AroundOf<S, R, C, W>, B, ByTower>>;
+    type Future = UpstreamFuture<S, B>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // what waits here would wait under no limit: a call waits for its service in its own future
-        self.readiness = match self.inner.poll_ready(cx) {
-            Poll::Ready(Ok(())) => Readiness::Ready,
-            Poll::Ready(Err(error)) => Readiness::Broken(error.into()),
-            Poll::Pending => Readiness::Pending,
-        };
-        Poll::Ready(Ok(()))
+        self.exchange.poll_ready::<B, X, E>(cx)
     }
 
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if self.version != self.origin.steering.version() {
-            let (version, core) = self.renewed();
-            (self.version, self.core) = (version, Handle::new(core));
+        if self.version != self.live.version() {
+            self.reload();
         }
-        let asked = Asked { inner: &mut self.inner, readiness: std::mem::take(&mut self.readiness) };
-        UpstreamFuture::begin::<W, B>(self.core.hold(), request, asked)
+        UpstreamFuture { call: self.exchange.call(request) }
     }
 }
 
-/// A service of tower's, and what it said when it was asked.
-struct Asked<'a, S> {
-    inner: &'a mut S,
-    readiness: Readiness,
-}
-
-impl<S, B, X, T, Q> Make<S, B, ByTower, T, Q> for Asked<'_, S>
+/// The same without `&mut`: hyper's servers call it without cloning it for each request.
+impl<S, B, X, E> hyper::service::Service<Request<B>> for Upstream<S>
 where
-    S: Service<Request<B>, Response = Response<X>> + Clone,
-    S::Error: Into<BoxError>,
-    Q: Rounds<T>,
+    S: Accepts<RequestBody<B>, Body = X, Fault = E> + Clone,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    E: Into<BoxError> + 'static,
 {
-    #[inline(always)]
-    fn make(self, request: Request<B>) -> Made<S, B, ByTower, T, Q> {
-        match self.readiness {
-            Readiness::Ready => Run::Call { call: self.inner.call(request) },
-            // the one that waits keeps its place in whatever line it stands
-            Readiness::Pending | Readiness::Unasked => {
-                let next = self.inner.clone();
-                Run::asking(std::mem::replace(self.inner, next), request)
-            }
-            Readiness::Broken(error) => Run::broken(error),
-        }
-    }
-
-    fn unused(self, unused: Unused) {
-        // a place in a line that is not used is somebody else's
-        if let (Readiness::Ready, Unused::Elsewhere) | (Readiness::Pending, _) = (self.readiness, unused) {
-            *self.inner = self.inner.clone();
-        }
-    }
-}
-
-/// A service of hyper's, which is always ready.
-struct Direct<'a, S>(&'a S);
-
-impl<S, B, X, T, Q> Make<S, B, ByHyper, T, Q> for Direct<'_, S>
-where
-    S: hyper::service::Service<Request<B>, Response = Response<X>>,
-    Q: Rounds<T>,
-{
-    #[inline(always)]
-    fn make(self, request: Request<B>) -> Made<S, B, ByHyper, T, Q> {
-        Run::Call { call: self.0.call(request) }
-    }
-
-    fn unused(self, _: Unused) {}
-}
-
-/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
-impl<S, R, L, C, W, B, X> hyper::service::Service<Request<B>> for Upstream<S, R, L, C, W>
-where
-    S: hyper::service::Service<Request<W::Body>, Response = Response<X>> + Clone,
-    S::Error: Into<BoxError>,
-    X: Body<Data = Bytes> + Unpin + 'static,
-    X::Error: Into<BoxError>,
-    R: Repeat,
-    L: Part + Clone,
-    C: Part + Clone,
-    AroundOf<S, R, C, W>: Repeats<B, ByHyper>,
-    W: Border<<AroundOf<S, R, C, W> as Repeats<B, ByHyper>>::Body>,
-    UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByHyper>, R, L, C, AroundOf<S, R, C, W>>: Send + 'static,
-{
-    type Response = Response<UpstreamBody<X, BodyOf<AroundOf<S, R, C, W>, B, ByHyper>, R, L, C, AroundOf<S, R, C, W>>>;
+    type Response = Response<UpstreamBody<X>>;
     type Error = std::convert::Infallible;
-    type Future =
-        UpstreamFuture<S, W::Body, ByHyper, R, L, C, AroundOf<S, R, C, W>, RoundOf<AroundOf<S, R, C, W>, B, ByHyper>>;
+    type Future = UpstreamFuture<S, B>;
 
     #[inline]
     fn call(&self, request: Request<B>) -> Self::Future {
-        let core = if self.version == self.origin.steering.version() {
-            self.core.hold_own()
-        } else {
-            Held::new(self.renewed().1)
-        };
-        UpstreamFuture::begin::<W, B>(core, request, Direct(&self.inner))
+        let changed = (self.version != self.live.version()).then(|| self.live.current().1);
+        UpstreamFuture { call: self.exchange.call_shared(changed, request) }
     }
 }

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use super::builder::UpstreamBuilder;
-use super::repeat::Retries;
-use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
+use crate::breaker::BreakerPolicy;
 use crate::limit::LimitLayer;
 use crate::retry::{Hedging, RetryLayer, RetryPolicy};
 use crate::timeout::Timeouts;
@@ -18,7 +17,7 @@ const fn s(seconds: u64) -> Duration {
 }
 
 /// Each takes the place of what was set before of the limits, the retry, the circuit and the limiter.
-impl<W, H> UpstreamBuilder<Retries, LimitLayer, CircuitBreakerLayer, W, H> {
+impl UpstreamBuilder {
     /// For calls that a person waits for in a chain of others: short limits, a second attempt beside a late one.
     pub fn latency_critical(self) -> Self {
         let policy = RetryPolicy::new().attempts(2).base(ms(5)).max(ms(50)).patience(s(1));
@@ -106,16 +105,16 @@ mod tests {
             assert_eq!(cell("total", column), shown(limits.total));
             assert_eq!(cell("body_idle", column), shown(limits.body_idle));
             assert_eq!(cell("client_idle", column), shown(limits.client_idle));
-            let retry = builder.repeat.layer.settings();
+            let retry = builder.retry.as_ref().expect("a retry").settings();
             assert_eq!(cell("attempts", column), retry.policy.attempts.to_string());
             let pauses = format!("{} to {}", shown(Some(retry.policy.base)), shown(Some(retry.policy.max)));
             assert_eq!(cell("pauses", column), pauses);
             assert_eq!(cell("hedging", column), if retry.hedging.is_some() { "p95" } else { "none" });
-            let circuit = builder.said.policy.expect("a circuit");
+            let circuit = builder.policy.expect("a circuit");
             assert_eq!(cell("window", column), shown(Some(circuit.window)));
             let pauses = format!("{} to {}", shown(Some(circuit.pause)), shown(Some(circuit.longest)));
             assert_eq!(cell("open", column), pauses);
-            let (least, most) = builder.limiter.limits();
+            let (least, most) = builder.limiter.as_ref().expect("a limiter").limits();
             assert_eq!(cell("in flight", column), format!("{least} to {most}"));
         }
     }

@@ -25,7 +25,7 @@ pub struct Enforced {
 const LATER: Duration = Duration::from_secs(3600);
 
 /// What one call remembers; most of it is made at the first look.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Watch {
     stall: Option<Box<Stall>>,
     lesson: Option<Lesson>,
@@ -51,19 +51,6 @@ impl Enforced {
             Some((learner, lesson)) => learner.head(lesson, self.timeouts.head, now),
             None => self.timeouts.head,
         }
-    }
-
-    /// The same for attempts whose caller's deadline comes in their extensions: it was read, and must not shrink again.
-    pub(crate) fn inside(&self) -> Self {
-        let extras = self.extras.as_ref().map(|extras| Arc::new(extras.inside()));
-        // the stack itself sees to the bodies
-        let total = self.timeouts.until_head();
-        Self { timeouts: Timeouts { total, absolute: None, client_idle: None, ..self.timeouts }, extras }
-    }
-
-    /// Whether a body ends that nobody reads.
-    pub(crate) fn ends_unread(&self) -> bool {
-        self.timeouts.client_idle.is_some()
     }
 
     fn attempt_end(&self, call: &Call) -> Option<Instant> {
@@ -101,6 +88,16 @@ impl Limits for Enforced {
                 extras.begin(call, ends, request)
             }
         };
+        Watch { stall: None, lesson }
+    }
+
+    fn begin_later<B>(&self, call: &mut Call, request: &mut Request<B>) -> Watch {
+        call.kind = self.timeouts.kind;
+        call.deadline = Deadline::of(request.extensions());
+        let lesson = self.extras.as_ref().and_then(|extras| {
+            let ends = earlier(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
+            extras.begin_later(call, ends, request)
+        });
         Watch { stall: None, lesson }
     }
 

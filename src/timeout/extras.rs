@@ -18,11 +18,6 @@ pub(super) struct Extras {
 }
 
 impl Extras {
-    /// The same where somebody further out has read the caller's deadline.
-    pub(super) fn inside(&self) -> Self {
-        Self { deadlines: self.deadlines.clone().map(Deadlines::trusting_nobody), ..self.clone() }
-    }
-
     /// Reads the caller's deadline, and writes the earlier of that and `ends`.
     #[cold]
     #[inline(never)]
@@ -32,6 +27,20 @@ impl Extras {
             // our own answer has to be there before the caller leaves
             let read = read.map(|deadline| deadline.for_an_answer_in_time(call.now));
             call.deadline = Deadline::earlier(call.deadline, read);
+            deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
+        }
+        self.learner.as_ref().filter(|_| call.kind == Kind::Bounded)?.lesson(request)
+    }
+
+    /// The same for an attempt after the first: the caller's deadline was read, and must not shrink again.
+    #[cold]
+    pub(super) fn begin_later<B>(
+        &self,
+        call: &Call,
+        ends: Option<Deadline>,
+        request: &mut Request<B>,
+    ) -> Option<Lesson> {
+        if let Some(deadlines) = &self.deadlines {
             deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
         }
         self.learner.as_ref().filter(|_| call.kind == Kind::Bounded)?.lesson(request)

@@ -108,10 +108,10 @@ impl Stack {
         self.layer.layer(inner)
     }
 
-    /// The same around a service of hyper's kind.
+    /// The same, for a server that calls it by hyper's `Service`.
     pub fn around_hyper<S, B, R>(&self, inner: S) -> impl AnsweringByHyper<B> + use<S, B, R>
     where
-        S: hyper::service::Service<Request<Sent<B>>, Response = Response<R>> + Clone + Send + Sync + 'static,
+        S: Service<Request<Sent<B>>, Response = Response<R>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError> + 'static,
         S::Future: Send + 'static,
         B: Body<Data = Bytes> + Send + 'static,

@@ -298,19 +298,21 @@ async fn text(answer: Response<impl http_body::Body<Data = Bytes, Error: fmt::De
 async fn a_page_says_that_nothing_was_processed_only_where_that_is_proven() {
     for how in ALL {
         let orders = Orders::default();
-        let handler = books_then_is_refused(&orders, how).into_service::<Body>();
+        let router = books_then_is_refused(&orders, how);
+        let handler = router.clone().into_service::<Body>();
         let alone = ErrorPageLayer::default().layer(handler.clone()).oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(alone).await.contains(UNKNOWN), "{how:?}");
-        let inner = ClassifyLayer::new().layer(handler.clone());
+        let inner = ClassifyLayer::new().layer(handler);
         let line = inner.clone().oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(line).await.contains(UNKNOWN), "{how:?}");
         let classified = ErrorPageLayer::default().layer(inner).oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(classified).await.contains(UNKNOWN), "{how:?}");
         let stack = UpstreamLayer::builder("shop").without_retry().untouched().build().unwrap();
-        let line = stack.layer(handler.clone()).oneshot(order().map(Body::new)).await.unwrap();
+        let line = stack.layer(router.clone().into_service()).oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(line).await.contains(UNKNOWN), "{how:?}");
         let stack = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).without_retry().untouched();
-        let answer = stack.build().unwrap().layer(handler).oneshot(order().map(Body::new)).await.unwrap();
+        let stack = stack.build().unwrap().layer(router.into_service());
+        let answer = stack.oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(answer).await.contains(UNKNOWN), "{how:?}");
     }
     let refused = ClassifyLayer::new().layer(proxy(&refuses()));

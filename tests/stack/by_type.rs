@@ -1,4 +1,4 @@
-//! What a stack is made of is a matter of types.
+//! What a stack is made of, and the types around it.
 
 use std::convert::Infallible;
 
@@ -8,7 +8,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::util::{BoxCloneService, BoxCloneSyncService};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_upstream::body::{ReplayBody, Upload};
+use tower_upstream::adapt::RequestBodyLayer;
+use tower_upstream::stack::RequestBody;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 use crate::support::{get, text};
@@ -48,9 +49,10 @@ impl Service<Request<MyBody>> for Client {
 }
 
 #[tokio::test]
-async fn without_retry_and_untouched_a_client_gets_its_own_type_of_body() {
+async fn a_client_of_one_type_of_body_gets_it_from_an_adaptor() {
     let layer = UpstreamLayer::builder("shop").without_retry().untouched().build().unwrap();
-    let answer = layer.layer(Client).oneshot(Request::new(MyBody(std::cell::Cell::new(1)))).await.unwrap();
+    let client = RequestBodyLayer::new(|_: RequestBody<Full<Bytes>>| MyBody(std::cell::Cell::new(1))).layer(Client);
+    let answer = layer.layer(client).oneshot(get()).await.unwrap();
     assert_eq!(text(answer).await, "mine");
 }
 
@@ -103,12 +105,8 @@ without! {
 /// Compiles, and is never called.
 fn is_at_home_in_frameworks<S>(inner: S)
 where
-    S: Service<
-            Request<Upload<ReplayBody<Incoming>>>,
-            Response = Response<Incoming>,
-            Error = hyper::Error,
-            Future: Send,
-        > + Clone
+    S: Service<Request<RequestBody<Incoming>>, Response = Response<Incoming>, Error = hyper::Error, Future: Send>
+        + Clone
         + Send
         + Sync
         + 'static,
@@ -135,7 +133,7 @@ where
 
 #[test]
 fn a_stack_around_hypers_body_is_infallible_send_sync_and_clone() {
-    type Sent = Upload<ReplayBody<Incoming>>;
+    type Sent = RequestBody<Incoming>;
     type Never = std::future::Pending<Result<Response<Incoming>, hyper::Error>>;
     let never = service_fn(|_: Request<Sent>| -> Never { std::future::pending() });
     is_at_home_in_frameworks(never);

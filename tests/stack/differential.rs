@@ -1,11 +1,12 @@
 //! The stack in one piece beside the same layers in the same order, before the same upstream: whatever happens, both show
 //! the same.
 //!
-//! Five differences are meant. A call whose deadline has passed on arrival is told so by the stack, in layers by whichever of
+//! Six differences are meant. A call whose deadline has passed on arrival is told so by the stack, in layers by whichever of
 //! limiter, open circuit and deadline is asked first. The text of an answer that is made here settles the stack's call at its
 //! head, and a nested limiter's at its end: here such a text is always read. A head that is held for its body's first frame is
 //! past its limits in the stack, and still under them in layers: here the hold is off but in a test of its own. A retry layer
 //! that reads deadlines tells its budget of calls that are never repeated, the stack does not: here none reads them for such.
+//! The text of a refusal that follows a failed attempt tells in layers of that refusal alone.
 //! An `absolute` limit that passes while nobody polls ends all that the stack holds, in layers what its own layer and those
 //! inside hold: here there is none where an answer is kept.
 
@@ -364,6 +365,7 @@ where
         let mut body = std::pin::pin!(answer.into_body());
         for _ in 0..frames {
             match body.frame().await {
+                Some(Ok(_)) if local => log.say(format!("{:?} a text", began.elapsed())),
                 Some(Ok(frame)) => log.say(format!("{:?} {frame:?}", began.elapsed())),
                 Some(Err(error)) => {
                     let error: tower::BoxError = error.into();

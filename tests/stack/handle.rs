@@ -239,15 +239,15 @@ async fn a_change_reaches_every_route_and_connection_of_axum() {
 }
 
 #[tokio::test]
-async fn a_change_reaches_a_service_of_hypers_that_is_never_cloned() {
+async fn a_change_reaches_a_service_that_hyper_calls_without_cloning_it() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = calls.clone();
-    let inner = hyper::service::service_fn(move |_| {
+    let inner = tower::service_fn(move |_| {
         counted.fetch_add(1, Relaxed);
         async { Ok::<_, Failure>(Response::new(Full::<Bytes>::from("hello"))) }
     });
     let layer = shop();
-    let service = layer.layer(Arc::new(inner));
+    let service = layer.layer(inner);
     let status = async || {
         let answer = service.call(get()).await.unwrap();
         let status = answer.status().as_u16();

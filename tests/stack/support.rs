@@ -43,7 +43,7 @@ pub async fn ready<S: Service<Request<Full<Bytes>>, Error: std::fmt::Debug>>(ser
     service.ready().await.unwrap()
 }
 
-pub fn seen<R, L, C, W, H>(layer: &UpstreamLayer<R, L, C, W, H>) -> UpstreamSnapshot {
+pub fn seen(layer: &UpstreamLayer) -> UpstreamSnapshot {
     layer.handle().snapshot(Instant::now())
 }
 

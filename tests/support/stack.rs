@@ -7,18 +7,13 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tower::Layer;
 use tower_upstream::UpstreamLayer;
-use tower_upstream::body::ReplayBody;
-use tower_upstream::breaker::{Breaker, CircuitBreakerLayer, Snapshot};
+use tower_upstream::breaker::Snapshot;
 use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
-use tower_upstream::engine::Untouched;
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::limit::{Limit, LimitLayer};
-use tower_upstream::stack::{Retries, UpstreamBuilder, UpstreamHandle};
+use tower_upstream::limit::LimitLayer;
+use tower_upstream::stack::{RequestBody, UpstreamBuilder, UpstreamHandle};
 
 use super::gateway::{Seen, listener, serve};
-
-/// A builder whose service is a `ReverseProxy`, which tracks its uploads itself.
-pub(crate) type StackBuilder = UpstreamBuilder<Retries, LimitLayer, CircuitBreakerLayer, Untouched>;
 
 /// A gateway that runs until it is dropped.
 pub(crate) struct StackGateway {
@@ -37,7 +32,7 @@ impl Drop for StackGateway {
 /// The default stack, with a limiter that refuses nothing here.
 ///
 /// The default limiter begins at 20 calls in flight: its refusals would hide what these tests look for.
-pub(crate) fn stack() -> StackBuilder {
+pub(crate) fn stack() -> UpstreamBuilder {
     UpstreamLayer::builder("shop").untouched().limiter(LimitLayer::fixed(1024))
 }
 
@@ -47,14 +42,14 @@ pub(crate) fn default_proxy(upstream: SocketAddr) -> ReverseProxyBuilder {
 }
 
 impl StackGateway {
-    pub(crate) async fn start<C>(stack: StackBuilder, proxy: ReverseProxyBuilder<C>) -> Self
+    pub(crate) async fn start<C>(stack: UpstreamBuilder, proxy: ReverseProxyBuilder<C>) -> Self
     where
         C: Connect,
         C::Future: 'static,
     {
         let seen = Seen::default();
-        let layer: UpstreamLayer<Retries, Limit, Breaker, Untouched> = stack.observer(seen.clone()).build().unwrap();
-        let proxy = proxy.build::<ReplayBody<Incoming>>();
+        let layer = stack.observer(seen.clone()).build().unwrap();
+        let proxy = proxy.build::<RequestBody<Incoming>>();
         let (handle, listener) = (layer.handle(), listener().await);
         let address = listener.local_addr().unwrap();
         let service = move |peer: SocketAddr| layer.layer(proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)));

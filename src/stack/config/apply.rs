@@ -26,15 +26,15 @@ impl Root {
             builder = builder.timeouts(timeouts);
         }
         if let Some(retry) = self.retry {
-            let layer = retry.over(&builder.repeat.layer, &mut found);
+            let layer = retry.over(&builder.retry.clone().unwrap_or_default(), &mut found);
             builder = builder.retry(layer);
         }
         if let Some(circuit) = self.circuit {
-            let policy = circuit.over(builder.said.policy.unwrap_or_default(), &mut found);
+            let policy = circuit.over(builder.policy.unwrap_or_default(), &mut found);
             builder = builder.circuit(policy);
         }
         if let Some(limiter) = self.limiter {
-            let layer = limiter.over(builder.limiter.clone(), &mut found);
+            let layer = limiter.over(builder.limiter.clone().unwrap_or_default(), &mut found);
             builder = builder.limiter(layer);
         }
         if let Some(topology) = self.topology {
@@ -48,7 +48,7 @@ impl Root {
         if let Some(page) = self.error_page {
             builder = builder.error_page(page.page(&mut found));
         }
-        builder.said.found.extend(found.0);
+        builder.found.extend(found.0);
         builder
     }
 }

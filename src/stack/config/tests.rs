@@ -87,22 +87,22 @@ const WHOLE: &str = r#"
 #[test]
 fn everything_that_is_said_arrives() {
     let builder = toml(WHOLE).builder();
-    assert_eq!(&*builder.said.name, "payments");
+    assert_eq!(&*builder.name, "payments");
     let limits = builder.limits.limits().timeouts;
     assert_eq!((limits.head, limits.attempt, limits.total), (Some(ms(1500)), Some(ms(2000)), Some(ms(8000))));
     assert_eq!((limits.body_idle, limits.absolute), (Some(ms(90_000)), None));
-    let retry = builder.repeat.layer.settings();
+    let retry = builder.retry.as_ref().unwrap().settings();
     assert_eq!((retry.policy.attempts, retry.policy.base, retry.policy.max), (2, ms(10), ms(500)));
     assert_eq!((retry.policy.patience, retry.body_cap), (ms(5000), 64 * 1024));
     assert!(retry.policy.trusts_keys && retry.policy.repeats_too_many);
     assert!(retry.hedging.as_ref().is_some_and(|hedging| hedging.fixed().is_none()));
-    let circuit = builder.said.policy.unwrap();
+    let circuit = builder.policy.unwrap();
     assert_eq!((circuit.consecutive, circuit.ratio.as_per_mille(), circuit.least), (3, 250, 50));
     assert_eq!((circuit.window, circuit.pause, circuit.longest), (ms(30_000), ms(2000), ms(20_000)));
     assert_eq!(circuit.probe, ms(3000));
     assert_eq!(circuit.slow.map(|(longer, share)| (longer, share.as_per_mille())), Some((ms(1000), 750)));
-    assert_eq!(builder.limiter.limits(), (4, 64));
-    assert!(builder.said.page.is_some() && builder.said.found.is_empty());
+    assert_eq!(builder.limiter.as_ref().unwrap().limits(), (4, 64));
+    assert!(builder.page.is_some() && builder.found.is_empty());
     assert!(builder.build().is_ok());
 }
 
@@ -135,21 +135,21 @@ fn what_is_not_said_is_the_presets() {
         let text = format!("name = \"a\"\npreset = \"{name}\"\n[timeouts]\n[retry]\n[circuit]\n[limiter]\n[topology]");
         let (read, built) = (toml(&text).builder(), preset(UpstreamBuilder::new("a")));
         assert_eq!(read.limits.limits().timeouts, built.limits.limits().timeouts);
-        let (one, other) = (read.repeat.layer.settings(), built.repeat.layer.settings());
+        let (one, other) = (read.retry.as_ref().unwrap().settings(), built.retry.as_ref().unwrap().settings());
         assert_eq!(
             (one.policy, one.body_cap, one.hedging.is_some()),
             (other.policy, other.body_cap, other.hedging.is_some())
         );
-        assert_eq!(format!("{:?}", read.said.policy), format!("{:?}", built.said.policy));
-        assert_eq!(read.limiter.limits(), built.limiter.limits());
-        assert_eq!(read.said.topology, built.said.topology);
-        assert!(read.said.page.is_none());
+        assert_eq!(format!("{:?}", read.policy), format!("{:?}", built.policy));
+        assert_eq!(read.limiter.as_ref().unwrap().limits(), built.limiter.as_ref().unwrap().limits());
+        assert_eq!(read.topology, built.topology);
+        assert!(read.page.is_none());
         assert!(read.build().is_ok());
     }
     let calm = toml("name = \"a\"\npreset = \"latency_critical\"\nretry.hedge = \"off\"").builder();
-    assert!(calm.repeat.layer.settings().hedging.is_none());
+    assert!(calm.retry.as_ref().unwrap().settings().hedging.is_none());
     let fixed = toml("name = \"a\"\nretry.hedge = \"80ms\"").builder();
-    assert_eq!(fixed.repeat.layer.settings().hedging.as_ref().unwrap().fixed(), Some(ms(80)));
+    assert_eq!(fixed.retry.as_ref().unwrap().settings().hedging.as_ref().unwrap().fixed(), Some(ms(80)));
 }
 
 #[test]
@@ -160,8 +160,8 @@ fn json_is_read_like_toml() {
     });
     let builder = serde_json::from_value::<UpstreamConfig>(text.clone()).unwrap().builder();
     assert_eq!(builder.limits.limits().timeouts.head, Some(ms(2000)));
-    assert_eq!(builder.repeat.layer.settings().body_cap, 1000);
-    assert_eq!(builder.limiter.limits(), (7, 7));
+    assert_eq!(builder.retry.as_ref().unwrap().settings().body_cap, 1000);
+    assert_eq!(builder.limiter.as_ref().unwrap().limits(), (7, 7));
     let again: UpstreamConfig = serde_json::from_slice(text.to_string().as_bytes()).unwrap();
     assert!(again.builder().build().is_ok());
 }

@@ -3,18 +3,17 @@
 use http::{Request, Response};
 use tracing::{Level, Span, field::Empty, span::Entered};
 
-use super::call::Told;
-use crate::cause::{BadGatewayCause, is_local};
+use crate::cause::{BadGatewayCause, Failure, is_local};
 use crate::event::excerpt;
 
-/// The span of an attempt, where somebody listens.
+/// The span of an attempt, where a subscriber is interested in it.
 ///
-/// Boxed, as it is rare: a call carries a pointer that is null as a rule.
+/// Boxed, as it is rare: a call carries a pointer that is usually null.
 #[derive(Default)]
 pub(crate) struct AttemptSpan(Option<Box<Span>>);
 
 impl AttemptSpan {
-    /// Opens it for a request that was sent so many times before.
+    /// Opens the span of a request that was sent `resends` times before.
     #[inline(always)]
     pub(crate) fn open<B>(request: &Request<B>, resends: u32) -> Self {
         if tracing::span_enabled!(target: "tower_upstream", Level::DEBUG) {
@@ -23,34 +22,35 @@ impl AttemptSpan {
         Self(None)
     }
 
-    /// Does a part of the attempt's work, until what it returns is dropped.
+    /// Enters the span until the guard is dropped.
     #[inline(always)]
     pub(crate) fn enter(&self) -> Option<Entered<'_>> {
         self.0.as_ref().map(|span| span.enter())
     }
 
-    /// Tells how it ended.
+    /// Records the attempt's response.
     #[inline(always)]
-    pub(crate) fn ended<B, E: Told>(&self, result: Result<&Response<B>, &E>) {
+    pub(crate) fn on_response<B>(&self, response: &Response<B>) {
         if let Some(span) = &self.0 {
-            record(span, result);
+            record_response(span, response);
+        }
+    }
+
+    /// Records that the attempt had no response.
+    pub(crate) fn on_failure(&self, failure: &Failure) {
+        if let Some(span) = &self.0 {
+            span.record("error.type", failure.cause().as_str());
         }
     }
 }
 
 #[cold]
-fn record<B, E: Told>(span: &Span, result: Result<&Response<B>, &E>) {
-    let cause = match result {
-        Ok(response) => {
-            // one of our own was not received
-            if !is_local(response.extensions()) {
-                span.record("http.response.status_code", response.status().as_u16());
-            }
-            BadGatewayCause::of(response)
-        }
-        Err(error) => Some(error.record().cause()),
-    };
-    if let Some(cause) = cause {
+fn record_response<B>(span: &Span, response: &Response<B>) {
+    // a local response was not received
+    if !is_local(response.extensions()) {
+        span.record("http.response.status_code", response.status().as_u16());
+    }
+    if let Some(cause) = BadGatewayCause::of(response) {
         span.record("error.type", cause.as_str());
     }
 }

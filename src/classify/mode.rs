@@ -1,0 +1,182 @@
+//! Classification as the driver's error mode: every error is a failure, and every failure a response.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, Version};
+use http_body::{Body, Frame, SizeHint};
+
+use super::settings::{Ask, Settings, disowned, is_plain_head, refused_head, scene_of};
+use super::{BoxError, Scene, cut, was_cut};
+use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure};
+use crate::engine::{Detach, Detachable, Expired};
+use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
+
+/// A response body that the sweep can drop.
+pub(crate) struct SharedBody<X>(Detachable<X>);
+
+impl<X> Body for SharedBody<X>
+where
+    X: Body<Data = Bytes> + Unpin,
+    X::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = self.0.poll_own(|body| body.poll_frame(cx));
+        match polled {
+            Some(polled) => polled.map_err(Into::into),
+            None => Poll::Ready(Some(Err(Failure::new(BadGatewayCause::ClientClosed).into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.show(X::is_end_stream).unwrap_or(false)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.show(X::size_hint).unwrap_or_default()
+    }
+}
+
+/// Ends all errors.
+#[derive(Clone)]
+pub(crate) struct Classified {
+    pub(crate) settings: Arc<Settings>,
+}
+
+impl ErrorMode for Classified {
+    type Notes = Ask;
+    type BodyError = Failure;
+
+    const FLUSHES: bool = true;
+    const SWEEPS_SHORT: bool = true;
+
+    #[inline]
+    fn forget(notes: &mut Ask) {
+        notes.forget();
+    }
+
+    #[inline]
+    fn count(calls: ClientCalls) -> ClientCalls {
+        calls.end_or_claim()
+    }
+
+    fn judge(&self, error: BoxError, calls: ClientCalls) -> Failure {
+        let scene = scene_of(&*error);
+        self.settings.judge(error, &scene, calls)
+    }
+
+    fn on_cancel(&self, notes: &mut Ask) {
+        self.settings.left(notes);
+    }
+
+    fn annotate<R>(&self, notes: &mut Ask, response: &mut Response<R>) {
+        self.settings.look_at(response, notes);
+    }
+
+    fn local_response(&self, notes: &mut Ask, failure: &Failure, _: Option<Duration>) -> Response<Bytes> {
+        self.settings.refuse(notes, failure)
+    }
+
+    fn body_error(error: BoxError) -> (Failure, BadGatewayCause, Option<Failure>) {
+        let failure = Failure::from_body_error(error, &Scene::default());
+        (failure.clone(), failure.cause(), Some(failure))
+    }
+
+    fn report_body(&self, notes: &mut Ask, failure: Failure) -> Failure {
+        self.settings.told(&mut notes.exchange, failure)
+    }
+
+    fn report_expired(&self, notes: &mut Ask, _: Expired, failure: Failure) -> Failure {
+        self.settings.told(&mut notes.exchange, failure)
+    }
+}
+
+impl<E, X> ResponseMode<E, X> for Classified
+where
+    E: Into<BoxError>,
+    X: Body<Data = Bytes> + Unpin + Send + 'static,
+    X::Error: Into<BoxError>,
+{
+    type Error = std::convert::Infallible;
+    type Inner = SharedBody<X>;
+
+    fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
+        Ok(self.judge(error.into(), calls))
+    }
+
+    fn not_ready(error: E) -> Result<BoxError, Self::Error> {
+        Ok(error.into())
+    }
+
+    #[inline]
+    fn is_plain(response: &Response<X>) -> bool {
+        is_plain_head(response)
+    }
+
+    fn check(
+        &self,
+        notes: &Ask,
+        response: &mut Response<X>,
+        calls: ClientCalls,
+        known_as: Option<ClientCall>,
+    ) -> Option<Failure> {
+        if let Some(failure) = refused_head(response, notes) {
+            return Some(failure);
+        }
+        if let Some(failure) = disowned(response, calls) {
+            return Some(failure);
+        }
+        if known_as.is_some() {
+            if let Some(failure) = Failure::of(response).cloned() {
+                response.extensions_mut().insert(failure.known_as(known_as));
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn holds(&self, notes: &Ask, response: &Response<X>) -> bool {
+        self.settings.holds(response, notes)
+    }
+
+    fn hold_for(&self) -> Duration {
+        self.settings.hold()
+    }
+
+    #[inline]
+    fn poll_first(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
+        Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
+            Some(Ok(frame)) => FirstFrame::Frame(frame),
+            Some(Err(error)) => FirstFrame::Failed(Failure::from_body_error(error, &Scene::default())),
+            None if was_cut(body, version) => FirstFrame::Failed(cut()),
+            None => FirstFrame::End,
+        })
+    }
+
+    #[inline]
+    fn inner(body: X) -> SharedBody<X> {
+        SharedBody(Detachable::new(body))
+    }
+}
+
+impl<X: Body + Send + 'static> BodyMode<SharedBody<X>> for Classified {
+    fn share(body: &mut SharedBody<X>) -> Option<Arc<dyn Detach>> {
+        Some(body.0.share())
+    }
+
+    #[inline]
+    fn was_cut(body: &SharedBody<X>, version: Version) -> bool {
+        version == Version::HTTP_2 && body.0.show(|body| was_cut(body, version)).unwrap_or(false)
+    }
+
+    fn cut() -> Failure {
+        cut()
+    }
+}

@@ -1,0 +1,340 @@
+//! A call that is under way: its permits, its timer, and what is kept of its request, in one box that is used again.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::response::Parts;
+use http::{HeaderMap, Response, StatusCode};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+
+use super::body::BodyState;
+use super::span::AttemptSpan;
+use super::spec::{Config, ErrorMode, NotesOf, PermitOf, Spec, TimeoutState};
+use super::{
+    AttemptProgress, CallContext, CancelReason, Component, HeadSeen, Outcome, Ref, TimeoutPolicy, Tunnel,
+    UploadProgress, drop_reason,
+};
+use crate::body::Progress;
+use crate::cause::{ClientCall, ClientCalls};
+use crate::shelf::Shelf;
+
+/// The boxes of earlier calls on this thread.
+pub(crate) type SpareCalls<P> = Shelf<Pin<Box<ActiveCall<P>>>>;
+
+pin_project! {
+    /// A call's state. It stays where it is: moving it from the future to the body moves one pointer.
+    #[project = ActiveCallProjection]
+    pub(crate) struct ActiveCall<P: Spec> {
+        // the one timer: of an attempt, a pause, a held head, a response body
+        #[pin]
+        pub(super) timer: Option<Sleep>,
+        pub(super) state: CallState<P>,
+    }
+}
+
+/// All of a call that is not pinned.
+pub(crate) struct CallState<P: Spec> {
+    /// `None` in a box that no call uses.
+    config: Option<Ref<Config<P>>>,
+    pub(super) context: CallContext,
+    permit: Option<PermitOf<P::PerCall>>,
+    pub(super) attempt: AttemptState<P>,
+    pub(super) notes: NotesOf<P>,
+    /// The number by which layers further out know the client call, where that is a later attempt's.
+    pub(super) known_as: Option<ClientCall>,
+    /// The head that waits for its body's first frame.
+    pub(super) head: Option<Parts>,
+    pub(super) body: BodyState,
+    /// The head was handed on.
+    pub(super) responded: bool,
+}
+
+/// One attempt of a call.
+pub(super) struct AttemptState<P: Spec> {
+    /// `None`: the call's, which the first attempt has.
+    pub(super) context: Option<CallContext>,
+    permit: Option<PermitOf<P::PerAttempt>>,
+    pub(super) timeouts: TimeoutState<P>,
+    /// The client calls that it made when it was called.
+    pub(super) calls: ClientCalls,
+    pub(super) upload: Option<Arc<Progress>>,
+    pub(super) span: AttemptSpan,
+}
+
+impl<P: Spec> Default for AttemptState<P> {
+    fn default() -> Self {
+        Self {
+            context: None,
+            permit: None,
+            timeouts: TimeoutState::<P>::default(),
+            calls: ClientCalls::default(),
+            upload: None,
+            span: AttemptSpan::default(),
+        }
+    }
+}
+
+impl<P: Spec> AttemptState<P> {
+    pub(super) fn context<'a>(&'a self, call: &'a CallContext) -> &'a CallContext {
+        self.context.as_ref().unwrap_or(call)
+    }
+
+    /// Asks the components of an attempt to admit it.
+    #[inline(always)]
+    pub(super) fn admit(&mut self, config: &Config<P>, call: &CallContext) -> Result<(), super::Rejection> {
+        self.permit = Some(config.per_attempt.admit(self.context.as_ref().unwrap_or(call))?);
+        Ok(())
+    }
+
+    /// A response head has come.
+    #[inline(always)]
+    pub(super) fn on_head<X>(
+        &mut self,
+        config: &Config<P>,
+        call: &CallContext,
+        response: &Response<X>,
+        outcome: &Outcome,
+    ) {
+        let context = self.context.as_ref().unwrap_or(call);
+        let head = head_seen(outcome, Some(response.headers()), self.upload.as_ref());
+        config.timeouts.answered(&self.timeouts, context, &head);
+        if let Some(permit) = &mut self.permit {
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                if let Some(tunnel) = response.extensions().get::<Tunnel>() {
+                    config.per_attempt.tunnelled(permit, tunnel);
+                }
+            }
+            config.per_attempt.answered(permit, context, outcome);
+        }
+        self.span.on_response(response);
+    }
+
+    /// No response head will come.
+    pub(super) fn on_no_head(&self, config: &Config<P>, call: &CallContext, outcome: &Outcome) {
+        let head = head_seen(outcome, None, self.upload.as_ref());
+        config.timeouts.answered(&self.timeouts, self.context(call), &head);
+    }
+
+    /// The attempt is over.
+    #[inline(always)]
+    pub(super) fn complete(&mut self, config: &Config<P>, call: &CallContext, outcome: &Outcome) {
+        if let Some(permit) = self.permit.take() {
+            config.per_attempt.settle(permit, self.context.as_ref().unwrap_or(call), outcome);
+        }
+    }
+
+    /// Nothing waits for the attempt any more.
+    pub(super) fn cancel(&mut self, config: &Config<P>, call: &CallContext, reason: CancelReason) {
+        if let Some(permit) = self.permit.take() {
+            config.per_attempt.abandon(permit, self.context.as_ref().unwrap_or(call), reason);
+        }
+    }
+
+    /// Adds what is known here of the request body.
+    pub(super) fn merge_upload(&self, progress: &mut AttemptProgress) {
+        if let (None, Some(upload)) = (progress.upload, &self.upload) {
+            progress.upload = Some(UploadProgress {
+                taken: upload.taken(),
+                client_late: upload.client_late(),
+                ended: upload.ended(),
+            });
+        }
+    }
+}
+
+fn head_seen<'a>(outcome: &'a Outcome, headers: Option<&'a HeaderMap>, upload: Option<&Arc<Progress>>) -> HeadSeen<'a> {
+    HeadSeen { outcome, headers, uploaded: upload.and_then(|upload| upload.ended()) }
+}
+
+impl<P: Spec> CallState<P> {
+    fn new(now: Instant) -> Self {
+        Self {
+            config: None,
+            context: CallContext::new(now),
+            permit: None,
+            attempt: AttemptState::default(),
+            notes: NotesOf::<P>::default(),
+            known_as: None,
+            head: None,
+            body: BodyState::new(now),
+            responded: false,
+        }
+    }
+
+    /// The settings with which the call began.
+    #[inline(always)]
+    pub(super) fn config(&self) -> &Config<P> {
+        self.config.as_deref().expect(IN_USE)
+    }
+
+    /// The settings, and everything else.
+    #[inline(always)]
+    pub(super) fn split(&mut self) -> Split<'_, P> {
+        let Self { config, context, permit, attempt, notes, .. } = self;
+        Split { config: config.as_deref().expect(IN_USE), context, permit, attempt, notes }
+    }
+
+    /// Another holder of the settings.
+    pub(super) fn config_ref(&self) -> Ref<Config<P>> {
+        self.config.clone().expect(IN_USE)
+    }
+
+    /// The head of the call's response goes to the client.
+    #[inline(always)]
+    pub(super) fn on_response(&mut self, outcome: &Outcome) {
+        let Split { config, context, permit, .. } = self.split();
+        if let Some(permit) = permit {
+            config.per_call.answered(permit, context, outcome);
+        }
+    }
+
+    /// The call's response is a 101.
+    #[cold]
+    pub(super) fn on_upgrade<X>(&mut self, response: &Response<X>) {
+        let Split { config, permit, .. } = self.split();
+        if let (Some(permit), Some(tunnel)) = (permit, response.extensions().get::<Tunnel>()) {
+            config.per_call.tunnelled(permit, tunnel);
+        }
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, outcome: &Outcome) {
+        let Split { config, context, permit, attempt, .. } = self.split();
+        attempt.complete(config, context, outcome);
+        if let Some(permit) = permit.take() {
+            config.per_call.settle(permit, context, outcome);
+        }
+    }
+
+    #[cold]
+    fn cancel(&mut self) {
+        let responded = self.responded;
+        let Split { config, context, permit, attempt, notes } = self.split();
+        let reason = drop_reason();
+        if !responded {
+            config.errors.on_cancel(notes);
+        }
+        attempt.cancel(config, context, reason);
+        if let Some(permit) = permit.take() {
+            config.per_call.abandon(permit, context, reason);
+        }
+    }
+}
+
+/// A call's settings, and what is changed by them.
+pub(super) struct Split<'a, P: Spec> {
+    pub(super) config: &'a Config<P>,
+    pub(super) context: &'a mut CallContext,
+    pub(super) permit: &'a mut Option<PermitOf<P::PerCall>>,
+    pub(super) attempt: &'a mut AttemptState<P>,
+    pub(super) notes: &'a mut NotesOf<P>,
+}
+
+const IN_USE: &str = "a call has its settings until it is over";
+
+/// The handle of a call that is under way: it is completed, or cancelled when this is dropped, and never both.
+///
+/// A panic of the inner service cancels it as well.
+pub(crate) struct Active<P: Spec>(Option<Pin<Box<ActiveCall<P>>>>);
+
+impl<P: Spec> Active<P> {
+    /// A call that begins now.
+    #[inline(always)]
+    pub(super) fn begin(config: Ref<Config<P>>, now: Instant) -> Self {
+        let mut call =
+            P::spare_calls().take().unwrap_or_else(|| Box::pin(ActiveCall { timer: None, state: CallState::new(now) }));
+        let state = call.as_mut().project().state;
+        state.config = Some(config);
+        state.context = CallContext::new(now);
+        Self(Some(call))
+    }
+
+    #[inline(always)]
+    fn call(&mut self) -> ActiveCallProjection<'_, P> {
+        self.0.as_mut().expect(IN_USE).as_mut().project()
+    }
+
+    #[inline(always)]
+    pub(super) fn state(&mut self) -> &mut CallState<P> {
+        self.call().state
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self) -> &CallState<P> {
+        &self.0.as_ref().expect(IN_USE).as_ref().get_ref().state
+    }
+
+    #[inline(always)]
+    pub(super) fn timer(&mut self) -> Pin<&mut Option<Sleep>> {
+        self.call().timer
+    }
+
+    /// The timer, and everything else.
+    #[inline(always)]
+    pub(super) fn parts(&mut self) -> (Pin<&mut Option<Sleep>>, &mut CallState<P>) {
+        let ActiveCallProjection { timer, state } = self.call();
+        (timer, state)
+    }
+
+    /// The call is over.
+    #[inline(always)]
+    pub(super) fn complete(mut self, outcome: &Outcome) {
+        self.state().complete(outcome);
+        if let Some(call) = self.0.take() {
+            recycle(call);
+        }
+    }
+
+    /// Moves it on, from a future to its body.
+    #[inline(always)]
+    pub(super) fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+}
+
+impl<P: Spec> Drop for Active<P> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            cancel(call);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn cancel<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
+    call.as_mut().project().state.cancel();
+    recycle(call);
+}
+
+/// Puts a box where the next call finds it; what the next call overwrites may stay, unless it holds something.
+#[inline(always)]
+fn recycle<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
+    let ActiveCallProjection { mut timer, state } = call.as_mut().project();
+    if timer.is_some() {
+        timer.set(None);
+    }
+    P::Errors::forget(&mut state.notes);
+    state.responded = false;
+    if state.context.waited {
+        state.reset();
+    }
+    state.attempt.upload = None;
+    state.attempt.span = AttemptSpan::default();
+    state.config = None;
+    P::spare_calls().put(call);
+}
+
+impl<P: Spec> CallState<P> {
+    /// What only a call leaves behind that had to wait.
+    #[cold]
+    #[inline(never)]
+    fn reset(&mut self) {
+        self.attempt.context = None;
+        self.attempt.timeouts = TimeoutState::<P>::default();
+        self.known_as = None;
+        self.head = None;
+    }
+}

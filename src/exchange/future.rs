@@ -1,0 +1,779 @@
+//! The one future: a call with all its attempts.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::active::{Active, Split};
+use super::body::{BodyStage, ExchangeBody};
+use super::hedge::{Hedge, HedgeEvent};
+use super::later::{Begun, begin_later, call_promised, poll_not_ready};
+use super::service::{ErrorOf, Template};
+use super::spec::{
+    BodyErrorOf, ErrorMode, FirstFrame, NextStep, RequestBodyOf, RequestMode, ResponseMode, RoundOf, Spec,
+};
+use super::timer::{TimedPoll, poll_timed};
+use super::{BoxError, CancelReason, Outcome, Ref, Rejection, ResponseSummary, drop_with_reason, set_retry_after};
+use crate::body::Accepts;
+use crate::cause::{Failure, RetryStop};
+
+/// A failed response's body is read up to this size, if it is there already: its connection can then be used again.
+const DRAINED: usize = 16 * 1024;
+
+/// How long a failed attempt may keep the request body: a connection stuck in a write gives it back only when it ends.
+const GIVEN_BACK: Duration = Duration::from_secs(1);
+
+const POLLED_AGAIN: &str = "a future is not polled after it was ready";
+
+type StateOf<S, B, P> = State<
+    <S as tower_service::Service<Request<RequestBodyOf<P, B>>>>::Future,
+    <S as Accepts<RequestBodyOf<P, B>>>::Body,
+    S,
+    RequestBodyOf<P, B>,
+>;
+type HedgeOf<S, B, P> =
+    Hedge<<S as tower_service::Service<Request<RequestBodyOf<P, B>>>>::Future, S, RequestBodyOf<P, B>, P>;
+
+pin_project! {
+    /// The future of an exchange.
+    #[project = Projection]
+    #[must_use = "futures do nothing unless polled"]
+    pub(crate) struct ExchangeFuture<S, B, P>
+    where
+        P: Spec,
+        P::Requests: RequestMode<B>,
+        S: Accepts<RequestBodyOf<P, B>>,
+    {
+        // before the call: the inner future's hold on the upstream goes before the permits
+        #[pin]
+        state: StateOf<S, B, P>,
+        hedge: Option<Pin<Box<HedgeOf<S, B, P>>>>,
+        active: Active<P>,
+        round: Option<RoundOf<P, B>>,
+        // where another attempt is possible
+        template: Option<Ref<Template<S>>>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    pub(crate) enum State<F, X, S, W> {
+        // every attempt runs here, in the same place
+        Attempt { #[pin] call: F },
+        // the head has come, its body's first frame has not
+        HoldHead { body: Option<X> },
+        // the pause before another attempt
+        Backoff,
+        // the attempt before may still have the request body
+        ReclaimBody,
+        // the inner service is not ready
+        NotReady { waiting: Option<Box<(S, Request<W>)>> },
+        // the inner service never becomes ready
+        Failed { error: Option<Box<BoxError>> },
+        // no attempt was made
+        Rejected { rejection: Option<Box<Rejection>> },
+        // the first attempt has failed, the second one is under way
+        HedgeOnly,
+        Done,
+    }
+}
+
+impl<S, B, P> ExchangeFuture<S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    S: Accepts<RequestBodyOf<P, B>>,
+{
+    #[inline(always)]
+    pub(super) fn new(
+        state: StateOf<S, B, P>,
+        active: Active<P>,
+        round: Option<RoundOf<P, B>>,
+        template: Option<Ref<Template<S>>>,
+    ) -> Self {
+        Self { state, hedge: None, active, round, template }
+    }
+}
+
+type BodyOf<P, E, X> = ExchangeBody<<<P as Spec>::Errors as ResponseMode<E, X>>::Inner, P>;
+type Output<P, E, X> = Result<Response<BodyOf<P, E, X>>, ErrorOf<P, E, X>>;
+/// The call's result, or `None` where it goes on.
+type Step<P, E, X> = Poll<Option<Output<P, E, X>>>;
+
+impl<S, B, P, E, X> Future for ExchangeFuture<S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    P::Errors: ResponseMode<E, X>,
+    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    S::Future: Future<Output = Result<Response<X>, E>>,
+    X: Body<Data = Bytes>,
+    E: 'static,
+{
+    type Output = Output<P, E, X>;
+
+    #[inline(always)]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let StateProjection::Attempt { call } = this.state.as_mut().project() {
+            let entered = this.active.get().attempt.span.enter();
+            let polled = call.poll(cx);
+            drop(entered);
+            // the ordinary response on the straight path and in place: it is large
+            return match polled {
+                Poll::Ready(Ok(mut response)) if this.is_ordinary(&response) => {
+                    this.disarm();
+                    match this.poll_first(&mut response, cx) {
+                        Poll::Ready(Ok(stage)) => {
+                            if response.status().as_u16() < 400 {
+                                return Poll::Ready(Ok(this.respond(response, stage)));
+                            }
+                            this.respond_annotated(response, stage)
+                        }
+                        first => this.on_first_slow(response, first, cx),
+                    }
+                }
+                Poll::Pending => {
+                    this.active.state().context.waited = true;
+                    this.poll_slow(true, cx)
+                }
+                Poll::Ready(result) => this.on_result_slow(result, cx),
+            };
+        }
+        this.poll_slow(false, cx)
+    }
+}
+
+impl<S, B, P, E, X> Projection<'_, S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    P::Errors: ResponseMode<E, X>,
+    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    S::Future: Future<Output = Result<Response<X>, E>>,
+    X: Body<Data = Bytes>,
+    E: 'static,
+{
+    /// A plain head that shows nothing which another attempt could mend.
+    #[inline(always)]
+    fn is_ordinary(&self, response: &Response<X>) -> bool {
+        let (Some(round), None) = (&self.round, &self.hedge) else { return false };
+        P::Errors::is_plain(response) && self.active.get().config().requests.passes(round, response)
+    }
+
+    #[inline(always)]
+    fn disarm(&mut self) {
+        let mut timer = self.active.timer();
+        if timer.is_some() {
+            timer.set(None);
+        }
+    }
+
+    /// Polls for the body's first frame, if the head waits for it.
+    #[inline(always)]
+    fn poll_first(
+        &self,
+        response: &mut Response<X>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<BodyStage<BodyErrorOf<P>>, Failure>> {
+        let state = self.active.get();
+        if !state.config().errors.holds(&state.notes, response) {
+            return Poll::Ready(Ok(BodyStage::Reading));
+        }
+        let version = response.version();
+        P::Errors::poll_first(response.body_mut(), version, cx).map(|first| match first {
+            FirstFrame::Frame(frame) => Ok(BodyStage::after(frame)),
+            FirstFrame::End => Ok(BodyStage::Done),
+            FirstFrame::Failed(failure) => Err(failure),
+        })
+    }
+
+    /// Everything but an ordinary response that was there when first asked for.
+    #[inline(never)]
+    fn poll_slow(mut self, mut polled: bool, cx: &mut Context<'_>) -> Poll<Output<P, E, X>> {
+        loop {
+            if let Some(output) = ready!(self.step(polled, cx)) {
+                return Poll::Ready(output);
+            }
+            polled = false;
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn on_result_slow(mut self, result: Result<Response<X>, E>, cx: &mut Context<'_>) -> Poll<Output<P, E, X>> {
+        match ready!(self.on_result(result, cx)) {
+            Some(output) => Poll::Ready(output),
+            None => self.poll_slow(false, cx),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn on_first_slow(
+        mut self,
+        response: Response<X>,
+        first: Poll<Result<BodyStage<BodyErrorOf<P>>, Failure>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Output<P, E, X>> {
+        match ready!(self.on_first(response, first, cx)) {
+            Some(output) => Poll::Ready(output),
+            None => self.poll_slow(false, cx),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn respond_annotated(mut self, response: Response<X>, stage: BodyStage<BodyErrorOf<P>>) -> Poll<Output<P, E, X>> {
+        Poll::Ready(Ok(self.respond(response, stage)))
+    }
+
+    /// One step of a call that is not ordinary; `polled`: the attempt was just found pending.
+    fn step(&mut self, polled: bool, cx: &mut Context<'_>) -> Step<P, E, X> {
+        match self.state.as_mut().project() {
+            StateProjection::Attempt { mut call } => {
+                let (timer, state) = self.active.parts();
+                let calls = state.attempt.calls;
+                let mut poll = |attempt: &super::active::AttemptState<P>, cx: &mut Context<'_>| {
+                    let _entered = attempt.span.enter();
+                    call.as_mut().poll(cx)
+                };
+                let again = if polled { Poll::Pending } else { poll(&state.attempt, cx) };
+                let ended = match again {
+                    Poll::Ready(result) => Poll::Ready(TimedPoll::Ready(result)),
+                    Poll::Pending => {
+                        let Split { config, context, attempt, .. } = state.split();
+                        poll_timed(config, context, attempt, timer, calls, cx, poll)
+                    }
+                };
+                match ended {
+                    Poll::Ready(TimedPoll::Ready(result)) => self.on_result(result, cx),
+                    Poll::Ready(TimedPoll::TimedOut(failure, now)) => self.on_timeout(failure, now),
+                    Poll::Pending => self.poll_hedge(cx),
+                }
+            }
+            StateProjection::HoldHead { body } => {
+                let body = body.as_mut().expect(POLLED_AGAIN);
+                let (timer, state) = self.active.parts();
+                let version = state.head.as_ref().map(|head| head.version).unwrap_or_default();
+                let first = P::Errors::poll_first(body, version, cx);
+                if first.is_pending() {
+                    if let Some(timer) = timer.as_pin_mut() {
+                        ready!(timer.poll(cx));
+                    }
+                }
+                let StateProjection::HoldHead { body } = self.state.as_mut().project() else { return Poll::Pending };
+                let body = body.take().expect(POLLED_AGAIN);
+                let head = state.head.take().expect(POLLED_AGAIN);
+                self.disarm();
+                let read = match first {
+                    Poll::Ready(FirstFrame::Frame(frame)) => BodyStage::after(frame),
+                    Poll::Ready(FirstFrame::End) => BodyStage::Done,
+                    Poll::Pending => BodyStage::Reading,
+                    Poll::Ready(FirstFrame::Failed(failure)) => return self.on_failed(failure, None, cx),
+                };
+                self.pass_on(Response::from_parts(head, body), read, cx)
+            }
+            StateProjection::Backoff => {
+                if let Some(timer) = self.active.timer().as_pin_mut() {
+                    ready!(timer.poll(cx));
+                }
+                self.active.timer().set(None);
+                self.state.set(State::ReclaimBody);
+                Poll::Ready(None)
+            }
+            StateProjection::ReclaimBody => self.reclaim_body(cx),
+            StateProjection::NotReady { waiting } => {
+                let (timer, state) = self.active.parts();
+                let Split { config, context, attempt, .. } = state.split();
+                let service = &mut waiting.as_mut().expect(POLLED_AGAIN).0;
+                match ready!(poll_not_ready(config, context, attempt, timer, service, cx)) {
+                    TimedPoll::Ready(Ok(())) => {
+                        let (mut service, request) = *waiting.take().expect(POLLED_AGAIN);
+                        // the timer goes on: the attempt had begun before
+                        let call = call_promised(attempt, &mut service, request);
+                        context.waited = true;
+                        self.state.set(State::Attempt { call });
+                        Poll::Ready(None)
+                    }
+                    TimedPoll::Ready(Err(error)) => self.on_error(error, cx),
+                    TimedPoll::TimedOut(failure, now) => self.on_timeout(failure, now),
+                }
+            }
+            StateProjection::Failed { error } => {
+                let error = *error.take().expect(POLLED_AGAIN);
+                let state = self.active.get();
+                let failure = state.config().errors.judge(error, state.attempt.calls);
+                self.on_failed(failure, None, cx)
+            }
+            StateProjection::Rejected { rejection } => {
+                let (failure, after) = rejection.take().expect(POLLED_AGAIN).into_parts();
+                Poll::Ready(Some(self.respond_failure(failure, after)))
+            }
+            StateProjection::HedgeOnly => self.poll_hedge(cx),
+            StateProjection::Done => panic!("{POLLED_AGAIN}"),
+        }
+    }
+
+    /// The attempt has ended.
+    fn on_result(&mut self, result: Result<Response<X>, E>, cx: &mut Context<'_>) -> Step<P, E, X> {
+        self.disarm();
+        match result {
+            Ok(response) => self.on_response(response, cx),
+            Err(error) => self.on_error(error, cx),
+        }
+    }
+
+    /// A head has come.
+    fn on_response(&mut self, mut response: Response<X>, cx: &mut Context<'_>) -> Step<P, E, X> {
+        if !P::Errors::is_plain(&response) {
+            if let Some(failure) = self.check(&mut response) {
+                return self.on_failed(failure, None, cx);
+            }
+        }
+        let first = self.poll_first(&mut response, cx);
+        self.on_first(response, first, cx)
+    }
+
+    /// What is wrong with a head.
+    fn check(&self, response: &mut Response<X>) -> Option<Failure> {
+        let state = self.active.get();
+        state.config().errors.check(&state.notes, response, state.attempt.calls, state.known_as)
+    }
+
+    /// The body's first frame was polled for.
+    fn on_first(
+        &mut self,
+        response: Response<X>,
+        first: Poll<Result<BodyStage<BodyErrorOf<P>>, Failure>>,
+        cx: &mut Context<'_>,
+    ) -> Step<P, E, X> {
+        match first {
+            Poll::Ready(Ok(stage)) => self.pass_on(response, stage, cx),
+            Poll::Ready(Err(failure)) => self.on_failed(failure, None, cx),
+            Poll::Pending => {
+                if self.passes(&response) {
+                    self.supersede_hedge();
+                }
+                let (mut timer, state) = self.active.parts();
+                timer.set(Some(sleep(state.config().errors.hold_for())));
+                state.context.waited = true;
+                let (head, body) = response.into_parts();
+                state.head = Some(head);
+                self.state.set(State::HoldHead { body: Some(body) });
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn passes(&self, response: &Response<X>) -> bool {
+        self.round.as_ref().is_none_or(|round| self.active.get().config().requests.passes(round, response))
+    }
+
+    /// A head that goes to the client, unless another attempt could mend what it shows.
+    fn pass_on(
+        &mut self,
+        mut response: Response<X>,
+        stage: BodyStage<BodyErrorOf<P>>,
+        cx: &mut Context<'_>,
+    ) -> Step<P, E, X> {
+        if self.passes(&response) {
+            self.supersede_hedge();
+            return Poll::Ready(Some(Ok(self.respond(response, stage))));
+        }
+        let outcome = Outcome::of(ResponseSummary::of(&response), false);
+        let Split { config, context, attempt, .. } = self.active.state().split();
+        attempt.on_head(config, context, &response, &outcome);
+        let Some(round) = self.round.as_mut() else {
+            return Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))));
+        };
+        if self.hedge.as_ref().is_some_and(|hedge| hedge.is_under_way()) {
+            let record = config.requests.record_of(round, &response);
+            config.requests.on_concurrent_failure(round, record);
+            self.discard(response, &stage, &outcome, cx);
+            self.state.set(State::HedgeOnly);
+            return Poll::Ready(None);
+        }
+        if let NextStep::Retry(at) = config.requests.on_response(round, &mut response) {
+            self.discard(response, &stage, &outcome, cx);
+            self.retry(at);
+            return Poll::Ready(None);
+        }
+        self.supersede_hedge();
+        let outcome = Outcome::of(ResponseSummary::of(&response), false);
+        Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))))
+    }
+
+    /// The head goes to the client, and shows no failure that another attempt could mend.
+    #[inline(always)]
+    fn respond(&mut self, mut response: Response<X>, stage: BodyStage<BodyErrorOf<P>>) -> Response<BodyOf<P, E, X>> {
+        let Split { config, context, attempt, .. } = self.active.state().split();
+        let outcome = Outcome::of(ResponseSummary::of(&response), !context.waited);
+        attempt.on_head(config, context, &response, &outcome);
+        if let Some(round) = self.round.as_mut() {
+            config.requests.on_success(round, &mut response);
+        }
+        if response.status().as_u16() >= 400 {
+            return self.finish_annotated(response, stage, outcome);
+        }
+        self.finish(response, stage, outcome)
+    }
+
+    /// A response that tells of a failure, the upstream's or one of a layer further in.
+    #[cold]
+    #[inline(never)]
+    fn finish_annotated(
+        &mut self,
+        mut response: Response<X>,
+        stage: BodyStage<BodyErrorOf<P>>,
+        outcome: Outcome,
+    ) -> Response<BodyOf<P, E, X>> {
+        let Split { config, context, notes, .. } = self.active.state().split();
+        config.errors.annotate(notes, &mut response);
+        // a response of the upstream's own has its cause only now
+        let outcome = match outcome.cause() {
+            Some(_) => outcome,
+            None => Outcome::of(ResponseSummary::of(&response), !context.waited),
+        };
+        let Some(page) = config.errors.page(notes, &mut response) else {
+            return self.finish(response, stage, outcome);
+        };
+        self.active.state().on_response(&outcome);
+        self.active.take().complete(&outcome);
+        response.map(|_| page.into())
+    }
+
+    #[inline(always)]
+    fn finish(
+        &mut self,
+        response: Response<X>,
+        stage: BodyStage<BodyErrorOf<P>>,
+        outcome: Outcome,
+    ) -> Response<BodyOf<P, E, X>> {
+        let mut active = self.active.take();
+        let call = active.state();
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            call.on_upgrade(&response);
+        }
+        call.on_response(&outcome);
+        // nothing of the upstream is held any more, however slowly its client reads
+        if matches!(stage, BodyStage::Done) || response.body().is_end_stream() {
+            active.complete(&outcome);
+            return response.map(|body| ExchangeBody::ended(P::Errors::inner(body), stage));
+        }
+        call.responded = true;
+        call.body.begin(response.version(), outcome.into_shown());
+        response.map(|body| ExchangeBody::open(P::Errors::inner(body), stage, active))
+    }
+
+    /// The inner service returned its error.
+    #[cold]
+    fn on_error(&mut self, error: E, cx: &mut Context<'_>) -> Step<P, E, X> {
+        self.disarm();
+        let seen = Outcome::error(&error);
+        let state = self.active.get();
+        match state.config().errors.failure(error, state.attempt.calls) {
+            Ok(failure) => self.on_failed(failure, None, cx),
+            Err(error) => {
+                let Split { config, context, attempt, .. } = self.active.state().split();
+                attempt.on_no_head(config, context, &seen);
+                self.active.take().complete(&seen);
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    /// The attempt has no head, or none that may be handed on.
+    #[cold]
+    fn on_failed(&mut self, failure: Failure, after: Option<Duration>, cx: &mut Context<'_>) -> Step<P, E, X> {
+        let _ = cx;
+        let outcome = Outcome::failure(&failure);
+        let Split { config, context, attempt, .. } = self.active.state().split();
+        attempt.on_no_head(config, context, &outcome);
+        attempt.complete(config, context, &outcome);
+        self.decide(failure, after)
+    }
+
+    /// A timeout of the attempt has passed.
+    #[cold]
+    fn on_timeout(&mut self, failure: Failure, now: Instant) -> Step<P, E, X> {
+        self.disarm();
+        drop_with_reason(CancelReason::TimedOut(failure.cause()), || self.state.set(State::Done));
+        let Split { config, context, attempt, .. } = self.active.state().split();
+        attempt.complete(config, context, &Outcome::failure(&failure).at(now));
+        self.decide(failure, None)
+    }
+
+    /// The attempt has failed: another one follows, or the failure goes to the client.
+    fn decide(&mut self, failure: Failure, after: Option<Duration>) -> Step<P, E, X> {
+        let state = self.active.get();
+        let requests = &state.config().requests;
+        let mut failure = state.config().errors.complete_failure(failure);
+        state.attempt.span.on_failure(&failure);
+        let Some(round) = self.round.as_mut() else { return Poll::Ready(Some(self.respond_failure(failure, after))) };
+        if requests.may_repeat(round) {
+            failure = failure.where_body_was_read(requests.body_was_read(round)).known_as(state.known_as);
+        }
+        if self.hedge.as_ref().is_some_and(|hedge| hedge.is_under_way()) {
+            requests.on_concurrent_failure(round, Some(failure));
+            self.state.set(State::HedgeOnly);
+            return Poll::Ready(None);
+        }
+        match requests.on_failure(round, failure) {
+            Ok(at) => {
+                self.retry(at);
+                Poll::Ready(None)
+            }
+            Err(failure) => Poll::Ready(Some(self.respond_failure(failure, after))),
+        }
+    }
+
+    /// Another attempt follows, not before this time.
+    fn retry(&mut self, at: Option<Instant>) {
+        *self.hedge = None;
+        // the attempt before lets go of its connection and of the request body
+        self.state.set(if at.is_some() { State::Backoff } else { State::ReclaimBody });
+        let (mut timer, state) = self.active.parts();
+        timer.set(at.map(sleep_until));
+        state.context.waited = true;
+        state.known_as = state.known_as.or(state.attempt.calls.claim());
+    }
+
+    /// Takes the request body back, and begins the next attempt.
+    fn reclaim_body(&mut self, cx: &mut Context<'_>) -> Step<P, E, X> {
+        let (mut timer, state) = self.active.parts();
+        let requests = &state.config().requests;
+        let Some(round) = self.round.as_mut() else { panic!("{POLLED_AGAIN}") };
+        let body = match requests.poll_replay(round, cx) {
+            Poll::Ready(body) => body,
+            Poll::Pending => {
+                if timer.is_none() {
+                    timer.set(Some(sleep(GIVEN_BACK)));
+                }
+                if let Some(timer) = timer.as_mut().as_pin_mut() {
+                    ready!(timer.poll(cx));
+                }
+                None
+            }
+        };
+        timer.set(None);
+        let Some(template) = self.template else {
+            let failure = requests.give_up(round, RetryStop::NotReplayable);
+            return Poll::Ready(Some(self.respond_failure(failure, None)));
+        };
+        let Split { config, context, attempt, .. } = state.split();
+        let next = body.and_then(|body| config.requests.next_request(round, body, &mut attempt.upload));
+        let Some((request, resends)) = next else {
+            let failure = config.requests.give_up(round, RetryStop::NotReplayable);
+            return Poll::Ready(Some(self.respond_failure(failure, None)));
+        };
+        match begin_later(config, context, attempt, template.service(), request, resends, cx) {
+            Begun::Called(call) => self.state.set(State::Attempt { call }),
+            Begun::NotReady(waiting) => self.state.set(State::NotReady { waiting: Some(waiting) }),
+            Begun::Rejected(rejection) => {
+                let (failure, after) = rejection.into_parts();
+                return self.decide(failure, after);
+            }
+            Begun::Failed(error) => return self.on_error(error, cx),
+        }
+        Poll::Ready(None)
+    }
+
+    /// The attempt's response was accepted: the second attempt is not needed.
+    fn supersede_hedge(&mut self) {
+        if self.hedge.is_some() {
+            drop_with_reason(CancelReason::Outrun, || *self.hedge = None);
+        }
+    }
+
+    /// Polls the second attempt; the first is pending, or has failed.
+    fn poll_hedge(&mut self, cx: &mut Context<'_>) -> Step<P, E, X> {
+        let Some(round) = self.round.as_mut() else { return Poll::Pending };
+        let only = matches!(*self.state, State::HedgeOnly);
+        if self.hedge.is_none() {
+            let state = self.active.get();
+            let requests = &state.config().requests;
+            if only || !requests.hedges(round) {
+                return Poll::Pending;
+            }
+            let due = requests.hedge_at(round);
+            *self.hedge = Some(Box::pin(Hedge::new(state.config_ref(), state.context, due)));
+        }
+        let (Some(hedge), Some(template)) = (self.hedge.as_mut(), self.template.as_ref()) else { return Poll::Pending };
+        let event = ready!(hedge.as_mut().poll::<B, X, E>(cx, template, round));
+        if only { self.on_last_hedge(event, cx) } else { self.on_hedge(event, cx) }
+    }
+
+    /// The second attempt has ended, while the first is pending.
+    fn on_hedge(&mut self, event: HedgeEvent<X, E>, cx: &mut Context<'_>) -> Step<P, E, X> {
+        let (Some(hedge), Some(round)) = (self.hedge.as_mut(), self.round.as_mut()) else { return Poll::Pending };
+        let known_as = self.active.get().attempt.calls.claim();
+        let (config, context, attempt) = hedge.as_mut().attempt();
+        let (record, outcome) = match event {
+            HedgeEvent::NotMade => (None, None),
+            HedgeEvent::Response(mut response) => {
+                let notes = &self.active.get().notes;
+                let checked = if P::Errors::is_plain(&response) {
+                    None
+                } else {
+                    config.errors.check(notes, &mut response, attempt.calls, known_as)
+                };
+                if checked.is_none() && config.requests.passes(round, &response) {
+                    return self.on_hedge_won(response, cx);
+                }
+                if let Some(failure) = checked {
+                    let outcome = Outcome::failure(&failure);
+                    attempt.on_no_head(config, context, &outcome);
+                    (Some(failure), Some(outcome))
+                } else {
+                    let outcome = Outcome::of(ResponseSummary::of(&response), false);
+                    attempt.on_head(config, context, &response, &outcome);
+                    let record = config.requests.record_of(round, &response);
+                    (record, drain(response, cx).then_some(outcome))
+                }
+            }
+            HedgeEvent::Error(error) => match config.errors.failure(error, attempt.calls) {
+                Ok(failure) => {
+                    let outcome = Outcome::failure(&failure);
+                    attempt.on_no_head(config, context, &outcome);
+                    (Some(failure), Some(outcome))
+                }
+                // an error that is passed on is not hedged
+                Err(_) => (None, None),
+            },
+            HedgeEvent::TimedOut(failure, now) => {
+                let outcome = Outcome::failure(&failure).at(now);
+                (Some(failure), Some(outcome))
+            }
+            HedgeEvent::Rejected(rejection) => (Some(rejection.into_parts().0), None),
+        };
+        if let Some(outcome) = outcome {
+            attempt.complete(config, context, &outcome);
+        }
+        if let Some(failure) = record {
+            let failure = config.errors.complete_failure(failure);
+            attempt.span.on_failure(&failure);
+            let failure = failure.where_body_was_read(config.requests.body_was_read(round)).known_as(known_as);
+            config.requests.on_concurrent_failure(round, Some(failure));
+        }
+        // the hedge stays, so that no other one is made
+        hedge.as_mut().end();
+        Poll::Pending
+    }
+
+    /// The second attempt was answered first.
+    fn on_hedge_won(&mut self, mut response: Response<X>, cx: &mut Context<'_>) -> Step<P, E, X> {
+        drop_with_reason(CancelReason::Outrun, || self.state.set(State::Done));
+        let state = self.active.state();
+        state.known_as = state.attempt.calls.claim();
+        let Split { config, context, attempt, .. } = state.split();
+        attempt.cancel(config, context, CancelReason::Outrun);
+        self.take_hedge();
+        self.disarm();
+        let first = self.poll_first(&mut response, cx);
+        self.on_first(response, first, cx)
+    }
+
+    /// The second attempt takes the place of the first, which is over.
+    fn take_hedge(&mut self) {
+        if let Some(mut hedge) = self.hedge.take() {
+            self.active.state().attempt = hedge.as_mut().take_attempt();
+        }
+    }
+
+    /// The second attempt has ended after the first has failed.
+    fn on_last_hedge(&mut self, event: HedgeEvent<X, E>, cx: &mut Context<'_>) -> Step<P, E, X> {
+        let state = self.active.state();
+        state.known_as = state.known_as.or(state.attempt.calls.claim());
+        self.take_hedge();
+        match event {
+            HedgeEvent::Response(response) => self.on_response(response, cx),
+            HedgeEvent::Error(error) => self.on_error(error, cx),
+            HedgeEvent::TimedOut(failure, now) => self.on_timeout(failure, now),
+            HedgeEvent::Rejected(rejection) => {
+                let (failure, after) = rejection.into_parts();
+                self.decide(failure, after)
+            }
+            HedgeEvent::NotMade => {
+                let Some(round) = self.round.as_mut() else { panic!("{POLLED_AGAIN}") };
+                let failure = self.active.get().config().requests.give_up(round, RetryStop::NotReplayable);
+                Poll::Ready(Some(self.respond_failure(failure, None)))
+            }
+        }
+    }
+
+    /// The response of an attempt that is repeated: its connection can be used again once it is read.
+    fn discard(
+        &mut self,
+        response: Response<X>,
+        stage: &BodyStage<BodyErrorOf<P>>,
+        outcome: &Outcome,
+        cx: &mut Context<'_>,
+    ) {
+        let ended = matches!(stage, BodyStage::Done) || response.body().is_end_stream();
+        let ended = ended || drain(response, cx);
+        let Split { config, context, attempt, .. } = self.active.state().split();
+        if ended {
+            attempt.complete(config, context, outcome);
+        } else {
+            attempt.cancel(config, context, CancelReason::Left);
+        }
+    }
+
+    /// The failure goes to the client.
+    #[cold]
+    fn respond_failure(&mut self, failure: Failure, after: Option<Duration>) -> Output<P, E, X> {
+        let outcome = Outcome::failure(&failure);
+        self.active.state().on_response(&outcome);
+        let Split { config, notes, .. } = self.active.state().split();
+        let failure = config.errors.complete_failure(failure);
+        let response = config.errors.respond(notes, failure, after);
+        let response = response.map(|mut response| {
+            set_retry_after(response.headers_mut(), after);
+            if let Some(page) = config.errors.page(notes, &mut response) {
+                *response.body_mut() = page;
+            }
+            response.map(ExchangeBody::from)
+        });
+        self.active.take().complete(&outcome);
+        response
+    }
+}
+
+/// Reads what is there of a body that is discarded; whether that was all of it.
+pub(crate) fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) -> bool {
+    let mut body = std::pin::pin!(response.into_body());
+    let mut left = DRAINED;
+    loop {
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                if bytes > left {
+                    return false;
+                }
+                left -= bytes;
+            }
+            Poll::Ready(None) => return true,
+            Poll::Ready(Some(Err(_))) | Poll::Pending => return false,
+        }
+    }
+}
+
+impl<S, B, P> fmt::Debug for ExchangeFuture<S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    S: Accepts<RequestBodyOf<P, B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExchangeFuture").finish_non_exhaustive()
+    }
+}

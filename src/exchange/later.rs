@@ -1,0 +1,121 @@
+//! How attempts after the first begin.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::Request;
+use tokio::time::{Instant, Sleep};
+
+use super::active::AttemptState;
+use super::span::AttemptSpan;
+use super::spec::{Config, ErrorMode, Spec};
+use super::timer::{TimedPoll, poll_timed};
+use super::{AttemptProgress, CallContext, Rejection, TimeoutPolicy, publish};
+use crate::body::Accepts;
+use crate::cause::{ClientCall, ClientCalls, Phase};
+
+/// How an attempt began.
+pub(super) enum Begun<F, S, W, E> {
+    /// The inner service was called.
+    Called(F),
+    /// The inner service is not ready.
+    NotReady(Box<(S, Request<W>)>),
+    Rejected(Rejection),
+    /// The inner service never becomes ready.
+    Failed(E),
+}
+
+/// Begins an attempt after the first; its timeouts begin now.
+pub(super) fn begin_later<P, S, W>(
+    config: &Config<P>,
+    call: &CallContext,
+    attempt: &mut AttemptState<P>,
+    mut service: S,
+    mut request: Request<W>,
+    resends: u32,
+    cx: &mut Context<'_>,
+) -> Begun<S::Future, S, W, S::Fault>
+where
+    P: Spec,
+    S: Accepts<W>,
+{
+    let mut context = CallContext { now: Instant::now(), deadline: None, ..*call };
+    if P::SPANS {
+        attempt.span = AttemptSpan::open(&request, resends);
+    }
+    attempt.timeouts = config.timeouts.begin_later(&mut context, &mut request);
+    attempt.context = Some(context);
+    if let Some(rejection) = config.timeouts.refuse(&context) {
+        return Begun::Rejected(rejection);
+    }
+    if let Err(rejection) = attempt.admit(config, call) {
+        return Begun::Rejected(rejection);
+    }
+    let ready = poll_ready(&mut service, None, cx);
+    let calls = ClientCalls::begin();
+    match ready {
+        Poll::Ready(Ok(())) => {
+            let entered = attempt.span.enter();
+            let future = service.call(request);
+            drop(entered);
+            attempt.calls = P::Errors::count(calls);
+            Begun::Called(future)
+        }
+        Poll::Ready(Err(error)) => {
+            attempt.calls = P::Errors::count(calls);
+            Begun::Failed(error)
+        }
+        Poll::Pending => {
+            attempt.calls = P::Errors::count(calls);
+            Begun::NotReady(Box::new((service, request)))
+        }
+    }
+}
+
+/// Asks whether a service is ready; while it is not, the call waits for a connection.
+pub(super) fn poll_ready<S: Accepts<W>, W>(
+    service: &mut S,
+    call: Option<ClientCall>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), S::Fault>> {
+    let ready = service.poll_ready(cx);
+    if ready.is_pending() {
+        publish(|| AttemptProgress { call, ..AttemptProgress::before(Phase::Pool) });
+    }
+    ready
+}
+
+/// Waits for the inner service under the timeouts of the attempt.
+pub(super) fn poll_not_ready<P: Spec, S: Accepts<W>, W>(
+    config: &Config<P>,
+    call: &CallContext,
+    attempt: &mut AttemptState<P>,
+    timer: Pin<&mut Option<Sleep>>,
+    service: &mut S,
+    cx: &mut Context<'_>,
+) -> Poll<TimedPoll<Result<(), S::Fault>>> {
+    let calls = attempt.calls;
+    let mut poll = |cx: &mut Context<'_>| poll_ready(service, calls.claim(), cx);
+    match poll(cx) {
+        Poll::Ready(ready) => Poll::Ready(TimedPoll::Ready(ready)),
+        Poll::Pending => poll_timed(config, call, attempt, timer, calls.promised(), cx, |_, cx| poll(cx)),
+    }
+}
+
+/// Calls a service for which the call has waited, under the number that was drawn for it.
+pub(super) fn call_promised<P: Spec, S: Accepts<W>, W>(
+    attempt: &mut AttemptState<P>,
+    service: &mut S,
+    request: Request<W>,
+) -> S::Future {
+    let entered = attempt.span.enter();
+    let made = ClientCalls::begin();
+    let future = match attempt.calls.claim() {
+        Some(number) => number.make(|| service.call(request)),
+        None => service.call(request),
+    };
+    let made = made.end();
+    drop(entered);
+    attempt.calls = attempt.calls.made(made);
+    future
+}

@@ -1,0 +1,28 @@
+//! The driver: one service, one future and one body behind the middleware.
+#![allow(clippy::inline_always)]
+
+mod active;
+mod body;
+mod future;
+mod hedge;
+mod later;
+mod service;
+mod span;
+mod spec;
+mod timer;
+
+pub(crate) use self::active::{ActiveCall, SpareCalls};
+pub(crate) use self::body::{ExchangeBody, set_retry_after};
+pub(crate) use self::future::{ExchangeFuture, drain};
+pub(crate) use self::service::Exchange;
+pub(crate) use self::span::AttemptSpan;
+pub(crate) use self::spec::*;
+pub(crate) use crate::engine::{
+    Abandon as CancelReason, BodyLimits as BodyTimeouts, Call as CallContext, Detach, Expired,
+    Finding as TimerDecision, Handle, Head as HeadSeen, Held as Ref, Limits as TimeoutPolicy, Outcome,
+    Part as Component, Refusal as Rejection, Shown as ResponseSummary, Sight as AttemptProgress, Sweep, Sweepable,
+    Swept, Tunnel, UploadSight as UploadProgress, ask as query, leave as drop_with_reason, leaving as drop_reason,
+    tell as publish,
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;

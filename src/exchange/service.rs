@@ -1,0 +1,328 @@
+//! The one service, and how a call begins.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use http::{Request, Version};
+use tokio::time::Instant;
+
+use super::active::{Active, Split};
+use super::future::{ExchangeFuture, State};
+use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, Spec};
+use super::{BoxError, Component, Handle, Ref, Rejection, TimeoutPolicy};
+use crate::body::Accepts;
+use crate::cause::{ClientCall, ClientCalls};
+
+/// A service under the components, timeouts and modes of `P`.
+pub(crate) struct Exchange<S, P: Spec> {
+    inner: S,
+    config: Handle<Config<P>>,
+    /// For attempts after the first; `None` where there are none and backpressure is passed on.
+    template: Option<Handle<Template<S>>>,
+    readiness: Readiness,
+}
+
+/// The service for attempts after the first: cloned when one is made, never before.
+pub(crate) struct Template<S> {
+    service: Mutex<S>,
+    /// `S: Clone` is asked for where the template is made, and not of every call.
+    clone: fn(&S) -> S,
+}
+
+impl<S: Clone> Template<S> {
+    fn new(service: S) -> Self {
+        Self { service: Mutex::new(service), clone: S::clone }
+    }
+}
+
+impl<S> Template<S> {
+    pub(super) fn service(&self) -> S {
+        (self.clone)(&self.service.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What `poll_ready` found.
+#[derive(Default)]
+enum Readiness {
+    #[default]
+    NotPolled,
+    Ready,
+    Pending,
+    /// The inner service never becomes ready.
+    Failed(BoxError),
+    /// Calls are rejected, so that the inner service was not polled: it must not be called.
+    Rejected(Instant, Rejection),
+}
+
+impl<S, P: Spec> Exchange<S, P> {
+    /// For a spec with several attempts, or one that waits for the inner service.
+    pub(crate) fn repeating(inner: S, config: Arc<Config<P>>) -> Self
+    where
+        S: Clone,
+    {
+        let template = Some(Handle::new(Arc::new(Template::new(inner.clone()))));
+        Self { inner, config: Handle::new(config), template, readiness: Readiness::NotPolled }
+    }
+
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    pub(crate) fn into_inner(self) -> S {
+        self.inner
+    }
+
+    /// Replaces the settings for calls that begin from now on.
+    pub(crate) fn set_config(&mut self, config: Arc<Config<P>>) {
+        self.config = Handle::new(config);
+    }
+
+    #[inline]
+    pub(crate) fn poll_ready<B, X, E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ErrorOf<P, E, X>>>
+    where
+        P::Requests: RequestMode<B>,
+        P::Errors: ResponseMode<E, X>,
+        S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    {
+        if P::PerAttempt::REFUSES && !P::WAITS {
+            if let Some((now, rejection)) = self.config.per_attempt.refuses() {
+                self.readiness = Readiness::Rejected(now, rejection);
+                return Poll::Ready(Ok(()));
+            }
+        }
+        self.readiness = match self.inner.poll_ready(cx) {
+            Poll::Ready(Ok(())) => Readiness::Ready,
+            Poll::Ready(Err(error)) => Readiness::Failed(P::Errors::not_ready(error)?),
+            // what waits here would wait under no timeout
+            Poll::Pending if P::WAITS => Readiness::Pending,
+            Poll::Pending => return Poll::Pending,
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline]
+    pub(crate) fn call<B, X, E>(&mut self, request: Request<B>) -> ExchangeFuture<S, B, P>
+    where
+        P::Requests: RequestMode<B>,
+        P::Errors: ResponseMode<E, X>,
+        S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    {
+        let readiness = std::mem::take(&mut self.readiness);
+        let config = self.config.hold();
+        let template = self.template.as_mut().map(|template| move || template.hold());
+        begin(&mut self.inner, readiness, config, template, request)
+    }
+
+    /// A call by a caller that shares the service, as hyper's servers do.
+    ///
+    /// `config`: settings that have changed since this service was made.
+    pub(crate) fn call_shared<B, X, E>(
+        &self,
+        config: Option<Arc<Config<P>>>,
+        request: Request<B>,
+    ) -> ExchangeFuture<S, B, P>
+    where
+        P::Requests: RequestMode<B>,
+        P::Errors: ResponseMode<E, X>,
+        S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E> + Clone,
+    {
+        let mut inner = self.inner.clone();
+        // one that is pending is polled again by the call, with its own waker
+        let readiness = match inner.poll_ready(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(Ok(())) => Readiness::Ready,
+            Poll::Ready(Err(error)) => match P::Errors::not_ready(error) {
+                Ok(error) => Readiness::Failed(error),
+                Err(_) => Readiness::NotPolled,
+            },
+            Poll::Pending => Readiness::Pending,
+        };
+        let config = config.map_or_else(|| self.config.hold_own(), Ref::new);
+        let template = self.template.as_ref().map(|template| || template.hold_own());
+        begin(&mut inner, readiness, config, template, request)
+    }
+}
+
+/// The error of an exchange.
+pub(crate) type ErrorOf<P, E, X> = <<P as Spec>::Errors as ResponseMode<E, X>>::Error;
+
+/// Begins a call.
+#[inline(always)]
+fn begin<S, B, P, X, E>(
+    inner: &mut S,
+    readiness: Readiness,
+    config: Ref<Config<P>>,
+    template: Option<impl FnOnce() -> Ref<Template<S>>>,
+    mut request: Request<B>,
+) -> ExchangeFuture<S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    P::Errors: ResponseMode<E, X>,
+    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+{
+    if let Readiness::Rejected(now, rejection) = readiness {
+        return reject_early(config, now, rejection, request);
+    }
+    let now = Instant::now();
+    let mut active = Active::begin(config, now);
+    let Split { config, context, permit, attempt, notes } = active.state().split();
+    context.flow_controlled = request.version() >= Version::HTTP_2;
+    attempt.timeouts = config.timeouts.begin(context, &mut request);
+    config.errors.note(notes, &request);
+    let mut rejection = config.timeouts.refuse(context);
+    if rejection.is_none() {
+        match config.handling.bypasses(now) {
+            Ok(bypasses) => context.bypass = bypasses,
+            Err(all) => rejection = Some(all),
+        }
+    }
+    if rejection.is_none() {
+        match config.per_call.admit(context) {
+            Ok(admitted) => *permit = Some(admitted),
+            Err(own) => rejection = Some(own),
+        }
+    }
+    if P::SPANS && rejection.is_none() {
+        attempt.span = super::span::AttemptSpan::open(&request, 0);
+    }
+    // a retry budget counts no call that is not admitted
+    let once = rejection.is_some() || context.bypass;
+    let started = config.requests.begin(&request, context, once);
+    if rejection.is_none() && !context.bypass {
+        rejection = attempt.admit(config, context).err();
+    }
+    if let Some(rejection) = rejection {
+        give_back(inner, template, &readiness);
+        return reject(active, started, request.into_body(), rejection);
+    }
+    let mut round = None;
+    // in one step: a request is large
+    let request = request.map(|body| {
+        let (kept, body) = config.requests.wrap(started, body, now, &mut attempt.upload);
+        round = Some(kept);
+        body
+    });
+    let Some(round) = round else { unreachable!("the body was mapped") };
+    let entered = attempt.span.enter();
+    let calls = ClientCalls::begin();
+    let (state, template) = match readiness {
+        Readiness::Ready => {
+            let state = State::Attempt { call: inner.call(request) };
+            let template = if config.requests.may_repeat(&round) { template.map(|hold| hold()) } else { None };
+            (state, template)
+        }
+        other => begin_slow(inner, other, template, request),
+    };
+    drop(entered);
+    attempt.calls = P::Errors::count(calls);
+    ExchangeFuture::new(state, active, Some(round), template)
+}
+
+/// How the first attempt was begun, and the template for others.
+type Started<F, X, S, W> = (State<F, X, S, W>, Option<Ref<Template<S>>>);
+
+/// The inner service has not said that it is ready.
+#[cold]
+#[inline(never)]
+fn begin_slow<F, X, S, W>(
+    inner: &mut S,
+    readiness: Readiness,
+    template: Option<impl FnOnce() -> Ref<Template<S>>>,
+    request: Request<W>,
+) -> Started<F, X, S, W>
+where
+    S: tower_service::Service<Request<W>, Future = F>,
+{
+    let template = template.map(|hold| hold());
+    let state = match (readiness, &template) {
+        (Readiness::Failed(error), _) => State::Failed { error: Some(Box::new(error)) },
+        // the service that waits keeps its place in the queue
+        (Readiness::Pending | Readiness::NotPolled, Some(template)) => {
+            let next = (template.clone)(inner);
+            let waiting = (std::mem::replace(inner, next), request);
+            State::NotReady { waiting: Some(Box::new(waiting)) }
+        }
+        // that is for the inner service to say
+        _ => State::Attempt { call: inner.call(request) },
+    };
+    (state, template)
+}
+
+/// The inner service is not called: its readiness is given to other callers.
+#[cold]
+fn give_back<S>(inner: &mut S, template: Option<impl FnOnce() -> Ref<Template<S>>>, readiness: &Readiness) {
+    if let (Readiness::Pending, Some(hold)) = (readiness, template) {
+        *inner = (hold().clone)(inner);
+    }
+}
+
+/// A call that is answered here.
+#[cold]
+fn reject<S, B, P>(
+    mut active: Active<P>,
+    started: <P::Requests as RequestMode<B>>::Started,
+    body: B,
+    rejection: Rejection,
+) -> ExchangeFuture<S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    S: Accepts<RequestBodyOf<P, B>>,
+{
+    // layers further out count this rejection as the one client call that was to be made
+    ClientCall::next();
+    let Split { config, permit, attempt, .. } = active.state().split();
+    if permit.is_none() {
+        config.per_call.refused(&rejection);
+    }
+    let now = Instant::now();
+    let (round, body) = config.requests.wrap(started, body, now, &mut attempt.upload);
+    drop(body);
+    attempt.span.on_failure(rejection.failure());
+    ExchangeFuture::new(State::Rejected { rejection: Some(Box::new(rejection)) }, active, Some(round), None)
+}
+
+/// The inner service was not polled: whatever has changed since then, it is not called.
+#[cold]
+fn reject_early<S, B, P>(
+    config: Ref<Config<P>>,
+    now: Instant,
+    rejection: Rejection,
+    mut request: Request<B>,
+) -> ExchangeFuture<S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    S: Accepts<RequestBodyOf<P, B>>,
+{
+    let mut active = Active::begin(config, now);
+    let Split { config, context, attempt, notes, .. } = active.state().split();
+    context.flow_controlled = request.version() >= Version::HTTP_2;
+    attempt.timeouts = config.timeouts.begin(context, &mut request);
+    config.errors.note(notes, &request);
+    config.per_attempt.refused(&rejection);
+    let started = config.requests.begin(&request, context, true);
+    reject(active, started, request.into_body(), rejection)
+}
+
+impl<S: Clone, P: Spec> Clone for Exchange<S, P> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            config: self.config.clone(),
+            template: self.template.clone(),
+            readiness: Readiness::NotPolled,
+        }
+    }
+}
+
+impl<S: fmt::Debug, P: Spec> fmt::Debug for Exchange<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}

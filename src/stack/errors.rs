@@ -1,0 +1,161 @@
+//! What a stack does with errors: classification, the upstream's name on failures, and an error page.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::Body;
+
+use super::note::{Notes, note};
+use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, is_local};
+use crate::classify::{Classified, SharedBody};
+use crate::engine::{Detach, Expired};
+use crate::error_page::ErrorPage;
+use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A stack's error mode.
+#[derive(Clone)]
+pub(super) struct Errors {
+    pub(super) name: Arc<str>,
+    pub(super) classify: Classified,
+    pub(super) page: Option<ErrorPage>,
+}
+
+impl ErrorMode for Errors {
+    type Notes = Notes;
+    type BodyError = Failure;
+
+    const FLUSHES: bool = Classified::FLUSHES;
+    const SWEEPS_SHORT: bool = Classified::SWEEPS_SHORT;
+
+    #[inline]
+    fn note<B>(&self, notes: &mut Notes, request: &Request<B>) {
+        note(notes, request, self.page.as_ref());
+    }
+
+    #[inline]
+    fn forget(notes: &mut Notes) {
+        notes.ask.forget();
+        if notes.wish.is_some() {
+            notes.wish = None;
+        }
+    }
+
+    #[inline]
+    fn count(calls: ClientCalls) -> ClientCalls {
+        Classified::count(calls)
+    }
+
+    fn judge(&self, error: BoxError, calls: ClientCalls) -> Failure {
+        self.classify.judge(error, calls)
+    }
+
+    fn complete_failure(&self, failure: Failure) -> Failure {
+        match failure.upstream() {
+            Some(_) => failure,
+            None => failure.into_builder().upstream(self.name.clone()).build(),
+        }
+    }
+
+    fn on_cancel(&self, notes: &mut Notes) {
+        self.classify.on_cancel(&mut notes.ask);
+    }
+
+    fn annotate<R>(&self, notes: &mut Notes, response: &mut Response<R>) {
+        self.classify.annotate(&mut notes.ask, response);
+    }
+
+    fn page<R>(&self, notes: &mut Notes, response: &mut Response<R>) -> Option<Bytes> {
+        let page = self.page.as_ref()?;
+        let wish = notes.wish.take()?;
+        let failure = if is_local(response.extensions()) { Failure::of(response)?.clone() } else { return None };
+        Some(page.write(&wish, &failure, response, SystemTime::now()))
+    }
+
+    fn local_response(&self, notes: &mut Notes, failure: &Failure, after: Option<Duration>) -> Response<Bytes> {
+        self.classify.local_response(&mut notes.ask, failure, after)
+    }
+
+    fn body_error(error: BoxError) -> (Failure, BadGatewayCause, Option<Failure>) {
+        Classified::body_error(error)
+    }
+
+    fn report_body(&self, notes: &mut Notes, failure: Failure) -> Failure {
+        self.classify.report_body(&mut notes.ask, failure)
+    }
+
+    fn report_expired(&self, notes: &mut Notes, expired: Expired, failure: Failure) -> Failure {
+        self.classify.report_expired(&mut notes.ask, expired, failure)
+    }
+}
+
+impl<E, X> ResponseMode<E, X> for Errors
+where
+    E: Into<BoxError>,
+    X: Body<Data = Bytes> + Unpin + Send + 'static,
+    X::Error: Into<BoxError>,
+{
+    type Error = std::convert::Infallible;
+    type Inner = SharedBody<X>;
+
+    fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
+        Ok(self.judge(error.into(), calls))
+    }
+
+    fn not_ready(error: E) -> Result<BoxError, Self::Error> {
+        Ok(error.into())
+    }
+
+    #[inline]
+    fn is_plain(response: &Response<X>) -> bool {
+        <Classified as ResponseMode<E, X>>::is_plain(response)
+    }
+
+    fn check(
+        &self,
+        notes: &Notes,
+        response: &mut Response<X>,
+        calls: ClientCalls,
+        known_as: Option<ClientCall>,
+    ) -> Option<Failure> {
+        <Classified as ResponseMode<E, X>>::check(&self.classify, &notes.ask, response, calls, known_as)
+    }
+
+    #[inline]
+    fn holds(&self, notes: &Notes, response: &Response<X>) -> bool {
+        <Classified as ResponseMode<E, X>>::holds(&self.classify, &notes.ask, response)
+    }
+
+    fn hold_for(&self) -> Duration {
+        <Classified as ResponseMode<E, X>>::hold_for(&self.classify)
+    }
+
+    #[inline]
+    fn poll_first(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
+        <Classified as ResponseMode<E, X>>::poll_first(body, version, cx)
+    }
+
+    #[inline]
+    fn inner(body: X) -> SharedBody<X> {
+        <Classified as ResponseMode<E, X>>::inner(body)
+    }
+}
+
+impl<X: Body + Send + 'static> BodyMode<SharedBody<X>> for Errors {
+    fn share(body: &mut SharedBody<X>) -> Option<Arc<dyn Detach>> {
+        <Classified as BodyMode<SharedBody<X>>>::share(body)
+    }
+
+    #[inline]
+    fn was_cut(body: &SharedBody<X>, version: Version) -> bool {
+        <Classified as BodyMode<SharedBody<X>>>::was_cut(body, version)
+    }
+
+    fn cut() -> Failure {
+        <Classified as BodyMode<SharedBody<X>>>::cut()
+    }
+}

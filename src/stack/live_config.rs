@@ -1,0 +1,67 @@
+//! The settings of a stack while it runs, and how services notice a change.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::spec::Config;
+
+/// The present settings of one stack.
+///
+/// A service compares one word at each call; a call keeps the settings with which it began.
+pub(super) struct LiveConfig {
+    version: AtomicU32,
+    config: RwLock<Arc<Config>>,
+}
+
+impl LiveConfig {
+    pub(super) fn new(config: Config) -> Self {
+        Self { version: AtomicU32::new(0), config: RwLock::new(Arc::new(config)) }
+    }
+
+    #[inline]
+    pub(super) fn version(&self) -> u32 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// The settings and their version.
+    pub(super) fn current(&self) -> (u32, Arc<Config>) {
+        let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
+        // written under the lock
+        (self.version.load(Ordering::Relaxed), config.clone())
+    }
+
+    /// Changes the settings for calls that begin from now on.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Config)) {
+        let mut config = self.config.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Config::clone(&config);
+        change(&mut next);
+        *config = Arc::new(next);
+        self.version.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tower::{Layer, Service, service_fn};
+
+    use super::super::UpstreamLayer;
+
+    #[tokio::test]
+    async fn old_settings_are_dropped_once_every_service_has_noticed_the_change() {
+        let layer = UpstreamLayer::builder("shop").build().unwrap();
+        let inner = service_fn(|_| std::future::ready(Ok::<_, String>(http::Response::new(String::new()))));
+        let mut service = layer.layer(inner);
+        let (first, config) = layer.live.current();
+        let old = Arc::downgrade(&config);
+        drop(config);
+        layer.handle().resume();
+        layer.handle().resume();
+        assert_eq!(layer.live.version(), first + 2);
+        assert!(old.strong_count() > 0, "a service keeps them until its next call");
+        let request = http::Request::new(http_body_util::Empty::<bytes::Bytes>::new());
+        let response = service.call(request).await.unwrap();
+        assert_eq!((response.status().as_u16(), old.strong_count()), (200, 0), "nothing grows with the changes");
+    }
+}

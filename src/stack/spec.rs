@@ -1,0 +1,129 @@
+//! A stack as an exchange: what it does around a call, and around each attempt.
+
+use std::sync::Arc;
+
+use super::errors::Errors;
+use super::recorder::Recorder;
+use super::requests::Requests;
+use crate::breaker::Breaker;
+use crate::engine::{Abandon, Call, Outcome, Part, Refusal, Tunnel};
+use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
+use crate::limit::Limit;
+use crate::shelf::shelf;
+use crate::timeout::Enforced;
+
+/// A stack's settings as they stand; what is changed at run time is changed in a copy.
+pub(super) type Config = exchange::Config<StackSpec>;
+
+/// The parts of a stack.
+#[derive(Debug)]
+pub(super) enum StackSpec {}
+
+shelf!(SPARE: std::pin::Pin<Box<ActiveCall<StackSpec>>>);
+
+impl Spec for StackSpec {
+    type PerCall = PerCall;
+    type PerAttempt = Option<Breaker>;
+    type Timeouts = Enforced;
+    type Requests = Requests;
+    type Errors = Errors;
+
+    const WAITS: bool = true;
+    const SPANS: bool = true;
+
+    #[inline]
+    fn spare_calls() -> &'static SpareCalls<Self> {
+        &SPARE
+    }
+}
+
+/// What a stack does around a call: it counts, and limits concurrency.
+#[derive(Clone, Debug)]
+pub(super) struct PerCall {
+    pub(super) recorder: Arc<Recorder>,
+    pub(super) limiter: Option<Limit>,
+}
+
+impl Part for PerCall {
+    /// A slot; `None` in a bypass.
+    type Ticket = Option<<Limit as Part>::Ticket>;
+
+    fn refused(&self, rejection: &Refusal) {
+        self.recorder.begin();
+        self.recorder.end(Some(&Outcome::failure(rejection.failure())));
+    }
+
+    #[inline]
+    fn admit(&self, call: &Call) -> Result<Self::Ticket, Refusal> {
+        let slot = match &self.limiter {
+            Some(limiter) if !call.bypass => Some(limiter.admit(call)?),
+            _ => None,
+        };
+        self.recorder.begin();
+        Ok(slot)
+    }
+
+    #[inline]
+    fn answered(&self, slot: &mut Self::Ticket, call: &Call, outcome: &Outcome) {
+        if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
+            limiter.answered(slot, call, outcome);
+        }
+        self.recorder.head(call, outcome);
+    }
+
+    fn tunnelled(&self, slot: &mut Self::Ticket, tunnel: &Tunnel) {
+        if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
+            limiter.tunnelled(slot, tunnel);
+        }
+    }
+
+    #[inline]
+    fn settle(&self, slot: Self::Ticket, call: &Call, outcome: &Outcome) {
+        if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
+            limiter.settle(slot, call, outcome);
+        }
+        self.recorder.end(Some(outcome));
+    }
+
+    fn abandon(&self, slot: Self::Ticket, call: &Call, reason: Abandon) {
+        if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
+            limiter.abandon(slot, call, reason);
+        }
+        self.recorder.end(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::limit::LimitLayer;
+
+    fn per_call(limit: u32) -> (PerCall, LimitLayer) {
+        let layer = LimitLayer::fixed(limit);
+        (PerCall { recorder: Arc::new(Recorder::new()), limiter: Some(layer.part()) }, layer)
+    }
+
+    #[test]
+    fn a_call_is_counted_and_holds_one_slot_until_its_end() {
+        let (component, layer) = per_call(1);
+        let call = Call::new(Instant::now());
+        let slot = component.admit(&call).unwrap();
+        assert!(component.admit(&call).is_err());
+        assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (1, 1));
+        component.settle(slot, &call, &Outcome::answer(StatusCode::OK, None));
+        assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn a_call_in_a_bypass_is_counted_and_holds_no_slot() {
+        let (component, layer) = per_call(1);
+        let call = Call { bypass: true, ..Call::new(Instant::now()) };
+        let slot = component.admit(&call).unwrap();
+        assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (1, 0));
+        component.abandon(slot, &call, Abandon::Left);
+        assert_eq!(component.recorder.in_flight(), 0);
+    }
+}
