@@ -116,9 +116,9 @@ trait Expires: Send + Sync {
     fn try_expire(&self, expired: Expired) -> bool;
 }
 
-/// What an entry keeps, whoever waits for it, and the body if that can be dropped from here.
+/// What an entry keeps, the task that waits for it, and the body if that can be dropped from here.
 struct Kept<T> {
-    kept: T,
+    value: T,
     waker: Option<Waker>,
     detach: Option<Arc<dyn Detach>>,
 }
@@ -143,7 +143,7 @@ impl Sweep {
         T: Sweepable + Send + 'static,
     {
         let now = Instant::now();
-        let entry = Arc::new(Entry::new(Kept { kept, waker: None, detach }));
+        let entry = Arc::new(Entry::new(Kept { value: kept, waker: None, detach }));
         let open = Open { body: entry.clone(), limits, unread_since: now };
         let due = open.next_pass(now);
         let mut schedule = lock(&self.schedule);
@@ -282,7 +282,7 @@ impl<T: Sweepable> Swept<T> {
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
     ) -> Result<Poll<R>, Failure> {
-        let polled = self.entry.poll(|Kept { kept, waker, detach }| {
+        let polled = self.entry.poll(|Kept { value: kept, waker, detach }| {
             let polled = if T::OWNS_BODY || detach.is_some() {
                 poll(kept, cx)
             } else {
@@ -303,12 +303,12 @@ impl<T: Sweepable> Swept<T> {
 impl<T> Swept<T> {
     /// Shows what is kept; `None` once a limit has passed.
     pub(crate) fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
-        self.entry.show(|kept| show(&kept.kept))
+        self.entry.show(|kept| show(&kept.value))
     }
 
     /// Takes what is kept, as the body is over; `None` if a limit has passed.
     pub(crate) fn take(&self) -> Option<T> {
-        self.entry.take().map(|kept| kept.kept)
+        self.entry.take().map(|kept| kept.value)
     }
 }
 
@@ -331,13 +331,14 @@ impl<T: Sweepable + Send> Expires for Entry<Kept<T>, Failure> {
 
     fn try_expire(&self, expired: Expired) -> bool {
         let mut consumer = None;
-        let is_over = self.try_expire(matches!(expired, Expired::ClientIdle(_)), |Kept { kept, waker, detach }| {
-            consumer = waker;
-            if let Some(detach) = detach {
-                leave(expired.abandons(), || detach.detach());
-            }
-            kept.expire(expired)
-        });
+        let is_over =
+            self.try_expire(matches!(expired, Expired::ClientIdle(_)), |Kept { value: kept, waker, detach }| {
+                consumer = waker;
+                if let Some(detach) = detach {
+                    leave(expired.abandons(), || detach.detach());
+                }
+                kept.expire(expired)
+            });
         if let Some(waker) = consumer {
             waker.wake();
         }

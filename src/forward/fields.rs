@@ -292,7 +292,7 @@ pub(crate) fn is_origin(name: &HeaderName) -> bool {
 
 #[inline]
 fn known(name: &[u8]) -> Fields {
-    let lengths = name.first().and_then(letter).map_or(0, |letter| LENGTHS[letter]);
+    let lengths = name.first().copied().and_then(letter).map_or(0, |letter| LENGTHS[letter]);
     if lengths >> name.len().min(31) & 1 == 0 {
         return Fields::NONE;
     }
@@ -301,7 +301,7 @@ fn known(name: &[u8]) -> Fields {
 
 /// The place of a letter in the alphabet, of either case.
 #[inline]
-fn letter(byte: &u8) -> Option<usize> {
+fn letter(byte: u8) -> Option<usize> {
     let letter = byte.to_ascii_lowercase().wrapping_sub(b'a');
     (letter < 26).then_some(usize::from(letter))
 }
@@ -337,7 +337,8 @@ fn origin(name: &[u8]) -> Fields {
         [b'x' | b'X', dash, rest @ ..] if !dash.is_ascii_alphanumeric() => (rest, X_ORIGINS, &X_SECOND_LETTERS),
         _ => (name, ORIGINS, &SECOND_LETTERS),
     };
-    let (Some(first), Some(second)) = (rest.first().and_then(letter), rest.get(1).and_then(letter)) else {
+    let (Some(first), Some(second)) = (rest.first().copied().and_then(letter), rest.get(1).copied().and_then(letter))
+    else {
         return Fields::NONE;
     };
     if seconds[first] >> second & 1 == 0 || !names.iter().any(|known| continues(rest, known.as_bytes())) {
