@@ -223,9 +223,19 @@ impl<P: Spec> CallState<P> {
             Some(Ok(frame)) if inner.is_end_stream() => BodyEvent::Last(frame),
             Some(Ok(_)) if self.is_overdue() => BodyEvent::Overdue,
             Some(Ok(frame)) => BodyEvent::Frame(frame),
-            Some(Err(error)) => BodyEvent::Failed(error.into()),
+            Some(Err(error)) => BodyEvent::Failed(self.blame(error.into())),
             None => BodyEvent::End,
         })
+    }
+
+    /// The error of a body that was cut; if the client's upload has failed, the cause is the client's.
+    #[cold]
+    fn blame(&self, error: BoxError) -> BoxError {
+        if error.is::<Failure>() || !self.attempt.upload.as_ref().is_some_and(|upload| upload.failed()) {
+            return error;
+        }
+        let failure = Failure::builder(BadGatewayCause::RequestBodyFailed).phase(Phase::Body);
+        failure.replay(Replay::Never, Evidence::Counted).source(error).build().into()
     }
 
     /// Whether the whole call has taken too long; without such a timeout no clock is read.
