@@ -102,7 +102,9 @@ use self::host::Target;
 pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
 #[cfg(feature = "client")]
 pub(crate) use self::onward::UnaskedSwitch;
-pub(crate) use self::size::{encodes_well, field_section_size, target_size};
+#[cfg(all(feature = "client", feature = "http2"))]
+pub(crate) use self::size::field_section_size;
+pub(crate) use self::size::{encodes_well, target_size};
 pub use self::trailers::strip_trailers;
 #[cfg(feature = "client")]
 pub(crate) use self::trailers::{strip_request_trailers, strip_response_trailers};
