@@ -19,7 +19,7 @@ use tower_upstream::forward::Rules;
 const CHACHA: CipherSuite = CipherSuite::TLS13_CHACHA20_POLY1305_SHA256;
 
 #[tokio::test]
-async fn the_processs_provider_is_used_before_ring() {
+async fn the_provider_of_the_process_is_used_before_ring() {
     let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der()).into();
     let server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

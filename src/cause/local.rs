@@ -61,7 +61,7 @@ mod tests {
     use crate::cause::Replay;
 
     #[test]
-    fn the_text_is_the_statuss_and_the_failures_own() {
+    fn the_text_is_that_of_the_status_and_the_failure() {
         let text =
             |failure: &Failure, status| String::from_utf8(local_answer(failure, status).into_body().to_vec()).unwrap();
         let open = Failure::builder(BadGatewayCause::CircuitOpen).refusal().build();

@@ -48,7 +48,7 @@ impl TlsInfo {
 /// [`assume_tls`](Self::assume_tls) for connectors that do not say so, such as hyper-rustls and hyper-tls. Any other
 /// connection is closed, and the failure is [`InvalidTarget`](crate::BadGatewayCause::InvalidTarget).
 ///
-/// [`TcpConnector`](super::TcpConnector) and [`TlsConnector`](super::TlsConnector) limit name, connect
+/// [`TcpConnector`] and [`TlsConnector`](super::TlsConnector) limit name, connect
 /// and TLS apart; around `HttpConnector`, hyper-rustls or a Unix socket connector, `timeout` is one
 /// limit for all three.
 ///
