@@ -98,8 +98,7 @@ async fn loses(stack: Stack) -> Told {
     if let Stack::Without = stack {
         return told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await;
     }
-    let limits = limits.part(breaker.part());
-    told(&upstream, classify.layer(retry.layer(limits.layer(upstream.service())))).await
+    told(&upstream, classify.layer(retry.layer(breaker.layer(limits.layer(upstream.service()))))).await
 }
 
 /// Calls in an open loop, and counts those that were answered with a failure by when they came.

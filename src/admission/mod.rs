@@ -93,13 +93,29 @@ use tower_layer::Layer;
 use self::desk::{Desk, No};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{Deadlines, Inherited};
-use crate::engine::{Abandon, Call, Engine, Kind, Outcome, Part, Refusal, Shared};
+use crate::engine::{Abandon, Call, Kind, Outcome, Part, Refusal};
+use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::measure::reachable;
 
 pub use self::desk::{Refused, Ticket};
 
-/// The service of [`AdmissionLayer`].
-pub type Admitted<S> = Engine<S, Admission, Inherited>;
+passing_middleware! {
+    /// The service of [`AdmissionLayer`].
+    Admitted,
+    /// The future of [`Admitted`].
+    AdmissionFuture,
+    /// The response body of [`Admitted`]: the inner service's, or that of a rejection.
+    ///
+    /// Its error is the inner body's own, boxed, or a [`Failure`] where a limit has passed.
+    AdmissionBody,
+    AdmissionSpec
+}
+
+middleware_spec! {
+    /// Admission control alone.
+    AdmissionSpec,
+    per_call = Admission, per_attempt = (), timeouts = Inherited, requests = Once, errors = PassOn
+}
 
 /// Refuses what cannot be answered in time; see the [module](self).
 ///
@@ -108,7 +124,7 @@ pub type Admitted<S> = Engine<S, Admission, Inherited>;
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct AdmissionLayer {
-    shared: Arc<Shared<Admission, Inherited>>,
+    config: Arc<Config<AdmissionSpec>>,
 }
 
 impl AdmissionLayer {
@@ -119,7 +135,7 @@ impl AdmissionLayer {
     pub fn new(in_flight: usize) -> Self {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
         let parts = Admission { desk: Arc::new(Desk::new(in_flight)), at_once: count(at_once), refusals: refusals() };
-        Self { shared: Arc::new(Shared::new(parts, Inherited::default())) }
+        Self { config: Arc::new(Config::new(parts, (), Inherited::default(), Once, PassOn)) }
     }
 
     /// How many requests the app works on at once (default: the number of cores); 0 counts as 1.
@@ -127,13 +143,13 @@ impl AdmissionLayer {
     /// Said too low, bursts after idleness are refused that could be served; said too high, the first of a slow time are
     /// let in that cannot be.
     pub fn concurrency(mut self, at_once: usize) -> Self {
-        Arc::make_mut(&mut self.shared).parts.at_once = count(at_once);
+        Arc::make_mut(&mut self.config).per_call.at_once = count(at_once);
         self
     }
 
     /// Reads deadlines from header fields (default: only from the request's extensions).
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
-        Arc::make_mut(&mut self.shared).limits.deadlines = Some(Arc::new(deadlines));
+        Arc::make_mut(&mut self.config).timeouts.deadlines = Some(Arc::new(deadlines));
         self
     }
 
@@ -141,7 +157,7 @@ impl AdmissionLayer {
     ///
     /// Such an exchange holds its place under the cap, is ahead of nobody, and teaches nothing about others.
     pub fn unbounded(mut self) -> Self {
-        Arc::make_mut(&mut self.shared).limits.kind = Kind::Unbounded;
+        Arc::make_mut(&mut self.config).timeouts.kind = Kind::Unbounded;
         self
     }
 
@@ -150,7 +166,7 @@ impl AdmissionLayer {
     /// The place is given back then, and the body ends with an error, as
     /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle) says; that it took so long says nothing about others.
     pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        Arc::make_mut(&mut self.shared).limits.client_idle = limit.into().map(reachable);
+        Arc::make_mut(&mut self.config).timeouts.client_idle = limit.into().map(reachable);
         self
     }
 
@@ -170,7 +186,7 @@ impl AdmissionLayer {
     }
 
     fn desk(&self) -> &Desk {
-        &self.shared.parts.desk
+        &self.config.per_call.desk
     }
 }
 
@@ -178,13 +194,13 @@ impl<S> Layer<S> for AdmissionLayer {
     type Service = Admitted<S>;
 
     fn layer(&self, inner: S) -> Admitted<S> {
-        Engine::new(inner, self.shared.clone())
+        Admitted::new(inner, self.config.clone())
     }
 }
 
 /// What [`AdmissionLayer`] adds to a call.
 #[derive(Clone, Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     desk: Arc<Desk>,
     at_once: u32,
     refusals: [Failure; 3],

@@ -109,7 +109,8 @@ use self::gate::Shut;
 use self::handle::Core;
 use self::verdict::Verdict;
 use crate::cause::{BadGatewayCause, Detail, Failure};
-use crate::engine::{Abandon, Call, Engine, Outcome, Part, Refusal, Shared, Tracked};
+use crate::engine::{Abandon, Call, Outcome, Part, Refusal};
+use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::measure::default_stripes;
 
 pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
@@ -118,11 +119,23 @@ pub use self::policy::BreakerPolicy;
 pub use self::word::{Permit, State};
 pub use crate::measure::Ratio;
 
-/// The service of [`CircuitBreakerLayer`].
-pub type CircuitBreaker<S> = Engine<S, Breaker, ()>;
+passing_middleware! {
+    /// The service of [`CircuitBreakerLayer`].
+    CircuitBreaker,
+    /// The future of [`CircuitBreaker`].
+    CircuitBreakerFuture,
+    /// The response body of [`CircuitBreaker`]: the inner service's, or that of a rejection.
+    ///
+    /// Its error is the inner body's own, boxed, or a [`Failure`] where a limit has passed.
+    CircuitBreakerBody,
+    BreakerSpec
+}
 
-/// The body of its answers.
-pub type BreakerBody<B> = Tracked<B, Breaker, ()>;
+middleware_spec! {
+    /// A circuit breaker alone.
+    BreakerSpec,
+    per_call = (), per_attempt = Breaker, timeouts = (), requests = Once, errors = PassOn
+}
 
 /// Leaves an upstream alone while it fails; see the [module](self).
 ///
@@ -130,7 +143,7 @@ pub type BreakerBody<B> = Tracked<B, Breaker, ()>;
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct CircuitBreakerLayer {
-    shared: Arc<Shared<Breaker, ()>>,
+    config: Arc<Config<BreakerSpec>>,
 }
 
 impl CircuitBreakerLayer {
@@ -143,17 +156,16 @@ impl CircuitBreakerLayer {
     ///
     /// The circuit is a new one: clones and handles that were made before go on with the old.
     pub fn policy(self, policy: BreakerPolicy) -> Self {
-        Self::made(policy, self.shared.parts.core.circuit.name().clone())
+        Self::made(policy, self.config.per_attempt.core.circuit.name().clone())
     }
 
     /// Sees into the circuit and overrules it.
     pub fn handle(&self) -> CircuitHandle {
-        CircuitHandle { core: self.shared.parts.core.clone() }
+        CircuitHandle { core: self.config.per_attempt.core.clone() }
     }
 
-    /// What the layer adds to a call, for [`TimeoutLayer::part`](crate::timeout::TimeoutLayer): one engine for both.
-    pub fn part(&self) -> Breaker {
-        self.shared.parts.clone()
+    pub(crate) fn component(&self) -> Breaker {
+        self.config.per_attempt.clone()
     }
 
     /// A circuit of its own for each upstream that requests name, with this policy.
@@ -194,7 +206,7 @@ impl CircuitBreakerLayer {
     /// # }
     /// ```
     pub fn keyed(self) -> KeyedCircuitBreakerLayer {
-        let circuit = &self.shared.parts.core.circuit;
+        let circuit = &self.config.per_attempt.core.circuit;
         KeyedCircuitBreakerLayer::new(circuit.name().clone(), *circuit.policy())
     }
 
@@ -205,7 +217,7 @@ impl CircuitBreakerLayer {
     fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize) -> Self {
         let now = Instant::now();
         let core = Arc::new(Core::new(Circuit::new(policy, name, stripes, now), now));
-        Self { shared: Arc::new(Shared::new(Breaker { core }, ())) }
+        Self { config: Arc::new(Config::new((), Breaker { core }, (), Once, PassOn)) }
     }
 }
 
@@ -213,13 +225,13 @@ impl<S> Layer<S> for CircuitBreakerLayer {
     type Service = CircuitBreaker<S>;
 
     fn layer(&self, inner: S) -> CircuitBreaker<S> {
-        Engine::new(inner, self.shared.clone())
+        CircuitBreaker::new(inner, self.config.clone())
     }
 }
 
 /// What [`CircuitBreakerLayer`] adds to a call.
 #[derive(Clone, Debug)]
-pub struct Breaker {
+pub(crate) struct Breaker {
     core: Arc<Core>,
 }
 

@@ -170,7 +170,7 @@ mod tests {
 
         /// Opens it with five of these.
         async fn fails(&self, cause: Cause) {
-            let breaker = &self.layer.shared.parts;
+            let breaker = &self.layer.config.per_attempt;
             for _ in 0..5 {
                 let call = Call::new(Instant::now());
                 if let Ok(permit) = breaker.admit(&call) {
@@ -194,7 +194,7 @@ mod tests {
         }
 
         fn passes(&self) -> bool {
-            self.layer.shared.parts.admit(&Call::new(Instant::now())).is_ok()
+            self.layer.config.per_attempt.admit(&Call::new(Instant::now())).is_ok()
         }
     }
 

@@ -27,7 +27,7 @@ impl<T> Held<T> {
     }
 
     /// Whether a call holds it beside this one.
-    pub(super) fn is_held_elsewhere(&self) -> bool {
+    pub(crate) fn is_held_elsewhere(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 }

@@ -9,12 +9,9 @@ use super::{Call, Outcome, Refusal, Sight};
 use crate::cause::{BadGatewayCause, Phase};
 
 /// The time limits of a call: pure, told the time and what was seen.
-pub trait Limits: Send + Sync + 'static {
+pub(crate) trait Limits: Send + Sync + 'static {
     /// What one call remembers between looks.
     type Watch: Default + Send + 'static;
-
-    /// Whether a look can ever be due.
-    const LOOKS: bool = true;
 
     /// Begins a call: reads the caller's deadline, writes the one that goes out.
     fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) -> Self::Watch;
@@ -48,7 +45,7 @@ pub trait Limits: Send + Sync + 'static {
 /// What is known at the response head.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Head<'a> {
+pub(crate) struct Head<'a> {
     /// The answer's status and cause.
     pub outcome: &'a Outcome,
     /// Its fields; `None` where the inner service returned its error.
@@ -60,7 +57,7 @@ pub struct Head<'a> {
 /// The limits of a response body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct BodyLimits {
+pub(crate) struct BodyLimits {
     /// The longest wait in which nothing moves either way.
     pub idle: Option<Duration>,
     /// When the whole exchange has to be over.
@@ -78,7 +75,7 @@ impl BodyLimits {
 
 /// What a look found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub(crate) enum Finding {
     /// Look again at this time.
     Again(Instant),
     /// A limit has passed, for this reason.
@@ -87,8 +84,6 @@ pub enum Finding {
 
 impl Limits for () {
     type Watch = ();
-
-    const LOOKS: bool = false;
 
     fn begin<B>(&self, _: &mut Call, _: &mut Request<B>) {}
 

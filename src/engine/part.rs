@@ -14,7 +14,7 @@ use crate::cause::{BadGatewayCause, Failure};
 ///
 /// A call that was admitted is either settled, once, when its response body has ended or failed, or it is
 /// abandoned: then it frees what it held and proves nothing. A pair of parts is a part, `()` is none.
-pub trait Part: Send + Sync + 'static {
+pub(crate) trait Part: Send + Sync + 'static {
     /// What an admitted call holds until it is over.
     type Ticket: Send + 'static;
 
@@ -117,19 +117,19 @@ impl<A: Part, B: Part> Part for (A, B) {
 
 /// A call that is answered here instead of being made.
 #[derive(Clone, Debug)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     failure: Failure,
     retry_after: Option<Duration>,
 }
 
 impl Refusal {
     /// Answers with this failure; it may be shared by all calls that are refused for one reason.
-    pub fn new(failure: Failure) -> Self {
+    pub(crate) fn new(failure: Failure) -> Self {
         Self { failure, retry_after: None }
     }
 
     /// Says when it is worth asking again (RFC 9110 section 10.2.3); whole seconds, rounded up.
-    pub fn retry_after(mut self, after: Duration) -> Self {
+    pub(crate) fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
     }
@@ -139,7 +139,7 @@ impl Refusal {
     }
 
     /// What is answered.
-    pub fn failure(&self) -> &Failure {
+    pub(crate) fn failure(&self) -> &Failure {
         &self.failure
     }
 }
@@ -147,7 +147,7 @@ impl Refusal {
 /// Why nobody waits for a call any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Abandon {
+pub(crate) enum Abandon {
     /// Whoever called has left: a client that hung up, as a rule.
     Left,
     /// A time limit, this layer's or one around it, passed for this cause.
@@ -195,7 +195,7 @@ impl Shown {
 
 /// How an exchange ended, or what its head says.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     shown: Shown,
     at_once: bool,
     now: OnceCell<Instant>,
@@ -238,28 +238,28 @@ impl Outcome {
     }
 
     /// The answer's status; `None` where there is none but an error.
-    pub fn status(&self) -> Option<StatusCode> {
+    pub(crate) fn status(&self) -> Option<StatusCode> {
         self.shown.status
     }
 
     /// What failed, if that has a name.
-    pub fn cause(&self) -> Option<BadGatewayCause> {
+    pub(crate) fn cause(&self) -> Option<BadGatewayCause> {
         self.shown.cause
     }
 
     /// A status below 400 and nothing that failed.
     #[inline(always)]
-    pub fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.shown.cause.is_none() && self.shown.status.is_some_and(|status| status.as_u16() < 400)
     }
 
     /// The record of what failed, if there is one.
-    pub fn record(&self) -> Option<&Failure> {
+    pub(crate) fn record(&self) -> Option<&Failure> {
         self.shown.failure.as_ref()
     }
 
     /// The answer is no success, and its `Retry-After` says when to ask again.
-    pub fn pushed_back(&self) -> bool {
+    pub(crate) fn pushed_back(&self) -> bool {
         self.shown.pushed_back
     }
 
@@ -268,7 +268,7 @@ impl Outcome {
     /// That saves a look at the clock. Whoever measures how long an answer took has to ask for [`now`](Self::now):
     /// a handler may compute for long without ever being pending.
     #[inline]
-    pub fn about(&self, call: &Call) -> Instant {
+    pub(crate) fn about(&self, call: &Call) -> Instant {
         if self.at_once { call.now } else { self.now() }
     }
 
@@ -279,7 +279,7 @@ impl Outcome {
     }
 
     /// The time; the clock is read when somebody asks, and once.
-    pub fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         *self.now.get_or_init(Instant::now)
     }
 }

@@ -18,7 +18,7 @@ use crate::cause::{ClientCall, Connection, Phase};
 /// What was seen of a call that is still waiting.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Sight {
+pub(crate) struct Sight {
     /// A client of ours looked at its connection; without it all is inferred.
     pub told: bool,
     /// The client call that this is of; `None` where nobody knows.
@@ -44,7 +44,7 @@ pub struct Sight {
 /// What was seen of a request body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct UploadSight {
+pub(crate) struct UploadSight {
     /// Frames that came from the client.
     pub taken: u32,
     /// The upload waits for the client, not for the upstream.

@@ -40,9 +40,6 @@ const AFTER: Duration = Duration::from_millis(1);
 
 /// What a body keeps until its end, and how it ends early.
 pub(crate) trait Sweepable {
-    /// Whether the response body itself is among it.
-    const OWNS_BODY: bool;
-
     /// A limit has passed: gives back all that is held, and returns the error for the consumer.
     fn expire(self, expired: Expired) -> Failure;
 }
@@ -58,7 +55,7 @@ pub(crate) enum Expired {
 
 impl Expired {
     /// The setting.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ClientIdle(_) => "client_idle",
             Self::Absolute { .. } => "absolute",
@@ -74,7 +71,7 @@ impl Expired {
     }
 
     /// What a log event says.
-    pub(super) fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::ClientIdle(_) => "the client does not read it",
             Self::Absolute { waiting: false } => "the client reads it too slowly",
@@ -124,16 +121,8 @@ struct Kept<T> {
 }
 
 impl Sweep {
-    /// Registers a body that stays open; `None` limits are no reason to.
-    pub(crate) fn register<T>(self: &Arc<Self>, kept: T, limits: BodyLimits) -> Swept<T>
-    where
-        T: Sweepable + Send + 'static,
-    {
-        self.register_shared(kept, limits, None)
-    }
-
-    /// The same for a body that can be dropped from here.
-    pub(crate) fn register_shared<T>(
+    /// Registers a body that stays open; `None` limits are no reason to. `detach` drops the body itself.
+    pub(crate) fn register<T>(
         self: &Arc<Self>,
         kept: T,
         limits: BodyLimits,
@@ -283,7 +272,7 @@ impl<T: Sweepable> Swept<T> {
         poll: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
     ) -> Result<Poll<R>, Failure> {
         let polled = self.entry.poll(|Kept { value: kept, waker, detach }| {
-            let polled = if T::OWNS_BODY || detach.is_some() {
+            let polled = if detach.is_some() {
                 poll(kept, cx)
             } else {
                 let (polled, offered) = ask(detach.take(), || poll(kept, cx));
@@ -380,8 +369,6 @@ mod tests {
     }
 
     impl Sweepable for Permit {
-        const OWNS_BODY: bool = true;
-
         fn expire(self, expired: Expired) -> Failure {
             let cause = match expired {
                 Expired::ClientIdle(_) => BadGatewayCause::ClientClosed,
@@ -397,7 +384,7 @@ mod tests {
 
     fn register(sweep: &Arc<Sweep>, limits: BodyLimits) -> (Swept<Permit>, Arc<AtomicUsize>) {
         let returned = Arc::<AtomicUsize>::default();
-        (sweep.register(Permit { returned: returned.clone(), panics: false }, limits), returned)
+        (sweep.register(Permit { returned: returned.clone(), panics: false }, limits, None), returned)
     }
 
     /// Takes a frame, or finds none; the cause, if a limit has passed.
@@ -527,7 +514,7 @@ mod tests {
     async fn a_body_that_panics_when_it_ends_is_over_and_the_others_end_as_well() {
         let sweep = Arc::<Sweep>::default();
         let permit = Permit { returned: Arc::default(), panics: true };
-        let broken = sweep.register(permit, unread_for(LIMIT));
+        let broken = sweep.register(permit, unread_for(LIMIT), None);
         let (_sound, returned) = register(&sweep, unread_for(LIMIT));
         assert!(until_returned(&returned).await <= LIMIT * 9 / 8 + Duration::from_millis(100));
         assert_eq!(poll(&broken, true), Some(BadGatewayCause::GatewayInternal));

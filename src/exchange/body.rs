@@ -150,7 +150,7 @@ impl<P: Spec> BodyCall<P> {
             return;
         }
         let sweep = state.config().sweep.clone();
-        *self = Self::Swept(sweep.register_shared(call.take(), timeouts, share()));
+        *self = Self::Swept(sweep.register(call.take(), timeouts, share()));
     }
 
     /// Takes the call, as its body is over; `None` if it is over already.
@@ -313,8 +313,6 @@ impl<P: Spec> Active<P> {
 }
 
 impl<P: Spec> Sweepable for Active<P> {
-    const OWNS_BODY: bool = false;
-
     fn expire(mut self, expired: Expired) -> Failure {
         let failure = self.get().config().errors.complete_failure(self.get().expired(expired));
         let Split { config, notes, .. } = self.state().split();

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::active::{Active, Split};
 use super::future::{ExchangeFuture, State};
+use super::keyed::PerKey;
 use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, Spec};
 use super::{BoxError, Component, Handle, Ref, Rejection, TimeoutPolicy};
 use crate::body::Accepts;
@@ -56,6 +57,11 @@ enum Readiness {
 }
 
 impl<S, P: Spec> Exchange<S, P> {
+    /// For a spec with one attempt, which passes backpressure on.
+    pub(crate) fn once(inner: S, config: Arc<Config<P>>) -> Self {
+        Self { inner, config: Handle::new(config), template: None, readiness: Readiness::NotPolled }
+    }
+
     /// For a spec with several attempts, or one that waits for the inner service.
     pub(crate) fn repeating(inner: S, config: Arc<Config<P>>) -> Self
     where
@@ -149,6 +155,23 @@ impl<S, P: Spec> Exchange<S, P> {
 
 /// The error of an exchange.
 pub(crate) type ErrorOf<P, E, X> = <<P as Spec>::Errors as ResponseMode<E, X>>::Error;
+
+/// Calls a service that was ready, with the settings of the upstream that the request names.
+pub(crate) fn call_keyed<S, B, P, X, E>(
+    inner: &mut S,
+    configs: &PerKey<P>,
+    request: Request<B>,
+) -> ExchangeFuture<S, B, P>
+where
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    P::Errors: ResponseMode<E, X>,
+    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+{
+    let config = configs.of(request.uri(), request.headers());
+    let no_template: Option<fn() -> Ref<Template<S>>> = None;
+    begin(inner, Readiness::Ready, config, no_template, request)
+}
 
 /// Begins a call.
 #[inline(always)]

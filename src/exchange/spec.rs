@@ -1,5 +1,6 @@
 //! What one kind of exchange is made of: its components, its timeouts, and what it does with requests and errors.
 
+use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -46,6 +47,25 @@ pub(crate) struct Config<P: Spec> {
     pub(crate) handling: Handling,
     /// Ends the response bodies that their client does not read.
     pub(crate) sweep: Arc<Sweep>,
+}
+
+impl<P: Spec> Config<P> {
+    pub(crate) fn new(
+        per_call: P::PerCall,
+        per_attempt: P::PerAttempt,
+        timeouts: P::Timeouts,
+        requests: P::Requests,
+        errors: P::Errors,
+    ) -> Self {
+        let (handling, sweep) = (Handling::Normal, Arc::default());
+        Self { per_call, per_attempt, timeouts, requests, errors, handling, sweep }
+    }
+}
+
+impl<P: Spec> fmt::Debug for Config<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("handling", &self.handling).finish_non_exhaustive()
+    }
 }
 
 impl<P> Clone for Config<P>

@@ -7,24 +7,28 @@ use http::{HeaderMap, Uri};
 use tower_layer::Layer;
 
 use super::limiter::LimitSnapshot;
-use super::{Limit, LimitLayer, Timeless};
-use crate::engine::{Key, KeyedEngine, Shares};
+use super::{LimitBody, LimitFuture, LimitLayer, LimitSpec};
+use crate::exchange::{Key, PerKey, keyed_middleware};
 use crate::keyed::Stay;
 
-/// The service of [`KeyedLimitLayer`].
-pub type KeyedLimit<S> = KeyedEngine<S, Limit, Timeless>;
+keyed_middleware! {
+    /// The service of [`KeyedLimitLayer`].
+    ///
+    /// The inner service is polled for readiness before a request is seen, so that a rejection waits for that.
+    KeyedLimit, LimitFuture, LimitBody, LimitSpec
+}
 
 /// Limits the calls in flight to each upstream by itself; made by [`LimitLayer::keyed`].
 #[derive(Clone)]
 #[must_use]
 pub struct KeyedLimitLayer {
     template: LimitLayer,
-    shares: Arc<Shares<Limit, Timeless>>,
+    configs: Arc<PerKey<LimitSpec>>,
 }
 
 impl KeyedLimitLayer {
     pub(super) fn new(template: LimitLayer) -> Self {
-        Self { shares: Arc::new(shares(&template, None)), template }
+        Self { configs: Arc::new(configs(&template, None)), template }
     }
 
     /// What names an upstream (default: the authority of the target, else `Host`, in lower case).
@@ -34,35 +38,35 @@ impl KeyedLimitLayer {
     where
         K: for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync + 'static,
     {
-        Self { shares: Arc::new(shares(&self.template, Some(Arc::new(key)))), ..self }
+        Self { configs: Arc::new(configs(&self.template, Some(Arc::new(key)))), ..self }
     }
 
     /// The limits that there are, in the order of their keys.
     pub fn snapshots(&self) -> Vec<(Box<str>, LimitSnapshot)> {
-        self.shares.list(|limit| limit.limiter.snapshot())
+        self.configs.list(|config| config.per_call.limiter.snapshot())
     }
 
     /// The limit of an upstream that has one.
     pub fn snapshot(&self, key: &str) -> Option<LimitSnapshot> {
-        self.shares.peek(key, |limit| limit.limiter.snapshot())
+        self.configs.peek(key, |config| config.per_call.limiter.snapshot())
     }
 
     /// The one limit of all that find no place among the 1,024, and of requests that name no upstream.
     pub fn others(&self) -> LimitSnapshot {
-        self.shares.others().limiter.snapshot()
+        self.configs.others().per_call.limiter.snapshot()
     }
 }
 
-fn shares(template: &LimitLayer, key: Option<Key>) -> Shares<Limit, Timeless> {
+fn configs(template: &LimitLayer, key: Option<Key>) -> PerKey<LimitSpec> {
     let template = template.clone();
-    Shares::new(move |name| template.again(name).shared, |_| Stay::Not, key)
+    PerKey::new(move |name| template.again(name).config, |_| Stay::Not, key)
 }
 
 impl<S> Layer<S> for KeyedLimitLayer {
     type Service = KeyedLimit<S>;
 
     fn layer(&self, inner: S) -> KeyedLimit<S> {
-        KeyedEngine::new(inner, self.shares.clone())
+        KeyedLimit { inner, configs: self.configs.clone() }
     }
 }
 

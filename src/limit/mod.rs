@@ -89,9 +89,9 @@ use self::slots::Slot;
 use self::sum::{End, Sample};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::engine::{
-    Abandon, BodyLimits, CLIENT_IDLE, Call, Engine, Finding, Kind, Limits, Outcome, Part, Refusal, Shared, Sight,
-    Tunnel,
+    Abandon, BodyLimits, CLIENT_IDLE, Call, Finding, Kind, Limits, Outcome, Part, Refusal, Sight, Tunnel,
 };
+use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::measure::reachable;
 use crate::measure::{default_stripes, stripe};
 
@@ -99,8 +99,23 @@ pub use self::gradient::Move;
 pub use self::keyed::{KeyedLimit, KeyedLimitLayer};
 pub use self::limiter::LimitSnapshot;
 
-/// The service of [`LimitLayer`].
-pub type Limited<S> = Engine<S, Limit, Timeless>;
+passing_middleware! {
+    /// The service of [`LimitLayer`].
+    Limited,
+    /// The future of [`Limited`].
+    LimitFuture,
+    /// The response body of [`Limited`]: the inner service's, or that of a rejection.
+    ///
+    /// Its error is the inner body's own, boxed, or a [`Failure`] where a limit has passed.
+    LimitBody,
+    LimitSpec
+}
+
+middleware_spec! {
+    /// A limiter alone.
+    LimitSpec,
+    per_call = Limit, per_attempt = (), timeouts = Timeless, requests = Once, errors = PassOn
+}
 
 const BOUNDS: (u32, u32) = (2, 200);
 
@@ -110,7 +125,7 @@ const BOUNDS: (u32, u32) = (2, 200);
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct LimitLayer {
-    shared: Arc<Shared<Limit, Timeless>>,
+    config: Arc<Config<LimitSpec>>,
     /// The bounds as they were said, before they were made a range.
     asked: (u32, u32),
 }
@@ -134,15 +149,15 @@ impl LimitLayer {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
         let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_upgrades: false };
-        Self { shared: Arc::new(Shared::new(parts, limits)), asked: (least, most) }
+        Self { config: Arc::new(Config::new(parts, (), limits, Once, PassOn)), asked: (least, most) }
     }
 
     /// A new limit with the same settings, for one upstream of many.
     fn again(&self, name: Option<&str>) -> Self {
-        let (least, most) = self.shared.parts.limiter.bounds();
+        let (least, most) = self.config.per_call.limiter.bounds();
         // a set of counters for each core and each upstream would be much memory for little traffic
-        let layer = Self::of(least, most, 1, name, self.shared.limits);
-        if self.shared.parts.holds_upgrades { layer.hold_upgrades() } else { layer }
+        let layer = Self::of(least, most, 1, name, self.config.timeouts);
+        if self.config.per_call.holds_upgrades { layer.hold_upgrades() } else { layer }
     }
 
     /// Bounds the limit (default: 2 to 200 calls); what is not a range counts as its beginning.
@@ -152,8 +167,8 @@ impl LimitLayer {
     /// a new one: clones that were made before go on with the old.
     pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
         let mut layer = Self::between(*bounds.start(), *bounds.end());
-        Arc::make_mut(&mut layer.shared).limits = self.shared.limits;
-        if self.shared.parts.holds_upgrades { layer.hold_upgrades() } else { layer }
+        Arc::make_mut(&mut layer.config).timeouts = self.config.timeouts;
+        if self.config.per_call.holds_upgrades { layer.hold_upgrades() } else { layer }
     }
 
     /// Holds the slot of a 101 as long as its tunnel lives (default: it is given back at the head).
@@ -162,7 +177,7 @@ impl LimitLayer {
     /// [`Tunnel`] in its answer, as `ReverseProxy` does; without one the slot is given back at
     /// the head.
     pub fn hold_upgrades(mut self) -> Self {
-        Arc::make_mut(&mut self.shared).parts.holds_upgrades = true;
+        Arc::make_mut(&mut self.config).per_call.holds_upgrades = true;
         self
     }
 
@@ -170,7 +185,7 @@ impl LimitLayer {
     ///
     /// Such an exchange holds a slot of the same limit, and teaches nothing about others.
     pub fn unbounded(mut self) -> Self {
-        Arc::make_mut(&mut self.shared).limits.kind = Kind::Unbounded;
+        Arc::make_mut(&mut self.config).timeouts.kind = Kind::Unbounded;
         self
     }
 
@@ -179,7 +194,7 @@ impl LimitLayer {
     /// The slot is given back then, and the body ends with an error, as
     /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle) says.
     pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        Arc::make_mut(&mut self.shared).limits.client_idle = limit.into().map(reachable);
+        Arc::make_mut(&mut self.config).timeouts.client_idle = limit.into().map(reachable);
         self
     }
 
@@ -216,11 +231,8 @@ impl LimitLayer {
         KeyedLimitLayer::new(self)
     }
 
-    /// What the layer adds to a call, for [`TimeoutLayer::part`](crate::timeout::TimeoutLayer): one engine for both.
-    ///
-    /// Whether exchanges are expected to end is then for the time limits to say.
-    pub fn part(&self) -> Limit {
-        self.shared.parts.clone()
+    pub(crate) fn component(&self) -> Limit {
+        self.config.per_call.clone()
     }
 
     /// The bounds as they were said, for whoever checks a configuration: this layer makes a range of any two numbers.
@@ -231,12 +243,12 @@ impl LimitLayer {
     /// The least and the most that its limit can be.
     #[cfg(test)]
     pub(crate) fn limits(&self) -> (u32, u32) {
-        self.shared.parts.limiter.bounds()
+        self.config.per_call.limiter.bounds()
     }
 
     /// Shows how things stand, from anywhere.
     pub fn handle(&self) -> LimitHandle {
-        LimitHandle { limiter: self.shared.parts.limiter.clone() }
+        LimitHandle { limiter: self.config.per_call.limiter.clone() }
     }
 }
 
@@ -250,7 +262,7 @@ impl<S> Layer<S> for LimitLayer {
     type Service = Limited<S>;
 
     fn layer(&self, inner: S) -> Limited<S> {
-        Engine::new(inner, self.shared.clone())
+        Limited::new(inner, self.config.clone())
     }
 }
 
@@ -280,7 +292,7 @@ impl fmt::Debug for LimitHandle {
 
 /// What [`LimitLayer`] adds to a call.
 #[derive(Clone, Debug)]
-pub struct Limit {
+pub(crate) struct Limit {
     limiter: Arc<Limiter>,
     /// The record of all refusals: each has to be cheap.
     refusal: Failure,
@@ -291,7 +303,7 @@ pub struct Limit {
 
 /// What an admitted call holds.
 #[derive(Debug)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     /// None once it is given back.
     slot: Option<Slot>,
     looked_at: bool,
@@ -419,15 +431,13 @@ fn refusal(name: Option<&Arc<str>>) -> Failure {
 
 /// No time limits: only whether exchanges are expected to end.
 #[derive(Clone, Copy, Debug)]
-pub struct Timeless {
+pub(crate) struct Timeless {
     kind: Kind,
     client_idle: Option<Duration>,
 }
 
 impl Limits for Timeless {
     type Watch = ();
-
-    const LOOKS: bool = false;
 
     #[inline]
     fn begin<B>(&self, call: &mut Call, _: &mut Request<B>) {

@@ -17,7 +17,6 @@ use crate::classify::{Classified, ClassifyLayer};
 use crate::deadline::Deadlines;
 use crate::error_page::ErrorPage;
 use crate::event::Observer;
-use crate::exchange::Handling;
 use crate::limit::LimitLayer;
 use crate::retry::{RetryBudget, RetryLayer};
 use crate::timeout::{LearnedLimits, RequestHead, TimeoutLayer, Timeouts, Topology};
@@ -204,25 +203,20 @@ impl UpstreamBuilder {
             );
         }
         let recorder = Arc::new(Recorder::new());
-        let limiter = self.limiter.as_ref().map(|limiter| limiter.part().named(&self.name));
+        let limiter = self.limiter.as_ref().map(|limiter| limiter.component().named(&self.name));
         let timeouts = self.limits.limits().clone();
         let until_head = timeouts.timeouts.until_head();
-        let config = Config {
-            per_call: PerCall { recorder, limiter },
-            per_attempt: self.circuit.as_ref().map(CircuitBreakerLayer::part),
-            requests: Requests {
-                retry: self.retry.clone().map(|retry| retry.within(until_head)),
-                tracks_uploads: self.tracks_uploads,
-            },
-            errors: Errors {
-                name: self.name.clone(),
-                classify: Classified { settings: self.classify.settings().clone() },
-                page: self.page.clone(),
-            },
-            timeouts,
-            handling: Handling::Normal,
-            sweep: Arc::default(),
+        let requests = Requests {
+            retry: self.retry.clone().map(|retry| retry.within(until_head)),
+            tracks_uploads: self.tracks_uploads,
         };
+        let errors = Errors {
+            name: self.name.clone(),
+            classify: Classified { settings: self.classify.settings().clone() },
+            page: self.page.clone(),
+        };
+        let circuit = self.circuit.as_ref().map(CircuitBreakerLayer::component);
+        let config = Config::new(PerCall { recorder, limiter }, circuit, timeouts, requests, errors);
         let live = Arc::new(LiveConfig::new(config));
         let handle = UpstreamHandle::new(&live, &self);
         Ok(UpstreamLayer { live, handle })

@@ -9,12 +9,11 @@ use super::UpstreamLayer;
 use crate::admission::AdmissionLayer;
 use crate::breaker::CircuitBreakerLayer;
 use crate::classify::ClassifyLayer;
-use crate::engine::Watched;
 use crate::error_page::{ErrorPage, ErrorPageLayer};
 use crate::forward::{ForwardLayer, Rules};
 use crate::limit::LimitLayer;
 use crate::retry::RetryLayer;
-use crate::timeout::{TimeoutLayer, Timeouts};
+use crate::timeout::{TimeoutLayer, Timeouts, TrackUpload};
 
 /// Adds the layers of this crate to tower's [`ServiceBuilder`], one method each.
 ///
@@ -65,7 +64,7 @@ pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
     fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>>;
 
     /// Limits of the time; the inner service gets its body as [`Upload`](crate::body::Upload).
-    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<Watched>, I>>;
+    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>>;
 
     /// The rules of forwarding, for a client that does not keep them.
     fn forward_headers(self, rules: Rules) -> ServiceBuilder<Stack<ForwardLayer, I>>;
@@ -99,7 +98,7 @@ impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {
         self.layer(CircuitBreakerLayer::new(name))
     }
 
-    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<Watched>, I>> {
+    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>> {
         self.layer(TimeoutLayer::new(timeouts))
     }
 

@@ -274,7 +274,7 @@ impl UpstreamHandle {
         let mut found = Vec::new();
         check::limiter(limiter.asked(), &mut found);
         Misconfigured::unless_none(found)?;
-        let component = limiter.part().named(&self.shared.name);
+        let component = limiter.component().named(&self.shared.name);
         self.shared.live.change(|config| config.per_call.limiter = Some(component));
         *limit = Some(limiter.handle());
         drop(limit);

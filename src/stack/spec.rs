@@ -103,7 +103,7 @@ mod tests {
 
     fn per_call(limit: u32) -> (PerCall, LimitLayer) {
         let layer = LimitLayer::fixed(limit);
-        (PerCall { recorder: Arc::new(Recorder::new()), limiter: Some(layer.part()) }, layer)
+        (PerCall { recorder: Arc::new(Recorder::new()), limiter: Some(layer.component()) }, layer)
     }
 
     #[test]

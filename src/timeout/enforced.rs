@@ -16,7 +16,7 @@ use crate::engine::{BodyLimits, Call, Finding, Head, Limits, Refusal, Sight};
 
 /// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
 #[derive(Clone, Debug)]
-pub struct Enforced {
+pub(crate) struct Enforced {
     pub(crate) timeouts: Timeouts,
     pub(super) extras: Option<Arc<Extras>>,
 }
@@ -26,7 +26,7 @@ const LATER: Duration = Duration::from_secs(3600);
 
 /// What one call remembers; most of it is made at the first look.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub(crate) struct Watch {
     stall: Option<Box<Stall>>,
     lesson: Option<Lesson>,
 }

@@ -51,6 +51,8 @@
 //! [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
 //! [`Connector`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.Connector.html
 
+#![allow(clippy::multiple_bound_locations)] // in what the macro declares
+
 pub mod alignment;
 mod enforced;
 mod extras;
@@ -58,57 +60,145 @@ mod learned;
 mod learner;
 mod pool_watch;
 mod timeouts;
+mod upload_mode;
 mod watch;
 
+use std::future::Future;
 use std::marker::PhantomData;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
 use tower_layer::Layer;
+use tower_service::Service;
 
 use self::extras::Extras;
 use self::learner::Learner;
 use self::pool_watch::PoolWatch;
+use crate::body::Accepts;
 use crate::deadline::Deadlines;
-use crate::engine::{Engine, Part, Shared, Tracked, Untouched, Watched};
+use crate::engine::Sweep;
+use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
 pub use self::alignment::{Misaligned, Report, Topology};
-pub use self::enforced::{Enforced, Watch};
+pub(crate) use self::enforced::Enforced;
 pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
 pub use self::learner::RequestHead;
 pub use self::timeouts::Timeouts;
+pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
+use self::upload_mode::{Uploads, sealed::Mode};
 pub use crate::measure::Quantile;
 
-/// The service of [`TimeoutLayer`].
-pub type Timeout<S, W = Watched, P = ()> = Engine<S, P, Enforced, W>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The response body of [`TimeoutLayer`].
-pub type TimeoutBody<B, P = ()> = Tracked<B, P, Enforced>;
+middleware_service! {
+    /// The service of [`TimeoutLayer`].
+    Timeout [W: Mode = TrackUpload] TimeoutSpec<W>, once
+}
+
+middleware_future! {
+    /// The future of [`Timeout`].
+    TimeoutFuture<S, B, W: Mode> TimeoutSpec<W>,
+    W::Body where { W: UploadMode<B>, }
+}
+
+middleware_body! {
+    /// The response body of [`Timeout`]: the inner service's, or that of a local response.
+    ///
+    /// Its error is the inner body's own, boxed, or a [`Failure`](crate::Failure) where a limit has passed.
+    TimeoutBody<X, W: Mode> TimeoutSpec<W>, X, BoxError,
+    { X: Body<Data = Bytes>, X::Error: Into<BoxError>, }
+}
+
+impl<S, B, W, X, E> Service<Request<B>> for Timeout<S, W>
+where
+    W: UploadMode<B>,
+    S: Accepts<W::Body, Body = X, Fault = E>,
+    X: Body<Data = Bytes>,
+    X::Error: Into<BoxError>,
+    E: 'static,
+{
+    type Response = Response<TimeoutBody<X, W>>;
+    type Error = E;
+    type Future = TimeoutFuture<S, B, W>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
+        self.exchange.poll_ready::<B, X, E>(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        TimeoutFuture::new(self.exchange.call(request))
+    }
+}
+
+impl<S, B, W, X, E> Future for TimeoutFuture<S, B, W>
+where
+    W: UploadMode<B>,
+    S: Accepts<W::Body, Body = X, Fault = E>,
+    X: Body<Data = Bytes>,
+    X::Error: Into<BoxError>,
+    E: 'static,
+{
+    type Output = Result<Response<TimeoutBody<X, W>>, E>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().call.poll(cx).map(|result| result.map(|response| response.map(TimeoutBody::new)))
+    }
+}
+
+/// Timeouts alone.
+#[derive(Debug)]
+#[allow(unnameable_types)]
+pub(crate) struct TimeoutSpec<W>(PhantomData<fn() -> W>);
+
+impl<W: Mode> Spec for TimeoutSpec<W> {
+    type PerCall = ();
+    type PerAttempt = ();
+    type Timeouts = Enforced;
+    type Requests = Uploads<W>;
+    type Errors = PassOn;
+
+    const WAITS: bool = false;
+    const SPANS: bool = false;
+
+    #[inline]
+    fn spare_calls() -> &'static SpareCalls<Self> {
+        W::spare_calls()
+    }
+}
 
 /// Limits the time of an exchange; see the [module](self).
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct TimeoutLayer<W = Watched, P = ()> {
-    shared: Arc<Shared<P, Enforced>>,
-    border: PhantomData<fn() -> W>,
+pub struct TimeoutLayer<W = TrackUpload> {
+    enforced: Enforced,
+    /// All services of one layer share the sweep of their response bodies.
+    sweep: Arc<Sweep>,
+    mode: PhantomData<fn() -> W>,
 }
 
 impl TimeoutLayer {
     /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::Upload).
     pub fn new(timeouts: Timeouts) -> Self {
-        let limits = Enforced { timeouts, extras: None };
-        Self { shared: Arc::new(Shared::new((), limits)), border: PhantomData }
+        Self { enforced: Enforced { timeouts, extras: None }, sweep: Arc::default(), mode: PhantomData }
     }
 }
 
-impl<W, P: Part + Clone> TimeoutLayer<W, P> {
+impl<W> TimeoutLayer<W> {
     pub(crate) fn limits(&self) -> &Enforced {
-        &self.shared.limits
+        &self.enforced
     }
 
     /// The same with other limits.
     pub(crate) fn with(mut self, timeouts: Timeouts) -> Self {
-        Arc::make_mut(&mut self.shared).limits.timeouts = timeouts;
+        self.enforced.timeouts = timeouts;
         self
     }
 
@@ -116,32 +206,12 @@ impl<W, P: Part + Clone> TimeoutLayer<W, P> {
     ///
     /// The limit on the head then begins at the call, unless the service watches the upload itself, as
     /// `ReverseProxy` does.
-    pub fn untouched(self) -> TimeoutLayer<Untouched, P> {
-        TimeoutLayer { shared: self.shared, border: PhantomData }
-    }
-
-    /// Takes another layer's part into this one: one future, one timer and one body under watch for both.
-    ///
-    /// The same as that layer around this one, for less: answers and requests are not moved once more. It sees
-    /// the limits of this layer as what they are, failures of the call.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use tower_upstream::breaker::CircuitBreakerLayer;
-    /// use tower_upstream::timeout::{TimeoutLayer, Timeouts};
-    ///
-    /// let breaker = CircuitBreakerLayer::new("payments");
-    /// let attempt = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(5))).part(breaker.part());
-    /// # let _: TimeoutLayer<_, _> = attempt;
-    /// ```
-    pub fn part<Q: Part + Clone>(self, part: Q) -> TimeoutLayer<W, (Q, P)> {
-        let Shared { parts, limits, .. } = Arc::unwrap_or_clone(self.shared);
-        TimeoutLayer { shared: Arc::new(Shared::new((part, parts), limits)), border: PhantomData }
+    pub fn untouched(self) -> TimeoutLayer<PassThrough> {
+        TimeoutLayer { enforced: self.enforced, sweep: self.sweep, mode: PhantomData }
     }
 
     fn extras(&mut self) -> &mut Extras {
-        let extras = &mut Arc::make_mut(&mut self.shared).limits.extras;
-        Arc::make_mut(extras.get_or_insert_with(Arc::default))
+        Arc::make_mut(self.enforced.extras.get_or_insert_with(Arc::default))
     }
 
     /// Reads the caller's deadline, and writes the one that goes out (default: neither).
@@ -200,10 +270,12 @@ impl<W, P: Part + Clone> TimeoutLayer<W, P> {
     }
 }
 
-impl<S, W, P> Layer<S> for TimeoutLayer<W, P> {
-    type Service = Timeout<S, W, P>;
+impl<S, W: Mode> Layer<S> for TimeoutLayer<W> {
+    type Service = Timeout<S, W>;
 
-    fn layer(&self, inner: S) -> Timeout<S, W, P> {
-        Engine::new(inner, self.shared.clone())
+    fn layer(&self, inner: S) -> Timeout<S, W> {
+        let mut config = Config::new((), (), self.enforced.clone(), Uploads(PhantomData), PassOn);
+        config.sweep = self.sweep.clone();
+        Timeout::new(inner, Arc::new(config))
     }
 }

@@ -6,7 +6,6 @@ use tower::Layer;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Connection, Phase};
 use tower_upstream::client::ReverseProxy;
-use tower_upstream::engine::Untouched;
 use tower_upstream::forward::Rules;
 use tower_upstream::timeout::{Timeout, TimeoutLayer, Timeouts};
 
@@ -18,7 +17,7 @@ use crate::table::{Got, cause, check, row};
 pub fn proxy(
     address: std::net::SocketAddr,
     timeouts: Timeouts,
-) -> Timeout<ReverseProxy<impl tower_upstream::client::Connect, Upload>, Untouched> {
+) -> Timeout<ReverseProxy<impl tower_upstream::client::Connect, Upload>, tower_upstream::timeout::PassThrough> {
     let target = url(address).parse().expect("a good target");
     let rules = Rules::new("edge-1").expect("a good name");
     TimeoutLayer::new(timeouts).untouched().layer(ReverseProxy::builder(target, rules).build())

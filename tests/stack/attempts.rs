@@ -114,7 +114,8 @@ async fn by_layers(acts: &'static [Act], limit: LimitLayer, held: bool) -> Vec<S
         .layer(ClassifyLayer::new().hold(Duration::ZERO))
         .layer(limit)
         .layer(RetryLayer::new().policy(policy))
-        .layer(TimeoutLayer::new(Timeouts::new()).part(breaker.part()))
+        .layer(breaker)
+        .layer(TimeoutLayer::new(Timeouts::new()))
         .layer(ClassifyLayer::new().deferred())
         .service(upstream(acts));
     let told = Told::default();

@@ -467,7 +467,8 @@ fn nested(script: &Script) -> Vec<String> {
             .layer(parts.classify.clone().hold(Duration::ZERO))
             .layer(parts.limit.clone())
             .layer(retry)
-            .layer(limits.part(breaker.part()))
+            .layer(breaker.clone())
+            .layer(limits)
             .layer(parts.classify.deferred())
             .service(service_fn(move |request| upstream.clone().answer(request)));
         let handle = breaker.handle();
@@ -615,12 +616,6 @@ fn a_script_that_is_known_shows_what_it_should() {
     }
     same(&script);
     assert_ne!(fused(&script), fused(&Script { acts: vec![plain(200)], ..script }));
-}
-
-#[test]
-fn a_deadline_that_has_passed_on_arrival_shows_the_same_where_nobody_else_refuses() {
-    let asks = ["GET", "POST"].map(|method| Ask { deadline: Some(0), ..ask(method) });
-    same(&Script { acts: vec![plain(200)], asks: asks.to_vec(), hold: 0, hedges: None, deadlines: None });
 }
 
 #[test]

@@ -1,0 +1,134 @@
+//! Components of their own for each upstream that requests name.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Uri, header::HOST};
+
+use super::Ref;
+use super::spec::{Config, Spec};
+use crate::keyed::{Keyed, Stay};
+
+/// At most this many upstreams have components of their own.
+const CAP: usize = 1024;
+
+/// What names an upstream.
+pub(crate) type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
+type MakeConfig<P> = Box<dyn Fn(Option<&str>) -> Arc<Config<P>> + Send + Sync>;
+
+/// The settings for each upstream, which all services of a keyed layer share.
+pub(crate) struct PerKey<P: Spec> {
+    keyed: Keyed<Ref<Config<P>>>,
+    /// `None`: the authority of the target, else `Host`.
+    key: Option<Key>,
+    /// Makes the settings of a key, or of all requests without one.
+    make: MakeConfig<P>,
+    /// How long settings stay while no call holds them.
+    stays: fn(&Config<P>) -> Stay,
+}
+
+impl<P: Spec> PerKey<P> {
+    pub(crate) fn new(
+        make: impl Fn(Option<&str>) -> Arc<Config<P>> + Send + Sync + 'static,
+        stays: fn(&Config<P>) -> Stay,
+        key: Option<Key>,
+    ) -> Self {
+        Self { keyed: Keyed::new(CAP, Ref::new(make(None))), key, make: Box::new(make), stays }
+    }
+
+    /// Shows all settings, in the order of their keys.
+    pub(crate) fn list<T>(&self, show: impl Fn(&Config<P>) -> T) -> Vec<(Box<str>, T)> {
+        self.keyed.list(|config| show(config))
+    }
+
+    /// Shows the settings of a key, if there are any.
+    pub(crate) fn peek<T>(&self, key: &str, show: impl Fn(&Config<P>) -> T) -> Option<T> {
+        self.keyed.peek(key).map(|config| show(&config))
+    }
+
+    /// The settings of all requests without a key or a place.
+    pub(crate) fn others(&self) -> &Config<P> {
+        self.keyed.others()
+    }
+
+    pub(super) fn of(&self, uri: &Uri, headers: &HeaderMap) -> Ref<Config<P>> {
+        if let Some(key) = &self.key {
+            return self.named(key(uri, headers));
+        }
+        let host = || headers.get(HOST).and_then(|host| host.to_str().ok());
+        match uri.authority().map(http::uri::Authority::as_str).or_else(host) {
+            Some(key) if key.bytes().any(|byte| byte.is_ascii_uppercase()) => {
+                self.named(Some(&key.to_ascii_lowercase()))
+            }
+            key => self.named(key),
+        }
+    }
+
+    fn named(&self, key: Option<&str>) -> Ref<Config<P>> {
+        let Some(key) = key else { return self.keyed.others().clone() };
+        let stays = |config: &Ref<Config<P>>| {
+            if config.is_held_elsewhere() { Stay::Always } else { (self.stays)(config) }
+        };
+        self.keyed.get(key, || Ref::new((self.make)(Some(key))), stays).as_ref().clone()
+    }
+}
+
+/// Declares the service of a keyed middleware, whose future and body are those of the middleware itself.
+macro_rules! keyed_middleware {
+    ($(#[$doc:meta])* $service:ident, $future:ident, $body:ident, $spec:ty) => {
+        $(#[$doc])*
+        pub struct $service<S> {
+            inner: S,
+            configs: std::sync::Arc<$crate::exchange::PerKey<$spec>>,
+        }
+
+        impl<S> $service<S> {
+            /// Returns the inner service.
+            pub fn get_ref(&self) -> &S {
+                &self.inner
+            }
+
+            /// Returns the inner service, to be changed.
+            pub fn get_mut(&mut self) -> &mut S {
+                &mut self.inner
+            }
+
+            /// Returns the inner service alone.
+            pub fn into_inner(self) -> S {
+                self.inner
+            }
+        }
+
+        impl<S: Clone> Clone for $service<S> {
+            fn clone(&self) -> Self {
+                Self { inner: self.inner.clone(), configs: self.configs.clone() }
+            }
+        }
+
+        impl<S: std::fmt::Debug> std::fmt::Debug for $service<S> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($service)).field("inner", &self.inner).finish_non_exhaustive()
+            }
+        }
+
+        impl<S, B, X, E> tower_service::Service<http::Request<B>> for $service<S>
+        where
+            S: $crate::body::Accepts<B, Body = X, Fault = E>,
+            X: http_body::Body<Data = bytes::Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+            E: 'static,
+        {
+            type Response = http::Response<$body<X>>;
+            type Error = E;
+            type Future = $future<S, B>;
+
+            fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), E>> {
+                self.inner.poll_ready(cx)
+            }
+
+            fn call(&mut self, request: http::Request<B>) -> Self::Future {
+                $future::new($crate::exchange::call_keyed(&mut self.inner, &self.configs, request))
+            }
+        }
+    };
+}
+
+pub(crate) use keyed_middleware;

@@ -1,0 +1,124 @@
+//! The modes of a middleware with one attempt: requests are sent once, and errors are passed on.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::Body;
+use tokio::time::Instant;
+
+use super::spec::{BodyMode, ErrorMode, FirstFrame, RequestMode, ResponseMode};
+use super::{BoxError, CallContext, Expired};
+use crate::body::Progress;
+use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalAnswer};
+
+/// Requests are sent once, as they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Once;
+
+impl<B> RequestMode<B> for Once {
+    type Body = B;
+    type Started = ();
+    type Round = ();
+    type Replay = Infallible;
+
+    #[inline]
+    fn begin(&self, _: &Request<B>, _: &CallContext, _: bool) {}
+
+    #[inline]
+    fn wrap(&self, (): (), body: B, _: Instant, _: &mut Option<Arc<Progress>>) -> ((), B) {
+        ((), body)
+    }
+}
+
+/// The inner service's errors and responses are passed on; only what the middleware itself rejects is a response of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PassOn;
+
+impl ErrorMode for PassOn {
+    type Notes = ();
+    type BodyError = BoxError;
+
+    const FLUSHES: bool = false;
+    const SWEEPS_SHORT: bool = false;
+
+    fn judge(&self, error: BoxError, _: ClientCalls) -> Failure {
+        Failure::builder(BadGatewayCause::Unknown).source(error).build()
+    }
+
+    fn local_response(&self, (): &mut (), failure: &Failure, _: Option<Duration>) -> Response<Bytes> {
+        local_response(failure)
+    }
+
+    fn body_error(error: BoxError) -> (BoxError, BadGatewayCause, Option<Failure>) {
+        let failure = error.downcast_ref::<Failure>().cloned();
+        let cause = failure.as_ref().map_or(BadGatewayCause::IncompleteBody, Failure::cause);
+        (error, cause, failure)
+    }
+
+    fn report_expired(&self, (): &mut (), expired: Expired, failure: Failure) -> Failure {
+        tracing::info!(
+            target: "tower_upstream",
+            limit = expired.name(),
+            error.type = failure.cause().as_str(),
+            "response body ended: {}", expired.reason()
+        );
+        failure
+    }
+}
+
+/// The response to a failure, for a layer further out to complete.
+pub(crate) fn local_response(failure: &Failure) -> Response<Bytes> {
+    let mut response = cause::local_answer(failure, failure.status());
+    response.extensions_mut().insert(LocalAnswer);
+    response
+}
+
+impl<E, X> ResponseMode<E, X> for PassOn
+where
+    X: Body<Data = Bytes>,
+    X::Error: Into<BoxError>,
+{
+    type Error = E;
+    type Inner = X;
+
+    fn failure(&self, error: E, _: ClientCalls) -> Result<Failure, E> {
+        Err(error)
+    }
+
+    fn not_ready(error: E) -> Result<BoxError, E> {
+        Err(error)
+    }
+
+    #[inline]
+    fn is_plain(_: &Response<X>) -> bool {
+        true
+    }
+
+    fn check(&self, (): &(), _: &mut Response<X>, _: ClientCalls, _: Option<ClientCall>) -> Option<Failure> {
+        None
+    }
+
+    #[inline]
+    fn holds(&self, (): &(), _: &Response<X>) -> bool {
+        false
+    }
+
+    fn hold_for(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn poll_first(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
+        Poll::Pending
+    }
+
+    #[inline]
+    fn inner(body: X) -> X {
+        body
+    }
+}
+
+impl<Y> BodyMode<Y> for PassOn {}

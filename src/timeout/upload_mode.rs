@@ -1,0 +1,123 @@
+//! Whether a layer tracks the request body's upload: a type, as the inner service gets another body then.
+
+#![allow(private_interfaces)] // nothing outside implements or calls the sealed traits
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use http::Request;
+use http_body::Body;
+use tokio::time::Instant;
+
+use super::TimeoutSpec;
+use crate::body::{Progress, Upload};
+use crate::engine::Call;
+use crate::exchange::{ActiveCall, RequestMode, SpareCalls};
+use crate::shelf::shelf;
+
+/// How a request body is handed to the inner service: [`TrackUpload`] or [`PassThrough`].
+#[diagnostic::on_unimplemented(
+    message = "this layer tracks the upload of request bodies, and `{B}` is not a body",
+    label = "`{B}` does not implement `http_body::Body`",
+    note = "`untouched()` makes a layer hand on whatever a request has as its body"
+)]
+pub trait UploadMode<B>: sealed::Mode + sealed::Wrap<B, Wrapped = Self::Body> {
+    /// The request body that the inner service gets.
+    type Body;
+}
+
+/// The inner service gets [`Upload<B>`](Upload), so that a slow client is told from a slow upstream.
+#[derive(Clone, Copy, Debug)]
+pub enum TrackUpload {}
+
+/// The inner service gets the request body as it is.
+#[derive(Clone, Copy, Debug)]
+pub enum PassThrough {}
+
+#[diagnostic::do_not_recommend]
+impl<B: Body> UploadMode<B> for TrackUpload {
+    type Body = Upload<B>;
+}
+
+impl<B> UploadMode<B> for PassThrough {
+    type Body = B;
+}
+
+#[diagnostic::do_not_recommend]
+impl<B: Body> sealed::Wrap<B> for TrackUpload {
+    type Wrapped = Upload<B>;
+
+    #[inline]
+    fn wrap(body: B, now: Instant, progress: &mut Option<Arc<Progress>>) -> Upload<B> {
+        let body = Upload::new(body, now);
+        *progress = body.progress();
+        body
+    }
+}
+
+impl<B> sealed::Wrap<B> for PassThrough {
+    type Wrapped = B;
+
+    #[inline]
+    fn wrap(body: B, _: Instant, _: &mut Option<Arc<Progress>>) -> B {
+        body
+    }
+}
+
+shelf!(TRACKED: std::pin::Pin<Box<ActiveCall<TimeoutSpec<TrackUpload>>>>);
+shelf!(PASSED: std::pin::Pin<Box<ActiveCall<TimeoutSpec<PassThrough>>>>);
+
+impl sealed::Mode for TrackUpload {
+    #[inline]
+    fn spare_calls() -> &'static SpareCalls<TimeoutSpec<Self>> {
+        &TRACKED
+    }
+}
+
+impl sealed::Mode for PassThrough {
+    #[inline]
+    fn spare_calls() -> &'static SpareCalls<TimeoutSpec<Self>> {
+        &PASSED
+    }
+}
+
+/// Requests are sent once, with their bodies in this mode.
+#[derive(Debug)]
+pub(crate) struct Uploads<W>(pub(super) PhantomData<fn() -> W>);
+
+impl<W> Clone for Uploads<W> {
+    fn clone(&self) -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<W: UploadMode<B>, B> RequestMode<B> for Uploads<W> {
+    type Body = W::Body;
+    type Started = ();
+    type Round = ();
+    type Replay = std::convert::Infallible;
+
+    #[inline]
+    fn begin(&self, _: &Request<B>, _: &Call, _: bool) {}
+
+    #[inline]
+    fn wrap(&self, (): (), body: B, now: Instant, progress: &mut Option<Arc<Progress>>) -> ((), W::Body) {
+        ((), W::wrap(body, now, progress))
+    }
+}
+
+pub(super) mod sealed {
+    #![allow(unnameable_types, private_interfaces)] // nothing outside implements or calls these
+
+    use super::{Arc, Instant, Progress, SpareCalls, TimeoutSpec};
+
+    pub trait Mode: Sized + Send + Sync + 'static {
+        fn spare_calls() -> &'static SpareCalls<TimeoutSpec<Self>>;
+    }
+
+    pub trait Wrap<B> {
+        type Wrapped;
+
+        fn wrap(body: B, now: Instant, progress: &mut Option<Arc<Progress>>) -> Self::Wrapped;
+    }
+}
