@@ -63,37 +63,34 @@ mod verdict;
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ::http_body::{Body, Frame};
+use ::http_body::Body;
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
 use http::{Request, Response, StatusCode};
-use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use self::settings::Teller;
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
-pub(crate) use self::settings::{Ask, REQUEST_ID, Settings, disowned, is_plain_head, refused_head, scene_of};
+pub(crate) use self::settings::{Ask, REQUEST_ID, Settings};
 #[cfg(feature = "client")]
 pub(crate) use self::told::Relayed;
-use crate::body::{Accepts, AnswerBody};
+use crate::body::Accepts;
 use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
+use crate::exchange::{Config, Once, middleware_body, middleware_future, middleware_service, middleware_spec};
 
-pub use self::body::ClassifiedBody;
-pub(crate) use self::body::{Stage, cut, was_cut};
+pub(crate) use self::body::SharedBody;
+use self::body::{cut, was_cut};
 pub use self::chain::Chain;
 pub use self::head::{Asked, check_head};
-pub(crate) use self::mode::{Classified, SharedBody};
+pub(crate) use self::mode::Classified;
 pub use self::stamp::{Stamp, Wire};
 pub use self::verdict::{Scene, Upload, Verdict};
 
@@ -302,224 +299,66 @@ impl<S> Layer<S> for ClassifyLayer {
     type Service = Classify<S>;
 
     fn layer(&self, inner: S) -> Classify<S> {
-        Classify::new(inner, self.settings.clone())
+        let errors = Classified { settings: self.settings.clone() };
+        Classify::new(inner, Arc::new(Config::new((), (), (), Once, errors)))
     }
 }
 
-/// The service of [`ClassifyLayer`].
-#[derive(Debug)]
-pub struct Classify<S> {
-    inner: S,
-    /// The inner service failed to become ready; its next call is answered with that.
-    unready: Option<BoxError>,
-    settings: Arc<Settings>,
+middleware_spec! {
+    /// Classification alone.
+    ClassifySpec,
+    per_call = (), per_attempt = (), timeouts = (), requests = Once, errors = Classified
 }
 
-impl<S> Classify<S> {
-    pub(crate) fn new(inner: S, settings: Arc<Settings>) -> Self {
-        Self { inner, unready: None, settings }
-    }
+middleware_service! {
+    /// The service of [`ClassifyLayer`].
+    Classify [] ClassifySpec, once
 }
 
-impl<S: Clone> Clone for Classify<S> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), unready: None, settings: self.settings.clone() }
-    }
+middleware_future! {
+    /// The future of [`Classify`].
+    ClassifyFuture<S, B> ClassifySpec, B where {}
 }
 
-impl<S, ReqBody, ResBody, E> Service<Request<ReqBody>> for Classify<S>
+middleware_body! {
+    /// The response body of [`Classify`]: the upstream's, or that of a local response.
+    ///
+    /// Its error is a [`Failure`], reported once. Before an error it returns `Pending` once and wakes itself: hyper's server
+    /// then flushes what came before it cuts the connection, instead of dropping both.
+    ClassifiedBody<X> ClassifySpec, SharedBody<X>, Failure,
+    { X: Body<Data = Bytes> + Unpin + Send + 'static, X::Error: Into<BoxError>, }
+}
+
+impl<S, B, X, E> Service<Request<B>> for Classify<S>
 where
-    S: Accepts<ReqBody, Body = ResBody, Fault = E>,
-    E: Into<BoxError>,
-    ResBody: Body<Data = Bytes> + Unpin + 'static,
-    ResBody::Error: Into<BoxError>,
+    S: Accepts<B, Body = X, Fault = E>,
+    E: Into<BoxError> + 'static,
+    X: Body<Data = Bytes> + Unpin + Send + 'static,
+    X::Error: Into<BoxError>,
 {
-    type Response = Response<AnswerBody<ClassifiedBody<ResBody>>>;
+    type Response = Response<ClassifiedBody<X>>;
     type Error = Infallible;
-    type Future = ResponseFuture<S::Future, ResBody>;
+    type Future = ClassifyFuture<S, B>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        if self.unready.is_none() {
-            self.unready = ready!(self.inner.poll_ready(cx)).err().map(Into::into);
-        }
-        Poll::Ready(Ok(()))
+        self.exchange.poll_ready::<B, X, E>(cx)
     }
 
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let ask = Ask::of(&request);
-        let calls = ClientCalls::begin();
-        let state = match self.unready.take() {
-            Some(error) => State::Failed { error: Some(error) },
-            None => State::Call { call: self.inner.call(request) },
-        };
-        ResponseFuture { state, ask: Some(ask), calls: calls.end_or_claim(), settings: self.settings.clone() }
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        ClassifyFuture::new(self.exchange.call(request))
     }
 }
 
-/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
-impl<S, ReqBody, ResBody> ::hyper::service::Service<Request<ReqBody>> for Classify<S>
+impl<S, B, X, E> Future for ClassifyFuture<S, B>
 where
-    S: ::hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
-    S::Error: Into<BoxError>,
-    ResBody: Body<Data = Bytes> + Unpin + 'static,
-    ResBody::Error: Into<BoxError>,
+    S: Accepts<B, Body = X, Fault = E>,
+    E: Into<BoxError> + 'static,
+    X: Body<Data = Bytes> + Unpin + Send + 'static,
+    X::Error: Into<BoxError>,
 {
-    type Response = Response<AnswerBody<ClassifiedBody<ResBody>>>;
-    type Error = Infallible;
-    type Future = ResponseFuture<S::Future, ResBody>;
-
-    fn call(&self, request: Request<ReqBody>) -> Self::Future {
-        let ask = Some(Ask::of(&request));
-        let calls = ClientCalls::begin();
-        let state = State::Call { call: self.inner.call(request) };
-        ResponseFuture { state, ask, calls: calls.end_or_claim(), settings: self.settings.clone() }
-    }
-}
-
-pin_project! {
-    /// The future of [`Classify`].
-    #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F, B> {
-        #[pin]
-        state: State<F, B>,
-        ask: Option<Box<Ask>>,
-        calls: ClientCalls,
-        settings: Arc<Settings>,
-    }
-
-    impl<F, B> PinnedDrop for ResponseFuture<F, B> {
-        fn drop(this: Pin<&mut Self>) {
-            let this = this.project();
-            if let Some(mut ask) = this.ask.take() {
-                this.settings.left(&mut ask);
-                ask.shelve();
-            }
-        }
-    }
-}
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<F, B> {
-        Call { #[pin] call: F },
-        Failed { error: Option<BoxError> },
-        Held { answer: Option<Response<B>>, #[pin] limit: Sleep },
-    }
-}
-
-impl<F, B> fmt::Debug for ResponseFuture<F, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
-
-/// What the first look at the body showed.
-pub(crate) enum First {
-    Frame(Frame<Bytes>),
-    End,
-    Failed(Failure),
-}
-
-impl<F, B, E> Future for ResponseFuture<F, B>
-where
-    F: Future<Output = Result<Response<B>, E>>,
-    E: Into<BoxError>,
-    B: Body<Data = Bytes> + Unpin + 'static,
-    B::Error: Into<BoxError>,
-{
-    type Output = Result<Response<AnswerBody<ClassifiedBody<B>>>, Infallible>;
+    type Output = Result<Response<ClassifiedBody<X>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let settings = &**this.settings;
-        loop {
-            let (mut answer, first) = match this.state.as_mut().project() {
-                StateProjection::Failed { error } => {
-                    let error = error.take().expect(POLLED_AGAIN);
-                    let failure = settings.judge(error, &Scene::default(), *this.calls);
-                    return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
-                }
-                StateProjection::Call { call } => match ready!(call.poll(cx)) {
-                    Err(error) => {
-                        let error = error.into();
-                        let scene = scene_of(&*error);
-                        let failure = settings.judge(error, &scene, *this.calls);
-                        return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
-                    }
-                    Ok(mut answer) => {
-                        let ask = this.ask.as_ref().expect(POLLED_AGAIN);
-                        if !is_plain_head(&answer) {
-                            if let Some(failure) = refused_head(&mut answer, ask) {
-                                return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
-                            }
-                            if let Some(failure) = disowned(&mut answer, *this.calls) {
-                                let after = answer.headers_mut().remove(RETRY_AFTER);
-                                let mut answer = refused(settings, this.ask, &failure);
-                                answer.headers_mut().extend(after.map(|after| (RETRY_AFTER, after)));
-                                return Poll::Ready(Ok(answer));
-                            }
-                        }
-                        if settings.holds(&answer, ask) {
-                            let first = first_look(&mut answer, cx);
-                            if first.is_pending() {
-                                let limit = tokio::time::sleep(settings.hold);
-                                this.state.set(State::Held { answer: Some(answer), limit });
-                                continue;
-                            }
-                            (answer, first)
-                        } else {
-                            (answer, Poll::Pending)
-                        }
-                    }
-                },
-                StateProjection::Held { answer: held, limit } => {
-                    let first = first_look(held.as_mut().expect(POLLED_AGAIN), cx);
-                    if first.is_pending() {
-                        ready!(limit.poll(cx));
-                    }
-                    (held.take().expect(POLLED_AGAIN), first)
-                }
-            };
-            let stage = match first {
-                Poll::Ready(First::Failed(failure)) => {
-                    return Poll::Ready(Ok(refused(settings, this.ask, &failure)));
-                }
-                Poll::Ready(First::Frame(frame)) => Stage::after(frame),
-                Poll::Ready(First::End) => Stage::Done,
-                Poll::Pending => Stage::Reading,
-            };
-            let Some(mut ask) = this.ask.take() else { panic!("{POLLED_AGAIN}") };
-            settings.look_at(&mut answer, &mut ask);
-            let version = answer.version();
-            // in one step: moving answers is most of what this costs
-            return Poll::Ready(Ok(answer.map(|body| {
-                AnswerBody::upstream(ClassifiedBody::new(body, version, stage, ask, this.settings.clone()))
-            })));
-        }
+        self.project().call.poll(cx).map(|result| result.map(|response| response.map(ClassifiedBody::new)))
     }
-}
-
-const POLLED_AGAIN: &str = "a future is not polled after it was ready";
-
-fn refused<B>(settings: &Settings, ask: &mut Option<Box<Ask>>, failure: &Failure) -> Response<AnswerBody<B>> {
-    let mut ask = ask.take().expect(POLLED_AGAIN);
-    let answer = settings.refuse(&mut ask, failure);
-    ask.shelve();
-    answer.map(AnswerBody::from)
-}
-
-/// Polls the body of a head that was not handed on yet.
-pub(crate) fn first_look<B>(answer: &mut Response<B>, cx: &mut Context<'_>) -> Poll<First>
-where
-    B: Body<Data = Bytes> + Unpin + 'static,
-    B::Error: Into<BoxError>,
-{
-    let version = answer.version();
-    let frame = ready!(Pin::new(answer.body_mut()).poll_frame(cx));
-    Poll::Ready(match frame {
-        Some(Ok(frame)) => First::Frame(frame),
-        Some(Err(error)) => First::Failed(Failure::from_body_error(error, &Scene::default())),
-        None if was_cut(answer.body(), version) => First::Failed(cut()),
-        None => First::End,
-    })
 }

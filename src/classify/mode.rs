@@ -6,43 +6,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, Version};
-use http_body::{Body, Frame, SizeHint};
+use http::header::UPGRADE;
+use http::{Request, Response, Version};
+use http_body::Body;
 
+use super::head::Asked;
+use super::settings::REQUEST_ID;
 use super::settings::{Ask, Settings, disowned, is_plain_head, refused_head, scene_of};
-use super::{BoxError, Scene, cut, was_cut};
+use super::{BoxError, Scene, SharedBody, cut, was_cut};
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure};
-use crate::engine::{Detach, Detachable, Expired};
+use crate::engine::{Detach, Expired, asks_for_upgrade};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
-
-/// A response body that the sweep can drop.
-pub(crate) struct SharedBody<X>(Detachable<X>);
-
-impl<X> Body for SharedBody<X>
-where
-    X: Body<Data = Bytes> + Unpin,
-    X::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    #[inline]
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = self.0.poll_own(|body| body.poll_frame(cx));
-        match polled {
-            Some(polled) => polled.map_err(Into::into),
-            None => Poll::Ready(Some(Err(Failure::new(BadGatewayCause::ClientClosed).into()))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.show(X::is_end_stream).unwrap_or(false)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.show(X::size_hint).unwrap_or_default()
-    }
-}
 
 /// Ends all errors.
 #[derive(Clone)]
@@ -56,6 +30,20 @@ impl ErrorMode for Classified {
 
     const FLUSHES: bool = true;
     const SWEEPS_SHORT: bool = true;
+
+    fn note<B>(&self, notes: &mut Ask, request: &Request<B>) {
+        // one walk past all names is cheaper than to hash two
+        let (mut upgrade, mut request_id) = (false, None);
+        for (name, value) in request.headers() {
+            if *name == UPGRADE {
+                upgrade = true;
+            } else if *name == REQUEST_ID {
+                request_id.get_or_insert(value);
+            }
+        }
+        let upgrade = upgrade && asks_for_upgrade(request.version(), request.headers());
+        notes.note(request, if upgrade { Asked::Upgrade } else { Asked::Answer }, request_id);
+    }
 
     #[inline]
     fn forget(notes: &mut Ask) {
@@ -162,18 +150,18 @@ where
 
     #[inline]
     fn inner(body: X) -> SharedBody<X> {
-        SharedBody(Detachable::new(body))
+        SharedBody::new(body)
     }
 }
 
 impl<X: Body + Send + 'static> BodyMode<SharedBody<X>> for Classified {
     fn share(body: &mut SharedBody<X>) -> Option<Arc<dyn Detach>> {
-        Some(body.0.share())
+        Some(body.share())
     }
 
     #[inline]
     fn was_cut(body: &SharedBody<X>, version: Version) -> bool {
-        version == Version::HTTP_2 && body.0.show(|body| was_cut(body, version)).unwrap_or(false)
+        version == Version::HTTP_2 && body.show(|body| was_cut(body, version)).unwrap_or(false)
     }
 
     fn cut() -> Failure {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, UPGRADE};
+use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
@@ -18,9 +18,8 @@ use crate::cause::{
     self, BadGatewayCause, ClientCalls, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member,
     ProxyStatus, Rejected, Replay,
 };
-use crate::engine::{Abandon, asks_for_upgrade, leaving};
+use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Exchange, Log, Observer};
-use crate::shelf::shelf;
 
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
@@ -79,36 +78,7 @@ pub(crate) struct Ask {
     asked: Asked,
 }
 
-// a call carries only the pointer
-shelf!(SHELF: Box<Ask>);
-
 impl Ask {
-    #[allow(clippy::unnecessary_box_returns)] // the box is what is used again
-    #[inline]
-    pub(super) fn of<B>(request: &Request<B>) -> Box<Self> {
-        // one walk past all names is cheaper than to hash two
-        let (mut upgrade, mut request_id) = (false, None);
-        for (name, value) in request.headers() {
-            if *name == UPGRADE {
-                upgrade = true;
-            } else if *name == REQUEST_ID {
-                request_id.get_or_insert(value);
-            }
-        }
-        let upgrade = upgrade && asks_for_upgrade(request.version(), request.headers());
-        let asked = if upgrade { Asked::Upgrade } else { Asked::Answer };
-        let mut ask = SHELF.take().unwrap_or_else(|| Box::new(Self::empty()));
-        ask.note(request, asked, request_id);
-        ask
-    }
-
-    /// Puts it where the next request finds it.
-    #[inline]
-    pub(super) fn shelve(mut self: Box<Self>) {
-        self.forget();
-        SHELF.put(self);
-    }
-
     /// Takes the place of what was noted before, field by field: what is large is not moved.
     #[inline]
     pub(crate) fn note<B>(&mut self, request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) {

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::RETRY_AFTER;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -23,7 +24,7 @@ use super::spec::{
 use super::timer::{TimedPoll, poll_timed};
 use super::{BoxError, CancelReason, Outcome, Ref, Rejection, ResponseSummary, drop_with_reason, set_retry_after};
 use crate::body::Accepts;
-use crate::cause::{Failure, RetryStop};
+use crate::cause::{Failure, RetryStop, is_local};
 
 /// A failed response's body is read up to this size, if it is there already: its connection can then be used again.
 const DRAINED: usize = 16 * 1024;
@@ -336,7 +337,7 @@ where
     fn on_response(&mut self, mut response: Response<X>, cx: &mut Context<'_>) -> Step<P, E, X> {
         if !P::Errors::is_plain(&response) {
             if let Some(failure) = self.check(&mut response) {
-                return self.on_failed(failure, None, cx);
+                return self.on_failed(failure, local_retry_after(&response), cx);
             }
         }
         let first = self.poll_first(&mut response, cx);
@@ -465,7 +466,7 @@ where
         }
         call.on_response(&outcome);
         // nothing of the upstream is held any more, however slowly its client reads
-        if matches!(stage, BodyStage::Done) || response.body().is_end_stream() {
+        if !P::Errors::TRACKS_BODY || matches!(stage, BodyStage::Done) || response.body().is_end_stream() {
             active.complete(&outcome);
             return response.map(|body| ExchangeBody::ended(P::Errors::inner(body), stage));
         }
@@ -746,6 +747,12 @@ where
         self.active.take().complete(&outcome);
         response
     }
+}
+
+/// When a local response says that it is worth trying again.
+fn local_retry_after<R>(response: &Response<R>) -> Option<Duration> {
+    let after = response.headers().get(RETRY_AFTER).filter(|_| is_local(response.extensions()))?;
+    Some(Duration::from_secs(after.to_str().ok()?.parse().ok()?))
 }
 
 /// Reads what is there of a body that is discarded; whether that was all of it.

@@ -101,6 +101,9 @@ impl<S, P: Spec> Exchange<S, P> {
                 return Poll::Ready(Ok(()));
             }
         }
+        if matches!(self.readiness, Readiness::Failed(_)) && !P::WAITS {
+            return Poll::Ready(Ok(()));
+        }
         self.readiness = match self.inner.poll_ready(cx) {
             Poll::Ready(Ok(())) => Readiness::Ready,
             Poll::Ready(Err(error)) => Readiness::Failed(P::Errors::not_ready(error)?),

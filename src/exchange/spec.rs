@@ -268,6 +268,8 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
 
     /// Whether the body returns `Pending` once before its error, so that a server flushes what came before.
     const FLUSHES: bool;
+    /// Whether the call ends with its response body; otherwise with its head.
+    const TRACKS_BODY: bool = true;
     /// Whether a body that stays open is under the sweep from its head on, also a short one.
     const SWEEPS_SHORT: bool;
 
