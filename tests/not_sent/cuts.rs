@@ -9,7 +9,6 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::util::BoxCloneService;
 use tower::{BoxError, Layer, Service, ServiceExt};
-use tower_upstream::body::AnswerBody;
 use tower_upstream::cause::Replay;
 use tower_upstream::client::{Connector, Http, ReverseProxy};
 use tower_upstream::forward::Rules;
@@ -43,12 +42,11 @@ fn upstream(kind: Kind, protocol: Protocol, peer: Peer) -> Upstream {
 
 fn collected<S, B>(service: S) -> Upstream
 where
-    S: Service<Request<Full<Bytes>>, Response = Response<AnswerBody<B>>, Future: Send> + Clone + Send + 'static,
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Future: Send> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
-    AnswerBody<B>: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send,
-    B: Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    BoxCloneService::new(service.map_err(Into::into).and_then(|answer: Response<AnswerBody<B>>| async {
+    BoxCloneService::new(service.map_err(Into::into).and_then(|answer: Response<B>| async {
         let (head, body) = answer.into_parts();
         let body = body.collect().await.map_err(Into::into)?.to_bytes();
         Ok(Response::from_parts(head, Full::new(body)))
