@@ -15,11 +15,11 @@ pub mod error_page;
 pub mod event;
 mod exchange;
 pub mod forward;
-mod keyed;
+mod free_list;
+mod keyed_map;
 pub mod limit;
 mod measure;
 pub mod retry;
-mod shelf;
 pub mod stack;
 pub mod timeout;
 

@@ -12,7 +12,7 @@ use super::{
     State,
 };
 use crate::exchange::{Config, Key, PerKey, keyed_middleware};
-use crate::keyed::Stay;
+use crate::keyed_map::Eviction;
 
 keyed_middleware! {
     /// The service of [`KeyedCircuitBreakerLayer`].
@@ -72,8 +72,8 @@ fn configs(name: &Arc<str>, policy: BreakerPolicy, key: Option<Key>) -> PerKey<B
     };
     // what an open one knows is worth more than what a closed one has counted
     let stays = |config: &Config<BreakerSpec>| match config.per_attempt.core.circuit.state() {
-        State::Closed => Stay::Not,
-        _ => Stay::Long,
+        State::Closed => Eviction::Evictable,
+        _ => Eviction::Late,
     };
     PerKey::new(make, stays, key)
 }

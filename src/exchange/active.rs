@@ -17,10 +17,10 @@ use super::{
 };
 use crate::body::Progress;
 use crate::cause::{ClientCall, ClientCalls};
-use crate::shelf::Shelf;
+use crate::free_list::FreeList;
 
 /// The boxes of earlier calls on this thread.
-pub(crate) type SpareCalls<P> = Shelf<Pin<Box<ActiveCall<P>>>>;
+pub(crate) type SpareCalls<P> = FreeList<Pin<Box<ActiveCall<P>>>>;
 
 pin_project! {
     /// A call's state. It stays where it is: moving it from the future to the body moves one pointer.
@@ -242,8 +242,9 @@ impl<P: Spec> Active<P> {
     /// A call that begins now.
     #[inline(always)]
     pub(super) fn begin(config: Ref<Config<P>>, now: Instant) -> Self {
-        let mut call =
-            P::spare_calls().take().unwrap_or_else(|| Box::pin(ActiveCall { timer: None, state: CallState::new(now) }));
+        let mut call = P::spare_calls()
+            .acquire()
+            .unwrap_or_else(|| Box::pin(ActiveCall { timer: None, state: CallState::new(now) }));
         let state = call.as_mut().project().state;
         state.config = Some(config);
         state.context = CallContext::new(now);
@@ -324,7 +325,7 @@ fn recycle<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
     state.attempt.upload = None;
     state.attempt.span = AttemptSpan::default();
     state.config = None;
-    P::spare_calls().put(call);
+    P::spare_calls().recycle(call);
 }
 
 impl<P: Spec> CallState<P> {

@@ -6,7 +6,7 @@ use http::{HeaderMap, Uri, header::HOST};
 
 use super::Ref;
 use super::spec::{Config, Spec};
-use crate::keyed::{Keyed, Stay};
+use crate::keyed_map::{Eviction, KeyedMap};
 
 /// At most this many upstreams have components of their own.
 const CAP: usize = 1024;
@@ -17,37 +17,37 @@ type MakeConfig<P> = Box<dyn Fn(Option<&str>) -> Arc<Config<P>> + Send + Sync>;
 
 /// The settings for each upstream, which all services of a keyed layer share.
 pub(crate) struct PerKey<P: Spec> {
-    keyed: Keyed<Ref<Config<P>>>,
+    keyed: KeyedMap<Ref<Config<P>>>,
     /// `None`: the authority of the target, else `Host`.
     key: Option<Key>,
     /// Makes the settings of a key, or of all requests without one.
     make: MakeConfig<P>,
     /// How long settings stay while no call holds them.
-    stays: fn(&Config<P>) -> Stay,
+    stays: fn(&Config<P>) -> Eviction,
 }
 
 impl<P: Spec> PerKey<P> {
     pub(crate) fn new(
         make: impl Fn(Option<&str>) -> Arc<Config<P>> + Send + Sync + 'static,
-        stays: fn(&Config<P>) -> Stay,
+        stays: fn(&Config<P>) -> Eviction,
         key: Option<Key>,
     ) -> Self {
-        Self { keyed: Keyed::new(CAP, Ref::new(make(None))), key, make: Box::new(make), stays }
+        Self { keyed: KeyedMap::new(CAP, Ref::new(make(None))), key, make: Box::new(make), stays }
     }
 
     /// Shows all settings, in the order of their keys.
     pub(crate) fn list<T>(&self, show: impl Fn(&Config<P>) -> T) -> Vec<(Box<str>, T)> {
-        self.keyed.list(|config| show(config))
+        self.keyed.snapshot(|config| show(config))
     }
 
     /// Shows the settings of a key, if there are any.
     pub(crate) fn peek<T>(&self, key: &str, show: impl Fn(&Config<P>) -> T) -> Option<T> {
-        self.keyed.peek(key).map(|config| show(&config))
+        self.keyed.get(key).map(|config| show(&config))
     }
 
     /// The settings of all requests without a key or a place.
     pub(crate) fn others(&self) -> &Config<P> {
-        self.keyed.others()
+        self.keyed.fallback()
     }
 
     pub(super) fn of(&self, uri: &Uri, headers: &HeaderMap) -> Ref<Config<P>> {
@@ -64,11 +64,11 @@ impl<P: Spec> PerKey<P> {
     }
 
     fn named(&self, key: Option<&str>) -> Ref<Config<P>> {
-        let Some(key) = key else { return self.keyed.others().clone() };
+        let Some(key) = key else { return self.keyed.fallback().clone() };
         let stays = |config: &Ref<Config<P>>| {
-            if config.is_held_elsewhere() { Stay::Always } else { (self.stays)(config) }
+            if config.is_held_elsewhere() { Eviction::Pinned } else { (self.stays)(config) }
         };
-        self.keyed.get(key, || Ref::new((self.make)(Some(key))), stays).as_ref().clone()
+        self.keyed.get_or_insert(key, || Ref::new((self.make)(Some(key))), stays).as_ref().clone()
     }
 }
 

@@ -230,7 +230,7 @@ macro_rules! middleware_spec {
 
             #[inline]
             fn spare_calls() -> &'static $crate::exchange::SpareCalls<Self> {
-                $crate::shelf::shelf!(SPARE: std::pin::Pin<Box<$crate::exchange::ActiveCall<$spec>>>);
+                $crate::free_list::free_list!(SPARE: std::pin::Pin<Box<$crate::exchange::ActiveCall<$spec>>>);
                 &SPARE
             }
         }

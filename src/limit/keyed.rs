@@ -9,7 +9,7 @@ use tower_layer::Layer;
 use super::limiter::LimitSnapshot;
 use super::{LimitBody, LimitFuture, LimitLayer, LimitSpec};
 use crate::exchange::{Key, PerKey, keyed_middleware};
-use crate::keyed::Stay;
+use crate::keyed_map::Eviction;
 
 keyed_middleware! {
     /// The service of [`KeyedLimitLayer`].
@@ -59,7 +59,7 @@ impl KeyedLimitLayer {
 
 fn configs(template: &LimitLayer, key: Option<Key>) -> PerKey<LimitSpec> {
     let template = template.clone();
-    PerKey::new(move |name| template.again(name).config, |_| Stay::Not, key)
+    PerKey::new(move |name| template.again(name).config, |_| Eviction::Evictable, key)
 }
 
 impl<S> Layer<S> for KeyedLimitLayer {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::round::Past;
 use crate::deadline::Deadline;
 use crate::engine::asks_for_upgrade;
-use crate::shelf::shelf;
+use crate::free_list::free_list;
 
 /// What makes a request that changes something conditional (RFC 9110 section 13.1, RFC 4918 section 10.4).
 const PRECONDITIONS: [HeaderName; 4] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, HeaderName::from_static("if")];
@@ -45,7 +45,7 @@ pub(super) struct KeptHead {
 const FIELDS: usize = 64;
 
 // a request carries only the pointer; a list is cleared and filled again without an allocation; a map would be hashed anew
-shelf!(SHELF: Box<KeptHead>);
+free_list!(SHELF: Box<KeptHead>);
 
 impl KeptHead {
     /// Copies a request's head; none of one that asks for a tunnel, which belongs to a single attempt.
@@ -54,7 +54,7 @@ impl KeptHead {
         if *request.method() == Method::CONNECT {
             return None;
         }
-        let mut kept = SHELF.take().unwrap_or_default();
+        let mut kept = SHELF.acquire().unwrap_or_default();
         kept.headers.reserve(request.headers().len());
         for (name, value) in request.headers() {
             if *name == UPGRADE && asks_for_upgrade(request.version(), request.headers()) {
@@ -113,7 +113,7 @@ impl KeptHead {
         if self.headers.capacity() > FIELDS {
             return;
         }
-        SHELF.put(self);
+        SHELF.recycle(self);
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
         KeptHead::of(&large, &[]).unwrap().shelve();
         let heads: Vec<_> = (0..200).map(|_| KeptHead::of(&request(), &[]).unwrap()).collect();
         heads.into_iter().for_each(KeptHead::shelve);
-        let shelved: Vec<_> = std::iter::from_fn(|| SHELF.take()).collect();
+        let shelved: Vec<_> = std::iter::from_fn(|| SHELF.acquire()).collect();
         assert!((1..200).contains(&shelved.len()));
         assert!(shelved.iter().all(|head| head.headers.capacity() <= FIELDS));
     }

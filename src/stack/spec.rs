@@ -8,8 +8,8 @@ use super::requests::Requests;
 use crate::breaker::Breaker;
 use crate::engine::{Abandon, Call, Outcome, Part, Refusal, Tunnel};
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
+use crate::free_list::free_list;
 use crate::limit::Limit;
-use crate::shelf::shelf;
 use crate::timeout::Enforced;
 
 /// A stack's settings as they stand; what is changed at run time is changed in a copy.
@@ -19,7 +19,7 @@ pub(super) type Config = exchange::Config<StackSpec>;
 #[derive(Debug)]
 pub(super) enum StackSpec {}
 
-shelf!(SPARE: std::pin::Pin<Box<ActiveCall<StackSpec>>>);
+free_list!(SPARE: std::pin::Pin<Box<ActiveCall<StackSpec>>>);
 
 impl Spec for StackSpec {
     type PerCall = PerCall;

@@ -13,7 +13,7 @@ use super::TimeoutSpec;
 use crate::body::{Progress, Upload};
 use crate::engine::Call;
 use crate::exchange::{ActiveCall, RequestMode, SpareCalls};
-use crate::shelf::shelf;
+use crate::free_list::free_list;
 
 /// How a request body is handed to the inner service: [`TrackUpload`] or [`PassThrough`].
 #[diagnostic::on_unimplemented(
@@ -64,8 +64,8 @@ impl<B> sealed::Wrap<B> for PassThrough {
     }
 }
 
-shelf!(TRACKED: std::pin::Pin<Box<ActiveCall<TimeoutSpec<TrackUpload>>>>);
-shelf!(PASSED: std::pin::Pin<Box<ActiveCall<TimeoutSpec<PassThrough>>>>);
+free_list!(TRACKED: std::pin::Pin<Box<ActiveCall<TimeoutSpec<TrackUpload>>>>);
+free_list!(PASSED: std::pin::Pin<Box<ActiveCall<TimeoutSpec<PassThrough>>>>);
 
 impl sealed::Mode for TrackUpload {
     #[inline]

@@ -11,28 +11,28 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// A host name has 253 characters at most, and a port six with its colon; a longer key has no entry of its own.
-const LONGEST_KEY: usize = 260;
+const MAX_KEY_LENGTH: usize = 260;
 
 /// How much an entry wants to stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stay {
+pub(crate) enum Eviction {
     /// It goes when its turn comes.
-    Not,
+    Evictable,
     /// It goes when all that do not care have gone.
-    Long,
+    Late,
     /// It does not go.
-    Always,
+    Pinned,
 }
 
 /// A bounded map from keys to states.
 #[derive(Debug)]
-pub(crate) struct Keyed<T> {
+pub(crate) struct KeyedMap<T> {
     entries: RwLock<HashMap<Box<str>, Entry<T>>>,
     cap: usize,
     /// How many entries there have been.
-    turn: AtomicU64,
+    insertions: AtomicU64,
     /// The state of all that have no entry.
-    others: Arc<T>,
+    fallback: Arc<T>,
 }
 
 #[derive(Debug)]
@@ -42,54 +42,54 @@ struct Entry<T> {
     used: AtomicU64,
 }
 
-impl<T> Keyed<T> {
+impl<T> KeyedMap<T> {
     /// So many entries at most, and the state of those that have none.
     pub(crate) fn new(cap: usize, others: T) -> Self {
-        Self { entries: RwLock::default(), cap, turn: AtomicU64::new(0), others: Arc::new(others) }
+        Self { entries: RwLock::default(), cap, insertions: AtomicU64::new(0), fallback: Arc::new(others) }
     }
 
     /// The state of a key, made where there is none.
     ///
     /// `stays` is asked of entries that nobody holds; those that are held stay in any case.
-    pub(crate) fn get(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Stay) -> Arc<T> {
+    pub(crate) fn get_or_insert(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Eviction) -> Arc<T> {
         if let Some(entry) = self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key) {
-            let used = self.turn.load(Relaxed) * 2 + 1;
+            let used = self.insertions.load(Relaxed) * 2 + 1;
             if entry.used.load(Relaxed) != used {
                 entry.used.store(used, Relaxed);
             }
             return entry.state.clone();
         }
-        if key.len() > LONGEST_KEY { self.others.clone() } else { self.insert(key, make, stays) }
+        if key.len() > MAX_KEY_LENGTH { self.fallback.clone() } else { self.insert(key, make, stays) }
     }
 
     #[cold]
-    fn insert(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Stay) -> Arc<T> {
+    fn insert(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Eviction) -> Arc<T> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get(key) {
             return entry.state.clone();
         }
         if entries.len() >= self.cap {
             let goes = entries.iter().filter_map(|(key, entry)| {
-                let stays = if Arc::strong_count(&entry.state) > 1 { Stay::Always } else { stays(&entry.state) };
-                (stays < Stay::Always).then(|| ((stays, entry.used.load(Relaxed)), key))
+                let stays = if Arc::strong_count(&entry.state) > 1 { Eviction::Pinned } else { stays(&entry.state) };
+                (stays < Eviction::Pinned).then(|| ((stays, entry.used.load(Relaxed)), key))
             });
-            let Some(goes) = goes.min().map(|(_, key)| key.clone()) else { return self.others.clone() };
+            let Some(goes) = goes.min().map(|(_, key)| key.clone()) else { return self.fallback.clone() };
             entries.remove(&goes);
         }
         let state = Arc::new(make());
-        let used = AtomicU64::new((self.turn.fetch_add(1, Relaxed) + 1) * 2);
+        let used = AtomicU64::new((self.insertions.fetch_add(1, Relaxed) + 1) * 2);
         entries.insert(key.into(), Entry { state: state.clone(), used });
         state
     }
 
     /// The state of a key that has one.
-    pub(crate) fn peek(&self, key: &str) -> Option<Arc<T>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Arc<T>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         entries.get(key).map(|entry| entry.state.clone())
     }
 
     /// All that have an entry, in the order of their keys.
-    pub(crate) fn list<U>(&self, show: impl Fn(&T) -> U) -> Vec<(Box<str>, U)> {
+    pub(crate) fn snapshot<U>(&self, show: impl Fn(&T) -> U) -> Vec<(Box<str>, U)> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let mut list: Vec<_> = entries.iter().map(|(key, entry)| (key.clone(), show(&entry.state))).collect();
         list.sort_unstable_by(|one, other| one.0.cmp(&other.0));
@@ -97,8 +97,8 @@ impl<T> Keyed<T> {
     }
 
     /// The state of all that have no entry.
-    pub(crate) fn others(&self) -> &T {
-        &self.others
+    pub(crate) fn fallback(&self) -> &T {
+        &self.fallback
     }
 }
 
@@ -109,62 +109,62 @@ mod tests {
     use super::*;
 
     #[allow(clippy::trivially_copy_pass_by_ref)] // states are shown by reference
-    fn goes(_: &u32) -> Stay {
-        Stay::Not
+    fn evictable(_: &u32) -> Eviction {
+        Eviction::Evictable
     }
 
-    fn keys(keyed: &Keyed<u32>) -> Vec<Box<str>> {
-        keyed.list(|_| ()).into_iter().map(|(key, ())| key).collect()
+    fn keys(map: &KeyedMap<u32>) -> Vec<Box<str>> {
+        map.snapshot(|_| ()).into_iter().map(|(key, ())| key).collect()
     }
 
     #[test]
     fn a_key_keeps_its_state() {
-        let keyed = Keyed::new(2, 0);
-        assert_eq!(*keyed.get("a", || 1, goes), 1);
-        assert_eq!(*keyed.get("a", || 2, goes), 1);
-        assert_eq!((keyed.peek("a").as_deref(), keyed.peek("b")), (Some(&1), None));
+        let map = KeyedMap::new(2, 0);
+        assert_eq!(*map.get_or_insert("a", || 1, evictable), 1);
+        assert_eq!(*map.get_or_insert("a", || 2, evictable), 1);
+        assert_eq!((map.get("a").as_deref(), map.get("b")), (Some(&1), None));
     }
 
     #[test]
     fn the_least_recently_used_makes_room() {
-        let keyed = Keyed::new(3, 0);
+        let map = KeyedMap::new(3, 0);
         for (number, key) in ["a", "b", "c", "a", "d", "b"].into_iter().enumerate() {
-            keyed.get(key, || u32::try_from(number).unwrap(), goes);
+            map.get_or_insert(key, || u32::try_from(number).unwrap(), evictable);
         }
         // b went for d, and c for b
-        assert_eq!(keys(&keyed), ["a".into(), "b".into(), "d".into()]);
-        assert_eq!(keyed.peek("b").as_deref(), Some(&5));
+        assert_eq!(keys(&map), ["a".into(), "b".into(), "d".into()]);
+        assert_eq!(map.get("b").as_deref(), Some(&5));
     }
 
     #[test]
     fn what_is_held_stays_and_where_all_are_held_the_rest_share_one() {
-        let keyed = Keyed::new(2, 7);
-        let held = (keyed.get("a", || 1, goes), keyed.get("b", || 2, goes));
-        assert_eq!(*keyed.get("c", || 3, goes), 7);
-        assert_eq!(*keyed.others(), 7);
+        let map = KeyedMap::new(2, 7);
+        let held = (map.get_or_insert("a", || 1, evictable), map.get_or_insert("b", || 2, evictable));
+        assert_eq!(*map.get_or_insert("c", || 3, evictable), 7);
+        assert_eq!(*map.fallback(), 7);
         drop(held.0);
-        assert_eq!(*keyed.get("c", || 3, goes), 3);
-        assert_eq!(keys(&keyed), ["b".into(), "c".into()]);
+        assert_eq!(*map.get_or_insert("c", || 3, evictable), 3);
+        assert_eq!(keys(&map), ["b".into(), "c".into()]);
     }
 
     #[test]
     fn what_wants_to_stay_long_goes_last() {
-        let keyed = Keyed::new(3, 0);
-        let odd_ones_stay = |state: &u32| if state % 2 == 1 { Stay::Long } else { Stay::Not };
+        let map = KeyedMap::new(3, 0);
+        let odd_ones_stay = |state: &u32| if state % 2 == 1 { Eviction::Late } else { Eviction::Evictable };
         for (key, state) in [("a", 1), ("b", 2), ("c", 3), ("d", 5), ("e", 7)] {
-            keyed.get(key, || state, odd_ones_stay);
+            map.get_or_insert(key, || state, odd_ones_stay);
         }
-        assert_eq!(keys(&keyed), ["c".into(), "d".into(), "e".into()]);
-        let all_stay = |_: &u32| Stay::Always;
-        assert_eq!(*keyed.get("f", || 9, all_stay), 0);
+        assert_eq!(keys(&map), ["c".into(), "d".into(), "e".into()]);
+        let all_stay = |_: &u32| Eviction::Pinned;
+        assert_eq!(*map.get_or_insert("f", || 9, all_stay), 0);
     }
 
     #[test]
     fn a_key_that_is_no_name_has_no_entry() {
-        let keyed = Keyed::new(3, 0);
-        assert_eq!(*keyed.get(&"a".repeat(261), || 1, goes), 0);
-        assert_eq!(*keyed.get(&"a".repeat(260), || 1, goes), 1);
-        assert_eq!(keys(&keyed).len(), 1);
+        let map = KeyedMap::new(3, 0);
+        assert_eq!(*map.get_or_insert(&"a".repeat(261), || 1, evictable), 0);
+        assert_eq!(*map.get_or_insert(&"a".repeat(260), || 1, evictable), 1);
+        assert_eq!(keys(&map).len(), 1);
     }
 
     proptest! {
@@ -173,13 +173,13 @@ mod tests {
             cap in 0_usize..6,
             steps in prop::collection::vec((0_u8..12, any::<bool>()), 0..200),
         ) {
-            let keyed = Keyed::new(cap, u32::MAX);
+            let map = KeyedMap::new(cap, u32::MAX);
             let mut held: Vec<(String, Arc<u32>)> = Vec::new();
             for (number, (key, keep)) in steps.into_iter().enumerate() {
                 let key = key.to_string();
-                let state = keyed.get(&key, || u32::try_from(number).unwrap(), goes);
+                let state = map.get_or_insert(&key, || u32::try_from(number).unwrap(), evictable);
                 for (other, theirs) in held.iter().filter(|(_, state)| **state != u32::MAX) {
-                    let now = keyed.peek(other);
+                    let now = map.get(other);
                     prop_assert!(now.is_some_and(|now| Arc::ptr_eq(&now, theirs)), "{} was held", other);
                 }
                 if keep {
@@ -187,7 +187,7 @@ mod tests {
                 } else if !held.is_empty() {
                     held.swap_remove(number % held.len());
                 }
-                prop_assert!(keys(&keyed).len() <= cap);
+                prop_assert!(keys(&map).len() <= cap);
             }
         }
     }

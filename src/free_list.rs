@@ -1,0 +1,64 @@
+//! Boxes that a thread uses again: what each call needs and few move.
+
+use std::cell::RefCell;
+use std::thread::LocalKey;
+
+/// So many boxes are kept on a thread.
+const MAX_FREE: usize = 64;
+
+/// A thread's boxes for later calls; see [`free_list`].
+pub(crate) type FreeBoxes<T> = RefCell<Vec<T>>;
+
+/// One thread's shelf of one kind of box.
+#[derive(Debug)]
+pub(crate) struct FreeList<T: 'static>(pub(crate) &'static LocalKey<FreeBoxes<T>>);
+
+impl<T> FreeList<T> {
+    /// One that was used before, if there is one.
+    #[inline]
+    pub(crate) fn acquire(&self) -> Option<T> {
+        self.0.try_with(|boxes| boxes.borrow_mut().pop()).ok().flatten()
+    }
+
+    /// Puts it where the next call finds it; it should point to nothing of this one's.
+    #[inline]
+    pub(crate) fn recycle(&self, used: T) {
+        // a thread that is ending has no shelf any more
+        let _ = self.0.try_with(|boxes| {
+            let mut boxes = boxes.borrow_mut();
+            if boxes.len() < MAX_FREE {
+                boxes.push(used);
+            }
+        });
+    }
+}
+
+/// Declares a shelf.
+macro_rules! free_list {
+    ($name:ident: $kind:ty) => {
+        static $name: $crate::free_list::FreeList<$kind> = {
+            thread_local! {
+                static BOXES: $crate::free_list::FreeBoxes<$kind> = const { std::cell::RefCell::new(Vec::new()) };
+            }
+            $crate::free_list::FreeList(&BOXES)
+        };
+    };
+}
+
+pub(crate) use free_list;
+
+#[cfg(test)]
+mod tests {
+    free_list!(NUMBERS: Box<u64>);
+
+    #[test]
+    fn a_recycled_box_is_acquired_again_and_the_list_is_bounded() {
+        assert!(NUMBERS.acquire().is_none());
+        for number in 0..100 {
+            NUMBERS.recycle(Box::new(number));
+        }
+        let taken: Vec<_> = std::iter::from_fn(|| NUMBERS.acquire()).collect();
+        assert_eq!((taken.len(), *taken[0]), (super::MAX_FREE, 63));
+        std::thread::spawn(|| assert!(NUMBERS.acquire().is_none(), "another thread has its own")).join().unwrap();
+    }
+}
