@@ -12,13 +12,13 @@ use crate::cause::{BadGatewayCause, Connection, Failure, Member, RetryStop};
 #[non_exhaustive]
 pub enum Event<'a> {
     /// An exchange failed, or the upstream's own answer was a failure.
-    Failed(&'a Exchange, &'a Failure),
+    Failed(&'a RequestInfo, &'a Failure),
 }
 
 /// Which exchange an event is about.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Exchange {
+pub struct RequestInfo {
     /// The request's method.
     pub method: Method,
     /// The request's path and query; the query is never logged.
@@ -30,7 +30,7 @@ pub struct Exchange {
     pub request_id: Option<HeaderValue>,
 }
 
-impl Exchange {
+impl RequestInfo {
     /// The request's path, without its query.
     pub fn path(&self) -> &str {
         self.target.as_ref().map_or("", PathAndQuery::path)
@@ -73,12 +73,12 @@ pub trait Observer: Send + Sync {
 /// | `attempts`, `retry_stop` | how many there were, if more than one, and why there was no further one |
 /// | `http.request.method`, `url.path` | of the request; the query is left out |
 /// | `http.response.status_code` | the status answered, or that of the cut answer's cause |
-/// | `request_id` | the request's [`x-request-id`](Exchange::request_id); it goes on the answer as well, if that is the gateway's |
+/// | `request_id` | the request's [`x-request-id`](RequestInfo::request_id); it goes on the answer as well, if that is the gateway's |
 ///
 /// What a client or an upstream chose is written as a quoted string, so that it cannot pass for fields of its own, and is cut
 /// at 256 bytes, which an ellipsis marks.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Log;
+pub struct TracingObserver;
 
 /// A failure's line at this level; `tracing` wants the level where the line stands.
 macro_rules! line {
@@ -106,7 +106,7 @@ macro_rules! line {
     };
 }
 
-impl Observer for Log {
+impl Observer for TracingObserver {
     fn on_event(&self, event: &Event<'_>) {
         let Event::Failed(exchange, failure) = event;
         match failure.cause() {

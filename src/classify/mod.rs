@@ -13,7 +13,7 @@
 //! with its connection cannot be known to be cut either.
 //!
 //! Answers that the gateway makes carry the request's `x-request-id`, or one of ours in place of an
-//! [unfit one](crate::event::Exchange::request_id); the upstream gets the request's own.
+//! [unfit one](crate::event::RequestInfo::request_id); the upstream gets the request's own.
 //!
 //! A call that is dropped before its answer, by no layer of this crate, is reported as
 //! [`ClientClosed`](crate::BadGatewayCause::ClientClosed).
@@ -23,7 +23,7 @@
 //! | [`statuses`](ClassifyLayer::statuses) that count as the upstream's failure | 502, 503, 504 |
 //! | [`hold`](ClassifyLayer::hold): the head, until the first frame | 5 ms; not for HEAD, 101, event streams |
 //! | [`proxy_status`](ClassifyLayer::proxy_status) | off: the name is the deployment's to give |
-//! | [`observer`](ClassifyLayer::observer) | [`Log`](crate::event::Log): one `tracing` line a failure |
+//! | [`observer`](ClassifyLayer::observer) | [`TracingObserver`](crate::event::TracingObserver): one `tracing` line a failure |
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -278,7 +278,7 @@ impl ClassifyLayer {
         &self.settings
     }
 
-    /// Who is told of failures (default: [`Log`](crate::event::Log)).
+    /// Who is told of failures (default: [`TracingObserver`](crate::event::TracingObserver)).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         Arc::make_mut(&mut self.settings).observer = Arc::new(observer);
         self

@@ -19,7 +19,7 @@ use crate::cause::{
     ProxyStatus, Rejected, Replay,
 };
 use crate::engine::{Abandon, leaving};
-use crate::event::{Event, Exchange, Log, Observer};
+use crate::event::{Event, Observer, RequestInfo, TracingObserver};
 
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
@@ -55,7 +55,7 @@ impl Default for Settings {
             hold: Duration::from_millis(5),
             classifier: None,
             status: None,
-            observer: Arc::new(Log),
+            observer: Arc::new(TracingObserver),
             teller: Teller::default(),
         }
     }
@@ -74,7 +74,7 @@ impl fmt::Debug for Settings {
 /// What of the request is needed once it is gone.
 #[derive(Debug)]
 pub(crate) struct Ask {
-    pub(crate) exchange: Exchange,
+    pub(crate) exchange: RequestInfo,
     asked: Asked,
 }
 
@@ -84,7 +84,7 @@ impl Ask {
     pub(crate) fn note<B>(&mut self, request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) {
         let method = request.method();
         self.asked = if *method == Method::CONNECT { Asked::Upgrade } else { asked };
-        let Exchange { method: noted, target, request_id: id } = &mut self.exchange;
+        let RequestInfo { method: noted, target, request_id: id } = &mut self.exchange;
         if noted != method {
             noted.clone_from(method);
         }
@@ -96,13 +96,13 @@ impl Ask {
 
     /// Nothing was noted yet.
     pub(crate) fn empty() -> Self {
-        Self { exchange: Exchange { method: Method::GET, target: None, request_id: None }, asked: Asked::Answer }
+        Self { exchange: RequestInfo { method: Method::GET, target: None, request_id: None }, asked: Asked::Answer }
     }
 
     /// Lets go of what points to the request.
     #[inline]
     pub(crate) fn forget(&mut self) {
-        let Exchange { method, target, request_id } = &mut self.exchange;
+        let RequestInfo { method, target, request_id } = &mut self.exchange;
         // any other may be on the heap
         if matches!(*method, Method::GET | Method::POST) {
             (*target, *request_id) = (None, None);
@@ -151,7 +151,7 @@ impl Settings {
         !late && !is_event_stream(answer)
     }
 
-    pub(crate) fn report(&self, exchange: &mut Exchange, failure: &Failure) {
+    pub(crate) fn report(&self, exchange: &mut RequestInfo, failure: &Failure) {
         if self.teller == Teller::FurtherOut || is_reported(failure) {
             return;
         }
@@ -166,7 +166,7 @@ impl Settings {
     }
 
     /// A body's failure, reported and marked so, to be handed on.
-    pub(crate) fn told(&self, exchange: &mut Exchange, failure: Failure) -> Failure {
+    pub(crate) fn told(&self, exchange: &mut RequestInfo, failure: Failure) -> Failure {
         if self.teller == Teller::FurtherOut {
             return failure;
         }

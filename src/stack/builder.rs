@@ -120,7 +120,7 @@ impl UpstreamBuilder {
         self
     }
 
-    /// Tells this one of failures as well (default: [`Log`](crate::event::Log) alone).
+    /// Tells this one of failures as well (default: [`TracingObserver`](crate::event::TracingObserver) alone).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.classify = self.classify.also(observer);
         self
