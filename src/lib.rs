@@ -18,9 +18,9 @@ pub mod forward;
 mod free_list;
 mod keyed_map;
 pub mod limit;
-mod measure;
 pub mod retry;
 pub mod stack;
+mod stats;
 pub mod timeout;
 
 pub use cause::{BadGatewayCause, Failure};

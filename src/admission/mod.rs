@@ -95,7 +95,7 @@ use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{Deadlines, Inherited};
 use crate::engine::{Abandon, Call, Kind, Outcome, Part, Refusal};
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
-use crate::measure::reachable;
+use crate::stats::reachable;
 
 pub use self::desk::{Refused, Ticket};
 

@@ -15,7 +15,7 @@ use super::verdict::Verdict;
 use super::window::{CELLS, Window};
 use super::word::{Permit, State};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
-use crate::measure::{Ratio, stripe};
+use crate::stats::{Ratio, stripe};
 
 /// The circuit of one upstream. Every opening has one record, which all that it refuses share.
 #[derive(Debug)]

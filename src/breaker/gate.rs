@@ -17,7 +17,7 @@ use std::fmt;
 
 use super::reopen::Pauses;
 use super::word::{CLOSED, HELD, KIND, MASK, OPEN, PROBING, Permit, State, VACANT};
-use crate::measure::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::stats::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// What those are told who come while a probe is out.
 const WHILE_PROBING: u64 = 1_000_000_000;

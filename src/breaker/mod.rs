@@ -111,13 +111,13 @@ use self::verdict::Verdict;
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::engine::{Abandon, Call, Outcome, Part, Refusal};
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
-use crate::measure::default_stripes;
+use crate::stats::default_stripes;
 
 pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
 pub use self::keyed::{KeyedCircuitBreaker, KeyedCircuitBreakerLayer};
 pub use self::policy::BreakerPolicy;
 pub use self::word::{Permit, State};
-pub use crate::measure::Ratio;
+pub use crate::stats::Ratio;
 
 passing_middleware! {
     /// The service of [`CircuitBreakerLayer`].

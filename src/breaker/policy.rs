@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::measure::Ratio;
+use crate::stats::Ratio;
 
 /// When a circuit opens and for how long; the defaults are in the [module's table](super).
 ///

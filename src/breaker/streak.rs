@@ -3,7 +3,7 @@
 //! What holds, whatever the interleaving (`tests/loom` searches it): failures of one epoch without a success between
 //! them all count, and an answer from before a transition neither adds to the streak nor ends it.
 
-use crate::measure::sync::{AtomicU64, Ordering};
+use crate::stats::sync::{AtomicU64, Ordering};
 
 /// The low bits count, above them is the epoch.
 const COUNT: u32 = 24;

@@ -7,7 +7,7 @@
 //!
 //! The tenth cell is the running one: what is seen is between nine and ten tenths of the window long.
 
-use crate::measure::sync::{AtomicU64, Ordering};
+use crate::stats::sync::{AtomicU64, Ordering};
 
 const PLACES: usize = 10;
 

@@ -7,7 +7,7 @@
 use std::sync::{PoisonError, TryLockError};
 use std::task::Poll;
 
-use crate::measure::sync::{AtomicU8, Mutex, MutexGuard, Ordering::Relaxed};
+use crate::stats::sync::{AtomicU8, Mutex, MutexGuard, Ordering::Relaxed};
 
 /// No poll since the last look, and the consumer has the last frame.
 const UNREAD: u8 = 0;

@@ -455,7 +455,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn limits_at_both_ends_of_the_clock_neither_spin_nor_panic() {
         let sweep = Arc::<Sweep>::default();
-        let far = crate::measure::reachable(Duration::MAX);
+        let far = crate::stats::reachable(Duration::MAX);
         let now = Instant::now();
         let (_long, _) = register(&sweep, BodyLimits { end: Some(now + far), ..unread_for(far) });
         let (_short, returned) = register(&sweep, unread_for(Duration::from_nanos(1)));

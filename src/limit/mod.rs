@@ -92,8 +92,8 @@ use crate::engine::{
     Abandon, BodyLimits, CLIENT_IDLE, Call, Finding, Kind, Limits, Outcome, Part, Refusal, Sight, Tunnel,
 };
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
-use crate::measure::reachable;
-use crate::measure::{default_stripes, stripe};
+use crate::stats::reachable;
+use crate::stats::{default_stripes, stripe};
 
 pub use self::gradient::Move;
 pub use self::keyed::{KeyedLimit, KeyedLimitLayer};

@@ -15,7 +15,7 @@
 //!   second look has to find them all as the first did.
 //! - No slot is lost and none is made up, also while the limit changes.
 
-use crate::measure::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::stats::sync::{AtomicU32, AtomicU64, Ordering};
 
 // a word: the turns above, then the mark, the quota, and what is taken
 const TAKEN: u64 = 1;
@@ -26,7 +26,7 @@ const TURN: u64 = 1 << 41;
 /// The largest limit.
 pub(crate) const MOST: u32 = (1 << 20) - 1;
 
-/// As many as `measure::default_stripes` gives.
+/// As many as `stats::default_stripes` gives.
 const MOST_STRIPES: usize = 16;
 
 /// On cache lines of its own.

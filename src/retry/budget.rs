@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Ratio;
 use super::ledger::{Ledger, TOKEN};
 use super::pace::{LEAST_CAP, Pace};
-use crate::measure::{Taken, default_stripes, stripe};
+use crate::stats::{TickGuard, default_stripes, stripe};
 
 /// What all calls to one upstream may spend on retries and hedges.
 ///
@@ -271,7 +271,7 @@ impl Account {
     }
 
     #[cold]
-    fn turn(&self, taken: &Taken<'_>, micros: u64) {
+    fn turn(&self, taken: &TickGuard<'_>, micros: u64) {
         self.accrue(micros);
         self.pace.follow(taken, self.ledger.begun());
         // so that a look ahead sees what was earned meanwhile

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::measure::{Minute, Quantile, default_stripes};
+use crate::stats::{Quantile, WindowedHistogram, default_stripes};
 
 /// Not known: no delay is as long.
 const UNKNOWN: u32 = u32::MAX;
@@ -50,7 +50,7 @@ pub struct Hedging {
 
 /// What clones share.
 struct Learned {
-    minute: Minute,
+    minute: WindowedHistogram,
     /// In microseconds.
     delay: AtomicU32,
 }
@@ -58,7 +58,7 @@ struct Learned {
 impl Hedging {
     /// After the learned 95th percentile.
     pub fn new() -> Self {
-        let minute = Minute::new(default_stripes().min(MOST_STRIPES));
+        let minute = WindowedHistogram::new(default_stripes().min(MOST_STRIPES));
         Self {
             quantile: Quantile::P95,
             min_samples: 200,
@@ -106,7 +106,7 @@ impl Hedging {
     pub fn delay(&self, now: Instant) -> Option<Duration> {
         let Some(learned) = &self.learned else { return Some(self.at_least) };
         let second = learned.minute.second(now);
-        if let Some(_taken) = learned.minute.take(second) {
+        if let Some(_taken) = learned.minute.try_lock(second) {
             self.estimate(learned, second);
         }
         match learned.delay.load(Ordering::Relaxed) {

@@ -13,7 +13,7 @@
 //!
 //! The half wraps around: that is no harm unless two million tokens were earned between two looks.
 
-use crate::measure::sync::{AtomicU64, Ordering};
+use crate::stats::sync::{AtomicU64, Ordering};
 
 /// One token, in thousandths: the unit of everything here.
 pub(crate) const TOKEN: u32 = 1000;

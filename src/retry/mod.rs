@@ -125,7 +125,7 @@ pub use self::retry_after::retry_after;
 pub use self::shown::{Protocol, Shown};
 #[cfg(feature = "tower-retry")]
 pub use self::tower_budget::TowerBudget;
-pub use crate::measure::{Quantile, Ratio};
+pub use crate::stats::{Quantile, Ratio};
 
 /// Sends failed requests again where that is safe, helps, and is paid for; see the [module](self).
 ///

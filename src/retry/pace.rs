@@ -5,8 +5,8 @@
 //! another costs more than all the rest. Time is in microseconds since an epoch of the owner's.
 
 use super::ledger::TOKEN;
-use crate::measure::sync::{AtomicU32, AtomicU64, Ordering};
-use crate::measure::{Duty, Taken};
+use crate::stats::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::stats::{TickGuard, TickLock};
 
 /// How long a tick is, in microseconds.
 const TICK: u64 = 100_000;
@@ -47,7 +47,7 @@ const FLOOR_PERCENT: u64 = 2;
 pub(crate) struct Pace {
     ratio: u64,
     stripes: u64,
-    duty: Duty,
+    duty: TickLock,
     /// One less than how many calls of a stripe come to one that looks, a power of two.
     rarely: AtomicU64,
     /// Written under the duty alone.
@@ -67,7 +67,7 @@ impl Pace {
         Self {
             ratio: ratio.into(),
             stripes: stripes as u64,
-            duty: Duty::new(),
+            duty: TickLock::new(),
             rarely: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             known: AtomicU64::new(0),
@@ -85,14 +85,14 @@ impl Pace {
 
     /// The duty to bring the rate up to date in the tick of this time, for the first who asks.
     #[inline]
-    pub(crate) fn take(&self, micros: u64) -> Option<Taken<'_>> {
-        self.duty.take(u32::try_from(micros / TICK).unwrap_or(u32::MAX))
+    pub(crate) fn take(&self, micros: u64) -> Option<TickGuard<'_>> {
+        self.duty.try_lock(u32::try_from(micros / TICK).unwrap_or(u32::MAX))
     }
 
     /// Brings the rate up to date with all the calls that began, and cap and floor with it.
     ///
     /// What is due at the old floor has to be paid before.
-    pub(crate) fn follow(&self, taken: &Taken<'_>, begun: u64) {
+    pub(crate) fn follow(&self, taken: &TickGuard<'_>, begun: u64) {
         let new = begun.wrapping_sub(self.known.load(Ordering::Relaxed)).min(MOST);
         // the first call of a tick brings the rate up to date before it counts: the new ones are of the tick before
         let rate = faded(average(self.rate.load(Ordering::Relaxed), new), taken.since().saturating_sub(1));

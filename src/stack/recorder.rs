@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::cause::BadGatewayCause;
 use crate::engine::{Call, Outcome};
-use crate::measure::{Minute, Quantile, default_stripes, stripe};
+use crate::stats::{Quantile, WindowedHistogram, default_stripes, stripe};
 
 /// So many calls of a thread are all looked at.
 const ALL: u64 = 1024;
@@ -19,7 +19,7 @@ const FEW: u64 = 4;
 pub(super) struct Recorder {
     stripes: Box<[Stripe]>,
     causes: [AtomicU64; BadGatewayCause::ALL.len()],
-    times: Minute,
+    times: WindowedHistogram,
 }
 
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl Recorder {
         Self {
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
             causes: [const { AtomicU64::new(0) }; BadGatewayCause::ALL.len()],
-            times: Minute::new(stripes),
+            times: WindowedHistogram::new(stripes),
         }
     }
 

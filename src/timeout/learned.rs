@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use self::guard::Guard;
 pub use self::routes::{LearnedLimits, Learning, TooManyRoutes};
-use crate::measure::{Minute, Quantile, default_stripes};
+use crate::stats::{Quantile, WindowedHistogram, default_stripes};
 
 /// More stripes than this would take a key beyond 32 KiB.
 const MOST_STRIPES: usize = 8;
@@ -72,7 +72,7 @@ pub struct LearnedLimit {
     /// The factor in thousandths.
     per_mille: u32,
     min_samples: u64,
-    minute: Minute,
+    minute: WindowedHistogram,
     /// In microseconds: an hour of them fits.
     limit: AtomicU32,
     guard: Guard,
@@ -102,7 +102,7 @@ impl LearnedLimit {
             quantile: Quantile::P99_5,
             per_mille: 2000,
             min_samples: 200,
-            minute: Minute::new(default_stripes().min(MOST_STRIPES)),
+            minute: WindowedHistogram::new(default_stripes().min(MOST_STRIPES)),
             limit: AtomicU32::new(micros(cap)),
             guard: Guard::new(),
         }
@@ -144,7 +144,7 @@ impl LearnedLimit {
     /// By default as many as there are cores. One saves memory where there are thousands of keys. What was
     /// recorded before is forgotten.
     pub fn stripes(mut self, stripes: usize) -> Self {
-        self.minute = Minute::new(stripes.clamp(1, MOST_STRIPES));
+        self.minute = WindowedHistogram::new(stripes.clamp(1, MOST_STRIPES));
         self
     }
 
@@ -174,7 +174,7 @@ impl LearnedLimit {
         self.learn(second);
         self.minute.record(second, limit.saturating_mul(2));
         if self.guard.timed_out() {
-            if let Some(_again) = self.minute.again() {
+            if let Some(_again) = self.minute.try_relock() {
                 self.estimate(second, 0);
             }
         }
@@ -194,7 +194,7 @@ impl LearnedLimit {
 
     #[inline]
     fn learn(&self, second: u32) {
-        if let Some(taken) = self.minute.take(second) {
+        if let Some(taken) = self.minute.try_lock(second) {
             self.estimate(second, taken.since());
         }
     }
@@ -408,7 +408,7 @@ mod tests {
             let bytes = size_of::<LearnedLimit>() + limit.minute.bytes();
             assert!(bytes <= 32 * 1024, "{stripes} stripes take {bytes} bytes");
         }
-        assert_eq!(LearnedLimit::new(CAP).stripes(8).minute.bytes(), 8 * 2 * crate::measure::BUCKETS * 4);
+        assert_eq!(LearnedLimit::new(CAP).stripes(8).minute.bytes(), 8 * 2 * crate::stats::BUCKETS * 4);
     }
 
     proptest! {

@@ -91,7 +91,7 @@ pub use self::learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
 use self::upload_mode::{Uploads, sealed::Mode};
-pub use crate::measure::Quantile;
+pub use crate::stats::Quantile;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

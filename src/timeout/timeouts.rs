@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::measure::reachable;
+use crate::stats::reachable;
 
 use crate::engine::{CLIENT_IDLE, Kind};
 

@@ -1,4 +1,4 @@
-//! Models of `src/measure/`, of the replay body's slot, of the retry budget's tokens, of the circuit, of the limiter's slots, of the
+//! Models of `src/stats/`, of the replay body's slot, of the retry budget's tokens, of the circuit, of the limiter's slots, of the
 //! streams on a shared connection and of bodies that a sweep ends for loom: the interleavings of a few steps.
 
 #![cfg(test)]
@@ -12,8 +12,8 @@ mod engine {
 mod limit {
     pub(crate) mod slots;
 }
-#[path = "../../src/measure/mod.rs"]
-mod measure;
+#[path = "../../src/stats/mod.rs"]
+mod stats;
 #[path = "../../src/breaker"]
 mod breaker {
     pub(crate) mod gate;
@@ -43,12 +43,12 @@ use loom::cell::UnsafeCell;
 use loom::thread;
 
 use limit::slots::{Slot, Slots};
-use measure::{Duty, Window};
+use stats::{StripedWindow, TickLock};
 use retry::ledger::{Counts, Ledger, TOKEN};
 use retry::pace::Pace;
 
 /// The counts by bucket, and their sum by slice.
-fn counts(window: &Window, second: u32) -> ([u32; 2], u32, u32) {
+fn counts(window: &StripedWindow, second: u32) -> ([u32; 2], u32, u32) {
     let mut counts = [0; 2];
     let mark = window.read(second, |bucket, count| counts[bucket] += count);
     (counts, mark.running, mark.before)
@@ -61,7 +61,7 @@ fn race(before: &'static [u32], at: [u32; 2], own: u32, check: impl Fn([u32; 2],
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(move || {
-        let window = Arc::new(Window::new(1, 2));
+        let window = Arc::new(StripedWindow::new(1, 2));
         for second in before {
             window.record(*second, 0, 0);
         }
@@ -115,7 +115,7 @@ fn a_record_that_slept_through_a_silence_counts_once_or_is_as_old_as_it_is() {
 #[test]
 fn a_reader_beside_the_records_never_sees_more_than_there_are() {
     loom::model(|| {
-        let window = Arc::new(Window::new(1, 2));
+        let window = Arc::new(StripedWindow::new(1, 2));
         window.record(29, 0, 0);
         let writer = {
             let window = window.clone();
@@ -131,7 +131,7 @@ fn a_reader_beside_the_records_never_sees_more_than_there_are() {
 #[test]
 fn a_reader_beside_a_turn_never_sees_what_the_turn_made_void() {
     loom::model(|| {
-        let window = Arc::new(Window::new(1, 2));
+        let window = Arc::new(StripedWindow::new(1, 2));
         window.record(0, 0, 0);
         let writer = {
             let window = window.clone();
@@ -147,9 +147,9 @@ fn a_reader_beside_a_turn_never_sees_what_the_turn_made_void() {
 fn one_caller_at_a_time_has_the_duty_and_sees_what_the_last_one_wrote() {
     loom::model(|| {
         // loom itself watches the cell: two at once, or one who does not see the other's access, fail the model
-        let shared = Arc::new((Duty::new(), UnsafeCell::new(())));
-        let work = |shared: &(Duty, UnsafeCell<()>), second| {
-            let taken = shared.0.take(second).or_else(|| shared.0.again());
+        let shared = Arc::new((TickLock::new(), UnsafeCell::new(())));
+        let work = |shared: &(TickLock, UnsafeCell<()>), second| {
+            let taken = shared.0.try_lock(second).or_else(|| shared.0.try_relock());
             taken.map_or(0, |taken| {
                 shared.1.with_mut(|_| ());
                 u32::from(taken.since() > 0)

@@ -4,7 +4,7 @@
 //! connection is ended by exactly one thread, and a request that begins to wait for a stream either finds the one that has
 //! just ended or is served by the thread that ends the next one (`tests/loom` searches the interleavings).
 
-use crate::measure::sync::{AtomicU32, Ordering};
+use crate::stats::sync::{AtomicU32, Ordering};
 
 /// The connection has left the pool and takes no new stream.
 const EVICTED: u32 = 1 << 31;

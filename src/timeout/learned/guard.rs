@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::measure::Mark;
+use crate::stats::Bookmark;
 
 /// Fewer calls a second prove nothing.
 const ENOUGH: u32 = 20;
@@ -68,7 +68,7 @@ impl Guard {
     }
 
     /// The verdict at the second's end, so many seconds after the last.
-    pub(super) fn judge(&self, mark: Mark, seconds: u32) -> u32 {
+    pub(super) fn judge(&self, mark: Bookmark, seconds: u32) -> u32 {
         let calls = self.calls_until(mark);
         let timed_out = self.timed_out.swap(0, Ordering::Relaxed);
         let allowed = if calls >= ENOUGH { calls / ONE_OF } else { UNLIMITED };
@@ -90,10 +90,10 @@ impl Guard {
     }
 
     /// The calls since the mark before, which this one replaces.
-    fn calls_until(&self, mark: Mark) -> u32 {
+    fn calls_until(&self, mark: Bookmark) -> u32 {
         #[allow(clippy::cast_possible_truncation)] // a generation has 8 bits
         let generation = self.generation.swap(mark.generation.into(), Ordering::Relaxed) as u8;
         let running = self.running.swap(mark.running, Ordering::Relaxed);
-        mark.since(Mark { generation, running, before: 0 })
+        mark.since(Bookmark { generation, running, before: 0 })
     }
 }

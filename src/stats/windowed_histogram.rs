@@ -5,22 +5,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{BUCKETS, Duty, Histogram, Mark, Taken, Window, bucket, stripe};
+use super::{BUCKETS, Bookmark, Histogram, StripedWindow, TickGuard, TickLock, bucket, stripe};
 
 /// A window of durations, its epoch, and the duty to look at it once a second.
 ///
 /// The minute is the running half and the one before: 30 to 60 seconds of samples count.
 #[derive(Debug)]
-pub(crate) struct Minute {
+pub(crate) struct WindowedHistogram {
     /// The first time that was heard of: seconds count from here.
     epoch: OnceLock<Instant>,
-    window: Window,
-    duty: Duty,
+    window: StripedWindow,
+    tick_lock: TickLock,
 }
 
-impl Minute {
+impl WindowedHistogram {
     pub(crate) fn new(stripes: usize) -> Self {
-        Self { epoch: OnceLock::new(), window: Window::new(stripes, BUCKETS), duty: Duty::new() }
+        Self { epoch: OnceLock::new(), window: StripedWindow::new(stripes, BUCKETS), tick_lock: TickLock::new() }
     }
 
     /// Seconds since the first call of all; an earlier time counts as that.
@@ -37,17 +37,17 @@ impl Minute {
 
     /// The duty to make an estimate in this second, for the first who asks.
     #[inline]
-    pub(crate) fn take(&self, second: u32) -> Option<Taken<'_>> {
-        self.duty.take(second)
+    pub(crate) fn try_lock(&self, second: u32) -> Option<TickGuard<'_>> {
+        self.tick_lock.try_lock(second)
     }
 
     /// The duty once more in its second.
-    pub(crate) fn again(&self) -> Option<Taken<'_>> {
-        self.duty.again()
+    pub(crate) fn try_relock(&self) -> Option<TickGuard<'_>> {
+        self.tick_lock.try_relock()
     }
 
     /// All that counts in this second.
-    pub(crate) fn read(&self, second: u32) -> (Histogram, Mark) {
+    pub(crate) fn read(&self, second: u32) -> (Histogram, Bookmark) {
         let mut histogram = Histogram::new();
         let mark = self.window.read(second, |bucket, samples| histogram.add(bucket, samples));
         (histogram, mark)

@@ -34,15 +34,15 @@ const HALF: u32 = 1 << (GENERATION - 1);
 
 /// How many samples the two slices held at a look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mark {
+pub(crate) struct Bookmark {
     pub(crate) generation: u8,
     pub(crate) running: u32,
     pub(crate) before: u32,
 }
 
-impl Mark {
+impl Bookmark {
     /// The samples that came after an earlier look, as far as they still count.
-    pub(crate) fn since(self, earlier: Mark) -> u32 {
+    pub(crate) fn since(self, earlier: Bookmark) -> u32 {
         let known = match self.generation.wrapping_sub(earlier.generation) {
             0 => return self.running.saturating_sub(earlier.running),
             1 => earlier.running,
@@ -53,7 +53,7 @@ impl Mark {
 }
 
 /// Striped counters over two slices of time.
-pub(crate) struct Window {
+pub(crate) struct StripedWindow {
     /// The generation above the turn: the turn follows the clock, the generation counts the turns taken.
     state: AtomicU32,
     /// By stripe, then slice, then bucket.
@@ -63,13 +63,13 @@ pub(crate) struct Window {
     mask: usize,
 }
 
-impl fmt::Debug for Window {
+impl fmt::Debug for StripedWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Window").field("stripes", &(self.mask + 1)).finish_non_exhaustive()
     }
 }
 
-impl Window {
+impl StripedWindow {
     /// An empty window; the stripes are rounded up to a power of two.
     pub(crate) fn new(stripes: usize, buckets: usize) -> Self {
         let stripes = stripes.next_power_of_two();
@@ -105,9 +105,9 @@ impl Window {
     }
 
     /// Shows every bucket that counts, with its samples, and how many there are.
-    pub(crate) fn read(&self, second: u32, mut each: impl FnMut(usize, u32)) -> Mark {
+    pub(crate) fn read(&self, second: u32, mut each: impl FnMut(usize, u32)) -> Bookmark {
         let generation = self.turn(second);
-        let mut mark = Mark { generation, ..Mark::default() };
+        let mut mark = Bookmark { generation, ..Bookmark::default() };
         for (place, counter) in self.counters.iter().enumerate() {
             let seen = counter.load(Ordering::Relaxed);
             let count = seen & LOW;
@@ -180,7 +180,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// The counts by bucket.
-    fn counts(window: &Window, second: u32) -> Vec<u32> {
+    fn counts(window: &StripedWindow, second: u32) -> Vec<u32> {
         let mut counts = vec![0; window.buckets];
         let mark = window.read(second, |bucket, count| counts[bucket] += count);
         assert_eq!(mark.running + mark.before, counts.iter().sum::<u32>());
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_sample_counts_for_one_slice_more_than_its_own() {
-        let window = Window::new(1, 2);
+        let window = StripedWindow::new(1, 2);
         window.record(29, 0, 1);
         assert_eq!(counts(&window, 59), [0, 1]);
         assert_eq!(counts(&window, 60), [0, 0]);
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn after_a_silence_of_a_whole_slice_nothing_from_before_counts() {
         for silence in [60, 61, 90, 119, 30_000] {
-            let window = Window::new(1, 2);
+            let window = StripedWindow::new(1, 2);
             window.record(0, 0, 0);
             window.record(silence, 0, 1);
             assert_eq!(counts(&window, silence), [0, 1], "{silence} s");
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_counter_left_alone_for_hours_never_seems_fresh() {
-        let window = Window::new(1, 2);
+        let window = StripedWindow::new(1, 2);
         window.record(0, 0, 0);
         for turn in 2..1000 {
             window.record(turn * SLICE, 0, 1);
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_void_counter_that_waits_to_be_swept_does_not_count() {
-        let window = Window::new(1, 2);
+        let window = StripedWindow::new(1, 2);
         window.record(0, 0, 0);
         // turned after a silence by somebody who has not come to sweeping yet
         window.state.store(2 << GENERATION | 2, Ordering::Relaxed);
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_lags_counts_in_the_slice_that_runs() {
-        let window = Window::new(1, 1);
+        let window = StripedWindow::new(1, 1);
         window.record(300, 0, 0);
         window.record(0, 0, 0);
         assert_eq!(counts(&window, 300), [2]);
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_full_counter_stays_full() {
-        let window = Window::new(1, 1);
+        let window = StripedWindow::new(1, 1);
         window.counters[0].store(LOW - 1, Ordering::Relaxed);
         for _ in 0..3 {
             window.record(0, 0, 0);
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_look_tells_what_came_since_another() {
-        let window = Window::new(2, 1);
+        let window = StripedWindow::new(2, 1);
         let look = |second| window.read(second, |_, _| ());
         window.record(28, 0, 0);
         let first = look(28);
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn threads_that_write_side_by_side_lose_nothing() {
-        let window = Window::new(4, 3);
+        let window = StripedWindow::new(4, 3);
         std::thread::scope(|scope| {
             for thread in 0..8_usize {
                 let window = &window;
@@ -280,7 +280,7 @@ mod tests {
         fn it_counts_what_a_list_of_the_samples_counts(
             samples in prop::collection::vec((0_u32..75, 0_usize..8, 0_usize..3), 1..400),
         ) {
-            let window = Window::new(4, 3);
+            let window = StripedWindow::new(4, 3);
             let mut listed: Vec<(u32, usize)> = Vec::new();
             let mut second = 0;
             for (pause, stripe, bucket) in samples {

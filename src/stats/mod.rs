@@ -2,23 +2,23 @@
 //!
 //! Nothing here reads a clock: the time is an argument, or the second, counted from an epoch that the owner chose.
 
-mod duty;
 mod histogram;
-#[cfg(not(all(test, loom)))]
-mod minute;
 mod ratio;
+mod striped_window;
 mod stripes;
 pub(crate) mod sync;
-mod window;
+mod tick_lock;
+#[cfg(not(all(test, loom)))]
+mod windowed_histogram;
 
-pub(crate) use self::duty::{Duty, Taken};
 pub use self::histogram::Quantile;
 pub(crate) use self::histogram::{BUCKETS, Histogram, bucket};
-#[cfg(not(all(test, loom)))]
-pub(crate) use self::minute::Minute;
 pub use self::ratio::Ratio;
+pub(crate) use self::striped_window::{Bookmark, StripedWindow};
 pub(crate) use self::stripes::{default_stripes, stripe};
-pub(crate) use self::window::{Mark, Window};
+pub(crate) use self::tick_lock::{TickGuard, TickLock};
+#[cfg(not(all(test, loom)))]
+pub(crate) use self::windowed_histogram::WindowedHistogram;
 
 /// No instant lies further ahead than can be counted to: `Duration::MAX` must not overflow the clock.
 #[cfg(not(all(test, loom)))]
