@@ -18,8 +18,8 @@ use reqwest13 as reqwest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
-use tower_upstream::adapt::{HttpTypesLayer, RequestBodyLayer};
 use tower_upstream::body::{ReplayBody, Upload};
+use tower_upstream::compat::{HttpCompatLayer, MapRequestBodyLayer};
 use tower_upstream::retry::Attempts;
 use tower_upstream::stack::Misconfigured;
 use tower_upstream::timeout::Timeouts;
@@ -57,7 +57,7 @@ async fn main() -> Result<(), BoxError> {
         Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(4)).build_http();
     show("hyper-util", around(hyper_util)?).await?;
 
-    // what the stack does, reqwest must not do as well: see `adapt`
+    // what the stack does, reqwest must not do as well: see `compat`
     let reqwest = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -65,8 +65,8 @@ async fn main() -> Result<(), BoxError> {
         .pool_idle_timeout(Duration::from_secs(4))
         .build()?;
     let reqwest = ServiceBuilder::new()
-        .layer(RequestBodyLayer::new(reqwest::Body::wrap))
-        .layer(HttpTypesLayer::new())
+        .layer(MapRequestBodyLayer::new(reqwest::Body::wrap))
+        .layer(HttpCompatLayer::new())
         .service(reqwest);
     show("reqwest", around(reqwest)?).await
 }

@@ -19,8 +19,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tower::{BoxError, ServiceBuilder};
-use tower_upstream::adapt::RequestBodyLayer;
 use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::compat::MapRequestBodyLayer;
 use tower_upstream::deadline::{Deadline, Deadlines, Field};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 use tower_upstream::{ServiceBuilderExt, UpstreamLayer};
@@ -67,7 +67,7 @@ async fn main() -> Result<(), BoxError> {
         .build()?;
     let handle = stack.handle();
     let channel = Endpoint::try_from(format!("http://{address}"))?.connect_lazy();
-    let channel = ServiceBuilder::new().upstream(stack).layer(RequestBodyLayer::new(Body::new)).service(channel);
+    let channel = ServiceBuilder::new().upstream(stack).layer(MapRequestBodyLayer::new(Body::new)).service(channel);
     let mut client = ShopClient::new(channel.clone());
 
     println!("nobody listens:");

@@ -1,7 +1,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc = include_str!("../README.md")]
 
-pub mod adapt;
 pub mod admission;
 pub mod body;
 pub mod breaker;
@@ -9,6 +8,7 @@ pub mod cause;
 pub mod classify;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod compat;
 pub mod deadline;
 pub mod engine;
 pub mod error_page;

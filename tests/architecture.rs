@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 4] = [
     // the vocabulary, and the engine behind every middleware
     &["body", "cause", "deadline", "engine", "event", "exchange", "keyed", "measure", "shelf"],
     // middleware
-    &["adapt", "admission", "breaker", "classify", "error_page", "forward", "limit", "retry", "timeout"],
+    &["admission", "breaker", "classify", "compat", "error_page", "forward", "limit", "retry", "timeout"],
     // the client
     &["client"],
     // the stack

@@ -23,8 +23,8 @@ impl<B: Default> LocalBody for B {}
 #[diagnostic::on_unimplemented(
     message = "`{Self}` takes no request whose body is `{B}`, which is what this layer hands on",
     label = "the layer around it hands on `Request<{B}>`",
-    note = "put `adapt::RequestBodyLayer` right around a client that takes one type of body: \
-            `RequestBodyLayer::new(tonic::body::Body::new)`, `RequestBodyLayer::new(reqwest::Body::wrap)`",
+    note = "put `compat::MapRequestBodyLayer` right around a client that takes one type of body: \
+            `MapRequestBodyLayer::new(tonic::body::Body::new)`, `MapRequestBodyLayer::new(reqwest::Body::wrap)`",
     note = "a `TimeoutLayer` hands the body on as it is when it is `untouched()`"
 )]
 pub trait Accepts<B>: Service<Request<B>, Response = Response<Self::Body>, Error = Self::Fault> {

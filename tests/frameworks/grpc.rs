@@ -20,8 +20,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 use tower::{Layer, Service, service_fn};
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::adapt::RequestBodyLayer;
 use tower_upstream::breaker::State;
+use tower_upstream::compat::MapRequestBodyLayer;
 
 use crate::raw::Raw;
 use crate::stack::Stack;
@@ -99,7 +99,7 @@ async fn served(shop: Shop) -> SocketAddr {
 /// A generated client's channel, with the stack around.
 fn channel(stack: &Stack, address: SocketAddr) -> impl Calls {
     let channel = Endpoint::try_from(format!("http://{address}")).unwrap().connect_lazy();
-    tonic::client::Grpc::new(stack.around::<_, Body, _>(RequestBodyLayer::new(Body::new).layer(channel)))
+    tonic::client::Grpc::new(stack.around::<_, Body, _>(MapRequestBodyLayer::new(Body::new).layer(channel)))
 }
 
 trait Calls {

@@ -14,8 +14,8 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tower::{BoxError, Layer, ServiceBuilder};
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::adapt::{OriginLayer, RequestBodyLayer};
 use tower_upstream::breaker::State;
+use tower_upstream::compat::{MapRequestBodyLayer, OriginLayer};
 
 use crate::stack::Stack;
 use crate::support::{Message, Upstream, Wire, ask, listener, proxy, upstream};
@@ -137,7 +137,7 @@ async fn a_client_of_one_body_type_gets_it() {
     let stack = Stack::new("edge");
     let origin: OriginLayer = format!("http://{}", upstream.address).parse().unwrap();
     let client = ServiceBuilder::new()
-        .layer(RequestBodyLayer::new(axum::body::Body::new))
+        .layer(MapRequestBodyLayer::new(axum::body::Body::new))
         .layer(origin)
         .service(Client::builder(TokioExecutor::new()).build_http::<axum::body::Body>());
     let address = serve(TowerToHyperService::new(stack.around(client))).await;

@@ -54,7 +54,7 @@ macro_rules! inside_the_stack {
     ($reqwest:ident, $client:expr) => {
         mod $reqwest {
             use tower::ServiceBuilder;
-            use tower_upstream::adapt::{HttpTypesLayer, OriginLayer, RequestBodyLayer, SyncBody};
+            use tower_upstream::compat::{HttpCompatLayer, OriginLayer, MapRequestBodyLayer, SyncBody};
 
             use super::*;
 
@@ -65,8 +65,8 @@ macro_rules! inside_the_stack {
 
             fn around(stack: &Stack) -> impl Answering<Full<Bytes>> + use<> {
                 let client = ServiceBuilder::new()
-                    .layer(RequestBodyLayer::new(::$reqwest::Body::wrap))
-                    .layer(HttpTypesLayer::new())
+                    .layer(MapRequestBodyLayer::new(::$reqwest::Body::wrap))
+                    .layer(HttpCompatLayer::new())
                     .service(client());
                 stack.around(client)
             }
@@ -149,9 +149,9 @@ macro_rules! inside_the_stack {
                 let origin: OriginLayer = format!("http://{}", upstream.address).parse().unwrap();
                 let client = ServiceBuilder::new()
                     // axum's body is not `Sync`
-                    .layer(RequestBodyLayer::new(|body| ::$reqwest::Body::wrap(SyncBody::new(body))))
+                    .layer(MapRequestBodyLayer::new(|body| ::$reqwest::Body::wrap(SyncBody::new(body))))
                     .layer(origin)
-                    .layer(HttpTypesLayer::new())
+                    .layer(HttpCompatLayer::new())
                     .service(client());
                 let gateway = stack.around::<_, axum::body::Body, _>(client);
                 let address = serve(Router::new().fallback_service(gateway)).await;

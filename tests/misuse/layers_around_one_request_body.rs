@@ -1,4 +1,4 @@
-//! Layers in the usual order around a client that takes one type of request body: `RequestBodyLayer` is missing.
+//! Layers in the usual order around a client that takes one type of request body: `MapRequestBodyLayer` is missing.
 
 use std::convert::Infallible;
 use std::future::Ready;

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::{Body, Incoming};
 use tower::{BoxError, Layer, Service, service_fn};
 use tower_upstream::ClassifyLayer;
-use tower_upstream::adapt::RequestBodyLayer;
+use tower_upstream::compat::MapRequestBodyLayer;
 use tower_upstream::retry::RetryLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 

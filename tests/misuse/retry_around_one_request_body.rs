@@ -1,4 +1,4 @@
-//! Retry around a client that takes one type of request body: `RequestBodyLayer` is missing between them.
+//! Retry around a client that takes one type of request body: `MapRequestBodyLayer` is missing between them.
 
 use std::convert::Infallible;
 use std::future::Ready;

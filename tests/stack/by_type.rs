@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::util::{BoxCloneService, BoxCloneSyncService};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_upstream::adapt::RequestBodyLayer;
+use tower_upstream::compat::MapRequestBodyLayer;
 use tower_upstream::stack::RequestBody;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
@@ -51,7 +51,7 @@ impl Service<Request<MyBody>> for Client {
 #[tokio::test]
 async fn a_client_of_one_type_of_body_gets_it_from_an_adaptor() {
     let layer = UpstreamLayer::builder("shop").without_retry().untouched().build().unwrap();
-    let client = RequestBodyLayer::new(|_: RequestBody<Full<Bytes>>| MyBody(std::cell::Cell::new(1))).layer(Client);
+    let client = MapRequestBodyLayer::new(|_: RequestBody<Full<Bytes>>| MyBody(std::cell::Cell::new(1))).layer(Client);
     let answer = layer.layer(client).oneshot(get()).await.unwrap();
     assert_eq!(text(answer).await, "mine");
 }

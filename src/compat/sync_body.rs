@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 /// ```
 /// # use reqwest13 as reqwest;
 /// use axum::body::Body;
-/// use tower_upstream::adapt::SyncBody;
+/// use tower_upstream::compat::SyncBody;
 ///
 /// let body = reqwest::Body::wrap(SyncBody::new(Body::from("order")));
 /// # let _ = body;

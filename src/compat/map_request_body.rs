@@ -16,7 +16,7 @@ use tower_service::Service;
 /// use http::{Request, Response};
 /// use http_body_util::{BodyExt, Full, combinators::BoxBody};
 /// use tower::{Layer, ServiceExt, service_fn};
-/// use tower_upstream::adapt::RequestBodyLayer;
+/// use tower_upstream::compat::MapRequestBodyLayer;
 /// use tower_upstream::retry::RetryLayer;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
@@ -35,45 +35,45 @@ use tower_service::Service;
 /// ```
 #[derive(Clone, Copy)]
 #[must_use]
-pub struct RequestBodyLayer<F> {
+pub struct MapRequestBodyLayer<F> {
     convert: F,
 }
 
-impl<F> RequestBodyLayer<F> {
+impl<F> MapRequestBodyLayer<F> {
     /// Converts with this function, mostly the constructor of the body that the service takes.
     pub fn new(convert: F) -> Self {
         Self { convert }
     }
 }
 
-impl<F> fmt::Debug for RequestBodyLayer<F> {
+impl<F> fmt::Debug for MapRequestBodyLayer<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestBodyLayer").finish_non_exhaustive()
     }
 }
 
-impl<S, F: Clone> Layer<S> for RequestBodyLayer<F> {
-    type Service = RequestBody<S, F>;
+impl<S, F: Clone> Layer<S> for MapRequestBodyLayer<F> {
+    type Service = MapRequestBody<S, F>;
 
-    fn layer(&self, inner: S) -> RequestBody<S, F> {
-        RequestBody { inner, convert: self.convert.clone() }
+    fn layer(&self, inner: S) -> MapRequestBody<S, F> {
+        MapRequestBody { inner, convert: self.convert.clone() }
     }
 }
 
-/// The service of [`RequestBodyLayer`].
+/// The service of [`MapRequestBodyLayer`].
 #[derive(Clone, Copy)]
-pub struct RequestBody<S, F> {
+pub struct MapRequestBody<S, F> {
     inner: S,
     convert: F,
 }
 
-impl<S: fmt::Debug, F> fmt::Debug for RequestBody<S, F> {
+impl<S: fmt::Debug, F> fmt::Debug for MapRequestBody<S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestBody").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
-impl<S, F, B, C> Service<Request<B>> for RequestBody<S, F>
+impl<S, F, B, C> Service<Request<B>> for MapRequestBody<S, F>
 where
     S: Service<Request<C>>,
     F: Fn(B) -> C,
@@ -94,7 +94,7 @@ where
 }
 
 /// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
-impl<S, F, B, C> hyper::service::Service<Request<B>> for RequestBody<S, F>
+impl<S, F, B, C> hyper::service::Service<Request<B>> for MapRequestBody<S, F>
 where
     S: hyper::service::Service<Request<C>>,
     F: Fn(B) -> C,
@@ -120,7 +120,7 @@ mod tests {
     #[tokio::test]
     async fn the_body_alone_is_changed() {
         let echo = service_fn(|request: Request<String>| async { Ok::<_, Infallible>(request) });
-        let service = RequestBodyLayer::new(|body: u32| body.to_string()).layer(echo);
+        let service = MapRequestBodyLayer::new(|body: u32| body.to_string()).layer(echo);
         let request = Request::put("http://a.example/b?c").header("x", "y").extension(5_u8).body(7).unwrap();
         let seen = service.oneshot(request).await.unwrap();
         assert_eq!((seen.method().as_str(), seen.uri().to_string().as_str()), ("PUT", "http://a.example/b?c"));
@@ -133,13 +133,13 @@ mod tests {
         let echo = hyper::service::service_fn(|request: Request<String>| async {
             Ok::<_, Infallible>(http::Response::new(request.into_body()))
         });
-        let service = RequestBodyLayer::new(|body: u32| body.to_string()).layer(echo);
+        let service = MapRequestBodyLayer::new(|body: u32| body.to_string()).layer(echo);
         assert_eq!(hyper::service::Service::call(&service, Request::new(7)).await.unwrap().body(), "7");
     }
 
     #[test]
     fn it_waits_for_the_inner_service() {
-        let layer = RequestBodyLayer::new(|body: u32| body.to_string());
+        let layer = MapRequestBodyLayer::new(|body: u32| body.to_string());
         let (mut service, mut handle) = tower_test::mock::spawn_layer::<Request<String>, (), _>(layer);
         handle.allow(0);
         assert!(service.poll_ready::<Request<u32>>().is_pending());

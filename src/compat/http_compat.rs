@@ -38,64 +38,64 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// # }
 /// ```
 #[must_use]
-pub struct HttpTypesLayer<Q, R> {
+pub struct HttpCompatLayer<Q, R> {
     types: PhantomData<fn(Q) -> R>,
 }
 
-impl<Q, R> HttpTypesLayer<Q, R> {
+impl<Q, R> HttpCompatLayer<Q, R> {
     /// The layer; there is nothing to set.
     pub fn new() -> Self {
         Self { types: PhantomData }
     }
 }
 
-impl<Q, R> Default for HttpTypesLayer<Q, R> {
+impl<Q, R> Default for HttpCompatLayer<Q, R> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<Q, R> Clone for HttpTypesLayer<Q, R> {
+impl<Q, R> Clone for HttpCompatLayer<Q, R> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<Q, R> Copy for HttpTypesLayer<Q, R> {}
+impl<Q, R> Copy for HttpCompatLayer<Q, R> {}
 
-impl<Q, R> fmt::Debug for HttpTypesLayer<Q, R> {
+impl<Q, R> fmt::Debug for HttpCompatLayer<Q, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HttpTypesLayer")
     }
 }
 
-impl<S, Q, R> Layer<S> for HttpTypesLayer<Q, R> {
-    type Service = HttpTypes<S, Q, R>;
+impl<S, Q, R> Layer<S> for HttpCompatLayer<Q, R> {
+    type Service = HttpCompat<S, Q, R>;
 
-    fn layer(&self, inner: S) -> HttpTypes<S, Q, R> {
-        HttpTypes { inner, types: PhantomData }
+    fn layer(&self, inner: S) -> HttpCompat<S, Q, R> {
+        HttpCompat { inner, types: PhantomData }
     }
 }
 
-/// The service of [`HttpTypesLayer`].
-pub struct HttpTypes<S, Q, R> {
+/// The service of [`HttpCompatLayer`].
+pub struct HttpCompat<S, Q, R> {
     inner: S,
     types: PhantomData<fn(Q) -> R>,
 }
 
-impl<S: Clone, Q, R> Clone for HttpTypes<S, Q, R> {
+impl<S: Clone, Q, R> Clone for HttpCompat<S, Q, R> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), types: PhantomData }
     }
 }
 
-impl<S: fmt::Debug, Q, R> fmt::Debug for HttpTypes<S, Q, R> {
+impl<S: fmt::Debug, Q, R> fmt::Debug for HttpCompat<S, Q, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpTypes").field("inner", &self.inner).finish()
     }
 }
 
-impl<S, Q, R, B> Service<Request<B>> for HttpTypes<S, Q, R>
+impl<S, Q, R, B> Service<Request<B>> for HttpCompat<S, Q, R>
 where
     S: Service<Q>,
     S::Response: Into<Response<R>>,
@@ -105,7 +105,7 @@ where
 {
     type Response = Response<R>;
     type Error = BoxError;
-    type Future = HttpTypesFuture<S::Future, R>;
+    type Future = HttpCompatFuture<S::Future, R>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
@@ -126,7 +126,7 @@ where
             // for the layers around: the one call that was to be made is this refusal
             ClientCall::next();
         }
-        HttpTypesFuture { state, types: PhantomData }
+        HttpCompatFuture { state, types: PhantomData }
     }
 }
 
@@ -141,9 +141,9 @@ fn invalid_target() -> crate::cause::FailureBuilder {
 }
 
 pin_project! {
-    /// The future of [`HttpTypes`].
+    /// The future of [`HttpCompat`].
     #[must_use = "futures do nothing unless polled"]
-    pub struct HttpTypesFuture<F, R> {
+    pub struct HttpCompatFuture<F, R> {
         #[pin]
         state: State<F>,
         types: PhantomData<fn() -> R>,
@@ -158,13 +158,13 @@ pin_project! {
     }
 }
 
-impl<F, R> fmt::Debug for HttpTypesFuture<F, R> {
+impl<F, R> fmt::Debug for HttpCompatFuture<F, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpTypesFuture").finish_non_exhaustive()
     }
 }
 
-impl<F, R, A, E> Future for HttpTypesFuture<F, R>
+impl<F, R, A, E> Future for HttpCompatFuture<F, R>
 where
     F: Future<Output = Result<A, E>>,
     A: Into<Response<R>>,
@@ -216,7 +216,7 @@ mod tests {
             if request.0 > 9 { Err(io::Error::other("too much")) } else { Ok(Doubled(2 * request.0)) }
         });
         let request = Request::options(target).body(body).unwrap();
-        let answer = HttpTypesLayer::<Number, u32>::new().layer(doubles).oneshot(request).await;
+        let answer = HttpCompatLayer::<Number, u32>::new().layer(doubles).oneshot(request).await;
         answer.map(Response::into_body).map_err(|error| match error.downcast::<Failure>() {
             Ok(failure) => *failure,
             Err(error) => Failure::builder(BadGatewayCause::Unknown).source(error).build(),
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn the_types_it_only_names_say_nothing_of_send() {
         fn is_send<T: Send + Sync>() {}
-        is_send::<HttpTypes<(), *const (), std::cell::Cell<()>>>();
-        is_send::<HttpTypesFuture<std::future::Ready<Result<(), Infallible>>, *const ()>>();
+        is_send::<HttpCompat<(), *const (), std::cell::Cell<()>>>();
+        is_send::<HttpCompatFuture<std::future::Ready<Result<(), Infallible>>, *const ()>>();
     }
 }

@@ -8,8 +8,8 @@
 //! | client | takes | what stands around it, outermost first |
 //! |---|---|---|
 //! | axum's `Router`, `ReverseProxy`, hyper-util's client | any body | nothing; [`OriginLayer`] for the last |
-//! | tonic's `Channel` | `tonic::body::Body` | `RequestBodyLayer::new(tonic::body::Body::new)` |
-//! | reqwest's `Client`, 0.12 and 0.13 | `reqwest::Request` with an absolute URL | `RequestBodyLayer::new(reqwest::Body::wrap)`, [`OriginLayer`] in a gateway, [`HttpTypesLayer`] |
+//! | tonic's `Channel` | `tonic::body::Body` | `MapRequestBodyLayer::new(tonic::body::Body::new)` |
+//! | reqwest's `Client`, 0.12 and 0.13 | `reqwest::Request` with an absolute URL | `MapRequestBodyLayer::new(reqwest::Body::wrap)`, [`OriginLayer`] in a gateway, [`HttpCompatLayer`] |
 //!
 //! hyper-util's client and reqwest answer with errors: [`ClassifyLayer`](crate::ClassifyLayer) stands right around the adaptors, so that
 //! every layer above sees causes. hyper's `Incoming` also has no `Default`, which layers that refuse need; the classified body has.
@@ -22,7 +22,7 @@
 //! use std::time::Duration;
 //! use http_body_util::Full;
 //! use tower::{ServiceBuilder, ServiceExt};
-//! use tower_upstream::adapt::{HttpTypesLayer, RequestBodyLayer};
+//! use tower_upstream::compat::{HttpTypesLayer, RequestBodyLayer};
 //! use tower_upstream::retry::RetryLayer;
 //! use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 //! use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
@@ -65,7 +65,7 @@
 //! | reads the address as a URL (WHATWG): `/a/../b` becomes `/b` | | use `ReverseProxy` where paths must stay as they are |
 //!
 //! A request body that is not `Sync`, as axum's is not, is wrapped once more, as `reqwest::Body::wrap` wants `Sync`:
-//! `RequestBodyLayer::new(|body| reqwest::Body::wrap(SyncBody::new(body)))`; see [`SyncBody`].
+//! `MapRequestBodyLayer::new(|body| reqwest::Body::wrap(SyncBody::new(body)))`; see [`SyncBody`].
 //!
 //! # tonic's channel under the layers
 //!
@@ -73,7 +73,7 @@
 //! use std::time::Duration;
 //! use tonic::transport::Endpoint;
 //! use tower::ServiceBuilder;
-//! use tower_upstream::adapt::RequestBodyLayer;
+//! use tower_upstream::compat::MapRequestBodyLayer;
 //! use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 //! use tower_upstream::{ClassifyLayer, retry::RetryLayer};
 //!
@@ -93,12 +93,12 @@
 //! # }
 //! ```
 
-mod http_types;
+mod http_compat;
+mod map_request_body;
 mod origin;
-mod request_body;
 mod sync_body;
 
-pub use self::http_types::{HttpTypes, HttpTypesFuture, HttpTypesLayer};
+pub use self::http_compat::{HttpCompat, HttpCompatFuture, HttpCompatLayer};
+pub use self::map_request_body::{MapRequestBody, MapRequestBodyLayer};
 pub use self::origin::{InvalidOrigin, Origin, OriginLayer};
-pub use self::request_body::{RequestBody, RequestBodyLayer};
 pub use self::sync_body::SyncBody;

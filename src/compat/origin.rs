@@ -20,7 +20,7 @@ use tower_service::Service;
 /// ```
 /// use http::{Request, Response};
 /// use tower::{Layer, ServiceExt, service_fn};
-/// use tower_upstream::adapt::OriginLayer;
+/// use tower_upstream::compat::OriginLayer;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
