@@ -219,7 +219,7 @@ fn a_body_of_eight_frames_is_sent_again(bencher: Bencher<'_, '_>) {
         read(body);
         replay
     };
-    bencher.with_inputs(kept).bench_values(|replay| (replay.again().map(read), replay));
+    bencher.with_inputs(kept).bench_values(|replay| (replay.replay().map(read), replay));
 }
 
 #[divan::bench]

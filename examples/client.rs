@@ -18,7 +18,7 @@ use reqwest13 as reqwest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
-use tower_upstream::body::{ReplayBody, Upload};
+use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::compat::{HttpCompatLayer, MapRequestBodyLayer};
 use tower_upstream::retry::Attempts;
 use tower_upstream::stack::Misconfigured;
@@ -26,7 +26,7 @@ use tower_upstream::timeout::Timeouts;
 use tower_upstream::{Failure, UpstreamLayer};
 
 /// The body of a request as the client inside gets it: watched, and kept for another attempt.
-type Sent = Upload<ReplayBody<Full<Bytes>>>;
+type Sent = TrackedUpload<ReplayBody<Full<Bytes>>>;
 
 /// The same stack around any client: what comes out never errs, and says why where it failed.
 fn around<S, R>(

@@ -21,7 +21,7 @@ use support::{Gateway, Message, Upstream, Wire, ask, proxy, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_upstream::body::AnswerBody;
+use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::BreakerVerdict;
 use tower_upstream::client::Http;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
@@ -527,7 +527,7 @@ async fn a_length_that_is_said_twice_arrives_once_and_none_that_is_no_number() {
 async fn classify_alone_folds_equal_lengths() {
     for (lengths, status) in [(&["3", "3"][..], 200), (&["3, 3"], 200), (&["3", "4"], 502)] {
         let client = service_fn(|_: Request<()>| async {
-            let mut response = Response::new(AnswerBody::<axum::body::Body>::from(Bytes::from_static(b"abc")));
+            let mut response = Response::new(ResponseBody::<axum::body::Body>::from(Bytes::from_static(b"abc")));
             for length in lengths {
                 response.headers_mut().append("content-length", length.parse().unwrap());
             }

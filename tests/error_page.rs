@@ -20,7 +20,7 @@ use http_body_util::{BodyExt, Full};
 use raw::Raw;
 use support::{Upstream, Wire, ask, gateway, proxy};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_upstream::body::AnswerBody;
+use tower_upstream::body::ResponseBody;
 use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::cause::{ProxyStatus, attach};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
@@ -89,7 +89,7 @@ async fn two_layers_of_classify_leave_the_answer_ours() {
 #[tokio::test]
 async fn one_layer_alone_has_its_page_with_and_without_classify() {
     let down = service_fn(|_: Request<Full<Bytes>>| async {
-        let mut answer = Response::new(AnswerBody::<Full<Bytes>>::from(Bytes::from("the upstream's own page")));
+        let mut answer = Response::new(ResponseBody::<Full<Bytes>>::from(Bytes::from("the upstream's own page")));
         attach(&mut answer, Failure::new(Cause::ConnectionRefused));
         *answer.status_mut() = StatusCode::BAD_GATEWAY;
         Ok::<_, Infallible>(answer)

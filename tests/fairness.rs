@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_upstream::body::{ReplayBody, Upload};
+use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::breaker::State;
 use tower_upstream::client::Http;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
@@ -200,7 +200,7 @@ async fn a_response_that_ends_with_the_clients_upload_is_no_failure_around_any_c
         assert_eq!(layer.handle().snapshot(Instant::now()).circuit.unwrap().failures, 0, "h2 {h2}");
     }
     // whatever such a client says of it: a stack watches the request body itself
-    let echo = service_fn(|request: Request<Upload<ReplayBody<Body>>>| async {
+    let echo = service_fn(|request: Request<TrackedUpload<ReplayBody<Body>>>| async {
         let body = request.into_body().map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof));
         Ok::<_, Infallible>(Response::new(Box::pin(body)))
     });

@@ -22,7 +22,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use support::{Seen, Upstream, ask, gateway};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_upstream::body::AnswerBody;
+use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::forward::{Caller, ForwardBody, ForwardLayer, HostPolicy, Rules, Scheme};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
@@ -240,7 +240,7 @@ async fn hyper_utils_client_is_a_gateway_over_the_wire() {
     let gateway = ServiceBuilder::new()
         .layer(ClassifyLayer::new())
         .layer(layer().upstream(Scheme::Http, authority))
-        .map_response(|answer: Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
+        .map_response(|answer: Response<_>| answer.map(ResponseBody::<hyper::body::Incoming>::upstream))
         .service(Client::builder(TokioExecutor::new()).build_http::<ForwardBody<Body>>());
     let listener = gateway::listener().await;
     let address = listener.local_addr().unwrap();
@@ -266,7 +266,7 @@ async fn a_get_keeps_its_body_of_unknown_length_through_hyper_utils_client() {
     let client = Client::builder(TokioExecutor::new()).build_http::<ForwardBody<Body>>();
     let forward = layer().upstream(Scheme::Http, authority).layer(
         ServiceBuilder::new()
-            .map_response(|answer: Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
+            .map_response(|answer: Response<_>| answer.map(ResponseBody::<hyper::body::Incoming>::upstream))
             .service(client),
     );
     for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST"] {

@@ -18,14 +18,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tower_upstream::body::{Replay, ReplayBody};
+use tower_upstream::body::{ReplayBody, ReplayHandle};
 
 const LIMIT: Duration = Duration::from_secs(1);
 
 type Frames = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
 /// A body that ends when what feeds it is dropped.
-fn fed(cap: usize) -> (UnboundedSender<&'static str>, ReplayBody<Frames>, Replay<Frames>) {
+fn fed(cap: usize) -> (UnboundedSender<&'static str>, ReplayBody<Frames>, ReplayHandle<Frames>) {
     let (feed, mut steps) = unbounded_channel();
     let frames = stream::poll_fn(move |cx| steps.poll_recv(cx)).map(|text: &str| Ok(Frame::data(Bytes::from(text))));
     let (body, replay) = ReplayBody::new(StreamBody::new(frames.boxed()), cap);
@@ -70,7 +70,7 @@ async fn a_connection_that_dies_in_the_middle_of_an_upload_gives_it_back() {
     read_to(&mut far, "one\r\n").await;
     drop(far);
     assert!(answer.await.unwrap().is_err());
-    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_again(cx))).await.unwrap();
+    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_replay(cx))).await.unwrap();
     sent_again(again.unwrap(), feed).await;
 }
 
@@ -83,8 +83,8 @@ async fn an_answer_in_the_middle_of_an_upload_does_not_keep_it() {
     // the upstream goes on listening, and so does the caller
     far.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await.unwrap();
     assert_eq!(answer.await.unwrap().unwrap().status(), 503);
-    assert!(replay.again().is_none());
-    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_again(cx))).await.unwrap();
+    assert!(replay.replay().is_none());
+    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_replay(cx))).await.unwrap();
     // the first upstream must not take what it has for the whole
     let mut rest = String::new();
     far.read_to_string(&mut rest).await.unwrap();
@@ -102,9 +102,9 @@ async fn a_connection_stuck_in_a_write_gives_it_back_only_when_it_ends() {
     tokio::time::sleep(LIMIT).await;
     answer.abort();
     assert!(replay.was_polled() && replay.is_possible());
-    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_again(cx)));
+    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_replay(cx)));
     let stuck = again.await.is_err();
     connection.abort();
-    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_again(cx))).await;
+    let again = timeout(LIMIT, poll_fn(|cx| replay.poll_replay(cx))).await;
     assert!(stuck && again.unwrap().is_some());
 }

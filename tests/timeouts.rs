@@ -19,7 +19,7 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_upstream::body::Upload;
+use tower_upstream::body::TrackedUpload;
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::deadline::{Deadline, Deadlines, Field};
 use tower_upstream::timeout::{LearnedLimits, Learning, TimeoutLayer, Timeouts};
@@ -350,11 +350,11 @@ async fn the_whole_exchange_has_to_end_by_its_absolute_limit() {
 /// A service that reads its upload, then answers after this time.
 fn reads_then<B>(
     wait: Duration,
-) -> impl Service<Request<Upload<B>>, Response = Response<Full<Bytes>>, Error = Infallible>
+) -> impl Service<Request<TrackedUpload<B>>, Response = Response<Full<Bytes>>, Error = Infallible>
 where
     B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
-    service_fn(move |request: Request<Upload<B>>| async move {
+    service_fn(move |request: Request<TrackedUpload<B>>| async move {
         request.into_body().collect().await.unwrap();
         sleep(wait).await;
         Ok(Response::new(Full::from("answer")))
@@ -383,7 +383,7 @@ async fn a_client_that_stops_uploading_is_told_so() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_does_not_take_the_upload_is_told_from_one_that_does_not_answer() {
-    let deaf = service_fn(|_: Request<Upload<Full<Bytes>>>| {
+    let deaf = service_fn(|_: Request<TrackedUpload<Full<Bytes>>>| {
         std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
     });
     let request = Request::new(Full::from("upload"));
@@ -394,7 +394,7 @@ async fn an_upstream_that_does_not_take_the_upload_is_told_from_one_that_does_no
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_goes_on_beside_the_answer_keeps_both_alive() {
     // the answer's body stands still while the upload moves, three times as long as either may be idle
-    let service = service_fn(|request: Request<Upload<_>>| async {
+    let service = service_fn(|request: Request<TrackedUpload<_>>| async {
         let echo = async move {
             BodyExt::collect(request.into_body()).await.unwrap();
             Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"took it all")))
@@ -408,7 +408,7 @@ async fn an_upload_that_goes_on_beside_the_answer_keeps_both_alive() {
 
 #[tokio::test(start_paused = true)]
 async fn the_client_is_blamed_for_an_upload_that_stalls_beside_the_answer() {
-    let service = service_fn(|request: Request<Upload<_>>| async {
+    let service = service_fn(|request: Request<TrackedUpload<_>>| async {
         let echo = async move {
             BodyExt::collect(request.into_body()).await.unwrap();
             Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"took it all")))
@@ -490,7 +490,7 @@ async fn streams_teach_nothing() {
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_is_through_gives_a_body_that_stalls_no_more_time() {
     // it reads the upload, answers, and then its body stands still
-    let service = service_fn(|request: Request<Upload<_>>| async {
+    let service = service_fn(|request: Request<TrackedUpload<_>>| async {
         BodyExt::collect(request.into_body()).await.unwrap();
         Ok::<_, Infallible>(Response::new(frames([LIMIT * 9])))
     });

@@ -10,7 +10,7 @@ use tower_service::Service;
 #[diagnostic::on_unimplemented(
     message = "this layer answers by itself at times, and cannot make a `{Self}`: it has no `Default`",
     label = "its answers have the body `{Self}`, which has no `Default`",
-    note = "put `ClassifyLayer` right around the client, inside of this layer: its `AnswerBody` has a `Default`, whatever is in it"
+    note = "put `ClassifyLayer` right around the client, inside of this layer: its `ResponseBody` has a `Default`, whatever is in it"
 )]
 pub trait LocalBody: Default {}
 
@@ -27,18 +27,18 @@ impl<B: Default> LocalBody for B {}
             `MapRequestBodyLayer::new(tonic::body::Body::new)`, `MapRequestBodyLayer::new(reqwest::Body::wrap)`",
     note = "a `TimeoutLayer` hands the body on as it is when it is `untouched()`"
 )]
-pub trait Accepts<B>: Service<Request<B>, Response = Response<Self::Body>, Error = Self::Fault> {
+pub trait WrapBody<B>: Service<Request<B>, Response = Response<Self::Body>, Error = Self::ServiceError> {
     /// The body of its answers.
     type Body;
     /// Its error.
-    type Fault;
+    type ServiceError;
 }
 
 #[diagnostic::do_not_recommend]
-impl<S, B, R> Accepts<B> for S
+impl<S, B, R> WrapBody<B> for S
 where
     S: Service<Request<B>, Response = Response<R>>,
 {
     type Body = R;
-    type Fault = S::Error;
+    type ServiceError = S::Error;
 }

@@ -1,16 +1,16 @@
 //! Bodies: the upstream's or a local one, and the caller's under watch or kept to be sent again.
 
-mod answer;
 mod bounds;
-mod kept;
+mod buffered;
 mod length;
+mod loan;
 mod replay;
-mod slot;
+mod response;
 mod upload;
 
-pub use self::answer::AnswerBody;
-pub use self::bounds::{Accepts, LocalBody};
+pub use self::bounds::{LocalBody, WrapBody};
 pub(crate) use self::length::{Length, content_length, is_plain_number};
-pub use self::replay::{Replay, ReplayBody, Revoked};
-pub(crate) use self::upload::Progress;
-pub use self::upload::Upload;
+pub use self::replay::{BodyReclaimed, ReplayBody, ReplayHandle};
+pub use self::response::ResponseBody;
+pub use self::upload::TrackedUpload;
+pub(crate) use self::upload::UploadCounters;

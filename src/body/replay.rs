@@ -11,12 +11,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::kept::{Copying, Kept};
-use super::slot::{Slot, Wish};
+use super::buffered::{CopyState, ReplayBuffer};
+use super::loan::{Loan, RecallRequest};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 /// What an attempt holds; boxed, so that a body stays where it is while it changes hands.
-type Held<B> = Pin<Box<Kept<B>>>;
+type BoxedBuffer<B> = Pin<Box<ReplayBuffer<B>>>;
 
 pin_project! {
     /// A request body whose frames are kept while an attempt reads them.
@@ -26,7 +26,7 @@ pin_project! {
     /// Trailers are kept like data.
     ///
     /// There is one body, and one attempt has it. It gives it back when it drops its `ReplayBody`, or, where the
-    /// [`Replay`] wants it, at its next poll: that poll ends in an error, [`Revoked`], as a body that went on elsewhere
+    /// [`Replay`] wants it, at its next poll: that poll ends in an error, [`BodyReclaimed`], as a body that went on elsewhere
     /// must not look complete. So two attempts never read from it in turn, and none sends a part for the whole.
     ///
     /// A body that is empty from the start passes as it is, without an allocation.
@@ -56,73 +56,73 @@ pin_project! {
         // it had ended before it began, or is not to be kept
         Passing { #[pin] body: B },
         Local { bytes: Bytes },
-        Lent { lent: Lent<B> },
+        Lent { lent: LentBody<B> },
     }
 }
 
 /// The body, while an attempt has it.
-struct Lent<B> {
-    held: Option<Held<B>>,
+struct LentBody<B> {
+    held: Option<BoxedBuffer<B>>,
     shared: Arc<Shared<B>>,
 }
 
 /// The right to send a body again.
 ///
 /// Whoever drops it has settled for the attempt that is under way: no more frames are kept.
-pub struct Replay<B> {
+pub struct ReplayHandle<B> {
     /// `None`: the body was empty from the start, and so is every copy.
     shared: Option<Arc<Shared<B>>>,
 }
 
 struct Shared<B> {
-    slot: Slot<Held<B>>,
+    loan: Loan<BoxedBuffer<B>>,
     /// What came of it so far, for whoever decides while an attempt has the body.
     fate: AtomicU8,
 }
 
-const UNTOUCHED: u8 = 0;
-const POLLED: u8 = 1;
+const UNREAD: u8 = 0;
+const READ: u8 = 1;
 const LOST: u8 = 2;
 
 /// The error of a body that another attempt sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Revoked(());
+pub struct BodyReclaimed(());
 
-impl fmt::Display for Revoked {
+impl fmt::Display for BodyReclaimed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("another attempt sends this request body")
     }
 }
 
-impl Error for Revoked {}
+impl Error for BodyReclaimed {}
 
 impl<B: Body<Data = Bytes>> ReplayBody<B> {
     /// How much of a body is kept if nothing else is said: 64 KiB.
     pub const DEFAULT_CAP: usize = 64 * 1024;
 
     /// The first attempt's body, and the right to another; at most `cap` bytes are kept, and 1024 frames.
-    pub fn new(body: B, cap: usize) -> (Self, Replay<B>) {
+    pub fn new(body: B, cap: usize) -> (Self, ReplayHandle<B>) {
         if body.is_end_stream() {
-            return (Self { kind: Kind::Passing { body } }, Replay { shared: None });
+            return (Self { kind: Kind::Passing { body } }, ReplayHandle { shared: None });
         }
-        let shared = Arc::new(Shared { slot: Slot::new(), fate: AtomicU8::new(UNTOUCHED) });
-        let first = Self::lent(Box::pin(Kept::new(body, cap)), shared.clone());
-        (first, Replay { shared: Some(shared) })
+        let shared = Arc::new(Shared { loan: Loan::new(), fate: AtomicU8::new(UNREAD) });
+        let first = Self::lent(Box::pin(ReplayBuffer::new(body, cap)), shared.clone());
+        (first, ReplayHandle { shared: Some(shared) })
     }
 }
 
 impl<B> ReplayBody<B> {
     /// A body that is sent once: it passes as it is, and nothing of it is kept.
-    pub fn once(body: B) -> Self {
+    pub fn non_replayable(body: B) -> Self {
         Self { kind: Kind::Passing { body } }
     }
 
-    fn lent(held: Held<B>, shared: Arc<Shared<B>>) -> Self {
-        Self { kind: Kind::Lent { lent: Lent { held: Some(held), shared } } }
+    fn lent(held: BoxedBuffer<B>, shared: Arc<Shared<B>>) -> Self {
+        Self { kind: Kind::Lent { lent: LentBody { held: Some(held), shared } } }
     }
 }
 
-impl<B> Replay<B> {
+impl<B> ReplayHandle<B> {
     /// Whether there is still something to send again, as far as it can be seen from here.
     pub fn is_possible(&self) -> bool {
         self.fate() != LOST
@@ -130,94 +130,94 @@ impl<B> Replay<B> {
 
     /// Whether an attempt has asked for a frame.
     pub fn was_polled(&self) -> bool {
-        self.fate() != UNTOUCHED
+        self.fate() != UNREAD
     }
 
     fn fate(&self) -> u8 {
-        self.shared.as_ref().map_or(UNTOUCHED, |shared| shared.fate.load(Relaxed))
+        self.shared.as_ref().map_or(UNREAD, |shared| shared.fate.load(Relaxed))
     }
 
     /// The body from its beginning; `None` if too much of it was read, if it failed, or if an attempt has it.
-    pub fn again(&self) -> Option<ReplayBody<B>> {
+    pub fn replay(&self) -> Option<ReplayBody<B>> {
         let Some(shared) = &self.shared else { return Some(ReplayBody::default()) };
-        rewound(shared.slot.take()?, shared)
+        rewound(shared.loan.take()?, shared)
     }
 
-    /// As [`again`](Self::again), but it demands the body from the attempt that has it, and waits.
+    /// As [`replay`](Self::replay), but it demands the body from the attempt that has it, and waits.
     ///
     /// That attempt is woken if it waits for the body. A connection that never asks for more gives it back only
     /// when it ends, so that whoever waits should have a limit. Ready with `None`: there is nothing to send again.
-    pub fn poll_again(&self, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+    pub fn poll_replay(&self, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
         let Some(shared) = &self.shared else { return Poll::Ready(Some(ReplayBody::default())) };
         if !self.is_possible() {
             return Poll::Ready(None);
         }
-        shared.slot.poll_take(cx).map(|held| rewound(held, shared))
+        shared.loan.poll_take(cx).map(|held| rewound(held, shared))
     }
 }
 
-fn rewound<B>(mut held: Held<B>, shared: &Arc<Shared<B>>) -> Option<ReplayBody<B>> {
-    if held.copying() == Copying::Lost {
+fn rewound<B>(mut held: BoxedBuffer<B>, shared: &Arc<Shared<B>>) -> Option<ReplayBody<B>> {
+    if held.copying() == CopyState::Lost {
         return None;
     }
     held.as_mut().rewind();
     Some(ReplayBody::lent(held, shared.clone()))
 }
 
-impl<B> Drop for Replay<B> {
+impl<B> Drop for ReplayHandle<B> {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
-            shared.slot.leave();
+            shared.loan.abandon();
         }
     }
 }
 
-impl<B> Drop for Lent<B> {
+impl<B> Drop for LentBody<B> {
     fn drop(&mut self) {
         self.give_back();
     }
 }
 
-impl<B> Lent<B> {
+impl<B> LentBody<B> {
     fn give_back(&mut self) {
         if let Some(held) = self.held.take() {
-            if held.copying() == Copying::Lost {
+            if held.copying() == CopyState::Lost {
                 self.shared.fate.store(LOST, Relaxed);
             }
-            self.shared.slot.give_back(held);
+            self.shared.loan.give_back(held);
         }
     }
 }
 
-impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Lent<B> {
+impl<B: Body<Data = Bytes, Error: Into<BoxError>>> LentBody<B> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let wish = self.shared.slot.wish();
-        let Some(held) = self.held.as_mut() else { return revoked() };
+        let wish = self.shared.loan.request();
+        let Some(held) = self.held.as_mut() else { return reclaimed() };
         match wish {
-            Wish::Keep => {}
-            Wish::Nothing => held.as_mut().forget(),
-            Wish::Return => {
+            RecallRequest::WhenDone => {}
+            RecallRequest::Abandoned => held.as_mut().forget(),
+            RecallRequest::Now => {
                 self.give_back();
-                return revoked();
+                return reclaimed();
             }
         }
-        if self.shared.fate.load(Relaxed) == UNTOUCHED {
-            self.shared.fate.store(POLLED, Relaxed);
+        if self.shared.fate.load(Relaxed) == UNREAD {
+            self.shared.fate.store(READ, Relaxed);
         }
         let polled = held.as_mut().poll_frame(cx);
-        if held.copying() == Copying::Lost {
+        if held.copying() == CopyState::Lost {
             self.shared.fate.store(LOST, Relaxed);
         }
-        if polled.is_pending() && self.shared.slot.wait(cx.waker()) == Wish::Return {
+        if polled.is_pending() && self.shared.loan.wait(cx.waker()) == RecallRequest::Now {
             self.give_back();
-            return revoked();
+            return reclaimed();
         }
         polled.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
     }
 }
 
-fn revoked() -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-    Poll::Ready(Some(Err(Revoked(()).into())))
+fn reclaimed() -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    Poll::Ready(Some(Err(BodyReclaimed(()).into())))
 }
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for ReplayBody<B> {
@@ -272,13 +272,13 @@ impl<B> fmt::Debug for ReplayBody<B> {
             Kind::Passing { .. } => "Passing",
             Kind::Local { .. } => "Local",
             Kind::Lent { lent } if lent.held.is_some() => "Lent",
-            Kind::Lent { .. } => "Revoked",
+            Kind::Lent { .. } => "BodyReclaimed",
         };
         f.debug_tuple("ReplayBody").field(&format_args!("{kind}")).finish()
     }
 }
 
-impl<B> fmt::Debug for Replay<B> {
+impl<B> fmt::Debug for ReplayHandle<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Replay")
             .field("is_possible", &self.is_possible())

@@ -13,40 +13,40 @@ use tokio::time::Instant;
 
 /// What the wrapper saw, for whoever waits for the answer.
 #[derive(Debug)]
-pub(crate) struct Progress {
-    begun: Instant,
+pub(crate) struct UploadCounters {
+    started: Instant,
     /// Frames that came from our client.
-    taken: AtomicU32,
+    frames: AtomicU32,
     /// The last poll found nothing: the client is late, not the upstream.
-    client_late: AtomicBool,
+    client_stalled: AtomicBool,
     failed: AtomicBool,
     /// When it ended, in nanoseconds after `begun`, plus one.
     ended: AtomicU64,
 }
 
-impl Progress {
+impl UploadCounters {
     fn new(begun: Instant) -> Self {
         Self {
-            begun,
-            taken: AtomicU32::new(0),
-            client_late: AtomicBool::new(false),
+            started: begun,
+            frames: AtomicU32::new(0),
+            client_stalled: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             ended: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn taken(&self) -> u32 {
-        self.taken.load(Relaxed)
+    pub(crate) fn frames(&self) -> u32 {
+        self.frames.load(Relaxed)
     }
 
-    pub(crate) fn client_late(&self) -> bool {
-        self.client_late.load(Relaxed)
+    pub(crate) fn client_stalled(&self) -> bool {
+        self.client_stalled.load(Relaxed)
     }
 
     /// When the body ended.
     pub(crate) fn ended(&self) -> Option<Instant> {
         let ended = self.ended.load(Relaxed).checked_sub(1)?;
-        Some(self.begun + Duration::from_nanos(ended))
+        Some(self.started + Duration::from_nanos(ended))
     }
 
     /// Whether the client broke it off.
@@ -55,7 +55,7 @@ impl Progress {
     }
 
     fn end(&self) {
-        let after = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
+        let after = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
         self.ended.store(after + 1, Relaxed);
     }
 }
@@ -65,24 +65,24 @@ pin_project! {
     ///
     /// Frames, `size_hint` and `is_end_stream` are those of the body, but for trailers that a client edits.
     #[derive(Debug)]
-    pub struct Upload<B> {
+    pub struct TrackedUpload<B> {
         #[pin]
         body: B,
-        progress: Option<Arc<Progress>>,
+        counters: Option<Arc<UploadCounters>>,
         edit_trailers: Option<fn(&mut HeaderMap)>,
     }
 }
 
-impl<B: Body> Upload<B> {
+impl<B: Body> TrackedUpload<B> {
     pub(crate) fn new(body: B, now: Instant) -> Self {
-        let progress = (!body.is_end_stream()).then(|| Arc::new(Progress::new(now)));
-        Self { body, progress, edit_trailers: None }
+        let progress = (!body.is_end_stream()).then(|| Arc::new(UploadCounters::new(now)));
+        Self { body, counters: progress, edit_trailers: None }
     }
 
     /// A body that goes on unwatched.
     #[inline]
     pub(crate) fn untracked(body: B) -> Self {
-        Self { body, progress: None, edit_trailers: None }
+        Self { body, counters: None, edit_trailers: None }
     }
 
     /// Edits the trailers on their way; a section of which nothing is left does not go on.
@@ -92,12 +92,12 @@ impl<B: Body> Upload<B> {
         self
     }
 
-    pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
-        self.progress.clone()
+    pub(crate) fn counters(&self) -> Option<Arc<UploadCounters>> {
+        self.counters.clone()
     }
 }
 
-impl<B: Body> Body for Upload<B> {
+impl<B: Body> Body for TrackedUpload<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -116,11 +116,11 @@ impl<B: Body> Body for Upload<B> {
                 }
             }
         }
-        let Some(progress) = this.progress else { return polled };
-        progress.client_late.store(polled.is_pending(), Relaxed);
+        let Some(progress) = this.counters else { return polled };
+        progress.client_stalled.store(polled.is_pending(), Relaxed);
         match &polled {
             Poll::Ready(Some(Ok(_))) => {
-                progress.taken.store(progress.taken.load(Relaxed).wrapping_add(1), Relaxed);
+                progress.frames.store(progress.frames.load(Relaxed).wrapping_add(1), Relaxed);
                 // the end of an HTTP/2 stream may come long after the last byte that was announced
                 if has_ended || this.body.is_end_stream() || this.body.size_hint().exact() == Some(0) {
                     progress.end();

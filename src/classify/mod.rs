@@ -29,13 +29,13 @@
 //! use std::convert::Infallible;
 //! use http::{Request, Response};
 //! use tower::{Layer, ServiceExt, service_fn};
-//! use tower_upstream::{BadGatewayCause, ClassifyLayer, body::AnswerBody, cause::ProxyStatus};
+//! use tower_upstream::{BadGatewayCause, ClassifyLayer, body::ResponseBody, cause::ProxyStatus};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! let layer = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge.example").unwrap());
 //! let refused = service_fn(|_: Request<()>| async {
-//!     Err::<Response<AnswerBody<axum::body::Body>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+//!     Err::<Response<ResponseBody<axum::body::Body>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
 //! });
 //! let Ok(answer) = layer.layer(refused).oneshot(Request::new(())).await;
 //! assert_eq!(answer.status(), 502);
@@ -81,7 +81,7 @@ pub(crate) use self::settings::upstream_status;
 pub(crate) use self::settings::{Ask, REQUEST_ID, Settings};
 #[cfg(feature = "client")]
 pub(crate) use self::told::Relayed;
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
 use crate::exchange::{Config, Once, middleware_body, middleware_future, middleware_service, middleware_spec};
@@ -331,7 +331,7 @@ middleware_body! {
 
 impl<S, B, X, E> Service<Request<B>> for Classify<S>
 where
-    S: Accepts<B, Body = X, Fault = E>,
+    S: WrapBody<B, Body = X, ServiceError = E>,
     E: Into<BoxError> + 'static,
     X: Body<Data = Bytes> + Unpin + Send + 'static,
     X::Error: Into<BoxError>,
@@ -351,7 +351,7 @@ where
 
 impl<S, B, X, E> Future for ClassifyFuture<S, B>
 where
-    S: Accepts<B, Body = X, Fault = E>,
+    S: WrapBody<B, Body = X, ServiceError = E>,
     E: Into<BoxError> + 'static,
     X: Body<Data = Bytes> + Unpin + Send + 'static,
     X::Error: Into<BoxError>,

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::exchange::Exchange;
 use super::pool::{Lease, SendBody};
 use super::sight::{looked, sight};
-use crate::body::Progress;
+use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 use crate::classify::{Scene, Stamp};
 use crate::engine::{Detachable, Sight};
@@ -67,7 +67,7 @@ struct Open<B> {
     upstream: Arc<str>,
     begun: Instant,
     scene: Scene,
-    progress: Option<Arc<Progress>>,
+    progress: Option<Arc<UploadCounters>>,
     upload: UploadState,
     upload_idle: Duration,
 }
@@ -82,7 +82,7 @@ enum UploadState {
 }
 
 impl UploadState {
-    fn of(progress: Option<&Progress>, stamp: &Stamp) -> Self {
+    fn of(progress: Option<&UploadCounters>, stamp: &Stamp) -> Self {
         match progress {
             Some(progress) if progress.ended().is_none() || stamp.wire().blocked => Self::UnderWay,
             _ => Self::Through,
@@ -121,7 +121,12 @@ impl<B: SendBody> Transfer<B> {
     }
 }
 
-fn release<B: SendBody>(lease: Lease<B>, upload: UploadState, progress: Option<&Arc<Progress>>, upload_idle: Duration) {
+fn release<B: SendBody>(
+    lease: Lease<B>,
+    upload: UploadState,
+    progress: Option<&Arc<UploadCounters>>,
+    upload_idle: Duration,
+) {
     match lease {
         Lease::H1(h1) => match upload {
             // the rest may still be wanted (RFC 9112 section 9.3), but nobody knows what it was taken for

@@ -23,15 +23,15 @@ use super::proxy::Upstream;
 use super::sight::{looked, seen, sight, signing};
 use super::tunnel::{self, Terms};
 use super::{Connect, Download, address};
-use crate::body::{AnswerBody, Progress, Upload};
+use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::engine::Sight;
 use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_request_trailers};
 
-pub(super) type Outcome<B> = Result<Response<AnswerBody<Download<B>>>, Failure>;
+pub(super) type Outcome<B> = Result<Response<ResponseBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
-pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<Upload<B>>>>;
+pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<TrackedUpload<B>>>>;
 
 /// An `Upgrade` field's value; boxed, as few exchanges have one.
 type Protocols = Box<HeaderValue>;
@@ -56,12 +56,12 @@ where
         Ok(prepared) => prepared,
         Err(outcome) => return Box::pin(future::ready(*outcome)),
     };
-    let upload = Upload::new(body, begun).edit_trailers(strip_request_trailers);
+    let upload = TrackedUpload::new(body, begun).edit_trailers(strip_request_trailers);
     let exchange = Exchange {
         upstream: upstream.clone(),
         begun,
         call,
-        progress: upload.progress(),
+        progress: upload.counters(),
         upgrade,
         tunnel,
         #[cfg(feature = "http2")]
@@ -153,7 +153,7 @@ pub(super) struct Exchange<C, B> {
     pub(super) upstream: Arc<Upstream<C, B>>,
     pub(super) begun: Instant,
     call: ClientCall,
-    pub(super) progress: Option<Arc<Progress>>,
+    pub(super) progress: Option<Arc<UploadCounters>>,
     upgrade: Option<Protocols>,
     tunnel: Option<(OnUpgrade, OwnedSemaphorePermit)>,
     /// Of what was sent by HTTP/2.
@@ -165,7 +165,7 @@ pub(super) struct Exchange<C, B> {
 enum Ended<B> {
     Answer(Outcome<B>),
     /// Nobody saw the request.
-    Unsent(Request<Upload<B>>),
+    Unsent(Request<TrackedUpload<B>>),
 }
 
 impl<C, B> Exchange<C, B>
@@ -175,7 +175,7 @@ where
     B: SendBody,
 {
     /// Gets a connection, sends, and waits; what comes back unsent goes out on another connection.
-    async fn run(mut self, mut request: Request<Upload<B>>, mut returns: u32) -> Outcome<B> {
+    async fn run(mut self, mut request: Request<TrackedUpload<B>>, mut returns: u32) -> Outcome<B> {
         loop {
             let needs = Needs { fresh: returns > 0, upgrade: self.upgrade.is_some() };
             let leased = signing(self.call, self.upstream.pool.lease(self.begun, needs)).await;
@@ -218,7 +218,12 @@ where
         }
     }
 
-    fn broke(&self, mut error: TrySendError<Request<Upload<B>>>, lease: &mut Lease<B>, returns: u32) -> Ended<B> {
+    fn broke(
+        &self,
+        mut error: TrySendError<Request<TrackedUpload<B>>>,
+        lease: &mut Lease<B>,
+        returns: u32,
+    ) -> Ended<B> {
         let scene = self.scene(lease.stamp());
         let message = error.take_message();
         let mut failure = Failure::seen(error.into_error().into(), &scene);
@@ -281,16 +286,16 @@ where
             (Some(behind), Some((caller, permit))) => {
                 let terms = Terms { permit, idle: self.upstream.tunnel_idle };
                 parts.extensions.insert(tunnel::spawn(caller, behind, lease, terms));
-                AnswerBody::default()
+                ResponseBody::default()
             }
             // It has no content, whatever its length says (RFC 9110 section 15.4.5); h2 takes an empty DATA frame after
             // a length for a broken body.
             _ if status == StatusCode::NOT_MODIFIED && !incoming.is_end_stream() => {
                 lease.stamp().answered();
                 lease.on_end();
-                AnswerBody::default()
+                ResponseBody::default()
             }
-            _ => AnswerBody::upstream(Download::new(incoming, lease, self)),
+            _ => ResponseBody::upstream(Download::new(incoming, lease, self)),
         };
         Ok(Response::from_parts(parts, body))
     }

@@ -39,7 +39,7 @@ use super::sight::telling;
 #[cfg(feature = "rustls")]
 use super::tls::http1_only;
 use super::{BoxError, Connector, Http, Stamped};
-use crate::body::Upload;
+use crate::body::TrackedUpload;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 use crate::timeout::alignment::KeepAlive;
 

@@ -16,7 +16,7 @@ use tower_service::Service;
 use super::connector::{NOT_TLS, wants_tls};
 use super::pool::{Limits, Pool};
 use super::{BoxError, Connect, Connector, Download, Target, TcpConnector, exchange};
-use crate::body::AnswerBody;
+use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{Caller, Rules};
 
@@ -135,7 +135,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<AnswerBody<Download<B>>>;
+    type Response = Response<ResponseBody<Download<B>>>;
     type Error = Failure;
     type Future = ExchangeFuture<B>;
 
@@ -157,7 +157,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<AnswerBody<Download<B>>>;
+    type Response = Response<ResponseBody<Download<B>>>;
     type Error = Failure;
     type Future = ExchangeFuture<B>;
 
@@ -169,7 +169,7 @@ where
 /// The future of [`ReverseProxy`].
 ///
 /// hyper's own futures have no name, so that one box is the price of an exchange.
-pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<AnswerBody<Download<B>>>, Failure>> + Send>>;
+pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<Download<B>>>, Failure>> + Send>>;
 
 /// Settings of a [`ReverseProxy`].
 ///

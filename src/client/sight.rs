@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-use crate::body::Progress;
+use crate::body::UploadCounters;
 use crate::cause::{ClientCall, Connection, Phase};
 use crate::classify::Stamp;
 use crate::engine::{self, Sight, UploadSight};
@@ -53,11 +53,11 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
 }
 
 /// What a connection has seen of its request.
-pub(super) fn sight(stamp: &Stamp, progress: Option<&Progress>) -> Sight {
+pub(super) fn sight(stamp: &Stamp, progress: Option<&UploadCounters>) -> Sight {
     let wire = stamp.wire();
     let upload = progress.map(|progress| UploadSight {
-        taken: progress.taken(),
-        client_late: progress.client_late(),
+        taken: progress.frames(),
+        client_late: progress.client_stalled(),
         ended: progress.ended(),
     });
     let connection = if wire.served > 0 { Connection::Reused } else { Connection::Fresh };

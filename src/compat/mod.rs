@@ -1,6 +1,6 @@
 //! Fits clients and services of other crates under the layers: their body type, their request type, their addresses.
 //!
-//! The layers of this crate hand request bodies on under watch ([`Upload`](crate::body::Upload)) or kept
+//! The layers of this crate hand request bodies on under watch ([`Upload`](crate::body::TrackedUpload)) or kept
 //! ([`ReplayBody`](crate::body::ReplayBody)). Some clients take one type of body alone, or one type of request, or absolute
 //! addresses. Each adaptor mends one of these and adds nothing else: no error of its own where there was none, no future
 //! but the inner one where nothing can fail. They stand below all layers, right around the client.

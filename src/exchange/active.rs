@@ -15,7 +15,7 @@ use super::{
     AttemptProgress, CallContext, CancelReason, Component, HeadSeen, Outcome, Ref, TimeoutPolicy, Tunnel,
     UploadProgress, drop_reason,
 };
-use crate::body::Progress;
+use crate::body::UploadCounters;
 use crate::cause::{ClientCall, ClientCalls};
 use crate::free_list::FreeList;
 
@@ -58,7 +58,7 @@ pub(super) struct AttemptState<P: Spec> {
     pub(super) timeouts: TimeoutState<P>,
     /// The client calls that it made when it was called.
     pub(super) calls: ClientCalls,
-    pub(super) upload: Option<Arc<Progress>>,
+    pub(super) upload: Option<Arc<UploadCounters>>,
     pub(super) span: AttemptSpan,
 }
 
@@ -135,15 +135,19 @@ impl<P: Spec> AttemptState<P> {
     pub(super) fn merge_upload(&self, progress: &mut AttemptProgress) {
         if let (None, Some(upload)) = (progress.upload, &self.upload) {
             progress.upload = Some(UploadProgress {
-                taken: upload.taken(),
-                client_late: upload.client_late(),
+                taken: upload.frames(),
+                client_late: upload.client_stalled(),
                 ended: upload.ended(),
             });
         }
     }
 }
 
-fn head_seen<'a>(outcome: &'a Outcome, headers: Option<&'a HeaderMap>, upload: Option<&Arc<Progress>>) -> HeadSeen<'a> {
+fn head_seen<'a>(
+    outcome: &'a Outcome,
+    headers: Option<&'a HeaderMap>,
+    upload: Option<&Arc<UploadCounters>>,
+) -> HeadSeen<'a> {
     HeadSeen { outcome, headers, uploaded: upload.and_then(|upload| upload.ended()) }
 }
 

@@ -261,7 +261,7 @@ impl<P: Spec> CallState<P> {
         };
         if !std::mem::replace(&mut self.body.waiting, true) {
             self.body.since = Instant::now();
-            self.body.taken = self.attempt.upload.as_ref().map(|upload| upload.taken());
+            self.body.taken = self.attempt.upload.as_ref().map(|upload| upload.frames());
             // frames only note that they came: a timer that is armed is left as it is
             if timer.is_none() {
                 timer.set(Some(sleep_until(due(self.body.since))));

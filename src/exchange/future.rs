@@ -23,7 +23,7 @@ use super::spec::{
 };
 use super::timer::{TimedPoll, poll_timed};
 use super::{BoxError, CancelReason, Outcome, Ref, Rejection, ResponseSummary, drop_with_reason, set_retry_after};
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::cause::{Failure, RetryStop, is_local};
 
 /// A failed response's body is read up to this size, if it is there already: its connection can then be used again.
@@ -36,7 +36,7 @@ const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
 type StateOf<S, B, P> = State<
     <S as tower_service::Service<Request<RequestBodyOf<P, B>>>>::Future,
-    <S as Accepts<RequestBodyOf<P, B>>>::Body,
+    <S as WrapBody<RequestBodyOf<P, B>>>::Body,
     S,
     RequestBodyOf<P, B>,
 >;
@@ -51,7 +51,7 @@ pin_project! {
     where
         P: Spec,
         P::Requests: RequestMode<B>,
-        S: Accepts<RequestBodyOf<P, B>>,
+        S: WrapBody<RequestBodyOf<P, B>>,
     {
         // before the call: the inner future's hold on the upstream goes before the permits
         #[pin]
@@ -91,7 +91,7 @@ impl<S, B, P> ExchangeFuture<S, B, P>
 where
     P: Spec,
     P::Requests: RequestMode<B>,
-    S: Accepts<RequestBodyOf<P, B>>,
+    S: WrapBody<RequestBodyOf<P, B>>,
 {
     #[inline(always)]
     pub(super) fn new(
@@ -114,7 +114,7 @@ where
     P: Spec,
     P::Requests: RequestMode<B>,
     P::Errors: ResponseMode<E, X>,
-    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     S::Future: Future<Output = Result<Response<X>, E>>,
     X: Body<Data = Bytes>,
     E: 'static,
@@ -158,7 +158,7 @@ where
     P: Spec,
     P::Requests: RequestMode<B>,
     P::Errors: ResponseMode<E, X>,
-    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     S::Future: Future<Output = Result<Response<X>, E>>,
     X: Body<Data = Bytes>,
     E: 'static,
@@ -778,7 +778,7 @@ impl<S, B, P> fmt::Debug for ExchangeFuture<S, B, P>
 where
     P: Spec,
     P::Requests: RequestMode<B>,
-    S: Accepts<RequestBodyOf<P, B>>,
+    S: WrapBody<RequestBodyOf<P, B>>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ExchangeFuture").finish_non_exhaustive()

@@ -14,7 +14,7 @@ use super::service::Template;
 use super::spec::{Config, RequestMode, RoundOf, Spec};
 use super::timer::{TimedPoll, poll_timed};
 use super::{CallContext, Ref, Rejection, drop_reason};
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::cause::{ClientCalls, Failure};
 
 pin_project! {
@@ -107,7 +107,7 @@ impl<F, S, W, P: Spec> Hedge<F, S, W, P> {
     ) -> Poll<HedgeEvent<X, E>>
     where
         P::Requests: RequestMode<B, Body = W>,
-        S: Accepts<W, Body = X, Fault = E> + tower_service::Service<Request<W>, Future = F>,
+        S: WrapBody<W, Body = X, ServiceError = E> + tower_service::Service<Request<W>, Future = F>,
         F: Future<Output = Result<Response<X>, E>>,
     {
         let mut this = self.project();

@@ -11,7 +11,7 @@ use super::span::AttemptSpan;
 use super::spec::{Config, ErrorMode, Spec};
 use super::timer::{TimedPoll, poll_timed};
 use super::{AttemptProgress, CallContext, Rejection, TimeoutPolicy, publish};
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::cause::{ClientCall, ClientCalls, Phase};
 
 /// How an attempt began.
@@ -34,10 +34,10 @@ pub(super) fn begin_later<P, S, W>(
     mut request: Request<W>,
     resends: u32,
     cx: &mut Context<'_>,
-) -> Begun<S::Future, S, W, S::Fault>
+) -> Begun<S::Future, S, W, S::ServiceError>
 where
     P: Spec,
-    S: Accepts<W>,
+    S: WrapBody<W>,
 {
     let mut context = CallContext { now: Instant::now(), deadline: None, ..*call };
     if P::SPANS {
@@ -73,11 +73,11 @@ where
 }
 
 /// Asks whether a service is ready; while it is not, the call waits for a connection.
-pub(super) fn poll_ready<S: Accepts<W>, W>(
+pub(super) fn poll_ready<S: WrapBody<W>, W>(
     service: &mut S,
     call: Option<ClientCall>,
     cx: &mut Context<'_>,
-) -> Poll<Result<(), S::Fault>> {
+) -> Poll<Result<(), S::ServiceError>> {
     let ready = service.poll_ready(cx);
     if ready.is_pending() {
         publish(|| AttemptProgress { call, ..AttemptProgress::before(Phase::Pool) });
@@ -86,14 +86,14 @@ pub(super) fn poll_ready<S: Accepts<W>, W>(
 }
 
 /// Waits for the inner service under the timeouts of the attempt.
-pub(super) fn poll_not_ready<P: Spec, S: Accepts<W>, W>(
+pub(super) fn poll_not_ready<P: Spec, S: WrapBody<W>, W>(
     config: &Config<P>,
     call: &CallContext,
     attempt: &mut AttemptState<P>,
     timer: Pin<&mut Option<Sleep>>,
     service: &mut S,
     cx: &mut Context<'_>,
-) -> Poll<TimedPoll<Result<(), S::Fault>>> {
+) -> Poll<TimedPoll<Result<(), S::ServiceError>>> {
     let calls = attempt.calls;
     let mut poll = |cx: &mut Context<'_>| poll_ready(service, calls.claim(), cx);
     match poll(cx) {
@@ -103,7 +103,7 @@ pub(super) fn poll_not_ready<P: Spec, S: Accepts<W>, W>(
 }
 
 /// Calls a service for which the call has waited, under the number that was drawn for it.
-pub(super) fn call_promised<P: Spec, S: Accepts<W>, W>(
+pub(super) fn call_promised<P: Spec, S: WrapBody<W>, W>(
     attempt: &mut AttemptState<P>,
     service: &mut S,
     request: Request<W>,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::spec::{BodyMode, ErrorMode, FirstFrame, RequestMode, ResponseMode};
 use super::{BoxError, CallContext, Expired};
-use crate::body::Progress;
+use crate::body::UploadCounters;
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalAnswer};
 
 /// Requests are sent once, as they are.
@@ -29,7 +29,7 @@ impl<B> RequestMode<B> for Once {
     fn begin(&self, _: &Request<B>, _: &CallContext, _: bool) {}
 
     #[inline]
-    fn wrap(&self, (): (), body: B, _: Instant, _: &mut Option<Arc<Progress>>) -> ((), B) {
+    fn wrap(&self, (): (), body: B, _: Instant, _: &mut Option<Arc<UploadCounters>>) -> ((), B) {
         ((), body)
     }
 }

@@ -12,7 +12,7 @@ use super::future::{ExchangeFuture, State};
 use super::keyed::PerKey;
 use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, Spec};
 use super::{BoxError, Component, Handle, Ref, Rejection, TimeoutPolicy};
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::cause::{ClientCall, ClientCalls};
 
 /// A service under the components, timeouts and modes of `P`.
@@ -93,7 +93,7 @@ impl<S, P: Spec> Exchange<S, P> {
     where
         P::Requests: RequestMode<B>,
         P::Errors: ResponseMode<E, X>,
-        S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+        S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     {
         if P::PerAttempt::REFUSES && !P::WAITS {
             if let Some((now, rejection)) = self.config.per_attempt.refuses() {
@@ -119,7 +119,7 @@ impl<S, P: Spec> Exchange<S, P> {
     where
         P::Requests: RequestMode<B>,
         P::Errors: ResponseMode<E, X>,
-        S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+        S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     {
         let readiness = std::mem::take(&mut self.readiness);
         let config = self.config.hold();
@@ -138,7 +138,7 @@ impl<S, P: Spec> Exchange<S, P> {
     where
         P::Requests: RequestMode<B>,
         P::Errors: ResponseMode<E, X>,
-        S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E> + Clone,
+        S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E> + Clone,
     {
         let mut inner = self.inner.clone();
         // one that is pending is polled again by the call, with its own waker
@@ -169,7 +169,7 @@ where
     P: Spec,
     P::Requests: RequestMode<B>,
     P::Errors: ResponseMode<E, X>,
-    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
 {
     let config = configs.of(request.uri(), request.headers());
     let no_template: Option<fn() -> Ref<Template<S>>> = None;
@@ -189,7 +189,7 @@ where
     P: Spec,
     P::Requests: RequestMode<B>,
     P::Errors: ResponseMode<E, X>,
-    S: Accepts<RequestBodyOf<P, B>, Body = X, Fault = E>,
+    S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
 {
     if let Readiness::Rejected(now, rejection) = readiness {
         return reject_early(config, now, rejection, request);
@@ -298,7 +298,7 @@ fn reject<S, B, P>(
 where
     P: Spec,
     P::Requests: RequestMode<B>,
-    S: Accepts<RequestBodyOf<P, B>>,
+    S: WrapBody<RequestBodyOf<P, B>>,
 {
     // layers further out count this rejection as the one client call that was to be made
     ClientCall::next();
@@ -324,7 +324,7 @@ fn reject_early<S, B, P>(
 where
     P: Spec,
     P::Requests: RequestMode<B>,
-    S: Accepts<RequestBodyOf<P, B>>,
+    S: WrapBody<RequestBodyOf<P, B>>,
 {
     let mut active = Active::begin(config, now);
     let Split { config, context, attempt, notes, .. } = active.state().split();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::active::SpareCalls;
 use super::{BoxError, CallContext, CancelReason, Component, Detach, Expired, Rejection, Sweep, TimeoutPolicy};
-use crate::body::Progress;
+use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, RetryStop};
 
 /// The parts of an exchange, as one type parameter.
@@ -149,7 +149,7 @@ pub(crate) trait RequestMode<B> {
         started: Self::Started,
         body: B,
         now: Instant,
-        upload: &mut Option<Arc<Progress>>,
+        upload: &mut Option<Arc<UploadCounters>>,
     ) -> (Self::Round, Self::Body);
 
     /// Whether another attempt is possible, as far as that is known when the call begins.
@@ -205,7 +205,7 @@ pub(crate) trait RequestMode<B> {
         &self,
         round: &mut Self::Round,
         body: Self::Replay,
-        upload: &mut Option<Arc<Progress>>,
+        upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<Self::Body>, u32)> {
         let _ = (round, body, upload);
         None
@@ -241,7 +241,7 @@ pub(crate) trait RequestMode<B> {
         &self,
         round: &mut Self::Round,
         body: Self::Replay,
-        upload: &mut Option<Arc<Progress>>,
+        upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<Self::Body>, u32)> {
         let _ = (round, body, upload);
         None

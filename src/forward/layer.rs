@@ -47,7 +47,7 @@ use crate::engine::{Handle, Held};
 /// use tower::{Service, ServiceBuilder};
 /// use tower_upstream::ClassifyLayer;
 /// use tower_upstream::forward::{ForwardBody, ForwardLayer, Rules, Scheme};
-/// # use tower_upstream::body::AnswerBody;
+/// # use tower_upstream::body::ResponseBody;
 ///
 /// let forward = ForwardLayer::new(Rules::new("edge-1").unwrap()).upstream(Scheme::Http, "10.0.0.7:8080".parse().unwrap());
 /// let client = Client::builder(TokioExecutor::new()).build_http::<ForwardBody<Full<Bytes>>>();
@@ -55,7 +55,7 @@ use crate::engine::{Handle, Held};
 ///     .layer(ClassifyLayer::new())
 ///     .layer(forward)
 ///     // hyper's own body cannot hold an answer that is made here
-///     .map_response(|answer: http::Response<_>| answer.map(AnswerBody::<hyper::body::Incoming>::upstream))
+///     .map_response(|answer: http::Response<_>| answer.map(ResponseBody::<hyper::body::Incoming>::upstream))
 ///     .service(client);
 /// # fn serves(_: impl Service<http::Request<Full<Bytes>>>) {}
 /// # serves(gateway);

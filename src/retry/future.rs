@@ -202,7 +202,7 @@ where
                     State::Body { limit: None }
                 }
                 StateProjection::Body { limit } => {
-                    let body = match self.round.body().map(|body| body.poll_again(cx)) {
+                    let body = match self.round.body().map(|body| body.poll_replay(cx)) {
                         Some(Poll::Ready(body)) => body,
                         Some(Poll::Pending) => {
                             ready!(limit.get_or_insert_with(|| Box::pin(sleep(GIVEN_BACK))).as_mut().poll(cx));

@@ -107,7 +107,7 @@ use self::round::begin;
 pub(crate) use self::round::{Begun, Next, Round, begin_at};
 use self::settings::Median;
 pub(crate) use self::settings::Settings;
-use crate::body::{Accepts, LocalBody, ReplayBody};
+use crate::body::{LocalBody, ReplayBody, WrapBody};
 use crate::cause::ClientCalls;
 use crate::deadline::Deadlines;
 use crate::engine::Handle;
@@ -260,7 +260,7 @@ impl<S: fmt::Debug> fmt::Debug for Retry<S> {
 
 impl<S, B, R, E> Service<Request<B>> for Retry<S>
 where
-    S: Accepts<ReplayBody<B>, Body = R, Fault = E> + Clone,
+    S: WrapBody<ReplayBody<B>, Body = R, ServiceError = E> + Clone,
     E: Told,
     B: Body<Data = Bytes>,
     R: Body<Data = Bytes> + LocalBody,

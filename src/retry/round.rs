@@ -8,7 +8,7 @@ use super::decision::{is_idempotent, is_safe};
 use super::kept_head::KeptHead;
 use super::settings::Settings;
 use super::{Attempts, Decision, Protocol, Pushback, RetryOverride, Shown, Situation, Spare, Withdrawal, decide};
-use crate::body::{Replay, ReplayBody};
+use crate::body::{ReplayBody, ReplayHandle};
 use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
 use crate::event::excerpt;
@@ -36,7 +36,7 @@ struct Facts {
 /// A copy of a request.
 struct Kept<B> {
     head: Box<KeptHead>,
-    body: Replay<B>,
+    body: ReplayHandle<B>,
 }
 
 /// What became of it so far, made by the first failure that is followed by another attempt; it lies in the copy's head.
@@ -82,7 +82,7 @@ impl Begun {
     ) -> (Round<B>, ReplayBody<B>) {
         let facts = self.facts;
         match self.head {
-            None => (Round { kept: None, facts }, ReplayBody::once(body)),
+            None => (Round { kept: None, facts }, ReplayBody::non_replayable(body)),
             Some(head) => {
                 let (first, body) = ReplayBody::new(body, body_cap);
                 (Round { kept: Some(Kept { head, body }), facts }, first)
@@ -361,7 +361,7 @@ impl<B> Round<B> {
     }
 
     /// The kept body's right to be sent again.
-    pub(crate) fn body(&self) -> Option<&Replay<B>> {
+    pub(crate) fn body(&self) -> Option<&ReplayHandle<B>> {
         self.kept.as_ref().map(|kept| &kept.body)
     }
 
@@ -429,7 +429,7 @@ impl<B> Round<B> {
         if kept.head.deadline.is_some_and(|deadline| deadline.has_passed(now)) {
             return None;
         }
-        let body = kept.body.again()?;
+        let body = kept.body.replay()?;
         let token = settings.budget.withdraw(now)?;
         self.past_mut()?.token = Some(token);
         Some(body)

@@ -14,7 +14,7 @@ use pin_project_lite::pin_project;
 use super::BoxError;
 use super::requests::RequestBody;
 use super::spec::StackSpec;
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::cause::Failure;
 use crate::classify::SharedBody;
 use crate::exchange::{ExchangeBody, ExchangeFuture};
@@ -26,7 +26,7 @@ pin_project! {
     where
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
-        S: Accepts<RequestBody<B>>,
+        S: WrapBody<RequestBody<B>>,
     {
         #[pin]
         pub(super) call: ExchangeFuture<S, B, StackSpec>,
@@ -37,7 +37,7 @@ impl<S, B, X, E> Future for UpstreamFuture<S, B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
-    S: Accepts<RequestBody<B>, Body = X, Fault = E>,
+    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E>,
     X: Body<Data = Bytes> + Send + Unpin + 'static,
     X::Error: Into<BoxError>,
     E: Into<BoxError> + 'static,
@@ -54,7 +54,7 @@ impl<S, B> fmt::Debug for UpstreamFuture<S, B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
-    S: Accepts<RequestBody<B>>,
+    S: WrapBody<RequestBody<B>>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpstreamFuture").finish_non_exhaustive()

@@ -90,7 +90,7 @@ use tower_service::Service;
 
 use self::live_config::LiveConfig;
 use self::spec::StackSpec;
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::exchange::Exchange;
 
 pub use self::builder::UpstreamBuilder;
@@ -189,7 +189,7 @@ impl<S: fmt::Debug> fmt::Debug for Upstream<S> {
 
 impl<S, B, X, E> Service<Request<B>> for Upstream<S>
 where
-    S: Accepts<RequestBody<B>, Body = X, Fault = E>,
+    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
     X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     E: Into<BoxError> + 'static,
@@ -215,7 +215,7 @@ where
 /// The same without `&mut`: hyper's servers call it without cloning it for each request.
 impl<S, B, X, E> hyper::service::Service<Request<B>> for Upstream<S>
 where
-    S: Accepts<RequestBody<B>, Body = X, Fault = E> + Clone,
+    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + Clone,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
     X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     E: Into<BoxError> + 'static,

@@ -8,7 +8,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
 
-use crate::body::{Progress, ReplayBody, Upload};
+use crate::body::{ReplayBody, TrackedUpload, UploadCounters};
 use crate::cause::{Failure, RetryStop};
 use crate::engine::Call;
 use crate::exchange::{NextStep, RequestMode};
@@ -20,7 +20,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// It is kept while it is sent, so that it can be sent again, and its progress is tracked, so that a slow client is not
 /// taken for a slow upstream. Where the stack is built without either, it passes as it is.
-pub type RequestBody<B> = Upload<ReplayBody<B>>;
+pub type RequestBody<B> = TrackedUpload<ReplayBody<B>>;
 
 /// Whether requests are repeated, and whether their bodies are tracked.
 #[derive(Clone, Debug)]
@@ -34,13 +34,13 @@ impl Requests {
         &self,
         body: ReplayBody<B>,
         now: Instant,
-        upload: &mut Option<Arc<Progress>>,
+        upload: &mut Option<Arc<UploadCounters>>,
     ) -> RequestBody<B> {
         if !self.tracks_uploads {
-            return Upload::untracked(body);
+            return TrackedUpload::untracked(body);
         }
-        let body = Upload::new(body, now);
-        *upload = body.progress();
+        let body = TrackedUpload::new(body, now);
+        *upload = body.counters();
         body
     }
 
@@ -69,7 +69,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
         started: Begun,
         body: B,
         now: Instant,
-        upload: &mut Option<Arc<Progress>>,
+        upload: &mut Option<Arc<UploadCounters>>,
     ) -> (Round<B>, RequestBody<B>) {
         let cap = self.settings().map_or(0, |settings| settings.body_cap);
         let (round, body) = started.with_cap(cap, body);
@@ -115,14 +115,14 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
     }
 
     fn poll_replay(&self, round: &Round<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
-        round.body().map_or(Poll::Ready(None), |body| body.poll_again(cx))
+        round.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
     }
 
     fn next_request(
         &self,
         round: &mut Round<B>,
         body: ReplayBody<B>,
-        upload: &mut Option<Arc<Progress>>,
+        upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<RequestBody<B>>, u32)> {
         let settings = self.settings()?;
         round.again(settings, self.track(body, Instant::now(), upload))
@@ -149,7 +149,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
         &self,
         round: &mut Round<B>,
         body: ReplayBody<B>,
-        upload: &mut Option<Arc<Progress>>,
+        upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<RequestBody<B>>, u32)> {
         let settings = self.settings()?;
         round.beside(settings, self.track(body, Instant::now(), upload))

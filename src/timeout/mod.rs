@@ -79,7 +79,7 @@ use tower_service::Service;
 use self::extras::Extras;
 use self::learner::Learner;
 use self::pool_watch::PoolWatch;
-use crate::body::Accepts;
+use crate::body::WrapBody;
 use crate::deadline::Deadlines;
 use crate::engine::Sweep;
 use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
@@ -117,7 +117,7 @@ middleware_body! {
 impl<S, B, W, X, E> Service<Request<B>> for Timeout<S, W>
 where
     W: UploadMode<B>,
-    S: Accepts<W::Body, Body = X, Fault = E>,
+    S: WrapBody<W::Body, Body = X, ServiceError = E>,
     X: Body<Data = Bytes>,
     X::Error: Into<BoxError>,
     E: 'static,
@@ -140,7 +140,7 @@ where
 impl<S, B, W, X, E> Future for TimeoutFuture<S, B, W>
 where
     W: UploadMode<B>,
-    S: Accepts<W::Body, Body = X, Fault = E>,
+    S: WrapBody<W::Body, Body = X, ServiceError = E>,
     X: Body<Data = Bytes>,
     X::Error: Into<BoxError>,
     E: 'static,
@@ -185,7 +185,7 @@ pub struct TimeoutLayer<W = TrackUpload> {
 }
 
 impl TimeoutLayer {
-    /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::Upload).
+    /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::TrackedUpload).
     pub fn new(timeouts: Timeouts) -> Self {
         Self { enforced: Enforced { timeouts, extras: None }, sweep: Arc::default(), mode: PhantomData }
     }

@@ -10,7 +10,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::TimeoutSpec;
-use crate::body::{Progress, Upload};
+use crate::body::{TrackedUpload, UploadCounters};
 use crate::engine::Call;
 use crate::exchange::{ActiveCall, RequestMode, SpareCalls};
 use crate::free_list::free_list;
@@ -36,7 +36,7 @@ pub enum PassThrough {}
 
 #[diagnostic::do_not_recommend]
 impl<B: Body> UploadMode<B> for TrackUpload {
-    type Body = Upload<B>;
+    type Body = TrackedUpload<B>;
 }
 
 impl<B> UploadMode<B> for PassThrough {
@@ -45,12 +45,12 @@ impl<B> UploadMode<B> for PassThrough {
 
 #[diagnostic::do_not_recommend]
 impl<B: Body> sealed::Wrap<B> for TrackUpload {
-    type Wrapped = Upload<B>;
+    type Wrapped = TrackedUpload<B>;
 
     #[inline]
-    fn wrap(body: B, now: Instant, progress: &mut Option<Arc<Progress>>) -> Upload<B> {
-        let body = Upload::new(body, now);
-        *progress = body.progress();
+    fn wrap(body: B, now: Instant, progress: &mut Option<Arc<UploadCounters>>) -> TrackedUpload<B> {
+        let body = TrackedUpload::new(body, now);
+        *progress = body.counters();
         body
     }
 }
@@ -59,7 +59,7 @@ impl<B> sealed::Wrap<B> for PassThrough {
     type Wrapped = B;
 
     #[inline]
-    fn wrap(body: B, _: Instant, _: &mut Option<Arc<Progress>>) -> B {
+    fn wrap(body: B, _: Instant, _: &mut Option<Arc<UploadCounters>>) -> B {
         body
     }
 }
@@ -101,7 +101,7 @@ impl<W: UploadMode<B>, B> RequestMode<B> for Uploads<W> {
     fn begin(&self, _: &Request<B>, _: &Call, _: bool) {}
 
     #[inline]
-    fn wrap(&self, (): (), body: B, now: Instant, progress: &mut Option<Arc<Progress>>) -> ((), W::Body) {
+    fn wrap(&self, (): (), body: B, now: Instant, progress: &mut Option<Arc<UploadCounters>>) -> ((), W::Body) {
         ((), W::wrap(body, now, progress))
     }
 }
@@ -109,7 +109,7 @@ impl<W: UploadMode<B>, B> RequestMode<B> for Uploads<W> {
 pub(super) mod sealed {
     #![allow(unnameable_types, private_interfaces)] // nothing outside implements or calls these
 
-    use super::{Arc, Instant, Progress, SpareCalls, TimeoutSpec};
+    use super::{Arc, Instant, SpareCalls, TimeoutSpec, UploadCounters};
 
     pub trait Mode: Sized + Send + Sync + 'static {
         fn spare_calls() -> &'static SpareCalls<TimeoutSpec<Self>>;
@@ -118,6 +118,6 @@ pub(super) mod sealed {
     pub trait Wrap<B> {
         type Wrapped;
 
-        fn wrap(body: B, now: Instant, progress: &mut Option<Arc<Progress>>) -> Self::Wrapped;
+        fn wrap(body: B, now: Instant, progress: &mut Option<Arc<UploadCounters>>) -> Self::Wrapped;
     }
 }

@@ -10,7 +10,7 @@ use http_body::Body;
 use tonic::Code;
 use tower::layer::layer_fn;
 use tower::{BoxError, Layer, Service};
-use tower_upstream::body::{ReplayBody, Upload};
+use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::breaker::{BreakerPolicy, Snapshot};
 use tower_upstream::deadline::Deadlines;
 use tower_upstream::error_page::ErrorPage;
@@ -19,7 +19,7 @@ use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 /// What the service inside gets as its request's body.
-pub type Sent<B> = Upload<ReplayBody<B>>;
+pub type Sent<B> = TrackedUpload<ReplayBody<B>>;
 
 /// An answer of the stack; its body is `impl Body`.
 pub trait Answering<B>:

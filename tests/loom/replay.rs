@@ -1,7 +1,7 @@
-//! Models of `src/body/slot.rs`: a body between the attempt that has it and the retry that wants it.
+//! Models of `src/body/loan.rs`: a body between the attempt that has it and the retry that wants it.
 
-#[path = "../../src/body/slot.rs"]
-mod slot;
+#[path = "../../src/body/loan.rs"]
+mod loan;
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -10,7 +10,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
-use slot::{Slot, Wish};
+use loan::{Loan, RecallRequest};
 
 /// What is lent; loom itself watches the cell: two at once, or one who does not see the other's access, fail the model.
 struct Thing(UnsafeCell<()>);
@@ -41,55 +41,55 @@ fn flag() -> (Arc<Flag>, Waker) {
 #[test]
 fn what_is_given_back_is_taken_once_and_seen_as_it_was_left() {
     loom::model(|| {
-        let slot = Arc::new(Slot::new());
+        let loan = Arc::new(Loan::new());
         let holder = {
-            let slot = slot.clone();
+            let loan = loan.clone();
             thread::spawn(move || {
                 let thing = Thing::lent();
                 thing.read();
-                slot.give_back(thing);
+                loan.give_back(thing);
             })
         };
-        let taken = |slot: &Slot<Thing>| slot.take().map_or(0, |thing| thing.read());
-        let early = taken(&slot);
+        let taken = |loan: &Loan<Thing>| loan.take().map_or(0, |thing| thing.read());
+        let early = taken(&loan);
         holder.join().unwrap();
-        assert_eq!(early + taken(&slot), 1);
+        assert_eq!(early + taken(&loan), 1);
     });
 }
 
 #[test]
 fn an_owner_that_waits_is_woken_when_the_thing_is_there() {
     loom::model(|| {
-        let slot = Arc::new(Slot::new());
+        let loan = Arc::new(Loan::new());
         let holder = {
-            let slot = slot.clone();
-            thread::spawn(move || slot.give_back(Thing::lent()))
+            let loan = loan.clone();
+            thread::spawn(move || loan.give_back(Thing::lent()))
         };
         let (woken, waker) = flag();
         let mut cx = Context::from_waker(&waker);
-        let waited = slot.poll_take(&mut cx).is_pending();
+        let waited = loan.poll_take(&mut cx).is_pending();
         holder.join().unwrap();
         if waited {
             assert!(woken.0.load(Ordering::Acquire));
-            assert!(slot.poll_take(&mut cx).is_ready());
+            assert!(loan.poll_take(&mut cx).is_ready());
         }
-        assert_eq!(slot.wish(), Wish::Keep);
+        assert_eq!(loan.request(), RecallRequest::WhenDone);
     });
 }
 
 #[test]
 fn a_holder_that_waits_is_told_or_woken_when_the_owner_wants_the_thing() {
     loom::model(|| {
-        let slot = Arc::new(Slot::new());
+        let loan = Arc::new(Loan::new());
         let (woken, waker) = flag();
         let holder = {
-            let slot = slot.clone();
+            let loan = loan.clone();
             thread::spawn(move || {
                 let thing = Thing::lent();
                 thing.read();
-                let told = slot.wait(&waker) == Wish::Return;
+                let told = loan.wait(&waker) == RecallRequest::Now;
                 if told {
-                    slot.give_back(thing);
+                    loan.give_back(thing);
                     return None;
                 }
                 Some(thing)
@@ -97,29 +97,29 @@ fn a_holder_that_waits_is_told_or_woken_when_the_owner_wants_the_thing() {
         };
         let (_, owner) = flag();
         let mut cx = Context::from_waker(&owner);
-        let early = matches!(slot.poll_take(&mut cx), Poll::Ready(_));
+        let early = matches!(loan.poll_take(&mut cx), Poll::Ready(_));
         if let Some(thing) = holder.join().unwrap() {
             assert!(!early && woken.0.load(Ordering::Acquire), "it sleeps with what the owner waits for");
-            assert_eq!(slot.wish(), Wish::Return);
-            slot.give_back(thing);
+            assert_eq!(loan.request(), RecallRequest::Now);
+            loan.give_back(thing);
         }
-        assert!(early || slot.take().is_some());
+        assert!(early || loan.take().is_some());
     });
 }
 
 #[test]
 fn what_comes_back_after_the_owner_left_is_dropped() {
     loom::model(|| {
-        let slot = Arc::new(Slot::new());
+        let loan = Arc::new(Loan::new());
         let thing = Arc::new(());
         let holder = {
-            let (slot, thing) = (slot.clone(), thing.clone());
-            thread::spawn(move || slot.give_back(thing))
+            let (loan, thing) = (loan.clone(), thing.clone());
+            thread::spawn(move || loan.give_back(thing))
         };
-        slot.leave();
+        loan.abandon();
         holder.join().unwrap();
         assert_eq!(Arc::strong_count(&thing), 1, "kept for nobody");
-        assert!(slot.take().is_none());
+        assert!(loan.take().is_none());
     });
 }
 
@@ -127,28 +127,28 @@ fn what_comes_back_after_the_owner_left_is_dropped() {
 fn one_thread_reads_while_the_other_has_nothing() {
     // the attempt reads frame by frame; the retry takes over in the middle
     loom::model(|| {
-        let slot = Arc::new(Slot::new());
+        let loan = Arc::new(Loan::new());
         let holder = {
-            let slot = slot.clone();
+            let loan = loan.clone();
             thread::spawn(move || {
                 let thing = Thing::lent();
                 for _ in 0..2 {
-                    if slot.wish() == Wish::Return {
+                    if loan.request() == RecallRequest::Now {
                         break;
                     }
                     thing.read();
                 }
-                slot.give_back(thing);
+                loan.give_back(thing);
             })
         };
         let (_, waker) = flag();
         let mut cx = Context::from_waker(&waker);
         let mut reads = 0;
-        if let Poll::Ready(thing) = slot.poll_take(&mut cx) {
+        if let Poll::Ready(thing) = loan.poll_take(&mut cx) {
             reads += thing.read();
         }
         holder.join().unwrap();
-        reads += slot.take().map_or(0, |thing| thing.read());
+        reads += loan.take().map_or(0, |thing| thing.read());
         assert_eq!(reads, 1);
     });
 }

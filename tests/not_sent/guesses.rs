@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
-use tower_upstream::body::AnswerBody;
+use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::classify::{Scene, classify};
 use tower_upstream::client::{Connector, ReverseProxy, TcpConnector};
@@ -62,7 +62,7 @@ fn proxy<B>(target: &str) -> ReverseProxy<tower_upstream::client::DefaultConnect
 fn charge<B: Send + 'static>(
     orders: &Orders,
     error: impl Fn() -> BoxError + Clone + Send + 'static,
-) -> impl Service<Request<B>, Response = Response<AnswerBody<Body>>, Error = BoxError, Future: Send> + Clone + Send + 'static
+) -> impl Service<Request<B>, Response = Response<ResponseBody<Body>>, Error = BoxError, Future: Send> + Clone + Send + 'static
 {
     let orders = orders.clone();
     service_fn(move |_: Request<B>| {
@@ -172,7 +172,7 @@ async fn a_bare_cause_is_no_proof() {
         let mut answer = Response::new(Full::<Bytes>::default());
         *answer.status_mut() = http::StatusCode::BAD_GATEWAY;
         answer.extensions_mut().insert(Cause::ConnectionRefused);
-        std::future::ready(Ok::<_, Infallible>(answer.map(|_| AnswerBody::<Full<Bytes>>::default())))
+        std::future::ready(Ok::<_, Infallible>(answer.map(|_| ResponseBody::<Full<Bytes>>::default())))
     });
     RetryLayer::new().layer(names_it).oneshot(order()).await.unwrap();
     assert_eq!(orders.booked(), 1);
@@ -346,7 +346,7 @@ async fn what_the_gateways_own_client_did_not_send_is_repeated_and_known_as_such
 /// A proxy whose connector never connects.
 fn hangs<B>() -> impl Service<
     Request<B>,
-    Response = Response<AnswerBody<tower_upstream::client::Download<B>>>,
+    Response = Response<ResponseBody<tower_upstream::client::Download<B>>>,
     Error = Failure,
     Future: Send,
 > + Clone

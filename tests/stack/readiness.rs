@@ -182,7 +182,7 @@ async fn a_later_attempt_goes_on_when_its_service_opens() {
 fn one_at_a_time(
     takes: Duration,
 ) -> impl Service<
-    Request<tower_upstream::body::Upload<tower_upstream::body::ReplayBody<Full<Bytes>>>>,
+    Request<tower_upstream::body::TrackedUpload<tower_upstream::body::ReplayBody<Full<Bytes>>>>,
     Response = Response<Full<Bytes>>,
     Error = Failure,
     Future: Send,

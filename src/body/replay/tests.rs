@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use super::*;
-use crate::body::Upload;
+use crate::body::TrackedUpload;
 
 type Step = Result<Frame<Bytes>, io::Error>;
 
@@ -37,7 +37,7 @@ impl Body for Fed {
     }
 }
 
-fn fed(cap: usize) -> (UnboundedSender<Option<Step>>, ReplayBody<Fed>, Replay<Fed>) {
+fn fed(cap: usize) -> (UnboundedSender<Option<Step>>, ReplayBody<Fed>, ReplayHandle<Fed>) {
     let (feed, steps) = unbounded_channel();
     let (body, replay) = ReplayBody::new(Fed { steps, left: None }, cap);
     (feed, body, replay)
@@ -80,7 +80,7 @@ async fn whole<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin>(
 
 /// What a body that was taken away ends with.
 fn is_revoked(polled: &Poll<Option<Result<Frame<Bytes>, BoxError>>>) -> bool {
-    matches!(polled, Poll::Ready(Some(Err(error))) if error.is::<Revoked>())
+    matches!(polled, Poll::Ready(Some(Err(error))) if error.is::<BodyReclaimed>())
 }
 
 #[test]
@@ -102,17 +102,17 @@ async fn a_retry_sends_what_was_read_and_then_the_rest() {
     }
     assert_eq!((next(&mut first), next(&mut first)), ("one ".into(), "two ".into()));
     drop(first);
-    let mut second = replay.again().unwrap();
+    let mut second = replay.replay().unwrap();
     assert_eq!(next(&mut second), "one ");
     drop(second);
-    let third = replay.again().unwrap();
+    let third = replay.replay().unwrap();
     feed.send(Some(Ok(data("four")))).unwrap();
     feed.send(Some(Ok(Frame::trailers(trailers())))).unwrap();
     drop(feed);
     let sent = ("one two three four".to_owned(), Some(trailers()));
     assert_eq!(whole(third).await, sent);
     // the third gave it back read to its end, with its trailers
-    assert_eq!(whole(replay.again().unwrap()).await, sent);
+    assert_eq!(whole(replay.replay().unwrap()).await, sent);
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn beyond_the_cap_the_request_goes_on_and_only_its_replay_is_gone() {
         assert_eq!(replay.is_possible(), possible);
         assert_eq!(poll(&mut first), Poll::Ready(None));
         drop(first);
-        assert_eq!(replay.again().is_some(), possible, "{cap}");
+        assert_eq!(replay.replay().is_some(), possible, "{cap}");
     }
 }
 
@@ -152,10 +152,10 @@ async fn a_body_that_nobody_has_read_needs_no_copy_and_no_cap() {
     let (_feed, steps) = unbounded_channel();
     let (first, replay) = ReplayBody::new(Fed { steps, left: Some(10 << 30) }, 0);
     drop(first);
-    let second = replay.again().unwrap();
+    let second = replay.replay().unwrap();
     assert_eq!(second.size_hint().exact(), Some(10 << 30));
     drop(second);
-    assert!(replay.again().is_some() && !replay.was_polled());
+    assert!(replay.replay().is_some() && !replay.was_polled());
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_copy_is_as_long_as_the_body_wherever_it_was_interrupted() {
         assert_eq!(first.size_hint().exact(), Some(left));
     }
     drop(first);
-    let mut second = replay.again().unwrap();
+    let mut second = replay.replay().unwrap();
     assert_eq!(second.size_hint().exact(), Some(9));
     assert_eq!(next(&mut second), "one");
     assert_eq!(second.size_hint().exact(), Some(6));
@@ -180,7 +180,7 @@ fn a_copy_is_as_long_as_the_body_wherever_it_was_interrupted() {
     assert_eq!(first.size_hint().exact(), None);
     assert_eq!(poll(&mut first), Poll::Ready(None));
     drop(first);
-    let copy = replay.again().unwrap();
+    let copy = replay.replay().unwrap();
     assert_eq!((copy.size_hint().exact(), copy.is_end_stream()), (Some(3), false));
 }
 
@@ -189,11 +189,11 @@ async fn while_an_attempt_has_the_body_no_other_gets_it() {
     let (feed, first, replay) = fed(100);
     feed.send(Some(Ok(data("one")))).unwrap();
     drop(feed);
-    assert!(replay.again().is_none());
+    assert!(replay.replay().is_none());
     assert!(replay.is_possible());
     assert_eq!(whole(first).await.0, "one");
-    let second = replay.again().unwrap();
-    assert!(replay.again().is_none());
+    let second = replay.replay().unwrap();
+    assert!(replay.replay().is_none());
     assert_eq!(whole(second).await.0, "one");
 }
 
@@ -203,10 +203,10 @@ async fn an_attempt_that_waits_on_another_task_is_woken_and_its_body_taken() {
     feed.send(Some(Ok(data("one ")))).unwrap();
     let attempt = tokio::spawn(first.collect());
     tokio::task::yield_now().await;
-    assert!(replay.was_polled() && replay.again().is_none());
-    let second = poll_fn(|cx| replay.poll_again(cx)).await.unwrap();
+    assert!(replay.was_polled() && replay.replay().is_none());
+    let second = poll_fn(|cx| replay.poll_replay(cx)).await.unwrap();
     let error = attempt.await.unwrap().unwrap_err();
-    assert!(error.is::<Revoked>(), "{error}");
+    assert!(error.is::<BodyReclaimed>(), "{error}");
     feed.send(Some(Ok(data("two")))).unwrap();
     drop(feed);
     assert_eq!(whole(second).await.0, "one two");
@@ -222,13 +222,13 @@ fn an_attempt_that_does_not_wait_loses_the_body_before_its_next_frame() {
     let woken = Arc::new(Count::default());
     let waker = Waker::from(woken.clone());
     let mut cx = Context::from_waker(&waker);
-    assert!(replay.poll_again(&mut cx).is_pending());
+    assert!(replay.poll_replay(&mut cx).is_pending());
     for _ in 0..2 {
         let polled = Pin::new(&mut first).poll_frame(&mut cx);
         assert!(is_revoked(&polled) && !first.is_end_stream() && first.size_hint().exact().is_none());
         assert_eq!(woken.0.load(Relaxed), 1);
     }
-    let Poll::Ready(Some(mut second)) = replay.poll_again(&mut cx) else { panic!("it was given back") };
+    let Poll::Ready(Some(mut second)) = replay.poll_replay(&mut cx) else { panic!("it was given back") };
     // the first is still there, and reads nothing
     assert!(is_revoked(&Pin::new(&mut first).poll_frame(&mut cx)));
     drop(first);
@@ -258,8 +258,8 @@ async fn a_body_that_failed_is_not_sent_again() {
     // whatever it says after that
     assert_eq!(next(&mut first), "more");
     drop(first);
-    assert!(replay.again().is_none());
-    assert!(poll_fn(|cx| replay.poll_again(cx)).await.is_none());
+    assert!(replay.replay().is_none());
+    assert!(poll_fn(|cx| replay.poll_replay(cx)).await.is_none());
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn a_body_that_panicked_is_not_sent_again() {
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| poll(&mut first)));
     assert!(panicked.is_err());
     drop(first);
-    assert!(replay.again().is_none() && !replay.is_possible());
+    assert!(replay.replay().is_none() && !replay.is_possible());
 }
 
 #[test]
@@ -297,7 +297,7 @@ async fn a_replay_that_goes_in_the_middle_of_a_copy_takes_nothing_from_it() {
     next(&mut first);
     next(&mut first);
     drop(first);
-    let mut second = replay.again().unwrap();
+    let mut second = replay.replay().unwrap();
     next(&mut second);
     drop(replay);
     assert_eq!(whole(second).await.0, "two three");
@@ -309,10 +309,10 @@ async fn an_empty_body_passes_as_it_is() {
     assert!(matches!(first.kind, Kind::Passing { .. }) && replay.shared.is_none());
     assert!(first.is_end_stream() && first.size_hint().exact() == Some(0));
     // also while the attempt still has its own
-    let second = replay.again().unwrap();
+    let second = replay.replay().unwrap();
     assert!(second.is_end_stream() && second.size_hint().exact() == Some(0));
     assert_eq!(whole(first).await, (String::new(), None));
-    assert_eq!(whole(poll_fn(|cx| replay.poll_again(cx)).await.unwrap()).await, (String::new(), None));
+    assert_eq!(whole(poll_fn(|cx| replay.poll_replay(cx)).await.unwrap()).await, (String::new(), None));
     assert_eq!(whole(ReplayBody::<Fed>::from(Bytes::from_static(b"local"))).await.0, "local");
 }
 
@@ -320,10 +320,10 @@ async fn an_empty_body_passes_as_it_is() {
 async fn an_upload_is_watched_around_each_copy() {
     let (first, replay) = ReplayBody::new(Full::<Bytes>::from("order"), 100);
     for body in [Some(first), None] {
-        let upload = Upload::new(body.or_else(|| replay.again()).unwrap(), Instant::now());
-        let progress = upload.progress().unwrap();
+        let upload = TrackedUpload::new(body.or_else(|| replay.replay()).unwrap(), Instant::now());
+        let progress = upload.counters().unwrap();
         assert_eq!(upload.collect().await.unwrap().to_bytes(), "order");
-        assert!(progress.taken() == 1 && progress.ended().is_some());
+        assert!(progress.frames() == 1 && progress.ended().is_some());
     }
 }
 
@@ -332,7 +332,7 @@ fn it_goes_wherever_its_body_goes() {
     fn sent<T: Send + 'static>() {}
     fn moved<T: Unpin>() {}
     sent::<ReplayBody<Fed>>();
-    sent::<Replay<Fed>>();
+    sent::<ReplayHandle<Fed>>();
     moved::<ReplayBody<Fed>>();
 }
 
@@ -368,7 +368,7 @@ proptest! {
             furthest = furthest.max(read);
             let size = |frame: &String| if frame.starts_with('{') { 7 } else { frame.len() };
             let kept: usize = frames[..furthest].iter().map(size).sum();
-            let again = replay.again();
+            let again = replay.replay();
             prop_assert_eq!(again.is_some(), kept <= cap, "{} of {}", kept, cap);
             match again {
                 Some(again) => body = again,

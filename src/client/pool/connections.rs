@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::h2::{H2, StreamStage};
 use super::lifetime::{Lifetime, Sharing};
 use super::streams::Streams;
-use super::{DIAL_WAIT, Limits, Place, Shared, State, Upload};
+use super::{DIAL_WAIT, Limits, Place, Shared, State, TrackedUpload};
 use crate::classify::Stamp;
 use crate::client::frames::PeerState;
 
@@ -27,7 +27,7 @@ pub(super) struct Connections<B> {
 }
 
 pub(super) struct Entry<B> {
-    pub(super) sender: SendRequest<Upload<B>>,
+    pub(super) sender: SendRequest<TrackedUpload<B>>,
     pub(super) connection: Arc<Shape<B>>,
     pub(super) lifetime: Lifetime,
 }

@@ -9,7 +9,7 @@ use hyper_util::client::legacy::connect::Connection;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::{Place, SendBody, Shared, Turn, Upload};
+use super::{Place, SendBody, Shared, TrackedUpload, Turn};
 use crate::cause::{BadGatewayCause, Failure};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
@@ -21,7 +21,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// A connection that one request has to itself; dropped, it is ended.
 pub(crate) struct H1<B> {
     /// Taken where the connection is to live on without us.
-    sender: Option<SendRequest<Upload<B>>>,
+    sender: Option<SendRequest<TrackedUpload<B>>>,
     stamp: Stamp,
     place: Option<Place<B>>,
     home: Weak<Shared<B>>,
@@ -118,7 +118,7 @@ impl<B: SendBody> H1<B> {
         })
     }
 
-    pub(crate) fn sender(&mut self) -> &mut SendRequest<Upload<B>> {
+    pub(crate) fn sender(&mut self) -> &mut SendRequest<TrackedUpload<B>> {
         self.sender.as_mut().expect("only a connection that is given up has no sender")
     }
 

@@ -23,9 +23,9 @@ use super::connections::{Connections, Entry, Shape};
 use super::lifetime::Lifetime;
 use super::shared_dial::SharedDial;
 use super::streams::Streams;
-use super::{Connect, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, State, Turn, Upload};
+use super::{Connect, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, State, TrackedUpload, Turn};
 use super::{Waiter, WaitsFor, telling};
-use crate::body::Progress;
+use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, Failure, Phase};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
@@ -46,7 +46,7 @@ pub(crate) const ENHANCE_YOUR_CALM: u32 = 0xb;
 const LINGER: Duration = Duration::from_secs(1);
 /// One stream's hold on a shared connection.
 pub(crate) struct H2<B> {
-    pub(super) sender: SendRequest<Upload<B>>,
+    pub(super) sender: SendRequest<TrackedUpload<B>>,
     pub(super) connection: Arc<Shape<B>>,
     pub(super) home: Weak<Shared<B>>,
     pub(super) stage: StreamStage,
@@ -95,7 +95,7 @@ impl<B> H2<B> {
     }
 
     /// Sends the stream's request.
-    pub(crate) fn sender(&mut self) -> &mut SendRequest<Upload<B>> {
+    pub(crate) fn sender(&mut self) -> &mut SendRequest<TrackedUpload<B>> {
         self.stage = StreamStage::BeforeHead;
         &mut self.sender
     }
@@ -151,7 +151,7 @@ impl<B: Send + 'static> H2<B> {
     /// Keeps the stream's slot until its upload is through, if that goes on moving: the response came first.
     ///
     /// The peer counts the stream as long. An upload that stands still ends with its connection.
-    pub(crate) fn close_after_upload(self, progress: &Arc<Progress>, idle: Duration) {
+    pub(crate) fn close_after_upload(self, progress: &Arc<UploadCounters>, idle: Duration) {
         let upload = Arc::downgrade(progress);
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
@@ -164,7 +164,7 @@ impl<B: Send + 'static> H2<B> {
                 if progress.ended().is_some() || progress.failed() {
                     return;
                 }
-                if std::mem::replace(&mut taken, progress.taken()) != taken {
+                if std::mem::replace(&mut taken, progress.frames()) != taken {
                     moved = Instant::now();
                 } else if moved.elapsed() >= idle {
                     return self.evict();
@@ -284,7 +284,7 @@ impl<B> Drop for SweptAtEnd<B> {
 
 /// A connection that no stream uses yet.
 pub(super) struct Opened<B> {
-    sender: SendRequest<Upload<B>>,
+    sender: SendRequest<TrackedUpload<B>>,
     connection: Arc<Shape<B>>,
 }
 

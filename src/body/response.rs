@@ -13,7 +13,7 @@ pin_project! {
     /// `Default` and `From<Bytes>`, as layers that answer by themselves need it (`hyper::body::Incoming`
     /// is neither).
     #[derive(Debug)]
-    pub struct AnswerBody<B> {
+    pub struct ResponseBody<B> {
         #[pin]
         kind: Kind<B>,
     }
@@ -28,7 +28,7 @@ pin_project! {
     }
 }
 
-impl<B> AnswerBody<B> {
+impl<B> ResponseBody<B> {
     /// The upstream's body.
     pub fn upstream(body: B) -> Self {
         Self { kind: Kind::Upstream { body } }
@@ -40,19 +40,19 @@ impl<B> AnswerBody<B> {
     }
 }
 
-impl<B> Default for AnswerBody<B> {
+impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
         Bytes::new().into()
     }
 }
 
-impl<B> From<Bytes> for AnswerBody<B> {
+impl<B> From<Bytes> for ResponseBody<B> {
     fn from(bytes: Bytes) -> Self {
         Self { kind: Kind::Local { bytes } }
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
+impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 

@@ -13,12 +13,12 @@ const MAX_FRAMES: usize = 1024;
 
 /// One frame, to be handed out again.
 #[derive(Debug)]
-enum Saved {
+enum Chunk {
     Data(Bytes),
     Trailers(Box<HeaderMap>),
 }
 
-impl Saved {
+impl Chunk {
     fn frame(&self) -> Frame<Bytes> {
         match self {
             Self::Data(data) => Frame::data(data.clone()),
@@ -36,7 +36,7 @@ impl Saved {
 
 /// How far the body itself has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+enum SourceState {
     Open,
     Ended,
     /// It failed, or panicked in the middle of a poll.
@@ -45,8 +45,8 @@ enum Source {
 
 /// Whether what is read is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Copying {
-    On,
+pub(super) enum CopyState {
+    Active,
     /// It was too long, its copy is gone.
     Lost,
 }
@@ -56,25 +56,33 @@ pin_project! {
     ///
     /// A reader gets the frames kept, then the rest of the body.
     #[derive(Debug)]
-    pub(super) struct Kept<B> {
+    pub(super) struct ReplayBuffer<B> {
         #[pin]
         body: B,
-        source: Source,
-        copying: Copying,
-        frames: Vec<Saved>,
+        source: SourceState,
+        copying: CopyState,
+        frames: Vec<Chunk>,
         // of the frames: the next one to be read
         next: usize,
         // data in the frames not read yet
-        ahead: u64,
+        prefix: u64,
         // what is left of the cap
-        room: usize,
+        capacity_left: usize,
     }
 }
 
-impl<B: Body<Data = Bytes>> Kept<B> {
+impl<B: Body<Data = Bytes>> ReplayBuffer<B> {
     /// A body of which at most `cap` bytes are kept.
     pub(super) fn new(body: B, cap: usize) -> Self {
-        Self { body, source: Source::Open, copying: Copying::On, frames: Vec::new(), next: 0, ahead: 0, room: cap }
+        Self {
+            body,
+            source: SourceState::Open,
+            copying: CopyState::Active,
+            frames: Vec::new(),
+            next: 0,
+            prefix: 0,
+            capacity_left: cap,
+        }
     }
 
     /// The next frame.
@@ -86,26 +94,26 @@ impl<B: Body<Data = Bytes>> Kept<B> {
         let this = self.project();
         if let Some(saved) = this.frames.get(*this.next) {
             *this.next += 1;
-            *this.ahead -= saved.data();
+            *this.prefix -= saved.data();
             return Poll::Ready(Some(Ok(saved.frame())));
         }
-        if *this.source == Source::Ended {
+        if *this.source == SourceState::Ended {
             return Poll::Ready(None);
         }
-        if *this.source == Source::Broken {
-            *this.copying = Copying::Lost;
+        if *this.source == SourceState::Broken {
+            *this.copying = CopyState::Lost;
         }
         // stays so if the poll panics: a frame may be lost then
-        *this.source = Source::Broken;
+        *this.source = SourceState::Broken;
         let polled = this.body.poll_frame(cx);
         *this.source = match &polled {
-            Poll::Ready(Some(Err(_))) => Source::Broken,
-            Poll::Ready(None) => Source::Ended,
-            Poll::Ready(Some(Ok(_))) | Poll::Pending => Source::Open,
+            Poll::Ready(Some(Err(_))) => SourceState::Broken,
+            Poll::Ready(None) => SourceState::Ended,
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => SourceState::Open,
         };
         let Poll::Ready(Some(Ok(frame))) = &polled else { return polled };
-        if *this.copying == Copying::On {
-            match saved(frame, this.room) {
+        if *this.copying == CopyState::Active {
+            match saved(frame, this.capacity_left) {
                 Some(saved) if this.frames.len() < MAX_FRAMES => {
                     if this.frames.capacity() == 0 {
                         this.frames.reserve(8);
@@ -114,7 +122,7 @@ impl<B: Body<Data = Bytes>> Kept<B> {
                     *this.next += 1;
                 }
                 _ => {
-                    *this.copying = Copying::Lost;
+                    *this.copying = CopyState::Lost;
                     (*this.frames, *this.next) = (Vec::new(), 0);
                 }
             }
@@ -123,14 +131,14 @@ impl<B: Body<Data = Bytes>> Kept<B> {
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
-        self.next == self.frames.len() && (self.source == Source::Ended || self.body.is_end_stream())
+        self.next == self.frames.len() && (self.source == SourceState::Ended || self.body.is_end_stream())
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        let rest = if self.source == Source::Ended { SizeHint::with_exact(0) } else { self.body.size_hint() };
+        let rest = if self.source == SourceState::Ended { SizeHint::with_exact(0) } else { self.body.size_hint() };
         let mut hint = SizeHint::new();
-        let upper = rest.upper().and_then(|upper| upper.checked_add(self.ahead));
-        hint.set_lower(rest.lower().saturating_add(self.ahead));
+        let upper = rest.upper().and_then(|upper| upper.checked_add(self.prefix));
+        hint.set_lower(rest.lower().saturating_add(self.prefix));
         if let Some(upper) = upper {
             hint.set_upper(upper);
         }
@@ -138,17 +146,17 @@ impl<B: Body<Data = Bytes>> Kept<B> {
     }
 }
 
-impl<B> Kept<B> {
+impl<B> ReplayBuffer<B> {
     /// Whether a reader may begin again.
-    pub(super) fn copying(&self) -> Copying {
-        if self.source == Source::Broken { Copying::Lost } else { self.copying }
+    pub(super) fn copying(&self) -> CopyState {
+        if self.source == SourceState::Broken { CopyState::Lost } else { self.copying }
     }
 
     /// Nobody will begin again: the frames that were read go, and no more are kept.
     pub(super) fn forget(self: Pin<&mut Self>) {
         let this = self.project();
-        if *this.copying == Copying::On {
-            *this.copying = Copying::Lost;
+        if *this.copying == CopyState::Active {
+            *this.copying = CopyState::Lost;
             this.frames.drain(..*this.next);
             this.frames.shrink_to_fit();
             *this.next = 0;
@@ -159,18 +167,18 @@ impl<B> Kept<B> {
     pub(super) fn rewind(self: Pin<&mut Self>) {
         let this = self.project();
         *this.next = 0;
-        *this.ahead = this.frames.iter().map(Saved::data).sum();
+        *this.prefix = this.frames.iter().map(Chunk::data).sum();
     }
 }
 
 /// The frame's copy, if there is room for it.
-fn saved(frame: &Frame<Bytes>, room: &mut usize) -> Option<Saved> {
+fn saved(frame: &Frame<Bytes>, room: &mut usize) -> Option<Chunk> {
     let (size, saved) = if let Some(data) = frame.data_ref() {
-        (data.len(), Saved::Data(data.clone()))
+        (data.len(), Chunk::Data(data.clone()))
     } else {
         let trailers = frame.trailers_ref()?;
         let size = trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        (size, Saved::Trailers(Box::new(trailers.clone())))
+        (size, Chunk::Trailers(Box::new(trailers.clone())))
     };
     *room = room.checked_sub(size)?;
     Some(saved)

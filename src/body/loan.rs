@@ -16,68 +16,68 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What the owner wants of the holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum RecallRequest {
     /// The thing back, when the holder is done with it.
-    Keep,
+    WhenDone,
     /// The thing back now.
-    Return,
+    Now,
     /// Nothing: the owner has gone, the thing is the holder's.
-    Nothing,
+    Abandoned,
 }
 
-impl Wish {
+impl RecallRequest {
     fn of(flag: u8) -> Self {
         match flag {
-            0 => Self::Keep,
-            1 => Self::Return,
-            _ => Self::Nothing,
+            0 => Self::WhenDone,
+            1 => Self::Now,
+            _ => Self::Abandoned,
         }
     }
 }
 
 /// A place for one thing that comes back.
 #[derive(Debug)]
-pub(super) struct Slot<T> {
+pub(super) struct Loan<T> {
     /// Changed under the lock; read without it by a holder who is not waiting.
-    wish: AtomicU8,
-    place: Mutex<Place<T>>,
+    request: AtomicU8,
+    state: Mutex<LoanState<T>>,
 }
 
 #[derive(Debug)]
-struct Place<T> {
+struct LoanState<T> {
     back: Option<T>,
     holder: Option<Waker>,
     owner: Option<Waker>,
 }
 
-impl<T> Slot<T> {
+impl<T> Loan<T> {
     /// A place for what is out.
     pub(super) fn new() -> Self {
-        Self { wish: AtomicU8::new(0), place: Mutex::new(Place { back: None, holder: None, owner: None }) }
+        Self { request: AtomicU8::new(0), state: Mutex::new(LoanState { back: None, holder: None, owner: None }) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Place<T>> {
+    fn lock(&self) -> MutexGuard<'_, LoanState<T>> {
         #[cfg(all(test, loom))]
         return self.place.lock().unwrap();
         // nothing that can panic runs under the lock
         #[cfg(not(all(test, loom)))]
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the owner wants, as the holder may know it by now.
     #[inline]
-    pub(super) fn wish(&self) -> Wish {
-        Wish::of(self.wish.load(Ordering::Relaxed))
+    pub(super) fn request(&self) -> RecallRequest {
+        RecallRequest::of(self.request.load(Ordering::Relaxed))
     }
 
     /// The holder has to wait for something else: it is woken when the owner wants the thing back.
     ///
     /// What the owner wants already is told for certain.
-    pub(super) fn wait(&self, holder: &Waker) -> Wish {
+    pub(super) fn wait(&self, holder: &Waker) -> RecallRequest {
         let mut place = self.lock();
         let known = place.holder.as_ref().is_some_and(|known| known.will_wake(holder));
         let before = if known { None } else { place.holder.replace(holder.clone()) };
-        let wish = self.wish();
+        let wish = self.request();
         // a waker's drop may do anything, so that all of them go after the lock
         drop(place);
         drop(before);
@@ -88,7 +88,7 @@ impl<T> Slot<T> {
     pub(super) fn give_back(&self, thing: T) {
         let mut place = self.lock();
         let holder = place.holder.take();
-        let (owner, unwanted) = if self.wish() == Wish::Nothing {
+        let (owner, unwanted) = if self.request() == RecallRequest::Abandoned {
             (None, Some(thing))
         } else {
             place.back = Some(thing);
@@ -105,7 +105,7 @@ impl<T> Slot<T> {
     pub(super) fn take(&self) -> Option<T> {
         let mut place = self.lock();
         let back = place.back.take()?;
-        self.wish.store(0, Ordering::Relaxed);
+        self.request.store(0, Ordering::Relaxed);
         let owner = place.owner.take();
         drop(place);
         drop(owner);
@@ -119,10 +119,10 @@ impl<T> Slot<T> {
         let before = place.owner.take();
         let mut holder = None;
         if back.is_some() {
-            self.wish.store(0, Ordering::Relaxed);
+            self.request.store(0, Ordering::Relaxed);
         } else {
             place.owner = Some(cx.waker().clone());
-            self.wish.store(1, Ordering::Relaxed);
+            self.request.store(1, Ordering::Relaxed);
             holder = place.holder.take();
         }
         drop(place);
@@ -134,9 +134,9 @@ impl<T> Slot<T> {
     }
 
     /// The owner goes: what is there is dropped, and what is out is the holder's.
-    pub(super) fn leave(&self) {
+    pub(super) fn abandon(&self) {
         let mut place = self.lock();
-        self.wish.store(2, Ordering::Relaxed);
+        self.request.store(2, Ordering::Relaxed);
         let left = (place.back.take(), place.owner.take());
         drop(place);
         drop(left);
