@@ -21,7 +21,7 @@ use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::body::ReplayBody;
 use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::cause::{ProxyStatus, members};
-use tower_upstream::deadline::Deadlines;
+use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::limit::LimitLayer;
@@ -83,7 +83,7 @@ fn admission_lets_a_request_in(bencher: Bencher<'_, '_>) {
 fn admission_refuses_a_request(bencher: Bencher<'_, '_>) {
     let runtime = runtime();
     let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
-    let deadlines = Deadlines::new().trusting_everyone();
+    let deadlines = DeadlinePropagation::new().trust_everyone();
     let mut service = AdmissionLayer::new(100).deadlines(deadlines).layer(inner);
     let late = || {
         let mut request = Request::new(());

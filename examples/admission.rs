@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower_upstream::Failure;
 use tower_upstream::admission::AdmissionLayer;
-use tower_upstream::deadline::{Deadline, Deadlines};
+use tower_upstream::deadline::{Deadline, DeadlinePropagation};
 
 const CONNECTIONS: usize = 4;
 
@@ -44,7 +44,7 @@ async fn run() -> Result<(), String> {
     let complaint = |error: std::io::Error| format!("LISTEN={listen}: {error}");
     let listener = TcpListener::bind(&listen).await.map_err(complaint)?;
     // this socket is open to this machine only; elsewhere `trusting` decides by the connection
-    let deadlines = Deadlines::new().trusting_everyone().expose();
+    let deadlines = DeadlinePropagation::new().trust_everyone().expose();
     let admission = AdmissionLayer::new(80).concurrency(CONNECTIONS).deadlines(deadlines);
     let status = {
         let admission = admission.clone();

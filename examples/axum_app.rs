@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 use tower_upstream::client::ReverseProxy;
-use tower_upstream::deadline::{Deadline, Deadlines, Field};
+use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 use tower_upstream::forward::Rules;
 use tower_upstream::retry::Attempts;
@@ -42,7 +42,7 @@ fn upstream(name: &str, address: SocketAddr) -> Result<(Upstream, UpstreamHandle
     let stack = UpstreamLayer::builder(name)
         .timeouts(Timeouts::new().head(ms(700)).total(ms(4_000)))
         // a deadline goes on to the upstream
-        .deadlines(Deadlines::new().forward(Field::request_timeout()))
+        .deadlines(DeadlinePropagation::new().forward(DeadlineHeader::request_timeout()))
         .proxy_status("axum-app")
         .error_page(page())
         // the proxy watches its uploads itself
@@ -109,7 +109,7 @@ async fn run() -> Result<(), BoxError> {
 
     // only our own gateways reach this app, so that everybody's deadline counts; without one it is 2 s
     let limits = TimeoutLayer::new(Timeouts::new().total(ms(2_000))).untouched();
-    let limits = limits.deadlines(Deadlines::new().trusting_everyone().expose());
+    let limits = limits.deadlines(DeadlinePropagation::new().trust_everyone().expose());
     let shown = handle.clone();
     let app = Router::new()
         .route("/price/{item}", get(price))

@@ -47,7 +47,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
 use tower_upstream::UpstreamLayer;
 use tower_upstream::client::{DefaultConnector, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
-use tower_upstream::deadline::{Deadlines, Field};
+use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::limit::LimitLayer;
@@ -104,7 +104,8 @@ impl Gateway {
             .error_page(ErrorPage::new())
             .untouched();
         if settings.deadlines {
-            stack = stack.deadlines(Deadlines::new().trusting_everyone().forward(Field::request_timeout()));
+            stack =
+                stack.deadlines(DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout()));
         }
         let stack = stack.build().map_err(|misconfigured| misconfigured.to_string())?;
         let proxy = ReverseProxy::builder(target, rules)

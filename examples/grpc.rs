@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use tower::{BoxError, ServiceBuilder};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::compat::MapRequestBodyLayer;
-use tower_upstream::deadline::{Deadline, Deadlines, Field};
+use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 use tower_upstream::{ServiceBuilderExt, UpstreamLayer};
 
@@ -61,7 +61,7 @@ async fn main() -> Result<(), BoxError> {
 
     let stack = UpstreamLayer::builder("shop")
         // the caller's `grpc-timeout` bounds all attempts, and what is left of it goes on to the server
-        .deadlines(Deadlines::new().trusting_everyone().forward(Field::grpc()))
+        .deadlines(DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::grpc()))
         // our own answers are statuses of gRPC, which name the cause: this client is in the same house
         .error_page(ErrorPage::new().reveal_upstream())
         .build()?;
@@ -77,7 +77,7 @@ async fn main() -> Result<(), BoxError> {
 
     println!("the server starts, and whoever started it closes the circuit:");
     // two places and no queue
-    let admission = AdmissionLayer::new(2).deadlines(Deadlines::new().trusting_everyone().expose());
+    let admission = AdmissionLayer::new(2).deadlines(DeadlinePropagation::new().trust_everyone().expose());
     tokio::spawn(serve(socket.listen(64)?, admission.clone()));
     handle.note_change("the shop was started");
     handle.reset();

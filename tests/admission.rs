@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::cause::{Evidence, Phase, Replay};
-use tower_upstream::deadline::{Deadline, Deadlines, Field};
+use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
@@ -46,8 +46,8 @@ async fn serve(app: Router) -> SocketAddr {
     address
 }
 
-fn trusting() -> Deadlines {
-    Deadlines::new().trusting_everyone().expose()
+fn trusting() -> DeadlinePropagation {
+    DeadlinePropagation::new().trust_everyone().expose()
 }
 
 fn get_with(left: Option<&str>) -> Request<Body> {
@@ -171,7 +171,7 @@ async fn a_handler_may_ask_for_the_deadline_or_insist_on_one() {
 async fn a_deadline_set_further_out_is_seen_further_in() {
     let app = Router::new().route("/", get(|| async { "answer" })).layer(AdmissionLayer::new(9));
     let limits = TimeoutLayer::new(Timeouts::new().total(Duration::ZERO)).untouched();
-    let limits = limits.deadlines(Deadlines::new().expose());
+    let limits = limits.deadlines(DeadlinePropagation::new().expose());
     let answer = app.layer(limits).oneshot(get_with(None)).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((answer.status().as_u16(), failure.phase()), (504, Phase::Gateway));
@@ -191,7 +191,7 @@ async fn a_deadline_travels_from_hop_to_hop_and_only_shrinks() {
         }
     });
     let hop = Router::new().fallback_service(hop);
-    let deadlines = Deadlines::new().trusting_everyone().forward(Field::grpc());
+    let deadlines = DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::grpc());
     let gateway = TimeoutLayer::new(Timeouts::new().total(Duration::from_secs(2))).untouched().deadlines(deadlines);
     let gateway = hop.layer(gateway);
     for (asked, left) in [(None, "1980"), (Some("9000"), "1980"), (Some("500"), "445"), (Some("soon"), "1980")] {
@@ -255,7 +255,7 @@ async fn ask_too_much(
             let work = tokio::spawn(async move {
                 let _worker = free.acquire().await;
                 let now = Instant::now();
-                if deadline.is_some_and(|deadline| deadline.has_passed(now)) {
+                if deadline.is_some_and(|deadline| deadline.has_elapsed(now)) {
                     return;
                 }
                 {

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tower::Layer;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::ReverseProxy;
-use tower_upstream::deadline::{Deadlines, Field};
+use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::forward::Rules;
 use tower_upstream::timeout::alignment::{Finding, FindingId};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts, Topology};
@@ -41,7 +41,7 @@ async fn upstream(own_limit: Duration) -> Upstream {
 async fn gateway(upstream: SocketAddr) -> (SocketAddr, Seen) {
     let target = upstream.to_string().parse().unwrap();
     let proxy = ReverseProxy::builder(target, Rules::new("edge").unwrap()).build::<Incoming>();
-    let deadlines = Deadlines::new().trusting_everyone().forward(Field::request_timeout());
+    let deadlines = DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout());
     let limits = TimeoutLayer::new(limits()).deadlines(deadlines).untouched();
     let seen = Seen::default();
     let classify = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge").unwrap()).observer(seen.clone());

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::ReplayBody;
 use tower_upstream::cause::{Evidence, Replay, RetryStop};
-use tower_upstream::deadline::{Deadline, Deadlines};
+use tower_upstream::deadline::{Deadline, DeadlinePropagation};
 use tower_upstream::retry::{Attempts, Hedging, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
@@ -385,7 +385,7 @@ async fn a_callers_deadline_goes_along_with_each_attempt() {
         std::future::pending::<Result<Response<Full<Bytes>>, Failure>>()
     });
     let service = TimeoutLayer::new(Timeouts::new()).untouched().layer(hangs);
-    let service = RetryLayer::new().deadlines(Deadlines::new().trusting_everyone()).layer(service);
+    let service = RetryLayer::new().deadlines(DeadlinePropagation::new().trust_everyone()).layer(service);
     let mut get = request(Method::GET, Empty::new());
     get.headers_mut().insert("grpc-timeout", http::HeaderValue::from_static("2S"));
     let answer = service.oneshot(get).await.unwrap();

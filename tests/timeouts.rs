@@ -21,7 +21,7 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::TrackedUpload;
 use tower_upstream::cause::{Evidence, Phase, Replay};
-use tower_upstream::deadline::{Deadline, Deadlines, Field};
+use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::timeout::{LearnedLimits, Learning, TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
@@ -107,7 +107,7 @@ async fn nothing_is_begun_for_a_caller_whose_time_is_up() {
 
 /// What the upstream is told of the deadline when the caller says this.
 async fn forwarded(timeouts: Timeouts, said: Option<&'static str>) -> Option<String> {
-    let deadlines = Deadlines::new().trusting_everyone().forward(Field::request_timeout());
+    let deadlines = DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout());
     let echo = service_fn(|request: Request<()>| async move {
         let told = request.headers().get("x-request-timeout-ms").cloned();
         let mut answer = Response::new(Full::<Bytes>::default());

@@ -84,7 +84,7 @@ impl Desk {
     /// Lets a call in, or says why not.
     pub(super) fn admit(&self, call: &Call, at_once: u32) -> Result<Ticket, No> {
         let age = call.now.saturating_duration_since(*self.opened.get_or_init(|| call.now));
-        let callers_clock = call.deadline.is_some_and(|deadline| deadline.clock() == Clock::Callers);
+        let callers_clock = call.deadline.is_some_and(|deadline| deadline.clock() == Clock::Client);
         if callers_clock {
             self.guard.saw(age.as_secs());
         }
@@ -222,7 +222,7 @@ mod tests {
 
     fn by_callers_clock(now: Instant, left: Duration) -> Call {
         let mut call = Call::new(now);
-        call.deadline = Some(Deadline::after(now, left).by_callers_clock());
+        call.deadline = Some(Deadline::after(now, left).by_client_clock());
         call
     }
 
@@ -375,7 +375,7 @@ mod tests {
                             call.kind = Kind::Unbounded;
                         }
                         if callers {
-                            call.deadline = call.deadline.map(Deadline::by_callers_clock);
+                            call.deadline = call.deadline.map(Deadline::by_client_clock);
                         }
                         let bounded = open.iter().filter(|(ticket, _)| ticket.kind == Kind::Bounded).count();
                         let dead = left == Some(0);

@@ -41,7 +41,7 @@
 //! is refused in ten seconds, so that a wrong clock cannot shut an app down.
 //!
 //! What outlives its handler (`tokio::spawn`, `spawn_blocking`) is not counted once the caller has left: let
-//! it end at the [`Deadline`], which [`expose`](crate::deadline::Deadlines::expose) puts before handlers.
+//! it end at the [`Deadline`], which [`expose`](crate::deadline::DeadlinePropagation::expose) puts before handlers.
 //!
 //! ```
 //! use axum::{Router, body::Body, routing::get};
@@ -75,7 +75,7 @@
 //! # }
 //! ```
 //!
-//! [`Field::absolute`]: crate::deadline::Field::absolute
+//! [`Field::absolute`]: crate::deadline::DeadlineHeader::absolute
 //! [`Deadline`]: crate::deadline::Deadline
 
 mod desk;
@@ -92,7 +92,7 @@ use tower_layer::Layer;
 
 use self::desk::{Desk, No};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
-use crate::deadline::{Deadlines, Inherited};
+use crate::deadline::{DeadlineOnly, DeadlinePropagation};
 use crate::engine::{Abandon, Call, Kind, Outcome, Part, Refusal};
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::stats::reachable;
@@ -114,7 +114,7 @@ passing_middleware! {
 middleware_spec! {
     /// Admission control alone.
     AdmissionSpec,
-    per_call = Admission, per_attempt = (), timeouts = Inherited, requests = Once, errors = PassOn
+    per_call = Admission, per_attempt = (), timeouts = DeadlineOnly, requests = Once, errors = PassOn
 }
 
 /// Refuses what cannot be answered in time; see the [module](self).
@@ -135,7 +135,7 @@ impl AdmissionLayer {
     pub fn new(in_flight: usize) -> Self {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
         let parts = Admission { desk: Arc::new(Desk::new(in_flight)), at_once: count(at_once), refusals: refusals() };
-        Self { config: Arc::new(Config::new(parts, (), Inherited::default(), Once, PassOn)) }
+        Self { config: Arc::new(Config::new(parts, (), DeadlineOnly::default(), Once, PassOn)) }
     }
 
     /// How many requests the app works on at once (default: the number of cores); 0 counts as 1.
@@ -148,7 +148,7 @@ impl AdmissionLayer {
     }
 
     /// Reads deadlines from header fields (default: only from the request's extensions).
-    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+    pub fn deadlines(mut self, deadlines: DeadlinePropagation) -> Self {
         Arc::make_mut(&mut self.config).timeouts.deadlines = Some(Arc::new(deadlines));
         self
     }

@@ -13,7 +13,7 @@ use super::Deadline;
 /// No layer around the handler exposes a deadline, or this request has none.
 ///
 /// The answer is 500, as the fault is the app's: `Option<Deadline>` is for callers that may say none, and a
-/// [`TimeoutLayer`](crate::timeout::TimeoutLayer) with [`expose`](super::Deadlines::expose) gives every request one.
+/// [`TimeoutLayer`](crate::timeout::TimeoutLayer) with [`expose`](super::DeadlinePropagation::expose) gives every request one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoDeadline;
 
@@ -31,7 +31,7 @@ impl IntoResponse for NoDeadline {
     }
 }
 
-/// The deadline that a layer with [`expose`](super::Deadlines::expose) left in the request's extensions.
+/// The deadline that a layer with [`expose`](super::DeadlinePropagation::expose) left in the request's extensions.
 ///
 /// ```
 /// use axum::{Router, body::Body, routing::get};

@@ -1,9 +1,9 @@
 //! When an answer is of no more use to whoever waits for it.
 //!
-//! A [`Deadline`] is read once, at the outermost border, by the [`Deadlines`] of a layer: from the header fields of
+//! A [`Deadline`] is read once, at the outermost border, by the [`DeadlinePropagation`] of a layer: from the header fields of
 //! callers that are trusted, and from the request's extensions. Inside it travels with the call, and it only ever
-//! comes nearer. It goes on to an upstream as what is left less a margin ([`forward`](Deadlines::forward)), and to
-//! handlers as an extension ([`expose`](Deadlines::expose)): each only where it is asked for.
+//! comes nearer. It goes on to an upstream as what is left less a margin ([`forward`](DeadlinePropagation::forward)), and to
+//! handlers as an extension ([`expose`](DeadlinePropagation::expose)): each only where it is asked for.
 //!
 //! A deadline says how long an answer is of use, not how long work may take. [`Deadline::bound`] makes one of
 //! the other, also for work that outlives its handler:
@@ -23,11 +23,11 @@
 //! # }
 //! ```
 
-mod border;
+mod deadline_only;
 #[cfg(feature = "axum")]
 mod extract;
-mod field;
-mod inherited;
+mod header;
+mod propagation;
 
 use std::fmt;
 use std::future::Future;
@@ -38,11 +38,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cause::{BadGatewayCause, Failure};
 
-pub use self::border::Deadlines;
+pub use self::deadline_only::DeadlineOnly;
 #[cfg(feature = "axum")]
 pub use self::extract::NoDeadline;
-pub use self::field::Field;
-pub use self::inherited::Inherited;
+pub use self::header::DeadlineHeader;
+pub use self::propagation::DeadlinePropagation;
 
 /// The time until which an answer is of use; it only ever comes nearer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub enum Clock {
     /// Ours: the caller said how much time is left.
     Own,
     /// The caller's: it said a time of day, which is wrong by as much as the two clocks differ.
-    Callers,
+    Client,
 }
 
 impl Deadline {
@@ -73,8 +73,8 @@ impl Deadline {
     }
 
     /// The same time, told by the caller's clock.
-    pub(crate) fn by_callers_clock(self) -> Self {
-        Self { clock: Clock::Callers, ..self }
+    pub(crate) fn by_client_clock(self) -> Self {
+        Self { clock: Clock::Client, ..self }
     }
 
     /// The deadline in a request's extensions.
@@ -83,7 +83,7 @@ impl Deadline {
     }
 
     /// The one that passes first.
-    pub fn earlier(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+    pub fn min(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         match (one, other) {
             (Some(one), Some(other)) => Some(if other.at < one.at { other } else { one }),
             (one, other) => one.or(other),
@@ -106,13 +106,13 @@ impl Deadline {
     }
 
     /// Whether no time is left.
-    pub fn has_passed(&self, now: Instant) -> bool {
+    pub fn has_elapsed(&self, now: Instant) -> bool {
         self.at <= now
     }
 
     /// As much earlier as an answer may need on its way back to whoever waits: 5 % of what is left and at least
     /// 50 ms, but never more than a quarter of it.
-    pub(crate) fn for_an_answer_in_time(self, now: Instant) -> Self {
+    pub(crate) fn minus_response_margin(self, now: Instant) -> Self {
         let left = self.remaining(now);
         let margin = (left / 20).max(Duration::from_millis(50)).min(left / 4);
         Self { at: self.at - margin, ..self }
@@ -124,15 +124,15 @@ impl Deadline {
     /// `tokio::spawn(deadline.bound(work))` works; see the [module](self) for an example.
     ///
     /// # Errors
-    /// [`Passed`], and the future is dropped: it stops where it waits.
+    /// [`Elapsed`], and the future is dropped: it stops where it waits.
     ///
     /// # Panics
     /// Outside of a tokio runtime with time, as every timer does.
-    pub async fn bound<F: Future>(self, future: F) -> Result<F::Output, Passed> {
-        if self.has_passed(Instant::now()) {
-            return Err(Passed);
+    pub async fn bound<F: Future>(self, future: F) -> Result<F::Output, Elapsed> {
+        if self.has_elapsed(Instant::now()) {
+            return Err(Elapsed);
         }
-        timeout_at(self.at, future).await.map_err(|_| Passed)
+        timeout_at(self.at, future).await.map_err(|_| Elapsed)
     }
 }
 
@@ -140,18 +140,18 @@ impl Deadline {
 ///
 /// As a [`Failure`] it is `deadline_exceeded`, 504: a handler's `?` answers with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Passed;
+pub struct Elapsed;
 
-impl fmt::Display for Passed {
+impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the caller's deadline has passed")
     }
 }
 
-impl std::error::Error for Passed {}
+impl std::error::Error for Elapsed {}
 
-impl From<Passed> for Failure {
-    fn from(passed: Passed) -> Self {
+impl From<Elapsed> for Failure {
+    fn from(passed: Elapsed) -> Self {
         Failure::builder(BadGatewayCause::DeadlineExceeded).source(passed).build()
     }
 }
@@ -178,14 +178,14 @@ mod tests {
     async fn a_passed_deadline_begins_nothing() {
         let begun = Cell::new(false);
         let passed = Deadline::at(Instant::now()).bound(async { begun.set(true) }).await;
-        assert_eq!((passed, begun.get()), (Err(Passed), false));
+        assert_eq!((passed, begun.get()), (Err(Elapsed), false));
     }
 
     #[test]
     fn the_error_is_a_failure_that_says_504() {
-        let failure = Failure::from(Passed);
+        let failure = Failure::from(Elapsed);
         assert_eq!((failure.cause(), failure.status().as_u16()), (BadGatewayCause::DeadlineExceeded, 504));
-        assert!(std::error::Error::source(&failure).is_some_and(<dyn std::error::Error>::is::<Passed>));
+        assert!(std::error::Error::source(&failure).is_some_and(<dyn std::error::Error>::is::<Elapsed>));
     }
 
     #[test]
@@ -203,13 +203,13 @@ mod tests {
         fn of_two_deadlines_neither_is_ever_extended(one in deadlines(), other in deadlines(), at in 0_u64..100) {
             let zero = Instant::now();
             let deadline = |ms: u64| Deadline::after(zero, Duration::from_millis(ms));
-            let both = Deadline::earlier(one.map(deadline), other.map(deadline));
+            let both = Deadline::min(one.map(deadline), other.map(deadline));
             prop_assert_eq!(both.is_some(), one.is_some() || other.is_some());
             let now = zero + Duration::from_millis(at);
             for single in [one, other].into_iter().flatten().map(deadline) {
                 let both = both.unwrap();
                 prop_assert!(both.remaining(now) <= single.remaining(now));
-                prop_assert_eq!(both.has_passed(now), both.remaining(now).is_zero());
+                prop_assert_eq!(both.has_elapsed(now), both.remaining(now).is_zero());
             }
         }
     }

@@ -109,7 +109,7 @@ use self::settings::Median;
 pub(crate) use self::settings::Settings;
 use crate::body::{LocalBody, ReplayBody, WrapBody};
 use crate::cause::ClientCalls;
-use crate::deadline::Deadlines;
+use crate::deadline::DeadlinePropagation;
 use crate::engine::Handle;
 use crate::exchange::AttemptSpan;
 
@@ -175,7 +175,7 @@ impl RetryLayer {
     /// Reads the caller's deadline, less the margin that an answer needs (default: only from the request's extensions).
     ///
     /// Each attempt carries it as an extension, for the [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside.
-    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+    pub fn deadlines(mut self, deadlines: DeadlinePropagation) -> Self {
         self.settings.deadlines = Some(deadlines);
         self
     }

@@ -116,7 +116,7 @@ pub(crate) fn begin_at<B>(
         return Begun { head: None, facts };
     }
     let total = settings.total.map(|total| Deadline::after(now, total));
-    Begun::counted(settings, request, facts, now, Deadline::earlier(deadline, total))
+    Begun::counted(settings, request, facts, now, Deadline::min(deadline, total))
 }
 
 impl Facts {
@@ -426,7 +426,7 @@ impl<B> Round<B> {
         self.learn(settings, now);
         let kept = self.kept.as_mut()?;
         kept.head.begun = None;
-        if kept.head.deadline.is_some_and(|deadline| deadline.has_passed(now)) {
+        if kept.head.deadline.is_some_and(|deadline| deadline.has_elapsed(now)) {
             return None;
         }
         let body = kept.body.replay()?;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::kept_head::{Carry, carry};
 use super::{Hedging, RetryBudget, RetryOverride, RetryPolicy};
-use crate::deadline::{Deadline, Deadlines};
+use crate::deadline::{Deadline, DeadlinePropagation};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
@@ -22,7 +22,7 @@ pub(crate) struct Settings {
     pub(crate) count: Option<HeaderName>,
     /// From the call to the last attempt's head.
     pub(crate) total: Option<Duration>,
-    pub(crate) deadlines: Option<Deadlines>,
+    pub(crate) deadlines: Option<DeadlinePropagation>,
     pub(crate) median: Option<Median>,
     pub(crate) hedging: Option<Hedging>,
 }
@@ -74,13 +74,13 @@ impl Settings {
     pub(super) fn deadline<B>(&self, request: &mut Request<B>, now: Instant) -> Option<Deadline> {
         let mut deadline = Deadline::of(request.extensions());
         if let Some(deadlines) = &self.deadlines {
-            let read = deadlines.read(request.headers(), request.extensions(), now);
-            deadline = Deadline::earlier(deadline, read.map(|deadline| deadline.for_an_answer_in_time(now)));
+            let read = deadlines.extract(request.headers(), request.extensions(), now);
+            deadline = Deadline::min(deadline, read.map(|deadline| deadline.minus_response_margin(now)));
             if let Some(deadline) = deadline {
                 request.extensions_mut().insert(deadline);
             }
         }
-        Deadline::earlier(deadline, self.total.map(|total| Deadline::after(now, total)))
+        Deadline::min(deadline, self.total.map(|total| Deadline::after(now, total)))
     }
 
     /// Counts an attempt on its request.

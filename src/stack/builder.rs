@@ -14,7 +14,7 @@ use super::{UpstreamHandle, UpstreamLayer};
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::cause::ProxyStatus;
 use crate::classify::{Classified, ClassifyLayer};
-use crate::deadline::Deadlines;
+use crate::deadline::DeadlinePropagation;
 use crate::error_page::ErrorPage;
 use crate::event::Observer;
 use crate::limit::LimitLayer;
@@ -76,7 +76,7 @@ impl UpstreamBuilder {
 
     /// Reads the caller's deadline and writes the one that goes out (default: neither), as
     /// [`TimeoutLayer::deadlines`] says.
-    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+    pub fn deadlines(mut self, deadlines: DeadlinePropagation) -> Self {
         self.limits = self.limits.deadlines(deadlines);
         self
     }

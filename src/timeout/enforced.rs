@@ -103,7 +103,7 @@ impl Limits for Enforced {
 
     #[inline(always)]
     fn refuse(&self, call: &Call) -> Option<Refusal> {
-        call.deadline.filter(|deadline| deadline.has_passed(call.now)).map(|_| too_late())
+        call.deadline.filter(|deadline| deadline.has_elapsed(call.now)).map(|_| too_late())
     }
 
     fn first(&self, watch: &Watch, call: &Call) -> Option<Instant> {

@@ -6,13 +6,13 @@ use http::Request;
 
 use super::learner::{Learner, Lesson};
 use super::pool_watch::PoolWatch;
-use crate::deadline::{Deadline, Deadlines};
+use crate::deadline::{Deadline, DeadlinePropagation};
 use crate::engine::{Call, Head, Kind};
 
 /// All of it is off by default, behind one pointer, so that a call that needs none looks once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Extras {
-    pub(super) deadlines: Option<Deadlines>,
+    pub(super) deadlines: Option<DeadlinePropagation>,
     pub(super) learner: Option<Learner>,
     pub(super) pool: Option<Arc<PoolWatch>>,
 }
@@ -23,11 +23,11 @@ impl Extras {
     #[inline(never)]
     pub(super) fn begin<B>(&self, call: &mut Call, ends: Option<Deadline>, request: &mut Request<B>) -> Option<Lesson> {
         if let Some(deadlines) = &self.deadlines {
-            let read = deadlines.read(request.headers(), request.extensions(), call.now);
+            let read = deadlines.extract(request.headers(), request.extensions(), call.now);
             // our own answer has to be there before the caller leaves
-            let read = read.map(|deadline| deadline.for_an_answer_in_time(call.now));
-            call.deadline = Deadline::earlier(call.deadline, read);
-            deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
+            let read = read.map(|deadline| deadline.minus_response_margin(call.now));
+            call.deadline = Deadline::min(call.deadline, read);
+            deadlines.inject(request, &Call { deadline: Deadline::min(call.deadline, ends), ..*call });
         }
         self.learner.as_ref().filter(|_| call.kind == Kind::Bounded)?.lesson(request)
     }
@@ -41,7 +41,7 @@ impl Extras {
         request: &mut Request<B>,
     ) -> Option<Lesson> {
         if let Some(deadlines) = &self.deadlines {
-            deadlines.write(request, &Call { deadline: Deadline::earlier(call.deadline, ends), ..*call });
+            deadlines.inject(request, &Call { deadline: Deadline::min(call.deadline, ends), ..*call });
         }
         self.learner.as_ref().filter(|_| call.kind == Kind::Bounded)?.lesson(request)
     }

@@ -80,7 +80,7 @@ use self::extras::Extras;
 use self::learner::Learner;
 use self::pool_watch::PoolWatch;
 use crate::body::WrapBody;
-use crate::deadline::Deadlines;
+use crate::deadline::DeadlinePropagation;
 use crate::engine::Sweep;
 use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
@@ -218,8 +218,8 @@ impl<W> TimeoutLayer<W> {
     ///
     /// A deadline from a header passes here so much earlier that our 504 reaches the caller in time: 5 % of
     /// what is left, 50 ms at least, a quarter at most. What goes out is what is left then, less the margin of
-    /// [`Deadlines`].
-    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+    /// [`DeadlinePropagation`].
+    pub fn deadlines(mut self, deadlines: DeadlinePropagation) -> Self {
         self.extras().deadlines = Some(deadlines);
         self
     }

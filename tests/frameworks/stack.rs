@@ -12,7 +12,7 @@ use tower::layer::layer_fn;
 use tower::{BoxError, Layer, Service};
 use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::breaker::{BreakerPolicy, Snapshot};
-use tower_upstream::deadline::Deadlines;
+use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::timeout::Timeouts;
@@ -155,8 +155,8 @@ impl Stack {
     }
 }
 
-fn trusting() -> Deadlines {
-    Deadlines::new().trusting_everyone()
+fn trusting() -> DeadlinePropagation {
+    DeadlinePropagation::new().trust_everyone()
 }
 
 /// The failures that were reported, each with its request's id.

@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use tower_upstream::cause::ProxyStatus;
-use tower_upstream::deadline::{Deadline, Deadlines, Field};
+use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::retry::{Attempts, Hedging, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
@@ -255,7 +255,7 @@ struct Script {
     asks: Vec<Ask>,
     hold: u64,
     hedges: Option<u64>,
-    deadlines: Option<Deadlines>,
+    deadlines: Option<DeadlinePropagation>,
 }
 
 impl Script {
@@ -552,13 +552,13 @@ fn asks() -> impl Strategy<Value = Ask> {
     )
 }
 
-fn deadlines() -> impl Strategy<Value = Option<Deadlines>> {
-    let trusting = Deadlines::new().trusting_everyone();
+fn deadlines() -> impl Strategy<Value = Option<DeadlinePropagation>> {
+    let trusting = DeadlinePropagation::new().trust_everyone();
     prop_oneof![
         2 => Just(None),
         1 => Just(Some(trusting.clone())),
-        1 => Just(Some(trusting.forward(Field::envoy_expected()))),
-        1 => Just(Some(Deadlines::new().forward(Field::request_timeout()))),
+        1 => Just(Some(trusting.forward(DeadlineHeader::envoy_expected()))),
+        1 => Just(Some(DeadlinePropagation::new().forward(DeadlineHeader::request_timeout()))),
     ]
 }
 
@@ -620,8 +620,8 @@ fn a_script_that_is_known_shows_what_it_should() {
 
 #[test]
 fn what_is_left_of_a_callers_time_is_told_to_each_attempt_once() {
-    let trusting = Deadlines::new().trusting_everyone();
-    let deadlines = Some(trusting.forward(Field::request_timeout()));
+    let trusting = DeadlinePropagation::new().trust_everyone();
+    let deadlines = Some(trusting.forward(DeadlineHeader::request_timeout()));
     for hedges in [None, Some(15)] {
         let asks = vec![Ask { says: Some(1000), ..ask("GET") }];
         let acts = vec![plain(503), plain(503), plain(200)];

@@ -6,24 +6,24 @@ use std::time::Duration;
 use http::Request;
 use tokio::time::Instant;
 
-use super::{Deadline, Deadlines};
+use super::{Deadline, DeadlinePropagation};
 use crate::engine::{BodyLimits, CLIENT_IDLE, Call, Finding, Kind, Limits, Sight};
 
 /// No timer: only the deadline that came with the request.
 #[derive(Clone, Debug)]
-pub struct Inherited {
-    pub(crate) deadlines: Option<Arc<Deadlines>>,
+pub struct DeadlineOnly {
+    pub(crate) deadlines: Option<Arc<DeadlinePropagation>>,
     pub(crate) kind: Kind,
     pub(crate) client_idle: Option<Duration>,
 }
 
-impl Default for Inherited {
+impl Default for DeadlineOnly {
     fn default() -> Self {
         Self { deadlines: None, kind: Kind::default(), client_idle: Some(CLIENT_IDLE) }
     }
 }
 
-impl Limits for Inherited {
+impl Limits for DeadlineOnly {
     type Watch = ();
 
     #[inline]
@@ -31,9 +31,9 @@ impl Limits for Inherited {
         call.kind = self.kind;
         call.deadline = Deadline::of(request.extensions());
         if let Some(deadlines) = &self.deadlines {
-            let read = deadlines.read(request.headers(), request.extensions(), call.now);
-            call.deadline = Deadline::earlier(call.deadline, read);
-            deadlines.write(request, call);
+            let read = deadlines.extract(request.headers(), request.extensions(), call.now);
+            call.deadline = Deadline::min(call.deadline, read);
+            deadlines.inject(request, call);
         }
     }
 

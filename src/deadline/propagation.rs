@@ -8,23 +8,23 @@ use std::time::{Duration, SystemTime};
 use http::{Extensions, HeaderMap, Request};
 use tokio::time::Instant;
 
-use super::field::Said;
-use super::{Deadline, Field};
+use super::header::Parsed;
+use super::{Deadline, DeadlineHeader};
 use crate::engine::Call;
 
 /// Which deadlines are read from callers, and which are written for upstreams and handlers.
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`trusting`](Self::trusting): whose fields are read | nobody's |
-/// | [`fields`](Self::fields): which fields are read | the five relative ones of [`Field`] |
+/// | [`trust`](Self::trust): whose fields are read | nobody's |
+/// | [`fields`](Self::fields): which fields are read | the five relative ones of [`DeadlineHeader`] |
 /// | [`forward`](Self::forward): which field goes to the upstream | none |
 /// | [`margin`](Self::margin): what is kept back of it | 5 ms, or 1 % of what is left where that is more |
 /// | [`expose`](Self::expose): the extension for handlers | no |
 ///
 /// Of several fields, and of several values of one field, the shortest counts: each is the word of somebody on the
 /// way who will have left by then. A value that is malformed, or further away than a day, is ignored and
-/// [counted](Self::ignored). A deadline that is in the request's extensions already is kept where it is the earlier
+/// [counted](Self::skew_rejections). A deadline that is in the request's extensions already is kept where it is the earlier
 /// one, whoever put it there.
 ///
 /// Trust is asked for because a deadline is a lever: who sends requests with 1 ms left makes an upstream fail at will,
@@ -47,74 +47,77 @@ use crate::engine::Call;
 /// ```
 #[derive(Clone)]
 #[must_use]
-pub struct Deadlines {
-    fields: Vec<Field>,
-    known: Vec<Field>,
-    trust: Trust,
-    forward: Option<Field>,
+pub struct DeadlinePropagation {
+    fields: Vec<DeadlineHeader>,
+    known: Vec<DeadlineHeader>,
+    trust: TrustedClients,
+    forward: Option<DeadlineHeader>,
     margin: Duration,
     expose: bool,
-    ignored: Arc<AtomicU64>,
+    skew_rejections: Arc<AtomicU64>,
 }
 
 #[derive(Clone)]
-enum Trust {
-    Nobody,
-    Everyone,
-    Those(Arc<dyn Fn(&Extensions) -> bool + Send + Sync>),
+enum TrustedClients {
+    None,
+    All,
+    Matching(Arc<dyn Fn(&Extensions) -> bool + Send + Sync>),
 }
 
-fn known() -> Vec<Field> {
-    let envoy = [Field::envoy_expected(), Field::envoy_upstream()];
-    [Field::grpc(), Field::linkerd(), Field::request_timeout()].into_iter().chain(envoy).collect()
+fn known() -> Vec<DeadlineHeader> {
+    let envoy = [DeadlineHeader::envoy_expected(), DeadlineHeader::envoy_upstream()];
+    [DeadlineHeader::grpc(), DeadlineHeader::linkerd(), DeadlineHeader::request_timeout()]
+        .into_iter()
+        .chain(envoy)
+        .collect()
 }
 
-impl Default for Deadlines {
+impl Default for DeadlinePropagation {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Deadlines {
+impl DeadlinePropagation {
     /// The defaults of the table: no field is read, none is written.
     pub fn new() -> Self {
         Self {
             fields: known(),
             known: known(),
-            trust: Trust::Nobody,
+            trust: TrustedClients::None,
             forward: None,
             margin: Duration::from_millis(5),
             expose: false,
-            ignored: Arc::default(),
+            skew_rejections: Arc::default(),
         }
     }
 
     /// Reads the fields of those callers whose request extensions satisfy this (default: of nobody).
-    pub fn trusting(mut self, those: impl Fn(&Extensions) -> bool + Send + Sync + 'static) -> Self {
-        self.trust = Trust::Those(Arc::new(those));
+    pub fn trust(mut self, those: impl Fn(&Extensions) -> bool + Send + Sync + 'static) -> Self {
+        self.trust = TrustedClients::Matching(Arc::new(those));
         self
     }
 
     /// Reads the fields of every caller: for services that only trusted ones can reach.
-    pub fn trusting_everyone(mut self) -> Self {
-        self.trust = Trust::Everyone;
+    pub fn trust_everyone(mut self) -> Self {
+        self.trust = TrustedClients::All;
         self
     }
 
-    /// Reads these fields (default: the five relative ones of [`Field`]).
+    /// Reads these fields (default: the five relative ones of [`DeadlineHeader`]).
     ///
-    /// An [absolute](Field::absolute) one is read only if it is named here.
-    pub fn fields(mut self, fields: impl IntoIterator<Item = Field>) -> Self {
+    /// An [absolute](DeadlineHeader::absolute) one is read only if it is named here.
+    pub fn fields(mut self, fields: impl IntoIterator<Item = DeadlineHeader>) -> Self {
         self.fields = fields.into_iter().collect();
         self
     }
 
     /// Writes this field for the upstream: what is left, less the margin (default: none).
     ///
-    /// The upstream then takes it as ours. So every deadline field that came with the request, one of [`Field`]'s five
+    /// The upstream then takes it as ours. So every deadline field that came with the request, one of [`DeadlineHeader`]'s five
     /// or one named in [`fields`](Self::fields), is removed, from whomever it came, also where there is no deadline to
     /// write. Without this setting, fields pass as they are: `grpc-timeout` is a matter between client and server.
-    pub fn forward(mut self, field: Field) -> Self {
+    pub fn forward(mut self, field: DeadlineHeader) -> Self {
         self.forward = Some(field);
         self
     }
@@ -137,16 +140,16 @@ impl Deadlines {
     }
 
     /// How many values were ignored, by all clones together: malformed, or more than a day.
-    pub fn ignored(&self) -> u64 {
-        self.ignored.load(Relaxed)
+    pub fn skew_rejections(&self) -> u64 {
+        self.skew_rejections.load(Relaxed)
     }
 
     /// The deadline that a trusted caller's headers tell.
-    pub fn read(&self, headers: &HeaderMap, extensions: &Extensions, now: Instant) -> Option<Deadline> {
-        self.read_by(headers, extensions, now, SystemTime::now)
+    pub fn extract(&self, headers: &HeaderMap, extensions: &Extensions, now: Instant) -> Option<Deadline> {
+        self.extract_by(headers, extensions, now, SystemTime::now)
     }
 
-    fn read_by(
+    fn extract_by(
         &self,
         headers: &HeaderMap,
         extensions: &Extensions,
@@ -154,9 +157,9 @@ impl Deadlines {
         wall: impl Fn() -> SystemTime,
     ) -> Option<Deadline> {
         let trusted = match &self.trust {
-            Trust::Nobody => false,
-            Trust::Everyone => true,
-            Trust::Those(those) => those(extensions),
+            TrustedClients::None => false,
+            TrustedClients::All => true,
+            TrustedClients::Matching(those) => those(extensions),
         };
         if !trusted {
             return None;
@@ -165,22 +168,22 @@ impl Deadlines {
         for field in &self.fields {
             for value in headers.get_all(field.name()) {
                 let deadline = match field.read(value.as_bytes(), &wall) {
-                    Said::Left(left) => Deadline::after(now, left),
-                    Said::LeftByCallersClock(left) => Deadline::after(now, left).by_callers_clock(),
-                    Said::Unlimited => continue,
-                    Said::Nonsense => {
-                        self.ignored.fetch_add(1, Relaxed);
+                    Parsed::Remaining(left) => Deadline::after(now, left),
+                    Parsed::RemainingByClientClock(left) => Deadline::after(now, left).by_client_clock(),
+                    Parsed::Unlimited => continue,
+                    Parsed::Invalid => {
+                        self.skew_rejections.fetch_add(1, Relaxed);
                         continue;
                     }
                 };
-                earliest = Deadline::earlier(earliest, Some(deadline));
+                earliest = Deadline::min(earliest, Some(deadline));
             }
         }
         earliest
     }
 
     /// Writes what is left, less the margin, and the extension, each where it is asked for.
-    pub fn write<B>(&self, request: &mut Request<B>, call: &Call) {
+    pub fn inject<B>(&self, request: &mut Request<B>, call: &Call) {
         if let Some(field) = &self.forward {
             let headers = request.headers_mut();
             for read in self.fields.iter().chain(&self.known) {
@@ -199,20 +202,20 @@ impl Deadlines {
     }
 }
 
-impl fmt::Debug for Deadlines {
+impl fmt::Debug for DeadlinePropagation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let trust = match self.trust {
-            Trust::Nobody => "nobody",
-            Trust::Everyone => "everyone",
-            Trust::Those(_) => "those",
+            TrustedClients::None => "nobody",
+            TrustedClients::All => "everyone",
+            TrustedClients::Matching(_) => "those",
         };
-        f.debug_struct("Deadlines")
+        f.debug_struct("DeadlinePropagation")
             .field("fields", &self.fields)
             .field("trust", &trust)
             .field("forward", &self.forward)
             .field("margin", &self.margin)
             .field("expose", &self.expose)
-            .field("ignored", &self.ignored())
+            .field("skew_rejections", &self.skew_rejections())
             .finish_non_exhaustive()
     }
 }
@@ -234,17 +237,17 @@ mod tests {
     }
 
     /// What is left as these settings read it, in milliseconds.
-    fn left(deadlines: &Deadlines, fields: &[(&'static str, &str)]) -> Option<u128> {
+    fn left(deadlines: &DeadlinePropagation, fields: &[(&'static str, &str)]) -> Option<u128> {
         let (request, now) = (request(fields), Instant::now());
-        let deadline = deadlines.read(request.headers(), request.extensions(), now)?;
+        let deadline = deadlines.extract(request.headers(), request.extensions(), now)?;
         Some(deadline.remaining(now).as_millis())
     }
 
     /// The fields that go out, with this much left.
-    fn out(deadlines: &Deadlines, mut request: Request<()>, left: Option<Duration>) -> Request<()> {
+    fn out(deadlines: &DeadlinePropagation, mut request: Request<()>, left: Option<Duration>) -> Request<()> {
         let mut call = Call::new(Instant::now());
         call.deadline = left.map(|left| Deadline::after(call.now, left));
-        deadlines.write(&mut request, &call);
+        deadlines.inject(&mut request, &call);
         request
     }
 
@@ -258,15 +261,15 @@ mod tests {
     #[test]
     fn nobody_is_trusted_until_said_so() {
         let asked = [("grpc-timeout", "1S")];
-        assert_eq!(left(&Deadlines::new(), &asked), None);
-        assert_eq!(left(&Deadlines::new().trusting_everyone(), &asked), Some(1000));
+        assert_eq!(left(&DeadlinePropagation::new(), &asked), None);
+        assert_eq!(left(&DeadlinePropagation::new().trust_everyone(), &asked), Some(1000));
     }
 
     #[test]
     fn trust_is_decided_by_what_is_known_of_the_caller() {
-        let deadlines = Deadlines::new().trusting(|extensions| extensions.get() == Some(&"neighbour"));
+        let deadlines = DeadlinePropagation::new().trust(|extensions| extensions.get() == Some(&"neighbour"));
         let mut request = request(&[("l5d-timeout", "2s")]);
-        let read = |request: &Request<()>| deadlines.read(request.headers(), request.extensions(), Instant::now());
+        let read = |request: &Request<()>| deadlines.extract(request.headers(), request.extensions(), Instant::now());
         request.extensions_mut().insert("stranger");
         assert_eq!(read(&request), None);
         request.extensions_mut().insert("neighbour");
@@ -275,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_shortest_of_all_fields_and_of_all_values_counts() {
-        let deadlines = Deadlines::new().trusting_everyone();
+        let deadlines = DeadlinePropagation::new().trust_everyone();
         let fields = [
             ("grpc-timeout", "9S"),
             ("x-envoy-expected-rq-timeout-ms", "0"),
@@ -285,16 +288,16 @@ mod tests {
             ("x-request-timeout-ms", "400"),
         ];
         assert_eq!(left(&deadlines, &fields), Some(400));
-        assert_eq!(deadlines.ignored(), 0);
+        assert_eq!(deadlines.skew_rejections(), 0);
     }
 
     #[test]
     fn nonsense_is_ignored_and_counted_by_all_clones_together() {
-        let deadlines = Deadlines::new().trusting_everyone();
+        let deadlines = DeadlinePropagation::new().trust_everyone();
         let fields = [("grpc-timeout", "soon"), ("l5d-timeout", "9d"), ("x-request-timeout-ms", "70")];
         assert_eq!(left(&deadlines.clone(), &fields), Some(70));
         assert_eq!(left(&deadlines.clone(), &[("x-request-timeout-ms", "")]), None);
-        assert_eq!(deadlines.ignored(), 3);
+        assert_eq!(deadlines.skew_rejections(), 3);
     }
 
     #[test]
@@ -302,26 +305,28 @@ mod tests {
         let name = HeaderName::from_static("x-deadline");
         let request = request(&[("x-deadline", "1000250")]);
         let wall = || SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
-        let read = |deadlines: Deadlines, now| deadlines.read_by(request.headers(), request.extensions(), now, wall);
-        let (deadlines, now) = (Deadlines::new().trusting_everyone(), Instant::now());
+        let read = |deadlines: DeadlinePropagation, now| {
+            deadlines.extract_by(request.headers(), request.extensions(), now, wall)
+        };
+        let (deadlines, now) = (DeadlinePropagation::new().trust_everyone(), Instant::now());
         assert_eq!(read(deadlines.clone(), now), None);
-        let deadline = read(deadlines.fields([Field::absolute(name)]), now).unwrap();
-        assert_eq!((deadline.remaining(now).as_millis(), deadline.clock()), (250, Clock::Callers));
+        let deadline = read(deadlines.fields([DeadlineHeader::absolute(name)]), now).unwrap();
+        assert_eq!((deadline.remaining(now).as_millis(), deadline.clock()), (250, Clock::Client));
     }
 
     #[test]
     fn what_goes_out_is_what_is_left_less_the_margin() {
         let second = Some(Duration::from_secs(1));
         for (field, value) in [
-            (Field::grpc(), "990000u"),
-            (Field::envoy_expected(), "990"),
-            (Field::linkerd(), "990ms"),
-            (Field::request_timeout(), "990"),
+            (DeadlineHeader::grpc(), "990000u"),
+            (DeadlineHeader::envoy_expected(), "990"),
+            (DeadlineHeader::linkerd(), "990ms"),
+            (DeadlineHeader::request_timeout(), "990"),
         ] {
-            let sent = out(&Deadlines::new().forward(field.clone()), Request::new(()), second);
+            let sent = out(&DeadlinePropagation::new().forward(field.clone()), Request::new(()), second);
             assert_eq!(sorted(&sent), [(field.name().as_str(), value)]);
         }
-        let deadlines = Deadlines::new().forward(Field::request_timeout());
+        let deadlines = DeadlinePropagation::new().forward(DeadlineHeader::request_timeout());
         for (left, value) in [(100, "95"), (10_000, "9900"), (3, "1")] {
             let sent = out(&deadlines, Request::new(()), Some(Duration::from_millis(left)));
             assert_eq!(sorted(&sent), [("x-request-timeout-ms", value)]);
@@ -333,8 +338,8 @@ mod tests {
     #[test]
     fn no_callers_field_passes_for_ours() {
         let asked = [("grpc-timeout", "9S"), ("l5d-timeout", "9s"), ("x-mine", "9"), ("x-other", "9")];
-        let own = Field::relative(HeaderName::from_static("x-mine"));
-        let deadlines = Deadlines::new().fields([own]).forward(Field::envoy_expected());
+        let own = DeadlineHeader::relative(HeaderName::from_static("x-mine"));
+        let deadlines = DeadlinePropagation::new().fields([own]).forward(DeadlineHeader::envoy_expected());
         let sent = out(&deadlines, request(&asked), Some(Duration::from_secs(1)));
         assert_eq!(sorted(&sent), [("x-envoy-expected-rq-timeout-ms", "990"), ("x-other", "9")]);
         assert_eq!(sorted(&out(&deadlines, request(&asked), None)), [("x-other", "9")]);
@@ -343,30 +348,30 @@ mod tests {
     #[test]
     fn where_nothing_is_forwarded_the_fields_stay_a_matter_of_client_and_server() {
         let asked = [("grpc-timeout", "9S"), ("x-other", "9")];
-        let sent = out(&Deadlines::new(), request(&asked), Some(Duration::from_secs(1)));
+        let sent = out(&DeadlinePropagation::new(), request(&asked), Some(Duration::from_secs(1)));
         assert_eq!(sorted(&sent), asked);
         assert_eq!(Deadline::of(sent.extensions()), None);
     }
 
     #[test]
     fn a_handler_sees_the_deadline_that_was_exposed() {
-        let sent = out(&Deadlines::new().expose(), Request::new(()), Some(Duration::from_secs(1)));
+        let sent = out(&DeadlinePropagation::new().expose(), Request::new(()), Some(Duration::from_secs(1)));
         assert!(Deadline::of(sent.extensions()).is_some());
-        assert!(out(&Deadlines::new().expose(), Request::new(()), None).extensions().is_empty());
+        assert!(out(&DeadlinePropagation::new().expose(), Request::new(()), None).extensions().is_empty());
     }
 
     proptest! {
         #[test]
         fn whatever_callers_send_is_read_or_counted(values in proptest::collection::vec(any::<Vec<u8>>(), 0..6)) {
-            let (deadlines, now) = (Deadlines::new().trusting_everyone(), Instant::now());
+            let (deadlines, now) = (DeadlinePropagation::new().trust_everyone(), Instant::now());
             let mut headers = HeaderMap::new();
             for value in &values {
                 if let Ok(value) = HeaderValue::from_bytes(value) {
                     headers.append("x-request-timeout-ms", value);
                 }
             }
-            let read = deadlines.read(&headers, &Extensions::new(), now);
-            let ignored = usize::try_from(deadlines.ignored()).unwrap();
+            let read = deadlines.extract(&headers, &Extensions::new(), now);
+            let ignored = usize::try_from(deadlines.skew_rejections()).unwrap();
             prop_assert_eq!(read.is_some(), ignored < headers.len());
         }
     }

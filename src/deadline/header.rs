@@ -18,13 +18,13 @@ use http::{HeaderName, HeaderValue};
 /// Zero switches the timeout off in Envoy and in linkerd. In gRPC the grammar has no zero, and servers that
 /// meet one take the time as used up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Field {
+pub struct DeadlineHeader {
     name: HeaderName,
-    form: Form,
+    format: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum Format {
     Grpc,
     Envoy,
     Linkerd,
@@ -34,39 +34,39 @@ enum Form {
 
 /// What a field's value says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum Parsed {
     /// So much is left.
-    Left(Duration),
+    Remaining(Duration),
     /// So much is left by the caller's clock, or nothing.
-    LeftByCallersClock(Duration),
+    RemainingByClientClock(Duration),
     /// The caller has no deadline.
     Unlimited,
     /// Malformed, or further away than anybody waits.
-    Nonsense,
+    Invalid,
 }
 
 /// Nobody waits longer for an answer: what is further away is a mistake.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-impl Field {
+impl DeadlineHeader {
     /// `grpc-timeout`, as gRPC clients send it.
     pub fn grpc() -> Self {
-        Self { name: HeaderName::from_static("grpc-timeout"), form: Form::Grpc }
+        Self { name: HeaderName::from_static("grpc-timeout"), format: Format::Grpc }
     }
 
     /// `x-envoy-expected-rq-timeout-ms`, as Envoy sends it to its upstreams.
     pub fn envoy_expected() -> Self {
-        Self { name: HeaderName::from_static("x-envoy-expected-rq-timeout-ms"), form: Form::Envoy }
+        Self { name: HeaderName::from_static("x-envoy-expected-rq-timeout-ms"), format: Format::Envoy }
     }
 
     /// `x-envoy-upstream-rq-timeout-ms`, as callers send it to Envoy.
     pub fn envoy_upstream() -> Self {
-        Self { name: HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"), form: Form::Envoy }
+        Self { name: HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"), format: Format::Envoy }
     }
 
     /// `l5d-timeout`, as callers send it to linkerd.
     pub fn linkerd() -> Self {
-        Self { name: HeaderName::from_static("l5d-timeout"), form: Form::Linkerd }
+        Self { name: HeaderName::from_static("l5d-timeout"), format: Format::Linkerd }
     }
 
     /// `x-request-timeout-ms`, the name for those who have none yet.
@@ -76,15 +76,15 @@ impl Field {
 
     /// A field of this name with the milliseconds that are left.
     pub fn relative(name: HeaderName) -> Self {
-        Self { name, form: Form::Relative }
+        Self { name, format: Format::Relative }
     }
 
     /// A field of this name with a time of day, in milliseconds since 1970 (UTC).
     ///
     /// It is wrong by as much as the caller's clock and ours differ; prefer any other. It is read only where it
-    /// is named in [`Deadlines::fields`](super::Deadlines::fields).
+    /// is named in [`DeadlinePropagation::fields`](super::DeadlinePropagation::fields).
     pub fn absolute(name: HeaderName) -> Self {
-        Self { name, form: Form::Absolute }
+        Self { name, format: Format::Absolute }
     }
 
     /// The field's name.
@@ -93,23 +93,23 @@ impl Field {
     }
 
     /// What a value says; the time of day is asked for only where the form needs it.
-    pub(super) fn read(&self, value: &[u8], wall: impl FnOnce() -> SystemTime) -> Said {
-        self.said(value, wall).unwrap_or(Said::Nonsense)
+    pub(super) fn read(&self, value: &[u8], wall: impl FnOnce() -> SystemTime) -> Parsed {
+        self.parse(value, wall).unwrap_or(Parsed::Invalid)
     }
 
-    fn said(&self, value: &[u8], wall: impl FnOnce() -> SystemTime) -> Option<Said> {
-        let said = match self.form {
-            Form::Grpc => Said::Left(grpc(value)?),
-            Form::Envoy => limited(Duration::from_millis(digits(value)?)),
-            Form::Linkerd => limited(linkerd(value)?),
-            Form::Relative => match value.strip_prefix(b"-") {
-                Some(value) => digits(value).map(|_| Said::Left(Duration::ZERO))?,
-                None => Said::Left(Duration::from_millis(digits(value)?)),
+    fn parse(&self, value: &[u8], wall: impl FnOnce() -> SystemTime) -> Option<Parsed> {
+        let said = match self.format {
+            Format::Grpc => Parsed::Remaining(grpc(value)?),
+            Format::Envoy => limited(Duration::from_millis(digits(value)?)),
+            Format::Linkerd => limited(linkerd(value)?),
+            Format::Relative => match value.strip_prefix(b"-") {
+                Some(value) => digits(value).map(|_| Parsed::Remaining(Duration::ZERO))?,
+                None => Parsed::Remaining(Duration::from_millis(digits(value)?)),
             },
-            Form::Absolute => Said::LeftByCallersClock(until(value, wall())?),
+            Format::Absolute => Parsed::RemainingByClientClock(until(value, wall())?),
         };
         match said {
-            Said::Left(left) | Said::LeftByCallersClock(left) if left > LONGEST => None,
+            Parsed::Remaining(left) | Parsed::RemainingByClientClock(left) if left > LONGEST => None,
             said => Some(said),
         }
     }
@@ -117,17 +117,17 @@ impl Field {
     /// The value that says so; at least the field's smallest, as its zero may mean no limit at all.
     pub(super) fn value(&self, left: Duration, wall: impl FnOnce() -> SystemTime) -> HeaderValue {
         let left = left.min(LONGEST);
-        let ms = whole(left.as_millis()).max(1);
-        let text = match self.form {
-            Form::Envoy | Form::Relative => return HeaderValue::from(ms),
-            Form::Absolute => {
+        let ms = saturate(left.as_millis()).max(1);
+        let text = match self.format {
+            Format::Envoy | Format::Relative => return HeaderValue::from(ms),
+            Format::Absolute => {
                 let at = (wall() + left).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                return HeaderValue::from(whole(at.as_millis()));
+                return HeaderValue::from(saturate(at.as_millis()));
             }
-            Form::Linkerd => format!("{ms}ms"),
-            Form::Grpc => {
+            Format::Linkerd => format!("{ms}ms"),
+            Format::Grpc => {
                 // the finest unit that fits, rounded down: the upstream never gets more than is left
-                let (ns, us) = (whole(left.as_nanos()).max(1), whole(left.as_micros()));
+                let (ns, us) = (saturate(left.as_nanos()).max(1), saturate(left.as_micros()));
                 match (ns <= GRPC_MOST, us <= GRPC_MOST) {
                     (true, _) => format!("{ns}n"),
                     (false, true) => format!("{us}u"),
@@ -141,7 +141,7 @@ impl Field {
 
 const GRPC_MOST: u64 = 99_999_999;
 
-fn whole(number: u128) -> u64 {
+fn saturate(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
@@ -157,8 +157,8 @@ fn number(text: &[u8], most: usize) -> Option<u64> {
     Some(text.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
-fn limited(left: Duration) -> Said {
-    if left.is_zero() { Said::Unlimited } else { Said::Left(left) }
+fn limited(left: Duration) -> Parsed {
+    if left.is_zero() { Parsed::Unlimited } else { Parsed::Remaining(left) }
 }
 
 fn grpc(value: &[u8]) -> Option<Duration> {
@@ -212,33 +212,33 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_millis(NOW)
     }
 
-    fn all() -> [Field; 6] {
+    fn all() -> [DeadlineHeader; 6] {
         [
-            Field::grpc(),
-            Field::envoy_expected(),
-            Field::envoy_upstream(),
-            Field::linkerd(),
-            Field::request_timeout(),
-            Field::absolute(HeaderName::from_static("x-deadline")),
+            DeadlineHeader::grpc(),
+            DeadlineHeader::envoy_expected(),
+            DeadlineHeader::envoy_upstream(),
+            DeadlineHeader::linkerd(),
+            DeadlineHeader::request_timeout(),
+            DeadlineHeader::absolute(HeaderName::from_static("x-deadline")),
         ]
     }
 
-    fn says(field: &Field, value: &str) -> Said {
+    fn says(field: &DeadlineHeader, value: &str) -> Parsed {
         field.read(value.as_bytes(), wall)
     }
 
-    fn ms(ms: u64) -> Said {
-        Said::Left(Duration::from_millis(ms))
+    fn ms(ms: u64) -> Parsed {
+        Parsed::Remaining(Duration::from_millis(ms))
     }
 
     #[test]
     fn each_form_is_read_as_its_owner_wrote_it() {
         let [grpc, envoy, _, linkerd, relative, _] = all();
         for (text, said) in [("1S", 1000), ("250m", 250), ("99999999u", 99_999), ("3M", 180_000), ("24H", 86_400_000)] {
-            let Said::Left(left) = says(&grpc, text) else { panic!("{text}") };
+            let Parsed::Remaining(left) = says(&grpc, text) else { panic!("{text}") };
             assert_eq!(left.as_millis(), said, "{text}");
         }
-        assert_eq!(says(&grpc, "7n"), Said::Left(Duration::from_nanos(7)));
+        assert_eq!(says(&grpc, "7n"), Parsed::Remaining(Duration::from_nanos(7)));
         assert_eq!(says(&envoy, "1500"), ms(1500));
         for (text, said) in [("10s", 10_000), ("1500ms", 1500), ("2m", 120_000), ("1h", 3_600_000), ("1d", 86_400_000)]
         {
@@ -252,7 +252,7 @@ mod tests {
         let [grpc, expected, upstream, linkerd, relative, _] = all();
         assert_eq!((says(&grpc, "0S"), says(&relative, "0"), says(&relative, "-20")), (ms(0), ms(0), ms(0)));
         for (field, zero) in [(expected, "0"), (upstream, "0"), (linkerd.clone(), "0"), (linkerd, "0s")] {
-            assert_eq!(says(&field, zero), Said::Unlimited);
+            assert_eq!(says(&field, zero), Parsed::Unlimited);
         }
     }
 
@@ -260,27 +260,27 @@ mod tests {
     fn what_is_malformed_or_absurd_is_nonsense() {
         let [grpc, envoy, _, linkerd, relative, absolute] = all();
         for text in ["", "S", "1", "1s", "123456789m", "1 S", "+1S", "-1S", "1.5S", "25H", "99999999H", "1SS", "１S"] {
-            assert_eq!(says(&grpc, text), Said::Nonsense, "{text:?}");
+            assert_eq!(says(&grpc, text), Parsed::Invalid, "{text:?}");
         }
         for text in ["", "-1", "1ms", "0x10", "86400001", "100000000", "1,2", " 1", "1e3"] {
-            assert_eq!(says(&envoy, text), Said::Nonsense, "{text:?}");
+            assert_eq!(says(&envoy, text), Parsed::Invalid, "{text:?}");
         }
         for text in ["", "1", "s", "1S", "1us", "2d", "-1s", "1s1s", "1.5s"] {
-            assert_eq!(says(&linkerd, text), Said::Nonsense, "{text:?}");
+            assert_eq!(says(&linkerd, text), Parsed::Invalid, "{text:?}");
         }
         for text in ["", "-", "--1", "-1.5", "86400001", "never"] {
-            assert_eq!(says(&relative, text), Said::Nonsense, "{text:?}");
+            assert_eq!(says(&relative, text), Parsed::Invalid, "{text:?}");
         }
         // seconds instead of milliseconds, and a century from now
         for text in ["1800000000", "4955000000000", "-1", "9999999999999999"] {
-            assert_eq!(says(&absolute, text), Said::Nonsense, "{text:?}");
+            assert_eq!(says(&absolute, text), Parsed::Invalid, "{text:?}");
         }
     }
 
     #[test]
     fn a_time_of_day_is_told_by_the_callers_clock() {
         let absolute = &all()[5];
-        let left = |ms| Said::LeftByCallersClock(Duration::from_millis(ms));
+        let left = |ms| Parsed::RemainingByClientClock(Duration::from_millis(ms));
         assert_eq!(says(absolute, &(NOW + 250).to_string()), left(250));
         assert_eq!(says(absolute, &(NOW - 250).to_string()), left(0));
     }
@@ -300,8 +300,8 @@ mod tests {
             for field in all() {
                 for value in [value.as_slice(), text.as_bytes()] {
                     match field.read(value, wall) {
-                        Said::Left(left) | Said::LeftByCallersClock(left) => prop_assert!(left <= LONGEST),
-                        Said::Unlimited | Said::Nonsense => {}
+                        Parsed::Remaining(left) | Parsed::RemainingByClientClock(left) => prop_assert!(left <= LONGEST),
+                        Parsed::Unlimited | Parsed::Invalid => {}
                     }
                 }
             }
@@ -312,7 +312,7 @@ mod tests {
             let left = Duration::from_nanos(left);
             for field in all() {
                 match field.read(field.value(left, wall).as_bytes(), wall) {
-                    Said::Left(read) | Said::LeftByCallersClock(read) => {
+                    Parsed::Remaining(read) | Parsed::RemainingByClientClock(read) => {
                         prop_assert!(read <= left && left.saturating_sub(read) < Duration::from_millis(1), "{field:?} {read:?}");
                     }
                     said => prop_assert!(false, "{field:?} {said:?}"),
