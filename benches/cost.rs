@@ -20,7 +20,7 @@ use tower::{Layer, Service, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::body::ReplayBody;
 use tower_upstream::breaker::CircuitBreakerLayer;
-use tower_upstream::cause::{ProxyStatus, members};
+use tower_upstream::cause::{ProxyStatus, entries};
 use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
@@ -124,7 +124,7 @@ fn proxy_status_is_read(bencher: Bencher<'_, '_>) {
     let mut headers = HeaderMap::new();
     let field = "inner; error=connection_refused; next-hop=\"10.0.0.7:80\", edge; received-status=502";
     headers.insert("proxy-status", HeaderValue::from_static(field));
-    bencher.bench(|| members(black_box(&headers)));
+    bencher.bench(|| entries(black_box(&headers)));
 }
 
 #[divan::bench]

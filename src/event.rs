@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
 
-use crate::cause::{BadGatewayCause, Connection, Failure, Member, RetryStop};
+use crate::cause::{BadGatewayCause, Connection, Failure, ProxyStatusEntry, RetryStop};
 
 /// Something worth an operator's attention.
 #[derive(Debug)]
@@ -93,8 +93,8 @@ macro_rules! line {
             phase = $failure.phase().as_str(),
             http.response.status_code = $failure.status().as_u16(),
             upstream = $failure.upstream().map(excerpt).as_deref(),
-            hop = $failure.hop().map(Member::name).map(excerpt).as_deref(),
-            hop.error = $failure.hop().and_then(Member::error).map(excerpt).as_deref(),
+            hop = $failure.remote_hop().map(ProxyStatusEntry::name).map(excerpt).as_deref(),
+            hop.error = $failure.remote_hop().and_then(ProxyStatusEntry::error).map(excerpt).as_deref(),
             peer = $failure.peer().map(tracing::field::display),
             connection = $failure.connection().map(Connection::as_str),
             elapsed_ms = $failure.elapsed().map(millis),

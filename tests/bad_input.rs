@@ -229,7 +229,7 @@ async fn a_gateway_before_itself_detects_the_loop() {
     assert_eq!(members, ["edge; error=proxy_loop_detected", "edge; received-status=502"]);
     assert_eq!(gateway.seen.causes(), [Cause::LoopDetected, Cause::UpstreamStatus]);
     let relayed = gateway.seen.failures().pop().unwrap();
-    let hop = relayed.hop().unwrap();
+    let hop = relayed.remote_hop().unwrap();
     assert_eq!((hop.name(), hop.error()), ("edge", Some("proxy_loop_detected")));
     assert_eq!((relayed.peer(), relayed.elapsed().is_some()), (Some(own), true));
     assert_eq!(*PANICS.lock().unwrap(), [""; 0]);

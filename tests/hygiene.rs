@@ -233,7 +233,7 @@ async fn what_inner_hops_say_of_themselves_is_reduced_where_that_is_the_rule() {
             assert_eq!(inner.contains("10.0.0.7"), kept, "{path}: {inner}");
             assert!(inner.starts_with("inner; error=connection_refused"), "{path}: {inner}");
         }
-        assert_eq!(gateway.seen.failures()[0].hop().unwrap().error(), Some("connection_refused"));
+        assert_eq!(gateway.seen.failures()[0].remote_hop().unwrap().error(), Some("connection_refused"));
     }
 }
 

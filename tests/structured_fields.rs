@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use proptest::prelude::*;
 use sfv::{BareItem, ListEntry, Parser};
-use tower_upstream::cause::{self, Detail, Member, ProxyStatus};
+use tower_upstream::cause::{self, Detail, ProxyStatus, ProxyStatusEntry};
 use tower_upstream::{BadGatewayCause, Failure};
 
 fn only_item(headers: &HeaderMap) -> sfv::Item {
@@ -97,8 +97,8 @@ struct Expected {
     details: Option<String>,
 }
 
-impl From<&Member> for Expected {
-    fn from(member: &Member) -> Self {
+impl From<&ProxyStatusEntry> for Expected {
+    fn from(member: &ProxyStatusEntry) -> Self {
         Self {
             name: member.name().into(),
             error: member.error().map(Into::into),
@@ -146,7 +146,7 @@ proptest! {
         };
         prop_assert_eq!(parameter("alert-id"), alert.as_ref());
 
-        let read = cause::members(&headers);
+        let read = cause::entries(&headers);
         let entries = [ListEntry::Item(item)];
         prop_assert_eq!(read.iter().map(Expected::from).collect::<Vec<_>>(), expected(&entries));
     }
@@ -158,7 +158,7 @@ proptest! {
             headers.append("proxy-status", HeaderValue::from_str(line).unwrap());
         }
         let entries: Option<sfv::List> = Parser::new(&lines.join(", ")).parse().ok();
-        let read = cause::members(&headers);
+        let read = cause::entries(&headers);
         prop_assert_eq!(read.iter().map(Expected::from).collect::<Vec<_>>(), expected(&entries.unwrap_or_default()));
     }
 
@@ -168,9 +168,9 @@ proptest! {
         for line in &lines {
             headers.append("proxy-status", HeaderValue::from_str(line).unwrap());
         }
-        let before = cause::members(&headers);
+        let before = cause::entries(&headers);
         ProxyStatus::new(&name).unwrap().append_received(&mut headers, StatusCode::IM_A_TEAPOT);
-        let after = cause::members(&headers);
+        let after = cause::entries(&headers);
         // A line of others that breaks the syntax hides ours too.
         if let Some((ours, others)) = after.split_last() {
             prop_assert_eq!(others, &before[..]);

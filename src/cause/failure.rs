@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::{Response, StatusCode};
 
 use super::client_call::{ClientCall, ClientCalls};
-use super::{BadGatewayCause, Member, Replay, RetryStop, words};
+use super::{BadGatewayCause, ProxyStatusEntry, Replay, RetryStop, words};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
 
@@ -123,7 +123,7 @@ struct Record {
     elapsed: Option<Duration>,
     attempts: u32,
     retry_stop: Option<RetryStop>,
-    hop: Option<Box<Member>>,
+    remote_hop: Option<Box<ProxyStatusEntry>>,
     previous: Vec<Failure>,
     source: Option<SharedError>,
 }
@@ -182,7 +182,7 @@ impl Failure {
             elapsed: None,
             attempts: 1,
             retry_stop: None,
-            hop: None,
+            remote_hop: None,
             previous: Vec::new(),
             source: None,
         })
@@ -287,9 +287,9 @@ impl Failure {
     /// What to tell the visitor; `None` where no visitor is left.
     ///
     /// As the cause's, but it never leaves open what is proven: a request that was not sent was not carried out.
-    pub fn visitor_hint(&self) -> Option<&'static str> {
+    pub fn user_hint(&self) -> Option<&'static str> {
         let (cause, proven) = (self.0.cause, self.0.replay == Replay::NotSent);
-        match cause.visitor_hint() {
+        match cause.user_hint() {
             Some(_) if proven && cause.replay() != Replay::NotSent => Some(match cause {
                 // the upstream, or its settings, know no upgrade
                 BadGatewayCause::UpgradeFailed => "Nothing was processed. Trying again will not help.",
@@ -340,8 +340,8 @@ impl Failure {
     }
 
     /// The hop behind the upstream that failed, as the upstream's own `Proxy-Status` tells.
-    pub fn hop(&self) -> Option<&Member> {
-        self.0.hop.as_deref()
+    pub fn remote_hop(&self) -> Option<&ProxyStatusEntry> {
+        self.0.remote_hop.as_deref()
     }
 
     /// Earlier attempts' failures, oldest first, at most [`MAX_PREVIOUS`](Self::MAX_PREVIOUS).
@@ -413,7 +413,7 @@ impl fmt::Display for Failure {
         if let Some(detail) = record.detail {
             write!(f, ", {detail}")?;
         }
-        if let Some(hop) = &record.hop {
+        if let Some(hop) = &record.remote_hop {
             write!(f, ", {:?} says {}", hop.name(), hop.error().unwrap_or("nothing"))?;
         }
         if record.attempts > 1 {
@@ -444,7 +444,7 @@ impl fmt::Debug for Failure {
             .field("elapsed", &record.elapsed)
             .field("attempts", &record.attempts)
             .field("retry_stop", &record.retry_stop)
-            .field("hop", &record.hop)
+            .field("hop", &record.remote_hop)
             .field("previous", &record.previous)
             .field("source", &record.source)
             .finish()
@@ -479,8 +479,8 @@ impl serde::Serialize for Failure {
         out.serialize_field("connection", &record.connection)?;
         out.serialize_field("peer", &record.peer.map(|peer| peer.to_string()))?;
         out.serialize_field("upstream", &record.upstream.as_deref())?;
-        out.serialize_field("hop", &record.hop.as_ref().map(|hop| hop.name()))?;
-        out.serialize_field("hop_error", &record.hop.as_ref().and_then(|hop| hop.error()))?;
+        out.serialize_field("hop", &record.remote_hop.as_ref().map(|hop| hop.name()))?;
+        out.serialize_field("hop_error", &record.remote_hop.as_ref().and_then(|hop| hop.error()))?;
         out.serialize_field("attempts", &record.attempts)?;
         out.serialize_field("retry_stop", &record.retry_stop)?;
         out.serialize_field("elapsed_ms", &record.elapsed.map(|elapsed| elapsed.as_secs_f64() * 1e3))?;
@@ -572,8 +572,8 @@ impl FailureBuilder {
     }
 
     /// The hop behind the upstream that failed.
-    pub fn hop(mut self, hop: impl Into<Option<Member>>) -> Self {
-        self.0.hop = hop.into().map(Box::new);
+    pub fn remote_hop(mut self, hop: impl Into<Option<ProxyStatusEntry>>) -> Self {
+        self.0.remote_hop = hop.into().map(Box::new);
         self
     }
 
@@ -619,13 +619,13 @@ mod tests {
     fn a_visitor_is_told_that_nothing_was_processed_only_where_that_is_proven() {
         let late = || Failure::builder(BadGatewayCause::DeadlineExceeded);
         let proven = late().replay(Replay::NotSent, Evidence::NoConnection).build();
-        assert_eq!(proven.visitor_hint(), Some("Nothing was processed. Try again."));
-        assert!(late().build().visitor_hint().unwrap().starts_with("We cannot tell"));
+        assert_eq!(proven.user_hint(), Some("Nothing was processed. Try again."));
+        assert!(late().build().user_hint().unwrap().starts_with("We cannot tell"));
         let futile = Failure::builder(BadGatewayCause::UpgradeFailed);
         let proven = futile.replay(Replay::NotSent, Evidence::LocalRefusal).build();
-        assert_eq!(proven.visitor_hint(), Some("Nothing was processed. Trying again will not help."));
+        assert_eq!(proven.user_hint(), Some("Nothing was processed. Trying again will not help."));
         let nobody = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::NotSent, Evidence::LocalRefusal);
-        assert_eq!(nobody.build().visitor_hint(), None);
+        assert_eq!(nobody.build().user_hint(), None);
     }
 
     #[test]

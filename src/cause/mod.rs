@@ -16,10 +16,10 @@
 
 mod client_call;
 mod failure;
-mod local;
+mod markers;
 mod proxy_status;
 mod retry_stop;
-mod structured;
+mod structured_fields;
 mod table;
 
 use std::fmt;
@@ -29,11 +29,11 @@ use http::{Response, StatusCode};
 
 pub(crate) use self::client_call::{ClientCall, ClientCalls};
 pub(crate) use self::failure::TUNNEL_LIMIT;
-pub(crate) use self::local::{CompleteAnswer, LocalAnswer, Rejected, is_local, local_answer};
+pub(crate) use self::markers::{CompleteResponse, LocalResponse, RejectedRequest, is_local, local_response};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
 pub(crate) use self::proxy_status::reduce as reduce_proxy_status;
-pub use self::proxy_status::{InvalidName, Member, ProxyStatus, members};
+pub use self::proxy_status::{InvalidProxyName, ProxyStatus, ProxyStatusEntry, entries};
 pub use self::retry_stop::RetryStop;
 
 /// Why the gateway could not hand on a good answer.
@@ -221,8 +221,8 @@ impl BadGatewayCause {
     }
 
     /// What to tell the visitor; `None` where no visitor is left.
-    pub const fn visitor_hint(self) -> Option<&'static str> {
-        self.facts().visitor_hint
+    pub const fn user_hint(self) -> Option<&'static str> {
+        self.facts().user_hint
     }
 
     /// The cause attached to a response, by this crate or by a user's own service.
@@ -234,7 +234,7 @@ impl BadGatewayCause {
         }
     }
 
-    const fn facts(self) -> &'static table::Facts {
+    const fn facts(self) -> &'static table::CauseFacts {
         &table::FACTS[self as usize]
     }
 }
@@ -491,7 +491,7 @@ mod tests {
     #[test]
     fn only_a_proven_unsent_request_is_told_to_be_unprocessed() {
         for cause in BadGatewayCause::ALL {
-            let hint = cause.visitor_hint().unwrap_or_default();
+            let hint = cause.user_hint().unwrap_or_default();
             if hint.contains("Nothing was processed") {
                 assert_eq!(cause.replay(), Replay::NotSent, "{cause}");
             }

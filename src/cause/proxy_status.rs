@@ -3,7 +3,7 @@
 //! Every intermediary adds one member, so that the field tells hop by hop what happened: the first
 //! member is nearest to the origin, the last one nearest to the reader.
 
-mod member;
+mod entry;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
-pub use self::member::{Member, members};
-use super::structured::{is_string, is_token};
+pub use self::entry::{ProxyStatusEntry, entries};
+use super::structured_fields::{is_string, is_token};
 use super::{BadGatewayCause, Detail, Failure};
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -56,10 +56,10 @@ impl ProxyStatus {
     /// Names the deployment: a Token where the name is one, else a String (RFC 9209 section 2).
     ///
     /// # Errors
-    /// [`InvalidName`] where the name is empty or not printable ASCII.
-    pub fn new(name: &str) -> Result<Self, InvalidName> {
+    /// [`InvalidProxyName`] where the name is empty or not printable ASCII.
+    pub fn new(name: &str) -> Result<Self, InvalidProxyName> {
         if name.is_empty() || !is_string(name) {
-            return Err(InvalidName(()));
+            return Err(InvalidProxyName(()));
         }
         let mut text = Vec::with_capacity(name.len());
         if is_token(name) {
@@ -67,7 +67,7 @@ impl ProxyStatus {
         } else {
             quote(&mut text, name);
         }
-        let name = HeaderValue::try_from(text).map_err(|_| InvalidName(()))?;
+        let name = HeaderValue::try_from(text).map_err(|_| InvalidProxyName(()))?;
         let by_cause = BadGatewayCause::ALL.iter().map(|cause| member_of(&name, *cause).finish()).collect();
         Ok(Self { name, by_cause, next_hop: false })
     }
@@ -99,7 +99,7 @@ impl ProxyStatus {
     /// as it is.
     pub fn append_failure(&self, headers: &mut HeaderMap, failure: &Failure) {
         let cause = failure.cause();
-        let mut member = Draft::new(&self.by_cause[cause as usize]);
+        let mut member = ProxyStatusMember::new(&self.by_cause[cause as usize]);
         match failure.detail() {
             Some(Detail::TlsAlert(alert)) if cause.proxy_status_error() == Some("tls_alert_received") => {
                 member.parameter("alert-id", &alert.to_string());
@@ -125,7 +125,7 @@ impl ProxyStatus {
     /// A 4xx is a `http_request_error` with its status (RFC 9209 section 2.3.16), any other a
     /// `proxy_internal_response` (section 2.3.29). A map that is full stays as it is.
     pub fn append_rejection(&self, headers: &mut HeaderMap, status: StatusCode) {
-        let mut member = Draft::new(&self.name);
+        let mut member = ProxyStatusMember::new(&self.name);
         if status.is_client_error() {
             request_error(&mut member, status);
         } else {
@@ -149,7 +149,7 @@ impl ProxyStatus {
     /// # Ok::<(), tower_upstream::cause::InvalidName>(())
     /// ```
     pub fn append_received(&self, headers: &mut HeaderMap, status: StatusCode) {
-        let mut member = Draft::new(&self.name);
+        let mut member = ProxyStatusMember::new(&self.name);
         member.parameter("received-status", status.as_str());
         append(headers, member.finish());
     }
@@ -172,7 +172,7 @@ pub(crate) fn reduce(headers: &mut HeaderMap) {
         return;
     }
     let mut text = Vec::new();
-    for member in members(headers) {
+    for member in entries(headers) {
         if !text.is_empty() {
             text.extend_from_slice(b", ");
         }
@@ -194,23 +194,23 @@ pub(crate) fn reduce(headers: &mut HeaderMap) {
 
 /// The name cannot be sent: it is empty, or not printable ASCII.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidName(());
+pub struct InvalidProxyName(());
 
-impl fmt::Display for InvalidName {
+impl fmt::Display for InvalidProxyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a name in Proxy-Status has to be printable ASCII, and not empty")
     }
 }
 
-impl std::error::Error for InvalidName {}
+impl std::error::Error for InvalidProxyName {}
 
 fn append(headers: &mut HeaderMap, member: HeaderValue) {
     // The plain `append` panics on a full map, and an upstream may have filled it.
     let _ = headers.try_append(PROXY_STATUS, member);
 }
 
-fn member_of(name: &HeaderValue, cause: BadGatewayCause) -> Draft<'_> {
-    let mut member = Draft::new(name);
+fn member_of(name: &HeaderValue, cause: BadGatewayCause) -> ProxyStatusMember<'_> {
+    let mut member = ProxyStatusMember::new(name);
     if let Some(error) = cause.proxy_status_error() {
         if error == "http_request_error" {
             request_error(&mut member, cause.status());
@@ -221,19 +221,19 @@ fn member_of(name: &HeaderValue, cause: BadGatewayCause) -> Draft<'_> {
     member
 }
 
-fn request_error(member: &mut Draft<'_>, status: StatusCode) {
+fn request_error(member: &mut ProxyStatusMember<'_>, status: StatusCode) {
     member.parameter("error", "http_request_error");
     member.parameter("status-code", status.as_str());
     member.string("status-phrase", status.canonical_reason().unwrap_or_default());
 }
 
 /// A member that is copied once something is added to it, else shared.
-struct Draft<'a> {
+struct ProxyStatusMember<'a> {
     base: &'a HeaderValue,
     longer: Vec<u8>,
 }
 
-impl<'a> Draft<'a> {
+impl<'a> ProxyStatusMember<'a> {
     fn new(base: &'a HeaderValue) -> Self {
         Self { base, longer: Vec::new() }
     }

@@ -7,7 +7,7 @@ use super::{BadGatewayCause, BreakerVerdict, Replay};
 use BadGatewayCause as Cause;
 
 /// One row.
-pub(super) struct Facts {
+pub(super) struct CauseFacts {
     pub(super) cause: BadGatewayCause,
     pub(super) name: &'static str,
     pub(super) error: Option<&'static str>,
@@ -19,7 +19,7 @@ pub(super) struct Facts {
     pub(super) prospect: Prospect,
     pub(super) breaker: BreakerVerdict,
     pub(super) operator_hint: &'static str,
-    pub(super) visitor_hint: Option<&'static str>,
+    pub(super) user_hint: Option<&'static str>,
 }
 
 pub(super) const ALL: [BadGatewayCause; FACTS.len()] = {
@@ -33,8 +33,8 @@ pub(super) const ALL: [BadGatewayCause; FACTS.len()] = {
 };
 
 /// In the order of the enum: a kind's number is its row.
-pub(super) const FACTS: [Facts; 49] = [
-    Facts {
+pub(super) const FACTS: [CauseFacts; 49] = [
+    CauseFacts {
         cause: Cause::NoRoute,
         name: "no_route",
         error: Some("destination_not_found"),
@@ -45,9 +45,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "No upstream is configured for this host or path. Check the route table.",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::InvalidTarget,
         name: "invalid_target",
         error: Some("proxy_configuration_error"),
@@ -58,9 +58,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The upstream address is unusable (scheme, host, HTTP version). Fix the target.",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::LoopDetected,
         name: "loop_detected",
         error: Some("proxy_loop_detected"),
@@ -71,9 +71,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The request came back to this gateway. The upstream address points at ourselves.",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::TargetProhibited,
         name: "target_prohibited",
         error: Some("destination_ip_prohibited"),
@@ -84,9 +84,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The gateway's own address policy (ACL, SSRF guard) forbids this address.",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::NoHealthyUpstream,
         name: "no_healthy_upstream",
         error: Some("destination_unavailable"),
@@ -97,9 +97,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: AfterDelay,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Every endpoint is ejected or failed its health check. Look at the checks first.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::CircuitOpen,
         name: "circuit_open",
         error: Some("destination_unavailable"),
@@ -110,9 +110,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: AfterDelay,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The breaker is open after earlier failures; the cause that opened it is attached.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ConnectionLimit,
         name: "connection_limit",
         error: Some("connection_limit_reached"),
@@ -123,9 +123,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: AfterDelay,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The per-upstream connection or concurrency limit is used up. Scale, or raise it.",
-        visitor_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
+        user_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::QueueTimeout,
         name: "queue_timeout",
         error: Some("connection_limit_reached"),
@@ -136,9 +136,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: AfterDelay,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Waited too long for a free slot. Upstream too slow for the offered load.",
-        visitor_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
+        user_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::GatewayOverload,
         name: "gateway_overload",
         error: Some("proxy_internal_response"),
@@ -149,9 +149,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: AfterDelay,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "This gateway shed the request (load_shed, limit). Add gateway capacity.",
-        visitor_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
+        user_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::GatewayResources,
         name: "gateway_resources",
         error: Some("proxy_internal_error"),
@@ -162,9 +162,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: AfterDelay,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The gateway ran out of descriptors, local ports or memory (EMFILE, EADDRNOTAVAIL).",
-        visitor_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
+        user_hint: Some("The service is busy. Nothing was processed. Try again in a moment."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::DnsTimeout,
         name: "dns_timeout",
         error: Some("dns_timeout"),
@@ -175,9 +175,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: SamePeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The resolver did not answer. Test it from this host.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::DnsNotFound,
         name: "dns_not_found",
         error: Some("dns_error"),
@@ -188,9 +188,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The name has no address (NXDOMAIN/NODATA). Typo, or the record is gone.",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::DnsFailure,
         name: "dns_failure",
         error: Some("dns_error"),
@@ -201,9 +201,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: SamePeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The resolver failed (SERVFAIL/REFUSED). Try another resolver.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ConnectionRefused,
         name: "connection_refused",
         error: Some("connection_refused"),
@@ -214,9 +214,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Nobody listens there, or a firewall answers with RST. Is the process up, is the port right?",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ConnectTimeout,
         name: "connect_timeout",
         error: Some("connection_timeout"),
@@ -227,9 +227,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "SYN unanswered: packet filter, dead host, or full accept queue. If this peer worked minutes ago, suspect load.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::Unroutable,
         name: "unroutable",
         error: Some("destination_ip_unroutable"),
@@ -240,9 +240,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "No route, a prohibiting route (EACCES), or an ICMP reject came back (a filter can do that too).",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ConnectFailed,
         name: "connect_failed",
         error: Some("connection_terminated"),
@@ -253,9 +253,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Connecting failed for another reason; read the OS error.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::TlsCertificate,
         name: "tls_certificate",
         error: Some("tls_certificate_error"),
@@ -266,9 +266,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The upstream certificate is expired, for another name, or from an unknown issuer.",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::TlsAlert,
         name: "tls_alert",
         error: Some("tls_alert_received"),
@@ -279,9 +279,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The upstream refused the handshake; the alert says why (client certificate, version, ALPN).",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::TlsFailed,
         name: "tls_failed",
         error: Some("tls_protocol_error"),
@@ -292,9 +292,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The TLS handshake broke off or was garbled.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::TlsTimeout,
         name: "tls_timeout",
         error: Some("connection_timeout"),
@@ -305,9 +305,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "TCP connected, the handshake never finished. CPU-starved peer, or a middlebox.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::WrongProtocol,
         name: "wrong_protocol",
         error: Some("http_protocol_error"),
@@ -318,9 +318,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The peer speaks another protocol (TLS on a plain port, HTTP/2 only, SSH...). Scheme or port is wrong.",
-        visitor_hint: Some("The site has a configuration problem. Reloading will not help."),
+        user_hint: Some("The site has a configuration problem. Reloading will not help."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::StreamRefused,
         name: "stream_refused",
         error: Some("connection_terminated"),
@@ -331,9 +331,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: SamePeer,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "HTTP/2 REFUSED_STREAM or GOAWAY: drain, stream limit, or (code 11) too many streams reset by clients.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::NotDispatched,
         name: "not_dispatched",
         error: Some("connection_terminated"),
@@ -344,9 +344,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: SamePeer,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The pooled connection died before one byte of this request was written.",
-        visitor_hint: Some("Nothing was processed. Try again."),
+        user_hint: Some("Nothing was processed. Try again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::StaleConnection,
         name: "stale_connection",
         error: Some("connection_terminated"),
@@ -357,9 +357,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: SamePeer,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "A reused connection closed without one response byte: the upstream's keep-alive is shorter than ours. Align idle timeouts.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::WriteTimeout,
         name: "write_timeout",
         error: Some("connection_write_timeout"),
@@ -370,9 +370,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The upstream stopped reading the request body.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ClosedBeforeResponse,
         name: "closed_before_response",
         error: Some("connection_terminated"),
@@ -383,9 +383,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "A fresh connection took the request and closed without an answer: crash, OOM kill, restart. Read the app log at this second.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ResetBeforeResponse,
         name: "reset_before_response",
         error: Some("connection_terminated"),
@@ -396,9 +396,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "RST after the request was sent: crash, or a WAF/IDS cut the flow. Compare with the filter log.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::StreamReset,
         name: "stream_reset",
         error: Some("http_protocol_error"),
@@ -409,9 +409,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "HTTP/2 RST_STREAM; the code is attached (INTERNAL_ERROR, ENHANCE_YOUR_CALM...).",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::PeerUnresponsive,
         name: "peer_unresponsive",
         error: Some("connection_read_timeout"),
@@ -422,9 +422,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The upstream stopped responding on an open connection: the network path is half open, or the host is frozen.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::HeadTimeout,
         name: "head_timeout",
         error: Some("http_response_timeout"),
@@ -435,9 +435,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Bytes keep coming but the response head never ends (drip, endless interim responses).",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::UploadStalled,
         name: "upload_stalled",
         error: Some("http_request_error"),
@@ -448,9 +448,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Our client stopped sending its upload; the upstream was waiting for it. Not the upstream's fault.",
-        visitor_hint: Some("Your upload stopped half way. Check before sending it again."),
+        user_hint: Some("Your upload stopped half way. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::FirstByteTimeout,
         name: "first_byte_timeout",
         error: Some("connection_read_timeout"),
@@ -461,9 +461,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Request delivered, no answer in time: slow query, lock, deadlock. Profile this route; align timeouts.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::DeadlineExceeded,
         name: "deadline_exceeded",
         error: Some("http_response_timeout"),
@@ -474,9 +474,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The total time budget (all attempts) is used up.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::InvalidResponse,
         name: "invalid_response",
         error: Some("http_protocol_error"),
@@ -487,9 +487,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Not a valid HTTP response (status line, header, framing).",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::HeadTooLarge,
         name: "head_too_large",
         error: Some("http_response_header_section_size"),
@@ -500,9 +500,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Response head over the gateway's limit. Raise the buffer or shrink cookies.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::IncompleteHead,
         name: "incomplete_head",
         error: Some("http_response_incomplete"),
@@ -513,9 +513,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The connection ended in the middle of the response head.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::UpgradeFailed,
         name: "upgrade_failed",
         error: Some("http_upgrade_failed"),
@@ -526,9 +526,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Upgrade not negotiated, or a 101 nobody asked for.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::IncompleteBody,
         name: "incomplete_body",
         error: Some("http_response_incomplete"),
@@ -539,9 +539,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The body ended early; headers were already forwarded.",
-        visitor_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
+        user_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::BodyReadTimeout,
         name: "body_read_timeout",
         error: Some("connection_read_timeout"),
@@ -552,9 +552,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The body stalled.",
-        visitor_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
+        user_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::BodyTooLarge,
         name: "body_too_large",
         error: Some("http_response_body_size"),
@@ -565,9 +565,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Response body over the configured limit.",
-        visitor_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
+        user_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::TrailerTooLarge,
         name: "trailer_too_large",
         error: Some("http_response_trailer_section_size"),
@@ -578,9 +578,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Response trailers over the limit (hyper tells by text only).",
-        visitor_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
+        user_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::TransferCoding,
         name: "transfer_coding",
         error: Some("http_response_transfer_coding"),
@@ -591,9 +591,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Broken chunked framing.",
-        visitor_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
+        user_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ContentCoding,
         name: "content_coding",
         error: Some("http_response_content_coding"),
@@ -604,9 +604,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Content-Encoding does not match the bytes.",
-        visitor_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
+        user_hint: Some("The answer broke off. Reload the page; check before repeating a form."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::UpstreamStatus,
         name: "upstream_status",
         error: None,
@@ -617,9 +617,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: AfterDelay,
         breaker: BreakerVerdict::Failure,
         operator_hint: "The upstream itself answered 5xx; received-status is attached. Ask its logs, not ours.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::RequestBodyFailed,
         name: "request_body_failed",
         error: Some("http_request_error"),
@@ -630,9 +630,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Our client's upload broke off. Not the upstream's fault.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::ClientClosed,
         name: "client_closed",
         error: None,
@@ -643,9 +643,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: Futile,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "The client disconnected, or stopped reading the response; many of these mean that the upstream is too slow for its clients.",
-        visitor_hint: None,
+        user_hint: None,
     },
-    Facts {
+    CauseFacts {
         cause: Cause::GatewayInternal,
         name: "gateway_internal",
         error: Some("proxy_internal_error"),
@@ -656,9 +656,9 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Neutral,
         operator_hint: "Gateway fault: task gone, panic, runtime shutdown.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
-    Facts {
+    CauseFacts {
         cause: Cause::Unknown,
         name: "unknown",
         error: None,
@@ -669,6 +669,6 @@ pub(super) const FACTS: [Facts; 49] = [
         prospect: OtherPeer,
         breaker: BreakerVerdict::Failure,
         operator_hint: "Unclassified; read the source chain. May become more specific in a later release.",
-        visitor_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
+        user_hint: Some("We cannot tell whether your request was carried out. Check before sending it again."),
     },
 ];

@@ -204,8 +204,8 @@ impl axum_core::response::IntoResponse for Failure {
     ///
     /// A [`ClassifyLayer`] around the handler completes it as its own.
     fn into_response(self) -> Response<axum_core::body::Body> {
-        let mut answer = crate::cause::local_answer(&self, self.status());
-        answer.extensions_mut().insert(crate::cause::LocalAnswer);
+        let mut answer = crate::cause::local_response(&self, self.status());
+        answer.extensions_mut().insert(crate::cause::LocalResponse);
         answer.map(axum_core::body::Body::from)
     }
 }

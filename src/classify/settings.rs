@@ -15,8 +15,8 @@ use super::told::{Relayed, Told, is_reported, reported};
 use super::verdict::{Scene, Verdict};
 use super::{BoxError, Stamp};
 use crate::cause::{
-    self, BadGatewayCause, ClientCalls, CompleteAnswer, Detail, Evidence, Failure, FailureBuilder, LocalAnswer, Member,
-    ProxyStatus, Rejected, Replay,
+    self, BadGatewayCause, ClientCalls, CompleteResponse, Detail, Evidence, Failure, FailureBuilder, LocalResponse,
+    ProxyStatus, ProxyStatusEntry, RejectedRequest, Replay,
 };
 use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Observer, RequestInfo, TracingObserver};
@@ -187,9 +187,9 @@ impl Settings {
     pub(crate) fn refuse(&self, ask: &mut Ask, failure: &Failure) -> Response<Bytes> {
         self.report(&mut ask.exchange, failure);
         let status = self.status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
-        let mut answer = cause::local_answer(failure, status);
+        let mut answer = cause::local_response(failure, status);
         if self.teller == Teller::FurtherOut {
-            answer.extensions_mut().insert(LocalAnswer);
+            answer.extensions_mut().insert(LocalResponse);
             return answer;
         }
         if let Some(member) = &self.proxy_status {
@@ -198,7 +198,7 @@ impl Settings {
         if let Some(id) = ask.exchange.request_id.take() {
             answer.headers_mut().insert(REQUEST_ID, id);
         }
-        answer.extensions_mut().insert(CompleteAnswer);
+        answer.extensions_mut().insert(CompleteResponse);
         answer
     }
 
@@ -223,18 +223,18 @@ impl Settings {
 
     fn note<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
         let extensions = answer.extensions();
-        if extensions.get::<Told>().is_some() || extensions.get::<CompleteAnswer>().is_some() {
+        if extensions.get::<Told>().is_some() || extensions.get::<CompleteResponse>().is_some() {
             return;
         }
         let status = answer.status();
-        if answer.extensions_mut().remove::<Rejected>().is_some() {
+        if answer.extensions_mut().remove::<RejectedRequest>().is_some() {
             if let Some(member) = &self.proxy_status {
                 member.append_rejection(answer.headers_mut(), status);
             }
             answer.extensions_mut().insert(Told);
             return;
         }
-        let local = answer.extensions_mut().remove::<LocalAnswer>().is_some();
+        let local = answer.extensions_mut().remove::<LocalResponse>().is_some();
         let told = Failure::of(answer).cloned().or_else(|| BadGatewayCause::of(answer).map(Failure::new));
         let member = self.proxy_status.as_ref();
         // a user's own service may have named the cause
@@ -255,12 +255,12 @@ impl Settings {
                 return;
             }
             let met = answer.extensions_mut().remove::<Relayed>();
-            met.map_or_else(|| upstream_status(status), |met| met.0.into_builder()).hop(hop).build()
+            met.map_or_else(|| upstream_status(status), |met| met.0.into_builder()).remote_hop(hop).build()
         };
         self.report(&mut ask.exchange, &failure);
         if local {
             self.complete(answer, ask, &failure);
-            answer.extensions_mut().insert(CompleteAnswer);
+            answer.extensions_mut().insert(CompleteResponse);
         } else {
             answer.extensions_mut().insert(Told);
         }
@@ -274,9 +274,10 @@ pub(crate) fn upstream_status(status: StatusCode) -> FailureBuilder {
 }
 
 /// The hop nearest to the origin that says what failed there; names too long for a log line are no names.
-fn failed_hop(headers: &HeaderMap) -> Option<Member> {
-    let told = |member: &Member| member.error().is_some_and(|error| error.len() <= 64) && member.name().len() <= 256;
-    cause::members(headers).into_iter().find(told)
+fn failed_hop(headers: &HeaderMap) -> Option<ProxyStatusEntry> {
+    let told =
+        |member: &ProxyStatusEntry| member.error().is_some_and(|error| error.len() <= 64) && member.name().len() <= 256;
+    cause::entries(headers).into_iter().find(told)
 }
 
 /// Whether there is nothing about a head that could be wrong, as far as that is seen at once.
@@ -293,7 +294,7 @@ pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Optio
         return None;
     }
     let failure = Failure::of(answer)?.clone();
-    let complete = answer.extensions().get::<CompleteAnswer>().is_some();
+    let complete = answer.extensions().get::<CompleteResponse>().is_some();
     Some(if complete { reported(failure) } else { failure })
 }
 

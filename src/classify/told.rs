@@ -8,7 +8,7 @@ use crate::cause::Failure;
 /// In a relayed response's extensions: nothing is left to be said of it.
 ///
 /// Its failure is reported and, where that is on, in its `Proxy-Status`. Our own answers have
-/// [`CompleteAnswer`](crate::cause::CompleteAnswer) in its place.
+/// [`CompleteAnswer`](crate::cause::CompleteResponse) in its place.
 #[derive(Clone, Copy)]
 pub(crate) struct Told;
 

@@ -15,7 +15,7 @@
 //! | is a HEAD | the head that the GET would have |
 //!
 //! `retry_safe` says that it is proven that nothing was processed; the sentence for visitors is
-//! [`Failure::visitor_hint`](crate::Failure::visitor_hint) and says no more either. No form names upstream, address,
+//! [`Failure::user_hint`](crate::Failure::user_hint) and says no more either. No form names upstream, address,
 //! cause or software, unless [told to](ErrorPage::reveal_upstream). `Accept` is read by RFC 9110 section 12.5.1, and
 //! only once a request has failed.
 //!

@@ -354,7 +354,7 @@ mod tests {
             ] {
                 let failure = Failure::builder(cause).replay(replay, evidence).build();
                 let page = html(&failure, "f00").into_body();
-                match failure.visitor_hint() {
+                match failure.user_hint() {
                     Some(hint) => assert!(page.contains(&format!("</h1>\n<p>{hint}</p>\n<dl>")), "{cause}: {page}"),
                     None => assert!(page.contains("</h1>\n<dl>"), "{cause}: {page}"),
                 }

@@ -46,7 +46,7 @@ impl Texts {
         Self {
             language: Cow::Borrowed("en"),
             happened: Cow::Borrowed(happened(facts.cause(), facts.retry_safe())),
-            advice: facts.failure().visitor_hint().map(Cow::Borrowed),
+            advice: facts.failure().user_hint().map(Cow::Borrowed),
             request_label: Cow::Borrowed("Request ID"),
             time_label: Cow::Borrowed("Time (UTC)"),
             contact: None,
@@ -65,7 +65,7 @@ impl Texts {
         self
     }
 
-    /// Whether it is safe to try again (default: [`Failure::visitor_hint`](crate::Failure::visitor_hint)).
+    /// Whether it is safe to try again (default: [`Failure::user_hint`](crate::Failure::user_hint)).
     ///
     /// Say only what is proven: that nothing was processed is known where
     /// [`retry_safe`](Facts::retry_safe) says so, and nowhere else.
@@ -194,7 +194,7 @@ mod tests {
             let facts =
                 Facts { failure: &failure, status: cause.status(), request_id: None, time: "", accept_language: None };
             let texts = Texts::english(&facts);
-            assert_eq!(texts.advice.as_deref(), failure.visitor_hint());
+            assert_eq!(texts.advice.as_deref(), failure.user_hint());
             let proven = failure.replay() == crate::cause::Replay::NotSent;
             assert!(proven || !texts.detail().contains("Nothing was processed"), "{cause}");
         }

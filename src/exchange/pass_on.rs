@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::spec::{BodyMode, ErrorMode, FirstFrame, RequestMode, ResponseMode};
 use super::{BoxError, CallContext, Expired};
 use crate::body::UploadCounters;
-use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalAnswer};
+use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse};
 
 /// Requests are sent once, as they are.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +72,8 @@ impl ErrorMode for PassOn {
 
 /// The response to a failure, for a layer further out to complete.
 pub(crate) fn local_response(failure: &Failure) -> Response<Bytes> {
-    let mut response = cause::local_answer(failure, failure.status());
-    response.extensions_mut().insert(LocalAnswer);
+    let mut response = cause::local_response(failure, failure.status());
+    response.extensions_mut().insert(LocalResponse);
     response
 }
 

@@ -269,7 +269,7 @@ impl Rules {
     ///
     /// For clients that are not to know the inside (RFC 9209 section 4): `next-hop` shows addresses, `details` any text. The
     /// name stays, as a member is nothing without one. What is reduced here is unknown further out as well: a
-    /// [`Failure::hop`](crate::Failure::hop) then has a name and an error alone. The gateway's own member is not concerned:
+    /// [`Failure::hop`](crate::Failure::remote_hop) then has a name and an error alone. The gateway's own member is not concerned:
     /// that says what [`ProxyStatus`](crate::cause::ProxyStatus) is set to say.
     pub const fn reduce_proxy_status(mut self) -> Self {
         self.reduces_proxy_status = true;

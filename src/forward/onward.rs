@@ -5,7 +5,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
 use http::{HeaderValue, Response, StatusCode, Version, request, response};
 
 use super::{Answer, Caller, Passage, Rejection, Rules};
-use crate::cause::{Detail, Rejected};
+use crate::cause::{Detail, RejectedRequest};
 
 static TE: HeaderValue = HeaderValue::from_static("te");
 
@@ -69,7 +69,7 @@ impl Answer {
     /// The response, marked as the gateway's own word on a request that it did not forward.
     pub(crate) fn rejects<B: From<Bytes>>(self) -> Response<B> {
         let mut response = self.into_response();
-        response.extensions_mut().insert(Rejected);
+        response.extensions_mut().insert(RejectedRequest);
         response
     }
 }

@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, Version, request};
 
 use super::onward::UnaskedSwitch;
 use super::{Caller, Rejection, Rules, Scheme};
-use crate::cause::{self, BadGatewayCause, Failure, LocalAnswer, Phase};
+use crate::cause::{self, BadGatewayCause, Failure, LocalResponse, Phase};
 
 /// The rules, who asks, and what the client inside wants.
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ fn absolute(uri: Uri, scheme: &uri::Scheme, authority: &Authority) -> Uri {
 #[cold]
 fn refused<B: From<Bytes>>(failure: cause::FailureBuilder) -> Response<B> {
     let failure = failure.build();
-    let mut answer = cause::local_answer(&failure, failure.status());
-    answer.extensions_mut().insert(LocalAnswer);
+    let mut answer = cause::local_response(&failure, failure.status());
+    answer.extensions_mut().insert(LocalResponse);
     answer.map(B::from)
 }

@@ -355,9 +355,9 @@ pub(super) fn own<R, E: Told>(
 
 /// The answer to a failure whose own answer was dropped already.
 fn refused<R: Default>(failure: &crate::cause::Failure) -> Response<R> {
-    let mut answer = cause::local_answer(failure, failure.status()).map(|_| R::default());
+    let mut answer = cause::local_response(failure, failure.status()).map(|_| R::default());
     answer.headers_mut().remove(http::header::CONTENT_TYPE);
-    answer.extensions_mut().insert(cause::LocalAnswer);
+    answer.extensions_mut().insert(cause::LocalResponse);
     answer
 }
 

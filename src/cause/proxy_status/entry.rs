@@ -5,14 +5,14 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderValue};
 
 use super::PROXY_STATUS;
-use crate::cause::structured::{Entry, Item, Value, is_token, joined, list};
+use crate::cause::structured_fields::{Entry, Item, Value, is_token, joined, list};
 
 /// One hop's member, as read (RFC 9209 section 2).
 ///
 /// What is missing, or of a type that cannot be meant, is `None`. All of it is another's word: a
 /// hop may leave out, rename or invent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct ProxyStatusEntry {
     name: Box<str>,
     error: Option<Box<str>>,
     received_status: Option<u16>,
@@ -21,7 +21,7 @@ pub struct Member {
     details: Option<Box<str>>,
 }
 
-impl Member {
+impl ProxyStatusEntry {
     /// The intermediary, as its deployment calls it.
     pub fn name(&self) -> &str {
         &self.name
@@ -96,11 +96,11 @@ impl Member {
 /// assert_eq!((inner.name(), inner.error(), inner.next_hop()), ("inner", Some("connection_refused"), Some("db:5432")));
 /// assert_eq!((edge.name(), edge.error(), edge.received_status()), ("edge", None, Some(502)));
 /// ```
-pub fn members(headers: &HeaderMap) -> Vec<Member> {
+pub fn entries(headers: &HeaderMap) -> Vec<ProxyStatusEntry> {
     let lines = headers.get_all(PROXY_STATUS).iter().map(HeaderValue::as_bytes);
     let Some(value) = joined(lines) else { return Vec::new() };
     let entries = list(&value).unwrap_or_default();
-    entries.into_iter().filter_map(Member::read).collect()
+    entries.into_iter().filter_map(ProxyStatusEntry::read).collect()
 }
 
 fn text(value: Value<'_>) -> Option<Box<str>> {
@@ -137,26 +137,26 @@ fn protocol(value: Value<'_>) -> Option<Box<[u8]>> {
 mod tests {
     use super::*;
 
-    fn read(lines: &[&[u8]]) -> Vec<Member> {
+    fn read(lines: &[&[u8]]) -> Vec<ProxyStatusEntry> {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(PROXY_STATUS, HeaderValue::from_bytes(line).unwrap());
         }
-        members(&headers)
+        entries(&headers)
     }
 
-    fn one(line: &str) -> Member {
-        let members = read(&[line.as_bytes()]);
-        let [member] = &members[..] else { panic!("{line}: {members:?}") };
+    fn one(line: &str) -> ProxyStatusEntry {
+        let entries = read(&[line.as_bytes()]);
+        let [member] = &entries[..] else { panic!("{line}: {entries:?}") };
         member.clone()
     }
 
     #[test]
     fn the_order_of_the_hops_is_kept_over_lines_and_commas() {
-        let members = read(&[b"origin-side, \"in the middle\"; error=dns_timeout", b"nearest"]);
-        let names: Vec<_> = members.iter().map(Member::name).collect();
+        let entries = read(&[b"origin-side, \"in the middle\"; error=dns_timeout", b"nearest"]);
+        let names: Vec<_> = entries.iter().map(ProxyStatusEntry::name).collect();
         assert_eq!(names, ["origin-side", "in the middle", "nearest"]);
-        assert_eq!(members[1].error(), Some("dns_timeout"));
+        assert_eq!(entries[1].error(), Some("dns_timeout"));
     }
 
     #[test]
@@ -225,15 +225,15 @@ mod tests {
 
     #[test]
     fn the_same_proxy_twice_is_two_members() {
-        let members = read(&[b"gw; error=a, gw; error=b"]);
-        let errors: Vec<_> = members.iter().map(|member| (member.name(), member.error())).collect();
+        let entries = read(&[b"gw; error=a, gw; error=b"]);
+        let errors: Vec<_> = entries.iter().map(|member| (member.name(), member.error())).collect();
         assert_eq!(errors, [("gw", Some("a")), ("gw", Some("b"))]);
     }
 
     #[test]
     fn what_cannot_be_a_hop_is_skipped() {
-        let members = read(&[b"1, (a b);error=x, gw, 1.5;error=x, ?1, :YQ==:, @5, %\"a\""]);
-        assert_eq!(members.iter().map(Member::name).collect::<Vec<_>>(), ["gw"]);
+        let entries = read(&[b"1, (a b);error=x, gw, 1.5;error=x, ?1, :YQ==:, @5, %\"a\""]);
+        assert_eq!(entries.iter().map(ProxyStatusEntry::name).collect::<Vec<_>>(), ["gw"]);
     }
 
     #[test]

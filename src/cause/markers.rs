@@ -11,33 +11,33 @@ use super::{BadGatewayCause, Failure, attach};
 ///
 /// A [`ClassifyLayer`](crate::ClassifyLayer) around that layer reports it and completes its fields.
 #[derive(Clone, Copy)]
-pub(crate) struct LocalAnswer;
+pub(crate) struct LocalResponse;
 
-/// In place of [`LocalAnswer`], once the answer is reported and its fields are complete.
+/// In place of [`LocalResponse`], once the answer is reported and its fields are complete.
 ///
 /// A mark of its own: a fourth extension beside cause, record and one mark would make their map grow.
 #[derive(Clone, Copy)]
-pub(crate) struct CompleteAnswer;
+pub(crate) struct CompleteResponse;
 
 /// In the extensions of the gateway's own answer to a request that it did not forward.
 #[derive(Clone, Copy)]
-pub(crate) struct Rejected;
+pub(crate) struct RejectedRequest;
 
 /// Whether an answer to a failure was made here: never a relayed one, nor a page that a service of the user's own wrote.
 pub(crate) fn is_local(extensions: &Extensions) -> bool {
-    extensions.get::<CompleteAnswer>().is_some() || extensions.get::<LocalAnswer>().is_some()
+    extensions.get::<CompleteResponse>().is_some() || extensions.get::<LocalResponse>().is_some()
 }
 
 /// The usual texts, each made once: a refusal has to be cheap.
 static TEXTS: [OnceLock<String>; BadGatewayCause::ALL.len()] = [const { OnceLock::new() }; BadGatewayCause::ALL.len()];
 
 fn text(failure: &Failure, status: StatusCode) -> Bytes {
-    let (cause, hint) = (failure.cause(), failure.visitor_hint());
+    let (cause, hint) = (failure.cause(), failure.user_hint());
     let written = || {
         let reason = status.canonical_reason().unwrap_or("Error");
         format!("{reason}\n\n{}\n", hint.unwrap_or_default())
     };
-    if status == cause.status() && hint == cause.visitor_hint() {
+    if status == cause.status() && hint == cause.user_hint() {
         Bytes::from_static(TEXTS[cause as usize].get_or_init(written).as_bytes())
     } else {
         written().into()
@@ -45,7 +45,7 @@ fn text(failure: &Failure, status: StatusCode) -> Bytes {
 }
 
 /// Status, cause and one line of text.
-pub(crate) fn local_answer(failure: &Failure, status: StatusCode) -> Response<Bytes> {
+pub(crate) fn local_response(failure: &Failure, status: StatusCode) -> Response<Bytes> {
     let mut answer = Response::new(text(failure, status));
     *answer.status_mut() = status;
     // with room for Retry-After, Proxy-Status, X-Request-Id and what the server adds
@@ -62,8 +62,9 @@ mod tests {
 
     #[test]
     fn the_text_is_that_of_the_status_and_the_failure() {
-        let text =
-            |failure: &Failure, status| String::from_utf8(local_answer(failure, status).into_body().to_vec()).unwrap();
+        let text = |failure: &Failure, status| {
+            String::from_utf8(local_response(failure, status).into_body().to_vec()).unwrap()
+        };
         let open = Failure::builder(BadGatewayCause::CircuitOpen).refusal().build();
         let usual = "Service Unavailable\n\nNothing was processed. Try again.\n";
         assert_eq!(text(&open, open.status()), usual);
