@@ -140,6 +140,19 @@ async fn an_error_is_handed_on() {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
 }
 
+#[tokio::test]
+async fn a_service_under_hypers_server_gets_the_page_too() {
+    let inner = service_fn(|_: Request<Full<Bytes>>| async {
+        Err::<Response<Full<Bytes>>, _>(io::Error::from(io::ErrorKind::ConnectionReset))
+    });
+    let service = layer().layer(ClassifyLayer::new().layer(inner));
+    let service = hyper_util::service::TowerToHyperService::new(service);
+    for _ in 0..3 {
+        let Ok(answer) = hyper::service::Service::call(&service, browser()).await;
+        assert!(text(answer).await.contains("We cannot tell whether your request was carried out."));
+    }
+}
+
 /// An app with a handler that fails, one whose own page fails, and a gateway whose upstream is down.
 async fn app() -> std::net::SocketAddr {
     let failing = || async { Err::<(), _>(Failure::from_error(io::Error::from(io::ErrorKind::TimedOut))) };

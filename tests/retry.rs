@@ -16,7 +16,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::ReplayBody;
 use tower_upstream::cause::{Evidence, Replay, RetryStop};
 use tower_upstream::deadline::{Deadline, DeadlinePropagation};
-use tower_upstream::retry::{Attempts, Hedging, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
+use tower_upstream::retry::{Attempts, Hedging, RetryBody, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
@@ -123,7 +123,7 @@ fn slowly(frames: &'static [&'static str]) -> impl Body<Data = Bytes, Error = In
     })))
 }
 
-type Got = Result<Response<Full<Bytes>>, Failure>;
+type Got = Result<Response<RetryBody<Full<Bytes>>>, Failure>;
 
 async fn send<B>(layer: &RetryLayer, acts: &[Act], request: Request<B>) -> (Got, Seen)
 where
@@ -771,8 +771,7 @@ async fn a_retry_that_waits_for_its_service_ends_at_the_deadline_with_the_last_f
         };
         let begun = Instant::now();
         let service = layer.layer(Once(Arc::default(), Cause::ResetBeforeResponse));
-        let answer = tokio::time::timeout(second * 60, service.oneshot(sent)).await.expect("it ends").unwrap();
-        let failure = Failure::of(&answer).unwrap();
+        let failure = tokio::time::timeout(second * 60, service.oneshot(sent)).await.expect("it ends").unwrap_err();
         assert_eq!(begun.elapsed(), second * 5);
         assert_eq!((failure.cause(), failure.attempts()), (Cause::ResetBeforeResponse, 1));
         assert_eq!(failure.retry_stop(), Some(RetryStop::Deadline));

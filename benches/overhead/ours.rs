@@ -123,7 +123,7 @@ fn retry_off(upstream: Told) -> impl Service<Request<Body>, Response = Response<
 
 fn layered<E>(upstream: Upstream<E>) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>>
 where
-    E: Down + tower_upstream::retry::Told + Into<tower::BoxError> + 'static,
+    E: Down + tower_upstream::retry::HasFailure + Into<tower::BoxError> + 'static,
 {
     layers_with(RetryLayer::new(), breaker(), upstream)
 }
@@ -142,7 +142,7 @@ fn layers_with<E>(
     upstream: Upstream<E>,
 ) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>>
 where
-    E: Down + tower_upstream::retry::Told + Into<tower::BoxError> + 'static,
+    E: Down + tower_upstream::retry::HasFailure + Into<tower::BoxError> + 'static,
 {
     ServiceBuilder::new()
         .layer(ClassifyLayer::new())

@@ -3,20 +3,6 @@
 use http::{Request, Response};
 use tower_service::Service;
 
-/// A response body that a layer can make by itself: any that has a `Default`.
-///
-/// A layer that answers in place of the service inside has to make an answer of the same type. hyper's `Incoming` cannot
-/// be made; the body of [`ClassifyLayer`](crate::ClassifyLayer) can, whatever it holds.
-#[diagnostic::on_unimplemented(
-    message = "this layer answers by itself at times, and cannot make a `{Self}`: it has no `Default`",
-    label = "its answers have the body `{Self}`, which has no `Default`",
-    note = "put `ClassifyLayer` right around the client, inside of this layer: its `ResponseBody` has a `Default`, whatever is in it"
-)]
-pub trait LocalBody: Default {}
-
-#[diagnostic::do_not_recommend]
-impl<B: Default> LocalBody for B {}
-
 /// A service that takes requests with this body.
 ///
 /// Layers that watch request bodies or keep them hand them on in a type of their own.

@@ -8,7 +8,7 @@ mod replay;
 mod response;
 mod upload;
 
-pub use self::bounds::{LocalBody, WrapBody};
+pub use self::bounds::WrapBody;
 pub(crate) use self::length::{Length, content_length, is_plain_number};
 pub use self::replay::{BodyReclaimed, ReplayBody, ReplayHandle};
 pub use self::response::ResponseBody;

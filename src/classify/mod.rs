@@ -332,7 +332,7 @@ middleware_body! {
 impl<S, B, X, E> Service<Request<B>> for Classify<S>
 where
     S: WrapBody<B, Body = X, ServiceError = E>,
-    E: Into<BoxError> + 'static,
+    E: Into<BoxError>,
     X: Body<Data = Bytes> + Unpin + Send + 'static,
     X::Error: Into<BoxError>,
 {
@@ -352,7 +352,7 @@ where
 impl<S, B, X, E> Future for ClassifyFuture<S, B>
 where
     S: WrapBody<B, Body = X, ServiceError = E>,
-    E: Into<BoxError> + 'static,
+    E: Into<BoxError>,
     X: Body<Data = Bytes> + Unpin + Send + 'static,
     X::Error: Into<BoxError>,
 {

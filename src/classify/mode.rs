@@ -15,7 +15,7 @@ use super::settings::REQUEST_ID;
 use super::settings::{Ask, Settings, disowned, is_plain_head, refused_head, scene_of};
 use super::{BoxError, Scene, SharedBody, cut, was_cut};
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure};
-use crate::engine::{Detach, Expired, asks_for_upgrade};
+use crate::engine::{Detach, Expired, Outcome, asks_for_upgrade};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
 
 /// Ends all errors.
@@ -97,6 +97,10 @@ where
 
     fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
         Ok(self.judge(error.into(), calls))
+    }
+
+    fn error_outcome(error: &Self::Error) -> Outcome {
+        match *error {}
     }
 
     fn not_ready(error: E) -> Result<BoxError, Self::Error> {

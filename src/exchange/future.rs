@@ -117,7 +117,6 @@ where
     S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     S::Future: Future<Output = Result<Response<X>, E>>,
     X: Body<Data = Bytes>,
-    E: 'static,
 {
     type Output = Output<P, E, X>;
 
@@ -161,7 +160,6 @@ where
     S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     S::Future: Future<Output = Result<Response<X>, E>>,
     X: Body<Data = Bytes>,
-    E: 'static,
 {
     /// A plain head that shows nothing which another attempt could mend.
     #[inline(always)]
@@ -296,7 +294,13 @@ where
                 let (timer, state) = self.active.parts();
                 let Split { config, context, attempt, .. } = state.split();
                 let service = &mut waiting.as_mut().expect(POLLED_AGAIN).0;
-                match ready!(poll_not_ready(config, context, attempt, timer, service, cx)) {
+                let deadline = self.round.as_ref().and_then(|round| config.requests.deadline(round));
+                match ready!(poll_not_ready(config, context, attempt, timer, deadline, service, cx)) {
+                    TimedPoll::TimedOut(..) if !P::WAITS => {
+                        let Some(round) = self.round.as_mut() else { panic!("{POLLED_AGAIN}") };
+                        let failure = config.requests.give_up(round, RetryStop::Deadline);
+                        Poll::Ready(Some(self.respond_failure(failure, None)))
+                    }
                     TimedPoll::Ready(Ok(())) => {
                         let (mut service, request) = *waiting.take().expect(POLLED_AGAIN);
                         // the timer goes on: the attempt had begun before
@@ -390,8 +394,12 @@ where
             self.supersede_hedge();
             return Poll::Ready(Some(Ok(self.respond(response, stage))));
         }
-        let outcome = Outcome::of(ResponseSummary::of(&response), false);
         let Split { config, context, attempt, .. } = self.active.state().split();
+        if let (Some(round), Some(failure)) = (self.round.as_ref(), Failure::of(&response).cloned()) {
+            let failure = failure.where_body_was_read(config.requests.body_was_read(round));
+            response.extensions_mut().insert(failure);
+        }
+        let outcome = Outcome::of(ResponseSummary::of(&response), false);
         attempt.on_head(config, context, &response, &outcome);
         let Some(round) = self.round.as_mut() else {
             return Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))));
@@ -479,11 +487,11 @@ where
     #[cold]
     fn on_error(&mut self, error: E, cx: &mut Context<'_>) -> Step<P, E, X> {
         self.disarm();
-        let seen = Outcome::error(&error);
         let state = self.active.get();
         match state.config().errors.failure(error, state.attempt.calls) {
             Ok(failure) => self.on_failed(failure, None, cx),
             Err(error) => {
+                let seen = P::Errors::error_outcome(&error);
                 let Split { config, context, attempt, .. } = self.active.state().split();
                 attempt.on_no_head(config, context, &seen);
                 self.active.take().complete(&seen);
@@ -756,7 +764,7 @@ fn local_retry_after<R>(response: &Response<R>) -> Option<Duration> {
 }
 
 /// Reads what is there of a body that is discarded; whether that was all of it.
-pub(crate) fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) -> bool {
+fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) -> bool {
     let mut body = std::pin::pin!(response.into_body());
     let mut left = DRAINED;
     loop {

@@ -134,11 +134,13 @@ impl<F, S, W, P: Spec> Hedge<F, S, W, P> {
                 }
                 HedgeStateProjection::NotReady { waiting } => {
                     let Some(both) = waiting else { return Poll::Ready(HedgeEvent::NotMade) };
+                    let deadline = config.requests.deadline(round);
                     let ready = ready!(super::later::poll_not_ready(
                         config,
                         call,
                         attempt,
                         this.timer.as_mut(),
+                        deadline,
                         &mut both.0,
                         cx
                     ));
@@ -154,6 +156,9 @@ impl<F, S, W, P: Spec> Hedge<F, S, W, P> {
                         }
                         (TimedPoll::TimedOut(failure, now), _) => {
                             this.state.set(HedgeState::Done);
+                            if !P::WAITS {
+                                return Poll::Ready(HedgeEvent::NotMade);
+                            }
                             return Poll::Ready(HedgeEvent::TimedOut(failure, now));
                         }
                         (TimedPoll::Ready(Ok(())), None) => return Poll::Ready(HedgeEvent::NotMade),

@@ -112,7 +112,7 @@ macro_rules! keyed_middleware {
 
         impl<S, B, X, E> tower_service::Service<http::Request<B>> for $service<S>
         where
-            S: $crate::body::Accepts<B, Body = X, Fault = E>,
+            S: $crate::body::WrapBody<B, Body = X, ServiceError = E>,
             X: http_body::Body<Data = bytes::Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
             E: 'static,
         {

@@ -1,10 +1,11 @@
 //! How attempts after the first begin.
 
+use std::future::Future as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::Request;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::active::AttemptState;
 use super::span::AttemptSpan;
@@ -12,7 +13,7 @@ use super::spec::{Config, ErrorMode, Spec};
 use super::timer::{TimedPoll, poll_timed};
 use super::{AttemptProgress, CallContext, Rejection, TimeoutPolicy, publish};
 use crate::body::WrapBody;
-use crate::cause::{ClientCall, ClientCalls, Phase};
+use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, Phase};
 
 /// How an attempt began.
 pub(super) enum Begun<F, S, W, E> {
@@ -85,12 +86,13 @@ pub(super) fn poll_ready<S: WrapBody<W>, W>(
     ready
 }
 
-/// Waits for the inner service under the timeouts of the attempt.
+/// Waits for the inner service under the timeouts of the attempt; where backpressure is passed on, until the deadline.
 pub(super) fn poll_not_ready<P: Spec, S: WrapBody<W>, W>(
     config: &Config<P>,
     call: &CallContext,
     attempt: &mut AttemptState<P>,
-    timer: Pin<&mut Option<Sleep>>,
+    mut timer: Pin<&mut Option<Sleep>>,
+    deadline: Option<Instant>,
     service: &mut S,
     cx: &mut Context<'_>,
 ) -> Poll<TimedPoll<Result<(), S::ServiceError>>> {
@@ -98,6 +100,15 @@ pub(super) fn poll_not_ready<P: Spec, S: WrapBody<W>, W>(
     let mut poll = |cx: &mut Context<'_>| poll_ready(service, calls.claim(), cx);
     match poll(cx) {
         Poll::Ready(ready) => Poll::Ready(TimedPoll::Ready(ready)),
+        Poll::Pending if !P::WAITS => {
+            let Some(deadline) = deadline else { return Poll::Pending };
+            if timer.is_none() {
+                timer.set(Some(sleep_until(deadline)));
+            }
+            let Some(sleep) = timer.as_pin_mut() else { return Poll::Pending };
+            let failure = || Failure::new(BadGatewayCause::DeadlineExceeded);
+            sleep.poll(cx).map(|()| TimedPoll::TimedOut(failure(), deadline))
+        }
         Poll::Pending => poll_timed(config, call, attempt, timer, calls.promised(), cx, |_, cx| poll(cx)),
     }
 }

@@ -56,7 +56,7 @@ macro_rules! middleware_future {
             #[must_use = "futures do nothing unless polled"]
             pub struct $future<S, $b $(, $w: $bound)?>
             where
-                S: $crate::body::Accepts<$sent>,
+                S: $crate::body::WrapBody<$sent>,
                 $($request)*
             {
                 #[pin]
@@ -66,7 +66,7 @@ macro_rules! middleware_future {
 
         impl<S, $b $(, $w: $bound)?> $future<S, $b $(, $w)?>
         where
-            S: $crate::body::Accepts<$sent>,
+            S: $crate::body::WrapBody<$sent>,
             $($request)*
         {
             #[inline]
@@ -77,7 +77,7 @@ macro_rules! middleware_future {
 
         impl<S, $b $(, $w: $bound)?> std::fmt::Debug for $future<S, $b $(, $w)?>
         where
-            S: $crate::body::Accepts<$sent>,
+            S: $crate::body::WrapBody<$sent>,
             $($request)*
         {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -168,7 +168,7 @@ macro_rules! passing_middleware {
 
         impl<S, B, X, E> tower_service::Service<http::Request<B>> for $service<S>
         where
-            S: $crate::body::Accepts<B, Body = X, Fault = E>,
+            S: $crate::body::WrapBody<B, Body = X, ServiceError = E>,
             X: http_body::Body<Data = bytes::Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
             E: 'static,
         {
@@ -189,7 +189,7 @@ macro_rules! passing_middleware {
 
         impl<S, B, X, E> std::future::Future for $future<S, B>
         where
-            S: $crate::body::Accepts<B, Body = X, Fault = E>,
+            S: $crate::body::WrapBody<B, Body = X, ServiceError = E>,
             X: http_body::Body<Data = bytes::Bytes>,
             X::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
             E: 'static,

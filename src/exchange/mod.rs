@@ -1,4 +1,60 @@
-//! The driver: one service, one future and one body behind the middleware.
+//! The driver: the one service, future and response body behind every middleware.
+//!
+//! An [`Exchange`] drives a *call*: a client's request with all its *attempts*. What a middleware adds is its [`Spec`]: a
+//! component around the call (a limiter), one around each attempt (a circuit), timeouts, what becomes of requests
+//! ([`RequestMode`]: sent once, tracked, kept for another attempt) and what becomes of errors ([`ErrorMode`]: passed on, or
+//! classified). A middleware alone leaves the other places empty (`()`); the stack fills all of them. No step has a second
+//! implementation.
+//!
+//! ```text
+//!              +-------------------- one call -------------------------------------------+
+//!  request --> | admit per call --> request kept if another attempt is possible           |
+//!              |   +---------------- one attempt ------------------------------------+    |
+//!              |   | admit per attempt -> timeouts -> inner.call -> check head/error | <--+-- retry decision (pure)
+//!              |   +------------------------------------------------------------------+    |
+//!              | respond: local response | head + body --> complete at the body's end     |
+//!              +--------------------------------------------------------------------------+
+//! ```
+//!
+//! # Where state lives
+//!
+//! | what | where |
+//! |---|---|
+//! | settings of all calls | [`Config`], behind a [`Ref`] whose count belongs to one clone of the service |
+//! | a call's permits, notes, timer | `ActiveCall`, one pinned box that the thread uses again: it moves from the future to the body as one pointer |
+//! | the attempt under way | `State`, in the future; every attempt runs in the same place |
+//! | what another attempt needs | `RequestMode::Round`, and a `Template` of the inner service, where another attempt is possible |
+//! | a hedged attempt | `Hedge`, in a box of its own, with its own permit and timer |
+//!
+//! The states of the future:
+//!
+//! | state | waits for | then |
+//! |---|---|---|
+//! | `Attempt` | the inner future, under the attempt's timeouts; beside it the hedge | a head, an error, a timeout |
+//! | `HoldHead` | the first frame of the body, so that a crash after the head is still a 502 | the response |
+//! | `Backoff` | the pause before another attempt | `ReclaimBody` |
+//! | `ReclaimBody` | the request body, which the attempt before may still have, at most a second | `Attempt` or `NotReady` |
+//! | `NotReady` | the inner service, under the attempt's timeouts | `Attempt` |
+//! | `HedgeOnly` | the hedge, after the first attempt has failed | as `Attempt` |
+//! | `Failed`, `Rejected` | nothing | the failure |
+//!
+//! # Permits and the order of drops
+//!
+//! `Active` is the handle of a call. It is completed once, or cancelled when it is dropped, and never both; a panic of the inner
+//! service cancels it. An attempt's permit is completed when the attempt has failed, and with the call otherwise. In the future
+//! and in the body the handle stands after the inner future or body: their hold on the upstream goes before the permits. A new
+//! attempt begins after the future of the one before was dropped, so that its connection and its hold on the request body are
+//! free. A timeout drops the inner future under a reason, which those inside can ask for ([`drop_reason`]).
+//!
+//! A call ends with its response body: at the head, if the inner body has ended already. A body that stays open is registered
+//! with the [`Sweep`] of its layer, so that `client_idle` and `absolute` apply also while nothing polls it; the sweep and the
+//! consumer share the call in a mutex, and the first that locks it takes it.
+//!
+//! The inner future is polled first, and the timer is armed only when it is pending. The ordinary response (a plain head, a first
+//! frame that is there) takes the straight path: one branch, no box, no lock, no second reading of the clock; everything else is
+//! in cold functions that return `None` where the call goes on.
+
+// calls that are not inlined move requests and responses about: measured
 #![allow(clippy::inline_always)]
 
 mod active;
@@ -16,14 +72,13 @@ mod timer;
 
 pub(crate) use self::active::{ActiveCall, SpareCalls};
 pub(crate) use self::body::{ExchangeBody, set_retry_after};
-pub(crate) use self::future::{ExchangeFuture, drain};
+pub(crate) use self::future::ExchangeFuture;
 pub(crate) use self::keyed::{Key, PerKey, keyed_middleware};
 pub(crate) use self::middleware::{
     middleware_body, middleware_future, middleware_service, middleware_spec, passing_middleware,
 };
 pub(crate) use self::pass_on::{Once, PassOn};
 pub(crate) use self::service::{Exchange, call_keyed};
-pub(crate) use self::span::AttemptSpan;
 pub(crate) use self::spec::*;
 pub(crate) use crate::engine::{
     Abandon as CancelReason, BodyLimits as BodyTimeouts, Call as CallContext, Detach, Expired,

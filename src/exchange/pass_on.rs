@@ -11,7 +11,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::spec::{BodyMode, ErrorMode, FirstFrame, RequestMode, ResponseMode};
-use super::{BoxError, CallContext, Expired};
+use super::{BoxError, CallContext, Expired, Outcome};
 use crate::body::UploadCounters;
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse};
 
@@ -79,6 +79,7 @@ pub(crate) fn local_response(failure: &Failure) -> Response<Bytes> {
 
 impl<E, X> ResponseMode<E, X> for PassOn
 where
+    E: 'static,
     X: Body<Data = Bytes>,
     X::Error: Into<BoxError>,
 {
@@ -87,6 +88,10 @@ where
 
     fn failure(&self, error: E, _: ClientCalls) -> Result<Failure, E> {
         Err(error)
+    }
+
+    fn error_outcome(error: &E) -> Outcome {
+        Outcome::error(error)
     }
 
     fn not_ready(error: E) -> Result<BoxError, E> {

@@ -242,7 +242,7 @@ where
             let template = if config.requests.may_repeat(&round) { template.map(|hold| hold()) } else { None };
             (state, template)
         }
-        other => begin_slow(inner, other, template, request),
+        other => begin_slow(inner, other, P::WAITS, template, request),
     };
     drop(entered);
     attempt.calls = P::Errors::count(calls);
@@ -258,6 +258,7 @@ type Started<F, X, S, W> = (State<F, X, S, W>, Option<Ref<Template<S>>>);
 fn begin_slow<F, X, S, W>(
     inner: &mut S,
     readiness: Readiness,
+    waits: bool,
     template: Option<impl FnOnce() -> Ref<Template<S>>>,
     request: Request<W>,
 ) -> Started<F, X, S, W>
@@ -268,7 +269,7 @@ where
     let state = match (readiness, &template) {
         (Readiness::Failed(error), _) => State::Failed { error: Some(Box::new(error)) },
         // the service that waits keeps its place in the queue
-        (Readiness::Pending | Readiness::NotPolled, Some(template)) => {
+        (Readiness::Pending | Readiness::NotPolled, Some(template)) if waits => {
             let next = (template.clone)(inner);
             let waiting = (std::mem::replace(inner, next), request);
             State::NotReady { waiting: Some(Box::new(waiting)) }

@@ -11,7 +11,9 @@ use http_body::{Body, Frame};
 use tokio::time::Instant;
 
 use super::active::SpareCalls;
-use super::{BoxError, CallContext, CancelReason, Component, Detach, Expired, Rejection, Sweep, TimeoutPolicy};
+use super::{
+    BoxError, CallContext, CancelReason, Component, Detach, Expired, Outcome, Rejection, Sweep, TimeoutPolicy,
+};
 use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, RetryStop};
 
@@ -217,6 +219,12 @@ pub(crate) trait RequestMode<B> {
         Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build()
     }
 
+    /// The time by which a further attempt has to begin, where it waits for its service under no timeout.
+    fn deadline(&self, round: &Self::Round) -> Option<Instant> {
+        let _ = round;
+        None
+    }
+
     /// Whether a second attempt may be sent beside the first.
     #[inline]
     fn hedges(&self, round: &Self::Round) -> bool {
@@ -348,6 +356,9 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     /// The failure that an error is, or the error that is passed on.
     fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error>;
 
+    /// What an error that is passed on says.
+    fn error_outcome(error: &Self::Error) -> Outcome;
+
     /// The inner service never becomes ready: the error to be judged, or the one that is passed on.
     fn not_ready(error: E) -> Result<BoxError, Self::Error>;
 
@@ -445,7 +456,7 @@ impl<C: Component> Component for Option<C> {
     }
 
     #[inline]
-    fn answered(&self, permit: &mut Self::Ticket, call: &CallContext, outcome: &super::Outcome) {
+    fn answered(&self, permit: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
         if let (Some(component), Some(permit)) = (self, permit) {
             component.answered(permit, call, outcome);
         }
@@ -458,7 +469,7 @@ impl<C: Component> Component for Option<C> {
     }
 
     #[inline]
-    fn settle(&self, permit: Self::Ticket, call: &CallContext, outcome: &super::Outcome) {
+    fn settle(&self, permit: Self::Ticket, call: &CallContext, outcome: &Outcome) {
         if let (Some(component), Some(permit)) = (self, permit) {
             component.settle(permit, call, outcome);
         }

@@ -73,24 +73,24 @@
 mod attempts;
 mod backoff;
 mod budget;
-mod call;
 mod decision;
-mod future;
+mod has_failure;
 mod hedging;
 mod kept_head;
 mod ledger;
+mod mode;
 mod pace;
 mod policy;
 mod pushback;
 mod retry_after;
 mod round;
-mod second;
 mod settings;
 mod shown;
 #[cfg(feature = "tower-retry")]
 mod tower_budget;
 
-use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -101,23 +101,20 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub(crate) use self::future::Core;
 use self::kept_head::carry;
-use self::round::begin;
+use self::mode::{Recorded, RetryDeadlines};
 pub(crate) use self::round::{Begun, Next, Round, begin_at};
 use self::settings::Median;
 pub(crate) use self::settings::Settings;
-use crate::body::{LocalBody, ReplayBody, WrapBody};
-use crate::cause::ClientCalls;
+use crate::body::{ReplayBody, WrapBody};
 use crate::deadline::DeadlinePropagation;
-use crate::engine::Handle;
-use crate::exchange::AttemptSpan;
+use crate::exchange::{ActiveCall, Config, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
+use crate::free_list::free_list;
 
 pub use self::attempts::Attempts;
 pub use self::budget::{Balance, RetryBudget, Withdrawal};
-pub use self::call::{ByHyper, ByTower, Told, Way};
 pub use self::decision::{Decision, Situation, Spare, Toward, decide};
-pub use self::future::RetryFuture;
+pub use self::has_failure::HasFailure;
 pub use self::hedging::Hedging;
 pub use self::policy::{RetryOverride, RetryPolicy};
 pub use self::pushback::Pushback;
@@ -235,85 +232,87 @@ impl<S: Clone> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, inner: S) -> Retry<S> {
-        let core = Core::new(self.settings.clone(), inner.clone());
-        Retry { inner, core: Handle::new(Arc::new(core)) }
+        let deadlines = RetryDeadlines(self.settings.deadlines.clone());
+        Retry::new(inner, Arc::new(Config::new((), (), deadlines, self.settings.clone(), Recorded)))
     }
 }
 
-/// The service of [`RetryLayer`].
-pub struct Retry<S> {
-    inner: S,
-    core: Handle<Core<S>>,
-}
+/// Retry alone.
+#[derive(Debug)]
+pub(crate) enum RetrySpec {}
 
-impl<S: Clone> Clone for Retry<S> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), core: self.core.clone() }
+free_list!(SPARE: Pin<Box<ActiveCall<RetrySpec>>>);
+
+impl Spec for RetrySpec {
+    type PerCall = ();
+    type PerAttempt = ();
+    type Timeouts = RetryDeadlines;
+    type Requests = Settings;
+    type Errors = Recorded;
+
+    const WAITS: bool = false;
+    const SPANS: bool = true;
+
+    #[inline]
+    fn spare_calls() -> &'static SpareCalls<Self> {
+        &SPARE
     }
 }
 
-impl<S: fmt::Debug> fmt::Debug for Retry<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retry").field("inner", &self.inner).field("settings", &self.core.settings).finish()
-    }
+middleware_service! {
+    /// The service of [`RetryLayer`].
+    Retry [] RetrySpec, repeating: Clone
 }
 
-impl<S, B, R, E> Service<Request<B>> for Retry<S>
+middleware_future! {
+    /// The future of [`Retry`].
+    RetryFuture<S, B> RetrySpec, ReplayBody<B> where { B: Body<Data = Bytes>, }
+}
+
+middleware_body! {
+    /// The response body of [`Retry`]: that of the last attempt.
+    ///
+    /// Its error is the inner body's own, boxed.
+    RetryBody<X> RetrySpec, X, BoxError, { X: Body<Data = Bytes>, X::Error: Into<BoxError>, }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl<S, B, X, E> Service<Request<B>> for Retry<S>
 where
-    S: WrapBody<ReplayBody<B>, Body = R, ServiceError = E> + Clone,
-    E: Told,
+    S: WrapBody<ReplayBody<B>, Body = X, ServiceError = E>,
+    E: HasFailure,
     B: Body<Data = Bytes>,
-    R: Body<Data = Bytes> + LocalBody,
+    X: Body<Data = Bytes>,
+    X::Error: Into<BoxError>,
 {
-    type Response = Response<R>;
-    type Error = S::Error;
-    type Future = RetryFuture<S, B, ByTower>;
+    type Response = Response<RetryBody<X>>;
+    type Error = E;
+    type Future = RetryFuture<S, B>;
 
     #[inline]
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
+        self.exchange.poll_ready::<B, X, E>(cx)
     }
 
     #[inline]
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let core = self.core.hold();
-        let begun = begin(&core.settings, &mut request);
-        let span = AttemptSpan::open(&request, 0);
-        let (parts, body) = request.into_parts();
-        let (round, body) = begun.with(&core.settings, body);
-        let entered = span.enter();
-        let calls = ClientCalls::begin();
-        let call = self.inner.call(Request::from_parts(parts, body));
-        let calls = calls.end();
-        drop(entered);
-        RetryFuture::new(call, core, round, span, calls)
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        RetryFuture::new(self.exchange.call(request))
     }
 }
 
-/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
-impl<S, B, R> hyper::service::Service<Request<B>> for Retry<S>
+impl<S, B, X, E> Future for RetryFuture<S, B>
 where
-    S: hyper::service::Service<Request<ReplayBody<B>>, Response = Response<R>> + Clone,
-    S::Error: Told,
+    S: WrapBody<ReplayBody<B>, Body = X, ServiceError = E>,
+    E: HasFailure,
     B: Body<Data = Bytes>,
-    R: Body<Data = Bytes> + LocalBody,
+    X: Body<Data = Bytes>,
+    X::Error: Into<BoxError>,
 {
-    type Response = Response<R>;
-    type Error = S::Error;
-    type Future = RetryFuture<S, B, ByHyper>;
+    type Output = Result<Response<RetryBody<X>>, E>;
 
     #[inline]
-    fn call(&self, mut request: Request<B>) -> Self::Future {
-        let core = self.core.hold_own();
-        let begun = begin(&core.settings, &mut request);
-        let span = AttemptSpan::open(&request, 0);
-        let (parts, body) = request.into_parts();
-        let (round, body) = begun.with(&core.settings, body);
-        let entered = span.enter();
-        let calls = ClientCalls::begin();
-        let call = self.inner.call(Request::from_parts(parts, body));
-        let calls = calls.end();
-        drop(entered);
-        RetryFuture::new(call, core, round, span, calls)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().call.poll(cx).map(|result| result.map(|response| response.map(RetryBody::new)))
     }
 }

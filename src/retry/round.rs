@@ -3,7 +3,6 @@
 use http::{Method, Request, Response};
 use tokio::time::Instant;
 
-use super::call::Told;
 use super::decision::{is_idempotent, is_safe};
 use super::kept_head::KeptHead;
 use super::settings::Settings;
@@ -61,21 +60,11 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// Takes the body as well.
+    /// Takes the body as well, of which `body_cap` bytes are kept at most.
     ///
     /// The request itself is no argument and no result: moving it is most of what a layer costs.
     #[inline(always)]
     pub(crate) fn with<B: http_body::Body<Data = bytes::Bytes>>(
-        self,
-        settings: &Settings,
-        body: B,
-    ) -> (Round<B>, ReplayBody<B>) {
-        self.with_cap(settings.body_cap, body)
-    }
-
-    /// The same, with what is kept of the body at most.
-    #[inline(always)]
-    pub(crate) fn with_cap<B: http_body::Body<Data = bytes::Bytes>>(
         self,
         body_cap: usize,
         body: B,
@@ -92,18 +81,6 @@ impl Begun {
 }
 
 /// Reads what counts of a request, and copies its head if that may be of use.
-#[inline(always)]
-pub(super) fn begin<B>(settings: &Settings, request: &mut Request<B>) -> Begun {
-    let facts = Facts::of(request);
-    if settings.is_idle(facts.exception) {
-        return Begun { head: None, facts };
-    }
-    let now = Instant::now();
-    let deadline = settings.deadline(request, now);
-    Begun::counted(settings, request, facts, now, deadline)
-}
-
-/// The same where somebody else has read the clock and the caller's deadline.
 #[inline(always)]
 pub(crate) fn begin_at<B>(
     settings: &Settings,
@@ -223,9 +200,9 @@ impl<B> Round<B> {
         let pushback = Pushback::of(response.headers(), self.facts.protocol, settings.wall());
         let record = record_of(shown);
         match self.decided(settings, shown, pushback) {
-            Ok(next) => {
+            Ok(at) => {
                 self.failed(record);
-                next
+                Next::Again(at)
             }
             Err(stop) => {
                 let told = matches!(shown, Shown::Failure(_) | Shown::Cause(_));
@@ -239,24 +216,15 @@ impl<B> Round<B> {
         }
     }
 
-    /// Looks at an error that is a record.
-    pub(crate) fn error<E: Told>(&mut self, settings: &Settings, error: E) -> Result<Next, E> {
-        match self.decided(settings, Shown::Failure(error.record()), None) {
-            Ok(next) => {
-                self.failed(error.record().clone());
-                Ok(next)
+    /// Looks at a failure: when another attempt follows, or the failure of the call.
+    pub(crate) fn error(&mut self, settings: &Settings, failure: Failure) -> Result<Option<Instant>, Failure> {
+        match self.decided(settings, Shown::Failure(&failure), None) {
+            Ok(at) => {
+                self.failed(failure);
+                Ok(at)
             }
-            Err(stop) => Err(error.amend(|record| self.give_up(record, stop))),
+            Err(stop) => Err(self.give_up(failure, stop)),
         }
-    }
-
-    /// One of two attempts has failed while the other is under way.
-    pub(super) fn one_failed<R, E: Told>(&mut self, result: &Result<Response<R>, E>) {
-        let record = match result {
-            Ok(response) => self.record_of(response),
-            Err(error) => Some(error.record().clone()),
-        };
-        self.concurrent_failed(record);
     }
 
     /// The record of a response that shows a failure.
@@ -264,7 +232,7 @@ impl<B> Round<B> {
         Shown::of(response, self.facts.protocol).map(record_of)
     }
 
-    /// The same as [`one_failed`](Self::one_failed), with its record.
+    /// One of two attempts has failed while the other is under way.
     pub(crate) fn concurrent_failed(&mut self, record: Option<Failure>) {
         let Some(past) = self.past_mut() else { return };
         // it is counted as overtaken until here
@@ -279,7 +247,7 @@ impl<B> Round<B> {
         settings: &Settings,
         shown: Shown<'_>,
         pushback: Option<Pushback>,
-    ) -> Result<Next, RetryStop> {
+    ) -> Result<Option<Instant>, RetryStop> {
         let now = Instant::now();
         let spare = match &self.kept {
             Some(kept) if kept.body.is_possible() => Spare::Kept,
@@ -311,7 +279,7 @@ impl<B> Round<B> {
                 if let Some(past) = self.past_mut() {
                     past.token = token;
                 }
-                Ok(Next::Again((!after.is_zero()).then_some(at)))
+                Ok((!after.is_zero()).then_some(at))
             }
         }
     }
@@ -380,21 +348,12 @@ impl<B> Round<B> {
         Some((request, attempt - 1))
     }
 
-    /// The failure to tell where another attempt was decided and turned out to be impossible.
-    pub(super) fn impossible(&mut self) -> Failure {
-        self.ended(RetryStop::NotReplayable)
-    }
-
-    /// The failure to tell where another attempt was decided and cannot begin in time.
-    pub(super) fn too_late(&mut self) -> Failure {
-        self.ended(RetryStop::Deadline)
-    }
-
     /// Until when the next attempt has to begin.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         Some(self.kept.as_ref()?.head.deadline?.instant())
     }
 
+    /// The failure to tell where another attempt was decided and is not made.
     pub(crate) fn ended(&mut self, stop: RetryStop) -> Failure {
         let attempts = self.take_past().unwrap_or_default().attempts;
         let nothing = || Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build();
@@ -487,9 +446,12 @@ mod tests {
     use super::*;
     use crate::retry::{RetryBudget, RetryPolicy};
 
-    fn copied(settings: &Settings, request: Request<()>) -> bool {
-        let mut request = request;
-        begin(settings, &mut request).head.is_some()
+    fn begin(settings: &Settings, request: &Request<()>) -> Begun {
+        begin_at(settings, request, Instant::now(), None)
+    }
+
+    fn copied(settings: &Settings, request: &Request<()>) -> bool {
+        begin(settings, request).head.is_some()
     }
 
     fn get() -> Request<()> {
@@ -498,20 +460,20 @@ mod tests {
 
     #[test]
     fn a_request_is_copied_only_where_another_attempt_is_possible() {
-        assert!(copied(&Settings::default(), get()));
+        assert!(copied(&Settings::default(), &get()));
         let once = Settings { policy: RetryPolicy::new().attempts(1), ..Settings::default() };
-        assert!(!copied(&once, get()));
-        assert!(copied(&once, Request::builder().extension(RetryOverride::up_to(2)).body(()).unwrap()));
+        assert!(!copied(&once, &get()));
+        assert!(copied(&once, &Request::builder().extension(RetryOverride::up_to(2)).body(()).unwrap()));
         let never = Request::builder().extension(RetryOverride::none()).body(()).unwrap();
-        assert!(!copied(&Settings::default(), never));
-        assert!(!copied(&Settings::default(), Request::connect("a:1").body(()).unwrap()));
+        assert!(!copied(&Settings::default(), &never));
+        assert!(!copied(&Settings::default(), &Request::connect("a:1").body(()).unwrap()));
         let upgrade = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");
-        assert!(!copied(&Settings::default(), upgrade.body(()).unwrap()));
+        assert!(!copied(&Settings::default(), &upgrade.body(()).unwrap()));
         let spent = Settings { budget: RetryBudget::new(), ..Settings::default() };
         while let Some(token) = spent.budget.withdraw(Instant::now()) {
             token.sent();
         }
-        assert!(!copied(&spent, get()));
+        assert!(!copied(&spent, &get()));
     }
 
     #[test]
@@ -519,10 +481,9 @@ mod tests {
         let hedging = Some(super::super::Hedging::after(std::time::Duration::ZERO));
         let settings = Settings { hedging, ..Settings::default() };
         let body = http_body_util::Empty::<bytes::Bytes>::new();
-        let (mut round, _) = begin(&settings, &mut get()).with(&settings, body);
+        let (mut round, _) = begin(&settings, &get()).with(settings.body_cap, body);
         assert!(round.hedge(&settings).is_some());
-        let failed: Result<Response<()>, _> = Err(Failure::new(BadGatewayCause::ResetBeforeResponse));
-        round.one_failed(&failed);
+        round.concurrent_failed(Some(Failure::new(BadGatewayCause::ResetBeforeResponse)));
         let (request, resends) = round.beside(&settings, ()).unwrap();
         assert_eq!((resends, request.headers()["x-envoy-attempt-count"].as_bytes()), (1, b"2".as_slice()));
         let mut answer = Response::new(());
@@ -535,7 +496,7 @@ mod tests {
     fn a_budget_hears_of_the_calls_that_it_could_pay_for() {
         let once = Settings { policy: RetryPolicy::new().attempts(1), ..Settings::default() };
         let answered = |settings: &Settings| {
-            let (mut round, _) = begin(settings, &mut get()).with(settings, http_body_util::Empty::new());
+            let (mut round, _) = begin(settings, &get()).with(settings.body_cap, http_body_util::Empty::new());
             round.succeeded(settings, &mut Response::new(()));
             settings.budget.snapshot(Instant::now()).deposits
         };

@@ -54,33 +54,10 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether there is nothing to do for a request: one attempt, and no clock to be kept.
-    #[inline]
-    pub(crate) fn is_idle(&self, exception: Option<RetryOverride>) -> bool {
-        !self.policy.allows_more(exception) && self.deadlines.is_none()
-    }
-
     /// Whether a copy is worth making, as far as it does not depend on the request's head.
     #[inline]
     pub(crate) fn may_repeat(&self, exception: Option<RetryOverride>) -> bool {
         self.policy.allows_more(exception) && self.budget.may_retry()
-    }
-
-    /// Until when the answer is of use.
-    ///
-    /// A caller's own deadline goes on to the first attempt as an extension; the total does not, as the limits inside
-    /// begin with it.
-    #[inline]
-    pub(super) fn deadline<B>(&self, request: &mut Request<B>, now: Instant) -> Option<Deadline> {
-        let mut deadline = Deadline::of(request.extensions());
-        if let Some(deadlines) = &self.deadlines {
-            let read = deadlines.extract(request.headers(), request.extensions(), now);
-            deadline = Deadline::min(deadline, read.map(|deadline| deadline.minus_response_margin(now)));
-            if let Some(deadline) = deadline {
-                request.extensions_mut().insert(deadline);
-            }
-        }
-        Deadline::min(deadline, self.total.map(|total| Deadline::after(now, total)))
     }
 
     /// Counts an attempt on its request.

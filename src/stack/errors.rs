@@ -11,7 +11,7 @@ use http_body::Body;
 use super::note::{Notes, note};
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, is_local};
 use crate::classify::{Classified, SharedBody};
-use crate::engine::{Detach, Expired};
+use crate::engine::{Detach, Expired, Outcome};
 use crate::error_page::ErrorPage;
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
 
@@ -104,6 +104,10 @@ where
 
     fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
         Ok(self.judge(error.into(), calls))
+    }
+
+    fn error_outcome(error: &Self::Error) -> Outcome {
+        match *error {}
     }
 
     fn not_ready(error: E) -> Result<BoxError, Self::Error> {

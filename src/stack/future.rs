@@ -40,7 +40,7 @@ where
     S: WrapBody<RequestBody<B>, Body = X, ServiceError = E>,
     X: Body<Data = Bytes> + Send + Unpin + 'static,
     X::Error: Into<BoxError>,
-    E: Into<BoxError> + 'static,
+    E: Into<BoxError>,
 {
     type Output = Result<Response<UpstreamBody<X>>, Infallible>;
 

@@ -192,7 +192,7 @@ where
     S: WrapBody<RequestBody<B>, Body = X, ServiceError = E>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
     X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
-    E: Into<BoxError> + 'static,
+    E: Into<BoxError>,
 {
     type Response = Response<UpstreamBody<X>>;
     type Error = std::convert::Infallible;
@@ -218,7 +218,7 @@ where
     S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + Clone,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
     X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
-    E: Into<BoxError> + 'static,
+    E: Into<BoxError>,
 {
     type Response = Response<UpstreamBody<X>>;
     type Error = std::convert::Infallible;

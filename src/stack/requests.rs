@@ -72,7 +72,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> (Round<B>, RequestBody<B>) {
         let cap = self.settings().map_or(0, |settings| settings.body_cap);
-        let (round, body) = started.with_cap(cap, body);
+        let (round, body) = started.with(cap, body);
         (round, self.track(body, now, upload))
     }
 
@@ -104,10 +104,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
 
     fn on_failure(&self, round: &mut Round<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
         let Some(retry) = &self.retry else { return Err(failure) };
-        match round.error(retry.settings(), failure)? {
-            Next::Again(at) => Ok(at),
-            Next::Answer => Err(round.ended(RetryStop::NotReplayable)),
-        }
+        round.error(retry.settings(), failure)
     }
 
     fn body_was_read(&self, round: &Round<B>) -> bool {

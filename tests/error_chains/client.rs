@@ -51,7 +51,8 @@ pub fn get(target: impl AsRef<str>) -> Request<Upload> {
 /// Sends a request through [`ClassifyLayer`] and reads the answer to its end.
 pub async fn ask<S, Q, B>(service: S, request: Request<Q>) -> Got
 where
-    S: Service<Request<Q>, Response = Response<B>, Error: Into<BoxError> + 'static>,
+    S: Service<Request<Q>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {

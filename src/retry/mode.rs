@@ -1,0 +1,263 @@
+//! Retry as modes of the driver: what a retry layer does with requests, with errors, and with deadlines.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::Body;
+use tokio::time::Instant;
+
+use super::has_failure::HasFailure;
+use super::round::{Begun, Next, Round, begin_at};
+use super::settings::Settings;
+use crate::body::{ReplayBody, UploadCounters};
+use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
+use crate::deadline::{Deadline, DeadlinePropagation};
+use crate::engine::{BodyLimits, Call, Expired, Finding, Limits, Outcome, Sight};
+use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassOn, RequestMode, ResponseMode};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
+    type Body = ReplayBody<B>;
+    type Started = Begun;
+    type Round = Round<B>;
+    type Replay = ReplayBody<B>;
+
+    #[inline]
+    fn begin(&self, request: &Request<B>, call: &Call, once: bool) -> Begun {
+        if once { Begun::once(request) } else { begin_at(self, request, call.now, call.deadline) }
+    }
+
+    #[inline]
+    fn wrap(
+        &self,
+        started: Begun,
+        body: B,
+        _: Instant,
+        _: &mut Option<Arc<UploadCounters>>,
+    ) -> (Round<B>, ReplayBody<B>) {
+        started.with(self.body_cap, body)
+    }
+
+    #[inline]
+    fn may_repeat(&self, round: &Round<B>) -> bool {
+        round.may_repeat()
+    }
+
+    #[inline]
+    fn passes<R>(&self, round: &Round<B>, response: &Response<R>) -> bool {
+        round.passes(response)
+    }
+
+    #[inline]
+    fn on_success<R>(&self, round: &mut Round<B>, response: &mut Response<R>) {
+        round.in_time(self);
+        round.succeeded(self, response);
+    }
+
+    fn on_response<R>(&self, round: &mut Round<B>, response: &mut Response<R>) -> NextStep {
+        match round.response(self, response) {
+            Next::Answer => NextStep::Respond,
+            Next::Again(at) => NextStep::Retry(at),
+        }
+    }
+
+    fn on_failure(&self, round: &mut Round<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
+        round.error(self, failure)
+    }
+
+    fn body_was_read(&self, round: &Round<B>) -> bool {
+        round.body_was_read()
+    }
+
+    fn poll_replay(&self, round: &Round<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+        round.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
+    }
+
+    fn next_request(
+        &self,
+        round: &mut Round<B>,
+        body: ReplayBody<B>,
+        _: &mut Option<Arc<UploadCounters>>,
+    ) -> Option<(Request<ReplayBody<B>>, u32)> {
+        round.again(self, body)
+    }
+
+    fn give_up(&self, round: &mut Round<B>, stop: RetryStop) -> Failure {
+        round.ended(stop)
+    }
+
+    fn deadline(&self, round: &Round<B>) -> Option<Instant> {
+        round.deadline()
+    }
+
+    #[inline]
+    fn hedges(&self, round: &Round<B>) -> bool {
+        round.hedges()
+    }
+
+    fn hedge_at(&self, round: &Round<B>) -> Option<Instant> {
+        round.due(self)
+    }
+
+    fn hedge_body(&self, round: &mut Round<B>) -> Option<ReplayBody<B>> {
+        round.hedge(self)
+    }
+
+    fn hedge_request(
+        &self,
+        round: &mut Round<B>,
+        body: ReplayBody<B>,
+        _: &mut Option<Arc<UploadCounters>>,
+    ) -> Option<(Request<ReplayBody<B>>, u32)> {
+        round.beside(self, body)
+    }
+
+    fn on_concurrent_failure(&self, round: &mut Round<B>, failure: Option<Failure>) {
+        round.concurrent_failed(failure);
+    }
+
+    fn record_of<R>(&self, round: &Round<B>, response: &Response<R>) -> Option<Failure> {
+        round.record_of(response)
+    }
+}
+
+/// The inner service's errors have a record already; the error of the last attempt is passed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recorded;
+
+impl ErrorMode for Recorded {
+    type Notes = ();
+    type BodyError = BoxError;
+
+    const FLUSHES: bool = false;
+    const TRACKS_BODY: bool = false;
+    const SWEEPS_SHORT: bool = false;
+
+    fn judge(&self, error: BoxError, calls: ClientCalls) -> Failure {
+        PassOn.judge(error, calls)
+    }
+
+    /// In place of a response that was discarded already: no text of its own.
+    fn local_response(&self, (): &mut (), failure: &Failure, _: Option<Duration>) -> Response<Bytes> {
+        let mut response = cause::local_response(failure, failure.status()).map(|_| Bytes::new());
+        response.headers_mut().remove(http::header::CONTENT_TYPE);
+        response.extensions_mut().insert(LocalResponse);
+        response
+    }
+
+    fn body_error(error: BoxError) -> (BoxError, BadGatewayCause, Option<Failure>) {
+        PassOn::body_error(error)
+    }
+
+    fn report_expired(&self, (): &mut (), _: Expired, failure: Failure) -> Failure {
+        failure
+    }
+}
+
+impl<E, X> ResponseMode<E, X> for Recorded
+where
+    E: HasFailure,
+    X: Body<Data = Bytes>,
+    X::Error: Into<BoxError>,
+{
+    type Error = E;
+    type Inner = X;
+
+    fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, E> {
+        Ok(error.into_failure().about(calls))
+    }
+
+    fn error_outcome(error: &E) -> Outcome {
+        Outcome::error(error)
+    }
+
+    fn not_ready(error: E) -> Result<BoxError, E> {
+        Err(error)
+    }
+
+    fn respond(&self, (): &mut (), failure: Failure, after: Option<Duration>) -> Result<Response<Bytes>, E> {
+        match E::from_failure(failure) {
+            Ok(error) => Err(error),
+            Err(failure) => Ok(self.local_response(&mut (), &failure, after)),
+        }
+    }
+
+    #[inline]
+    fn is_plain(response: &Response<X>) -> bool {
+        response.extensions().is_empty()
+    }
+
+    fn check(
+        &self,
+        (): &(),
+        response: &mut Response<X>,
+        calls: ClientCalls,
+        known_as: Option<ClientCall>,
+    ) -> Option<Failure> {
+        if let Some(failure) = Failure::of(response).cloned() {
+            response.extensions_mut().insert(failure.about(calls).known_as(known_as));
+        }
+        None
+    }
+
+    #[inline]
+    fn holds(&self, (): &(), _: &Response<X>) -> bool {
+        false
+    }
+
+    fn hold_for(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn poll_first(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
+        Poll::Pending
+    }
+
+    #[inline]
+    fn inner(body: X) -> X {
+        body
+    }
+}
+
+impl<Y> BodyMode<Y> for Recorded {}
+
+/// Reads the client's deadline; timeouts stand inside.
+#[derive(Clone, Debug)]
+pub(crate) struct RetryDeadlines(pub(super) Option<DeadlinePropagation>);
+
+impl Limits for RetryDeadlines {
+    type Watch = ();
+
+    #[inline]
+    fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) {
+        call.deadline = Deadline::of(request.extensions());
+        let Some(deadlines) = &self.0 else { return };
+        let read = deadlines.extract(request.headers(), request.extensions(), call.now);
+        let read = read.map(|deadline| deadline.minus_response_margin(call.now));
+        call.deadline = Deadline::min(call.deadline, read);
+        if let Some(deadline) = call.deadline {
+            // for the timeouts inside
+            request.extensions_mut().insert(deadline);
+        }
+    }
+
+    fn begin_later<B>(&self, call: &mut Call, request: &mut Request<B>) {
+        call.deadline = Deadline::of(request.extensions());
+    }
+
+    fn first(&self, (): &(), _: &Call) -> Option<Instant> {
+        None
+    }
+
+    fn look(&self, (): &mut (), _: &Call, _: Instant, _: &Sight) -> Finding {
+        unreachable!("no timer was armed")
+    }
+
+    fn body(&self, _: &Call) -> BodyLimits {
+        BodyLimits::default()
+    }
+}
