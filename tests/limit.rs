@@ -25,7 +25,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::cause::{Evidence, Phase, Replay};
-use tower_upstream::engine::Tunnel;
+use tower_upstream::exchange::Tunnel;
 use tower_upstream::limit::LimitLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};

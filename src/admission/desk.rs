@@ -10,7 +10,7 @@ use super::guard::Guard;
 use super::places::{NoPlace, Places};
 use super::service_time::ServiceTime;
 use crate::deadline::{Clock, Deadline};
-use crate::engine::{Call, Kind};
+use crate::exchange::{CallContext, CallKind};
 
 /// All that the clones of one layer share.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Desk {
 #[derive(Debug)]
 pub struct Ticket {
     number: u32,
-    kind: Kind,
+    kind: CallKind,
     /// Let in to prove the estimate.
     probe: bool,
 }
@@ -82,7 +82,7 @@ impl Desk {
     }
 
     /// Lets a call in, or says why not.
-    pub(super) fn admit(&self, call: &Call, at_once: u32) -> Result<Ticket, No> {
+    pub(super) fn admit(&self, call: &CallContext, at_once: u32) -> Result<Ticket, No> {
         let age = call.now.saturating_duration_since(*self.opened.get_or_init(|| call.now));
         let callers_clock = call.deadline.is_some_and(|deadline| deadline.clock() == Clock::Client);
         if callers_clock {
@@ -129,9 +129,9 @@ impl Desk {
     pub(super) fn settle(&self, ticket: &Ticket, took: Duration, at_once: u32) {
         self.places.free(ticket.kind);
         match (ticket.kind, ticket.probe) {
-            (Kind::Unbounded, _) => {}
-            (Kind::Bounded, false) => self.service.learn(took, ticket.number, at_once),
-            (Kind::Bounded, true) => self.service.prove(took, ticket.number, at_once),
+            (CallKind::Unbounded, _) => {}
+            (CallKind::Bounded, false) => self.service.learn(took, ticket.number, at_once),
+            (CallKind::Bounded, true) => self.service.prove(took, ticket.number, at_once),
         }
     }
 
@@ -154,7 +154,7 @@ impl Desk {
             // callers leave by their own timers, which are not to the point
             deadline.clock() == Clock::Own && deadline.remaining(now) <= deadline.remaining(began) / 16
         });
-        if waited && ticket.kind == Kind::Bounded {
+        if waited && ticket.kind == CallKind::Bounded {
             self.service.learn_at_least(now.saturating_duration_since(began), ticket.number, at_once);
         }
     }
@@ -214,14 +214,14 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn call(now: Instant, left: impl Into<Option<Duration>>) -> Call {
-        let mut call = Call::new(now);
+    fn call(now: Instant, left: impl Into<Option<Duration>>) -> CallContext {
+        let mut call = CallContext::new(now);
         call.deadline = left.into().map(|left| Deadline::after(now, left));
         call
     }
 
-    fn by_callers_clock(now: Instant, left: Duration) -> Call {
-        let mut call = Call::new(now);
+    fn by_client_clock(now: Instant, left: Duration) -> CallContext {
+        let mut call = CallContext::new(now);
         call.deadline = Some(Deadline::after(now, left).by_client_clock());
         call
     }
@@ -237,7 +237,7 @@ mod tests {
         desk
     }
 
-    fn no(desk: &Desk, call: &Call) -> Option<No> {
+    fn no(desk: &Desk, call: &CallContext) -> Option<No> {
         desk.admit(call, 1).err()
     }
 
@@ -302,7 +302,7 @@ mod tests {
             desk.abandon(&ticket, asked.deadline, now, now + after, 1);
             assert_eq!(desk.service_time().unwrap().as_millis(), average);
         }
-        let wrong = by_callers_clock(now, MS * 9000);
+        let wrong = by_client_clock(now, MS * 9000);
         let ticket = desk.admit(&wrong, 1).unwrap();
         desk.abandon(&ticket, wrong.deadline, now, now + MS * 9000, 1);
         assert_eq!(desk.service_time().unwrap().as_millis(), 59, "its deadline may be another than it meant");
@@ -313,7 +313,7 @@ mod tests {
     fn streams_hold_their_place_and_delay_nobody() {
         let now = Instant::now();
         let desk = learned(4, MS * 30, now);
-        let stream = Call { kind: Kind::Unbounded, ..call(now, None) };
+        let stream = CallContext { kind: CallKind::Unbounded, ..call(now, None) };
         let streams: Vec<_> = (0..3).map(|_| desk.admit(&stream, 1).unwrap()).collect();
         assert_eq!(no(&desk, &call(now, MS * 31)), None);
         assert!(matches!(no(&desk, &call(now, MS * 31)), Some(No::Full(_))));
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn a_wrong_clock_shuts_nobody_out() {
         let (desk, now) = (Desk::new(999), Instant::now());
-        let refused = (0..100).filter(|_| desk.admit(&by_callers_clock(now, Duration::ZERO), 1).is_err()).count();
+        let refused = (0..100).filter(|_| desk.admit(&by_client_clock(now, Duration::ZERO), 1).is_err()).count();
         assert_eq!((refused, desk.refused().passed, desk.refused().spared), (20, 20, 80));
         // while a deadline by our own clock is believed
         assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(No::Passed));
@@ -337,7 +337,7 @@ mod tests {
         let now = Instant::now();
         let desk = learned(999, MS * 30, now);
         assert_eq!(no(&desk, &call(now, None)), None);
-        let refused = (0..100).filter(|_| desk.admit(&by_callers_clock(now, MS), 1).is_err()).count();
+        let refused = (0..100).filter(|_| desk.admit(&by_client_clock(now, MS), 1).is_err()).count();
         assert_eq!((refused, desk.refused().late, desk.refused().spared), (20, 20, 80));
     }
 
@@ -366,18 +366,18 @@ mod tests {
         fn places_are_exact_and_a_free_worker_refuses_only_the_dead(cap in 1_usize..6, at_once in 1_u32..4, steps in steps()) {
             let desk = Desk::new(cap);
             let mut now = Instant::now();
-            let mut open: Vec<(Ticket, Call)> = Vec::new();
+            let mut open: Vec<(Ticket, CallContext)> = Vec::new();
             for step in steps {
                 match step {
                     Step::Admit { left, stream, callers } => {
                         let mut call = call(now, left.map(Duration::from_millis));
                         if stream {
-                            call.kind = Kind::Unbounded;
+                            call.kind = CallKind::Unbounded;
                         }
                         if callers {
                             call.deadline = call.deadline.map(Deadline::by_client_clock);
                         }
-                        let bounded = open.iter().filter(|(ticket, _)| ticket.kind == Kind::Bounded).count();
+                        let bounded = open.iter().filter(|(ticket, _)| ticket.kind == CallKind::Bounded).count();
                         let dead = left == Some(0);
                         match desk.admit(&call, at_once) {
                             Ok(ticket) => {

@@ -48,7 +48,7 @@
 //! use http::Request;
 //! use tower::ServiceExt;
 //! use tower_upstream::admission::AdmissionLayer;
-//! use tower_upstream::deadline::{Deadline, Deadlines};
+//! use tower_upstream::deadline::{Deadline, DeadlinePropagation};
 //! use tower_upstream::{BadGatewayCause, Failure};
 //!
 //! # async fn query() -> &'static str { "42" }
@@ -62,7 +62,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! // only our gateways reach this app
-//! let deadlines = Deadlines::new().trusting_everyone().expose();
+//! let deadlines = DeadlinePropagation::new().trusting_everyone().expose();
 //! let admission = AdmissionLayer::new(200).concurrency(8).deadlines(deadlines);
 //! let app = Router::new().route("/", get(answer)).layer(admission.clone());
 //!
@@ -93,7 +93,7 @@ use tower_layer::Layer;
 use self::desk::{Desk, No};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{DeadlineOnly, DeadlinePropagation};
-use crate::engine::{Abandon, Call, Kind, Outcome, Part, Refusal};
+use crate::exchange::{CallContext, CallKind, CancelReason, Component, Outcome, Rejection};
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::stats::reachable;
 
@@ -157,7 +157,7 @@ impl AdmissionLayer {
     ///
     /// Such an exchange holds its place under the cap, is ahead of nobody, and teaches nothing about others.
     pub fn unbounded(mut self) -> Self {
-        Arc::make_mut(&mut self.config).timeouts.kind = Kind::Unbounded;
+        Arc::make_mut(&mut self.config).timeouts.kind = CallKind::Unbounded;
         self
     }
 
@@ -206,25 +206,27 @@ pub(crate) struct Admission {
     refusals: [Failure; 3],
 }
 
-impl Part for Admission {
+impl Component for Admission {
     type Ticket = Ticket;
 
     #[inline]
-    fn admit(&self, call: &Call) -> Result<Ticket, Refusal> {
+    fn admit(&self, call: &CallContext) -> Result<Ticket, Rejection> {
         self.desk.admit(call, self.at_once).map_err(|no| self.refusal(no))
     }
 
-    fn settle(&self, ticket: Ticket, call: &Call, outcome: &Outcome) {
+    fn settle(&self, ticket: Ticket, call: &CallContext, outcome: &Outcome) {
         if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
             return self.desk.release(&ticket);
         }
         self.desk.settle(&ticket, outcome.now().saturating_duration_since(call.now), self.at_once);
     }
 
-    fn abandon(&self, ticket: Ticket, call: &Call, why: Abandon) {
+    fn abandon(&self, ticket: Ticket, call: &CallContext, why: CancelReason) {
         match why {
             // how long a client takes to read says nothing about an answer
-            Abandon::Refused(_) | Abandon::TimedOut(BadGatewayCause::ClientClosed) => self.desk.release(&ticket),
+            CancelReason::Rejected(_) | CancelReason::TimedOut(BadGatewayCause::ClientClosed) => {
+                self.desk.release(&ticket);
+            }
             _ => self.desk.abandon(&ticket, call.deadline, call.now, Instant::now(), self.at_once),
         }
     }
@@ -232,12 +234,12 @@ impl Part for Admission {
 
 impl Admission {
     #[cold]
-    fn refusal(&self, no: No) -> Refusal {
+    fn refusal(&self, no: No) -> Rejection {
         let [passed, late, full] = &self.refusals;
         match no {
-            No::Passed => Refusal::new(passed.clone()),
-            No::Late => Refusal::new(late.clone()),
-            No::Full(after) => Refusal::new(full.clone()).retry_after(after),
+            No::Passed => Rejection::new(passed.clone()),
+            No::Late => Rejection::new(late.clone()),
+            No::Full(after) => Rejection::new(full.clone()).retry_after(after),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::engine::Kind;
+use crate::exchange::CallKind;
 
 /// A count of two kinds of calls in one word, so that a cap on both is exact.
 ///
@@ -28,10 +28,10 @@ pub(super) enum NoPlace {
 const BOUNDED: u64 = 1;
 const UNBOUNDED: u64 = 1 << 32;
 
-fn one(kind: Kind) -> u64 {
+fn one(kind: CallKind) -> u64 {
     match kind {
-        Kind::Bounded => BOUNDED,
-        Kind::Unbounded => UNBOUNDED,
+        CallKind::Bounded => BOUNDED,
+        CallKind::Unbounded => UNBOUNDED,
     }
 }
 
@@ -50,7 +50,7 @@ impl Places {
     }
 
     /// Takes a place if one is free and its number among the bounded calls suits.
-    pub(super) fn take(&self, kind: Kind, suits: impl Fn(u32) -> bool) -> Result<u32, NoPlace> {
+    pub(super) fn take(&self, kind: CallKind, suits: impl Fn(u32) -> bool) -> Result<u32, NoPlace> {
         let mut taken = self.taken.load(Relaxed);
         loop {
             let (bounded, unbounded) = split(taken);
@@ -68,7 +68,7 @@ impl Places {
     }
 
     /// Frees a place that was taken.
-    pub(super) fn free(&self, kind: Kind) {
+    pub(super) fn free(&self, kind: CallKind) {
         self.taken.fetch_sub(one(kind), Relaxed);
     }
 
@@ -99,27 +99,27 @@ mod tests {
     #[test]
     fn a_place_that_was_freed_is_given_to_the_next() {
         let places = Places::new(1);
-        assert_eq!(places.take(Kind::Bounded, anything), Ok(1));
-        assert_eq!(places.take(Kind::Bounded, anything), Err(NoPlace::Full));
-        places.free(Kind::Bounded);
-        assert_eq!(places.take(Kind::Unbounded, anything), Ok(1));
-        assert_eq!(places.take(Kind::Bounded, anything), Err(NoPlace::Full));
+        assert_eq!(places.take(CallKind::Bounded, anything), Ok(1));
+        assert_eq!(places.take(CallKind::Bounded, anything), Err(NoPlace::Full));
+        places.free(CallKind::Bounded);
+        assert_eq!(places.take(CallKind::Unbounded, anything), Ok(1));
+        assert_eq!(places.take(CallKind::Bounded, anything), Err(NoPlace::Full));
     }
 
     #[test]
     fn streams_take_a_place_and_stand_in_nobodys_way() {
         let places = Places::new(9);
         for _ in 0..5 {
-            assert_eq!(places.take(Kind::Unbounded, |number| number == 1), Ok(1));
+            assert_eq!(places.take(CallKind::Unbounded, |number| number == 1), Ok(1));
         }
-        assert_eq!(places.take(Kind::Bounded, |number| number == 1), Ok(1));
-        assert_eq!(places.take(Kind::Bounded, |number| number == 1), Err(NoPlace::TooMany));
+        assert_eq!(places.take(CallKind::Bounded, |number| number == 1), Ok(1));
+        assert_eq!(places.take(CallKind::Bounded, |number| number == 1), Err(NoPlace::TooMany));
         assert_eq!((places.bounded(), places.all()), (1, 6));
     }
 
     #[test]
     fn no_cap_at_all_is_a_cap_of_one() {
-        assert_eq!(Places::new(0).take(Kind::Bounded, anything), Ok(1));
+        assert_eq!(Places::new(0).take(CallKind::Bounded, anything), Ok(1));
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
         let given: u32 = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
                 .map(|thread| {
-                    let kind = if thread % 2 == 0 { Kind::Bounded } else { Kind::Unbounded };
+                    let kind = if thread % 2 == 0 { CallKind::Bounded } else { CallKind::Unbounded };
                     let (places, held) = (&places, &held);
                     scope.spawn(move || {
                         let mut given = 0;
@@ -158,10 +158,10 @@ mod tests {
             steps in proptest::collection::vec((any::<bool>(), any::<bool>(), 0_u32..6), 0..60),
         ) {
             let places = Places::new(cap);
-            let mut held: Vec<Kind> = Vec::new();
+            let mut held: Vec<CallKind> = Vec::new();
             for (take, stream, most) in steps {
-                let kind = if stream { Kind::Unbounded } else { Kind::Bounded };
-                let bounded = held.iter().filter(|kind| **kind == Kind::Bounded).count();
+                let kind = if stream { CallKind::Unbounded } else { CallKind::Bounded };
+                let bounded = held.iter().filter(|kind| **kind == CallKind::Bounded).count();
                 if take {
                     let expected = match u32::try_from(bounded + 1).unwrap() {
                         _ if held.len() == cap => Err(NoPlace::Full),

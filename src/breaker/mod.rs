@@ -109,7 +109,7 @@ use self::gate::Shut;
 use self::handle::Core;
 use self::verdict::Verdict;
 use crate::cause::{BadGatewayCause, Detail, Failure};
-use crate::engine::{Abandon, Call, Outcome, Part, Refusal};
+use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::stats::default_stripes;
 
@@ -235,37 +235,37 @@ pub(crate) struct Breaker {
     core: Arc<Core>,
 }
 
-#[allow(clippy::inline_always)] // as in the engine
-impl Part for Breaker {
+#[allow(clippy::inline_always)] // on the path of every call: measured
+impl Component for Breaker {
     type Ticket = Permit;
 
     const REFUSES: bool = true;
 
     #[inline]
-    fn refuses(&self) -> Option<(Instant, Refusal)> {
+    fn refuses(&self) -> Option<(Instant, Rejection)> {
         if self.core.circuit.pass().is_some() { None } else { self.shut() }
     }
 
-    fn refused(&self, refusal: &Refusal) {
+    fn refused(&self, refusal: &Rejection) {
         if refusal.failure().cause() == BadGatewayCause::CircuitOpen {
             self.core.circuit.count_refused();
         }
     }
 
     #[inline(always)]
-    fn admit(&self, call: &Call) -> Result<Permit, Refusal> {
+    fn admit(&self, call: &CallContext) -> Result<Permit, Rejection> {
         self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok)
     }
 
     #[inline(always)]
-    fn answered(&self, permit: &mut Permit, call: &Call, outcome: &Outcome) {
+    fn answered(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
         if !outcome.is_plain() || permit.is_probe() {
             self.head(permit, call, outcome);
         }
     }
 
     #[inline(always)]
-    fn settle(&self, permit: Permit, call: &Call, outcome: &Outcome) {
+    fn settle(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         let verdict = Verdict::of(outcome, circuit.statuses());
         if verdict == Verdict::Success && !circuit.measures() && !permit.is_probe() {
@@ -274,9 +274,9 @@ impl Part for Breaker {
         self.end(&permit, verdict, call, outcome.now(), || record(outcome));
     }
 
-    fn abandon(&self, permit: Permit, call: &Call, why: Abandon) {
+    fn abandon(&self, permit: Permit, call: &CallContext, why: CancelReason) {
         let cause = match why {
-            Abandon::TimedOut(cause) => cause,
+            CancelReason::TimedOut(cause) => cause,
             // most calls are abandoned by nobody but their client, and then there is nothing to free
             _ if !permit.is_probe() => return,
             _ => BadGatewayCause::Unknown,
@@ -287,7 +287,7 @@ impl Part for Breaker {
 
 impl Breaker {
     #[cold]
-    fn knock(&self, now: Instant) -> Result<Permit, Refusal> {
+    fn knock(&self, now: Instant) -> Result<Permit, Rejection> {
         let (passed, turn) = self.core.circuit.knock(now);
         if let Some(turn) = turn {
             self.core.tell(&turn);
@@ -296,7 +296,7 @@ impl Breaker {
     }
 
     #[cold]
-    fn shut(&self) -> Option<(Instant, Refusal)> {
+    fn shut(&self) -> Option<(Instant, Rejection)> {
         let now = Instant::now();
         self.core.circuit.shut(now).map(|shut| (now, refusal(shut)))
     }
@@ -304,7 +304,7 @@ impl Breaker {
     /// A head that is more than a plain success of a closed circuit.
     #[cold]
     #[inline(never)]
-    fn head(&self, permit: &mut Permit, call: &Call, outcome: &Outcome) {
+    fn head(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         match Verdict::of(outcome, circuit.statuses()) {
             // its body adds nothing: whoever has seen the status often leaves it unread
@@ -322,7 +322,14 @@ impl Breaker {
     }
 
     #[cold]
-    fn end(&self, permit: &Permit, verdict: Verdict, call: &Call, now: Instant, record: impl FnOnce() -> Failure) {
+    fn end(
+        &self,
+        permit: &Permit,
+        verdict: Verdict,
+        call: &CallContext,
+        now: Instant,
+        record: impl FnOnce() -> Failure,
+    ) {
         let end = End { verdict, now, took: now.saturating_duration_since(call.now) };
         if let Some(turn) = self.core.circuit.end(permit, end, || fastrand::u64(..), record) {
             self.core.tell(&turn);
@@ -342,8 +349,8 @@ fn record(outcome: &Outcome) -> Failure {
     outcome.record().cloned().unwrap_or_else(made)
 }
 
-fn refusal(shut: Shut<Failure>) -> Refusal {
+fn refusal(shut: Shut<Failure>) -> Rejection {
     let failure = shut.why.unwrap_or_else(|| Failure::new(BadGatewayCause::CircuitOpen));
     // "now" would be said to all at once
-    Refusal::new(failure).retry_after(Duration::from_nanos(shut.rest).max(Duration::from_secs(1)))
+    Rejection::new(failure).retry_after(Duration::from_nanos(shut.rest).max(Duration::from_secs(1)))
 }

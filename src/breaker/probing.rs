@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::breaker::CircuitBreakerLayer;
     use crate::cause::BadGatewayCause as Cause;
-    use crate::engine::{Call, Outcome, Part};
+    use crate::exchange::{CallContext, Component, Outcome};
 
     /// A circuit, and an upstream that a task looks at.
     struct Watched {
@@ -172,7 +172,7 @@ mod tests {
         async fn fails(&self, cause: Cause) {
             let breaker = &self.layer.config.per_attempt;
             for _ in 0..5 {
-                let call = Call::new(Instant::now());
+                let call = CallContext::new(Instant::now());
                 if let Ok(permit) = breaker.admit(&call) {
                     breaker.settle(permit, &call, &Outcome::answer(cause.status(), Some(cause)));
                 }
@@ -194,7 +194,7 @@ mod tests {
         }
 
         fn passes(&self) -> bool {
-            self.layer.config.per_attempt.admit(&Call::new(Instant::now())).is_ok()
+            self.layer.config.per_attempt.admit(&CallContext::new(Instant::now())).is_ok()
         }
     }
 

@@ -3,7 +3,7 @@
 use http::StatusCode;
 
 use crate::cause::{BadGatewayCause, BreakerVerdict};
-use crate::engine::{Abandon, Outcome};
+use crate::exchange::{CancelReason, Outcome};
 
 /// What the end of an exchange says about the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +48,9 @@ impl Verdict {
     }
 
     /// The verdict on a call that nobody waits for any more.
-    pub(crate) fn of_abandoned(why: Abandon) -> Self {
+    pub(crate) fn of_abandoned(why: CancelReason) -> Self {
         match why {
-            Abandon::TimedOut(cause) => Self::of_cause(cause),
+            CancelReason::TimedOut(cause) => Self::of_cause(cause),
             _ => Self::Neutral,
         }
     }

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 
 use super::BoxError;
 use crate::cause::{BadGatewayCause, Detail, Failure};
-use crate::engine::{Detach, Detachable};
+use crate::exchange::{Detach, Detachable};
 
 /// A response body that the sweep can drop.
 pub(crate) struct SharedBody<X>(Detachable<X>);

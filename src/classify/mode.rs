@@ -15,8 +15,8 @@ use super::settings::REQUEST_ID;
 use super::settings::{Ask, Settings, disowned, is_plain_head, refused_head, scene_of};
 use super::{BoxError, Scene, SharedBody, cut, was_cut};
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure};
-use crate::engine::{Detach, Expired, Outcome, asks_for_upgrade};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
+use crate::exchange::{Detach, Expired, Outcome, asks_for_upgrade};
 
 /// Ends all errors.
 #[derive(Clone)]

@@ -18,8 +18,8 @@ use crate::cause::{
     self, BadGatewayCause, ClientCalls, CompleteResponse, Detail, Evidence, Failure, FailureBuilder, LocalResponse,
     ProxyStatus, ProxyStatusEntry, RejectedRequest, Replay,
 };
-use crate::engine::{Abandon, leaving};
 use crate::event::{Event, Observer, RequestInfo, TracingObserver};
+use crate::exchange::{CancelReason, drop_reason};
 
 type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
@@ -177,7 +177,7 @@ impl Settings {
     /// The call was dropped before its answer: its client has left, unless a layer of ours gave up.
     #[cold]
     pub(crate) fn left(&self, ask: &mut Ask) {
-        if self.teller == Teller::Here && leaving() == Abandon::Left && !std::thread::panicking() {
+        if self.teller == Teller::Here && drop_reason() == CancelReason::Dropped && !std::thread::panicking() {
             let failure = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::Never, Evidence::Inferred);
             self.report(&mut ask.exchange, &failure.build());
         }

@@ -14,7 +14,7 @@ use tower_service::Service;
 use super::sight::{looked, sight};
 use crate::cause::ClientCall;
 use crate::classify::Stamp;
-use crate::engine::{self, Sight};
+use crate::exchange::{self, AttemptProgress};
 
 /// Lets a time limit around hyper-util's client name what its connection was doing.
 ///
@@ -98,14 +98,14 @@ impl<F: Future> Future for CaptureFuture<F> {
         let this = self.project();
         let polled = looked(this.call.poll(cx), || told(this.captured).unwrap_or_default());
         if polled.is_pending() {
-            engine::sign(*this.number);
+            exchange::sign(*this.number);
         }
         polled
     }
 }
 
 /// What the connection has seen, once there is one and if it is stamped.
-fn told(captured: &CaptureConnection) -> Option<Sight> {
+fn told(captured: &CaptureConnection) -> Option<AttemptProgress> {
     let mut extras = Extensions::new();
     captured.connection_metadata().as_ref()?.get_extras(&mut extras);
     extras.get::<Stamp>().map(|stamp| sight(stamp, None))

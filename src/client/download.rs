@@ -17,7 +17,7 @@ use super::sight::{looked, sight};
 use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 use crate::classify::{Scene, Stamp};
-use crate::engine::{Detachable, Sight};
+use crate::exchange::{AttemptProgress, Detachable};
 use crate::forward::strip_response_trailers;
 
 /// The upstream's body.
@@ -207,7 +207,7 @@ impl<B: SendBody> Body for Transfer<B> {
                 return Poll::Ready(None);
             }
             Poll::Pending => {
-                return looked(Poll::Pending, || Sight {
+                return looked(Poll::Pending, || AttemptProgress {
                     upstream: Some(open.upstream.clone()),
                     ..sight(open.lease.stamp(), open.progress.as_deref())
                 });

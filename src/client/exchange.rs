@@ -26,7 +26,7 @@ use super::{Connect, Download, address};
 use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
-use crate::engine::Sight;
+use crate::exchange::AttemptProgress;
 use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_request_trailers};
 
 pub(super) type Outcome<B> = Result<Response<ResponseBody<Download<B>>>, Failure>;
@@ -307,8 +307,8 @@ impl<C, B> Exchange<C, B> {
         poll_fn(|cx| looked(sent.as_mut().poll(cx), || self.sight(stamp))).await
     }
 
-    fn sight(&self, stamp: &Stamp) -> Sight {
-        Sight {
+    fn sight(&self, stamp: &Stamp) -> AttemptProgress {
+        AttemptProgress {
             upstream: Some(self.upstream.name.clone()),
             call: Some(self.call),
             ..sight(stamp, self.progress.as_deref())

@@ -9,7 +9,7 @@ use std::task::Poll;
 use crate::body::UploadCounters;
 use crate::cause::{ClientCall, Connection, Phase};
 use crate::classify::Stamp;
-use crate::engine::{self, Sight, UploadSight};
+use crate::exchange::{self, AttemptProgress, UploadProgress};
 
 /// Runs a future that is one phase of getting a connection.
 pub(super) async fn telling<F: Future>(phase: Phase, peer: Option<SocketAddr>, future: F) -> F::Output {
@@ -17,7 +17,7 @@ pub(super) async fn telling<F: Future>(phase: Phase, peer: Option<SocketAddr>, f
     poll_fn(|cx| {
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() {
-            engine::tell(|| Sight { peer, ..Sight::before(phase) });
+            exchange::publish(|| AttemptProgress { peer, ..AttemptProgress::before(phase) });
         }
         polled
     })
@@ -26,16 +26,16 @@ pub(super) async fn telling<F: Future>(phase: Phase, peer: Option<SocketAddr>, f
 
 /// What was polled for; while there is nothing, tells what its connection has seen.
 #[inline]
-pub(super) fn looked<T>(polled: Poll<T>, sight: impl FnOnce() -> Sight) -> Poll<T> {
+pub(super) fn looked<T>(polled: Poll<T>, sight: impl FnOnce() -> AttemptProgress) -> Poll<T> {
     seen(&polled, sight);
     polled
 }
 
 /// The same of what is too large to be moved for it.
 #[inline]
-pub(super) fn seen<T>(polled: &Poll<T>, sight: impl FnOnce() -> Sight) {
+pub(super) fn seen<T>(polled: &Poll<T>, sight: impl FnOnce() -> AttemptProgress) {
     if polled.is_pending() {
-        engine::tell(sight);
+        exchange::publish(sight);
     }
 }
 
@@ -45,7 +45,7 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
     poll_fn(|cx| {
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() {
-            engine::sign(call);
+            exchange::sign(call);
         }
         polled
     })
@@ -53,15 +53,15 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
 }
 
 /// What a connection has seen of its request.
-pub(super) fn sight(stamp: &Stamp, progress: Option<&UploadCounters>) -> Sight {
+pub(super) fn sight(stamp: &Stamp, progress: Option<&UploadCounters>) -> AttemptProgress {
     let wire = stamp.wire();
-    let upload = progress.map(|progress| UploadSight {
+    let upload = progress.map(|progress| UploadProgress {
         taken: progress.frames(),
         client_late: progress.client_stalled(),
         ended: progress.ended(),
     });
     let connection = if wire.served > 0 { Connection::Reused } else { Connection::Fresh };
-    let mut sight = Sight { told: true, written: wire.written, upload, ..Sight::default() };
+    let mut sight = AttemptProgress { told: true, written: wire.written, upload, ..AttemptProgress::default() };
     (sight.peer, sight.connection) = (stamp.peer(), Some(connection));
     if !wire.multiplexed {
         // other streams' bytes say nothing about this one

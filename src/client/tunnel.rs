@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::pool::Lease;
-use crate::engine::Tunnel;
+use crate::exchange::Tunnel;
 
 /// The shortest time between two looks at a tunnel, however short its limit.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);

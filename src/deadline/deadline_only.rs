@@ -7,27 +7,29 @@ use http::Request;
 use tokio::time::Instant;
 
 use super::{Deadline, DeadlinePropagation};
-use crate::engine::{BodyLimits, CLIENT_IDLE, Call, Finding, Kind, Limits, Sight};
+use crate::exchange::{
+    AttemptProgress, BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, TimeoutPolicy, TimerDecision,
+};
 
 /// No timer: only the deadline that came with the request.
 #[derive(Clone, Debug)]
 pub struct DeadlineOnly {
     pub(crate) deadlines: Option<Arc<DeadlinePropagation>>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: CallKind,
     pub(crate) client_idle: Option<Duration>,
 }
 
 impl Default for DeadlineOnly {
     fn default() -> Self {
-        Self { deadlines: None, kind: Kind::default(), client_idle: Some(CLIENT_IDLE) }
+        Self { deadlines: None, kind: CallKind::default(), client_idle: Some(CLIENT_IDLE) }
     }
 }
 
-impl Limits for DeadlineOnly {
+impl TimeoutPolicy for DeadlineOnly {
     type Watch = ();
 
     #[inline]
-    fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) {
+    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
         call.kind = self.kind;
         call.deadline = Deadline::of(request.extensions());
         if let Some(deadlines) = &self.deadlines {
@@ -37,15 +39,15 @@ impl Limits for DeadlineOnly {
         }
     }
 
-    fn first(&self, (): &(), _: &Call) -> Option<Instant> {
+    fn first(&self, (): &(), _: &CallContext) -> Option<Instant> {
         None
     }
 
-    fn look(&self, (): &mut (), _: &Call, _: Instant, _: &Sight) -> Finding {
+    fn look(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
         unreachable!("no look was ever due")
     }
 
-    fn body(&self, _: &Call) -> BodyLimits {
-        BodyLimits { client_idle: self.client_idle, ..BodyLimits::default() }
+    fn body(&self, _: &CallContext) -> BodyTimeouts {
+        BodyTimeouts { client_idle: self.client_idle, ..BodyTimeouts::default() }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::header::Parsed;
 use super::{Deadline, DeadlineHeader};
-use crate::engine::Call;
+use crate::exchange::CallContext;
 
 /// Which deadlines are read from callers, and which are written for upstreams and handlers.
 ///
@@ -183,7 +183,7 @@ impl DeadlinePropagation {
     }
 
     /// Writes what is left, less the margin, and the extension, each where it is asked for.
-    pub fn inject<B>(&self, request: &mut Request<B>, call: &Call) {
+    pub fn inject<B>(&self, request: &mut Request<B>, call: &CallContext) {
         if let Some(field) = &self.forward {
             let headers = request.headers_mut();
             for read in self.fields.iter().chain(&self.known) {
@@ -245,7 +245,7 @@ mod tests {
 
     /// The fields that go out, with this much left.
     fn out(deadlines: &DeadlinePropagation, mut request: Request<()>, left: Option<Duration>) -> Request<()> {
-        let mut call = Call::new(Instant::now());
+        let mut call = CallContext::new(Instant::now());
         call.deadline = left.map(|left| Deadline::after(call.now, left));
         deadlines.inject(&mut request, &call);
         request

@@ -80,7 +80,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::cause::{ClientCalls, Failure, is_local};
-use crate::engine::{Handle, Held};
+use crate::exchange::{Handle, Ref};
 
 pub use self::facts::Facts;
 pub use self::page::ErrorPage;
@@ -169,7 +169,7 @@ pin_project! {
         call: F,
         calls: ClientCalls,
         wish: Wish,
-        page: Held<ErrorPage>,
+        page: Ref<ErrorPage>,
     }
 }
 

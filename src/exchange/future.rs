@@ -599,7 +599,7 @@ where
     /// The attempt's response was accepted: the second attempt is not needed.
     fn supersede_hedge(&mut self) {
         if self.hedge.is_some() {
-            drop_with_reason(CancelReason::Outrun, || *self.hedge = None);
+            drop_with_reason(CancelReason::Superseded, || *self.hedge = None);
         }
     }
 
@@ -680,11 +680,11 @@ where
 
     /// The second attempt was answered first.
     fn on_hedge_won(&mut self, mut response: Response<X>, cx: &mut Context<'_>) -> Step<P, E, X> {
-        drop_with_reason(CancelReason::Outrun, || self.state.set(State::Done));
+        drop_with_reason(CancelReason::Superseded, || self.state.set(State::Done));
         let state = self.active.state();
         state.known_as = state.attempt.calls.claim();
         let Split { config, context, attempt, .. } = state.split();
-        attempt.cancel(config, context, CancelReason::Outrun);
+        attempt.cancel(config, context, CancelReason::Superseded);
         self.take_hedge();
         self.disarm();
         let first = self.poll_first(&mut response, cx);
@@ -733,7 +733,7 @@ where
         if ended {
             attempt.complete(config, context, outcome);
         } else {
-            attempt.cancel(config, context, CancelReason::Left);
+            attempt.cancel(config, context, CancelReason::Dropped);
         }
     }
 

@@ -59,34 +59,49 @@
 
 mod active;
 mod body;
+mod component;
+mod context;
+mod detachable;
+mod entry;
 mod future;
 mod hedge;
 mod keyed;
 mod later;
+mod local_arc;
 mod middleware;
 mod pass_on;
+mod progress;
 mod service;
 mod span;
 mod spec;
+mod sweep;
+mod timeout_policy;
 mod timer;
+mod upgrade;
+mod upgrade_guard;
 
 pub(crate) use self::active::{ActiveCall, SpareCalls};
 pub(crate) use self::body::{ExchangeBody, set_retry_after};
+pub(crate) use self::component::{CancelReason, Component, Outcome, Rejection, ResponseSummary};
+pub(crate) use self::detachable::{Detach, Detachable};
 pub(crate) use self::future::ExchangeFuture;
 pub(crate) use self::keyed::{Key, PerKey, keyed_middleware};
+pub(crate) use self::local_arc::{Handle, Ref};
 pub(crate) use self::middleware::{
     middleware_body, middleware_future, middleware_service, middleware_spec, passing_middleware,
 };
 pub(crate) use self::pass_on::{Once, PassOn};
+#[cfg(feature = "client")]
+pub(crate) use self::progress::sign;
+pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
 pub(crate) use self::service::{Exchange, call_keyed};
 pub(crate) use self::spec::*;
-pub(crate) use crate::engine::{
-    Abandon as CancelReason, BodyLimits as BodyTimeouts, Call as CallContext, Detach, Expired,
-    Finding as TimerDecision, Handle, Head as HeadSeen, Held as Ref, Limits as TimeoutPolicy, Outcome,
-    Part as Component, Refusal as Rejection, Shown as ResponseSummary, Sight as AttemptProgress, Sweep, Sweepable,
-    Swept, Tunnel, UploadSight as UploadProgress, ask as query, leave as drop_with_reason, leaving as drop_reason,
-    tell as publish,
-};
+pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};
+pub(crate) use self::timeout_policy::{BodyTimeouts, HeadSeen, TimeoutPolicy, TimerDecision};
+pub(crate) use self::upgrade::asks_for_upgrade;
+
+pub use self::context::{CallContext, CallKind};
+pub use self::upgrade_guard::{Tunnel, TunnelEnd};
 
 #[cfg(test)]
 mod tests;

@@ -66,7 +66,7 @@ fn no_timeouts() -> Enforced {
     TimeoutLayer::new(Timeouts::new().head(None).total(None).body_idle(None).client_idle(None)).limits().clone()
 }
 
-fn engine<S>(inner: S, timeouts: Enforced) -> (Witnessed<S>, Log) {
+fn service<S>(inner: S, timeouts: Enforced) -> (Witnessed<S>, Log) {
     let log = Log::default();
     let (outer, inner_one) = (Witness("outer", log.clone(), None), Witness("inner", log.clone(), None));
     (Witnessed::new(inner, Arc::new(Config::new(outer, inner_one, timeouts, Once, PassOn))), log)
@@ -84,8 +84,8 @@ fn answering<B: Clone>(
 
 #[tokio::test]
 async fn an_answer_without_a_body_settles_at_its_head_inner_parts_first() {
-    let (engine, log) = engine(answering(Empty::<Bytes>::new()), no_timeouts());
-    let answer = engine.oneshot(Request::new(())).await.unwrap();
+    let (service, log) = service(answering(Empty::<Bytes>::new()), no_timeouts());
+    let answer = service.oneshot(Request::new(())).await.unwrap();
     let settled =
         ["inner answered 200", "outer answered 200", "inner settled Some(200) None", "outer settled Some(200) None"];
     assert_eq!(told(&log), settled);
@@ -95,8 +95,8 @@ async fn an_answer_without_a_body_settles_at_its_head_inner_parts_first() {
 
 #[tokio::test]
 async fn an_answer_with_a_body_settles_at_its_last_frame() {
-    let (engine, log) = engine(answering(Full::<Bytes>::from("body")), no_timeouts());
-    let mut answer = engine.oneshot(Request::new(())).await.unwrap();
+    let (service, log) = service(answering(Full::<Bytes>::from("body")), no_timeouts());
+    let mut answer = service.oneshot(Request::new(())).await.unwrap();
     assert_eq!(told(&log), ["inner answered 200", "outer answered 200"]);
     assert!(answer.frame().await.unwrap().is_ok());
     assert_eq!(told(&log), ["inner settled Some(200) None", "outer settled Some(200) None"]);
@@ -106,18 +106,18 @@ async fn an_answer_with_a_body_settles_at_its_last_frame() {
 
 #[tokio::test]
 async fn a_body_that_is_dropped_is_abandoned() {
-    let (engine, log) = engine(answering(Full::<Bytes>::from("body")), no_timeouts());
-    let answer = engine.oneshot(Request::new(())).await.unwrap();
+    let (service, log) = service(answering(Full::<Bytes>::from("body")), no_timeouts());
+    let answer = service.oneshot(Request::new(())).await.unwrap();
     told(&log);
     drop(answer);
-    assert_eq!(told(&log), ["inner abandoned Left", "outer abandoned Left"]);
+    assert_eq!(told(&log), ["inner abandoned Dropped", "outer abandoned Dropped"]);
 }
 
 #[tokio::test]
 async fn an_error_settles_and_stays_its_own() {
     let fails = service_fn(|_: Request<()>| async { Err::<Response<Empty<Bytes>>, _>("its own") });
-    let (engine, log) = engine(fails, no_timeouts());
-    assert_eq!(engine.oneshot(Request::new(())).await.unwrap_err(), "its own");
+    let (service, log) = service(fails, no_timeouts());
+    assert_eq!(service.oneshot(Request::new(())).await.unwrap_err(), "its own");
     assert_eq!(told(&log), ["inner settled None None", "outer settled None None"]);
 }
 
@@ -126,8 +126,8 @@ async fn an_error_that_is_a_record_tells_its_cause() {
     let fails = service_fn(|_: Request<()>| async {
         Err::<Response<Empty<Bytes>>, _>(Failure::new(BadGatewayCause::ConnectionRefused))
     });
-    let (engine, log) = engine(fails, no_timeouts());
-    assert_eq!(engine.oneshot(Request::new(())).await.unwrap_err().cause(), BadGatewayCause::ConnectionRefused);
+    let (service, log) = service(fails, no_timeouts());
+    assert_eq!(service.oneshot(Request::new(())).await.unwrap_err().cause(), BadGatewayCause::ConnectionRefused);
     let settled = "settled Some(502) Some(connection_refused)";
     assert_eq!(told(&log), [format!("inner {settled}"), format!("outer {settled}")]);
 }
@@ -140,8 +140,8 @@ async fn a_rejected_attempt_completes_its_call_with_the_rejection() {
     let never =
         service_fn(|_: Request<()>| async { panic!("it was refused") as Result<Response<Empty<Bytes>>, Infallible> });
     let config = Config::new(outer, inner, no_timeouts(), Once, PassOn);
-    let engine = Witnessed::new(never, Arc::new(config));
-    let answer = engine.oneshot(Request::new(())).await.unwrap();
+    let service = Witnessed::new(never, Arc::new(config));
+    let answer = service.oneshot(Request::new(())).await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.headers()["retry-after"], "2", "whole seconds, rounded up");
     assert_eq!(BadGatewayCause::of(&answer), Some(BadGatewayCause::GatewayOverload));
@@ -154,7 +154,7 @@ async fn a_part_is_told_which_limit_dropped_it() {
     let limits = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2)));
 
     // its own: that is an outcome
-    let (own, log) = engine(stuck, limits.limits().clone());
+    let (own, log) = service(stuck, limits.limits().clone());
     let answer = own.oneshot(Request::new(())).await.unwrap();
     assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
     let outcome = "settled Some(504) Some(first_byte_timeout)";
@@ -162,20 +162,20 @@ async fn a_part_is_told_which_limit_dropped_it() {
     assert_eq!(told(&log), told_in_order);
 
     // that of a layer around it
-    let (inside, log) = engine(stuck, no_timeouts());
+    let (inside, log) = service(stuck, no_timeouts());
     let around = tower_layer::Layer::layer(&limits.untouched(), inside);
     assert_eq!(around.oneshot(Request::new(())).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
     let why = "abandoned TimedOut(first_byte_timeout)";
     assert_eq!(told(&log), [format!("inner {why}"), format!("outer {why}")]);
 
     // the caller's leaving
-    let (left, log) = engine(stuck, no_timeouts());
+    let (left, log) = service(stuck, no_timeouts());
     {
         let mut call = pin!(left.oneshot(Request::new(())));
         let polled = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
         assert!(polled.is_pending());
     }
-    assert_eq!(told(&log), ["inner abandoned Left", "outer abandoned Left"]);
+    assert_eq!(told(&log), ["inner abandoned Dropped", "outer abandoned Dropped"]);
 }
 
 #[tokio::test]
@@ -183,10 +183,10 @@ async fn a_service_that_panics_when_called_leaves_nothing_held() {
     let panics = service_fn(|_: Request<()>| -> std::future::Ready<Result<Response<Empty<Bytes>>, Infallible>> {
         panic!("in the call itself")
     });
-    let (mut engine, log) = engine(panics, no_timeouts());
-    let call = std::panic::AssertUnwindSafe(|| drop(engine.call(Request::new(()))));
+    let (mut service, log) = service(panics, no_timeouts());
+    let call = std::panic::AssertUnwindSafe(|| drop(service.call(Request::new(()))));
     assert!(std::panic::catch_unwind(call).is_err());
-    assert_eq!(told(&log), ["inner abandoned Left", "outer abandoned Left"]);
+    assert_eq!(told(&log), ["inner abandoned Dropped", "outer abandoned Dropped"]);
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn a_cause_that_a_users_service_attached_is_the_outcomes() {
         answer.extensions_mut().insert(BadGatewayCause::NoRoute);
         Ok::<_, Infallible>(answer)
     });
-    let (engine, log) = engine(names_it, no_timeouts());
-    engine.oneshot(Request::new(())).await.unwrap();
+    let (service, log) = service(names_it, no_timeouts());
+    service.oneshot(Request::new(())).await.unwrap();
     assert_eq!(told(&log).last().unwrap(), "outer settled Some(502) Some(no_route)");
 }

@@ -46,8 +46,8 @@ pub(super) fn poll_timed<P: Spec, T>(
         attempt.merge_upload(&mut progress);
         let now = Instant::now();
         match timeouts.look(&mut attempt.timeouts, &context, now, &progress) {
-            TimerDecision::Again(at) => sleep.reset(at),
-            TimerDecision::Passed(cause, phase) => {
+            TimerDecision::RearmAt(at) => sleep.reset(at),
+            TimerDecision::TimedOut(cause, phase) => {
                 let failure = timeout_failure(cause, phase, progress, calls, &context, now);
                 return Poll::Ready(TimedPoll::TimedOut(failure, now));
             }

@@ -18,7 +18,7 @@ use super::framing::name_length;
 use super::settings::{Client, Settings};
 use super::{Caller, ForwardBody, Rules, Scheme};
 use crate::cause::ClientCall;
-use crate::engine::{Handle, Held};
+use crate::exchange::{Handle, Ref};
 
 /// Applies [`Rules`] around a client, or around an axum handler that stands in for one.
 ///
@@ -162,7 +162,7 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F, B> {
-        Call { #[pin] call: F, asked: Option<HeaderValue>, settings: Held<Settings> },
+        Call { #[pin] call: F, asked: Option<HeaderValue>, settings: Ref<Settings> },
         // boxed, as few requests are rejected
         Rejected { answer: Option<Box<Response<B>>> },
     }
@@ -170,7 +170,7 @@ pin_project! {
 
 impl<F, B: From<Bytes>> ResponseFuture<F, B> {
     fn of<R: Body>(
-        settings: Held<Settings>,
+        settings: Ref<Settings>,
         request: Request<R>,
         call: impl FnOnce(Request<ForwardBody<R>>) -> F,
     ) -> Self {

@@ -88,8 +88,9 @@ use self::limiter::{Change, Limiter};
 use self::slots::Slot;
 use self::sum::{End, Sample};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
-use crate::engine::{
-    Abandon, BodyLimits, CLIENT_IDLE, Call, Finding, Kind, Limits, Outcome, Part, Refusal, Sight, Tunnel,
+use crate::exchange::{
+    AttemptProgress, BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection,
+    TimeoutPolicy, TimerDecision, Tunnel,
 };
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::stats::reachable;
@@ -142,7 +143,13 @@ impl LimitLayer {
     }
 
     fn between(least: u32, most: u32) -> Self {
-        Self::of(least, most, default_stripes(), None, Timeless { kind: Kind::Bounded, client_idle: Some(CLIENT_IDLE) })
+        Self::of(
+            least,
+            most,
+            default_stripes(),
+            None,
+            Timeless { kind: CallKind::Bounded, client_idle: Some(CLIENT_IDLE) },
+        )
     }
 
     fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: Timeless) -> Self {
@@ -185,7 +192,7 @@ impl LimitLayer {
     ///
     /// Such an exchange holds a slot of the same limit, and teaches nothing about others.
     pub fn unbounded(mut self) -> Self {
-        Arc::make_mut(&mut self.config).timeouts.kind = Kind::Unbounded;
+        Arc::make_mut(&mut self.config).timeouts.kind = CallKind::Unbounded;
         self
     }
 
@@ -318,16 +325,16 @@ impl Limit {
     }
 }
 
-impl Part for Limit {
+impl Component for Limit {
     type Ticket = Ticket;
 
     #[inline]
-    fn admit(&self, call: &Call) -> Result<Ticket, Refusal> {
+    fn admit(&self, call: &CallContext) -> Result<Ticket, Rejection> {
         match self.limiter.take(stripe()) {
             Ok((slot, looked_at)) => {
-                Ok(Ticket { slot: Some(slot), looked_at: looked_at && call.kind == Kind::Bounded })
+                Ok(Ticket { slot: Some(slot), looked_at: looked_at && call.kind == CallKind::Bounded })
             }
-            Err(after) => Err(Refusal::new(self.refusal.clone()).retry_after(after)),
+            Err(after) => Err(Rejection::new(self.refusal.clone()).retry_after(after)),
         }
     }
 
@@ -339,7 +346,7 @@ impl Part for Limit {
     }
 
     #[inline]
-    fn answered(&self, ticket: &mut Ticket, call: &Call, outcome: &Outcome) {
+    fn answered(&self, ticket: &mut Ticket, call: &CallContext, outcome: &Outcome) {
         if ticket.looked_at {
             self.look(ticket, call, outcome);
         }
@@ -349,7 +356,7 @@ impl Part for Limit {
     }
 
     #[inline]
-    fn settle(&self, mut ticket: Ticket, call: &Call, outcome: &Outcome) {
+    fn settle(&self, mut ticket: Ticket, call: &CallContext, outcome: &Outcome) {
         // the head has been looked at; what failed after it has a cause
         if ticket.looked_at && outcome.cause().is_some_and(verdict::is_overload) {
             self.look(&mut ticket, call, outcome);
@@ -357,8 +364,8 @@ impl Part for Limit {
         self.give(ticket.slot);
     }
 
-    fn abandon(&self, ticket: Ticket, call: &Call, why: Abandon) {
-        if let (true, Abandon::TimedOut(cause)) = (ticket.looked_at, why) {
+    fn abandon(&self, ticket: Ticket, call: &CallContext, why: CancelReason) {
+        if let (true, CancelReason::TimedOut(cause)) = (ticket.looked_at, why) {
             if verdict::is_overload(cause) {
                 self.learn(call, Instant::now(), End::Overloaded);
             }
@@ -390,7 +397,7 @@ impl Limit {
     }
 
     /// Learns from an outcome, while the slot is still held.
-    fn look(&self, ticket: &mut Ticket, call: &Call, outcome: &Outcome) {
+    fn look(&self, ticket: &mut Ticket, call: &CallContext, outcome: &Outcome) {
         let tunnels = outcome.record().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
         let end = verdict::end(outcome.status(), outcome.cause()).filter(|_| !tunnels);
         let Some(end) = end else { return };
@@ -401,7 +408,7 @@ impl Limit {
 
     #[cold]
     #[inline(never)] // of many calls few are looked at
-    fn learn(&self, call: &Call, now: Instant, end: End) {
+    fn learn(&self, call: &CallContext, now: Instant, end: End) {
         let sample = Sample { began: call.now, now, in_flight: self.limiter.in_flight(), end };
         if let Some(change) = self.limiter.learn(&sample) {
             self.log(change);
@@ -432,27 +439,27 @@ fn refusal(name: Option<&Arc<str>>) -> Failure {
 /// No time limits: only whether exchanges are expected to end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeless {
-    kind: Kind,
+    kind: CallKind,
     client_idle: Option<Duration>,
 }
 
-impl Limits for Timeless {
+impl TimeoutPolicy for Timeless {
     type Watch = ();
 
     #[inline]
-    fn begin<B>(&self, call: &mut Call, _: &mut Request<B>) {
+    fn begin<B>(&self, call: &mut CallContext, _: &mut Request<B>) {
         call.kind = self.kind;
     }
 
-    fn first(&self, (): &(), _: &Call) -> Option<Instant> {
+    fn first(&self, (): &(), _: &CallContext) -> Option<Instant> {
         None
     }
 
-    fn look(&self, (): &mut (), _: &Call, _: Instant, _: &Sight) -> Finding {
+    fn look(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
         unreachable!("no look was ever due")
     }
 
-    fn body(&self, _: &Call) -> BodyLimits {
-        BodyLimits { client_idle: self.client_idle, ..BodyLimits::default() }
+    fn body(&self, _: &CallContext) -> BodyTimeouts {
+        BodyTimeouts { client_idle: self.client_idle, ..BodyTimeouts::default() }
     }
 }

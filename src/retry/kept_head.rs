@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::round::Past;
 use crate::deadline::Deadline;
-use crate::engine::asks_for_upgrade;
+use crate::exchange::asks_for_upgrade;
 use crate::free_list::free_list;
 
 /// What makes a request that changes something conditional (RFC 9110 section 13.1, RFC 4918 section 10.4).

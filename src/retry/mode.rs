@@ -15,7 +15,7 @@ use super::settings::Settings;
 use crate::body::{ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
 use crate::deadline::{Deadline, DeadlinePropagation};
-use crate::engine::{BodyLimits, Call, Expired, Finding, Limits, Outcome, Sight};
+use crate::exchange::{AttemptProgress, BodyTimeouts, CallContext, Expired, Outcome, TimeoutPolicy, TimerDecision};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassOn, RequestMode, ResponseMode};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,7 +27,7 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     type Replay = ReplayBody<B>;
 
     #[inline]
-    fn begin(&self, request: &Request<B>, call: &Call, once: bool) -> Begun {
+    fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> Begun {
         if once { Begun::once(request) } else { begin_at(self, request, call.now, call.deadline) }
     }
 
@@ -229,11 +229,11 @@ impl<Y> BodyMode<Y> for Recorded {}
 #[derive(Clone, Debug)]
 pub(crate) struct RetryDeadlines(pub(super) Option<DeadlinePropagation>);
 
-impl Limits for RetryDeadlines {
+impl TimeoutPolicy for RetryDeadlines {
     type Watch = ();
 
     #[inline]
-    fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) {
+    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
         call.deadline = Deadline::of(request.extensions());
         let Some(deadlines) = &self.0 else { return };
         let read = deadlines.extract(request.headers(), request.extensions(), call.now);
@@ -245,19 +245,19 @@ impl Limits for RetryDeadlines {
         }
     }
 
-    fn begin_later<B>(&self, call: &mut Call, request: &mut Request<B>) {
+    fn begin_later<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
         call.deadline = Deadline::of(request.extensions());
     }
 
-    fn first(&self, (): &(), _: &Call) -> Option<Instant> {
+    fn first(&self, (): &(), _: &CallContext) -> Option<Instant> {
         None
     }
 
-    fn look(&self, (): &mut (), _: &Call, _: Instant, _: &Sight) -> Finding {
+    fn look(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
         unreachable!("no timer was armed")
     }
 
-    fn body(&self, _: &Call) -> BodyLimits {
-        BodyLimits::default()
+    fn body(&self, _: &CallContext) -> BodyTimeouts {
+        BodyTimeouts::default()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::builder::UpstreamBuilder;
 use super::misconfigured::Misconfiguration;
 use crate::breaker::BreakerPolicy;
-use crate::engine::Kind;
+use crate::exchange::CallKind;
 use crate::retry::{Hedging, RetryLayer};
 use crate::timeout::alignment::HedgeBudget;
 use crate::timeout::{Report, Timeouts, Topology};
@@ -203,7 +203,7 @@ fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfi
     if let Some((slow, _)) = policy.slow {
         if slow.is_zero() {
             bad("every call would count as slow".to_owned(), "set `slow_calls` to a time above zero");
-        } else if timeouts.kind == Kind::Unbounded {
+        } else if timeouts.kind == CallKind::Unbounded {
             let problem = format!("exchanges that need not end would count as slow after {slow:?}");
             bad(problem, "leave `slow_calls` out, or set a total");
         } else if let Some(limit) = timeouts.absolute.filter(|limit| slow >= *limit) {

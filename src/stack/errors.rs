@@ -11,9 +11,9 @@ use http_body::Body;
 use super::note::{Notes, note};
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, is_local};
 use crate::classify::{Classified, SharedBody};
-use crate::engine::{Detach, Expired, Outcome};
 use crate::error_page::ErrorPage;
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
+use crate::exchange::{Detach, Expired, Outcome};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

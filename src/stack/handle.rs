@@ -15,8 +15,8 @@ use super::recorder::{Latency, Recorder};
 use crate::breaker::{self, CircuitBreakerLayer, CircuitHandle};
 use crate::cause::{BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
-use crate::engine::Refusal;
 use crate::exchange::Handling;
+use crate::exchange::Rejection;
 use crate::limit::{LimitHandle, LimitLayer, LimitSnapshot};
 use crate::retry::{Balance, RetryBudget};
 use crate::timeout::{Estimate, LearnedLimits, Timeouts, Topology};
@@ -129,12 +129,12 @@ pub enum Drained {
 }
 
 /// The rejection of every call while the stack is drained.
-fn draining() -> Refusal {
+fn draining() -> Rejection {
     let failure = Failure::builder(BadGatewayCause::GatewayOverload)
         .refusal()
         .retry_stop(RetryStop::LocalRefusal)
         .detail(Detail::Text("the gateway is being drained"));
-    Refusal::new(failure.build()).retry_after(Duration::from_secs(1))
+    Rejection::new(failure.build()).retry_after(Duration::from_secs(1))
 }
 
 impl UpstreamHandle {

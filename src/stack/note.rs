@@ -4,8 +4,8 @@ use http::header::{ACCEPT, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Version};
 
 use crate::classify::{Ask, Asked, REQUEST_ID};
-use crate::engine::asks_for_upgrade;
 use crate::error_page::{ErrorPage, Wish};
+use crate::exchange::asks_for_upgrade;
 
 /// What is needed of a request once it is gone.
 #[derive(Debug, Default)]

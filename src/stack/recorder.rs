@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cause::BadGatewayCause;
-use crate::engine::{Call, Outcome};
+use crate::exchange::{CallContext, Outcome};
 use crate::stats::{Quantile, WindowedHistogram, default_stripes, stripe};
 
 /// So many calls of a thread are all looked at.
@@ -68,7 +68,7 @@ impl Recorder {
     ///
     /// After the first few of each thread one in four is: to take the difference of two times is most of what counting costs.
     #[inline(always)]
-    pub(super) fn head(&self, call: &Call, outcome: &Outcome) {
+    pub(super) fn head(&self, call: &CallContext, outcome: &Outcome) {
         if outcome.waited() && outcome.is_plain() {
             let begun = self.own().begun.load(Relaxed);
             if begun <= ALL || begun % FEW == 0 {
@@ -78,7 +78,7 @@ impl Recorder {
     }
 
     #[inline(never)]
-    fn sample(&self, call: &Call, now: Instant) {
+    fn sample(&self, call: &CallContext, now: Instant) {
         self.times.record(self.times.second(now), now.saturating_duration_since(call.now));
     }
 
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn times_are_those_of_answers_that_were_waited_for() {
         let recorder = Recorder::new();
-        let call = Call::new(Instant::now());
+        let call = CallContext::new(Instant::now());
         let at = call.now + Duration::from_millis(40);
         recorder.head(&call, &Outcome::answer(StatusCode::BAD_GATEWAY, None).at(at));
         assert_eq!(recorder.latency(at), None, "a failure tells nothing of how long answers take");

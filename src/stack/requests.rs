@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::body::{ReplayBody, TrackedUpload, UploadCounters};
 use crate::cause::{Failure, RetryStop};
-use crate::engine::Call;
+use crate::exchange::CallContext;
 use crate::exchange::{NextStep, RequestMode};
 use crate::retry::{self, Begun, Next, RetryLayer, Round};
 
@@ -56,7 +56,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
     type Replay = ReplayBody<B>;
 
     #[inline]
-    fn begin(&self, request: &Request<B>, call: &Call, once: bool) -> Begun {
+    fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> Begun {
         match &self.retry {
             Some(retry) if !once => retry::begin_at(retry.settings(), request, call.now, call.deadline),
             _ => Begun::once(request),

@@ -6,9 +6,8 @@ use super::errors::Errors;
 use super::recorder::Recorder;
 use super::requests::Requests;
 use crate::breaker::Breaker;
-use crate::engine::{Abandon, Call, Outcome, Part, Refusal, Tunnel};
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
-use crate::free_list::free_list;
+use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, Tunnel};
 use crate::limit::Limit;
 use crate::timeout::Enforced;
 
@@ -19,7 +18,7 @@ pub(super) type Config = exchange::Config<StackSpec>;
 #[derive(Debug)]
 pub(super) enum StackSpec {}
 
-free_list!(SPARE: std::pin::Pin<Box<ActiveCall<StackSpec>>>);
+crate::free_list::free_list!(SPARE: std::pin::Pin<Box<ActiveCall<StackSpec>>>);
 
 impl Spec for StackSpec {
     type PerCall = PerCall;
@@ -44,17 +43,17 @@ pub(super) struct PerCall {
     pub(super) limiter: Option<Limit>,
 }
 
-impl Part for PerCall {
+impl Component for PerCall {
     /// A slot; `None` in a bypass.
-    type Ticket = Option<<Limit as Part>::Ticket>;
+    type Ticket = Option<<Limit as Component>::Ticket>;
 
-    fn refused(&self, rejection: &Refusal) {
+    fn refused(&self, rejection: &Rejection) {
         self.recorder.begin();
         self.recorder.end(Some(&Outcome::failure(rejection.failure())));
     }
 
     #[inline]
-    fn admit(&self, call: &Call) -> Result<Self::Ticket, Refusal> {
+    fn admit(&self, call: &CallContext) -> Result<Self::Ticket, Rejection> {
         let slot = match &self.limiter {
             Some(limiter) if !call.bypass => Some(limiter.admit(call)?),
             _ => None,
@@ -64,7 +63,7 @@ impl Part for PerCall {
     }
 
     #[inline]
-    fn answered(&self, slot: &mut Self::Ticket, call: &Call, outcome: &Outcome) {
+    fn answered(&self, slot: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
             limiter.answered(slot, call, outcome);
         }
@@ -78,14 +77,14 @@ impl Part for PerCall {
     }
 
     #[inline]
-    fn settle(&self, slot: Self::Ticket, call: &Call, outcome: &Outcome) {
+    fn settle(&self, slot: Self::Ticket, call: &CallContext, outcome: &Outcome) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
             limiter.settle(slot, call, outcome);
         }
         self.recorder.end(Some(outcome));
     }
 
-    fn abandon(&self, slot: Self::Ticket, call: &Call, reason: Abandon) {
+    fn abandon(&self, slot: Self::Ticket, call: &CallContext, reason: CancelReason) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
             limiter.abandon(slot, call, reason);
         }
@@ -109,7 +108,7 @@ mod tests {
     #[test]
     fn a_call_is_counted_and_holds_one_slot_until_its_end() {
         let (component, layer) = per_call(1);
-        let call = Call::new(Instant::now());
+        let call = CallContext::new(Instant::now());
         let slot = component.admit(&call).unwrap();
         assert!(component.admit(&call).is_err());
         assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (1, 1));
@@ -120,10 +119,10 @@ mod tests {
     #[test]
     fn a_call_in_a_bypass_is_counted_and_holds_no_slot() {
         let (component, layer) = per_call(1);
-        let call = Call { bypass: true, ..Call::new(Instant::now()) };
+        let call = CallContext { bypass: true, ..CallContext::new(Instant::now()) };
         let slot = component.admit(&call).unwrap();
         assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (1, 0));
-        component.abandon(slot, &call, Abandon::Left);
+        component.abandon(slot, &call, CancelReason::Dropped);
         assert_eq!(component.recorder.in_flight(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! One layer's limits, as its engine asks for them.
+//! One layer's limits, as the driver asks for them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::learner::{Learner, Lesson};
 use super::watch::{Stall, named, phase};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::Deadline;
-use crate::engine::{BodyLimits, Call, Finding, Head, Limits, Refusal, Sight};
+use crate::exchange::{AttemptProgress, BodyTimeouts, CallContext, HeadSeen, Rejection, TimeoutPolicy, TimerDecision};
 
 /// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Watch {
 
 impl Enforced {
     /// The caller's deadline, the end of the total or that of the whole exchange, whichever comes first.
-    fn deadline(&self, call: &Call) -> Option<Instant> {
+    fn deadline(&self, call: &CallContext) -> Option<Instant> {
         earlier(
             self.timeouts.until_head().map(|limit| call.now + limit),
             call.deadline.map(|deadline| deadline.instant()),
@@ -53,17 +53,17 @@ impl Enforced {
         }
     }
 
-    fn attempt_end(&self, call: &Call) -> Option<Instant> {
+    fn attempt_end(&self, call: &CallContext) -> Option<Instant> {
         self.timeouts.attempt.map(|attempt| call.now + attempt)
     }
 }
 
 /// The caller's time was up when its request came: nothing is begun for it.
 #[cold]
-fn too_late() -> Refusal {
+fn too_late() -> Rejection {
     let failure = Failure::builder(BadGatewayCause::DeadlineExceeded).phase(Phase::Gateway);
     let failure = failure.refusal().retry_stop(RetryStop::LocalRefusal);
-    Refusal::new(failure.detail(Detail::Text("the deadline had passed on arrival")).build())
+    Rejection::new(failure.detail(Detail::Text("the deadline had passed on arrival")).build())
 }
 
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
@@ -73,12 +73,12 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     }
 }
 
-#[allow(clippy::inline_always)] // as in the engine
-impl Limits for Enforced {
+#[allow(clippy::inline_always)] // on the path of every call: measured
+impl TimeoutPolicy for Enforced {
     type Watch = Watch;
 
     #[inline(always)]
-    fn begin<B>(&self, call: &mut Call, request: &mut Request<B>) -> Watch {
+    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Watch {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
         let lesson = match &self.extras {
@@ -91,7 +91,7 @@ impl Limits for Enforced {
         Watch { stall: None, lesson }
     }
 
-    fn begin_later<B>(&self, call: &mut Call, request: &mut Request<B>) -> Watch {
+    fn begin_later<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Watch {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
         let lesson = self.extras.as_ref().and_then(|extras| {
@@ -102,53 +102,53 @@ impl Limits for Enforced {
     }
 
     #[inline(always)]
-    fn refuse(&self, call: &Call) -> Option<Refusal> {
+    fn refuse(&self, call: &CallContext) -> Option<Rejection> {
         call.deadline.filter(|deadline| deadline.has_elapsed(call.now)).map(|_| too_late())
     }
 
-    fn first(&self, watch: &Watch, call: &Call) -> Option<Instant> {
+    fn first(&self, watch: &Watch, call: &CallContext) -> Option<Instant> {
         let head = self.head(watch, call.now).map(|limit| Stall::first(call.now, limit));
         earlier(earlier(head, self.attempt_end(call)), self.deadline(call))
     }
 
-    fn look(&self, watch: &mut Watch, call: &Call, now: Instant, sight: &Sight) -> Finding {
+    fn look(&self, watch: &mut Watch, call: &CallContext, now: Instant, sight: &AttemptProgress) -> TimerDecision {
         let (deadline, attempt) = (self.deadline(call), self.attempt_end(call));
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return Finding::Passed(BadGatewayCause::DeadlineExceeded, phase(sight));
+            return TimerDecision::TimedOut(BadGatewayCause::DeadlineExceeded, phase(sight));
         }
         if attempt.is_some_and(|attempt| attempt <= now) {
             let read = watch.stall.as_ref().map_or(0, |stall| stall.read());
             let (cause, phase) = named(sight, read);
-            return Finding::Passed(cause, phase);
+            return TimerDecision::TimedOut(cause, phase);
         }
         let next = earlier(attempt, deadline);
         let begun = watch.stall.as_ref().map(|stall| stall.limit());
         let Some(limit) = begun.or_else(|| self.head(watch, now)) else {
-            return Finding::Again(next.unwrap_or(now + LATER));
+            return TimerDecision::RearmAt(next.unwrap_or(now + LATER));
         };
         let stall = watch.stall.get_or_insert_with(|| Box::new(Stall::new(call.now, limit)));
         match stall.look(now, sight) {
-            Finding::Again(at) => Finding::Again(earlier(Some(at), next).unwrap_or(at)),
-            Finding::Passed(cause, phase) => {
+            TimerDecision::RearmAt(at) => TimerDecision::RearmAt(earlier(Some(at), next).unwrap_or(at)),
+            TimerDecision::TimedOut(cause, phase) => {
                 // only what the upstream let pass says something about it
                 let its_own = matches!(cause, BadGatewayCause::FirstByteTimeout | BadGatewayCause::HeadTimeout);
                 if let Some((learner, lesson)) = self.lesson(watch).filter(|_| its_own) {
                     learner.timed_out(lesson, limit, now);
                 }
-                Finding::Passed(cause, phase)
+                TimerDecision::TimedOut(cause, phase)
             }
         }
     }
 
     #[inline(always)]
-    fn answered(&self, watch: &Watch, call: &Call, head: &Head<'_>) {
+    fn answered(&self, watch: &Watch, call: &CallContext, head: &HeadSeen<'_>) {
         if let Some(extras) = &self.extras {
             extras.answered(watch.lesson, call, head);
         }
     }
 
-    fn body(&self, call: &Call) -> BodyLimits {
-        BodyLimits {
+    fn body(&self, call: &CallContext) -> BodyTimeouts {
+        BodyTimeouts {
             idle: self.timeouts.body_idle,
             end: self.timeouts.absolute.map(|absolute| call.now + absolute),
             client_idle: self.timeouts.client_idle,

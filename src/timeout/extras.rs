@@ -7,7 +7,7 @@ use http::Request;
 use super::learner::{Learner, Lesson};
 use super::pool_watch::PoolWatch;
 use crate::deadline::{Deadline, DeadlinePropagation};
-use crate::engine::{Call, Head, Kind};
+use crate::exchange::{CallContext, CallKind, HeadSeen};
 
 /// All of it is off by default, behind one pointer, so that a call that needs none looks once.
 #[derive(Clone, Debug, Default)]
@@ -21,34 +21,39 @@ impl Extras {
     /// Reads the caller's deadline, and writes the earlier of that and `ends`.
     #[cold]
     #[inline(never)]
-    pub(super) fn begin<B>(&self, call: &mut Call, ends: Option<Deadline>, request: &mut Request<B>) -> Option<Lesson> {
+    pub(super) fn begin<B>(
+        &self,
+        call: &mut CallContext,
+        ends: Option<Deadline>,
+        request: &mut Request<B>,
+    ) -> Option<Lesson> {
         if let Some(deadlines) = &self.deadlines {
             let read = deadlines.extract(request.headers(), request.extensions(), call.now);
             // our own answer has to be there before the caller leaves
             let read = read.map(|deadline| deadline.minus_response_margin(call.now));
             call.deadline = Deadline::min(call.deadline, read);
-            deadlines.inject(request, &Call { deadline: Deadline::min(call.deadline, ends), ..*call });
+            deadlines.inject(request, &CallContext { deadline: Deadline::min(call.deadline, ends), ..*call });
         }
-        self.learner.as_ref().filter(|_| call.kind == Kind::Bounded)?.lesson(request)
+        self.learner.as_ref().filter(|_| call.kind == CallKind::Bounded)?.lesson(request)
     }
 
     /// The same for an attempt after the first: the caller's deadline was read, and must not shrink again.
     #[cold]
     pub(super) fn begin_later<B>(
         &self,
-        call: &Call,
+        call: &CallContext,
         ends: Option<Deadline>,
         request: &mut Request<B>,
     ) -> Option<Lesson> {
         if let Some(deadlines) = &self.deadlines {
-            deadlines.inject(request, &Call { deadline: Deadline::min(call.deadline, ends), ..*call });
+            deadlines.inject(request, &CallContext { deadline: Deadline::min(call.deadline, ends), ..*call });
         }
-        self.learner.as_ref().filter(|_| call.kind == Kind::Bounded)?.lesson(request)
+        self.learner.as_ref().filter(|_| call.kind == CallKind::Bounded)?.lesson(request)
     }
 
     #[cold]
     #[inline(never)]
-    pub(super) fn answered(&self, lesson: Option<Lesson>, call: &Call, head: &Head<'_>) {
+    pub(super) fn answered(&self, lesson: Option<Lesson>, call: &CallContext, head: &HeadSeen<'_>) {
         let taught = self.learner.as_ref().zip(lesson).filter(|_| head.outcome.status().is_some());
         if let Some((learner, lesson)) = taught {
             learner.answered(lesson, call.now, head.uploaded, head.outcome.now());

@@ -81,7 +81,7 @@ use self::learner::Learner;
 use self::pool_watch::PoolWatch;
 use crate::body::WrapBody;
 use crate::deadline::DeadlinePropagation;
-use crate::engine::Sweep;
+use crate::exchange::Sweep;
 use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
 pub use self::alignment::{Misaligned, Report, Topology};

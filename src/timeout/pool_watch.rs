@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::alignment::{Finding, KeepAlive, pool_idle_finding};
 use crate::cause::BadGatewayCause;
-use crate::engine::Head;
+use crate::exchange::HeadSeen;
 
 /// The idle limit of another client's pool, and whether a word was said about it.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl PoolWatch {
     }
 
     /// Warns, once.
-    pub(super) fn saw(&self, head: &Head<'_>) {
+    pub(super) fn saw(&self, head: &HeadSeen<'_>) {
         if let Some(finding) = self.finding(head) {
             tracing::warn!(
                 target: "tower_upstream",
@@ -36,7 +36,7 @@ impl PoolWatch {
     }
 
     /// What is to be warned of, once: by what the upstream says, or by a connection that died of it.
-    fn finding(&self, head: &Head<'_>) -> Option<Finding> {
+    fn finding(&self, head: &HeadSeen<'_>) -> Option<Finding> {
         if self.warned.load(Relaxed) {
             return None;
         }
@@ -58,7 +58,7 @@ mod tests {
     use http::{HeaderMap, HeaderValue, StatusCode};
 
     use super::*;
-    use crate::engine::Outcome;
+    use crate::exchange::Outcome;
 
     const MINUTE_AND_A_HALF: Duration = Duration::from_secs(90);
 
@@ -68,7 +68,7 @@ mod tests {
             headers.insert("keep-alive", HeaderValue::from_static(says));
         }
         let outcome = Outcome::answer(StatusCode::OK, cause);
-        pool.finding(&Head { outcome: &outcome, headers: Some(&headers), uploaded: None })
+        pool.finding(&HeadSeen { outcome: &outcome, headers: Some(&headers), uploaded: None })
     }
 
     #[test]

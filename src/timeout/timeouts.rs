@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::stats::reachable;
 
-use crate::engine::{CLIENT_IDLE, Kind};
+use crate::exchange::{CLIENT_IDLE, CallKind};
 
 /// How long an exchange may take; see the [table](super).
 ///
@@ -26,7 +26,7 @@ pub struct Timeouts {
     pub(crate) body_idle: Option<Duration>,
     pub(crate) absolute: Option<Duration>,
     pub(crate) client_idle: Option<Duration>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: CallKind,
 }
 
 impl Default for Timeouts {
@@ -46,7 +46,7 @@ impl Timeouts {
             body_idle: half_a_minute,
             absolute: None,
             client_idle: Some(CLIENT_IDLE),
-            kind: Kind::Bounded,
+            kind: CallKind::Bounded,
         }
     }
 
@@ -68,7 +68,7 @@ impl Timeouts {
     pub fn total(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.total = limit.into().map(reachable);
         if let Some(total) = self.total {
-            self.kind = Kind::Bounded;
+            self.kind = CallKind::Bounded;
             if self.head == Self::new().head {
                 self.head = self.head.map(|head| head.min(total));
             }
@@ -120,7 +120,7 @@ impl Timeouts {
     /// on idleness stay.
     pub fn unbounded(mut self) -> Self {
         self.total = None;
-        self.kind = Kind::Unbounded;
+        self.kind = CallKind::Unbounded;
         self
     }
 }

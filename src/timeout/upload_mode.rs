@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::TimeoutSpec;
 use crate::body::{TrackedUpload, UploadCounters};
-use crate::engine::Call;
+use crate::exchange::CallContext;
 use crate::exchange::{ActiveCall, RequestMode, SpareCalls};
 use crate::free_list::free_list;
 
@@ -98,7 +98,7 @@ impl<W: UploadMode<B>, B> RequestMode<B> for Uploads<W> {
     type Replay = std::convert::Infallible;
 
     #[inline]
-    fn begin(&self, _: &Request<B>, _: &Call, _: bool) {}
+    fn begin(&self, _: &Request<B>, _: &CallContext, _: bool) {}
 
     #[inline]
     fn wrap(&self, (): (), body: B, now: Instant, progress: &mut Option<Arc<UploadCounters>>) -> ((), W::Body) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cause::{BadGatewayCause, Phase};
-use crate::engine::{Finding, Sight};
+use crate::exchange::{AttemptProgress, TimerDecision};
 
 /// What timers can tell apart.
 const TICK: Duration = Duration::from_millis(1);
@@ -37,7 +37,7 @@ impl Stall {
     }
 
     /// Compares with the look before.
-    pub(super) fn look(&mut self, now: Instant, sight: &Sight) -> Finding {
+    pub(super) fn look(&mut self, now: Instant, sight: &AttemptProgress) -> TimerDecision {
         let (uploading, taken) = (is_uploading(sight), sight.upload.map_or(0, |upload| upload.taken));
         let moved = sight.written != self.written || taken != self.taken;
         if uploading && moved {
@@ -51,10 +51,10 @@ impl Stall {
         let due = self.since + self.limit;
         if now < due {
             // never at the same time again, however short the limit
-            return Finding::Again(due.min(now + (self.limit / 2).max(TICK)));
+            return TimerDecision::RearmAt(due.min(now + (self.limit / 2).max(TICK)));
         }
         let (cause, phase) = named(sight, read_before);
-        Finding::Passed(cause, phase)
+        TimerDecision::TimedOut(cause, phase)
     }
 
     /// What it watches for.
@@ -68,12 +68,12 @@ impl Stall {
     }
 }
 
-fn is_uploading(sight: &Sight) -> bool {
+fn is_uploading(sight: &AttemptProgress) -> bool {
     sight.upload.is_some_and(|upload| upload.ended.is_none())
 }
 
 /// The phase an attempt is in.
-pub(super) fn phase(sight: &Sight) -> Phase {
+pub(super) fn phase(sight: &AttemptProgress) -> Phase {
     match sight.stage {
         Some(stage) => stage,
         None if is_uploading(sight) || sight.blocked => Phase::Send,
@@ -83,7 +83,7 @@ pub(super) fn phase(sight: &Sight) -> Phase {
 }
 
 /// What ate the time of an attempt whose limit has passed.
-pub(super) fn named(sight: &Sight, read_before: u64) -> (BadGatewayCause, Phase) {
+pub(super) fn named(sight: &AttemptProgress, read_before: u64) -> (BadGatewayCause, Phase) {
     let phase = phase(sight);
     let cause = match phase {
         Phase::Pool => BadGatewayCause::QueueTimeout,
@@ -103,36 +103,40 @@ pub(super) fn named(sight: &Sight, read_before: u64) -> (BadGatewayCause, Phase)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::UploadSight;
+    use crate::exchange::UploadProgress;
 
     const LIMIT: Duration = Duration::from_secs(2);
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Looks when told to, with what is seen at that second.
-    fn run(seen: impl Fn(u32, Instant) -> Sight) -> (u32, BadGatewayCause) {
+    fn run(seen: impl Fn(u32, Instant) -> AttemptProgress) -> (u32, BadGatewayCause) {
         let start = Instant::now();
         let mut watch = Stall::new(start, LIMIT);
         let mut due = Stall::first(start, LIMIT);
         for _ in 0..60 {
             let second = u32::try_from((due - start).as_secs()).unwrap();
             match watch.look(due, &seen(second, start)) {
-                Finding::Again(next) => {
+                TimerDecision::RearmAt(next) => {
                     assert!(next > due, "a look leads forward");
                     due = next;
                 }
-                Finding::Passed(cause, _) => return (second, cause),
+                TimerDecision::TimedOut(cause, _) => return (second, cause),
             }
         }
         panic!("the limit never passed");
     }
 
-    fn upload(taken: u32, client_late: bool, ended: Option<Instant>) -> Sight {
-        Sight { told: true, upload: Some(UploadSight { taken, client_late, ended }), ..Sight::default() }
+    fn upload(taken: u32, client_late: bool, ended: Option<Instant>) -> AttemptProgress {
+        AttemptProgress {
+            told: true,
+            upload: Some(UploadProgress { taken, client_late, ended }),
+            ..AttemptProgress::default()
+        }
     }
 
     #[test]
     fn without_a_body_the_limit_runs_from_the_start() {
-        assert_eq!(run(|_, _| Sight::default()), (2, BadGatewayCause::FirstByteTimeout));
+        assert_eq!(run(|_, _| AttemptProgress::default()), (2, BadGatewayCause::FirstByteTimeout));
     }
 
     #[test]
@@ -143,9 +147,9 @@ mod tests {
 
     #[test]
     fn a_head_that_drips_is_told_from_one_that_stalls() {
-        let drip = |second: u32, _| Sight { read: second.into(), ..Sight::default() };
+        let drip = |second: u32, _| AttemptProgress { read: second.into(), ..AttemptProgress::default() };
         assert_eq!(run(drip), (2, BadGatewayCause::HeadTimeout));
-        let stall = |_, _| Sight { read: 9, ..Sight::default() };
+        let stall = |_, _| AttemptProgress { read: 9, ..AttemptProgress::default() };
         assert_eq!(run(stall), (2, BadGatewayCause::FirstByteTimeout));
     }
 
@@ -163,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_request_that_was_not_flushed_is_not_the_answers_fault() {
-        let seen = |_, _| Sight { blocked: true, ..Sight::default() };
+        let seen = |_, _| AttemptProgress { blocked: true, ..AttemptProgress::default() };
         assert_eq!(run(seen), (2, BadGatewayCause::WriteTimeout));
     }
 
@@ -176,7 +180,7 @@ mod tests {
             (Phase::Tls, BadGatewayCause::TlsTimeout),
         ];
         for (stage, cause) in stages {
-            assert_eq!(named(&Sight::before(stage), 0), (cause, stage));
+            assert_eq!(named(&AttemptProgress::before(stage), 0), (cause, stage));
         }
     }
 }

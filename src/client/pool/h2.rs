@@ -30,7 +30,7 @@ use crate::cause::{BadGatewayCause, Failure, Phase};
 use crate::classify::{Scene, Stamp};
 use crate::client::Stamped;
 use crate::client::frames::PeerState;
-use crate::engine::{Abandon, leaving};
+use crate::exchange::{CancelReason, drop_reason};
 
 /// hyper's 16 KB is less than an HTTP/1.1 upstream may send.
 const MAX_HEADER_LIST: u32 = 64 << 10;
@@ -67,8 +67,8 @@ impl<B> Drop for H2<B> {
             home.record_reset(&self.connection, self.stage == StreamStage::BeforeHead, Instant::now());
         }
         // after a time limit it takes no more streams, unless the client itself was late
-        let late = Abandon::TimedOut(BadGatewayCause::UploadStalled);
-        if !matches!(leaving(), Abandon::Left | Abandon::Outrun) && leaving() != late {
+        let late = CancelReason::TimedOut(BadGatewayCause::UploadStalled);
+        if !matches!(drop_reason(), CancelReason::Dropped | CancelReason::Superseded) && drop_reason() != late {
             self.evict();
         }
         if self.connection.streams.count() == 1 {

@@ -8,8 +8,8 @@ use super::found::Found;
 use super::nearest::nearest;
 use super::tables::{Circuit, Hedge, Limit, Limiter, Page, Retry, Root, Timeouts, Topology};
 use crate::breaker::BreakerPolicy;
-use crate::engine::Kind;
 use crate::error_page::ErrorPage;
+use crate::exchange::CallKind;
 use crate::limit::LimitLayer;
 use crate::retry::{Hedging, Ratio, RetryBudget, RetryLayer, RetryPolicy};
 use crate::timeout;
@@ -87,7 +87,7 @@ impl Timeouts {
                 found.bad("timeouts.unbounded", problem, "set one of `unbounded` and `total`");
             }
             (Some(true), _) => limits = limits.unbounded(),
-            (Some(false), _) if limits.kind == Kind::Unbounded => {
+            (Some(false), _) if limits.kind == CallKind::Unbounded => {
                 let problem = "the preset's exchanges need not end, and no total bounds them";
                 found.bad("timeouts.unbounded", problem, "set a `total`, or another preset");
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::amount::{Amount, margin};
 use super::finding::{Finding, FindingId, Quantity, Relation, Severity};
 use super::topology::Topology;
-use crate::engine::Kind;
+use crate::exchange::CallKind;
 use crate::timeout::Timeouts;
 
 pub(super) use self::nesting::full_attempts;
@@ -53,7 +53,7 @@ impl Scene<'_> {
 
     /// It has no end on purpose, so that limits on the whole say nothing.
     pub(super) fn is_unbounded(&self) -> bool {
-        self.timeouts.kind == Kind::Unbounded
+        self.timeouts.kind == CallKind::Unbounded
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A layer may stand around any body, also one that cannot be sent to the sweep's task; it can only give back what it holds
 //! itself. A body of this crate's own client offers itself: the question travels with a poll, as that of
-//! [`sight`](super::sight) does, so that a body that no layer has registered is not shared and costs nothing.
+//! [`sight`](super::progress) does, so that a body that no layer has registered is not shared and costs nothing.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 
-use super::sight::Restore;
+use super::progress::Restore;
 use crate::cause::{BadGatewayCause, Failure};
 
 /// What can be dropped from another task.
@@ -25,7 +25,7 @@ thread_local! {
 }
 
 /// Polls with the question set; `known` is what was offered before. An entry around this one hears of it as well.
-pub(super) fn ask<T>(
+pub(super) fn query<T>(
     known: Option<Arc<dyn Detach>>,
     poll: impl FnOnce() -> Poll<T>,
 ) -> (Poll<T>, Option<Arc<dyn Detach>>) {

@@ -10,18 +10,18 @@ use std::sync::{Arc, OnceLock};
 /// times the throughput on two threads). A clone that is called only once, as axum makes them, never pays for
 /// a count of its own.
 pub(crate) struct Handle<T> {
-    shared: Held<T>,
-    own: OnceLock<Held<T>>,
+    shared: Ref<T>,
+    own: OnceLock<Ref<T>>,
     used: bool,
 }
 
 /// What a call holds of the shared state.
-pub(crate) struct Held<T>(Arc<Local<T>>);
+pub(crate) struct Ref<T>(Arc<Local<T>>);
 
 /// What a count is for.
 struct Local<T>(Arc<T>);
 
-impl<T> Held<T> {
+impl<T> Ref<T> {
     pub(crate) fn new(shared: Arc<T>) -> Self {
         Self(Arc::new(Local(shared)))
     }
@@ -34,12 +34,12 @@ impl<T> Held<T> {
 
 impl<T> Handle<T> {
     pub(crate) fn new(shared: Arc<T>) -> Self {
-        Self { shared: Held::new(shared), own: OnceLock::new(), used: false }
+        Self { shared: Ref::new(shared), own: OnceLock::new(), used: false }
     }
 
     /// For a call by a service that is cloned for one call as often as for many.
     #[inline]
-    pub(crate) fn hold(&mut self) -> Held<T> {
+    pub(crate) fn hold(&mut self) -> Ref<T> {
         if let Some(own) = self.own.get() {
             return own.clone();
         }
@@ -47,7 +47,7 @@ impl<T> Handle<T> {
     }
 
     #[cold]
-    fn hold_first(&mut self) -> Held<T> {
+    fn hold_first(&mut self) -> Ref<T> {
         if std::mem::replace(&mut self.used, true) {
             return self.hold_own();
         }
@@ -56,8 +56,8 @@ impl<T> Handle<T> {
 
     /// For a call by a service that lives as long as its connection.
     #[inline]
-    pub(crate) fn hold_own(&self) -> Held<T> {
-        self.own.get_or_init(|| Held::new(self.shared.0.0.clone())).clone()
+    pub(crate) fn hold_own(&self) -> Ref<T> {
+        self.own.get_or_init(|| Ref::new(self.shared.0.0.clone())).clone()
     }
 }
 
@@ -81,14 +81,14 @@ impl<T: fmt::Debug> fmt::Debug for Handle<T> {
     }
 }
 
-impl<T> Clone for Held<T> {
+impl<T> Clone for Ref<T> {
     #[inline]
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<T> Deref for Held<T> {
+impl<T> Deref for Ref<T> {
     type Target = T;
 
     #[inline]

@@ -7,14 +7,14 @@ use std::time::Duration;
 use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::Instant;
 
-use super::{Call, Tunnel};
+use super::{CallContext, Tunnel};
 use crate::cause::{BadGatewayCause, Failure};
 
 /// One layer's say in a call.
 ///
 /// A call that was admitted is either settled, once, when its response body has ended or failed, or it is
 /// abandoned: then it frees what it held and proves nothing. A pair of parts is a part, `()` is none.
-pub(crate) trait Part: Send + Sync + 'static {
+pub(crate) trait Component: Send + Sync + 'static {
     /// What an admitted call holds until it is over.
     type Ticket: Send + 'static;
 
@@ -25,23 +25,23 @@ pub(crate) trait Part: Send + Sync + 'static {
     ///
     /// Asked before the inner service is asked whether it is ready: a call that is refused anyway does not wait
     /// for that.
-    fn refuses(&self) -> Option<(Instant, Refusal)> {
+    fn refuses(&self) -> Option<(Instant, Rejection)> {
         None
     }
 
     /// A call got this answer of [`refuses`](Self::refuses), its own or another part's, without being admitted.
-    fn refused(&self, refusal: &Refusal) {
+    fn refused(&self, refusal: &Rejection) {
         let _ = refusal;
     }
 
     /// Lets a call pass.
     ///
     /// # Errors
-    /// A [`Refusal`], if it is to be answered here.
-    fn admit(&self, call: &Call) -> Result<Self::Ticket, Refusal>;
+    /// A [`Rejection`], if it is to be answered here.
+    fn admit(&self, call: &CallContext) -> Result<Self::Ticket, Rejection>;
 
     /// The response head has come, its body may still be coming.
-    fn answered(&self, ticket: &mut Self::Ticket, call: &Call, outcome: &Outcome) {
+    fn answered(&self, ticket: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
         let _ = (ticket, call, outcome);
     }
 
@@ -51,50 +51,50 @@ pub(crate) trait Part: Send + Sync + 'static {
     }
 
     /// The exchange is over.
-    fn settle(&self, ticket: Self::Ticket, call: &Call, outcome: &Outcome);
+    fn settle(&self, ticket: Self::Ticket, call: &CallContext, outcome: &Outcome);
 
     /// Nobody waits for the exchange any more.
-    fn abandon(&self, ticket: Self::Ticket, call: &Call, why: Abandon);
+    fn abandon(&self, ticket: Self::Ticket, call: &CallContext, why: CancelReason);
 }
 
-impl Part for () {
+impl Component for () {
     type Ticket = ();
 
-    fn admit(&self, _: &Call) -> Result<(), Refusal> {
+    fn admit(&self, _: &CallContext) -> Result<(), Rejection> {
         Ok(())
     }
 
-    fn settle(&self, (): (), _: &Call, _: &Outcome) {}
+    fn settle(&self, (): (), _: &CallContext, _: &Outcome) {}
 
-    fn abandon(&self, (): (), _: &Call, _: Abandon) {}
+    fn abandon(&self, (): (), _: &CallContext, _: CancelReason) {}
 }
 
-impl<A: Part, B: Part> Part for (A, B) {
+impl<A: Component, B: Component> Component for (A, B) {
     type Ticket = (A::Ticket, B::Ticket);
 
     const REFUSES: bool = A::REFUSES || B::REFUSES;
 
-    fn refuses(&self) -> Option<(Instant, Refusal)> {
+    fn refuses(&self) -> Option<(Instant, Rejection)> {
         self.0.refuses().or_else(|| self.1.refuses())
     }
 
-    fn refused(&self, refusal: &Refusal) {
+    fn refused(&self, refusal: &Rejection) {
         self.0.refused(refusal);
         self.1.refused(refusal);
     }
 
-    fn admit(&self, call: &Call) -> Result<Self::Ticket, Refusal> {
+    fn admit(&self, call: &CallContext) -> Result<Self::Ticket, Rejection> {
         let outer = self.0.admit(call)?;
         match self.1.admit(call) {
             Ok(inner) => Ok((outer, inner)),
             Err(refusal) => {
-                self.0.abandon(outer, call, Abandon::Refused(refusal.failure.cause()));
+                self.0.abandon(outer, call, CancelReason::Rejected(refusal.failure.cause()));
                 Err(refusal)
             }
         }
     }
 
-    fn answered(&self, ticket: &mut Self::Ticket, call: &Call, outcome: &Outcome) {
+    fn answered(&self, ticket: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
         self.1.answered(&mut ticket.1, call, outcome);
         self.0.answered(&mut ticket.0, call, outcome);
     }
@@ -104,12 +104,12 @@ impl<A: Part, B: Part> Part for (A, B) {
         self.0.tunnelled(&mut ticket.0, tunnel);
     }
 
-    fn settle(&self, ticket: Self::Ticket, call: &Call, outcome: &Outcome) {
+    fn settle(&self, ticket: Self::Ticket, call: &CallContext, outcome: &Outcome) {
         self.1.settle(ticket.1, call, outcome);
         self.0.settle(ticket.0, call, outcome);
     }
 
-    fn abandon(&self, ticket: Self::Ticket, call: &Call, why: Abandon) {
+    fn abandon(&self, ticket: Self::Ticket, call: &CallContext, why: CancelReason) {
         self.1.abandon(ticket.1, call, why);
         self.0.abandon(ticket.0, call, why);
     }
@@ -117,12 +117,12 @@ impl<A: Part, B: Part> Part for (A, B) {
 
 /// A call that is answered here instead of being made.
 #[derive(Clone, Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     failure: Failure,
     retry_after: Option<Duration>,
 }
 
-impl Refusal {
+impl Rejection {
     /// Answers with this failure; it may be shared by all calls that are refused for one reason.
     pub(crate) fn new(failure: Failure) -> Self {
         Self { failure, retry_after: None }
@@ -147,27 +147,27 @@ impl Refusal {
 /// Why nobody waits for a call any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub(crate) enum Abandon {
+pub(crate) enum CancelReason {
     /// Whoever called has left: a client that hung up, as a rule.
-    Left,
+    Dropped,
     /// A time limit, this layer's or one around it, passed for this cause.
     TimedOut(BadGatewayCause),
     /// Another part refused the call.
-    Refused(BadGatewayCause),
+    Rejected(BadGatewayCause),
     /// Another attempt at the same request was answered first.
-    Outrun,
+    Superseded,
 }
 
 /// What an answer shows: its head, and later how its body ended.
 #[derive(Clone, Debug)]
-pub(crate) struct Shown {
+pub(crate) struct ResponseSummary {
     status: Option<StatusCode>,
     cause: Option<BadGatewayCause>,
     failure: Option<Failure>,
     pushed_back: bool,
 }
 
-impl Shown {
+impl ResponseSummary {
     /// The head; only one that is no success is looked at closely.
     #[inline(always)]
     pub(crate) fn of<B>(answer: &Response<B>) -> Self {
@@ -196,27 +196,27 @@ impl Shown {
 /// How an exchange ended, or what its head says.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    shown: Shown,
+    shown: ResponseSummary,
     at_once: bool,
     now: OnceCell<Instant>,
 }
 
 impl Outcome {
     #[inline(always)]
-    pub(crate) fn of(shown: Shown, at_once: bool) -> Self {
+    pub(crate) fn of(shown: ResponseSummary, at_once: bool) -> Self {
         Self { shown, at_once, now: OnceCell::new() }
     }
 
     /// An answer, with the cause that stands in its extensions.
     #[cfg(test)]
     pub(crate) fn answer(status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
-        Self::of(Shown { status: Some(status), cause, failure: None, pushed_back: false }, false)
+        Self::of(ResponseSummary { status: Some(status), cause, failure: None, pushed_back: false }, false)
     }
 
     /// A failure that was found here.
     pub(crate) fn failure(failure: &Failure) -> Self {
         let (status, cause) = (Some(failure.status()), Some(failure.cause()));
-        Self::of(Shown { status, cause, failure: Some(failure.clone()), pushed_back: false }, false)
+        Self::of(ResponseSummary { status, cause, failure: Some(failure.clone()), pushed_back: false }, false)
     }
 
     /// The inner service's error: a record, as `ReverseProxy`'s, or its own, which no layer has named yet.
@@ -224,7 +224,7 @@ impl Outcome {
     pub(crate) fn error<E: 'static>(error: &E) -> Self {
         match (error as &dyn Any).downcast_ref::<Failure>() {
             Some(failure) => Self::failure(failure),
-            None => Self::of(Shown { status: None, cause: None, failure: None, pushed_back: false }, false),
+            None => Self::of(ResponseSummary { status: None, cause: None, failure: None, pushed_back: false }, false),
         }
     }
 
@@ -233,7 +233,7 @@ impl Outcome {
     }
 
     #[inline(always)]
-    pub(crate) fn into_shown(self) -> Shown {
+    pub(crate) fn into_shown(self) -> ResponseSummary {
         self.shown
     }
 
@@ -268,7 +268,7 @@ impl Outcome {
     /// That saves a look at the clock. Whoever measures how long an answer took has to ask for [`now`](Self::now):
     /// a handler may compute for long without ever being pending.
     #[inline]
-    pub(crate) fn about(&self, call: &Call) -> Instant {
+    pub(crate) fn about(&self, call: &CallContext) -> Instant {
         if self.at_once { call.now } else { self.now() }
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// them puts this into the response and keeps the [`TunnelEnd`] until they have ended. `ReverseProxy` does.
 ///
 /// ```
-/// use tower_upstream::engine::Tunnel;
+/// use tower_upstream::exchange::Tunnel;
 ///
 /// let (tunnel, end) = Tunnel::new();
 /// let mut answer = http::Response::builder().status(101).body(()).unwrap();

@@ -12,13 +12,13 @@ use std::task::Poll;
 
 use tokio::time::Instant;
 
-use super::Abandon;
+use super::CancelReason;
 use crate::cause::{ClientCall, Connection, Phase};
 
 /// What was seen of a call that is still waiting.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub(crate) struct Sight {
+pub(crate) struct AttemptProgress {
     /// A client of ours looked at its connection; without it all is inferred.
     pub told: bool,
     /// The client call that this is of; `None` where nobody knows.
@@ -32,7 +32,7 @@ pub(crate) struct Sight {
     /// The connection took no more bytes.
     pub blocked: bool,
     /// What is known of the request body, if somebody watches it.
-    pub upload: Option<UploadSight>,
+    pub upload: Option<UploadProgress>,
     /// The address that was tried.
     pub peer: Option<SocketAddr>,
     /// Whether the connection was reused.
@@ -44,7 +44,7 @@ pub(crate) struct Sight {
 /// What was seen of a request body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub(crate) struct UploadSight {
+pub(crate) struct UploadProgress {
     /// Frames that came from the client.
     pub taken: u32,
     /// The upload waits for the client, not for the upstream.
@@ -53,7 +53,7 @@ pub(crate) struct UploadSight {
     pub ended: Option<Instant>,
 }
 
-impl Sight {
+impl AttemptProgress {
     /// Nothing has been handed to a connection yet.
     pub(crate) fn before(stage: Phase) -> Self {
         Self { told: true, stage: Some(stage), ..Self::default() }
@@ -62,8 +62,8 @@ impl Sight {
 
 thread_local! {
     static ASKED: Cell<bool> = const { Cell::new(false) };
-    static TOLD: Cell<Option<Sight>> = const { Cell::new(None) };
-    static LEAVING: Cell<Option<Abandon>> = const { Cell::new(None) };
+    static TOLD: Cell<Option<AttemptProgress>> = const { Cell::new(None) };
+    static LEAVING: Cell<Option<CancelReason>> = const { Cell::new(None) };
 }
 
 /// Puts a thread's mark back as it was, also when a poll panics.
@@ -81,8 +81,8 @@ impl<T: Copy> Drop for Restore<T> {
     }
 }
 
-/// Polls with the question set; what an engine inside is told, one around it that asks too hears as well.
-pub(crate) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
+/// Polls with the query set; a layer around this one that queries too gets the same answer.
+pub(crate) fn query<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, AttemptProgress) {
     TOLD.set(None);
     let polled = {
         let _asked = Restore::set(&ASKED, true);
@@ -97,7 +97,7 @@ pub(crate) fn ask<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, Sight) {
 
 /// Answers the question, if it is asked; the first to answer stands nearest to the wire.
 #[inline]
-pub(crate) fn tell(sight: impl FnOnce() -> Sight) {
+pub(crate) fn publish(sight: impl FnOnce() -> AttemptProgress) {
     if ASKED.get() {
         let told = TOLD.take().unwrap_or_else(sight);
         TOLD.set(Some(told));
@@ -109,20 +109,20 @@ pub(crate) fn tell(sight: impl FnOnce() -> Sight) {
 #[inline]
 pub(crate) fn sign(call: ClientCall) {
     if ASKED.get() {
-        let told = TOLD.take().map(|told| Sight { call: told.call.or(Some(call)), ..told });
+        let told = TOLD.take().map(|told| AttemptProgress { call: told.call.or(Some(call)), ..told });
         TOLD.set(told);
     }
 }
 
 /// Drops something for this reason.
-pub(crate) fn leave(why: Abandon, drop: impl FnOnce()) {
+pub(crate) fn drop_with_reason(why: CancelReason, drop: impl FnOnce()) {
     let _leaving = Restore::set(&LEAVING, Some(why));
     drop();
 }
 
 /// Why what is being dropped is dropped: a layer's reason, or its caller has left.
-pub(crate) fn leaving() -> Abandon {
-    LEAVING.get().unwrap_or(Abandon::Left)
+pub(crate) fn drop_reason() -> CancelReason {
+    LEAVING.get().unwrap_or(CancelReason::Dropped)
 }
 
 #[cfg(test)]
@@ -132,22 +132,22 @@ mod tests {
 
     #[test]
     fn only_who_is_asked_answers_and_the_innermost_is_heard() {
-        tell(|| panic!("nobody asked"));
-        let (polled, sight) = ask(|| {
-            tell(|| Sight::before(Phase::Tls));
-            tell(|| Sight::before(Phase::Pool));
+        publish(|| panic!("nobody asked"));
+        let (polled, sight) = query(|| {
+            publish(|| AttemptProgress::before(Phase::Tls));
+            publish(|| AttemptProgress::before(Phase::Pool));
             Poll::<()>::Pending
         });
         assert!(polled.is_pending());
         assert_eq!(sight.stage, Some(Phase::Tls));
-        tell(|| panic!("nobody asks any more"));
+        publish(|| panic!("nobody asks any more"));
     }
 
     #[test]
     fn two_who_ask_at_the_same_time_hear_the_same() {
-        let (_, outer) = ask(|| {
-            let (_, inner) = ask(|| {
-                tell(|| Sight::before(Phase::Connect));
+        let (_, outer) = query(|| {
+            let (_, inner) = query(|| {
+                publish(|| AttemptProgress::before(Phase::Connect));
                 Poll::<()>::Pending
             });
             assert_eq!(inner.stage, Some(Phase::Connect));
@@ -158,21 +158,21 @@ mod tests {
 
     #[test]
     fn a_question_ends_with_a_panic() {
-        let panicked = std::panic::catch_unwind(|| ask(|| -> Poll<()> { panic!("inside") }));
+        let panicked = std::panic::catch_unwind(|| query(|| -> Poll<()> { panic!("inside") }));
         assert!(panicked.is_err());
-        tell(|| panic!("nobody asks any more"));
+        publish(|| panic!("nobody asks any more"));
     }
 
     #[test]
     fn the_innermost_reason_is_the_one_that_drops() {
-        let why = Abandon::TimedOut(BadGatewayCause::FirstByteTimeout);
-        assert_eq!(leaving(), Abandon::Left);
-        leave(why, || {
-            assert_eq!(leaving(), why);
-            let other = Abandon::TimedOut(BadGatewayCause::DeadlineExceeded);
-            leave(other, || assert_eq!(leaving(), other));
-            assert_eq!(leaving(), why);
+        let why = CancelReason::TimedOut(BadGatewayCause::FirstByteTimeout);
+        assert_eq!(drop_reason(), CancelReason::Dropped);
+        drop_with_reason(why, || {
+            assert_eq!(drop_reason(), why);
+            let other = CancelReason::TimedOut(BadGatewayCause::DeadlineExceeded);
+            drop_with_reason(other, || assert_eq!(drop_reason(), other));
+            assert_eq!(drop_reason(), why);
         });
-        assert_eq!(leaving(), Abandon::Left);
+        assert_eq!(drop_reason(), CancelReason::Dropped);
     }
 }

@@ -23,9 +23,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::detachable::{Detach, ask};
+use super::detachable::{Detach, query};
 use super::entry::{Activity, Entry, Registry};
-use super::{Abandon, BodyLimits, leave};
+use super::{BodyTimeouts, CancelReason, drop_with_reason};
 use crate::cause::{BadGatewayCause, Failure};
 
 /// The default of `client_idle`, as of nginx's `send_timeout`.
@@ -63,10 +63,10 @@ impl Expired {
     }
 
     /// Why the body is dropped: a shared connection is no worse for a client that does not read.
-    pub(crate) fn abandons(self) -> Abandon {
+    pub(crate) fn abandons(self) -> CancelReason {
         match self {
-            Self::Absolute { waiting: true } => Abandon::TimedOut(BadGatewayCause::DeadlineExceeded),
-            _ => Abandon::Left,
+            Self::Absolute { waiting: true } => CancelReason::TimedOut(BadGatewayCause::DeadlineExceeded),
+            _ => CancelReason::Dropped,
         }
     }
 
@@ -98,7 +98,7 @@ struct Schedule {
 
 struct Open {
     body: Arc<dyn Expires>,
-    limits: BodyLimits,
+    limits: BodyTimeouts,
     /// The first pass that found it unread.
     unread_since: Instant,
 }
@@ -125,7 +125,7 @@ impl Sweep {
     pub(crate) fn register<T>(
         self: &Arc<Self>,
         kept: T,
-        limits: BodyLimits,
+        limits: BodyTimeouts,
         detach: Option<Arc<dyn Detach>>,
     ) -> Swept<T>
     where
@@ -275,7 +275,7 @@ impl<T: Sweepable> Swept<T> {
             let polled = if detach.is_some() {
                 poll(kept, cx)
             } else {
-                let (polled, offered) = ask(detach.take(), || poll(kept, cx));
+                let (polled, offered) = query(detach.take(), || poll(kept, cx));
                 *detach = offered;
                 polled
             };
@@ -324,7 +324,7 @@ impl<T: Sweepable + Send> Expires for Entry<Kept<T>, Failure> {
             self.try_expire(matches!(expired, Expired::ClientIdle(_)), |Kept { value: kept, waker, detach }| {
                 consumer = waker;
                 if let Some(detach) = detach {
-                    leave(expired.abandons(), || detach.detach());
+                    drop_with_reason(expired.abandons(), || detach.detach());
                 }
                 kept.expire(expired)
             });
@@ -378,11 +378,11 @@ mod tests {
         }
     }
 
-    fn unread_for(limit: Duration) -> BodyLimits {
-        BodyLimits { client_idle: Some(limit), ..BodyLimits::default() }
+    fn unread_for(limit: Duration) -> BodyTimeouts {
+        BodyTimeouts { client_idle: Some(limit), ..BodyTimeouts::default() }
     }
 
-    fn register(sweep: &Arc<Sweep>, limits: BodyLimits) -> (Swept<Permit>, Arc<AtomicUsize>) {
+    fn register(sweep: &Arc<Sweep>, limits: BodyTimeouts) -> (Swept<Permit>, Arc<AtomicUsize>) {
         let returned = Arc::<AtomicUsize>::default();
         (sweep.register(Permit { returned: returned.clone(), panics: false }, limits, None), returned)
     }
@@ -433,7 +433,7 @@ mod tests {
     async fn an_absolute_limit_ends_a_body_whatever_its_consumer_does() {
         for waits in [false, true] {
             let sweep = Arc::<Sweep>::default();
-            let limits = BodyLimits { end: Some(Instant::now() + LIMIT), ..BodyLimits::default() };
+            let limits = BodyTimeouts { end: Some(Instant::now() + LIMIT), ..BodyTimeouts::default() };
             let (body, returned) = register(&sweep, limits);
             assert_eq!(poll(&body, !waits), None);
             let took = until_returned(&returned).await;
@@ -457,10 +457,10 @@ mod tests {
         let sweep = Arc::<Sweep>::default();
         let far = crate::stats::reachable(Duration::MAX);
         let now = Instant::now();
-        let (_long, _) = register(&sweep, BodyLimits { end: Some(now + far), ..unread_for(far) });
+        let (_long, _) = register(&sweep, BodyTimeouts { end: Some(now + far), ..unread_for(far) });
         let (_short, returned) = register(&sweep, unread_for(Duration::from_nanos(1)));
         assert!(until_returned(&returned).await < Duration::from_secs(1));
-        let (_ended, returned) = register(&sweep, BodyLimits { end: Some(now), ..BodyLimits::default() });
+        let (_ended, returned) = register(&sweep, BodyTimeouts { end: Some(now), ..BodyTimeouts::default() });
         assert!(until_returned(&returned).await < Duration::from_secs(1));
         let passes = {
             let before = lock(&sweep.schedule).last;

@@ -1,4 +1,4 @@
-//! What every part of one engine knows of a call.
+//! The context of a call.
 
 use tokio::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::deadline::Deadline;
 /// The context of one call; it travels by value, never in extensions.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Call {
+pub struct CallContext {
     /// When the call began: the one reading of the clock that all parts share.
     pub now: Instant,
     /// When the answer's head is of no more use to the caller.
@@ -15,7 +15,7 @@ pub struct Call {
     /// Which attempt this is, the first is 1.
     pub attempt: u8,
     /// Whether the exchange is expected to end.
-    pub kind: Kind,
+    pub kind: CallKind,
     /// The answer was not there at the first poll, as far as that is noted here.
     pub(crate) waited: bool,
     /// The request came by HTTP/2 or later, so that its client can take the head and hold back the body by flow control.
@@ -26,7 +26,7 @@ pub struct Call {
 
 /// Whether an exchange is expected to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum CallKind {
     /// A request and its answer.
     #[default]
     Bounded,
@@ -34,14 +34,14 @@ pub enum Kind {
     Unbounded,
 }
 
-impl Call {
+impl CallContext {
     /// A first attempt that begins now.
     pub fn new(now: Instant) -> Self {
         Self {
             now,
             deadline: None,
             attempt: 1,
-            kind: Kind::Bounded,
+            kind: CallKind::Bounded,
             waited: false,
             flow_controlled: false,
             bypass: false,
