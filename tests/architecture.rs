@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The layers from below. Modules of the lowest may import from each other, all others may not.
 const LAYERS: [&[&str]; 4] = [
     // the vocabulary, and the engine behind every middleware
-    &["body", "cause", "deadline", "engine", "event", "exchange", "keyed", "measure", "shelf"],
+    &["body", "cause", "deadline", "event", "exchange", "keyed", "measure", "shelf"],
     // middleware
     &["admission", "breaker", "classify", "compat", "error_page", "forward", "limit", "retry", "timeout"],
     // the client
