@@ -115,7 +115,7 @@ impl Gateway {
             .build();
         if let Some(circuit) = stack.handle().circuit() {
             // so that no request has to find out whether the upstream is back
-            tokio::spawn(circuit.probed(proxy.connects()));
+            tokio::spawn(circuit.active_probe(proxy.connects()));
         }
         Ok(Self { proxy, stack })
     }

@@ -24,7 +24,7 @@ use support::ask;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, CircuitHandle, Ratio, Snapshot, State};
+use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, CircuitHandle, CircuitSnapshot, Ratio, State};
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
@@ -111,7 +111,7 @@ fn request() -> Request<Body> {
     Request::new(Body::empty())
 }
 
-fn told(circuit: &CircuitHandle) -> Snapshot {
+fn told(circuit: &CircuitHandle) -> CircuitSnapshot {
     circuit.snapshot(Instant::now())
 }
 
@@ -336,19 +336,19 @@ async fn a_limit_counts_whether_it_stands_above_or_below() {
     let layer = CircuitBreakerLayer::new("test");
     let below = layer.layer(limits().layer(upstream.service()));
     assert_eq!(reach(&upstream, &below, 20).await, 5);
-    assert_eq!(told(&layer.handle()).why.unwrap().cause(), Cause::FirstByteTimeout);
+    assert_eq!(told(&layer.handle()).cause.unwrap().cause(), Cause::FirstByteTimeout);
 
     let layer = CircuitBreakerLayer::new("test");
     let above = limits().layer(layer.layer(upstream.service()));
     assert_eq!(reach(&upstream, &above, 20).await, 5);
-    assert_eq!(told(&layer.handle()).why.unwrap().cause(), Cause::FirstByteTimeout);
+    assert_eq!(told(&layer.handle()).cause.unwrap().cause(), Cause::FirstByteTimeout);
 
     let upstream = Upstream::new(Says::EndlessBody);
     let layer = CircuitBreakerLayer::new("test");
     let limits = TimeoutLayer::new(Timeouts::new().body_idle(SECOND)).untouched();
     let above = limits.layer(layer.layer(upstream.service()));
     assert_eq!(reach(&upstream, &above, 20).await, 5);
-    assert_eq!(told(&layer.handle()).why.unwrap().cause(), Cause::BodyReadTimeout);
+    assert_eq!(told(&layer.handle()).cause.unwrap().cause(), Cause::BodyReadTimeout);
 }
 
 #[tokio::test(start_paused = true)]
@@ -453,7 +453,7 @@ fn app(layer: &CircuitBreakerLayer) -> (Router, Arc<AtomicUsize>) {
 /// As the defaults, but that no test is slow enough to see the end of the pause.
 fn long() -> CircuitBreakerLayer {
     let pause = Duration::from_secs(1800);
-    CircuitBreakerLayer::new("app").policy(BreakerPolicy::new().pause(pause).longest_pause(pause))
+    CircuitBreakerLayer::new("app").policy(BreakerPolicy::new().open_duration(pause).max_open_duration(pause))
 }
 
 #[tokio::test]
@@ -603,13 +603,13 @@ async fn whoever_waits_for_transitions_sees_the_latest() {
     assert_eq!(transitions.next().await.unwrap().state, State::Closed);
     reach(&upstream, &service, 5).await;
     let open = transitions.next().await.unwrap();
-    assert_eq!((open.state, open.why.unwrap().cause()), (State::Open, Cause::Unknown));
-    assert!(open.pause >= SECOND / 2 && open.pause <= SECOND);
+    assert_eq!((open.state, open.cause.unwrap().cause()), (State::Open, Cause::Unknown));
+    assert!(open.open_for >= SECOND / 2 && open.open_for <= SECOND);
     upstream.say(Says::Status(200));
     sleep(SECOND).await;
     call(&service).await;
     let latest = transitions.next().await.unwrap();
-    assert_eq!((latest.state, latest.why.is_none()), (State::Closed, true));
+    assert_eq!((latest.state, latest.cause.is_none()), (State::Closed, true));
     drop((service, layer));
     assert!(transitions.next().await.is_none());
 }

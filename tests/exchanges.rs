@@ -43,7 +43,7 @@ async fn run(http: Http, exchanges: u64) {
         _ => upstreams::http1(plans, record.clone()).await,
     };
     // the upstream fails often: an open circuit would leave little to look at
-    let never = BreakerPolicy::new().consecutive(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX);
+    let never = BreakerPolicy::new().consecutive_failures(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX);
     let gateway = StackGateway::start(stack().circuit(never), default_proxy(upstream.address).http(http)).await;
 
     let mut running = JoinSet::new();

@@ -470,10 +470,10 @@ async fn no_limit_spins_or_panics_however_short_or_long() {
 async fn every_other_duration_is_taken_or_refused_with_a_reason() {
     for extreme in EXTREMES {
         let policies = [
-            BreakerPolicy::new().pause(extreme),
-            BreakerPolicy::new().longest_pause(extreme),
+            BreakerPolicy::new().open_duration(extreme),
+            BreakerPolicy::new().max_open_duration(extreme),
             BreakerPolicy::new().window(extreme),
-            BreakerPolicy::new().probe_limit(extreme),
+            BreakerPolicy::new().probe_timeout(extreme),
             BreakerPolicy::new().slow_calls(extreme, tower_upstream::retry::Ratio::per_mille(500)),
         ];
         for policy in policies {

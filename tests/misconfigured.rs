@@ -191,15 +191,24 @@ fn retries() -> Vec<Row> {
 
 fn circuits() -> Vec<Row> {
     vec![
-        (built!(circuit(BreakerPolicy::new().pause(s(0)))), ["circuit", "leaves nothing alone", "set a `pause`"]),
-        (built!(circuit(BreakerPolicy::new().pause(s(11)))), ["circuit", "shorter than the first", "`longest_pause`"]),
         (
-            built!(circuit(BreakerPolicy::new().longest_pause(Duration::MAX))),
+            built!(circuit(BreakerPolicy::new().open_duration(s(0)))),
+            ["circuit", "leaves nothing alone", "set a `pause`"],
+        ),
+        (
+            built!(circuit(BreakerPolicy::new().open_duration(s(11)))),
+            ["circuit", "shorter than the first", "`longest_pause`"],
+        ),
+        (
+            built!(circuit(BreakerPolicy::new().max_open_duration(Duration::MAX))),
             ["circuit", "that is back is left alone", "`longest_pause` of an hour"],
         ),
-        (built!(circuit(BreakerPolicy::new().probe_limit(s(0)))), ["circuit", "lets all calls pass", "`probe_limit`"]),
         (
-            built!(circuit(BreakerPolicy::new().probe_limit(s(86_400)))),
+            built!(circuit(BreakerPolicy::new().probe_timeout(s(0)))),
+            ["circuit", "lets all calls pass", "`probe_limit`"],
+        ),
+        (
+            built!(circuit(BreakerPolicy::new().probe_timeout(s(86_400)))),
             ["circuit", "keeps all others out", "`probe_limit` of an hour"],
         ),
         (
@@ -323,7 +332,7 @@ fn everything_wrong_is_told_at_once() {
         .timeouts(limits().head(s(4)).body_idle(s(0)))
         .topology(Topology::new().caller_timeout(s(1)).connect(s(5)))
         .retry(RetryLayer::new().policy(RetryPolicy::new().base(s(2)).max(s(1))).body_cap(usize::MAX))
-        .circuit(BreakerPolicy::new().pause(s(0)).probe_limit(s(0)))
+        .circuit(BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
         .limiter(LimitLayer::fixed(0))
         .classify(ClassifyLayer::new().hold(s(9)))
         .build()
@@ -389,9 +398,9 @@ fn good_neighbours_pass() {
         built!(shop().retry(RetryLayer::new().body_cap(64 << 20))),
         built!(shop().retry(RetryLayer::new().body_cap(0))),
         built!(shop().retry(RetryLayer::new().total(s(30)))),
-        built!(circuit(BreakerPolicy::new().pause(s(10)))),
-        built!(circuit(BreakerPolicy::new().pause(ms(1)).longest_pause(s(3600)).probe_limit(s(3600)))),
-        built!(circuit(BreakerPolicy::new().consecutive(u32::MAX))),
+        built!(circuit(BreakerPolicy::new().open_duration(s(10)))),
+        built!(circuit(BreakerPolicy::new().open_duration(ms(1)).max_open_duration(s(3600)).probe_timeout(s(3600)))),
+        built!(circuit(BreakerPolicy::new().consecutive_failures(u32::MAX))),
         // a body may take longer than the attempt's limit, which ends at the head
         built!(circuit(BreakerPolicy::new().slow_calls(s(15), Ratio::per_mille(500)))),
         built!(shop().limiter(LimitLayer::fixed(1))),
@@ -470,8 +479,8 @@ proptest! {
         let policy = RetryPolicy::new().base(pauses.0).max(pauses.1).patience(pauses.2).attempts(pauses.3);
         let retry = RetryLayer::new().policy(policy);
         let retry = pauses.4.map_or(retry.clone(), |delay| retry.hedging(Hedging::after(delay)));
-        let circuit = BreakerPolicy::new().window(breaker.0).pause(breaker.1).longest_pause(breaker.2);
-        let circuit = circuit.probe_limit(breaker.3);
+        let circuit = BreakerPolicy::new().window(breaker.0).open_duration(breaker.1).max_open_duration(breaker.2);
+        let circuit = circuit.probe_timeout(breaker.3);
         let circuit = breaker.4.map_or(circuit, |slow| circuit.slow_calls(slow, Ratio::per_mille(500)));
         let mut topology = Topology::new().drain_delay(around.5).grace(around.6).load_balancer_propagation(around.7);
         topology = around.0.map_or(topology.clone(), |limit| topology.caller_timeout(limit));

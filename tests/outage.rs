@@ -90,7 +90,7 @@ async fn loses(stack: Stack) -> Told {
     let breaker = CircuitBreakerLayer::new("upstream");
     if let Stack::LookedAfter = stack {
         let probed = upstream.clone();
-        tokio::spawn(breaker.handle().probed(move || {
+        tokio::spawn(breaker.handle().active_probe(move || {
             let up = !probed.is_down();
             async move { up }
         }));

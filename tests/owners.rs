@@ -148,7 +148,7 @@ async fn a_place_of_the_admission_comes_back_whatever_becomes_of_its_call() {
 async fn the_probe_of_a_circuit_comes_back_whatever_becomes_of_its_call() {
     for how in ENDS {
         let (switch, broken) = (Switch::default(), Switch::default());
-        let policy = BreakerPolicy::new().consecutive(1).pause(Duration::from_millis(1));
+        let policy = BreakerPolicy::new().consecutive_failures(1).open_duration(Duration::from_millis(1));
         let layer = CircuitBreakerLayer::new("payments").policy(policy);
         let (passes, refuses) = (switch.clone(), broken.clone());
         let service = layer.layer(service_fn(move |_: Request<Body>| {

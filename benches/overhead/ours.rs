@@ -109,7 +109,7 @@ fn breaker() -> CircuitBreakerLayer {
 }
 
 fn stays_open() -> BreakerPolicy {
-    BreakerPolicy::new().pause(PAUSE).longest_pause(PAUSE)
+    BreakerPolicy::new().open_duration(PAUSE).max_open_duration(PAUSE)
 }
 
 /// A policy that half of all attempts failing does not open.

@@ -83,8 +83,8 @@ impl Settings {
     /// When the circuit opens.
     pub(crate) fn policy(&self) -> BreakerPolicy {
         match self.breaker {
-            0 => BreakerPolicy::new().consecutive(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX),
-            failures => BreakerPolicy::new().consecutive(failures),
+            0 => BreakerPolicy::new().consecutive_failures(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX),
+            failures => BreakerPolicy::new().consecutive_failures(failures),
         }
     }
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::gate::{Gate, Shut, Turn};
-use super::handle::Snapshot;
+use super::call_result::CallResult;
+use super::consecutive_failures::ConsecutiveFailures;
+use super::handle::CircuitSnapshot;
+use super::open_backoff::OpenBackoff;
+use super::packed_state::{Permit, State};
 use super::policy::BreakerPolicy;
-use super::reopen::Pauses;
-use super::streak::Streak;
-use super::verdict::Verdict;
-use super::window::{CELLS, Window};
-use super::word::{Permit, State};
+use super::state_machine::{CircuitMachine, Rejected, Transition};
+use super::window::{CELLS, RollingWindow};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::stats::{Ratio, stripe};
 
@@ -23,167 +23,174 @@ pub(super) struct Circuit {
     policy: BreakerPolicy,
     name: Arc<str>,
     origin: Instant,
-    gate: Gate<Failure>,
-    streak: Streak,
-    window: Window,
-    slow: Option<Window>,
+    machine: CircuitMachine<Failure>,
+    failures: ConsecutiveFailures,
+    window: RollingWindow,
+    slow: Option<RollingWindow>,
     /// The length of a cell of the windows in nanoseconds.
     cell: u64,
 }
 
 /// The end of an exchange.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct End {
-    pub(super) verdict: Verdict,
+pub(super) struct CallEnd {
+    pub(super) result: CallResult,
     pub(super) now: Instant,
-    pub(super) took: Duration,
+    pub(super) duration: Duration,
 }
 
 impl Circuit {
     /// A closed circuit; `now` is where its time begins.
     pub(super) fn new(policy: BreakerPolicy, name: Arc<str>, stripes: usize, now: Instant) -> Self {
-        let (first, longest) = (nanos(policy.pause), nanos(policy.longest));
-        let pauses = Pauses { first, longest, calm: nanos(policy.window) };
+        let (first, longest) = (nanos(policy.open_duration), nanos(policy.max_open_duration));
+        let pauses = OpenBackoff { first, max: longest, decay_after: nanos(policy.window) };
         Self {
             policy,
             name,
             origin: now,
-            gate: Gate::new(pauses, nanos(policy.probe)),
-            streak: Streak::new(),
-            window: Window::new(stripes),
-            slow: policy.slow.map(|_| Window::new(stripes)),
+            machine: CircuitMachine::new(pauses, nanos(policy.probe_timeout)),
+            failures: ConsecutiveFailures::new(),
+            window: RollingWindow::new(stripes),
+            slow: policy.slow.map(|_| RollingWindow::new(stripes)),
             cell: nanos(policy.window) / CELLS,
         }
     }
 
     /// Lets a call pass while the circuit is closed: one load.
     #[inline]
-    pub(super) fn pass(&self) -> Option<Permit> {
-        self.gate.pass()
+    pub(super) fn try_acquire(&self) -> Option<Permit> {
+        self.machine.try_acquire()
     }
 
     /// Lets a call pass that met it otherwise, or not.
-    pub(super) fn knock(&self, now: Instant) -> (Result<Permit, Shut<Failure>>, Option<Turn<Failure>>) {
-        self.gate.knock(self.moment(now), || self.forget())
+    pub(super) fn try_acquire_slow(
+        &self,
+        now: Instant,
+    ) -> (Result<Permit, Rejected<Failure>>, Option<Transition<Failure>>) {
+        self.machine.try_acquire_slow(self.tick_at(now), || self.clear())
     }
 
     /// What a call would be told now, if it would not pass.
-    pub(super) fn shut(&self, now: Instant) -> Option<Shut<Failure>> {
-        self.gate.shut(self.moment(now))
+    pub(super) fn rejection(&self, now: Instant) -> Option<Rejected<Failure>> {
+        self.machine.rejection(self.tick_at(now))
     }
 
     /// One that was told so got its answer.
     pub(super) fn count_refused(&self) {
-        self.gate.count_refused();
+        self.machine.count_refused();
     }
 
     /// The head of a probe's answer has come, and it is good.
-    pub(super) fn probe_answered(&self, permit: &Permit) {
-        self.gate.probe_answered(permit);
+    pub(super) fn on_probe_head(&self, permit: &Permit) {
+        self.machine.on_probe_head(permit);
     }
 
     /// Whether it matters how long a call took.
     #[inline]
-    pub(super) fn measures(&self) -> bool {
+    pub(super) fn needs_duration(&self) -> bool {
         self.slow.is_some()
     }
 
     /// A call that was good and not slow, of a circuit that is closed still: all that a success costs.
     #[inline]
     pub(super) fn count_success(&self, permit: &Permit, now: Instant) {
-        if self.gate.is_current(permit) {
-            self.streak.succeed(permit.epoch());
+        if self.machine.is_current(permit) {
+            self.failures.record_success(permit.epoch());
             self.window.record(self.tick(now), stripe(), false);
         }
     }
 
     /// Any other end; `random` is drawn, and `record` made, where the circuit opens.
-    pub(super) fn end(
+    pub(super) fn record(
         &self,
         permit: &Permit,
-        end: End,
+        end: CallEnd,
         random: impl FnOnce() -> u64,
         record: impl FnOnce() -> Failure,
-    ) -> Option<Turn<Failure>> {
-        let now = self.moment(end.now);
-        let slow = self.policy.slow.is_some_and(|(limit, _)| end.took > limit);
+    ) -> Option<Transition<Failure>> {
+        let now = self.tick_at(end.now);
+        let slow = self.policy.slow.is_some_and(|(limit, _)| end.duration > limit);
         if permit.is_probe() {
-            return match end.verdict {
-                Verdict::Neutral => {
-                    self.gate.probe_left(permit);
+            return match end.result {
+                CallResult::Neutral => {
+                    self.machine.on_probe_cancelled(permit);
                     None
                 }
-                Verdict::Failure => self.gate.probe_failed(permit, now, random(), || self.opened(PROBE, record())),
-                Verdict::Success if slow => {
-                    self.gate.probe_failed(permit, now, random(), || self.opened(SLOW_PROBE, record()))
+                CallResult::Failure => {
+                    self.machine.on_probe_failure(permit, now, random(), || self.opening_record(PROBE, record()))
                 }
-                Verdict::Success | Verdict::Overload => self.gate.probe_succeeded(permit, now, || self.forget()),
+                CallResult::Success if slow => {
+                    self.machine.on_probe_failure(permit, now, random(), || self.opening_record(SLOW_PROBE, record()))
+                }
+                CallResult::Success | CallResult::Overload => {
+                    self.machine.on_probe_success(permit, now, || self.clear())
+                }
             };
         }
-        if matches!(end.verdict, Verdict::Neutral | Verdict::Overload) || !self.gate.is_current(permit) {
+        if matches!(end.result, CallResult::Neutral | CallResult::Overload) || !self.machine.is_current(permit) {
             return None;
         }
-        let (tick, stripe, failed) = (self.tick(end.now), stripe(), end.verdict == Verdict::Failure);
+        let (tick, stripe, failed) = (self.tick(end.now), stripe(), end.result == CallResult::Failure);
         self.window.record(tick, stripe, failed);
         if let Some(window) = &self.slow {
             window.record(tick, stripe, slow);
         }
         let in_a_row = if failed {
-            self.streak.fail(permit.epoch())
+            self.failures.record_failure(permit.epoch())
         } else {
-            self.streak.succeed(permit.epoch());
+            self.failures.record_success(permit.epoch());
             0
         };
-        let why = if in_a_row >= self.policy.consecutive {
-            IN_A_ROW
-        } else if failed && self.is_too_much(&self.window, tick, self.policy.ratio) {
-            SHARE
-        } else if slow && self.are_too_slow(tick) {
+        let why = if in_a_row >= self.policy.consecutive_failures {
+            CONSECUTIVE
+        } else if failed && self.exceeds(&self.window, tick, self.policy.ratio) {
+            RATIO
+        } else if slow && self.has_too_many_slow_calls(tick) {
             SLOW
         } else {
             return None;
         };
-        self.gate.trip(permit, now, random(), || self.opened(why, record()))
+        self.machine.open(permit, now, random(), || self.opening_record(why, record()))
     }
 
     /// A probe from beside that began then has found the upstream well.
-    pub(super) fn recovered(&self, begun: Instant, now: Instant) -> Option<Turn<Failure>> {
-        self.gate.recovered(self.moment(begun), self.moment(now), || self.forget())
+    pub(super) fn record_recovery(&self, begun: Instant, now: Instant) -> Option<Transition<Failure>> {
+        self.machine.record_recovery(self.tick_at(begun), self.tick_at(now), || self.clear())
     }
 
     /// A probe from beside has found it down; another one comes before this time.
-    pub(super) fn still_down(&self, until: Instant) {
-        self.gate.still_down(self.moment(until));
+    pub(super) fn record_still_down(&self, until: Instant) {
+        self.machine.record_still_down(self.tick_at(until));
     }
 
-    pub(super) fn hold(&self, now: Instant) -> Option<Turn<Failure>> {
-        self.gate.hold(self.moment(now), self.refusal(HELD).build())
+    pub(super) fn hold(&self, now: Instant) -> Option<Transition<Failure>> {
+        self.machine.hold(self.tick_at(now), self.failure_builder(HELD).build())
     }
 
-    pub(super) fn release(&self, now: Instant) -> Option<Turn<Failure>> {
-        self.gate.release(self.moment(now))
+    pub(super) fn release(&self, now: Instant) -> Option<Transition<Failure>> {
+        self.machine.release(self.tick_at(now))
     }
 
-    pub(super) fn reset(&self, now: Instant) -> Option<Turn<Failure>> {
-        self.gate.reset(self.moment(now), || self.forget())
+    pub(super) fn reset(&self, now: Instant) -> Option<Transition<Failure>> {
+        self.machine.reset(self.tick_at(now), || self.clear())
     }
 
-    pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
-        let (look, why) = self.gate.look();
+    pub(super) fn snapshot(&self, now: Instant) -> CircuitSnapshot {
+        let (look, why) = self.machine.view();
         let tick = self.tick(now);
         let held = self.window.sum(tick);
-        Snapshot {
+        CircuitSnapshot {
             state: look.state,
             since: self.at(look.since),
-            why: why.and_then(|opening| opening.previous().last().cloned()),
+            cause: why.and_then(|opening| opening.previous().last().cloned()),
             next_probe: (look.state == State::Open).then(|| self.at(look.until)),
             calls: held.calls,
-            failures: held.bad,
-            slow: self.slow.as_ref().map_or(0, |window| window.sum(tick).bad),
-            streak: self.streak.length(look.epoch),
+            failures: held.failures,
+            slow: self.slow.as_ref().map_or(0, |window| window.sum(tick).failures),
+            consecutive_failures: self.failures.count(look.epoch),
             opened: look.opened,
             probes: look.probes,
-            probes_given_up: look.given_up,
+            probes_timed_out: look.probes_timed_out,
             refused: look.refused,
         }
     }
@@ -197,12 +204,12 @@ impl Circuit {
     }
 
     pub(super) fn state(&self) -> super::State {
-        self.gate.look().0.state
+        self.machine.view().0.state
     }
 
     /// How many calls it has refused so far.
     pub(super) fn refused(&self) -> u64 {
-        self.gate.look().0.refused
+        self.machine.view().0.refused
     }
 
     pub(super) fn statuses(&self) -> fn(StatusCode) -> bool {
@@ -214,18 +221,19 @@ impl Circuit {
         self.origin.checked_add(Duration::from_nanos(moment)).unwrap_or(self.origin)
     }
 
-    fn is_too_much(&self, window: &Window, tick: u64, share: Ratio) -> bool {
+    fn exceeds(&self, window: &RollingWindow, tick: u64, share: Ratio) -> bool {
         let held = window.sum(tick);
-        held.calls >= self.policy.least.into() && held.bad * 1000 >= held.calls * u64::from(share.as_per_mille())
+        held.calls >= self.policy.min_calls.into()
+            && held.failures * 1000 >= held.calls * u64::from(share.as_per_mille())
     }
 
-    fn are_too_slow(&self, tick: u64) -> bool {
+    fn has_too_many_slow_calls(&self, tick: u64) -> bool {
         let slow = self.slow.as_ref().zip(self.policy.slow);
-        slow.is_some_and(|(window, (_, share))| self.is_too_much(window, tick, share))
+        slow.is_some_and(|(window, (_, share))| self.exceeds(window, tick, share))
     }
 
     /// What was counted belongs to an epoch that is over.
-    fn forget(&self) {
+    fn clear(&self) {
         self.window.clear();
         if let Some(window) = &self.slow {
             window.clear();
@@ -233,11 +241,11 @@ impl Circuit {
     }
 
     /// The one record of an opening.
-    fn opened(&self, why: &'static str, failure: Failure) -> Failure {
-        self.refusal(why).previous(failure).build()
+    fn opening_record(&self, why: &'static str, failure: Failure) -> Failure {
+        self.failure_builder(why).previous(failure).build()
     }
 
-    fn refusal(&self, why: &'static str) -> crate::cause::FailureBuilder {
+    fn failure_builder(&self, why: &'static str) -> crate::cause::FailureBuilder {
         Failure::builder(BadGatewayCause::CircuitOpen)
             .phase(Phase::Gateway)
             .refusal()
@@ -249,19 +257,19 @@ impl Circuit {
 
     #[inline]
     fn tick(&self, now: Instant) -> u64 {
-        self.moment(now) / self.cell
+        self.tick_at(now) / self.cell
     }
 
     #[inline]
-    fn moment(&self, now: Instant) -> u64 {
+    fn tick_at(&self, now: Instant) -> u64 {
         let since = now.saturating_duration_since(self.origin);
         // in 64 bits: it goes round after 584 years
         since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(since.subsec_nanos().into())
     }
 }
 
-const IN_A_ROW: &str = "failures in a row";
-const SHARE: &str = "too large a share of failures";
+const CONSECUTIVE: &str = "failures in a row";
+const RATIO: &str = "too large a share of failures";
 const SLOW: &str = "too large a share of slow calls";
 const PROBE: &str = "its probe failed";
 const SLOW_PROBE: &str = "its probe was slow";

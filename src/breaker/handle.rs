@@ -8,28 +8,28 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::circuit::Circuit;
-use super::gate::Turn;
-use super::word::State;
+use super::packed_state::State;
+use super::state_machine::Transition;
 use crate::cause::{Detail, Failure};
 
 /// A circuit and those who are told of its transitions.
-pub(super) struct Core {
+pub(super) struct CircuitShared {
     pub(super) circuit: Circuit,
-    changes: watch::Sender<Change>,
+    changes: watch::Sender<StateChange>,
 }
 
 /// A transition of a circuit.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Change {
+pub struct StateChange {
     /// What it does with calls now.
     pub state: State,
     /// Since when.
     pub at: Instant,
     /// How long it stays open at least; none for other states.
-    pub pause: Duration,
+    pub open_for: Duration,
     /// What opened it, with its peer and errno if these are known; `None` while closed, and where it is held by hand.
-    pub why: Option<Failure>,
+    pub cause: Option<Failure>,
     /// Grows with every transition, not always by one.
     pub number: u64,
 }
@@ -39,13 +39,13 @@ pub struct Change {
 /// Each number is exact; beside other threads they may be of different moments.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Snapshot {
+pub struct CircuitSnapshot {
     /// What it does with calls.
     pub state: State,
     /// Since when.
     pub since: Instant,
     /// What opened it; `None` while closed, and where it is held by hand.
-    pub why: Option<Failure>,
+    pub cause: Option<Failure>,
     /// When the next call may pass as a probe, while it is open.
     pub next_probe: Option<Instant>,
     /// The window's calls that said something.
@@ -55,40 +55,40 @@ pub struct Snapshot {
     /// Those of them that were slow, where that counts.
     pub slow: u64,
     /// The failures in a row.
-    pub streak: u32,
+    pub consecutive_failures: u32,
     /// How often it opened, probes that failed included.
     pub opened: u64,
     /// How many probes there were.
     pub probes: u64,
     /// How many of them had not ended when another took their place.
-    pub probes_given_up: u64,
+    pub probes_timed_out: u64,
     /// How many calls were refused.
     pub refused: u64,
 }
 
-impl Core {
+impl CircuitShared {
     pub(super) fn new(circuit: Circuit, now: Instant) -> Self {
-        let closed = Change { state: State::Closed, at: now, pause: Duration::ZERO, why: None, number: 0 };
+        let closed = StateChange { state: State::Closed, at: now, open_for: Duration::ZERO, cause: None, number: 0 };
         Self { circuit, changes: watch::Sender::new(closed) }
     }
 
-    pub(super) fn recovered(&self, begun: Instant, now: Instant) {
-        if let Some(turn) = self.circuit.recovered(begun, now) {
-            self.tell(&turn);
+    pub(super) fn record_recovery(&self, begun: Instant, now: Instant) {
+        if let Some(turn) = self.circuit.record_recovery(begun, now) {
+            self.publish(&turn);
         }
     }
 
     /// Says what has happened: a line in the log, and the state for whoever waits.
     #[cold]
-    pub(super) fn tell(&self, turn: &Turn<Failure>) {
-        let change = Change {
+    pub(super) fn publish(&self, turn: &Transition<Failure>) {
+        let change = StateChange {
             state: turn.state,
             at: self.circuit.at(turn.at),
-            pause: Duration::from_nanos(turn.rest),
-            why: turn.why.as_ref().and_then(|opening| opening.previous().last().cloned()),
+            open_for: Duration::from_nanos(turn.open_for),
+            cause: turn.cause.as_ref().and_then(|opening| opening.previous().last().cloned()),
             number: turn.epoch,
         };
-        let detail = turn.why.as_ref().and_then(Failure::detail);
+        let detail = turn.cause.as_ref().and_then(Failure::detail);
         log(self.circuit.name(), &change, detail, self.circuit.refused());
         self.changes.send_if_modified(|last| {
             // two threads may come here in another order than they came through the gate
@@ -101,8 +101,8 @@ impl Core {
     }
 }
 
-fn log(name: &str, change: &Change, detail: Option<Detail>, refused: u64) {
-    let (state, why) = (change.state.as_str(), change.why.as_ref());
+fn log(name: &str, change: &StateChange, detail: Option<Detail>, refused: u64) {
+    let (state, why) = (change.state.as_str(), change.cause.as_ref());
     let cause = why.map(|why| why.cause().as_str());
     match change.state {
         State::Open => tracing::warn!(
@@ -113,7 +113,7 @@ fn log(name: &str, change: &Change, detail: Option<Detail>, refused: u64) {
             phase = why.map(|why| why.phase().as_str()),
             peer = why.and_then(Failure::peer).map(tracing::field::display),
             detail = detail.map(tracing::field::display),
-            pause_ms = u64::try_from(change.pause.as_millis()).unwrap_or(u64::MAX),
+            pause_ms = u64::try_from(change.open_for.as_millis()).unwrap_or(u64::MAX),
             "the circuit is open: calls are refused until a probe has succeeded"
         ),
         State::HeldOpen => {
@@ -132,7 +132,7 @@ fn log(name: &str, change: &Change, detail: Option<Detail>, refused: u64) {
     }
 }
 
-impl fmt::Debug for Core {
+impl fmt::Debug for CircuitShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.circuit.fmt(f)
     }
@@ -141,7 +141,7 @@ impl fmt::Debug for Core {
 /// Sees into a circuit and overrules it; clones are of the same circuit.
 #[derive(Clone, Debug)]
 pub struct CircuitHandle {
-    pub(super) core: Arc<Core>,
+    pub(super) core: Arc<CircuitShared>,
 }
 
 impl CircuitHandle {
@@ -151,7 +151,7 @@ impl CircuitHandle {
     }
 
     /// What it does now and what it has counted until `now`.
-    pub fn snapshot(&self, now: Instant) -> Snapshot {
+    pub fn snapshot(&self, now: Instant) -> CircuitSnapshot {
         self.core.circuit.snapshot(now)
     }
 
@@ -159,17 +159,17 @@ impl CircuitHandle {
     ///
     /// Calls that are under way go on. Refusals say to come back after the longest pause.
     pub fn hold_open(&self) {
-        self.tell(self.core.circuit.hold(Instant::now()));
+        self.publish(self.core.circuit.hold(Instant::now()));
     }
 
     /// Ends the hold: the next call passes as a probe. Nothing, if it is not held.
     pub fn release(&self) {
-        self.tell(self.core.circuit.release(Instant::now()));
+        self.publish(self.core.circuit.release(Instant::now()));
     }
 
     /// Closes it, whatever its state, and forgets what it counted and how often it opened.
     pub fn reset(&self) {
-        self.tell(self.core.circuit.reset(Instant::now()));
+        self.publish(self.core.circuit.reset(Instant::now()));
     }
 
     /// Its transitions from now on, the present state first.
@@ -179,9 +179,9 @@ impl CircuitHandle {
         Transitions { changes }
     }
 
-    fn tell(&self, turn: Option<Turn<Failure>>) {
+    fn publish(&self, turn: Option<Transition<Failure>>) {
         if let Some(turn) = turn {
-            self.core.tell(&turn);
+            self.core.publish(&turn);
         }
     }
 }
@@ -189,14 +189,14 @@ impl CircuitHandle {
 /// The transitions of a circuit; see [`CircuitHandle::transitions`].
 #[derive(Debug)]
 pub struct Transitions {
-    changes: watch::Receiver<Change>,
+    changes: watch::Receiver<StateChange>,
 }
 
 impl Transitions {
     /// The next one that has not been seen; `None` once layer, services and handles are gone.
     ///
     /// Whoever is slow misses those in between, but never the latest: there is nothing that fills up.
-    pub async fn next(&mut self) -> Option<Change> {
+    pub async fn next(&mut self) -> Option<StateChange> {
         self.changes.changed().await.ok()?;
         Some(self.changes.borrow_and_update().clone())
     }

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 
 use super::{
-    BreakerPolicy, BreakerSpec, CircuitBreakerBody, CircuitBreakerFuture, CircuitBreakerLayer, CircuitHandle, Snapshot,
-    State,
+    BreakerPolicy, BreakerSpec, CircuitBreakerBody, CircuitBreakerFuture, CircuitBreakerLayer, CircuitHandle,
+    CircuitSnapshot, State,
 };
 use crate::exchange::{Config, Key, PerKey, keyed_middleware};
 use crate::keyed_map::Eviction;
@@ -46,7 +46,7 @@ impl KeyedCircuitBreakerLayer {
     }
 
     /// The circuits that there are and how they stand, in the order of their keys.
-    pub fn snapshots(&self, now: Instant) -> Vec<(Box<str>, Snapshot)> {
+    pub fn snapshots(&self, now: Instant) -> Vec<(Box<str>, CircuitSnapshot)> {
         self.configs.list(|config| config.per_attempt.core.circuit.snapshot(now))
     }
 

@@ -20,18 +20,18 @@
 //!
 //! | | default |
 //! |---|---|
-//! | [`consecutive`](BreakerPolicy::consecutive) failures | 5 |
+//! | [`consecutive_failures`](BreakerPolicy::consecutive_failures) failures | 5 |
 //! | [`ratio`](BreakerPolicy::ratio) of failures in the [`window`](BreakerPolicy::window) | 50 % of at least 20 calls in 10 s |
 //! | [`slow_calls`](BreakerPolicy::slow_calls) | do not count |
-//! | [`pause`](BreakerPolicy::pause) | 1 s, doubled by each opening in a row, the second half of it at random |
-//! | [`longest_pause`](BreakerPolicy::longest_pause) | 10 s; a minute for [one of many](BreakerPolicy::one_of_many) |
+//! | [`open_duration`](BreakerPolicy::open_duration) | 1 s, doubled by each opening in a row, the second half of it at random |
+//! | [`max_open_duration`](BreakerPolicy::max_open_duration) | 10 s; a minute for [one of many](BreakerPolicy::clustered) |
 //! | openings in a row | one less for each window's length that it was closed |
 //! | after the pause | one call passes as a probe; its success closes |
-//! | [`probe_limit`](BreakerPolicy::probe_limit) | 1 s, then the next call is a probe as well |
+//! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the next call is a probe as well |
 //!
-//! **Sooner than the pause**: a task that looks at the upstream in the background ([`CircuitHandle::probed`]) closes the circuit as
+//! **Sooner than the pause**: a task that looks at the upstream in the background ([`CircuitHandle::active_probe`]) closes the circuit as
 //! soon as the upstream is back, and no call is spent as a probe. With feature `client`, `ReverseProxy::connects` is what
-//! it looks by: `tokio::spawn(breaker.handle().probed(proxy.connects()))`.
+//! it looks by: `tokio::spawn(breaker.handle().active_probe(proxy.connects()))`.
 //!
 //! A probe that hangs, or whose caller left, gives its place up, and an answer from before a transition changes
 //! nothing: a circuit cannot stick. A probe whose head was good when its limit passed closes it: a long download is no bad sign.
@@ -86,17 +86,17 @@
 //! # }
 //! ```
 
+mod active_probe;
+mod call_result;
 mod circuit;
-mod gate;
+mod consecutive_failures;
 mod handle;
 mod keyed;
+mod open_backoff;
+mod packed_state;
 mod policy;
-mod probing;
-mod reopen;
-mod streak;
-mod verdict;
+mod state_machine;
 mod window;
-mod word;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,19 +104,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use self::circuit::{Circuit, End};
-use self::gate::Shut;
-use self::handle::Core;
-use self::verdict::Verdict;
+use self::call_result::CallResult;
+use self::circuit::{CallEnd, Circuit};
+use self::handle::CircuitShared;
+use self::state_machine::Rejected;
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::stats::default_stripes;
 
-pub use self::handle::{Change, CircuitHandle, Snapshot, Transitions};
+pub use self::handle::{CircuitHandle, CircuitSnapshot, StateChange, Transitions};
 pub use self::keyed::{KeyedCircuitBreaker, KeyedCircuitBreakerLayer};
+pub use self::packed_state::{Permit, State};
 pub use self::policy::BreakerPolicy;
-pub use self::word::{Permit, State};
 pub use crate::stats::Ratio;
 
 passing_middleware! {
@@ -149,14 +149,14 @@ pub struct CircuitBreakerLayer {
 impl CircuitBreakerLayer {
     /// A closed circuit for the upstream of this name.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self::made(BreakerPolicy::new(), name.into())
+        Self::with_policy(BreakerPolicy::new(), name.into())
     }
 
     /// When it opens and for how long.
     ///
     /// The circuit is a new one: clones and handles that were made before go on with the old.
     pub fn policy(self, policy: BreakerPolicy) -> Self {
-        Self::made(policy, self.config.per_attempt.core.circuit.name().clone())
+        Self::with_policy(policy, self.config.per_attempt.core.circuit.name().clone())
     }
 
     /// Sees into the circuit and overrules it.
@@ -210,13 +210,13 @@ impl CircuitBreakerLayer {
         KeyedCircuitBreakerLayer::new(circuit.name().clone(), *circuit.policy())
     }
 
-    fn made(policy: BreakerPolicy, name: Arc<str>) -> Self {
+    fn with_policy(policy: BreakerPolicy, name: Arc<str>) -> Self {
         Self::striped(policy, name, default_stripes())
     }
 
     fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize) -> Self {
         let now = Instant::now();
-        let core = Arc::new(Core::new(Circuit::new(policy, name, stripes, now), now));
+        let core = Arc::new(CircuitShared::new(Circuit::new(policy, name, stripes, now), now));
         Self { config: Arc::new(Config::new((), Breaker { core }, (), Once, PassOn)) }
     }
 }
@@ -232,7 +232,7 @@ impl<S> Layer<S> for CircuitBreakerLayer {
 /// What [`CircuitBreakerLayer`] adds to a call.
 #[derive(Clone, Debug)]
 pub(crate) struct Breaker {
-    core: Arc<Core>,
+    core: Arc<CircuitShared>,
 }
 
 #[allow(clippy::inline_always)] // on the path of every call: measured
@@ -243,7 +243,7 @@ impl Component for Breaker {
 
     #[inline]
     fn refuses(&self) -> Option<(Instant, Rejection)> {
-        if self.core.circuit.pass().is_some() { None } else { self.shut() }
+        if self.core.circuit.try_acquire().is_some() { None } else { self.rejection() }
     }
 
     fn refused(&self, refusal: &Rejection) {
@@ -254,7 +254,7 @@ impl Component for Breaker {
 
     #[inline(always)]
     fn admit(&self, call: &CallContext) -> Result<Permit, Rejection> {
-        self.core.circuit.pass().map_or_else(|| self.knock(call.now), Ok)
+        self.core.circuit.try_acquire().map_or_else(|| self.try_acquire_slow(call.now), Ok)
     }
 
     #[inline(always)]
@@ -267,11 +267,11 @@ impl Component for Breaker {
     #[inline(always)]
     fn settle(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
-        let verdict = Verdict::of(outcome, circuit.statuses());
-        if verdict == Verdict::Success && !circuit.measures() && !permit.is_probe() {
+        let verdict = CallResult::of(outcome, circuit.statuses());
+        if verdict == CallResult::Success && !circuit.needs_duration() && !permit.is_probe() {
             return circuit.count_success(&permit, outcome.about(call));
         }
-        self.end(&permit, verdict, call, outcome.now(), || record(outcome));
+        self.record_end(&permit, verdict, call, outcome.now(), || record(outcome));
     }
 
     fn abandon(&self, permit: Permit, call: &CallContext, why: CancelReason) {
@@ -281,24 +281,24 @@ impl Component for Breaker {
             _ if !permit.is_probe() => return,
             _ => BadGatewayCause::Unknown,
         };
-        self.end(&permit, Verdict::of_abandoned(why), call, Instant::now(), || Failure::new(cause));
+        self.record_end(&permit, CallResult::of_cancelled(why), call, Instant::now(), || Failure::new(cause));
     }
 }
 
 impl Breaker {
     #[cold]
-    fn knock(&self, now: Instant) -> Result<Permit, Rejection> {
-        let (passed, turn) = self.core.circuit.knock(now);
+    fn try_acquire_slow(&self, now: Instant) -> Result<Permit, Rejection> {
+        let (passed, turn) = self.core.circuit.try_acquire_slow(now);
         if let Some(turn) = turn {
-            self.core.tell(&turn);
+            self.core.publish(&turn);
         }
         passed.map_err(refusal)
     }
 
     #[cold]
-    fn shut(&self) -> Option<(Instant, Rejection)> {
+    fn rejection(&self) -> Option<(Instant, Rejection)> {
         let now = Instant::now();
-        self.core.circuit.shut(now).map(|shut| (now, refusal(shut)))
+        self.core.circuit.rejection(now).map(|shut| (now, refusal(shut)))
     }
 
     /// A head that is more than a plain success of a closed circuit.
@@ -306,33 +306,33 @@ impl Breaker {
     #[inline(never)]
     fn head(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
-        match Verdict::of(outcome, circuit.statuses()) {
+        match CallResult::of(outcome, circuit.statuses()) {
             // its body adds nothing: whoever has seen the status often leaves it unread
-            Verdict::Failure => {
-                let permit = std::mem::replace(permit, Permit::spent());
-                self.end(&permit, Verdict::Failure, call, outcome.now(), || record(outcome));
+            CallResult::Failure => {
+                let permit = std::mem::replace(permit, Permit::consumed());
+                self.record_end(&permit, CallResult::Failure, call, outcome.now(), || record(outcome));
             }
-            Verdict::Success | Verdict::Overload => {
+            CallResult::Success | CallResult::Overload => {
                 if permit.is_probe() {
-                    circuit.probe_answered(permit);
+                    circuit.on_probe_head(permit);
                 }
             }
-            Verdict::Neutral => {}
+            CallResult::Neutral => {}
         }
     }
 
     #[cold]
-    fn end(
+    fn record_end(
         &self,
         permit: &Permit,
-        verdict: Verdict,
+        verdict: CallResult,
         call: &CallContext,
         now: Instant,
         record: impl FnOnce() -> Failure,
     ) {
-        let end = End { verdict, now, took: now.saturating_duration_since(call.now) };
-        if let Some(turn) = self.core.circuit.end(permit, end, || fastrand::u64(..), record) {
-            self.core.tell(&turn);
+        let end = CallEnd { result: verdict, now, duration: now.saturating_duration_since(call.now) };
+        if let Some(turn) = self.core.circuit.record(permit, end, || fastrand::u64(..), record) {
+            self.core.publish(&turn);
         }
     }
 }
@@ -349,8 +349,8 @@ fn record(outcome: &Outcome) -> Failure {
     outcome.record().cloned().unwrap_or_else(made)
 }
 
-fn refusal(shut: Shut<Failure>) -> Rejection {
-    let failure = shut.why.unwrap_or_else(|| Failure::new(BadGatewayCause::CircuitOpen));
+fn refusal(shut: Rejected<Failure>) -> Rejection {
+    let failure = shut.cause.unwrap_or_else(|| Failure::new(BadGatewayCause::CircuitOpen));
     // "now" would be said to all at once
-    Rejection::new(failure).retry_after(Duration::from_nanos(shut.rest).max(Duration::from_secs(1)))
+    Rejection::new(failure).retry_after(Duration::from_nanos(shut.remaining).max(Duration::from_secs(1)))
 }

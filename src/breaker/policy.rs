@@ -21,14 +21,14 @@ use crate::stats::Ratio;
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct BreakerPolicy {
-    pub(crate) consecutive: u32,
+    pub(crate) consecutive_failures: u32,
     pub(crate) ratio: Ratio,
-    pub(crate) least: u32,
+    pub(crate) min_calls: u32,
     pub(crate) window: Duration,
     pub(crate) slow: Option<(Duration, Ratio)>,
-    pub(crate) pause: Duration,
-    pub(crate) longest: Duration,
-    pub(crate) probe: Duration,
+    pub(crate) open_duration: Duration,
+    pub(crate) max_open_duration: Duration,
+    pub(crate) probe_timeout: Duration,
     pub(crate) statuses: fn(StatusCode) -> bool,
 }
 
@@ -36,14 +36,14 @@ impl BreakerPolicy {
     /// The defaults, for an upstream that has no other beside it.
     pub const fn new() -> Self {
         Self {
-            consecutive: 5,
+            consecutive_failures: 5,
             ratio: Ratio::per_mille(500),
-            least: 20,
+            min_calls: 20,
             window: Duration::from_secs(10),
             slow: None,
-            pause: Duration::from_secs(1),
-            longest: Duration::from_secs(10),
-            probe: Duration::from_secs(1),
+            open_duration: Duration::from_secs(1),
+            max_open_duration: Duration::from_secs(10),
+            probe_timeout: Duration::from_secs(1),
             statuses: gateway_errors,
         }
     }
@@ -51,8 +51,8 @@ impl BreakerPolicy {
     /// Opens after so many failures in a row (default 5); 0 counts as 1, `u32::MAX` means never.
     ///
     /// More of them let more calls fail before a dead upstream is left alone.
-    pub const fn consecutive(mut self, failures: u32) -> Self {
-        self.consecutive = if failures == 0 { 1 } else { failures };
+    pub const fn consecutive_failures(mut self, failures: u32) -> Self {
+        self.consecutive_failures = if failures == 0 { 1 } else { failures };
         self
     }
 
@@ -61,7 +61,7 @@ impl BreakerPolicy {
     /// A larger number keeps a quiet upstream from being judged by a few calls.
     pub const fn ratio(mut self, failed: Ratio, calls: u32) -> Self {
         self.ratio = failed;
-        self.least = if calls == 0 { 1 } else { calls };
+        self.min_calls = if calls == 0 { 1 } else { calls };
         self
     }
 
@@ -88,28 +88,28 @@ impl BreakerPolicy {
     }
 
     /// The first pause (default 1 s); each further opening in a row doubles it.
-    pub const fn pause(mut self, first: Duration) -> Self {
-        self.pause = first;
+    pub const fn open_duration(mut self, first: Duration) -> Self {
+        self.open_duration = first;
         self
     }
 
     /// The longest pause (default 10 s): so long an upstream may be back before anybody is sent to it.
-    pub const fn longest_pause(mut self, longest: Duration) -> Self {
-        self.longest = longest;
+    pub const fn max_open_duration(mut self, longest: Duration) -> Self {
+        self.max_open_duration = longest;
         self
     }
 
     /// Pauses of up to a minute, for one of many upstreams that stand in for each other.
-    pub const fn one_of_many(self) -> Self {
-        self.longest_pause(Duration::from_secs(60))
+    pub const fn clustered(self) -> Self {
+        self.max_open_duration(Duration::from_secs(60))
     }
 
     /// How long a probe keeps its place (default 1 s); after that the next call is a probe as well.
     ///
     /// It ends no call. A longer one sends fewer probes to an upstream that hangs, and comes back later where a
     /// probe was lost.
-    pub const fn probe_limit(mut self, limit: Duration) -> Self {
-        self.probe = limit;
+    pub const fn probe_timeout(mut self, limit: Duration) -> Self {
+        self.probe_timeout = limit;
         self
     }
 
@@ -136,14 +136,14 @@ impl Default for BreakerPolicy {
 impl fmt::Debug for BreakerPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BreakerPolicy")
-            .field("consecutive", &self.consecutive)
+            .field("consecutive_failures", &self.consecutive_failures)
             .field("ratio", &self.ratio)
-            .field("least", &self.least)
+            .field("min_calls", &self.min_calls)
             .field("window", &self.window)
             .field("slow", &self.slow)
-            .field("pause", &self.pause)
-            .field("longest", &self.longest)
-            .field("probe", &self.probe)
+            .field("open_duration", &self.open_duration)
+            .field("max_open_duration", &self.max_open_duration)
+            .field("probe_timeout", &self.probe_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -154,8 +154,9 @@ mod tests {
 
     #[test]
     fn what_could_never_work_cannot_be_said() {
-        let policy = BreakerPolicy::new().consecutive(0).ratio(Ratio::per_mille(100), 0).window(Duration::ZERO);
-        assert_eq!((policy.consecutive, policy.least, policy.window), (1, 1, Duration::from_secs(1)));
+        let policy =
+            BreakerPolicy::new().consecutive_failures(0).ratio(Ratio::per_mille(100), 0).window(Duration::ZERO);
+        assert_eq!((policy.consecutive_failures, policy.min_calls, policy.window), (1, 1, Duration::from_secs(1)));
         let week = Duration::from_secs(7 * 24 * 3600);
         assert_eq!(BreakerPolicy::new().window(week).window, Duration::from_secs(3600));
     }

@@ -9,10 +9,10 @@
 
 use crate::stats::sync::{AtomicU64, Ordering};
 
-const PLACES: usize = 10;
+const CELL_COUNT: usize = 10;
 
 /// How many cells there are.
-pub(crate) const CELLS: u64 = PLACES as u64;
+pub(crate) const CELLS: u64 = CELL_COUNT as u64;
 
 /// From below: bad calls, calls, and the low bits of the tick.
 const COUNT: u32 = 20;
@@ -24,24 +24,24 @@ const CALL: u64 = 1 << COUNT;
 /// The cells of the threads that share a stripe, on cache lines of their own.
 #[derive(Debug)]
 #[repr(align(128))] // two lines: they are fetched in pairs
-struct Stripe([AtomicU64; PLACES]);
+struct Stripe([AtomicU64; CELL_COUNT]);
 
 /// What a window holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sum {
+pub(crate) struct WindowCounts {
     pub(crate) calls: u64,
-    pub(crate) bad: u64,
+    pub(crate) failures: u64,
 }
 
 /// Striped cells; a tick is a number that its owner takes from the time.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(crate) struct RollingWindow {
     stripes: Box<[Stripe]>,
     /// One less than the number of stripes, a power of two.
     mask: usize,
 }
 
-impl Window {
+impl RollingWindow {
     /// An empty window; the stripes are rounded up to a power of two.
     pub(crate) fn new(stripes: usize) -> Self {
         let stripes = stripes.next_power_of_two();
@@ -62,7 +62,7 @@ impl Window {
             let next = if seen >> TICK == tag && calls(seen) < LOW {
                 seen + one
             } else {
-                match renewed(seen, tag) {
+                match restarted(seen, tag) {
                     Some(begun) => begun + one,
                     None => return,
                 }
@@ -75,15 +75,15 @@ impl Window {
     }
 
     /// What the window holds that ends with this tick.
-    pub(crate) fn sum(&self, tick: u64) -> Sum {
-        let mut sum = Sum::default();
+    pub(crate) fn sum(&self, tick: u64) -> WindowCounts {
+        let mut sum = WindowCounts::default();
         for cell in self.cells() {
             let seen = cell.load(Ordering::Relaxed);
             // a tick that others see already belongs to it as well
             let age = tick.wrapping_sub(seen >> TICK) & TICKS;
             if !(CELLS..=TICKS - CELLS).contains(&age) {
                 sum.calls += calls(seen);
-                sum.bad += seen & LOW;
+                sum.failures += seen & LOW;
             }
         }
         sum
@@ -107,7 +107,7 @@ fn calls(cell: u64) -> u64 {
 
 /// The cell for this tick where it cannot just be added to; `None` for a tick that is over.
 #[cold]
-fn renewed(seen: u64, tag: u64) -> Option<u64> {
+fn restarted(seen: u64, tag: u64) -> Option<u64> {
     if seen >> TICK == tag {
         // full: half of it keeps the share
         return Some(tag << TICK | ((calls(seen) / 2) << COUNT) | ((seen & LOW) / 2));
@@ -124,13 +124,13 @@ mod tests {
 
     use super::*;
 
-    fn sum(calls: u64, bad: u64) -> Sum {
-        Sum { calls, bad }
+    fn sum(calls: u64, bad: u64) -> WindowCounts {
+        WindowCounts { calls, failures: bad }
     }
 
     #[test]
     fn a_window_forgets_old_successes() {
-        let window = Window::new(1);
+        let window = RollingWindow::new(1);
         (0..20_000).for_each(|_| window.record(3, 0, false));
         assert_eq!(window.sum(12), sum(20_000, 0));
         assert_eq!(window.sum(13), sum(0, 0));
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_it_costs_does_not_grow_with_what_it_holds() {
-        let window = Window::new(4);
+        let window = RollingWindow::new(4);
         let cells = || window.cells().count();
         assert_eq!(cells(), 40);
         (0..100_000).for_each(|call| window.record(call / 10_000, 0, false));
@@ -150,23 +150,23 @@ mod tests {
 
     #[test]
     fn a_full_cell_keeps_its_share() {
-        let window = Window::new(1);
+        let window = RollingWindow::new(1);
         (0..LOW).for_each(|call| window.record(7, 0, call % 4 == 0));
         let full = window.sum(7);
         assert_eq!(full.calls, LOW);
         window.record(7, 0, false);
-        assert_eq!(window.sum(7), sum(LOW / 2 + 1, full.bad / 2));
+        assert_eq!(window.sum(7), sum(LOW / 2 + 1, full.failures / 2));
         for call in LOW..(LOW * 3) {
             window.record(7, 0, call % 4 == 0);
         }
         let held = window.sum(7);
         assert!(held.calls > LOW / 2 && held.calls <= LOW, "{held:?}");
-        assert!((held.bad * 4).abs_diff(held.calls) <= 8, "{held:?}");
+        assert!((held.failures * 4).abs_diff(held.calls) <= 8, "{held:?}");
     }
 
     #[test]
     fn a_clock_that_lags_by_a_turn_is_not_counted() {
-        let window = Window::new(1);
+        let window = RollingWindow::new(1);
         window.record(25, 0, false);
         window.record(15, 0, true);
         assert_eq!(window.sum(25), sum(1, 0));
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_cell_left_alone_for_months_is_begun_anew() {
         for silence in [TICKS / 2, TICKS / 2 + 10, TICKS - 99, TICKS + 11] {
-            let window = Window::new(1);
+            let window = RollingWindow::new(1);
             let later = silence / CELLS * CELLS;
             window.record(0, 0, true);
             window.record(later, 0, false);
@@ -194,7 +194,7 @@ mod tests {
         fn it_counts_what_a_list_of_the_calls_counts(
             calls in prop::collection::vec((0_u64..24, 0_usize..8, any::<bool>()), 1..300),
         ) {
-            let window = Window::new(4);
+            let window = RollingWindow::new(4);
             let mut listed: Vec<(u64, bool)> = Vec::new();
             let mut tick = TICKS - 30;
             for (pause, stripe, bad) in calls {

@@ -103,7 +103,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    /// A probe for [`CircuitHandle::probed`](crate::breaker::CircuitHandle::probed): whether the upstream takes a
+    /// A probe for [`CircuitHandle::active_probe`](crate::breaker::CircuitHandle::active_probe): whether the upstream takes a
     /// connection, TLS and all.
     ///
     /// Nothing is sent on it; it is closed at once.

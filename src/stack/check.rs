@@ -181,22 +181,28 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
 
 fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfiguration>) {
     let mut bad = |problem: String, set: &str| found.push(Misconfiguration::new("circuit", problem, set));
-    if policy.pause.is_zero() {
+    if policy.open_duration.is_zero() {
         bad("a pause of no time leaves nothing alone".to_owned(), "set a `pause`, 1 s as a rule");
     }
-    if policy.longest < policy.pause {
-        let problem = format!("the longest pause, {:?}, is shorter than the first, {:?}", policy.longest, policy.pause);
+    if policy.max_open_duration < policy.open_duration {
+        let problem = format!(
+            "the longest pause, {:?}, is shorter than the first, {:?}",
+            policy.max_open_duration, policy.open_duration
+        );
         bad(problem, "set `longest_pause` above `pause`");
     }
-    if policy.probe.is_zero() {
+    if policy.probe_timeout.is_zero() {
         bad("a probe that keeps its place for no time lets all calls pass".to_owned(), "set a `probe_limit`");
     }
-    if policy.longest.max(policy.pause) > PAUSE {
-        let problem = format!("an upstream that is back is left alone for {:?}", policy.longest.max(policy.pause));
+    if policy.max_open_duration.max(policy.open_duration) > PAUSE {
+        let problem = format!(
+            "an upstream that is back is left alone for {:?}",
+            policy.max_open_duration.max(policy.open_duration)
+        );
         bad(problem, "set a `longest_pause` of an hour at most, ten seconds as a rule");
     }
-    if policy.probe > PAUSE {
-        let problem = format!("a probe that is lost keeps all others out for {:?}", policy.probe);
+    if policy.probe_timeout > PAUSE {
+        let problem = format!("a probe that is lost keeps all others out for {:?}", policy.probe_timeout);
         bad(problem, "set a `probe_limit` of an hour at most, as long as an attempt as a rule");
     }
     // a call's time goes on to the end of its body: the limits on the head do not end it

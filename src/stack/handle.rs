@@ -95,7 +95,7 @@ pub struct UpstreamSnapshot {
     /// The present limits.
     pub timeouts: Timeouts,
     /// The circuit, where there is one.
-    pub circuit: Option<breaker::Snapshot>,
+    pub circuit: Option<breaker::CircuitSnapshot>,
     /// The limiter, where there is one.
     pub limit: Option<LimitSnapshot>,
     /// What retries are paid from, where there are any.

@@ -23,7 +23,7 @@ impl UpstreamBuilder {
         let policy = RetryPolicy::new().attempts(2).base(ms(5)).max(ms(50)).patience(s(1));
         self.timeouts(Timeouts::new().head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)))
             .retry(RetryLayer::new().policy(policy).hedging(Hedging::new()))
-            .circuit(BreakerPolicy::new().pause(ms(500)).longest_pause(s(5)).probe_limit(ms(450)))
+            .circuit(BreakerPolicy::new().open_duration(ms(500)).max_open_duration(s(5)).probe_timeout(ms(450)))
             .limiter(LimitLayer::new())
     }
 
@@ -40,7 +40,7 @@ impl UpstreamBuilder {
         let policy = RetryPolicy::new().base(s(1)).max(s(30));
         self.timeouts(Timeouts::new().head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)))
             .retry(RetryLayer::new().policy(policy))
-            .circuit(BreakerPolicy::new().window(s(60)).pause(s(5)).longest_pause(s(60)))
+            .circuit(BreakerPolicy::new().window(s(60)).open_duration(s(5)).max_open_duration(s(60)))
             .limiter(LimitLayer::new().bounds(2..=50))
     }
 
@@ -112,7 +112,8 @@ mod tests {
             assert_eq!(cell("hedging", column), if retry.hedging.is_some() { "p95" } else { "none" });
             let circuit = builder.policy.expect("a circuit");
             assert_eq!(cell("window", column), shown(Some(circuit.window)));
-            let pauses = format!("{} to {}", shown(Some(circuit.pause)), shown(Some(circuit.longest)));
+            let pauses =
+                format!("{} to {}", shown(Some(circuit.open_duration)), shown(Some(circuit.max_open_duration)));
             assert_eq!(cell("open", column), pauses);
             let (least, most) = builder.limiter.as_ref().expect("a limiter").limits();
             assert_eq!(cell("in flight", column), format!("{least} to {most}"));

@@ -203,7 +203,7 @@ async fn an_upstream_that_is_down_is_unavailable_and_then_left_alone() {
         assert_eq!(status.code(), Stack::DOWN);
     }
     assert_eq!((stack.circuit().failures, stack.circuit().state), (5, State::Open));
-    assert_eq!(stack.circuit().why.unwrap().cause(), Cause::ConnectionRefused);
+    assert_eq!(stack.circuit().cause.unwrap().cause(), Cause::ConnectionRefused);
     assert_eq!(stack.in_flight(), 0);
 }
 

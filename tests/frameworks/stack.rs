@@ -11,7 +11,7 @@ use tonic::Code;
 use tower::layer::layer_fn;
 use tower::{BoxError, Layer, Service};
 use tower_upstream::body::{ReplayBody, TrackedUpload};
-use tower_upstream::breaker::{BreakerPolicy, Snapshot};
+use tower_upstream::breaker::{BreakerPolicy, CircuitSnapshot};
 use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::event::{Event, Observer};
@@ -81,7 +81,7 @@ impl Stack {
         let layer = UpstreamLayer::builder(name)
             .timeouts(times.total(Duration::from_secs(20)))
             .deadlines(trusting())
-            .circuit(BreakerPolicy::new().pause(pause).longest_pause(Duration::from_secs(60)))
+            .circuit(BreakerPolicy::new().open_duration(pause).max_open_duration(Duration::from_secs(60)))
             .proxy_status(name)
             .error_page(ErrorPage::new())
             .observer(seen.clone())
@@ -140,7 +140,7 @@ impl Stack {
     }
 
     /// What the circuit shows.
-    pub fn circuit(&self) -> Snapshot {
+    pub fn circuit(&self) -> CircuitSnapshot {
         self.layer.handle().snapshot(tokio::time::Instant::now()).circuit.unwrap()
     }
 

@@ -231,7 +231,7 @@ async fn a_foreign_limit_below_is_the_upstreams_failure() {
         ask(address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
     }
     assert_eq!((stack.circuit().failures, stack.circuit().state), (5, State::Open));
-    assert_eq!(stack.circuit().why.unwrap().cause(), Cause::UpstreamStatus);
+    assert_eq!(stack.circuit().cause.unwrap().cause(), Cause::UpstreamStatus);
 }
 
 #[tokio::test]

@@ -1,53 +1,53 @@
-//! The circuit's word, its streak and its window: the hot path against transitions.
+//! The circuit's word, its failures and its window: the hot path against transitions.
 
 use std::sync::Arc;
 
 use loom::thread;
 
-use crate::breaker::gate::Gate;
-use crate::breaker::reopen::Pauses;
-use crate::breaker::streak::Streak;
-use crate::breaker::window::{Sum, Window};
-use crate::breaker::word::{Permit, State};
+use crate::breaker::state_machine::CircuitMachine;
+use crate::breaker::open_backoff::OpenBackoff;
+use crate::breaker::consecutive_failures::ConsecutiveFailures;
+use crate::breaker::window::{RollingWindow, WindowCounts};
+use crate::breaker::packed_state::{Permit, State};
 
-const PAUSES: Pauses = Pauses { first: 100, longest: 800, calm: 1000 };
+const BACKOFF: OpenBackoff = OpenBackoff { first: 100, max: 800, decay_after: 1000 };
 const LIMIT: u64 = 50;
 
 /// What a circuit does with these three, without its clock and its records.
 struct Circuit {
-    gate: Gate<u8>,
-    streak: Streak,
-    window: Window,
+    machine: CircuitMachine<u8>,
+    failures: ConsecutiveFailures,
+    window: RollingWindow,
 }
 
 impl Circuit {
     fn new() -> Arc<Self> {
-        Arc::new(Self { gate: Gate::new(PAUSES, LIMIT), streak: Streak::new(), window: Window::new(1) })
+        Arc::new(Self { machine: CircuitMachine::new(BACKOFF, LIMIT), failures: ConsecutiveFailures::new(), window: RollingWindow::new(1) })
     }
 
     fn fail(&self, permit: &Permit, now: u64) {
         if permit.is_probe() {
-            self.gate.probe_failed(permit, now, 0, || 2);
-        } else if self.gate.is_current(permit) && self.streak.fail(permit.epoch()) >= 3 {
-            self.gate.trip(permit, now, 0, || 1);
+            self.machine.on_probe_failure(permit, now, 0, || 2);
+        } else if self.machine.is_current(permit) && self.failures.record_failure(permit.epoch()) >= 3 {
+            self.machine.open(permit, now, 0, || 1);
         }
     }
 
     fn succeed(&self, permit: &Permit, now: u64) {
         if permit.is_probe() {
-            self.gate.probe_succeeded(permit, now, || self.window.clear());
-        } else if self.gate.is_current(permit) {
-            self.streak.succeed(permit.epoch());
+            self.machine.on_probe_success(permit, now, || self.window.clear());
+        } else if self.machine.is_current(permit) {
+            self.failures.record_success(permit.epoch());
             self.window.record(0, 0, false);
         }
     }
 
     fn begin(&self, now: u64) -> Option<Permit> {
-        self.gate.pass().or_else(|| self.gate.knock(now, || self.window.clear()).0.ok())
+        self.machine.try_acquire().or_else(|| self.machine.try_acquire_slow(now, || self.window.clear()).0.ok())
     }
 
     fn state(&self) -> State {
-        self.gate.look().0.state
+        self.machine.view().0.state
     }
 
     /// Opened by three calls that began before; a fourth is handed back.
@@ -76,11 +76,11 @@ fn no_trip_is_lost() {
             let (circuit, permit) = (circuit.clone(), circuit.begin(0).unwrap());
             thread::spawn(move || circuit.fail(&permit, 1))
         });
-        circuit.fail(&circuit.gate.pass().unwrap(), 1);
+        circuit.fail(&circuit.machine.try_acquire().unwrap(), 1);
         for thread in threads {
             thread.join().unwrap();
         }
-        let (told, _) = circuit.gate.look();
+        let (told, _) = circuit.machine.view();
         assert_eq!((told.state, told.opened), (State::Open, 1), "once");
     });
 }
@@ -94,8 +94,8 @@ fn a_success_beside_failures_ends_the_row_once() {
         let failing = thread::spawn(move || other.fail(&permit, 1));
         circuit.succeed(&circuit.begin(0).unwrap(), 1);
         failing.join().unwrap();
-        let (epoch, left) = (circuit.gate.look().0.epoch, [0, 1]);
-        assert!(left.contains(&circuit.streak.length(epoch)));
+        let (epoch, left) = (circuit.machine.view().0.epoch, [0, 1]);
+        assert!(left.contains(&circuit.failures.count(epoch)));
         assert_eq!(circuit.state(), State::Closed);
     });
 }
@@ -126,7 +126,7 @@ fn a_probe_that_leaves_beside_one_who_comes_leaves_one_place() {
             let circuit = circuit.clone();
             thread::spawn(move || circuit.begin(101))
         });
-        circuit.gate.probe_left(&probe);
+        circuit.machine.on_probe_cancelled(&probe);
         let next: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
         assert!(next.len() <= 1);
         assert_eq!(circuit.state(), State::HalfOpen);
@@ -144,9 +144,9 @@ fn an_answer_from_before_the_trip_changes_nothing_beside_a_probe() {
         let failing = thread::spawn(move || other.fail(&late, 101));
         circuit.succeed(&probe, 101);
         failing.join().unwrap();
-        let (told, _) = circuit.gate.look();
+        let (told, _) = circuit.machine.view();
         assert_eq!((told.state, told.opened), (State::Closed, 1));
-        assert_eq!(circuit.streak.length(told.epoch), 0);
+        assert_eq!(circuit.failures.count(told.epoch), 0);
     });
 }
 
@@ -177,11 +177,11 @@ fn a_hand_beside_a_trip_and_a_probe_has_the_last_word() {
                 probing.succeed(&probe, 101);
             }
         });
-        let holding = thread::spawn(move || holding.gate.hold(100, 3).is_some());
+        let holding = thread::spawn(move || holding.machine.hold(100, 3).is_some());
         probing.join().unwrap();
         assert!(holding.join().unwrap());
         assert_eq!(circuit.state(), State::HeldOpen);
-        circuit.gate.release(200);
+        circuit.machine.release(200);
         let probe = circuit.begin(200).unwrap();
         circuit.succeed(&probe, 201);
         assert_eq!(circuit.state(), State::Closed);
@@ -191,7 +191,7 @@ fn a_hand_beside_a_trip_and_a_probe_has_the_last_word() {
 #[test]
 fn records_of_one_stripe_all_count_and_a_tick_that_ends_takes_none_along() {
     search(|| {
-        let window = Arc::new(Window::new(1));
+        let window = Arc::new(RollingWindow::new(1));
         window.record(3, 0, true);
         let threads = [(13, true), (13, false)].map(|(tick, bad)| {
             let window = window.clone();
@@ -201,6 +201,6 @@ fn records_of_one_stripe_all_count_and_a_tick_that_ends_takes_none_along() {
         for thread in threads {
             thread.join().unwrap();
         }
-        assert_eq!(window.sum(13), Sum { calls: 3, bad: 2 });
+        assert_eq!(window.sum(13), WindowCounts { calls: 3, bad: 2 });
     });
 }

@@ -16,11 +16,11 @@ mod limit {
 mod stats;
 #[path = "../../src/breaker"]
 mod breaker {
-    pub(crate) mod gate;
-    pub(crate) mod reopen;
-    pub(crate) mod streak;
+    pub(crate) mod state_machine;
+    pub(crate) mod open_backoff;
+    pub(crate) mod consecutive_failures;
     pub(crate) mod window;
-    pub(crate) mod word;
+    pub(crate) mod packed_state;
 }
 #[path = "breaker.rs"]
 mod circuit;

@@ -166,7 +166,7 @@ async fn what_the_limiter_refuses_is_no_attempt() {
 
 #[tokio::test(start_paused = true)]
 async fn a_circuit_that_opens_between_attempts_refuses_the_next_one() {
-    let layer = UpstreamLayer::builder("shop").circuit(BreakerPolicy::new().consecutive(2)).build().unwrap();
+    let layer = UpstreamLayer::builder("shop").circuit(BreakerPolicy::new().consecutive_failures(2)).build().unwrap();
     let answer = layer.layer(upstream(&[Ok(503)])).oneshot(get()).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.retry_stop()), (Cause::CircuitOpen, Some(RetryStop::LocalRefusal)));

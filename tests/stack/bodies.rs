@@ -186,6 +186,6 @@ async fn a_body_that_stalls_is_cut_at_the_idle_limit() {
         assert_eq!((failure.cause(), began.elapsed()), (Cause::BodyReadTimeout, ms(1300)));
         assert!(body.frame().await.is_none());
         let shown = layer.handle().snapshot(Instant::now());
-        assert_eq!((shown.in_flight, shown.circuit.unwrap().streak), (0, 1 + u32::from(later)));
+        assert_eq!((shown.in_flight, shown.circuit.unwrap().consecutive_failures), (0, 1 + u32::from(later)));
     }
 }

@@ -388,7 +388,7 @@ where
 
 /// What the parts show, in words.
 fn stands(
-    circuit: &tower_upstream::breaker::Snapshot,
+    circuit: &tower_upstream::breaker::CircuitSnapshot,
     limit: &LimitLayer,
     budget: &RetryBudget,
     began: Instant,
@@ -400,14 +400,14 @@ fn stands(
          in flight {} refused {} withdrawn {} refunded {} deposited {} refused {} rate {:.3} tokens {:.3}",
         circuit.state,
         circuit.since.saturating_duration_since(began),
-        circuit.why.as_ref().map(told),
+        circuit.cause.as_ref().map(told),
         circuit.next_probe.map(|at| at.saturating_duration_since(began)),
         circuit.calls,
         circuit.failures,
-        circuit.streak,
+        circuit.consecutive_failures,
         circuit.opened,
         circuit.probes,
-        circuit.probes_given_up,
+        circuit.probes_timed_out,
         circuit.refused,
         limit.in_flight,
         limit.refused,

@@ -221,10 +221,10 @@ async fn holds(script: &Script) {
         // a probe's place is given back by who has it, and not by time
         .circuit(
             BreakerPolicy::new()
-                .consecutive(3)
-                .pause(ms(100))
-                .longest_pause(ms(400))
-                .probe_limit(Duration::from_secs(3_600)),
+                .consecutive_failures(3)
+                .open_duration(ms(100))
+                .max_open_duration(ms(400))
+                .probe_timeout(Duration::from_secs(3_600)),
         )
         .build()
         .unwrap();

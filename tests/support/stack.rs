@@ -7,7 +7,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tower::Layer;
 use tower_upstream::UpstreamLayer;
-use tower_upstream::breaker::Snapshot;
+use tower_upstream::breaker::CircuitSnapshot;
 use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::limit::LimitLayer;
@@ -56,7 +56,7 @@ impl StackGateway {
         Self { address, handle, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }
 
-    pub(crate) fn circuit(&self) -> Snapshot {
+    pub(crate) fn circuit(&self) -> CircuitSnapshot {
         self.handle.snapshot(Instant::now()).circuit.unwrap()
     }
 

@@ -23,23 +23,23 @@ impl Scene {
         self.now += time;
     }
 
-    fn begin(&self) -> Result<Permit, Shut<Failure>> {
-        self.circuit.pass().map_or_else(|| self.circuit.knock(self.now).0, Ok)
+    fn begin(&self) -> Result<Permit, Rejected<Failure>> {
+        self.circuit.try_acquire().map_or_else(|| self.circuit.try_acquire_slow(self.now).0, Ok)
     }
 
-    fn end(&self, permit: &Permit, verdict: Verdict) -> Option<State> {
+    fn end(&self, permit: &Permit, verdict: CallResult) -> Option<State> {
         self.end_after(permit, verdict, Duration::ZERO)
     }
 
-    fn end_after(&self, permit: &Permit, verdict: Verdict, took: Duration) -> Option<State> {
-        let end = End { verdict, now: self.now, took };
+    fn end_after(&self, permit: &Permit, verdict: CallResult, took: Duration) -> Option<State> {
+        let end = CallEnd { result: verdict, now: self.now, duration: took };
         let record = || Failure::new(BadGatewayCause::ConnectionRefused);
-        self.circuit.end(permit, end, || u64::MAX, record).map(|turn| turn.state)
+        self.circuit.record(permit, end, || u64::MAX, record).map(|turn| turn.state)
     }
 
-    fn call(&self, verdict: Verdict) -> bool {
+    fn call(&self, verdict: CallResult) -> bool {
         let Ok(permit) = self.begin() else { return false };
-        if verdict == Verdict::Success && !permit.is_probe() && !self.circuit.measures() {
+        if verdict == CallResult::Success && !permit.is_probe() && !self.circuit.needs_duration() {
             self.circuit.count_success(&permit, self.now);
         } else {
             self.end(&permit, verdict);
@@ -48,7 +48,7 @@ impl Scene {
     }
 
     /// How many of so many calls pass.
-    fn calls(&self, calls: usize, verdict: Verdict) -> usize {
+    fn calls(&self, calls: usize, verdict: CallResult) -> usize {
         (0..calls).filter(|_| self.call(verdict)).count()
     }
 
@@ -58,7 +58,7 @@ impl Scene {
 
     /// Opens it, and waits until a probe may pass.
     fn half_open(&mut self) {
-        self.calls(5, Verdict::Failure);
+        self.calls(5, CallResult::Failure);
         assert_eq!(self.state(), State::Open);
         self.wait(SECOND * 10);
     }
@@ -76,49 +76,49 @@ fn usual() -> Scene {
 
 /// Opens by shares alone.
 fn by_share() -> BreakerPolicy {
-    BreakerPolicy::new().consecutive(u32::MAX)
+    BreakerPolicy::new().consecutive_failures(u32::MAX)
 }
 
 #[test]
 fn a_dead_upstream_is_noticed_after_five_calls_whatever_it_did_before() {
     let scene = usual();
-    assert_eq!(scene.calls(20_000, Verdict::Success), 20_000);
-    assert_eq!(scene.calls(100, Verdict::Failure), 5);
+    assert_eq!(scene.calls(20_000, CallResult::Success), 20_000);
+    assert_eq!(scene.calls(100, CallResult::Failure), 5);
     let told = scene.circuit.snapshot(scene.now);
-    assert_eq!((told.opened, told.refused, told.why.unwrap().cause()), (1, 95, BadGatewayCause::ConnectionRefused));
+    assert_eq!((told.opened, told.refused, told.cause.unwrap().cause()), (1, 95, BadGatewayCause::ConnectionRefused));
 }
 
 #[test]
 fn a_success_ends_the_row_and_what_says_nothing_does_not() {
     let scene = usual();
-    scene.calls(4, Verdict::Failure);
-    scene.call(Verdict::Success);
-    scene.calls(4, Verdict::Failure);
-    scene.calls(9, Verdict::Neutral);
-    scene.calls(9, Verdict::Overload);
+    scene.calls(4, CallResult::Failure);
+    scene.call(CallResult::Success);
+    scene.calls(4, CallResult::Failure);
+    scene.calls(9, CallResult::Neutral);
+    scene.calls(9, CallResult::Overload);
     let told = scene.circuit.snapshot(scene.now);
-    assert_eq!((told.state, told.streak, told.calls, told.failures), (State::Closed, 4, 9, 8));
-    assert_eq!(scene.calls(9, Verdict::Failure), 1);
+    assert_eq!((told.state, told.consecutive_failures, told.calls, told.failures), (State::Closed, 4, 9, 8));
+    assert_eq!(scene.calls(9, CallResult::Failure), 1);
 }
 
 #[test]
 fn half_of_the_windows_calls_may_not_fail() {
     let scene = Scene::new(by_share());
-    scene.calls(11, Verdict::Success);
-    assert_eq!(scene.calls(99, Verdict::Failure), 11, "no sooner than at 50 %");
+    scene.calls(11, CallResult::Success);
+    assert_eq!(scene.calls(99, CallResult::Failure), 11, "no sooner than at 50 %");
     let few = Scene::new(by_share());
-    assert_eq!(few.calls(99, Verdict::Failure), 20, "nor before there are twenty");
+    assert_eq!(few.calls(99, CallResult::Failure), 20, "nor before there are twenty");
     let spread = usual();
-    let pairs = (0..50).filter(|_| spread.call(Verdict::Failure) && spread.call(Verdict::Success)).count();
+    let pairs = (0..50).filter(|_| spread.call(CallResult::Failure) && spread.call(CallResult::Success)).count();
     assert_eq!((pairs, spread.state()), (10, State::Open), "never two in a row");
 }
 
 #[test]
 fn a_window_forgets_old_successes() {
     let mut scene = Scene::new(by_share());
-    scene.calls(10_000, Verdict::Success);
+    scene.calls(10_000, CallResult::Success);
     scene.wait(SECOND * 10);
-    assert_eq!(scene.calls(9000, Verdict::Failure), 20);
+    assert_eq!(scene.calls(9000, CallResult::Failure), 20);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn slow_calls_open_it_where_that_was_asked_for() {
         (0..50)
             .filter(|_| {
                 scene.begin().is_ok_and(|permit| {
-                    scene.end_after(&permit, Verdict::Success, SECOND * 2);
+                    scene.end_after(&permit, CallResult::Success, SECOND * 2);
                     true
                 })
             })
@@ -135,18 +135,18 @@ fn slow_calls_open_it_where_that_was_asked_for() {
     };
     assert_eq!(slow(&usual()), 50);
     let mut scene = Scene::new(BreakerPolicy::new().slow_calls(SECOND, Ratio::per_mille(800)));
-    assert_eq!(scene.calls(4, Verdict::Success), 4);
+    assert_eq!(scene.calls(4, CallResult::Success), 4);
     assert_eq!((slow(&scene), scene.state()), (16, State::Open));
     scene.wait(SECOND);
     let probe = scene.probe();
-    assert_eq!(scene.end_after(&probe, Verdict::Success, SECOND * 2), Some(State::Open), "a slow probe has failed");
+    assert_eq!(scene.end_after(&probe, CallResult::Success, SECOND * 2), Some(State::Open), "a slow probe has failed");
     scene.wait(SECOND * 2);
-    assert!(scene.call(Verdict::Success), "a quick one has not");
+    assert!(scene.call(CallResult::Success), "a quick one has not");
     let told = scene.circuit.snapshot(scene.now);
     assert_eq!((told.state, told.slow, told.calls), (State::Closed, 0, 0));
     for _ in 0..50 {
         let permit = scene.begin().unwrap();
-        scene.end_after(&permit, Verdict::Success, SECOND);
+        scene.end_after(&permit, CallResult::Success, SECOND);
     }
     assert_eq!(scene.circuit.snapshot(scene.now).slow, 0, "exactly in time is in time");
 }
@@ -155,27 +155,27 @@ fn slow_calls_open_it_where_that_was_asked_for() {
 fn who_is_told_of_an_opening_is_told_how_long_it_lasts() {
     let mut scene = usual();
     scene.wait(SECOND * 77);
-    scene.calls(4, Verdict::Failure);
-    let end = End { verdict: Verdict::Failure, now: scene.now, took: Duration::ZERO };
+    scene.calls(4, CallResult::Failure);
+    let end = CallEnd { result: CallResult::Failure, now: scene.now, duration: Duration::ZERO };
     let record = || Failure::new(BadGatewayCause::ConnectionRefused);
-    let turn = scene.circuit.end(&scene.begin().unwrap(), end, || u64::MAX, record).unwrap();
-    assert_eq!((turn.state, Duration::from_nanos(turn.rest + 1)), (State::Open, SECOND));
+    let turn = scene.circuit.record(&scene.begin().unwrap(), end, || u64::MAX, record).unwrap();
+    assert_eq!((turn.state, Duration::from_nanos(turn.open_for + 1)), (State::Open, SECOND));
     assert_eq!(scene.circuit.at(turn.at), scene.now);
 }
 
 #[test]
 fn a_pause_doubles_while_probes_fail_and_says_how_long_it_is() {
     let mut scene = usual();
-    scene.calls(5, Verdict::Failure);
+    scene.calls(5, CallResult::Failure);
     for seconds in [1, 2, 4, 8, 10, 10] {
         let shut = scene.begin().unwrap_err();
-        assert_eq!(Duration::from_nanos(shut.rest + 1), SECOND * seconds);
+        assert_eq!(Duration::from_nanos(shut.remaining + 1), SECOND * seconds);
         let told = scene.circuit.snapshot(scene.now);
         assert_eq!(told.next_probe, Some(scene.now + SECOND * seconds - Duration::from_nanos(1)));
         scene.wait(MS * (1000 * seconds - 1));
         assert!(scene.begin().is_err());
         scene.wait(MS);
-        assert!(scene.call(Verdict::Failure));
+        assert!(scene.call(CallResult::Failure));
     }
     assert_eq!(scene.circuit.snapshot(scene.now).opened, 7);
 }
@@ -184,16 +184,16 @@ fn a_pause_doubles_while_probes_fail_and_says_how_long_it_is() {
 fn health_takes_the_pauses_back_step_by_step() {
     let mut scene = usual();
     scene.half_open();
-    scene.call(Verdict::Failure);
+    scene.call(CallResult::Failure);
     scene.wait(SECOND * 10);
-    assert!(scene.call(Verdict::Success));
+    assert!(scene.call(CallResult::Success));
     // two openings in a row, and one window of health
     scene.wait(SECOND * 10);
-    scene.calls(5, Verdict::Failure);
-    assert_eq!(scene.begin().unwrap_err().rest + 1, 2_000_000_000);
+    scene.calls(5, CallResult::Failure);
+    assert_eq!(scene.begin().unwrap_err().remaining + 1, 2_000_000_000);
     scene.circuit.reset(scene.now);
-    scene.calls(5, Verdict::Failure);
-    assert_eq!(scene.begin().unwrap_err().rest + 1, 1_000_000_000, "a reset forgets them all");
+    scene.calls(5, CallResult::Failure);
+    assert_eq!(scene.begin().unwrap_err().remaining + 1, 1_000_000_000, "a reset forgets them all");
 }
 
 #[test]
@@ -203,9 +203,9 @@ fn one_of_a_thousand_passes_as_a_probe() {
     let passed: Vec<_> = (0..1000).filter_map(|_| scene.begin().ok()).collect();
     assert_eq!(passed.len(), 1);
     let shut = scene.begin().unwrap_err();
-    assert_eq!((shut.rest, scene.state()), (1_000_000_000, State::HalfOpen));
-    assert_eq!(scene.end(&passed[0], Verdict::Success), Some(State::Closed));
-    assert_eq!(scene.calls(1000, Verdict::Success), 1000);
+    assert_eq!((shut.remaining, scene.state()), (1_000_000_000, State::HalfOpen));
+    assert_eq!(scene.end(&passed[0], CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.calls(1000, CallResult::Success), 1000);
 }
 
 #[test]
@@ -214,9 +214,9 @@ fn a_probe_whose_caller_left_makes_room_for_the_next() {
     scene.half_open();
     let probe = scene.probe();
     assert!(scene.begin().is_err());
-    assert_eq!(scene.end(&probe, Verdict::Neutral), None);
+    assert_eq!(scene.end(&probe, CallResult::Neutral), None);
     assert_eq!(scene.state(), State::HalfOpen, "it proved nothing");
-    assert_eq!(scene.end(&scene.probe(), Verdict::Success), Some(State::Closed));
+    assert_eq!(scene.end(&scene.probe(), CallResult::Success), Some(State::Closed));
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn a_probe_that_hangs_gives_its_place_up() {
     let hung = scene.probe();
     let counts = |scene: &Scene| {
         let told = scene.circuit.snapshot(scene.now);
-        (told.probes, told.probes_given_up)
+        (told.probes, told.probes_timed_out)
     };
     assert_eq!(counts(&scene), (1, 0));
     scene.wait(MS * 999);
@@ -234,12 +234,12 @@ fn a_probe_that_hangs_gives_its_place_up() {
     scene.wait(MS);
     let next = scene.probe();
     assert_eq!(counts(&scene), (2, 1));
-    assert_eq!(scene.end(&hung, Verdict::Failure), None, "it proves nothing any more");
+    assert_eq!(scene.end(&hung, CallResult::Failure), None, "it proves nothing any more");
     assert!(scene.begin().is_err(), "nor does it free the place of the next");
-    scene.end(&hung, Verdict::Neutral);
+    scene.end(&hung, CallResult::Neutral);
     assert!(scene.begin().is_err());
-    assert_eq!(scene.end(&next, Verdict::Success), Some(State::Closed));
-    assert_eq!(scene.circuit.snapshot(scene.now).probes_given_up, 1);
+    assert_eq!(scene.end(&next, CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.circuit.snapshot(scene.now).probes_timed_out, 1);
 }
 
 #[test]
@@ -251,10 +251,10 @@ fn an_upstream_that_is_slower_than_the_limit_of_a_probe_is_let_back_in() {
         probes.push(scene.probe());
         scene.wait(SECOND);
     }
-    assert_eq!(scene.end(&probes[0], Verdict::Success), Some(State::Closed));
-    assert_eq!(scene.end(&probes[1], Verdict::Failure), None);
-    assert_eq!(scene.end(&probes[2], Verdict::Failure), None);
-    assert_eq!(scene.circuit.snapshot(scene.now).streak, 0);
+    assert_eq!(scene.end(&probes[0], CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.end(&probes[1], CallResult::Failure), None);
+    assert_eq!(scene.end(&probes[2], CallResult::Failure), None);
+    assert_eq!(scene.circuit.snapshot(scene.now).consecutive_failures, 0);
 }
 
 #[test]
@@ -263,16 +263,16 @@ fn a_probe_from_before_the_last_opening_does_not_close() {
     scene.half_open();
     let hung = scene.probe();
     scene.wait(SECOND);
-    assert!(scene.call(Verdict::Failure), "the next probe opens it again");
-    assert_eq!(scene.end(&hung, Verdict::Success), None, "in the pause");
+    assert!(scene.call(CallResult::Failure), "the next probe opens it again");
+    assert_eq!(scene.end(&hung, CallResult::Success), None, "in the pause");
     scene.wait(SECOND * 10);
     let hung = scene.begin().unwrap();
     scene.wait(SECOND);
-    scene.call(Verdict::Failure);
+    scene.call(CallResult::Failure);
     scene.wait(SECOND * 10);
     let probe = scene.probe();
-    assert_eq!(scene.end(&hung, Verdict::Success), None, "nor beside a later probe");
-    assert_eq!(scene.end(&probe, Verdict::Success), Some(State::Closed));
+    assert_eq!(scene.end(&hung, CallResult::Success), None, "nor beside a later probe");
+    assert_eq!(scene.end(&probe, CallResult::Success), Some(State::Closed));
 }
 
 #[test]
@@ -280,12 +280,12 @@ fn a_probe_with_a_long_body_closes_at_its_limit() {
     let mut scene = usual();
     scene.half_open();
     let download = scene.probe();
-    scene.circuit.probe_answered(&download);
+    scene.circuit.on_probe_head(&download);
     assert!(scene.begin().is_err(), "its body may break yet");
     scene.wait(SECOND);
     assert!(!scene.begin().unwrap().is_probe());
     assert_eq!(scene.state(), State::Closed);
-    assert_eq!(scene.end(&download, Verdict::Failure), None);
+    assert_eq!(scene.end(&download, CallResult::Failure), None);
 }
 
 #[test]
@@ -293,11 +293,13 @@ fn probes_that_come_seldom_do_not_stick() {
     let mut scene = usual();
     scene.half_open();
     // each an hour after the one before, and half of them without a word
-    for verdict in [Verdict::Neutral, Verdict::Failure, Verdict::Neutral, Verdict::Neutral, Verdict::Success] {
+    for verdict in
+        [CallResult::Neutral, CallResult::Failure, CallResult::Neutral, CallResult::Neutral, CallResult::Success]
+    {
         scene.wait(SECOND * 3600);
         assert!(scene.call(verdict));
     }
-    assert_eq!((scene.calls(40, Verdict::Success), scene.state()), (40, State::Closed));
+    assert_eq!((scene.calls(40, CallResult::Success), scene.state()), (40, State::Closed));
 }
 
 #[test]
@@ -307,46 +309,46 @@ fn an_answer_from_before_the_trip_neither_closes_nor_opens() {
     scene.half_open();
     scene.circuit.count_success(&late[0], scene.now);
     let probe = scene.probe();
-    assert_eq!(scene.end(&late[1], Verdict::Success), None);
-    assert_eq!(scene.end(&late[2], Verdict::Failure), None);
+    assert_eq!(scene.end(&late[1], CallResult::Success), None);
+    assert_eq!(scene.end(&late[2], CallResult::Failure), None);
     assert_eq!(scene.state(), State::HalfOpen, "only the probe decides");
-    assert_eq!(scene.end(&probe, Verdict::Success), Some(State::Closed));
+    assert_eq!(scene.end(&probe, CallResult::Success), Some(State::Closed));
     for permit in &late[3..] {
-        assert_eq!(scene.end(permit, Verdict::Failure), None);
+        assert_eq!(scene.end(permit, CallResult::Failure), None);
     }
     let told = scene.circuit.snapshot(scene.now);
-    assert_eq!((told.state, told.streak, told.calls), (State::Closed, 0, 0));
+    assert_eq!((told.state, told.consecutive_failures, told.calls), (State::Closed, 0, 0));
 }
 
 #[test]
 fn overload_is_proof_of_life() {
     let mut scene = usual();
-    assert_eq!(scene.calls(100, Verdict::Overload), 100);
+    assert_eq!(scene.calls(100, CallResult::Overload), 100);
     scene.half_open();
-    assert_eq!(scene.end(&scene.probe(), Verdict::Overload), Some(State::Closed));
+    assert_eq!(scene.end(&scene.probe(), CallResult::Overload), Some(State::Closed));
 }
 
 #[test]
 fn all_refusals_of_an_opening_share_one_record() {
     let mut scene = usual();
-    scene.calls(5, Verdict::Failure);
-    let [one, other] = [(); 2].map(|()| scene.begin().unwrap_err().why.unwrap());
+    scene.calls(5, CallResult::Failure);
+    let [one, other] = [(); 2].map(|()| scene.begin().unwrap_err().cause.unwrap());
     assert!(std::ptr::eq(one.previous().as_ptr(), other.previous().as_ptr()));
     assert_eq!((one.cause(), one.phase()), (BadGatewayCause::CircuitOpen, Phase::Gateway));
     assert_eq!((one.replay(), one.evidence()), (crate::cause::Replay::NotSent, crate::cause::Evidence::LocalRefusal));
-    assert_eq!((one.upstream(), one.detail()), (Some("test"), Some(Detail::Text(IN_A_ROW))));
+    assert_eq!((one.upstream(), one.detail()), (Some("test"), Some(Detail::Text(CONSECUTIVE))));
     scene.wait(SECOND);
     let probe = scene.probe();
-    let meanwhile = scene.begin().unwrap_err().why.unwrap();
+    let meanwhile = scene.begin().unwrap_err().cause.unwrap();
     assert!(std::ptr::eq(meanwhile.previous().as_ptr(), one.previous().as_ptr()));
-    scene.end(&probe, Verdict::Failure);
-    assert_eq!(scene.begin().unwrap_err().why.unwrap().detail(), Some(Detail::Text(PROBE)));
+    scene.end(&probe, CallResult::Failure);
+    assert_eq!(scene.begin().unwrap_err().cause.unwrap().detail(), Some(Detail::Text(PROBE)));
 }
 
 #[test]
 fn who_knocks_when_it_has_just_closed_passes_as_all_others() {
     let scene = usual();
-    let (permit, turn) = scene.circuit.knock(scene.now);
+    let (permit, turn) = scene.circuit.try_acquire_slow(scene.now);
     assert!(permit.is_ok_and(|permit| !permit.is_probe()) && turn.is_none());
 }
 
@@ -355,37 +357,37 @@ fn a_look_from_beside_that_began_before_the_opening_does_not_close() {
     let mut scene = usual();
     let before = scene.now;
     scene.wait(SECOND);
-    scene.calls(5, Verdict::Failure);
+    scene.calls(5, CallResult::Failure);
     let opened = scene.now;
-    assert!(scene.circuit.recovered(before, scene.now).is_none());
+    assert!(scene.circuit.record_recovery(before, scene.now).is_none());
     assert_eq!(scene.state(), State::Open);
     scene.wait(SECOND);
-    assert_eq!(scene.circuit.recovered(opened, scene.now).map(|turn| turn.state), Some(State::Closed));
-    assert!(scene.circuit.recovered(opened, scene.now).is_none(), "there is nothing to recover from");
+    assert_eq!(scene.circuit.record_recovery(opened, scene.now).map(|turn| turn.state), Some(State::Closed));
+    assert!(scene.circuit.record_recovery(opened, scene.now).is_none(), "there is nothing to recover from");
 }
 
 #[test]
 fn calls_wait_for_the_look_from_beside_that_is_due() {
     let mut scene = usual();
-    scene.calls(5, Verdict::Failure);
-    scene.circuit.still_down(scene.now + SECOND * 5);
-    scene.circuit.still_down(scene.now + SECOND * 3);
+    scene.calls(5, CallResult::Failure);
+    scene.circuit.record_still_down(scene.now + SECOND * 5);
+    scene.circuit.record_still_down(scene.now + SECOND * 3);
     scene.wait(Duration::from_millis(4999));
-    assert!(!scene.call(Verdict::Success));
+    assert!(!scene.call(CallResult::Success));
     scene.wait(Duration::from_millis(1));
-    assert!(scene.call(Verdict::Success));
-    scene.circuit.still_down(scene.now + SECOND * 5);
-    assert!(scene.call(Verdict::Success), "it says nothing of a closed circuit");
+    assert!(scene.call(CallResult::Success));
+    scene.circuit.record_still_down(scene.now + SECOND * 5);
+    assert!(scene.call(CallResult::Success), "it says nothing of a closed circuit");
 }
 
 #[test]
 fn what_is_refused_without_a_knock_is_counted_as_well() {
     let scene = usual();
-    scene.calls(5, Verdict::Failure);
-    assert!(scene.circuit.shut(scene.now).is_some());
+    scene.calls(5, CallResult::Failure);
+    assert!(scene.circuit.rejection(scene.now).is_some());
     assert_eq!(scene.circuit.refused(), 0, "it was only asked");
     scene.circuit.count_refused();
-    assert_eq!((scene.calls(2, Verdict::Success), scene.circuit.refused()), (0, 3));
+    assert_eq!((scene.calls(2, CallResult::Success), scene.circuit.refused()), (0, 3));
 }
 
 #[test]
@@ -396,22 +398,22 @@ fn what_is_held_open_waits_for_the_hand() {
     assert!(scene.circuit.hold(scene.now).is_none());
     scene.wait(SECOND * 3600);
     let shut = scene.begin().unwrap_err();
-    assert_eq!((shut.rest, shut.why.unwrap().previous().len()), (10_000_000_000, 0));
+    assert_eq!((shut.remaining, shut.cause.unwrap().previous().len()), (10_000_000_000, 0));
     scene.circuit.count_success(&under_way, scene.now);
     assert_eq!(scene.circuit.release(scene.now).unwrap().state, State::HalfOpen);
     assert!(scene.circuit.release(scene.now).is_none(), "once");
     let probe = scene.probe();
     assert!(scene.begin().is_err());
-    assert_eq!(scene.end(&probe, Verdict::Success), Some(State::Closed));
+    assert_eq!(scene.end(&probe, CallResult::Success), Some(State::Closed));
     scene.circuit.hold(scene.now);
     scene.circuit.reset(scene.now);
-    assert_eq!(scene.calls(9, Verdict::Success), 9);
+    assert_eq!(scene.calls(9, CallResult::Success), 9);
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Begin,
-    End(usize, Verdict),
+    End(usize, CallResult),
     Head(usize),
     Wait(u64),
     Hold,
@@ -421,10 +423,10 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let verdict = prop_oneof![
-        4 => Just(Verdict::Failure),
-        2 => Just(Verdict::Success),
-        1 => Just(Verdict::Neutral),
-        1 => Just(Verdict::Overload),
+        4 => Just(CallResult::Failure),
+        2 => Just(CallResult::Success),
+        1 => Just(CallResult::Neutral),
+        1 => Just(CallResult::Overload),
     ];
     let step = prop_oneof![
         30 => Just(Step::Begin),
@@ -441,7 +443,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn whatever_the_order_a_pause_is_kept_one_probe_is_out_and_nothing_sticks(steps in steps()) {
-        let mut scene = Scene::new(BreakerPolicy::new().consecutive(3).ratio(Ratio::per_mille(400), 6));
+        let mut scene = Scene::new(BreakerPolicy::new().consecutive_failures(3).ratio(Ratio::per_mille(400), 6));
         let mut open: Vec<Permit> = Vec::new();
         // the probe that holds the place, and when that ends
         let mut place: Option<(u64, Instant)> = None;
@@ -469,7 +471,7 @@ proptest! {
                     }
                     Err(shut) => {
                         prop_assert!(before.state != State::Closed);
-                        prop_assert!(shut.rest > 0 && shut.rest <= 10_000_000_000 && shut.why.is_some());
+                        prop_assert!(shut.remaining > 0 && shut.remaining <= 10_000_000_000 && shut.cause.is_some());
                         let vacant = before.state == State::HalfOpen && place.is_none();
                         let over = before.next_probe.is_some_and(|at| at <= scene.now);
                         prop_assert!(!vacant && !over, "nobody tries");
@@ -478,23 +480,23 @@ proptest! {
                 Step::Head(which) if !open.is_empty() => {
                     let permit = &open[which % open.len()];
                     if permit.is_probe() {
-                        scene.circuit.probe_answered(permit);
+                        scene.circuit.on_probe_head(permit);
                     }
                     prop_assert_eq!(scene.state(), before.state);
                 }
                 Step::End(which, verdict) if !open.is_empty() => {
                     let permit = open.swap_remove(which % open.len());
                     let holds = place.is_some_and(|(epoch, _)| epoch == permit.epoch());
-                    let current = holds || permit.epoch() == scene.circuit.gate.look().0.epoch;
+                    let current = holds || permit.epoch() == scene.circuit.machine.view().0.epoch;
                     let turn = scene.end(&permit, verdict);
                     match (before.state, turn) {
                         (State::Closed, Some(state)) => {
-                            prop_assert!(current && verdict == Verdict::Failure && state == State::Open);
+                            prop_assert!(current && verdict == CallResult::Failure && state == State::Open);
                         }
-                        (State::HalfOpen, Some(State::Open)) => prop_assert!(holds && verdict == Verdict::Failure),
+                        (State::HalfOpen, Some(State::Open)) => prop_assert!(holds && verdict == CallResult::Failure),
                         (State::HalfOpen, Some(State::Closed)) => {
                             prop_assert!(probes.contains(&permit.epoch()));
-                            prop_assert!(matches!(verdict, Verdict::Success | Verdict::Overload));
+                            prop_assert!(matches!(verdict, CallResult::Success | CallResult::Overload));
                         }
                         (_, None) => prop_assert_eq!(scene.state(), before.state),
                         (_, Some(state)) => prop_assert!(false, "{} became {state}", before.state),
@@ -516,8 +518,8 @@ proptest! {
         // an upstream that is well, and time: whatever happened
         scene.circuit.release(scene.now);
         scene.wait(SECOND * 10);
-        prop_assert!(scene.call(Verdict::Success));
+        prop_assert!(scene.call(CallResult::Success));
         prop_assert_eq!(scene.state(), State::Closed);
-        prop_assert_eq!(scene.calls(50, Verdict::Success), 50);
+        prop_assert_eq!(scene.calls(50, CallResult::Success), 50);
     }
 }

@@ -133,10 +133,10 @@ impl Circuit {
         const WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
         let mut policy = preset;
         if let Some(failures) = found.number("circuit.consecutive", self.consecutive, 1, u32::MAX) {
-            policy = policy.consecutive(failures);
+            policy = policy.consecutive_failures(failures);
         }
         let ratio = found.share("circuit.ratio", self.ratio).unwrap_or(policy.ratio);
-        let least = found.number("circuit.least_calls", self.least_calls, 1, u32::MAX).unwrap_or(policy.least);
+        let least = found.number("circuit.least_calls", self.least_calls, 1, u32::MAX).unwrap_or(policy.min_calls);
         policy = policy.ratio(ratio, least);
         if let Some(window) = self.window {
             if window < WINDOW.0 || window > WINDOW.1 {
@@ -145,9 +145,9 @@ impl Circuit {
             }
             policy = policy.window(window);
         }
-        policy = policy.pause(self.pause.unwrap_or(policy.pause));
-        policy = policy.longest_pause(self.longest_pause.unwrap_or(policy.longest));
-        policy = policy.probe_limit(self.probe_limit.unwrap_or(policy.probe));
+        policy = policy.open_duration(self.pause.unwrap_or(policy.open_duration));
+        policy = policy.max_open_duration(self.longest_pause.unwrap_or(policy.max_open_duration));
+        policy = policy.probe_timeout(self.probe_limit.unwrap_or(policy.probe_timeout));
         if self.slow_calls.is_none() && self.slow_ratio.is_some() {
             found.bad("circuit.slow_ratio", "nothing says which calls are slow", "set `slow_calls` beside it");
         }

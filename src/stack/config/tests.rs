@@ -97,9 +97,9 @@ fn everything_that_is_said_arrives() {
     assert!(retry.policy.trusts_keys && retry.policy.repeats_too_many);
     assert!(retry.hedging.as_ref().is_some_and(|hedging| hedging.fixed().is_none()));
     let circuit = builder.policy.unwrap();
-    assert_eq!((circuit.consecutive, circuit.ratio.as_per_mille(), circuit.least), (3, 250, 50));
-    assert_eq!((circuit.window, circuit.pause, circuit.longest), (ms(30_000), ms(2000), ms(20_000)));
-    assert_eq!(circuit.probe, ms(3000));
+    assert_eq!((circuit.consecutive_failures, circuit.ratio.as_per_mille(), circuit.min_calls), (3, 250, 50));
+    assert_eq!((circuit.window, circuit.open_duration, circuit.max_open_duration), (ms(30_000), ms(2000), ms(20_000)));
+    assert_eq!(circuit.probe_timeout, ms(3000));
     assert_eq!(circuit.slow.map(|(longer, share)| (longer, share.as_per_mille())), Some((ms(1000), 750)));
     assert_eq!(builder.limiter.as_ref().unwrap().limits(), (4, 64));
     assert!(builder.page.is_some() && builder.found.is_empty());

@@ -7,7 +7,7 @@ use crate::exchange::{CancelReason, Outcome};
 
 /// What the end of an exchange says about the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum CallResult {
     /// It is well.
     Success,
     /// It is not.
@@ -18,7 +18,7 @@ pub(crate) enum Verdict {
     Neutral,
 }
 
-impl Verdict {
+impl CallResult {
     /// The verdict on an exchange that is over: the cause's, else the status' as the last resort.
     #[inline]
     pub(crate) fn of(outcome: &Outcome, statuses: fn(StatusCode) -> bool) -> Self {
@@ -48,7 +48,7 @@ impl Verdict {
     }
 
     /// The verdict on a call that nobody waits for any more.
-    pub(crate) fn of_abandoned(why: CancelReason) -> Self {
+    pub(crate) fn of_cancelled(why: CancelReason) -> Self {
         match why {
             CancelReason::TimedOut(cause) => Self::of_cause(cause),
             _ => Self::Neutral,
@@ -68,9 +68,9 @@ mod tests {
     use super::*;
     use crate::breaker::BreakerPolicy;
 
-    fn verdict(status: u16, cause: impl Into<Option<BadGatewayCause>>, policy: BreakerPolicy) -> Verdict {
+    fn verdict(status: u16, cause: impl Into<Option<BadGatewayCause>>, policy: BreakerPolicy) -> CallResult {
         let outcome = Outcome::answer(StatusCode::from_u16(status).unwrap(), cause.into());
-        Verdict::of(&outcome, policy.statuses)
+        CallResult::of(&outcome, policy.statuses)
     }
 
     #[test]
@@ -80,30 +80,30 @@ mod tests {
         for cause in Cause::ALL {
             let told = match (cause, cause.breaker_verdict()) {
                 (Cause::UpstreamStatus, _) => continue,
-                (_, BreakerVerdict::Failure) => Verdict::Failure,
-                _ => Verdict::Neutral,
+                (_, BreakerVerdict::Failure) => CallResult::Failure,
+                _ => CallResult::Neutral,
             };
             for status in [200, 429, 500, 503] {
                 assert_eq!(verdict(status, *cause, usual), told, "{cause}");
             }
         }
         for (status, told) in [
-            (101, Verdict::Success),
-            (200, Verdict::Success),
-            (404, Verdict::Success),
-            (429, Verdict::Overload),
-            (500, Verdict::Success),
-            (501, Verdict::Success),
-            (502, Verdict::Failure),
-            (503, Verdict::Failure),
-            (504, Verdict::Failure),
+            (101, CallResult::Success),
+            (200, CallResult::Success),
+            (404, CallResult::Success),
+            (429, CallResult::Overload),
+            (500, CallResult::Success),
+            (501, CallResult::Success),
+            (502, CallResult::Failure),
+            (503, CallResult::Failure),
+            (504, CallResult::Failure),
         ] {
             assert_eq!(verdict(status, None, usual), told, "{status}");
             if status >= 429 {
                 assert_eq!(verdict(status, Cause::UpstreamStatus, usual), told, "{status}");
             }
         }
-        assert_eq!(verdict(200, Cause::UpstreamStatus, usual), Verdict::Failure, "as of gRPC");
+        assert_eq!(verdict(200, Cause::UpstreamStatus, usual), CallResult::Failure, "as of gRPC");
     }
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
         let all = BreakerPolicy::new().statuses(|status| status.is_server_error() || status == 429);
         assert_eq!(
             [500, 501, 429].map(|status| verdict(status, None, all)),
-            [Verdict::Failure, Verdict::Failure, Verdict::Overload]
+            [CallResult::Failure, CallResult::Failure, CallResult::Overload]
         );
     }
 }

@@ -2,34 +2,34 @@
 
 /// The pauses of one circuit; times in nanoseconds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pauses {
+pub(crate) struct OpenBackoff {
     pub(crate) first: u64,
-    pub(crate) longest: u64,
+    pub(crate) max: u64,
     /// A healthy stretch of this length takes one doubling back.
-    pub(crate) calm: u64,
+    pub(crate) decay_after: u64,
 }
 
-impl Pauses {
+impl OpenBackoff {
     /// The pause after so many openings in a row: half of it is certain, the other half is drawn.
     ///
     /// The drawn half keeps the probes of many gateways apart ("equal jitter"; AWS Architecture Blog, 2015), the certain
     /// one gives the upstream its rest; and no pause is ever longer than what was set.
-    pub(crate) fn pause(&self, rung: u32, random: u64) -> u64 {
+    pub(crate) fn open_duration(&self, rung: u32, random: u64) -> u64 {
         let doubled = self.first.saturating_mul(1_u64.checked_shl(rung).unwrap_or(u64::MAX));
-        let most = doubled.min(self.longest);
+        let most = doubled.min(self.max);
         let drawn = (u128::from(most / 2) * u128::from(random)) >> u64::BITS;
         most - most / 2 + u64::try_from(drawn).unwrap_or(0)
     }
 
     /// One opening more; what is at the longest stays there, so that it takes no longer to calm down.
-    pub(crate) fn harder(&self, rung: u32) -> u32 {
-        let at_longest = self.first.saturating_mul(1_u64.checked_shl(rung).unwrap_or(u64::MAX)) >= self.longest;
+    pub(crate) fn escalate(&self, rung: u32) -> u32 {
+        let at_longest = self.first.saturating_mul(1_u64.checked_shl(rung).unwrap_or(u64::MAX)) >= self.max;
         if at_longest { rung } else { rung + 1 }
     }
 
     /// What is left of the openings in a row after the circuit was closed for so long.
-    pub(crate) fn calmed(&self, rung: u32, closed: u64) -> u32 {
-        let steps = closed / self.calm.max(1);
+    pub(crate) fn decay(&self, rung: u32, closed: u64) -> u32 {
+        let steps = closed / self.decay_after.max(1);
         rung.saturating_sub(u32::try_from(steps).unwrap_or(u32::MAX))
     }
 }
@@ -40,20 +40,20 @@ mod tests {
 
     use super::*;
 
-    const PAUSES: Pauses = Pauses { first: 1000, longest: 10_000, calm: 10_000 };
+    const PAUSES: OpenBackoff = OpenBackoff { first: 1000, max: 10_000, decay_after: 10_000 };
 
     #[test]
     fn a_pause_doubles_up_to_the_longest() {
-        let most = |rung| PAUSES.pause(rung, u64::MAX);
+        let most = |rung| PAUSES.open_duration(rung, u64::MAX);
         assert_eq!([0, 1, 2, 3, 4, 70].map(most), [999, 1999, 3999, 7999, 9999, 9999]);
-        assert_eq!([0, 3, 4].map(|rung| PAUSES.pause(rung, 0)), [500, 4000, 5000]);
+        assert_eq!([0, 3, 4].map(|rung| PAUSES.open_duration(rung, 0)), [500, 4000, 5000]);
     }
 
     #[test]
     fn each_healthy_window_takes_one_doubling_back() {
-        let rung = (0..99).fold(0, |rung, _| PAUSES.harder(rung));
+        let rung = (0..99).fold(0, |rung, _| PAUSES.escalate(rung));
         assert_eq!(rung, 4);
-        assert_eq!([0, 9_999, 10_000, 35_000, 999_999].map(|closed| PAUSES.calmed(rung, closed)), [4, 4, 3, 1, 0]);
+        assert_eq!([0, 9_999, 10_000, 35_000, 999_999].map(|closed| PAUSES.decay(rung, closed)), [4, 4, 3, 1, 0]);
     }
 
     proptest! {
@@ -61,8 +61,8 @@ mod tests {
         fn a_pause_is_between_half_and_all_of_what_was_set(
             first: u64, longest: u64, rung in 0_u32..99, random: u64,
         ) {
-            let pauses = Pauses { first, longest, calm: 1 };
-            let pause = pauses.pause(rung, random);
+            let pauses = OpenBackoff { first, max: longest, decay_after: 1 };
+            let pause = pauses.open_duration(rung, random);
             prop_assert!(pause <= longest && pause >= first.min(longest) / 2);
         }
     }

@@ -4,13 +4,13 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 /// The low bits of the word say the state, above them is the epoch.
-pub(crate) const KIND: u32 = 3;
-pub(crate) const MASK: u64 = (1 << KIND) - 1;
+pub(crate) const KIND_BITS: u32 = 3;
+pub(crate) const MASK: u64 = (1 << KIND_BITS) - 1;
 
 pub(crate) const CLOSED: u64 = 0;
 pub(crate) const OPEN: u64 = 1;
 /// Half-open, and the place of the probe is free.
-pub(crate) const VACANT: u64 = 2;
+pub(crate) const AWAITING_PROBE: u64 = 2;
 /// Half-open, and a probe is out.
 pub(crate) const PROBING: u64 = 3;
 pub(crate) const HELD: u64 = 4;
@@ -68,18 +68,18 @@ impl Permit {
     }
 
     /// One whose end is known: no word is ever this one.
-    pub(crate) const fn spent() -> Self {
+    pub(crate) const fn consumed() -> Self {
         Self(NonZeroU64::MAX)
     }
 
     #[inline]
-    pub(crate) fn is(&self, word: u64) -> bool {
+    pub(crate) fn matches(&self, word: u64) -> bool {
         self.0.get() == word
     }
 
     #[inline]
     pub(crate) fn epoch(&self) -> u64 {
-        self.0.get() >> KIND
+        self.0.get() >> KIND_BITS
     }
 
     /// Whether it is a probe of a half-open circuit.

@@ -11,26 +11,26 @@ const LOW: u64 = (1 << COUNT) - 1;
 
 /// The failures since the last success.
 #[derive(Debug)]
-pub(crate) struct Streak {
+pub(crate) struct ConsecutiveFailures {
     word: AtomicU64,
 }
 
-impl Streak {
+impl ConsecutiveFailures {
     pub(crate) fn new() -> Self {
         Self { word: AtomicU64::new(0) }
     }
 
     /// A success of this epoch; one load where there is no streak to end.
     #[inline]
-    pub(crate) fn succeed(&self, epoch: u64) {
+    pub(crate) fn record_success(&self, epoch: u64) {
         let seen = self.word.load(Ordering::Relaxed);
         if seen & LOW != 0 {
-            self.end(seen, epoch);
+            self.reset(seen, epoch);
         }
     }
 
     #[cold]
-    fn end(&self, mut seen: u64, epoch: u64) {
+    fn reset(&self, mut seen: u64, epoch: u64) {
         // a streak of an earlier epoch goes as well, so that successes stop meeting it
         while seen & LOW != 0 && seen >> COUNT <= epoch {
             match self.word.compare_exchange_weak(seen, epoch << COUNT, Ordering::Relaxed, Ordering::Relaxed) {
@@ -41,7 +41,7 @@ impl Streak {
     }
 
     /// A failure of this epoch; how many there are in a row with it, none if the epoch is over.
-    pub(crate) fn fail(&self, epoch: u64) -> u32 {
+    pub(crate) fn record_failure(&self, epoch: u64) -> u32 {
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
             let next = match (seen >> COUNT).cmp(&epoch) {
@@ -51,21 +51,21 @@ impl Streak {
                 std::cmp::Ordering::Greater => return 0,
             };
             match self.word.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return count(next),
+                Ok(_) => return count_of(next),
                 Err(now) => seen = now,
             }
         }
     }
 
     /// The failures in a row in this epoch.
-    pub(crate) fn length(&self, epoch: u64) -> u32 {
+    pub(crate) fn count(&self, epoch: u64) -> u32 {
         let seen = self.word.load(Ordering::Relaxed);
-        if seen >> COUNT == epoch { count(seen) } else { 0 }
+        if seen >> COUNT == epoch { count_of(seen) } else { 0 }
     }
 }
 
 #[allow(clippy::cast_possible_truncation)] // 24 bits are left
-fn count(word: u64) -> u32 {
+fn count_of(word: u64) -> u32 {
     (word & LOW) as u32
 }
 
@@ -75,37 +75,37 @@ mod tests {
 
     #[test]
     fn a_success_ends_a_streak() {
-        let streak = Streak::new();
-        assert_eq!([streak.fail(1), streak.fail(1)], [1, 2]);
-        streak.succeed(1);
-        assert_eq!((streak.length(1), streak.fail(1)), (0, 1));
+        let streak = ConsecutiveFailures::new();
+        assert_eq!([streak.record_failure(1), streak.record_failure(1)], [1, 2]);
+        streak.record_success(1);
+        assert_eq!((streak.count(1), streak.record_failure(1)), (0, 1));
     }
 
     #[test]
     fn an_answer_from_before_a_transition_neither_adds_nor_ends() {
-        let streak = Streak::new();
-        assert_eq!([streak.fail(3), streak.fail(3)], [1, 2]);
-        assert_eq!(streak.fail(2), 0);
-        streak.succeed(2);
-        assert_eq!((streak.length(3), streak.length(2)), (2, 0));
+        let streak = ConsecutiveFailures::new();
+        assert_eq!([streak.record_failure(3), streak.record_failure(3)], [1, 2]);
+        assert_eq!(streak.record_failure(2), 0);
+        streak.record_success(2);
+        assert_eq!((streak.count(3), streak.count(2)), (2, 0));
     }
 
     #[test]
     fn a_new_epoch_begins_without_a_streak() {
-        let streak = Streak::new();
-        streak.fail(1);
-        streak.fail(1);
-        assert_eq!((streak.length(2), streak.fail(2)), (0, 1));
-        let other = Streak::new();
-        other.fail(1);
-        other.succeed(2);
+        let streak = ConsecutiveFailures::new();
+        streak.record_failure(1);
+        streak.record_failure(1);
+        assert_eq!((streak.count(2), streak.record_failure(2)), (0, 1));
+        let other = ConsecutiveFailures::new();
+        other.record_failure(1);
+        other.record_success(2);
         assert_eq!(other.word.load(Ordering::Relaxed), 2 << COUNT, "the old one no longer slows successes down");
     }
 
     #[test]
     fn a_full_count_stays_full() {
-        let streak = Streak::new();
+        let streak = ConsecutiveFailures::new();
         streak.word.store(1 << COUNT | (LOW - 1), Ordering::Relaxed);
-        assert_eq!([streak.fail(1), streak.fail(1)].map(u64::from), [LOW, LOW]);
+        assert_eq!([streak.record_failure(1), streak.record_failure(1)].map(u64::from), [LOW, LOW]);
     }
 }

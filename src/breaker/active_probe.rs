@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::handle::{CircuitHandle, Core};
-use super::{Change, State};
+use super::handle::{CircuitHandle, CircuitShared};
+use super::{State, StateChange};
 use crate::cause::{Failure, Phase};
 
 /// No two probes are closer.
-const SHORTEST: Duration = Duration::from_millis(5);
+const MIN_INTERVAL: Duration = Duration::from_millis(5);
 /// No two probes are further apart.
-const LONGEST: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// The time between two is this share of the outage so far: what is down for long is looked at less often.
-const SHARE: u32 = 500;
+const INTERVAL_RATIO: u32 = 500;
 /// A probe that takes longer has failed.
-const LIMIT: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl CircuitHandle {
     /// Looks in the background whether the upstream is back, while the circuit is open.
@@ -46,10 +46,10 @@ impl CircuitHandle {
     /// # async fn main() {
     /// let upstream = SocketAddr::from(([127, 0, 0, 1], 9000));
     /// let breaker = CircuitBreakerLayer::new("payments");
-    /// tokio::spawn(breaker.handle().probed(move || async move { TcpStream::connect(upstream).await.is_ok() }));
+    /// tokio::spawn(breaker.handle().active_probe(move || async move { TcpStream::connect(upstream).await.is_ok() }));
     /// # }
     /// ```
-    pub fn probed<P, F>(self, mut probe: P) -> impl Future<Output = ()> + Send + use<P, F>
+    pub fn active_probe<P, F>(self, mut probe: P) -> impl Future<Output = ()> + Send + use<P, F>
     where
         P: FnMut() -> F + Send,
         F: Future<Output = bool> + Send,
@@ -62,18 +62,18 @@ impl CircuitHandle {
                 if change.state != State::Open {
                     continue;
                 }
-                let mut outage = Outage::new(&change);
+                let mut outage = OutageProbe::new(&change);
                 loop {
-                    match timeout_at(outage.due(fastrand::u32(..)), changes.next()).await {
+                    match timeout_at(outage.next_at(fastrand::u32(..)), changes.next()).await {
                         Ok(None) => return,
                         Ok(Some(change)) if matches!(change.state, State::Closed | State::HeldOpen) => break,
                         // a probe among the calls
                         Ok(Some(_)) => {}
                         Err(_) => {
                             let begun = Instant::now();
-                            outage.asks(&circuit, begun);
-                            let up = timeout(LIMIT, probe()).await.unwrap_or(false);
-                            if !outage.tells(&circuit, begun, Instant::now(), up) {
+                            outage.before_probe(&circuit, begun);
+                            let up = timeout(PROBE_TIMEOUT, probe()).await.unwrap_or(false);
+                            if !outage.after_probe(&circuit, begun, Instant::now(), up) {
                                 return;
                             }
                         }
@@ -85,49 +85,49 @@ impl CircuitHandle {
 }
 
 /// One outage as the probes see it.
-struct Outage {
+struct OutageProbe {
     since: Instant,
     /// When the last probe had ended, and what it took.
-    last: (Instant, Duration),
+    last_probe: (Instant, Duration),
     /// Something was seen to fail that a probe would see as well.
     seen_down: bool,
 }
 
-impl Outage {
-    fn new(opened: &Change) -> Self {
-        let seen_down = opened.why.as_ref().map(Failure::phase).is_some_and(is_before_the_request);
-        Self { since: opened.at, last: (opened.at, Duration::ZERO), seen_down }
+impl OutageProbe {
+    fn new(opened: &StateChange) -> Self {
+        let seen_down = opened.cause.as_ref().map(Failure::phase).is_some_and(is_before_the_request);
+        Self { since: opened.at, last_probe: (opened.at, Duration::ZERO), seen_down }
     }
 
     /// How long after the last probe the next one comes.
-    fn apart(&self) -> Duration {
-        let (ended, took) = self.last;
-        (ended.saturating_duration_since(self.since) / SHARE).max(took).clamp(SHORTEST, LONGEST)
+    fn interval(&self) -> Duration {
+        let (ended, took) = self.last_probe;
+        (ended.saturating_duration_since(self.since) / INTERVAL_RATIO).max(took).clamp(MIN_INTERVAL, MAX_INTERVAL)
     }
 
     /// When the next probe comes; all values of `random` are equally likely.
-    fn due(&self, random: u32) -> Instant {
-        let apart = self.apart();
-        self.last.0 + apart - apart / 4 + (apart / 4).mul_f64(f64::from(random) / f64::from(u32::MAX))
+    fn next_at(&self, random: u32) -> Instant {
+        let apart = self.interval();
+        self.last_probe.0 + apart - apart / 4 + (apart / 4).mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
     /// A probe begins: calls wait for what it says.
-    fn asks(&self, circuit: &Weak<Core>, now: Instant) {
+    fn before_probe(&self, circuit: &Weak<CircuitShared>, now: Instant) {
         if let (true, Some(core)) = (self.seen_down, circuit.upgrade()) {
-            core.circuit.still_down(now + LIMIT + LONGEST);
+            core.circuit.record_still_down(now + PROBE_TIMEOUT + MAX_INTERVAL);
         }
     }
 
     /// Takes a probe's word to the circuit; `false` if that is gone.
-    fn tells(&mut self, circuit: &Weak<Core>, begun: Instant, now: Instant, up: bool) -> bool {
+    fn after_probe(&mut self, circuit: &Weak<CircuitShared>, begun: Instant, now: Instant, up: bool) -> bool {
         let Some(core) = circuit.upgrade() else { return false };
-        self.last = (now, now.saturating_duration_since(begun));
+        self.last_probe = (now, now.saturating_duration_since(begun));
         if !up {
             self.seen_down = true;
             // should no more of these come, the calls find out themselves
-            core.circuit.still_down(now + 3 * self.apart());
+            core.circuit.record_still_down(now + 3 * self.interval());
         } else if self.seen_down {
-            core.recovered(begun, now);
+            core.record_recovery(begun, now);
         }
         true
     }
@@ -164,7 +164,7 @@ mod tests {
                 count.fetch_add(1, Relaxed);
                 std::future::ready(seen.load(Relaxed))
             };
-            let task = tokio::spawn(layer.handle().probed(probe));
+            let task = tokio::spawn(layer.handle().active_probe(probe));
             Self { layer, up, probes, task }
         }
 
@@ -261,7 +261,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_hangs_has_failed_after_a_second() {
         let layer = CircuitBreakerLayer::new("payments");
-        let task = tokio::spawn(layer.handle().probed(std::future::pending));
+        let task = tokio::spawn(layer.handle().active_probe(std::future::pending));
         let watched = Watched { layer, up: Arc::default(), probes: Arc::default(), task };
         watched.fails(Cause::ConnectTimeout).await;
         for _ in 0..100 {
@@ -288,7 +288,7 @@ mod tests {
             let layer = CircuitBreakerLayer::new("payments");
             let count = AtomicU32::new(0);
             let probe = move || probe(count.fetch_add(1, Relaxed), panics);
-            let probing = layer.handle().probed(probe);
+            let probing = layer.handle().active_probe(probe);
             let task = if unpolled {
                 drop(probing);
                 tokio::spawn(async {})
