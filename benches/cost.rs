@@ -24,7 +24,7 @@ use tower_upstream::cause::{ProxyStatus, entries};
 use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{RetryBudget, Withdrawal};
 use tower_upstream::retry::{RetryPolicy, Shown, Situation, decide};
 use tower_upstream::timeout::LearnedLimit;
@@ -67,7 +67,7 @@ fn a_closed_circuit_lets_a_request_pass(bencher: Bencher<'_, '_>) {
 fn a_limit_lets_a_request_pass(bencher: Bencher<'_, '_>) {
     let runtime = runtime();
     let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
-    let mut service = LimitLayer::new().layer(inner);
+    let mut service = ConcurrencyLimitLayer::new().layer(inner);
     bencher.bench_local(|| runtime.block_on(Service::call(&mut service, Request::new(()))));
 }
 

@@ -50,7 +50,7 @@ use tower_upstream::client::{DefaultConnector, Http, ReverseProxy, Target, TcpCo
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryPolicy};
 use tower_upstream::stack::{RequestBody, Upstream};
 use tower_upstream::timeout::Timeouts;
@@ -99,7 +99,7 @@ impl Gateway {
             .topology(settings.topology.clone().connect(settings.connect))
             .retry(RetryLayer::new().policy(RetryPolicy::new().attempts(settings.attempts)))
             .circuit(settings.policy())
-            .limiter(LimitLayer::new().bounds(settings.limit.min(LEAST)..=settings.limit))
+            .limiter(ConcurrencyLimitLayer::new().bounds(settings.limit.min(LEAST)..=settings.limit))
             .proxy_status(&settings.name)
             .error_page(ErrorPage::new())
             .untouched();

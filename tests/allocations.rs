@@ -18,7 +18,7 @@ use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::error_page::ErrorPage;
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
@@ -122,8 +122,8 @@ fn a_closed_circuit_allocates_nothing() {
 
 #[test]
 fn a_limit_allocates_nothing_whether_it_learns_or_not() {
-    assert_eq!(allocated(LimitLayer::new().layer(upstream()), get), 0);
-    assert_eq!(allocated(LimitLayer::fixed(9).layer(upstream()), get), 0);
+    assert_eq!(allocated(ConcurrencyLimitLayer::new().layer(upstream()), get), 0);
+    assert_eq!(allocated(ConcurrencyLimitLayer::fixed(9).layer(upstream()), get), 0);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn retry_allocates_nothing_before_a_retry() {
 fn the_recommended_order_allocates_nothing() {
     let order = ServiceBuilder::new()
         .layer(ClassifyLayer::new())
-        .layer(LimitLayer::new())
+        .layer(ConcurrencyLimitLayer::new())
         .layer(RetryLayer::new().total(LIMIT))
         .layer(CircuitBreakerLayer::new("x"))
         .layer(TimeoutLayer::new(timeouts()).untouched());

@@ -32,7 +32,7 @@ const MIDDLEWARE: [(&str, &[&str], &[&str]); 10] = [
     ("client", &["ReverseProxy", "ReverseProxyBuilder"], &["proxy", "exchange", "tunnel"]),
     ("error_page", &["ErrorPageLayer", "Paged"], &[]),
     ("forward", &["ForwardLayer", "Forward<"], &["layer"]),
-    ("limit", &["LimitLayer", "LimitHandle"], &["keyed"]),
+    ("limit", &["ConcurrencyLimitLayer", "LimitHandle"], &["keyed"]),
     ("retry", &["RetryLayer", "RetryFuture"], &["call", "future", "second"]),
     (
         "stack",

@@ -1,4 +1,4 @@
-//! `LimitLayer` around services and in axum apps, and what it is for: an upstream that has become slow.
+//! `ConcurrencyLimitLayer` around services and in axum apps, and what it is for: an upstream that has become slow.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::exchange::Tunnel;
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
@@ -55,7 +55,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 #[tokio::test(start_paused = true)]
 async fn a_short_body_that_a_client_of_http2_never_takes_gives_its_slot_back() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let service = limit.layer(service_fn(|_: Request<Body>| answers(Body::from("short"))));
     let mut request = request();
     *request.version_mut() = Version::HTTP_2;
@@ -71,7 +71,7 @@ async fn a_short_body_that_a_client_of_http2_never_takes_gives_its_slot_back() {
 
 #[tokio::test]
 async fn a_slot_is_held_until_the_body_has_ended() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let service = limit.layer(service_fn(|_: Request<Body>| answers(chunks())));
     let answer = service.clone().oneshot(request()).await.unwrap();
     assert_eq!(limit.handle().in_flight(), 1);
@@ -85,7 +85,7 @@ async fn a_slot_is_held_until_the_body_has_ended() {
 
 #[tokio::test]
 async fn a_body_that_fails_gives_its_slot_back() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let broken = || Body::from_stream(stream::iter([Ok("one"), Err(std::io::Error::other("broken"))]));
     let service = limit.layer(service_fn(move |_: Request<Body>| answers(broken())));
     let mut body = service.oneshot(request()).await.unwrap().into_body();
@@ -97,7 +97,7 @@ async fn a_body_that_fails_gives_its_slot_back() {
 
 #[tokio::test]
 async fn an_error_gives_its_slot_back() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let fails = service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("its own") });
     assert_eq!(limit.layer(fails).oneshot(request()).await.unwrap_err(), "its own");
     assert_eq!(limit.handle().in_flight(), 0);
@@ -105,7 +105,7 @@ async fn an_error_gives_its_slot_back() {
 
 #[tokio::test]
 async fn a_call_that_is_dropped_gives_its_slot_back() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let mut service = limit.layer(stuck);
     {
@@ -120,7 +120,7 @@ async fn a_call_that_is_dropped_gives_its_slot_back() {
 async fn a_time_limit_on_either_side_gives_the_slot_back() {
     let limits = || TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2))).untouched();
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let around = limits().layer(limit.layer(stuck));
     let inside = limit.layer(limits().layer(stuck));
     for _ in 0..2 {
@@ -134,7 +134,7 @@ async fn a_time_limit_on_either_side_gives_the_slot_back() {
 
 #[tokio::test]
 async fn a_panic_of_the_inner_service_gives_the_slot_back() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let panics = service_fn(|_: Request<Body>| async { panic!("inside") as Result<Response<Body>, Infallible> });
     assert!(tokio::spawn(limit.layer(panics).oneshot(request())).await.unwrap_err().is_panic());
     assert_eq!(limit.handle().in_flight(), 0);
@@ -142,7 +142,7 @@ async fn a_panic_of_the_inner_service_gives_the_slot_back() {
 
 #[tokio::test]
 async fn after_a_101_the_slot_is_given_back_at_the_head() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let upgrades = service_fn(|_: Request<Body>| async {
         let mut answer = Response::new(chunks());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -156,7 +156,7 @@ async fn after_a_101_the_slot_is_given_back_at_the_head() {
 
 #[tokio::test]
 async fn a_slot_that_is_to_be_held_is_given_back_with_the_tunnels_end() {
-    let limit = LimitLayer::fixed(1).hold_upgrades();
+    let limit = ConcurrencyLimitLayer::fixed(1).hold_slot_during_upgrade();
     let (tunnel, end) = Tunnel::new();
     let upgrades = service_fn(move |_: Request<Body>| {
         let mut answer = Response::new(chunks());
@@ -176,7 +176,7 @@ async fn a_slot_that_is_to_be_held_is_given_back_with_the_tunnels_end() {
 async fn of_a_thousand_at_once_exactly_the_limit_passes() {
     let go = Arc::new(Semaphore::new(0));
     let calls = Arc::new(AtomicU32::new(0));
-    let limit = LimitLayer::fixed(10);
+    let limit = ConcurrencyLimitLayer::fixed(10);
     let service = {
         let (go, calls) = (go.clone(), calls.clone());
         limit.layer(service_fn(move |_: Request<Body>| {
@@ -212,7 +212,7 @@ async fn of_a_thousand_at_once_exactly_the_limit_passes() {
 async fn threads_are_never_above_the_limit_together() {
     const LIMIT: u32 = 5;
     let inside = Arc::new(AtomicU32::new(0));
-    let limit = LimitLayer::fixed(LIMIT);
+    let limit = ConcurrencyLimitLayer::fixed(LIMIT);
     let service = {
         let inside = inside.clone();
         limit.layer(service_fn(move |_: Request<Body>| {
@@ -255,7 +255,7 @@ async fn routes_and_fresh_connections_share_one_limit() {
         let go = go.clone();
         move || async move { go.notified().await }
     };
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let app = Router::new().route("/wait", get(wait)).route("/other", get(|| async { "other" })).layer(limit.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -285,7 +285,12 @@ async fn bad_answers_lower_the_limit_wherever_the_timeout_stands_and_callers_who
         *answer.status_mut() = StatusCode::TOO_MANY_REQUESTS;
         Ok::<_, Infallible>(answer)
     });
-    let (around, inside, refusing, left) = (LimitLayer::new(), LimitLayer::new(), LimitLayer::new(), LimitLayer::new());
+    let (around, inside, refusing, left) = (
+        ConcurrencyLimitLayer::new(),
+        ConcurrencyLimitLayer::new(),
+        ConcurrencyLimitLayer::new(),
+        ConcurrencyLimitLayer::new(),
+    );
     for _ in 0..400 {
         let impatient = timeout(head, left.layer(stuck).oneshot(request()));
         let one = limits().layer(around.layer(stuck)).oneshot(request());
@@ -303,7 +308,7 @@ async fn a_body_that_stalls_is_a_bad_answer_and_streams_are_none_at_all() {
     let inner = TimeoutLayer::new(Timeouts::new().body_idle(Duration::from_millis(100))).untouched();
     let stalls = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
     let service = inner.layer(service_fn(move |_: Request<Body>| answers(stalls())));
-    let (bounded, streams) = (LimitLayer::new(), LimitLayer::new().unbounded());
+    let (bounded, streams) = (ConcurrencyLimitLayer::new(), ConcurrencyLimitLayer::new().unbounded());
     for _ in 0..100 {
         for limit in [&bounded, &streams] {
             let answer = limit.layer(service.clone()).oneshot(request()).await.unwrap();
@@ -316,7 +321,7 @@ async fn a_body_that_stalls_is_a_bad_answer_and_streams_are_none_at_all() {
 
 #[tokio::test]
 async fn a_keyed_limit_is_the_upstreams_own_and_a_clients_invention_of_names_grows_nothing() {
-    let limits = LimitLayer::fixed(1).keyed();
+    let limits = ConcurrencyLimitLayer::fixed(1).keyed();
     let service = limits.layer(service_fn(|_: Request<Body>| answers(chunks())));
     let of = |uri: &str, host: &str| {
         let request = Request::get(uri).header("host", host).body(Body::empty()).unwrap();
@@ -359,7 +364,7 @@ struct Storm {
 }
 
 /// 40 workers at a load of 70 %, four times slower for ten seconds; callers give up after two seconds, the work goes on.
-async fn storm(limit: Option<LimitLayer>) -> Storm {
+async fn storm(limit: Option<ConcurrencyLimitLayer>) -> Storm {
     let free = Arc::new(Semaphore::new(WORKERS));
     let slower = Arc::new(AtomicU32::new(1));
     let dice = Arc::new(std::sync::Mutex::new(fastrand::Rng::with_seed(7)));
@@ -378,7 +383,7 @@ async fn storm(limit: Option<LimitLayer>) -> Storm {
             }
         })
     };
-    let handle = limit.as_ref().map(LimitLayer::handle);
+    let handle = limit.as_ref().map(ConcurrencyLimitLayer::handle);
     let service = match limit {
         Some(limit) => limit.layer(upstream).map_response(|answer| answer.map(Body::new)).boxed_clone(),
         None => upstream.map_response(|answer| answer.map(Body::new)).boxed_clone(),
@@ -414,7 +419,7 @@ async fn storm(limit: Option<LimitLayer>) -> Storm {
 #[tokio::test(start_paused = true)]
 async fn through_a_slow_time_the_upstream_does_what_it_can_and_right_after_it_everything() {
     let without = storm(None).await;
-    let with = storm(Some(LimitLayer::new())).await;
+    let with = storm(Some(ConcurrencyLimitLayer::new())).await;
     println!("without: {without:?}\nwith: {with:?}");
     assert!(without.during < 0.4 && without.after < 0.7, "{without:?}");
     assert!(with.during > 0.7 && with.after > 0.98, "{with:?}");
@@ -423,7 +428,7 @@ async fn through_a_slow_time_the_upstream_does_what_it_can_and_right_after_it_ev
 
 #[tokio::test]
 async fn a_refusal_never_reaches_the_inner_service_and_readiness_is_the_inner_ones_own() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let mut service = limit.layer(service);
     handle.allow(0);

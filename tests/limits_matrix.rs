@@ -21,7 +21,7 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use tower_upstream::deadline::Deadline;
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
@@ -208,7 +208,7 @@ fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
     let bodies = upstream.bodies.clone();
     let timeouts = limit.timeouts();
     let unread = (limit == Limit::ClientIdle).then_some(LIMIT);
-    let slots = LimitLayer::fixed(9).client_idle(unread);
+    let slots = ConcurrencyLimitLayer::fixed(9).client_idle(unread);
     match around {
         Around::Alone => (boxed(TimeoutLayer::new(timeouts).layer(upstream)), Box::new(|| 0)),
         Around::Layers => {
@@ -488,7 +488,7 @@ async fn every_other_duration_is_taken_or_refused_with_a_reason() {
         }
         for client_idle in [None, Some(extreme)] {
             let admission = AdmissionLayer::new(3).client_idle(client_idle);
-            let limit = LimitLayer::fixed(3).client_idle(client_idle);
+            let limit = ConcurrencyLimitLayer::fixed(3).client_idle(client_idle);
             let upstream = Upstream { state: BodyUnread, bodies: Arc::default() };
             let service = ServiceBuilder::new().layer(admission.clone()).layer(limit.clone()).service(upstream);
             let answer = service.oneshot(request(Limit::Head, BodyUnread)).await.unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use proptest::prelude::*;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::stack::{Misconfigured, UpstreamBuilder, UpstreamConfig};
 use tower_upstream::timeout::{Timeouts, Topology, alignment::neighbours};
@@ -232,14 +232,17 @@ fn circuits() -> Vec<Row> {
 
 fn the_rest() -> Vec<Row> {
     vec![
-        (built!(shop().limiter(LimitLayer::fixed(0))), ["limiter", "lets no call pass", "1 or more"]),
-        (built!(shop().limiter(LimitLayer::new().bounds(0..=10))), ["limiter", "lets no call pass", "1 or more"]),
+        (built!(shop().limiter(ConcurrencyLimitLayer::fixed(0))), ["limiter", "lets no call pass", "1 or more"]),
         (
-            built!(shop().limiter(LimitLayer::new().bounds(RangeInclusive::new(100, 10)).unbounded())),
+            built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(0..=10))),
+            ["limiter", "lets no call pass", "1 or more"],
+        ),
+        (
+            built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(RangeInclusive::new(100, 10)).unbounded())),
             ["limiter", "from 100 to 10 is no range", "the lower bound first"],
         ),
         (
-            built!(shop().limiter(LimitLayer::fixed(u32::MAX).hold_upgrades())),
+            built!(shop().limiter(ConcurrencyLimitLayer::fixed(u32::MAX).hold_slot_during_upgrade())),
             ["limiter", "are no limit", "a million at most"],
         ),
         (built!(classify(ClassifyLayer::new().hold(s(2)))), ["classify.hold", "heads would wait 2s", "milliseconds"]),
@@ -333,7 +336,7 @@ fn everything_wrong_is_told_at_once() {
         .topology(Topology::new().caller_timeout(s(1)).connect(s(5)))
         .retry(RetryLayer::new().policy(RetryPolicy::new().base(s(2)).max(s(1))).body_cap(usize::MAX))
         .circuit(BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
-        .limiter(LimitLayer::fixed(0))
+        .limiter(ConcurrencyLimitLayer::fixed(0))
         .classify(ClassifyLayer::new().hold(s(9)))
         .build()
         .unwrap_err();
@@ -403,8 +406,8 @@ fn good_neighbours_pass() {
         built!(circuit(BreakerPolicy::new().consecutive_failures(u32::MAX))),
         // a body may take longer than the attempt's limit, which ends at the head
         built!(circuit(BreakerPolicy::new().slow_calls(s(15), Ratio::per_mille(500)))),
-        built!(shop().limiter(LimitLayer::fixed(1))),
-        built!(shop().limiter(LimitLayer::new().bounds(1..=1_000_000))),
+        built!(shop().limiter(ConcurrencyLimitLayer::fixed(1))),
+        built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(1..=1_000_000))),
         built!(shop().without_limiter().without_circuit().without_retry()),
         built!(classify(ClassifyLayer::new().hold(s(0)))),
         built!(classify(ClassifyLayer::new().hold(ms(999)))),
@@ -440,10 +443,10 @@ fn good_neighbours_pass() {
 #[test]
 fn a_limiter_that_is_none_is_refused_while_it_runs_as_well() {
     let layer = shop().build().unwrap();
-    let error = layer.handle().set_limiter(&LimitLayer::fixed(0)).unwrap_err();
+    let error = layer.handle().set_limiter(&ConcurrencyLimitLayer::fixed(0)).unwrap_err();
     assert_eq!(error.found()[0].setting(), "limiter");
     assert!(layer.handle().snapshot(tokio::time::Instant::now()).limit.unwrap().limit > 1);
-    layer.handle().set_limiter(&LimitLayer::fixed(1)).unwrap();
+    layer.handle().set_limiter(&ConcurrencyLimitLayer::fixed(1)).unwrap();
     let error = layer.handle().set_timeouts(Timeouts::new().head(None).total(None)).unwrap_err();
     assert!(error.to_string().contains("nothing ends a call"));
 }
@@ -489,7 +492,7 @@ proptest! {
         topology = around.3.map_or(topology.clone(), |limit| topology.connect(limit));
         let builder = shop().timeouts(timeouts).retry(retry).circuit(circuit).topology(topology);
         let builder = around.4.map_or(builder.clone(), |limit| builder.pool_idle(limit));
-        let builder = builder.limiter(LimitLayer::new().bounds(u32::from(bounds.0)..=bounds.1));
+        let builder = builder.limiter(ConcurrencyLimitLayer::new().bounds(u32::from(bounds.0)..=bounds.1));
         match builder.build() {
             Ok(layer) => prop_assert!(layer.handle().name() == "shop"),
             Err(error) => {

@@ -26,7 +26,7 @@ use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, State};
 use tower_upstream::client::{Http, ReverseProxy};
 use tower_upstream::forward::Rules;
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 
 /// What becomes of the task that owns a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ fn switched(
 
 #[tokio::test]
 async fn a_slot_of_the_limit_comes_back_whatever_becomes_of_its_call() {
-    let (switch, limit) = (Switch::default(), LimitLayer::fixed(1));
+    let (switch, limit) = (Switch::default(), ConcurrencyLimitLayer::fixed(1));
     let service = limit.layer(switched(&switch));
     for how in ENDS {
         let owned = service.clone();

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tower::Layer;
 use tower_upstream::client::Http;
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::RequestBody;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, UpstreamLayer};
@@ -242,7 +242,7 @@ async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_ot
     let _turn = TURN.lock().await;
     let upstream = large().await;
     let limits = Timeouts::new().head(PATIENCE).client_idle(Duration::from_millis(500));
-    let layer = UpstreamLayer::builder("shop").timeouts(limits).limiter(LimitLayer::fixed(20)).untouched();
+    let layer = UpstreamLayer::builder("shop").timeouts(limits).limiter(ConcurrencyLimitLayer::fixed(20)).untouched();
     let layer = layer.build().unwrap();
     let (handle, proxy) = (layer.handle(), proxy(upstream.address).build::<RequestBody<Incoming>>());
     let listener = support::listener().await;

@@ -33,7 +33,7 @@ use tower::Layer;
 use tower_upstream::cause::Replay;
 use tower_upstream::client::{Http, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::Rules;
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
@@ -224,7 +224,7 @@ async fn an_upgrade_that_the_upstream_refuses_takes_no_place_among_the_tunnels()
 #[tokio::test]
 async fn upgrades_beyond_the_cap_do_not_shrink_the_limit_of_all_others() {
     let upstream = echo_upstream().await;
-    let limit = LimitLayer::new();
+    let limit = ConcurrencyLimitLayer::new();
     let proxy = proxy(upstream.address).max_tunnels(0).build::<Incoming>();
     let (layer, listener) = (limit.clone(), support::listener().await);
     let address = listener.local_addr().unwrap();
@@ -242,8 +242,8 @@ async fn upgrades_beyond_the_cap_do_not_shrink_the_limit_of_all_others() {
 async fn a_tunnel_holds_its_slot_of_a_limit_only_where_it_was_asked_to() {
     let upstream = echo_upstream().await;
     for holds in [true, false] {
-        let limit = LimitLayer::fixed(5);
-        let limit = if holds { limit.hold_upgrades() } else { limit };
+        let limit = ConcurrencyLimitLayer::fixed(5);
+        let limit = if holds { limit.hold_slot_during_upgrade() } else { limit };
         let proxy = proxy(upstream.address).build::<Incoming>();
         let (layer, listener) = (limit.clone(), support::listener().await);
         let address = listener.local_addr().unwrap();

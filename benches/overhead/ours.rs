@@ -9,7 +9,7 @@ use tower::{Layer, ServiceBuilder};
 use tower_service::Service;
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, Ratio};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 
 use tower_upstream::cause::{Evidence, Replay};
 use tower_upstream::retry::{RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
@@ -40,8 +40,8 @@ fn layers() -> Vec<Row> {
         Row::new(WHO, &job::TIMEOUT_PENDING, timeout),
         Row::new(WHO, &job::BREAKER, |upstream: Bare| breaker().layer(upstream)),
         Row::new(WHO, &job::BREAKER_OPEN, |upstream: Bare| breaker().layer(upstream)),
-        Row::new(WHO, &job::LIMIT, |upstream: Bare| LimitLayer::fixed(IN_FLIGHT).layer(upstream)),
-        Row::new(WHO, &job::LIMIT_ADAPTIVE, |upstream: Bare| LimitLayer::new().layer(upstream)),
+        Row::new(WHO, &job::LIMIT, |upstream: Bare| ConcurrencyLimitLayer::fixed(IN_FLIGHT).layer(upstream)),
+        Row::new(WHO, &job::LIMIT_ADAPTIVE, |upstream: Bare| ConcurrencyLimitLayer::new().layer(upstream)),
         Row::new(WHO, &job::RETRY, |upstream: Told| RetryLayer::new().layer(upstream)),
         Row::dressed(WHO, &job::RETRY_NOT, not_again, |upstream: Told| RetryLayer::new().layer(upstream)),
         Row::new(WHO, &job::RETRY_OFF, retry_off),
@@ -146,7 +146,7 @@ where
 {
     ServiceBuilder::new()
         .layer(ClassifyLayer::new())
-        .layer(LimitLayer::new())
+        .layer(ConcurrencyLimitLayer::new())
         .layer(retry.total(LIMIT))
         .layer(breaker)
         .layer(TimeoutLayer::new(Timeouts::new().head(LIMIT)).untouched())

@@ -25,18 +25,18 @@ const DRIFT: f64 = 1.25;
 const SLOW: f64 = 1.5;
 
 /// So many windows in a row that are much shorter than the average prove that it is; then all that are shorter do.
-const QUICK_WINDOWS: u32 = 3;
-const QUICK: f64 = 1.1;
+const FAST_WINDOWS: u32 = 3;
+const FAST: f64 = 1.1;
 
-const PATIENCE: Duration = Duration::from_secs(2);
-const REST: (Duration, Duration) = (PATIENCE, Duration::from_secs(32));
+const PROBE_AFTER: Duration = Duration::from_secs(2);
+const PROBE_INTERVAL: (Duration, Duration) = (PROBE_AFTER, Duration::from_secs(32));
 /// The longest rest after a probe that took long.
-const MOST_REST: Duration = Duration::from_secs(60);
+const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(60);
 const PROBE_SHARE: u32 = 32;
 
 /// What a window was like.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct LatencySample {
     /// The mean answer time, in seconds.
     pub(super) mean: f64,
     pub(super) samples: u32,
@@ -46,30 +46,30 @@ pub(super) struct Seen {
 
 /// The average, and what is known of its truth; in seconds.
 #[derive(Debug)]
-pub(super) struct Baseline {
+pub(super) struct LatencyBaseline {
     average: f64,
-    proven: f64,
+    confirmed: f64,
     samples: f64,
-    quick: u32,
+    fast_windows: u32,
     /// Since when all windows have been pressed, or since when none has.
-    pressed: Option<Instant>,
-    well: Option<Instant>,
+    saturated_since: Option<Instant>,
+    healthy_since: Option<Instant>,
     /// No probe before this.
-    rested: Option<Instant>,
-    rest: Duration,
+    next_probe: Option<Instant>,
+    probe_interval: Duration,
 }
 
-impl Baseline {
+impl LatencyBaseline {
     pub(super) fn new() -> Self {
         Self {
             average: 0.0,
-            proven: 0.0,
+            confirmed: 0.0,
             samples: 0.0,
-            quick: 0,
-            pressed: None,
-            well: None,
-            rested: None,
-            rest: REST.0,
+            fast_windows: 0,
+            saturated_since: None,
+            healthy_since: None,
+            next_probe: None,
+            probe_interval: PROBE_INTERVAL.0,
         }
     }
 
@@ -79,40 +79,40 @@ impl Baseline {
     }
 
     /// Whether windows are pressed.
-    pub(super) fn is_pressed(&self) -> bool {
-        self.pressed.is_some()
+    pub(super) fn is_saturated(&self) -> bool {
+        self.saturated_since.is_some()
     }
 
     /// Takes in a window; whether it is time for a probe.
-    pub(super) fn follow(&mut self, seen: Seen, now: Instant) -> bool {
+    pub(super) fn update(&mut self, seen: LatencySample, now: Instant) -> bool {
         // the first samples count alike, whatever they are
-        let slow = self.samples >= MEMORY && seen.mean > self.proven * SLOW;
+        let slow = self.samples >= MEMORY && seen.mean > self.confirmed * SLOW;
         if slow {
-            self.quick = 0;
+            self.fast_windows = 0;
         } else {
-            self.average_in(seen);
+            self.update_average(seen);
         }
         if !slow && !seen.full {
-            self.pressed = None;
-            let well = *self.well.get_or_insert(now);
-            if now.saturating_duration_since(well) >= PATIENCE {
-                (self.rested, self.rest) = (None, REST.0);
+            self.saturated_since = None;
+            let well = *self.healthy_since.get_or_insert(now);
+            if now.saturating_duration_since(well) >= PROBE_AFTER {
+                (self.next_probe, self.probe_interval) = (None, PROBE_INTERVAL.0);
             }
             return false;
         }
-        self.well = None;
-        let pressed = *self.pressed.get_or_insert(now);
-        now.saturating_duration_since(pressed) >= PATIENCE && self.rested.is_none_or(|rested| rested <= now)
+        self.healthy_since = None;
+        let pressed = *self.saturated_since.get_or_insert(now);
+        now.saturating_duration_since(pressed) >= PROBE_AFTER && self.next_probe.is_none_or(|rested| rested <= now)
     }
 
-    fn average_in(&mut self, seen: Seen) {
+    fn update_average(&mut self, seen: LatencySample) {
         let (mean, samples) = (seen.mean, f64::from(seen.samples));
         let early = self.samples < MEMORY;
         self.samples = (self.samples + samples).min(MEMORY);
-        let much = if self.quick < QUICK_WINDOWS { SLOW } else { QUICK };
-        self.quick = if mean * much < self.average { self.quick + 1 } else { 0 };
-        let weight = match self.quick {
-            QUICK_WINDOWS.. => 0.5,
+        let much = if self.fast_windows < FAST_WINDOWS { SLOW } else { FAST };
+        self.fast_windows = if mean * much < self.average { self.fast_windows + 1 } else { 0 };
+        let weight = match self.fast_windows {
+            FAST_WINDOWS.. => 0.5,
             // there is a line, and how long it is depends on the limit
             _ if seen.full && !early => 0.0,
             // a window may have more samples than the memory
@@ -120,27 +120,27 @@ impl Baseline {
         };
         let average = self.average + weight * (mean - self.average);
         if early {
-            (self.average, self.proven) = (average, average);
+            (self.average, self.confirmed) = (average, average);
         } else {
             self.average =
-                if mean > self.average { average.min(self.average.max(self.proven * DRIFT)) } else { average };
-            self.proven = self.proven.min(self.average * DRIFT);
+                if mean > self.average { average.min(self.average.max(self.confirmed * DRIFT)) } else { average };
+            self.confirmed = self.confirmed.min(self.average * DRIFT);
         }
     }
 
     /// Believes the mean of a probe that took so long.
-    pub(super) fn prove(&mut self, mean: f64, took: Duration, now: Instant) {
-        let known = mean < self.proven * SLOW && mean * SLOW > self.proven;
-        self.proven = if known { f64::midpoint(self.proven, mean) } else { mean };
-        self.average = self.proven;
-        self.rest = if known { (self.rest * 2).min(REST.1) } else { REST.0 };
-        self.rest(if known { took } else { Duration::ZERO }, now);
+    pub(super) fn confirm(&mut self, mean: f64, took: Duration, now: Instant) {
+        let known = mean < self.confirmed * SLOW && mean * SLOW > self.confirmed;
+        self.confirmed = if known { f64::midpoint(self.confirmed, mean) } else { mean };
+        self.average = self.confirmed;
+        self.probe_interval = if known { (self.probe_interval * 2).min(PROBE_INTERVAL.1) } else { PROBE_INTERVAL.0 };
+        self.reset(if known { took } else { Duration::ZERO }, now);
     }
 
     /// After a probe, also one that proved nothing.
-    pub(super) fn rest(&mut self, took: Duration, now: Instant) {
-        let rest = self.rest.max((took * PROBE_SHARE).min(MOST_REST));
-        (self.rested, self.pressed) = (Some(now + rest), None);
+    pub(super) fn reset(&mut self, took: Duration, now: Instant) {
+        let rest = self.probe_interval.max((took * PROBE_SHARE).min(MAX_PROBE_INTERVAL));
+        (self.next_probe, self.saturated_since) = (Some(now + rest), None);
     }
 }
 
@@ -148,29 +148,29 @@ impl Baseline {
 mod tests {
     use super::*;
 
-    struct Told(Baseline, Instant);
+    struct Told(LatencyBaseline, Instant);
 
     impl Told {
         fn new(mean: f64) -> Self {
-            let mut told = Self(Baseline::new(), Instant::now());
+            let mut told = Self(LatencyBaseline::new(), Instant::now());
             assert_eq!(told.hears(mean, 100), None);
             told
         }
 
         /// Windows of 100 ms with 16 samples; how many pass before it asks for a probe.
         fn hears(&mut self, mean: f64, windows: u32) -> Option<u32> {
-            self.is_told(Seen { mean, samples: 16, full: false }, windows)
+            self.is_told(LatencySample { mean, samples: 16, full: false }, windows)
         }
 
-        fn is_told(&mut self, seen: Seen, windows: u32) -> Option<u32> {
+        fn is_told(&mut self, seen: LatencySample, windows: u32) -> Option<u32> {
             (0..windows).find(|_| {
                 self.1 += Duration::from_millis(100);
-                self.0.follow(seen, self.1)
+                self.0.update(seen, self.1)
             })
         }
 
         fn proves(&mut self, mean: f64, millis: u64) {
-            self.0.prove(mean, Duration::from_millis(millis), self.1);
+            self.0.confirm(mean, Duration::from_millis(millis), self.1);
         }
 
         fn baseline(&self) -> f64 {
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn who_refuses_calls_makes_sure_now_and_then_that_it_has_to() {
         let mut told = Told::new(0.160);
-        let full = Seen { mean: 0.180, samples: 16, full: true };
+        let full = LatencySample { mean: 0.180, samples: 16, full: true };
         assert_eq!(told.is_told(full, 100), Some(20));
         told.proves(0.040, 50);
         assert!((told.baseline() - 0.040).abs() < 1e-9);

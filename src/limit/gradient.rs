@@ -24,9 +24,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::baseline::{Baseline, Seen};
-use super::probe::Probe;
-use super::sum::{Sample, Sum};
+use super::baseline::{LatencyBaseline, LatencySample};
+use super::raise_probe::RaiseProbe;
+use super::samples::{Sample, SampleSum};
 
 const WINDOW: Duration = Duration::from_millis(100);
 /// A mean answer time above this no longer lengthens the window.
@@ -48,7 +48,7 @@ const INITIAL: f64 = 20.0;
 /// Why the limit moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Move {
+pub enum LimitChangeReason {
     /// Answers were quick, and at least half of the limit was in use.
     Grew,
     /// Answers took more than twice as long as the baseline.
@@ -61,7 +61,7 @@ pub enum Move {
     Probed,
 }
 
-impl Move {
+impl LimitChangeReason {
     /// The move's name in snake case.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -80,14 +80,14 @@ pub(super) struct Gradient {
     least: f64,
     most: f64,
     limit: f64,
-    baseline: Baseline,
+    baseline: LatencyBaseline,
     opened: Option<Instant>,
-    sum: Sum,
+    sum: SampleSum,
     mean: Option<f64>,
-    probe: Option<Probe>,
+    probe: Option<RaiseProbe>,
     /// The limit when windows began to be pressed, or of the last probe.
     unpressed: f64,
-    moved: Option<Move>,
+    moved: Option<LimitChangeReason>,
 }
 
 impl Gradient {
@@ -98,9 +98,9 @@ impl Gradient {
             least,
             most,
             limit: INITIAL.clamp(least, most),
-            baseline: Baseline::new(),
+            baseline: LatencyBaseline::new(),
             opened: None,
-            sum: Sum::default(),
+            sum: SampleSum::default(),
             mean: None,
             probe: None,
             unpressed: 0.0,
@@ -125,7 +125,7 @@ impl Gradient {
     }
 
     /// Why the limit moved last.
-    pub(super) fn moved(&self) -> Option<Move> {
+    pub(super) fn moved(&self) -> Option<LimitChangeReason> {
         self.moved
     }
 
@@ -136,7 +136,7 @@ impl Gradient {
             if !probe.add(sample, limit) {
                 return None;
             }
-            let (took, samples) = (probe.took(sample.now), probe.sum.all());
+            let (took, samples) = (probe.elapsed(sample.now), probe.sum.total());
             self.end_probe(sample.now);
             return Some((took, samples));
         }
@@ -144,65 +144,65 @@ impl Gradient {
         self.sum.add(sample);
         let open = sample.now.saturating_duration_since(opened);
         let long = self.mean.map_or(WINDOW, |mean| duration(mean).clamp(WINDOW, LONGEST));
-        if open < long || self.sum.all() < ENOUGH {
-            if open > STALE && self.sum.all() < ENOUGH {
+        if open < long || self.sum.total() < ENOUGH {
+            if open > STALE && self.sum.total() < ENOUGH {
                 self.reopen(sample.now);
             }
             return None;
         }
         let sum = self.reopen(sample.now);
-        self.turn(&sum, sample.now);
-        Some((open, sum.all()))
+        self.end_window(&sum, sample.now);
+        Some((open, sum.total()))
     }
 
-    fn reopen(&mut self, now: Instant) -> Sum {
+    fn reopen(&mut self, now: Instant) -> SampleSum {
         self.opened = Some(now);
         std::mem::take(&mut self.sum)
     }
 
-    fn turn(&mut self, sum: &Sum, now: Instant) {
+    fn end_window(&mut self, sum: &SampleSum, now: Instant) {
         self.mean = sum.mean().or(self.mean);
         if sum.is_overloaded() {
-            return self.set(self.limit * CUT, Move::Overloaded);
+            return self.set(self.limit * CUT, LimitChangeReason::Overloaded);
         }
         let Some(mean) = sum.mean() else { return };
-        let full = sum.most >= self.limit();
-        let asks = self.baseline.follow(Seen { mean, samples: sum.answered, full }, now);
+        let full = sum.max_in_flight >= self.limit();
+        let asks = self.baseline.update(LatencySample { mean, samples: sum.successes, full }, now);
         let gradient = self.baseline.get().map_or(1.0, |baseline| TOLERANCE * baseline / mean).clamp(0.5, 1.0);
-        if !self.baseline.is_pressed() {
+        if !self.baseline.is_saturated() {
             self.unpressed = self.limit;
         }
         let limit = self.limit * gradient + self.limit.sqrt();
         if limit < self.limit {
-            self.set(limit, Move::Slow);
-        } else if f64::from(sum.most) * 2.0 >= self.limit.floor() {
-            self.set(limit, Move::Grew);
+            self.set(limit, LimitChangeReason::Slow);
+        } else if f64::from(sum.max_in_flight) * 2.0 >= self.limit.floor() {
+            self.set(limit, LimitChangeReason::Grew);
         }
         // so far down it is a probe as it is, and has to be one before it goes further
         let down = self.limit <= self.unpressed * PROBE;
         if asks || down {
             let (probe, part) = if down { (self.limit, 2) } else { (self.limit * PROBE, 1) };
-            self.probe = Some(Probe::new(self.limit, part, now));
-            self.set(probe, Move::Probe);
+            self.probe = Some(RaiseProbe::new(self.limit, part, now));
+            self.set(probe, LimitChangeReason::Probe);
         }
     }
 
     fn end_probe(&mut self, now: Instant) {
         let Some(probe) = self.probe.take() else { return };
-        let took = probe.took(now);
+        let took = probe.elapsed(now);
         match probe.sum.mean() {
-            Some(mean) if probe.sum.all() >= ENOUGH && !probe.sum.is_overloaded() => {
+            Some(mean) if probe.sum.total() >= ENOUGH && !probe.sum.is_overloaded() => {
                 self.mean = Some(mean);
-                self.baseline.prove(mean, took, now);
+                self.baseline.confirm(mean, took, now);
             }
-            _ => self.baseline.rest(took, now),
+            _ => self.baseline.reset(took, now),
         }
-        self.set(probe.limit, Move::Probed);
+        self.set(probe.limit, LimitChangeReason::Probed);
         self.unpressed = self.limit;
         self.reopen(now);
     }
 
-    fn set(&mut self, limit: f64, why: Move) {
+    fn set(&mut self, limit: f64, why: LimitChangeReason) {
         let limit = limit.clamp(self.least, self.most);
         // whole calls are what others see
         if limit.floor() < self.limit.floor() || limit.floor() > self.limit.floor() {

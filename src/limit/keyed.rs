@@ -7,7 +7,7 @@ use http::{HeaderMap, Uri};
 use tower_layer::Layer;
 
 use super::limiter::LimitSnapshot;
-use super::{LimitBody, LimitFuture, LimitLayer, LimitSpec};
+use super::{ConcurrencyLimitLayer, LimitBody, LimitFuture, LimitSpec};
 use crate::exchange::{Key, PerKey, keyed_middleware};
 use crate::keyed_map::Eviction;
 
@@ -18,16 +18,16 @@ keyed_middleware! {
     KeyedLimit, LimitFuture, LimitBody, LimitSpec
 }
 
-/// Limits the calls in flight to each upstream by itself; made by [`LimitLayer::keyed`].
+/// Limits the calls in flight to each upstream by itself; made by [`ConcurrencyLimitLayer::keyed`].
 #[derive(Clone)]
 #[must_use]
 pub struct KeyedLimitLayer {
-    template: LimitLayer,
+    template: ConcurrencyLimitLayer,
     configs: Arc<PerKey<LimitSpec>>,
 }
 
 impl KeyedLimitLayer {
-    pub(super) fn new(template: LimitLayer) -> Self {
+    pub(super) fn new(template: ConcurrencyLimitLayer) -> Self {
         Self { configs: Arc::new(configs(&template, None)), template }
     }
 
@@ -57,9 +57,9 @@ impl KeyedLimitLayer {
     }
 }
 
-fn configs(template: &LimitLayer, key: Option<Key>) -> PerKey<LimitSpec> {
+fn configs(template: &ConcurrencyLimitLayer, key: Option<Key>) -> PerKey<LimitSpec> {
     let template = template.clone();
-    PerKey::new(move |name| template.again(name).config, |_| Eviction::Evictable, key)
+    PerKey::new(move |name| template.with_name(name).config, |_| Eviction::Evictable, key)
 }
 
 impl<S> Layer<S> for KeyedLimitLayer {

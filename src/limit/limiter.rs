@@ -6,56 +6,56 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::gradient::{Gradient, Move};
-use super::slots::{MOST, Slot, Slots};
-use super::sum::Sample;
+use super::gradient::{Gradient, LimitChangeReason};
+use super::samples::Sample;
+use super::striped_semaphore::{MAX_LIMIT, SlotRef, StripedSemaphore};
 
 /// More samples than this in a tenth of a second bring nothing: then half as many calls are looked at.
-const MANY: u32 = 64;
-const FEW: u32 = 16;
+const MANY_SAMPLES: u32 = 64;
+const FEW_SAMPLES: u32 = 16;
 /// One call in so many is looked at in any case, less one.
-const RAREST: u8 = 15;
+const MAX_SAMPLE_MASK: u8 = 15;
 
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// A change of the limit is worth a line if it is by more than one in so many, and a second after the last.
-const WORTH: u32 = 4;
-const QUIET: Duration = Duration::from_secs(1);
+const LOG_RATIO: u32 = 4;
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The slots of one upstream, and their limit.
 #[derive(Debug)]
 pub(super) struct Limiter {
-    slots: Slots,
+    semaphore: StripedSemaphore,
     bounds: (u32, u32),
     /// One less than how many calls come to one that is looked at, a power of two.
-    rarely: AtomicU8,
+    sample_mask: AtomicU8,
     /// In milliseconds.
     retry_after: AtomicU32,
-    refused: Apart<AtomicU64>,
+    refused: Padded<AtomicU64>,
     /// None where the limit is fixed.
-    learned: Option<Apart<Mutex<Learned>>>,
+    adaptive: Option<Padded<Mutex<AdaptiveState>>>,
 }
 
 /// On cache lines of its own: what is written often, beside what all read.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Apart<T>(T);
+struct Padded<T>(T);
 
 #[derive(Debug)]
-struct Learned {
+struct AdaptiveState {
     gradient: Gradient,
     /// Samples since it was last decided how many calls to look at.
     samples: u32,
     /// The limit that was told last, and when.
-    told: (u32, Option<Instant>),
+    logged: (u32, Option<Instant>),
 }
 
 /// A change of the limit that is worth a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Change {
+pub(super) struct LimitChange {
     pub(super) from: u32,
     pub(super) to: u32,
-    pub(super) why: Move,
+    pub(super) reason: LimitChangeReason,
 }
 
 /// A limiter at one moment, for a report.
@@ -73,24 +73,24 @@ pub struct LimitSnapshot {
     /// How many calls were refused since the layer was made.
     pub refused: u64,
     /// Why the limit moved last; none if it never did.
-    pub moved: Option<Move>,
+    pub moved: Option<LimitChangeReason>,
 }
 
 impl Limiter {
     /// A limiter between these bounds, with so many stripes.
     pub(super) fn new(least: u32, most: u32, stripes: usize) -> Self {
-        let least = least.clamp(1, MOST);
-        let most = most.clamp(least, MOST);
+        let least = least.clamp(1, MAX_LIMIT);
+        let most = most.clamp(least, MAX_LIMIT);
         let gradient = Gradient::new(least, most);
         let limit = gradient.limit();
-        let learned = Learned { gradient, samples: 0, told: (limit, None) };
+        let learned = AdaptiveState { gradient, samples: 0, logged: (limit, None) };
         Self {
-            slots: Slots::new(limit, stripes),
+            semaphore: StripedSemaphore::new(limit, stripes),
             bounds: (least, most),
-            rarely: AtomicU8::new(0),
+            sample_mask: AtomicU8::new(0),
             retry_after: AtomicU32::new(0),
-            refused: Apart(AtomicU64::new(0)),
-            learned: (least < most).then(|| Apart(Mutex::new(learned))),
+            refused: Padded(AtomicU64::new(0)),
+            adaptive: (least < most).then(|| Padded(Mutex::new(learned))),
         }
     }
 
@@ -101,51 +101,51 @@ impl Limiter {
 
     /// A slot, and whether the call that has it is looked at; else how long to stay away.
     #[inline]
-    pub(super) fn take(&self, stripe: usize) -> Result<(Slot, bool), Duration> {
-        match self.slots.take(stripe) {
+    pub(super) fn try_acquire(&self, stripe: usize) -> Result<(SlotRef, bool), Duration> {
+        match self.semaphore.try_acquire(stripe) {
             Some(slot) => {
-                let looked_at = self.learned.is_some() && slot.is_one_of(self.rarely.load(Relaxed));
+                let looked_at = self.adaptive.is_some() && slot.is_sampled(self.sample_mask.load(Relaxed));
                 Ok((slot, looked_at))
             }
-            None => Err(self.refuse()),
+            None => Err(self.reject()),
         }
     }
 
     #[cold]
-    fn refuse(&self) -> Duration {
+    fn reject(&self) -> Duration {
         self.refused.0.fetch_add(1, Relaxed);
         let after = Duration::from_millis(self.retry_after.load(Relaxed).into());
         after.clamp(RETRY_AFTER.0, RETRY_AFTER.1)
     }
 
     #[inline]
-    pub(super) fn give(&self, slot: Slot) {
-        self.slots.give(slot);
+    pub(super) fn release(&self, slot: SlotRef) {
+        self.semaphore.release(slot);
     }
 
     pub(super) fn in_flight(&self) -> u32 {
-        self.slots.in_flight()
+        self.semaphore.in_flight()
     }
 
     /// Learns from a call that was looked at; a change of the limit, where that is worth a line.
     ///
     /// While somebody else is learning the sample is let go: whoever waits here holds up a call.
-    pub(super) fn learn(&self, sample: &Sample) -> Option<Change> {
-        let mut learned = match self.learned.as_ref()?.0.try_lock() {
+    pub(super) fn learn(&self, sample: &Sample) -> Option<LimitChange> {
+        let mut learned = match self.adaptive.as_ref()?.0.try_lock() {
             Ok(learned) => learned,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
         let before = learned.gradient.limit();
         learned.samples += 1;
-        if learned.samples >= MANY {
+        if learned.samples >= MANY_SAMPLES {
             // at once, not at the end of the window: the first calls of a busy time are as dear as others
             learned.samples = 0;
-            self.rarely.store((self.rarely.load(Relaxed) * 2 + 1).min(RAREST), Relaxed);
+            self.sample_mask.store((self.sample_mask.load(Relaxed) * 2 + 1).min(MAX_SAMPLE_MASK), Relaxed);
         }
         if let Some((took, samples)) = learned.gradient.sample(sample) {
             learned.samples = 0;
-            self.pace(took, samples);
+            self.adjust_sampling(took, samples);
             let mean = learned.gradient.mean().unwrap_or_default();
             self.retry_after.store(u32::try_from(mean.as_millis()).unwrap_or(u32::MAX), Relaxed);
         }
@@ -153,25 +153,25 @@ impl Limiter {
         if limit == before {
             return None;
         }
-        self.slots.resize(limit);
-        learned.tell(sample.now)
+        self.semaphore.resize(limit);
+        learned.loggable_change(sample.now)
     }
 
     /// Looks at more calls where there are few.
-    fn pace(&self, took: Duration, samples: u32) {
+    fn adjust_sampling(&self, took: Duration, samples: u32) {
         let tenths = u32::try_from(took.as_millis() / 100).unwrap_or(u32::MAX).max(1);
-        if samples / tenths < FEW {
-            self.rarely.store(self.rarely.load(Relaxed) / 2, Relaxed);
+        if samples / tenths < FEW_SAMPLES {
+            self.sample_mask.store(self.sample_mask.load(Relaxed) / 2, Relaxed);
         }
     }
 
     /// How things stand.
     pub(super) fn snapshot(&self) -> LimitSnapshot {
-        let learned: Option<MutexGuard<'_, Learned>> =
-            self.learned.as_ref().map(|learned| learned.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let learned: Option<MutexGuard<'_, AdaptiveState>> =
+            self.adaptive.as_ref().map(|learned| learned.0.lock().unwrap_or_else(PoisonError::into_inner));
         let gradient = learned.as_ref().map(|learned| &learned.gradient);
         LimitSnapshot {
-            limit: self.slots.limit(),
+            limit: self.semaphore.limit(),
             in_flight: self.in_flight(),
             baseline: gradient.and_then(Gradient::baseline),
             mean: gradient.and_then(Gradient::mean),
@@ -181,24 +181,24 @@ impl Limiter {
     }
 }
 
-impl Learned {
-    fn tell(&mut self, now: Instant) -> Option<Change> {
-        let (from, told) = self.told;
+impl AdaptiveState {
+    fn loggable_change(&mut self, now: Instant) -> Option<LimitChange> {
+        let (from, told) = self.logged;
         let to = self.gradient.limit();
-        let early = told.is_some_and(|told| now.saturating_duration_since(told) < QUIET);
+        let early = told.is_some_and(|told| now.saturating_duration_since(told) < LOG_INTERVAL);
         let why = self.gradient.moved()?;
         // a probe ends where it began, as a rule
-        if early || why == Move::Probe || from.abs_diff(to) * WORTH <= from {
+        if early || why == LimitChangeReason::Probe || from.abs_diff(to) * LOG_RATIO <= from {
             return None;
         }
-        self.told = (to, Some(now));
-        Some(Change { from, to, why })
+        self.logged = (to, Some(now));
+        Some(LimitChange { from, to, reason: why })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::sum::End;
+    use super::super::samples::SampleKind;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -210,19 +210,19 @@ mod tests {
         at_once: usize,
         took: Duration,
         batches: u32,
-    ) -> Vec<(Instant, Change)> {
+    ) -> Vec<(Instant, LimitChange)> {
         let mut changes = Vec::new();
         for _ in 0..batches {
             let began = *now;
-            let taken: Vec<_> = (0..at_once).filter_map(|_| limiter.take(0).ok()).collect();
+            let taken: Vec<_> = (0..at_once).filter_map(|_| limiter.try_acquire(0).ok()).collect();
             *now += took;
             for (slot, looked_at) in taken {
                 if looked_at {
                     let in_flight = limiter.in_flight();
-                    let sample = Sample { began, now: *now, in_flight, end: End::Answered };
+                    let sample = Sample { started: began, now: *now, in_flight, kind: SampleKind::Success };
                     changes.extend(limiter.learn(&sample).map(|change| (*now, change)));
                 }
-                limiter.give(slot);
+                limiter.release(slot);
             }
         }
         changes
@@ -238,7 +238,7 @@ mod tests {
         assert!(limiter.snapshot().refused > 0);
         assert!((2..=5).contains(&changes.len()), "{changes:?}");
         for pair in changes.windows(2) {
-            assert!(pair[1].0 - pair[0].0 >= QUIET);
+            assert!(pair[1].0 - pair[0].0 >= LOG_INTERVAL);
             assert_eq!(pair[1].1.from, pair[0].1.to);
         }
     }
@@ -247,15 +247,15 @@ mod tests {
     fn of_many_calls_few_are_looked_at_and_of_few_all() {
         let (limiter, mut now) = (Limiter::new(2, 200, 1), Instant::now());
         works(&limiter, &mut now, 20, MS, 3000);
-        assert!(limiter.rarely.load(Relaxed) >= 7);
+        assert!(limiter.sample_mask.load(Relaxed) >= 7);
         works(&limiter, &mut now, 1, MS * 50, 16 * 16 * 3);
-        assert_eq!(limiter.rarely.load(Relaxed), 0);
+        assert_eq!(limiter.sample_mask.load(Relaxed), 0);
     }
 
     #[test]
     fn a_fixed_limit_looks_at_nobody() {
         let limiter = Limiter::new(3, 3, 4);
-        let taken: Vec<_> = (0..5).map(|_| limiter.take(0)).collect();
+        let taken: Vec<_> = (0..5).map(|_| limiter.try_acquire(0)).collect();
         assert_eq!(taken.iter().filter(|taken| matches!(taken, Ok((_, false)))).count(), 3);
         assert!(matches!(taken[4], Err(after) if after == MS * 1000));
         let snapshot = limiter.snapshot();
@@ -266,8 +266,8 @@ mod tests {
     fn who_is_refused_is_told_to_come_back_when_those_in_flight_are_done() {
         let (limiter, mut now) = (Limiter::new(2, 200, 1), Instant::now());
         works(&limiter, &mut now, 20, MS * 2500, 4);
-        let _held: Vec<_> = (0..200).map_while(|_| limiter.take(0).ok()).collect();
-        assert_eq!(limiter.take(0).err(), Some(MS * 2500));
+        let _held: Vec<_> = (0..200).map_while(|_| limiter.try_acquire(0).ok()).collect();
+        assert_eq!(limiter.try_acquire(0).err(), Some(MS * 2500));
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
         for (least, most, limit) in [(9, 3, 9), (0, 0, 1)] {
             let limiter = Limiter::new(least, most, 1);
             assert_eq!(limiter.snapshot().limit, limit);
-            assert!(limiter.learned.is_none());
+            assert!(limiter.adaptive.is_none());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Limits how many calls are in flight to an upstream, by what it can do.
 //!
-//! An upstream that is asked for more than it can do does not do more, it only answers later. [`LimitLayer`] knows from the
+//! An upstream that is asked for more than it can do does not do more, it only answers later. [`ConcurrencyLimitLayer`] knows from the
 //! answers themselves how long the line before the upstream is, and refuses at once what would only make it longer, with
 //! the upstream not asked. It never queues: a call is let through or refused, and the layer has no readiness of its own.
 //!
@@ -12,14 +12,14 @@
 //! should be done, from 1 s to 60 s.
 //!
 //! A slot is held from the call to the end of the response body, its failure or its drop. After a 101 it is given back at the head,
-//! unless it is to be [held](LimitLayer::hold_upgrades). A panic of the inner service gives it back as well.
+//! unless it is to be [held](ConcurrencyLimitLayer::hold_slot_during_upgrade). A panic of the inner service gives it back as well.
 //!
 //! | setting | default |
 //! |---|---|
-//! | [`bounds`](LimitLayer::bounds) | 2 to 200 calls; begins at 20 |
-//! | [`fixed`](LimitLayer::fixed) | the same layer with both bounds alike: it looks at no clock and learns nothing |
-//! | [`unbounded`](LimitLayer::unbounded) | no: exchanges end |
-//! | [`keyed`](LimitLayer::keyed): a limit for each upstream | one for all |
+//! | [`bounds`](ConcurrencyLimitLayer::bounds) | 2 to 200 calls; begins at 20 |
+//! | [`fixed`](ConcurrencyLimitLayer::fixed) | the same layer with both bounds alike: it looks at no clock and learns nothing |
+//! | [`unbounded`](ConcurrencyLimitLayer::unbounded) | no: exchanges end |
+//! | [`keyed`](ConcurrencyLimitLayer::keyed): a limit for each upstream | one for all |
 //!
 //! **The time that counts** is that from the call to the response head. The body's end is held back by slow clients and by streams, which
 //! say nothing of the upstream's line; so an upstream that answers at once and works while it sends is bounded by `bounds`
@@ -47,11 +47,11 @@
 //! use http::Request;
 //! use tower::ServiceExt;
 //! use tower_upstream::BadGatewayCause;
-//! use tower_upstream::limit::LimitLayer;
+//! use tower_upstream::limit::ConcurrencyLimitLayer;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
-//! let limit = LimitLayer::fixed(1);
+//! let limit = ConcurrencyLimitLayer::fixed(1);
 //! let app = Router::new().route("/", get(|| async { "answer" })).layer(limit.clone());
 //!
 //! let request = || Request::get("/").body(Body::empty()).unwrap();
@@ -70,10 +70,10 @@ mod baseline;
 mod gradient;
 mod keyed;
 mod limiter;
-mod probe;
-mod slots;
-mod sum;
-mod verdict;
+mod raise_probe;
+mod sample_kind;
+mod samples;
+mod striped_semaphore;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -84,9 +84,9 @@ use http::{Request, StatusCode};
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use self::limiter::{Change, Limiter};
-use self::slots::Slot;
-use self::sum::{End, Sample};
+use self::limiter::{LimitChange, Limiter};
+use self::samples::{Sample, SampleKind};
+use self::striped_semaphore::SlotRef;
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::exchange::{
     AttemptProgress, BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection,
@@ -96,12 +96,12 @@ use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware}
 use crate::stats::reachable;
 use crate::stats::{default_stripes, stripe};
 
-pub use self::gradient::Move;
+pub use self::gradient::LimitChangeReason;
 pub use self::keyed::{KeyedLimit, KeyedLimitLayer};
 pub use self::limiter::LimitSnapshot;
 
 passing_middleware! {
-    /// The service of [`LimitLayer`].
+    /// The service of [`ConcurrencyLimitLayer`].
     Limited,
     /// The future of [`Limited`].
     LimitFuture,
@@ -115,7 +115,7 @@ passing_middleware! {
 middleware_spec! {
     /// A limiter alone.
     LimitSpec,
-    per_call = Limit, per_attempt = (), timeouts = Timeless, requests = Once, errors = PassOn
+    per_call = Limit, per_attempt = (), timeouts = NoTimeouts, requests = Once, errors = PassOn
 }
 
 const BOUNDS: (u32, u32) = (2, 200);
@@ -125,13 +125,13 @@ const BOUNDS: (u32, u32) = (2, 200);
 /// All clones share one limit, and so do the routes and connections that axum applies a layer to: make one for each upstream.
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct LimitLayer {
+pub struct ConcurrencyLimitLayer {
     config: Arc<Config<LimitSpec>>,
     /// The bounds as they were said, before they were made a range.
-    asked: (u32, u32),
+    configured: (u32, u32),
 }
 
-impl LimitLayer {
+impl ConcurrencyLimitLayer {
     /// A limit that follows what the upstream can do, from 2 to 200 calls.
     pub fn new() -> Self {
         Self::between(BOUNDS.0, BOUNDS.1)
@@ -148,23 +148,23 @@ impl LimitLayer {
             most,
             default_stripes(),
             None,
-            Timeless { kind: CallKind::Bounded, client_idle: Some(CLIENT_IDLE) },
+            NoTimeouts { kind: CallKind::Bounded, client_idle: Some(CLIENT_IDLE) },
         )
     }
 
-    fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: Timeless) -> Self {
+    fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: NoTimeouts) -> Self {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
-        let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_upgrades: false };
-        Self { config: Arc::new(Config::new(parts, (), limits, Once, PassOn)), asked: (least, most) }
+        let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_slot_during_upgrade: false };
+        Self { config: Arc::new(Config::new(parts, (), limits, Once, PassOn)), configured: (least, most) }
     }
 
     /// A new limit with the same settings, for one upstream of many.
-    fn again(&self, name: Option<&str>) -> Self {
+    fn with_name(&self, name: Option<&str>) -> Self {
         let (least, most) = self.config.per_call.limiter.bounds();
         // a set of counters for each core and each upstream would be much memory for little traffic
         let layer = Self::of(least, most, 1, name, self.config.timeouts);
-        if self.config.per_call.holds_upgrades { layer.hold_upgrades() } else { layer }
+        if self.config.per_call.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
     /// Bounds the limit (default: 2 to 200 calls); what is not a range counts as its beginning.
@@ -175,7 +175,7 @@ impl LimitLayer {
     pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
         let mut layer = Self::between(*bounds.start(), *bounds.end());
         Arc::make_mut(&mut layer.config).timeouts = self.config.timeouts;
-        if self.config.per_call.holds_upgrades { layer.hold_upgrades() } else { layer }
+        if self.config.per_call.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
     /// Holds the slot of a 101 as long as its tunnel lives (default: it is given back at the head).
@@ -183,8 +183,8 @@ impl LimitLayer {
     /// For upstreams to which a WebSocket is as dear as a request. The service inside has to tell when the tunnel ends, by a
     /// [`Tunnel`] in its answer, as `ReverseProxy` does; without one the slot is given back at
     /// the head.
-    pub fn hold_upgrades(mut self) -> Self {
-        Arc::make_mut(&mut self.config).per_call.holds_upgrades = true;
+    pub fn hold_slot_during_upgrade(mut self) -> Self {
+        Arc::make_mut(&mut self.config).per_call.holds_slot_during_upgrade = true;
         self
     }
 
@@ -218,12 +218,12 @@ impl LimitLayer {
     /// use http::{Request, Response};
     /// use http_body_util::Full;
     /// use tower::{Layer, ServiceExt, service_fn};
-    /// use tower_upstream::limit::LimitLayer;
+    /// use tower_upstream::limit::ConcurrencyLimitLayer;
     ///
     /// let answers = service_fn(|_: Request<()>| async {
     ///     Ok::<_, std::convert::Infallible>(Response::new(Full::new(bytes::Bytes::from("answer"))))
     /// });
-    /// let limits = LimitLayer::fixed(1).keyed();
+    /// let limits = ConcurrencyLimitLayer::fixed(1).keyed();
     /// let service = limits.layer(answers);
     /// let of = |host: &str| Request::get(format!("http://{host}/")).body(()).unwrap();
     ///
@@ -243,13 +243,13 @@ impl LimitLayer {
     }
 
     /// The bounds as they were said, for whoever checks a configuration: this layer makes a range of any two numbers.
-    pub(crate) fn asked(&self) -> (u32, u32) {
-        self.asked
+    pub(crate) fn configured_bounds(&self) -> (u32, u32) {
+        self.configured
     }
 
     /// The least and the most that its limit can be.
     #[cfg(test)]
-    pub(crate) fn limits(&self) -> (u32, u32) {
+    pub(crate) fn effective_bounds(&self) -> (u32, u32) {
         self.config.per_call.limiter.bounds()
     }
 
@@ -259,13 +259,13 @@ impl LimitLayer {
     }
 }
 
-impl Default for LimitLayer {
+impl Default for ConcurrencyLimitLayer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<S> Layer<S> for LimitLayer {
+impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = Limited<S>;
 
     fn layer(&self, inner: S) -> Limited<S> {
@@ -273,7 +273,7 @@ impl<S> Layer<S> for LimitLayer {
     }
 }
 
-/// Shows the limit of a [`LimitLayer`] and what it is learned from.
+/// Shows the limit of a [`ConcurrencyLimitLayer`] and what it is learned from.
 #[derive(Clone)]
 pub struct LimitHandle {
     limiter: Arc<Limiter>,
@@ -297,7 +297,7 @@ impl fmt::Debug for LimitHandle {
     }
 }
 
-/// What [`LimitLayer`] adds to a call.
+/// What [`ConcurrencyLimitLayer`] adds to a call.
 #[derive(Clone, Debug)]
 pub(crate) struct Limit {
     limiter: Arc<Limiter>,
@@ -305,20 +305,20 @@ pub(crate) struct Limit {
     refusal: Failure,
     /// The upstream, where there is a limit for each.
     name: Option<Arc<str>>,
-    holds_upgrades: bool,
+    holds_slot_during_upgrade: bool,
 }
 
 /// What an admitted call holds.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct SlotPermit {
     /// None once it is given back.
-    slot: Option<Slot>,
-    looked_at: bool,
+    slot: Option<SlotRef>,
+    sampled: bool,
 }
 
 impl Limit {
     /// The same slots, with refusals that name the upstream.
-    pub(crate) fn named(mut self, name: &Arc<str>) -> Self {
+    pub(crate) fn with_upstream(mut self, name: &Arc<str>) -> Self {
         self.name.get_or_insert_with(|| name.clone());
         self.refusal = refusal(self.name.as_ref());
         self
@@ -326,96 +326,96 @@ impl Limit {
 }
 
 impl Component for Limit {
-    type Ticket = Ticket;
+    type Ticket = SlotPermit;
 
     #[inline]
-    fn admit(&self, call: &CallContext) -> Result<Ticket, Rejection> {
-        match self.limiter.take(stripe()) {
+    fn admit(&self, call: &CallContext) -> Result<SlotPermit, Rejection> {
+        match self.limiter.try_acquire(stripe()) {
             Ok((slot, looked_at)) => {
-                Ok(Ticket { slot: Some(slot), looked_at: looked_at && call.kind == CallKind::Bounded })
+                Ok(SlotPermit { slot: Some(slot), sampled: looked_at && call.kind == CallKind::Bounded })
             }
             Err(after) => Err(Rejection::new(self.refusal.clone()).retry_after(after)),
         }
     }
 
-    fn tunnelled(&self, ticket: &mut Ticket, tunnel: &Tunnel) {
-        if self.holds_upgrades {
+    fn tunnelled(&self, ticket: &mut SlotPermit, tunnel: &Tunnel) {
+        if self.holds_slot_during_upgrade {
             let slot = ticket.slot.take();
-            tunnel.holds(InTunnel { slot, limiter: self.limiter.clone() });
+            tunnel.holds(UpgradePermit { slot, limiter: self.limiter.clone() });
         }
     }
 
     #[inline]
-    fn answered(&self, ticket: &mut Ticket, call: &CallContext, outcome: &Outcome) {
-        if ticket.looked_at {
-            self.look(ticket, call, outcome);
+    fn answered(&self, ticket: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
+        if ticket.sampled {
+            self.record_outcome(ticket, call, outcome);
         }
         if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
-            self.give(ticket.slot.take());
+            self.release(ticket.slot.take());
         }
     }
 
     #[inline]
-    fn settle(&self, mut ticket: Ticket, call: &CallContext, outcome: &Outcome) {
+    fn settle(&self, mut ticket: SlotPermit, call: &CallContext, outcome: &Outcome) {
         // the head has been looked at; what failed after it has a cause
-        if ticket.looked_at && outcome.cause().is_some_and(verdict::is_overload) {
-            self.look(&mut ticket, call, outcome);
+        if ticket.sampled && outcome.cause().is_some_and(sample_kind::is_overload) {
+            self.record_outcome(&mut ticket, call, outcome);
         }
-        self.give(ticket.slot);
+        self.release(ticket.slot);
     }
 
-    fn abandon(&self, ticket: Ticket, call: &CallContext, why: CancelReason) {
-        if let (true, CancelReason::TimedOut(cause)) = (ticket.looked_at, why) {
-            if verdict::is_overload(cause) {
-                self.learn(call, Instant::now(), End::Overloaded);
+    fn abandon(&self, ticket: SlotPermit, call: &CallContext, why: CancelReason) {
+        if let (true, CancelReason::TimedOut(cause)) = (ticket.sampled, why) {
+            if sample_kind::is_overload(cause) {
+                self.learn(call, Instant::now(), SampleKind::Overloaded);
             }
         }
-        self.give(ticket.slot);
+        self.release(ticket.slot);
     }
 }
 
 /// A slot that a tunnel holds.
-struct InTunnel {
-    slot: Option<Slot>,
+struct UpgradePermit {
+    slot: Option<SlotRef>,
     limiter: Arc<Limiter>,
 }
 
-impl Drop for InTunnel {
+impl Drop for UpgradePermit {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.limiter.give(slot);
+            self.limiter.release(slot);
         }
     }
 }
 
 impl Limit {
     #[inline]
-    fn give(&self, slot: Option<Slot>) {
+    fn release(&self, slot: Option<SlotRef>) {
         if let Some(slot) = slot {
-            self.limiter.give(slot);
+            self.limiter.release(slot);
         }
     }
 
     /// Learns from an outcome, while the slot is still held.
-    fn look(&self, ticket: &mut Ticket, call: &CallContext, outcome: &Outcome) {
+    fn record_outcome(&self, ticket: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
         let tunnels = outcome.record().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
-        let end = verdict::end(outcome.status(), outcome.cause()).filter(|_| !tunnels);
+        let end = sample_kind::sample_kind(outcome.status(), outcome.cause()).filter(|_| !tunnels);
         let Some(end) = end else { return };
         // once is enough where it is bad
-        ticket.looked_at = end == End::Answered;
+        ticket.sampled = end == SampleKind::Success;
         self.learn(call, outcome.now(), end);
     }
 
     #[cold]
     #[inline(never)] // of many calls few are looked at
-    fn learn(&self, call: &CallContext, now: Instant, end: End) {
-        let sample = Sample { began: call.now, now, in_flight: self.limiter.in_flight(), end };
+    fn learn(&self, call: &CallContext, now: Instant, end: SampleKind) {
+        let sample = Sample { started: call.now, now, in_flight: self.limiter.in_flight(), kind: end };
         if let Some(change) = self.limiter.learn(&sample) {
             self.log(change);
         }
     }
 
-    fn log(&self, Change { from, to, why }: Change) {
+    fn log(&self, LimitChange { from, to, reason: why }: LimitChange) {
         let (reason, upstream) = (why.as_str(), self.name.as_deref());
         if to > from {
             tracing::debug!(target: "tower_upstream", upstream, limit = to, before = from, reason, "the limit has risen");
@@ -438,12 +438,12 @@ fn refusal(name: Option<&Arc<str>>) -> Failure {
 
 /// No time limits: only whether exchanges are expected to end.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Timeless {
+pub(crate) struct NoTimeouts {
     kind: CallKind,
     client_idle: Option<Duration>,
 }
 
-impl TimeoutPolicy for Timeless {
+impl TimeoutPolicy for NoTimeouts {
     type Watch = ();
 
     #[inline]

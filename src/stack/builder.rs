@@ -17,7 +17,7 @@ use crate::classify::{Classified, ClassifyLayer};
 use crate::deadline::DeadlinePropagation;
 use crate::error_page::ErrorPage;
 use crate::event::Observer;
-use crate::limit::LimitLayer;
+use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{RetryBudget, RetryLayer};
 use crate::timeout::{LearnedLimits, RequestHead, TimeoutLayer, Timeouts, Topology};
 
@@ -28,7 +28,7 @@ pub struct UpstreamBuilder {
     pub(super) name: Arc<str>,
     pub(super) limits: TimeoutLayer,
     pub(super) retry: Option<RetryLayer>,
-    pub(super) limiter: Option<LimitLayer>,
+    pub(super) limiter: Option<ConcurrencyLimitLayer>,
     pub(super) circuit: Option<CircuitBreakerLayer>,
     /// For the checks: a layer does not show its policy.
     pub(super) policy: Option<BreakerPolicy>,
@@ -46,7 +46,7 @@ impl UpstreamBuilder {
         let builder = Self {
             limits: TimeoutLayer::new(Timeouts::new()),
             retry: Some(RetryLayer::new()),
-            limiter: Some(LimitLayer::new()),
+            limiter: Some(ConcurrencyLimitLayer::new()),
             circuit: Some(CircuitBreakerLayer::new(name.clone())),
             policy: Some(BreakerPolicy::new()),
             tracks_uploads: true,
@@ -150,8 +150,8 @@ impl UpstreamBuilder {
         self
     }
 
-    /// How many calls may be in flight (default: [`LimitLayer::new`], from 2 to 200 as the upstream can bear).
-    pub fn limiter(mut self, limiter: LimitLayer) -> Self {
+    /// How many calls may be in flight (default: [`ConcurrencyLimitLayer::new`], from 2 to 200 as the upstream can bear).
+    pub fn limiter(mut self, limiter: ConcurrencyLimitLayer) -> Self {
         self.limiter = Some(limiter);
         self
     }
@@ -203,7 +203,7 @@ impl UpstreamBuilder {
             );
         }
         let recorder = Arc::new(Recorder::new());
-        let limiter = self.limiter.as_ref().map(|limiter| limiter.component().named(&self.name));
+        let limiter = self.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&self.name));
         let timeouts = self.limits.limits().clone();
         let until_head = timeouts.timeouts.until_head();
         let requests = Requests {

@@ -39,7 +39,7 @@ pub(super) fn check(builder: &UpstreamBuilder) -> Checked {
         circuit(policy, &timeouts, &mut found);
     }
     if let Some(layer) = &builder.limiter {
-        limiter(layer.asked(), &mut found);
+        limiter(layer.configured_bounds(), &mut found);
     }
     let settings = builder.classify.settings();
     classify(settings.hold(), settings.statuses(), &timeouts, &mut found);

@@ -11,7 +11,7 @@ use crate::breaker::CircuitBreakerLayer;
 use crate::classify::ClassifyLayer;
 use crate::error_page::{ErrorPage, ErrorPageLayer};
 use crate::forward::{ForwardLayer, Rules};
-use crate::limit::LimitLayer;
+use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::RetryLayer;
 use crate::timeout::{TimeoutLayer, Timeouts, TrackUpload};
 
@@ -55,7 +55,7 @@ pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
     fn classify_failures(self) -> ServiceBuilder<Stack<ClassifyLayer, I>>;
 
     /// As many calls in flight as the upstream can do.
-    fn upstream_limit(self, limit: LimitLayer) -> ServiceBuilder<Stack<LimitLayer, I>>;
+    fn upstream_limit(self, limit: ConcurrencyLimitLayer) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, I>>;
 
     /// Failed requests once more, where that is safe.
     fn upstream_retry(self, retry: RetryLayer) -> ServiceBuilder<Stack<RetryLayer, I>>;
@@ -86,7 +86,7 @@ impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {
         self.layer(ClassifyLayer::new())
     }
 
-    fn upstream_limit(self, limit: LimitLayer) -> ServiceBuilder<Stack<LimitLayer, I>> {
+    fn upstream_limit(self, limit: ConcurrencyLimitLayer) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, I>> {
         self.layer(limit)
     }
 

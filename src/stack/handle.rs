@@ -17,7 +17,7 @@ use crate::cause::{BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
 use crate::exchange::Handling;
 use crate::exchange::Rejection;
-use crate::limit::{LimitHandle, LimitLayer, LimitSnapshot};
+use crate::limit::{ConcurrencyLimitLayer, LimitHandle, LimitSnapshot};
 use crate::retry::{Balance, RetryBudget};
 use crate::timeout::{Estimate, LearnedLimits, Timeouts, Topology};
 
@@ -145,7 +145,7 @@ impl UpstreamHandle {
             topology: check::topology(builder),
             recorder: live.current().1.per_call.recorder.clone(),
             circuit: builder.circuit.as_ref().map(CircuitBreakerLayer::handle),
-            limit: Mutex::new(builder.limiter.as_ref().map(LimitLayer::handle)),
+            limit: Mutex::new(builder.limiter.as_ref().map(ConcurrencyLimitLayer::handle)),
             budget: builder.retry.as_ref().map(|layer| layer.settings().budget.clone()),
             learned: builder.learned.clone(),
             changes: Mutex::default(),
@@ -264,7 +264,7 @@ impl UpstreamHandle {
     /// # Errors
     ///
     /// Where the stack was built without a limiter, and what [`build`](UpstreamBuilder::build) would refuse of this one.
-    pub fn set_limiter(&self, limiter: &LimitLayer) -> Result<(), Misconfigured> {
+    pub fn set_limiter(&self, limiter: &ConcurrencyLimitLayer) -> Result<(), Misconfigured> {
         let mut limit = locked(&self.shared.limit);
         if limit.is_none() {
             let problem = "the stack was built without one";
@@ -272,9 +272,9 @@ impl UpstreamHandle {
             return Misconfigured::unless_none(vec![found]);
         }
         let mut found = Vec::new();
-        check::limiter(limiter.asked(), &mut found);
+        check::limiter(limiter.configured_bounds(), &mut found);
         Misconfigured::unless_none(found)?;
-        let component = limiter.component().named(&self.shared.name);
+        let component = limiter.component().with_upstream(&self.shared.name);
         self.shared.live.change(|config| config.per_call.limiter = Some(component));
         *limit = Some(limiter.handle());
         drop(limit);

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 1 | [`ErrorPage`](crate::error_page::ErrorPage) | not asking for one |
 //! | 2 | [`ClassifyLayer`](crate::ClassifyLayer): log line, `Proxy-Status`, request id, how the last attempt ended | |
-//! | 3 | counts, and the limiter ([`LimitLayer`](crate::limit::LimitLayer)), around all attempts | [`without_limiter`](UpstreamBuilder::without_limiter) |
+//! | 3 | counts, and the limiter ([`ConcurrencyLimitLayer`](crate::limit::ConcurrencyLimitLayer)), around all attempts | [`without_limiter`](UpstreamBuilder::without_limiter) |
 //! | 4 | [`RetryLayer`](crate::retry::RetryLayer) with its budget | [`without_retry`](UpstreamBuilder::without_retry) |
 //! | 5 | the circuit ([`CircuitBreakerLayer`](crate::breaker::CircuitBreakerLayer)), for each attempt | [`without_circuit`](UpstreamBuilder::without_circuit) |
 //! | 6 | [`TimeoutLayer`](crate::timeout::TimeoutLayer), for each attempt | |

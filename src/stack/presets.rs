@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::builder::UpstreamBuilder;
 use crate::breaker::BreakerPolicy;
-use crate::limit::LimitLayer;
+use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{Hedging, RetryLayer, RetryPolicy};
 use crate::timeout::Timeouts;
 
@@ -24,7 +24,7 @@ impl UpstreamBuilder {
         self.timeouts(Timeouts::new().head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)))
             .retry(RetryLayer::new().policy(policy).hedging(Hedging::new()))
             .circuit(BreakerPolicy::new().open_duration(ms(500)).max_open_duration(s(5)).probe_timeout(ms(450)))
-            .limiter(LimitLayer::new())
+            .limiter(ConcurrencyLimitLayer::new())
     }
 
     /// For pages and APIs; what a stack has that is told nothing.
@@ -32,7 +32,7 @@ impl UpstreamBuilder {
         self.timeouts(Timeouts::new().head(s(9)).attempt(s(9)).total(s(30)).body_idle(s(30)))
             .retry(RetryLayer::new())
             .circuit(BreakerPolicy::new())
-            .limiter(LimitLayer::new())
+            .limiter(ConcurrencyLimitLayer::new())
     }
 
     /// For jobs, reports and large uploads, which nobody looks at: long limits, long pauses.
@@ -41,7 +41,7 @@ impl UpstreamBuilder {
         self.timeouts(Timeouts::new().head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)))
             .retry(RetryLayer::new().policy(policy))
             .circuit(BreakerPolicy::new().window(s(60)).open_duration(s(5)).max_open_duration(s(60)))
-            .limiter(LimitLayer::new().bounds(2..=50))
+            .limiter(ConcurrencyLimitLayer::new().bounds(2..=50))
     }
 
     /// For event streams, WebSocket, gRPC streams and long polls: no end, but a limit on silence.
@@ -49,7 +49,7 @@ impl UpstreamBuilder {
         self.timeouts(Timeouts::new().head(s(9)).body_idle(s(90)).unbounded())
             .retry(RetryLayer::new())
             .circuit(BreakerPolicy::new())
-            .limiter(LimitLayer::new().bounds(2..=1000))
+            .limiter(ConcurrencyLimitLayer::new().bounds(2..=1000))
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
             let pauses =
                 format!("{} to {}", shown(Some(circuit.open_duration)), shown(Some(circuit.max_open_duration)));
             assert_eq!(cell("open", column), pauses);
-            let (least, most) = builder.limiter.as_ref().expect("a limiter").limits();
+            let (least, most) = builder.limiter.as_ref().expect("a limiter").effective_bounds();
             assert_eq!(cell("in flight", column), format!("{least} to {most}"));
         }
     }

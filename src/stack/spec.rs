@@ -98,10 +98,10 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::limit::LimitLayer;
+    use crate::limit::ConcurrencyLimitLayer;
 
-    fn per_call(limit: u32) -> (PerCall, LimitLayer) {
-        let layer = LimitLayer::fixed(limit);
+    fn per_call(limit: u32) -> (PerCall, ConcurrencyLimitLayer) {
+        let layer = ConcurrencyLimitLayer::fixed(limit);
         (PerCall { recorder: Arc::new(Recorder::new()), limiter: Some(layer.component()) }, layer)
     }
 

@@ -10,7 +10,7 @@ mod engine {
 }
 #[path = "../../src/limit"]
 mod limit {
-    pub(crate) mod slots;
+    pub(crate) mod striped_semaphore;
 }
 #[path = "../../src/stats/mod.rs"]
 mod stats;
@@ -42,7 +42,7 @@ use std::sync::Arc;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
-use limit::slots::{Slot, Slots};
+use limit::striped_semaphore::{SlotRef, StripedSemaphore};
 use stats::{StripedWindow, TickLock};
 use retry::ledger::{Counts, Ledger, TOKEN};
 use retry::pace::Pace;
@@ -296,19 +296,19 @@ fn the_clock_is_paid_for_once() {
 }
 
 /// How many slots are to be had.
-fn had(slots: &Slots) -> usize {
-    std::iter::from_fn(|| slots.take(0)).count()
+fn had(slots: &StripedSemaphore) -> usize {
+    std::iter::from_fn(|| slots.try_acquire(0)).count()
 }
 
 /// Two threads at these slots, which hold one of theirs each, and this one; then as many can be had as the limit says.
 ///
 /// Two preemptions at most: with three the longest takes minutes.
-fn share(limit: u32, deeds: [fn(&Slots, Option<Slot>); 2], own: impl Fn(&Slots) + Sync + Send + 'static) {
+fn share(limit: u32, deeds: [fn(&StripedSemaphore, Option<SlotRef>); 2], own: impl Fn(&StripedSemaphore) + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
     model.check(move || {
-        let slots = Arc::new(Slots::new(limit, 2));
-        let held = [0, 1].map(|stripe| slots.take(stripe));
+        let slots = Arc::new(StripedSemaphore::new(limit, 2));
+        let held = [0, 1].map(|stripe| slots.try_acquire(stripe));
         let mut held = held.into_iter();
         let threads = deeds.map(|deed| {
             let (slots, held) = (slots.clone(), held.next().flatten());
@@ -323,27 +323,27 @@ fn share(limit: u32, deeds: [fn(&Slots, Option<Slot>); 2], own: impl Fn(&Slots) 
     });
 }
 
-fn gives(slots: &Slots, held: Option<Slot>) {
+fn gives(slots: &StripedSemaphore, held: Option<SlotRef>) {
     if let Some(slot) = held {
-        slots.give(slot);
+        slots.release(slot);
     }
 }
 
 /// Gives back and takes again, if it may.
-fn goes_on(slots: &Slots, held: Option<Slot>) {
+fn goes_on(slots: &StripedSemaphore, held: Option<SlotRef>) {
     gives(slots, held);
-    gives(slots, slots.take(1));
+    gives(slots, slots.try_acquire(1));
 }
 
 #[test]
 fn one_slot_is_taken_by_one_of_three() {
     loom::model(|| {
-        let slots = Arc::new(Slots::new(1, 2));
+        let slots = Arc::new(StripedSemaphore::new(1, 2));
         let threads = [0, 1].map(|stripe| {
             let slots = slots.clone();
-            thread::spawn(move || slots.take(stripe).is_some())
+            thread::spawn(move || slots.try_acquire(stripe).is_some())
         });
-        let own = slots.take(0).is_some();
+        let own = slots.try_acquire(0).is_some();
         let taken = threads.into_iter().map(|thread| thread.join().unwrap());
         assert_eq!(taken.filter(|taken| *taken).count() + usize::from(own), 1);
     });
@@ -352,17 +352,17 @@ fn one_slot_is_taken_by_one_of_three() {
 #[test]
 fn no_call_is_refused_while_there_was_always_a_slot() {
     loom::model(|| {
-        let slots = Arc::new(Slots::new(2, 2));
-        let first = slots.take(0).unwrap();
+        let slots = Arc::new(StripedSemaphore::new(2, 2));
+        let first = slots.try_acquire(0).unwrap();
         let other = {
             let slots = slots.clone();
             // gives the first back and takes the second: one is free at any moment
             thread::spawn(move || {
-                slots.give(first);
-                slots.take(1)
+                slots.release(first);
+                slots.try_acquire(1)
             })
         };
-        assert!(slots.take(0).is_some());
+        assert!(slots.try_acquire(0).is_some());
         assert!(other.join().unwrap().is_some());
     });
 }
@@ -388,18 +388,18 @@ fn a_limit_that_rises_again_while_a_debt_is_paid_is_whole() {
 #[test]
 fn nobody_gets_in_above_a_lower_limit() {
     loom::model(|| {
-        let slots = Arc::new(Slots::new(2, 2));
-        let [first, second] = [0, 1].map(|stripe| slots.take(stripe).unwrap());
+        let slots = Arc::new(StripedSemaphore::new(2, 2));
+        let [first, second] = [0, 1].map(|stripe| slots.try_acquire(stripe).unwrap());
         slots.resize(1);
         let other = {
             let slots = slots.clone();
-            thread::spawn(move || slots.give(first))
+            thread::spawn(move || slots.release(first))
         };
         // the second is in flight all the time
-        assert!(slots.take(0).is_none());
+        assert!(slots.try_acquire(0).is_none());
         other.join().unwrap();
-        assert!(slots.take(1).is_none());
-        slots.give(second);
+        assert!(slots.try_acquire(1).is_none());
+        slots.release(second);
         assert_eq!(had(&slots), 1);
     });
 }
@@ -409,20 +409,20 @@ fn a_mark_of_an_old_debt_is_not_taken_off_beside_a_new_one() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {
-        let slots = Arc::new(Slots::new(3, 2));
-        let [first, second] = [0, 0].map(|stripe| slots.take(stripe).unwrap());
-        let third = slots.take(1).unwrap();
+        let slots = Arc::new(StripedSemaphore::new(3, 2));
+        let [first, second] = [0, 0].map(|stripe| slots.try_acquire(stripe).unwrap());
+        let third = slots.try_acquire(1).unwrap();
         slots.resize(2);
-        slots.give(third);
+        slots.release(third);
         // nothing is owed, and the stripe of the other two is still marked
         let other = {
             let slots = slots.clone();
-            thread::spawn(move || slots.give(first))
+            thread::spawn(move || slots.release(first))
         };
         slots.resize(1);
         other.join().unwrap();
-        assert!(slots.take(0).is_none());
-        slots.give(second);
+        assert!(slots.try_acquire(0).is_none());
+        slots.release(second);
         assert_eq!(had(&slots), 1);
     });
 }

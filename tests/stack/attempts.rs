@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, State};
 use tower_upstream::cause::RetryStop;
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Attempts, Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
@@ -87,7 +87,7 @@ fn request() -> Request<Full<Bytes>> {
     Request::get("http://shop.internal/cart").header("x-request-id", "7").body(Full::default()).unwrap()
 }
 
-async fn by_the_stack(acts: &'static [Act], limit: LimitLayer, held: bool) -> Vec<String> {
+async fn by_the_stack(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: bool) -> Vec<String> {
     let policy = RetryPolicy::new().base(Duration::ZERO).max(Duration::ZERO);
     let layer = UpstreamLayer::builder("shop").limiter(limit).retry(RetryLayer::new().policy(policy)).build().unwrap();
     if held {
@@ -104,7 +104,7 @@ fn but_for_the_name(told: &[String]) -> Vec<String> {
     told.iter().map(|line| line.replace("upstream=\"shop\" ", "")).collect()
 }
 
-async fn by_layers(acts: &'static [Act], limit: LimitLayer, held: bool) -> Vec<String> {
+async fn by_layers(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: bool) -> Vec<String> {
     let policy = RetryPolicy::new().base(Duration::ZERO).max(Duration::ZERO);
     let breaker = CircuitBreakerLayer::new("shop");
     if held {
@@ -135,8 +135,8 @@ async fn spans_and_lines_are_those_of_the_layers() {
         &[Ok(503)],
     ];
     for acts in scripts {
-        let stack = by_the_stack(acts, LimitLayer::new(), false).await;
-        let layers = by_layers(acts, LimitLayer::new(), false).await;
+        let stack = by_the_stack(acts, ConcurrencyLimitLayer::new(), false).await;
+        let layers = by_layers(acts, ConcurrencyLimitLayer::new(), false).await;
         assert_eq!(but_for_the_name(&stack), but_for_the_name(&layers), "{acts:?}");
         let spans = stack.iter().filter(|told| told.starts_with("span")).count();
         assert_eq!(
@@ -146,15 +146,15 @@ async fn spans_and_lines_are_those_of_the_layers() {
         );
     }
     // refused by the circuit: an attempt that was not sent
-    let stack = by_the_stack(&[Ok(200)], LimitLayer::new(), true).await;
-    let layers = by_layers(&[Ok(200)], LimitLayer::new(), true).await;
+    let stack = by_the_stack(&[Ok(200)], ConcurrencyLimitLayer::new(), true).await;
+    let layers = by_layers(&[Ok(200)], ConcurrencyLimitLayer::new(), true).await;
     assert_eq!(but_for_the_name(&stack), but_for_the_name(&layers));
     assert!(stack.iter().any(|told| told.starts_with("span") && told.contains("circuit_open")), "{stack:#?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_the_limiter_refuses_is_no_attempt() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let taken = limit
         .layer(service_fn(|_: Request<()>| async { Ok::<_, Failure>(Response::new(Full::<Bytes>::from("hello"))) }));
     let _taken = taken.oneshot(Request::new(())).await.unwrap();
@@ -180,7 +180,7 @@ async fn a_circuit_that_opens_between_attempts_refuses_the_next_one() {
 
 #[tokio::test]
 async fn an_asked_for_tunnel_passes_and_settles_at_its_head() {
-    let layer = UpstreamLayer::builder("shop").limiter(LimitLayer::fixed(1)).build().unwrap();
+    let layer = UpstreamLayer::builder("shop").limiter(ConcurrencyLimitLayer::fixed(1)).build().unwrap();
     let service = layer.layer(upstream(&[Ok(101)]));
     let upgrade = || {
         let asks = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");

@@ -29,7 +29,7 @@ use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::event::{Event, Observer};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Attempts, Hedging, RetryBudget, RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
@@ -268,7 +268,7 @@ impl Script {
 const TOTAL: Duration = ms(4000);
 
 struct Parts {
-    limit: LimitLayer,
+    limit: ConcurrencyLimitLayer,
     budget: RetryBudget,
     circuit: BreakerPolicy,
     retry: RetryLayer,
@@ -284,7 +284,7 @@ impl Parts {
         let hedges = script.hedges.map(|after| Hedging::after(ms(after)));
         let retry = hedges.into_iter().fold(retry, RetryLayer::hedging);
         Self {
-            limit: LimitLayer::fixed(2),
+            limit: ConcurrencyLimitLayer::fixed(2),
             budget,
             circuit: BreakerPolicy::new(),
             retry,
@@ -389,7 +389,7 @@ where
 /// What the parts show, in words.
 fn stands(
     circuit: &tower_upstream::breaker::CircuitSnapshot,
-    limit: &LimitLayer,
+    limit: &ConcurrencyLimitLayer,
     budget: &RetryBudget,
     began: Instant,
 ) -> String {

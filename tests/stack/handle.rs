@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::breaker::State;
 use tower_upstream::cause::{Detail, Replay};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::{Drained, UpstreamBuilder, UpstreamState};
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
@@ -80,7 +80,7 @@ async fn a_circuit_is_held_released_and_reset_by_hand() {
 #[tokio::test(start_paused = true)]
 async fn a_bypass_lets_all_pass_and_ends_by_itself() {
     let (inner, gate) = Strict::new();
-    let layer = open_answers().limiter(LimitLayer::fixed(1)).build().unwrap();
+    let layer = open_answers().limiter(ConcurrencyLimitLayer::fixed(1)).build().unwrap();
     let (service, handle) = (layer.layer(inner), layer.handle());
     let slot = service.clone().oneshot(get()).await.unwrap();
     handle.hold_open();
@@ -155,12 +155,12 @@ async fn limits_that_do_not_fit_are_refused_and_change_nothing() {
 #[tokio::test]
 async fn a_limiter_is_swapped_while_calls_hold_the_old_one() {
     let (inner, _) = Strict::new();
-    let old = LimitLayer::fixed(1);
+    let old = ConcurrencyLimitLayer::fixed(1);
     let layer = open_answers().limiter(old.clone()).build().unwrap();
     let service = layer.layer(inner);
     let kept = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), 503);
-    layer.handle().set_limiter(&LimitLayer::fixed(1)).unwrap();
+    layer.handle().set_limiter(&ConcurrencyLimitLayer::fixed(1)).unwrap();
     let new = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(new.status(), 200);
     assert_eq!((old.handle().in_flight(), seen(&layer).limit.unwrap().in_flight), (1, 1));

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::deadline::Deadline;
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
@@ -132,7 +132,7 @@ trait LimiterOfOne {
 
 impl LimiterOfOne for UpstreamBuilder {
     fn limiter_of_one(self) -> Self {
-        self.limiter(LimitLayer::fixed(1))
+        self.limiter(ConcurrencyLimitLayer::fixed(1))
     }
 }
 

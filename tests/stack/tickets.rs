@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::breaker::{BreakerPolicy, State};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::stack::UpstreamHandle;
 use tower_upstream::timeout::Timeouts;
@@ -192,7 +192,7 @@ async fn steer(handle: &UpstreamHandle, steers: Steers) {
         Steers::HoldOpen => handle.hold_open(),
         Steers::Release => handle.release(),
         Steers::Reset => handle.reset(),
-        Steers::SetLimiter => handle.set_limiter(&LimitLayer::fixed(3)).unwrap(),
+        Steers::SetLimiter => handle.set_limiter(&ConcurrencyLimitLayer::fixed(3)).unwrap(),
         Steers::SetTimeouts => handle.set_timeouts(limits(150)).unwrap(),
     }
 }
@@ -213,7 +213,7 @@ async fn polled<F: Future>(future: F, polls: &mut u32) -> Option<F::Output> {
 async fn holds(script: &Script) {
     let retry = RetryLayer::new().policy(RetryPolicy::new().base(ms(1)).max(ms(2)));
     let retry = if script.hedges { retry.hedging(Hedging::after(ms(40))) } else { retry };
-    let first = LimitLayer::fixed(3);
+    let first = ConcurrencyLimitLayer::fixed(3);
     let layer = UpstreamLayer::builder("shop")
         .timeouts(limits(200))
         .limiter(first.clone())
@@ -390,7 +390,7 @@ async fn an_answered_call_leaves_no_timer_though_it_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_dropped_gives_its_slot_back_at_once() {
-    let limit = LimitLayer::fixed(1);
+    let limit = ConcurrencyLimitLayer::fixed(1);
     let layer = UpstreamLayer::builder("shop").limiter(limit.clone()).build().unwrap();
     let inner =
         service_fn(|_| async { Ok::<_, Failure>(Response::new(Frames { after: After::Frames(3), pause: None })) });

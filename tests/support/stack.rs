@@ -10,7 +10,7 @@ use tower_upstream::UpstreamLayer;
 use tower_upstream::breaker::CircuitSnapshot;
 use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::forward::{Caller, Rules, Scheme};
-use tower_upstream::limit::LimitLayer;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::{RequestBody, UpstreamBuilder, UpstreamHandle};
 
 use super::gateway::{Seen, listener, serve};
@@ -33,7 +33,7 @@ impl Drop for StackGateway {
 ///
 /// The default limiter begins at 20 calls in flight: its refusals would hide what these tests look for.
 pub(crate) fn stack() -> UpstreamBuilder {
-    UpstreamLayer::builder("shop").untouched().limiter(LimitLayer::fixed(1024))
+    UpstreamLayer::builder("shop").untouched().limiter(ConcurrencyLimitLayer::fixed(1024))
 }
 
 /// A proxy with its own defaults.

@@ -3,7 +3,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use proptest::prelude::*;
 
-use super::super::sum::End;
+use super::super::samples::SampleKind;
 use super::*;
 
 /// How service times are spread about their mean.
@@ -129,7 +129,7 @@ impl Upstream {
                 seen.seconds += (now - began).as_secs_f64();
                 seen.limit += f64::from(self.gradient.limit());
                 seen.lowest = seen.lowest.min(f64::from(self.gradient.limit()));
-                self.gradient.sample(&Sample { began, now, in_flight, end: End::Answered });
+                self.gradient.sample(&Sample { started: began, now, in_flight, kind: SampleKind::Success });
                 if let Some(began) = self.line.pop_front() {
                     self.starts(began);
                 }
@@ -263,7 +263,7 @@ fn healthy(gradient: &mut Gradient, now: &mut Instant, lanes: u32, took: Duratio
         let began = *now;
         *now += took;
         for _ in 0..in_flight {
-            gradient.sample(&Sample { began, now: *now, in_flight, end: End::Answered });
+            gradient.sample(&Sample { started: began, now: *now, in_flight, kind: SampleKind::Success });
         }
     }
 }
@@ -296,9 +296,9 @@ proptest! {
         for ((pause, took, bad, in_flight), times) in history {
             for _ in 0..times {
                 now += Duration::from_micros(pause);
-                let end = if bad { End::Overloaded } else { End::Answered };
+                let end = if bad { SampleKind::Overloaded } else { SampleKind::Success };
                 let began = now - Duration::from_micros(took);
-                gradient.sample(&Sample { began, now, in_flight, end });
+                gradient.sample(&Sample { started: began, now, in_flight, kind: end });
                 prop_assert!((least..=200).contains(&gradient.limit()));
             }
         }
@@ -316,13 +316,13 @@ fn refusals_and_timeouts_lower_it_once_in_a_window() {
     let mut limits = vec![gradient.limit()];
     for _ in 0..400 {
         now += Duration::from_millis(1);
-        gradient.sample(&Sample { began: now, now, in_flight: 20, end: End::Overloaded });
+        gradient.sample(&Sample { started: now, now, in_flight: 20, kind: SampleKind::Overloaded });
         if limits.last() != Some(&gradient.limit()) {
             limits.push(gradient.limit());
         }
     }
     assert_eq!(limits, [20, 14, 9, 6]);
-    assert_eq!((gradient.moved(), gradient.baseline()), (Some(Move::Overloaded), None));
+    assert_eq!((gradient.moved(), gradient.baseline()), (Some(LimitChangeReason::Overloaded), None));
 }
 
 #[test]
@@ -331,8 +331,8 @@ fn one_bad_answer_in_ten_is_borne() {
         let (mut gradient, mut now) = (Gradient::new(2, 200), Instant::now());
         for number in 1..=400 {
             now += Duration::from_millis(1);
-            let end = if number % every == 0 { End::Overloaded } else { End::Answered };
-            gradient.sample(&Sample { began: now - Duration::from_millis(10), now, in_flight: 19, end });
+            let end = if number % every == 0 { SampleKind::Overloaded } else { SampleKind::Success };
+            gradient.sample(&Sample { started: now - Duration::from_millis(10), now, in_flight: 19, kind: end });
         }
         assert_eq!(gradient.limit() > 20, grows, "{every}: {}", gradient.limit());
     }

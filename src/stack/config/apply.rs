@@ -10,7 +10,7 @@ use super::tables::{Circuit, Hedge, Limit, Limiter, Page, Retry, Root, Timeouts,
 use crate::breaker::BreakerPolicy;
 use crate::error_page::ErrorPage;
 use crate::exchange::CallKind;
-use crate::limit::LimitLayer;
+use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{Hedging, Ratio, RetryBudget, RetryLayer, RetryPolicy};
 use crate::timeout;
 
@@ -157,10 +157,10 @@ impl Circuit {
 }
 
 impl Limiter {
-    fn over(self, preset: LimitLayer, found: &mut Found) -> LimitLayer {
+    fn over(self, preset: ConcurrencyLimitLayer, found: &mut Found) -> ConcurrencyLimitLayer {
         // what is too large for the limiter is refused by `build`, as what is said in code
         let whole = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        let (least, most) = preset.asked();
+        let (least, most) = preset.configured_bounds();
         let bounds = self.least.map_or(least, whole)..=self.most.map_or(most, whole);
         let layer = match self.fixed {
             Some(fixed) => {
@@ -172,7 +172,7 @@ impl Limiter {
             }
             None => preset.bounds(bounds),
         };
-        if self.hold_upgrades == Some(true) { layer.hold_upgrades() } else { layer }
+        if self.hold_upgrades == Some(true) { layer.hold_slot_during_upgrade() } else { layer }
     }
 }
 

@@ -101,7 +101,7 @@ fn everything_that_is_said_arrives() {
     assert_eq!((circuit.window, circuit.open_duration, circuit.max_open_duration), (ms(30_000), ms(2000), ms(20_000)));
     assert_eq!(circuit.probe_timeout, ms(3000));
     assert_eq!(circuit.slow.map(|(longer, share)| (longer, share.as_per_mille())), Some((ms(1000), 750)));
-    assert_eq!(builder.limiter.as_ref().unwrap().limits(), (4, 64));
+    assert_eq!(builder.limiter.as_ref().unwrap().effective_bounds(), (4, 64));
     assert!(builder.page.is_some() && builder.found.is_empty());
     assert!(builder.build().is_ok());
 }
@@ -141,7 +141,10 @@ fn what_is_not_said_is_the_presets() {
             (other.policy, other.body_cap, other.hedging.is_some())
         );
         assert_eq!(format!("{:?}", read.policy), format!("{:?}", built.policy));
-        assert_eq!(read.limiter.as_ref().unwrap().limits(), built.limiter.as_ref().unwrap().limits());
+        assert_eq!(
+            read.limiter.as_ref().unwrap().effective_bounds(),
+            built.limiter.as_ref().unwrap().effective_bounds()
+        );
         assert_eq!(read.topology, built.topology);
         assert!(read.page.is_none());
         assert!(read.build().is_ok());
@@ -161,7 +164,7 @@ fn json_is_read_like_toml() {
     let builder = serde_json::from_value::<UpstreamConfig>(text.clone()).unwrap().builder();
     assert_eq!(builder.limits.limits().timeouts.head, Some(ms(2000)));
     assert_eq!(builder.retry.as_ref().unwrap().settings().body_cap, 1000);
-    assert_eq!(builder.limiter.as_ref().unwrap().limits(), (7, 7));
+    assert_eq!(builder.limiter.as_ref().unwrap().effective_bounds(), (7, 7));
     let again: UpstreamConfig = serde_json::from_slice(text.to_string().as_bytes()).unwrap();
     assert!(again.builder().build().is_ok());
 }

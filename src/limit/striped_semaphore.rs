@@ -18,16 +18,16 @@
 use crate::stats::sync::{AtomicU32, AtomicU64, Ordering};
 
 // a word: the turns above, then the mark, the quota, and what is taken
-const TAKEN: u64 = 1;
+const ACQUIRED: u64 = 1;
 const QUOTA: u64 = 1 << 20;
-const MARK: u64 = 1 << 40;
-const TURN: u64 = 1 << 41;
+const OVERCOMMITTED: u64 = 1 << 40;
+const GENERATION: u64 = 1 << 41;
 
 /// The largest limit.
-pub(crate) const MOST: u32 = (1 << 20) - 1;
+pub(crate) const MAX_LIMIT: u32 = (1 << 20) - 1;
 
 /// As many as `stats::default_stripes` gives.
-const MOST_STRIPES: usize = 16;
+const MAX_STRIPES: usize = 16;
 
 /// On cache lines of its own.
 #[derive(Debug)]
@@ -36,57 +36,57 @@ struct Stripe(AtomicU64);
 
 /// Slots for the calls in flight.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct StripedSemaphore {
     stripes: Box<[Stripe]>,
     /// One less than the number of stripes, a power of two.
     mask: usize,
     /// Slots that are taken beyond the limit, and whose quotas go when they are given back.
-    debt: AtomicU32,
+    deficit: AtomicU32,
     limit: AtomicU32,
 }
 
 /// A slot that was taken, and has to be given back.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Slot {
+pub(crate) struct SlotRef {
     stripe: u8,
-    turn: u8,
+    generation: u8,
 }
 
-impl Slot {
+impl SlotRef {
     /// Whether this is one of so many slots of its stripe, evenly over time; one less than a power of two is asked for.
     #[inline]
-    pub(crate) fn is_one_of(&self, rarely: u8) -> bool {
-        self.turn & rarely == 0
+    pub(crate) fn is_sampled(&self, rarely: u8) -> bool {
+        self.generation & rarely == 0
     }
 }
 
-impl Slots {
+impl StripedSemaphore {
     /// So many slots; the stripes are rounded up to a power of two, 16 at most.
     pub(crate) fn new(limit: u32, stripes: usize) -> Self {
-        let count = stripes.clamp(1, MOST_STRIPES).next_power_of_two();
-        let limit = limit.clamp(1, MOST);
+        let count = stripes.clamp(1, MAX_STRIPES).next_power_of_two();
+        let limit = limit.clamp(1, MAX_LIMIT);
         let stripes = (0..count).map(|at| Stripe(AtomicU64::new(share(limit, at, count) * QUOTA))).collect();
-        Self { stripes, mask: count - 1, debt: AtomicU32::new(0), limit: AtomicU32::new(limit) }
+        Self { stripes, mask: count - 1, deficit: AtomicU32::new(0), limit: AtomicU32::new(limit) }
     }
 
     /// Takes a slot, if one is free; `stripe` may be any number, the same for the same thread.
     #[inline]
-    pub(crate) fn take(&self, stripe: usize) -> Option<Slot> {
+    pub(crate) fn try_acquire(&self, stripe: usize) -> Option<SlotRef> {
         let own = stripe & self.mask;
-        match self.take_at(own) {
+        match self.try_acquire_at(own) {
             Ok(slot) => Some(slot),
-            Err(_) => self.take_elsewhere(own),
+            Err(_) => self.try_acquire_elsewhere(own),
         }
     }
 
     /// A slot of this stripe, or the word that has none.
     #[inline]
-    fn take_at(&self, at: usize) -> Result<Slot, u64> {
+    fn try_acquire_at(&self, at: usize) -> Result<SlotRef, u64> {
         let Some(Stripe(word)) = self.stripes.get(at) else { return Err(0) };
         let mut seen = word.load(Ordering::Acquire);
         while free(seen) > 0 {
-            match word.compare_exchange_weak(seen, taken_from(seen), Ordering::AcqRel, Ordering::Acquire) {
+            match word.compare_exchange_weak(seen, with_one_acquired(seen), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(slot(at, seen)),
                 Err(now) => seen = now,
             }
@@ -95,12 +95,12 @@ impl Slots {
     }
 
     #[cold]
-    fn take_elsewhere(&self, own: usize) -> Option<Slot> {
-        let mut full = [0; MOST_STRIPES];
+    fn try_acquire_elsewhere(&self, own: usize) -> Option<SlotRef> {
+        let mut full = [0; MAX_STRIPES];
         let order = || (0..self.stripes.len()).map(|step| (own + step) & self.mask);
         loop {
             for at in order() {
-                match self.take_at(at) {
+                match self.try_acquire_at(at) {
                     Ok(slot) => return Some(slot),
                     Err(seen) => full[at] = seen,
                 }
@@ -115,46 +115,51 @@ impl Slots {
     /// Gives a slot back.
     #[inline]
     #[allow(clippy::needless_pass_by_value)] // it is given back once
-    pub(crate) fn give(&self, slot: Slot) {
+    pub(crate) fn release(&self, slot: SlotRef) {
         let Some(Stripe(word)) = self.stripes.get(usize::from(slot.stripe)) else { return };
         let mut seen = word.load(Ordering::Acquire);
-        while seen & MARK == 0 {
-            match word.compare_exchange_weak(seen, given_to(seen), Ordering::AcqRel, Ordering::Acquire) {
+        while seen & OVERCOMMITTED == 0 {
+            match word.compare_exchange_weak(seen, with_one_released(seen), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return,
                 Err(now) => seen = now,
             }
         }
-        self.give_or_pay(word);
+        self.release_or_repay(word);
     }
 
     #[cold]
-    fn give_or_pay(&self, word: &AtomicU64) {
-        if self.pay(1) == 1 {
-            let paid = |seen: u64| Some(given_to(seen) - QUOTA);
+    fn release_or_repay(&self, word: &AtomicU64) {
+        if self.repay(1) == 1 {
+            let paid = |seen: u64| Some(with_one_released(seen) - QUOTA);
             // the closure never declines
             let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, paid);
             return;
         }
         let mut seen = word.load(Ordering::Acquire);
         // looked at after the word: a debt that came since has turned the word as well
-        while self.debt.load(Ordering::Acquire) == 0 {
-            match word.compare_exchange(seen, given_to(seen) & !MARK, Ordering::AcqRel, Ordering::Acquire) {
+        while self.deficit.load(Ordering::Acquire) == 0 {
+            match word.compare_exchange(
+                seen,
+                with_one_released(seen) & !OVERCOMMITTED,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return,
                 Err(now) => seen = now,
             }
         }
-        self.give_or_pay(word);
+        self.release_or_repay(word);
     }
 
     /// Pays so much of the debt at most; what was paid.
-    fn pay(&self, most: u32) -> u32 {
+    fn repay(&self, most: u32) -> u32 {
         let less = |debt: u32| (debt > 0).then(|| debt - debt.min(most));
-        self.debt.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map_or(0, |debt| debt.min(most))
+        self.deficit.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map_or(0, |debt| debt.min(most))
     }
 
     /// Changes the limit; one caller at a time.
     pub(crate) fn resize(&self, limit: u32) {
-        let (before, limit) = (self.limit(), limit.clamp(1, MOST));
+        let (before, limit) = (self.limit(), limit.clamp(1, MAX_LIMIT));
         if limit > before {
             self.limit.store(limit, Ordering::Relaxed);
             self.raise(limit, limit - before);
@@ -165,7 +170,7 @@ impl Slots {
     }
 
     fn raise(&self, limit: u32, by: u32) {
-        let mut left = u64::from(by - self.pay(by));
+        let mut left = u64::from(by - self.repay(by));
         for (at, Stripe(word)) in self.stripes.iter().enumerate() {
             let wanted = share(limit, at, self.stripes.len()).saturating_sub(quota(word.load(Ordering::Acquire)));
             let more = wanted.min(left);
@@ -179,27 +184,27 @@ impl Slots {
     }
 
     fn lower(&self, limit: u32, by: u32) {
-        self.debt.fetch_add(by, Ordering::AcqRel);
+        self.deficit.fetch_add(by, Ordering::AcqRel);
         for (at, Stripe(word)) in self.stripes.iter().enumerate() {
             let share = share(limit, at, self.stripes.len());
             self.reclaim(word, 0, |quota| quota.saturating_sub(share));
         }
         for Stripe(word) in &self.stripes {
-            if self.debt.load(Ordering::Acquire) == 0 {
+            if self.deficit.load(Ordering::Acquire) == 0 {
                 return;
             }
-            self.reclaim(word, MARK, |quota| quota);
+            self.reclaim(word, OVERCOMMITTED, |quota| quota);
         }
     }
 
     /// Takes free slots out of a quota to pay the debt with.
     fn reclaim(&self, word: &AtomicU64, mark: u64, most: impl Fn(u64) -> u64) {
-        let debt = u64::from(self.debt.load(Ordering::Acquire));
+        let debt = u64::from(self.deficit.load(Ordering::Acquire));
         let reclaimed = |seen: u64| most(quota(seen)).min(free(seen)).min(debt);
-        let lowered = |seen: u64| Some((seen - reclaimed(seen) * QUOTA).wrapping_add(TURN) | mark);
+        let lowered = |seen: u64| Some((seen - reclaimed(seen) * QUOTA).wrapping_add(GENERATION) | mark);
         let Ok(seen) = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, lowered) else { return };
         let reclaimed = reclaimed(seen);
-        let paid = self.pay(u32::try_from(reclaimed).unwrap_or(u32::MAX));
+        let paid = self.repay(u32::try_from(reclaimed).unwrap_or(u32::MAX));
         // others may have paid in the meantime
         word.fetch_add((reclaimed - u64::from(paid)) * QUOTA, Ordering::AcqRel);
     }
@@ -211,7 +216,7 @@ impl Slots {
 
     /// How many calls are in flight.
     pub(crate) fn in_flight(&self) -> u32 {
-        let taken = self.stripes.iter().map(|stripe| taken(stripe.0.load(Ordering::Acquire))).sum::<u64>();
+        let taken = self.stripes.iter().map(|stripe| acquired(stripe.0.load(Ordering::Acquire))).sum::<u64>();
         u32::try_from(taken).unwrap_or(u32::MAX)
     }
 }
@@ -224,35 +229,35 @@ fn share(limit: u32, at: usize, stripes: usize) -> u64 {
 
 #[inline]
 fn quota(word: u64) -> u64 {
-    (word / QUOTA) & u64::from(MOST)
+    (word / QUOTA) & u64::from(MAX_LIMIT)
 }
 
 #[inline]
-fn taken(word: u64) -> u64 {
-    word & u64::from(MOST)
+fn acquired(word: u64) -> u64 {
+    word & u64::from(MAX_LIMIT)
 }
 
 #[inline]
 fn free(word: u64) -> u64 {
-    quota(word) - taken(word)
+    quota(word) - acquired(word)
 }
 
 #[inline]
-fn taken_from(word: u64) -> u64 {
-    word + TAKEN
+fn with_one_acquired(word: u64) -> u64 {
+    word + ACQUIRED
 }
 
 #[inline]
-fn given_to(word: u64) -> u64 {
-    (word - TAKEN).wrapping_add(TURN)
+fn with_one_released(word: u64) -> u64 {
+    (word - ACQUIRED).wrapping_add(GENERATION)
 }
 
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // there are 16 stripes at most, and of the turns the low bits do
-fn slot(at: usize, word: u64) -> Slot {
+fn slot(at: usize, word: u64) -> SlotRef {
     // spread, or slots that are taken and given back by the dozen would be of a few residues only
-    let turn = ((word / TURN) as u32).wrapping_mul(0x9E37_79B9) >> 24;
-    Slot { stripe: at as u8, turn: turn as u8 }
+    let turn = ((word / GENERATION) as u32).wrapping_mul(0x9E37_79B9) >> 24;
+    SlotRef { stripe: at as u8, generation: turn as u8 }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -264,67 +269,67 @@ mod tests {
     use super::*;
 
     /// All that can be had.
-    fn drain(slots: &Slots) -> Vec<Slot> {
-        std::iter::from_fn(|| slots.take(0)).collect()
+    fn drain(slots: &StripedSemaphore) -> Vec<SlotRef> {
+        std::iter::from_fn(|| slots.try_acquire(0)).collect()
     }
 
     #[test]
     fn any_stripe_gets_all_there_is_and_one_given_back_is_taken_again() {
         for own in 0..4 {
-            let slots = Slots::new(10, 4);
-            let mut held: Vec<_> = (0..10).map(|_| slots.take(own).unwrap()).collect();
-            assert!(slots.take(own).is_none() && slots.take(own + 1).is_none());
+            let slots = StripedSemaphore::new(10, 4);
+            let mut held: Vec<_> = (0..10).map(|_| slots.try_acquire(own).unwrap()).collect();
+            assert!(slots.try_acquire(own).is_none() && slots.try_acquire(own + 1).is_none());
             assert_eq!(slots.in_flight(), 10);
-            slots.give(held.swap_remove(3));
-            assert!(slots.take(own + 2).is_some());
-            assert!(slots.take(own).is_none());
+            slots.release(held.swap_remove(3));
+            assert!(slots.try_acquire(own + 2).is_some());
+            assert!(slots.try_acquire(own).is_none());
         }
     }
 
     #[test]
     fn a_limit_below_what_is_in_flight_refuses_until_enough_have_left() {
-        let slots = Slots::new(8, 4);
+        let slots = StripedSemaphore::new(8, 4);
         let mut held = drain(&slots);
         slots.resize(3);
         for left in (3..8).rev() {
-            assert!(slots.take(left).is_none(), "{left} are in flight");
-            slots.give(held.pop().unwrap());
+            assert!(slots.try_acquire(left).is_none(), "{left} are in flight");
+            slots.release(held.pop().unwrap());
             assert_eq!(slots.in_flight() as usize, left);
         }
-        assert!(slots.take(0).is_none(), "three are the limit");
-        slots.give(held.pop().unwrap());
-        assert!(slots.take(0).is_some());
-        assert!(slots.take(0).is_none());
+        assert!(slots.try_acquire(0).is_none(), "three are the limit");
+        slots.release(held.pop().unwrap());
+        assert!(slots.try_acquire(0).is_some());
+        assert!(slots.try_acquire(0).is_none());
     }
 
     #[test]
     fn a_limit_that_rises_again_forgives_what_is_owed() {
-        let slots = Slots::new(8, 2);
+        let slots = StripedSemaphore::new(8, 2);
         let held = drain(&slots);
         slots.resize(2);
         slots.resize(9);
         assert_eq!(drain(&slots).len(), 1);
         for slot in held {
-            slots.give(slot);
+            slots.release(slot);
         }
         assert_eq!(drain(&slots).len(), 8);
     }
 
     #[test]
     fn a_limit_is_one_at_least_and_a_million_at_most() {
-        assert_eq!(drain(&Slots::new(0, 16)).len(), 1);
-        let slots = Slots::new(u32::MAX, 1);
+        assert_eq!(drain(&StripedSemaphore::new(0, 16)).len(), 1);
+        let slots = StripedSemaphore::new(u32::MAX, 1);
         assert_eq!(slots.limit(), 1_048_575);
         assert_eq!(drain(&slots).len(), 1_048_575);
     }
 
     #[test]
     fn one_slot_in_so_many_is_that_one() {
-        let slots = Slots::new(5, 1);
+        let slots = StripedSemaphore::new(5, 1);
         let ones = (0..64).filter(|_| {
-            let slot = slots.take(0).unwrap();
-            let one = slot.is_one_of(7);
-            slots.give(slot);
+            let slot = slots.try_acquire(0).unwrap();
+            let one = slot.is_sampled(7);
+            slots.release(slot);
             one
         });
         assert!((6..=10).contains(&ones.count()));
@@ -333,7 +338,7 @@ mod tests {
     #[test]
     fn threads_never_hold_more_than_the_limit_and_none_is_lost_while_it_changes() {
         const MOST: u32 = 7;
-        let (slots, held, done) = (Slots::new(MOST, 4), AtomicU32::new(0), AtomicBool::new(false));
+        let (slots, held, done) = (StripedSemaphore::new(MOST, 4), AtomicU32::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
                 .map(|own| {
@@ -341,11 +346,11 @@ mod tests {
                     scope.spawn(move || {
                         let mut given = 0_u32;
                         for _ in 0..20_000 {
-                            if let Some(slot) = slots.take(own) {
+                            if let Some(slot) = slots.try_acquire(own) {
                                 given += 1;
                                 assert!(held.fetch_add(1, SeqCst) < MOST);
                                 held.fetch_sub(1, SeqCst);
-                                slots.give(slot);
+                                slots.release(slot);
                             }
                         }
                         given
@@ -391,18 +396,18 @@ mod tests {
             stripes in 1..17_usize,
             steps in prop::collection::vec(step(), 0..300),
         ) {
-            let slots = Slots::new(limit, stripes);
+            let slots = StripedSemaphore::new(limit, stripes);
             let (mut limit, mut held) = (limit as usize, Vec::new());
             for step in steps {
                 match step {
                     Step::Take(own) => {
-                        let taken = slots.take(own);
+                        let taken = slots.try_acquire(own);
                         prop_assert_eq!(taken.is_some(), held.len() < limit);
                         held.extend(taken);
                     }
                     Step::Give(at) if !held.is_empty() => {
                         let slot = held.swap_remove(at % held.len());
-                        slots.give(slot);
+                        slots.release(slot);
                     }
                     Step::Give(_) => {}
                     Step::Resize(to) => {
@@ -413,7 +418,7 @@ mod tests {
                 prop_assert_eq!(slots.in_flight() as usize, held.len());
             }
             for slot in held {
-                slots.give(slot);
+                slots.release(slot);
             }
             prop_assert_eq!(drain(&slots).len(), limit);
         }

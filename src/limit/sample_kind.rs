@@ -2,20 +2,20 @@
 
 use http::StatusCode;
 
-use super::sum::End;
+use super::samples::SampleKind;
 use crate::cause::BadGatewayCause as Cause;
 
 /// An answer of this status with this cause; `None` where it tells nothing.
 ///
 /// Failures that say nothing of load come quickly or slowly for reasons of their own, and so do 4xx: they are no samples.
-pub(super) fn end(status: Option<StatusCode>, cause: Option<Cause>) -> Option<End> {
+pub(super) fn sample_kind(status: Option<StatusCode>, cause: Option<Cause>) -> Option<SampleKind> {
     match (status?, cause) {
-        (_, Some(cause)) if is_overload(cause) => Some(End::Overloaded),
+        (_, Some(cause)) if is_overload(cause) => Some(SampleKind::Overloaded),
         (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, None | Some(Cause::UpstreamStatus)) => {
-            Some(End::Overloaded)
+            Some(SampleKind::Overloaded)
         }
         (StatusCode::SWITCHING_PROTOCOLS, _) => None,
-        (status, None) if status.as_u16() < 400 => Some(End::Answered),
+        (status, None) if status.as_u16() < 400 => Some(SampleKind::Success),
         _ => None,
     }
 }
@@ -41,26 +41,26 @@ pub(super) fn is_overload(cause: Cause) -> bool {
 mod tests {
     use super::*;
 
-    fn told(status: u16, cause: impl Into<Option<Cause>>) -> Option<End> {
-        end(Some(StatusCode::from_u16(status).unwrap()), cause.into())
+    fn told(status: u16, cause: impl Into<Option<Cause>>) -> Option<SampleKind> {
+        sample_kind(Some(StatusCode::from_u16(status).unwrap()), cause.into())
     }
 
     #[test]
     fn good_answers_are_samples_of_time() {
         for status in [200, 204, 304] {
-            assert_eq!(told(status, None), Some(End::Answered), "{status}");
+            assert_eq!(told(status, None), Some(SampleKind::Success), "{status}");
         }
     }
 
     #[test]
     fn refusals_and_timeouts_tell_of_load() {
         for status in [429, 503] {
-            assert_eq!(told(status, None), Some(End::Overloaded), "{status}");
+            assert_eq!(told(status, None), Some(SampleKind::Overloaded), "{status}");
         }
-        assert_eq!(told(503, Cause::UpstreamStatus), Some(End::Overloaded));
+        assert_eq!(told(503, Cause::UpstreamStatus), Some(SampleKind::Overloaded));
         for cause in [Cause::FirstByteTimeout, Cause::ConnectionLimit, Cause::GatewayOverload, Cause::BodyReadTimeout] {
-            assert_eq!(told(cause.status().as_u16(), cause), Some(End::Overloaded), "{cause}");
-            assert_eq!(told(200, cause), Some(End::Overloaded), "in the body: {cause}");
+            assert_eq!(told(cause.status().as_u16(), cause), Some(SampleKind::Overloaded), "{cause}");
+            assert_eq!(told(200, cause), Some(SampleKind::Overloaded), "in the body: {cause}");
         }
     }
 
@@ -72,6 +72,6 @@ mod tests {
         for cause in [Cause::ConnectionRefused, Cause::CircuitOpen, Cause::UploadStalled, Cause::DnsTimeout] {
             assert_eq!(told(cause.status().as_u16(), cause), None, "{cause}");
         }
-        assert_eq!(end(None, None), None);
+        assert_eq!(sample_kind(None, None), None);
     }
 }
