@@ -50,7 +50,7 @@ async fn run() -> Result<(), String> {
         let admission = admission.clone();
         move || async move {
             let (in_flight, service) = (admission.in_flight(), admission.service_time());
-            format!("in flight {in_flight}, service time {service:?}, {:?}\n", admission.refused())
+            format!("in flight {in_flight}, service time {service:?}, {:?}\n", admission.rejections())
         }
     };
     let app = Router::new()

@@ -78,7 +78,7 @@ async fn routes_and_fresh_connections_share_one_count() {
     until("the place is free", || admission.in_flight() == 0).await;
     let answer = ask(address, "GET /other HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert_eq!((answer.status(), answer.text().as_str()), (200, "other"));
-    assert_eq!(admission.refused().full, 3);
+    assert_eq!(admission.rejections().overloaded, 3);
 }
 
 #[tokio::test]
@@ -319,8 +319,8 @@ async fn an_app_asked_for_twice_what_it_can_do_still_does_what_it_can() {
 async fn an_app_with_room_refuses_next_to_nobody() {
     let layer = admission();
     let done = ask_too_much(Some(layer.clone()), Workers::DoAllTheyGet, 0.7 * CAPACITY, 1.0, 30.0).await;
-    println!("at 70 %: {done:?} {:?}", layer.refused());
-    assert_eq!((layer.refused().late, layer.refused().full), (0, 0));
+    println!("at 70 %: {done:?} {:?}", layer.rejections());
+    assert_eq!((layer.rejections().too_late, layer.rejections().overloaded), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -360,6 +360,6 @@ async fn an_app_that_mostly_waits_is_soon_known_for_it() {
     for call in calls {
         call.await.unwrap();
     }
-    println!("an app that waits: {:?}", layer.refused());
-    assert!(layer.refused().late < 1_000, "{:?}", layer.refused());
+    println!("an app that waits: {:?}", layer.rejections());
+    assert!(layer.rejections().too_late < 1_000, "{:?}", layer.rejections());
 }

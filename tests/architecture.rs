@@ -26,7 +26,7 @@ const PAIRS: [[&str; 2]; 1] = [["alignment", "timeout"]];
 
 /// Types that are a module's middleware, which only the files named with them may use; the module's own `mod.rs` may too.
 const MIDDLEWARE: [(&str, &[&str], &[&str]); 10] = [
-    ("admission", &["AdmissionLayer", "Admitted"], &[]),
+    ("admission", &["AdmissionLayer", "Admission<"], &[]),
     ("breaker", &["CircuitBreakerLayer", "CircuitBreaker<"], &["keyed"]),
     ("classify", &["ClassifyLayer", "ClassifyFuture"], &[]),
     ("client", &["ReverseProxy", "ReverseProxyBuilder"], &["proxy", "exchange", "tunnel"]),

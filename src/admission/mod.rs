@@ -78,9 +78,9 @@
 //! [`Field::absolute`]: crate::deadline::DeadlineHeader::absolute
 //! [`Deadline`]: crate::deadline::Deadline
 
-mod desk;
-mod guard;
-mod places;
+mod clock_skew_guard;
+mod controller;
+mod in_flight;
 mod service_time;
 
 use std::sync::Arc;
@@ -90,14 +90,14 @@ use http::StatusCode;
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use self::desk::{Desk, No};
+use self::controller::{AdmissionController, Rejection};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{DeadlineOnly, DeadlinePropagation};
 use crate::exchange::{CallContext, CallKind, CancelReason, Component, Outcome, Rejection};
 use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
 use crate::stats::reachable;
 
-pub use self::desk::{Refused, Ticket};
+pub use self::controller::{Permit, RejectionCounts};
 
 passing_middleware! {
     /// The service of [`AdmissionLayer`].
@@ -114,7 +114,7 @@ passing_middleware! {
 middleware_spec! {
     /// Admission control alone.
     AdmissionSpec,
-    per_call = Admission, per_attempt = (), timeouts = DeadlineOnly, requests = Once, errors = PassOn
+    per_call = AdmissionComponent, per_attempt = (), timeouts = DeadlineOnly, requests = Once, errors = PassOn
 }
 
 /// Refuses what cannot be answered in time; see the [module](self).
@@ -134,7 +134,11 @@ impl AdmissionLayer {
     /// longest time that anybody waits.
     pub fn new(in_flight: usize) -> Self {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-        let parts = Admission { desk: Arc::new(Desk::new(in_flight)), at_once: count(at_once), refusals: refusals() };
+        let parts = AdmissionComponent {
+            controller: Arc::new(AdmissionController::new(in_flight)),
+            concurrency: count(at_once),
+            rejections: rejection_records(),
+        };
         Self { config: Arc::new(Config::new(parts, (), DeadlineOnly::default(), Once, PassOn)) }
     }
 
@@ -143,7 +147,7 @@ impl AdmissionLayer {
     /// Said too low, bursts after idleness are refused that could be served; said too high, the first of a slow time are
     /// let in that cannot be.
     pub fn concurrency(mut self, at_once: usize) -> Self {
-        Arc::make_mut(&mut self.config).per_call.at_once = count(at_once);
+        Arc::make_mut(&mut self.config).per_call.concurrency = count(at_once);
         self
     }
 
@@ -172,21 +176,21 @@ impl AdmissionLayer {
 
     /// How many requests are in flight.
     pub fn in_flight(&self) -> usize {
-        self.desk().in_flight() as usize
+        self.controller().in_flight() as usize
     }
 
     /// The service time as it was learned; `None` before there are 16 answers.
     pub fn service_time(&self) -> Option<Duration> {
-        self.desk().service_time()
+        self.controller().service_time()
     }
 
     /// How many requests were refused since the layer was made.
-    pub fn refused(&self) -> Refused {
-        self.desk().refused()
+    pub fn rejections(&self) -> RejectionCounts {
+        self.controller().rejections()
     }
 
-    fn desk(&self) -> &Desk {
-        &self.config.per_call.desk
+    fn controller(&self) -> &AdmissionController {
+        &self.config.per_call.controller
     }
 }
 
@@ -200,52 +204,52 @@ impl<S> Layer<S> for AdmissionLayer {
 
 /// What [`AdmissionLayer`] adds to a call.
 #[derive(Clone, Debug)]
-pub(crate) struct Admission {
-    desk: Arc<Desk>,
-    at_once: u32,
-    refusals: [Failure; 3],
+pub(crate) struct AdmissionComponent {
+    controller: Arc<AdmissionController>,
+    concurrency: u32,
+    rejections: [Failure; 3],
 }
 
-impl Component for Admission {
-    type Ticket = Ticket;
+impl Component for AdmissionComponent {
+    type Ticket = Permit;
 
     #[inline]
-    fn admit(&self, call: &CallContext) -> Result<Ticket, Rejection> {
-        self.desk.admit(call, self.at_once).map_err(|no| self.refusal(no))
+    fn admit(&self, call: &CallContext) -> Result<Permit, Rejection> {
+        self.controller.admit(call, self.concurrency).map_err(|no| self.rejection(no))
     }
 
-    fn settle(&self, ticket: Ticket, call: &CallContext, outcome: &Outcome) {
+    fn settle(&self, ticket: Permit, call: &CallContext, outcome: &Outcome) {
         if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
-            return self.desk.release(&ticket);
+            return self.controller.release(&ticket);
         }
-        self.desk.settle(&ticket, outcome.now().saturating_duration_since(call.now), self.at_once);
+        self.controller.complete(&ticket, outcome.now().saturating_duration_since(call.now), self.concurrency);
     }
 
-    fn abandon(&self, ticket: Ticket, call: &CallContext, why: CancelReason) {
+    fn abandon(&self, ticket: Permit, call: &CallContext, why: CancelReason) {
         match why {
             // how long a client takes to read says nothing about an answer
             CancelReason::Rejected(_) | CancelReason::TimedOut(BadGatewayCause::ClientClosed) => {
-                self.desk.release(&ticket);
+                self.controller.release(&ticket);
             }
-            _ => self.desk.abandon(&ticket, call.deadline, call.now, Instant::now(), self.at_once),
+            _ => self.controller.cancel(&ticket, call.deadline, call.now, Instant::now(), self.concurrency),
         }
     }
 }
 
-impl Admission {
+impl AdmissionComponent {
     #[cold]
-    fn refusal(&self, no: No) -> Rejection {
-        let [passed, late, full] = &self.refusals;
+    fn rejection(&self, no: Rejection) -> Rejection {
+        let [passed, late, full] = &self.rejections;
         match no {
-            No::Passed => Rejection::new(passed.clone()),
-            No::Late => Rejection::new(late.clone()),
-            No::Full(after) => Rejection::new(full.clone()).retry_after(after),
+            Rejection::Expired => Rejection::new(passed.clone()),
+            Rejection::TooLate => Rejection::new(late.clone()),
+            Rejection::Overloaded(after) => Rejection::new(full.clone()).retry_after(after),
         }
     }
 }
 
 /// The records of the three refusals, one each for all calls: a refusal has to be cheap.
-fn refusals() -> [Failure; 3] {
+fn rejection_records() -> [Failure; 3] {
     let refusal = |cause, text| {
         let failure = Failure::builder(cause).phase(Phase::Gateway).detail(Detail::Text(text));
         failure.refusal().retry_stop(RetryStop::LocalRefusal).build()

@@ -26,17 +26,17 @@ const NANOSECONDS: u64 = (1 << 48) - 1;
 impl ServiceTime {
     /// Learns from an answer that took so long, with this number among those in flight.
     pub(super) fn learn(&self, took: Duration, number: u32, at_once: u32) {
-        self.update(WEIGHT, |_| alone(took, number, at_once));
+        self.update(WEIGHT, |_| uncontended(took, number, at_once));
     }
 
     /// Learns from a call that was let in to prove the average: it counts as much as all before.
-    pub(super) fn prove(&self, took: Duration, number: u32, at_once: u32) {
-        self.update(2, |_| alone(took, number, at_once));
+    pub(super) fn confirm(&self, took: Duration, number: u32, at_once: u32) {
+        self.update(2, |_| uncontended(took, number, at_once));
     }
 
     /// Learns from a call that would have taken longer than this: it can only raise the average.
     pub(super) fn learn_at_least(&self, took: Duration, number: u32, at_once: u32) {
-        self.update(WEIGHT, |average| alone(took, number, at_once).max(average));
+        self.update(WEIGHT, |average| uncontended(took, number, at_once).max(average));
     }
 
     fn update(&self, weight: u64, sample: impl Fn(u64) -> u64) {
@@ -75,7 +75,7 @@ impl ServiceTime {
 }
 
 /// The time of a call with its wait taken out, in nanoseconds.
-fn alone(took: Duration, number: u32, at_once: u32) -> u64 {
+fn uncontended(took: Duration, number: u32, at_once: u32) -> u64 {
     let alone = took.as_nanos() * u128::from(at_once) / u128::from(number.max(at_once));
     u64::try_from(alone).unwrap_or(u64::MAX).min(NANOSECONDS)
 }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn one_proof_counts_as_much_as_all_before() {
         let service = learned(MS * 900, 1, 1);
-        service.prove(MS * 100, 1, 1);
+        service.confirm(MS * 100, 1, 1);
         assert_eq!(service.average(), Some(MS * 500));
     }
 

@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::guard::Guard;
-use super::places::{NoPlace, Places};
+use super::clock_skew_guard::ClockSkewGuard;
+use super::in_flight::{AtCapacity, InFlight};
 use super::service_time::ServiceTime;
 use crate::deadline::{Clock, Deadline};
 use crate::exchange::{CallContext, CallKind};
 
 /// All that the clones of one layer share.
 #[derive(Debug)]
-pub(super) struct Desk {
-    places: Places,
+pub(super) struct AdmissionController {
+    in_flight: InFlight,
     service: ServiceTime,
-    guard: Guard,
+    skew_guard: ClockSkewGuard,
     /// The first call, from which times are counted.
-    opened: OnceLock<Instant>,
+    origin: OnceLock<Instant>,
     /// When somebody was let in, roughly, in milliseconds after `opened`.
-    let_in: AtomicU64,
-    passed: AtomicU64,
-    late: AtomicU64,
-    full: AtomicU64,
-    spared: AtomicU64,
+    last_admitted: AtomicU64,
+    expired: AtomicU64,
+    too_late: AtomicU64,
+    overloaded: AtomicU64,
+    tolerated: AtomicU64,
 }
 
 /// What an admitted call holds.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct Permit {
     number: u32,
     kind: CallKind,
     /// Let in to prove the estimate.
@@ -39,62 +39,62 @@ pub struct Ticket {
 
 /// Why a call is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum No {
+pub(super) enum Rejection {
     /// Its deadline had passed when it came.
-    Passed,
+    Expired,
     /// Its deadline will have passed when its answer is there.
-    Late,
+    TooLate,
     /// The cap is reached; this much later there should be room.
-    Full(Duration),
+    Overloaded(Duration),
 }
 
 /// How many calls were refused, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Refused {
+pub struct RejectionCounts {
     /// 504: the deadline had passed on arrival.
-    pub passed: u64,
+    pub expired: u64,
     /// 504: too much was ahead for the deadline.
-    pub late: u64,
+    pub too_late: u64,
     /// 503: the cap was reached.
-    pub full: u64,
+    pub overloaded: u64,
     /// Not refused, though late by the caller's clock: too many were.
-    pub spared: u64,
+    pub tolerated: u64,
 }
 
 /// If nobody was let in for so long, the estimate has to prove itself on the next call.
 const PROBE: u64 = 1000;
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-impl Desk {
+impl AdmissionController {
     pub(super) fn new(cap: usize) -> Self {
         Self {
-            places: Places::new(cap),
+            in_flight: InFlight::new(cap),
             service: ServiceTime::default(),
-            guard: Guard::default(),
-            opened: OnceLock::new(),
-            let_in: AtomicU64::new(0),
-            passed: AtomicU64::new(0),
-            late: AtomicU64::new(0),
-            full: AtomicU64::new(0),
-            spared: AtomicU64::new(0),
+            skew_guard: ClockSkewGuard::default(),
+            origin: OnceLock::new(),
+            last_admitted: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+            too_late: AtomicU64::new(0),
+            overloaded: AtomicU64::new(0),
+            tolerated: AtomicU64::new(0),
         }
     }
 
     /// Lets a call in, or says why not.
-    pub(super) fn admit(&self, call: &CallContext, at_once: u32) -> Result<Ticket, No> {
-        let age = call.now.saturating_duration_since(*self.opened.get_or_init(|| call.now));
+    pub(super) fn admit(&self, call: &CallContext, at_once: u32) -> Result<Permit, Rejection> {
+        let age = call.now.saturating_duration_since(*self.origin.get_or_init(|| call.now));
         let callers_clock = call.deadline.is_some_and(|deadline| deadline.clock() == Clock::Client);
         if callers_clock {
-            self.guard.saw(age.as_secs());
+            self.skew_guard.record_call(age.as_secs());
         }
-        let spares = || callers_clock && self.spares(age.as_secs());
+        let spares = || callers_clock && self.tolerates(age.as_secs());
         let left = call.deadline.map(|deadline| deadline.remaining(call.now));
         // a time of day that cannot be believed is no deadline
         let left = left.filter(|left| !left.is_zero() || !spares());
         if left.is_some_and(|left| left.is_zero()) {
-            self.passed.fetch_add(1, Relaxed);
-            return Err(No::Passed);
+            self.expired.fetch_add(1, Relaxed);
+            return Err(Rejection::Expired);
         }
         let in_time = |number| match (left, self.service.estimate(number, at_once)) {
             (Some(left), Some(estimate)) => estimate <= left,
@@ -102,54 +102,54 @@ impl Desk {
         };
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let mut probe = false;
-        let mut place = self.places.take(call.kind, in_time);
-        if place == Err(NoPlace::TooMany) {
+        let mut place = self.in_flight.try_acquire(call.kind, in_time);
+        if place == Err(AtCapacity::TooLate) {
             probe = self.is_probe(age);
             if probe || spares() {
-                place = self.places.take(call.kind, |_| true);
+                place = self.in_flight.try_acquire(call.kind, |_| true);
             }
         }
         match place {
             Ok(number) => {
-                self.note(age);
-                Ok(Ticket { number, kind: call.kind, probe })
+                self.note_admission(age);
+                Ok(Permit { number, kind: call.kind, probe })
             }
-            Err(NoPlace::TooMany) => {
-                self.late.fetch_add(1, Relaxed);
-                Err(No::Late)
+            Err(AtCapacity::TooLate) => {
+                self.too_late.fetch_add(1, Relaxed);
+                Err(Rejection::TooLate)
             }
-            Err(NoPlace::Full) => {
-                self.full.fetch_add(1, Relaxed);
-                Err(No::Full(self.retry_after(at_once)))
+            Err(AtCapacity::Full) => {
+                self.overloaded.fetch_add(1, Relaxed);
+                Err(Rejection::Overloaded(self.retry_after(at_once)))
             }
         }
     }
 
     /// The exchange is over.
-    pub(super) fn settle(&self, ticket: &Ticket, took: Duration, at_once: u32) {
-        self.places.free(ticket.kind);
+    pub(super) fn complete(&self, ticket: &Permit, took: Duration, at_once: u32) {
+        self.in_flight.release(ticket.kind);
         match (ticket.kind, ticket.probe) {
             (CallKind::Unbounded, _) => {}
             (CallKind::Bounded, false) => self.service.learn(took, ticket.number, at_once),
-            (CallKind::Bounded, true) => self.service.prove(took, ticket.number, at_once),
+            (CallKind::Bounded, true) => self.service.confirm(took, ticket.number, at_once),
         }
     }
 
     /// The exchange is over, and its time says nothing about others.
-    pub(super) fn release(&self, ticket: &Ticket) {
-        self.places.free(ticket.kind);
+    pub(super) fn release(&self, ticket: &Permit) {
+        self.in_flight.release(ticket.kind);
     }
 
     /// The caller has left after this time: one that waited until its deadline proves that an answer takes longer.
-    pub(super) fn abandon(
+    pub(super) fn cancel(
         &self,
-        ticket: &Ticket,
+        ticket: &Permit,
         deadline: Option<Deadline>,
         began: Instant,
         now: Instant,
         at_once: u32,
     ) {
-        self.places.free(ticket.kind);
+        self.in_flight.release(ticket.kind);
         let waited = deadline.is_some_and(|deadline| {
             // callers leave by their own timers, which are not to the point
             deadline.clock() == Clock::Own && deadline.remaining(now) <= deadline.remaining(began) / 16
@@ -161,7 +161,7 @@ impl Desk {
 
     /// How many calls are in flight.
     pub(super) fn in_flight(&self) -> u32 {
-        self.places.all()
+        self.in_flight.total()
     }
 
     /// The service time, once enough answers were seen.
@@ -169,38 +169,38 @@ impl Desk {
         self.service.average()
     }
 
-    pub(super) fn refused(&self) -> Refused {
-        Refused {
-            passed: self.passed.load(Relaxed),
-            late: self.late.load(Relaxed),
-            full: self.full.load(Relaxed),
-            spared: self.spared.load(Relaxed),
+    pub(super) fn rejections(&self) -> RejectionCounts {
+        RejectionCounts {
+            expired: self.expired.load(Relaxed),
+            too_late: self.too_late.load(Relaxed),
+            overloaded: self.overloaded.load(Relaxed),
+            tolerated: self.tolerated.load(Relaxed),
         }
     }
 
     /// Whether a call that is late by its caller's clock has to be let in nevertheless.
-    fn spares(&self, second: u64) -> bool {
-        let spares = !self.guard.may_refuse(second);
-        self.spared.fetch_add(u64::from(spares), Relaxed);
+    fn tolerates(&self, second: u64) -> bool {
+        let spares = !self.skew_guard.may_reject(second);
+        self.tolerated.fetch_add(u64::from(spares), Relaxed);
         spares
     }
 
     /// Notes that somebody was let in; an eighth of what matters is exact enough, and seldom writes.
-    fn note(&self, age: u64) {
-        if self.let_in.load(Relaxed) + PROBE / 8 <= age {
-            self.let_in.store(age, Relaxed);
+    fn note_admission(&self, age: u64) {
+        if self.last_admitted.load(Relaxed) + PROBE / 8 <= age {
+            self.last_admitted.store(age, Relaxed);
         }
     }
 
     /// Whether this call is the one that is let in after a second without any.
     fn is_probe(&self, age: u64) -> bool {
-        let last = self.let_in.load(Relaxed);
-        last + PROBE <= age && self.let_in.compare_exchange(last, age, Relaxed, Relaxed).is_ok()
+        let last = self.last_admitted.load(Relaxed);
+        last + PROBE <= age && self.last_admitted.compare_exchange(last, age, Relaxed, Relaxed).is_ok()
     }
 
     /// When all that is in flight now should be done: those who come back then find room together.
     fn retry_after(&self, at_once: u32) -> Duration {
-        let rounds = self.places.bounded() / at_once;
+        let rounds = self.in_flight.bounded() / at_once;
         let after = self.service.average().unwrap_or_default().saturating_mul(rounds.max(1));
         after.clamp(RETRY_AFTER.0, RETRY_AFTER.1)
     }
@@ -227,25 +227,25 @@ mod tests {
     }
 
     /// A desk that has learned this service time, one worker assumed.
-    fn learned(cap: usize, service: Duration, now: Instant) -> Desk {
-        let desk = Desk::new(cap);
+    fn learned(cap: usize, service: Duration, now: Instant) -> AdmissionController {
+        let desk = AdmissionController::new(cap);
         for _ in 0..16 {
             let ticket = desk.admit(&call(now, None), 1).unwrap();
-            desk.settle(&ticket, service, 1);
+            desk.complete(&ticket, service, 1);
         }
         assert_eq!(desk.service_time(), Some(service));
         desk
     }
 
-    fn no(desk: &Desk, call: &CallContext) -> Option<No> {
+    fn no(desk: &AdmissionController, call: &CallContext) -> Option<Rejection> {
         desk.admit(call, 1).err()
     }
 
     #[test]
     fn a_deadline_that_has_passed_is_refused_even_by_an_idle_app() {
-        let (desk, now) = (Desk::new(9), Instant::now());
-        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(No::Passed));
-        assert_eq!((desk.in_flight(), desk.refused().passed), (0, 1));
+        let (desk, now) = (AdmissionController::new(9), Instant::now());
+        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(Rejection::Expired));
+        assert_eq!((desk.in_flight(), desk.rejections().expired), (0, 1));
     }
 
     #[test]
@@ -255,11 +255,11 @@ mod tests {
         let first = desk.admit(&call(now, MS), 1);
         assert!(first.is_ok(), "a free worker has nothing better to do");
         // one is ahead: 40 ms for its work and 60 ms for our own
-        assert_eq!(no(&desk, &call(now, MS * 99)), Some(No::Late));
+        assert_eq!(no(&desk, &call(now, MS * 99)), Some(Rejection::TooLate));
         assert_eq!(no(&desk, &call(now, MS * 100)), None);
-        assert_eq!(no(&desk, &call(now, MS * 100)), Some(No::Late));
+        assert_eq!(no(&desk, &call(now, MS * 100)), Some(Rejection::TooLate));
         assert_eq!(no(&desk, &call(now, None)), None, "who says no deadline waits");
-        assert_eq!((desk.in_flight(), desk.refused().late), (3, 2));
+        assert_eq!((desk.in_flight(), desk.rejections().too_late), (3, 2));
     }
 
     #[test]
@@ -269,10 +269,10 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(no(&desk, &call(now, None)), None);
         }
-        assert_eq!(no(&desk, &call(now, None)), Some(No::Full(MS * 4500)));
+        assert_eq!(no(&desk, &call(now, None)), Some(Rejection::Overloaded(MS * 4500)));
         let quick = learned(1, MS, now);
         assert_eq!(no(&quick, &call(now, None)), None);
-        assert_eq!(no(&quick, &call(now, None)), Some(No::Full(Duration::from_secs(1))));
+        assert_eq!(no(&quick, &call(now, None)), Some(Rejection::Overloaded(Duration::from_secs(1))));
     }
 
     #[test]
@@ -284,7 +284,7 @@ mod tests {
         let mut let_in = 0;
         for ms in 0..10_000 {
             if let Ok(ticket) = desk.admit(&call(now + MS * ms, MS * 500), 1) {
-                desk.settle(&ticket, MS * 20, 1);
+                desk.complete(&ticket, MS * 20, 1);
                 let_in += 1;
             }
         }
@@ -299,12 +299,12 @@ mod tests {
         let asked = call(now, MS * 500);
         for (after, average) in [(MS * 300, 30), (MS * 495, 59)] {
             let ticket = desk.admit(&asked, 1).unwrap();
-            desk.abandon(&ticket, asked.deadline, now, now + after, 1);
+            desk.cancel(&ticket, asked.deadline, now, now + after, 1);
             assert_eq!(desk.service_time().unwrap().as_millis(), average);
         }
         let wrong = by_client_clock(now, MS * 9000);
         let ticket = desk.admit(&wrong, 1).unwrap();
-        desk.abandon(&ticket, wrong.deadline, now, now + MS * 9000, 1);
+        desk.cancel(&ticket, wrong.deadline, now, now + MS * 9000, 1);
         assert_eq!(desk.service_time().unwrap().as_millis(), 59, "its deadline may be another than it meant");
         assert_eq!(desk.in_flight(), 0);
     }
@@ -316,20 +316,20 @@ mod tests {
         let stream = CallContext { kind: CallKind::Unbounded, ..call(now, None) };
         let streams: Vec<_> = (0..3).map(|_| desk.admit(&stream, 1).unwrap()).collect();
         assert_eq!(no(&desk, &call(now, MS * 31)), None);
-        assert!(matches!(no(&desk, &call(now, MS * 31)), Some(No::Full(_))));
+        assert!(matches!(no(&desk, &call(now, MS * 31)), Some(Rejection::Overloaded(_))));
         for ticket in &streams {
-            desk.settle(ticket, Duration::from_secs(3600), 1);
+            desk.complete(ticket, Duration::from_secs(3600), 1);
         }
         assert_eq!((desk.in_flight(), desk.service_time()), (1, Some(MS * 30)));
     }
 
     #[test]
     fn a_wrong_clock_shuts_nobody_out() {
-        let (desk, now) = (Desk::new(999), Instant::now());
+        let (desk, now) = (AdmissionController::new(999), Instant::now());
         let refused = (0..100).filter(|_| desk.admit(&by_client_clock(now, Duration::ZERO), 1).is_err()).count();
-        assert_eq!((refused, desk.refused().passed, desk.refused().spared), (20, 20, 80));
+        assert_eq!((refused, desk.rejections().expired, desk.rejections().tolerated), (20, 20, 80));
         // while a deadline by our own clock is believed
-        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(No::Passed));
+        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(Rejection::Expired));
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
         let desk = learned(999, MS * 30, now);
         assert_eq!(no(&desk, &call(now, None)), None);
         let refused = (0..100).filter(|_| desk.admit(&by_client_clock(now, MS), 1).is_err()).count();
-        assert_eq!((refused, desk.refused().late, desk.refused().spared), (20, 20, 80));
+        assert_eq!((refused, desk.rejections().too_late, desk.rejections().tolerated), (20, 20, 80));
     }
 
     #[derive(Clone, Debug)]
@@ -364,9 +364,9 @@ mod tests {
     proptest! {
         #[test]
         fn places_are_exact_and_a_free_worker_refuses_only_the_dead(cap in 1_usize..6, at_once in 1_u32..4, steps in steps()) {
-            let desk = Desk::new(cap);
+            let desk = AdmissionController::new(cap);
             let mut now = Instant::now();
-            let mut open: Vec<(Ticket, CallContext)> = Vec::new();
+            let mut open: Vec<(Permit, CallContext)> = Vec::new();
             for step in steps {
                 match step {
                     Step::Admit { left, stream, callers } => {
@@ -384,9 +384,9 @@ mod tests {
                                 prop_assert!(!dead || callers);
                                 open.push((ticket, call));
                             }
-                            Err(No::Passed) => prop_assert!(dead),
-                            Err(No::Late) => prop_assert!(!dead && left.is_some() && bounded >= at_once as usize),
-                            Err(No::Full(after)) => {
+                            Err(Rejection::Expired) => prop_assert!(dead),
+                            Err(Rejection::TooLate) => prop_assert!(!dead && left.is_some() && bounded >= at_once as usize),
+                            Err(Rejection::Overloaded(after)) => {
                                 prop_assert_eq!(open.len(), cap);
                                 prop_assert!(after >= RETRY_AFTER.0 && after <= RETRY_AFTER.1);
                             }
@@ -394,11 +394,11 @@ mod tests {
                     }
                     Step::Settle(which) if !open.is_empty() => {
                         let (ticket, call) = open.swap_remove(which % open.len());
-                        desk.settle(&ticket, now - call.now, at_once);
+                        desk.complete(&ticket, now - call.now, at_once);
                     }
                     Step::Abandon(which) if !open.is_empty() => {
                         let (ticket, call) = open.swap_remove(which % open.len());
-                        desk.abandon(&ticket, call.deadline, call.now, now, at_once);
+                        desk.cancel(&ticket, call.deadline, call.now, now, at_once);
                     }
                     Step::Settle(_) | Step::Abandon(_) => {}
                     Step::Wait(ms) => now += Duration::from_millis(ms),

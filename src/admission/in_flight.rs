@@ -10,7 +10,7 @@ use crate::exchange::CallKind;
 /// relaxed: a loom test would check that two threads at the last place never both get it, and that a place freed
 /// by one thread is found by the other.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct InFlight {
     cap: u32,
     /// Bounded calls in the lower half, unbounded ones in the upper.
     taken: AtomicU64,
@@ -18,11 +18,11 @@ pub(super) struct Places {
 
 /// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoPlace {
+pub(super) enum AtCapacity {
     /// The cap is reached.
     Full,
     /// Too many are ahead.
-    TooMany,
+    TooLate,
 }
 
 const BOUNDED: u64 = 1;
@@ -41,7 +41,7 @@ fn split(taken: u64) -> (u32, u32) {
     (bounded, u32::try_from(taken >> 32).unwrap_or(u32::MAX))
 }
 
-impl Places {
+impl InFlight {
     /// Room for so many; one at least.
     pub(super) fn new(cap: usize) -> Self {
         // a cap below the width of a half keeps one half from running into the other
@@ -50,15 +50,15 @@ impl Places {
     }
 
     /// Takes a place if one is free and its number among the bounded calls suits.
-    pub(super) fn take(&self, kind: CallKind, suits: impl Fn(u32) -> bool) -> Result<u32, NoPlace> {
+    pub(super) fn try_acquire(&self, kind: CallKind, suits: impl Fn(u32) -> bool) -> Result<u32, AtCapacity> {
         let mut taken = self.taken.load(Relaxed);
         loop {
             let (bounded, unbounded) = split(taken);
             if bounded + unbounded >= self.cap {
-                return Err(NoPlace::Full);
+                return Err(AtCapacity::Full);
             }
             if !suits(bounded + 1) {
-                return Err(NoPlace::TooMany);
+                return Err(AtCapacity::TooLate);
             }
             match self.taken.compare_exchange_weak(taken, taken + one(kind), Relaxed, Relaxed) {
                 Ok(_) => return Ok(bounded + 1),
@@ -68,7 +68,7 @@ impl Places {
     }
 
     /// Frees a place that was taken.
-    pub(super) fn free(&self, kind: CallKind) {
+    pub(super) fn release(&self, kind: CallKind) {
         self.taken.fetch_sub(one(kind), Relaxed);
     }
 
@@ -78,7 +78,7 @@ impl Places {
     }
 
     /// How many calls are in flight.
-    pub(super) fn all(&self) -> u32 {
+    pub(super) fn total(&self) -> u32 {
         let (bounded, unbounded) = split(self.taken.load(Relaxed));
         bounded + unbounded
     }
@@ -98,34 +98,34 @@ mod tests {
 
     #[test]
     fn a_place_that_was_freed_is_given_to_the_next() {
-        let places = Places::new(1);
-        assert_eq!(places.take(CallKind::Bounded, anything), Ok(1));
-        assert_eq!(places.take(CallKind::Bounded, anything), Err(NoPlace::Full));
-        places.free(CallKind::Bounded);
-        assert_eq!(places.take(CallKind::Unbounded, anything), Ok(1));
-        assert_eq!(places.take(CallKind::Bounded, anything), Err(NoPlace::Full));
+        let places = InFlight::new(1);
+        assert_eq!(places.try_acquire(CallKind::Bounded, anything), Ok(1));
+        assert_eq!(places.try_acquire(CallKind::Bounded, anything), Err(AtCapacity::Full));
+        places.release(CallKind::Bounded);
+        assert_eq!(places.try_acquire(CallKind::Unbounded, anything), Ok(1));
+        assert_eq!(places.try_acquire(CallKind::Bounded, anything), Err(AtCapacity::Full));
     }
 
     #[test]
     fn streams_take_a_place_and_stand_in_nobodys_way() {
-        let places = Places::new(9);
+        let places = InFlight::new(9);
         for _ in 0..5 {
-            assert_eq!(places.take(CallKind::Unbounded, |number| number == 1), Ok(1));
+            assert_eq!(places.try_acquire(CallKind::Unbounded, |number| number == 1), Ok(1));
         }
-        assert_eq!(places.take(CallKind::Bounded, |number| number == 1), Ok(1));
-        assert_eq!(places.take(CallKind::Bounded, |number| number == 1), Err(NoPlace::TooMany));
-        assert_eq!((places.bounded(), places.all()), (1, 6));
+        assert_eq!(places.try_acquire(CallKind::Bounded, |number| number == 1), Ok(1));
+        assert_eq!(places.try_acquire(CallKind::Bounded, |number| number == 1), Err(AtCapacity::TooLate));
+        assert_eq!((places.bounded(), places.total()), (1, 6));
     }
 
     #[test]
     fn no_cap_at_all_is_a_cap_of_one() {
-        assert_eq!(Places::new(0).take(CallKind::Bounded, anything), Ok(1));
+        assert_eq!(InFlight::new(0).try_acquire(CallKind::Bounded, anything), Ok(1));
     }
 
     #[test]
     fn threads_never_hold_more_than_the_cap_together() {
         const CAP: u32 = 3;
-        let (places, held) = (Places::new(CAP as usize), AtomicU32::new(0));
+        let (places, held) = (InFlight::new(CAP as usize), AtomicU32::new(0));
         let given: u32 = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
                 .map(|thread| {
@@ -134,11 +134,11 @@ mod tests {
                     scope.spawn(move || {
                         let mut given = 0;
                         for _ in 0..5_000 {
-                            if places.take(kind, anything).is_ok() {
+                            if places.try_acquire(kind, anything).is_ok() {
                                 given += 1;
                                 assert!(held.fetch_add(1, Relaxed) < CAP);
                                 held.fetch_sub(1, Relaxed);
-                                places.free(kind);
+                                places.release(kind);
                             }
                         }
                         given
@@ -148,7 +148,7 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert!(given > 0);
-        assert_eq!(places.all(), 0, "none is lost");
+        assert_eq!(places.total(), 0, "none is lost");
     }
 
     proptest! {
@@ -157,23 +157,23 @@ mod tests {
             cap in 1_usize..8,
             steps in proptest::collection::vec((any::<bool>(), any::<bool>(), 0_u32..6), 0..60),
         ) {
-            let places = Places::new(cap);
+            let places = InFlight::new(cap);
             let mut held: Vec<CallKind> = Vec::new();
             for (take, stream, most) in steps {
                 let kind = if stream { CallKind::Unbounded } else { CallKind::Bounded };
                 let bounded = held.iter().filter(|kind| **kind == CallKind::Bounded).count();
                 if take {
                     let expected = match u32::try_from(bounded + 1).unwrap() {
-                        _ if held.len() == cap => Err(NoPlace::Full),
-                        number if number > most => Err(NoPlace::TooMany),
+                        _ if held.len() == cap => Err(AtCapacity::Full),
+                        number if number > most => Err(AtCapacity::TooLate),
                         number => Ok(number),
                     };
-                    prop_assert_eq!(places.take(kind, |number| number <= most), expected);
+                    prop_assert_eq!(places.try_acquire(kind, |number| number <= most), expected);
                     held.extend(expected.is_ok().then_some(kind));
                 } else if let Some(kind) = held.pop() {
-                    places.free(kind);
+                    places.release(kind);
                 }
-                prop_assert_eq!(places.all() as usize, held.len());
+                prop_assert_eq!(places.total() as usize, held.len());
                 prop_assert!(held.len() <= cap);
             }
         }

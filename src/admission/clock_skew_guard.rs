@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// behind ours by more than its patience would otherwise never be answered again. Ten exact buckets of a second.
 /// Two threads that decide at the same moment may both take the last refusal.
 #[derive(Debug, Default)]
-pub(super) struct Guard {
+pub(super) struct ClockSkewGuard {
     seconds: [AtomicU64; SECONDS],
 }
 
@@ -20,7 +20,7 @@ const ONE_IN: u64 = 5;
 #[derive(Clone, Copy)]
 struct Bucket {
     second: u64,
-    seen: u64,
+    calls: u64,
     refused: u64,
 }
 
@@ -29,29 +29,29 @@ const SECOND: u64 = (1 << 24) - 1;
 
 impl Bucket {
     fn unpack(word: u64) -> Self {
-        Self { second: word >> 40, seen: word >> 20 & COUNT, refused: word & COUNT }
+        Self { second: word >> 40, calls: word >> 20 & COUNT, refused: word & COUNT }
     }
 
     fn pack(self) -> u64 {
-        self.second << 40 | self.seen.min(COUNT) << 20 | self.refused.min(COUNT)
+        self.second << 40 | self.calls.min(COUNT) << 20 | self.refused.min(COUNT)
     }
 }
 
-impl Guard {
+impl ClockSkewGuard {
     /// A call has come whose caller said a time of day.
-    pub(super) fn saw(&self, second: u64) {
-        self.update(second, |bucket| bucket.seen += 1);
+    pub(super) fn record_call(&self, second: u64) {
+        self.update(second, |bucket| bucket.calls += 1);
     }
 
     /// Whether such a call may be refused; a yes is counted.
-    pub(super) fn may_refuse(&self, second: u64) -> bool {
+    pub(super) fn may_reject(&self, second: u64) -> bool {
         let (mut seen, mut refused) = (0, 0);
         for bucket in &self.seconds {
             let bucket = Bucket::unpack(bucket.load(Relaxed));
             // a bucket from the future is another thread's, which has read its clock later
             let age = stamp(second).wrapping_sub(bucket.second) & SECOND;
             if age < SECONDS as u64 || age == SECOND {
-                seen += bucket.seen;
+                seen += bucket.calls;
                 refused += bucket.refused;
             }
         }
@@ -69,7 +69,7 @@ impl Guard {
         let update = |word| {
             let mut bucket = Bucket::unpack(word);
             if bucket.second != stamp {
-                bucket = Bucket { second: stamp, seen: 0, refused: 0 };
+                bucket = Bucket { second: stamp, calls: 0, refused: 0 };
             }
             change(&mut bucket);
             Some(bucket.pack())
@@ -92,36 +92,36 @@ mod tests {
 
     #[test]
     fn of_callers_whose_clock_is_wrong_a_fifth_is_refused() {
-        let guard = Guard::default();
+        let guard = ClockSkewGuard::default();
         let refused = (0..1000).filter(|call| {
-            guard.saw(call / 100);
-            guard.may_refuse(call / 100)
+            guard.record_call(call / 100);
+            guard.may_reject(call / 100)
         });
         assert_eq!(refused.count(), 200);
     }
 
     #[test]
     fn one_late_caller_among_many_is_refused() {
-        let guard = Guard::default();
+        let guard = ClockSkewGuard::default();
         for _ in 0..5 {
-            guard.saw(0);
+            guard.record_call(0);
         }
-        assert!(guard.may_refuse(0));
-        assert!(!guard.may_refuse(0));
+        assert!(guard.may_reject(0));
+        assert!(!guard.may_reject(0));
     }
 
     #[test]
     fn ten_seconds_later_all_is_forgotten() {
-        let guard = Guard::default();
+        let guard = ClockSkewGuard::default();
         for _ in 0..100 {
-            guard.saw(3);
+            guard.record_call(3);
         }
-        assert!(guard.may_refuse(12));
-        assert!(!guard.may_refuse(13));
+        assert!(guard.may_reject(12));
+        assert!(!guard.may_reject(13));
         for _ in 0..5 {
-            guard.saw(22);
+            guard.record_call(22);
         }
-        assert!(guard.may_refuse(22), "what was refused before is forgotten too");
+        assert!(guard.may_reject(22), "what was refused before is forgotten too");
     }
 
     proptest! {
@@ -130,16 +130,16 @@ mod tests {
             start in 0_u64..1 << 25,
             steps in proptest::collection::vec((0_u64..3, any::<bool>()), 0..200),
         ) {
-            let guard = Guard::default();
+            let guard = ClockSkewGuard::default();
             let (mut now, mut seen, mut refused) = (start, Vec::new(), Vec::new());
             for (later, late) in steps {
                 now += later;
-                guard.saw(now);
+                guard.record_call(now);
                 seen.push(now);
                 let recent = |all: &[u64]| all.iter().filter(|second| **second + 10 > now).count();
                 let room = (recent(&refused) + 1) * 5 <= recent(&seen);
                 if late {
-                    prop_assert_eq!(guard.may_refuse(now), room);
+                    prop_assert_eq!(guard.may_reject(now), room);
                     refused.extend(room.then_some(now));
                 }
             }
