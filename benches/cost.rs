@@ -27,7 +27,7 @@ use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{RetryBudget, Withdrawal};
 use tower_upstream::retry::{RetryPolicy, Shown, Situation, decide};
-use tower_upstream::timeout::LearnedLimit;
+use tower_upstream::timeout::AdaptiveTimeout;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
 struct Silent;
@@ -140,8 +140,8 @@ fn a_request_head_is_made_the_upstreams(bencher: Bencher<'_, '_>) {
 }
 
 /// A limit that has learned, and a time within the second that it has learned in.
-fn learned() -> (LearnedLimit, Instant) {
-    let limit = LearnedLimit::new(Duration::from_secs(10));
+fn learned() -> (AdaptiveTimeout, Instant) {
+    let limit = AdaptiveTimeout::new(Duration::from_secs(10));
     let start = Instant::now();
     for _ in 0..1000 {
         limit.answered(start, Duration::from_millis(40));

@@ -33,7 +33,7 @@ fn main() {
 
     show(
         "A mobile client of 3 s, and three attempts that were never counted together",
-        Timeouts::new().head(secs(2)).attempt(secs(2)).total(secs(3)),
+        Timeouts::new().response_head(secs(2)).attempt(secs(2)).total(secs(3)),
         &Topology::new()
             .caller_timeout(secs(3))
             .connect(ms(1500))
@@ -72,7 +72,7 @@ fn main() {
         .replay(64 << 10, 2_000, 256 << 20)
         .learned_quantile(Share::per_mille(995))
         .hang_share(Share::per_mille(2));
-    let timeouts = Timeouts::new().head(ms(1800)).attempt(secs(2)).total(secs(8));
+    let timeouts = Timeouts::new().response_head(ms(1800)).attempt(secs(2)).total(secs(8));
     show("Everything declared, and everything fits", timeouts, &fits);
 
     // and as a start that fails, with what is refused and nothing else

@@ -47,7 +47,7 @@ where
         + 'static,
     R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
-    let limits = Timeouts::new().head(Duration::from_secs(2)).total(Duration::from_secs(6));
+    let limits = Timeouts::new().response_head(Duration::from_secs(2)).total(Duration::from_secs(6));
     Ok(UpstreamLayer::builder("shop").timeouts(limits).build()?.layer(client))
 }
 

@@ -93,7 +93,7 @@ impl Gateway {
                 TlsConnector::with_roots(tcp, pem).map_err(|error| format!("UPSTREAM_CA={path}: {error}"))?
             }
         };
-        let timeouts = Timeouts::new().head(settings.read).body_idle(settings.read).total(settings.total);
+        let timeouts = Timeouts::new().response_head(settings.read).body_idle(settings.read).total(settings.total);
         let mut stack = UpstreamLayer::builder(target.authority().to_string())
             .timeouts(timeouts)
             .topology(settings.topology.clone().connect(settings.connect))

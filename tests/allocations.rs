@@ -106,7 +106,7 @@ fn slow<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = Infa
 }
 
 fn timeouts() -> Timeouts {
-    Timeouts::new().head(LIMIT).total(LIMIT)
+    Timeouts::new().response_head(LIMIT).total(LIMIT)
 }
 
 #[test]

@@ -331,7 +331,7 @@ async fn a_probe_that_hangs_gives_its_place_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_counts_whether_it_stands_above_or_below() {
-    let limits = || TimeoutLayer::new(Timeouts::new().head(SECOND)).untouched();
+    let limits = || TimeoutLayer::new(Timeouts::new().response_head(SECOND)).untouched();
     let upstream = Upstream::new(Says::Hang);
     let layer = CircuitBreakerLayer::new("test");
     let below = layer.layer(limits().layer(upstream.service()));

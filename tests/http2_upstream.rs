@@ -963,7 +963,7 @@ async fn an_upstream_that_never_announces_its_settings_gets_the_request() {
     })
     .await;
     let builder = proxy(upstream.address).http(Http::H2);
-    let gateway = Gateway::limited(builder, short().head(Duration::from_secs(2))).await;
+    let gateway = Gateway::limited(builder, short().response_head(Duration::from_secs(2))).await;
     assert_eq!(ask(gateway.address, GET).await.status(), 504);
     assert_eq!(gateway.seen.causes(), [BadGatewayCause::FirstByteTimeout]);
     assert!(requests.recv().await.is_some());

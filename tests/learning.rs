@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::time::Instant;
-use tower_upstream::timeout::LearnedLimit;
+use tower_upstream::timeout::AdaptiveTimeout;
 
 const SEEDS: u64 = 20;
 const CALLS: usize = 20_000;
@@ -91,13 +91,13 @@ enum Censored {
 /// The crate's own.
 struct Ours {
     start: Instant,
-    limit: LearnedLimit,
+    limit: AdaptiveTimeout,
     censored: Censored,
 }
 
 impl Ours {
     fn new(censored: Censored) -> Self {
-        Self { start: Instant::now(), limit: LearnedLimit::new(Duration::from_secs_f64(CAP)), censored }
+        Self { start: Instant::now(), limit: AdaptiveTimeout::new(Duration::from_secs_f64(CAP)), censored }
     }
 
     fn now(&self, at: f64) -> Instant {

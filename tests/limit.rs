@@ -118,7 +118,7 @@ async fn a_call_that_is_dropped_gives_its_slot_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_time_limit_on_either_side_gives_the_slot_back() {
-    let limits = || TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2))).untouched();
+    let limits = || TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2))).untouched();
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let limit = ConcurrencyLimitLayer::fixed(1);
     let around = limits().layer(limit.layer(stuck));
@@ -277,7 +277,7 @@ async fn routes_and_fresh_connections_share_one_limit() {
 #[tokio::test(start_paused = true)]
 async fn bad_answers_lower_the_limit_wherever_the_timeout_stands_and_callers_who_left_do_not() {
     let head = Duration::from_millis(200);
-    let limits = || TimeoutLayer::new(Timeouts::new().head(head)).untouched();
+    let limits = || TimeoutLayer::new(Timeouts::new().response_head(head)).untouched();
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let shed = service_fn(|_: Request<Body>| async {
         sleep(Duration::from_millis(20)).await;

@@ -117,7 +117,7 @@ async fn without_limits_an_answer_may_take_its_time() {
         wire.reply("late").await;
     })
     .await;
-    let limits = Timeouts::new().head(None).body_idle(None).total(None);
+    let limits = Timeouts::new().response_head(None).body_idle(None).total(None);
     let gateway = Gateway::limited(proxy(upstream.address), limits).await;
     assert_eq!(ask(gateway.address, GET).await.text(), "late");
 }

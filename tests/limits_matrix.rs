@@ -80,13 +80,13 @@ enum Around {
 
 impl Limit {
     fn timeouts(self) -> Timeouts {
-        let none = Timeouts::new().head(None).total(None).body_idle(None).client_idle(None);
+        let none = Timeouts::new().response_head(None).total(None).body_idle(None).client_idle(None);
         match self {
-            Self::Head => none.head(LIMIT),
+            Self::Head => none.response_head(LIMIT),
             Self::Attempt => none.attempt(LIMIT),
             Self::Total => none.total(LIMIT),
             Self::BodyIdle => none.body_idle(LIMIT),
-            Self::Absolute => none.absolute(LIMIT),
+            Self::Absolute => none.max_duration(LIMIT),
             Self::ClientIdle => none.client_idle(LIMIT),
             Self::Deadline => none,
         }
@@ -226,7 +226,7 @@ fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
         }
         Around::Stack => {
             let ends = [Limit::Head, Limit::Attempt, Limit::Total, Limit::Absolute].contains(&limit);
-            let timeouts = if ends { timeouts } else { timeouts.head(NEVER * 2) };
+            let timeouts = if ends { timeouts } else { timeouts.response_head(NEVER * 2) };
             let attempts = if state == Pause { 2 } else { 1 };
             let policy = RetryPolicy::new().attempts(attempts).base(SECOND * 60).max(SECOND * 60);
             let builder = UpstreamLayer::builder("shop").timeouts(timeouts).limiter(slots.clone());
@@ -432,14 +432,14 @@ const EXTREMES: [Duration; 3] = [Duration::ZERO, Duration::from_nanos(1), Durati
 async fn no_limit_spins_or_panics_however_short_or_long() {
     type Set = fn(Timeouts, Duration) -> Timeouts;
     let sets: [Set; 6] = [
-        Timeouts::head,
+        Timeouts::response_head,
         Timeouts::attempt,
         Timeouts::total,
         Timeouts::body_idle,
-        Timeouts::absolute,
+        Timeouts::max_duration,
         Timeouts::client_idle,
     ];
-    let none = Timeouts::new().head(None).total(None).body_idle(None).client_idle(None);
+    let none = Timeouts::new().response_head(None).total(None).body_idle(None).client_idle(None);
     for (at, set) in sets.iter().enumerate() {
         for extreme in EXTREMES {
             let timeouts = set(none, extreme);
@@ -456,7 +456,7 @@ async fn no_limit_spins_or_panics_however_short_or_long() {
                 TimeoutLayer::new(timeouts).untouched().layer(silent).oneshot(request(Limit::Head, BodySilent));
             let _ = timeout(NEVER, async { answer.await.unwrap().into_body().collect().await.is_err() }).await;
             // the stack takes it or says why not
-            match UpstreamLayer::builder("shop").timeouts(set(none.head(SECOND), extreme)).build() {
+            match UpstreamLayer::builder("shop").timeouts(set(none.response_head(SECOND), extreme)).build() {
                 Ok(layer) => {
                     drop(timeout(NEVER, layer.layer(Polls::default()).oneshot(request(Limit::Head, Head))).await);
                 }
@@ -506,7 +506,7 @@ async fn every_other_duration_is_taken_or_refused_with_a_reason() {
         let polls = Polls::default();
         let _ = timeout(
             NEVER,
-            TimeoutLayer::new(Timeouts::new().head(None).total(None)).layer(polls.clone()).oneshot(late),
+            TimeoutLayer::new(Timeouts::new().response_head(None).total(None)).layer(polls.clone()).oneshot(late),
         )
         .await;
         assert!(polls.0.load(Relaxed) < 20, "{extreme:?}");

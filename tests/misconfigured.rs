@@ -32,7 +32,7 @@ fn shop() -> UpstreamBuilder {
 
 /// 2 s for a head, 3 s for an attempt, 10 s for all.
 fn limits() -> Timeouts {
-    Timeouts::new().head(s(2)).attempt(s(3)).total(s(10)).body_idle(s(30))
+    Timeouts::new().response_head(s(2)).attempt(s(3)).total(s(10)).body_idle(s(30))
 }
 
 fn aligned(topology: Topology) -> UpstreamBuilder {
@@ -94,21 +94,21 @@ fn names_and_limits() -> Vec<Row> {
         (built!(shop().proxy_status("")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
         (built!(shop().proxy_status("käse")), ["proxy_status", "käse", "\"shop-edge\""]),
         (built!(shop().proxy_status("a\r\nb")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
-        (built!(shop().timeouts(limits().head(s(0)))), ["timeouts.head", "in no time", "`None`"]),
+        (built!(shop().timeouts(limits().response_head(s(0)))), ["timeouts.head", "in no time", "`None`"]),
         (built!(shop().timeouts(limits().attempt(s(0)))), ["timeouts.attempt", "in no time", "`None`"]),
         (built!(shop().timeouts(limits().total(s(0)))), ["timeouts.total", "in no time", "`None`"]),
         (built!(shop().timeouts(limits().body_idle(s(0)))), ["timeouts.body_idle", "in no time", "`None`"]),
-        (built!(shop().timeouts(limits().absolute(s(0)))), ["timeouts.absolute", "in no time", "`None`"]),
+        (built!(shop().timeouts(limits().max_duration(s(0)))), ["timeouts.absolute", "in no time", "`None`"]),
         (
-            built!(shop().timeouts(limits().head(Duration::from_micros(300)))),
+            built!(shop().timeouts(limits().response_head(Duration::from_micros(300)))),
             ["timeouts.head", "300µs is less than one", "1 ms or more"],
         ),
         (
-            built!(shop().timeouts(Timeouts::new().head(None).total(None))),
+            built!(shop().timeouts(Timeouts::new().response_head(None).total(None))),
             ["timeouts", "nothing ends a call", "one of `head`, `attempt`, `total`"],
         ),
         (
-            built!(shop().timeouts(Timeouts::new().head(None).unbounded())),
+            built!(shop().timeouts(Timeouts::new().response_head(None).unbounded())),
             ["timeouts", "nothing ends a call", "one of `head`"],
         ),
     ]
@@ -119,11 +119,14 @@ fn inequalities() -> Vec<Row> {
     vec![
         (built!(aligned(Topology::new().connect(s(3)))), ["alignment 1 ", "still connects", "the connect limit"]),
         (
-            built!(shop().timeouts(limits().head(s(4)))),
+            built!(shop().timeouts(limits().response_head(s(4)))),
             ["alignment 2 ", "fires first", "the head limit to at most 3 s"],
         ),
         (built!(shop().timeouts(limits().attempt(s(11)))), ["alignment 2 ", "outlives", "the attempt to at most 10 s"]),
-        (built!(shop().timeouts(limits().absolute(s(1)))), ["alignment 2 ", "outlives", "the attempt to at most 1 s"]),
+        (
+            built!(shop().timeouts(limits().max_duration(s(1)))),
+            ["alignment 2 ", "outlives", "the attempt to at most 1 s"],
+        ),
         (built!(aligned(Topology::new().caller_timeout(s(10)))), ["alignment 4 ", "leaves first", "the total below"]),
         (
             built!(aligned(Topology::new().load_balancer_idle(s(10)))),
@@ -222,7 +225,7 @@ fn circuits() -> Vec<Row> {
         (
             built!(
                 shop()
-                    .timeouts(limits().absolute(s(20)))
+                    .timeouts(limits().max_duration(s(20)))
                     .circuit(BreakerPolicy::new().slow_calls(s(20), Ratio::per_mille(500)))
             ),
             ["circuit", "no call can be slow", "below the absolute limit"],
@@ -247,7 +250,7 @@ fn the_rest() -> Vec<Row> {
         ),
         (built!(classify(ClassifyLayer::new().hold(s(2)))), ["classify.hold", "heads would wait 2s", "milliseconds"]),
         (
-            built!(classify(ClassifyLayer::new().hold(ms(500))).timeouts(limits().head(ms(500)))),
+            built!(classify(ClassifyLayer::new().hold(ms(500))).timeouts(limits().response_head(ms(500)))),
             ["classify.hold", "heads would wait 500ms", "milliseconds"],
         ),
         (
@@ -332,7 +335,7 @@ fn a_bad_thing_alone_is_told_alone() {
 fn everything_wrong_is_told_at_once() {
     let error = UpstreamLayer::builder("")
         .proxy_status("\u{7f}")
-        .timeouts(limits().head(s(4)).body_idle(s(0)))
+        .timeouts(limits().response_head(s(4)).body_idle(s(0)))
         .topology(Topology::new().caller_timeout(s(1)).connect(s(5)))
         .retry(RetryLayer::new().policy(RetryPolicy::new().base(s(2)).max(s(1))).body_cap(usize::MAX))
         .circuit(BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
@@ -373,14 +376,14 @@ fn good_neighbours_pass() {
         built!(UpstreamLayer::builder("s".repeat(128))),
         built!(UpstreamLayer::builder("the shop's käse")),
         built!(shop().proxy_status("shop edge")),
-        built!(shop().timeouts(limits().head(ms(6)))),
-        built!(shop().timeouts(limits().head(s(3)))),
+        built!(shop().timeouts(limits().response_head(ms(6)))),
+        built!(shop().timeouts(limits().response_head(s(3)))),
         built!(shop().timeouts(limits().attempt(s(10)))),
-        built!(shop().timeouts(limits().absolute(s(3)))),
+        built!(shop().timeouts(limits().max_duration(s(3)))),
         built!(shop().timeouts(limits().body_idle(None))),
-        built!(shop().timeouts(Timeouts::new().head(None).attempt(None).total(s(30)))),
-        built!(shop().timeouts(Timeouts::new().head(s(9)).total(None))),
-        built!(shop().timeouts(Timeouts::new().head(None).total(None).absolute(s(60)))),
+        built!(shop().timeouts(Timeouts::new().response_head(None).attempt(None).total(s(30)))),
+        built!(shop().timeouts(Timeouts::new().response_head(s(9)).total(None))),
+        built!(shop().timeouts(Timeouts::new().response_head(None).total(None).max_duration(s(60)))),
         built!(shop().timeouts(limits().total(Duration::MAX))),
         built!(aligned(Topology::new().connect(ms(2999)))),
         built!(aligned(Topology::new().caller_timeout(s(11)))),
@@ -447,7 +450,7 @@ fn a_limiter_that_is_none_is_refused_while_it_runs_as_well() {
     assert_eq!(error.found()[0].setting(), "limiter");
     assert!(layer.handle().snapshot(tokio::time::Instant::now()).limit.unwrap().limit > 1);
     layer.handle().set_limiter(&ConcurrencyLimitLayer::fixed(1)).unwrap();
-    let error = layer.handle().set_timeouts(Timeouts::new().head(None).total(None)).unwrap_err();
+    let error = layer.handle().set_timeouts(Timeouts::new().response_head(None).total(None)).unwrap_err();
     assert!(error.to_string().contains("nothing ends a call"));
 }
 
@@ -477,7 +480,7 @@ proptest! {
         bounds in (any::<u16>(), any::<u32>()),
     ) {
         let (head, attempt, total, body_idle, absolute, unbounded) = limits;
-        let timeouts = Timeouts::new().head(head).attempt(attempt).total(total).body_idle(body_idle).absolute(absolute);
+        let timeouts = Timeouts::new().response_head(head).attempt(attempt).total(total).body_idle(body_idle).max_duration(absolute);
         let timeouts = if unbounded { timeouts.unbounded() } else { timeouts };
         let policy = RetryPolicy::new().base(pauses.0).max(pauses.1).patience(pauses.2).attempts(pauses.3);
         let retry = RetryLayer::new().policy(policy);

@@ -99,7 +99,7 @@ async fn grpc() -> (StackGateway, PingPolicy, tonic::client::Grpc<Channel>) {
 
     let policy = PingPolicy::before(server).await;
     let long = Duration::from_secs(2 * 60 * 60);
-    let limits = Timeouts::new().head(long).attempt(long).body_idle(long).total(long);
+    let limits = Timeouts::new().response_head(long).attempt(long).body_idle(long).total(long);
     let gateway = StackGateway::start(stack().timeouts(limits), default_proxy(policy.address).http(Http::H2)).await;
     let channel = Endpoint::try_from(format!("http://{}", gateway.address)).unwrap().connect().await.unwrap();
     (gateway, policy, tonic::client::Grpc::new(channel))

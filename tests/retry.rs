@@ -366,7 +366,7 @@ async fn the_total_bounds_all_attempts_through_the_limits_inside() {
     let hangs = service_fn(|_: Request<ReplayBody<Empty<Bytes>>>| {
         std::future::pending::<Result<Response<Full<Bytes>>, Failure>>()
     });
-    let limits = Timeouts::new().head(Duration::from_secs(2)).total(Duration::from_secs(3));
+    let limits = Timeouts::new().response_head(Duration::from_secs(2)).total(Duration::from_secs(3));
     let service = TimeoutLayer::new(limits).untouched().layer(hangs);
     let policy = RetryPolicy::new().base(Duration::ZERO);
     let service = RetryLayer::new().policy(policy).total(Duration::from_secs(3)).layer(service);

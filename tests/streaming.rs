@@ -65,7 +65,7 @@ async fn pour(stream: &mut TcpStream, length: u64) {
 }
 
 fn patient() -> Timeouts {
-    Timeouts::new().head(PATIENCE).body_idle(PATIENCE)
+    Timeouts::new().response_head(PATIENCE).body_idle(PATIENCE)
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn an_answer_that_nobody_reads_gives_its_connection_back() {
     let _turn = TURN.lock().await;
     let upstream = large().await;
     let builder = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
-    let limits = Timeouts::new().head(PATIENCE).client_idle(Duration::from_millis(300));
+    let limits = Timeouts::new().response_head(PATIENCE).client_idle(Duration::from_millis(300));
     let gateway = Gateway::limited(builder, limits).await;
     let mut unread = ask_and_leave_unread(gateway.address).await;
     while upstream.accepted() == 0 {
@@ -241,7 +241,7 @@ async fn an_answer_that_nobody_reads_resets_its_stream_and_no_other() {
 async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_others() {
     let _turn = TURN.lock().await;
     let upstream = large().await;
-    let limits = Timeouts::new().head(PATIENCE).client_idle(Duration::from_millis(500));
+    let limits = Timeouts::new().response_head(PATIENCE).client_idle(Duration::from_millis(500));
     let layer = UpstreamLayer::builder("shop").timeouts(limits).limiter(ConcurrencyLimitLayer::fixed(20)).untouched();
     let layer = layer.build().unwrap();
     let (handle, proxy) = (layer.handle(), proxy(upstream.address).build::<RequestBody<Incoming>>());

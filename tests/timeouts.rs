@@ -22,7 +22,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::TrackedUpload;
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
-use tower_upstream::timeout::{LearnedLimits, Learning, TimeoutLayer, Timeouts};
+use tower_upstream::timeout::{LearningMode, RouteTimeouts, TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// No limit at all, for tests of one.
 fn none() -> Timeouts {
-    Timeouts::new().head(None).total(None).body_idle(None)
+    Timeouts::new().response_head(None).total(None).body_idle(None)
 }
 
 /// A service that answers after this time.
@@ -68,7 +68,7 @@ async fn holds_exactly(timeouts: Timeouts, cause: Cause) {
 
 #[tokio::test(start_paused = true)]
 async fn the_head_has_to_come_in_time() {
-    holds_exactly(none().head(LIMIT), Cause::FirstByteTimeout).await;
+    holds_exactly(none().response_head(LIMIT), Cause::FirstByteTimeout).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +136,7 @@ async fn the_upstream_is_told_what_is_left_less_a_margin() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_only_inferred_says_so() {
-    let layer = TimeoutLayer::new(none().head(LIMIT)).untouched();
+    let layer = TimeoutLayer::new(none().response_head(LIMIT)).untouched();
     let answer = layer.layer(answers_after(LIMIT * 2)).oneshot(Request::new(())).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.phase(), failure.evidence()), (Phase::Wait, Evidence::Inferred));
@@ -148,7 +148,7 @@ async fn what_was_only_inferred_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_has_no_total_but_its_head_is_awaited_no_longer_than_any() {
-    let stream = Timeouts::new().head(LIMIT).total(SECOND).unbounded();
+    let stream = Timeouts::new().response_head(LIMIT).total(SECOND).unbounded();
     assert_eq!(ask(stream, LIMIT).await.0, 200);
     assert_eq!(ask(stream, LIMIT + MS).await.1, Some(Cause::FirstByteTimeout));
 }
@@ -172,7 +172,7 @@ impl Wake for Woken {
 #[tokio::test(start_paused = true)]
 async fn a_dropped_future_leaves_no_timer() {
     let stuck = || service_fn(|_: Request<()>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>());
-    let layer = TimeoutLayer::new(none().head(LIMIT)).untouched();
+    let layer = TimeoutLayer::new(none().response_head(LIMIT)).untouched();
     for (keep, wakes) in [(true, 1), (false, 0)] {
         let woken = Arc::new(Woken::default());
         let mut call = Box::pin(layer.layer(stuck()).call(Request::new(())));
@@ -186,7 +186,7 @@ async fn a_dropped_future_leaves_no_timer() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answered_future_leaves_no_timer() {
-    let layer = TimeoutLayer::new(none().head(LIMIT)).untouched();
+    let layer = TimeoutLayer::new(none().response_head(LIMIT)).untouched();
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
     let mut call = pin!(layer.layer(answers_after(MS)).call(Request::new(())));
@@ -338,7 +338,7 @@ async fn a_dropped_body_leaves_no_timer() {
 
 #[tokio::test(start_paused = true)]
 async fn the_whole_exchange_has_to_end_by_its_absolute_limit() {
-    let whole = none().absolute(LIMIT);
+    let whole = none().max_duration(LIMIT);
     assert_eq!(read(body(whole, frames([SECOND, SECOND - MS])).await).await, (2, None));
     assert_eq!(read(body(whole, frames([SECOND, SECOND])).await).await, (2, None));
     let begun = Instant::now();
@@ -367,7 +367,8 @@ async fn the_head_is_awaited_from_the_end_of_the_upload() {
         // an upload that takes three times the limit, and never stands still for all of it
         let request = Request::new(frames([SECOND; 6]));
         let begun = Instant::now();
-        let answer = TimeoutLayer::new(none().head(LIMIT)).layer(reads_then(wait)).oneshot(request).await.unwrap();
+        let answer =
+            TimeoutLayer::new(none().response_head(LIMIT)).layer(reads_then(wait)).oneshot(request).await.unwrap();
         assert_eq!(answer.status(), status, "{wait:?}");
         assert_eq!(begun.elapsed(), SECOND * 6 + wait.min(LIMIT));
     }
@@ -376,7 +377,7 @@ async fn the_head_is_awaited_from_the_end_of_the_upload() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_stops_uploading_is_told_so() {
     let request = Request::new(frames([SECOND / 4, SECOND * 60]));
-    let answer = TimeoutLayer::new(none().head(LIMIT)).layer(reads_then(MS)).oneshot(request).await.unwrap();
+    let answer = TimeoutLayer::new(none().response_head(LIMIT)).layer(reads_then(MS)).oneshot(request).await.unwrap();
     assert_eq!((answer.status(), Cause::of(&answer)), (StatusCode::REQUEST_TIMEOUT, Some(Cause::UploadStalled)));
     assert_eq!(Failure::of(&answer).unwrap().phase(), Phase::Send);
 }
@@ -387,7 +388,7 @@ async fn an_upstream_that_does_not_take_the_upload_is_told_from_one_that_does_no
         std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
     });
     let request = Request::new(Full::from("upload"));
-    let answer = TimeoutLayer::new(none().head(LIMIT)).layer(deaf).oneshot(request).await.unwrap();
+    let answer = TimeoutLayer::new(none().response_head(LIMIT)).layer(deaf).oneshot(request).await.unwrap();
     assert_eq!((answer.status(), Cause::of(&answer)), (StatusCode::GATEWAY_TIMEOUT, Some(Cause::WriteTimeout)));
 }
 
@@ -424,14 +425,14 @@ async fn the_client_is_blamed_for_an_upload_that_stalls_beside_the_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_empty_goes_unwatched() {
-    let answer = TimeoutLayer::new(none().head(LIMIT)).layer(reads_then(LIMIT + MS));
+    let answer = TimeoutLayer::new(none().response_head(LIMIT)).layer(reads_then(LIMIT + MS));
     let answer = answer.oneshot(Request::new(Empty::new())).await.unwrap();
     assert_eq!(Cause::of(&answer), Some(Cause::FirstByteTimeout));
 }
 
 /// A layer that learns one route, after 300 answers that each took 40 ms.
-async fn taught(timeouts: Timeouts, mode: Learning) -> (TimeoutLayer, Arc<LearnedLimits>) {
-    let limits = Arc::new(LearnedLimits::new(SECOND * 10, ["/known"]).unwrap().learning(mode));
+async fn taught(timeouts: Timeouts, mode: LearningMode) -> (TimeoutLayer, Arc<RouteTimeouts>) {
+    let limits = Arc::new(RouteTimeouts::new(SECOND * 10, ["/known"]).unwrap().learning(mode));
     let layer = TimeoutLayer::new(timeouts).learned(limits.clone(), |head| Some(head.uri.path()));
     for _ in 0..300 {
         let answer = layer.layer(reads_then(MS * 40)).oneshot(known(Empty::new())).await.unwrap();
@@ -448,11 +449,11 @@ fn known<B>(body: B) -> Request<B> {
 #[tokio::test(start_paused = true)]
 async fn a_learned_limit_cuts_only_where_it_is_told_to() {
     for (mode, route, cause) in [
-        (Learning::Enforce, "/known", Some(Cause::FirstByteTimeout)),
-        (Learning::Enforce, "/other", None),
-        (Learning::Report, "/known", None),
+        (LearningMode::Enforce, "/known", Some(Cause::FirstByteTimeout)),
+        (LearningMode::Enforce, "/other", None),
+        (LearningMode::Report, "/known", None),
     ] {
-        let (layer, limits) = taught(none().head(SECOND * 5), mode).await;
+        let (layer, limits) = taught(none().response_head(SECOND * 5), mode).await;
         let learned = limits.get("/known").unwrap().snapshot(Instant::now());
         assert_eq!(learned.samples, 300);
         assert!(learned.limit >= MS * 78 && learned.limit <= MS * 84, "{learned:?}");
@@ -470,7 +471,7 @@ async fn a_learned_limit_cuts_only_where_it_is_told_to() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_learned_begins_at_the_end_of_the_upload() {
-    let (layer, limits) = taught(none(), Learning::Enforce).await;
+    let (layer, limits) = taught(none(), LearningMode::Enforce).await;
     // the upload takes as long as the answer, which is no later than the others
     for _ in 0..300 {
         let answer = layer.layer(reads_then(MS * 40)).oneshot(known(frames([MS * 10; 4]))).await.unwrap();
@@ -483,7 +484,7 @@ async fn what_is_learned_begins_at_the_end_of_the_upload() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_teach_nothing() {
-    let (_, limits) = taught(none().unbounded(), Learning::Report).await;
+    let (_, limits) = taught(none().unbounded(), LearningMode::Report).await;
     assert_eq!(limits.get("/known").unwrap().snapshot(Instant::now()).samples, 0);
 }
 

@@ -101,7 +101,7 @@ fn not_again(request: &mut Request<Body>) {
 }
 
 fn timeout(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
-    TimeoutLayer::new(Timeouts::new().head(LIMIT)).layer(upstream)
+    TimeoutLayer::new(Timeouts::new().response_head(LIMIT)).layer(upstream)
 }
 
 fn breaker() -> CircuitBreakerLayer {
@@ -149,7 +149,7 @@ where
         .layer(ConcurrencyLimitLayer::new())
         .layer(retry.total(LIMIT))
         .layer(breaker)
-        .layer(TimeoutLayer::new(Timeouts::new().head(LIMIT)).untouched())
+        .layer(TimeoutLayer::new(Timeouts::new().response_head(LIMIT)).untouched())
         .service(upstream)
 }
 

@@ -15,7 +15,7 @@ use tower::{Service, ServiceExt, service_fn};
 
 use super::*;
 use crate::cause::{BadGatewayCause, Failure};
-use crate::timeout::{Enforced, TimeoutLayer, Timeouts};
+use crate::timeout::{TimeoutLayer, TimeoutPolicy, Timeouts};
 
 /// What a component was told, in order.
 type Log = Arc<Mutex<Vec<String>>>;
@@ -57,16 +57,18 @@ impl Component for Witness {
 }
 
 middleware_spec! {
-    WitnessSpec, per_call = Witness, per_attempt = Witness, timeouts = Enforced, requests = Once, errors = PassOn
+    WitnessSpec, per_call = Witness, per_attempt = Witness, timeouts = TimeoutPolicy, requests = Once, errors = PassOn
 }
 
 passing_middleware!(Witnessed, WitnessFuture, WitnessBody, WitnessSpec);
 
-fn no_timeouts() -> Enforced {
-    TimeoutLayer::new(Timeouts::new().head(None).total(None).body_idle(None).client_idle(None)).limits().clone()
+fn no_timeouts() -> TimeoutPolicy {
+    TimeoutLayer::new(Timeouts::new().response_head(None).total(None).body_idle(None).client_idle(None))
+        .limits()
+        .clone()
 }
 
-fn service<S>(inner: S, timeouts: Enforced) -> (Witnessed<S>, Log) {
+fn service<S>(inner: S, timeouts: TimeoutPolicy) -> (Witnessed<S>, Log) {
     let log = Log::default();
     let (outer, inner_one) = (Witness("outer", log.clone(), None), Witness("inner", log.clone(), None));
     (Witnessed::new(inner, Arc::new(Config::new(outer, inner_one, timeouts, Once, PassOn))), log)
@@ -151,7 +153,7 @@ async fn a_rejected_attempt_completes_its_call_with_the_rejection() {
 #[tokio::test(start_paused = true)]
 async fn a_part_is_told_which_limit_dropped_it() {
     let stuck = service_fn(|_: Request<()>| std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>());
-    let limits = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2)));
+    let limits = TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2)));
 
     // its own: that is an outcome
     let (own, log) = service(stuck, limits.limits().clone());

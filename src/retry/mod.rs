@@ -184,9 +184,9 @@ impl RetryLayer {
     /// ```
     /// use std::{sync::Arc, time::Duration};
     /// use tower_upstream::retry::RetryLayer;
-    /// use tower_upstream::timeout::{LearnedLimit, Quantile};
+    /// use tower_upstream::timeout::{AdaptiveTimeout, Quantile};
     ///
-    /// let times = Arc::new(LearnedLimit::new(Duration::from_secs(10)).quantile(Quantile::per_mille(500)));
+    /// let times = Arc::new(AdaptiveTimeout::new(Duration::from_secs(10)).quantile(Quantile::per_mille(500)));
     /// let layer = RetryLayer::new().median(move |now| times.snapshot(now).quantile);
     /// ```
     pub fn median(mut self, median: impl Fn(tokio::time::Instant) -> Option<Duration> + Send + Sync + 'static) -> Self {

@@ -19,7 +19,7 @@ use crate::error_page::ErrorPage;
 use crate::event::Observer;
 use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{RetryBudget, RetryLayer};
-use crate::timeout::{LearnedLimits, RequestHead, TimeoutLayer, Timeouts, Topology};
+use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts, Topology};
 
 /// Builds an [`UpstreamLayer`]; see its [module](super) for the defaults.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ pub struct UpstreamBuilder {
     pub(super) topology: Topology,
     pub(super) classify: ClassifyLayer,
     pub(super) page: Option<ErrorPage>,
-    pub(super) learned: Option<Arc<LearnedLimits>>,
+    pub(super) learned: Option<Arc<RouteTimeouts>>,
     pub(super) found: Vec<Misconfiguration>,
 }
 
@@ -84,7 +84,7 @@ impl UpstreamBuilder {
     /// Learns how long the heads of these routes take (default: not at all), as [`TimeoutLayer::learned`] says.
     pub fn learned(
         mut self,
-        limits: Arc<LearnedLimits>,
+        limits: Arc<RouteTimeouts>,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
         self.learned = Some(limits.clone());

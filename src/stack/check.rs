@@ -80,11 +80,11 @@ pub(super) fn topology(builder: &UpstreamBuilder) -> Topology {
 fn usable(timeouts: &Timeouts) -> Timeouts {
     let usable = |limit: Option<Duration>| limit.filter(|limit| *limit >= TICK);
     Timeouts {
-        head: usable(timeouts.head),
+        response_head: usable(timeouts.response_head),
         attempt: usable(timeouts.attempt),
         total: usable(timeouts.total),
         body_idle: usable(timeouts.body_idle),
-        absolute: usable(timeouts.absolute),
+        max_duration: usable(timeouts.max_duration),
         client_idle: usable(timeouts.client_idle),
         kind: timeouts.kind,
     }
@@ -93,11 +93,11 @@ fn usable(timeouts: &Timeouts) -> Timeouts {
 /// The limits alone: also for a change while it runs.
 pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<Misconfiguration>) -> Report {
     let limits = [
-        ("timeouts.head", timeouts.head),
+        ("timeouts.head", timeouts.response_head),
         ("timeouts.attempt", timeouts.attempt),
         ("timeouts.total", timeouts.total),
         ("timeouts.body_idle", timeouts.body_idle),
-        ("timeouts.absolute", timeouts.absolute),
+        ("timeouts.absolute", timeouts.max_duration),
         ("timeouts.client_idle", timeouts.client_idle),
     ];
     for (setting, limit) in limits {
@@ -212,7 +212,7 @@ fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfi
         } else if timeouts.kind == CallKind::Unbounded {
             let problem = format!("exchanges that need not end would count as slow after {slow:?}");
             bad(problem, "leave `slow_calls` out, or set a total");
-        } else if let Some(limit) = timeouts.absolute.filter(|limit| slow >= *limit) {
+        } else if let Some(limit) = timeouts.max_duration.filter(|limit| slow >= *limit) {
             let problem = format!("no call can be slow: one longer than {slow:?} is cut after {limit:?}");
             bad(problem, "set `slow_calls` below the absolute limit");
         }
@@ -234,8 +234,12 @@ pub(super) fn limiter((least, most): (u32, u32), found: &mut Vec<Misconfiguratio
 
 fn classify(hold: Duration, statuses: &[http::StatusCode], timeouts: &Timeouts, found: &mut Vec<Misconfiguration>) {
     let mut bad = |setting: &str, problem: String, set: &str| found.push(Misconfiguration::new(setting, problem, set));
-    let limit =
-        timeouts.head.or(timeouts.attempt).or(timeouts.total).unwrap_or(Duration::MAX).min(Duration::from_secs(1));
+    let limit = timeouts
+        .response_head
+        .or(timeouts.attempt)
+        .or(timeouts.total)
+        .unwrap_or(Duration::MAX)
+        .min(Duration::from_secs(1));
     if hold >= limit {
         let problem = format!("heads would wait {hold:?} for a body that comes late, of {limit:?} there are");
         bad("classify.hold", problem, "set less, a few milliseconds as a rule");

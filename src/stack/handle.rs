@@ -19,7 +19,7 @@ use crate::exchange::Handling;
 use crate::exchange::Rejection;
 use crate::limit::{ConcurrencyLimitLayer, LimitHandle, LimitSnapshot};
 use crate::retry::{Balance, RetryBudget};
-use crate::timeout::{Estimate, LearnedLimits, Timeouts, Topology};
+use crate::timeout::{AdaptiveEstimate, RouteTimeouts, Timeouts, Topology};
 
 /// So many changes are remembered, the latest.
 const CHANGES: usize = 64;
@@ -58,7 +58,7 @@ struct Shared {
     circuit: Option<CircuitHandle>,
     limit: Mutex<Option<LimitHandle>>,
     budget: Option<RetryBudget>,
-    learned: Option<Arc<LearnedLimits>>,
+    learned: Option<Arc<RouteTimeouts>>,
     changes: Mutex<VecDeque<Change>>,
 }
 
@@ -101,7 +101,7 @@ pub struct UpstreamSnapshot {
     /// What retries are paid from, where there are any.
     pub budget: Option<Balance>,
     /// What was learned of each route.
-    pub learned: Vec<(String, Estimate)>,
+    pub learned: Vec<(String, AdaptiveEstimate)>,
     /// The latest changes, the last one at the end.
     pub changes: Vec<Change>,
 }

@@ -21,7 +21,7 @@ impl UpstreamBuilder {
     /// For calls that a person waits for in a chain of others: short limits, a second attempt beside a late one.
     pub fn latency_critical(self) -> Self {
         let policy = RetryPolicy::new().attempts(2).base(ms(5)).max(ms(50)).patience(s(1));
-        self.timeouts(Timeouts::new().head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)))
+        self.timeouts(Timeouts::new().response_head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)))
             .retry(RetryLayer::new().policy(policy).hedging(Hedging::new()))
             .circuit(BreakerPolicy::new().open_duration(ms(500)).max_open_duration(s(5)).probe_timeout(ms(450)))
             .limiter(ConcurrencyLimitLayer::new())
@@ -29,7 +29,7 @@ impl UpstreamBuilder {
 
     /// For pages and APIs; what a stack has that is told nothing.
     pub fn standard(self) -> Self {
-        self.timeouts(Timeouts::new().head(s(9)).attempt(s(9)).total(s(30)).body_idle(s(30)))
+        self.timeouts(Timeouts::new().response_head(s(9)).attempt(s(9)).total(s(30)).body_idle(s(30)))
             .retry(RetryLayer::new())
             .circuit(BreakerPolicy::new())
             .limiter(ConcurrencyLimitLayer::new())
@@ -38,7 +38,7 @@ impl UpstreamBuilder {
     /// For jobs, reports and large uploads, which nobody looks at: long limits, long pauses.
     pub fn batch(self) -> Self {
         let policy = RetryPolicy::new().base(s(1)).max(s(30));
-        self.timeouts(Timeouts::new().head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)))
+        self.timeouts(Timeouts::new().response_head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)))
             .retry(RetryLayer::new().policy(policy))
             .circuit(BreakerPolicy::new().window(s(60)).open_duration(s(5)).max_open_duration(s(60)))
             .limiter(ConcurrencyLimitLayer::new().bounds(2..=50))
@@ -46,7 +46,7 @@ impl UpstreamBuilder {
 
     /// For event streams, WebSocket, gRPC streams and long polls: no end, but a limit on silence.
     pub fn streaming(self) -> Self {
-        self.timeouts(Timeouts::new().head(s(9)).body_idle(s(90)).unbounded())
+        self.timeouts(Timeouts::new().response_head(s(9)).body_idle(s(90)).unbounded())
             .retry(RetryLayer::new())
             .circuit(BreakerPolicy::new())
             .limiter(ConcurrencyLimitLayer::new().bounds(2..=1000))
@@ -100,7 +100,7 @@ mod tests {
         ];
         for (column, builder) in (1..).zip(&builders) {
             let limits = builder.limits.limits().timeouts;
-            assert_eq!(cell("head", column), shown(limits.head));
+            assert_eq!(cell("head", column), shown(limits.response_head));
             assert_eq!(cell("attempt", column), shown(limits.attempt));
             assert_eq!(cell("total", column), shown(limits.total));
             assert_eq!(cell("body_idle", column), shown(limits.body_idle));

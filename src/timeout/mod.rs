@@ -8,11 +8,11 @@
 //!
 //! | limit | default | begins | ends | cause |
 //! |---|---|---|---|---|
-//! | [`head`](Timeouts::head) | 30 s | when the request body has ended; without one, at the call | at the response head | by phase, below |
+//! | [`head`](Timeouts::response_head) | 30 s | when the request body has ended; without one, at the call | at the response head | by phase, below |
 //! | [`attempt`](Timeouts::attempt) | none | at the call | at the response head | by phase, below |
 //! | [`total`](Timeouts::total), and the caller's [`Deadline`](crate::deadline::Deadline) less a margin | 60 s | at the call | at the response head | `deadline_exceeded` |
 //! | [`body_idle`](Timeouts::body_idle) | 30 s | when a frame is waited for | at any progress, either way | `body_read_timeout`, or `upload_stalled` |
-//! | [`absolute`](Timeouts::absolute) | none | at the call | with the response body | `deadline_exceeded` |
+//! | [`absolute`](Timeouts::max_duration) | none | at the call | with the response body | `deadline_exceeded` |
 //! | [`client_idle`](Timeouts::client_idle) | 60 s | when the client has taken a frame | when it takes the next | `client_closed` |
 //!
 //! | phase | cause |
@@ -53,15 +53,15 @@
 
 #![allow(clippy::multiple_bound_locations)] // in what the macro declares
 
+mod adaptive;
 pub mod alignment;
-mod enforced;
-mod extras;
-mod learned;
-mod learner;
-mod pool_watch;
+mod attachments;
+mod keepalive_check;
+mod policy;
+mod route_learner;
+mod stall;
 mod timeouts;
 mod upload_mode;
-mod watch;
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -76,18 +76,18 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::extras::Extras;
-use self::learner::Learner;
-use self::pool_watch::PoolWatch;
+use self::attachments::TimeoutExtensions;
+use self::keepalive_check::KeepAliveCheck;
+use self::route_learner::RouteLearner;
 use crate::body::WrapBody;
 use crate::deadline::DeadlinePropagation;
 use crate::exchange::Sweep;
 use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
+pub use self::adaptive::{AdaptiveEstimate, AdaptiveTimeout, LearningMode, RouteTimeouts, TooManyRoutes};
 pub use self::alignment::{Misaligned, Report, Topology};
-pub(crate) use self::enforced::Enforced;
-pub use self::learned::{Estimate, LearnedLimit, LearnedLimits, Learning, TooManyRoutes};
-pub use self::learner::RequestHead;
+pub(crate) use self::policy::TimeoutPolicy;
+pub use self::route_learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
 use self::upload_mode::{Uploads, sealed::Mode};
@@ -161,7 +161,7 @@ pub(crate) struct TimeoutSpec<W>(PhantomData<fn() -> W>);
 impl<W: Mode> Spec for TimeoutSpec<W> {
     type PerCall = ();
     type PerAttempt = ();
-    type Timeouts = Enforced;
+    type Timeouts = TimeoutPolicy;
     type Requests = Uploads<W>;
     type Errors = PassOn;
 
@@ -178,7 +178,7 @@ impl<W: Mode> Spec for TimeoutSpec<W> {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct TimeoutLayer<W = TrackUpload> {
-    enforced: Enforced,
+    enforced: TimeoutPolicy,
     /// All services of one layer share the sweep of their response bodies.
     sweep: Arc<Sweep>,
     mode: PhantomData<fn() -> W>,
@@ -187,12 +187,12 @@ pub struct TimeoutLayer<W = TrackUpload> {
 impl TimeoutLayer {
     /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::TrackedUpload).
     pub fn new(timeouts: Timeouts) -> Self {
-        Self { enforced: Enforced { timeouts, extras: None }, sweep: Arc::default(), mode: PhantomData }
+        Self { enforced: TimeoutPolicy { timeouts, extensions: None }, sweep: Arc::default(), mode: PhantomData }
     }
 }
 
 impl<W> TimeoutLayer<W> {
-    pub(crate) fn limits(&self) -> &Enforced {
+    pub(crate) fn limits(&self) -> &TimeoutPolicy {
         &self.enforced
     }
 
@@ -210,8 +210,8 @@ impl<W> TimeoutLayer<W> {
         TimeoutLayer { enforced: self.enforced, sweep: self.sweep, mode: PhantomData }
     }
 
-    fn extras(&mut self) -> &mut Extras {
-        Arc::make_mut(self.enforced.extras.get_or_insert_with(Arc::default))
+    fn extras(&mut self) -> &mut TimeoutExtensions {
+        Arc::make_mut(self.enforced.extensions.get_or_insert_with(Arc::default))
     }
 
     /// Reads the caller's deadline, and writes the one that goes out (default: neither).
@@ -232,27 +232,27 @@ impl<W> TimeoutLayer<W> {
     ///
     /// [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
     pub fn pool_idle(mut self, limit: Duration) -> Self {
-        self.extras().pool = Some(Arc::new(PoolWatch::new(limit)));
+        self.extras().keepalive_check = Some(Arc::new(KeepAliveCheck::new(limit)));
         self
     }
 
     /// How long that is, where it was said.
     pub(crate) fn pool(&self) -> Option<Duration> {
-        Some(self.limits().extras.as_ref()?.pool.as_ref()?.idle())
+        Some(self.limits().extensions.as_ref()?.keepalive_check.as_ref()?.idle())
     }
 
     /// Learns how long the response heads of these routes take (default: not at all).
     ///
     /// `route` names a request's route: one of those that `limits` were made for, or it teaches nothing. The
-    /// limits only report until they are told to [enforce](Learning::Enforce). Exchanges that are
+    /// limits only report until they are told to [enforce](LearningMode::Enforce). Exchanges that are
     /// [unbounded](Timeouts::unbounded) are no samples, nor is an answer that came before its upload was through.
     ///
     /// ```
     /// use std::{sync::Arc, time::Duration};
     /// use axum::extract::MatchedPath;
-    /// use tower_upstream::timeout::{LearnedLimits, TimeoutLayer, Timeouts};
+    /// use tower_upstream::timeout::{RouteTimeouts, TimeoutLayer, Timeouts};
     ///
-    /// let limits = Arc::new(LearnedLimits::new(Duration::from_secs(10), ["/cart/{id}", "/search"]).unwrap());
+    /// let limits = Arc::new(RouteTimeouts::new(Duration::from_secs(10), ["/cart/{id}", "/search"]).unwrap());
     /// let layer = TimeoutLayer::new(Timeouts::new())
     ///     .learned(limits.clone(), |head| head.extensions.get().map(MatchedPath::as_str));
     /// // and now and then, for whoever looks at it
@@ -262,10 +262,10 @@ impl<W> TimeoutLayer<W> {
     /// ```
     pub fn learned(
         mut self,
-        limits: Arc<LearnedLimits>,
+        limits: Arc<RouteTimeouts>,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        self.extras().learner = Some(Learner::new(limits, route));
+        self.extras().routes = Some(RouteLearner::new(limits, route));
         self
     }
 }

@@ -20,11 +20,11 @@ use crate::exchange::{CLIENT_IDLE, CallKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Timeouts {
-    pub(crate) head: Option<Duration>,
+    pub(crate) response_head: Option<Duration>,
     pub(crate) attempt: Option<Duration>,
     pub(crate) total: Option<Duration>,
     pub(crate) body_idle: Option<Duration>,
-    pub(crate) absolute: Option<Duration>,
+    pub(crate) max_duration: Option<Duration>,
     pub(crate) client_idle: Option<Duration>,
     pub(crate) kind: CallKind,
 }
@@ -40,19 +40,19 @@ impl Timeouts {
     pub const fn new() -> Self {
         let half_a_minute = Some(Duration::from_secs(30));
         Self {
-            head: half_a_minute,
+            response_head: half_a_minute,
             attempt: None,
             total: Some(Duration::from_secs(60)),
             body_idle: half_a_minute,
-            absolute: None,
+            max_duration: None,
             client_idle: Some(CLIENT_IDLE),
             kind: CallKind::Bounded,
         }
     }
 
     /// Limits the wait for the response head, and how long a request body may stand still (default 30 s).
-    pub fn head(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.head = limit.into().map(reachable);
+    pub fn response_head(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.response_head = limit.into().map(reachable);
         self
     }
 
@@ -69,8 +69,8 @@ impl Timeouts {
         self.total = limit.into().map(reachable);
         if let Some(total) = self.total {
             self.kind = CallKind::Bounded;
-            if self.head == Self::new().head {
-                self.head = self.head.map(|head| head.min(total));
+            if self.response_head == Self::new().response_head {
+                self.response_head = self.response_head.map(|head| head.min(total));
             }
         }
         self
@@ -86,8 +86,8 @@ impl Timeouts {
     ///
     /// It holds in every state: while nothing is ready, in an upload, before the head, in a body that never stops, and in one
     /// that nobody polls (there up to a quarter of a second later). A tunnel after a 101 is not part of the exchange.
-    pub fn absolute(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.absolute = limit.into().map(reachable);
+    pub fn max_duration(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.max_duration = limit.into().map(reachable);
         self
     }
 
@@ -108,7 +108,7 @@ impl Timeouts {
 
     /// The limit on all attempts together: an exchange that ends has had its head.
     pub(crate) fn until_head(&self) -> Option<Duration> {
-        match (self.total, self.absolute) {
+        match (self.total, self.max_duration) {
             (Some(total), Some(absolute)) => Some(total.min(absolute)),
             (total, absolute) => total.or(absolute),
         }
@@ -132,9 +132,16 @@ mod tests {
     #[test]
     fn the_longest_limit_there_is_still_has_an_end_on_the_clock() {
         let all = Duration::MAX;
-        let limits = Timeouts::new().head(all).attempt(all).body_idle(all).total(all).absolute(all);
+        let limits = Timeouts::new().response_head(all).attempt(all).body_idle(all).total(all).max_duration(all);
         let limits = limits.client_idle(all);
-        let all = [limits.head, limits.attempt, limits.body_idle, limits.total, limits.absolute, limits.client_idle];
+        let all = [
+            limits.response_head,
+            limits.attempt,
+            limits.body_idle,
+            limits.total,
+            limits.max_duration,
+            limits.client_idle,
+        ];
         for limit in all {
             assert!(tokio::time::Instant::now().checked_add(limit.unwrap()).is_some());
         }

@@ -56,8 +56,11 @@ fn d(one: u64, other: u64) -> u64 {
 impl World {
     fn findings(&self) -> Vec<FindingId> {
         let us = Duration::from_micros;
-        let timeouts =
-            Timeouts::new().head(us(self.head)).attempt(us(self.attempt)).total(us(self.total)).body_idle(us(1));
+        let timeouts = Timeouts::new()
+            .response_head(us(self.head))
+            .attempt(us(self.attempt))
+            .total(us(self.total))
+            .body_idle(us(1));
         let topology = Topology::new()
             .caller_timeout(us(self.caller))
             .load_balancer_idle(us(self.balancer))

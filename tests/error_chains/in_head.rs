@@ -29,7 +29,7 @@ async fn answered(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Got {
 
 async fn half_a_head_then_silence() -> Got {
     let address = upstream(|peer| peer.request().say(HALF).silence());
-    let timeouts = Timeouts::new().head(Duration::from_millis(100));
+    let timeouts = Timeouts::new().response_head(Duration::from_millis(100));
     let mut request = get("/");
     request.headers_mut().insert("host", http::HeaderValue::from_static("shop.example"));
     ask(proxy(address, timeouts), request).await

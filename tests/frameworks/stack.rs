@@ -77,7 +77,7 @@ impl Stack {
 
     fn made(name: &str, pause: Duration) -> Self {
         let seen = Seen::default();
-        let times = Timeouts::new().head(Duration::from_secs(3)).body_idle(Duration::from_secs(3));
+        let times = Timeouts::new().response_head(Duration::from_secs(3)).body_idle(Duration::from_secs(3));
         let layer = UpstreamLayer::builder(name)
             .timeouts(times.total(Duration::from_secs(20)))
             .deadlines(trusting())

@@ -361,7 +361,7 @@ where
 #[tokio::test(start_paused = true)]
 async fn the_progress_of_another_call_is_no_proof() {
     let second = Duration::from_secs(1);
-    let limits = Timeouts::new().head(second).attempt(second).total(second * 20);
+    let limits = Timeouts::new().response_head(second).attempt(second).total(second * 20);
     for in_stack in [false, true] {
         let orders = Orders::default();
         let counts = orders.clone();
@@ -391,7 +391,7 @@ async fn the_progress_of_another_call_is_no_proof() {
 #[tokio::test(start_paused = true)]
 async fn the_progress_of_the_call_itself_is_one() {
     let second = Duration::from_secs(1);
-    let limits = Timeouts::new().head(second).attempt(second).total(second * 20);
+    let limits = Timeouts::new().response_head(second).attempt(second).total(second * 20);
     let layer = UpstreamLayer::builder("shop").timeouts(limits).build().unwrap();
     let answer = layer.layer(hangs()).oneshot(order()).await.unwrap();
     let failure = Failure::of(&answer).unwrap();

@@ -289,11 +289,11 @@ impl Parts {
             circuit: BreakerPolicy::new(),
             retry,
             times: Timeouts::new()
-                .head(ms(300))
+                .response_head(ms(300))
                 .attempt(ms(500))
                 .total(TOTAL)
                 .body_idle(ms(400))
-                .absolute((!script.keeps()).then_some(ms(6000))),
+                .max_duration((!script.keeps()).then_some(ms(6000))),
             classify: ClassifyLayer::new()
                 .hold(ms(script.hold))
                 .observer(log.clone())

@@ -125,7 +125,7 @@ async fn a_call_keeps_the_limits_that_it_began_with() {
     };
     let running = tokio::spawn(took(tower::util::BoxCloneService::new(service.clone())));
     tokio::task::yield_now().await;
-    let limits = Timeouts::new().head(ms(2000)).attempt(ms(2000)).total(ms(30_000)).body_idle(ms(2000));
+    let limits = Timeouts::new().response_head(ms(2000)).attempt(ms(2000)).total(ms(30_000)).body_idle(ms(2000));
     layer.handle().set_timeouts(limits).unwrap();
     assert_eq!(seen(&layer).timeouts, limits);
     assert_eq!(
@@ -140,8 +140,10 @@ async fn a_call_keeps_the_limits_that_it_began_with() {
 async fn limits_that_do_not_fit_are_refused_and_change_nothing() {
     let layer = shop();
     let before = seen(&layer).timeouts;
-    let refused =
-        layer.handle().set_timeouts(Timeouts::new().head(Duration::ZERO).body_idle(Duration::ZERO)).unwrap_err();
+    let refused = layer
+        .handle()
+        .set_timeouts(Timeouts::new().response_head(Duration::ZERO).body_idle(Duration::ZERO))
+        .unwrap_err();
     let named: Vec<_> = refused.found().iter().map(|found| found.setting().to_owned()).collect();
     assert!(
         named.contains(&"timeouts.head".to_owned()) && named.contains(&"timeouts.body_idle".to_owned()),

@@ -18,7 +18,7 @@ use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 use crate::support::{Strict, get, look, ms, post, ready, seen, text};
 
 fn limits() -> Timeouts {
-    Timeouts::new().head(ms(400)).attempt(ms(400)).total(ms(1500)).body_idle(ms(400))
+    Timeouts::new().response_head(ms(400)).attempt(ms(400)).total(ms(1500)).body_idle(ms(400))
 }
 
 fn shop() -> UpstreamLayer {
@@ -96,7 +96,7 @@ async fn a_wait_for_the_service_ends_at_the_limit_and_says_that_nothing_was_sent
 async fn a_deadline_that_passes_while_the_service_is_not_ready_leaves_nothing_sent() {
     let (inner, gate) = Strict::new();
     gate.shut();
-    let limits = Timeouts::new().head(ms(900)).attempt(ms(900)).total(ms(1000)).body_idle(ms(400));
+    let limits = Timeouts::new().response_head(ms(900)).attempt(ms(900)).total(ms(1000)).body_idle(ms(400));
     let layer = UpstreamLayer::builder("shop").timeouts(limits).build().unwrap();
     let mut request = post("order");
     request.extensions_mut().insert(tower_upstream::deadline::Deadline::after(Instant::now(), ms(300)));

@@ -181,7 +181,7 @@ struct Script {
 }
 
 fn limits(head: u64) -> Timeouts {
-    Timeouts::new().head(ms(head)).attempt(ms(head)).total(ms(2000)).body_idle(ms(300))
+    Timeouts::new().response_head(ms(head)).attempt(ms(head)).total(ms(2000)).body_idle(ms(300))
 }
 
 async fn steer(handle: &UpstreamHandle, steers: Steers) {

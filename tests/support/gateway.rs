@@ -32,7 +32,7 @@ pub(crate) fn proxy(upstream: SocketAddr) -> ReverseProxyBuilder {
 /// Limits that a test can wait for.
 pub(crate) fn short() -> Timeouts {
     let limit = Duration::from_millis(300);
-    Timeouts::new().head(limit).body_idle(limit).total(Duration::from_secs(5))
+    Timeouts::new().response_head(limit).body_idle(limit).total(Duration::from_secs(5))
 }
 
 /// Every failure that was reported.

@@ -74,9 +74,10 @@ impl Timeouts {
     fn over(self, preset: timeout::Timeouts, found: &mut Found) -> timeout::Timeouts {
         let given = |limit: Option<Limit>, preset| limit.map_or(preset, |limit| limit.0);
         let mut limits = preset;
-        limits = limits.head(given(self.head, preset.head)).attempt(given(self.attempt, preset.attempt));
+        limits =
+            limits.response_head(given(self.head, preset.response_head)).attempt(given(self.attempt, preset.attempt));
         limits = limits.body_idle(given(self.body_idle, preset.body_idle));
-        limits = limits.absolute(given(self.absolute, preset.absolute));
+        limits = limits.max_duration(given(self.absolute, preset.max_duration));
         limits = limits.client_idle(given(self.client_idle, preset.client_idle));
         if let Some(Limit(total)) = self.total {
             limits = limits.total(total);

@@ -89,8 +89,8 @@ fn everything_that_is_said_arrives() {
     let builder = toml(WHOLE).builder();
     assert_eq!(&*builder.name, "payments");
     let limits = builder.limits.limits().timeouts;
-    assert_eq!((limits.head, limits.attempt, limits.total), (Some(ms(1500)), Some(ms(2000)), Some(ms(8000))));
-    assert_eq!((limits.body_idle, limits.absolute), (Some(ms(90_000)), None));
+    assert_eq!((limits.response_head, limits.attempt, limits.total), (Some(ms(1500)), Some(ms(2000)), Some(ms(8000))));
+    assert_eq!((limits.body_idle, limits.max_duration), (Some(ms(90_000)), None));
     let retry = builder.retry.as_ref().unwrap().settings();
     assert_eq!((retry.policy.attempts, retry.policy.base, retry.policy.max), (2, ms(10), ms(500)));
     assert_eq!((retry.policy.patience, retry.body_cap), (ms(5000), 64 * 1024));
@@ -162,7 +162,7 @@ fn json_is_read_like_toml() {
         "retry": { "body_cap": 1000, "budget": 1, "hedge": "0.1s" }, "limiter": { "fixed": 7 },
     });
     let builder = serde_json::from_value::<UpstreamConfig>(text.clone()).unwrap().builder();
-    assert_eq!(builder.limits.limits().timeouts.head, Some(ms(2000)));
+    assert_eq!(builder.limits.limits().timeouts.response_head, Some(ms(2000)));
     assert_eq!(builder.retry.as_ref().unwrap().settings().body_cap, 1000);
     assert_eq!(builder.limiter.as_ref().unwrap().effective_bounds(), (7, 7));
     let again: UpstreamConfig = serde_json::from_slice(text.to_string().as_bytes()).unwrap();

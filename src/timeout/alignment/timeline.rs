@@ -39,9 +39,9 @@ impl Timeline {
         if let Some((_, patience)) = topology.patience() {
             add(topology.balancer.map_or("", |balancer| balancer.name).to_owned(), Some(patience));
         }
-        add("absolute".to_owned(), timeouts.absolute.map(Amount::Time));
+        add("absolute".to_owned(), timeouts.max_duration.map(Amount::Time));
         add("total".to_owned(), Some(timeouts.total.into()));
-        add("head".to_owned(), timeouts.head.map(Amount::Time));
+        add("head".to_owned(), timeouts.response_head.map(Amount::Time));
         add("connect".to_owned(), topology.connect.map(Amount::Time));
         add("upstream's own".to_owned(), topology.upstream_timeout.map(Amount::Time));
         spans.extend(attempts(scene));

@@ -36,7 +36,7 @@ pub(super) struct Scene<'a> {
 impl Scene<'_> {
     /// The time until somebody is answered: the total, or the absolute limit where that is shorter.
     pub(super) fn total(&self) -> Amount {
-        Amount::from(self.timeouts.total).min(self.timeouts.absolute.into())
+        Amount::from(self.timeouts.total).min(self.timeouts.max_duration.into())
     }
 
     /// An attempt has what remains of the total where it has no limit of its own.

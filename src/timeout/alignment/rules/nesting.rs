@@ -43,7 +43,7 @@ fn connect(scene: &Scene<'_>) -> Option<Finding> {
 }
 
 fn head(scene: &Scene<'_>) -> Option<Finding> {
-    let head = scene.timeouts.head?;
+    let head = scene.timeouts.response_head?;
     let attempt = scene.attempt();
     let set = format!("the head limit to at most {}, or to none", attempt.amount);
     let head = Quantity::new("head", head);
@@ -110,7 +110,7 @@ fn attempts(scene: &Scene<'_>) -> Option<Finding> {
 fn upstream_timeout(scene: &Scene<'_>) -> Option<Finding> {
     let own = Quantity::new("upstream's own timeout", scene.topology.upstream_timeout?);
     let attempt = scene.attempt();
-    let ours = match scene.timeouts.head {
+    let ours = match scene.timeouts.response_head {
         Some(head) if Amount::Time(head).is_below(attempt.amount) => Quantity::new("head", head),
         _ => attempt,
     };

@@ -25,7 +25,7 @@ fn secs(number: u64) -> Duration {
 
 /// No limits but those of the test.
 fn bare() -> Timeouts {
-    Timeouts::new().head(None).body_idle(None).total(None)
+    Timeouts::new().response_head(None).body_idle(None).total(None)
 }
 
 fn there() -> Topology {
@@ -64,7 +64,7 @@ fn no_1_connecting_ends_within_an_attempt_and_leaves_half_of_it() {
 #[test]
 fn no_2_a_head_limit_lies_in_its_attempt_and_that_in_the_total() {
     let of = |head, attempt: Option<Duration>, total| {
-        let limits = bare().head(head).attempt(attempt).total(total);
+        let limits = bare().response_head(head).attempt(attempt).total(total);
         found(limits, &there(), FindingId::HeadAttemptTotal).iter().map(Finding::severity).collect::<Vec<_>>()
     };
     assert_eq!(of(secs(2), Some(secs(2)), secs(2)), []);
@@ -109,7 +109,7 @@ fn no_4_the_gateway_gives_up_before_its_caller() {
     let verdict = |limits: Timeouts| verdict(limits, &declared, FindingId::TotalCaller);
     assert_eq!(verdict(bare()), Some(Severity::Refuse));
     assert_eq!(verdict(bare().unbounded()), None);
-    assert_eq!(verdict(bare().absolute(under(secs(20)))), None);
+    assert_eq!(verdict(bare().max_duration(under(secs(20)))), None);
 }
 
 #[test]
@@ -119,8 +119,8 @@ fn no_5_the_upstream_tells_its_own_reason_first() {
     assert_eq!(of(limits.attempt(ms(2100))), None);
     assert_eq!(of(limits.attempt(under(ms(2100)))), Some(Severity::Warn));
     // the head limit cuts it just as well
-    assert_eq!(of(limits.attempt(secs(5)).head(ms(2100))), None);
-    assert_eq!(of(limits.attempt(secs(5)).head(under(ms(2100)))), Some(Severity::Warn));
+    assert_eq!(of(limits.attempt(secs(5)).response_head(ms(2100))), None);
+    assert_eq!(of(limits.attempt(secs(5)).response_head(under(ms(2100)))), Some(Severity::Warn));
     assert_eq!(of(bare().total(ms(2100))), None);
     assert_eq!(of(bare().total(under(ms(2100)))), Some(Severity::Warn));
 }
@@ -199,7 +199,7 @@ fn no_10_a_stream_is_unbounded_on_purpose_and_its_silence_is_not() {
     assert_eq!(of(idle.total(secs(15))), Some(Severity::Refuse));
     assert_eq!(of(idle), Some(Severity::Refuse), "a missing total may be an oversight");
     assert_eq!(of(idle.unbounded()), None);
-    assert_eq!(of(idle.unbounded().absolute(secs(3600))), None);
+    assert_eq!(of(idle.unbounded().max_duration(secs(3600))), None);
     assert_eq!(of(bare().unbounded()), Some(Severity::Warn));
     assert_eq!(of(idle.unbounded().total(secs(9))), Some(Severity::Refuse), "what is said last holds");
 }
@@ -290,7 +290,7 @@ fn what_is_unknown_is_not_spoken_of() {
 #[test]
 fn the_longest_limits_there_are_overflow_nothing() {
     let far = Duration::MAX;
-    let limits = bare().head(far).attempt(far).total(far).absolute(far).body_idle(far);
+    let limits = bare().response_head(far).attempt(far).total(far).max_duration(far).body_idle(far);
     let topology = there()
         .caller_timeout(far)
         .load_balancer(Neighbour::named("far").idle(far))
@@ -312,7 +312,7 @@ fn the_longest_limits_there_are_overflow_nothing() {
         .grace(far)
         .replay(u64::MAX, u64::MAX, u64::MAX);
     assert!(!limits.check(&topology).to_string().is_empty());
-    let nothing = bare().head(ms(0)).attempt(ms(0)).total(ms(0));
+    let nothing = bare().response_head(ms(0)).attempt(ms(0)).total(ms(0));
     let topology = there().caller_timeout(ms(0)).pool_idle(ms(0)).upstream_keep_alive(ms(0)).attempts(0);
     assert!(!nothing.check(&topology).to_string().is_empty());
 }
@@ -348,7 +348,7 @@ fn a_report_fits_on_a_hundred_columns_and_its_bars_lie_in_each_other() {
         .upstream_timeout(ms(1500))
         .attempts(3)
         .backoff(ms(25), secs(1));
-    let text = Timeouts::new().head(ms(1800)).attempt(secs(2)).total(secs(8)).check(&topology).to_string();
+    let text = Timeouts::new().response_head(ms(1800)).attempt(secs(2)).total(secs(8)).check(&topology).to_string();
     let bars: Vec<_> = text.lines().filter(|line| line.ends_with('s') && line.contains("|-")).collect();
     let names: Vec<_> = bars.iter().map(|line| line.split('|').next().unwrap().trim()).collect();
     assert_eq!(names, ["AWS ALB", "caller", "total", "3 attempts", "head", "upstream's own", "connect"]);

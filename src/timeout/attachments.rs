@@ -4,20 +4,20 @@ use std::sync::Arc;
 
 use http::Request;
 
-use super::learner::{Learner, Lesson};
-use super::pool_watch::PoolWatch;
+use super::keepalive_check::KeepAliveCheck;
+use super::route_learner::{Observation, RouteLearner};
 use crate::deadline::{Deadline, DeadlinePropagation};
 use crate::exchange::{CallContext, CallKind, HeadSeen};
 
 /// All of it is off by default, behind one pointer, so that a call that needs none looks once.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Extras {
+pub(super) struct TimeoutExtensions {
     pub(super) deadlines: Option<DeadlinePropagation>,
-    pub(super) learner: Option<Learner>,
-    pub(super) pool: Option<Arc<PoolWatch>>,
+    pub(super) routes: Option<RouteLearner>,
+    pub(super) keepalive_check: Option<Arc<KeepAliveCheck>>,
 }
 
-impl Extras {
+impl TimeoutExtensions {
     /// Reads the caller's deadline, and writes the earlier of that and `ends`.
     #[cold]
     #[inline(never)]
@@ -26,7 +26,7 @@ impl Extras {
         call: &mut CallContext,
         ends: Option<Deadline>,
         request: &mut Request<B>,
-    ) -> Option<Lesson> {
+    ) -> Option<Observation> {
         if let Some(deadlines) = &self.deadlines {
             let read = deadlines.extract(request.headers(), request.extensions(), call.now);
             // our own answer has to be there before the caller leaves
@@ -34,7 +34,7 @@ impl Extras {
             call.deadline = Deadline::min(call.deadline, read);
             deadlines.inject(request, &CallContext { deadline: Deadline::min(call.deadline, ends), ..*call });
         }
-        self.learner.as_ref().filter(|_| call.kind == CallKind::Bounded)?.lesson(request)
+        self.routes.as_ref().filter(|_| call.kind == CallKind::Bounded)?.observe(request)
     }
 
     /// The same for an attempt after the first: the caller's deadline was read, and must not shrink again.
@@ -44,22 +44,22 @@ impl Extras {
         call: &CallContext,
         ends: Option<Deadline>,
         request: &mut Request<B>,
-    ) -> Option<Lesson> {
+    ) -> Option<Observation> {
         if let Some(deadlines) = &self.deadlines {
             deadlines.inject(request, &CallContext { deadline: Deadline::min(call.deadline, ends), ..*call });
         }
-        self.learner.as_ref().filter(|_| call.kind == CallKind::Bounded)?.lesson(request)
+        self.routes.as_ref().filter(|_| call.kind == CallKind::Bounded)?.observe(request)
     }
 
     #[cold]
     #[inline(never)]
-    pub(super) fn answered(&self, lesson: Option<Lesson>, call: &CallContext, head: &HeadSeen<'_>) {
-        let taught = self.learner.as_ref().zip(lesson).filter(|_| head.outcome.status().is_some());
+    pub(super) fn answered(&self, lesson: Option<Observation>, call: &CallContext, head: &HeadSeen<'_>) {
+        let taught = self.routes.as_ref().zip(lesson).filter(|_| head.outcome.status().is_some());
         if let Some((learner, lesson)) = taught {
             learner.answered(lesson, call.now, head.uploaded, head.outcome.now());
         }
-        if let Some(pool) = &self.pool {
-            pool.saw(head);
+        if let Some(pool) = &self.keepalive_check {
+            pool.observe(head);
         }
     }
 }

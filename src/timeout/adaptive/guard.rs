@@ -23,7 +23,7 @@ const UNLIMITED: u32 = u32::MAX;
 ///
 /// One caller at a time judges, which is `Duty`'s business; any number report.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct RegressionGuard {
     timed_out: AtomicU32,
     /// So many timeouts pass before the second is judged early.
     allowed: AtomicU32,
@@ -35,7 +35,7 @@ pub(super) struct Guard {
     running: AtomicU32,
 }
 
-impl Guard {
+impl RegressionGuard {
     pub(super) fn new() -> Self {
         Self {
             timed_out: AtomicU32::new(0),
@@ -59,7 +59,7 @@ impl Guard {
     }
 
     /// The verdict before the second's end: it has had too many timeouts.
-    pub(super) fn condemn(&self) -> u32 {
+    pub(super) fn trip(&self) -> u32 {
         if self.early.swap(true, Ordering::Relaxed) {
             return self.per_mille();
         }
@@ -68,7 +68,7 @@ impl Guard {
     }
 
     /// The verdict at the second's end, so many seconds after the last.
-    pub(super) fn judge(&self, mark: Bookmark, seconds: u32) -> u32 {
+    pub(super) fn check(&self, mark: Bookmark, seconds: u32) -> u32 {
         let calls = self.calls_until(mark);
         let timed_out = self.timed_out.swap(0, Ordering::Relaxed);
         let allowed = if calls >= ENOUGH { calls / ONE_OF } else { UNLIMITED };

@@ -8,7 +8,7 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Uri};
 use tokio::time::Instant;
 
-use super::{LearnedLimit, LearnedLimits, Learning};
+use super::{AdaptiveTimeout, LearningMode, RouteTimeouts};
 
 /// What of a request tells its route.
 #[derive(Clone, Copy, Debug)]
@@ -28,44 +28,49 @@ type Route = dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync;
 
 /// Learns and limits by route.
 #[derive(Clone)]
-pub(super) struct Learner {
-    limits: Arc<LearnedLimits>,
+pub(super) struct RouteLearner {
+    limits: Arc<RouteTimeouts>,
     route: Arc<Route>,
 }
 
 /// The route of a call, if it has a limit of its own.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lesson {
+pub(super) struct Observation {
     route: u16,
     /// The request carries a body; without a watch on it nobody knows when the wait for the answer began.
     uploads: bool,
 }
 
-impl Learner {
+impl RouteLearner {
     pub(super) fn new(
-        limits: Arc<LearnedLimits>,
+        limits: Arc<RouteTimeouts>,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
         Self { limits, route: Arc::new(route) }
     }
 
-    pub(super) fn lesson<B>(&self, request: &Request<B>) -> Option<Lesson> {
+    pub(super) fn observe<B>(&self, request: &Request<B>) -> Option<Observation> {
         let (uri, headers) = (request.uri(), request.headers());
         let head = RequestHead { method: request.method(), uri, headers, extensions: request.extensions() };
-        let route = self.limits.place((self.route)(head)?)?;
+        let route = self.limits.index((self.route)(head)?)?;
         let empty = HeaderValue::from_static("0");
         let uploads = headers.contains_key(TRANSFER_ENCODING)
             || headers.get(CONTENT_LENGTH).is_some_and(|length| *length != empty);
-        Some(Lesson { route, uploads })
+        Some(Observation { route, uploads })
     }
 
-    fn limit(&self, lesson: Lesson) -> Option<&LearnedLimit> {
+    fn limit(&self, lesson: Observation) -> Option<&AdaptiveTimeout> {
         self.limits.at(lesson.route)
     }
 
     /// The limit to hold a call to: the learned one where that is enforced, never more than the configured one.
-    pub(super) fn head(&self, lesson: Lesson, configured: Option<Duration>, now: Instant) -> Option<Duration> {
-        if self.limits.mode() == Learning::Report {
+    pub(super) fn response_head_limit(
+        &self,
+        lesson: Observation,
+        configured: Option<Duration>,
+        now: Instant,
+    ) -> Option<Duration> {
+        if self.limits.mode() == LearningMode::Report {
             return configured;
         }
         let learned = self.limit(lesson).map(|limit| limit.limit(now));
@@ -76,7 +81,7 @@ impl Learner {
     }
 
     /// A response head came; `uploaded` is when its request body had ended, if somebody watched that.
-    pub(super) fn answered(&self, lesson: Lesson, begun: Instant, uploaded: Option<Instant>, now: Instant) {
+    pub(super) fn answered(&self, lesson: Observation, begun: Instant, uploaded: Option<Instant>, now: Instant) {
         if lesson.uploads && uploaded.is_none() {
             return;
         }
@@ -86,15 +91,15 @@ impl Learner {
     }
 
     /// A call was cut at this limit.
-    pub(super) fn timed_out(&self, lesson: Lesson, limit: Duration, now: Instant) {
+    pub(super) fn timed_out(&self, lesson: Observation, limit: Duration, now: Instant) {
         if let Some(learned) = self.limit(lesson) {
             learned.timed_out(now, limit);
         }
     }
 }
 
-impl fmt::Debug for Learner {
+impl fmt::Debug for RouteLearner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Learner").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("RouteLearner").field("limits", &self.limits).finish_non_exhaustive()
     }
 }

@@ -15,45 +15,45 @@ const TICK: Duration = Duration::from_millis(1);
 
 /// What is remembered of one attempt between two looks at it.
 #[derive(Debug)]
-pub(super) struct Stall {
+pub(super) struct StallDetector {
     limit: Duration,
     /// Since when nothing moved; once the upload is through, since then.
-    since: Instant,
+    last_progress: Instant,
     uploading: bool,
     written: u64,
-    taken: u32,
+    frames: u32,
     read: u64,
 }
 
-impl Stall {
+impl StallDetector {
     /// Begins a watch at the time the call began.
     pub(super) fn new(begun: Instant, limit: Duration) -> Self {
-        Self { limit, since: begun, uploading: true, written: 0, taken: 0, read: 0 }
+        Self { limit, last_progress: begun, uploading: true, written: 0, frames: 0, read: 0 }
     }
 
     /// When the first look is due; the watch itself may be made then.
-    pub(super) fn first(begun: Instant, limit: Duration) -> Instant {
+    pub(super) fn first_check(begun: Instant, limit: Duration) -> Instant {
         begun + limit / 2
     }
 
     /// Compares with the look before.
-    pub(super) fn look(&mut self, now: Instant, sight: &AttemptProgress) -> TimerDecision {
+    pub(super) fn check(&mut self, now: Instant, sight: &AttemptProgress) -> TimerDecision {
         let (uploading, taken) = (is_uploading(sight), sight.upload.map_or(0, |upload| upload.taken));
-        let moved = sight.written != self.written || taken != self.taken;
+        let moved = sight.written != self.written || taken != self.frames;
         if uploading && moved {
-            self.since = now;
+            self.last_progress = now;
         } else if !uploading && self.uploading {
             let ended = sight.upload.and_then(|upload| upload.ended);
-            self.since = ended.unwrap_or(self.since).max(self.since);
+            self.last_progress = ended.unwrap_or(self.last_progress).max(self.last_progress);
         }
         let read_before = std::mem::replace(&mut self.read, sight.read);
-        (self.uploading, self.written, self.taken) = (uploading, sight.written, taken);
-        let due = self.since + self.limit;
+        (self.uploading, self.written, self.frames) = (uploading, sight.written, taken);
+        let due = self.last_progress + self.limit;
         if now < due {
             // never at the same time again, however short the limit
             return TimerDecision::RearmAt(due.min(now + (self.limit / 2).max(TICK)));
         }
-        let (cause, phase) = named(sight, read_before);
+        let (cause, phase) = cause_and_phase(sight, read_before);
         TimerDecision::TimedOut(cause, phase)
     }
 
@@ -83,7 +83,7 @@ pub(super) fn phase(sight: &AttemptProgress) -> Phase {
 }
 
 /// What ate the time of an attempt whose limit has passed.
-pub(super) fn named(sight: &AttemptProgress, read_before: u64) -> (BadGatewayCause, Phase) {
+pub(super) fn cause_and_phase(sight: &AttemptProgress, read_before: u64) -> (BadGatewayCause, Phase) {
     let phase = phase(sight);
     let cause = match phase {
         Phase::Pool => BadGatewayCause::QueueTimeout,
@@ -111,11 +111,11 @@ mod tests {
     /// Looks when told to, with what is seen at that second.
     fn run(seen: impl Fn(u32, Instant) -> AttemptProgress) -> (u32, BadGatewayCause) {
         let start = Instant::now();
-        let mut watch = Stall::new(start, LIMIT);
-        let mut due = Stall::first(start, LIMIT);
+        let mut watch = StallDetector::new(start, LIMIT);
+        let mut due = StallDetector::first_check(start, LIMIT);
         for _ in 0..60 {
             let second = u32::try_from((due - start).as_secs()).unwrap();
-            match watch.look(due, &seen(second, start)) {
+            match watch.check(due, &seen(second, start)) {
                 TimerDecision::RearmAt(next) => {
                     assert!(next > due, "a look leads forward");
                     due = next;
@@ -180,7 +180,7 @@ mod tests {
             (Phase::Tls, BadGatewayCause::TlsTimeout),
         ];
         for (stage, cause) in stages {
-            assert_eq!(named(&AttemptProgress::before(stage), 0), (cause, stage));
+            assert_eq!(cause_and_phase(&AttemptProgress::before(stage), 0), (cause, stage));
         }
     }
 }

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::guard::Guard;
-pub use self::routes::{LearnedLimits, Learning, TooManyRoutes};
+use self::guard::RegressionGuard;
+pub use self::routes::{LearningMode, RouteTimeouts, TooManyRoutes};
 use crate::stats::{Quantile, WindowedHistogram, default_stripes};
 
 /// More stripes than this would take a key beyond 32 KiB.
@@ -51,9 +51,9 @@ const LONGEST: Duration = Duration::from_secs(60 * 60);
 /// ```
 /// use std::time::Duration;
 /// use tokio::time::Instant;
-/// use tower_upstream::timeout::LearnedLimit;
+/// use tower_upstream::timeout::AdaptiveTimeout;
 ///
-/// let limit = LearnedLimit::new(Duration::from_secs(10));
+/// let limit = AdaptiveTimeout::new(Duration::from_secs(10));
 /// let start = Instant::now();
 /// for call in 0..1000 {
 ///     let now = start + Duration::from_millis(20) * call;
@@ -65,23 +65,23 @@ const LONGEST: Duration = Duration::from_secs(60 * 60);
 /// ```
 #[derive(Debug)]
 #[must_use]
-pub struct LearnedLimit {
+pub struct AdaptiveTimeout {
     cap: Duration,
     floor: Duration,
     quantile: Quantile,
     /// The factor in thousandths.
     per_mille: u32,
     min_samples: u64,
-    minute: WindowedHistogram,
+    histogram: WindowedHistogram,
     /// In microseconds: an hour of them fits.
     limit: AtomicU32,
-    guard: Guard,
+    guard: RegressionGuard,
 }
 
 /// What a learned limit knows, for a report.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Estimate {
+pub struct AdaptiveEstimate {
     /// The samples of the last minute, calls that timed out among them.
     pub samples: u64,
     /// The quantile of these samples, within 2.8 %; none without samples.
@@ -92,7 +92,7 @@ pub struct Estimate {
     pub guard: f64,
 }
 
-impl LearnedLimit {
+impl AdaptiveTimeout {
     /// A limit that has learned nothing yet: the cap. Below 1 ms it counts as 1 ms, above 1 h as 1 h.
     pub fn new(cap: Duration) -> Self {
         let cap = cap.clamp(SHORTEST, LONGEST);
@@ -102,9 +102,9 @@ impl LearnedLimit {
             quantile: Quantile::P99_5,
             per_mille: 2000,
             min_samples: 200,
-            minute: WindowedHistogram::new(default_stripes().min(MOST_STRIPES)),
+            histogram: WindowedHistogram::new(default_stripes().min(MOST_STRIPES)),
             limit: AtomicU32::new(micros(cap)),
-            guard: Guard::new(),
+            guard: RegressionGuard::new(),
         }
     }
 
@@ -144,14 +144,14 @@ impl LearnedLimit {
     /// By default as many as there are cores. One saves memory where there are thousands of keys. What was
     /// recorded before is forgotten.
     pub fn stripes(mut self, stripes: usize) -> Self {
-        self.minute = WindowedHistogram::new(stripes.clamp(1, MOST_STRIPES));
+        self.histogram = WindowedHistogram::new(stripes.clamp(1, MOST_STRIPES));
         self
     }
 
     /// The limit for a call that begins now.
     #[inline]
     pub fn limit(&self, now: Instant) -> Duration {
-        self.learn(self.minute.second(now));
+        self.learn(self.histogram.second(now));
         Duration::from_micros(self.limit.load(Ordering::Relaxed).into())
     }
 
@@ -160,9 +160,9 @@ impl LearnedLimit {
     /// Answers of routes without a limit (streams, long polls) are no samples.
     #[inline]
     pub fn answered(&self, now: Instant, elapsed: Duration) {
-        let second = self.minute.second(now);
+        let second = self.histogram.second(now);
         self.learn(second);
-        self.minute.record(second, elapsed);
+        self.histogram.record(second, elapsed);
     }
 
     /// Records a call that was cut off at this limit, learned or not.
@@ -170,21 +170,21 @@ impl LearnedLimit {
     /// It counts as a sample of twice the limit. A call that its caller gave up, or that a deadline cut, says
     /// nothing of the upstream and is no sample.
     pub fn timed_out(&self, now: Instant, limit: Duration) {
-        let second = self.minute.second(now);
+        let second = self.histogram.second(now);
         self.learn(second);
-        self.minute.record(second, limit.saturating_mul(2));
+        self.histogram.record(second, limit.saturating_mul(2));
         if self.guard.timed_out() {
-            if let Some(_again) = self.minute.try_relock() {
+            if let Some(_again) = self.histogram.try_relock() {
                 self.estimate(second, 0);
             }
         }
     }
 
     /// What is known now.
-    pub fn snapshot(&self, now: Instant) -> Estimate {
+    pub fn snapshot(&self, now: Instant) -> AdaptiveEstimate {
         let limit = self.limit(now);
-        let (histogram, _) = self.minute.read(self.minute.second(now));
-        Estimate {
+        let (histogram, _) = self.histogram.read(self.histogram.second(now));
+        AdaptiveEstimate {
             samples: histogram.samples(),
             quantile: histogram.quantile(self.quantile),
             limit,
@@ -194,7 +194,7 @@ impl LearnedLimit {
 
     #[inline]
     fn learn(&self, second: u32) {
-        if let Some(taken) = self.minute.try_lock(second) {
+        if let Some(taken) = self.histogram.try_lock(second) {
             self.estimate(second, taken.since());
         }
     }
@@ -202,8 +202,8 @@ impl LearnedLimit {
     /// Makes the limit anew, so many seconds after the last time; none of them is an early verdict.
     #[cold]
     fn estimate(&self, second: u32, since: u32) {
-        let (histogram, mark) = self.minute.read(second);
-        let guard = if since == 0 { self.guard.condemn() } else { self.guard.judge(mark, since) };
+        let (histogram, mark) = self.histogram.read(second);
+        let guard = if since == 0 { self.guard.trip() } else { self.guard.check(mark, since) };
         let learned = match histogram.quantile(self.quantile) {
             Some(quantile) if histogram.samples() >= self.min_samples => {
                 times(quantile, self.per_mille).clamp(self.floor, self.cap)
@@ -233,12 +233,12 @@ mod tests {
 
     /// Calls at an even pace, each answered or cut at once as far as the limit is concerned.
     struct Upstream {
-        limit: LearnedLimit,
+        limit: AdaptiveTimeout,
         now: Instant,
     }
 
     impl Upstream {
-        fn new(limit: LearnedLimit) -> Self {
+        fn new(limit: AdaptiveTimeout) -> Self {
             Self { limit, now: Instant::now() }
         }
 
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn under_two_hundred_samples_the_cap_holds() {
-        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         for _ in 0..199 {
             upstream.limit.answered(upstream.now, millis(40));
         }
@@ -281,14 +281,14 @@ mod tests {
 
     #[test]
     fn no_limit_is_below_the_floor() {
-        assert_eq!(Upstream::new(LearnedLimit::new(CAP)).runs(10, millis(1)), FLOOR);
+        assert_eq!(Upstream::new(AdaptiveTimeout::new(CAP)).runs(10, millis(1)), FLOOR);
         let floor = millis(700);
-        assert_eq!(Upstream::new(LearnedLimit::new(CAP).floor(floor)).runs(10, millis(1)), floor);
+        assert_eq!(Upstream::new(AdaptiveTimeout::new(CAP).floor(floor)).runs(10, millis(1)), floor);
     }
 
     #[test]
     fn a_silence_of_a_minute_brings_the_cap_back() {
-        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         assert!(upstream.runs(30, millis(40)) < CAP);
         upstream.now += Duration::from_secs(60);
         assert_eq!(upstream.limit.limit(upstream.now), CAP);
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn an_upstream_that_answers_nothing_lets_the_limit_climb_to_the_cap_and_comes_back() {
-        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         assert!(upstream.runs(60, millis(40)) < millis(100));
         assert_eq!(upstream.runs(5, None), CAP);
         // the timeouts are forgotten after a minute, the guard's 16 after half of one more at most
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_cuts_everything_lengthens_until_the_answers_fit() {
-        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         upstream.runs(60, millis(40));
         let limit = upstream.runs(3, millis(3000));
         assert!(limit >= millis(3000), "{limit:?}");
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn the_guard_doubles_once_a_second_and_comes_down_by_a_tenth() {
         // a floor that stands still shows the guard alone
-        let mut upstream = Upstream::new(LearnedLimit::new(CAP).floor(millis(500)));
+        let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP).floor(millis(500)));
         upstream.runs(30, millis(1));
         let guards: Vec<f64> = (0..6)
             .map(|_| {
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_guard_does_not_wait_for_the_end_of_the_second() {
-        let mut upstream = Upstream::new(LearnedLimit::new(CAP));
+        let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         let before = upstream.runs(30, millis(100));
         let tenth = upstream.now + millis(100);
         for _ in 0..3 {
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn nineteen_calls_prove_nothing_to_the_guard() {
         for (calls, guard) in [(19, 1.0), (20, 2.0)] {
-            let limit = LearnedLimit::new(CAP);
+            let limit = AdaptiveTimeout::new(CAP);
             let start = Instant::now();
             for _ in 0..calls {
                 limit.timed_out(start, millis(50));
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn two_percent_of_timeouts_are_no_reason_and_more_are() {
         for (timeouts, guard) in [(2, 1.0), (3, 2.0)] {
-            let limit = LearnedLimit::new(CAP);
+            let limit = AdaptiveTimeout::new(CAP);
             let start = Instant::now();
             (0..100 - timeouts).for_each(|_| limit.answered(start, millis(40)));
             (0..timeouts).for_each(|_| limit.timed_out(start, CAP));
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_call_that_was_cut_counts_as_twice_its_limit() {
-        let limit = LearnedLimit::new(CAP);
+        let limit = AdaptiveTimeout::new(CAP);
         let start = Instant::now();
         (0..300).for_each(|_| limit.timed_out(start, millis(100)));
         assert!(is_about(limit.snapshot(start).quantile.unwrap(), millis(200)));
@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn an_estimate_tells_what_it_rests_on() {
-        let limit = LearnedLimit::new(CAP);
+        let limit = AdaptiveTimeout::new(CAP);
         let start = Instant::now();
         let nothing = limit.snapshot(start);
         assert_eq!((nothing.samples, nothing.quantile, nothing.limit), (0, None, CAP));
@@ -393,22 +393,22 @@ mod tests {
     fn settings_out_of_range_count_as_the_nearest_in_range() {
         let start = Instant::now();
         for (cap, limit) in [(Duration::ZERO, millis(1)), (Duration::MAX, LONGEST)] {
-            assert_eq!(LearnedLimit::new(cap).floor(Duration::MAX).limit(start), limit);
+            assert_eq!(AdaptiveTimeout::new(cap).floor(Duration::MAX).limit(start), limit);
         }
         for (factor, per_mille) in [(f64::NAN, 1000), (-1.0, 1000), (0.0, 1000), (1.5, 1500), (f64::INFINITY, 100_000)]
         {
-            assert_eq!(LearnedLimit::new(CAP).factor(factor).per_mille, per_mille, "{factor}");
+            assert_eq!(AdaptiveTimeout::new(CAP).factor(factor).per_mille, per_mille, "{factor}");
         }
     }
 
     #[test]
     fn a_key_takes_thirty_two_kibibytes_at_most() {
         for stripes in [0, 1, 2, 3, 8, 9, usize::MAX] {
-            let limit = LearnedLimit::new(CAP).stripes(stripes);
-            let bytes = size_of::<LearnedLimit>() + limit.minute.bytes();
+            let limit = AdaptiveTimeout::new(CAP).stripes(stripes);
+            let bytes = size_of::<AdaptiveTimeout>() + limit.histogram.bytes();
             assert!(bytes <= 32 * 1024, "{stripes} stripes take {bytes} bytes");
         }
-        assert_eq!(LearnedLimit::new(CAP).stripes(8).minute.bytes(), 8 * 2 * crate::stats::BUCKETS * 4);
+        assert_eq!(AdaptiveTimeout::new(CAP).stripes(8).histogram.bytes(), 8 * 2 * crate::stats::BUCKETS * 4);
     }
 
     proptest! {
@@ -419,7 +419,7 @@ mod tests {
             cap in 0_u64..20_000,
             factor in -1.0_f64..200.0,
         ) {
-            let limit = LearnedLimit::new(millis(cap)).floor(millis(floor)).factor(factor).min_samples(20).stripes(1);
+            let limit = AdaptiveTimeout::new(millis(cap)).floor(millis(floor)).factor(factor).min_samples(20).stripes(1);
             let cap = millis(cap).max(SHORTEST);
             let within = millis(floor).min(cap)..=cap;
             let mut now = Instant::now();

@@ -9,22 +9,22 @@ use crate::exchange::HeadSeen;
 
 /// The idle limit of another client's pool, and whether a word was said about it.
 #[derive(Debug)]
-pub(super) struct PoolWatch {
-    idle: Duration,
+pub(super) struct KeepAliveCheck {
+    pool_idle: Duration,
     warned: AtomicBool,
 }
 
-impl PoolWatch {
+impl KeepAliveCheck {
     pub(super) fn new(idle: Duration) -> Self {
-        Self { idle, warned: AtomicBool::new(false) }
+        Self { pool_idle: idle, warned: AtomicBool::new(false) }
     }
 
     pub(super) fn idle(&self) -> Duration {
-        self.idle
+        self.pool_idle
     }
 
     /// Warns, once.
-    pub(super) fn saw(&self, head: &HeadSeen<'_>) {
+    pub(super) fn observe(&self, head: &HeadSeen<'_>) {
         if let Some(finding) = self.finding(head) {
             tracing::warn!(
                 target: "tower_upstream",
@@ -47,7 +47,7 @@ impl PoolWatch {
         if learnt.is_none() && !died {
             return None;
         }
-        let finding = pool_idle_finding(self.idle, learnt)?;
+        let finding = pool_idle_finding(self.pool_idle, learnt)?;
         // of those who see it at the same time, one says so
         (!self.warned.swap(true, Relaxed)).then_some(finding)
     }
@@ -62,7 +62,7 @@ mod tests {
 
     const MINUTE_AND_A_HALF: Duration = Duration::from_secs(90);
 
-    fn warned(pool: &PoolWatch, says: &'static str, cause: Option<BadGatewayCause>) -> Option<Finding> {
+    fn warned(pool: &KeepAliveCheck, says: &'static str, cause: Option<BadGatewayCause>) -> Option<Finding> {
         let mut headers = HeaderMap::new();
         if !says.is_empty() {
             headers.insert("keep-alive", HeaderValue::from_static(says));
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn an_upstream_that_says_less_than_the_pool_keeps_is_warned_of_once() {
-        let pool = PoolWatch::new(MINUTE_AND_A_HALF);
+        let pool = KeepAliveCheck::new(MINUTE_AND_A_HALF);
         assert_eq!(warned(&pool, "", None), None);
         assert_eq!(warned(&pool, "timeout=120", None), None);
         assert_eq!(warned(&pool, "nonsense", None), None);
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_died_of_it_is_a_word_too() {
-        let pool = PoolWatch::new(MINUTE_AND_A_HALF);
+        let pool = KeepAliveCheck::new(MINUTE_AND_A_HALF);
         assert_eq!(warned(&pool, "", Some(BadGatewayCause::ConnectionRefused)), None);
         assert!(warned(&pool, "", Some(BadGatewayCause::StaleConnection)).is_some());
     }

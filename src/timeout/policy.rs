@@ -7,18 +7,18 @@ use http::Request;
 use tokio::time::Instant;
 
 use super::Timeouts;
-use super::extras::Extras;
-use super::learner::{Learner, Lesson};
-use super::watch::{Stall, named, phase};
+use super::attachments::TimeoutExtensions;
+use super::route_learner::{Observation, RouteLearner};
+use super::stall::{StallDetector, cause_and_phase, phase};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::Deadline;
 use crate::exchange::{AttemptProgress, BodyTimeouts, CallContext, HeadSeen, Rejection, TimeoutPolicy, TimerDecision};
 
 /// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
 #[derive(Clone, Debug)]
-pub(crate) struct Enforced {
+pub(crate) struct TimeoutPolicy {
     pub(crate) timeouts: Timeouts,
-    pub(super) extras: Option<Arc<Extras>>,
+    pub(super) extensions: Option<Arc<TimeoutExtensions>>,
 }
 
 /// When a call is looked at again whose limit was taken back while it waited.
@@ -26,30 +26,27 @@ const LATER: Duration = Duration::from_secs(3600);
 
 /// What one call remembers; most of it is made at the first look.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
-    stall: Option<Box<Stall>>,
-    lesson: Option<Lesson>,
+pub(crate) struct TimeoutState {
+    stall: Option<Box<StallDetector>>,
+    observation: Option<Observation>,
 }
 
-impl Enforced {
+impl TimeoutPolicy {
     /// The caller's deadline, the end of the total or that of the whole exchange, whichever comes first.
     fn deadline(&self, call: &CallContext) -> Option<Instant> {
-        earlier(
-            self.timeouts.until_head().map(|limit| call.now + limit),
-            call.deadline.map(|deadline| deadline.instant()),
-        )
+        min(self.timeouts.until_head().map(|limit| call.now + limit), call.deadline.map(|deadline| deadline.instant()))
     }
 
     /// The learner, for a call that has something to teach.
-    fn lesson(&self, watch: &Watch) -> Option<(&Learner, Lesson)> {
-        self.extras.as_ref()?.learner.as_ref().zip(watch.lesson)
+    fn observation(&self, watch: &TimeoutState) -> Option<(&RouteLearner, Observation)> {
+        self.extensions.as_ref()?.routes.as_ref().zip(watch.observation)
     }
 
     /// The limit on the head.
-    fn head(&self, watch: &Watch, now: Instant) -> Option<Duration> {
-        match self.lesson(watch) {
-            Some((learner, lesson)) => learner.head(lesson, self.timeouts.head, now),
-            None => self.timeouts.head,
+    fn head(&self, watch: &TimeoutState, now: Instant) -> Option<Duration> {
+        match self.observation(watch) {
+            Some((learner, lesson)) => learner.response_head_limit(lesson, self.timeouts.response_head, now),
+            None => self.timeouts.response_head,
         }
     }
 
@@ -60,13 +57,13 @@ impl Enforced {
 
 /// The caller's time was up when its request came: nothing is begun for it.
 #[cold]
-fn too_late() -> Rejection {
+fn expired_on_arrival() -> Rejection {
     let failure = Failure::builder(BadGatewayCause::DeadlineExceeded).phase(Phase::Gateway);
     let failure = failure.refusal().retry_stop(RetryStop::LocalRefusal);
     Rejection::new(failure.detail(Detail::Text("the deadline had passed on arrival")).build())
 }
 
-fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+fn min(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
@@ -74,65 +71,71 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 #[allow(clippy::inline_always)] // on the path of every call: measured
-impl TimeoutPolicy for Enforced {
-    type Watch = Watch;
+impl TimeoutPolicy for TimeoutPolicy {
+    type Watch = TimeoutState;
 
     #[inline(always)]
-    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Watch {
+    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> TimeoutState {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
-        let lesson = match &self.extras {
+        let lesson = match &self.extensions {
             None => None,
             Some(extras) => {
-                let ends = earlier(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
+                let ends = min(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
                 extras.begin(call, ends, request)
             }
         };
-        Watch { stall: None, lesson }
+        TimeoutState { stall: None, observation: lesson }
     }
 
-    fn begin_later<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Watch {
+    fn begin_later<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> TimeoutState {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
-        let lesson = self.extras.as_ref().and_then(|extras| {
-            let ends = earlier(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
+        let lesson = self.extensions.as_ref().and_then(|extras| {
+            let ends = min(self.deadline(call), self.attempt_end(call)).map(Deadline::at);
             extras.begin_later(call, ends, request)
         });
-        Watch { stall: None, lesson }
+        TimeoutState { stall: None, observation: lesson }
     }
 
     #[inline(always)]
     fn refuse(&self, call: &CallContext) -> Option<Rejection> {
-        call.deadline.filter(|deadline| deadline.has_elapsed(call.now)).map(|_| too_late())
+        call.deadline.filter(|deadline| deadline.has_elapsed(call.now)).map(|_| expired_on_arrival())
     }
 
-    fn first(&self, watch: &Watch, call: &CallContext) -> Option<Instant> {
-        let head = self.head(watch, call.now).map(|limit| Stall::first(call.now, limit));
-        earlier(earlier(head, self.attempt_end(call)), self.deadline(call))
+    fn first(&self, watch: &TimeoutState, call: &CallContext) -> Option<Instant> {
+        let head = self.head(watch, call.now).map(|limit| StallDetector::first_check(call.now, limit));
+        min(min(head, self.attempt_end(call)), self.deadline(call))
     }
 
-    fn look(&self, watch: &mut Watch, call: &CallContext, now: Instant, sight: &AttemptProgress) -> TimerDecision {
+    fn look(
+        &self,
+        watch: &mut TimeoutState,
+        call: &CallContext,
+        now: Instant,
+        sight: &AttemptProgress,
+    ) -> TimerDecision {
         let (deadline, attempt) = (self.deadline(call), self.attempt_end(call));
         if deadline.is_some_and(|deadline| deadline <= now) {
             return TimerDecision::TimedOut(BadGatewayCause::DeadlineExceeded, phase(sight));
         }
         if attempt.is_some_and(|attempt| attempt <= now) {
             let read = watch.stall.as_ref().map_or(0, |stall| stall.read());
-            let (cause, phase) = named(sight, read);
+            let (cause, phase) = cause_and_phase(sight, read);
             return TimerDecision::TimedOut(cause, phase);
         }
-        let next = earlier(attempt, deadline);
+        let next = min(attempt, deadline);
         let begun = watch.stall.as_ref().map(|stall| stall.limit());
         let Some(limit) = begun.or_else(|| self.head(watch, now)) else {
             return TimerDecision::RearmAt(next.unwrap_or(now + LATER));
         };
-        let stall = watch.stall.get_or_insert_with(|| Box::new(Stall::new(call.now, limit)));
-        match stall.look(now, sight) {
-            TimerDecision::RearmAt(at) => TimerDecision::RearmAt(earlier(Some(at), next).unwrap_or(at)),
+        let stall = watch.stall.get_or_insert_with(|| Box::new(StallDetector::new(call.now, limit)));
+        match stall.check(now, sight) {
+            TimerDecision::RearmAt(at) => TimerDecision::RearmAt(min(Some(at), next).unwrap_or(at)),
             TimerDecision::TimedOut(cause, phase) => {
                 // only what the upstream let pass says something about it
                 let its_own = matches!(cause, BadGatewayCause::FirstByteTimeout | BadGatewayCause::HeadTimeout);
-                if let Some((learner, lesson)) = self.lesson(watch).filter(|_| its_own) {
+                if let Some((learner, lesson)) = self.observation(watch).filter(|_| its_own) {
                     learner.timed_out(lesson, limit, now);
                 }
                 TimerDecision::TimedOut(cause, phase)
@@ -141,16 +144,16 @@ impl TimeoutPolicy for Enforced {
     }
 
     #[inline(always)]
-    fn answered(&self, watch: &Watch, call: &CallContext, head: &HeadSeen<'_>) {
-        if let Some(extras) = &self.extras {
-            extras.answered(watch.lesson, call, head);
+    fn answered(&self, watch: &TimeoutState, call: &CallContext, head: &HeadSeen<'_>) {
+        if let Some(extras) = &self.extensions {
+            extras.answered(watch.observation, call, head);
         }
     }
 
     fn body(&self, call: &CallContext) -> BodyTimeouts {
         BodyTimeouts {
             idle: self.timeouts.body_idle,
-            end: self.timeouts.absolute.map(|absolute| call.now + absolute),
+            end: self.timeouts.max_duration.map(|absolute| call.now + absolute),
             client_idle: self.timeouts.client_idle,
         }
     }

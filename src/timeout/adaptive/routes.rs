@@ -4,11 +4,11 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use super::LearnedLimit;
+use super::AdaptiveTimeout;
 
 /// What is done with a learned limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Learning {
+pub enum LearningMode {
     /// It is computed and reported; the configured limit goes on to hold.
     #[default]
     Report,
@@ -23,19 +23,19 @@ pub enum Learning {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_upstream::timeout::{LearnedLimits, Learning};
+/// use tower_upstream::timeout::{RouteTimeouts, LearningMode};
 ///
-/// let limits = LearnedLimits::new(Duration::from_secs(10), ["cart", "search"]).unwrap();
-/// assert_eq!(limits.mode(), Learning::Report);
+/// let limits = RouteTimeouts::new(Duration::from_secs(10), ["cart", "search"]).unwrap();
+/// assert_eq!(limits.mode(), LearningMode::Report);
 /// assert!(limits.get("cart").is_some());
 /// assert!(limits.get("/cart/17").is_none());
 /// ```
 #[derive(Debug)]
 #[must_use]
-pub struct LearnedLimits {
-    mode: Learning,
+pub struct RouteTimeouts {
+    mode: LearningMode,
     /// Sorted by name.
-    limits: Vec<(Box<str>, LearnedLimit)>,
+    limits: Vec<(Box<str>, AdaptiveTimeout)>,
 }
 
 /// More than 256 routes were named.
@@ -44,17 +44,17 @@ pub struct TooManyRoutes(());
 
 impl fmt::Display for TooManyRoutes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "more than {} routes to learn limits for", LearnedLimits::MOST)
+        write!(f, "more than {} routes to learn limits for", RouteTimeouts::MOST)
     }
 }
 
 impl Error for TooManyRoutes {}
 
-impl LearnedLimits {
+impl RouteTimeouts {
     /// How many names there may be.
     pub const MOST: usize = 256;
 
-    /// A limit for each name, all with the same cap and the defaults of [`LearnedLimit`].
+    /// A limit for each name, all with the same cap and the defaults of [`AdaptiveTimeout`].
     ///
     /// A name given twice counts once.
     ///
@@ -71,12 +71,12 @@ impl LearnedLimits {
             }
             names.insert(place, name);
         }
-        let limits = names.into_iter().map(|name| (name, LearnedLimit::new(cap))).collect();
-        Ok(Self { mode: Learning::default(), limits })
+        let limits = names.into_iter().map(|name| (name, AdaptiveTimeout::new(cap))).collect();
+        Ok(Self { mode: LearningMode::default(), limits })
     }
 
-    /// Sets what is done with the limits, [`Learning::Report`] by default.
-    pub fn learning(mut self, mode: Learning) -> Self {
+    /// Sets what is done with the limits, [`LearningMode::Report`] by default.
+    pub fn learning(mut self, mode: LearningMode) -> Self {
         self.mode = mode;
         self
     }
@@ -85,37 +85,37 @@ impl LearnedLimits {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_upstream::timeout::LearnedLimits;
-    /// let limits = LearnedLimits::new(Duration::from_secs(10), ["cart"]).unwrap();
+    /// # use tower_upstream::timeout::RouteTimeouts;
+    /// let limits = RouteTimeouts::new(Duration::from_secs(10), ["cart"]).unwrap();
     /// let limits = limits.each(|limit| limit.floor(Duration::from_millis(200)).stripes(1));
     /// ```
-    pub fn each(mut self, set: impl Fn(LearnedLimit) -> LearnedLimit) -> Self {
+    pub fn each(mut self, set: impl Fn(AdaptiveTimeout) -> AdaptiveTimeout) -> Self {
         self.limits = self.limits.into_iter().map(|(name, limit)| (name, set(limit))).collect();
         self
     }
 
     /// What is done with the limits.
-    pub fn mode(&self) -> Learning {
+    pub fn mode(&self) -> LearningMode {
         self.mode
     }
 
     /// The limit of a route; none of one that was not named.
-    pub fn get(&self, route: &str) -> Option<&LearnedLimit> {
-        self.at(self.place(route)?)
+    pub fn get(&self, route: &str) -> Option<&AdaptiveTimeout> {
+        self.at(self.index(route)?)
     }
 
     /// Where a route's limit stands, for [`at`](Self::at).
-    pub(in crate::timeout) fn place(&self, route: &str) -> Option<u16> {
+    pub(in crate::timeout) fn index(&self, route: &str) -> Option<u16> {
         let place = self.limits.binary_search_by(|row| (*row.0).cmp(route)).ok()?;
         u16::try_from(place).ok()
     }
 
-    pub(in crate::timeout) fn at(&self, place: u16) -> Option<&LearnedLimit> {
+    pub(in crate::timeout) fn at(&self, place: u16) -> Option<&AdaptiveTimeout> {
         self.limits.get(usize::from(place)).map(|row| &row.1)
     }
 
     /// The routes with their limits, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &LearnedLimit)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &AdaptiveTimeout)> {
         self.limits.iter().map(|row| (&*row.0, &row.1))
     }
 }
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_one_route_learns_another_does_not_know() {
-        let limits = LearnedLimits::new(CAP, ["search", "cart"]).unwrap();
+        let limits = RouteTimeouts::new(CAP, ["search", "cart"]).unwrap();
         let start = Instant::now();
         let (cart, search) = (limits.get("cart").unwrap(), limits.get("search").unwrap());
         for _ in 0..1000 {
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_name_that_was_not_given_has_no_limit() {
-        let limits = LearnedLimits::new(CAP, ["cart"]).unwrap();
+        let limits = RouteTimeouts::new(CAP, ["cart"]).unwrap();
         for other in ["", "car", "cart/", "Cart", "/cart"] {
             assert!(limits.get(other).is_none(), "{other:?}");
         }
@@ -152,9 +152,9 @@ mod tests {
     #[test]
     fn there_are_256_names_at_most_and_doubles_count_once() {
         let names = |count: usize| (0..count).map(|each| format!("route {each}")).collect::<Vec<_>>();
-        assert_eq!(LearnedLimits::new(CAP, names(257)).unwrap_err(), TooManyRoutes(()));
+        assert_eq!(RouteTimeouts::new(CAP, names(257)).unwrap_err(), TooManyRoutes(()));
         let twice = names(256).into_iter().chain(names(256));
-        let limits = LearnedLimits::new(CAP, twice).unwrap().each(|limit| limit.stripes(1));
+        let limits = RouteTimeouts::new(CAP, twice).unwrap().each(|limit| limit.stripes(1));
         assert_eq!(limits.iter().count(), 256);
         assert!(names(256).iter().all(|name| limits.get(name).is_some()));
     }
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn settings_reach_every_route() {
         let floor = Duration::from_secs(3);
-        let limits = LearnedLimits::new(CAP, ["a", "b"]).unwrap().each(|limit| limit.floor(floor).min_samples(1));
+        let limits = RouteTimeouts::new(CAP, ["a", "b"]).unwrap().each(|limit| limit.floor(floor).min_samples(1));
         let start = Instant::now();
         for (_, limit) in limits.iter() {
             limit.answered(start, Duration::from_millis(1));
