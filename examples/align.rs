@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tower_upstream::timeout::alignment::{HedgeBudget, Share, neighbours};
+use tower_upstream::timeout::alignment::{Fraction, HedgeBudget, peers};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 const fn ms(number: u64) -> Duration {
@@ -18,24 +18,24 @@ const fn secs(number: u64) -> Duration {
 }
 
 fn main() {
-    let alb = Topology::new().load_balancer(neighbours::AWS_ALB);
+    let alb = Topology::new().load_balancer(peers::AWS_ALB);
     show(
         "The next axum behind an ALB, all by default: 30 s of keep-alive against 60 s",
         Timeouts::new(),
-        &alb.clone().server(neighbours::AXUM_NEXT),
+        &alb.clone().server(peers::AXUM_NEXT),
     );
 
     show(
         "hyper-util's pool before Node.js: 90 s of idle limit against 5 s of keep-alive",
         Timeouts::new().total(secs(30)),
-        &alb.clone().server(neighbours::AXUM).upstream(neighbours::NODE).pool_idle(neighbours::HYPER_UTIL_POOL_IDLE),
+        &alb.clone().server(peers::AXUM).upstream(peers::NODE).pool_idle(peers::HYPER_UTIL_POOL_IDLE),
     );
 
     show(
         "A mobile client of 3 s, and three attempts that were never counted together",
         Timeouts::new().response_head(secs(2)).attempt(secs(2)).total(secs(3)),
         &Topology::new()
-            .caller_timeout(secs(3))
+            .client_timeout(secs(3))
             .connect(ms(1500))
             .upstream_timeout(secs(2))
             .attempts(3)
@@ -45,15 +45,15 @@ fn main() {
     show(
         "Server-sent events through the limits of an ordinary route",
         Timeouts::new().body_idle(secs(15)).total(secs(15)),
-        &alb.clone().server(neighbours::AXUM).heartbeat(secs(20)),
+        &alb.clone().server(peers::AXUM).heartbeat(secs(20)),
     );
 
     let fits = Topology::new()
-        .caller_timeout(secs(10))
-        .load_balancer(neighbours::AWS_ALB)
+        .client_timeout(secs(10))
+        .load_balancer(peers::AWS_ALB)
         .load_balancer_propagation(secs(15))
-        .server(neighbours::AXUM_NEXT.keep_alive(secs(75)))
-        .upstream(neighbours::UVICORN)
+        .server(peers::AXUM_NEXT.keep_alive(secs(75)))
+        .upstream(peers::UVICORN)
         .upstream_timeout(ms(1500))
         .connect(ms(500))
         .pool_idle(secs(3))
@@ -70,13 +70,13 @@ fn main() {
         .drain_delay(secs(20))
         .grace(secs(30))
         .replay(64 << 10, 2_000, 256 << 20)
-        .learned_quantile(Share::per_mille(995))
-        .hang_share(Share::per_mille(2));
+        .learned_quantile(Fraction::per_mille(995))
+        .hang_share(Fraction::per_mille(2));
     let timeouts = Timeouts::new().response_head(ms(1800)).attempt(secs(2)).total(secs(8));
     show("Everything declared, and everything fits", timeouts, &fits);
 
     // and as a start that fails, with what is refused and nothing else
-    if let Err(misaligned) = timeouts.total(secs(10)).aligned(&fits) {
+    if let Err(misaligned) = timeouts.total(secs(10)).checked(&fits) {
         println!("\nHad the total been 10 s:\n\n{misaligned}");
     }
 }

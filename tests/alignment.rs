@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Barrier;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::timeout::alignment::{Finding, FindingId, neighbours};
+use tower_upstream::timeout::alignment::{Finding, FindingId, peers};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
@@ -30,7 +30,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1250);
 /// What the rule accepts for it.
 const ALIGNED: Duration = Duration::from_millis(200);
 /// What it does not: hyper-util's default, from which the pool needs seven deaths to learn its way down.
-const TOO_LONG: Duration = neighbours::HYPER_UTIL_POOL_IDLE;
+const TOO_LONG: Duration = peers::HYPER_UTIL_POOL_IDLE;
 
 /// How long a message is under way between gateway and upstream: time to cross another one.
 const UNDER_WAY: Duration = Duration::from_millis(25);

@@ -72,7 +72,7 @@ fn refused(topology: &Topology) -> Vec<FindingId> {
 async fn a_caller_of_one_second_leaves_before_a_gateway_of_two_unless_it_says_so() {
     let upstream = upstream(SECOND * 9).await;
     let (gateway, seen) = gateway(upstream.address).await;
-    assert_eq!(refused(&Topology::new().caller_timeout(SECOND)), [FindingId::TotalCaller]);
+    assert_eq!(refused(&Topology::new().client_timeout(SECOND)), [FindingId::TotalCaller]);
     assert_eq!(call(gateway, SECOND, "").await, None, "nobody told it why");
 
     let told = call(gateway, SECOND, "X-Request-Timeout-Ms: 1000\r\n").await;
@@ -85,7 +85,7 @@ async fn a_caller_of_one_second_leaves_before_a_gateway_of_two_unless_it_says_so
 async fn a_gateway_of_two_seconds_answers_a_caller_of_three() {
     let upstream = upstream(SECOND * 9).await;
     let (gateway, seen) = gateway(upstream.address).await;
-    assert_eq!(refused(&Topology::new().caller_timeout(SECOND * 3)), []);
+    assert_eq!(refused(&Topology::new().client_timeout(SECOND * 3)), []);
     let told = call(gateway, SECOND * 3, "").await;
     assert_eq!(told, Some((504, Some("http_response_timeout".to_owned()))));
     assert_eq!(seen.causes(), [Cause::DeadlineExceeded]);
@@ -95,7 +95,7 @@ async fn a_gateway_of_two_seconds_answers_a_caller_of_three() {
 async fn an_upstream_of_one_second_answers_for_itself() {
     let upstream = upstream(SECOND).await;
     let (gateway, seen) = gateway(upstream.address).await;
-    let topology = Topology::new().caller_timeout(SECOND * 3).upstream_timeout(SECOND);
+    let topology = Topology::new().client_timeout(SECOND * 3).upstream_timeout(SECOND);
     assert!(limits().check(&topology).is_aligned());
     let told = call(gateway, SECOND * 3, "").await;
     assert_eq!(told, Some((503, None)), "relayed, and nobody's failure but its own");

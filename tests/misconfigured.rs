@@ -11,7 +11,7 @@ use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::stack::{Misconfigured, UpstreamBuilder, UpstreamConfig};
-use tower_upstream::timeout::{Timeouts, Topology, alignment::neighbours};
+use tower_upstream::timeout::{Timeouts, Topology, alignment::peers};
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
 type Build = fn() -> Result<(), Misconfigured>;
@@ -127,21 +127,21 @@ fn inequalities() -> Vec<Row> {
             built!(shop().timeouts(limits().max_duration(s(1)))),
             ["alignment 2 ", "outlives", "the attempt to at most 1 s"],
         ),
-        (built!(aligned(Topology::new().caller_timeout(s(10)))), ["alignment 4 ", "leaves first", "the total below"]),
+        (built!(aligned(Topology::new().client_timeout(s(10)))), ["alignment 4 ", "leaves first", "the total below"]),
         (
             built!(aligned(Topology::new().load_balancer_idle(s(10)))),
             ["alignment 6 ", "gives up first", "the total below"],
         ),
         (
-            built!(aligned(Topology::new().upstream(neighbours::NODE).pool_idle(s(5)))),
+            built!(aligned(Topology::new().upstream(peers::NODE).pool_idle(s(5)))),
             ["alignment 7 ", "just closing", "the pool's idle limit below 4 s"],
         ),
         (
-            built!(shop().topology(Topology::new().upstream(neighbours::NODE)).pool_idle(s(90))),
+            built!(shop().topology(Topology::new().upstream(peers::NODE)).pool_idle(s(90))),
             ["alignment 7 ", "just closing", "below 4 s"],
         ),
         (
-            built!(shop().pool_idle(s(90)).topology(Topology::new().upstream(neighbours::NODE))),
+            built!(shop().pool_idle(s(90)).topology(Topology::new().upstream(peers::NODE))),
             ["alignment 7 ", "just closing", "below 4 s"],
         ),
         (
@@ -336,7 +336,7 @@ fn everything_wrong_is_told_at_once() {
     let error = UpstreamLayer::builder("")
         .proxy_status("\u{7f}")
         .timeouts(limits().response_head(s(4)).body_idle(s(0)))
-        .topology(Topology::new().caller_timeout(s(1)).connect(s(5)))
+        .topology(Topology::new().client_timeout(s(1)).connect(s(5)))
         .retry(RetryLayer::new().policy(RetryPolicy::new().base(s(2)).max(s(1))).body_cap(usize::MAX))
         .circuit(BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
         .limiter(ConcurrencyLimitLayer::fixed(0))
@@ -386,11 +386,11 @@ fn good_neighbours_pass() {
         built!(shop().timeouts(Timeouts::new().response_head(None).total(None).max_duration(s(60)))),
         built!(shop().timeouts(limits().total(Duration::MAX))),
         built!(aligned(Topology::new().connect(ms(2999)))),
-        built!(aligned(Topology::new().caller_timeout(s(11)))),
-        built!(aligned(Topology::new().caller_deadline(s(1)))),
+        built!(aligned(Topology::new().client_timeout(s(11)))),
+        built!(aligned(Topology::new().client_deadline(s(1)))),
         built!(aligned(Topology::new().load_balancer_idle(s(11)))),
-        built!(aligned(Topology::new().upstream(neighbours::NODE).pool_idle(ms(3999)))),
-        built!(shop().pool_idle(s(3)).topology(Topology::new().upstream(neighbours::NODE))),
+        built!(aligned(Topology::new().upstream(peers::NODE).pool_idle(ms(3999)))),
+        built!(shop().pool_idle(s(3)).topology(Topology::new().upstream(peers::NODE))),
         built!(shop().pool_idle(s(90))),
         built!(aligned(Topology::new().load_balancer_idle(s(60)).server_keep_alive(s(75)))),
         built!(shop().streaming().topology(Topology::new().streaming())),
@@ -489,7 +489,7 @@ proptest! {
         let circuit = circuit.probe_timeout(breaker.3);
         let circuit = breaker.4.map_or(circuit, |slow| circuit.slow_calls(slow, Ratio::per_mille(500)));
         let mut topology = Topology::new().drain_delay(around.5).grace(around.6).load_balancer_propagation(around.7);
-        topology = around.0.map_or(topology.clone(), |limit| topology.caller_timeout(limit));
+        topology = around.0.map_or(topology.clone(), |limit| topology.client_timeout(limit));
         topology = around.1.map_or(topology.clone(), |limit| topology.load_balancer_idle(limit));
         topology = around.2.map_or(topology.clone(), |limit| topology.upstream_keep_alive(limit));
         topology = around.3.map_or(topology.clone(), |limit| topology.connect(limit));

@@ -107,7 +107,7 @@ impl Settings {
 fn topology() -> Result<Topology, String> {
     let mut topology = Topology::new().pool_idle(POOL_IDLE).server_keep_alive(HEAD);
     if let Some(limit) = declared("CALLER_TIMEOUT_MS")? {
-        topology = topology.caller_timeout(limit);
+        topology = topology.client_timeout(limit);
     }
     if let Some(limit) = declared("BALANCER_IDLE_MS")? {
         topology = topology.load_balancer_idle(limit);

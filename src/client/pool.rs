@@ -41,7 +41,7 @@ use super::tls::http1_only;
 use super::{BoxError, Connector, Http, Stamped};
 use crate::body::TrackedUpload;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
-use crate::timeout::alignment::KeepAlive;
+use crate::timeout::alignment::KeepAliveEstimator;
 
 pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]
@@ -110,7 +110,7 @@ struct Dial<C> {
 pub(super) struct Shared<B> {
     limits: Limits,
     /// The age at which idle connections go: the limit, or less as was learnt of the upstream.
-    keep_alive: KeepAlive,
+    keep_alive: KeepAliveEstimator,
     /// The last connection spoke HTTP/2, so that the next dial is worth sharing.
     #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
     seems_h2: AtomicBool,
@@ -249,7 +249,7 @@ impl<B> Shared<B> {
         let closed: VecDeque<(H1<B>, Instant)> = closed;
         // the youngest says the most
         if let Some((_, since)) = closed.back() {
-            self.keep_alive.died(now.saturating_duration_since(*since), now);
+            self.keep_alive.observe_stale(now.saturating_duration_since(*since), now);
         }
     }
 }
@@ -274,7 +274,7 @@ impl<C, B> Pool<C, B> {
         let start = Instant::now();
         let shared = Shared {
             limits,
-            keep_alive: KeepAlive::new(limits.idle, start),
+            keep_alive: KeepAliveEstimator::new(limits.idle, start),
             seems_h2: AtomicBool::new(http.is_h2()),
             start,
             state: Mutex::new(state),
@@ -479,7 +479,7 @@ where
                 connection.rested = Some(age);
                 return Some(connection);
             }
-            self.shared.keep_alive.died(age, now);
+            self.shared.keep_alive.observe_stale(age, now);
         }
     }
 

@@ -198,7 +198,7 @@ impl UpstreamBuilder {
                 target: "tower_upstream",
                 upstream = &*self.name,
                 finding = finding.id().as_str(),
-                set = finding.set(),
+                set = finding.suggestion(),
                 "{}", finding.inequality()
             );
         }

@@ -116,8 +116,8 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<M
     let report = usable(timeouts).check(topology);
     found.extend(report.refused().map(|finding| {
         let setting = format!("alignment {} {}", finding.id().number(), finding.id().as_str());
-        let problem = format!("{} ({})", finding.inequality(), finding.why());
-        Misconfiguration::new(setting, problem, format!("set {}", finding.set()))
+        let problem = format!("{} ({})", finding.inequality(), finding.reason());
+        Misconfiguration::new(setting, problem, format!("set {}", finding.suggestion()))
     }));
     report
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::alignment::{Finding, KeepAlive, pool_idle_finding};
+use super::alignment::{Finding, KeepAliveEstimator, pool_idle_finding};
 use crate::cause::BadGatewayCause;
 use crate::exchange::HeadSeen;
 
@@ -29,8 +29,8 @@ impl KeepAliveCheck {
             tracing::warn!(
                 target: "tower_upstream",
                 finding = finding.id().as_str(),
-                set = finding.set(),
-                "{}: {}", finding.inequality(), finding.why()
+                set = finding.suggestion(),
+                "{}: {}", finding.inequality(), finding.reason()
             );
         }
     }
@@ -41,7 +41,7 @@ impl KeepAliveCheck {
             return None;
         }
         let told = head.headers.and_then(|headers| headers.get("keep-alive")?.to_str().ok());
-        let learnt = told.and_then(KeepAlive::parse);
+        let learnt = told.and_then(KeepAliveEstimator::parse);
         let died =
             matches!(head.outcome.cause(), Some(BadGatewayCause::StaleConnection | BadGatewayCause::NotDispatched));
         if learnt.is_none() && !died {

@@ -85,7 +85,7 @@ use crate::exchange::Sweep;
 use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
 pub use self::adaptive::{AdaptiveEstimate, AdaptiveTimeout, LearningMode, RouteTimeouts, TooManyRoutes};
-pub use self::alignment::{Misaligned, Report, Topology};
+pub use self::alignment::{MisalignedTimeouts, Report, Topology};
 pub(crate) use self::policy::TimeoutPolicy;
 pub use self::route_learner::RequestHead;
 pub use self::timeouts::Timeouts;

@@ -62,7 +62,7 @@ impl World {
             .total(us(self.total))
             .body_idle(us(1));
         let topology = Topology::new()
-            .caller_timeout(us(self.caller))
+            .client_timeout(us(self.caller))
             .load_balancer_idle(us(self.balancer))
             .server_keep_alive(us(self.server_keep_alive))
             .attempts(self.attempts)

@@ -57,7 +57,7 @@ impl<B> H1<B> {
         }
         let Some(value) = headers.get(KEEP_ALIVE) else { return };
         if let (Some(home), Ok(value)) = (self.home.upgrade(), value.to_str()) {
-            home.keep_alive.told(value);
+            home.keep_alive.observe_header(value);
         }
     }
 
@@ -65,7 +65,7 @@ impl<B> H1<B> {
     pub(crate) fn failed(&self, failure: &Failure) {
         let stale = matches!(failure.cause(), BadGatewayCause::StaleConnection | BadGatewayCause::NotDispatched);
         if let (true, Some(age), Some(home)) = (stale, self.rested, self.home.upgrade()) {
-            home.keep_alive.died(age, Instant::now());
+            home.keep_alive.observe_stale(age, Instant::now());
         }
     }
 

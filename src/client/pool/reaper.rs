@@ -56,7 +56,7 @@ impl<B> Reaper<B> {
             tokio::time::sleep(limit.max(MIN_INTERVAL)).await;
             let Some(pool) = self.pool.upgrade() else { return };
             let now = Instant::now();
-            pool.keep_alive.ease(now);
+            pool.keep_alive.relax(now);
             let limit = pool.idle_limit();
             let mut old = Vec::new();
             let mut state = pool.lock();

@@ -181,8 +181,8 @@ impl Topology {
     fn declared(self, found: &mut Found) -> timeout::Topology {
         type Declare = fn(timeout::Topology, Duration) -> timeout::Topology;
         let times: [(Option<Duration>, Declare); 11] = [
-            (self.caller_timeout, timeout::Topology::caller_timeout),
-            (self.caller_deadline, timeout::Topology::caller_deadline),
+            (self.caller_timeout, timeout::Topology::client_timeout),
+            (self.caller_deadline, timeout::Topology::client_deadline),
             (self.load_balancer_idle, timeout::Topology::load_balancer_idle),
             (self.load_balancer_propagation, timeout::Topology::load_balancer_propagation),
             (self.server_keep_alive, timeout::Topology::server_keep_alive),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use super::amount::{Amount, Spoken};
+use super::quantity::{HumanDuration, Quantity};
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $word:literal;)*) => {
@@ -112,14 +112,14 @@ impl fmt::Display for Severity {
 
 /// A number and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quantity {
+pub struct NamedQuantity {
     pub(super) name: Cow<'static, str>,
-    pub(super) amount: Amount,
+    pub(super) quantity: Quantity,
 }
 
-impl Quantity {
-    pub(super) fn new(name: impl Into<Cow<'static, str>>, amount: impl Into<Amount>) -> Self {
-        Self { name: name.into(), amount: amount.into() }
+impl NamedQuantity {
+    pub(super) fn new(name: impl Into<Cow<'static, str>>, amount: impl Into<Quantity>) -> Self {
+        Self { name: name.into(), quantity: amount.into() }
     }
 
     /// What it is: `total`, `load balancer's idle limit`.
@@ -128,14 +128,14 @@ impl Quantity {
     }
 
     /// How much it is.
-    pub fn amount(&self) -> Amount {
-        self.amount
+    pub fn quantity(&self) -> Quantity {
+        self.quantity
     }
 }
 
-impl fmt::Display for Quantity {
+impl fmt::Display for NamedQuantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.name, self.amount)
+        write!(f, "{} ({})", self.name, self.quantity)
     }
 }
 
@@ -167,14 +167,14 @@ impl Relation {
 pub struct Finding {
     pub(super) id: FindingId,
     pub(super) severity: Severity,
-    pub(super) left: Quantity,
+    pub(super) left: NamedQuantity,
     pub(super) relation: Relation,
-    pub(super) right: Quantity,
+    pub(super) right: NamedQuantity,
     pub(super) margin: Duration,
-    pub(super) why: &'static str,
-    pub(super) sees: &'static str,
-    pub(super) set: String,
-    pub(super) at_run_time: Option<&'static str>,
+    pub(super) reason: &'static str,
+    pub(super) client_sees: &'static str,
+    pub(super) suggestion: String,
+    pub(super) mitigation: Option<&'static str>,
 }
 
 impl Finding {
@@ -189,12 +189,12 @@ impl Finding {
     }
 
     /// The number on the left, usually our own.
-    pub fn left(&self) -> &Quantity {
+    pub fn left(&self) -> &NamedQuantity {
         &self.left
     }
 
     /// The number it was held against.
-    pub fn right(&self) -> &Quantity {
+    pub fn right(&self) -> &NamedQuantity {
         &self.right
     }
 
@@ -207,7 +207,7 @@ impl Finding {
     pub fn inequality(&self) -> String {
         let Self { left, right, relation, .. } = self;
         let relation = relation.as_str();
-        let margin = Spoken(self.margin);
+        let margin = HumanDuration(self.margin);
         match self.relation {
             _ if self.margin.is_zero() => format!("{left} {relation} {right}"),
             Relation::Below | Relation::AtMost => format!("{left} + {margin} {relation} {right}"),
@@ -216,23 +216,23 @@ impl Finding {
     }
 
     /// Why it bites, in a sentence.
-    pub fn why(&self) -> &'static str {
-        self.why
+    pub fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// What the client gets when it does: a status, as a rule.
-    pub fn sees(&self) -> &'static str {
-        self.sees
+    pub fn client_sees(&self) -> &'static str {
+        self.client_sees
     }
 
     /// What to set instead.
-    pub fn set(&self) -> &str {
-        &self.set
+    pub fn suggestion(&self) -> &str {
+        &self.suggestion
     }
 
     /// What the crate does about it by itself.
-    pub fn at_run_time(&self) -> Option<&'static str> {
-        self.at_run_time
+    pub fn mitigation(&self) -> Option<&'static str> {
+        self.mitigation
     }
 }
 
@@ -240,10 +240,10 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<7} {} (no. {})", self.severity, self.id, self.id.number())?;
         writeln!(f, "        broken  {}", self.inequality())?;
-        writeln!(f, "        why     {}", self.why)?;
-        writeln!(f, "        client  {}", self.sees)?;
-        write!(f, "        set     {}", self.set)?;
-        if let Some(deed) = self.at_run_time {
+        writeln!(f, "        why     {}", self.reason)?;
+        writeln!(f, "        client  {}", self.client_sees)?;
+        write!(f, "        set     {}", self.suggestion)?;
+        if let Some(deed) = self.mitigation {
             write!(f, "\n        crate   {deed}")?;
         }
         Ok(())

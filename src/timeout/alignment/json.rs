@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use super::amount::Amount;
-use super::finding::{Finding, FindingId, Quantity, Severity};
+use super::finding::{Finding, FindingId, NamedQuantity, Severity};
+use super::quantity::Quantity;
 use super::report::Report;
 use super::timeline::{Span, Timeline};
 
@@ -27,18 +27,18 @@ fn millis(time: Duration) -> f64 {
 }
 
 /// The name, the number in the unit that its key names, and the text for people.
-impl Serialize for Quantity {
+impl Serialize for NamedQuantity {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut out = serializer.serialize_struct("Quantity", 3)?;
         out.serialize_field("name", self.name())?;
-        match self.amount() {
-            Amount::Time(time) => out.serialize_field("ms", &millis(time))?,
-            Amount::Unlimited => out.serialize_field("ms", &None::<f64>)?,
-            Amount::Count(number) => out.serialize_field("count", &number)?,
-            Amount::Bytes(bytes) => out.serialize_field("bytes", &bytes)?,
-            Amount::Share(share) => out.serialize_field("share", &share.to_string())?,
+        match self.quantity() {
+            Quantity::Time(time) => out.serialize_field("ms", &millis(time))?,
+            Quantity::Unlimited => out.serialize_field("ms", &None::<f64>)?,
+            Quantity::Count(number) => out.serialize_field("count", &number)?,
+            Quantity::Bytes(bytes) => out.serialize_field("bytes", &bytes)?,
+            Quantity::Fraction(share) => out.serialize_field("share", &share.to_string())?,
         }
-        out.serialize_field("text", &self.amount().to_string())?;
+        out.serialize_field("text", &self.quantity().to_string())?;
         out.end()
     }
 }
@@ -53,10 +53,10 @@ impl Serialize for Finding {
         out.serialize_field("relation", self.relation.as_str())?;
         out.serialize_field("right", self.right())?;
         out.serialize_field("margin_ms", &millis(self.margin()))?;
-        out.serialize_field("why", self.why())?;
-        out.serialize_field("client_sees", self.sees())?;
-        out.serialize_field("set", self.set())?;
-        out.serialize_field("at_run_time", &self.at_run_time())?;
+        out.serialize_field("why", self.reason())?;
+        out.serialize_field("client_sees", self.client_sees())?;
+        out.serialize_field("set", self.suggestion())?;
+        out.serialize_field("at_run_time", &self.mitigation())?;
         out.end()
     }
 }
@@ -83,7 +83,7 @@ impl Serialize for Report {
         let mut out = serializer.serialize_struct("Report", 5)?;
         out.serialize_field("aligned", &self.is_aligned())?;
         out.serialize_field("attempts", &self.attempts.map(|attempts| attempts.wanted))?;
-        out.serialize_field("attempts_that_fit", &self.attempts_that_fit())?;
+        out.serialize_field("attempts_that_fit", &self.max_attempts())?;
         out.serialize_field("findings", self.findings())?;
         out.serialize_field("timeline", &self.timeline)?;
         out.end()

@@ -36,18 +36,18 @@ use tokio::time::Instant;
 /// assert_eq!(learnt.idle_limit(), Duration::from_secs(54));
 /// ```
 #[derive(Debug)]
-pub struct KeepAlive {
+pub struct KeepAliveEstimator {
     configured: u64,
     /// In nanoseconds, as all that follow.
     limit: AtomicU64,
     start: Instant,
     /// When a death last lowered the limit, or the limit was last raised; since the start.
-    moved: AtomicU64,
+    changed_at: AtomicU64,
     /// From here on a death counts; since the start.
-    deaf_until: AtomicU64,
+    ignore_until: AtomicU64,
 }
 
-impl KeepAlive {
+impl KeepAliveEstimator {
     /// No evidence takes the limit lower.
     pub const FLOOR: Duration = Duration::from_millis(250);
     /// So long after the last death that lowered it the limit begins to rise.
@@ -55,13 +55,13 @@ impl KeepAlive {
     /// Deaths within this time count as one.
     pub const ONE_EVENT: Duration = Duration::from_secs(1);
 
-    const TOLD_MARGIN: Duration = Duration::from_secs(1);
+    const HEADER_MARGIN: Duration = Duration::from_secs(1);
 
     /// Begins with what was configured.
     pub fn new(configured: Duration, now: Instant) -> Self {
         let configured = nanos(configured);
         let limit = AtomicU64::new(configured);
-        Self { configured, limit, start: now, moved: AtomicU64::new(0), deaf_until: AtomicU64::new(0) }
+        Self { configured, limit, start: now, changed_at: AtomicU64::new(0), ignore_until: AtomicU64::new(0) }
     }
 
     /// How long an idle connection may be kept.
@@ -75,42 +75,42 @@ impl KeepAlive {
     }
 
     /// Takes what a `Keep-Alive` field says; anything but `timeout=N` in it is ignored.
-    pub fn told(&self, field: &str) {
+    pub fn observe_header(&self, field: &str) {
         if let Some(timeout) = timeout_of(field) {
-            self.lower(nanos(timeout.saturating_sub(Self::TOLD_MARGIN)));
+            self.lower(nanos(timeout.saturating_sub(Self::HEADER_MARGIN)));
         }
     }
 
     /// Takes the idle age at which a connection proved to be dead.
-    pub fn died(&self, age: Duration, now: Instant) {
+    pub fn observe_stale(&self, age: Duration, now: Instant) {
         let limit = self.limit.load(Relaxed);
         let learnt = (nanos(age) / 5).saturating_mul(4).max(limit / 2).max(self.floor());
         if learnt >= limit {
             return;
         }
         let now = self.since_start(now);
-        let deaf_until = self.deaf_until.load(Relaxed);
+        let deaf_until = self.ignore_until.load(Relaxed);
         let next = now.saturating_add(nanos(Self::ONE_EVENT));
         // whoever moves it speaks for all deaths of this moment
-        if now < deaf_until || self.deaf_until.compare_exchange(deaf_until, next, Relaxed, Relaxed).is_err() {
+        if now < deaf_until || self.ignore_until.compare_exchange(deaf_until, next, Relaxed, Relaxed).is_err() {
             return;
         }
         self.lower(learnt);
-        self.moved.fetch_max(now, Relaxed);
+        self.changed_at.fetch_max(now, Relaxed);
     }
 
     /// Lets the limit rise again if it was quiet long enough; called now and then.
-    pub fn ease(&self, now: Instant) {
+    pub fn relax(&self, now: Instant) {
         if !self.has_learnt() {
             return;
         }
         let now = self.since_start(now);
-        let moved = self.moved.load(Relaxed);
+        let moved = self.changed_at.load(Relaxed);
         if now.saturating_sub(moved) < nanos(Self::QUIET) {
             return;
         }
         // one of those who call at the same time
-        if self.moved.compare_exchange(moved, now, Relaxed, Relaxed).is_ok() {
+        if self.changed_at.compare_exchange(moved, now, Relaxed, Relaxed).is_ok() {
             let raised = |limit: u64| Some((limit + (limit / 8).max(1)).min(self.configured));
             let _ = self.limit.fetch_update(Relaxed, Relaxed, raised);
         }
@@ -187,40 +187,40 @@ mod tests {
 
     #[test]
     fn what_is_told_holds_less_a_second_and_down_to_the_floor() {
-        let learnt = KeepAlive::new(secs(90), Instant::now());
+        let learnt = KeepAliveEstimator::new(secs(90), Instant::now());
         for (field, limit) in [("timeout=600", secs(90)), ("timeout=5", secs(4)), ("timeout=75", secs(4))] {
-            learnt.told(field);
+            learnt.observe_header(field);
             assert_eq!(learnt.idle_limit(), limit, "{field}");
         }
-        learnt.told("timeout=1");
-        assert_eq!(learnt.idle_limit(), KeepAlive::FLOOR);
+        learnt.observe_header("timeout=1");
+        assert_eq!(learnt.idle_limit(), KeepAliveEstimator::FLOOR);
     }
 
     #[test]
     fn a_few_deaths_at_one_age_find_the_keep_alive() {
         let start = Instant::now();
-        let learnt = KeepAlive::new(secs(90), start);
+        let learnt = KeepAliveEstimator::new(secs(90), start);
         let mut deaths = 0;
         while learnt.idle_limit() >= secs(5) {
             deaths += 1;
-            learnt.died(secs(5), start + secs(deaths));
+            learnt.observe_stale(secs(5), start + secs(deaths));
         }
         assert_eq!((deaths, learnt.idle_limit()), (5, secs(4)));
         // what dies at this age now was not kept so long by us
-        learnt.died(secs(5), start + secs(60));
+        learnt.observe_stale(secs(5), start + secs(60));
         assert_eq!(learnt.idle_limit(), secs(4));
     }
 
     #[test]
     fn a_restart_that_ends_a_hundred_young_connections_halves_the_limit_once() {
         let start = Instant::now();
-        let learnt = KeepAlive::new(secs(4), start);
+        let learnt = KeepAliveEstimator::new(secs(4), start);
         for number in 0..100 {
-            learnt.died(ms(number), start + ms(9 * number));
+            learnt.observe_stale(ms(number), start + ms(9 * number));
         }
         assert_eq!(learnt.idle_limit(), secs(2));
         for quiet in 1..=6 {
-            learnt.ease(start + KeepAlive::QUIET * quiet + secs(1));
+            learnt.relax(start + KeepAliveEstimator::QUIET * quiet + secs(1));
         }
         assert_eq!(learnt.idle_limit(), secs(4), "it is forgotten within half an hour");
     }
@@ -228,14 +228,14 @@ mod tests {
     #[test]
     fn the_limit_rises_once_in_a_quiet_time_however_often_it_is_asked() {
         let start = Instant::now();
-        let learnt = KeepAlive::new(secs(90), start);
-        learnt.died(secs(60), start);
+        let learnt = KeepAliveEstimator::new(secs(90), start);
+        learnt.observe_stale(secs(60), start);
         for second in 0..299 {
-            learnt.ease(start + secs(second));
+            learnt.relax(start + secs(second));
         }
         assert_eq!(learnt.idle_limit(), secs(48));
         for second in 300..600 {
-            learnt.ease(start + secs(second));
+            learnt.relax(start + secs(second));
         }
         assert_eq!(learnt.idle_limit(), secs(54));
     }
@@ -253,11 +253,11 @@ mod tests {
         prop::collection::vec((deed, 0u64..400_000), 0..60)
     }
 
-    fn run(learnt: &KeepAlive, deed: &Deed, now: Instant) {
+    fn run(learnt: &KeepAliveEstimator, deed: &Deed, now: Instant) {
         match deed {
-            Deed::Told(seconds) => learnt.told(&format!("timeout={seconds}")),
-            Deed::Died(age) => learnt.died(ms(*age), now),
-            Deed::Ease => learnt.ease(now),
+            Deed::Told(seconds) => learnt.observe_header(&format!("timeout={seconds}")),
+            Deed::Died(age) => learnt.observe_stale(ms(*age), now),
+            Deed::Ease => learnt.relax(now),
         }
     }
 
@@ -266,7 +266,7 @@ mod tests {
         fn it_stays_between_the_floor_and_what_was_configured(configured in 0u64..120_000, deeds in deeds()) {
             let configured = ms(configured);
             let start = Instant::now();
-            let learnt = KeepAlive::new(configured, start);
+            let learnt = KeepAliveEstimator::new(configured, start);
             let mut now = start;
             for (deed, pause) in deeds {
                 now += ms(pause);
@@ -274,13 +274,13 @@ mod tests {
                 run(&learnt, &deed, now);
                 let after = learnt.idle_limit();
                 prop_assert!(after <= configured);
-                prop_assert!(after >= KeepAlive::FLOOR.min(configured));
+                prop_assert!(after >= KeepAliveEstimator::FLOOR.min(configured));
                 match deed {
                     Deed::Told(_) | Deed::Died(_) => prop_assert!(after <= before, "evidence never raises"),
                     Deed::Ease => prop_assert!(after >= before && after <= before + before / 8 + Duration::from_nanos(1)),
                 }
                 if let Deed::Told(seconds) = deed {
-                    let margin = secs(seconds).saturating_sub(secs(1)).max(KeepAlive::FLOOR.min(configured));
+                    let margin = secs(seconds).saturating_sub(secs(1)).max(KeepAliveEstimator::FLOOR.min(configured));
                     prop_assert!(after <= margin, "what was told holds at once");
                 }
             }
@@ -292,13 +292,13 @@ mod tests {
         ) {
             let start = Instant::now();
             let machines = [one.min(other), one.max(other)].map(|age| {
-                let learnt = KeepAlive::new(ms(configured), start);
+                let learnt = KeepAliveEstimator::new(ms(configured), start);
                 let mut now = start;
                 for (deed, pause) in &deeds {
                     now += ms(*pause);
                     run(&learnt, deed, now);
                 }
-                learnt.died(ms(age), now);
+                learnt.observe_stale(ms(age), now);
                 learnt.idle_limit()
             });
             prop_assert!(machines[0] <= machines[1]);
@@ -309,17 +309,17 @@ mod tests {
             configured in 500u64..90_000, keep_alive in 500u64..90_000,
         ) {
             let mut now = Instant::now();
-            let learnt = KeepAlive::new(ms(configured), now);
+            let learnt = KeepAliveEstimator::new(ms(configured), now);
             for _ in 0..20 {
                 now += secs(1);
                 if learnt.idle_limit() >= ms(keep_alive) {
-                    learnt.died(ms(keep_alive), now);
+                    learnt.observe_stale(ms(keep_alive), now);
                 }
             }
             prop_assert!(learnt.idle_limit() < ms(keep_alive) || !learnt.has_learnt() && configured < keep_alive);
             for _ in 0..200 {
-                now += KeepAlive::QUIET;
-                learnt.ease(now);
+                now += KeepAliveEstimator::QUIET;
+                learnt.relax(now);
             }
             prop_assert_eq!(learnt.idle_limit(), ms(configured));
         }
@@ -328,15 +328,15 @@ mod tests {
     #[test]
     fn many_threads_learn_as_one_would() {
         let start = Instant::now();
-        let learnt = KeepAlive::new(secs(90), start);
+        let learnt = KeepAliveEstimator::new(secs(90), start);
         std::thread::scope(|scope| {
             for thread in 0..4u64 {
                 let learnt = &learnt;
                 scope.spawn(move || {
                     for number in 0..500 {
-                        learnt.told(&format!("timeout={}", 20 + (number + thread) % 40));
-                        learnt.died(secs(100), start + ms(number));
-                        learnt.ease(start + ms(number));
+                        learnt.observe_header(&format!("timeout={}", 20 + (number + thread) % 40));
+                        learnt.observe_stale(secs(100), start + ms(number));
+                        learnt.relax(start + ms(number));
                     }
                 });
             }

@@ -3,18 +3,18 @@
 //! Every timeout is right by itself; what answers clients wrongly is two of them in the wrong order.
 //! [`Timeouts::check`] holds what was configured and what is declared of the surroundings, a
 //! [`Topology`], against 18 inequalities, and reports each one that does not hold: both numbers, why it
-//! bites, what the client would see, and what to set. [`Timeouts::aligned`] is the same as an error.
+//! bites, what the client would see, and what to set. [`Timeouts::checked`] is the same as an error.
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_upstream::timeout::alignment::{FindingId, Severity, neighbours};
+//! use tower_upstream::timeout::alignment::{FindingId, Severity, peers};
 //! use tower_upstream::timeout::{Timeouts, Topology};
 //!
 //! let topology = Topology::new()
-//!     .load_balancer(neighbours::AWS_ALB) // idle limit 60 s
-//!     .server(neighbours::AXUM_NEXT) // closes idle connections after 30 s
-//!     .upstream(neighbours::NODE) // keep-alive 5 s
-//!     .pool_idle(neighbours::HYPER_UTIL_POOL_IDLE); // 90 s
+//!     .load_balancer(peers::AWS_ALB) // idle limit 60 s
+//!     .server(peers::AXUM_NEXT) // closes idle connections after 30 s
+//!     .upstream(peers::NODE) // keep-alive 5 s
+//!     .pool_idle(peers::HYPER_UTIL_POOL_IDLE); // 90 s
 //!
 //! // the total is 60 s by default: the load balancer would give up at the same moment
 //! let report = Timeouts::new().check(&topology);
@@ -63,30 +63,30 @@
 //! | 18 | `learned_quantile` | 1 - quantile > share of hangs | clamp | a timeout learnt from hangs |
 //!
 //! A named neighbour declares what its document says. Where that hangs on a version and on settings that
-//! nobody declared ([`neighbours::AXUM_NEXT`], [`neighbours::HYPER_TIMER`]) number 8 only warns;
+//! nobody declared ([`peers::AXUM_NEXT`], [`peers::HYPER_TIMER`]) number 8 only warns;
 //! `AXUM_NEXT.keep_alive(limit)` declares it.
 //!
 //! # At run time
 //!
-//! [`KeepAlive`] learns how long an upstream keeps an idle connection, from what it says and from the
+//! [`KeepAliveEstimator`] learns how long an upstream keeps an idle connection, from what it says and from the
 //! connections that died; this crate's pool uses it. [`pool_idle_finding`] is for pools that cannot be told.
 
-mod amount;
 mod finding;
 #[cfg(feature = "serde")]
 mod json;
 mod keep_alive;
-pub mod neighbours;
+pub mod peers;
+mod quantity;
 mod report;
 mod rules;
 mod timeline;
 mod topology;
 
-pub use self::amount::{Amount, Share};
-pub use self::finding::{Finding, FindingId, Quantity, Severity};
-pub use self::keep_alive::KeepAlive;
-pub use self::neighbours::Neighbour;
-pub use self::report::{Misaligned, Report};
+pub use self::finding::{Finding, FindingId, NamedQuantity, Severity};
+pub use self::keep_alive::KeepAliveEstimator;
+pub use self::peers::Hop;
+pub use self::quantity::{Fraction, Quantity};
+pub use self::report::{MisalignedTimeouts, Report};
 pub use self::rules::pool_idle_finding;
 pub use self::topology::{HedgeBudget, Topology};
 
@@ -103,8 +103,8 @@ impl Timeouts {
     /// # Errors
     ///
     /// When anything is refused; it prints what, and what to set.
-    pub fn aligned(&self, topology: &Topology) -> Result<Report, Misaligned> {
+    pub fn checked(&self, topology: &Topology) -> Result<Report, MisalignedTimeouts> {
         let report = self.check(topology);
-        if report.is_aligned() { Ok(report) } else { Err(Misaligned::new(report)) }
+        if report.is_aligned() { Ok(report) } else { Err(MisalignedTimeouts::new(report)) }
     }
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use super::finding::{Finding, Severity};
-use super::rules::{self, Scene};
+use super::rules::{self, RuleInput};
 use super::timeline::Timeline;
 use super::topology::Topology;
 use crate::timeout::Timeouts;
@@ -16,25 +16,25 @@ use crate::timeout::Timeouts;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     pub(super) findings: Vec<Finding>,
-    pub(super) attempts: Option<Attempts>,
+    pub(super) attempts: Option<AttemptEstimate>,
     pub(super) timeline: Timeline,
 }
 
 /// How many attempts were wanted, and how many fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Attempts {
+pub(super) struct AttemptEstimate {
     pub(super) wanted: u32,
     pub(super) full: u32,
 }
 
 impl Report {
     pub(super) fn new(timeouts: &Timeouts, topology: &Topology) -> Self {
-        let scene = Scene { timeouts, topology };
+        let scene = RuleInput { timeouts, topology };
         let mut findings = rules::all(&scene);
         // stable: among equals the table's order stays
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         let full = rules::full_attempts(&scene);
-        let attempts = full.map(|(full, _)| Attempts { wanted: scene.attempts(), full });
+        let attempts = full.map(|(full, _)| AttemptEstimate { wanted: scene.attempts(), full });
         Self { findings, attempts, timeline: Timeline::new(&scene) }
     }
 
@@ -54,7 +54,7 @@ impl Report {
     }
 
     /// How many attempts can run in full within the total; `None` where attempt or total have no end.
-    pub fn attempts_that_fit(&self) -> Option<u32> {
+    pub fn max_attempts(&self) -> Option<u32> {
         self.attempts.map(|attempts| attempts.full)
     }
 }
@@ -68,7 +68,9 @@ impl fmt::Display for Report {
             writeln!(f, "{finding}\n")?;
         }
         match self.attempts {
-            Some(Attempts { wanted, full }) if wanted > 1 => writeln!(f, "{full} of {wanted} attempts run in full")?,
+            Some(AttemptEstimate { wanted, full }) if wanted > 1 => {
+                writeln!(f, "{full} of {wanted} attempts run in full")?
+            }
             _ => {}
         }
         write!(f, "{}", self.timeline)
@@ -77,11 +79,11 @@ impl fmt::Display for Report {
 
 /// A configuration with something in it that is refused; it prints what that is.
 #[derive(Clone, Debug)]
-pub struct Misaligned {
+pub struct MisalignedTimeouts {
     report: Box<Report>,
 }
 
-impl Misaligned {
+impl MisalignedTimeouts {
     pub(super) fn new(report: Report) -> Self {
         Self { report: Box::new(report) }
     }
@@ -97,7 +99,7 @@ impl Misaligned {
     }
 }
 
-impl fmt::Display for Misaligned {
+impl fmt::Display for MisalignedTimeouts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the timeouts are not aligned")?;
         for finding in self.report.refused() {
@@ -107,4 +109,4 @@ impl fmt::Display for Misaligned {
     }
 }
 
-impl Error for Misaligned {}
+impl Error for MisalignedTimeouts {}

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::amount::{Amount, Spoken};
-use super::rules::Scene;
-use super::topology::Caller;
+use super::quantity::{HumanDuration, Quantity};
+use super::rules::RuleInput;
+use super::topology::ClientHop;
 
 /// Columns of the axis; with names and times a line stays within 100.
 const WIDTH: usize = 60;
@@ -22,28 +22,29 @@ pub(super) struct Timeline {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) name: String,
-    pub(super) ends: Amount,
+    pub(super) ends: Quantity,
     /// Where the attempts end, if there are several.
     pub(super) steps: Vec<Duration>,
 }
 
 impl Timeline {
-    pub(super) fn new(scene: &Scene<'_>) -> Self {
+    pub(super) fn new(scene: &RuleInput<'_>) -> Self {
         let (timeouts, topology) = (scene.timeouts, scene.topology);
         let mut spans = Vec::new();
-        let mut add = |name: String, ends: Option<Amount>| {
+        let mut add = |name: String, ends: Option<Quantity>| {
             spans.extend(ends.map(|ends| Span { name, ends, steps: Vec::new() }));
         };
-        let caller = topology.caller.map(|(Caller::Declared(limit) | Caller::Deadline(limit))| Amount::Time(limit));
+        let caller =
+            topology.client.map(|(ClientHop::Declared(limit) | ClientHop::Deadline(limit))| Quantity::Time(limit));
         add("caller".to_owned(), caller);
-        if let Some((_, patience)) = topology.patience() {
+        if let Some((_, patience)) = topology.load_balancer_wait() {
             add(topology.balancer.map_or("", |balancer| balancer.name).to_owned(), Some(patience));
         }
-        add("absolute".to_owned(), timeouts.max_duration.map(Amount::Time));
+        add("absolute".to_owned(), timeouts.max_duration.map(Quantity::Time));
         add("total".to_owned(), Some(timeouts.total.into()));
-        add("head".to_owned(), timeouts.response_head.map(Amount::Time));
-        add("connect".to_owned(), topology.connect.map(Amount::Time));
-        add("upstream's own".to_owned(), topology.upstream_timeout.map(Amount::Time));
+        add("head".to_owned(), timeouts.response_head.map(Quantity::Time));
+        add("connect".to_owned(), topology.connect.map(Quantity::Time));
+        add("upstream's own".to_owned(), topology.upstream_timeout.map(Quantity::Time));
         spans.extend(attempts(scene));
         // stable: where two are as long, the outer one was named first
         spans.sort_by(|one, other| other.ends.order(one.ends));
@@ -61,14 +62,14 @@ impl Timeline {
 /// More than these are not drawn one by one.
 const MAX_STEPS: u32 = 9;
 
-fn attempts(scene: &Scene<'_>) -> Option<Span> {
+fn attempts(scene: &RuleInput<'_>) -> Option<Span> {
     let each = scene.timeouts.attempt?;
     let pause = |number| scene.topology.backoff.map_or(Duration::ZERO, |backoff| backoff.sum(number));
     let end = |number: u32| each.saturating_mul(number).saturating_add(pause(number - 1));
     let number = scene.attempts();
     let name = if number == 1 { "attempt".to_owned() } else { format!("{number} attempts") };
     let steps = if number == 1 { Vec::new() } else { (1..=number.min(MAX_STEPS)).map(end).collect() };
-    Some(Span { name, ends: Amount::Time(end(number)), steps })
+    Some(Span { name, ends: Quantity::Time(end(number)), steps })
 }
 
 impl fmt::Display for Timeline {
@@ -77,7 +78,7 @@ impl fmt::Display for Timeline {
         let axis = Axis::new(shortest, longest);
         for span in &self.spans {
             let bar = match span.ends {
-                Amount::Time(end) => axis.bar(end, &span.steps),
+                Quantity::Time(end) => axis.bar(end, &span.steps),
                 _ => format!("|{:-<WIDTH$}>", ""),
             };
             let name: String = span.name.chars().take(20).collect();
@@ -132,7 +133,7 @@ impl Axis {
             let column = self.column(time) + usize::from(tick > 0);
             line.extend(std::iter::repeat_n(' ', column.saturating_sub(line.chars().count())));
             line.push('|');
-            line.push_str(&Spoken(time).to_string());
+            line.push_str(&HumanDuration(time).to_string());
         }
         line
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::amount::{Amount, Share};
-use super::neighbours::Neighbour;
+use super::peers::Hop;
+use super::quantity::{Fraction, Quantity};
 
 /// Everything around the gateway whose numbers have to fit to [`Timeouts`](crate::timeout::Timeouts).
 ///
@@ -12,23 +12,23 @@ use super::neighbours::Neighbour;
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_upstream::timeout::{Topology, alignment::neighbours};
+/// use tower_upstream::timeout::{Topology, alignment::peers};
 ///
 /// let topology = Topology::new()
 ///     .caller_timeout(Duration::from_secs(10))
-///     .load_balancer(neighbours::AWS_ALB)
-///     .server(neighbours::AXUM)
-///     .upstream(neighbours::NODE)
+///     .load_balancer(peers::AWS_ALB)
+///     .server(peers::AXUM)
+///     .upstream(peers::NODE)
 ///     .pool_idle(Duration::from_secs(3));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Topology {
-    pub(super) caller: Option<Caller>,
-    pub(super) balancer: Option<Neighbour>,
+    pub(super) client: Option<ClientHop>,
+    pub(super) balancer: Option<Hop>,
     pub(super) propagation: Option<Duration>,
-    pub(super) server: Option<Neighbour>,
-    pub(super) upstream: Option<Neighbour>,
+    pub(super) server: Option<Hop>,
+    pub(super) upstream: Option<Hop>,
     pub(super) upstream_timeout: Option<Duration>,
     pub(super) connect: Option<Duration>,
     pub(super) pool_idle: Option<Duration>,
@@ -46,13 +46,13 @@ pub struct Topology {
     pub(super) drain_delay: Option<Duration>,
     pub(super) grace: Option<Duration>,
     pub(super) replay: Option<Replay>,
-    pub(super) quantile: Option<Share>,
-    pub(super) hangs: Option<Share>,
+    pub(super) quantile: Option<Fraction>,
+    pub(super) hangs: Option<Fraction>,
 }
 
 /// How the caller's patience is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Caller {
+pub(super) enum ClientHop {
     Declared(Duration),
     /// Each request brings what is left of it.
     Deadline(Duration),
@@ -107,7 +107,7 @@ pub enum HedgeBudget {
     /// The budget that retries draw on.
     Shared,
     /// A budget of their own, or none.
-    Apart,
+    Separate,
 }
 
 macro_rules! declares {
@@ -127,41 +127,41 @@ impl Topology {
     }
 
     /// How long the caller waits for its answer (4).
-    pub const fn caller_timeout(mut self, limit: Duration) -> Self {
-        self.caller = Some(Caller::Declared(limit));
+    pub const fn client_timeout(mut self, limit: Duration) -> Self {
+        self.client = Some(ClientHop::Declared(limit));
         self
     }
 
     /// The caller's usual patience, of which each request brings the rest in a header (4).
-    pub const fn caller_deadline(mut self, usual: Duration) -> Self {
-        self.caller = Some(Caller::Deadline(usual));
+    pub const fn client_deadline(mut self, usual: Duration) -> Self {
+        self.client = Some(ClientHop::Deadline(usual));
         self
     }
 
     /// The idle limit of the load balancer in front, whoever it is (6, 8, 9).
     pub const fn load_balancer_idle(self, limit: Duration) -> Self {
-        self.load_balancer(Neighbour::named("load balancer").idle(limit))
+        self.load_balancer(Hop::preset("load balancer").idle_timeout(limit))
     }
 
     /// How long our own server keeps an idle connection, by keep-alive or by its header timer (8).
     pub const fn server_keep_alive(self, limit: Duration) -> Self {
-        self.server(Neighbour::named("our server").keep_alive(limit))
+        self.server(Hop::preset("our server").keep_alive(limit))
     }
 
     /// How long the upstream keeps an idle connection (7).
     pub const fn upstream_keep_alive(self, limit: Duration) -> Self {
-        self.upstream(Neighbour::named("upstream").keep_alive(limit))
+        self.upstream(Hop::preset("upstream").keep_alive(limit))
     }
 
     declares! {
         /// Who stands in front of us (6, 8, 9).
-        load_balancer => balancer: Neighbour;
+        load_balancer => balancer: Hop;
         /// How long until the load balancer sends nothing more to an instance that drains (16).
         load_balancer_propagation => propagation: Duration;
         /// What we are served by (8).
-        server => server: Neighbour;
+        server => server: Hop;
         /// Who stands behind us (7).
-        upstream => upstream: Neighbour;
+        upstream => upstream: Hop;
         /// The upstream's own limit, after which it answers 503 or the like itself (5).
         upstream_timeout => upstream_timeout: Duration;
         /// The limit of making a connection, TLS included (1).
@@ -187,9 +187,9 @@ impl Topology {
         /// From the signal to the end of the process (16).
         grace => grace: Duration;
         /// The quantile of the latency that a learned timeout stands on (18).
-        learned_quantile => quantile: Share;
+        learned_quantile => quantile: Fraction;
         /// The share of the requests that never end by themselves (18).
-        hang_share => hangs: Share;
+        hang_share => hangs: Fraction;
     }
 
     /// The longest pause before the first retry, doubling before each further one up to `longest` (3).
@@ -233,9 +233,9 @@ impl Topology {
     }
 
     /// The silence that the load balancer bears, and its name.
-    pub(super) fn patience(&self) -> Option<(String, Amount)> {
+    pub(super) fn load_balancer_wait(&self) -> Option<(String, Quantity)> {
         let balancer = self.balancer?;
-        Some((format!("idle limit of {}", balancer.name), balancer.waits?))
+        Some((format!("idle limit of {}", balancer.name), balancer.response_timeout?))
     }
 }
 

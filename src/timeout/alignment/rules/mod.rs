@@ -1,49 +1,49 @@
 //! The 18 inequalities, each a function that may find something.
 
-mod guards;
+mod neighbours;
 mod nesting;
-mod outside;
-mod streams;
+mod resilience;
+mod streaming;
 
 use std::time::Duration;
 
-use super::amount::{Amount, margin};
-use super::finding::{Finding, FindingId, Quantity, Relation, Severity};
+use super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
+use super::quantity::{Quantity, margin};
 use super::topology::Topology;
 use crate::exchange::CallKind;
 use crate::timeout::Timeouts;
 
+pub use self::neighbours::pool_idle_finding;
 pub(super) use self::nesting::full_attempts;
-pub use self::outside::pool_idle_finding;
 
 /// Looks at all of them, in the order of their numbers.
-pub(super) fn all(scene: &Scene<'_>) -> Vec<Finding> {
+pub(super) fn all(scene: &RuleInput<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
-    nesting::look(scene, &mut found);
-    outside::look(scene, &mut found);
-    streams::look(scene, &mut found);
-    guards::look(scene, &mut found);
+    nesting::check(scene, &mut found);
+    neighbours::check(scene, &mut found);
+    streaming::check(scene, &mut found);
+    resilience::check(scene, &mut found);
     found.sort_by_key(Finding::id);
     found
 }
 
 /// What was configured and what was declared, and what follows from both.
-pub(super) struct Scene<'a> {
+pub(super) struct RuleInput<'a> {
     pub(super) timeouts: &'a Timeouts,
     pub(super) topology: &'a Topology,
 }
 
-impl Scene<'_> {
+impl RuleInput<'_> {
     /// The time until somebody is answered: the total, or the absolute limit where that is shorter.
-    pub(super) fn total(&self) -> Amount {
-        Amount::from(self.timeouts.total).min(self.timeouts.max_duration.into())
+    pub(super) fn total(&self) -> Quantity {
+        Quantity::from(self.timeouts.total).min(self.timeouts.max_duration.into())
     }
 
     /// An attempt has what remains of the total where it has no limit of its own.
-    pub(super) fn attempt(&self) -> Quantity {
+    pub(super) fn attempt(&self) -> NamedQuantity {
         match self.timeouts.attempt {
-            Some(limit) => Quantity::new("attempt", limit),
-            None => Quantity::new("attempt, as long as the total", self.total()),
+            Some(limit) => NamedQuantity::new("attempt", limit),
+            None => NamedQuantity::new("attempt, as long as the total", self.total()),
         }
     }
 
@@ -58,41 +58,41 @@ impl Scene<'_> {
 }
 
 /// An inequality with its numbers, before it is known whether it holds.
-pub(super) struct Inequality {
+pub(super) struct Check {
     id: FindingId,
-    left: Quantity,
+    left: NamedQuantity,
     relation: Relation,
-    right: Quantity,
+    right: NamedQuantity,
     margin: Duration,
 }
 
 /// What is said of an inequality that does not hold.
-struct Said {
-    why: &'static str,
-    sees: &'static str,
-    set: String,
-    at_run_time: Option<&'static str>,
+struct Explanation {
+    reason: &'static str,
+    client_sees: &'static str,
+    suggestion: String,
+    mitigation: Option<&'static str>,
 }
 
-impl Inequality {
-    fn new(id: FindingId, left: Quantity, relation: Relation, right: Quantity) -> Self {
+impl Check {
+    fn new(id: FindingId, left: NamedQuantity, relation: Relation, right: NamedQuantity) -> Self {
         Self { id, left, relation, right, margin: Duration::ZERO }
     }
 
     /// With the margin that messages and clocks need.
     fn with_margin(mut self) -> Self {
-        self.margin = margin(self.left.amount, self.right.amount);
+        self.margin = margin(self.left.quantity, self.right.quantity);
         self
     }
 
     /// With that margin, and not less than this.
     fn with_margin_of(mut self, least: Duration) -> Self {
-        self.margin = margin(self.left.amount, self.right.amount).max(least);
+        self.margin = margin(self.left.quantity, self.right.quantity).max(least);
         self
     }
 
     fn holds(&self) -> bool {
-        let (left, right) = (self.left.amount, self.right.amount);
+        let (left, right) = (self.left.quantity, self.right.quantity);
         match self.relation {
             // what has no limit never comes first, and waits for everybody
             Relation::Below | Relation::AtMost if right.is_unlimited() => true,
@@ -105,13 +105,24 @@ impl Inequality {
     }
 
     /// A finding, if it does not hold.
-    fn or(self, severity: Severity, said: impl FnOnce() -> Said) -> Option<Finding> {
+    fn or_explain(self, severity: Severity, said: impl FnOnce() -> Explanation) -> Option<Finding> {
         if self.holds() {
             return None;
         }
         let Self { id, left, relation, right, margin } = self;
-        let Said { why, sees, set, at_run_time } = said();
-        Some(Finding { id, severity, left, relation, right, margin, why, sees, set, at_run_time })
+        let Explanation { reason: why, client_sees: sees, suggestion: set, mitigation: at_run_time } = said();
+        Some(Finding {
+            id,
+            severity,
+            left,
+            relation,
+            right,
+            margin,
+            reason: why,
+            client_sees: sees,
+            suggestion: set,
+            mitigation: at_run_time,
+        })
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::super::amount::{Amount, Share, Spoken, below};
-use super::super::finding::{Finding, FindingId, Quantity, Relation, Severity};
+use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
+use super::super::quantity::{Fraction, HumanDuration, Quantity, below};
 use super::super::topology::HedgeBudget;
-use super::{Inequality, Said, Scene};
+use super::{Check, Explanation, RuleInput};
 
-pub(super) fn look(scene: &Scene<'_>, found: &mut Vec<Finding>) {
+pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
     found.extend(connect(scene));
     found.extend(head(scene));
     found.extend(attempt(scene));
@@ -17,59 +17,64 @@ pub(super) fn look(scene: &Scene<'_>, found: &mut Vec<Finding>) {
     found.extend(hedge_budget(scene));
 }
 
-fn connect(scene: &Scene<'_>) -> Option<Finding> {
+fn connect(scene: &RuleInput<'_>) -> Option<Finding> {
     let connect = scene.topology.connect?;
     let attempt = scene.attempt();
-    let whole = Quantity::new("connect", connect);
+    let whole = NamedQuantity::new("connect", connect);
     let id = FindingId::ConnectAttempt;
-    let set = format!("the connect limit to half of an attempt ({}) or less", attempt.amount);
-    let refused = Inequality::new(id, whole.clone(), Relation::Below, attempt.clone()).or(Severity::Refuse, || Said {
-        why: "the attempt ends while it still connects, so that no answer can tell a dead host from a slow one",
-        sees: "504 of the attempt, where a 504 connect_timeout would name the fault",
-        set: set.clone(),
-        at_run_time: None,
-    });
+    let set = format!("the connect limit to half of an attempt ({}) or less", attempt.quantity);
+    let refused =
+        Check::new(id, whole.clone(), Relation::Below, attempt.clone()).or_explain(Severity::Refuse, || Explanation {
+            reason: "the attempt ends while it still connects, so that no answer can tell a dead host from a slow one",
+            client_sees: "504 of the attempt, where a 504 connect_timeout would name the fault",
+            suggestion: set.clone(),
+            mitigation: None,
+        });
     if refused.is_some() {
         return refused;
     }
-    let half = attempt.amount.time()? / 2;
-    let half = Quantity::new("half an attempt", half);
-    Inequality::new(id, whole, Relation::AtMost, half).or(Severity::Warn, || Said {
-        why: "a slow connection eats most of its attempt and leaves little time for the answer",
-        sees: "504, though the upstream might have answered in time",
-        set,
-        at_run_time: None,
+    let half = attempt.quantity.time()? / 2;
+    let half = NamedQuantity::new("half an attempt", half);
+    Check::new(id, whole, Relation::AtMost, half).or_explain(Severity::Warn, || Explanation {
+        reason: "a slow connection eats most of its attempt and leaves little time for the answer",
+        client_sees: "504, though the upstream might have answered in time",
+        suggestion: set,
+        mitigation: None,
     })
 }
 
-fn head(scene: &Scene<'_>) -> Option<Finding> {
+fn head(scene: &RuleInput<'_>) -> Option<Finding> {
     let head = scene.timeouts.response_head?;
     let attempt = scene.attempt();
-    let set = format!("the head limit to at most {}, or to none", attempt.amount);
-    let head = Quantity::new("head", head);
-    Inequality::new(FindingId::HeadAttemptTotal, head, Relation::AtMost, attempt).or(Severity::Refuse, || Said {
-        why: "the limit around it fires first, so that this one never does",
-        sees: "504 deadline_exceeded instead of 504 first_byte_timeout, which names the phase",
-        set,
-        at_run_time: None,
+    let set = format!("the head limit to at most {}, or to none", attempt.quantity);
+    let head = NamedQuantity::new("head", head);
+    Check::new(FindingId::HeadAttemptTotal, head, Relation::AtMost, attempt).or_explain(Severity::Refuse, || {
+        Explanation {
+            reason: "the limit around it fires first, so that this one never does",
+            client_sees: "504 deadline_exceeded instead of 504 first_byte_timeout, which names the phase",
+            suggestion: set,
+            mitigation: None,
+        }
     })
 }
 
-fn attempt(scene: &Scene<'_>) -> Option<Finding> {
-    let attempt = Quantity::new("attempt", scene.timeouts.attempt?);
-    let total = Quantity::new("total", scene.total());
-    let set = format!("the attempt to at most {}, or to none", total.amount);
-    Inequality::new(FindingId::HeadAttemptTotal, attempt, Relation::AtMost, total).or(Severity::Refuse, || Said {
-        why: "an attempt outlives the exchange it belongs to: the total cuts it and no retry ever runs",
-        sees: "504 deadline_exceeded after the first attempt",
-        set,
-        at_run_time: None,
+fn attempt(scene: &RuleInput<'_>) -> Option<Finding> {
+    let attempt = NamedQuantity::new("attempt", scene.timeouts.attempt?);
+    let total = NamedQuantity::new("total", scene.total());
+    let set = format!("the attempt to at most {}, or to none", total.quantity);
+    Check::new(FindingId::HeadAttemptTotal, attempt, Relation::AtMost, total).or_explain(Severity::Refuse, || {
+        Explanation {
+            reason: "an attempt outlives the exchange it belongs to: the total cuts it and no retry ever runs",
+            client_sees: "504 deadline_exceeded after the first attempt",
+            suggestion: set,
+            mitigation: None,
+        }
     })
 }
 
 /// How many attempts can run in full, and the time that all of them need.
-pub(in super::super) fn full_attempts(scene: &Scene<'_>) -> Option<(u32, Duration)> {
-    let (total, each) = (scene.total().time()?, scene.attempt().amount.time()?);
+pub(in super::super) fn full_attempts(scene: &RuleInput<'_>) -> Option<(u32, Duration)> {
+    let (total, each) = (scene.total().time()?, scene.attempt().quantity.time()?);
     let pauses = |number| scene.topology.backoff.map_or(Duration::ZERO, |backoff| backoff.sum(number));
     let needed = |number: u32| each.saturating_mul(number).saturating_add(pauses(number.saturating_sub(1)));
     let wanted = scene.attempts();
@@ -85,69 +90,69 @@ pub(in super::super) fn full_attempts(scene: &Scene<'_>) -> Option<(u32, Duratio
     Some((fits, needed(wanted)))
 }
 
-fn attempts(scene: &Scene<'_>) -> Option<Finding> {
+fn attempts(scene: &RuleInput<'_>) -> Option<Finding> {
     if scene.attempts() == 1 {
         return None; // 2 says all that is to be said
     }
     let (full, needed) = full_attempts(scene)?;
-    let total = Quantity::new("total", scene.total());
-    let needed = Quantity::new(format!("{} attempts and the pauses between them", scene.attempts()), needed);
+    let total = NamedQuantity::new("total", scene.total());
+    let needed = NamedQuantity::new(format!("{} attempts and the pauses between them", scene.attempts()), needed);
     let set = match scene.timeouts.attempt {
-        None => format!("a limit for the attempt: as long as the total ({}), only one can run", total.amount),
+        None => format!("a limit for the attempt: as long as the total ({}), only one can run", total.quantity),
         Some(_) => format!(
             "the total to at least {}, or shorter attempts, or attempts({full}): so many run in full",
-            needed.amount
+            needed.quantity
         ),
     };
-    Inequality::new(FindingId::AttemptsTotal, needed, Relation::AtMost, total).or(Severity::Warn, || Said {
-        why: "the last attempts are cut short by the total, or never run",
-        sees: "504 deadline_exceeded, though a retry was left",
-        set,
-        at_run_time: Some("an attempt gets what remains of the total, at most"),
+    Check::new(FindingId::AttemptsTotal, needed, Relation::AtMost, total).or_explain(Severity::Warn, || Explanation {
+        reason: "the last attempts are cut short by the total, or never run",
+        client_sees: "504 deadline_exceeded, though a retry was left",
+        suggestion: set,
+        mitigation: Some("an attempt gets what remains of the total, at most"),
     })
 }
 
-fn upstream_timeout(scene: &Scene<'_>) -> Option<Finding> {
-    let own = Quantity::new("upstream's own timeout", scene.topology.upstream_timeout?);
+fn upstream_timeout(scene: &RuleInput<'_>) -> Option<Finding> {
+    let own = NamedQuantity::new("upstream's own timeout", scene.topology.upstream_timeout?);
     let attempt = scene.attempt();
     let ours = match scene.timeouts.response_head {
-        Some(head) if Amount::Time(head).is_below(attempt.amount) => Quantity::new("head", head),
+        Some(head) if Quantity::Time(head).is_below(attempt.quantity) => NamedQuantity::new("head", head),
         _ => attempt,
     };
-    let most = Spoken(below(ours.amount.time()?));
+    let most = HumanDuration(below(ours.quantity.time()?));
     let set = format!("the upstream's timeout to at most {most}, or a longer {} here", ours.name);
-    let inequality = Inequality::new(FindingId::UpstreamTimeoutAttempt, own, Relation::AtMost, ours).with_margin();
-    inequality.or(Severity::Warn, || Said {
-        why: "we give up before the upstream does, and its own answer, which knows the reason, comes too late",
-        sees: "504 first_byte_timeout in place of the upstream's own 503",
-        set,
-        at_run_time: None,
+    let inequality = Check::new(FindingId::UpstreamTimeoutAttempt, own, Relation::AtMost, ours).with_margin();
+    inequality.or_explain(Severity::Warn, || Explanation {
+        reason: "we give up before the upstream does, and its own answer, which knows the reason, comes too late",
+        client_sees: "504 first_byte_timeout in place of the upstream's own 503",
+        suggestion: set,
+        mitigation: None,
     })
 }
 
-fn hedge_delay(scene: &Scene<'_>) -> Option<Finding> {
-    let delay = Quantity::new("hedge delay", scene.topology.hedge_delay?);
+fn hedge_delay(scene: &RuleInput<'_>) -> Option<Finding> {
+    let delay = NamedQuantity::new("hedge delay", scene.topology.hedge_delay?);
     let attempt = scene.attempt();
-    let set = format!("the hedge delay below {}, best to the latency's p95", attempt.amount);
-    Inequality::new(FindingId::HedgeAttempt, delay, Relation::Below, attempt).or(Severity::Refuse, || Said {
-        why: "the attempt ends before its hedge begins: what runs then is a retry that nobody counts",
-        sees: "504 as without hedging, and twice the load on an upstream that is slow already",
-        set,
-        at_run_time: None,
+    let set = format!("the hedge delay below {}, best to the latency's p95", attempt.quantity);
+    Check::new(FindingId::HedgeAttempt, delay, Relation::Below, attempt).or_explain(Severity::Refuse, || Explanation {
+        reason: "the attempt ends before its hedge begins: what runs then is a retry that nobody counts",
+        client_sees: "504 as without hedging, and twice the load on an upstream that is slow already",
+        suggestion: set,
+        mitigation: None,
     })
 }
 
-fn hedge_budget(scene: &Scene<'_>) -> Option<Finding> {
+fn hedge_budget(scene: &RuleInput<'_>) -> Option<Finding> {
     let share = match scene.topology.hedge_budget? {
-        HedgeBudget::Shared => Share::ALL,
-        HedgeBudget::Apart => Share::NONE,
+        HedgeBudget::Shared => Fraction::ALL,
+        HedgeBudget::Separate => Fraction::NONE,
     };
-    let paid = Quantity::new("hedges paid from the retry budget", Amount::Share(share));
-    let all = Quantity::new("all of them", Amount::Share(Share::ALL));
-    Inequality::new(FindingId::HedgeAttempt, paid, Relation::AtLeast, all).or(Severity::Refuse, || Said {
-        why: "a slow upstream draws retries and hedges at once, each within a bound that knows nothing of the other",
-        sees: "503 and 504 of an upstream that gets two storms in place of one",
-        set: "one budget for both".to_owned(),
-        at_run_time: None,
+    let paid = NamedQuantity::new("hedges paid from the retry budget", Quantity::Fraction(share));
+    let all = NamedQuantity::new("all of them", Quantity::Fraction(Fraction::ALL));
+    Check::new(FindingId::HedgeAttempt, paid, Relation::AtLeast, all).or_explain(Severity::Refuse, || Explanation {
+        reason: "a slow upstream draws retries and hedges at once, each within a bound that knows nothing of the other",
+        client_sees: "503 and 504 of an upstream that gets two storms in place of one",
+        suggestion: "one budget for both".to_owned(),
+        mitigation: None,
     })
 }

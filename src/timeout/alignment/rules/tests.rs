@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Finding, FindingId, HedgeBudget, Neighbour, Severity, Share, neighbours};
+use super::super::{Finding, FindingId, Fraction, HedgeBudget, Hop, Severity, peers};
 use crate::timeout::{Timeouts, Topology};
 
 /// The nearest time below.
@@ -36,8 +36,9 @@ fn found(timeouts: Timeouts, topology: &Topology, id: FindingId) -> Vec<Finding>
     let report = timeouts.check(topology);
     let all = report.findings();
     assert!(all.iter().all(|finding| finding.id() == id), "another one spoke: {report}");
-    let told =
-        |finding: &&Finding| !finding.why().is_empty() && !finding.sees().is_empty() && !finding.set().is_empty();
+    let told = |finding: &&Finding| {
+        !finding.reason().is_empty() && !finding.client_sees().is_empty() && !finding.suggestion().is_empty()
+    };
     assert!(all.iter().all(|finding| told(&finding)));
     all.to_vec()
 }
@@ -80,31 +81,31 @@ fn no_3_every_attempt_and_pause_fits_into_the_total() {
     let topology = there().attempts(3).backoff(ms(25), secs(1));
     let limits = |total| bare().attempt(secs(1)).total(total);
     let report = limits(ms(3075)).check(&topology);
-    assert_eq!((report.findings(), report.attempts_that_fit()), ([].as_slice(), Some(3)));
+    assert_eq!((report.findings(), report.max_attempts()), ([].as_slice(), Some(3)));
     let report = limits(under(ms(3075))).check(&topology);
     let finding = &report.findings()[0];
     assert_eq!((finding.id(), finding.severity()), (FindingId::AttemptsTotal, Severity::Warn));
-    assert!(finding.at_run_time().is_some());
-    assert_eq!(report.attempts_that_fit(), Some(2));
-    assert_eq!(limits(under(ms(2025))).check(&topology).attempts_that_fit(), Some(1));
-    assert_eq!(limits(ms(2025)).check(&topology).attempts_that_fit(), Some(2));
+    assert!(finding.mitigation().is_some());
+    assert_eq!(report.max_attempts(), Some(2));
+    assert_eq!(limits(under(ms(2025))).check(&topology).max_attempts(), Some(1));
+    assert_eq!(limits(ms(2025)).check(&topology).max_attempts(), Some(2));
     // without a limit of its own the first attempt takes it all
     let report = bare().total(secs(60)).check(&topology);
-    assert_eq!((report.findings().len(), report.attempts_that_fit()), (1, Some(1)));
-    assert_eq!(limits(secs(60)).check(&there().attempts(u32::MAX)).attempts_that_fit(), Some(60));
+    assert_eq!((report.findings().len(), report.max_attempts()), (1, Some(1)));
+    assert_eq!(limits(secs(60)).check(&there().attempts(u32::MAX)).max_attempts(), Some(60));
 }
 
 #[test]
 fn no_4_the_gateway_gives_up_before_its_caller() {
     let of = |total, topology: &Topology| verdict(bare().total(total), topology, FindingId::TotalCaller);
-    let declared = there().caller_timeout(secs(21));
+    let declared = there().client_timeout(secs(21));
     assert_eq!(of(secs(20), &declared), Some(Severity::Refuse), "20 s and 1 s are not below 21 s");
     assert_eq!(of(under(secs(20)), &declared), None);
-    assert_eq!(of(secs(20), &there().caller_deadline(secs(21))), Some(Severity::Clamp));
-    assert_eq!(of(under(secs(20)), &there().caller_deadline(secs(21))), None);
+    assert_eq!(of(secs(20), &there().client_deadline(secs(21))), Some(Severity::Clamp));
+    assert_eq!(of(under(secs(20)), &there().client_deadline(secs(21))), None);
     // at least 50 ms
-    assert_eq!(of(ms(450), &there().caller_timeout(ms(500))), Some(Severity::Refuse));
-    assert_eq!(of(under(ms(450)), &there().caller_timeout(ms(500))), None);
+    assert_eq!(of(ms(450), &there().client_timeout(ms(500))), Some(Severity::Refuse));
+    assert_eq!(of(under(ms(450)), &there().client_timeout(ms(500))), None);
     // a forgotten total is longer than any patience; the absolute limit stands in for it
     let verdict = |limits: Timeouts| verdict(limits, &declared, FindingId::TotalCaller);
     assert_eq!(verdict(bare()), Some(Severity::Refuse));
@@ -132,15 +133,15 @@ fn no_6_the_gateway_gives_up_before_the_load_balancer() {
     };
     assert_eq!(of(secs(60), &there().load_balancer_idle(secs(63))), Some(Severity::Refuse));
     assert_eq!(of(under(secs(60)), &there().load_balancer_idle(secs(63))), None);
-    assert_eq!(of(secs(60), &there().load_balancer(neighbours::AWS_ALB)), Some(Severity::Refuse));
-    assert_eq!(of(secs(57), &there().load_balancer(neighbours::AWS_ALB)), None);
-    assert_eq!(of(secs(60), &there().load_balancer(Neighbour::named("unknown"))), None);
+    assert_eq!(of(secs(60), &there().load_balancer(peers::AWS_ALB)), Some(Severity::Refuse));
+    assert_eq!(of(secs(57), &there().load_balancer(peers::AWS_ALB)), None);
+    assert_eq!(of(secs(60), &there().load_balancer(Hop::preset("unknown"))), None);
 }
 
 #[test]
 fn no_7_the_pool_lets_go_a_second_before_the_upstream() {
     let of = |topology: Topology| verdict(bare(), &topology, FindingId::PoolIdleUpstreamKeepAlive);
-    let node = there().upstream(neighbours::NODE);
+    let node = there().upstream(peers::NODE);
     assert_eq!(of(node.clone().pool_idle(secs(4))), Some(Severity::Refuse));
     assert_eq!(of(node.clone().pool_idle(under(secs(4)))), None);
     assert_eq!(of(node), None, "nothing is known of the pool");
@@ -148,9 +149,9 @@ fn no_7_the_pool_lets_go_a_second_before_the_upstream() {
     let long = there().upstream_keep_alive(secs(126));
     assert_eq!(of(long.clone().pool_idle(secs(120))), Some(Severity::Refuse));
     assert_eq!(of(long.pool_idle(under(secs(120)))), None);
-    assert_eq!(of(there().pool_idle(neighbours::HYPER_UTIL_POOL_IDLE)), Some(Severity::Warn));
+    assert_eq!(of(there().pool_idle(peers::HYPER_UTIL_POOL_IDLE)), Some(Severity::Warn));
     assert_eq!(of(there().pool_idle(under(secs(90)))), None);
-    assert_eq!(of(there().pool_idle(secs(900)).upstream(neighbours::GO)), None);
+    assert_eq!(of(there().pool_idle(secs(900)).upstream(peers::GO)), None);
 }
 
 #[test]
@@ -165,17 +166,17 @@ fn a_pool_that_cannot_be_told_is_warned_of() {
 
 #[test]
 fn no_8_our_server_keeps_connections_longer_than_the_load_balancer() {
-    let alb = there().load_balancer(neighbours::AWS_ALB);
+    let alb = there().load_balancer(peers::AWS_ALB);
     let of = |topology: Topology| {
         verdict(bare().body_idle(secs(1)).total(secs(9)), &topology, FindingId::ServerKeepAliveLoadBalancer)
     };
     assert_eq!(of(alb.clone().server_keep_alive(secs(63))), Some(Severity::Refuse));
     assert_eq!(of(alb.clone().server_keep_alive(over(secs(63)))), None);
-    assert_eq!(of(alb.clone().server(neighbours::HYPER_TIMER)), Some(Severity::Warn));
-    assert_eq!(of(alb.clone().server(neighbours::AXUM_NEXT)), Some(Severity::Warn));
-    let declared = neighbours::AXUM_NEXT.keep_alive(secs(30));
+    assert_eq!(of(alb.clone().server(peers::HYPER_TIMER)), Some(Severity::Warn));
+    assert_eq!(of(alb.clone().server(peers::AXUM_NEXT)), Some(Severity::Warn));
+    let declared = peers::AXUM_NEXT.keep_alive(secs(30));
     assert_eq!(of(alb.clone().server(declared)), Some(Severity::Refuse));
-    assert_eq!(of(alb.server(neighbours::AXUM)), None);
+    assert_eq!(of(alb.server(peers::AXUM)), None);
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn no_15_a_hedge_begins_within_its_attempt_and_pays_as_a_retry() {
     let of = |topology: Topology| verdict(bare().attempt(secs(2)).total(secs(9)), &topology, FindingId::HedgeAttempt);
     assert_eq!(of(there().hedge_delay(secs(2))), Some(Severity::Refuse));
     assert_eq!(of(there().hedge_delay(under(secs(2)))), None);
-    assert_eq!(of(there().hedge_budget(HedgeBudget::Apart)), Some(Severity::Refuse));
+    assert_eq!(of(there().hedge_budget(HedgeBudget::Separate)), Some(Severity::Refuse));
     assert_eq!(of(there().hedge_budget(HedgeBudget::Shared)), None);
 }
 
@@ -272,7 +273,7 @@ fn no_17_all_replay_buffers_fit_into_memory() {
 #[test]
 fn no_18_the_quantile_leaves_room_for_what_hangs() {
     let of = |hangs| {
-        let topology = there().learned_quantile(Share::per_mille(995)).hang_share(Share::per_million(hangs));
+        let topology = there().learned_quantile(Fraction::per_mille(995)).hang_share(Fraction::per_million(hangs));
         verdict(bare(), &topology, FindingId::LearnedQuantile)
     };
     assert_eq!(of(4_999), None);
@@ -283,8 +284,8 @@ fn no_18_the_quantile_leaves_room_for_what_hangs() {
 fn what_is_unknown_is_not_spoken_of() {
     assert_eq!(Timeouts::new().check(&there()).findings(), []);
     assert_eq!(bare().check(&there()).findings(), []);
-    let nameless = there().load_balancer(Neighbour::named("a")).server(Neighbour::named("b"));
-    assert_eq!(bare().check(&nameless.upstream(Neighbour::named("c"))).findings(), []);
+    let nameless = there().load_balancer(Hop::preset("a")).server(Hop::preset("b"));
+    assert_eq!(bare().check(&nameless.upstream(Hop::preset("c"))).findings(), []);
 }
 
 #[test]
@@ -292,8 +293,8 @@ fn the_longest_limits_there_are_overflow_nothing() {
     let far = Duration::MAX;
     let limits = bare().response_head(far).attempt(far).total(far).max_duration(far).body_idle(far);
     let topology = there()
-        .caller_timeout(far)
-        .load_balancer(Neighbour::named("far").idle(far))
+        .client_timeout(far)
+        .load_balancer(Hop::preset("far").idle_timeout(far))
         .server_keep_alive(far)
         .upstream_keep_alive(far)
         .upstream_timeout(far)
@@ -313,37 +314,37 @@ fn the_longest_limits_there_are_overflow_nothing() {
         .replay(u64::MAX, u64::MAX, u64::MAX);
     assert!(!limits.check(&topology).to_string().is_empty());
     let nothing = bare().response_head(ms(0)).attempt(ms(0)).total(ms(0));
-    let topology = there().caller_timeout(ms(0)).pool_idle(ms(0)).upstream_keep_alive(ms(0)).attempts(0);
+    let topology = there().client_timeout(ms(0)).pool_idle(ms(0)).upstream_keep_alive(ms(0)).attempts(0);
     assert!(!nothing.check(&topology).to_string().is_empty());
 }
 
 #[test]
 fn an_error_prints_what_is_refused_and_nothing_else() {
     let limits = bare().attempt(secs(2)).total(secs(3));
-    let topology = there().caller_timeout(secs(3)).attempts(3);
-    let misaligned = limits.aligned(&topology).unwrap_err();
+    let topology = there().client_timeout(secs(3)).attempts(3);
+    let misaligned = limits.checked(&topology).unwrap_err();
     let text = misaligned.to_string();
     assert!(text.contains("total_caller") && text.contains("total (3 s) + 150 ms < caller's timeout (3 s)"), "{text}");
     assert!(!text.contains("attempts_total"), "{text}");
     let ids: Vec<_> = misaligned.report().findings().iter().map(Finding::id).collect();
     assert_eq!(ids, [FindingId::TotalCaller, FindingId::AttemptsTotal], "the worst first");
-    assert!(limits.aligned(&there().attempts(3)).is_ok(), "a warning is no refusal");
+    assert!(limits.checked(&there().attempts(3)).is_ok(), "a warning is no refusal");
 }
 
 #[test]
 fn what_a_finding_says_to_set_is_then_accepted() {
-    let topology = there().caller_timeout(secs(7)).server_keep_alive(ms(63_001)).load_balancer_idle(secs(60));
+    let topology = there().client_timeout(secs(7)).server_keep_alive(ms(63_001)).load_balancer_idle(secs(60));
     let limits = |total| bare().body_idle(secs(1)).total(total);
     let report = limits(secs(7)).check(&topology);
-    assert_eq!(report.findings()[0].set(), "the total below 6.666 s");
+    assert_eq!(report.findings()[0].suggestion(), "the total below 6.666 s");
     assert_eq!(limits(ms(6666)).check(&topology).findings(), []);
 }
 
 #[test]
 fn a_report_fits_on_a_hundred_columns_and_its_bars_lie_in_each_other() {
     let topology = there()
-        .caller_timeout(secs(10))
-        .load_balancer(neighbours::AWS_ALB)
+        .client_timeout(secs(10))
+        .load_balancer(peers::AWS_ALB)
         .connect(ms(500))
         .upstream_timeout(ms(1500))
         .attempts(3)
@@ -360,7 +361,7 @@ fn a_report_fits_on_a_hundred_columns_and_its_bars_lie_in_each_other() {
 #[cfg(feature = "serde")]
 #[test]
 fn a_report_is_json_too() {
-    let topology = there().caller_timeout(secs(3)).attempts(2).replay(2, 3, 5);
+    let topology = there().client_timeout(secs(3)).attempts(2).replay(2, 3, 5);
     let json = serde_json::to_value(bare().attempt(secs(1)).total(secs(3)).check(&topology)).unwrap();
     assert_eq!(json["aligned"], false);
     assert_eq!((&json["attempts"], &json["attempts_that_fit"]), (&2.into(), &2.into()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// One side of an inequality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Amount {
+pub enum Quantity {
     /// A time.
     Time(Duration),
     /// A limit that does not exist.
@@ -17,17 +17,17 @@ pub enum Amount {
     /// A size in bytes.
     Bytes(u64),
     /// A share of the whole.
-    Share(Share),
+    Fraction(Fraction),
 }
 
-impl Amount {
+impl Quantity {
     /// Its place among amounts of its kind; what is unlimited lies above all.
     fn rank(self) -> u128 {
         match self {
             Self::Time(time) => time.as_nanos(),
             Self::Unlimited => u128::MAX,
             Self::Count(number) | Self::Bytes(number) => number.into(),
-            Self::Share(share) => share.0.into(),
+            Self::Fraction(share) => share.0.into(),
         }
     }
 
@@ -75,23 +75,23 @@ impl Amount {
     }
 }
 
-impl From<Duration> for Amount {
+impl From<Duration> for Quantity {
     fn from(time: Duration) -> Self {
         Self::Time(time)
     }
 }
 
-impl From<Option<Duration>> for Amount {
+impl From<Option<Duration>> for Quantity {
     fn from(limit: Option<Duration>) -> Self {
         limit.map_or(Self::Unlimited, Self::Time)
     }
 }
 
 /// As an operator reads it: `2.5 s`, `no limit`, `20`, `64 KiB`, `0.2 %`.
-impl fmt::Display for Amount {
+impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Time(time) => write!(f, "{}", Spoken(*time)),
+            Self::Time(time) => write!(f, "{}", HumanDuration(*time)),
             Self::Unlimited => f.write_str("no limit"),
             Self::Count(number) => write!(f, "{number}"),
             Self::Bytes(bytes) => match bytes {
@@ -100,16 +100,16 @@ impl fmt::Display for Amount {
                 0x400.. => write!(f, "{} KiB", thousandths(*bytes, 1024)),
                 _ => write!(f, "{bytes} B"),
             },
-            Self::Share(share) => write!(f, "{share}"),
+            Self::Fraction(share) => write!(f, "{share}"),
         }
     }
 }
 
 /// A share of the whole, exact to a millionth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Share(u32);
+pub struct Fraction(u32);
 
-impl Share {
+impl Fraction {
     /// Nothing.
     pub const NONE: Self = Self(0);
     /// The whole.
@@ -126,12 +126,12 @@ impl Share {
     }
 
     /// What is left of the whole.
-    pub(super) const fn rest(self) -> Self {
+    pub(super) const fn complement(self) -> Self {
         Self(Self::ALL.0 - self.0)
     }
 }
 
-impl fmt::Display for Share {
+impl fmt::Display for Fraction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} %", fraction(u64::from(self.0 / 10_000), u64::from(self.0 % 10_000), 4))
     }
@@ -141,7 +141,7 @@ impl fmt::Display for Share {
 ///
 /// The larger of 50 ms and 5 % of the smaller limit: the smaller one is the one that has to fire first,
 /// and its own delay grows with it.
-pub(super) fn margin(one: Amount, other: Amount) -> Duration {
+pub(super) fn margin(one: Quantity, other: Quantity) -> Duration {
     let smaller = one.min(other).time().unwrap_or_default();
     (smaller / 20).max(LEAST_MARGIN)
 }
@@ -156,9 +156,9 @@ pub(super) fn below(limit: Duration) -> Duration {
 }
 
 /// A duration in the unit that suits it, cut after three digits: what is set by it stays within.
-pub(super) struct Spoken(pub(super) Duration);
+pub(super) struct HumanDuration(pub(super) Duration);
 
-impl fmt::Display for Spoken {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (time, nanos) = (self.0, u64::from(self.0.subsec_nanos()));
         if time >= Duration::from_secs(100 * 24 * 60 * 60) {
@@ -195,25 +195,25 @@ mod tests {
 
     #[test]
     fn numbers_read_as_an_operator_writes_them() {
-        let spoken = |time| Spoken(time).to_string();
+        let spoken = |time| HumanDuration(time).to_string();
         assert_eq!(spoken(ms(50)), "50 ms");
         assert_eq!(spoken(Duration::from_micros(1500)), "1.5 ms");
         assert_eq!(spoken(ms(2500)), "2.5 s");
         assert_eq!(spoken(ms(57_142)), "57.142 s");
-        assert_eq!(Amount::Bytes(64 << 10).to_string(), "64 KiB");
-        assert_eq!(Amount::Bytes(3 << 29).to_string(), "1.5 GiB");
-        assert_eq!(Share::per_mille(995).to_string(), "99.5 %");
-        assert_eq!(Share::per_million(2020).to_string(), "0.202 %");
-        assert_eq!(Amount::Unlimited.to_string(), "no limit");
+        assert_eq!(Quantity::Bytes(64 << 10).to_string(), "64 KiB");
+        assert_eq!(Quantity::Bytes(3 << 29).to_string(), "1.5 GiB");
+        assert_eq!(Fraction::per_mille(995).to_string(), "99.5 %");
+        assert_eq!(Fraction::per_million(2020).to_string(), "0.202 %");
+        assert_eq!(Quantity::Unlimited.to_string(), "no limit");
     }
 
     #[test]
     fn the_margin_is_a_twentieth_of_the_smaller_limit_and_50_ms_at_least() {
-        let of = |one, other| margin(Amount::Time(ms(one)), Amount::Time(ms(other)));
+        let of = |one, other| margin(Quantity::Time(ms(one)), Quantity::Time(ms(other)));
         assert_eq!(of(10_000, 60_000), ms(500));
         assert_eq!(of(60_000, 10_000), ms(500));
         assert_eq!(of(999, 60_000), ms(50));
-        assert_eq!(margin(Amount::Unlimited, Amount::Time(ms(2000))), ms(100));
+        assert_eq!(margin(Quantity::Unlimited, Quantity::Time(ms(2000))), ms(100));
     }
 
     proptest! {
@@ -223,9 +223,9 @@ mod tests {
             let bound = below(limit);
             let own = bound.saturating_sub(Duration::from_nanos(less));
             prop_assume!(own < bound);
-            prop_assert!(own + margin(Amount::Time(own), Amount::Time(limit)) < limit);
+            prop_assert!(own + margin(Quantity::Time(own), Quantity::Time(limit)) < limit);
             let over = bound + Duration::from_nanos(2);
-            prop_assert!(over + margin(Amount::Time(over), Amount::Time(limit)) >= limit);
+            prop_assert!(over + margin(Quantity::Time(over), Quantity::Time(limit)) >= limit);
         }
     }
 }

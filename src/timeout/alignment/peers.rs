@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_upstream::timeout::alignment::neighbours::{AWS_ALB, NODE};
+//! use tower_upstream::timeout::alignment::peers::{AWS_ALB, NODE};
 //!
 //! let balancer = AWS_ALB.idle(Duration::from_secs(120));
 //! let upstream = NODE.keep_alive(Duration::from_secs(65));
@@ -13,66 +13,66 @@
 
 use std::time::Duration;
 
-use super::amount::Amount;
+use super::quantity::Quantity;
 
 /// Somebody in front of the gateway, beside it, or behind it.
 ///
 /// What is not known stays unknown, and the inequalities about it are silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub struct Neighbour {
+pub struct Hop {
     pub(super) name: &'static str,
     /// The silence it bears while it waits for an answer.
-    pub(super) waits: Option<Amount>,
+    pub(super) response_timeout: Option<Quantity>,
     /// How long it keeps an idle connection to the server behind it.
-    pub(super) pools: Option<Amount>,
+    pub(super) pool_idle: Option<Quantity>,
     /// How long it keeps an idle connection of a client.
-    pub(super) keep_alive: Option<Amount>,
-    pub(super) standing: Standing,
+    pub(super) keep_alive: Option<Quantity>,
+    pub(super) confidence: Confidence,
 }
 
 /// How sure a neighbour's keep-alive is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Confidence {
     /// Somebody said so, or its document has said so for years.
     Declared,
     /// It hangs on a version and a setting that nobody declared.
     Assumed,
 }
 
-impl Neighbour {
+impl Hop {
     /// One of which nothing is known but its name.
-    pub const fn named(name: &'static str) -> Self {
-        Self { name, waits: None, pools: None, keep_alive: None, standing: Standing::Declared }
+    pub const fn preset(name: &'static str) -> Self {
+        Self { name, response_timeout: None, pool_idle: None, keep_alive: None, confidence: Confidence::Declared }
     }
 
     /// How long it bears silence, with a request under way and without.
-    pub const fn idle(self, limit: Duration) -> Self {
-        self.waits(limit).pools(limit)
+    pub const fn idle_timeout(self, limit: Duration) -> Self {
+        self.response_timeout(limit).pool_idle(limit)
     }
 
     /// How long it waits for an answer before it gives its own.
-    pub const fn waits(mut self, limit: Duration) -> Self {
-        self.waits = Some(Amount::Time(limit));
+    pub const fn response_timeout(mut self, limit: Duration) -> Self {
+        self.response_timeout = Some(Quantity::Time(limit));
         self
     }
 
     /// How long it keeps an idle connection to the server behind it.
-    pub const fn pools(mut self, limit: Duration) -> Self {
-        self.pools = Some(Amount::Time(limit));
+    pub const fn pool_idle(mut self, limit: Duration) -> Self {
+        self.pool_idle = Some(Quantity::Time(limit));
         self
     }
 
     /// How long it keeps a client's idle connection; said so, it is taken at its word.
     pub const fn keep_alive(mut self, limit: Duration) -> Self {
-        self.keep_alive = Some(Amount::Time(limit));
-        self.standing = Standing::Declared;
+        self.keep_alive = Some(Quantity::Time(limit));
+        self.confidence = Confidence::Declared;
         self
     }
 
     /// It never closes a client's idle connection.
-    pub const fn keeps_for_ever(mut self) -> Self {
-        self.keep_alive = Some(Amount::Unlimited);
+    pub const fn no_idle_limit(mut self) -> Self {
+        self.keep_alive = Some(Quantity::Unlimited);
         self
     }
 
@@ -82,7 +82,7 @@ impl Neighbour {
     }
 
     const fn assumed(mut self) -> Self {
-        self.standing = Standing::Assumed;
+        self.confidence = Confidence::Assumed;
         self
     }
 }
@@ -96,63 +96,63 @@ const fn secs(number: u64) -> Duration {
 /// Attribute `idle_timeout.timeout_seconds`, 1 to 4000;
 /// <https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html>,
 /// which also says that the target's keep-alive has to be longer.
-pub const AWS_ALB: Neighbour = Neighbour::named("AWS ALB").idle(secs(60));
+pub const AWS_ALB: Hop = Hop::preset("AWS ALB").idle_timeout(secs(60));
 
 /// nginx: `proxy_read_timeout` 60 s, upstream `keepalive_timeout` 60 s, client `keepalive_timeout` 75 s.
 ///
 /// <https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_read_timeout>,
 /// <https://nginx.org/en/docs/http/ngx_http_upstream_module.html#keepalive_timeout> (since 1.15.3),
 /// <https://nginx.org/en/docs/http/ngx_http_core_module.html#keepalive_timeout>.
-pub const NGINX: Neighbour = Neighbour::named("nginx").idle(secs(60)).keep_alive(secs(75));
+pub const NGINX: Hop = Hop::preset("nginx").idle_timeout(secs(60)).keep_alive(secs(75));
 
 /// Node.js: `server.keepAliveTimeout` 5 s.
 ///
 /// <https://nodejs.org/api/http.html#serverkeepalivetimeout>: 5 s from version 8 to 25; the change
 /// nodejs/node#62782 makes it 65 s in later ones, for which say `NODE.keep_alive(..)`.
-pub const NODE: Neighbour = Neighbour::named("Node.js").keep_alive(secs(5));
+pub const NODE: Hop = Hop::preset("Node.js").keep_alive(secs(5));
 
 /// Gunicorn: `keepalive` 2 s (threaded and asynchronous workers; the synchronous one keeps nothing).
 ///
 /// <https://docs.gunicorn.org/en/stable/settings.html#keepalive>.
-pub const GUNICORN: Neighbour = Neighbour::named("Gunicorn").keep_alive(secs(2));
+pub const GUNICORN: Hop = Hop::preset("Gunicorn").keep_alive(secs(2));
 
 /// Uvicorn: `--timeout-keep-alive` 5 s.
 ///
 /// <https://www.uvicorn.org/settings/#timeouts>.
-pub const UVICORN: Neighbour = Neighbour::named("Uvicorn").keep_alive(secs(5));
+pub const UVICORN: Hop = Hop::preset("Uvicorn").keep_alive(secs(5));
 
 /// Puma: `persistent_timeout` 20 s.
 ///
 /// <https://puma.io/puma/Puma/DSL.html#persistent_timeout-instance_method>, up to version 6;
 /// `lib/puma/configuration.rs` of later ones says 65 s, for which say `PUMA.keep_alive(..)`.
-pub const PUMA: Neighbour = Neighbour::named("Puma").keep_alive(secs(20));
+pub const PUMA: Hop = Hop::preset("Puma").keep_alive(secs(20));
 
 /// hyper's HTTP/1.1 server with a timer: `header_read_timeout` 30 s, which runs while it is idle too.
 ///
 /// <https://docs.rs/hyper/latest/hyper/server/conn/http1/struct.Builder.html#method.header_read_timeout>;
 /// measured with hyper 1.12: an idle connection ends after 30.0 s.
-pub const HYPER_TIMER: Neighbour = Neighbour::named("hyper with a timer").keep_alive(secs(30)).assumed();
+pub const HYPER_TIMER: Hop = Hop::preset("hyper with a timer").keep_alive(secs(30)).assumed();
 
 /// hyper's HTTP/1.1 server without a timer: an idle connection is never closed.
 ///
 /// Measured with hyper 1.12: open after 70 s.
-pub const HYPER: Neighbour = Neighbour::named("hyper without a timer").keeps_for_ever();
+pub const HYPER: Hop = Hop::preset("hyper without a timer").no_idle_limit();
 
 /// `axum::serve` up to 0.8: no timer, so that an idle connection is never closed.
 ///
 /// Measured with axum 0.8.9: open after 70 s.
-pub const AXUM: Neighbour = Neighbour::named("axum 0.8").keeps_for_ever();
+pub const AXUM: Hop = Hop::preset("axum 0.8").no_idle_limit();
 
 /// `axum::serve` after 0.8: a timer, hence [`HYPER_TIMER`]'s 30 s.
 ///
 /// axum's CHANGELOG, "Unreleased", and tokio-rs/axum#3478.
-pub const AXUM_NEXT: Neighbour = Neighbour::named("axum after 0.8").keep_alive(secs(30)).assumed();
+pub const AXUM_NEXT: Hop = Hop::preset("axum after 0.8").keep_alive(secs(30)).assumed();
 
 /// Go's `net/http` server: without `IdleTimeout` and `ReadTimeout` an idle connection is never closed.
 ///
 /// <https://pkg.go.dev/net/http#Server>. Its client's transport pools for 90 s:
 /// <https://pkg.go.dev/net/http#DefaultTransport>.
-pub const GO: Neighbour = Neighbour::named("Go net/http").pools(secs(90)).keeps_for_ever();
+pub const GO: Hop = Hop::preset("Go net/http").pool_idle(secs(90)).no_idle_limit();
 
 /// How long hyper-util's client, and reqwest with it, keeps an idle connection: 90 s.
 ///

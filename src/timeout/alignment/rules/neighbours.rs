@@ -1,0 +1,170 @@
+//! How our limits lie to those of the neighbours: 4, 6, 7, 8 and 16.
+
+use std::time::Duration;
+
+use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
+use super::super::peers::{Confidence, HYPER_UTIL_POOL_IDLE};
+use super::super::quantity::{HumanDuration, Quantity, below, margin};
+use super::super::topology::ClientHop;
+use super::{Check, Explanation, RuleInput};
+
+/// Keep-alive is told in whole seconds, and one end's second may begin later than the other's.
+const POOL_MARGIN: Duration = Duration::from_secs(1);
+
+pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
+    found.extend(caller(scene));
+    found.extend(balancer(scene));
+    found.extend(pool(scene));
+    found.extend(server(scene));
+    found.extend(drain(scene));
+    found.extend(grace(scene));
+}
+
+fn caller(scene: &RuleInput<'_>) -> Option<Finding> {
+    if scene.is_unbounded() {
+        return None;
+    }
+    let (limit, severity, deed) = match scene.topology.client? {
+        ClientHop::Declared(limit) => (limit, Severity::Refuse, None),
+        ClientHop::Deadline(usual) => {
+            (usual, Severity::Clamp, Some("the total shrinks to what the request's deadline leaves, less the margin"))
+        }
+    };
+    let total = NamedQuantity::new("total", scene.total());
+    let theirs = NamedQuantity::new("caller's timeout", limit);
+    let inequality = Check::new(FindingId::TotalCaller, total, Relation::Below, theirs).with_margin();
+    inequality.or_explain(severity, || Explanation {
+        reason: "the caller leaves first, and the upstream goes on working for nobody",
+        client_sees: "its own timeout (our log: 499 client_closed), never the cause",
+        suggestion: format!("the total below {}", HumanDuration(below(limit))),
+        mitigation: deed,
+    })
+}
+
+fn balancer(scene: &RuleInput<'_>) -> Option<Finding> {
+    if scene.is_unbounded() {
+        return None;
+    }
+    let (name, patience) = scene.topology.load_balancer_wait()?;
+    let total = NamedQuantity::new("total", scene.total());
+    let theirs = NamedQuantity::new(name, patience);
+    let inequality = Check::new(FindingId::TotalLoadBalancer, total, Relation::Below, theirs).with_margin();
+    let most = HumanDuration(below(patience.time().unwrap_or_default()));
+    inequality.or_explain(Severity::Refuse, || Explanation {
+        reason: "the load balancer gives up first, and its answer says nothing of the upstream",
+        client_sees: "the load balancer's 504 or 502 in place of ours",
+        suggestion: format!("the total below {most}, or a longer idle limit there"),
+        mitigation: None,
+    })
+}
+
+fn pool(scene: &RuleInput<'_>) -> Option<Finding> {
+    let idle = scene.topology.pool_idle?;
+    match scene.topology.upstream.and_then(|upstream| upstream.keep_alive) {
+        Some(Quantity::Time(keep_alive)) => pool_and(idle, keep_alive, Severity::Refuse),
+        Some(_) => None,
+        None => pool_alone(idle),
+    }
+}
+
+/// The finding about a pool that cannot be told what was learnt of its upstream's keep-alive.
+///
+/// For clients of others (hyper-util's pool keeps 90 s): a warning where the idle limit of their pool is
+/// too long for that keep-alive, or where nothing was learnt and the limit is 90 s or more.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_upstream::timeout::alignment::{peers::HYPER_UTIL_POOL_IDLE, pool_idle_finding};
+///
+/// let finding = pool_idle_finding(HYPER_UTIL_POOL_IDLE, Duration::from_secs(5)).unwrap();
+/// assert_eq!(finding.set(), "the pool's idle limit below 4 s");
+/// assert_eq!(pool_idle_finding(Duration::from_secs(3), Duration::from_secs(5)), None);
+/// ```
+pub fn pool_idle_finding(pool_idle: Duration, learnt: impl Into<Option<Duration>>) -> Option<Finding> {
+    match learnt.into() {
+        Some(keep_alive) => pool_and(pool_idle, keep_alive, Severity::Warn),
+        None => pool_alone(pool_idle),
+    }
+}
+
+fn pool_and(idle: Duration, keep_alive: Duration, severity: Severity) -> Option<Finding> {
+    let ours = NamedQuantity::new("pool's idle limit", idle);
+    let theirs = NamedQuantity::new("upstream's keep-alive", keep_alive);
+    let inequality = Check::new(FindingId::PoolIdleUpstreamKeepAlive, ours, Relation::Below, theirs);
+    let most = below(keep_alive).min(keep_alive.saturating_sub(POOL_MARGIN));
+    inequality.with_margin_of(POOL_MARGIN).or_explain(severity, || Explanation {
+        reason: "a request goes out on a connection that the upstream is just closing",
+        client_sees: "502 stale_connection, the rarer the more traffic there is",
+        suggestion: if most.is_zero() {
+            format!("a keep-alive above {} at the upstream, or no pool", HumanDuration(POOL_MARGIN))
+        } else {
+            format!("the pool's idle limit below {}", HumanDuration(most))
+        },
+        mitigation: Some("this crate's pool learns from Keep-Alive fields and from connections that died"),
+    })
+}
+
+/// Nothing is known of the upstream: only the usual default is worth a word.
+fn pool_alone(idle: Duration) -> Option<Finding> {
+    let ours = NamedQuantity::new("pool's idle limit", idle);
+    let theirs = NamedQuantity::new("usual default, of upstreams unknown", HYPER_UTIL_POOL_IDLE);
+    let inequality = Check::new(FindingId::PoolIdleUpstreamKeepAlive, ours, Relation::Below, theirs);
+    inequality.or_explain(Severity::Warn, || Explanation {
+        reason: "few servers keep an idle connection so long (Node.js and Uvicorn 5 s, Gunicorn 2 s, nginx 75 s)",
+        client_sees: "502 stale_connection, the rarer the more traffic there is",
+        suggestion: "upstream_keep_alive(..), and the pool's idle limit a second below it".to_owned(),
+        mitigation: Some("this crate's pool learns from Keep-Alive fields and from connections that died"),
+    })
+}
+
+fn server(scene: &RuleInput<'_>) -> Option<Finding> {
+    let (server, balancer) = (scene.topology.server?, scene.topology.balancer?);
+    let pooled = balancer.pool_idle?;
+    let ours = NamedQuantity::new(format!("keep-alive of {}", server.name), server.keep_alive?);
+    let theirs = NamedQuantity::new(format!("pooled connection of {}", balancer.name), pooled);
+    let severity = match server.confidence {
+        Confidence::Declared => Severity::Refuse,
+        Confidence::Assumed => Severity::Warn,
+    };
+    let id = FindingId::ServerKeepAliveLoadBalancer;
+    let inequality = Check::new(id, ours, Relation::Above, theirs).with_margin();
+    let least = pooled.plus(margin(pooled, Quantity::Unlimited)).rounded_up();
+    inequality.or_explain(severity, || Explanation {
+        reason: "our server closes a connection on which the load balancer just sends",
+        client_sees: "the load balancer's 502, with nothing in our log",
+        suggestion: format!("our server's keep-alive (hyper: header_read_timeout) above {least}"),
+        mitigation: None,
+    })
+}
+
+fn drain(scene: &RuleInput<'_>) -> Option<Finding> {
+    let delay = NamedQuantity::new("drain delay", scene.topology.drain_delay?);
+    let spread = scene.topology.propagation?;
+    let theirs = NamedQuantity::new("load balancer's propagation", spread);
+    Check::new(FindingId::DrainGrace, delay, Relation::AtLeast, theirs).or_explain(Severity::Refuse, || Explanation {
+        reason: "the process stops to listen while the load balancer still sends to it",
+        client_sees: "the load balancer's 502 at every rollout",
+        suggestion: format!("the drain delay to at least {}", HumanDuration(spread)),
+        mitigation: None,
+    })
+}
+
+fn grace(scene: &RuleInput<'_>) -> Option<Finding> {
+    if scene.is_unbounded() {
+        return None;
+    }
+    let (grace, delay) = (scene.topology.grace?, scene.topology.drain_delay?);
+    let needed = NamedQuantity::new("drain delay and total", scene.total().plus(delay));
+    let inequality =
+        Check::new(FindingId::DrainGrace, NamedQuantity::new("grace", grace), Relation::AtLeast, needed.clone());
+    let least = needed.quantity.plus(margin(needed.quantity, Quantity::Unlimited)).rounded_up();
+    inequality.with_margin().or_explain(Severity::Warn, || Explanation {
+        reason: "the process ends while the slowest exchanges still run",
+        client_sees: "502 of the load balancer for what was cut, at every rollout",
+        suggestion: match least {
+            Quantity::Unlimited => "a total, so that there is an end to wait for".to_owned(),
+            least => format!("the grace to at least {least}"),
+        },
+        mitigation: None,
+    })
+}
