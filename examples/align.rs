@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tower_upstream::timeout::alignment::{Fraction, HedgeBudget, peers};
+use tower_upstream::alignment::{Fraction, HedgeBudget, peers};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 const fn ms(number: u64) -> Duration {

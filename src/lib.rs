@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod admission;
+pub mod alignment;
 pub mod body;
 pub mod breaker;
 pub mod cause;

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Barrier;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::timeout::alignment::{Finding, FindingId, peers};
+use tower_upstream::alignment::{Finding, FindingId, peers};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 4] = [
     // the vocabulary, and the engine behind every middleware
     &["body", "cause", "deadline", "event", "exchange", "keyed", "measure", "shelf"],
     // middleware
-    &["admission", "breaker", "classify", "compat", "error_page", "forward", "limit", "retry", "timeout"],
+    &["admission", "alignment", "breaker", "classify", "compat", "error_page", "forward", "limit", "retry", "timeout"],
     // the client
     &["client"],
     // the stack

@@ -16,11 +16,11 @@ use support::gateway::{listener, serve};
 use support::{Seen, Upstream, Wire, app};
 use tokio::time::{sleep, timeout};
 use tower::Layer;
+use tower_upstream::alignment::{Finding, FindingId};
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::ReverseProxy;
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::forward::Rules;
-use tower_upstream::timeout::alignment::{Finding, FindingId};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts, Topology};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use http::StatusCode;
 use proptest::prelude::*;
+use tower_upstream::alignment::peers;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::stack::{Misconfigured, UpstreamBuilder, UpstreamConfig};
-use tower_upstream::timeout::{Timeouts, Topology, alignment::peers};
+use tower_upstream::timeout::{Timeouts, Topology};
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
 type Build = fn() -> Result<(), Misconfigured>;

@@ -39,9 +39,9 @@ use super::sight::telling;
 #[cfg(feature = "rustls")]
 use super::tls::http1_only;
 use super::{BoxError, Connector, Http, Stamped};
+use crate::alignment::KeepAliveEstimator;
 use crate::body::TrackedUpload;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
-use crate::timeout::alignment::KeepAliveEstimator;
 
 pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]

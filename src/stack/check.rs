@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::builder::UpstreamBuilder;
 use super::misconfigured::Misconfiguration;
+use crate::alignment::HedgeBudget;
 use crate::breaker::BreakerPolicy;
 use crate::exchange::CallKind;
 use crate::retry::{Hedging, RetryLayer};
-use crate::timeout::alignment::HedgeBudget;
 use crate::timeout::{Report, Timeouts, Topology};
 
 /// The longest name: it stands in each log line and metric.

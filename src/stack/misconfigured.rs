@@ -16,7 +16,7 @@ impl Misconfiguration {
         Self { setting: setting.into(), problem: problem.into(), set: set.into() }
     }
 
-    /// What it is about: `timeouts.head`, `limiter`, or the number of an [inequality](crate::timeout::alignment).
+    /// What it is about: `timeouts.head`, `limiter`, or the number of an [inequality](crate::alignment).
     pub fn setting(&self) -> &str {
         &self.setting
     }

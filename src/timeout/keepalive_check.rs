@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::alignment::{Finding, KeepAliveEstimator, pool_idle_finding};
+use crate::alignment::{Finding, KeepAliveEstimator, pool_idle_finding};
 use crate::cause::BadGatewayCause;
 use crate::exchange::HeadSeen;
 

@@ -54,7 +54,6 @@
 #![allow(clippy::multiple_bound_locations)] // in what the macro declares
 
 mod adaptive;
-pub mod alignment;
 mod attachments;
 mod keepalive_check;
 mod policy;
@@ -85,12 +84,12 @@ use crate::exchange::Sweep;
 use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
 pub use self::adaptive::{AdaptiveEstimate, AdaptiveTimeout, LearningMode, RouteTimeouts, TooManyRoutes};
-pub use self::alignment::{MisalignedTimeouts, Report, Topology};
 pub(crate) use self::policy::TimeoutPolicy;
 pub use self::route_learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
 use self::upload_mode::{Uploads, sealed::Mode};
+pub use crate::alignment::{MisalignedTimeouts, Report, Topology};
 pub use crate::stats::Quantile;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -228,7 +227,7 @@ impl<W> TimeoutLayer<W> {
     ///
     /// For clients that cannot be told, as hyper-util's (90 s unless it was set). When an upstream says in `Keep-Alive` that it
     /// keeps them no longer, or a reused connection proves to be dead, one `tracing` warning names the
-    /// [finding](alignment::FindingId) and what to set. [`ReverseProxy`] needs none of it: its own pool learns.
+    /// [finding](crate::alignment::FindingId) and what to set. [`ReverseProxy`] needs none of it: its own pool learns.
     ///
     /// [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
     pub fn pool_idle(mut self, limit: Duration) -> Self {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use proptest::prelude::*;
-use tower_upstream::timeout::alignment::{Finding, FindingId};
+use tower_upstream::alignment::{Finding, FindingId};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 /// What should never happen.

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 /// ```
 /// use std::time::Duration;
 /// use tokio::time::Instant;
-/// use tower_upstream::timeout::alignment::KeepAlive;
+/// use tower_upstream::alignment::KeepAlive;
 ///
 /// let start = Instant::now();
 /// let learnt = KeepAlive::new(Duration::from_secs(90), start);

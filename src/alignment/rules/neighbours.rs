@@ -74,7 +74,7 @@ fn pool(scene: &RuleInput<'_>) -> Option<Finding> {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_upstream::timeout::alignment::{peers::HYPER_UTIL_POOL_IDLE, pool_idle_finding};
+/// use tower_upstream::alignment::{peers::HYPER_UTIL_POOL_IDLE, pool_idle_finding};
 ///
 /// let finding = pool_idle_finding(HYPER_UTIL_POOL_IDLE, Duration::from_secs(5)).unwrap();
 /// assert_eq!(finding.set(), "the pool's idle limit below 4 s");

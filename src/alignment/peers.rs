@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_upstream::timeout::alignment::peers::{AWS_ALB, NODE};
+//! use tower_upstream::alignment::peers::{AWS_ALB, NODE};
 //!
 //! let balancer = AWS_ALB.idle(Duration::from_secs(120));
 //! let upstream = NODE.keep_alive(Duration::from_secs(65));

@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_upstream::timeout::alignment::{FindingId, Severity, peers};
+//! use tower_upstream::alignment::{FindingId, Severity, peers};
 //! use tower_upstream::timeout::{Timeouts, Topology};
 //!
 //! let topology = Topology::new()
@@ -90,7 +90,7 @@ pub use self::report::{MisalignedTimeouts, Report};
 pub use self::rules::pool_idle_finding;
 pub use self::topology::{HedgeBudget, Topology};
 
-use super::Timeouts;
+use crate::timeout::Timeouts;
 
 impl Timeouts {
     /// Holds these limits against each other and against what is declared of the surroundings.
