@@ -25,8 +25,8 @@ use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{Caller, Rules, Scheme};
 use tower_upstream::limit::ConcurrencyLimitLayer;
+use tower_upstream::retry::{FailureSignal, RetryContext, RetryPolicy, decide};
 use tower_upstream::retry::{RetryBudget, Withdrawal};
-use tower_upstream::retry::{RetryPolicy, Shown, Situation, decide};
 use tower_upstream::timeout::AdaptiveTimeout;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
@@ -225,7 +225,7 @@ fn a_body_of_eight_frames_is_sent_again(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn a_retry_is_decided(bencher: Bencher<'_, '_>) {
     let (policy, failure) = (RetryPolicy::new(), Failure::new(BadGatewayCause::ClosedBeforeResponse));
-    let situation = Situation { attempt: 2, ..Situation::new(Shown::Failure(&failure), &Method::GET) };
+    let situation = RetryContext { attempt: 2, ..RetryContext::new(FailureSignal::Failure(&failure), &Method::GET) };
     bencher.bench(|| decide(black_box(&policy), black_box(&situation), black_box(7 << 60), || true));
 }
 

@@ -101,7 +101,7 @@ where
         println!("    {status}, attempts: {}, {failure}", failure.attempts());
         return Ok(());
     }
-    let earlier = Attempts::of(&answer).map(Attempts::earlier).unwrap_or_default();
+    let earlier = Attempts::of(&answer).map(Attempts::previous).unwrap_or_default();
     for (n, failure) in (1..).zip(earlier) {
         println!("    attempt {n}: {}", failure.cause());
     }

@@ -83,7 +83,7 @@ fn get() -> Request<Body> {
 
 /// It may not be repeated.
 fn post() -> Request<Body> {
-    let request = Request::post(target()).extension(RetryOverride::none());
+    let request = Request::post(target()).extension(RetryOverride::never());
     request.body(Body::from("sixteen bytes ok")).unwrap()
 }
 

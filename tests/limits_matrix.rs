@@ -228,7 +228,7 @@ fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
             let ends = [Limit::Head, Limit::Attempt, Limit::Total, Limit::Absolute].contains(&limit);
             let timeouts = if ends { timeouts } else { timeouts.response_head(NEVER * 2) };
             let attempts = if state == Pause { 2 } else { 1 };
-            let policy = RetryPolicy::new().attempts(attempts).base(SECOND * 60).max(SECOND * 60);
+            let policy = RetryPolicy::new().attempts(attempts).base_backoff(SECOND * 60).max_backoff(SECOND * 60);
             let builder = UpstreamLayer::builder("shop").timeouts(timeouts).limiter(slots.clone());
             let layer = builder.retry(RetryLayer::new().policy(policy)).build().unwrap();
             let (handle, limit) = (layer.handle(), slots.handle());

@@ -164,11 +164,11 @@ fn inequalities() -> Vec<Row> {
 fn retries() -> Vec<Row> {
     vec![
         (
-            built!(retry(RetryPolicy::new().base(s(2)).max(s(1)))),
+            built!(retry(RetryPolicy::new().base_backoff(s(2)).max_backoff(s(1)))),
             ["retry.policy", "shorter than the first", "`longest_pause`"],
         ),
         (
-            built!(retry(RetryPolicy::new().base(s(30)).max(s(60)))),
+            built!(retry(RetryPolicy::new().base_backoff(s(30)).max_backoff(s(60)))),
             ["retry.policy", "leaves no time", "a shorter `base`"],
         ),
         (
@@ -338,7 +338,7 @@ fn everything_wrong_is_told_at_once() {
         .proxy_status("\u{7f}")
         .timeouts(limits().response_head(s(4)).body_idle(s(0)))
         .topology(Topology::new().client_timeout(s(1)).connect(s(5)))
-        .retry(RetryLayer::new().policy(RetryPolicy::new().base(s(2)).max(s(1))).body_cap(usize::MAX))
+        .retry(RetryLayer::new().policy(RetryPolicy::new().base_backoff(s(2)).max_backoff(s(1))).body_cap(usize::MAX))
         .circuit(BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
         .limiter(ConcurrencyLimitLayer::fixed(0))
         .classify(ClassifyLayer::new().hold(s(9)))
@@ -399,9 +399,9 @@ fn good_neighbours_pass() {
         built!(hedging(Hedging::after(ms(2999))).timeouts(limits())),
         built!(hedging(Hedging::new().at_least(ms(8999)))),
         built!(hedging(Hedging::new().at_least(s(0)))),
-        built!(retry(RetryPolicy::new().base(s(1)).max(s(1)))),
-        built!(retry(RetryPolicy::new().base(s(0)).max(s(0)))),
-        built!(retry(RetryPolicy::new().attempts(1).base(s(60)).max(s(60)))),
+        built!(retry(RetryPolicy::new().base_backoff(s(1)).max_backoff(s(1)))),
+        built!(retry(RetryPolicy::new().base_backoff(s(0)).max_backoff(s(0)))),
+        built!(retry(RetryPolicy::new().attempts(1).base_backoff(s(60)).max_backoff(s(60)))),
         built!(shop().retry(RetryLayer::new().body_cap(64 << 20))),
         built!(shop().retry(RetryLayer::new().body_cap(0))),
         built!(shop().retry(RetryLayer::new().total(s(30)))),
@@ -483,7 +483,7 @@ proptest! {
         let (head, attempt, total, body_idle, absolute, unbounded) = limits;
         let timeouts = Timeouts::new().response_head(head).attempt(attempt).total(total).body_idle(body_idle).max_duration(absolute);
         let timeouts = if unbounded { timeouts.unbounded() } else { timeouts };
-        let policy = RetryPolicy::new().base(pauses.0).max(pauses.1).patience(pauses.2).attempts(pauses.3);
+        let policy = RetryPolicy::new().base_backoff(pauses.0).max_backoff(pauses.1).max_retry_after(pauses.2).attempts(pauses.3);
         let retry = RetryLayer::new().policy(policy);
         let retry = pauses.4.map_or(retry.clone(), |delay| retry.hedging(Hedging::after(delay)));
         let circuit = BreakerPolicy::new().window(breaker.0).open_duration(breaker.1).max_open_duration(breaker.2);

@@ -141,7 +141,7 @@ async fn what_was_not_sent_goes_out_again_at_once_whatever_its_method() {
     let answer = answer.unwrap();
     assert_eq!(answer.status(), 200);
     let attempts = Attempts::of(&answer).unwrap();
-    assert_eq!((attempts.count(), attempts.earlier()[0].cause()), (2, Cause::ConnectionRefused));
+    assert_eq!((attempts.count(), attempts.previous()[0].cause()), (2, Cause::ConnectionRefused));
     assert_eq!(seen.bodies(), ["", "order"]);
     assert_eq!((seen.all()[1].at, seen.all()[1].count.as_deref()), (begun, Some("2")));
 }
@@ -233,7 +233,8 @@ async fn nobody_waits_beyond_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn pauses_grow_and_are_drawn_below_their_ceiling() {
-    let policy = RetryPolicy::new().attempts(4).base(Duration::from_millis(100)).max(Duration::from_secs(1));
+    let policy =
+        RetryPolicy::new().attempts(4).base_backoff(Duration::from_millis(100)).max_backoff(Duration::from_secs(1));
     let layer = RetryLayer::new().policy(policy).budget(RetryBudget::unlimited());
     for _ in 0..50 {
         let acts = [Act::Fails(failure(Cause::ResetBeforeResponse))];
@@ -338,7 +339,7 @@ async fn an_upgrade_is_never_sent_twice() {
 async fn a_request_can_be_excepted() {
     let acts = [Act::Fails(refused())];
     for (exception, attempts) in
-        [(RetryOverride::none(), 1), (RetryOverride::up_to(2), 2), (RetryOverride::up_to(5), 4)]
+        [(RetryOverride::never(), 1), (RetryOverride::with_attempts(2), 2), (RetryOverride::with_attempts(5), 4)]
     {
         let mut get = request(Method::GET, Empty::new());
         get.extensions_mut().insert(exception);
@@ -368,7 +369,7 @@ async fn the_total_bounds_all_attempts_through_the_limits_inside() {
     });
     let limits = Timeouts::new().response_head(Duration::from_secs(2)).total(Duration::from_secs(3));
     let service = TimeoutLayer::new(limits).untouched().layer(hangs);
-    let policy = RetryPolicy::new().base(Duration::ZERO);
+    let policy = RetryPolicy::new().base_backoff(Duration::ZERO);
     let service = RetryLayer::new().policy(policy).total(Duration::from_secs(3)).layer(service);
     let answer = service.oneshot(request(Method::GET, Empty::new())).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
@@ -477,7 +478,7 @@ async fn a_second_attempt_overtakes_a_late_first_one_and_the_loser_is_dropped() 
     assert_eq!((slow.begun(), slow.running()), (2, 0), "the first is gone");
     assert_eq!(answer.headers()["attempt"], "2");
     let attempts = Attempts::of(&answer).unwrap();
-    assert_eq!((attempts.count(), attempts.outrun(), attempts.earlier().len()), (2, 1, 0));
+    assert_eq!((attempts.count(), attempts.superseded(), attempts.previous().len()), (2, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -490,7 +491,7 @@ async fn a_first_attempt_that_is_in_time_has_no_second_and_one_that_is_faster_af
     let service = hedged(50).layer(slow.service(&[(60, 200), (30, 200)]));
     let answer = service.oneshot(request(Method::GET, Full::default())).await.unwrap();
     assert_eq!((begun.elapsed(), slow.running()), (Duration::from_millis(60), 0));
-    assert_eq!((answer.headers().get("attempt"), Attempts::of(&answer).unwrap().outrun()), (None, 1));
+    assert_eq!((answer.headers().get("attempt"), Attempts::of(&answer).unwrap().superseded()), (None, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -501,7 +502,7 @@ async fn where_one_of_two_fails_the_other_is_waited_for() {
         let answer = answer.unwrap();
         assert_eq!((answer.status().as_u16(), begun.elapsed(), slow.begun()), (200, Duration::from_millis(takes), 2));
         let attempts = Attempts::of(&answer).unwrap();
-        assert_eq!((attempts.count(), attempts.outrun(), attempts.earlier().len()), (2, 0, 1));
+        assert_eq!((attempts.count(), attempts.superseded(), attempts.previous().len()), (2, 0, 1));
     }
 }
 
@@ -702,10 +703,10 @@ async fn no_duration_is_too_short_or_too_long_for_a_retry() {
     let policy = RetryPolicy::new;
     for duration in DURATIONS {
         let layers = [
-            RetryLayer::new().policy(policy().base(duration)),
-            RetryLayer::new().policy(policy().max(duration)),
-            RetryLayer::new().policy(policy().patience(duration)),
-            RetryLayer::new().policy(policy().base(duration).max(duration).patience(duration)),
+            RetryLayer::new().policy(policy().base_backoff(duration)),
+            RetryLayer::new().policy(policy().max_backoff(duration)),
+            RetryLayer::new().policy(policy().max_retry_after(duration)),
+            RetryLayer::new().policy(policy().base_backoff(duration).max_backoff(duration).max_retry_after(duration)),
             RetryLayer::new().total(duration),
             RetryLayer::new().median(move |_| Some(duration)),
             RetryLayer::new().total(duration).median(move |_| Some(duration)),

@@ -139,7 +139,8 @@ async fn a_client_that_leaves_in_a_pause_ends_the_attempts() {
     let (upstream, read) = upstream(&[Does::Refuses]).await;
     let slow = Duration::from_secs(1000);
     let budget = RetryBudget::new();
-    let retry = RetryLayer::new().policy(RetryPolicy::new().base(slow).max(slow)).budget(budget.clone());
+    let retry =
+        RetryLayer::new().policy(RetryPolicy::new().base_backoff(slow).max_backoff(slow)).budget(budget.clone());
     let gateway = gateway(&upstream, retry).await;
     let mut client = Wire::connect(gateway.address).await;
     client.write(request("GET", "")).await;

@@ -97,7 +97,7 @@ impl Down for Failure {
 
 /// What a request carries that must not be repeated.
 fn not_again(request: &mut Request<Body>) {
-    request.extensions_mut().insert(RetryOverride::none());
+    request.extensions_mut().insert(RetryOverride::never());
 }
 
 fn timeout(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {

@@ -18,45 +18,45 @@ use crate::cause::{BadGatewayCause, Evidence, Failure, Replay, RetryStop};
 pub struct Attempts {
     failed: u32,
     /// Attempts that another one beside them made needless.
-    pub(super) outrun: u32,
+    pub(super) superseded: u32,
     /// Also of those that are no longer in the list.
     stale: bool,
     /// One of them may have been processed.
     sent: bool,
-    earlier: Vec<Failure>,
+    previous: Vec<Failure>,
 }
 
 impl Attempts {
     /// Adds an attempt that failed and is followed by another.
     ///
     /// Beyond [`Failure::MAX_PREVIOUS`] the oldest goes; it is counted all the same.
-    pub fn failed(&mut self, failure: Failure) {
+    pub fn record_failure(&mut self, failure: Failure) {
         self.failed = self.failed.saturating_add(1);
         self.sent |= failure.replay() != Replay::NotSent;
         self.stale |= failure.cause() == BadGatewayCause::StaleConnection;
-        if self.earlier.len() == Failure::MAX_PREVIOUS {
-            self.earlier.remove(0);
+        if self.previous.len() == Failure::MAX_PREVIOUS {
+            self.previous.remove(0);
         }
-        self.earlier.push(failure);
+        self.previous.push(failure);
     }
 
     /// How many there were, the last one counted.
     pub fn count(&self) -> u32 {
-        self.failed.saturating_add(self.outrun).saturating_add(1)
+        self.failed.saturating_add(self.superseded).saturating_add(1)
     }
 
     /// How many of them were dropped because another one beside them had answered.
-    pub fn outrun(&self) -> u32 {
-        self.outrun
+    pub fn superseded(&self) -> u32 {
+        self.superseded
     }
 
     /// The failures before the last attempt, oldest first.
-    pub fn earlier(&self) -> &[Failure] {
-        &self.earlier
+    pub fn previous(&self) -> &[Failure] {
+        &self.previous
     }
 
     /// Whether one of the earlier attempts met a stale connection.
-    pub fn met_stale(&self) -> bool {
+    pub fn saw_stale_connection(&self) -> bool {
         self.stale
     }
 
@@ -65,25 +65,25 @@ impl Attempts {
         response.extensions().get()
     }
 
-    /// As [`give_up`](Self::give_up), where the attempt that was to follow the last one is not made.
+    /// As [`give_up`](Self::into_final_failure), where the attempt that was to follow the last one is not made.
     pub(super) fn end(mut self, stop: RetryStop) -> Option<Failure> {
-        let last = self.earlier.pop()?;
+        let last = self.previous.pop()?;
         self.failed = self.failed.saturating_sub(1);
-        Some(self.give_up(last, stop))
+        Some(self.into_final_failure(last, stop))
     }
 
     /// The record of the last attempt, with those before it and why there is no further one.
     ///
     /// A `stop` that an inner layer has set stays. That nothing was sent is said only where it is so of all attempts.
-    pub fn give_up(self, last: Failure, stop: RetryStop) -> Failure {
+    pub fn into_final_failure(self, last: Failure, stop: RetryStop) -> Failure {
         let (count, stop) = (self.count(), last.retry_stop().unwrap_or(stop));
         // that the last attempt was not sent says nothing of those before it
-        let proven = last.replay() == Replay::NotSent && (self.sent || self.outrun > 0);
+        let proven = last.replay() == Replay::NotSent && (self.sent || self.superseded > 0);
         let mut last = last.into_builder().attempts(count).retry_stop(stop);
         if proven {
             last = last.replay(Replay::IdempotentOnly, Evidence::Inferred);
         }
-        self.earlier.into_iter().fold(last, crate::cause::FailureBuilder::previous).build()
+        self.previous.into_iter().fold(last, crate::cause::FailureBuilder::previous).build()
     }
 }
 
@@ -98,14 +98,14 @@ mod tests {
     #[test]
     fn only_the_latest_are_kept_and_all_are_counted() {
         let mut attempts = Attempts::default();
-        assert_eq!((attempts.count(), attempts.earlier().len()), (1, 0));
-        attempts.failed(Failure::new(BadGatewayCause::StaleConnection));
+        assert_eq!((attempts.count(), attempts.previous().len()), (1, 0));
+        attempts.record_failure(Failure::new(BadGatewayCause::StaleConnection));
         for attempt in 2..=6 {
-            attempts.failed(failure(attempt));
+            attempts.record_failure(failure(attempt));
         }
         assert_eq!(attempts.count(), 7);
-        assert_eq!(attempts.earlier().iter().map(Failure::attempts).collect::<Vec<_>>(), [3, 4, 5, 6]);
-        assert!(attempts.met_stale());
+        assert_eq!(attempts.previous().iter().map(Failure::attempts).collect::<Vec<_>>(), [3, 4, 5, 6]);
+        assert!(attempts.saw_stale_connection());
     }
 
     #[test]
@@ -113,22 +113,23 @@ mod tests {
         let unsent = Failure::builder(BadGatewayCause::ConnectionRefused);
         let unsent = unsent.replay(Replay::NotSent, Evidence::NoConnection).build();
         let mut attempts = Attempts::default();
-        attempts.failed(unsent.clone());
-        assert_eq!(attempts.clone().give_up(unsent.clone(), RetryStop::Attempts).replay(), Replay::NotSent);
-        attempts.failed(Failure::new(BadGatewayCause::ClosedBeforeResponse));
-        assert_eq!(attempts.give_up(unsent, RetryStop::Attempts).replay(), Replay::IdempotentOnly);
+        attempts.record_failure(unsent.clone());
+        assert_eq!(attempts.clone().into_final_failure(unsent.clone(), RetryStop::Attempts).replay(), Replay::NotSent);
+        attempts.record_failure(Failure::new(BadGatewayCause::ClosedBeforeResponse));
+        assert_eq!(attempts.into_final_failure(unsent, RetryStop::Attempts).replay(), Replay::IdempotentOnly);
     }
 
     #[test]
     fn the_last_failure_carries_those_before_it_and_why_it_is_the_last() {
         let mut attempts = Attempts::default();
-        attempts.failed(failure(1));
-        attempts.failed(failure(2));
-        let last = attempts.clone().give_up(Failure::new(BadGatewayCause::ConnectionRefused), RetryStop::Attempts);
+        attempts.record_failure(failure(1));
+        attempts.record_failure(failure(2));
+        let last =
+            attempts.clone().into_final_failure(Failure::new(BadGatewayCause::ConnectionRefused), RetryStop::Attempts);
         assert_eq!((last.cause(), last.attempts()), (BadGatewayCause::ConnectionRefused, 3));
         assert_eq!(last.previous().iter().map(Failure::attempts).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(last.retry_stop(), Some(RetryStop::Attempts));
-        let last = attempts.give_up(last, RetryStop::Budget);
+        let last = attempts.into_final_failure(last, RetryStop::Budget);
         assert_eq!(last.retry_stop(), Some(RetryStop::Attempts));
     }
 }

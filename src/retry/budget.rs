@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use tokio::time::Instant;
 
 use super::Ratio;
-use super::ledger::{Ledger, TOKEN};
-use super::pace::{LEAST_CAP, Pace};
+use super::rate_sampler::{MIN_CAP, RateSampler};
+use super::token_bucket::{StripedTokenBucket, TOKEN};
 use crate::stats::{TickGuard, default_stripes, stripe};
 
 /// What all calls to one upstream may spend on retries and hedges.
@@ -64,17 +64,17 @@ use crate::stats::{TickGuard, default_stripes, stripe};
 #[derive(Clone)]
 #[must_use]
 pub struct RetryBudget {
-    account: Arc<Account>,
+    inner: Arc<BudgetInner>,
 }
 
 /// One account; its clones are at most counted.
-struct Account {
+struct BudgetInner {
     /// What a success pays; none where everything is free.
     ratio: Option<Ratio>,
     /// The first time that was heard of: ticks count from here.
     epoch: OnceLock<Instant>,
-    ledger: Ledger,
-    pace: Pace,
+    bucket: StripedTokenBucket,
+    sampler: RateSampler,
 }
 
 /// What a budget holds and what has happened to it, for a report.
@@ -82,7 +82,7 @@ struct Account {
 /// Each number is exact; beside other threads they may be of different moments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Balance {
+pub struct BudgetSnapshot {
     /// The tokens that are there.
     pub tokens: f64,
     /// The most tokens that are kept at this rate.
@@ -129,32 +129,32 @@ impl RetryBudget {
 
     fn of(ratio: Option<Ratio>) -> Self {
         let per_mille = ratio.map_or(0, Ratio::as_per_mille);
-        let tokens = if ratio.is_some() { LEAST_CAP } else { u32::MAX };
+        let tokens = if ratio.is_some() { MIN_CAP } else { u32::MAX };
         let stripes = default_stripes();
-        let account = Account {
+        let account = BudgetInner {
             ratio,
             epoch: OnceLock::new(),
-            ledger: Ledger::new(per_mille, tokens, stripes),
-            pace: Pace::new(per_mille, stripes),
+            bucket: StripedTokenBucket::new(per_mille, tokens, stripes),
+            sampler: RateSampler::new(per_mille, stripes),
         };
-        Self { account: Arc::new(account) }
+        Self { inner: Arc::new(account) }
     }
 
     /// Counts a call that begins; its further attempts are no calls.
     #[inline]
     pub fn begin(&self, now: Instant) {
-        let (account, stripe) = (&self.account, stripe());
-        if account.pace.looks(account.ledger.begun_beside(stripe)) {
+        let (account, stripe) = (&self.inner, stripe());
+        if account.sampler.is_sample(account.bucket.calls_of_stripe(stripe)) {
             // before it is counted: this call belongs to the tick that now begins
-            account.look(now);
+            account.sample_clock(now);
         }
-        account.ledger.begin(stripe);
+        account.bucket.record_call(stripe);
     }
 
     /// Counts a success, of a first attempt or a later one.
     #[inline]
     pub fn succeed(&self) {
-        self.account.ledger.succeed(stripe());
+        self.inner.bucket.record_success(stripe());
     }
 
     /// Whether a retry would have been paid for when tokens were last settled.
@@ -163,38 +163,38 @@ impl RetryBudget {
     /// tenth of a second old at most as long as calls begin, or after a sudden end of heavy traffic 16 calls of each thread.
     #[inline]
     pub fn may_retry(&self) -> bool {
-        !self.account.ledger.is_empty()
+        !self.inner.bucket.is_empty()
     }
 
     /// Takes a token for one retry or hedge, if there is one.
     #[must_use = "the token is given back unless the retry is said to be sent"]
     pub fn withdraw(&self, now: Instant) -> Option<Withdrawal> {
-        let account = &self.account;
+        let account = &self.inner;
         if account.ratio.is_none() {
-            account.ledger.withdraw_nothing(stripe());
+            account.bucket.withdraw_nothing(stripe());
         } else {
             account.accrue(account.tick(now));
-            if !account.ledger.withdraw(account.cap(), stripe()) {
+            if !account.bucket.withdraw(account.cap(), stripe()) {
                 return None;
             }
         }
-        Some(Withdrawal { account: Some(self.account.clone()) })
+        Some(Withdrawal { inner: Some(self.inner.clone()) })
     }
 
     /// What it holds now.
     #[allow(clippy::cast_precision_loss)] // no rate is far from what a f64 holds exactly
-    pub fn snapshot(&self, now: Instant) -> Balance {
-        let account = &self.account;
+    pub fn snapshot(&self, now: Instant) -> BudgetSnapshot {
+        let account = &self.inner;
         let limited = account.ratio.is_some();
         account.accrue(account.tick(now));
-        let tokens = account.ledger.settle(account.cap());
-        let counts = account.ledger.counts();
+        let tokens = account.bucket.settle(account.cap());
+        let counts = account.bucket.counts();
         let in_tokens = |thousandths: u32| f64::from(thousandths) / f64::from(TOKEN);
-        Balance {
+        BudgetSnapshot {
             tokens: if limited { in_tokens(tokens) } else { f64::INFINITY },
             cap: if limited { in_tokens(account.cap()) } else { f64::INFINITY },
-            floor: in_tokens(account.pace.floor()),
-            rate: account.pace.rate() as f64 / 1e6,
+            floor: in_tokens(account.sampler.floor()),
+            rate: account.sampler.rate() as f64 / 1e6,
             deposits: counts.succeeded,
             withdrawals: counts.withdrawn,
             refusals: counts.refused,
@@ -212,7 +212,7 @@ impl Default for RetryBudget {
 impl fmt::Debug for RetryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryBudget")
-            .field("ratio", &self.account.ratio)
+            .field("ratio", &self.inner.ratio)
             .field("may_retry", &self.may_retry())
             .finish_non_exhaustive()
     }
@@ -224,22 +224,22 @@ impl fmt::Debug for RetryBudget {
 #[must_use = "the token is given back unless the retry is said to be sent"]
 pub struct Withdrawal {
     /// None once it is spent.
-    account: Option<Arc<Account>>,
+    inner: Option<Arc<BudgetInner>>,
 }
 
 impl Withdrawal {
     /// Says that the retry goes out: its token is spent.
     pub fn sent(mut self) {
-        self.account = None;
+        self.inner = None;
     }
 }
 
 impl Drop for Withdrawal {
     fn drop(&mut self) {
-        if let Some(account) = self.account.take() {
+        if let Some(account) = self.inner.take() {
             match account.ratio {
-                Some(_) => account.ledger.refund(account.cap(), stripe()),
-                None => account.ledger.refund_nothing(stripe()),
+                Some(_) => account.bucket.refund(account.cap(), stripe()),
+                None => account.bucket.refund_nothing(stripe()),
             }
         }
     }
@@ -251,10 +251,10 @@ impl fmt::Debug for Withdrawal {
     }
 }
 
-impl Account {
+impl BudgetInner {
     #[cold]
     #[inline(never)] // or its registers are saved by those who do not look
-    fn look(&self, now: Instant) {
+    fn sample_clock(&self, now: Instant) {
         self.tick(now);
     }
 
@@ -264,27 +264,27 @@ impl Account {
         let epoch = *self.epoch.get_or_init(|| now);
         let since = now.saturating_duration_since(epoch);
         let micros = since.as_secs().saturating_mul(1_000_000).saturating_add(since.subsec_micros().into());
-        if let Some(taken) = self.pace.take(micros) {
-            self.turn(&taken, micros);
+        if let Some(taken) = self.sampler.try_lock(micros) {
+            self.update(&taken, micros);
         }
         micros
     }
 
     #[cold]
-    fn turn(&self, taken: &TickGuard<'_>, micros: u64) {
+    fn update(&self, taken: &TickGuard<'_>, micros: u64) {
         self.accrue(micros);
-        self.pace.follow(taken, self.ledger.begun());
+        self.sampler.update(taken, self.bucket.calls());
         // so that a look ahead sees what was earned meanwhile
-        self.ledger.settle(self.cap());
+        self.bucket.settle(self.cap());
     }
 
     /// Credits what the clock grants.
     fn accrue(&self, micros: u64) {
-        self.ledger.grant(self.pace.due(micros));
+        self.bucket.grant(self.sampler.take_due(micros));
     }
 
     fn cap(&self) -> u32 {
-        if self.ratio.is_some() { self.pace.cap() } else { u32::MAX }
+        if self.ratio.is_some() { self.sampler.cap() } else { u32::MAX }
     }
 }
 
@@ -503,25 +503,25 @@ mod tests {
         ) {
             let start = start.index(history.len());
             let mut played = Played::new(ratio);
-            let mut highest_cap = LEAST_CAP;
+            let mut highest_cap = MIN_CAP;
             let mut window = None;
             for (place, (pause, step, times)) in history.into_iter().enumerate() {
                 // in the window floor and cap are read without settling anything
                 if place == start {
                     let balance = played.budget.snapshot(played.now);
-                    highest_cap = highest_cap.max(played.budget.account.cap());
-                    let stored = played.budget.account.ledger.settle(highest_cap);
+                    highest_cap = highest_cap.max(played.budget.inner.cap());
+                    let stored = played.budget.inner.bucket.settle(highest_cap);
                     prop_assert!((balance.tokens * 1000.0 - f64::from(stored)).abs() < 1e-6);
                     prop_assert!(stored <= highest_cap, "{stored} of {highest_cap}");
-                    window = Some((played.now, u64::from(stored), played.budget.account.pace.floor()));
+                    window = Some((played.now, u64::from(stored), played.budget.inner.sampler.floor()));
                     (played.succeeded, played.withdrawn, played.refunded) = (0, 0, 0);
                 }
                 played.now += Duration::from_micros(pause);
                 for _ in 0..times {
                     played.plays(step);
-                    highest_cap = highest_cap.max(played.budget.account.cap());
+                    highest_cap = highest_cap.max(played.budget.inner.cap());
                     let Some((since, stored, floor)) = &mut window else { continue };
-                    *floor = (*floor).max(played.budget.account.pace.floor());
+                    *floor = (*floor).max(played.budget.inner.sampler.floor());
                     let length = u64::try_from((played.now - *since).as_micros()).unwrap();
                     // in billionths of a token; below a thousandth there may be some besides
                     let bound = (*stored + 1 + played.succeeded * u64::from(ratio)) * 1_000_000
@@ -547,17 +547,17 @@ mod tests {
             }
             while !played.plays(Step::Withdraw) {}
             played.held.drain(..).for_each(Withdrawal::sent);
-            let account = played.budget.account.clone();
+            let account = played.budget.inner.clone();
             account.accrue(account.tick(played.now));
-            let (mut paid, mut floor) = (played.now, account.pace.floor());
-            let mut billionths = u64::from(account.ledger.settle(account.cap())) * 1_000_000;
+            let (mut paid, mut floor) = (played.now, account.sampler.floor());
+            let mut billionths = u64::from(account.bucket.settle(account.cap())) * 1_000_000;
             let lost = |billionths: u64| billionths / 1_000_000 > account.cap().into();
             for (pause, step, times) in history {
                 played.now += Duration::from_micros(pause);
                 // a silence is paid for up to two seconds from when the clock was last looked at
                 billionths += u64::try_from((played.now - paid).as_micros().min(2_000_000)).unwrap() * u64::from(floor);
                 account.accrue(account.tick(played.now));
-                (paid, floor) = (played.now, account.pace.floor());
+                (paid, floor) = (played.now, account.sampler.floor());
                 for _ in 0..times {
                     let refunded = played.refunded;
                     let refused = played.plays(step);

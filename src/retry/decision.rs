@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::backoff::{ceiling, full_jitter};
-use super::{Pushback, RetryOverride, RetryPolicy, Shown};
+use super::{FailureSignal, Pushback, RetryOverride, RetryPolicy};
 use crate::cause::{BadGatewayCause as Cause, Evidence, Prospect, Replay, RetryStop};
 
 /// gRPC's codes that the rules know.
@@ -14,21 +14,21 @@ const UNAVAILABLE: u8 = 14;
 
 /// What a decision rests on, beside the policy.
 #[derive(Clone, Copy, Debug)]
-pub struct Situation<'a> {
+pub struct RetryContext<'a> {
     /// What the last attempt's answer shows.
-    pub shown: Shown<'a>,
+    pub signal: FailureSignal<'a>,
     /// The request's method.
     pub method: &'a Method,
     /// The request has an `Idempotency-Key`.
-    pub keyed: bool,
+    pub has_idempotency_key: bool,
     /// The request has a precondition: `If-Match`, `If-None-Match`, `If-Unmodified-Since`.
     pub conditional: bool,
     /// What there is to send again.
-    pub spare: Spare,
+    pub replayability: Replayability,
     /// The number of the attempt that failed; the first is 1.
     pub attempt: u8,
     /// An attempt before this one met a stale connection.
-    pub met_stale: bool,
+    pub saw_stale_connection: bool,
     /// What is left of the time for all attempts; `None` where there is no limit.
     pub remaining: Option<Duration>,
     /// How long an attempt takes as a rule; `None` while nobody knows.
@@ -39,17 +39,17 @@ pub struct Situation<'a> {
     pub exception: Option<RetryOverride>,
 }
 
-impl<'a> Situation<'a> {
+impl<'a> RetryContext<'a> {
     /// A first attempt that can be repeated, under no time limit.
-    pub const fn new(shown: Shown<'a>, method: &'a Method) -> Self {
+    pub const fn new(shown: FailureSignal<'a>, method: &'a Method) -> Self {
         Self {
-            shown,
+            signal: shown,
             method,
-            keyed: false,
+            has_idempotency_key: false,
             conditional: false,
-            spare: Spare::Kept,
+            replayability: Replayability::Replayable,
             attempt: 1,
-            met_stale: false,
+            saw_stale_connection: false,
             remaining: None,
             median: None,
             pushback: None,
@@ -60,11 +60,11 @@ impl<'a> Situation<'a> {
 
 /// What there is to send again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spare {
+pub enum Replayability {
     /// The whole request.
-    Kept,
+    Replayable,
     /// Not all of it: no copy was made, or its body was too long for one.
-    Gone,
+    NotReplayable,
     /// It does not matter: an answer's head was handed on.
     Committed,
 }
@@ -77,7 +77,7 @@ pub enum Decision {
         /// The pause before it.
         after: Duration,
         /// Where it should go.
-        toward: Toward,
+        target: RetryTarget,
     },
     /// There is not.
     Stop(RetryStop),
@@ -85,7 +85,7 @@ pub enum Decision {
 
 /// Where a further attempt should go, if there is a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Toward {
+pub enum RetryTarget {
     /// Anywhere: the same peer will probably answer.
     SamePeer,
     /// To the same peer, but on none of the connections that are there.
@@ -106,13 +106,13 @@ pub enum Toward {
 /// (RFC 9113 section 8.7). It is gRPC's "transparent retry" (proposal A6), one for each call.
 pub fn decide(
     policy: &RetryPolicy,
-    situation: &Situation<'_>,
+    situation: &RetryContext<'_>,
     random: u64,
     withdraw: impl FnOnce() -> bool,
 ) -> Decision {
-    let planned = may(policy, situation).and_then(|kind| {
-        let after = pause(policy, situation, kind, random)?;
-        Ok(Decision::Retry { after, toward: kind.toward })
+    let planned = may_retry(policy, situation).and_then(|kind| {
+        let after = delay(policy, situation, kind, random)?;
+        Ok(Decision::Retry { after, target: kind.target })
     });
     match planned {
         Ok(retry) if is_transparent(situation) || withdraw() => retry,
@@ -122,76 +122,78 @@ pub fn decide(
 }
 
 /// Whether a retry needs no token: the upstream has refused the stream unprocessed, for the first time.
-fn is_transparent(situation: &Situation<'_>) -> bool {
+fn is_transparent(situation: &RetryContext<'_>) -> bool {
     situation.attempt == 1
-        && matches!(situation.shown, Shown::Failure(failure)
+        && matches!(situation.signal, FailureSignal::Failure(failure)
             if failure.cause() == Cause::StreamRefused && failure.replay() == Replay::NotSent)
 }
 
 /// What the rules make of a failure.
 #[derive(Clone, Copy)]
-struct Kind {
+struct FailureKind {
     replay: Replay,
-    pace: Pace,
-    toward: Toward,
+    delay: Delay,
+    target: RetryTarget,
     stale: bool,
 }
 
 /// Whether time mends it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pace {
+enum Delay {
     /// Nothing was wrong with the peer that time would mend: the first retry needs no pause.
-    Prompt,
-    Pausing,
+    Immediate,
+    Backoff,
 }
 
 /// Whether a further attempt is allowed, whenever it is.
-fn may(policy: &RetryPolicy, situation: &Situation<'_>) -> Result<Kind, RetryStop> {
-    if let Shown::Failure(failure) = situation.shown {
+fn may_retry(policy: &RetryPolicy, situation: &RetryContext<'_>) -> Result<FailureKind, RetryStop> {
+    if let FailureSignal::Failure(failure) = situation.signal {
         failure.retry_stop().map_or(Ok(()), Err)?;
     }
-    if situation.spare == Spare::Committed {
+    if situation.replayability == Replayability::Committed {
         return Err(RetryStop::Committed);
     }
     let exception = situation.exception;
-    if exception.is_some_and(|exception| exception.none) {
+    if exception.is_some_and(|exception| exception.never) {
         return Err(RetryStop::Override);
     }
-    let kind = kind(policy, situation.shown)?;
+    let kind = classify(policy, situation.signal)?;
     let repeatable = kind.replay == Replay::NotSent
         || is_repeatable(situation)
         || exception.is_some_and(|exception| exception.idempotent)
-        || (kind.stale && situation.keyed && policy.trusts_keys);
+        || (kind.stale && situation.has_idempotency_key && policy.trusts_keys);
     if !repeatable {
         return Err(RetryStop::Method);
     }
     let limit = exception.and_then(|exception| exception.attempts).unwrap_or(policy.attempts);
-    if situation.attempt >= limit || (kind.stale && situation.met_stale) {
+    if situation.attempt >= limit || (kind.stale && situation.saw_stale_connection) {
         return Err(RetryStop::Attempts);
     }
-    if situation.spare == Spare::Gone {
+    if situation.replayability == Replayability::NotReplayable {
         return Err(RetryStop::NotReplayable);
     }
     Ok(kind)
 }
 
 /// The failure's own facts; `Err` where it is never repeated.
-fn kind(policy: &RetryPolicy, shown: Shown<'_>) -> Result<Kind, RetryStop> {
+fn classify(policy: &RetryPolicy, shown: FailureSignal<'_>) -> Result<FailureKind, RetryStop> {
     match shown {
-        Shown::Failure(failure) if failure.evidence() == Evidence::LocalRefusal => Err(RetryStop::LocalRefusal),
-        Shown::Failure(failure) if failure.cause() == Cause::UpstreamStatus => {
+        FailureSignal::Failure(failure) if failure.evidence() == Evidence::LocalRefusal => Err(RetryStop::LocalRefusal),
+        FailureSignal::Failure(failure) if failure.cause() == Cause::UpstreamStatus => {
             relayed(policy, failure.status(), failure.replay())
         }
-        Shown::Failure(failure) => of_cause(failure.cause(), failure.replay()),
-        Shown::Cause(Cause::UpstreamStatus) => relayed(policy, Cause::UpstreamStatus.status(), Replay::IdempotentOnly),
+        FailureSignal::Failure(failure) => of_cause(failure.cause(), failure.replay()),
+        FailureSignal::Cause(Cause::UpstreamStatus) => {
+            relayed(policy, Cause::UpstreamStatus.status(), Replay::IdempotentOnly)
+        }
         // a cause alone proves nothing
-        Shown::Cause(cause) => of_cause(cause, cause.replay().inferred()),
-        Shown::Answer(status) => relayed(policy, status, Replay::IdempotentOnly),
-        Shown::Grpc(code) => relayed_grpc(policy, code),
+        FailureSignal::Cause(cause) => of_cause(cause, cause.replay().inferred()),
+        FailureSignal::Status(status) => relayed(policy, status, Replay::IdempotentOnly),
+        FailureSignal::Grpc(code) => relayed_grpc(policy, code),
     }
 }
 
-fn of_cause(cause: Cause, replay: Replay) -> Result<Kind, RetryStop> {
+fn of_cause(cause: Cause, replay: Replay) -> Result<FailureKind, RetryStop> {
     let refused = matches!(
         cause,
         Cause::NoHealthyUpstream
@@ -208,20 +210,25 @@ fn of_cause(cause: Cause, replay: Replay) -> Result<Kind, RetryStop> {
     }
     let stale = cause == Cause::StaleConnection;
     let toward = match cause.prospect() {
-        _ if stale || cause == Cause::NotDispatched => Toward::FreshConnection,
-        Prospect::SamePeer => Toward::SamePeer,
-        Prospect::OtherPeer | Prospect::AfterDelay => Toward::OtherPeer,
+        _ if stale || cause == Cause::NotDispatched => RetryTarget::FreshConnection,
+        Prospect::SamePeer => RetryTarget::SamePeer,
+        Prospect::OtherPeer | Prospect::AfterDelay => RetryTarget::OtherPeer,
         Prospect::Futile => return Err(RetryStop::NotRetryable),
     };
     let prompt = cause.prospect() != Prospect::AfterDelay && (replay == Replay::NotSent || stale);
     match replay {
         Replay::Never => Err(RetryStop::NotRetryable),
-        replay => Ok(Kind { replay, pace: if prompt { Pace::Prompt } else { Pace::Pausing }, toward, stale }),
+        replay => Ok(FailureKind {
+            replay,
+            delay: if prompt { Delay::Immediate } else { Delay::Backoff },
+            target: toward,
+            stale,
+        }),
     }
 }
 
 /// An answer of the upstream's own.
-fn relayed(policy: &RetryPolicy, status: StatusCode, replay: Replay) -> Result<Kind, RetryStop> {
+fn relayed(policy: &RetryPolicy, status: StatusCode, replay: Replay) -> Result<FailureKind, RetryStop> {
     let repeated = match status {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => true,
         StatusCode::TOO_MANY_REQUESTS => policy.repeats_too_many,
@@ -229,7 +236,7 @@ fn relayed(policy: &RetryPolicy, status: StatusCode, replay: Replay) -> Result<K
     };
     match replay {
         replay @ (Replay::NotSent | Replay::IdempotentOnly) if repeated => {
-            Ok(Kind { replay, pace: Pace::Pausing, toward: Toward::OtherPeer, stale: false })
+            Ok(FailureKind { replay, delay: Delay::Backoff, target: RetryTarget::OtherPeer, stale: false })
         }
         _ => Err(RetryStop::NotRetryable),
     }
@@ -240,7 +247,7 @@ fn relayed(policy: &RetryPolicy, status: StatusCode, replay: Replay) -> Result<K
 /// A6 leaves it to the service's owner which codes are repeated. `UNAVAILABLE` does not prove that nothing was
 /// processed, so that it is taken for a 503: all gRPC is POST, and [`RetryOverride::idempotent`] is how the owner speaks.
 /// What the server's logic never saw (A6, "Transparent Retries") comes as a cause that is proven not sent.
-fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<Kind, RetryStop> {
+fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<FailureKind, RetryStop> {
     let status = match code {
         UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
         RESOURCE_EXHAUSTED => StatusCode::TOO_MANY_REQUESTS,
@@ -250,7 +257,7 @@ fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<Kind, RetryStop> {
 }
 
 /// Whether a request that may have been processed can be sent again and be answered alike.
-fn is_repeatable(situation: &Situation<'_>) -> bool {
+fn is_repeatable(situation: &RetryContext<'_>) -> bool {
     is_idempotent(situation.method) && (!situation.conditional || is_safe(situation.method))
 }
 
@@ -265,7 +272,12 @@ pub(super) fn is_idempotent(method: &Method) -> bool {
 }
 
 /// The pause; `Err` where there is no time for it and an attempt of the usual length.
-fn pause(policy: &RetryPolicy, situation: &Situation<'_>, kind: Kind, random: u64) -> Result<Duration, RetryStop> {
+fn delay(
+    policy: &RetryPolicy,
+    situation: &RetryContext<'_>,
+    kind: FailureKind,
+    random: u64,
+) -> Result<Duration, RetryStop> {
     let room = match situation.remaining {
         None => Duration::MAX,
         Some(Duration::ZERO) => return Err(RetryStop::Deadline),
@@ -273,14 +285,14 @@ fn pause(policy: &RetryPolicy, situation: &Situation<'_>, kind: Kind, random: u6
     };
     let asked = match situation.pushback {
         None => Duration::ZERO,
-        Some(Pushback::After(pause)) if pause <= policy.patience.min(room) => pause,
+        Some(Pushback::After(pause)) if pause <= policy.max_retry_after.min(room) => pause,
         Some(_) => return Err(RetryStop::Pushback),
     };
     let retries = situation.attempt.saturating_sub(1);
-    let spread = match kind.pace {
-        Pace::Prompt if retries == 0 && asked.is_zero() => Duration::ZERO,
+    let spread = match kind.delay {
+        Delay::Immediate if retries == 0 && asked.is_zero() => Duration::ZERO,
         // never before the time asked for, and not all of those who were asked at once
-        _ => ceiling(policy.base, policy.max, retries).min(room.saturating_sub(asked)),
+        _ => ceiling(policy.base_backoff, policy.max_backoff, retries).min(room.saturating_sub(asked)),
     };
     Ok(asked + full_jitter(spread, random))
 }

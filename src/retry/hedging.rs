@@ -45,12 +45,12 @@ pub struct Hedging {
     quantile: Quantile,
     min_samples: u64,
     at_least: Duration,
-    learned: Option<Arc<Learned>>,
+    learned: Option<Arc<LearnedDelay>>,
 }
 
 /// What clones share.
-struct Learned {
-    minute: WindowedHistogram,
+struct LearnedDelay {
+    histogram: WindowedHistogram,
     /// In microseconds.
     delay: AtomicU32,
 }
@@ -63,7 +63,7 @@ impl Hedging {
             quantile: Quantile::P95,
             min_samples: 200,
             at_least: Duration::from_millis(10),
-            learned: Some(Arc::new(Learned { minute, delay: AtomicU32::new(UNKNOWN) })),
+            learned: Some(Arc::new(LearnedDelay { histogram: minute, delay: AtomicU32::new(UNKNOWN) })),
         }
     }
 
@@ -78,7 +78,7 @@ impl Hedging {
     }
 
     /// The shortest delay, learned or not.
-    pub(crate) fn least(&self) -> Duration {
+    pub(crate) fn min_delay(&self) -> Duration {
         self.at_least
     }
 
@@ -105,8 +105,8 @@ impl Hedging {
     /// How late a first attempt has to be at this time; `None` while too little is known.
     pub fn delay(&self, now: Instant) -> Option<Duration> {
         let Some(learned) = &self.learned else { return Some(self.at_least) };
-        let second = learned.minute.second(now);
-        if let Some(_taken) = learned.minute.try_lock(second) {
+        let second = learned.histogram.second(now);
+        if let Some(_taken) = learned.histogram.try_lock(second) {
             self.estimate(learned, second);
         }
         match learned.delay.load(Ordering::Relaxed) {
@@ -116,15 +116,15 @@ impl Hedging {
     }
 
     /// Records the answer of a first attempt, or how long one had taken when it was overtaken.
-    pub(super) fn answered(&self, now: Instant, elapsed: Duration) {
+    pub(super) fn record(&self, now: Instant, elapsed: Duration) {
         if let Some(learned) = &self.learned {
-            learned.minute.record(learned.minute.second(now), elapsed);
+            learned.histogram.record(learned.histogram.second(now), elapsed);
         }
     }
 
     #[cold]
-    fn estimate(&self, learned: &Learned, second: u32) {
-        let (histogram, _) = learned.minute.read(second);
+    fn estimate(&self, learned: &LearnedDelay, second: u32) {
+        let (histogram, _) = learned.histogram.read(second);
         let delay = match histogram.quantile(self.quantile) {
             Some(quantile) if histogram.samples() >= self.min_samples => {
                 u32::try_from(quantile.as_micros()).unwrap_or(UNKNOWN - 1).min(UNKNOWN - 1)
@@ -163,7 +163,7 @@ mod tests {
     fn learns(hedging: &Hedging, mut now: Instant, answers: u32, takes: Duration) -> Instant {
         for answer in 0..answers {
             now += millis(10);
-            hedging.answered(now, if answer % 25 == 0 { takes * 10 } else { takes });
+            hedging.record(now, if answer % 25 == 0 { takes * 10 } else { takes });
         }
         now
     }

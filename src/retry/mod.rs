@@ -74,18 +74,18 @@ mod attempts;
 mod backoff;
 mod budget;
 mod decision;
+mod failure_signal;
 mod has_failure;
 mod hedging;
-mod kept_head;
-mod ledger;
 mod mode;
-mod pace;
 mod policy;
 mod pushback;
+mod rate_sampler;
+mod request_template;
 mod retry_after;
-mod round;
+mod retry_state;
 mod settings;
-mod shown;
+mod token_bucket;
 #[cfg(feature = "tower-retry")]
 mod tower_budget;
 
@@ -101,10 +101,10 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::kept_head::carry;
 use self::mode::{Recorded, RetryDeadlines};
-pub(crate) use self::round::{Begun, Next, Round, begin_at};
-use self::settings::Median;
+use self::request_template::carry;
+pub(crate) use self::retry_state::{NextStep, RetryState, StartedState, begin_at};
+use self::settings::MedianSource;
 pub(crate) use self::settings::Settings;
 use crate::body::{ReplayBody, WrapBody};
 use crate::deadline::DeadlinePropagation;
@@ -112,14 +112,14 @@ use crate::exchange::{ActiveCall, Config, SpareCalls, Spec, middleware_body, mid
 use crate::free_list::free_list;
 
 pub use self::attempts::Attempts;
-pub use self::budget::{Balance, RetryBudget, Withdrawal};
-pub use self::decision::{Decision, Situation, Spare, Toward, decide};
+pub use self::budget::{BudgetSnapshot, RetryBudget, Withdrawal};
+pub use self::decision::{Decision, Replayability, RetryContext, RetryTarget, decide};
+pub use self::failure_signal::{FailureSignal, RpcProtocol};
 pub use self::has_failure::HasFailure;
 pub use self::hedging::Hedging;
 pub use self::policy::{RetryOverride, RetryPolicy};
 pub use self::pushback::Pushback;
 pub use self::retry_after::retry_after;
-pub use self::shown::{Protocol, Shown};
 #[cfg(feature = "tower-retry")]
 pub use self::tower_budget::TowerBudget;
 pub use crate::stats::{Quantile, Ratio};
@@ -190,7 +190,7 @@ impl RetryLayer {
     /// let layer = RetryLayer::new().median(move |now| times.snapshot(now).quantile);
     /// ```
     pub fn median(mut self, median: impl Fn(tokio::time::Instant) -> Option<Duration> + Send + Sync + 'static) -> Self {
-        self.settings.median = Some(Median(Arc::new(median)));
+        self.settings.median = Some(MedianSource(Arc::new(median)));
         self
     }
 
@@ -207,7 +207,7 @@ impl RetryLayer {
     ///
     /// Never one that belongs to a single attempt: hyper's `OnUpgrade`, a captured connection.
     pub fn carry<T: Clone + Send + Sync + 'static>(mut self) -> Self {
-        self.settings.carried.push(carry::<T>);
+        self.settings.extension_copiers.push(carry::<T>);
         self
     }
 
@@ -223,7 +223,7 @@ impl RetryLayer {
 
     /// Which field counts the attempts on a request that is sent again (default `x-envoy-attempt-count`; `None`: none).
     pub fn count(mut self, name: impl Into<Option<HeaderName>>) -> Self {
-        self.settings.count = name.into();
+        self.settings.attempt_count_header = name.into();
         self
     }
 }

@@ -10,7 +10,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::has_failure::HasFailure;
-use super::round::{Begun, Next, Round, begin_at};
+use super::retry_state::{NextStep, RetryState, StartedState, begin_at};
 use super::settings::Settings;
 use crate::body::{ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
@@ -22,105 +22,105 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     type Body = ReplayBody<B>;
-    type Started = Begun;
-    type Round = Round<B>;
+    type Started = StartedState;
+    type Round = RetryState<B>;
     type Replay = ReplayBody<B>;
 
     #[inline]
-    fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> Begun {
-        if once { Begun::once(request) } else { begin_at(self, request, call.now, call.deadline) }
+    fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> StartedState {
+        if once { StartedState::without_retry(request) } else { begin_at(self, request, call.now, call.deadline) }
     }
 
     #[inline]
     fn wrap(
         &self,
-        started: Begun,
+        started: StartedState,
         body: B,
         _: Instant,
         _: &mut Option<Arc<UploadCounters>>,
-    ) -> (Round<B>, ReplayBody<B>) {
-        started.with(self.body_cap, body)
+    ) -> (RetryState<B>, ReplayBody<B>) {
+        started.with_body(self.body_cap, body)
     }
 
     #[inline]
-    fn may_repeat(&self, round: &Round<B>) -> bool {
+    fn may_repeat(&self, round: &RetryState<B>) -> bool {
         round.may_repeat()
     }
 
     #[inline]
-    fn passes<R>(&self, round: &Round<B>, response: &Response<R>) -> bool {
-        round.passes(response)
+    fn passes<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
+        round.is_final(response)
     }
 
     #[inline]
-    fn on_success<R>(&self, round: &mut Round<B>, response: &mut Response<R>) {
-        round.in_time(self);
-        round.succeeded(self, response);
+    fn on_success<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) {
+        round.within_deadline(self);
+        round.on_success(self, response);
     }
 
-    fn on_response<R>(&self, round: &mut Round<B>, response: &mut Response<R>) -> NextStep {
-        match round.response(self, response) {
-            Next::Answer => NextStep::Respond,
-            Next::Again(at) => NextStep::Retry(at),
+    fn on_response<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
+        match round.on_response(self, response) {
+            NextStep::Respond => NextStep::Respond,
+            NextStep::Retry(at) => NextStep::Retry(at),
         }
     }
 
-    fn on_failure(&self, round: &mut Round<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
-        round.error(self, failure)
+    fn on_failure(&self, round: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
+        round.on_error(self, failure)
     }
 
-    fn body_was_read(&self, round: &Round<B>) -> bool {
+    fn body_was_read(&self, round: &RetryState<B>) -> bool {
         round.body_was_read()
     }
 
-    fn poll_replay(&self, round: &Round<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+    fn poll_replay(&self, round: &RetryState<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
         round.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
     }
 
     fn next_request(
         &self,
-        round: &mut Round<B>,
+        round: &mut RetryState<B>,
         body: ReplayBody<B>,
         _: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<ReplayBody<B>>, u32)> {
-        round.again(self, body)
+        round.next_request(self, body)
     }
 
-    fn give_up(&self, round: &mut Round<B>, stop: RetryStop) -> Failure {
-        round.ended(stop)
+    fn give_up(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
+        round.final_failure(stop)
     }
 
-    fn deadline(&self, round: &Round<B>) -> Option<Instant> {
+    fn deadline(&self, round: &RetryState<B>) -> Option<Instant> {
         round.deadline()
     }
 
     #[inline]
-    fn hedges(&self, round: &Round<B>) -> bool {
-        round.hedges()
+    fn hedges(&self, round: &RetryState<B>) -> bool {
+        round.can_hedge()
     }
 
-    fn hedge_at(&self, round: &Round<B>) -> Option<Instant> {
-        round.due(self)
+    fn hedge_at(&self, round: &RetryState<B>) -> Option<Instant> {
+        round.hedge_at(self)
     }
 
-    fn hedge_body(&self, round: &mut Round<B>) -> Option<ReplayBody<B>> {
+    fn hedge_body(&self, round: &mut RetryState<B>) -> Option<ReplayBody<B>> {
         round.hedge(self)
     }
 
     fn hedge_request(
         &self,
-        round: &mut Round<B>,
+        round: &mut RetryState<B>,
         body: ReplayBody<B>,
         _: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<ReplayBody<B>>, u32)> {
-        round.beside(self, body)
+        round.concurrent_attempt(self, body)
     }
 
-    fn on_concurrent_failure(&self, round: &mut Round<B>, failure: Option<Failure>) {
+    fn on_concurrent_failure(&self, round: &mut RetryState<B>, failure: Option<Failure>) {
         round.concurrent_failed(failure);
     }
 
-    fn record_of<R>(&self, round: &Round<B>, response: &Response<R>) -> Option<Failure> {
+    fn record_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
         round.record_of(response)
     }
 }

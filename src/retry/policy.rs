@@ -6,9 +6,9 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub(crate) attempts: u8,
-    pub(crate) base: Duration,
-    pub(crate) max: Duration,
-    pub(crate) patience: Duration,
+    pub(crate) base_backoff: Duration,
+    pub(crate) max_backoff: Duration,
+    pub(crate) max_retry_after: Duration,
     pub(crate) trusts_keys: bool,
     pub(crate) repeats_too_many: bool,
 }
@@ -21,9 +21,9 @@ impl RetryPolicy {
     pub const fn new() -> Self {
         Self {
             attempts: 3,
-            base: Duration::from_millis(25),
-            max: Duration::from_secs(1),
-            patience: Duration::from_secs(60),
+            base_backoff: Duration::from_millis(25),
+            max_backoff: Duration::from_secs(1),
+            max_retry_after: Duration::from_secs(60),
             trusts_keys: false,
             repeats_too_many: false,
         }
@@ -32,7 +32,7 @@ impl RetryPolicy {
     /// Whether a request may have more than one attempt.
     pub(crate) const fn allows_more(self, exception: Option<RetryOverride>) -> bool {
         match exception {
-            Some(RetryOverride { none: true, .. }) => false,
+            Some(RetryOverride { never: true, .. }) => false,
             Some(RetryOverride { attempts: Some(attempts), .. }) => attempts > 1,
             _ => self.attempts > 1,
         }
@@ -49,22 +49,22 @@ impl RetryPolicy {
     /// The longest pause before a first retry (default 25 ms), doubled before each later one.
     ///
     /// The pause itself is drawn evenly from zero to that (full jitter). Zero makes all retries immediate.
-    pub const fn base(mut self, base: Duration) -> Self {
-        self.base = base;
+    pub const fn base_backoff(mut self, base: Duration) -> Self {
+        self.base_backoff = base;
         self
     }
 
-    /// What the doubling stops at (default 1 s); less than [`base`](Self::base) cuts that too.
-    pub const fn max(mut self, max: Duration) -> Self {
-        self.max = max;
+    /// What the doubling stops at (default 1 s); less than [`base_backoff`](Self::base_backoff) cuts that too.
+    pub const fn max_backoff(mut self, max: Duration) -> Self {
+        self.max_backoff = max;
         self
     }
 
     /// The longest pause that is waited for because the upstream asks for it (default 60 s).
     ///
     /// A longer one ends the attempts. The caller's answer is held back for as long as we wait.
-    pub const fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub const fn max_retry_after(mut self, patience: Duration) -> Self {
+        self.max_retry_after = patience;
         self
     }
 
@@ -111,24 +111,24 @@ const fn clamped(attempts: u8) -> u8 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOverride {
     pub(crate) attempts: Option<u8>,
-    pub(crate) none: bool,
+    pub(crate) never: bool,
     pub(crate) idempotent: bool,
 }
 
 impl RetryOverride {
     /// The request is never repeated.
-    pub const fn none() -> Self {
-        Self { attempts: None, none: true, idempotent: false }
+    pub const fn never() -> Self {
+        Self { attempts: None, never: true, idempotent: false }
     }
 
     /// The request may be repeated as if its method were idempotent.
     pub const fn idempotent() -> Self {
-        Self { attempts: None, none: false, idempotent: true }
+        Self { attempts: None, never: false, idempotent: true }
     }
 
     /// The request has so many attempts, clamped like the policy's; its method counts as it is.
-    pub const fn up_to(attempts: u8) -> Self {
-        Self { attempts: None, none: false, idempotent: false }.attempts(attempts)
+    pub const fn with_attempts(attempts: u8) -> Self {
+        Self { attempts: None, never: false, idempotent: false }.attempts(attempts)
     }
 
     /// How many attempts it has, clamped like the policy's.
@@ -146,7 +146,7 @@ mod tests {
     fn attempts_are_at_least_one_and_at_most_ten() {
         for (set, kept) in [(0, 1), (1, 1), (10, 10), (11, 10), (255, 10)] {
             assert_eq!(RetryPolicy::new().attempts(set).attempts, kept);
-            assert_eq!(RetryOverride::up_to(set).attempts, Some(kept));
+            assert_eq!(RetryOverride::with_attempts(set).attempts, Some(kept));
         }
     }
 }

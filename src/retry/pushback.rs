@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName};
 
-use super::{Protocol, retry_after};
+use super::{RpcProtocol, retry_after};
 
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -21,10 +21,10 @@ impl Pushback {
     /// Reads `grpc-retry-pushback-ms` of a gRPC answer (gRPC proposal A6), else `Retry-After`.
     ///
     /// A pushback that is negative or cannot be read asks for no further attempt, as A6 has it.
-    pub fn of(headers: &HeaderMap, protocol: Protocol, now: SystemTime) -> Option<Self> {
+    pub fn of(headers: &HeaderMap, protocol: RpcProtocol, now: SystemTime) -> Option<Self> {
         let told = match protocol {
-            Protocol::Grpc => headers.get(GRPC_PUSHBACK),
-            Protocol::Http => None,
+            RpcProtocol::Grpc => headers.get(GRPC_PUSHBACK),
+            RpcProtocol::Http => None,
         };
         match told {
             Some(value) => Some(millis(value.as_bytes()).map_or(Self::Never, Self::After)),
@@ -52,8 +52,8 @@ mod tests {
 
     fn grpc(value: &'static str) -> Option<Pushback> {
         let headers = HeaderMap::from_iter([(GRPC_PUSHBACK, HeaderValue::from_static(value))]);
-        assert_eq!(Pushback::of(&headers, Protocol::Http, SystemTime::UNIX_EPOCH), None);
-        Pushback::of(&headers, Protocol::Grpc, SystemTime::UNIX_EPOCH)
+        assert_eq!(Pushback::of(&headers, RpcProtocol::Http, SystemTime::UNIX_EPOCH), None);
+        Pushback::of(&headers, RpcProtocol::Grpc, SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -73,10 +73,10 @@ mod tests {
     #[test]
     fn without_it_retry_after_counts() {
         let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("2"))]);
-        for protocol in [Protocol::Http, Protocol::Grpc] {
+        for protocol in [RpcProtocol::Http, RpcProtocol::Grpc] {
             let pushback = Pushback::of(&headers, protocol, SystemTime::UNIX_EPOCH);
             assert_eq!(pushback, Some(Pushback::After(Duration::from_secs(2))));
         }
-        assert_eq!(Pushback::of(&HeaderMap::new(), Protocol::Grpc, SystemTime::UNIX_EPOCH), None);
+        assert_eq!(Pushback::of(&HeaderMap::new(), RpcProtocol::Grpc, SystemTime::UNIX_EPOCH), None);
     }
 }

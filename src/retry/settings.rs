@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderName, HeaderValue, Request};
 use tokio::time::Instant;
 
-use super::kept_head::{Carry, carry};
+use super::request_template::{ExtensionCopier, carry};
 use super::{Hedging, RetryBudget, RetryOverride, RetryPolicy};
 use crate::deadline::{Deadline, DeadlinePropagation};
 
@@ -18,20 +18,20 @@ pub(crate) struct Settings {
     pub(crate) policy: RetryPolicy,
     pub(crate) budget: RetryBudget,
     pub(crate) body_cap: usize,
-    pub(crate) carried: Vec<Carry>,
-    pub(crate) count: Option<HeaderName>,
+    pub(crate) extension_copiers: Vec<ExtensionCopier>,
+    pub(crate) attempt_count_header: Option<HeaderName>,
     /// From the call to the last attempt's head.
     pub(crate) total: Option<Duration>,
     pub(crate) deadlines: Option<DeadlinePropagation>,
-    pub(crate) median: Option<Median>,
+    pub(crate) median: Option<MedianSource>,
     pub(crate) hedging: Option<Hedging>,
 }
 
 /// How long an attempt takes as a rule, told by whoever measures it.
 #[derive(Clone)]
-pub(crate) struct Median(pub(super) Arc<dyn Fn(Instant) -> Option<Duration> + Send + Sync>);
+pub(crate) struct MedianSource(pub(super) Arc<dyn Fn(Instant) -> Option<Duration> + Send + Sync>);
 
-impl fmt::Debug for Median {
+impl fmt::Debug for MedianSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Median")
     }
@@ -43,8 +43,8 @@ impl Default for Settings {
             policy: RetryPolicy::new(),
             budget: RetryBudget::new(),
             body_cap: 64 * 1024,
-            carried: vec![carry::<Deadline>, carry::<RetryOverride>],
-            count: Some(ATTEMPT_COUNT),
+            extension_copiers: vec![carry::<Deadline>, carry::<RetryOverride>],
+            attempt_count_header: Some(ATTEMPT_COUNT),
             total: None,
             deadlines: None,
             median: None,
@@ -61,15 +61,15 @@ impl Settings {
     }
 
     /// Counts an attempt on its request.
-    pub(crate) fn count<B>(&self, request: &mut Request<B>, attempt: u32) {
-        if let Some(name) = &self.count {
+    pub(crate) fn count_attempt<B>(&self, request: &mut Request<B>, attempt: u32) {
+        if let Some(name) = &self.attempt_count_header {
             request.headers_mut().insert(name.clone(), HeaderValue::from(attempt));
         }
     }
 
     /// The time of day, for HTTP dates.
     #[allow(clippy::unused_self)] // settings are where a test would hold it still
-    pub(crate) fn wall(&self) -> SystemTime {
+    pub(crate) fn now_utc(&self) -> SystemTime {
         SystemTime::now()
     }
 

@@ -68,7 +68,7 @@ pub(super) fn topology(builder: &UpstreamBuilder) -> Topology {
     let policy = settings.policy;
     let mut topology = topology.attempts(policy.attempts.into());
     if policy.attempts > 1 {
-        topology = topology.backoff(policy.base, policy.max.max(policy.base));
+        topology = topology.backoff(policy.base_backoff, policy.max_backoff.max(policy.base_backoff));
     }
     match settings.hedging.as_ref().and_then(Hedging::fixed) {
         Some(delay) => topology.hedge_delay(delay).hedge_budget(HedgeBudget::Shared),
@@ -139,16 +139,19 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
     let settings = layer.settings();
     let policy = settings.policy;
     let mut bad = |setting: &str, problem: String, set: &str| found.push(Misconfiguration::new(setting, problem, set));
-    if policy.max < policy.base {
-        let problem = format!("the longest pause, {:?}, is shorter than the first, {:?}", policy.max, policy.base);
+    if policy.max_backoff < policy.base_backoff {
+        let problem = format!(
+            "the longest pause, {:?}, is shorter than the first, {:?}",
+            policy.max_backoff, policy.base_backoff
+        );
         bad(
             "retry.policy",
             problem,
             "set the longest (`max`, in a file `longest_pause`) to the first (`base`, `pause`) or more",
         );
     }
-    if let Some(total) = timeouts.total.filter(|total| policy.base >= *total && policy.attempts > 1) {
-        let problem = format!("the first pause, {:?}, leaves no time of the total, {total:?}", policy.base);
+    if let Some(total) = timeouts.total.filter(|total| policy.base_backoff >= *total && policy.attempts > 1) {
+        let problem = format!("the first pause, {:?}, leaves no time of the total, {total:?}", policy.base_backoff);
         bad("retry.policy", problem, "set a shorter `base`, or one attempt");
     }
     if settings.body_cap > BODY {
@@ -157,7 +160,7 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
     }
     // one that begins after its attempt has ended is inequality 15's
     if let Some(hedging) = &settings.hedging {
-        let delay = hedging.least();
+        let delay = hedging.min_delay();
         let ends = timeouts.attempt.or(timeouts.total).filter(|_| hedging.fixed().is_none());
         if let Some(ends) = ends.filter(|ends| delay >= *ends) {
             let problem = format!("no delay is shorter than {delay:?}, and an attempt ends after {ends:?}");

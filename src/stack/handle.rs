@@ -18,7 +18,7 @@ use crate::deadline::Deadline;
 use crate::exchange::Handling;
 use crate::exchange::Rejection;
 use crate::limit::{ConcurrencyLimitLayer, LimitHandle, LimitSnapshot};
-use crate::retry::{Balance, RetryBudget};
+use crate::retry::{BudgetSnapshot, RetryBudget};
 use crate::timeout::{AdaptiveEstimate, RouteTimeouts, Timeouts, Topology};
 
 /// So many changes are remembered, the latest.
@@ -99,7 +99,7 @@ pub struct UpstreamSnapshot {
     /// The limiter, where there is one.
     pub limit: Option<LimitSnapshot>,
     /// What retries are paid from, where there are any.
-    pub budget: Option<Balance>,
+    pub budget: Option<BudgetSnapshot>,
     /// What was learned of each route.
     pub learned: Vec<(String, AdaptiveEstimate)>,
     /// The latest changes, the last one at the end.

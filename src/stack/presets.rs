@@ -20,7 +20,7 @@ const fn s(seconds: u64) -> Duration {
 impl UpstreamBuilder {
     /// For calls that a person waits for in a chain of others: short limits, a second attempt beside a late one.
     pub fn latency_critical(self) -> Self {
-        let policy = RetryPolicy::new().attempts(2).base(ms(5)).max(ms(50)).patience(s(1));
+        let policy = RetryPolicy::new().attempts(2).base_backoff(ms(5)).max_backoff(ms(50)).max_retry_after(s(1));
         self.timeouts(Timeouts::new().response_head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)))
             .retry(RetryLayer::new().policy(policy).hedging(Hedging::new()))
             .circuit(BreakerPolicy::new().open_duration(ms(500)).max_open_duration(s(5)).probe_timeout(ms(450)))
@@ -37,7 +37,7 @@ impl UpstreamBuilder {
 
     /// For jobs, reports and large uploads, which nobody looks at: long limits, long pauses.
     pub fn batch(self) -> Self {
-        let policy = RetryPolicy::new().base(s(1)).max(s(30));
+        let policy = RetryPolicy::new().base_backoff(s(1)).max_backoff(s(30));
         self.timeouts(Timeouts::new().response_head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)))
             .retry(RetryLayer::new().policy(policy))
             .circuit(BreakerPolicy::new().window(s(60)).open_duration(s(5)).max_open_duration(s(60)))
@@ -107,7 +107,8 @@ mod tests {
             assert_eq!(cell("client_idle", column), shown(limits.client_idle));
             let retry = builder.retry.as_ref().expect("a retry").settings();
             assert_eq!(cell("attempts", column), retry.policy.attempts.to_string());
-            let pauses = format!("{} to {}", shown(Some(retry.policy.base)), shown(Some(retry.policy.max)));
+            let pauses =
+                format!("{} to {}", shown(Some(retry.policy.base_backoff)), shown(Some(retry.policy.max_backoff)));
             assert_eq!(cell("pauses", column), pauses);
             assert_eq!(cell("hedging", column), if retry.hedging.is_some() { "p95" } else { "none" });
             let circuit = builder.policy.expect("a circuit");

@@ -12,7 +12,7 @@ use crate::body::{ReplayBody, TrackedUpload, UploadCounters};
 use crate::cause::{Failure, RetryStop};
 use crate::exchange::CallContext;
 use crate::exchange::{NextStep, RequestMode};
-use crate::retry::{self, Begun, Next, RetryLayer, Round};
+use crate::retry::{self, NextStep, RetryLayer, RetryState, StartedState};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -51,112 +51,112 @@ impl Requests {
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
     type Body = RequestBody<B>;
-    type Started = Begun;
-    type Round = Round<B>;
+    type Started = StartedState;
+    type Round = RetryState<B>;
     type Replay = ReplayBody<B>;
 
     #[inline]
-    fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> Begun {
+    fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> StartedState {
         match &self.retry {
             Some(retry) if !once => retry::begin_at(retry.settings(), request, call.now, call.deadline),
-            _ => Begun::once(request),
+            _ => StartedState::without_retry(request),
         }
     }
 
     #[inline]
     fn wrap(
         &self,
-        started: Begun,
+        started: StartedState,
         body: B,
         now: Instant,
         upload: &mut Option<Arc<UploadCounters>>,
-    ) -> (Round<B>, RequestBody<B>) {
+    ) -> (RetryState<B>, RequestBody<B>) {
         let cap = self.settings().map_or(0, |settings| settings.body_cap);
-        let (round, body) = started.with(cap, body);
+        let (round, body) = started.with_body(cap, body);
         (round, self.track(body, now, upload))
     }
 
     #[inline]
-    fn may_repeat(&self, round: &Round<B>) -> bool {
+    fn may_repeat(&self, round: &RetryState<B>) -> bool {
         round.may_repeat()
     }
 
     #[inline]
-    fn passes<R>(&self, round: &Round<B>, response: &Response<R>) -> bool {
-        self.retry.is_none() || round.passes(response)
+    fn passes<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
+        self.retry.is_none() || round.is_final(response)
     }
 
     #[inline]
-    fn on_success<R>(&self, round: &mut Round<B>, response: &mut Response<R>) {
+    fn on_success<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) {
         if let Some(retry) = &self.retry {
-            round.in_time(retry.settings());
-            round.succeeded(retry.settings(), response);
+            round.within_deadline(retry.settings());
+            round.on_success(retry.settings(), response);
         }
     }
 
-    fn on_response<R>(&self, round: &mut Round<B>, response: &mut Response<R>) -> NextStep {
+    fn on_response<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
         let Some(retry) = &self.retry else { return NextStep::Respond };
-        match round.response(retry.settings(), response) {
-            Next::Answer => NextStep::Respond,
-            Next::Again(at) => NextStep::Retry(at),
+        match round.on_response(retry.settings(), response) {
+            NextStep::Respond => NextStep::Respond,
+            NextStep::Retry(at) => NextStep::Retry(at),
         }
     }
 
-    fn on_failure(&self, round: &mut Round<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
+    fn on_failure(&self, round: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
         let Some(retry) = &self.retry else { return Err(failure) };
-        round.error(retry.settings(), failure)
+        round.on_error(retry.settings(), failure)
     }
 
-    fn body_was_read(&self, round: &Round<B>) -> bool {
+    fn body_was_read(&self, round: &RetryState<B>) -> bool {
         round.body_was_read()
     }
 
-    fn poll_replay(&self, round: &Round<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+    fn poll_replay(&self, round: &RetryState<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
         round.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
     }
 
     fn next_request(
         &self,
-        round: &mut Round<B>,
+        round: &mut RetryState<B>,
         body: ReplayBody<B>,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<RequestBody<B>>, u32)> {
         let settings = self.settings()?;
-        round.again(settings, self.track(body, Instant::now(), upload))
+        round.next_request(settings, self.track(body, Instant::now(), upload))
     }
 
-    fn give_up(&self, round: &mut Round<B>, stop: RetryStop) -> Failure {
-        round.ended(stop)
+    fn give_up(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
+        round.final_failure(stop)
     }
 
     #[inline]
-    fn hedges(&self, round: &Round<B>) -> bool {
-        round.hedges()
+    fn hedges(&self, round: &RetryState<B>) -> bool {
+        round.can_hedge()
     }
 
-    fn hedge_at(&self, round: &Round<B>) -> Option<Instant> {
-        round.due(self.settings()?)
+    fn hedge_at(&self, round: &RetryState<B>) -> Option<Instant> {
+        round.hedge_at(self.settings()?)
     }
 
-    fn hedge_body(&self, round: &mut Round<B>) -> Option<ReplayBody<B>> {
+    fn hedge_body(&self, round: &mut RetryState<B>) -> Option<ReplayBody<B>> {
         round.hedge(self.settings()?)
     }
 
     fn hedge_request(
         &self,
-        round: &mut Round<B>,
+        round: &mut RetryState<B>,
         body: ReplayBody<B>,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<RequestBody<B>>, u32)> {
         let settings = self.settings()?;
-        round.beside(settings, self.track(body, Instant::now(), upload))
+        round.concurrent_attempt(settings, self.track(body, Instant::now(), upload))
     }
 
-    fn on_concurrent_failure(&self, round: &mut Round<B>, failure: Option<Failure>) {
+    fn on_concurrent_failure(&self, round: &mut RetryState<B>, failure: Option<Failure>) {
         round.concurrent_failed(failure);
     }
 
-    fn record_of<R>(&self, round: &Round<B>, response: &Response<R>) -> Option<Failure> {
+    fn record_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
         round.record_of(response)
     }
 }

@@ -31,8 +31,8 @@ mod pool {
 mod replay;
 #[path = "../../src/retry"]
 mod retry {
-    pub(crate) mod ledger;
-    pub(crate) mod pace;
+    pub(crate) mod token_bucket;
+    pub(crate) mod rate_sampler;
 }
 mod streams;
 mod sweep;
@@ -44,8 +44,8 @@ use loom::thread;
 
 use limit::striped_semaphore::{SlotRef, StripedSemaphore};
 use stats::{StripedWindow, TickLock};
-use retry::ledger::{Counts, Ledger, TOKEN};
-use retry::pace::Pace;
+use retry::token_bucket::{StripedTokenBucket, TOKEN, TokenCounts};
+use retry::rate_sampler::RateSampler;
 
 /// The counts by bucket, and their sum by slice.
 fn counts(window: &StripedWindow, second: u32) -> ([u32; 2], u32, u32) {
@@ -171,14 +171,14 @@ const ROOM: u32 = 100 * TOKEN;
 fn trade<const N: usize>(
     tokens: u32,
     cap: u32,
-    deeds: [fn(&Ledger); N],
-    own: fn(&Ledger),
-    check: impl Fn(u32, Counts) + Sync + Send + 'static,
+    deeds: [fn(&StripedTokenBucket); N],
+    own: fn(&StripedTokenBucket),
+    check: impl Fn(u32, TokenCounts) + Sync + Send + 'static,
 ) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(move || {
-        let ledger = Arc::new(Ledger::new(500, tokens * TOKEN, 2));
+        let ledger = Arc::new(StripedTokenBucket::new(500, tokens * TOKEN, 2));
         let threads = deeds.map(|deed| {
             let ledger = ledger.clone();
             thread::spawn(move || deed(&ledger))
@@ -192,15 +192,15 @@ fn trade<const N: usize>(
 }
 
 /// What is left when nothing was above the cap.
-fn left(tokens: u32, counts: Counts) -> u32 {
+fn left(tokens: u32, counts: TokenCounts) -> u32 {
     let came = u64::from(tokens) * 1000 + counts.succeeded * 500 + counts.refunded * 1000;
     u32::try_from(came - counts.withdrawn * 1000).unwrap()
 }
 
 #[test]
 fn successes_beside_a_withdrawal_are_earned_once_each() {
-    let earns = |ledger: &Ledger| ledger.succeed(1);
-    let own = |ledger: &Ledger| _ = ledger.withdraw(ROOM, 0);
+    let earns = |ledger: &StripedTokenBucket| ledger.record_success(1);
+    let own = |ledger: &StripedTokenBucket| _ = ledger.withdraw(ROOM, 0);
     trade(0, ROOM, [earns, earns], own, |tokens, counts| {
         assert_eq!((counts.succeeded, counts.withdrawn + counts.refused), (2, 1));
         assert_eq!(tokens, left(0, counts));
@@ -209,12 +209,12 @@ fn successes_beside_a_withdrawal_are_earned_once_each() {
 
 #[test]
 fn two_who_settle_at_once_count_nothing_twice() {
-    let works = |ledger: &Ledger| {
-        ledger.succeed(1);
+    let works = |ledger: &StripedTokenBucket| {
+        ledger.record_success(1);
         ledger.withdraw(ROOM, 1);
     };
-    let own = |ledger: &Ledger| {
-        ledger.succeed(0);
+    let own = |ledger: &StripedTokenBucket| {
+        ledger.record_success(0);
         ledger.withdraw(ROOM, 0);
     };
     trade(0, ROOM, [works], own, |tokens, counts| {
@@ -227,9 +227,9 @@ fn two_who_settle_at_once_count_nothing_twice() {
 #[test]
 fn a_withdrawal_finds_all_that_was_earned_before_it() {
     loom::model(|| {
-        let ledger = Arc::new(Ledger::new(500, 0, 2));
-        let works = |ledger: &Ledger, stripe| {
-            ledger.succeed(stripe);
+        let ledger = Arc::new(StripedTokenBucket::new(500, 0, 2));
+        let works = |ledger: &StripedTokenBucket, stripe| {
+            ledger.record_success(stripe);
             ledger.settle(ROOM);
         };
         let other = {
@@ -244,7 +244,7 @@ fn a_withdrawal_finds_all_that_was_earned_before_it() {
 
 #[test]
 fn one_token_is_taken_by_one_of_three() {
-    let takes = |ledger: &Ledger| _ = ledger.withdraw(ROOM, 1);
+    let takes = |ledger: &StripedTokenBucket| _ = ledger.withdraw(ROOM, 1);
     trade(1, ROOM, [takes, takes], takes, |tokens, counts| {
         assert_eq!((tokens, counts.withdrawn, counts.refused), (0, 1, 2));
     });
@@ -252,13 +252,13 @@ fn one_token_is_taken_by_one_of_three() {
 
 #[test]
 fn a_refund_beside_a_success_and_a_withdrawal_gives_one_token_back() {
-    let gives_back = |ledger: &Ledger| {
+    let gives_back = |ledger: &StripedTokenBucket| {
         if ledger.withdraw(ROOM, 1) {
             ledger.refund(ROOM, 1);
         }
     };
-    let earns = |ledger: &Ledger| ledger.succeed(0);
-    let own = |ledger: &Ledger| _ = ledger.withdraw(ROOM, 0);
+    let earns = |ledger: &StripedTokenBucket| ledger.record_success(0);
+    let own = |ledger: &StripedTokenBucket| _ = ledger.withdraw(ROOM, 0);
     trade(1, ROOM, [gives_back, earns], own, |tokens, counts| {
         assert_eq!(tokens, left(1, counts));
         assert!(counts.withdrawn >= 1 && counts.withdrawn - counts.refunded <= 1, "{counts:?}");
@@ -267,9 +267,9 @@ fn a_refund_beside_a_success_and_a_withdrawal_gives_one_token_back() {
 
 #[test]
 fn no_refund_and_no_settling_goes_above_the_cap() {
-    let gives_back = |ledger: &Ledger| ledger.refund(TOKEN, 1);
-    let earns = |ledger: &Ledger| (0..2).for_each(|_| ledger.succeed(0));
-    let own = |ledger: &Ledger| assert!(ledger.settle(TOKEN) <= TOKEN);
+    let gives_back = |ledger: &StripedTokenBucket| ledger.refund(TOKEN, 1);
+    let earns = |ledger: &StripedTokenBucket| (0..2).for_each(|_| ledger.record_success(0));
+    let own = |ledger: &StripedTokenBucket| assert!(ledger.settle(TOKEN) <= TOKEN);
     trade(0, TOKEN, [gives_back, earns], own, |tokens, _| assert_eq!(tokens, TOKEN));
 }
 
@@ -278,11 +278,11 @@ fn the_clock_is_paid_for_once() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {
-        let shared = Arc::new((Pace::new(500, 1), Ledger::new(500, 0, 1)));
+        let shared = Arc::new((RateSampler::new(500, 1), StripedTokenBucket::new(500, 0, 1)));
         // 100,000 calls in the first tick: the whole floor of 10 a second
-        shared.0.follow(&shared.0.take(100_000).unwrap(), 100_000);
-        let looks = |shared: &(Pace, Ledger), micros| {
-            shared.1.grant(shared.0.due(micros));
+        shared.0.update(&shared.0.try_lock(100_000).unwrap(), 100_000);
+        let looks = |shared: &(RateSampler, StripedTokenBucket), micros| {
+            shared.1.grant(shared.0.take_due(micros));
             shared.1.withdraw(ROOM, 0)
         };
         let threads = [50_000, 100_000].map(|micros| {

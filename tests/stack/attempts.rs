@@ -88,7 +88,7 @@ fn request() -> Request<Full<Bytes>> {
 }
 
 async fn by_the_stack(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: bool) -> Vec<String> {
-    let policy = RetryPolicy::new().base(Duration::ZERO).max(Duration::ZERO);
+    let policy = RetryPolicy::new().base_backoff(Duration::ZERO).max_backoff(Duration::ZERO);
     let layer = UpstreamLayer::builder("shop").limiter(limit).retry(RetryLayer::new().policy(policy)).build().unwrap();
     if held {
         layer.handle().circuit().unwrap().hold_open();
@@ -105,7 +105,7 @@ fn but_for_the_name(told: &[String]) -> Vec<String> {
 }
 
 async fn by_layers(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: bool) -> Vec<String> {
-    let policy = RetryPolicy::new().base(Duration::ZERO).max(Duration::ZERO);
+    let policy = RetryPolicy::new().base_backoff(Duration::ZERO).max_backoff(Duration::ZERO);
     let breaker = CircuitBreakerLayer::new("shop");
     if held {
         breaker.handle().hold_open();
@@ -224,7 +224,7 @@ async fn a_late_first_attempt_gets_a_second_beside_it() {
     let answer = layer.layer(late_at_first()).oneshot(get()).await.unwrap();
     assert_eq!(began.elapsed(), ms(60));
     let attempts = Attempts::of(&answer).unwrap();
-    assert_eq!((attempts.count(), attempts.outrun()), (2, 1));
+    assert_eq!((attempts.count(), attempts.superseded()), (2, 1));
     assert_eq!(text(answer).await, "second");
     let shown = seen(&layer);
     assert_eq!((shown.calls, shown.in_flight, shown.budget.unwrap().withdrawals), (1, 0, 1), "one call, one slot");

@@ -279,7 +279,8 @@ struct Parts {
 impl Parts {
     fn new(log: &Log, script: &Script) -> Self {
         let budget = RetryBudget::new();
-        let policy = RetryPolicy::new().base(Duration::ZERO).max(Duration::ZERO).patience(ms(3000));
+        let policy =
+            RetryPolicy::new().base_backoff(Duration::ZERO).max_backoff(Duration::ZERO).max_retry_after(ms(3000));
         let retry = RetryLayer::new().policy(policy).budget(budget.clone()).body_cap(12);
         let hedges = script.hedges.map(|after| Hedging::after(ms(after)));
         let retry = hedges.into_iter().fold(retry, RetryLayer::hedging);
@@ -324,9 +325,9 @@ where
         }
         let mut request = request.body(Steps::new(&ask.body, true)).unwrap();
         match ask.exception {
-            Some(0) => drop(request.extensions_mut().insert(RetryOverride::none())),
+            Some(0) => drop(request.extensions_mut().insert(RetryOverride::never())),
             Some(1) => drop(request.extensions_mut().insert(RetryOverride::idempotent())),
-            Some(attempts) => drop(request.extensions_mut().insert(RetryOverride::up_to(attempts))),
+            Some(attempts) => drop(request.extensions_mut().insert(RetryOverride::with_attempts(attempts))),
             None => {}
         }
         let began = Instant::now();
@@ -348,8 +349,8 @@ where
             Cause::of(&answer),
             Failure::of(&answer).map(told),
             Attempts::of(&answer).map(|attempts| {
-                let earlier: Vec<_> = attempts.earlier().iter().map(told).collect();
-                (attempts.count(), attempts.outrun(), earlier)
+                let earlier: Vec<_> = attempts.previous().iter().map(told).collect();
+                (attempts.count(), attempts.superseded(), earlier)
             }),
         ));
         let local = Failure::of(&answer).is_some_and(|failure| failure.cause() != Cause::UpstreamStatus);

@@ -68,7 +68,7 @@ fn request(client: Client, place: Place) -> Request<Full<Bytes>> {
         request.extensions_mut().insert(tower_upstream::retry::RetryOverride::idempotent());
     }
     if place == Place::FirstAttempt {
-        request.extensions_mut().insert(tower_upstream::retry::RetryOverride::none());
+        request.extensions_mut().insert(tower_upstream::retry::RetryOverride::never());
     }
     request
 }

@@ -211,7 +211,7 @@ async fn polled<F: Future>(future: F, polls: &mut u32) -> Option<F::Output> {
 }
 
 async fn holds(script: &Script) {
-    let retry = RetryLayer::new().policy(RetryPolicy::new().base(ms(1)).max(ms(2)));
+    let retry = RetryLayer::new().policy(RetryPolicy::new().base_backoff(ms(1)).max_backoff(ms(2)));
     let retry = if script.hedges { retry.hedging(Hedging::after(ms(40))) } else { retry };
     let first = ConcurrencyLimitLayer::fixed(3);
     let layer = UpstreamLayer::builder("shop")

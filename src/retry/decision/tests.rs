@@ -71,19 +71,19 @@ fn methods() -> [Method; 5] {
     [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::from_bytes(b"PROPFIND").unwrap()]
 }
 
-fn granted(situation: &Situation<'_>) -> Decision {
+fn granted(situation: &RetryContext<'_>) -> Decision {
     decide(&RetryPolicy::new(), situation, 0, || true)
 }
 
-fn stopped(situation: &Situation<'_>) -> Option<RetryStop> {
+fn stopped(situation: &RetryContext<'_>) -> Option<RetryStop> {
     match granted(situation) {
         Decision::Retry { .. } => None,
         Decision::Stop(stop) => Some(stop),
     }
 }
 
-fn answered(status: u16, method: &Method) -> Situation<'_> {
-    Situation::new(Shown::Answer(StatusCode::from_u16(status).unwrap()), method)
+fn answered(status: u16, method: &Method) -> RetryContext<'_> {
+    RetryContext::new(FailureSignal::Status(StatusCode::from_u16(status).unwrap()), method)
 }
 
 #[test]
@@ -103,12 +103,16 @@ fn every_cause_and_method_is_decided_as_the_table_says() {
                 Some(RetryStop::NotRetryable)
             };
             let failure = Failure::new(*cause);
-            for shown in [Shown::Cause(*cause), Shown::Failure(&failure)] {
-                assert_eq!(stopped(&Situation::new(shown, method)), expected, "{cause} {method}");
+            for shown in [FailureSignal::Cause(*cause), FailureSignal::Failure(&failure)] {
+                assert_eq!(stopped(&RetryContext::new(shown, method)), expected, "{cause} {method}");
             }
             let seen = Failure::builder(*cause).replay(Replay::NotSent, Evidence::NothingWritten).build();
             if NOT_SENT.contains(cause) {
-                assert_eq!(stopped(&Situation::new(Shown::Failure(&seen), method)), None, "{cause} {method}");
+                assert_eq!(
+                    stopped(&RetryContext::new(FailureSignal::Failure(&seen), method)),
+                    None,
+                    "{cause} {method}"
+                );
             }
         }
     }
@@ -135,19 +139,25 @@ fn all_methods_of_rfc_9110_are_known() {
 fn the_record_knows_more_than_its_kind() {
     // the client gave the request back, or only guesses that it could
     let proven = Failure::builder(Cause::ClosedBeforeResponse).replay(Replay::NotSent, Evidence::GoAway).build();
-    assert_eq!(stopped(&Situation::new(Shown::Failure(&proven), &Method::POST)), None);
+    assert_eq!(stopped(&RetryContext::new(FailureSignal::Failure(&proven), &Method::POST)), None);
     let guessed = Failure::builder(Cause::NotDispatched).replay(Replay::IdempotentOnly, Evidence::Inferred).build();
-    assert_eq!(stopped(&Situation::new(Shown::Failure(&guessed), &Method::POST)), Some(RetryStop::Method));
+    assert_eq!(stopped(&RetryContext::new(FailureSignal::Failure(&guessed), &Method::POST)), Some(RetryStop::Method));
     let refused = Failure::builder(Cause::Unknown).replay(Replay::NotSent, Evidence::LocalRefusal).build();
-    assert_eq!(stopped(&Situation::new(Shown::Failure(&refused), &Method::GET)), Some(RetryStop::LocalRefusal));
+    assert_eq!(
+        stopped(&RetryContext::new(FailureSignal::Failure(&refused), &Method::GET)),
+        Some(RetryStop::LocalRefusal)
+    );
     let never = Failure::builder(Cause::ConnectionRefused).replay(Replay::Never, Evidence::Counted).build();
-    assert_eq!(stopped(&Situation::new(Shown::Failure(&never), &Method::GET)), Some(RetryStop::NotRetryable));
+    assert_eq!(
+        stopped(&RetryContext::new(FailureSignal::Failure(&never), &Method::GET)),
+        Some(RetryStop::NotRetryable)
+    );
 }
 
 #[test]
 fn a_final_failure_stays_final_for_the_reason_it_has() {
     let last = Failure::builder(Cause::ConnectionRefused).retry_stop(RetryStop::Budget).build();
-    assert_eq!(stopped(&Situation::new(Shown::Failure(&last), &Method::GET)), Some(RetryStop::Budget));
+    assert_eq!(stopped(&RetryContext::new(FailureSignal::Failure(&last), &Method::GET)), Some(RetryStop::Budget));
 }
 
 #[test]
@@ -157,7 +167,11 @@ fn only_three_statuses_are_repeated_and_a_fourth_by_opt_in() {
         assert_eq!(stopped(&answered(status, &Method::GET)).is_none(), repeated, "{status}");
         let status = StatusCode::from_u16(status).unwrap();
         let relayed = Failure::builder(Cause::UpstreamStatus).detail(Detail::Status(status)).build();
-        assert_eq!(stopped(&Situation::new(Shown::Failure(&relayed), &Method::GET)).is_none(), repeated, "{status}");
+        assert_eq!(
+            stopped(&RetryContext::new(FailureSignal::Failure(&relayed), &Method::GET)).is_none(),
+            repeated,
+            "{status}"
+        );
     }
     let policy = RetryPolicy::new().repeat_too_many_requests();
     assert!(matches!(decide(&policy, &answered(429, &Method::GET), 0, || true), Decision::Retry { .. }));
@@ -167,23 +181,26 @@ fn only_three_statuses_are_repeated_and_a_fourth_by_opt_in() {
 
 #[test]
 fn a_stale_connection_is_met_with_one_more_attempt_on_a_fresh_one() {
-    let mut stale = Situation::new(Shown::Cause(Cause::StaleConnection), &Method::GET);
-    let at_once = Decision::Retry { after: Duration::ZERO, toward: Toward::FreshConnection };
+    let mut stale = RetryContext::new(FailureSignal::Cause(Cause::StaleConnection), &Method::GET);
+    let at_once = Decision::Retry { after: Duration::ZERO, target: RetryTarget::FreshConnection };
     assert_eq!(granted(&stale), at_once);
-    (stale.attempt, stale.met_stale) = (2, true);
+    (stale.attempt, stale.saw_stale_connection) = (2, true);
     assert_eq!(stopped(&stale), Some(RetryStop::Attempts));
     // another failure after it has what attempts are left
-    let refused = Situation { shown: Shown::Cause(Cause::ConnectionRefused), ..stale };
+    let refused = RetryContext { signal: FailureSignal::Cause(Cause::ConnectionRefused), ..stale };
     assert_eq!(stopped(&refused), None);
 }
 
 #[test]
 fn an_idempotency_key_counts_after_a_stale_connection_where_it_is_trusted() {
     let policy = RetryPolicy::new().trust_idempotency_keys();
-    let keyed = |cause| Situation { keyed: true, ..Situation::new(Shown::Cause(cause), &Method::POST) };
+    let keyed = |cause| RetryContext {
+        has_idempotency_key: true,
+        ..RetryContext::new(FailureSignal::Cause(cause), &Method::POST)
+    };
     assert_eq!(stopped(&keyed(Cause::StaleConnection)), Some(RetryStop::Method));
     assert!(matches!(decide(&policy, &keyed(Cause::StaleConnection), 0, || true), Decision::Retry { .. }));
-    let unkeyed = Situation { keyed: false, ..keyed(Cause::StaleConnection) };
+    let unkeyed = RetryContext { has_idempotency_key: false, ..keyed(Cause::StaleConnection) };
     assert_eq!(decide(&policy, &unkeyed, 0, || true), Decision::Stop(RetryStop::Method));
     let lost = decide(&policy, &keyed(Cause::ClosedBeforeResponse), 0, || true);
     assert_eq!(lost, Decision::Stop(RetryStop::Method));
@@ -191,14 +208,14 @@ fn an_idempotency_key_counts_after_a_stale_connection_where_it_is_trusted() {
 
 #[test]
 fn a_request_can_be_excepted_either_way() {
-    let with = |exception, attempt| Situation {
+    let with = |exception, attempt| RetryContext {
         exception: Some(exception),
         attempt,
-        ..Situation::new(Shown::Cause(Cause::ClosedBeforeResponse), &Method::POST)
+        ..RetryContext::new(FailureSignal::Cause(Cause::ClosedBeforeResponse), &Method::POST)
     };
-    assert_eq!(stopped(&with(RetryOverride::none(), 1)), Some(RetryStop::Override));
+    assert_eq!(stopped(&with(RetryOverride::never(), 1)), Some(RetryStop::Override));
     assert_eq!(stopped(&with(RetryOverride::idempotent(), 1)), None);
-    assert_eq!(stopped(&with(RetryOverride::up_to(5), 1)), Some(RetryStop::Method));
+    assert_eq!(stopped(&with(RetryOverride::with_attempts(5), 1)), Some(RetryStop::Method));
     assert_eq!(stopped(&with(RetryOverride::idempotent().attempts(5), 4)), None);
     assert_eq!(stopped(&with(RetryOverride::idempotent().attempts(5), 5)), Some(RetryStop::Attempts));
     assert_eq!(stopped(&with(RetryOverride::idempotent().attempts(1), 1)), Some(RetryStop::Attempts));
@@ -206,15 +223,15 @@ fn a_request_can_be_excepted_either_way() {
 
 #[test]
 fn grpc_unavailable_is_repeated_where_the_owner_says_so() {
-    let grpc = |code| Situation::new(Shown::Grpc(code), &Method::POST);
+    let grpc = |code| RetryContext::new(FailureSignal::Grpc(code), &Method::POST);
     assert_eq!(stopped(&grpc(UNAVAILABLE)), Some(RetryStop::Method));
     for code in 0..=17 {
-        let said = Situation { exception: Some(RetryOverride::idempotent()), ..grpc(code) };
+        let said = RetryContext { exception: Some(RetryOverride::idempotent()), ..grpc(code) };
         assert_eq!(stopped(&said).is_none(), code == UNAVAILABLE, "{code}");
         let policy = RetryPolicy::new().repeat_too_many_requests();
         let repeated = matches!(decide(&policy, &said, 0, || true), Decision::Retry { .. });
         assert_eq!(repeated, [RESOURCE_EXHAUSTED, UNAVAILABLE].contains(&code), "{code}");
-        let refused = Situation { pushback: Some(Pushback::Never), ..said };
+        let refused = RetryContext { pushback: Some(Pushback::Never), ..said };
         assert_ne!(stopped(&refused), None, "{code}");
     }
 }
@@ -223,7 +240,7 @@ fn grpc_unavailable_is_repeated_where_the_owner_says_so() {
 fn what_was_not_sent_goes_out_again_at_once_and_then_after_pauses() {
     let pause = |cause, attempt| {
         let failure = Failure::builder(cause).replay(cause.replay(), Evidence::NoConnection).build();
-        let situation = Situation { attempt, ..Situation::new(Shown::Failure(&failure), &Method::GET) };
+        let situation = RetryContext { attempt, ..RetryContext::new(FailureSignal::Failure(&failure), &Method::GET) };
         match decide(&RetryPolicy::new().attempts(10), &situation, u64::MAX / 2 + 1, || true) {
             Decision::Retry { after, .. } => after,
             Decision::Stop(stop) => panic!("{stop}"),
@@ -233,7 +250,7 @@ fn what_was_not_sent_goes_out_again_at_once_and_then_after_pauses() {
     assert_eq!([1, 2, 3].map(|attempt| pause(Cause::ConnectionRefused, attempt)), [Duration::ZERO, MS * 25, MS * 50]);
     assert_eq!([1, 2, 9].map(|attempt| pause(Cause::UpstreamStatus, attempt)), [MS * 25 / 2, MS * 25, MS * 500]);
     // what nobody saw is no reason to hurry
-    let guessed = Situation::new(Shown::Cause(Cause::ConnectionRefused), &Method::GET);
+    let guessed = RetryContext::new(FailureSignal::Cause(Cause::ConnectionRefused), &Method::GET);
     let decided = decide(&RetryPolicy::new(), &guessed, u64::MAX / 2 + 1, || true);
     assert!(matches!(decided, Decision::Retry { after, .. } if after == MS * 25 / 2));
     // descriptors do not come back at once
@@ -243,28 +260,28 @@ fn what_was_not_sent_goes_out_again_at_once_and_then_after_pauses() {
 #[test]
 fn the_hint_follows_the_prospect() {
     for (cause, expected) in [
-        (Cause::ConnectionRefused, Toward::OtherPeer),
-        (Cause::UpstreamStatus, Toward::OtherPeer),
-        (Cause::DnsFailure, Toward::SamePeer),
-        (Cause::StreamRefused, Toward::SamePeer),
-        (Cause::NotDispatched, Toward::FreshConnection),
+        (Cause::ConnectionRefused, RetryTarget::OtherPeer),
+        (Cause::UpstreamStatus, RetryTarget::OtherPeer),
+        (Cause::DnsFailure, RetryTarget::SamePeer),
+        (Cause::StreamRefused, RetryTarget::SamePeer),
+        (Cause::NotDispatched, RetryTarget::FreshConnection),
     ] {
-        let decision = granted(&Situation::new(Shown::Cause(cause), &Method::GET));
-        assert!(matches!(decision, Decision::Retry { toward, .. } if toward == expected), "{cause}: {decision:?}");
+        let decision = granted(&RetryContext::new(FailureSignal::Cause(cause), &Method::GET));
+        assert!(matches!(decision, Decision::Retry { target, .. } if target == expected), "{cause}: {decision:?}");
     }
 }
 
 #[test]
 fn a_pause_that_was_asked_for_is_kept_within_patience_and_time() {
-    let asked = |pause, remaining| Situation {
+    let asked = |pause, remaining| RetryContext {
         pushback: Some(Pushback::After(pause)),
         remaining,
         median: Some(100 * MS),
         ..answered(503, &Method::GET)
     };
     let half = u64::MAX / 2 + 1;
-    let pause = |situation: &Situation<'_>| decide(&RetryPolicy::new(), situation, half, || true);
-    let other = |after| Decision::Retry { after, toward: Toward::OtherPeer };
+    let pause = |situation: &RetryContext<'_>| decide(&RetryPolicy::new(), situation, half, || true);
+    let other = |after| Decision::Retry { after, target: RetryTarget::OtherPeer };
     assert_eq!(pause(&asked(2000 * MS, None)), other(2000 * MS + 25 * MS / 2));
     assert_eq!(pause(&asked(60_000 * MS, None)), other(60_000 * MS + 25 * MS / 2));
     assert_eq!(pause(&asked(60_001 * MS, None)), Decision::Stop(RetryStop::Pushback));
@@ -276,7 +293,7 @@ fn a_pause_that_was_asked_for_is_kept_within_patience_and_time() {
 
 #[test]
 fn an_attempt_that_would_not_end_in_time_is_not_begun() {
-    let left = |remaining, median| Situation { remaining, median, ..answered(502, &Method::GET) };
+    let left = |remaining, median| RetryContext { remaining, median, ..answered(502, &Method::GET) };
     assert_eq!(stopped(&left(Some(99 * MS), Some(100 * MS))), Some(RetryStop::Deadline));
     assert_eq!(stopped(&left(Some(100 * MS), Some(100 * MS))), None);
     assert_eq!(stopped(&left(Some(MS), None)), None);
@@ -295,9 +312,9 @@ fn a_token_is_withdrawn_only_for_an_attempt_that_is_made() {
     assert_eq!(decide(&RetryPolicy::new(), &situation, 0, || count(false)), Decision::Stop(RetryStop::Budget));
     assert_eq!(asked.get(), 2);
     for stopped in [
-        Situation { spare: Spare::Gone, ..situation },
-        Situation { attempt: 3, ..situation },
-        Situation { remaining: Some(Duration::ZERO), ..situation },
+        RetryContext { replayability: Replayability::NotReplayable, ..situation },
+        RetryContext { attempt: 3, ..situation },
+        RetryContext { remaining: Some(Duration::ZERO), ..situation },
         answered(500, &Method::GET),
     ] {
         assert!(matches!(decide(&RetryPolicy::new(), &stopped, 0, || count(true)), Decision::Stop(_)));
@@ -314,33 +331,37 @@ struct Drawn {
     method: Method,
     policy: RetryPolicy,
     bits: [bool; 4],
-    spare: Spare,
+    spare: Replayability,
     attempt: u8,
     times: [Option<u64>; 3],
     exception: Option<(Option<u8>, bool)>,
 }
 
 impl Drawn {
-    fn situation(&self) -> Situation<'_> {
+    fn situation(&self) -> RetryContext<'_> {
         let shown = match self.shown {
-            0 => Shown::Failure(&self.failure),
-            1 => Shown::Cause(self.failure.cause()),
-            2 => Shown::Answer(StatusCode::from_u16(self.status).unwrap()),
-            _ => Shown::Grpc(u8::try_from(self.status % 20).unwrap()),
+            0 => FailureSignal::Failure(&self.failure),
+            1 => FailureSignal::Cause(self.failure.cause()),
+            2 => FailureSignal::Status(StatusCode::from_u16(self.status).unwrap()),
+            _ => FailureSignal::Grpc(u8::try_from(self.status % 20).unwrap()),
         };
         let millis = self.times.map(|time| time.map(Duration::from_millis));
-        Situation {
-            shown,
+        RetryContext {
+            signal: shown,
             method: &self.method,
-            keyed: self.bits[0],
-            spare: self.spare,
+            has_idempotency_key: self.bits[0],
+            replayability: self.spare,
             attempt: self.attempt,
-            met_stale: self.bits[1],
+            saw_stale_connection: self.bits[1],
             conditional: self.status % 2 == 0,
             remaining: millis[0],
             median: millis[1],
             pushback: if self.bits[2] { Some(Pushback::Never) } else { millis[2].map(Pushback::After) },
-            exception: self.exception.map(|(attempts, idempotent)| RetryOverride { attempts, none: false, idempotent }),
+            exception: self.exception.map(|(attempts, idempotent)| RetryOverride {
+                attempts,
+                never: false,
+                idempotent,
+            }),
         }
     }
 }
@@ -356,7 +377,7 @@ prop_compose! {
         attempts in 0..=12_u8,
         millis in [0..2000_u64, 0..2000_u64],
         bits: [bool; 4],
-        spare in prop_oneof![4 => Just(Spare::Kept), 1 => Just(Spare::Gone), 1 => Just(Spare::Committed)],
+        spare in prop_oneof![4 => Just(Replayability::Replayable), 1 => Just(Replayability::NotReplayable), 1 => Just(Replayability::Committed)],
         attempt in 1..=12_u8,
         times in [
             prop::option::of(0..3000_u64),
@@ -366,7 +387,7 @@ prop_compose! {
         exception in prop::option::of((prop::option::of(1..=10_u8), any::<bool>())),
     ) -> Drawn {
         let policy = RetryPolicy::new().attempts(attempts).repeat_too_many_requests();
-        let policy = policy.base(Duration::from_millis(millis[0])).max(Duration::from_millis(millis[1]));
+        let policy = policy.base_backoff(Duration::from_millis(millis[0])).max_backoff(Duration::from_millis(millis[1]));
         Drawn {
             failure: Failure::builder(cause).replay(replay, evidence).build(),
             shown,
@@ -392,7 +413,7 @@ proptest! {
         // within the attempts, and with something to send that nobody has an answer to
         let limit = drawn.exception.and_then(|exception| exception.0).unwrap_or(drawn.policy.attempts);
         prop_assert!(situation.attempt < limit && limit <= RetryPolicy::MAX_ATTEMPTS);
-        prop_assert_eq!(situation.spare, Spare::Kept);
+        prop_assert_eq!(situation.replayability, Replayability::Replayable);
         // in time, and not before it was asked for
         let usual = after + situation.median.unwrap_or_default();
         let in_time = situation.remaining.is_none_or(|remaining| !remaining.is_zero() && usual <= remaining);
@@ -400,24 +421,24 @@ proptest! {
         match situation.pushback {
             Some(Pushback::After(pause)) => prop_assert!(after >= pause && pause <= Duration::from_secs(60)),
             Some(Pushback::Never) => prop_assert!(false, "the upstream forbade it"),
-            None => prop_assert!(after <= drawn.policy.max),
+            None => prop_assert!(after <= drawn.policy.max_backoff),
         }
         // never our own refusal, never in vain, and what may have been processed only if that is no harm
-        let (replay, cause) = match situation.shown {
-            Shown::Failure(failure) => {
+        let (replay, cause) = match situation.signal {
+            FailureSignal::Failure(failure) => {
                 prop_assert_ne!(failure.evidence(), Evidence::LocalRefusal);
                 (failure.replay(), failure.cause())
             }
-            Shown::Cause(cause) => (cause.replay().inferred(), cause),
+            FailureSignal::Cause(cause) => (cause.replay().inferred(), cause),
             _ => (Replay::IdempotentOnly, Cause::UpstreamStatus),
         };
         prop_assert!(cause.prospect() != Prospect::Futile && !REFUSED.contains(&cause) && replay != Replay::Never);
         let stale = cause == Cause::StaleConnection;
-        prop_assert!(!(stale && situation.met_stale));
+        prop_assert!(!(stale && situation.saw_stale_connection));
         let safe = *situation.method == Method::GET;
         let idempotent = safe || (*situation.method == Method::PUT && !situation.conditional);
         let said = drawn.exception.is_some_and(|exception| exception.1);
-        let trusted = stale && situation.keyed && drawn.bits[3];
+        let trusted = stale && situation.has_idempotency_key && drawn.bits[3];
         prop_assert!(replay == Replay::NotSent || idempotent || said || trusted);
     }
 }

@@ -106,8 +106,10 @@ impl Retry {
         if let Some(attempts) = attempts.and_then(|attempts| u8::try_from(attempts).ok()) {
             policy = policy.attempts(attempts);
         }
-        policy = policy.base(self.pause.unwrap_or(policy.base)).max(self.longest_pause.unwrap_or(policy.max));
-        policy = policy.patience(self.longest_retry_after.unwrap_or(policy.patience));
+        policy = policy
+            .base_backoff(self.pause.unwrap_or(policy.base_backoff))
+            .max_backoff(self.longest_pause.unwrap_or(policy.max_backoff));
+        policy = policy.max_retry_after(self.longest_retry_after.unwrap_or(policy.max_retry_after));
         if self.trust_idempotency_keys == Some(true) {
             policy = policy.trust_idempotency_keys();
         }

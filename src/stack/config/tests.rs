@@ -92,8 +92,8 @@ fn everything_that_is_said_arrives() {
     assert_eq!((limits.response_head, limits.attempt, limits.total), (Some(ms(1500)), Some(ms(2000)), Some(ms(8000))));
     assert_eq!((limits.body_idle, limits.max_duration), (Some(ms(90_000)), None));
     let retry = builder.retry.as_ref().unwrap().settings();
-    assert_eq!((retry.policy.attempts, retry.policy.base, retry.policy.max), (2, ms(10), ms(500)));
-    assert_eq!((retry.policy.patience, retry.body_cap), (ms(5000), 64 * 1024));
+    assert_eq!((retry.policy.attempts, retry.policy.base_backoff, retry.policy.max_backoff), (2, ms(10), ms(500)));
+    assert_eq!((retry.policy.max_retry_after, retry.body_cap), (ms(5000), 64 * 1024));
     assert!(retry.policy.trusts_keys && retry.policy.repeats_too_many);
     assert!(retry.hedging.as_ref().is_some_and(|hedging| hedging.fixed().is_none()));
     let circuit = builder.policy.unwrap();

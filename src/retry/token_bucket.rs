@@ -43,7 +43,7 @@ impl Stripe {
 
 /// How often each thing has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub(crate) struct TokenCounts {
     pub(crate) succeeded: u64,
     pub(crate) withdrawn: u64,
     pub(crate) refunded: u64,
@@ -52,7 +52,7 @@ pub(crate) struct Counts {
 
 /// The tokens and what feeds them.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub(crate) struct StripedTokenBucket {
     /// The tokens above, below what had been earned when they were settled; both in thousandths.
     word: AtomicU64,
     /// By the clock, in billionths of a token.
@@ -64,7 +64,7 @@ pub(crate) struct Ledger {
     mask: usize,
 }
 
-impl Ledger {
+impl StripedTokenBucket {
     /// A ledger with so many thousandths of a token; the stripes are rounded up to a power of two.
     pub(crate) fn new(ratio: u16, tokens: u32, stripes: usize) -> Self {
         let stripes = stripes.next_power_of_two();
@@ -79,19 +79,19 @@ impl Ledger {
 
     /// Counts a call; `stripe` may be any number, the same for the same thread.
     #[inline]
-    pub(crate) fn begin(&self, stripe: usize) {
+    pub(crate) fn record_call(&self, stripe: usize) {
         self.count(stripe, |stripe| &stripe.begun);
     }
 
     /// How many calls this stripe has counted.
     #[inline]
-    pub(crate) fn begun_beside(&self, stripe: usize) -> u64 {
+    pub(crate) fn calls_of_stripe(&self, stripe: usize) -> u64 {
         self.stripes.get(stripe & self.mask).map_or(0, |stripe| stripe.begun.load(Ordering::Relaxed))
     }
 
     /// Counts a success, which earns its ratio.
     #[inline]
-    pub(crate) fn succeed(&self, stripe: usize) {
+    pub(crate) fn record_success(&self, stripe: usize) {
         self.count(stripe, |stripe| &stripe.succeeded);
     }
 
@@ -145,12 +145,12 @@ impl Ledger {
     }
 
     /// How many calls have begun.
-    pub(crate) fn begun(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.sum(|stripe| &stripe.begun)
     }
 
-    pub(crate) fn counts(&self) -> Counts {
-        Counts {
+    pub(crate) fn counts(&self) -> TokenCounts {
+        TokenCounts {
             succeeded: self.sum(|stripe| &stripe.succeeded),
             withdrawn: self.sum(|stripe| &stripe.withdrawn),
             refunded: self.sum(|stripe| &stripe.refunded),
@@ -206,22 +206,22 @@ mod tests {
 
     #[test]
     fn a_token_is_there_once_it_is_earned_and_not_before() {
-        let ledger = Ledger::new(200, 0, 4);
+        let ledger = StripedTokenBucket::new(200, 0, 4);
         for stripe in 0..4 {
-            ledger.succeed(stripe);
+            ledger.record_success(stripe);
             assert!(!ledger.withdraw(CAP, 0), "{stripe}");
         }
-        ledger.succeed(0);
+        ledger.record_success(0);
         assert!(ledger.withdraw(CAP, 0));
         assert!(!ledger.withdraw(CAP, 0));
-        assert_eq!(ledger.counts(), Counts { succeeded: 5, withdrawn: 1, refunded: 0, refused: 5 });
+        assert_eq!(ledger.counts(), TokenCounts { succeeded: 5, withdrawn: 1, refunded: 0, refused: 5 });
     }
 
     #[test]
     fn what_is_above_the_cap_is_gone() {
-        let ledger = Ledger::new(1000, 0, 1);
+        let ledger = StripedTokenBucket::new(1000, 0, 1);
         for _ in 0..100 {
-            ledger.succeed(0);
+            ledger.record_success(0);
         }
         assert_eq!(ledger.settle(CAP), CAP);
         assert_eq!(ledger.settle(3 * TOKEN), 3 * TOKEN);
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn billionths_add_up() {
-        let ledger = Ledger::new(1, 0, 1);
+        let ledger = StripedTokenBucket::new(1, 0, 1);
         for _ in 0..999_999 {
             ledger.grant(1000);
         }
@@ -245,24 +245,24 @@ mod tests {
 
     #[test]
     fn what_was_earned_may_wrap_around() {
-        let ledger = Ledger::new(1000, 0, 1);
+        let ledger = StripedTokenBucket::new(1000, 0, 1);
         ledger.stripes[0].succeeded.store(u64::from(u32::MAX) / 1000, Ordering::Relaxed);
         assert_eq!(ledger.settle(0), 0);
         for _ in 0..10 {
-            ledger.succeed(0);
+            ledger.record_success(0);
         }
         assert_eq!(ledger.settle(CAP), 10 * TOKEN);
     }
 
     #[test]
     fn threads_lose_and_invent_nothing() {
-        let ledger = Ledger::new(333, 0, 2);
+        let ledger = StripedTokenBucket::new(333, 0, 2);
         std::thread::scope(|scope| {
             for thread in 0..4_usize {
                 let ledger = &ledger;
                 scope.spawn(move || {
                     for call in 0..30_000 {
-                        ledger.succeed(thread);
+                        ledger.record_success(thread);
                         if ledger.withdraw(u32::MAX, thread) && call % 3 == 0 {
                             ledger.refund(u32::MAX, thread);
                         }

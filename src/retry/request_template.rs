@@ -4,7 +4,7 @@ use http::header::{IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, UPGRADE};
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use tokio::time::Instant;
 
-use super::round::Past;
+use super::retry_state::AttemptHistory;
 use crate::deadline::Deadline;
 use crate::exchange::asks_for_upgrade;
 use crate::free_list::free_list;
@@ -15,7 +15,7 @@ const PRECONDITIONS: [HeaderName; 4] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_S
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// How one type of extension is copied for another attempt.
-pub(super) type Carry = fn(&Extensions, &mut Extensions);
+pub(super) type ExtensionCopier = fn(&Extensions, &mut Extensions);
 
 /// Copies an extension of this type, if there is one.
 pub(super) fn carry<T: Clone + Send + Sync + 'static>(from: &Extensions, to: &mut Extensions) {
@@ -28,7 +28,7 @@ pub(super) fn carry<T: Clone + Send + Sync + 'static>(from: &Extensions, to: &mu
 ///
 /// Extensions are copied by an allow-list: the handle of an upgrade, or of a captured connection, must never be taken along.
 #[derive(Debug, Default)]
-pub(super) struct KeptHead {
+pub(super) struct RequestTemplate {
     method: Method,
     uri: Uri,
     version: Version,
@@ -37,20 +37,20 @@ pub(super) struct KeptHead {
     /// Until when an answer is of use.
     pub(super) deadline: Option<Deadline>,
     /// When the call began, where somebody asks for it.
-    pub(super) begun: Option<Instant>,
-    pub(super) past: Option<Box<Past>>,
+    pub(super) hedge_start: Option<Instant>,
+    pub(super) history: Option<Box<AttemptHistory>>,
 }
 
 /// A head with more fields than this is not shelved: one large request must not hold memory for ever.
 const FIELDS: usize = 64;
 
 // a request carries only the pointer; a list is cleared and filled again without an allocation; a map would be hashed anew
-free_list!(SHELF: Box<KeptHead>);
+free_list!(SHELF: Box<RequestTemplate>);
 
-impl KeptHead {
+impl RequestTemplate {
     /// Copies a request's head; none of one that asks for a tunnel, which belongs to a single attempt.
     #[inline]
-    pub(super) fn of<B>(request: &Request<B>, carried: &[Carry]) -> Option<Box<Self>> {
+    pub(super) fn of<B>(request: &Request<B>, carried: &[ExtensionCopier]) -> Option<Box<Self>> {
         if *request.method() == Method::CONNECT {
             return None;
         }
@@ -58,7 +58,7 @@ impl KeptHead {
         kept.headers.reserve(request.headers().len());
         for (name, value) in request.headers() {
             if *name == UPGRADE && asks_for_upgrade(request.version(), request.headers()) {
-                kept.shelve();
+                kept.recycle();
                 return None;
             }
             kept.headers.push((name.clone(), value.clone()));
@@ -79,7 +79,7 @@ impl KeptHead {
     }
 
     /// Whether the request has an `Idempotency-Key`.
-    pub(super) fn is_keyed(&self) -> bool {
+    pub(super) fn has_idempotency_key(&self) -> bool {
         self.headers.iter().any(|(name, _)| *name == IDEMPOTENCY_KEY)
     }
 
@@ -104,10 +104,10 @@ impl KeptHead {
     }
 
     /// Puts it where the next request finds it.
-    pub(super) fn shelve(mut self: Box<Self>) {
+    pub(super) fn recycle(mut self: Box<Self>) {
         self.headers.clear();
         self.extensions.clear();
-        (self.deadline, self.begun, self.past) = (None, None, None);
+        (self.deadline, self.hedge_start, self.history) = (None, None, None);
         // what the values of this request point to goes now
         self.uri = Uri::default();
         if self.headers.capacity() > FIELDS {
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn another_request_has_the_same_head_but_for_what_belongs_to_one_attempt() {
         let first = request();
-        let kept = KeptHead::of(&first, &[carry::<u8>]).unwrap();
+        let kept = RequestTemplate::of(&first, &[carry::<u8>]).unwrap();
         let second = kept.request(());
         assert_eq!((second.method(), second.uri(), second.version()), (first.method(), first.uri(), first.version()));
         let fields = |request: &Request<()>| {
@@ -143,8 +143,8 @@ mod tests {
 
     #[test]
     fn a_shelved_head_leaves_nothing_to_the_next_request() {
-        KeptHead::of(&request(), &[carry::<u8>, carry::<&'static str>]).unwrap().shelve();
-        let next = KeptHead::of(&Request::new(()), &[]).unwrap().request(());
+        RequestTemplate::of(&request(), &[carry::<u8>, carry::<&'static str>]).unwrap().recycle();
+        let next = RequestTemplate::of(&Request::new(()), &[]).unwrap().request(());
         assert_eq!((next.method(), next.uri().path(), next.headers().len()), (&Method::GET, "/", 0));
         assert!(next.extensions().is_empty());
     }
@@ -155,9 +155,9 @@ mod tests {
         for field in 0..=FIELDS {
             large.headers_mut().append("x", HeaderValue::from(field));
         }
-        KeptHead::of(&large, &[]).unwrap().shelve();
-        let heads: Vec<_> = (0..200).map(|_| KeptHead::of(&request(), &[]).unwrap()).collect();
-        heads.into_iter().for_each(KeptHead::shelve);
+        RequestTemplate::of(&large, &[]).unwrap().recycle();
+        let heads: Vec<_> = (0..200).map(|_| RequestTemplate::of(&request(), &[]).unwrap()).collect();
+        heads.into_iter().for_each(RequestTemplate::recycle);
         let shelved: Vec<_> = std::iter::from_fn(|| SHELF.acquire()).collect();
         assert!((1..200).contains(&shelved.len()));
         assert!(shelved.iter().all(|head| head.headers.capacity() <= FIELDS));

@@ -4,7 +4,7 @@
 //! whichever caller comes first. Where there are many calls, one of a few asks what time it is: taking one time from
 //! another costs more than all the rest. Time is in microseconds since an epoch of the owner's.
 
-use super::ledger::TOKEN;
+use super::token_bucket::TOKEN;
 use crate::stats::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::stats::{TickGuard, TickLock};
 
@@ -15,98 +15,98 @@ const TICK: u64 = 100_000;
 const TICKS: u64 = 10;
 
 /// What a tick leaves of the rate, of 2^32: exp(-0.1 s / 2 s).
-const KEPT: u64 = 4_085_499_269;
-const WHOLE: u32 = 32;
+const DECAY: u64 = 4_085_499_269;
+const DECAY_BITS: u32 = 32;
 
 /// The longest time that is paid for at once: so much in all would a rate grant that fades from now on.
-const FADING: u64 = 2_000_000;
+const MAX_PAID: u64 = 2_000_000;
 
 /// The unit of the rate: calls a second, in millionths.
 const CALL: u64 = 1_000_000;
 
 /// More calls than this in a tick count as this many: what follows stays far from any end.
-const MOST: u64 = 10_000_000;
+const MAX_CALLS: u64 = 10_000_000;
 
 /// So many callers of a stripe look whether a tick is over, before it is.
-const LOOKS: u64 = 8;
+const SAMPLES_PER_TICK: u64 = 8;
 
 /// One in so many looks at least: after a sudden end of the traffic the next few calls must not all look away.
-const RAREST: u64 = 16;
+const MAX_SAMPLING_INTERVAL: u64 = 16;
 
 /// No fewer tokens can be stored than this.
-pub(crate) const LEAST_CAP: u32 = 3 * TOKEN;
+pub(crate) const MIN_CAP: u32 = 3 * TOKEN;
 
 /// No more tokens come by the clock, in thousandths a second.
-const MOST_FLOOR: u64 = 10 * TOKEN as u64;
+const MAX_FLOOR: u64 = 10 * TOKEN as u64;
 
 /// The share of the rate that comes by the clock.
 const FLOOR_PERCENT: u64 = 2;
 
 /// The observed rate, and the cap and floor that follow.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateSampler {
     ratio: u64,
     stripes: u64,
-    duty: TickLock,
+    tick_lock: TickLock,
     /// One less than how many calls of a stripe come to one that looks, a power of two.
-    rarely: AtomicU64,
+    sample_mask: AtomicU64,
     /// Written under the duty alone.
     rate: AtomicU64,
     /// How many calls the rate knows; written under the duty alone.
-    known: AtomicU64,
+    seen_calls: AtomicU64,
     /// Up to when the floor is paid.
-    paid: AtomicU64,
+    paid_until: AtomicU64,
     /// Thousandths of a token a second.
     floor: AtomicU32,
     /// Thousandths of a token.
     cap: AtomicU32,
 }
 
-impl Pace {
+impl RateSampler {
     pub(crate) fn new(ratio: u16, stripes: usize) -> Self {
         Self {
             ratio: ratio.into(),
             stripes: stripes as u64,
-            duty: TickLock::new(),
-            rarely: AtomicU64::new(0),
+            tick_lock: TickLock::new(),
+            sample_mask: AtomicU64::new(0),
             rate: AtomicU64::new(0),
-            known: AtomicU64::new(0),
-            paid: AtomicU64::new(0),
+            seen_calls: AtomicU64::new(0),
+            paid_until: AtomicU64::new(0),
             floor: AtomicU32::new(0),
-            cap: AtomicU32::new(LEAST_CAP),
+            cap: AtomicU32::new(MIN_CAP),
         }
     }
 
     /// Whether the call that comes after so many others of its stripe looks what time it is.
     #[inline]
-    pub(crate) fn looks(&self, begun: u64) -> bool {
-        begun & self.rarely.load(Ordering::Relaxed) == 0
+    pub(crate) fn is_sample(&self, begun: u64) -> bool {
+        begun & self.sample_mask.load(Ordering::Relaxed) == 0
     }
 
     /// The duty to bring the rate up to date in the tick of this time, for the first who asks.
     #[inline]
-    pub(crate) fn take(&self, micros: u64) -> Option<TickGuard<'_>> {
-        self.duty.try_lock(u32::try_from(micros / TICK).unwrap_or(u32::MAX))
+    pub(crate) fn try_lock(&self, micros: u64) -> Option<TickGuard<'_>> {
+        self.tick_lock.try_lock(u32::try_from(micros / TICK).unwrap_or(u32::MAX))
     }
 
     /// Brings the rate up to date with all the calls that began, and cap and floor with it.
     ///
     /// What is due at the old floor has to be paid before.
-    pub(crate) fn follow(&self, taken: &TickGuard<'_>, begun: u64) {
-        let new = begun.wrapping_sub(self.known.load(Ordering::Relaxed)).min(MOST);
+    pub(crate) fn update(&self, taken: &TickGuard<'_>, begun: u64) {
+        let new = begun.wrapping_sub(self.seen_calls.load(Ordering::Relaxed)).min(MAX_CALLS);
         // the first call of a tick brings the rate up to date before it counts: the new ones are of the tick before
-        let rate = faded(average(self.rate.load(Ordering::Relaxed), new), taken.since().saturating_sub(1));
-        self.known.store(begun, Ordering::Relaxed);
+        let rate = decayed(average(self.rate.load(Ordering::Relaxed), new), taken.since().saturating_sub(1));
+        self.seen_calls.store(begun, Ordering::Relaxed);
         self.rate.store(rate, Ordering::Relaxed);
         self.floor.store(floor(rate), Ordering::Relaxed);
         self.cap.store(cap(rate, self.ratio), Ordering::Relaxed);
-        self.rarely.store(one_in(rate / CALL / TICKS / self.stripes) - 1, Ordering::Relaxed);
+        self.sample_mask.store(sampling_interval(rate / CALL / TICKS / self.stripes) - 1, Ordering::Relaxed);
     }
 
     /// What the clock grants until now and has not yet paid, in billionths of a token.
-    pub(crate) fn due(&self, micros: u64) -> u64 {
-        let paid = self.paid.fetch_max(micros, Ordering::Relaxed);
-        micros.saturating_sub(paid).min(FADING) * u64::from(self.floor())
+    pub(crate) fn take_due(&self, micros: u64) -> u64 {
+        let paid = self.paid_until.fetch_max(micros, Ordering::Relaxed);
+        micros.saturating_sub(paid).min(MAX_PAID) * u64::from(self.floor())
     }
 
     pub(crate) fn cap(&self) -> u32 {
@@ -127,12 +127,12 @@ impl Pace {
 /// The rate one tick later, in which so many calls began.
 fn average(rate: u64, calls: u64) -> u64 {
     let now = calls * TICKS * CALL;
-    scaled(rate, KEPT) + scaled(now, (1 << WHOLE) - KEPT)
+    scaled(rate, DECAY) + scaled(now, (1 << DECAY_BITS) - DECAY)
 }
 
 /// The rate after so many ticks without a call.
-fn faded(rate: u64, ticks: u32) -> u64 {
-    let (mut rate, mut kept, mut ticks) = (rate, KEPT, ticks);
+fn decayed(rate: u64, ticks: u32) -> u64 {
+    let (mut rate, mut kept, mut ticks) = (rate, DECAY, ticks);
     while ticks > 0 && rate > 0 {
         if ticks & 1 == 1 {
             rate = scaled(rate, kept);
@@ -145,38 +145,38 @@ fn faded(rate: u64, ticks: u32) -> u64 {
 
 #[allow(clippy::cast_possible_truncation)] // a share of what fitted
 fn scaled(rate: u64, share: u64) -> u64 {
-    ((u128::from(rate) * u128::from(share)) >> WHOLE) as u64
+    ((u128::from(rate) * u128::from(share)) >> DECAY_BITS) as u64
 }
 
 /// One in how many calls looks, where so many come to a stripe and a tick; a power of two.
-fn one_in(calls: u64) -> u64 {
-    let most = (calls / LOOKS).clamp(1, RAREST);
+fn sampling_interval(calls: u64) -> u64 {
+    let most = (calls / SAMPLES_PER_TICK).clamp(1, MAX_SAMPLING_INTERVAL);
     1 << most.ilog2()
 }
 
 /// The lesser of 10 a second and 2 % of the rate.
 fn floor(rate: u64) -> u32 {
     // from millionths of a call to thousandths of a token, and from percent
-    let floor = (rate * FLOOR_PERCENT / (100 * CALL / u64::from(TOKEN))).min(MOST_FLOOR);
+    let floor = (rate * FLOOR_PERCENT / (100 * CALL / u64::from(TOKEN))).min(MAX_FLOOR);
     u32::try_from(floor).unwrap_or(u32::MAX)
 }
 
 /// What the successes of a second pay for, three tokens at least.
 fn cap(rate: u64, ratio: u64) -> u32 {
-    u32::try_from(rate * ratio / CALL).unwrap_or(u32::MAX).max(LEAST_CAP)
+    u32::try_from(rate * ratio / CALL).unwrap_or(u32::MAX).max(MIN_CAP)
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
-    fn turn(pace: &Pace, tick: u32, begun: u64) {
-        pace.follow(&pace.take(u64::from(tick) * TICK).expect("a tick of its own"), begun);
+    fn turn(pace: &RateSampler, tick: u32, begun: u64) {
+        pace.update(&pace.try_lock(u64::from(tick) * TICK).expect("a tick of its own"), begun);
     }
 
     /// So many calls a tick for so many ticks.
-    fn paced(calls: u64, ticks: u32) -> Pace {
-        let pace = Pace::new(200, 2);
+    fn paced(calls: u64, ticks: u32) -> RateSampler {
+        let pace = RateSampler::new(200, 2);
         for tick in 1..=ticks {
             turn(&pace, tick, calls * u64::from(tick));
         }
@@ -195,7 +195,7 @@ mod tests {
     fn two_seconds_are_worth_63_percent() {
         let rate = paced(70, 20).rate();
         assert!((442_000_000..443_000_000).contains(&rate), "{rate}");
-        assert!((367_000..368_000).contains(&faded(1_000_000, 20)));
+        assert!((367_000..368_000).contains(&decayed(1_000_000, 20)));
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
         // 10 calls a second: a retry in 5 s, and three tokens at most
         let pace = paced(1, 300);
         assert!((190..=200).contains(&pace.floor()), "{}", pace.floor());
-        assert_eq!(pace.cap(), LEAST_CAP);
+        assert_eq!(pace.cap(), MIN_CAP);
     }
 
     #[test]
@@ -219,30 +219,30 @@ mod tests {
     #[test]
     fn no_silence_is_paid_for_longer_than_it_fades() {
         let pace = paced(70, 300);
-        pace.due(30 * 1_000_000);
-        assert_eq!(pace.due(30 * 1_000_000 + 1), 10_000);
-        assert_eq!(pace.due(30 * 1_000_000), 0, "a clock that lags is owed nothing");
-        assert_eq!(pace.due(u64::MAX), FADING * MOST_FLOOR);
+        pace.take_due(30 * 1_000_000);
+        assert_eq!(pace.take_due(30 * 1_000_000 + 1), 10_000);
+        assert_eq!(pace.take_due(30 * 1_000_000), 0, "a clock that lags is owed nothing");
+        assert_eq!(pace.take_due(u64::MAX), MAX_PAID * MAX_FLOOR);
     }
 
     #[test]
     fn few_calls_all_look_and_of_many_one_in_sixteen() {
         let looks = |calls| {
             let pace = paced(calls, 300);
-            (0..1600).filter(|begun| pace.looks(*begun)).count()
+            (0..1600).filter(|begun| pace.is_sample(*begun)).count()
         };
         assert_eq!([1, 30, 34, 70, 1000, 1_000_000].map(looks), [1600, 1600, 800, 400, 100, 100]);
     }
 
     #[test]
     fn nothing_overflows() {
-        let pace = Pace::new(1000, 2);
+        let pace = RateSampler::new(1000, 2);
         for tick in [1, 2, 3, 1000, u32::MAX >> 1] {
             turn(&pace, tick, (u64::MAX / 7).wrapping_mul(tick.into()));
-            pace.due(u64::from(tick) * TICK);
+            pace.take_due(u64::from(tick) * TICK);
         }
-        let pace = Pace::new(1000, 2);
-        (1..1000).for_each(|tick| turn(&pace, tick, u64::from(tick) * MOST));
+        let pace = RateSampler::new(1000, 2);
+        (1..1000).for_each(|tick| turn(&pace, tick, u64::from(tick) * MAX_CALLS));
         assert_eq!(pace.cap(), u32::MAX);
     }
 }

@@ -10,7 +10,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Whether a request's answer has a status of its own beside HTTP's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Protocol {
+pub enum RpcProtocol {
     /// The answer's status is HTTP's.
     #[default]
     Http,
@@ -18,7 +18,7 @@ pub enum Protocol {
     Grpc,
 }
 
-impl Protocol {
+impl RpcProtocol {
     /// What a request speaks, by its method and `Content-Type`.
     pub fn of(method: &Method, headers: &HeaderMap) -> Self {
         // a gRPC request is a POST, and what is none pays no look-up
@@ -40,21 +40,21 @@ fn is_grpc(kind: &[u8]) -> bool {
 /// What a response shows of a failure: the record, else a bare cause, else a status.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub enum Shown<'a> {
+pub enum FailureSignal<'a> {
     /// The record in its extensions.
     Failure(&'a Failure),
     /// A cause alone, as a service of the user's own attached it: its row counts, but proves nothing.
     Cause(BadGatewayCause),
     /// The upstream's own answer: nothing but a status.
-    Answer(StatusCode),
+    Status(StatusCode),
     /// The upstream's own gRPC status, in a head without a body.
     Grpc(u8),
 }
 
-impl<'a> Shown<'a> {
+impl<'a> FailureSignal<'a> {
     /// Reads a response; `None` where it shows no failure that a retry could mend.
     #[inline(always)]
-    pub fn of<B>(response: &'a Response<B>, protocol: Protocol) -> Option<Self> {
+    pub fn of<B>(response: &'a Response<B>, protocol: RpcProtocol) -> Option<Self> {
         let extensions = response.extensions();
         if let Some(failure) = extensions.get::<Failure>() {
             return Some(Self::Failure(failure));
@@ -62,14 +62,14 @@ impl<'a> Shown<'a> {
         let status = response.status();
         match extensions.get::<BadGatewayCause>() {
             // what that one says is the answer's status
-            Some(BadGatewayCause::UpstreamStatus) => return Some(Self::Answer(status)),
+            Some(BadGatewayCause::UpstreamStatus) => return Some(Self::Status(status)),
             Some(cause) => return Some(Self::Cause(*cause)),
             None => {}
         }
         if matches!(status.as_u16(), 429 | 502..=504) {
-            return Some(Self::Answer(status));
+            return Some(Self::Status(status));
         }
-        if protocol == Protocol::Http {
+        if protocol == RpcProtocol::Http {
             return None;
         }
         let code = response.headers().get(GRPC_STATUS).and_then(code)?;
@@ -77,7 +77,7 @@ impl<'a> Shown<'a> {
     }
 
     /// Whether it says itself that there is no further attempt.
-    pub(super) fn stops(self) -> bool {
+    pub(super) fn is_final(self) -> bool {
         matches!(self, Self::Failure(failure) if failure.retry_stop().is_some())
     }
 }
@@ -100,25 +100,34 @@ mod tests {
     #[test]
     fn the_record_comes_before_a_cause_and_a_cause_before_the_status() {
         let mut answer = response(503);
-        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Answer(StatusCode::SERVICE_UNAVAILABLE))));
+        assert!(matches!(
+            FailureSignal::of(&answer, RpcProtocol::Http),
+            Some(FailureSignal::Status(StatusCode::SERVICE_UNAVAILABLE))
+        ));
         answer.extensions_mut().insert(BadGatewayCause::TlsTimeout);
-        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Cause(BadGatewayCause::TlsTimeout))));
+        assert!(matches!(
+            FailureSignal::of(&answer, RpcProtocol::Http),
+            Some(FailureSignal::Cause(BadGatewayCause::TlsTimeout))
+        ));
         attach(&mut answer, Failure::new(BadGatewayCause::ConnectionRefused));
-        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Failure(_))));
+        assert!(matches!(FailureSignal::of(&answer, RpcProtocol::Http), Some(FailureSignal::Failure(_))));
     }
 
     #[test]
     fn a_bare_upstream_status_is_the_status_of_its_answer() {
         let mut answer = response(504);
         answer.extensions_mut().insert(BadGatewayCause::UpstreamStatus);
-        assert!(matches!(Shown::of(&answer, Protocol::Http), Some(Shown::Answer(StatusCode::GATEWAY_TIMEOUT))));
+        assert!(matches!(
+            FailureSignal::of(&answer, RpcProtocol::Http),
+            Some(FailureSignal::Status(StatusCode::GATEWAY_TIMEOUT))
+        ));
     }
 
     #[test]
     fn an_answer_that_no_retry_mends_shows_nothing() {
         for status in [200, 204, 304, 404, 500, 501, 505] {
-            assert!(Shown::of(&response(status), Protocol::Http).is_none());
-            assert!(Shown::of(&response(status), Protocol::Grpc).is_none());
+            assert!(FailureSignal::of(&response(status), RpcProtocol::Http).is_none());
+            assert!(FailureSignal::of(&response(status), RpcProtocol::Grpc).is_none());
         }
     }
 
@@ -127,9 +136,9 @@ mod tests {
         for (value, code) in [("14", Some(14)), ("8", Some(8)), ("0", None), ("", None), ("x", None), ("999", None)] {
             let mut answer = response(200);
             answer.headers_mut().insert(GRPC_STATUS, HeaderValue::from_static(value));
-            assert!(Shown::of(&answer, Protocol::Http).is_none());
-            let shown = Shown::of(&answer, Protocol::Grpc).map(|shown| match shown {
-                Shown::Grpc(code) => code,
+            assert!(FailureSignal::of(&answer, RpcProtocol::Http).is_none());
+            let shown = FailureSignal::of(&answer, RpcProtocol::Grpc).map(|shown| match shown {
+                FailureSignal::Grpc(code) => code,
                 other => panic!("{other:?}"),
             });
             assert_eq!(shown, code, "{value:?}");
@@ -139,15 +148,15 @@ mod tests {
     #[test]
     fn grpc_is_told_by_its_content_type() {
         let spoken = |method: &Method, kind: &'static str| {
-            Protocol::of(method, &HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]))
+            RpcProtocol::of(method, &HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]))
         };
         for kind in ["application/grpc", "Application/gRPC+proto", "application/grpc; charset=utf-8"] {
-            assert_eq!(spoken(&Method::POST, kind), Protocol::Grpc, "{kind}");
+            assert_eq!(spoken(&Method::POST, kind), RpcProtocol::Grpc, "{kind}");
         }
         for kind in ["application/grpc-web", "application/grpcish", "application/json", "application/grp"] {
-            assert_eq!(spoken(&Method::POST, kind), Protocol::Http, "{kind}");
+            assert_eq!(spoken(&Method::POST, kind), RpcProtocol::Http, "{kind}");
         }
-        assert_eq!(spoken(&Method::GET, "application/grpc"), Protocol::Http);
-        assert_eq!(Protocol::of(&Method::POST, &HeaderMap::new()), Protocol::Http);
+        assert_eq!(spoken(&Method::GET, "application/grpc"), RpcProtocol::Http);
+        assert_eq!(RpcProtocol::of(&Method::POST, &HeaderMap::new()), RpcProtocol::Http);
     }
 }

@@ -4,9 +4,12 @@ use http::{Method, Request, Response};
 use tokio::time::Instant;
 
 use super::decision::{is_idempotent, is_safe};
-use super::kept_head::KeptHead;
+use super::request_template::RequestTemplate;
 use super::settings::Settings;
-use super::{Attempts, Decision, Protocol, Pushback, RetryOverride, Shown, Situation, Spare, Withdrawal, decide};
+use super::{
+    Attempts, Decision, FailureSignal, Pushback, Replayability, RetryContext, RetryOverride, RpcProtocol, Withdrawal,
+    decide,
+};
 use crate::body::{ReplayBody, ReplayHandle};
 use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
@@ -15,17 +18,17 @@ use crate::event::excerpt;
 /// A request and what became of it so far.
 ///
 /// It is small, as it is moved with the future: what only a copy needs lies in the copy's head.
-pub(crate) struct Round<B> {
+pub(crate) struct RetryState<B> {
     /// What another attempt would send; without it this one is the last.
-    kept: Option<Kept<B>>,
-    facts: Facts,
+    source: Option<ReplaySource<B>>,
+    request: RequestFacts,
 }
 
 /// What counts of a request whose head has gone.
 #[derive(Clone, Copy)]
-struct Facts {
+struct RequestFacts {
     exception: Option<RetryOverride>,
-    protocol: Protocol,
+    protocol: RpcProtocol,
     idempotent: bool,
     safe: bool,
     /// Whether the budget has heard of it.
@@ -33,48 +36,48 @@ struct Facts {
 }
 
 /// A copy of a request.
-struct Kept<B> {
-    head: Box<KeptHead>,
+struct ReplaySource<B> {
+    template: Box<RequestTemplate>,
     body: ReplayHandle<B>,
 }
 
 /// What became of it so far, made by the first failure that is followed by another attempt; it lies in the copy's head.
 #[derive(Debug, Default)]
-pub(super) struct Past {
+pub(super) struct AttemptHistory {
     attempts: Attempts,
-    token: Option<Withdrawal>,
+    withdrawal: Option<Withdrawal>,
 }
 
 /// What follows an attempt.
-pub(crate) enum Next {
+pub(crate) enum NextStep {
     /// Nothing: this is the answer.
-    Answer,
+    Respond,
     /// Another attempt, not before this time.
-    Again(Option<Instant>),
+    Retry(Option<Instant>),
 }
 
 /// A request that begins: the copy of its head, where another attempt is possible as seen from here.
-pub(crate) struct Begun {
-    head: Option<Box<KeptHead>>,
-    facts: Facts,
+pub(crate) struct StartedState {
+    template: Option<Box<RequestTemplate>>,
+    request: RequestFacts,
 }
 
-impl Begun {
+impl StartedState {
     /// Takes the body as well, of which `body_cap` bytes are kept at most.
     ///
     /// The request itself is no argument and no result: moving it is most of what a layer costs.
     #[inline(always)]
-    pub(crate) fn with<B: http_body::Body<Data = bytes::Bytes>>(
+    pub(crate) fn with_body<B: http_body::Body<Data = bytes::Bytes>>(
         self,
         body_cap: usize,
         body: B,
-    ) -> (Round<B>, ReplayBody<B>) {
-        let facts = self.facts;
-        match self.head {
-            None => (Round { kept: None, facts }, ReplayBody::non_replayable(body)),
+    ) -> (RetryState<B>, ReplayBody<B>) {
+        let facts = self.request;
+        match self.template {
+            None => (RetryState { source: None, request: facts }, ReplayBody::non_replayable(body)),
             Some(head) => {
                 let (first, body) = ReplayBody::new(body, body_cap);
-                (Round { kept: Some(Kept { head, body }), facts }, first)
+                (RetryState { source: Some(ReplaySource { template: head, body }), request: facts }, first)
             }
         }
     }
@@ -87,26 +90,26 @@ pub(crate) fn begin_at<B>(
     request: &Request<B>,
     now: Instant,
     deadline: Option<Deadline>,
-) -> Begun {
-    let facts = Facts::of(request);
+) -> StartedState {
+    let facts = RequestFacts::of(request);
     if !settings.policy.allows_more(facts.exception) {
-        return Begun { head: None, facts };
+        return StartedState { template: None, request: facts };
     }
     let total = settings.total.map(|total| Deadline::after(now, total));
-    Begun::counted(settings, request, facts, now, Deadline::min(deadline, total))
+    StartedState::record_call(settings, request, facts, now, Deadline::min(deadline, total))
 }
 
-impl Facts {
+impl RequestFacts {
     #[inline(always)]
     fn of<B>(request: &Request<B>) -> Self {
         let extensions = request.extensions();
         let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
         let (safe, idempotent) = (is_safe(request.method()), is_idempotent(request.method()));
-        Self { exception, protocol: Protocol::Http, idempotent, safe, counted: false }
+        Self { exception, protocol: RpcProtocol::Http, idempotent, safe, counted: false }
     }
 
     /// One that stands for all that count the same.
-    fn method(self) -> &'static Method {
+    fn equivalent_method(self) -> &'static Method {
         match (self.safe, self.idempotent) {
             (true, _) => &Method::GET,
             (false, true) => &Method::PUT,
@@ -118,69 +121,72 @@ impl Facts {
     ///
     /// Idempotent is not enough: the one that comes late would undo what was written after the other.
     #[inline]
-    fn hedges(self) -> bool {
+    fn may_hedge(self) -> bool {
         self.safe || self.exception.is_some_and(|exception| exception.idempotent)
     }
 }
 
-impl Begun {
+impl StartedState {
     /// A request that is sent once, whatever becomes of it.
     #[cold]
-    pub(crate) fn once<B>(request: &Request<B>) -> Self {
-        Self { head: None, facts: Facts { exception: Some(RetryOverride::none()), ..Facts::of(request) } }
+    pub(crate) fn without_retry<B>(request: &Request<B>) -> Self {
+        Self {
+            template: None,
+            request: RequestFacts { exception: Some(RetryOverride::never()), ..RequestFacts::of(request) },
+        }
     }
 
     #[inline(always)]
-    fn counted<B>(
+    fn record_call<B>(
         settings: &Settings,
         request: &Request<B>,
-        mut facts: Facts,
+        mut facts: RequestFacts,
         now: Instant,
         deadline: Option<Deadline>,
     ) -> Self {
         settings.budget.begin(now);
         facts.counted = true;
-        facts.protocol = Protocol::of(request.method(), request.headers());
+        facts.protocol = RpcProtocol::of(request.method(), request.headers());
         if !settings.may_repeat(facts.exception) {
-            return Self { head: None, facts };
+            return Self { template: None, request: facts };
         }
-        let mut head = KeptHead::of(request, &settings.carried);
+        let mut head = RequestTemplate::of(request, &settings.extension_copiers);
         if let Some(head) = &mut head {
             head.deadline = deadline;
-            head.begun = settings.hedging.as_ref().filter(|_| facts.hedges()).map(|_| now);
+            head.hedge_start = settings.hedging.as_ref().filter(|_| facts.may_hedge()).map(|_| now);
         }
-        Self { head, facts }
+        Self { template: head, request: facts }
     }
 }
 
-impl<B> Round<B> {
-    fn past(&self) -> Option<&Past> {
-        self.kept.as_ref()?.head.past.as_deref()
+impl<B> RetryState<B> {
+    fn history(&self) -> Option<&AttemptHistory> {
+        self.source.as_ref()?.template.history.as_deref()
     }
 
     /// The past, made now if there is none; where no attempt can follow, none does.
-    fn past_mut(&mut self) -> Option<&mut Past> {
-        self.kept.as_mut().map(|kept| &mut **kept.head.past.get_or_insert_default())
+    fn history_mut(&mut self) -> Option<&mut AttemptHistory> {
+        self.source.as_mut().map(|kept| &mut **kept.template.history.get_or_insert_default())
     }
 
     #[inline]
-    fn take_past(&mut self) -> Option<Box<Past>> {
-        self.kept.as_mut()?.head.past.take()
+    fn take_history(&mut self) -> Option<Box<AttemptHistory>> {
+        self.source.as_mut()?.template.history.take()
     }
 
     /// Whether a response is the answer, whatever else there might be.
     #[inline(always)]
-    pub(crate) fn passes<R>(&self, response: &Response<R>) -> bool {
-        Shown::of(response, self.facts.protocol).is_none()
+    pub(crate) fn is_final<R>(&self, response: &Response<R>) -> bool {
+        FailureSignal::of(response, self.request.protocol).is_none()
     }
 
     /// The answer is a success.
     #[inline(always)]
-    pub(crate) fn succeeded<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
-        if self.facts.counted {
+    pub(crate) fn on_success<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
+        if self.request.counted {
             settings.budget.succeed();
         }
-        if let Some(past) = self.take_past() {
+        if let Some(past) = self.take_history() {
             if past.attempts.count() > 1 {
                 response.extensions_mut().insert(past.attempts);
             }
@@ -188,83 +194,83 @@ impl<B> Round<B> {
     }
 
     /// Looks at a response that may be a failure; what it shows decides.
-    pub(crate) fn response<R>(&mut self, settings: &Settings, response: &mut Response<R>) -> Next {
-        let Some(shown) = Shown::of(response, self.facts.protocol) else {
-            self.succeeded(settings, response);
-            return Next::Answer;
+    pub(crate) fn on_response<R>(&mut self, settings: &Settings, response: &mut Response<R>) -> NextStep {
+        let Some(shown) = FailureSignal::of(response, self.request.protocol) else {
+            self.on_success(settings, response);
+            return NextStep::Respond;
         };
         // an inner layer has told it all, as who refuses does
-        if self.past().is_none() && shown.stops() {
-            return Next::Answer;
+        if self.history().is_none() && shown.is_final() {
+            return NextStep::Respond;
         }
-        let pushback = Pushback::of(response.headers(), self.facts.protocol, settings.wall());
+        let pushback = Pushback::of(response.headers(), self.request.protocol, settings.now_utc());
         let record = record_of(shown);
-        match self.decided(settings, shown, pushback) {
+        match self.decide(settings, shown, pushback) {
             Ok(at) => {
-                self.failed(record);
-                Next::Again(at)
+                self.record_failure(record);
+                NextStep::Retry(at)
             }
             Err(stop) => {
-                let told = matches!(shown, Shown::Failure(_) | Shown::Cause(_));
+                let told = matches!(shown, FailureSignal::Failure(_) | FailureSignal::Cause(_));
                 if response.status().is_client_error() && !told {
-                    self.succeeded(settings, response);
-                } else if told || self.past().is_some() {
-                    cause::attach(response, self.give_up(record, stop));
+                    self.on_success(settings, response);
+                } else if told || self.history().is_some() {
+                    cause::attach(response, self.final_record(record, stop));
                 }
-                Next::Answer
+                NextStep::Respond
             }
         }
     }
 
     /// Looks at a failure: when another attempt follows, or the failure of the call.
-    pub(crate) fn error(&mut self, settings: &Settings, failure: Failure) -> Result<Option<Instant>, Failure> {
-        match self.decided(settings, Shown::Failure(&failure), None) {
+    pub(crate) fn on_error(&mut self, settings: &Settings, failure: Failure) -> Result<Option<Instant>, Failure> {
+        match self.decide(settings, FailureSignal::Failure(&failure), None) {
             Ok(at) => {
-                self.failed(failure);
+                self.record_failure(failure);
                 Ok(at)
             }
-            Err(stop) => Err(self.give_up(failure, stop)),
+            Err(stop) => Err(self.final_record(failure, stop)),
         }
     }
 
     /// The record of a response that shows a failure.
     pub(crate) fn record_of<R>(&self, response: &Response<R>) -> Option<Failure> {
-        Shown::of(response, self.facts.protocol).map(record_of)
+        FailureSignal::of(response, self.request.protocol).map(record_of)
     }
 
     /// One of two attempts has failed while the other is under way.
     pub(crate) fn concurrent_failed(&mut self, record: Option<Failure>) {
-        let Some(past) = self.past_mut() else { return };
+        let Some(past) = self.history_mut() else { return };
         // it is counted as overtaken until here
-        past.attempts.outrun = past.attempts.outrun.saturating_sub(1);
+        past.attempts.superseded = past.attempts.superseded.saturating_sub(1);
         if let Some(record) = record {
-            self.failed(record);
+            self.record_failure(record);
         }
     }
 
-    fn decided(
+    fn decide(
         &mut self,
         settings: &Settings,
-        shown: Shown<'_>,
+        shown: FailureSignal<'_>,
         pushback: Option<Pushback>,
     ) -> Result<Option<Instant>, RetryStop> {
         let now = Instant::now();
-        let spare = match &self.kept {
-            Some(kept) if kept.body.is_possible() => Spare::Kept,
-            _ => Spare::Gone,
+        let spare = match &self.source {
+            Some(kept) if kept.body.is_possible() => Replayability::Replayable,
+            _ => Replayability::NotReplayable,
         };
-        let head = self.kept.as_ref().map(|kept| &kept.head);
-        let situation = Situation {
-            keyed: head.is_some_and(|head| head.is_keyed()),
-            conditional: !self.facts.safe && head.is_some_and(|head| head.is_conditional()),
-            spare,
+        let head = self.source.as_ref().map(|kept| &kept.template);
+        let situation = RetryContext {
+            has_idempotency_key: head.is_some_and(|head| head.has_idempotency_key()),
+            conditional: !self.request.safe && head.is_some_and(|head| head.is_conditional()),
+            replayability: spare,
             attempt: u8::try_from(self.attempt()).unwrap_or(u8::MAX),
-            met_stale: self.past().is_some_and(|past| past.attempts.met_stale()),
+            saw_stale_connection: self.history().is_some_and(|past| past.attempts.saw_stale_connection()),
             remaining: head.and_then(|head| head.deadline).map(|deadline| deadline.remaining(now)),
             median: settings.median.as_ref().and_then(|median| median.0(now)),
             pushback,
-            exception: self.facts.exception,
-            ..Situation::new(shown, self.facts.method())
+            exception: self.request.exception,
+            ..RetryContext::new(shown, self.request.equivalent_method())
         };
         let mut token = None;
         let decision = decide(&settings.policy, &situation, settings.random(), || {
@@ -276,20 +282,20 @@ impl<B> Round<B> {
             Decision::Retry { after, .. } => {
                 // a pause beyond the clock's end is none that anybody waits for
                 let at = now.checked_add(after).ok_or(RetryStop::Pushback)?;
-                if let Some(past) = self.past_mut() {
-                    past.token = token;
+                if let Some(past) = self.history_mut() {
+                    past.withdrawal = token;
                 }
                 Ok((!after.is_zero()).then_some(at))
             }
         }
     }
 
-    fn failed(&mut self, record: Failure) {
-        let resends = self.past().map_or(0, |past| past.attempts.count());
+    fn record_failure(&mut self, record: Failure) {
+        let resends = self.history().map_or(0, |past| past.attempts.count());
         // the failure has a line of its own, as nobody further out will see it
         tracing::info!(
             target: "tower_upstream",
-            method = self.kept.as_ref().map(|kept| excerpt(kept.head.method().as_str())).as_deref(),
+            method = self.source.as_ref().map(|kept| excerpt(kept.template.method().as_str())).as_deref(),
             error.type = record.cause().as_str(),
             class = record.cause().proxy_status_error(),
             phase = record.phase().as_str(),
@@ -297,52 +303,52 @@ impl<B> Round<B> {
             upstream = record.upstream().map(excerpt).as_deref(),
             "the request is sent again"
         );
-        if let Some(past) = self.past_mut() {
-            past.attempts.failed(record);
+        if let Some(past) = self.history_mut() {
+            past.attempts.record_failure(record);
         }
     }
 
     /// The last record, with those before it and why there is no further attempt.
-    fn give_up(&mut self, record: Failure, stop: RetryStop) -> Failure {
-        match self.take_past() {
+    fn final_record(&mut self, record: Failure, stop: RetryStop) -> Failure {
+        match self.take_history() {
             // an inner layer has told it all
             None if record.retry_stop().is_some() => record,
-            past => past.map(|past| past.attempts).unwrap_or_default().give_up(record, stop),
+            past => past.map(|past| past.attempts).unwrap_or_default().into_final_failure(record, stop),
         }
     }
 
     /// Whether another attempt is possible, as far as it was known at the beginning.
     #[inline(always)]
     pub(crate) fn may_repeat(&self) -> bool {
-        self.kept.is_some()
+        self.source.is_some()
     }
 
     /// Whether an attempt has asked for the request's body, as far as that is known here.
     pub(crate) fn body_was_read(&self) -> bool {
         // a later attempt finds it read by the first
-        self.past().is_none() && self.kept.as_ref().is_some_and(|kept| kept.body.was_polled())
+        self.history().is_none() && self.source.as_ref().is_some_and(|kept| kept.body.was_polled())
     }
 
     /// Which attempt is under way, from 1.
     fn attempt(&self) -> u32 {
-        self.past().map_or(1, |past| past.attempts.count())
+        self.history().map_or(1, |past| past.attempts.count())
     }
 
     /// The kept body's right to be sent again.
     pub(crate) fn body(&self) -> Option<&ReplayHandle<B>> {
-        self.kept.as_ref().map(|kept| &kept.body)
+        self.source.as_ref().map(|kept| &kept.body)
     }
 
     /// The request once more; its token is spent.
-    pub(crate) fn again<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
-        let mut request = self.kept.as_ref()?.head.request(body);
+    pub(crate) fn next_request<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
+        let mut request = self.source.as_ref()?.template.request(body);
         let attempt = self.attempt();
-        settings.count(&mut request, attempt);
-        if let Some(deadline) = self.kept.as_ref().and_then(|kept| kept.head.deadline) {
+        settings.count_attempt(&mut request, attempt);
+        if let Some(deadline) = self.source.as_ref().and_then(|kept| kept.template.deadline) {
             // what is left for this attempt, for the limits inside
             request.extensions_mut().insert(deadline);
         }
-        if let Some(token) = self.past_mut().and_then(|past| past.token.take()) {
+        if let Some(token) = self.history_mut().and_then(|past| past.withdrawal.take()) {
             token.sent();
         }
         Some((request, attempt - 1))
@@ -350,31 +356,31 @@ impl<B> Round<B> {
 
     /// Until when the next attempt has to begin.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        Some(self.kept.as_ref()?.head.deadline?.instant())
+        Some(self.source.as_ref()?.template.deadline?.instant())
     }
 
     /// The failure to tell where another attempt was decided and is not made.
-    pub(crate) fn ended(&mut self, stop: RetryStop) -> Failure {
-        let attempts = self.take_past().unwrap_or_default().attempts;
+    pub(crate) fn final_failure(&mut self, stop: RetryStop) -> Failure {
+        let attempts = self.take_history().unwrap_or_default().attempts;
         let nothing = || Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build();
         attempts.end(stop).unwrap_or_else(nothing)
     }
 }
 
 /// The second attempt of two at a time.
-impl<B> Round<B> {
+impl<B> RetryState<B> {
     /// Whether a second attempt may be sent beside this one: it is the first, and may be repeated.
     #[inline]
-    pub(crate) fn hedges(&self) -> bool {
-        match &self.kept {
-            Some(kept) => self.past().is_none() && kept.head.begun.is_some(),
+    pub(crate) fn can_hedge(&self) -> bool {
+        match &self.source {
+            Some(kept) => self.history().is_none() && kept.template.hedge_start.is_some(),
             None => false,
         }
     }
 
     /// When the second attempt is due, if there is to be one.
-    pub(crate) fn due(&self, settings: &Settings) -> Option<Instant> {
-        let begun = self.kept.as_ref()?.head.begun?;
+    pub(crate) fn hedge_at(&self, settings: &Settings) -> Option<Instant> {
+        let begun = self.source.as_ref()?.template.hedge_start?;
         // a delay beyond the clock's end never passes
         begun.checked_add(settings.hedging.as_ref()?.delay(begun)?)
     }
@@ -383,29 +389,29 @@ impl<B> Round<B> {
     pub(crate) fn hedge(&mut self, settings: &Settings) -> Option<ReplayBody<B>> {
         let now = Instant::now();
         self.learn(settings, now);
-        let kept = self.kept.as_mut()?;
-        kept.head.begun = None;
-        if kept.head.deadline.is_some_and(|deadline| deadline.has_elapsed(now)) {
+        let kept = self.source.as_mut()?;
+        kept.template.hedge_start = None;
+        if kept.template.deadline.is_some_and(|deadline| deadline.has_elapsed(now)) {
             return None;
         }
         let body = kept.body.replay()?;
         let token = settings.budget.withdraw(now)?;
-        self.past_mut()?.token = Some(token);
+        self.history_mut()?.withdrawal = Some(token);
         Some(body)
     }
 
     /// The second attempt's request, now that its service takes it: as a rule one of the two will be in vain.
-    pub(crate) fn beside<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
-        let attempts = &mut self.past_mut()?.attempts;
+    pub(crate) fn concurrent_attempt<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
+        let attempts = &mut self.history_mut()?.attempts;
         // where the first has failed meanwhile, none is
-        attempts.outrun = u32::from(attempts.count() == 1);
-        self.again(settings, body)
+        attempts.superseded = u32::from(attempts.count() == 1);
+        self.next_request(settings, body)
     }
 
     /// The first attempt was answered before its second was due.
     #[inline]
-    pub(crate) fn in_time(&mut self, settings: &Settings) {
-        if self.hedges() {
+    pub(crate) fn within_deadline(&mut self, settings: &Settings) {
+        if self.can_hedge() {
             self.learn(settings, Instant::now());
         }
     }
@@ -413,28 +419,28 @@ impl<B> Round<B> {
     /// What the first attempt took, as far as that is known.
     #[cold]
     fn learn(&self, settings: &Settings, now: Instant) {
-        let begun = self.kept.as_ref().and_then(|kept| kept.head.begun);
+        let begun = self.source.as_ref().and_then(|kept| kept.template.hedge_start);
         if let (Some(begun), Some(hedging)) = (begun, &settings.hedging) {
-            hedging.answered(now, now.saturating_duration_since(begun));
+            hedging.record(now, now.saturating_duration_since(begun));
         }
     }
 }
 
-impl<B> Drop for Round<B> {
+impl<B> Drop for RetryState<B> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(kept) = self.kept.take() {
-            kept.head.shelve();
+        if let Some(kept) = self.source.take() {
+            kept.template.recycle();
         }
     }
 }
 
 /// What is known of a failure that may have no record yet.
-fn record_of(shown: Shown<'_>) -> Failure {
+fn record_of(shown: FailureSignal<'_>) -> Failure {
     match shown {
-        Shown::Failure(failure) => failure.clone(),
-        Shown::Cause(cause) => Failure::new(cause),
-        Shown::Answer(status) => {
+        FailureSignal::Failure(failure) => failure.clone(),
+        FailureSignal::Cause(cause) => Failure::new(cause),
+        FailureSignal::Status(status) => {
             Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
         }
         _ => Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Text("grpc-status")).build(),
@@ -446,12 +452,12 @@ mod tests {
     use super::*;
     use crate::retry::{RetryBudget, RetryPolicy};
 
-    fn begin(settings: &Settings, request: &Request<()>) -> Begun {
+    fn begin(settings: &Settings, request: &Request<()>) -> StartedState {
         begin_at(settings, request, Instant::now(), None)
     }
 
     fn copied(settings: &Settings, request: &Request<()>) -> bool {
-        begin(settings, request).head.is_some()
+        begin(settings, request).template.is_some()
     }
 
     fn get() -> Request<()> {
@@ -463,8 +469,8 @@ mod tests {
         assert!(copied(&Settings::default(), &get()));
         let once = Settings { policy: RetryPolicy::new().attempts(1), ..Settings::default() };
         assert!(!copied(&once, &get()));
-        assert!(copied(&once, &Request::builder().extension(RetryOverride::up_to(2)).body(()).unwrap()));
-        let never = Request::builder().extension(RetryOverride::none()).body(()).unwrap();
+        assert!(copied(&once, &Request::builder().extension(RetryOverride::with_attempts(2)).body(()).unwrap()));
+        let never = Request::builder().extension(RetryOverride::never()).body(()).unwrap();
         assert!(!copied(&Settings::default(), &never));
         assert!(!copied(&Settings::default(), &Request::connect("a:1").body(()).unwrap()));
         let upgrade = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");
@@ -481,23 +487,23 @@ mod tests {
         let hedging = Some(super::super::Hedging::after(std::time::Duration::ZERO));
         let settings = Settings { hedging, ..Settings::default() };
         let body = http_body_util::Empty::<bytes::Bytes>::new();
-        let (mut round, _) = begin(&settings, &get()).with(settings.body_cap, body);
+        let (mut round, _) = begin(&settings, &get()).with_body(settings.body_cap, body);
         assert!(round.hedge(&settings).is_some());
         round.concurrent_failed(Some(Failure::new(BadGatewayCause::ResetBeforeResponse)));
-        let (request, resends) = round.beside(&settings, ()).unwrap();
+        let (request, resends) = round.concurrent_attempt(&settings, ()).unwrap();
         assert_eq!((resends, request.headers()["x-envoy-attempt-count"].as_bytes()), (1, b"2".as_slice()));
         let mut answer = Response::new(());
-        round.succeeded(&settings, &mut answer);
+        round.on_success(&settings, &mut answer);
         let attempts = Attempts::of(&answer).unwrap();
-        assert_eq!((attempts.count(), attempts.outrun()), (2, 0));
+        assert_eq!((attempts.count(), attempts.superseded()), (2, 0));
     }
 
     #[test]
     fn a_budget_hears_of_the_calls_that_it_could_pay_for() {
         let once = Settings { policy: RetryPolicy::new().attempts(1), ..Settings::default() };
         let answered = |settings: &Settings| {
-            let (mut round, _) = begin(settings, &get()).with(settings.body_cap, http_body_util::Empty::new());
-            round.succeeded(settings, &mut Response::new(()));
+            let (mut round, _) = begin(settings, &get()).with_body(settings.body_cap, http_body_util::Empty::new());
+            round.on_success(settings, &mut Response::new(()));
             settings.budget.snapshot(Instant::now()).deposits
         };
         assert_eq!((answered(&once), answered(&Settings::default())), (0, 1));
