@@ -21,7 +21,7 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::compat::{HttpCompatLayer, MapRequestBodyLayer};
 use tower_upstream::retry::Attempts;
-use tower_upstream::stack::Misconfigured;
+use tower_upstream::stack::ConfigErrors;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{Failure, UpstreamLayer};
 
@@ -37,7 +37,7 @@ fn around<S, R>(
         Response = Response<impl Body<Data = Bytes, Error: Into<BoxError>>>,
         Error = Infallible,
     > + Clone,
-    Misconfigured,
+    ConfigErrors,
 >
 where
     S: Service<Request<Sent>, Response = Response<R>, Error: Into<BoxError>, Future: Send>

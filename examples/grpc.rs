@@ -79,7 +79,7 @@ async fn main() -> Result<(), BoxError> {
     // two places and no queue
     let admission = AdmissionLayer::new(2).deadlines(DeadlinePropagation::new().trust_everyone().expose());
     tokio::spawn(serve(socket.listen(64)?, admission.clone()));
-    handle.note_change("the shop was started");
+    handle.annotate("the shop was started");
     handle.reset();
     tell(client.order(ms(1), ms(900)).await);
 

@@ -483,7 +483,7 @@ async fn every_other_duration_is_taken_or_refused_with_a_reason() {
                 let _ = layer.layer(fails.clone()).oneshot(request(Limit::Head, Pause)).await;
             }
             if let Err(refused) = UpstreamLayer::builder("shop").circuit(policy).build() {
-                assert!(!refused.found().is_empty(), "{refused}");
+                assert!(!refused.errors().is_empty(), "{refused}");
             }
         }
         for client_idle in [None, Some(extreme)] {

@@ -11,11 +11,11 @@ use tower_upstream::alignment::peers;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
-use tower_upstream::stack::{Misconfigured, UpstreamBuilder, UpstreamConfig};
+use tower_upstream::stack::{ConfigErrors, UpstreamBuilder, UpstreamConfig};
 use tower_upstream::timeout::{Timeouts, Topology};
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
-type Build = fn() -> Result<(), Misconfigured>;
+type Build = fn() -> Result<(), ConfigErrors>;
 /// What is built, and what is told of it.
 type Row = ((&'static str, Build), [&'static str; 3]);
 
@@ -64,7 +64,7 @@ macro_rules! built {
 }
 
 /// A text of settings, built; its name is there already.
-fn from_file(text: &str) -> Result<(), Misconfigured> {
+fn from_file(text: &str) -> Result<(), ConfigErrors> {
     let config: UpstreamConfig = toml::from_str(&format!("name = \"shop\"\n{text}")).unwrap_or_else(|error| {
         panic!("{text} is not read: {error}");
     });
@@ -72,10 +72,10 @@ fn from_file(text: &str) -> Result<(), Misconfigured> {
 }
 
 /// That one thing is wrong, for this reason, and what to set.
-fn is_told(what: &str, built: Result<(), Misconfigured>, [setting, reason, set]: [&str; 3]) {
+fn is_told(what: &str, built: Result<(), ConfigErrors>, [setting, reason, set]: [&str; 3]) {
     let error = built.expect_err(what);
-    let told = error.found().iter().any(|found| {
-        found.setting().starts_with(setting) && found.problem().contains(reason) && found.set().contains(set)
+    let told = error.errors().iter().any(|found| {
+        found.setting().starts_with(setting) && found.problem().contains(reason) && found.suggestion().contains(set)
     });
     assert!(told, "{what}: no {setting:?} with {reason:?} and {set:?} in: {error}");
 }
@@ -327,7 +327,7 @@ fn each_is_refused_with_its_reason_and_what_to_set() {
 fn a_bad_thing_alone_is_told_alone() {
     for ((what, build), [setting, ..]) in in_code() {
         let error = build().unwrap_err();
-        let others = error.found().iter().filter(|found| !found.setting().starts_with(setting)).count();
+        let others = error.errors().iter().filter(|found| !found.setting().starts_with(setting)).count();
         assert_eq!(others, 0, "{what}: {error}");
     }
 }
@@ -345,7 +345,7 @@ fn everything_wrong_is_told_at_once() {
         .build()
         .unwrap_err();
     let settings: Vec<_> =
-        error.found().iter().map(|found| found.setting().split(' ').take(2).collect::<String>()).collect();
+        error.errors().iter().map(|found| found.setting().split(' ').take(2).collect::<String>()).collect();
     let expected = [
         "proxy_status",
         "name",
@@ -367,7 +367,7 @@ fn everything_wrong_is_told_at_once() {
                 timeouts = { attempt = \"1s\", total = \"0s\" }";
     let error = from_file(text).unwrap_err();
     for setting in ["retry.attempts", "retry.budget", "circuit.ratio", "limiter", "timeouts.total", "alignment 2"] {
-        assert!(error.found().iter().any(|found| found.setting().starts_with(setting)), "{setting}: {error}");
+        assert!(error.errors().iter().any(|found| found.setting().starts_with(setting)), "{setting}: {error}");
     }
 }
 
@@ -448,7 +448,7 @@ fn good_neighbours_pass() {
 fn a_limiter_that_is_none_is_refused_while_it_runs_as_well() {
     let layer = shop().build().unwrap();
     let error = layer.handle().set_limiter(&ConcurrencyLimitLayer::fixed(0)).unwrap_err();
-    assert_eq!(error.found()[0].setting(), "limiter");
+    assert_eq!(error.errors()[0].setting(), "limiter");
     assert!(layer.handle().snapshot(tokio::time::Instant::now()).limit.unwrap().limit > 1);
     layer.handle().set_limiter(&ConcurrencyLimitLayer::fixed(1)).unwrap();
     let error = layer.handle().set_timeouts(Timeouts::new().response_head(None).total(None)).unwrap_err();
@@ -500,8 +500,8 @@ proptest! {
         match builder.build() {
             Ok(layer) => prop_assert!(layer.handle().name() == "shop"),
             Err(error) => {
-                prop_assert!(!error.found().is_empty());
-                prop_assert!(error.found().iter().all(|found| !found.problem().is_empty() && !found.set().is_empty()));
+                prop_assert!(!error.errors().is_empty());
+                prop_assert!(error.errors().iter().all(|found| !found.problem().is_empty() && !found.suggestion().is_empty()));
             }
         }
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::check::{self, Checked};
+use super::config_error::{ConfigError, ConfigErrors};
 use super::errors::Errors;
 use super::live_config::LiveConfig;
-use super::misconfigured::{Misconfiguration, Misconfigured};
-use super::recorder::Recorder;
 use super::requests::Requests;
 use super::spec::{Config, PerCall};
+use super::stats::StatsRecorder;
+use super::validate::{self, Validated};
 use super::{UpstreamHandle, UpstreamLayer};
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::cause::ProxyStatus;
@@ -37,7 +37,7 @@ pub struct UpstreamBuilder {
     pub(super) classify: ClassifyLayer,
     pub(super) page: Option<ErrorPage>,
     pub(super) learned: Option<Arc<RouteTimeouts>>,
-    pub(super) found: Vec<Misconfiguration>,
+    pub(super) found: Vec<ConfigError>,
 }
 
 impl UpstreamBuilder {
@@ -111,7 +111,7 @@ impl UpstreamBuilder {
     pub fn proxy_status(mut self, name: &str) -> Self {
         match ProxyStatus::new(name) {
             Ok(member) => self.classify = self.classify.proxy_status(member),
-            Err(error) => self.found.push(Misconfiguration::new(
+            Err(error) => self.found.push(ConfigError::new(
                 "proxy_status",
                 format!("{name:?} cannot stand in the field: {error}"),
                 "set a token such as \"shop-edge\"",
@@ -190,9 +190,9 @@ impl UpstreamBuilder {
     /// # Errors
     ///
     /// Everything that is wrong at once, each with what to set.
-    pub fn build(self) -> Result<UpstreamLayer, Misconfigured> {
-        let Checked { found, report } = check::check(&self);
-        Misconfigured::unless_none(found)?;
+    pub fn build(self) -> Result<UpstreamLayer, ConfigErrors> {
+        let Validated { errors: found, report } = validate::check(&self);
+        ConfigErrors::into_result(found)?;
         for finding in report.findings() {
             tracing::warn!(
                 target: "tower_upstream",
@@ -202,7 +202,7 @@ impl UpstreamBuilder {
                 "{}", finding.inequality()
             );
         }
-        let recorder = Arc::new(Recorder::new());
+        let recorder = Arc::new(StatsRecorder::new());
         let limiter = self.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&self.name));
         let timeouts = self.limits.limits().clone();
         let until_head = timeouts.timeouts.until_head();

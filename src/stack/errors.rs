@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
 
-use super::note::{Notes, note};
+use super::request_meta::{Notes, note};
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, is_local};
 use crate::classify::{Classified, SharedBody};
 use crate::error_page::ErrorPage;

@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until};
 
 use super::builder::UpstreamBuilder;
-use super::check;
+use super::config_error::{ConfigError, ConfigErrors};
 use super::live_config::LiveConfig;
-use super::misconfigured::{Misconfiguration, Misconfigured};
-use super::recorder::{Latency, Recorder};
+use super::stats::{LatencySnapshot, StatsRecorder};
+use super::validate;
 use crate::breaker::{self, CircuitBreakerLayer, CircuitHandle};
 use crate::cause::{BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
@@ -26,7 +26,7 @@ const CHANGES: usize = 64;
 /// A change's text is cut here, in bytes.
 const TEXT: usize = 200;
 /// No bypass lasts longer: one that was forgotten must end.
-const LONGEST_BYPASS: Duration = Duration::from_secs(3600);
+const MAX_BYPASS: Duration = Duration::from_secs(3600);
 
 /// Sees into an [`UpstreamLayer`](super::UpstreamLayer) and steers it; clones are of the same stack.
 ///
@@ -54,24 +54,24 @@ struct Shared {
     name: Arc<str>,
     live: Arc<LiveConfig>,
     topology: Topology,
-    recorder: Arc<Recorder>,
+    recorder: Arc<StatsRecorder>,
     circuit: Option<CircuitHandle>,
     limit: Mutex<Option<LimitHandle>>,
     budget: Option<RetryBudget>,
     learned: Option<Arc<RouteTimeouts>>,
-    changes: Mutex<VecDeque<Change>>,
+    changes: Mutex<VecDeque<StackChange>>,
 }
 
 /// A change that was noted, or made by hand.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Change {
+pub struct StackChange {
     /// When, by the runtime's clock.
     pub at: Instant,
     /// When, by the wall's.
     pub time: SystemTime,
     /// What, 200 bytes at most.
-    pub what: String,
+    pub description: String,
 }
 
 /// How a stack stands.
@@ -91,7 +91,7 @@ pub struct UpstreamSnapshot {
     /// What calls ended with, where they failed; retries that succeeded are not among them.
     pub failures: Vec<(BadGatewayCause, u64)>,
     /// How long heads take; none before the first that was waited for.
-    pub latency: Option<Latency>,
+    pub latency: Option<LatencySnapshot>,
     /// The present limits.
     pub timeouts: Timeouts,
     /// The circuit, where there is one.
@@ -103,7 +103,7 @@ pub struct UpstreamSnapshot {
     /// What was learned of each route.
     pub learned: Vec<(String, AdaptiveEstimate)>,
     /// The latest changes, the last one at the end.
-    pub changes: Vec<Change>,
+    pub changes: Vec<StackChange>,
 }
 
 /// What a stack does with calls.
@@ -121,11 +121,11 @@ pub enum UpstreamState {
 /// What is left after a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Drained {
+pub enum DrainOutcome {
     /// No call is running.
-    All,
+    Complete,
     /// So many calls were still running when the time was up.
-    Left(u64),
+    TimedOut(u64),
 }
 
 /// The rejection of every call while the stack is drained.
@@ -142,7 +142,7 @@ impl UpstreamHandle {
         let shared = Shared {
             name: builder.name.clone(),
             live: live.clone(),
-            topology: check::topology(builder),
+            topology: validate::topology(builder),
             recorder: live.current().1.per_call.recorder.clone(),
             circuit: builder.circuit.as_ref().map(CircuitBreakerLayer::handle),
             limit: Mutex::new(builder.limiter.as_ref().map(ConcurrencyLimitLayer::handle)),
@@ -212,7 +212,7 @@ impl UpstreamHandle {
     fn with_circuit(&self, what: &str, does: impl FnOnce(&CircuitHandle)) {
         if let Some(circuit) = &self.shared.circuit {
             does(circuit);
-            self.note_change(what);
+            self.annotate(what);
         }
     }
 
@@ -222,18 +222,18 @@ impl UpstreamHandle {
     /// stay; calls that are under way go on as they began. It ends by itself, or with [`resume`](Self::resume). Where calls are
     /// being drained, nothing happens.
     pub fn bypass(&self, limit: Duration) {
-        let limit = limit.min(LONGEST_BYPASS);
+        let limit = limit.min(MAX_BYPASS);
         if matches!(self.shared.live.current().1.handling, Handling::Reject(_)) {
             return;
         }
         self.set_handling(Handling::Bypass(Instant::now() + limit));
-        self.note_change(format!("retry, breaker and limiter stand aside for {limit:?}"));
+        self.annotate(format!("retry, breaker and limiter stand aside for {limit:?}"));
     }
 
     /// Serves as it was built to: ends a bypass or a drain.
     pub fn resume(&self) {
         self.set_handling(Handling::Normal);
-        self.note_change("it serves as it was built to");
+        self.annotate("it serves as it was built to");
     }
 
     fn set_handling(&self, handling: Handling) {
@@ -245,15 +245,15 @@ impl UpstreamHandle {
     /// # Errors
     ///
     /// What does not fit, as [`build`](UpstreamBuilder::build) would refuse it; the limits stay as they are then.
-    pub fn set_timeouts(&self, timeouts: Timeouts) -> Result<(), Misconfigured> {
+    pub fn set_timeouts(&self, timeouts: Timeouts) -> Result<(), ConfigErrors> {
         let mut found = Vec::new();
-        check::limits(&timeouts, &self.shared.topology, &mut found);
-        Misconfigured::unless_none(found)?;
+        validate::limits(&timeouts, &self.shared.topology, &mut found);
+        ConfigErrors::into_result(found)?;
         self.shared.live.change(|config| {
             config.timeouts.timeouts = timeouts;
             config.requests.retry = config.requests.retry.take().map(|retry| retry.within(timeouts.until_head()));
         });
-        self.note_change("the time limits are others");
+        self.annotate("the time limits are others");
         Ok(())
     }
 
@@ -264,28 +264,28 @@ impl UpstreamHandle {
     /// # Errors
     ///
     /// Where the stack was built without a limiter, and what [`build`](UpstreamBuilder::build) would refuse of this one.
-    pub fn set_limiter(&self, limiter: &ConcurrencyLimitLayer) -> Result<(), Misconfigured> {
+    pub fn set_limiter(&self, limiter: &ConcurrencyLimitLayer) -> Result<(), ConfigErrors> {
         let mut limit = locked(&self.shared.limit);
         if limit.is_none() {
             let problem = "the stack was built without one";
-            let found = Misconfiguration::new("limiter", problem, "build it with `limiter`");
-            return Misconfigured::unless_none(vec![found]);
+            let found = ConfigError::new("limiter", problem, "build it with `limiter`");
+            return ConfigErrors::into_result(vec![found]);
         }
         let mut found = Vec::new();
-        check::limiter(limiter.configured_bounds(), &mut found);
-        Misconfigured::unless_none(found)?;
+        validate::limiter(limiter.configured_bounds(), &mut found);
+        ConfigErrors::into_result(found)?;
         let component = limiter.component().with_upstream(&self.shared.name);
         self.shared.live.change(|config| config.per_call.limiter = Some(component));
         *limit = Some(limiter.handle());
         drop(limit);
-        self.note_change("the limiter is another");
+        self.annotate("the limiter is another");
         Ok(())
     }
 
     /// Marks the time line: a deploy, a switch, whatever may explain what follows.
     ///
     /// The last 64 are kept, 200 bytes of each.
-    pub fn note_change(&self, what: impl Into<String>) {
+    pub fn annotate(&self, what: impl Into<String>) {
         let mut what = what.into();
         let cut = (0..=TEXT.min(what.len())).rev().find(|&end| what.is_char_boundary(end)).unwrap_or(0);
         what.truncate(cut);
@@ -294,26 +294,26 @@ impl UpstreamHandle {
         if changes.len() == CHANGES {
             changes.pop_front();
         }
-        changes.push_back(Change { at: Instant::now(), time: SystemTime::now(), what });
+        changes.push_back(StackChange { at: Instant::now(), time: SystemTime::now(), description: what });
     }
 
     /// Refuses new calls from now on, with 503 and `Retry-After`, and waits for those that run; at most so long.
     ///
     /// It goes on refusing until [`resume`](Self::resume).
-    pub async fn drain(&self, limit: Duration) -> Drained {
+    pub async fn drain(&self, limit: Duration) -> DrainOutcome {
         // no limit at all counts as a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();
         self.set_handling(Handling::Reject(draining()));
-        self.note_change("it is being drained");
+        self.annotate("it is being drained");
         let mut pause = Duration::from_millis(1);
         loop {
             let left = self.in_flight();
             if left == 0 {
-                return Drained::All;
+                return DrainOutcome::Complete;
             }
             let now = Instant::now();
             if now >= end {
-                return Drained::Left(left);
+                return DrainOutcome::TimedOut(left);
             }
             // nobody counts how many are left at each end of a call, so that calls stay cheap
             sleep_until(end.min(now + pause)).await;

@@ -63,20 +63,20 @@
 #![allow(clippy::inline_always)]
 
 mod builder;
-mod check;
 #[cfg(feature = "serde")]
 mod config;
+mod config_error;
 mod errors;
 mod ext;
 mod future;
 mod handle;
 mod live_config;
-mod misconfigured;
-mod note;
 mod presets;
-mod recorder;
+mod request_meta;
 mod requests;
 mod spec;
+mod stats;
+mod validate;
 
 use std::fmt;
 use std::sync::Arc;
@@ -96,12 +96,12 @@ use crate::exchange::Exchange;
 pub use self::builder::UpstreamBuilder;
 #[cfg(feature = "serde")]
 pub use self::config::UpstreamConfig;
+pub use self::config_error::{ConfigError, ConfigErrors};
 pub use self::ext::ServiceBuilderExt;
 pub use self::future::{UpstreamBody, UpstreamFuture};
-pub use self::handle::{Change, Drained, UpstreamHandle, UpstreamSnapshot, UpstreamState};
-pub use self::misconfigured::{Misconfiguration, Misconfigured};
-pub use self::recorder::Latency;
+pub use self::handle::{DrainOutcome, StackChange, UpstreamHandle, UpstreamSnapshot, UpstreamState};
 pub use self::requests::RequestBody;
+pub use self::stats::LatencySnapshot;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -71,8 +71,8 @@ mod tests {
         ];
         for preset in presets {
             let builder = preset(UpstreamLayer::builder("shop"));
-            let report = super::super::check::check(&builder);
-            assert!(report.found.is_empty(), "{:?}", report.found);
+            let report = super::super::validate::check(&builder);
+            assert!(report.errors.is_empty(), "{:?}", report.errors);
             assert!(report.report.findings().is_empty(), "{}", report.report);
         }
         let streams = UpstreamLayer::builder("events").streaming().topology(Topology::new().heartbeat(s(30)));

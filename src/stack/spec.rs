@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::errors::Errors;
-use super::recorder::Recorder;
 use super::requests::Requests;
+use super::stats::StatsRecorder;
 use crate::breaker::Breaker;
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
 use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, Tunnel};
@@ -39,7 +39,7 @@ impl Spec for StackSpec {
 /// What a stack does around a call: it counts, and limits concurrency.
 #[derive(Clone, Debug)]
 pub(super) struct PerCall {
-    pub(super) recorder: Arc<Recorder>,
+    pub(super) recorder: Arc<StatsRecorder>,
     pub(super) limiter: Option<Limit>,
 }
 
@@ -102,7 +102,7 @@ mod tests {
 
     fn per_call(limit: u32) -> (PerCall, ConcurrencyLimitLayer) {
         let layer = ConcurrencyLimitLayer::fixed(limit);
-        (PerCall { recorder: Arc::new(Recorder::new()), limiter: Some(layer.component()) }, layer)
+        (PerCall { recorder: Arc::new(StatsRecorder::new()), limiter: Some(layer.component()) }, layer)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::breaker::State;
 use tower_upstream::cause::{Detail, Replay};
 use tower_upstream::limit::ConcurrencyLimitLayer;
-use tower_upstream::stack::{Drained, UpstreamBuilder, UpstreamState};
+use tower_upstream::stack::{DrainOutcome, UpstreamBuilder, UpstreamState};
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
@@ -38,7 +38,7 @@ async fn a_snapshot_shows_what_was_counted_and_what_is_set() {
     gate.failing.store(9, Relaxed);
     let answer = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(text(answer).await, "hello");
-    layer.handle().note_change("deploy v42");
+    layer.handle().annotate("deploy v42");
 
     let shown = seen(&layer);
     assert_eq!((&*shown.name, shown.state), ("shop", UpstreamState::Serving));
@@ -52,7 +52,7 @@ async fn a_snapshot_shows_what_was_counted_and_what_is_set() {
     assert_eq!(shown.limit.unwrap().in_flight, 1);
     assert_eq!(shown.budget.unwrap().withdrawals, 2);
     assert!(shown.learned.is_empty());
-    assert_eq!(shown.changes.last().unwrap().what, "deploy v42");
+    assert_eq!(shown.changes.last().unwrap().description, "deploy v42");
     drop(kept);
     assert_eq!(layer.handle().in_flight(), 0);
 }
@@ -73,7 +73,7 @@ async fn a_circuit_is_held_released_and_reset_by_hand() {
     handle.hold_open();
     handle.reset();
     assert_eq!((cause().await, gate.calls.load(Relaxed)), (None, 3));
-    let what: Vec<_> = seen(&layer).changes.into_iter().map(|change| change.what).collect();
+    let what: Vec<_> = seen(&layer).changes.into_iter().map(|change| change.description).collect();
     assert_eq!(what.len(), 4, "{what:?}");
 }
 
@@ -144,12 +144,12 @@ async fn limits_that_do_not_fit_are_refused_and_change_nothing() {
         .handle()
         .set_timeouts(Timeouts::new().response_head(Duration::ZERO).body_idle(Duration::ZERO))
         .unwrap_err();
-    let named: Vec<_> = refused.found().iter().map(|found| found.setting().to_owned()).collect();
+    let named: Vec<_> = refused.errors().iter().map(|found| found.setting().to_owned()).collect();
     assert!(
         named.contains(&"timeouts.head".to_owned()) && named.contains(&"timeouts.body_idle".to_owned()),
         "{named:?}"
     );
-    assert!(refused.found().iter().all(|found| !found.set().is_empty()));
+    assert!(refused.errors().iter().all(|found| !found.suggestion().is_empty()));
     assert_eq!(seen(&layer).timeouts, before);
     assert!(seen(&layer).changes.is_empty());
 }
@@ -170,21 +170,21 @@ async fn a_limiter_is_swapped_while_calls_hold_the_old_one() {
     assert_eq!((old.handle().in_flight(), seen(&layer).limit.unwrap().in_flight), (0, 0));
 
     let none = UpstreamLayer::builder("shop").without_limiter().build().unwrap();
-    assert_eq!(none.handle().set_limiter(&old).unwrap_err().found()[0].setting(), "limiter");
+    assert_eq!(none.handle().set_limiter(&old).unwrap_err().errors()[0].setting(), "limiter");
 }
 
 #[tokio::test]
 async fn the_last_changes_are_kept_each_cut_at_a_character() {
     let handle = shop().handle();
     for change in 0..70 {
-        handle.note_change(format!("{change} {}", "é".repeat(150)));
+        handle.annotate(format!("{change} {}", "é".repeat(150)));
     }
     let changes = handle.snapshot(Instant::now()).changes;
     assert_eq!(changes.len(), 64);
-    assert!(changes[0].what.starts_with("6 ") && changes[63].what.starts_with("69 "));
-    assert!(changes.iter().all(|change| (199..=200).contains(&change.what.len())));
-    handle.note_change("");
-    assert_eq!(handle.snapshot(Instant::now()).changes[63].what, "");
+    assert!(changes[0].description.starts_with("6 ") && changes[63].description.starts_with("69 "));
+    assert!(changes.iter().all(|change| (199..=200).contains(&change.description.len())));
+    handle.annotate("");
+    assert_eq!(handle.snapshot(Instant::now()).changes[63].description, "");
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,7 +194,7 @@ async fn a_drain_refuses_new_calls_and_waits_for_bodies() {
     let (service, handle) = (layer.layer(inner), layer.handle());
     let running = service.clone().oneshot(get()).await.unwrap();
     let left = handle.drain(ms(200)).await;
-    assert_eq!(left, Drained::Left(1));
+    assert_eq!(left, DrainOutcome::TimedOut(1));
     assert_eq!(seen(&layer).state, UpstreamState::Draining);
 
     // a bypass is no way around it
@@ -212,7 +212,7 @@ async fn a_drain_refuses_new_calls_and_waits_for_bodies() {
     tokio::time::sleep(ms(5000)).await;
     assert!(!waiting.is_finished());
     assert_eq!(text(running).await, "hello");
-    assert_eq!(waiting.await.unwrap(), Drained::All);
+    assert_eq!(waiting.await.unwrap(), DrainOutcome::Complete);
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), 503, "until somebody resumes");
     handle.resume();
     assert_eq!(service.oneshot(get()).await.unwrap().status(), 200);
@@ -236,7 +236,7 @@ async fn a_change_reaches_every_route_and_connection_of_axum() {
     assert_eq!((status("/a").await, status("/b").await), (503, 503));
     layer.handle().bypass(Duration::from_secs(1));
     assert_eq!((status("/a").await, status("/b").await), (200, 200));
-    let Drained::All = layer.handle().drain(ms(50)).await else { panic!("none is running") };
+    let DrainOutcome::Complete = layer.handle().drain(ms(50)).await else { panic!("none is running") };
     assert_eq!((status("/a").await, status("/b").await), (503, 503));
 }
 

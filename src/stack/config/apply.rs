@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::super::builder::UpstreamBuilder;
 use super::duration::quoted;
-use super::found::Found;
-use super::nearest::nearest;
-use super::tables::{Circuit, Hedge, Limit, Limiter, Page, Retry, Root, Timeouts, Topology};
+use super::error_list::ErrorList;
+use super::suggest::nearest;
+use super::tables::{Circuit, HedgeTable, Limit, Limiter, Page, Retry, Root, Timeouts, Topology};
 use crate::breaker::BreakerPolicy;
 use crate::error_page::ErrorPage;
 use crate::exchange::CallKind;
@@ -18,7 +18,7 @@ const PRESETS: [&str; 4] = ["latency_critical", "standard", "batch", "streaming"
 
 impl Root {
     pub(super) fn builder(self) -> UpstreamBuilder {
-        let mut found = Found(Vec::new());
+        let mut found = ErrorList(Vec::new());
         let mut builder =
             preset(UpstreamBuilder::new(self.name.unwrap_or_default()), self.preset.as_deref(), &mut found);
         if let Some(limits) = self.timeouts {
@@ -53,7 +53,7 @@ impl Root {
     }
 }
 
-fn preset(builder: UpstreamBuilder, named: Option<&str>, found: &mut Found) -> UpstreamBuilder {
+fn preset(builder: UpstreamBuilder, named: Option<&str>, found: &mut ErrorList) -> UpstreamBuilder {
     match named {
         None | Some("standard") => builder,
         Some("latency_critical") => builder.latency_critical(),
@@ -71,7 +71,7 @@ fn preset(builder: UpstreamBuilder, named: Option<&str>, found: &mut Found) -> U
 }
 
 impl Timeouts {
-    fn over(self, preset: timeout::Timeouts, found: &mut Found) -> timeout::Timeouts {
+    fn over(self, preset: timeout::Timeouts, found: &mut ErrorList) -> timeout::Timeouts {
         let given = |limit: Option<Limit>, preset| limit.map_or(preset, |limit| limit.0);
         let mut limits = preset;
         limits =
@@ -99,7 +99,7 @@ impl Timeouts {
 }
 
 impl Retry {
-    fn over(self, preset: &RetryLayer, found: &mut Found) -> RetryLayer {
+    fn over(self, preset: &RetryLayer, found: &mut ErrorList) -> RetryLayer {
         let before = preset.settings();
         let mut policy: RetryPolicy = before.policy;
         let attempts = found.number("retry.attempts", self.attempts, 1, RetryPolicy::MAX_ATTEMPTS.into());
@@ -124,15 +124,15 @@ impl Retry {
         };
         match self.hedge {
             None => before.hedging.clone().into_iter().fold(layer, RetryLayer::hedging),
-            Some(Hedge::Off) => layer,
-            Some(Hedge::Learned(quantile)) => layer.hedging(Hedging::new().quantile(quantile)),
-            Some(Hedge::After(delay)) => layer.hedging(Hedging::after(delay)),
+            Some(HedgeTable::Off) => layer,
+            Some(HedgeTable::Learned(quantile)) => layer.hedging(Hedging::new().quantile(quantile)),
+            Some(HedgeTable::After(delay)) => layer.hedging(Hedging::after(delay)),
         }
     }
 }
 
 impl Circuit {
-    fn over(self, preset: BreakerPolicy, found: &mut Found) -> BreakerPolicy {
+    fn over(self, preset: BreakerPolicy, found: &mut ErrorList) -> BreakerPolicy {
         const WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
         let mut policy = preset;
         if let Some(failures) = found.number("circuit.consecutive", self.consecutive, 1, u32::MAX) {
@@ -160,7 +160,7 @@ impl Circuit {
 }
 
 impl Limiter {
-    fn over(self, preset: ConcurrencyLimitLayer, found: &mut Found) -> ConcurrencyLimitLayer {
+    fn over(self, preset: ConcurrencyLimitLayer, found: &mut ErrorList) -> ConcurrencyLimitLayer {
         // what is too large for the limiter is refused by `build`, as what is said in code
         let whole = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         let (least, most) = preset.configured_bounds();
@@ -180,9 +180,9 @@ impl Limiter {
 }
 
 impl Topology {
-    fn declared(self, found: &mut Found) -> timeout::Topology {
-        type Declare = fn(timeout::Topology, Duration) -> timeout::Topology;
-        let times: [(Option<Duration>, Declare); 11] = [
+    fn declared(self, found: &mut ErrorList) -> timeout::Topology {
+        type ApplyTable = fn(timeout::Topology, Duration) -> timeout::Topology;
+        let times: [(Option<Duration>, ApplyTable); 11] = [
             (self.caller_timeout, timeout::Topology::client_timeout),
             (self.caller_deadline, timeout::Topology::client_deadline),
             (self.load_balancer_idle, timeout::Topology::load_balancer_idle),
@@ -215,7 +215,7 @@ impl Topology {
 }
 
 impl Page {
-    fn page(self, found: &mut Found) -> ErrorPage {
+    fn page(self, found: &mut ErrorList) -> ErrorPage {
         let mut page = ErrorPage::new();
         if let Some(contact) = self.contact {
             if contact.trim().is_empty() {

@@ -1,15 +1,15 @@
 //! The settings of one upstream, from a file.
 
 mod apply;
+mod de;
 mod duration;
-mod found;
-mod nearest;
-mod read;
+mod error_list;
+mod suggest;
 mod tables;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 
-use self::read::At;
+use self::de::PathSeed;
 use self::tables::Root;
 use super::builder::UpstreamBuilder;
 
@@ -86,7 +86,7 @@ impl UpstreamConfig {
 
 impl<'de> Deserialize<'de> for UpstreamConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let root = At::<Root>::new("").deserialize(deserializer)?;
+        let root = PathSeed::<Root>::new("").deserialize(deserializer)?;
         Ok(Self { root })
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::de::{Error, MapAccess};
 
+use super::de::{DeError, KeyName, PathSeed, ScalarValue, Value, tables};
 use super::duration::{self, Decimal, bare, duration, quoted};
-use super::read::{At, Key, Refused, Scalar, Value, tables};
 use crate::retry::Quantile;
 
 tables! {
@@ -34,22 +34,22 @@ tables! {
         pause: Duration,
         longest_pause: Duration,
         longest_retry_after: Duration,
-        body_cap: Bytes,
-        budget: Share,
-        hedge: Hedge,
+        body_cap: ByteSize,
+        budget: Fraction,
+        hedge: HedgeTable,
         trust_idempotency_keys: bool,
         repeat_too_many_requests: bool,
     }
     Circuit "circuit." expected "a table (a part is left out in code, with `without_circuit`)" {
         consecutive: u64,
-        ratio: Share,
+        ratio: Fraction,
         least_calls: u64,
         window: Duration,
         pause: Duration,
         longest_pause: Duration,
         probe_limit: Duration,
         slow_calls: Duration,
-        slow_ratio: Share,
+        slow_ratio: Fraction,
     }
     Limiter "limiter." expected "a table (a part is left out in code, with `without_limiter`)" {
         least: u64,
@@ -84,14 +84,14 @@ pub(super) struct Limit(pub(super) Option<Duration>);
 
 /// A share as it was written, 1 for the whole; it may be any number.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Share(pub(super) f64);
+pub(super) struct Fraction(pub(super) f64);
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bytes(pub(super) usize);
+pub(super) struct ByteSize(pub(super) usize);
 
 /// When a second attempt is sent beside a first one.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Hedge {
+pub(super) enum HedgeTable {
     Off,
     Learned(Quantile),
     After(Duration),
@@ -100,36 +100,36 @@ pub(super) enum Hedge {
 impl Value for String {
     const EXPECTED: &'static str = "a text";
 
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
-        if let Scalar::Text(text) = scalar { Ok((*text).to_owned()) } else { Err(Refused::Kind) }
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
+        if let ScalarValue::Text(text) = scalar { Ok((*text).to_owned()) } else { Err(DeError::Kind) }
     }
 }
 
 impl Value for bool {
     const EXPECTED: &'static str = "true or false";
 
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
-        if let Scalar::Flag(flag) = scalar { Ok(*flag) } else { Err(Refused::Kind) }
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
+        if let ScalarValue::Flag(flag) = scalar { Ok(*flag) } else { Err(DeError::Kind) }
     }
 }
 
 impl Value for u64 {
     const EXPECTED: &'static str = "a whole number";
 
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
-        if let Scalar::Whole(number) = scalar { Ok(*number) } else { Err(Refused::Kind) }
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
+        if let ScalarValue::Whole(number) = scalar { Ok(*number) } else { Err(DeError::Kind) }
     }
 }
 
 impl Value for Duration {
     const EXPECTED: &'static str = "a duration such as \"1500ms\" or \"2s\"";
 
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
         match scalar {
-            Scalar::Text(text) => duration(text).map_err(Refused::Because),
-            Scalar::Whole(number) => Err(Refused::Because(bare(&number.to_string()))),
-            Scalar::Real(number) => Err(Refused::Because(bare(&number.to_string()))),
-            _ => Err(Refused::Kind),
+            ScalarValue::Text(text) => duration(text).map_err(DeError::Because),
+            ScalarValue::Whole(number) => Err(DeError::Because(bare(&number.to_string()))),
+            ScalarValue::Real(number) => Err(DeError::Because(bare(&number.to_string()))),
+            _ => Err(DeError::Kind),
         }
     }
 }
@@ -137,41 +137,41 @@ impl Value for Duration {
 impl Value for Limit {
     const EXPECTED: &'static str = "a duration such as \"1500ms\", or \"none\"";
 
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
         match scalar {
-            Scalar::Text(text) if is_off(text) => Ok(Self(None)),
+            ScalarValue::Text(text) if is_off(text) => Ok(Self(None)),
             other => Duration::of(other).map(|limit| Self(Some(limit))),
         }
     }
 }
 
-impl Value for Share {
+impl Value for Fraction {
     const EXPECTED: &'static str = "a share such as 0.2 or \"20%\"";
 
     #[allow(clippy::cast_precision_loss)] // what is so large is no share
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
-        let unread = |text| Refused::Because(format!("{} is no share; write one as 0.2 or \"20%\"", quoted(text)));
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
+        let unread = |text| DeError::Because(format!("{} is no share; write one as 0.2 or \"20%\"", quoted(text)));
         match scalar {
-            Scalar::Whole(number) => Ok(Self(*number as f64)),
-            Scalar::Below(number) => Ok(Self(*number as f64)),
-            Scalar::Real(number) => Ok(Self(*number)),
-            Scalar::Text(text) => {
+            ScalarValue::Whole(number) => Ok(Self(*number as f64)),
+            ScalarValue::Below(number) => Ok(Self(*number as f64)),
+            ScalarValue::Real(number) => Ok(Self(*number)),
+            ScalarValue::Text(text) => {
                 let (number, whole) = text.trim().strip_suffix('%').map_or((*text, 1.0), |number| (number, 100.0));
                 number.trim().parse().map(|number: f64| Self(number / whole)).map_err(|_| unread(text))
             }
-            Scalar::Flag(_) => Err(Refused::Kind),
+            ScalarValue::Flag(_) => Err(DeError::Kind),
         }
     }
 }
 
-impl Value for Bytes {
+impl Value for ByteSize {
     const EXPECTED: &'static str = "a number of bytes such as 65536 or \"64 KiB\"";
 
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
         match scalar {
-            Scalar::Whole(number) => Ok(Self(usize::try_from(*number).unwrap_or(usize::MAX))),
-            Scalar::Text(text) => bytes(text).map(Self).map_err(Refused::Because),
-            _ => Err(Refused::Kind),
+            ScalarValue::Whole(number) => Ok(Self(usize::try_from(*number).unwrap_or(usize::MAX))),
+            ScalarValue::Text(text) => bytes(text).map(Self).map_err(DeError::Because),
+            _ => Err(DeError::Kind),
         }
     }
 }
@@ -194,21 +194,21 @@ fn bytes(text: &str) -> Result<usize, String> {
     read.ok_or_else(|| format!("{} is no size; write one as 65536, \"64 KiB\" or \"1 MiB\"", quoted(text)))
 }
 
-impl Value for Hedge {
+impl Value for HedgeTable {
     const EXPECTED: &'static str = "\"p95\", a duration or \"off\"";
 
-    fn of(scalar: &Scalar<'_>) -> Result<Self, Refused> {
-        let Scalar::Text(text) = scalar else { return Duration::of(scalar).map(Self::After) };
+    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
+        let ScalarValue::Text(text) = scalar else { return Duration::of(scalar).map(Self::After) };
         if is_off(text) {
             return Ok(Self::Off);
         }
         let Some(quantile) = text.trim().strip_prefix('p') else {
-            return duration(text).map(Self::After).map_err(Refused::Because);
+            return duration(text).map(Self::After).map_err(DeError::Because);
         };
         let per_mille = Decimal::first(quantile).filter(|(_, rest)| rest.is_empty()).map(|(part, _)| part.times(10));
         match per_mille.and_then(|parts| u16::try_from(parts).ok()).filter(|parts| (500..1000).contains(parts)) {
             Some(parts) => Ok(Self::Learned(Quantile::per_mille(parts))),
-            None => Err(Refused::Because(format!("{} is none of \"p50\" to \"p99.9\"", duration::quoted(text)))),
+            None => Err(DeError::Because(format!("{} is none of \"p50\" to \"p99.9\"", duration::quoted(text)))),
         }
     }
 }

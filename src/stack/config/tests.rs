@@ -19,7 +19,7 @@ fn unread(text: &str) -> String {
 /// What is wrong with a text that is read.
 fn refused(text: &str) -> Vec<String> {
     let error = toml(&format!("name = \"shop\"\n{text}")).builder().build().unwrap_err();
-    error.found().iter().map(ToString::to_string).collect()
+    error.errors().iter().map(ToString::to_string).collect()
 }
 
 fn ms(millis: u64) -> Duration {
@@ -324,7 +324,7 @@ proptest! {
         let config: UpstreamConfig = serde_json::from_value(root).unwrap();
         match config.builder().build() {
             Ok(layer) => prop_assert!(!layer.handle().name().is_empty()),
-            Err(error) => prop_assert!(!error.found().is_empty()),
+            Err(error) => prop_assert!(!error.errors().is_empty()),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Which known word was meant.
 
 /// Nobody misspells a word into one as long as this.
-const LONGEST: usize = 64;
+const MAX_WORD: usize = 64;
 
 /// The known word that lies next to this one, if any is near enough to be meant.
 ///
 /// Near is a third of its letters, three at most; case and hyphens count for nothing.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let word: Vec<char> = word.chars().take(LONGEST + 1).map(plain).collect();
-    if word.len() > LONGEST {
+    let word: Vec<char> = word.chars().take(MAX_WORD + 1).map(plain).collect();
+    if word.len() > MAX_WORD {
         return None;
     }
     let far = |known: &str| distance(&word, &known.chars().map(plain).collect::<Vec<_>>());

@@ -16,18 +16,18 @@ pub(super) struct Notes {
 }
 
 /// The fields of a request that count.
-struct Seen<'a> {
-    asked: Asked,
+struct RelevantHeaders<'a> {
+    expected: Asked,
     request_id: Option<&'a HeaderValue>,
     accept: Option<&'a HeaderValue>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> RelevantHeaders<'a> {
     /// One walk past all names is cheaper than to hash three: those of the standard are compared by number.
     #[inline]
     fn of(version: Version, headers: &'a HeaderMap) -> Self {
         let mut upgrade = false;
-        let mut seen = Self { asked: Asked::Answer, request_id: None, accept: None };
+        let mut seen = Self { expected: Asked::Answer, request_id: None, accept: None };
         for (name, value) in headers {
             if *name == ACCEPT {
                 seen.accept.get_or_insert(value);
@@ -38,7 +38,7 @@ impl<'a> Seen<'a> {
             }
         }
         if upgrade && asks_for_upgrade(version, headers) {
-            seen.asked = Asked::Upgrade;
+            seen.expected = Asked::Upgrade;
         }
         seen
     }
@@ -47,8 +47,8 @@ impl<'a> Seen<'a> {
 /// Takes the place of what was noted before.
 #[inline]
 pub(super) fn note<B>(notes: &mut Notes, request: &Request<B>, page: Option<&ErrorPage>) {
-    let seen = Seen::of(request.version(), request.headers());
-    notes.ask.note(request, seen.asked, seen.request_id);
+    let seen = RelevantHeaders::of(request.version(), request.headers());
+    notes.ask.note(request, seen.expected, seen.request_id);
     if let Some(page) = page {
         notes.wish = Some(page.wish_with(request, seen.accept));
     }

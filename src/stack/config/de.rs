@@ -6,25 +6,25 @@ use std::marker::PhantomData;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Unexpected, Visitor};
 
 use super::duration::{cut, quoted};
-use super::nearest::nearest;
+use super::suggest::nearest;
 
 /// What can stand in a file.
 pub(super) trait Value: Sized {
     /// What is said to be expected where something else stands.
     const EXPECTED: &'static str;
 
-    fn of(_: &Scalar<'_>) -> Result<Self, Refused> {
-        Err(Refused::Kind)
+    fn of(_: &ScalarValue<'_>) -> Result<Self, DeError> {
+        Err(DeError::Kind)
     }
 
-    fn table<'de, A: MapAccess<'de>>(_: A, at: &At<Self>) -> Result<Self, A::Error> {
+    fn table<'de, A: MapAccess<'de>>(_: A, at: &PathSeed<Self>) -> Result<Self, A::Error> {
         Err(A::Error::invalid_type(Unexpected::Map, at))
     }
 }
 
 /// A value that is no table and no list.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Scalar<'a> {
+pub(super) enum ScalarValue<'a> {
     Flag(bool),
     Whole(u64),
     Below(i64),
@@ -34,33 +34,33 @@ pub(super) enum Scalar<'a> {
 
 /// Why a value is not what was expected.
 #[derive(Debug)]
-pub(super) enum Refused {
+pub(super) enum DeError {
     /// It is of another kind.
     Kind,
     Because(String),
 }
 
 /// A place, and the kind of value that belongs there.
-pub(super) struct At<T> {
+pub(super) struct PathSeed<T> {
     path: &'static str,
     kind: PhantomData<fn() -> T>,
 }
 
-impl<T: Value> At<T> {
+impl<T: Value> PathSeed<T> {
     pub(super) fn new(path: &'static str) -> Self {
         Self { path, kind: PhantomData }
     }
 
-    fn read<E: Error>(&self, scalar: Scalar<'_>) -> Result<T, E> {
+    fn convert<E: Error>(&self, scalar: ScalarValue<'_>) -> Result<T, E> {
         T::of(&scalar).map_err(|refused| match refused {
-            Refused::Because(why) => E::custom(format_args!("{}: {why}", self.path)),
-            Refused::Kind => E::invalid_type(
+            DeError::Because(why) => E::custom(format_args!("{}: {why}", self.path)),
+            DeError::Kind => E::invalid_type(
                 match scalar {
-                    Scalar::Flag(flag) => Unexpected::Bool(flag),
-                    Scalar::Whole(number) => Unexpected::Unsigned(number),
-                    Scalar::Below(number) => Unexpected::Signed(number),
-                    Scalar::Real(number) => Unexpected::Float(number),
-                    Scalar::Text(text) => Unexpected::Str(cut(text)),
+                    ScalarValue::Flag(flag) => Unexpected::Bool(flag),
+                    ScalarValue::Whole(number) => Unexpected::Unsigned(number),
+                    ScalarValue::Below(number) => Unexpected::Signed(number),
+                    ScalarValue::Real(number) => Unexpected::Float(number),
+                    ScalarValue::Text(text) => Unexpected::Str(cut(text)),
                 },
                 self,
             ),
@@ -68,7 +68,7 @@ impl<T: Value> At<T> {
     }
 }
 
-impl<'de, T: Value> DeserializeSeed<'de> for At<T> {
+impl<'de, T: Value> DeserializeSeed<'de> for PathSeed<T> {
     type Value = T;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
@@ -76,7 +76,7 @@ impl<'de, T: Value> DeserializeSeed<'de> for At<T> {
     }
 }
 
-impl<'de, T: Value> Visitor<'de> for At<T> {
+impl<'de, T: Value> Visitor<'de> for PathSeed<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,23 +85,23 @@ impl<'de, T: Value> Visitor<'de> for At<T> {
     }
 
     fn visit_bool<E: Error>(self, flag: bool) -> Result<T, E> {
-        self.read(Scalar::Flag(flag))
+        self.convert(ScalarValue::Flag(flag))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
-        self.read(Scalar::Whole(number))
+        self.convert(ScalarValue::Whole(number))
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
-        self.read(u64::try_from(number).map_or(Scalar::Below(number), Scalar::Whole))
+        self.convert(u64::try_from(number).map_or(ScalarValue::Below(number), ScalarValue::Whole))
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
-        self.read(Scalar::Real(number))
+        self.convert(ScalarValue::Real(number))
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-        self.read(Scalar::Text(text))
+        self.convert(ScalarValue::Text(text))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
@@ -110,7 +110,7 @@ impl<'de, T: Value> Visitor<'de> for At<T> {
 }
 
 /// A key of a table: one of those that are known.
-pub(super) struct Key {
+pub(super) struct KeyName {
     /// Of the table, with a dot at its end.
     pub(super) path: &'static str,
     pub(super) known: &'static [&'static str],
@@ -118,7 +118,7 @@ pub(super) struct Key {
     pub(super) tables: &'static [(&'static str, &'static [&'static str])],
 }
 
-impl<'de> DeserializeSeed<'de> for Key {
+impl<'de> DeserializeSeed<'de> for KeyName {
     type Value = &'static str;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<&'static str, D::Error> {
@@ -126,7 +126,7 @@ impl<'de> DeserializeSeed<'de> for Key {
     }
 }
 
-impl Visitor<'_> for Key {
+impl Visitor<'_> for KeyName {
     type Value = &'static str;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,16 +163,16 @@ macro_rules! tables {
             impl Value for $name {
                 const EXPECTED: &'static str = $expected;
 
-                fn table<'de, A: MapAccess<'de>>(mut map: A, _: &At<Self>) -> Result<Self, A::Error> {
+                fn table<'de, A: MapAccess<'de>>(mut map: A, _: &PathSeed<Self>) -> Result<Self, A::Error> {
                     let mut table = Self::default();
-                    let key = || Key { path: $path, known: &[$(stringify!($key)),*], tables: TABLES };
+                    let key = || KeyName { path: $path, known: &[$(stringify!($key)),*], tables: TABLES };
                     while let Some(key) = map.next_key_seed(key())? {
                         $(if key == stringify!($key) {
                             const PATH: &str = concat!($path, stringify!($key));
                             if table.$key.is_some() {
                                 return Err(A::Error::custom(format_args!("{PATH} is given twice")));
                             }
-                            table.$key = Some(map.next_value_seed(At::new(PATH))?);
+                            table.$key = Some(map.next_value_seed(PathSeed::new(PATH))?);
                         })*
                     }
                     Ok(table)

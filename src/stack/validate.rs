@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::builder::UpstreamBuilder;
-use super::misconfigured::Misconfiguration;
+use super::config_error::ConfigError;
 use crate::alignment::HedgeBudget;
 use crate::breaker::BreakerPolicy;
 use crate::exchange::CallKind;
@@ -11,23 +11,23 @@ use crate::retry::{Hedging, RetryLayer};
 use crate::timeout::{Report, Timeouts, Topology};
 
 /// The longest name: it stands in each log line and metric.
-const NAME: usize = 128;
+const MAX_NAME: usize = 128;
 /// A body kept for another attempt is memory for each call in flight.
-const BODY: usize = 64 * 1024 * 1024;
+const MAX_BODY_CAP: usize = 64 * 1024 * 1024;
 /// What timers can tell apart.
 const TICK: Duration = Duration::from_millis(1);
 /// Who is left alone for longer has to be looked after by people.
-const PAUSE: Duration = Duration::from_secs(3600);
+const MAX_OPEN_DURATION: Duration = Duration::from_secs(3600);
 /// The most that a limiter counts to.
-const LIMIT: u32 = 1_000_000;
+const MAX_LIMIT: u32 = 1_000_000;
 
 /// What a look at a configuration found.
-pub(super) struct Checked {
-    pub(super) found: Vec<Misconfiguration>,
+pub(super) struct Validated {
+    pub(super) errors: Vec<ConfigError>,
     pub(super) report: Report,
 }
 
-pub(super) fn check(builder: &UpstreamBuilder) -> Checked {
+pub(super) fn check(builder: &UpstreamBuilder) -> Validated {
     let told = builder.limits.limits().timeouts;
     let timeouts = usable(&told);
     let mut found = builder.found.clone();
@@ -45,15 +45,11 @@ pub(super) fn check(builder: &UpstreamBuilder) -> Checked {
     classify(settings.hold(), settings.statuses(), &timeouts, &mut found);
     if !settings.tells() {
         let problem = "no layer of the stack would log a failure, nor add `Proxy-Status`";
-        found.push(Misconfiguration::new(
-            "classify.deferred",
-            problem,
-            "leave it out: the stack defers what stands inside",
-        ));
+        found.push(ConfigError::new("classify.deferred", problem, "leave it out: the stack defers what stands inside"));
     }
     let topology = topology(builder);
     let report = limits(&told, &topology, &mut found);
-    Checked { found, report }
+    Validated { errors: found, report }
 }
 
 /// What is declared of the surroundings, with the stack's own numbers.
@@ -91,7 +87,7 @@ fn usable(timeouts: &Timeouts) -> Timeouts {
 }
 
 /// The limits alone: also for a change while it runs.
-pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<Misconfiguration>) -> Report {
+pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<ConfigError>) -> Report {
     let limits = [
         ("timeouts.head", timeouts.response_head),
         ("timeouts.attempt", timeouts.attempt),
@@ -106,39 +102,39 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<M
             Some(limit) if limit < TICK => format!("timers count in milliseconds, and {limit:?} is less than one"),
             _ => continue,
         };
-        found.push(Misconfiguration::new(setting, problem, "set a time of 1 ms or more, or `None` for no limit"));
+        found.push(ConfigError::new(setting, problem, "set a time of 1 ms or more, or `None` for no limit"));
     }
     let of_the_body = ["timeouts.body_idle", "timeouts.client_idle"];
     if limits.iter().all(|(setting, limit)| limit.is_none() || of_the_body.contains(setting)) {
         let problem = "nothing ends a call whose upstream never answers";
-        found.push(Misconfiguration::new("timeouts", problem, "set one of `head`, `attempt`, `total` and `absolute`"));
+        found.push(ConfigError::new("timeouts", problem, "set one of `head`, `attempt`, `total` and `absolute`"));
     }
     let report = usable(timeouts).check(topology);
     found.extend(report.refused().map(|finding| {
         let setting = format!("alignment {} {}", finding.id().number(), finding.id().as_str());
         let problem = format!("{} ({})", finding.inequality(), finding.reason());
-        Misconfiguration::new(setting, problem, format!("set {}", finding.suggestion()))
+        ConfigError::new(setting, problem, format!("set {}", finding.suggestion()))
     }));
     report
 }
 
-fn name(name: &str, found: &mut Vec<Misconfiguration>) {
+fn name(name: &str, found: &mut Vec<ConfigError>) {
     let set = "set a short name such as \"payments\"";
     if name.trim().is_empty() {
-        found.push(Misconfiguration::new("name", "it is empty, and stands in each log line", set));
-    } else if name.len() > NAME {
-        found.push(Misconfiguration::new("name", format!("it is longer than {NAME} bytes"), set));
+        found.push(ConfigError::new("name", "it is empty, and stands in each log line", set));
+    } else if name.len() > MAX_NAME {
+        found.push(ConfigError::new("name", format!("it is longer than {MAX_NAME} bytes"), set));
     } else if name.chars().any(char::is_control) {
-        found.push(Misconfiguration::new("name", "it has control characters in it", set));
+        found.push(ConfigError::new("name", "it has control characters in it", set));
     } else if name.trim() != name {
-        found.push(Misconfiguration::new("name", "it begins or ends with a space", set));
+        found.push(ConfigError::new("name", "it begins or ends with a space", set));
     }
 }
 
-fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfiguration>) {
+fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<ConfigError>) {
     let settings = layer.settings();
     let policy = settings.policy;
-    let mut bad = |setting: &str, problem: String, set: &str| found.push(Misconfiguration::new(setting, problem, set));
+    let mut bad = |setting: &str, problem: String, set: &str| found.push(ConfigError::new(setting, problem, set));
     if policy.max_backoff < policy.base_backoff {
         let problem = format!(
             "the longest pause, {:?}, is shorter than the first, {:?}",
@@ -154,7 +150,7 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
         let problem = format!("the first pause, {:?}, leaves no time of the total, {total:?}", policy.base_backoff);
         bad("retry.policy", problem, "set a shorter `base`, or one attempt");
     }
-    if settings.body_cap > BODY {
+    if settings.body_cap > MAX_BODY_CAP {
         let problem = format!("{} bytes of each request body in flight would be kept", settings.body_cap);
         bad("retry.body_cap", problem, "set 64 MiB at most; longer bodies go on and are not repeated");
     }
@@ -182,8 +178,8 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<Misconfigurati
     }
 }
 
-fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfiguration>) {
-    let mut bad = |problem: String, set: &str| found.push(Misconfiguration::new("circuit", problem, set));
+fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<ConfigError>) {
+    let mut bad = |problem: String, set: &str| found.push(ConfigError::new("circuit", problem, set));
     if policy.open_duration.is_zero() {
         bad("a pause of no time leaves nothing alone".to_owned(), "set a `pause`, 1 s as a rule");
     }
@@ -197,14 +193,14 @@ fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfi
     if policy.probe_timeout.is_zero() {
         bad("a probe that keeps its place for no time lets all calls pass".to_owned(), "set a `probe_limit`");
     }
-    if policy.max_open_duration.max(policy.open_duration) > PAUSE {
+    if policy.max_open_duration.max(policy.open_duration) > MAX_OPEN_DURATION {
         let problem = format!(
             "an upstream that is back is left alone for {:?}",
             policy.max_open_duration.max(policy.open_duration)
         );
         bad(problem, "set a `longest_pause` of an hour at most, ten seconds as a rule");
     }
-    if policy.probe_timeout > PAUSE {
+    if policy.probe_timeout > MAX_OPEN_DURATION {
         let problem = format!("a probe that is lost keeps all others out for {:?}", policy.probe_timeout);
         bad(problem, "set a `probe_limit` of an hour at most, as long as an attempt as a rule");
     }
@@ -223,20 +219,20 @@ fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<Misconfi
 }
 
 /// The bounds of a limiter: also for a change while it runs.
-pub(super) fn limiter((least, most): (u32, u32), found: &mut Vec<Misconfiguration>) {
-    let mut bad = |problem: String, set: &str| found.push(Misconfiguration::new("limiter", problem, set));
+pub(super) fn limiter((least, most): (u32, u32), found: &mut Vec<ConfigError>) {
+    let mut bad = |problem: String, set: &str| found.push(ConfigError::new("limiter", problem, set));
     if least == 0 || most == 0 {
         bad("a limit of 0 lets no call pass".to_owned(), "set 1 or more");
     } else if least > most {
         bad(format!("from {least} to {most} is no range"), "set the lower bound first, at most the upper one");
     }
-    if least.max(most) > LIMIT {
+    if least.max(most) > MAX_LIMIT {
         bad(format!("{} calls in flight are no limit", least.max(most)), "set a million at most, or build without it");
     }
 }
 
-fn classify(hold: Duration, statuses: &[http::StatusCode], timeouts: &Timeouts, found: &mut Vec<Misconfiguration>) {
-    let mut bad = |setting: &str, problem: String, set: &str| found.push(Misconfiguration::new(setting, problem, set));
+fn classify(hold: Duration, statuses: &[http::StatusCode], timeouts: &Timeouts, found: &mut Vec<ConfigError>) {
+    let mut bad = |setting: &str, problem: String, set: &str| found.push(ConfigError::new(setting, problem, set));
     let limit = timeouts
         .response_head
         .or(timeouts.attempt)

@@ -12,11 +12,11 @@ use crate::stats::{Quantile, WindowedHistogram, default_stripes, stripe};
 /// So many calls of a thread are all looked at.
 const ALL: u64 = 1024;
 /// One of so many later ones is.
-const FEW: u64 = 4;
+const MIN_SAMPLES: u64 = 4;
 
 /// Counts of calls, of what failed, and the times to the head of the last minute.
 #[derive(Debug)]
-pub(super) struct Recorder {
+pub(super) struct StatsRecorder {
     stripes: Box<[Stripe]>,
     causes: [AtomicU64; BadGatewayCause::ALL.len()],
     times: WindowedHistogram,
@@ -32,7 +32,7 @@ struct Stripe {
 /// How long answers take: a sample of them, without those that were there when first asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Latency {
+pub struct LatencySnapshot {
     /// How many answers of the last 30 to 60 seconds it is made of.
     pub samples: u64,
     /// The median time to the head.
@@ -43,7 +43,7 @@ pub struct Latency {
     pub p99: Duration,
 }
 
-impl Recorder {
+impl StatsRecorder {
     pub(super) fn new() -> Self {
         let stripes = default_stripes();
         Self {
@@ -71,7 +71,7 @@ impl Recorder {
     pub(super) fn head(&self, call: &CallContext, outcome: &Outcome) {
         if outcome.waited() && outcome.is_plain() {
             let begun = self.own().begun.load(Relaxed);
-            if begun <= ALL || begun % FEW == 0 {
+            if begun <= ALL || begun % MIN_SAMPLES == 0 {
                 self.sample(call, outcome.now());
             }
         }
@@ -116,10 +116,15 @@ impl Recorder {
         counts.filter(|(_, count)| *count > 0).collect()
     }
 
-    pub(super) fn latency(&self, now: Instant) -> Option<Latency> {
+    pub(super) fn latency(&self, now: Instant) -> Option<LatencySnapshot> {
         let (times, _) = self.times.read(self.times.second(now));
         let quantile = |per_mille| times.quantile(Quantile::per_mille(per_mille));
-        Some(Latency { samples: times.samples(), p50: quantile(500)?, p90: quantile(900)?, p99: quantile(990)? })
+        Some(LatencySnapshot {
+            samples: times.samples(),
+            p50: quantile(500)?,
+            p90: quantile(900)?,
+            p99: quantile(990)?,
+        })
     }
 }
 
@@ -131,7 +136,7 @@ mod tests {
 
     #[test]
     fn calls_are_counted_by_whichever_thread_begins_and_ends_them() {
-        let recorder = Recorder::new();
+        let recorder = StatsRecorder::new();
         recorder.begin();
         recorder.begin();
         assert_eq!((recorder.calls(), recorder.in_flight()), (2, 2));
@@ -143,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_counted_by_its_cause_and_an_abandoned_call_by_none() {
-        let recorder = Recorder::new();
+        let recorder = StatsRecorder::new();
         for cause in [Some(BadGatewayCause::NoRoute), None, Some(BadGatewayCause::NoRoute)] {
             recorder.begin();
             recorder.end(Some(&Outcome::answer(StatusCode::BAD_GATEWAY, cause)));
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn times_are_those_of_answers_that_were_waited_for() {
-        let recorder = Recorder::new();
+        let recorder = StatsRecorder::new();
         let call = CallContext::new(Instant::now());
         let at = call.now + Duration::from_millis(40);
         recorder.head(&call, &Outcome::answer(StatusCode::BAD_GATEWAY, None).at(at));

@@ -1,15 +1,15 @@
 //! What contradicts itself in a file, for `build` to tell with all the rest.
 
-use super::super::misconfigured::Misconfiguration;
-use super::tables::Share;
+use super::super::config_error::ConfigError;
+use super::tables::Fraction;
 use crate::retry::Ratio;
 
 /// What is wrong so far.
-pub(super) struct Found(pub(super) Vec<Misconfiguration>);
+pub(super) struct ErrorList(pub(super) Vec<ConfigError>);
 
-impl Found {
+impl ErrorList {
     pub(super) fn bad(&mut self, setting: &str, problem: impl Into<String>, set: impl Into<String>) {
-        self.0.push(Misconfiguration::new(setting, problem, set));
+        self.0.push(ConfigError::new(setting, problem, set));
     }
 
     /// The number, if it is in this range; none was given, or none is taken, else.
@@ -22,8 +22,8 @@ impl Found {
         number
     }
 
-    pub(super) fn share(&mut self, setting: &str, given: Option<Share>) -> Option<Ratio> {
-        let Share(share) = given?;
+    pub(super) fn share(&mut self, setting: &str, given: Option<Fraction>) -> Option<Ratio> {
+        let Fraction(share) = given?;
         if (0.001..=1.0).contains(&share) {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // from 1 to 1000
             return Some(Ratio::per_mille((share * 1000.0).round() as u16));
