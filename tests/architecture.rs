@@ -30,7 +30,7 @@ const MIDDLEWARE: [(&str, &[&str], &[&str]); 10] = [
     ("breaker", &["CircuitBreakerLayer", "CircuitBreaker<"], &["keyed"]),
     ("classify", &["ClassifyLayer", "ClassifyFuture"], &[]),
     ("client", &["ReverseProxy", "ReverseProxyBuilder"], &["proxy", "exchange", "tunnel"]),
-    ("error_page", &["ErrorPageLayer", "Paged"], &[]),
+    ("error_page", &["ErrorPageLayer", "ErrorPageService"], &[]),
     ("forward", &["ForwardLayer", "Forward<"], &["layer"]),
     ("limit", &["ConcurrencyLimitLayer", "LimitHandle"], &["keyed"]),
     ("retry", &["RetryLayer", "RetryFuture"], &["call", "future", "second"]),

@@ -5,18 +5,18 @@ const MAX_FIELD: usize = 4096;
 
 /// The forms in which an answer can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum MediaType {
     Plain,
     Html,
     Problem,
 }
 
 /// In the order that decides where a request likes several alike, as one with `*/*` does.
-const FORMS: [Form; 3] = [Form::Plain, Form::Html, Form::Problem];
+const FORMS: [MediaType; 3] = [MediaType::Plain, MediaType::Html, MediaType::Problem];
 
 /// How much a request likes a form, and by which of its ranges.
 #[derive(Clone, Copy, Default)]
-struct Liking {
+struct Preference {
     /// How closely the range names the form; 0 is not at all.
     close: u8,
     /// In thousandths.
@@ -25,7 +25,7 @@ struct Liking {
     place: usize,
 }
 
-impl Form {
+impl MediaType {
     /// Reads the field; one that is absent, malformed or too long leaves the choice to us: plain text.
     ///
     /// Each form has the quality of the range that names it most closely. The highest wins; among equals the one that
@@ -36,7 +36,7 @@ impl Form {
     }
 
     /// How closely a range names this form.
-    fn closeness(self, range: &Range<'_>) -> u8 {
+    fn specificity(self, range: &MediaRange<'_>) -> u8 {
         let (kind, subtype): (&[u8], &[u8]) = match self {
             Self::Plain => (b"text", b"plain"),
             Self::Html => (b"text", b"html"),
@@ -54,27 +54,27 @@ impl Form {
     }
 }
 
-fn read(field: &[u8]) -> Option<Form> {
+fn read(field: &[u8]) -> Option<MediaType> {
     if field.len() > MAX_FIELD {
         return None;
     }
-    let mut liked = [Liking::default(); FORMS.len()];
+    let mut liked = [Preference::default(); FORMS.len()];
     for (place, member) in pieces(field, b',').enumerate() {
         if member.is_empty() {
             continue;
         }
-        let range = Range::read(member)?;
+        let range = MediaRange::read(member)?;
         for (form, best) in FORMS.iter().zip(&mut liked) {
-            let close = form.closeness(&range);
+            let close = form.specificity(&range);
             if close > best.close || close == best.close && range.quality > best.quality {
-                *best = Liking { close, quality: range.quality, place };
+                *best = Preference { close, quality: range.quality, place };
             }
         }
     }
-    let mut best: Option<(Form, Liking)> = None;
+    let mut best: Option<(MediaType, Preference)> = None;
     for (form, liking) in FORMS.into_iter().zip(liked) {
         // any JSON is named as closely as text/html is
-        let rank = |liking: &Liking| (liking.quality, liking.close.min(3), usize::MAX - liking.place);
+        let rank = |liking: &Preference| (liking.quality, liking.close.min(3), usize::MAX - liking.place);
         if liking.close > 0 && liking.quality > 0 && best.is_none_or(|(_, best)| rank(&liking) > rank(&best)) {
             best = Some((form, liking));
         }
@@ -83,13 +83,13 @@ fn read(field: &[u8]) -> Option<Form> {
 }
 
 /// One member of the field; parameters other than the weight do not count, as no form has a variant.
-struct Range<'a> {
+struct MediaRange<'a> {
     kind: &'a [u8],
     subtype: &'a [u8],
     quality: u16,
 }
 
-impl<'a> Range<'a> {
+impl<'a> MediaRange<'a> {
     fn read(member: &'a [u8]) -> Option<Self> {
         let mut parts = pieces(member, b';');
         let name = parts.next()?;
@@ -157,46 +157,46 @@ mod tests {
 
     use super::*;
 
-    fn form(accept: &str) -> Form {
-        Form::of(Some(accept.as_bytes()))
+    fn form(accept: &str) -> MediaType {
+        MediaType::of(Some(accept.as_bytes()))
     }
 
     #[test]
     fn the_field_chooses_the_form() {
         let chrome = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
         for (accept, wanted) in [
-            (chrome, Form::Html),
-            ("text/html", Form::Html),
-            ("TEXT/Html", Form::Html),
-            ("text/html;charset=utf-8", Form::Html),
-            ("text/html ; q=0.5 , text/plain; Q=0.4", Form::Html),
-            ("text/html;level=\"a,b;\\\"c\";q=1", Form::Html),
-            ("application/json, text/html;q=0.9", Form::Problem),
-            ("application/json;q=0.9, text/html", Form::Html),
-            ("application/json, text/plain, */*", Form::Problem),
-            ("text/plain, application/json", Form::Plain),
-            ("application/problem+json", Form::Problem),
-            ("Application/JSON", Form::Problem),
-            ("application/*", Form::Problem),
-            ("application/problem+json;q=0, application/json, text/html;q=0.1", Form::Html),
-            ("*/*", Form::Plain),
-            ("*/*;q=0.001", Form::Plain),
-            ("text/*", Form::Plain),
-            ("text/*, text/plain;q=0.2", Form::Html),
-            ("text/*;q=0.5, application/*;q=0.6", Form::Problem),
-            ("*/*, text/plain;q=0", Form::Html),
-            ("*/*;q=0.5, text/html;q=0.5", Form::Html),
-            ("text/html;q=0", Form::Plain),
-            ("text/html;q=0.000, application/json;q=0.001", Form::Problem),
-            ("text/html;q=1.000, application/json;q=0.999", Form::Html),
-            ("image/png", Form::Plain),
-            ("image/avif,image/webp,*/*;q=0.8", Form::Plain),
-            (", ,text/html,,", Form::Html),
-            ("text/html;;q=0.3;", Form::Html),
+            (chrome, MediaType::Html),
+            ("text/html", MediaType::Html),
+            ("TEXT/Html", MediaType::Html),
+            ("text/html;charset=utf-8", MediaType::Html),
+            ("text/html ; q=0.5 , text/plain; Q=0.4", MediaType::Html),
+            ("text/html;level=\"a,b;\\\"c\";q=1", MediaType::Html),
+            ("application/json, text/html;q=0.9", MediaType::Problem),
+            ("application/json;q=0.9, text/html", MediaType::Html),
+            ("application/json, text/plain, */*", MediaType::Problem),
+            ("text/plain, application/json", MediaType::Plain),
+            ("application/problem+json", MediaType::Problem),
+            ("Application/JSON", MediaType::Problem),
+            ("application/*", MediaType::Problem),
+            ("application/problem+json;q=0, application/json, text/html;q=0.1", MediaType::Html),
+            ("*/*", MediaType::Plain),
+            ("*/*;q=0.001", MediaType::Plain),
+            ("text/*", MediaType::Plain),
+            ("text/*, text/plain;q=0.2", MediaType::Html),
+            ("text/*;q=0.5, application/*;q=0.6", MediaType::Problem),
+            ("*/*, text/plain;q=0", MediaType::Html),
+            ("*/*;q=0.5, text/html;q=0.5", MediaType::Html),
+            ("text/html;q=0", MediaType::Plain),
+            ("text/html;q=0.000, application/json;q=0.001", MediaType::Problem),
+            ("text/html;q=1.000, application/json;q=0.999", MediaType::Html),
+            ("image/png", MediaType::Plain),
+            ("image/avif,image/webp,*/*;q=0.8", MediaType::Plain),
+            (", ,text/html,,", MediaType::Html),
+            ("text/html;;q=0.3;", MediaType::Html),
         ] {
             assert_eq!(form(accept), wanted, "{accept}");
         }
-        assert_eq!(Form::of(None), Form::Plain);
+        assert_eq!(MediaType::of(None), MediaType::Plain);
     }
 
     #[test]
@@ -222,22 +222,22 @@ mod tests {
             "text/html;=x",
             "text/html\u{e9}",
         ] {
-            assert_eq!(form(accept), Form::Plain, "{accept}");
+            assert_eq!(form(accept), MediaType::Plain, "{accept}");
         }
     }
 
     #[test]
     fn a_huge_field_is_no_field() {
         let ranges = |count: usize| format!("{}text/html", "a/b,".repeat(count));
-        assert_eq!(form(&ranges(1021)), Form::Html, "4,093 bytes are read");
-        assert_eq!(form(&ranges(1022)), Form::Plain);
-        assert_eq!(form(&"\"\\".repeat(2000)), Form::Plain);
+        assert_eq!(form(&ranges(1021)), MediaType::Html, "4,093 bytes are read");
+        assert_eq!(form(&ranges(1022)), MediaType::Plain);
+        assert_eq!(form(&"\"\\".repeat(2000)), MediaType::Plain);
     }
 
     proptest! {
         #[test]
         fn no_field_is_too_strange(accept in proptest::collection::vec(any::<u8>(), 0..200)) {
-            Form::of(Some(&accept));
+            MediaType::of(Some(&accept));
         }
 
         #[test]
@@ -250,9 +250,9 @@ mod tests {
                 quality(html), quality(problem), quality(plain)
             );
             let chosen = match form(&accept) {
-                Form::Html => html,
-                Form::Problem => problem,
-                Form::Plain => plain,
+                MediaType::Html => html,
+                MediaType::Problem => problem,
+                MediaType::Plain => plain,
             };
             prop_assert_eq!(chosen, html.max(problem).max(plain), "{}", accept);
         }

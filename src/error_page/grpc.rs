@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::wish::Protocol;
+use super::negotiation::ErrorFormat;
 use crate::cause::{BadGatewayCause, Detail, Failure, Replay};
 
 /// The codes of gRPC's `statuscodes.md` that a gateway has a use for.
@@ -126,12 +126,12 @@ impl Trailers {
 ///
 /// For gRPC nothing does (`Trailers-Only` of `PROTOCOL-HTTP2.md`). gRPC-Web has its trailers in the body
 /// (`PROTOCOL-WEB.md`), where a browser's client reads them without leave to see the head's fields.
-pub(super) fn write(headers: &mut HeaderMap, protocol: Protocol, failure: &Failure, message: &str) -> Bytes {
+pub(super) fn write(headers: &mut HeaderMap, protocol: ErrorFormat, failure: &Failure, message: &str) -> Bytes {
     let trailers = Trailers::of(failure, message, headers);
     let (kind, body) = match protocol {
-        Protocol::GrpcWeb => ("application/grpc-web+proto", Bytes::from(frame(trailers))),
-        Protocol::GrpcWebText => ("application/grpc-web-text+proto", Bytes::from(base64(&frame(trailers)))),
-        Protocol::Grpc | Protocol::Http | Protocol::Head => {
+        ErrorFormat::GrpcWeb => ("application/grpc-web+proto", Bytes::from(frame(trailers))),
+        ErrorFormat::GrpcWebText => ("application/grpc-web-text+proto", Bytes::from(base64(&frame(trailers)))),
+        ErrorFormat::Grpc | ErrorFormat::Http | ErrorFormat::Head => {
             for (name, value) in trailers.lines() {
                 if let Ok(value) = HeaderValue::try_from(value) {
                     headers.insert(HeaderName::from_static(name), value);
@@ -243,7 +243,7 @@ mod tests {
         };
         let told = |cause, after: &'static str| {
             let mut headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(after))]);
-            write(&mut headers, Protocol::Grpc, &failure(cause), "");
+            write(&mut headers, ErrorFormat::Grpc, &failure(cause), "");
             headers.get("grpc-retry-pushback-ms").map(|value| value.to_str().unwrap().to_owned())
         };
         assert_eq!(told(BadGatewayCause::CircuitOpen, "2").as_deref(), Some("2000"));
@@ -257,14 +257,14 @@ mod tests {
     fn web_trailers_are_a_frame_of_the_body() {
         let failure = Failure::new(BadGatewayCause::ConnectionRefused);
         let mut headers = HeaderMap::new();
-        let body = write(&mut headers, Protocol::GrpcWeb, &failure, "50 % off\u{e9}");
+        let body = write(&mut headers, ErrorFormat::GrpcWeb, &failure, "50 % off\u{e9}");
         assert_eq!(&body[..5], [0x80, 0, 0, 0, 49]);
         assert_eq!(&body[5..], b"grpc-status: 14\r\ngrpc-message: 50 %25 off%C3%A9\r\n");
         assert_eq!(
             (headers.len(), &headers[CONTENT_TYPE]),
             (1, &HeaderValue::from_static("application/grpc-web+proto"))
         );
-        let text = write(&mut headers, Protocol::GrpcWebText, &failure, "50 % off\u{e9}");
+        let text = write(&mut headers, ErrorFormat::GrpcWebText, &failure, "50 % off\u{e9}");
         assert_eq!(text, base64(&body));
         assert_eq!(headers[CONTENT_TYPE], "application/grpc-web-text+proto");
     }

@@ -1,6 +1,6 @@
 //! The page for people: no scripts, nothing from outside, readable in light and dark.
 
-use super::{Facts, Texts};
+use super::{ErrorContext, Messages};
 
 /// System fonts and two palettes; every text has a contrast of 6:1 or more.
 const STYLE: &str = "\
@@ -21,15 +21,20 @@ pub(super) const OWN_POLICY: &str = "default-src 'none'; style-src 'unsafe-inlin
      base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
 /// The whole page; `rows` are further facts in the list.
-pub(super) fn html(facts: &Facts<'_>, texts: &Texts, contact: &str, rows: &[(&'static str, String)]) -> String {
-    let mut page = Page(String::with_capacity(2048));
+pub(super) fn html(
+    facts: &ErrorContext<'_>,
+    texts: &Messages,
+    contact: &str,
+    rows: &[(&'static str, String)],
+) -> String {
+    let mut page = HtmlPage(String::with_capacity(2048));
     page.raw("<!DOCTYPE html>\n<html lang=\"").text(&texts.language);
     page.raw("\" dir=\"auto\">\n<head>\n<meta charset=\"utf-8\">\n");
     page.raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
     page.raw("<meta name=\"color-scheme\" content=\"light dark\">\n<meta name=\"robots\" content=\"noindex\">\n");
     page.raw("<title>").text(&facts.status_line()).raw("</title>\n");
     page.raw("<style>").raw(STYLE).raw("</style>\n</head>\n<body>\n<main>\n");
-    page.raw("<h1>").text(&texts.happened).raw("</h1>\n");
+    page.raw("<h1>").text(&texts.summary).raw("</h1>\n");
     if let Some(advice) = &texts.advice {
         page.raw("<p>").text(advice).raw("</p>\n");
     }
@@ -46,9 +51,9 @@ pub(super) fn html(facts: &Facts<'_>, texts: &Texts, contact: &str, rows: &[(&'s
     page.0
 }
 
-struct Page(String);
+struct HtmlPage(String);
 
-impl Page {
+impl HtmlPage {
     fn raw(&mut self, markup: &str) -> &mut Self {
         self.0.push_str(markup);
         self

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::{Facts, Texts};
+use super::{ErrorContext, Messages};
 
 /// The members `type` (without it the problem is `about:blank`), `title`, `status`, `detail`, `request_id`, `time`,
 /// `retry_safe`, and what is revealed.
 pub(super) fn problem(
-    facts: &Facts<'_>,
-    texts: &Texts,
+    facts: &ErrorContext<'_>,
+    texts: &Messages,
     base: Option<&str>,
     revealed: &[(&'static str, String)],
 ) -> String {

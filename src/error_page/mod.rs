@@ -56,15 +56,15 @@
 //! ```
 
 mod accept;
-mod facts;
+mod context;
 mod grpc;
 mod html;
 mod json;
+mod messages;
+mod negotiation;
 mod page;
 mod plain;
-mod texts;
-mod time;
-mod wish;
+mod rfc3339;
 
 use std::fmt;
 use std::future::Future;
@@ -82,10 +82,10 @@ use tower_service::Service;
 use crate::cause::{ClientCalls, Failure, is_local};
 use crate::exchange::{Handle, Ref};
 
-pub use self::facts::Facts;
+pub use self::context::ErrorContext;
+pub use self::messages::Messages;
+pub(crate) use self::negotiation::ResponsePreferences;
 pub use self::page::ErrorPage;
-pub use self::texts::Texts;
-pub(crate) use self::wish::Wish;
 
 /// Puts a page in place of the answers that were made here; see the [module](self).
 #[derive(Clone, Debug)]
@@ -108,21 +108,21 @@ impl Default for ErrorPageLayer {
 }
 
 impl<S> Layer<S> for ErrorPageLayer {
-    type Service = Paged<S>;
+    type Service = ErrorPageService<S>;
 
-    fn layer(&self, inner: S) -> Paged<S> {
-        Paged { inner, page: Handle::new(self.page.clone()) }
+    fn layer(&self, inner: S) -> ErrorPageService<S> {
+        ErrorPageService { inner, page: Handle::new(self.page.clone()) }
     }
 }
 
 /// The service of [`ErrorPageLayer`].
 #[derive(Clone, Debug)]
-pub struct Paged<S> {
+pub struct ErrorPageService<S> {
     inner: S,
     page: Handle<ErrorPage>,
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Paged<S>
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ErrorPageService<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     ResBody: From<Bytes>,
@@ -136,7 +136,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let wish = self.page.wish(&request);
+        let wish = self.page.preferences(&request);
         let calls = ClientCalls::begin();
         let call = self.inner.call(request);
         ResponseFuture { call, calls: calls.end(), wish, page: self.page.hold() }
@@ -144,7 +144,7 @@ where
 }
 
 /// The same without `&mut`, where the inner service is hyper's.
-impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for Paged<S>
+impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for ErrorPageService<S>
 where
     S: hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
     ResBody: From<Bytes>,
@@ -154,7 +154,7 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn call(&self, request: Request<ReqBody>) -> Self::Future {
-        let wish = self.page.wish(&request);
+        let wish = self.page.preferences(&request);
         let calls = ClientCalls::begin();
         let call = self.inner.call(request);
         ResponseFuture { call, calls: calls.end(), wish, page: self.page.hold_own() }
@@ -168,7 +168,7 @@ pin_project! {
         #[pin]
         call: F,
         calls: ClientCalls,
-        wish: Wish,
+        wish: ResponsePreferences,
         page: Ref<ErrorPage>,
     }
 }
@@ -193,7 +193,12 @@ where
 
 /// The answer with its page, if it was made here.
 #[cold]
-fn paged<B: From<Bytes>>(page: &ErrorPage, wish: &Wish, calls: ClientCalls, mut answer: Response<B>) -> Response<B> {
+fn paged<B: From<Bytes>>(
+    page: &ErrorPage,
+    wish: &ResponsePreferences,
+    calls: ClientCalls,
+    mut answer: Response<B>,
+) -> Response<B> {
     Failure::of_calls(&mut answer, calls);
     let failure = if is_local(answer.extensions()) { Failure::of(&answer).cloned() } else { None };
     let Some(failure) = failure else { return answer };

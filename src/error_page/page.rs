@@ -11,14 +11,14 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 
-use super::accept::Form;
-use super::time::rfc3339;
-use super::wish::{Languages, Protocol, Wish};
-use super::{Facts, Texts, grpc, html, json, plain};
+use super::accept::MediaType;
+use super::negotiation::{ErrorFormat, LanguageChoice, ResponsePreferences};
+use super::rfc3339::rfc3339;
+use super::{ErrorContext, Messages, grpc, html, json, plain};
 use crate::cause::Failure;
 
-type WriteTexts = dyn Fn(&Facts<'_>) -> Texts + Send + Sync;
-type Template = dyn Fn(&Facts<'_>, &Texts) -> String + Send + Sync;
+type MessageProvider = dyn Fn(&ErrorContext<'_>) -> Messages + Send + Sync;
+type Template = dyn Fn(&ErrorContext<'_>, &Messages) -> String + Send + Sync;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -31,7 +31,7 @@ const CONTACT: &str = "If this happens again, tell whoever runs this site, and n
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`texts`](Self::texts) | English, by cause |
+/// | [`messages`](Self::messages) | English, by cause |
 /// | [`contact`](Self::contact) | to tell whoever runs the site, without an address |
 /// | [`reveal_upstream`](Self::reveal_upstream) | off: no cause, upstream or address is named |
 /// | [`problem_types`](Self::problem_types) | `about:blank` |
@@ -44,7 +44,7 @@ pub struct ErrorPage {
 
 #[derive(Clone, Default)]
 struct Settings {
-    texts: Option<Arc<WriteTexts>>,
+    messages: Option<Arc<MessageProvider>>,
     template: Option<Arc<Template>>,
     contact: Option<Arc<str>>,
     types: Option<Arc<str>>,
@@ -76,11 +76,11 @@ impl ErrorPage {
         Arc::make_mut(&mut self.settings)
     }
 
-    /// Writes the texts anew, in other words or other languages (default: [`Texts::english`]).
+    /// Writes the texts anew, in other words or other languages (default: [`Messages::english`]).
     ///
     /// From then on each request's `Accept-Language` is remembered, which costs it an allocation.
-    pub fn texts(mut self, write: impl Fn(&Facts<'_>) -> Texts + Send + Sync + 'static) -> Self {
-        self.settings().texts = Some(Arc::new(write));
+    pub fn messages(mut self, write: impl Fn(&ErrorContext<'_>) -> Messages + Send + Sync + 'static) -> Self {
+        self.settings().messages = Some(Arc::new(write));
         self
     }
 
@@ -114,35 +114,45 @@ impl ErrorPage {
     ///
     /// let page = ErrorPage::new().template(|facts, _| format!("<!DOCTYPE html><title>{}</title>", facts.status()));
     /// ```
-    pub fn template(mut self, write: impl Fn(&Facts<'_>, &Texts) -> String + Send + Sync + 'static) -> Self {
+    pub fn template(mut self, write: impl Fn(&ErrorContext<'_>, &Messages) -> String + Send + Sync + 'static) -> Self {
         self.settings().template = Some(Arc::new(write));
         self
     }
 
     /// What has to be remembered of a request until its failure: two look-ups and a count.
     #[inline]
-    pub(crate) fn wish<B>(&self, request: &Request<B>) -> Wish {
-        self.wish_with(request, request.headers().get(ACCEPT))
+    pub(crate) fn preferences<B>(&self, request: &Request<B>) -> ResponsePreferences {
+        self.preferences_with(request, request.headers().get(ACCEPT))
     }
 
     /// The same where somebody else has looked `Accept` up.
     #[inline]
-    pub(crate) fn wish_with<B>(&self, request: &Request<B>, accept: Option<&HeaderValue>) -> Wish {
-        let languages = if self.settings.texts.is_some() { Languages::Several } else { Languages::One };
-        Wish::of(request.method(), request.headers(), accept, languages)
+    pub(crate) fn preferences_with<B>(
+        &self,
+        request: &Request<B>,
+        accept: Option<&HeaderValue>,
+    ) -> ResponsePreferences {
+        let languages = if self.settings.messages.is_some() { LanguageChoice::Several } else { LanguageChoice::One };
+        ResponsePreferences::of(request.method(), request.headers(), accept, languages)
     }
 
     /// Makes a head the one of this failure's page, and returns the body that goes with it.
     ///
     /// The status stays, but for gRPC, where it is 200 and `grpc-status` says what failed; so do `Retry-After`,
     /// `Proxy-Status` and `x-request-id`. A status without content keeps its head. `now` is the time of day.
-    pub(crate) fn write<T>(&self, wish: &Wish, failure: &Failure, answer: &mut Response<T>, now: SystemTime) -> Bytes {
+    pub(crate) fn write<T>(
+        &self,
+        wish: &ResponsePreferences,
+        failure: &Failure,
+        answer: &mut Response<T>,
+        now: SystemTime,
+    ) -> Bytes {
         let status = answer.status();
         if has_no_content(status) {
             return Bytes::new();
         }
         let body = self.compose(wish, failure, status, answer.headers_mut(), now);
-        if !matches!(wish.protocol, Protocol::Http | Protocol::Head) {
+        if !matches!(wish.protocol, ErrorFormat::Http | ErrorFormat::Head) {
             *answer.status_mut() = StatusCode::OK;
         }
         body
@@ -150,66 +160,68 @@ impl ErrorPage {
 
     fn compose(
         &self,
-        wish: &Wish,
+        wish: &ResponsePreferences,
         failure: &Failure,
         status: StatusCode,
         headers: &mut HeaderMap,
         now: SystemTime,
     ) -> Bytes {
         let id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(shortened);
-        let facts = Facts {
+        let facts = ErrorContext {
             failure,
             status,
             request_id: id.as_deref(),
             time: &rfc3339(now),
             accept_language: wish.language.as_ref().and_then(|language| language.to_str().ok()),
         };
-        let texts = self.settings.texts.as_ref().map_or_else(|| Texts::english(&facts), |write| write(&facts));
+        let texts = self.settings.messages.as_ref().map_or_else(|| Messages::english(&facts), |write| write(&facts));
         // what described the content that is replaced
         for stale in [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING] {
             headers.remove(stale);
         }
         let body = match wish.protocol {
-            Protocol::Http | Protocol::Head => {
-                let form = Form::of(wish.accept.as_ref().map(HeaderValue::as_bytes));
+            ErrorFormat::Http | ErrorFormat::Head => {
+                let form = MediaType::of(wish.accept.as_ref().map(HeaderValue::as_bytes));
                 self.content(form, &facts, &texts).put(headers)
             }
             protocol => grpc::write(headers, protocol, failure, &self.message(&facts, &texts)),
         };
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if wish.protocol == Protocol::Grpc {
+        if wish.protocol == ErrorFormat::Grpc {
             return body;
         }
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(CONTENT_LENGTH, body.len().into());
-        if matches!(wish.protocol, Protocol::Http | Protocol::Head) {
+        if matches!(wish.protocol, ErrorFormat::Http | ErrorFormat::Head) {
             vary(headers, ACCEPT);
-            if self.settings.texts.is_some() {
+            if self.settings.messages.is_some() {
                 vary(headers, http::header::ACCEPT_LANGUAGE);
             }
         }
-        if wish.protocol == Protocol::Head { Bytes::new() } else { body }
+        if wish.protocol == ErrorFormat::Head { Bytes::new() } else { body }
     }
 
-    fn content(&self, form: Form, facts: &Facts<'_>, texts: &Texts) -> Content {
+    fn content(&self, form: MediaType, facts: &ErrorContext<'_>, texts: &Messages) -> Content {
         let Settings { template, contact, types, .. } = &*self.settings;
         let contact = texts.contact.as_deref().or(contact.as_deref()).unwrap_or(CONTACT);
         let revealed = self.revealed(facts);
         let (kind, text, policy) = match (form, template) {
-            (Form::Plain, _) => ("text/plain; charset=utf-8", plain::plain(facts, texts, contact, &revealed), None),
-            (Form::Problem, _) => {
+            (MediaType::Plain, _) => {
+                ("text/plain; charset=utf-8", plain::plain(facts, texts, contact, &revealed), None)
+            }
+            (MediaType::Problem, _) => {
                 ("application/problem+json", json::problem(facts, texts, types.as_deref(), &revealed), None)
             }
-            (Form::Html, None) => {
+            (MediaType::Html, None) => {
                 let page = html::html(facts, texts, contact, &revealed);
                 ("text/html; charset=utf-8", page, Some(html::POLICY))
             }
-            (Form::Html, Some(write)) => ("text/html; charset=utf-8", write(facts, texts), Some(html::OWN_POLICY)),
+            (MediaType::Html, Some(write)) => ("text/html; charset=utf-8", write(facts, texts), Some(html::OWN_POLICY)),
         };
         Content { kind, text, policy, language: HeaderValue::from_str(&texts.language).ok() }
     }
 
-    fn revealed(&self, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
+    fn revealed(&self, facts: &ErrorContext<'_>) -> Vec<(&'static str, String)> {
         match self.settings.upstream {
             Upstream::Hidden => Vec::new(),
             Upstream::Revealed => facts.revealed().collect(),
@@ -217,7 +229,7 @@ impl ErrorPage {
     }
 
     /// The one line that gRPC has.
-    fn message(&self, facts: &Facts<'_>, texts: &Texts) -> String {
+    fn message(&self, facts: &ErrorContext<'_>, texts: &Messages) -> String {
         let revealed = self.revealed(facts);
         let rows = revealed.iter().map(|(name, value)| format!(" {name}={value}"));
         texts.detail() + &rows.collect::<String>()
@@ -293,7 +305,7 @@ mod tests {
         let mut answer = Response::builder().status(failure.status()).header("proxy-status", "edge; error=x");
         answer = answer.header("x-request-id", id).header("content-encoding", "gzip").header("content-length", "3");
         let mut answer = answer.body(()).unwrap();
-        let wish = page.wish(request);
+        let wish = page.preferences(request);
         let body = page.write(&wish, failure, &mut answer, now());
         answer.map(|()| String::from_utf8(body.to_vec()).unwrap())
     }
@@ -457,7 +469,7 @@ mod tests {
         for status in [101, 204, 205, 304] {
             let mut answer = Response::builder().status(status).body(()).unwrap();
             let page = ErrorPage::new();
-            let wish = page.wish(&asked(Method::GET, "accept", HTML));
+            let wish = page.preferences(&asked(Method::GET, "accept", HTML));
             assert!(page.write(&wish, &refused(), &mut answer, now()).is_empty());
             assert!(answer.headers().is_empty(), "{status}");
         }
@@ -465,9 +477,9 @@ mod tests {
 
     #[test]
     fn texts_and_templates_are_the_deployments() {
-        let page = ErrorPage::new().contact("Call 5117.").texts(|facts| {
+        let page = ErrorPage::new().contact("Call 5117.").messages(|facts| {
             assert_eq!(facts.accept_language(), Some("de-CH, en;q=0.5"));
-            Texts::english(facts).language("de").happened("Der <Dienst> ist gestört.").labels("Anfrage", "Zeit")
+            Messages::english(facts).language("de").summary("Der <Dienst> ist gestört.").labels("Anfrage", "Zeit")
         });
         let mut request = asked(Method::GET, "accept", HTML);
         request.headers_mut().insert("accept-language", HeaderValue::from_static("de-CH, en;q=0.5"));
@@ -479,7 +491,7 @@ mod tests {
         assert_eq!(answer.headers()["content-language"], "de");
         assert_eq!(answer.headers().get_all("vary").iter().collect::<Vec<_>>(), ["accept", "accept-language"]);
 
-        let page = ErrorPage::new().template(|facts, texts| format!("{} {}", facts.status().as_u16(), texts.happened));
+        let page = ErrorPage::new().template(|facts, texts| format!("{} {}", facts.status().as_u16(), texts.summary));
         let answer = answered(&page, &asked(Method::GET, "accept", HTML), &refused(), "f00");
         assert_eq!(answer.body(), "502 The service could not be reached.");
         assert!(answer.headers()["content-security-policy"].to_str().unwrap().contains("style-src 'unsafe-inline'"));

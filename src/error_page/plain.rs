@@ -1,13 +1,18 @@
 //! The answer in plain text, for terminals and for whatever asked for nothing we write.
 
-use super::{Facts, Texts};
+use super::{ErrorContext, Messages};
 
 /// Status, what happened, what to do, and the facts: a line each.
-pub(super) fn plain(facts: &Facts<'_>, texts: &Texts, contact: &str, rows: &[(&'static str, String)]) -> String {
+pub(super) fn plain(
+    facts: &ErrorContext<'_>,
+    texts: &Messages,
+    contact: &str,
+    rows: &[(&'static str, String)],
+) -> String {
     let mut out = String::with_capacity(512);
     line(&mut out, &facts.status_line());
     out.push('\n');
-    line(&mut out, &texts.happened);
+    line(&mut out, &texts.summary);
     if let Some(advice) = &texts.advice {
         line(&mut out, advice);
     }

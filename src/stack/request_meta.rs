@@ -4,7 +4,7 @@ use http::header::{ACCEPT, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Version};
 
 use crate::classify::{Ask, Asked, REQUEST_ID};
-use crate::error_page::{ErrorPage, Wish};
+use crate::error_page::{ErrorPage, ResponsePreferences};
 use crate::exchange::asks_for_upgrade;
 
 /// What is needed of a request once it is gone.
@@ -12,7 +12,7 @@ use crate::exchange::asks_for_upgrade;
 pub(super) struct Notes {
     pub(super) ask: Ask,
     /// What an error page needs, where there is one.
-    pub(super) wish: Option<Wish>,
+    pub(super) wish: Option<ResponsePreferences>,
 }
 
 /// The fields of a request that count.
@@ -50,6 +50,6 @@ pub(super) fn note<B>(notes: &mut Notes, request: &Request<B>, page: Option<&Err
     let seen = RelevantHeaders::of(request.version(), request.headers());
     notes.ask.note(request, seen.expected, seen.request_id);
     if let Some(page) = page {
-        notes.wish = Some(page.wish_with(request, seen.accept));
+        notes.wish = Some(page.preferences_with(request, seen.accept));
     }
 }

@@ -7,16 +7,16 @@ use http::{HeaderMap, HeaderValue, Method};
 ///
 /// Of several `Accept` lines the first counts.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish {
+pub(crate) struct ResponsePreferences {
     pub(super) accept: Option<HeaderValue>,
     /// Boxed, as few deployments ask for it.
     pub(super) language: Option<Box<HeaderValue>>,
-    pub(super) protocol: Protocol,
+    pub(super) protocol: ErrorFormat,
 }
 
 /// What the caller speaks, and so where it looks for a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub(super) enum ErrorFormat {
     Http,
     /// HTTP, and the answer has a head alone.
     Head,
@@ -28,21 +28,26 @@ pub(super) enum Protocol {
 
 /// Whether anybody reads `Accept-Language`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Languages {
+pub(super) enum LanguageChoice {
     One,
     Several,
 }
 
-impl Wish {
+impl ResponsePreferences {
     #[inline]
-    pub(super) fn of(method: &Method, headers: &HeaderMap, accept: Option<&HeaderValue>, languages: Languages) -> Self {
-        let language = if languages == Languages::Several { headers.get(ACCEPT_LANGUAGE) } else { None };
+    pub(super) fn of(
+        method: &Method,
+        headers: &HeaderMap,
+        accept: Option<&HeaderValue>,
+        languages: LanguageChoice,
+    ) -> Self {
+        let language = if languages == LanguageChoice::Several { headers.get(ACCEPT_LANGUAGE) } else { None };
         let language = language.cloned().map(Box::new);
-        Self { accept: accept.cloned(), language, protocol: Protocol::of(method, headers) }
+        Self { accept: accept.cloned(), language, protocol: ErrorFormat::of(method, headers) }
     }
 }
 
-impl Protocol {
+impl ErrorFormat {
     #[inline]
     fn of(method: &Method, headers: &HeaderMap) -> Self {
         match *method {
@@ -82,33 +87,43 @@ mod tests {
 
     #[test]
     fn it_is_small() {
-        assert_eq!(size_of::<Wish>(), 56);
+        assert_eq!(size_of::<ResponsePreferences>(), 56);
     }
 
     #[test]
     fn grpc_is_told_by_its_content_type() {
         for (kind, protocol) in [
-            ("application/grpc", Protocol::Grpc),
-            ("Application/gRPC+proto", Protocol::Grpc),
-            ("application/grpc; charset=utf-8", Protocol::Grpc),
-            ("application/grpc-web", Protocol::GrpcWeb),
-            ("application/grpc-web+proto", Protocol::GrpcWeb),
-            ("application/grpc-web-text", Protocol::GrpcWebText),
-            ("application/GRPC-Web-Text+proto", Protocol::GrpcWebText),
-            ("application/grpcish", Protocol::Http),
-            ("application/grp", Protocol::Http),
-            ("application/json", Protocol::Http),
+            ("application/grpc", ErrorFormat::Grpc),
+            ("Application/gRPC+proto", ErrorFormat::Grpc),
+            ("application/grpc; charset=utf-8", ErrorFormat::Grpc),
+            ("application/grpc-web", ErrorFormat::GrpcWeb),
+            ("application/grpc-web+proto", ErrorFormat::GrpcWeb),
+            ("application/grpc-web-text", ErrorFormat::GrpcWebText),
+            ("application/GRPC-Web-Text+proto", ErrorFormat::GrpcWebText),
+            ("application/grpcish", ErrorFormat::Http),
+            ("application/grp", ErrorFormat::Http),
+            ("application/json", ErrorFormat::Http),
         ] {
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
-            assert_eq!(Wish::of(&Method::POST, &headers, None, Languages::One).protocol, protocol, "{kind}");
-            assert_eq!(Wish::of(&Method::GET, &headers, None, Languages::One).protocol, Protocol::Http);
+            assert_eq!(
+                ResponsePreferences::of(&Method::POST, &headers, None, LanguageChoice::One).protocol,
+                protocol,
+                "{kind}"
+            );
+            assert_eq!(
+                ResponsePreferences::of(&Method::GET, &headers, None, LanguageChoice::One).protocol,
+                ErrorFormat::Http
+            );
         }
     }
 
     #[test]
     fn languages_are_remembered_only_where_somebody_reads_them() {
         let headers = HeaderMap::from_iter([(ACCEPT_LANGUAGE, HeaderValue::from_static("de"))]);
-        assert!(Wish::of(&Method::HEAD, &headers, None, Languages::One).language.is_none());
-        assert_eq!(*Wish::of(&Method::HEAD, &headers, None, Languages::Several).language.unwrap(), "de");
+        assert!(ResponsePreferences::of(&Method::HEAD, &headers, None, LanguageChoice::One).language.is_none());
+        assert_eq!(
+            *ResponsePreferences::of(&Method::HEAD, &headers, None, LanguageChoice::Several).language.unwrap(),
+            "de"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::Facts;
+use super::ErrorContext;
 use crate::cause::BadGatewayCause;
 
 type Text = Cow<'static, str>;
@@ -15,13 +15,13 @@ type Text = Cow<'static, str>;
 /// let page = ErrorPage::new().texts(|facts| {
 ///     let german = facts.accept_language().is_some_and(|languages| languages.starts_with("de"));
 ///     if !german {
-///         return Texts::english(facts);
+///         return Messages::english(facts);
 ///     }
 ///     let advice = match facts.retry_safe() {
 ///         true => "Es wurde nichts ausgeführt. Bitte versuchen Sie es noch einmal.",
 ///         false => "Wir wissen nicht, ob Ihre Anfrage ausgeführt wurde. Bitte prüfen Sie das zuerst.",
 ///     };
-///     Texts::english(facts)
+///     Messages::english(facts)
 ///         .language("de")
 ///         .happened("Der Dienst ist gestört.")
 ///         .advice(advice)
@@ -31,21 +31,21 @@ type Text = Cow<'static, str>;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
-pub struct Texts {
+pub struct Messages {
     pub(super) language: Text,
-    pub(super) happened: Text,
+    pub(super) summary: Text,
     pub(super) advice: Option<Text>,
     pub(super) request_label: Text,
     pub(super) time_label: Text,
     pub(super) contact: Option<Text>,
 }
 
-impl Texts {
+impl Messages {
     /// The texts for visitors who read English.
-    pub fn english(facts: &Facts<'_>) -> Self {
+    pub fn english(facts: &ErrorContext<'_>) -> Self {
         Self {
             language: Cow::Borrowed("en"),
-            happened: Cow::Borrowed(happened(facts.cause(), facts.retry_safe())),
+            summary: Cow::Borrowed(summary_of(facts.cause(), facts.retry_safe())),
             advice: facts.failure().user_hint().map(Cow::Borrowed),
             request_label: Cow::Borrowed("Request ID"),
             time_label: Cow::Borrowed("Time (UTC)"),
@@ -60,15 +60,15 @@ impl Texts {
     }
 
     /// What happened, in one sentence.
-    pub fn happened(mut self, sentence: impl Into<Text>) -> Self {
-        self.happened = sentence.into();
+    pub fn summary(mut self, sentence: impl Into<Text>) -> Self {
+        self.summary = sentence.into();
         self
     }
 
     /// Whether it is safe to try again (default: [`Failure::user_hint`](crate::Failure::user_hint)).
     ///
     /// Say only what is proven: that nothing was processed is known where
-    /// [`retry_safe`](Facts::retry_safe) says so, and nowhere else.
+    /// [`retry_safe`](ErrorContext::retry_safe) says so, and nowhere else.
     pub fn advice(mut self, sentence: impl Into<Text>) -> Self {
         self.advice = Some(sentence.into());
         self
@@ -90,13 +90,13 @@ impl Texts {
     /// What happened and what to do, in one line.
     pub(super) fn detail(&self) -> String {
         match &self.advice {
-            Some(advice) => format!("{} {advice}", self.happened),
-            None => self.happened.to_string(),
+            Some(advice) => format!("{} {advice}", self.summary),
+            None => self.summary.to_string(),
         }
     }
 }
 
-fn happened(cause: BadGatewayCause, not_sent: bool) -> &'static str {
+fn summary_of(cause: BadGatewayCause, not_sent: bool) -> &'static str {
     use BadGatewayCause as C;
     match cause {
         // the service has not been asked
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_happened_is_one_plain_sentence() {
-        let sentences: HashSet<_> = BadGatewayCause::ALL.iter().map(|cause| happened(*cause, false)).collect();
+        let sentences: HashSet<_> = BadGatewayCause::ALL.iter().map(|cause| summary_of(*cause, false)).collect();
         assert!(sentences.len() > 10);
         for sentence in sentences {
             assert!(sentence.len() < 60 && sentence.ends_with('.'), "{sentence}");
@@ -182,8 +182,8 @@ mod tests {
         ] {
             let failure = crate::Failure::builder(BadGatewayCause::UpgradeFailed).replay(replay, evidence).build();
             let status = failure.status();
-            let facts = Facts { failure: &failure, status, request_id: None, time: "", accept_language: None };
-            assert_eq!(Texts::english(&facts).detail(), detail);
+            let facts = ErrorContext { failure: &failure, status, request_id: None, time: "", accept_language: None };
+            assert_eq!(Messages::english(&facts).detail(), detail);
         }
     }
 
@@ -191,9 +191,14 @@ mod tests {
     fn only_the_advice_speaks_of_trying_again() {
         for &cause in BadGatewayCause::ALL {
             let failure = crate::Failure::new(cause);
-            let facts =
-                Facts { failure: &failure, status: cause.status(), request_id: None, time: "", accept_language: None };
-            let texts = Texts::english(&facts);
+            let facts = ErrorContext {
+                failure: &failure,
+                status: cause.status(),
+                request_id: None,
+                time: "",
+                accept_language: None,
+            };
+            let texts = Messages::english(&facts);
             assert_eq!(texts.advice.as_deref(), failure.user_hint());
             let proven = failure.replay() == crate::cause::Replay::NotSent;
             assert!(proven || !texts.detail().contains("Nothing was processed"), "{cause}");

@@ -6,7 +6,7 @@ use crate::cause::{BadGatewayCause, Failure, Replay};
 
 /// What is known of a failure when its page is written.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub struct ErrorContext<'a> {
     pub(super) failure: &'a Failure,
     pub(super) status: StatusCode,
     pub(super) request_id: Option<&'a str>,
@@ -14,7 +14,7 @@ pub struct Facts<'a> {
     pub(super) accept_language: Option<&'a str>,
 }
 
-impl<'a> Facts<'a> {
+impl<'a> ErrorContext<'a> {
     /// The record. A visitor should read nothing of its peer, upstream or source.
     pub fn failure(&self) -> &'a Failure {
         self.failure
