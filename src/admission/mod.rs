@@ -37,7 +37,7 @@
 //! others (to the size of its connection pool, say). With the default such an app looks slower than it is when it wakes
 //! from idleness to a burst; the samples of about one service time put it right.
 //!
-//! **Without deadlines** only the cap refuses. **By a caller's clock** ([`Field::absolute`]) at most a fifth of those requests
+//! **Without deadlines** only the cap refuses. **By a caller's clock** ([`DeadlineHeader::absolute`]) at most a fifth of those requests
 //! is refused in ten seconds, so that a wrong clock cannot shut an app down.
 //!
 //! What outlives its handler (`tokio::spawn`, `spawn_blocking`) is not counted once the caller has left: let
@@ -62,7 +62,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! // only our gateways reach this app
-//! let deadlines = DeadlinePropagation::new().trusting_everyone().expose();
+//! let deadlines = DeadlinePropagation::new().trust_everyone().expose();
 //! let admission = AdmissionLayer::new(200).concurrency(8).deadlines(deadlines);
 //! let app = Router::new().route("/", get(answer)).layer(admission.clone());
 //!
@@ -71,11 +71,11 @@
 //! let refused = app.oneshot(request("0")).await.unwrap();
 //! assert_eq!(refused.status(), 504);
 //! assert_eq!(BadGatewayCause::of(&refused), Some(BadGatewayCause::DeadlineExceeded));
-//! assert_eq!((admission.in_flight(), admission.refused().passed), (0, 1));
+//! assert_eq!((admission.in_flight(), admission.rejections().expired), (0, 1));
 //! # }
 //! ```
 //!
-//! [`Field::absolute`]: crate::deadline::DeadlineHeader::absolute
+//! [`DeadlineHeader::absolute`]: crate::deadline::DeadlineHeader::absolute
 //! [`Deadline`]: crate::deadline::Deadline
 
 mod clock_skew_guard;

@@ -24,15 +24,15 @@ use tokio::time::Instant;
 /// ```
 /// use std::time::Duration;
 /// use tokio::time::Instant;
-/// use tower_upstream::alignment::KeepAlive;
+/// use tower_upstream::alignment::KeepAliveEstimator;
 ///
 /// let start = Instant::now();
-/// let learnt = KeepAlive::new(Duration::from_secs(90), start);
-/// learnt.told("timeout=72, max=100");
+/// let learnt = KeepAliveEstimator::new(Duration::from_secs(90), start);
+/// learnt.observe_header("timeout=72, max=100");
 /// assert_eq!(learnt.idle_limit(), Duration::from_secs(71));
-/// learnt.died(Duration::from_secs(60), start);
+/// learnt.observe_stale(Duration::from_secs(60), start);
 /// assert_eq!(learnt.idle_limit(), Duration::from_secs(48));
-/// learnt.ease(start + KeepAlive::QUIET);
+/// learnt.relax(start + KeepAliveEstimator::QUIET);
 /// assert_eq!(learnt.idle_limit(), Duration::from_secs(54));
 /// ```
 #[derive(Debug)]

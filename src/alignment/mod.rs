@@ -27,11 +27,11 @@
 //!         (Severity::Warn, FindingId::ServerKeepAliveLoadBalancer),
 //!     ]
 //! );
-//! assert_eq!(report.findings()[0].set(), "the total below 57.142 s, or a longer idle limit there");
+//! assert_eq!(report.findings()[0].suggestion(), "the total below 57.142 s, or a longer idle limit there");
 //!
 //! let topology = topology.pool_idle(Duration::from_secs(3));
 //! let timeouts = Timeouts::new().total(Duration::from_secs(45));
-//! assert!(timeouts.aligned(&topology).is_ok()); // the warning stays
+//! assert!(timeouts.checked(&topology).is_ok()); // the warning stays
 //! ```
 //!
 //! # The inequalities

@@ -6,7 +6,7 @@
 //! use std::time::Duration;
 //! use tower_upstream::alignment::peers::{AWS_ALB, NODE};
 //!
-//! let balancer = AWS_ALB.idle(Duration::from_secs(120));
+//! let balancer = AWS_ALB.idle_timeout(Duration::from_secs(120));
 //! let upstream = NODE.keep_alive(Duration::from_secs(65));
 //! assert_eq!(upstream.name(), "Node.js");
 //! ```

@@ -12,10 +12,11 @@ use super::quantity::{Fraction, Quantity};
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_upstream::timeout::{Topology, alignment::peers};
+/// use tower_upstream::alignment::peers;
+/// use tower_upstream::timeout::Topology;
 ///
 /// let topology = Topology::new()
-///     .caller_timeout(Duration::from_secs(10))
+///     .client_timeout(Duration::from_secs(10))
 ///     .load_balancer(peers::AWS_ALB)
 ///     .server(peers::AXUM)
 ///     .upstream(peers::NODE)

@@ -26,7 +26,7 @@ pin_project! {
     /// Trailers are kept like data.
     ///
     /// There is one body, and one attempt has it. It gives it back when it drops its `ReplayBody`, or, where the
-    /// [`Replay`] wants it, at its next poll: that poll ends in an error, [`BodyReclaimed`], as a body that went on elsewhere
+    /// [`ReplayHandle`] wants it, at its next poll: that poll ends in an error, [`BodyReclaimed`], as a body that went on elsewhere
     /// must not look complete. So two attempts never read from it in turn, and none sends a part for the whole.
     ///
     /// A body that is empty from the start passes as it is, without an allocation.
@@ -40,7 +40,7 @@ pin_project! {
     /// # async fn main() {
     /// let (first, replay) = ReplayBody::new(Full::<Bytes>::from("order"), 64 * 1024);
     /// assert_eq!(first.collect().await.unwrap().to_bytes(), "order");
-    /// let second = replay.again().unwrap();
+    /// let second = replay.replay().unwrap();
     /// assert_eq!(second.collect().await.unwrap().to_bytes(), "order");
     /// # }
     /// ```

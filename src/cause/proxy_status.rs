@@ -42,7 +42,7 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// let mut headers = HeaderMap::new();
 /// gateway.append_failure(&mut headers, &failure);
 /// assert_eq!(headers["proxy-status"], "edge-1; error=connection_refused; next-hop=\"payments\"");
-/// # Ok::<(), tower_upstream::cause::InvalidName>(())
+/// # Ok::<(), tower_upstream::cause::InvalidProxyName>(())
 /// ```
 #[derive(Clone)]
 pub struct ProxyStatus {
@@ -146,7 +146,7 @@ impl ProxyStatus {
     /// let mut headers = HeaderMap::new();
     /// ProxyStatus::new("edge-1")?.append_received(&mut headers, StatusCode::SERVICE_UNAVAILABLE);
     /// assert_eq!(headers["proxy-status"], "edge-1; received-status=503");
-    /// # Ok::<(), tower_upstream::cause::InvalidName>(())
+    /// # Ok::<(), tower_upstream::cause::InvalidProxyName>(())
     /// ```
     pub fn append_received(&self, headers: &mut HeaderMap, status: StatusCode) {
         let mut member = ProxyStatusMember::new(&self.name);

@@ -28,11 +28,11 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// ```
 /// # use reqwest13 as reqwest;
 /// use tower::{Layer, ServiceExt};
-/// use tower_upstream::{Failure, BadGatewayCause, adapt::HttpTypesLayer};
+/// use tower_upstream::{Failure, BadGatewayCause, compat::HttpCompatLayer};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let client = HttpTypesLayer::new().layer(reqwest::Client::new());
+/// let client = HttpCompatLayer::new().layer(reqwest::Client::new());
 /// let error = client.oneshot(http::Request::get("/no/host").body("").unwrap()).await.unwrap_err();
 /// assert_eq!(Failure::from_error(error).cause(), BadGatewayCause::InvalidTarget);
 /// # }
@@ -65,7 +65,7 @@ impl<Q, R> Copy for HttpCompatLayer<Q, R> {}
 
 impl<Q, R> fmt::Debug for HttpCompatLayer<Q, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HttpTypesLayer")
+        f.write_str("HttpCompatLayer")
     }
 }
 

@@ -27,7 +27,7 @@ use tower_service::Service;
 ///     Ok::<_, std::convert::Infallible>(Response::new(Full::new(body.to_bytes())))
 /// });
 /// // retry hands on a `ReplayBody<_>`
-/// let boxed = RequestBodyLayer::new(|body| BodyExt::boxed(BodyExt::map_err(body, tower::BoxError::from)));
+/// let boxed = MapRequestBodyLayer::new(|body| BodyExt::boxed(BodyExt::map_err(body, tower::BoxError::from)));
 /// let service = RetryLayer::new().layer(boxed.layer(takes_one_type));
 /// let answer = service.oneshot(Request::new(Full::<bytes::Bytes>::from("order"))).await.unwrap();
 /// assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "order");
@@ -48,7 +48,7 @@ impl<F> MapRequestBodyLayer<F> {
 
 impl<F> fmt::Debug for MapRequestBodyLayer<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBodyLayer").finish_non_exhaustive()
+        f.debug_struct("MapRequestBodyLayer").finish_non_exhaustive()
     }
 }
 

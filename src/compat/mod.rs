@@ -22,7 +22,7 @@
 //! use std::time::Duration;
 //! use http_body_util::Full;
 //! use tower::{ServiceBuilder, ServiceExt};
-//! use tower_upstream::compat::{HttpTypesLayer, RequestBodyLayer};
+//! use tower_upstream::compat::{HttpCompatLayer, MapRequestBodyLayer};
 //! use tower_upstream::retry::RetryLayer;
 //! use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 //! use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
@@ -39,10 +39,10 @@
 //!     .unwrap();
 //! let client = ServiceBuilder::new()
 //!     .layer(RetryLayer::new())
-//!     .layer(TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(5)).total(Duration::from_secs(20))))
+//!     .layer(TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(5)).total(Duration::from_secs(20))))
 //!     .layer(ClassifyLayer::new())
-//!     .layer(RequestBodyLayer::new(reqwest::Body::wrap))
-//!     .layer(HttpTypesLayer::new())
+//!     .layer(MapRequestBodyLayer::new(reqwest::Body::wrap))
+//!     .layer(HttpCompatLayer::new())
 //!     .service(client);
 //!
 //! let request = http::Request::get("http://127.0.0.1:1/cart").body(Full::<bytes::Bytes>::default()).unwrap();
@@ -82,9 +82,9 @@
 //! let channel = Endpoint::from_static("http://127.0.0.1:50051").connect_lazy();
 //! let channel = ServiceBuilder::new()
 //!     .layer(RetryLayer::new())
-//!     .layer(TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(5))))
+//!     .layer(TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(5))))
 //!     .layer(ClassifyLayer::new())
-//!     .layer(RequestBodyLayer::new(tonic::body::Body::new))
+//!     .layer(MapRequestBodyLayer::new(tonic::body::Body::new))
 //!     .service(channel);
 //! // what a generated client takes: OrdersClient::new(channel)
 //! let client = tonic::client::Grpc::new(channel);

@@ -39,7 +39,7 @@ impl IntoResponse for NoDeadline {
 /// use std::time::Duration;
 /// use tower::ServiceExt;
 /// use tower_upstream::Failure;
-/// use tower_upstream::deadline::{Deadline, Deadlines};
+/// use tower_upstream::deadline::{Deadline, DeadlinePropagation};
 /// use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 ///
 /// async fn report(deadline: Deadline) -> Result<&'static str, Failure> {
@@ -50,7 +50,7 @@ impl IntoResponse for NoDeadline {
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
-/// let trusting = Deadlines::new().trusting_everyone().expose();
+/// let trusting = DeadlinePropagation::new().trust_everyone().expose();
 /// let limits = TimeoutLayer::new(Timeouts::new()).untouched().deadlines(trusting);
 /// let app = Router::new().route("/", get(report)).layer(limits);
 /// for (said, status) in [("200", 200), ("10", 504)] {

@@ -11,7 +11,7 @@
 //! ```
 //! use std::time::Duration;
 //! use tokio::time::Instant;
-//! use tower_upstream::deadline::{Deadline, Passed};
+//! use tower_upstream::deadline::{Deadline, Elapsed};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
@@ -19,7 +19,7 @@
 //! let quick = tokio::spawn(deadline.bound(async { "in time" }));
 //! let slow = tokio::spawn(deadline.bound(tokio::time::sleep(Duration::from_secs(9))));
 //! assert_eq!(quick.await.unwrap(), Ok("in time"));
-//! assert_eq!(slow.await.unwrap(), Err(Passed));
+//! assert_eq!(slow.await.unwrap(), Err(Elapsed));
 //! # }
 //! ```
 

@@ -34,7 +34,7 @@ use crate::exchange::CallContext;
 /// use axum::extract::ConnectInfo;
 /// use http::Extensions;
 /// use std::net::SocketAddr;
-/// use tower_upstream::deadline::{Deadlines, Field};
+/// use tower_upstream::deadline::{DeadlinePropagation, DeadlineHeader};
 ///
 /// // an app served with `into_make_service_with_connect_info::<SocketAddr>()`
 /// fn is_neighbour(extensions: &Extensions) -> bool {
@@ -42,8 +42,8 @@ use crate::exchange::CallContext;
 ///     caller.is_some_and(|ConnectInfo(address)| address.ip().is_loopback())
 /// }
 ///
-/// let deadlines = Deadlines::new().trusting(is_neighbour).forward(Field::request_timeout()).expose();
-/// assert_eq!(deadlines.ignored(), 0);
+/// let deadlines = DeadlinePropagation::new().trust(is_neighbour).forward(DeadlineHeader::request_timeout()).expose();
+/// assert_eq!(deadlines.skew_rejections(), 0);
 /// ```
 #[derive(Clone)]
 #[must_use]

@@ -10,9 +10,9 @@ type Text = Cow<'static, str>;
 /// The sentences of a page: plain text, which each form escapes as it has to.
 ///
 /// ```
-/// use tower_upstream::error_page::{ErrorPage, Texts};
+/// use tower_upstream::error_page::{ErrorPage, Messages};
 ///
-/// let page = ErrorPage::new().texts(|facts| {
+/// let page = ErrorPage::new().messages(|facts| {
 ///     let german = facts.accept_language().is_some_and(|languages| languages.starts_with("de"));
 ///     if !german {
 ///         return Messages::english(facts);
@@ -23,7 +23,7 @@ type Text = Cow<'static, str>;
 ///     };
 ///     Messages::english(facts)
 ///         .language("de")
-///         .happened("Der Dienst ist gestört.")
+///         .summary("Der Dienst ist gestört.")
 ///         .advice(advice)
 ///         .labels("Anfrage", "Zeit (UTC)")
 ///         .contact("Wenn das wiederkehrt, schreiben Sie bitte an hilfe@shop.example.")

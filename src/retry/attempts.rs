@@ -10,9 +10,9 @@ use crate::cause::{BadGatewayCause, Evidence, Failure, Replay, RetryStop};
 /// use tower_upstream::{BadGatewayCause, Failure, retry::Attempts};
 ///
 /// let mut attempts = Attempts::default();
-/// attempts.failed(Failure::new(BadGatewayCause::StaleConnection));
+/// attempts.record_failure(Failure::new(BadGatewayCause::StaleConnection));
 /// assert_eq!(attempts.count(), 2);
-/// assert_eq!(attempts.earlier()[0].cause(), BadGatewayCause::StaleConnection);
+/// assert_eq!(attempts.previous()[0].cause(), BadGatewayCause::StaleConnection);
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Attempts {

@@ -38,7 +38,7 @@ use crate::timeout::{TimeoutLayer, Timeouts, TrackUpload};
 ///     .error_page(ErrorPage::new())
 ///     .classify_failures()
 ///     .circuit_breaker("payments")
-///     .upstream_timeout(Timeouts::new().head(Duration::from_secs(5)))
+///     .upstream_timeout(Timeouts::new().response_head(Duration::from_secs(5)))
 ///     .service(refused);
 /// let request = Request::new(Full::<bytes::Bytes>::default());
 /// assert_eq!(service.oneshot(request).await.unwrap().status(), 502);

@@ -39,8 +39,8 @@ const MAX_BYPASS: Duration = Duration::from_secs(3600);
 /// # async fn main() {
 /// let layer = UpstreamLayer::builder("payments").build().unwrap();
 /// let handle = layer.handle();
-/// handle.note_change("deploy v42");
-/// handle.set_timeouts(Timeouts::new().head(Duration::from_secs(3)).total(Duration::from_secs(10))).unwrap();
+/// handle.annotate("deploy v42");
+/// handle.set_timeouts(Timeouts::new().response_head(Duration::from_secs(3)).total(Duration::from_secs(10))).unwrap();
 /// handle.bypass(Duration::from_secs(60));
 /// assert_eq!(handle.snapshot(tokio::time::Instant::now()).in_flight, 0);
 /// # }

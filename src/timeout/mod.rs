@@ -41,7 +41,7 @@
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
 //! let stuck = service_fn(|_: Request<()>| std::future::pending::<Result<Response<Full<bytes::Bytes>>, std::io::Error>>());
-//! let layer = TimeoutLayer::new(Timeouts::new().head(Duration::from_secs(2))).untouched();
+//! let layer = TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2))).untouched();
 //! let answer = layer.layer(stuck).oneshot(Request::new(())).await.unwrap();
 //! assert_eq!(answer.status(), 504);
 //! assert_eq!(BadGatewayCause::of(&answer), Some(BadGatewayCause::FirstByteTimeout));

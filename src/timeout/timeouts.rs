@@ -14,8 +14,8 @@ use crate::exchange::{CLIENT_IDLE, CallKind};
 /// use std::time::Duration;
 /// use tower_upstream::timeout::Timeouts;
 ///
-/// let pages = Timeouts::new().head(Duration::from_secs(5)).total(Duration::from_secs(20));
-/// let events = Timeouts::new().head(Duration::from_secs(5)).body_idle(Duration::from_secs(90)).unbounded();
+/// let pages = Timeouts::new().response_head(Duration::from_secs(5)).total(Duration::from_secs(20));
+/// let events = Timeouts::new().response_head(Duration::from_secs(5)).body_idle(Duration::from_secs(90)).unbounded();
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]

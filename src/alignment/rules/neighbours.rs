@@ -77,7 +77,7 @@ fn pool(scene: &RuleInput<'_>) -> Option<Finding> {
 /// use tower_upstream::alignment::{peers::HYPER_UTIL_POOL_IDLE, pool_idle_finding};
 ///
 /// let finding = pool_idle_finding(HYPER_UTIL_POOL_IDLE, Duration::from_secs(5)).unwrap();
-/// assert_eq!(finding.set(), "the pool's idle limit below 4 s");
+/// assert_eq!(finding.suggestion(), "the pool's idle limit below 4 s");
 /// assert_eq!(pool_idle_finding(Duration::from_secs(3), Duration::from_secs(5)), None);
 /// ```
 pub fn pool_idle_finding(pool_idle: Duration, learnt: impl Into<Option<Duration>>) -> Option<Finding> {

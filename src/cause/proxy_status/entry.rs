@@ -92,7 +92,7 @@ impl ProxyStatusEntry {
 /// headers.append("proxy-status", HeaderValue::from_static("inner; error=connection_refused; next-hop=\"db:5432\""));
 /// headers.append("proxy-status", HeaderValue::from_static("edge; received-status=502"));
 ///
-/// let [inner, edge] = &cause::members(&headers)[..] else { panic!("two hops wrote") };
+/// let [inner, edge] = &cause::entries(&headers)[..] else { panic!("two hops wrote") };
 /// assert_eq!((inner.name(), inner.error(), inner.next_hop()), ("inner", Some("connection_refused"), Some("db:5432")));
 /// assert_eq!((edge.name(), edge.error(), edge.received_status()), ("edge", None, Some(502)));
 /// ```
