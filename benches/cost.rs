@@ -23,7 +23,7 @@ use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::cause::{ProxyStatus, entries};
 use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::event::{Event, Observer};
-use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{FailureSignal, RetryContext, RetryPolicy, decide};
 use tower_upstream::retry::{RetryBudget, Withdrawal};
@@ -129,8 +129,8 @@ fn proxy_status_is_read(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn a_request_head_is_made_the_upstreams(bencher: Bencher<'_, '_>) {
-    let rules = Rules::new("edge").expect("a name");
-    let caller = Caller::new(Some([192, 0, 2, 60].into()), Scheme::Http);
+    let rules = ForwardingRules::new("edge").expect("a name");
+    let caller = ClientInfo::new(Some([192, 0, 2, 60].into()), Scheme::Http);
     let upstream = HeaderValue::from_static("10.0.0.7:8080");
     let request = || {
         let request = Request::get("/cart?id=1").header("host", "shop.example").header("accept", "*/*");

@@ -24,7 +24,7 @@ use tower::{BoxError, ServiceBuilder, ServiceExt};
 use tower_upstream::client::ReverseProxy;
 use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::retry::Attempts;
 use tower_upstream::stack::UpstreamHandle;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
@@ -38,7 +38,7 @@ const fn ms(millis: u64) -> Duration {
 type Upstream = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 fn upstream(name: &str, address: SocketAddr) -> Result<(Upstream, UpstreamHandle), BoxError> {
-    let proxy = ReverseProxy::builder(address.to_string().parse()?, Rules::new("axum-app")?).build();
+    let proxy = ReverseProxy::builder(address.to_string().parse()?, ForwardingRules::new("axum-app")?).build();
     let stack = UpstreamLayer::builder(name)
         .timeouts(Timeouts::new().response_head(ms(700)).total(ms(4_000)))
         // a deadline goes on to the upstream

@@ -49,7 +49,7 @@ use tower_upstream::UpstreamLayer;
 use tower_upstream::client::{DefaultConnector, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::ErrorPage;
-use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{RetryLayer, RetryPolicy};
 use tower_upstream::stack::{RequestBody, Upstream};
@@ -85,7 +85,7 @@ struct Gateway {
 
 impl Gateway {
     fn new(settings: &Settings, target: Target) -> Result<Self, String> {
-        let rules = Rules::new(&settings.name).map_err(|error| format!("NAME={}: {error}", settings.name))?;
+        let rules = ForwardingRules::new(&settings.name).map_err(|error| format!("NAME={}: {error}", settings.name))?;
         let tcp = TcpConnector::new().dns_timeout(settings.connect).connect_timeout(settings.connect);
         let tls = match &settings.roots {
             None => TlsConnector::new(tcp),
@@ -122,7 +122,7 @@ impl Gateway {
 
     /// The service for one accepted connection.
     fn for_caller(&self, peer: SocketAddr) -> Stack {
-        self.stack.layer(self.proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)))
+        self.stack.layer(self.proxy.caller(ClientInfo::new(Some(peer.ip()), Scheme::Http)))
     }
 }
 

@@ -20,7 +20,7 @@ use tower_upstream::alignment::{Finding, FindingId};
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::ReverseProxy;
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts, Topology};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
@@ -40,7 +40,7 @@ async fn upstream(own_limit: Duration) -> Upstream {
 /// A gateway with a total of two seconds that believes its callers' deadlines.
 async fn gateway(upstream: SocketAddr) -> (SocketAddr, Seen) {
     let target = upstream.to_string().parse().unwrap();
-    let proxy = ReverseProxy::builder(target, Rules::new("edge").unwrap()).build::<Incoming>();
+    let proxy = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).build::<Incoming>();
     let deadlines = DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout());
     let limits = TimeoutLayer::new(limits()).deadlines(deadlines).untouched();
     let seen = Seen::default();

@@ -758,7 +758,7 @@ async fn a_target_that_is_too_long_behind_the_base_path_is_the_clients_fault() {
     let (upstream, seen) = upstream(H1, ok).await;
     let base = "b".repeat(10_000);
     let target = format!("http://{}/{base}", upstream.address).parse().unwrap();
-    let rules = tower_upstream::forward::Rules::new("edge").unwrap();
+    let rules = tower_upstream::forward::ForwardingRules::new("edge").unwrap();
     let gateway = Gateway::start(tower_upstream::client::ReverseProxy::builder(target, rules)).await;
     let get = |length: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "p".repeat(length));
     assert_eq!(ask(gateway.address, get(57_000)).await.status(), 414);

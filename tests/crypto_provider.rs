@@ -14,7 +14,7 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::rustls::{CipherSuite, ServerConfig};
 use tower_upstream::client::{ReverseProxy, TcpConnector, TlsConnector};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 
 const CHACHA: CipherSuite = CipherSuite::TLS13_CHACHA20_POLY1305_SHA256;
 
@@ -47,7 +47,7 @@ async fn the_provider_of_the_process_is_used_before_ring() {
     let mut used = Vec::new();
     for connector in [before, after] {
         let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
-        let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);
+        let builder = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).connector(connector);
         ask(Gateway::start(builder).await.address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         used.push(negotiated.recv().await.unwrap());
     }

@@ -24,11 +24,11 @@ use support::{Seen, Upstream, ask, gateway};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::ProxyStatus;
-use tower_upstream::forward::{Caller, ForwardBody, ForwardLayer, HostPolicy, Rules, Scheme};
+use tower_upstream::forward::{ClientInfo, ForwardBody, ForwardLayer, ForwardingRules, HostPolicy, Scheme};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
 
-fn rules() -> Rules {
-    Rules::new("edge-1").unwrap()
+fn rules() -> ForwardingRules {
+    ForwardingRules::new("edge-1").unwrap()
 }
 
 fn layer() -> ForwardLayer {
@@ -77,7 +77,7 @@ async fn sent(layer: ForwardLayer, request: Request<Full<Bytes>>) -> String {
 async fn fields_of_a_connection_stay_on_it_both_ways() {
     let fields = [("host", "shop.example"), ("connection", "x-mine, keep-alive"), ("x-mine", "1"), ("x-other", "1")];
     let mut request = get("/cart?a", &fields);
-    request.extensions_mut().insert(Caller::new(Some([192, 0, 2, 60].into()), Scheme::Https));
+    request.extensions_mut().insert(ClientInfo::new(Some([192, 0, 2, 60].into()), Scheme::Https));
     let answer = layer().layer(echo()).oneshot(request).await.unwrap();
     let kept = answer.headers().keys().map(http::HeaderName::as_str).collect::<Vec<_>>();
     assert_eq!((kept, answer.version()), (vec!["x-kept"], Version::HTTP_11));
@@ -88,13 +88,13 @@ async fn fields_of_a_connection_stay_on_it_both_ways() {
 
 #[tokio::test]
 async fn the_caller_is_the_requests_else_the_layers_else_unknown() {
-    let caller = |last: u8| Caller::new(Some([192, 0, 2, last].into()), Scheme::Http);
+    let caller = |last: u8| ClientInfo::new(Some([192, 0, 2, last].into()), Scheme::Http);
     let plain = || get("/", &[("host", "a")]);
     assert!(!sent(layer(), plain()).await.contains("x-forwarded-for"));
-    assert!(sent(layer().caller(caller(1)), plain()).await.contains("x-forwarded-for: 192.0.2.1\n"));
+    assert!(sent(layer().client_info(caller(1)), plain()).await.contains("x-forwarded-for: 192.0.2.1\n"));
     let mut named = plain();
     named.extensions_mut().insert(caller(2));
-    assert!(sent(layer().caller(caller(1)), named).await.contains("x-forwarded-for: 192.0.2.2\n"));
+    assert!(sent(layer().client_info(caller(1)), named).await.contains("x-forwarded-for: 192.0.2.2\n"));
 }
 
 #[tokio::test]

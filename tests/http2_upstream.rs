@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep};
 use tower::{Service, service_fn};
 use tower_upstream::cause::{BreakerVerdict, Detail, Evidence, Replay};
 use tower_upstream::client::{Connect, Http, ReverseProxy, ReverseProxyBuilder};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::{BadGatewayCause, Failure};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -278,7 +278,7 @@ async fn serve_in_process(gateway: DuplexStream, frames: Frames, held_back: Opti
 }
 
 fn builder() -> ReverseProxyBuilder {
-    ReverseProxy::builder("app.local".parse().unwrap(), Rules::new("edge").unwrap())
+    ReverseProxy::builder("app.local".parse().unwrap(), ForwardingRules::new("edge").unwrap())
 }
 
 #[tokio::test(start_paused = true)]

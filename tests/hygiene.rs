@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tower::{Layer, service_fn};
 use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector};
 use tower_upstream::error_page::ErrorPage;
-use tower_upstream::forward::{Rules, Trust};
+use tower_upstream::forward::{ForwardingRules, Trust};
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 /// What came to an upstream, and how many of its connections have ended.
@@ -47,7 +47,10 @@ async fn listening() -> (Upstream, Received) {
 }
 
 fn over_tls(upstream: &Upstream) -> ReverseProxyBuilder {
-    ReverseProxy::builder(format!("https://{}", upstream.address).parse().unwrap(), Rules::new("edge").unwrap())
+    ReverseProxy::builder(
+        format!("https://{}", upstream.address).parse().unwrap(),
+        ForwardingRules::new("edge").unwrap(),
+    )
 }
 
 const SECRET: &str = "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n\r\n";
@@ -160,7 +163,7 @@ async fn a_proxy_that_cannot_speak_tls_to_its_https_target_says_so_as_it_is_buil
 async fn a_request_that_would_leave_the_path_of_its_target_reaches_nobody() {
     let (upstream, _) = listening().await;
     let target = format!("http://{}/v2/public", upstream.address).parse().unwrap();
-    let gateway = Gateway::start(ReverseProxy::builder(target, Rules::new("edge").unwrap())).await;
+    let gateway = Gateway::start(ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap())).await;
     for path in ["/../admin", "/%2e%2e/admin", "/..%2fadmin", "/a/..;/../admin"] {
         let answer = ask(gateway.address, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
         assert_eq!((answer.status(), answer.error()), (400, Some("http_request_error")), "{path}");
@@ -172,7 +175,7 @@ async fn a_request_that_would_leave_the_path_of_its_target_reaches_nobody() {
 /// A gateway whose failures are logged, before an upstream that refuses; and the answer to these bytes.
 async fn logged(request: &str) -> (Message, String) {
     let log = Log::new();
-    let proxy = ReverseProxy::builder("127.0.0.1:1".parse().unwrap(), Rules::new("edge").unwrap()).build();
+    let proxy = ReverseProxy::builder("127.0.0.1:1".parse().unwrap(), ForwardingRules::new("edge").unwrap()).build();
     let stack = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).untouched().build().unwrap().layer(proxy);
     let listener = listener().await;
     let address = listener.local_addr().unwrap();
@@ -223,7 +226,7 @@ async fn what_inner_hops_say_of_themselves_is_reduced_where_that_is_the_rule() {
         }
     })
     .await;
-    let rules = Rules::new("edge").unwrap();
+    let rules = ForwardingRules::new("edge").unwrap();
     for (rules, kept) in [(rules.clone(), true), (rules.reduce_proxy_status(), false)] {
         let target = upstream.address.to_string().parse().unwrap();
         let gateway = Gateway::start(ReverseProxy::builder(target, rules)).await;
@@ -238,7 +241,7 @@ async fn what_inner_hops_say_of_themselves_is_reduced_where_that_is_the_rule() {
 }
 
 /// What reaches the upstream of a request with these fields.
-async fn passed(rules: Rules, fields: &[&str]) -> Vec<String> {
+async fn passed(rules: ForwardingRules, fields: &[&str]) -> Vec<String> {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         let request = wire.request().await.unwrap();
         let names: Vec<_> = request.fields.iter().map(|field| field.0.clone()).collect();
@@ -278,9 +281,9 @@ async fn no_field_in_which_a_stranger_could_pretend_reaches_the_upstream() {
     let disguised = ["x_forwarded_user", "X-Forwarded_Client-Cert", "true_client_ip", "X.Real.IP"];
     let others = ["x-client-version", "x-http-method-override", "x-envoy-expected-rq-timeout-ms"];
     let all = [&origin[..], &disguised, &others, &["proxy"]].concat();
-    let rules = Rules::new("edge").unwrap();
+    let rules = ForwardingRules::new("edge").unwrap();
     assert_eq!(passed(rules.clone(), &all).await, sorted(&[&others]));
     let vouched = rules.clone().keep_field("x-forwarded-user".parse().unwrap());
     assert_eq!(passed(vouched, &all).await, sorted(&[&others, &["x-forwarded-user"]]));
-    assert_eq!(passed(rules.trust(Trust::Caller), &all).await, sorted(&[&others, &origin]));
+    assert_eq!(passed(rules.trust(Trust::Client), &all).await, sorted(&[&others, &origin]));
 }

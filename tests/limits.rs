@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::cause::{Connection, Evidence, Phase, Replay};
 use tower_upstream::client::{CaptureLayer, Connect, Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
@@ -148,7 +148,7 @@ where
 
 /// A connector that leaves the rest to the test.
 fn dials(to: std::net::SocketAddr) -> ReverseProxyBuilder {
-    ReverseProxy::builder(to.to_string().parse().unwrap(), Rules::new("edge").unwrap())
+    ReverseProxy::builder(to.to_string().parse().unwrap(), ForwardingRules::new("edge").unwrap())
 }
 
 fn told(failure: &Failure) -> (Cause, Phase, Replay, Evidence) {
@@ -163,7 +163,7 @@ fn unsent(cause: Cause, phase: Phase) -> (Cause, Phase, Replay, Evidence) {
 async fn a_name_that_is_not_resolved_ate_the_time() {
     let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<_>, std::io::Error>>());
     let target = "nowhere.test".parse().unwrap();
-    let named = ReverseProxy::builder(target, Rules::new("edge").unwrap());
+    let named = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap());
     let failure = attempt(named.connector(TcpConnector::with_resolver(silent))).await;
     assert_eq!(told(&failure), unsent(Cause::DnsTimeout, Phase::Resolve));
 }
@@ -179,7 +179,7 @@ async fn a_connect_that_nobody_answers_ate_the_time() {
 async fn a_handshake_that_hangs_ate_the_time() {
     let upstream = Upstream::scripted(|mut wire, _| async move { drop(wire.bytes(1 << 20).await) }).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
-    let failure = attempt(ReverseProxy::builder(target, Rules::new("edge").unwrap())).await;
+    let failure = attempt(ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap())).await;
     assert_eq!(told(&failure), unsent(Cause::TlsTimeout, Phase::Tls));
     assert_eq!(failure.peer(), Some(upstream.address));
 }

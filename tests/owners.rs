@@ -25,7 +25,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, State};
 use tower_upstream::client::{Http, ReverseProxy};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 
 /// What becomes of the task that owns a call.
@@ -191,7 +191,7 @@ fn proxy(
             Ok::<_, io::Error>(Socket::new(ours))
         }
     });
-    let builder = ReverseProxy::builder("app.local".parse().unwrap(), Rules::new("edge").unwrap());
+    let builder = ReverseProxy::builder("app.local".parse().unwrap(), ForwardingRules::new("edge").unwrap());
     let proxy = builder.connector(connector).http(http).max_connections(1).build::<Body>();
     move || {
         let call = proxy.clone().call(request());

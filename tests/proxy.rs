@@ -35,7 +35,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::client::{Connector, Http, ReverseProxy, TcpConnector, TlsConnector};
-use tower_upstream::forward::{HostPolicy, Rules};
+use tower_upstream::forward::{ForwardingRules, HostPolicy};
 
 /// What the upstream saw of a request: its head line by line, then its body.
 async fn mirror(request: Request) -> String {
@@ -147,7 +147,7 @@ async fn a_target_in_absolute_form_reaches_the_upstream_in_origin_form() {
 async fn the_targets_path_comes_first_and_its_host_where_that_is_the_rule() {
     let upstream = app(routes()).await;
     let target = format!("http://{}/base/", upstream.address).parse().unwrap();
-    let rules = Rules::new("edge").unwrap().host(HostPolicy::Upstream);
+    let rules = ForwardingRules::new("edge").unwrap().host(HostPolicy::Upstream);
     let gateway = Gateway::limited(ReverseProxy::builder(target, rules), short()).await;
     let seen = ask(gateway.address, "GET /a?b HTTP/1.1\r\nHost: shop.example\r\n\r\n").await.text();
     assert!(seen.starts_with("GET /base/a?b HTTP/1.1\n"), "{seen}");
@@ -229,7 +229,7 @@ async fn speaks_by_alpn(protocols: &[&[u8]], wanted: &str) {
     let (upstream, pem) = support::tls_app(routes(), protocols).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let connector = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
-    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);
+    let builder = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).connector(connector);
     let gateway = Gateway::start(builder).await;
     for _ in 0..3 {
         let seen = ask(gateway.address, "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody").await.text();
@@ -263,7 +263,7 @@ async fn a_tls_connector_of_another_crate_speaks_it_over_ours() {
     let tls = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
     let connector = Connector::new(tls.wrap_connector(TcpConnector::new().enforce_http(false))).assume_tls();
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
-    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).stamped_connector(connector);
+    let builder = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).stamped_connector(connector);
     let gateway = Gateway::start(builder).await;
     assert_eq!(ask(gateway.address, "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "hello");
 }
@@ -274,7 +274,7 @@ async fn a_certificate_of_nobody_we_trust_is_refused() {
     let (_, other) = support::tls_app(routes(), &[]).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let connector = TlsConnector::with_roots(TcpConnector::new(), other.as_bytes()).unwrap();
-    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);
+    let builder = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).connector(connector);
     let gateway = Gateway::start(builder).await;
     let answer = ask(gateway.address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!((answer.status(), answer.error()), (502, Some("tls_certificate_error")));
@@ -285,7 +285,7 @@ async fn a_certificate_of_nobody_we_trust_is_refused() {
 async fn a_connector_of_ones_own_reaches_a_unix_socket() {
     let folder = Folder::new("socket");
     let path = folder.0.join("app");
-    let builder = ReverseProxy::builder("app.local".parse().unwrap(), Rules::new("edge").unwrap());
+    let builder = ReverseProxy::builder("app.local".parse().unwrap(), ForwardingRules::new("edge").unwrap());
     let there = path.clone();
     let connector = service_fn(move |_: Uri| {
         let path = there.clone();

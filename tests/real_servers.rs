@@ -35,7 +35,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
 use tower::{Service, service_fn};
 use tower_upstream::client::{Http, ReverseProxy, TcpConnector, TlsConnector};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::Timeouts;
 
 use ping_policy::PingPolicy;
@@ -165,7 +165,7 @@ async fn tls_gateway(protocols: &[&[u8]]) -> (StackGateway, support::Upstream) {
     let (upstream, pem) = tls_app(chat(), protocols).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let connector = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
-    let proxy = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);
+    let proxy = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).connector(connector);
     (StackGateway::start(stack(), proxy).await, upstream)
 }
 

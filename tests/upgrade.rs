@@ -32,7 +32,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tower::Layer;
 use tower_upstream::cause::Replay;
 use tower_upstream::client::{Http, ReverseProxy, TcpConnector, TlsConnector};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
@@ -321,7 +321,7 @@ async fn before_tls(upstream: &[&[u8]], gateway: &[&[u8]]) -> (Upstream, Gateway
         .with_no_client_auth();
     config.alpn_protocols = gateway.iter().map(|protocol| protocol.to_vec()).collect();
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
-    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap());
+    let builder = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap());
     let gateway = Gateway::start(builder.connector(TlsConnector::with_config(TcpConnector::new(), config))).await;
     (upstream, gateway)
 }
@@ -350,7 +350,7 @@ async fn an_upgrade_finds_room_where_http_2_connections_fill_the_pool() {
     let (upstream, pem) = support::tls_app(routes(), &[b"h2", b"http/1.1"]).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let connector = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
-    let builder = ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(connector);
+    let builder = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).connector(connector);
     let gateway = Gateway::start(builder.max_connections(1)).await;
     for _ in 0..3 {
         assert_eq!(ask(gateway.address, GET).await.text(), "HTTP/2.0");

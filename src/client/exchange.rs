@@ -27,7 +27,7 @@ use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
 use crate::exchange::AttemptProgress;
-use crate::forward::{Answer, Caller, Rejection, UnaskedSwitch, name_length, strip_request_trailers};
+use crate::forward::{ClientInfo, LocalResponse, Rejection, UnsolicitedUpgrade, name_length, strip_request_trailers};
 
 pub(super) type Outcome<B> = Result<Response<ResponseBody<Download<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
@@ -44,7 +44,7 @@ const MAX_RETURNS: u32 = 2;
 /// Begins an exchange: on an idle connection at once, else once there is a connection.
 ///
 /// The first way is the common one and holds little: what waits for a connection is a future of its own.
-pub(super) fn start<C, B>(upstream: &Arc<Upstream<C, B>>, caller: &Caller, request: Request<B>) -> BoxFuture<B>
+pub(super) fn start<C, B>(upstream: &Arc<Upstream<C, B>>, caller: &ClientInfo, request: Request<B>) -> BoxFuture<B>
 where
     C: Connect,
     C::Future: 'static,
@@ -79,25 +79,25 @@ where
 /// Makes the head the upstream's, or answers here; the answer is boxed as it is rare.
 fn prepare<C, B: SendBody>(
     upstream: &Upstream<C, B>,
-    caller: &Caller,
+    caller: &ClientInfo,
     parts: &mut request::Parts,
     call: ClientCall,
 ) -> Result<Change, Box<Outcome<B>>> {
-    let passage = upstream.rules.pass_on(parts, caller, &upstream.host).map_err(|rejection| {
+    let passage = upstream.rules.forward_request(parts, caller, &upstream.host).map_err(|rejection| {
         Box::new(match rejection {
-            Rejection::Answer(answer) => Ok(answer.rejects()),
+            Rejection::Respond(answer) => Ok(answer.into_rejected_response()),
             Rejection::Loop => Err(upstream.refusal(BadGatewayCause::LoopDetected, call)),
         })
     })?;
     if !parts.uri.path_and_query().is_none_or(|path| upstream.target.confines(path)) {
-        let answer = Answer::bad_request("the path leaves that of the upstream");
-        return Err(Box::new(Ok(answer.rejects())));
+        let answer = LocalResponse::bad_request("the path leaves that of the upstream");
+        return Err(Box::new(Ok(answer.into_rejected_response())));
     }
     if address::rewrite(&upstream.target, parts).is_none() {
         // both parts are paths, and too long together
-        return Err(Box::new(Ok(Answer::too_long().rejects())));
+        return Err(Box::new(Ok(LocalResponse::too_long().into_rejected_response())));
     }
-    passage.by_http1(parts);
+    passage.downgrade_to_h1(parts);
     let Some(upgrade) = passage.upgrade() else { return Ok((None, None)) };
     let tunnel = match parts.extensions.remove::<OnUpgrade>() {
         None => None,
@@ -199,7 +199,7 @@ where
                     address::to_h2(&mut request, self.upstream.target.scheme());
                     self.head_size = head_size::of(&request);
                     if !head_size::fits(&request, self.head_size, h2.max_head()) {
-                        return Ok(Answer::too_large().rejects());
+                        return Ok(LocalResponse::too_large().into_rejected_response());
                     }
                     self.head(h2.sender().try_send_request(request), &stamp).await
                 }
@@ -233,7 +233,7 @@ where
             if failure.cause() == BadGatewayCause::StreamReset && h2.max_head().is_some_and(|max| self.head_size > max)
             {
                 // the limit came after the request was sent
-                return Ended::Answer(Ok(Answer::too_large().rejects()));
+                return Ended::Answer(Ok(LocalResponse::too_large().into_rejected_response()));
             }
         }
         if self.was_refused_http1(&failure, &scene) {
@@ -278,8 +278,8 @@ where
         let switched = status == StatusCode::SWITCHING_PROTOCOLS;
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
-        if self.upstream.rules.pass_back(&mut parts, self.upgrade.as_deref()).is_err() {
-            let verdict = Verdict::new(BadGatewayCause::UpgradeFailed).detail(UnaskedSwitch::DETAIL);
+        if self.upstream.rules.forward_response(&mut parts, self.upgrade.as_deref()).is_err() {
+            let verdict = Verdict::new(BadGatewayCause::UpgradeFailed).detail(UnsolicitedUpgrade::DETAIL);
             return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         let body = match (behind, self.tunnel.take()) {

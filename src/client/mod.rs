@@ -7,12 +7,12 @@
 //! ```
 //! use axum::body::Body;
 //! use tower::{Layer, ServiceExt};
-//! use tower_upstream::{BadGatewayCause, ClassifyLayer, client::ReverseProxy, forward::Rules};
+//! use tower_upstream::{BadGatewayCause, ClassifyLayer, client::ReverseProxy, forward::ForwardingRules};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! let target = "127.0.0.1:1".parse().unwrap(); // nobody listens there
-//! let proxy = ReverseProxy::builder(target, Rules::new("edge-1").unwrap()).build::<Body>();
+//! let proxy = ReverseProxy::builder(target, ForwardingRules::new("edge-1").unwrap()).build::<Body>();
 //! let gateway = ClassifyLayer::new().layer(proxy);
 //!
 //! let request = http::Request::get("/").header("host", "shop.example").body(Body::empty()).unwrap();

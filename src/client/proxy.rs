@@ -18,7 +18,7 @@ use super::pool::{Limits, Pool};
 use super::{BoxError, Connect, Connector, Download, Target, TcpConnector, exchange};
 use crate::body::ResponseBody;
 use crate::cause::Failure;
-use crate::forward::{Caller, Rules};
+use crate::forward::{ClientInfo, ForwardingRules};
 
 /// What [`ReverseProxy`] connects by, unless told otherwise.
 #[cfg(feature = "rustls")]
@@ -53,17 +53,17 @@ impl Http {
 
 /// Forwards requests to one upstream.
 ///
-/// Heads go by the [`Rules`]; bodies stream both ways with backpressure; upgrades pass through, over HTTP/1.1
+/// Heads go by the [`ForwardingRules`]; bodies stream both ways with backpressure; upgrades pass through, over HTTP/1.1
 /// also where TLS would negotiate HTTP/2 (`upgrade_failed` where HTTP/2 is all there is). What was
 /// proven unsent because a pooled connection had died goes out again on another connection, body and
 /// all; nothing else is ever repeated. A request that fails ends its connection, also one that hangs in a
 /// write. See the [module](super) for an example.
 ///
-/// The caller's address is that of [`caller`](Self::caller), or of a [`Caller`] in the request's
+/// The caller's address is that of [`caller`](Self::caller), or of a [`ClientInfo`] in the request's
 /// extensions.
 pub struct ReverseProxy<C, B> {
     upstream: Arc<Upstream<C, B>>,
-    caller: Arc<Caller>,
+    caller: Arc<ClientInfo>,
 }
 
 /// All that an exchange needs and that outlives it.
@@ -71,7 +71,7 @@ pub(super) struct Upstream<C, B> {
     pub(super) name: Arc<str>,
     pub(super) target: Target,
     pub(super) host: HeaderValue,
-    pub(super) rules: Rules,
+    pub(super) rules: ForwardingRules,
     pub(super) upload_idle: Duration,
     pub(super) tunnel_idle: Option<Duration>,
     /// Places for tunnels, fewer than the pool's.
@@ -81,7 +81,7 @@ pub(super) struct Upstream<C, B> {
 
 impl ReverseProxy<DefaultConnector, ()> {
     /// Begins with the defaults of [`ReverseProxyBuilder`].
-    pub fn builder(target: Target, rules: Rules) -> ReverseProxyBuilder {
+    pub fn builder(target: Target, rules: ForwardingRules) -> ReverseProxyBuilder {
         let connector = TcpConnector::new();
         #[cfg(feature = "rustls")]
         let connector = super::TlsConnector::new(connector);
@@ -91,7 +91,7 @@ impl ReverseProxy<DefaultConnector, ()> {
 
 impl<C, B> ReverseProxy<C, B> {
     /// The same upstream and pool for requests of this caller: a clone for each connection accepted.
-    pub fn caller(&self, caller: Caller) -> Self {
+    pub fn caller(&self, caller: ClientInfo) -> Self {
         Self { upstream: self.upstream.clone(), caller: Arc::new(caller) }
     }
 }
@@ -196,7 +196,7 @@ pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<Respons
 pub struct ReverseProxyBuilder<C = DefaultConnector> {
     name: Option<Arc<str>>,
     target: Target,
-    rules: Rules,
+    rules: ForwardingRules,
     http: Http,
     upload_idle: Duration,
     tunnels: Option<usize>,
@@ -206,7 +206,7 @@ pub struct ReverseProxyBuilder<C = DefaultConnector> {
 }
 
 impl<C> ReverseProxyBuilder<C> {
-    fn new(target: Target, rules: Rules, connector: C) -> Self {
+    fn new(target: Target, rules: ForwardingRules, connector: C) -> Self {
         let limits = Limits {
             connections: 1024,
             streams: 100,
@@ -367,6 +367,6 @@ impl<C> ReverseProxyBuilder<C> {
         let stream_window = limits.stream_window.min(MAX_WINDOW / limits.streams);
         let pool = Pool::new(target.uri(), http, connector, Limits { stream_window, ..limits });
         let upstream = Upstream { name, host: target.host(), target, rules, upload_idle, tunnel_idle, tunnels, pool };
-        ReverseProxy { upstream: Arc::new(upstream), caller: Arc::new(Caller::unknown()) }
+        ReverseProxy { upstream: Arc::new(upstream), caller: Arc::new(ClientInfo::unknown()) }
     }
 }

@@ -2,8 +2,8 @@
 
 use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 
-use super::caller::Caller;
-use super::fields::Fields;
+use super::client_info::ClientInfo;
+use super::header_lists::HeaderLists;
 use super::syntax::{is_token, joined, token_length};
 use super::{ForwardedFields, Trust};
 
@@ -13,24 +13,30 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 
 /// Which fields are written, and whether what the caller sent of them counts.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Stamp {
+pub(super) struct ForwardedBuilder {
     pub(super) trust: Trust,
     pub(super) fields: ForwardedFields,
     /// Fields that a layer before the gateway sets or removes on every request.
     pub(super) kept: Vec<HeaderName>,
 }
 
-impl Stamp {
+impl ForwardedBuilder {
     /// Writes the fields over, or behind, what is there.
-    pub(super) fn put(&self, headers: &mut HeaderMap, seen: Fields, caller: &Caller, authority: Option<&HeaderValue>) {
+    pub(super) fn put(
+        &self,
+        headers: &mut HeaderMap,
+        seen: HeaderLists,
+        caller: &ClientInfo,
+        authority: Option<&HeaderValue>,
+    ) {
         let kept = match self.trust {
-            Trust::Nobody => {
-                seen.among(Fields::ORIGIN).remove_except(&self.kept, headers);
-                Fields::NONE
+            Trust::None => {
+                seen.contains(HeaderLists::ORIGIN).remove_except(&self.kept, headers);
+                HeaderLists::NONE
             }
-            Trust::Caller => {
-                seen.among(Fields::DISGUISED).remove_from(headers);
-                if seen.has(Fields::FORWARDED)
+            Trust::Client => {
+                seen.contains(HeaderLists::UNDERSCORE_VARIANTS).remove_from(headers);
+                if seen.has(HeaderLists::FORWARDED)
                     && !headers.get_all(FORWARDED).iter().all(|line| is_valid(line.as_bytes()))
                 {
                     headers.remove(FORWARDED);
@@ -43,14 +49,14 @@ impl Stamp {
         }
         if let ForwardedFields::Forwarded | ForwardedFields::Both = self.fields {
             let element = element(caller, authority);
-            let value = if kept.has(Fields::FORWARDED) { behind(headers, &FORWARDED, &element) } else { None };
+            let value = if kept.has(HeaderLists::FORWARDED) { behind(headers, &FORWARDED, &element) } else { None };
             headers.insert(FORWARDED, value.unwrap_or(element));
         }
     }
 }
 
-fn put_x_forwarded(headers: &mut HeaderMap, kept: Fields, caller: &Caller, authority: Option<&HeaderValue>) {
-    if kept.has(Fields::X_FORWARDED_FOR) {
+fn put_x_forwarded(headers: &mut HeaderMap, kept: HeaderLists, caller: &ClientInfo, authority: Option<&HeaderValue>) {
+    if kept.has(HeaderLists::X_FORWARDED_FOR) {
         // Left out, our caller would pass for the one before it.
         let address = caller.address().cloned().unwrap_or(HeaderValue::from_static("unknown"));
         let value = behind(headers, &X_FORWARDED_FOR, &address).unwrap_or(address);
@@ -58,12 +64,12 @@ fn put_x_forwarded(headers: &mut HeaderMap, kept: Fields, caller: &Caller, autho
     } else if let Some(address) = caller.address() {
         headers.insert(&X_FORWARDED_FOR, address.clone());
     }
-    if !kept.has(Fields::X_FORWARDED_PROTO) {
+    if !kept.has(HeaderLists::X_FORWARDED_PROTO) {
         if let Some(proto) = caller.proto() {
             headers.insert(&X_FORWARDED_PROTO, proto);
         }
     }
-    if !kept.has(Fields::X_FORWARDED_HOST) {
+    if !kept.has(HeaderLists::X_FORWARDED_HOST) {
         if let Some(authority) = authority {
             headers.insert(&X_FORWARDED_HOST, authority.clone());
         }
@@ -76,7 +82,7 @@ fn behind(headers: &HeaderMap, name: &HeaderName, last: &HeaderValue) -> Option<
 }
 
 /// Our element of `Forwarded` (RFC 7239 section 4).
-fn element(caller: &Caller, authority: Option<&HeaderValue>) -> HeaderValue {
+fn element(caller: &ClientInfo, authority: Option<&HeaderValue>) -> HeaderValue {
     let Some(authority) = authority.map(HeaderValue::as_bytes) else {
         return caller.element().clone();
     };
@@ -152,11 +158,11 @@ pub(super) mod tests {
         is_valid(line)
     }
 
-    fn stamped(trust: Trust, fields: ForwardedFields, caller: &Caller, received: &[(&str, &str)]) -> Vec<String> {
+    fn stamped(trust: Trust, fields: ForwardedFields, caller: &ClientInfo, received: &[(&str, &str)]) -> Vec<String> {
         let mut parts = head("GET", "/", received);
-        let (seen, _) = Fields::of_request(&parts.headers);
+        let (seen, _) = HeaderLists::of_request(&parts.headers);
         let authority = HeaderValue::from_static("example.com:8080");
-        Stamp { trust, fields, kept: vec![HeaderName::from_static("x-forwarded-user")] }.put(
+        ForwardedBuilder { trust, fields, kept: vec![HeaderName::from_static("x-forwarded-user")] }.put(
             &mut parts.headers,
             seen,
             caller,
@@ -165,8 +171,8 @@ pub(super) mod tests {
         lines(&parts.headers)
     }
 
-    fn caller() -> Caller {
-        Caller::new(Some("2001:db8::17".parse().unwrap()), Scheme::Https)
+    fn caller() -> ClientInfo {
+        ClientInfo::new(Some("2001:db8::17".parse().unwrap()), Scheme::Https)
     }
 
     const SPOOFED: [(&str, &str); 16] = [
@@ -194,7 +200,7 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_of_what_a_stranger_claims_survives() {
-        let stamped = |fields| stamped(Trust::Nobody, fields, &caller(), &SPOOFED);
+        let stamped = |fields| stamped(Trust::None, fields, &caller(), &SPOOFED);
         assert_eq!(stamped(ForwardedFields::XForwarded), X);
         assert_eq!(stamped(ForwardedFields::Forwarded), [F]);
         assert_eq!(stamped(ForwardedFields::Both), [&[F], &X[..]].concat());
@@ -203,7 +209,7 @@ pub(super) mod tests {
 
     #[test]
     fn of_an_unknown_stranger_nothing_is_said_but_that() {
-        let stamped = |fields| stamped(Trust::Nobody, fields, &Caller::unknown(), &SPOOFED);
+        let stamped = |fields| stamped(Trust::None, fields, &ClientInfo::unknown(), &SPOOFED);
         assert_eq!(stamped(ForwardedFields::XForwarded), [X[1]]);
         assert_eq!(stamped(ForwardedFields::Forwarded), ["forwarded: for=unknown;host=\"example.com:8080\""]);
     }
@@ -229,35 +235,35 @@ pub(super) mod tests {
             "x-forwarded-proto: http",
             "x-real-ip: 192.0.2.43",
         ];
-        assert_eq!(stamped(Trust::Caller, ForwardedFields::Both, &caller(), &received), appended);
-        assert_eq!(stamped(Trust::Caller, ForwardedFields::Both, &caller(), &[]), [&[F], &X[..]].concat());
-        let kept = stamped(Trust::Caller, ForwardedFields::None, &caller(), &received[..7]);
+        assert_eq!(stamped(Trust::Client, ForwardedFields::Both, &caller(), &received), appended);
+        assert_eq!(stamped(Trust::Client, ForwardedFields::Both, &caller(), &[]), [&[F], &X[..]].concat());
+        let kept = stamped(Trust::Client, ForwardedFields::None, &caller(), &received[..7]);
         assert_eq!(kept.len(), 7);
-        let unknown = stamped(Trust::Caller, ForwardedFields::XForwarded, &Caller::unknown(), &received[1..2]);
+        let unknown = stamped(Trust::Client, ForwardedFields::XForwarded, &ClientInfo::unknown(), &received[1..2]);
         assert_eq!(unknown[0], "x-forwarded-for: 192.0.2.43, unknown");
     }
 
     #[test]
     fn a_field_that_a_layer_before_us_vouches_for_is_kept() {
         let received = [("x-forwarded-user", "ann"), ("x_forwarded_user", "admin"), ("x-forwarded-email", "admin")];
-        assert_eq!(stamped(Trust::Nobody, ForwardedFields::None, &caller(), &received), ["x-forwarded-user: ann"]);
+        assert_eq!(stamped(Trust::None, ForwardedFields::None, &caller(), &received), ["x-forwarded-user: ann"]);
     }
 
     #[test]
     fn a_chain_longer_than_anybody_needs_is_begun_anew() {
         let long = "192.0.2.1, ".repeat(800);
         let received = [("x-forwarded-for", long.as_str())];
-        assert_eq!(stamped(Trust::Caller, ForwardedFields::XForwarded, &caller(), &received), X);
+        assert_eq!(stamped(Trust::Client, ForwardedFields::XForwarded, &caller(), &received), X);
         let long = format!("for={}", "a".repeat(8192));
         let received = [("forwarded", long.as_str())];
-        assert_eq!(stamped(Trust::Caller, ForwardedFields::Forwarded, &caller(), &received), [F]);
+        assert_eq!(stamped(Trust::Client, ForwardedFields::Forwarded, &caller(), &received), [F]);
     }
 
     #[test]
     fn a_forwarded_field_that_nobody_could_read_is_dropped() {
         let received = [("forwarded", "for=192.0.2.43"), ("forwarded", "for=\"192.0.2.43")];
-        assert_eq!(stamped(Trust::Caller, ForwardedFields::Forwarded, &caller(), &received), [F]);
-        assert_eq!(stamped(Trust::Caller, ForwardedFields::None, &caller(), &received), [""; 0]);
+        assert_eq!(stamped(Trust::Client, ForwardedFields::Forwarded, &caller(), &received), [F]);
+        assert_eq!(stamped(Trust::Client, ForwardedFields::None, &caller(), &received), [""; 0]);
     }
 
     #[test]

@@ -4,37 +4,37 @@ use http::header::{CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, StatusCode, Version, request};
 use http_body::Body;
 
-use super::answer::Answer;
-use super::fields::Fields;
+use super::header_lists::HeaderLists;
+use super::local_response::LocalResponse;
 use crate::body::{Length, content_length};
 
 /// Checks the framing of a request; returns the one length that replaces repeated ones.
 ///
 /// The gateway frames the message anew, so that what it would not understand in the same way as the next hop must not
 /// go on (RFC 9112 sections 6.1, 6.3 and 11.2).
-pub(super) fn request(parts: &request::Parts, seen: Fields) -> Result<Option<HeaderValue>, Answer> {
+pub(super) fn request(parts: &request::Parts, seen: HeaderLists) -> Result<Option<HeaderValue>, LocalResponse> {
     let headers = &parts.headers;
-    if seen.has(Fields::TRANSFER_ENCODING) {
-        if seen.has(Fields::CONTENT_LENGTH) {
-            return Err(Answer::bad_request("the request has Content-Length beside Transfer-Encoding"));
+    if seen.has(HeaderLists::TRANSFER_ENCODING) {
+        if seen.has(HeaderLists::CONTENT_LENGTH) {
+            return Err(LocalResponse::bad_request("the request has Content-Length beside Transfer-Encoding"));
         }
         if parts.version != Version::HTTP_11 {
-            return Err(Answer::bad_request("only HTTP/1.1 has a Transfer-Encoding field"));
+            return Err(LocalResponse::bad_request("only HTTP/1.1 has a Transfer-Encoding field"));
         }
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         let is_chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
         if !codings.next().is_some_and(is_chunked) || codings.next().is_some() {
             let reason = "the request has a transfer coding other than one chunked";
-            return Err(Answer::refusal(StatusCode::NOT_IMPLEMENTED, reason));
+            return Err(LocalResponse::refusal(StatusCode::NOT_IMPLEMENTED, reason));
         }
     }
-    if !seen.has(Fields::CONTENT_LENGTH) {
+    if !seen.has(HeaderLists::CONTENT_LENGTH) {
         return Ok(None);
     }
     match content_length(headers) {
         Length::Plain => Ok(None),
         Length::Repeated(length) => Ok(Some(length)),
-        Length::Invalid => Err(Answer::bad_request("the Content-Length field is no single number")),
+        Length::Invalid => Err(LocalResponse::bad_request("the Content-Length field is no single number")),
     }
 }
 
@@ -66,7 +66,7 @@ mod tests {
     fn framed(version: Version, fields: &[(&str, &str)]) -> Result<Option<HeaderValue>, u16> {
         let mut parts = head("POST", "/", fields);
         parts.version = version;
-        request(&parts, Fields::of(&parts.headers)).map_err(|answer| answer.status().as_u16())
+        request(&parts, HeaderLists::of(&parts.headers)).map_err(|answer| answer.status().as_u16())
     }
 
     #[test]

@@ -5,27 +5,27 @@ use std::str;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Version, request};
 
-use super::fields::Fields;
+use super::header_lists::HeaderLists;
 use super::syntax::list;
 
 /// What the `Connection` fields of a head say.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Options {
+pub(super) struct ConnectionOptions {
     count: usize,
     /// It names fields beside the hop-by-hop ones that go anyway.
     names_others: bool,
     upgrade: bool,
 }
 
-impl Options {
-    pub(super) fn read(headers: &HeaderMap, seen: Fields) -> Self {
+impl ConnectionOptions {
+    pub(super) fn read(headers: &HeaderMap, seen: HeaderLists) -> Self {
         let mut options = Self::default();
-        if seen.has(Fields::CONNECTION) {
+        if seen.has(HeaderLists::CONNECTION) {
             for option in headers.get_all(header::CONNECTION).iter().flat_map(list) {
-                let known = Fields::named(option);
+                let known = HeaderLists::named(option);
                 options.count += 1;
                 options.names_others |= known.is_empty() && !option.eq_ignore_ascii_case(b"close");
-                options.upgrade |= known.has(Fields::UPGRADE);
+                options.upgrade |= known.has(HeaderLists::UPGRADE);
             }
         }
         options
@@ -65,27 +65,27 @@ impl Options {
 /// assert_eq!(headers["host"], "example.com");
 /// ```
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let seen = Fields::of(headers);
-    strip(headers, seen, Options::read(headers, seen));
+    let seen = HeaderLists::of(headers);
+    strip(headers, seen, ConnectionOptions::read(headers, seen));
 }
 
-pub(super) fn strip(headers: &mut HeaderMap, seen: Fields, options: Options) {
+pub(super) fn strip(headers: &mut HeaderMap, seen: HeaderLists, options: ConnectionOptions) {
     if options.names_others {
         let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
-        let others = lines.iter().flat_map(list).filter(|option| Fields::named(option).is_empty());
+        let others = lines.iter().flat_map(list).filter(|option| HeaderLists::named(option).is_empty());
         for name in others.filter_map(|option| str::from_utf8(option).ok()) {
             headers.remove(name);
         }
     }
-    if seen.has(Fields::TRANSFER_ENCODING) {
-        seen.among(Fields::CONTENT_LENGTH).remove_from(headers);
+    if seen.has(HeaderLists::TRANSFER_ENCODING) {
+        seen.contains(HeaderLists::CONTENT_LENGTH).remove_from(headers);
     }
-    seen.among(Fields::HOP_BY_HOP).remove_from(headers);
+    seen.contains(HeaderLists::HOP_BY_HOP).remove_from(headers);
 }
 
 /// Whether the sender takes trailers (RFC 9110 section 10.1.4), which HTTP/1.0 has none of.
-pub(super) fn takes_trailers(parts: &request::Parts, seen: Fields) -> bool {
-    seen.has(Fields::TE)
+pub(super) fn takes_trailers(parts: &request::Parts, seen: HeaderLists) -> bool {
+    seen.has(HeaderLists::TE)
         && parts.version > Version::HTTP_10
         && parts
             .headers
@@ -172,7 +172,7 @@ mod tests {
         let takes = |version, value| {
             let mut parts = head("GET", "/", &[("te", value)]);
             parts.version = version;
-            takes_trailers(&parts, Fields::of(&parts.headers))
+            takes_trailers(&parts, HeaderLists::of(&parts.headers))
         };
         assert!(takes(Version::HTTP_11, "trailers"));
         assert!(takes(Version::HTTP_2, "gzip;q=0.5, Trailers"));

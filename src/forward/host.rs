@@ -5,8 +5,8 @@ use std::net::Ipv6Addr;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Uri, Version, header, request};
 
-use super::answer::Answer;
-use super::fields::Fields;
+use super::header_lists::HeaderLists;
+use super::local_response::LocalResponse;
 use super::syntax::{number, set};
 
 static PLAIN: [bool; 256] = set(b"-._");
@@ -24,7 +24,7 @@ pub(super) enum Target {
 }
 
 /// Reads the authority and checks it.
-pub(super) fn target(parts: &request::Parts, seen: Fields) -> Result<Target, Answer> {
+pub(super) fn target(parts: &request::Parts, seen: HeaderLists) -> Result<Target, LocalResponse> {
     if let Some(authority) = parts.uri.authority() {
         return absolute(parts, seen, authority);
     }
@@ -32,33 +32,33 @@ pub(super) fn target(parts: &request::Parts, seen: Fields) -> Result<Target, Ans
     if path.starts_with('/') || path == "*" && parts.method == Method::OPTIONS {
         Ok(Target::Field(field(parts, seen)?.cloned()))
     } else {
-        Err(Answer::bad_request("the request target has no form that is allowed here"))
+        Err(LocalResponse::bad_request("the request target has no form that is allowed here"))
     }
 }
 
 /// Absolute-form, or the pseudo-fields of HTTP/2 and HTTP/3 (RFC 9113 section 8.3.1, RFC 9114 section 4.3.1).
-fn absolute(parts: &request::Parts, seen: Fields, authority: &Authority) -> Result<Target, Answer> {
+fn absolute(parts: &request::Parts, seen: HeaderLists, authority: &Authority) -> Result<Target, LocalResponse> {
     match parts.uri.scheme() {
         Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
-        Some(_) => return Err(Answer::bad_request("the scheme is neither http nor https")),
-        None => return Err(Answer::bad_request("only CONNECT may have an authority for its target")),
+        Some(_) => return Err(LocalResponse::bad_request("the scheme is neither http nor https")),
+        None => return Err(LocalResponse::bad_request("only CONNECT may have an authority for its target")),
     }
     if split(authority.as_str().as_bytes()).is_none() {
-        return Err(Answer::bad_request("the authority of the request target is malformed"));
+        return Err(LocalResponse::bad_request("the authority of the request target is malformed"));
     }
     // RFC 9112 section 3.2 asks for a Host that is there, single and valid even where it is then ignored.
     let field = if parts.version <= Version::HTTP_11 { field(parts, seen)? } else { None };
     let value = match field {
         Some(value) if value.as_bytes() == authority.as_str().as_bytes() => value.clone(),
         _ => HeaderValue::from_str(authority.as_str())
-            .map_err(|_| Answer::bad_request("the authority of the request target is malformed"))?,
+            .map_err(|_| LocalResponse::bad_request("the authority of the request target is malformed"))?,
     };
     Ok(Target::Absolute(value, origin_form(parts)?))
 }
 
 /// The path and query alone (RFC 9112 section 3.2.1), or `*` (section 3.2.4).
-fn origin_form(parts: &request::Parts) -> Result<Uri, Answer> {
-    let malformed = Answer::bad_request("the path of the request target is malformed");
+fn origin_form(parts: &request::Parts) -> Result<Uri, LocalResponse> {
+    let malformed = LocalResponse::bad_request("the path of the request target is malformed");
     let Some(path) = parts.uri.path_and_query() else {
         return Err(malformed);
     };
@@ -71,22 +71,22 @@ fn origin_form(parts: &request::Parts) -> Result<Uri, Answer> {
     Ok(Uri::from(path))
 }
 
-fn field(parts: &request::Parts, seen: Fields) -> Result<Option<&HeaderValue>, Answer> {
-    if !seen.has(Fields::HOST) {
+fn field(parts: &request::Parts, seen: HeaderLists) -> Result<Option<&HeaderValue>, LocalResponse> {
+    if !seen.has(HeaderLists::HOST) {
         return match parts.version {
             Version::HTTP_09 | Version::HTTP_10 => Ok(None),
-            _ => Err(Answer::bad_request("the request has no Host field")),
+            _ => Err(LocalResponse::bad_request("the request has no Host field")),
         };
     }
     let (headers, host) = (&parts.headers, header::HOST);
     // most heads have no field twice
     if headers.keys_len() != headers.len() && headers.get_all(&host).iter().nth(1).is_some() {
-        return Err(Answer::bad_request("the request has two Host fields"));
+        return Err(LocalResponse::bad_request("the request has two Host fields"));
     }
     // as a rule it is the first: nearer than by its hash
     match headers.iter().find(|(name, _)| *name == host).map(|(_, value)| value) {
         Some(value) if split(value.as_bytes()).is_some() => Ok(Some(value)),
-        _ => Err(Answer::bad_request("the Host field is malformed")),
+        _ => Err(LocalResponse::bad_request("the Host field is malformed")),
     }
 }
 
@@ -136,7 +136,7 @@ mod tests {
 
     fn read(parts: &request::Parts) -> Result<(Option<String>, Option<String>), &'static str> {
         let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
-        match target(parts, Fields::of(&parts.headers)) {
+        match target(parts, HeaderLists::of(&parts.headers)) {
             Ok(Target::Field(value)) => Ok((value.as_ref().map(text), None)),
             Ok(Target::Absolute(value, uri)) => Ok((Some(text(&value)), Some(uri.to_string()))),
             Err(answer) => {

@@ -15,12 +15,12 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::framing::name_length;
-use super::settings::{Client, Settings};
-use super::{Caller, ForwardBody, Rules, Scheme};
+use super::settings::{ClientProtocol, Settings};
+use super::{ClientInfo, ForwardBody, ForwardingRules, Scheme};
 use crate::cause::ClientCall;
 use crate::exchange::{Handle, Ref};
 
-/// Applies [`Rules`] around a client, or around an axum handler that stands in for one.
+/// Applies [`ForwardingRules`] around a client, or around an axum handler that stands in for one.
 ///
 /// A request that the rules reject is answered here: with the status they name, or for a loop with 502 and
 /// [`LoopDetected`](crate::BadGatewayCause::LoopDetected). A 101 that nobody asked for becomes a 502 with
@@ -37,7 +37,7 @@ use crate::exchange::{Handle, Ref};
 /// |---|---|
 /// | [`upstream`](Self::upstream) | none: the URI that goes on is in origin-form, as for a handler or hyper's own connections |
 /// | [`http2`](Self::http2) | off: the head that goes on is one of HTTP/1.1 |
-/// | [`caller`](Self::caller), where the request's extensions name no [`Caller`] | [`Caller::unknown`] |
+/// | [`caller`](Self::caller), where the request's extensions name no [`ClientInfo`] | [`ClientInfo::unknown`] |
 ///
 /// ```
 /// use bytes::Bytes;
@@ -46,10 +46,10 @@ use crate::exchange::{Handle, Ref};
 /// use hyper_util::rt::TokioExecutor;
 /// use tower::{Service, ServiceBuilder};
 /// use tower_upstream::ClassifyLayer;
-/// use tower_upstream::forward::{ForwardBody, ForwardLayer, Rules, Scheme};
+/// use tower_upstream::forward::{ForwardBody, ForwardLayer, ForwardingRules, Scheme};
 /// # use tower_upstream::body::ResponseBody;
 ///
-/// let forward = ForwardLayer::new(Rules::new("edge-1").unwrap()).upstream(Scheme::Http, "10.0.0.7:8080".parse().unwrap());
+/// let forward = ForwardLayer::new(ForwardingRules::new("edge-1").unwrap()).upstream(Scheme::Http, "10.0.0.7:8080".parse().unwrap());
 /// let client = Client::builder(TokioExecutor::new()).build_http::<ForwardBody<Full<Bytes>>>();
 /// let gateway = ServiceBuilder::new()
 ///     .layer(ClassifyLayer::new())
@@ -68,7 +68,7 @@ pub struct ForwardLayer {
 
 impl ForwardLayer {
     /// The rules, for a client that takes a URI in origin-form.
-    pub fn new(rules: Rules) -> Self {
+    pub fn new(rules: ForwardingRules) -> Self {
         Self { settings: Arc::new(Settings::new(rules)) }
     }
 
@@ -87,13 +87,13 @@ impl ForwardLayer {
 
     /// The client inside speaks HTTP/2: no field about a connection goes on, and nothing asks for an upgrade.
     pub fn http2(mut self) -> Self {
-        self.settings().client = Client::Http2;
+        self.settings().protocol = ClientProtocol::Http2;
         self
     }
 
     /// Who sent the requests whose extensions do not say so (default: nobody knows).
-    pub fn caller(mut self, caller: Caller) -> Self {
-        self.settings().caller = caller;
+    pub fn client_info(mut self, caller: ClientInfo) -> Self {
+        self.settings().client_info = caller;
         self
     }
 }
@@ -175,9 +175,9 @@ impl<F, B: From<Bytes>> ResponseFuture<F, B> {
         call: impl FnOnce(Request<ForwardBody<R>>) -> F,
     ) -> Self {
         let (mut parts, body) = request.into_parts();
-        let state = match settings.pass_on(&mut parts) {
+        let state = match settings.forward_request(&mut parts) {
             Ok(asked) => {
-                if let Client::Http1 = settings.client {
+                if let ClientProtocol::Http1 = settings.protocol {
                     name_length(&parts.method, &mut parts.headers, &body);
                 }
                 State::Call { call: call(Request::from_parts(parts, ForwardBody::request(body))), asked, settings }
@@ -202,7 +202,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = match self.project().state.project() {
             StateProjection::Call { call, asked, settings } => {
-                settings.pass_back(ready!(call.poll(cx))?, asked.as_ref())
+                settings.forward_response(ready!(call.poll(cx))?, asked.as_ref())
             }
             StateProjection::Rejected { answer } => *answer.take().expect("a future is not polled after it was ready"),
         };

@@ -3,22 +3,22 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request};
 
-use super::answer::Answer;
-use super::fields::Fields;
+use super::header_lists::HeaderLists;
 use super::host;
+use super::local_response::LocalResponse;
 use super::syntax::number;
 
 /// A reverse proxy is no tunnel, and no extended CONNECT makes it one (RFC 9110 section 9.3.6, RFC 8441 section 4).
-pub(super) fn connect(parts: &request::Parts) -> Answer {
+pub(super) fn connect(parts: &request::Parts) -> LocalResponse {
     let has_port = |authority: &str| {
         host::split(authority.as_bytes()).and_then(|(_, port)| port).is_some_and(|port| !port.is_empty())
     };
     let is_extended = parts.version >= Version::HTTP_2 && parts.uri.scheme().is_some();
     let names_a_port = parts.uri.scheme().is_none() && parts.uri.authority().is_some_and(|it| has_port(it.as_str()));
     if is_extended || names_a_port {
-        Answer::refusal(StatusCode::NOT_IMPLEMENTED, "this gateway opens no tunnels")
+        LocalResponse::refusal(StatusCode::NOT_IMPLEMENTED, "this gateway opens no tunnels")
     } else {
-        Answer::bad_request("the target of CONNECT is no host with a port")
+        LocalResponse::bad_request("the target of CONNECT is no host with a port")
     }
 }
 
@@ -26,15 +26,15 @@ pub(super) fn connect(parts: &request::Parts) -> Answer {
 ///
 /// A value that is no number is none of ours to mend, and goes on as it is. One too large to count goes on as the
 /// largest we know, as RFC 9110 section 7.6.2 has it.
-pub(super) fn max_forwards(parts: &request::Parts, seen: Fields) -> Result<Option<HeaderValue>, Answer> {
+pub(super) fn max_forwards(parts: &request::Parts, seen: HeaderLists) -> Result<Option<HeaderValue>, LocalResponse> {
     let is_trace = parts.method == Method::TRACE;
     if !is_trace && parts.method != Method::OPTIONS {
         return Ok(None);
     }
     if is_trace && has_content(parts, seen) {
-        return Err(Answer::bad_request("a TRACE request has no content"));
+        return Err(LocalResponse::bad_request("a TRACE request has no content"));
     }
-    if !seen.has(Fields::MAX_FORWARDS) {
+    if !seen.has(HeaderLists::MAX_FORWARDS) {
         return Ok(None);
     }
     let mut lines = parts.headers.get_all(header::MAX_FORWARDS).iter();
@@ -43,16 +43,16 @@ pub(super) fn max_forwards(parts: &request::Parts, seen: Fields) -> Result<Optio
         _ => None,
     };
     match number {
-        Some(0) if is_trace => Err(Answer::reflection(reflection(parts), "Max-Forwards ends here")),
-        Some(0) => Err(Answer::empty("Max-Forwards ends here")),
+        Some(0) if is_trace => Err(LocalResponse::reflection(reflection(parts), "Max-Forwards ends here")),
+        Some(0) => Err(LocalResponse::empty("Max-Forwards ends here")),
         Some(number) => Ok(Some(HeaderValue::from(number - 1))),
         None => Ok(None),
     }
 }
 
-fn has_content(parts: &request::Parts, seen: Fields) -> bool {
-    seen.has(Fields::TRANSFER_ENCODING)
-        || seen.has(Fields::CONTENT_LENGTH)
+fn has_content(parts: &request::Parts, seen: HeaderLists) -> bool {
+    seen.has(HeaderLists::TRANSFER_ENCODING)
+        || seen.has(HeaderLists::CONTENT_LENGTH)
             && parts.headers.get_all(header::CONTENT_LENGTH).iter().any(|line| number(line.as_bytes()) != Some(0))
 }
 
@@ -94,9 +94,9 @@ mod tests {
     use super::*;
     use crate::forward::tests::head;
 
-    fn forwards(method: &str, fields: &[(&str, &str)]) -> Result<Option<HeaderValue>, Answer> {
+    fn forwards(method: &str, fields: &[(&str, &str)]) -> Result<Option<HeaderValue>, LocalResponse> {
         let parts = head(method, "/x?q", fields);
-        max_forwards(&parts, Fields::of(&parts.headers))
+        max_forwards(&parts, HeaderLists::of(&parts.headers))
     }
 
     fn sent_on(method: &str, value: &str) -> Option<String> {

@@ -1,6 +1,6 @@
 //! What a reverse proxy does to message heads: pure rules, no I/O, no clock.
 //!
-//! [`Rules::request`] checks a request head and makes it the next hop's; [`Rules::response`] does the same
+//! [`ForwardingRules::request`] checks a request head and makes it the next hop's; [`ForwardingRules::response`] does the same
 //! for the answer's. [`ForwardLayer`] applies both around any client, as `ReverseProxy` does by itself. Every rule is
 //! one of HTTP's own:
 //!
@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | target, `Host` | checked, 400 if malformed, missing or doubled; the target's authority wins; origin-form goes on | | RFC 9112 section 3.2 |
 //! | CONNECT | 501, or 400 without a host and port | | RFC 9110 section 9.3.6 |
-//! | TRACE | 405, unless [allowed](Rules::allow_trace) | | RFC 9110 sections 9.3.8 and 15.5.6 |
+//! | TRACE | 405, unless [allowed](ForwardingRules::allow_trace) | | RFC 9110 sections 9.3.8 and 15.5.6 |
 //! | `Max-Forwards` of OPTIONS and TRACE | one less; at 0 answered here, TRACE with harmless fields alone | | RFC 9110 sections 7.6.2 and 9.3.8 |
 //! | content of TRACE | 400 | | RFC 9110 section 9.3.8 |
 //! | `Connection` and what it names, `Keep-Alive`, `Proxy-*` of authentication, `Transfer-Encoding` | removed; 400 for more than 32 options | removed | RFC 9110 sections 7.6.1 and 11.7 |
@@ -21,20 +21,20 @@
 //! | `Via` | ours is added; a loop if it was there, or more than 64 were | stays: a gateway may leave its own out, and so it costs nothing | RFC 9110 section 7.6.3 |
 //! | `Forwarded`, `X-Forwarded-*` and other [fields of origin](#fields-of-origin) | removed or overwritten; for a trusted caller ([`Trust`]) kept or added to | | RFC 7239 section 8.1 |
 //! | `Proxy` | removed | removed | CVE-2016-5385 |
-//! | `Proxy-Status` | | stays, or is [reduced](Rules::reduce_proxy_status) | RFC 9209 section 4 |
+//! | `Proxy-Status` | | stays, or is [reduced](ForwardingRules::reduce_proxy_status) | RFC 9209 section 4 |
 //! | more than 4,096 different fields, or 60 KiB of head | 431, or 414 for the target alone | | RFC 6585 section 5, RFC 9110 section 15.5.15 |
 //! | trailers | see [`strip_trailers`]; discarded if larger than 16 KiB | see [`strip_trailers`]; `trailer_too_large` if larger than 16 KiB | RFC 9110 section 6.5 |
 //!
 //! To an HTTP/1.0 client a body without a length ends with its connection, so that a cut one looks complete.
 //!
 //! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
-//! has to believe are added after [`Rules::request`], or the caller's `Connection` is dealt with first, by
+//! has to believe are added after [`ForwardingRules::request`], or the caller's `Connection` is dealt with first, by
 //! [`strip_hop_by_hop`].
 //!
 //! # Fields of origin
 //!
 //! By these fields gateways tell an upstream where a request came from, how it came, and who sent it. A client that is no
-//! gateway of ours can only pretend in them, so by default ([`Trust::Nobody`]) none of them passes:
+//! gateway of ours can only pretend in them, so by default ([`Trust::None`]) none of them passes:
 //!
 //! | tells | fields |
 //! |---|---|
@@ -43,15 +43,15 @@
 //! | the user or service | `Remote-*`, `X-Remote-*`, `X-Auth-Request-*`, `X-Authenticated-*`, `X-Consumer-*`, `X-WebAuth-*`, `X-Amzn-Oidc-*`, `CF-Access-Authenticated-User-*`, `X-Goog-Authenticated-User-*`, `X-MS-Client-Principal*`, `X-Envoy-Downstream-Service-*`, `X-Envoy-Peer-Metadata*` |
 //!
 //! Each name stands also for all that continue it after a dash. CGI, WSGI and Rack read other punctuation as they read dashes:
-//! names such as `X_Forwarded_For` pass from nobody, also not from a trusted caller. [`Rules::keep_field`] lets a field pass
+//! names such as `X_Forwarded_For` pass from nobody, also not from a trusted caller. [`ForwardingRules::keep_field`] lets a field pass
 //! that a layer before the gateway sets. Any other field passes: what only your own upstreams believe, and
 //! `X-HTTP-Method-Override` and its kin, which let a GET do what a POST does, are yours to remove.
 //!
 //! ```
-//! use tower_upstream::forward::{Caller, Rules, Scheme};
+//! use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
 //!
-//! let rules = Rules::new("edge-1").unwrap();
-//! let caller = Caller::new(Some([192, 0, 2, 60].into()), Scheme::Https);
+//! let rules = ForwardingRules::new("edge-1").unwrap();
+//! let caller = ClientInfo::new(Some([192, 0, 2, 60].into()), Scheme::Https);
 //! let upstream = "10.0.0.7:8080".parse().unwrap();
 //!
 //! let request = http::Request::get("/cart").header("host", "shop.example").header("connection", "close");
@@ -66,17 +66,17 @@
 //! assert!(!parts.headers.contains_key("connection"));
 //! ```
 
-mod answer;
 mod body;
-mod caller;
-mod fields;
+mod client_info;
 mod forwarded;
 mod framing;
+mod header_lists;
 mod hop;
 mod host;
 mod layer;
+mod local_response;
 mod methods;
-mod onward;
+mod rewrite;
 mod settings;
 mod size;
 mod syntax;
@@ -89,19 +89,19 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 
-pub use self::answer::{Answer, Rejection};
 pub use self::body::ForwardBody;
-pub use self::caller::{Caller, Scheme};
-use self::fields::Fields;
-use self::forwarded::Stamp;
+pub use self::client_info::{ClientInfo, Scheme};
+use self::forwarded::ForwardedBuilder;
 #[cfg(feature = "client")]
 pub(crate) use self::framing::name_length;
+use self::header_lists::HeaderLists;
 pub use self::hop::strip_hop_by_hop;
-use self::hop::{Options, strip, takes_trailers};
+use self::hop::{ConnectionOptions, strip, takes_trailers};
 use self::host::Target;
 pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
+pub use self::local_response::{LocalResponse, Rejection};
 #[cfg(feature = "client")]
-pub(crate) use self::onward::UnaskedSwitch;
+pub(crate) use self::rewrite::UnsolicitedUpgrade;
 #[cfg(all(feature = "client", feature = "http2"))]
 pub(crate) use self::size::field_section_size;
 pub(crate) use self::size::{encodes_well, target_size};
@@ -126,26 +126,26 @@ static UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
 /// The name is no token (RFC 9110 section 5.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidName(());
+pub struct InvalidPseudonym(());
 
-impl fmt::Display for InvalidName {
+impl fmt::Display for InvalidPseudonym {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the name is no token: letters, digits and !#$%&'*+-.^_`|~ only")
     }
 }
 
-impl Error for InvalidName {}
+impl Error for InvalidPseudonym {}
 
 /// Whose word counts on where a request came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
     /// What the caller says in the [fields of origin](self#fields-of-origin) is removed or overwritten.
     #[default]
-    Nobody,
+    None,
     /// The caller is a gateway of ours.
     ///
     /// Its chain is added to, and what it says of scheme and host is kept.
-    Caller,
+    Client,
 }
 
 /// Which authority the upstream reads in `Host`.
@@ -176,7 +176,7 @@ pub enum ForwardedFields {
 ///
 /// | rule | default |
 /// |---|---|
-/// | [`trust`](Self::trust) | [`Trust::Nobody`] |
+/// | [`trust`](Self::trust) | [`Trust::None`] |
 /// | [`host`](Self::host) | [`HostPolicy::Preserve`] |
 /// | [`fields`](Self::fields) | [`ForwardedFields::XForwarded`] |
 /// | [`keep_field`](Self::keep_field) | none |
@@ -186,10 +186,10 @@ pub enum ForwardedFields {
 ///
 /// A clone counts references of its own: clone the rules once a thread or connection, not once a request.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct ForwardingRules {
     pseudonym: Pseudonym,
     host: HostPolicy,
-    stamp: Stamp,
+    forwarded: ForwardedBuilder,
     allows_trace: bool,
     reduces_proxy_status: bool,
     max_head_size: usize,
@@ -197,7 +197,7 @@ pub struct Rules {
 
 /// What is known of a request that goes on.
 #[derive(Clone, Debug)]
-pub struct Passage {
+pub struct ForwardedRequest {
     authority: Option<HeaderValue>,
     upgrade: Option<HeaderValue>,
     te: Te,
@@ -209,7 +209,7 @@ enum Te {
     Trailers,
 }
 
-impl Rules {
+impl ForwardingRules {
     /// The rules of the deployment with this name, which stands in `Via`.
     ///
     /// A request that comes in under the name is a loop, so each hop needs a name of its own; instances that never pass
@@ -218,11 +218,11 @@ impl Rules {
     /// # Errors
     ///
     /// The name is no token (RFC 9110 section 7.6.3).
-    pub fn new(name: &str) -> Result<Self, InvalidName> {
+    pub fn new(name: &str) -> Result<Self, InvalidPseudonym> {
         Ok(Self {
             pseudonym: Pseudonym::new(name)?,
             host: HostPolicy::default(),
-            stamp: Stamp::default(),
+            forwarded: ForwardedBuilder::default(),
             allows_trace: false,
             reduces_proxy_status: false,
             max_head_size: MAX_HEAD_SIZE,
@@ -231,7 +231,7 @@ impl Rules {
 
     /// Whose word counts on where a request came from (default: nobody's).
     pub const fn trust(mut self, trust: Trust) -> Self {
-        self.stamp.trust = trust;
+        self.forwarded.trust = trust;
         self
     }
 
@@ -243,16 +243,16 @@ impl Rules {
 
     /// Which fields tell where a request came from (default: the three `X-Forwarded-*`).
     pub const fn fields(mut self, fields: ForwardedFields) -> Self {
-        self.stamp.fields = fields;
+        self.forwarded.fields = fields;
         self
     }
 
-    /// Passes a field on that [`Trust::Nobody`] would remove, such as `x-forwarded-user` (default: none).
+    /// Passes a field on that [`Trust::None`] would remove, such as `x-forwarded-user` (default: none).
     ///
     /// For what a layer before the gateway sets: it has to set or remove the field on *every* request, or the client sets
     /// it. `Forwarded` and `X-Forwarded-For`, `-Host` and `-Proto` go by [`trust`](Self::trust) alone.
     pub fn keep_field(mut self, name: HeaderName) -> Self {
-        self.stamp.kept.push(name);
+        self.forwarded.kept.push(name);
         self
     }
 
@@ -269,7 +269,7 @@ impl Rules {
     ///
     /// For clients that are not to know the inside (RFC 9209 section 4): `next-hop` shows addresses, `details` any text. The
     /// name stays, as a member is nothing without one. What is reduced here is unknown further out as well: a
-    /// [`Failure::hop`](crate::Failure::remote_hop) then has a name and an error alone. The gateway's own member is not concerned:
+    /// [`Failure::remote_hop`](crate::Failure::remote_hop) then has a name and an error alone. The gateway's own member is not concerned:
     /// that says what [`ProxyStatus`](crate::cause::ProxyStatus) is set to say.
     pub const fn reduce_proxy_status(mut self) -> Self {
         self.reduces_proxy_status = true;
@@ -287,14 +287,14 @@ impl Rules {
         self
     }
 
-    fn check_size(&self, parts: &request::Parts, fields: usize) -> Result<(), Answer> {
+    fn check_size(&self, parts: &request::Parts, fields: usize) -> Result<(), LocalResponse> {
         let target = target_size(&parts.uri);
         if target > self.max_head_size {
-            return Err(Answer::too_long());
+            return Err(LocalResponse::too_long());
         }
         let size = target + fields;
         if size > self.max_head_size || !encodes_well(&parts.uri, &parts.headers, size, self.max_head_size) {
-            return Err(Answer::too_large());
+            return Err(LocalResponse::too_large());
         }
         Ok(())
     }
@@ -314,34 +314,34 @@ impl Rules {
     pub fn request(
         &self,
         parts: &mut request::Parts,
-        caller: &Caller,
+        caller: &ClientInfo,
         upstream: &HeaderValue,
-    ) -> Result<Passage, Rejection> {
+    ) -> Result<ForwardedRequest, Rejection> {
         if parts.method == Method::CONNECT {
             return Err(methods::connect(parts).into());
         }
         if parts.method == Method::TRACE && !self.allows_trace {
             let status = StatusCode::METHOD_NOT_ALLOWED;
-            return Err(Answer::refusal(status, "this gateway passes no TRACE on").into());
+            return Err(LocalResponse::refusal(status, "this gateway passes no TRACE on").into());
         }
         if parts.headers.keys_len() > MAX_FIELDS {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            return Err(Answer::refusal(status, "the request has more than 4096 different fields").into());
+            return Err(LocalResponse::refusal(status, "the request has more than 4096 different fields").into());
         }
-        let (seen, size) = Fields::of_request(&parts.headers);
+        let (seen, size) = HeaderLists::of_request(&parts.headers);
         self.check_size(parts, size)?;
         let target = host::target(parts, seen)?;
         let length = framing::request(parts, seen)?;
-        if seen.has(Fields::EXPECT) && !expects_only_100(&parts.headers) {
+        if seen.has(HeaderLists::EXPECT) && !expects_only_100(&parts.headers) {
             let reason = "the only expectation that is met here is 100-continue";
-            return Err(Answer::refusal(StatusCode::EXPECTATION_FAILED, reason).into());
+            return Err(LocalResponse::refusal(StatusCode::EXPECTATION_FAILED, reason).into());
         }
-        let options = Options::read(&parts.headers, seen);
+        let options = ConnectionOptions::read(&parts.headers, seen);
         if options.count() > MAX_OPTIONS {
-            return Err(Answer::bad_request("the Connection field names more than 32 options").into());
+            return Err(LocalResponse::bad_request("the Connection field names more than 32 options").into());
         }
         let forwards = methods::max_forwards(parts, seen)?;
-        if seen.has(Fields::VIA) && self.pseudonym.is_in(&parts.headers) {
+        if seen.has(HeaderLists::VIA) && self.pseudonym.is_in(&parts.headers) {
             return Err(Rejection::Loop);
         }
         let upgrade = upgrade::requested(parts, seen, options);
@@ -350,7 +350,7 @@ impl Rules {
         let headers = &mut parts.headers;
         strip(headers, seen, options);
         // our server has asked for the body; a client that does not wait for the 100 must not say that it does
-        seen.among(Fields::EXPECT).remove_from(headers);
+        seen.contains(HeaderLists::EXPECT).remove_from(headers);
         if let Some(length) = length {
             headers.insert(header::CONTENT_LENGTH, length);
         }
@@ -380,27 +380,27 @@ impl Rules {
         }
         // one growth of the map, not two
         headers.reserve(4);
-        self.stamp.put(headers, seen, caller, authority.as_ref());
+        self.forwarded.put(headers, seen, caller, authority.as_ref());
         headers.append(header::VIA, self.pseudonym.member(parts.version));
-        Ok(Passage { authority, upgrade, te })
+        Ok(ForwardedRequest { authority, upgrade, te })
     }
 
     /// Makes a response head the one that goes to the caller.
     ///
-    /// `asked` is what [`Passage::upgrade`] said: a 101 to one of these protocols keeps `Upgrade` and `Connection`,
+    /// `asked` is what [`ForwardedRequest::upgrade`] said: a 101 to one of these protocols keeps `Upgrade` and `Connection`,
     /// and without them a 101 must not be passed on.
     pub fn response(&self, parts: &mut response::Parts, asked: Option<&HeaderValue>) {
         let headers = &mut parts.headers;
-        let seen = Fields::of(headers);
+        let seen = HeaderLists::of(headers);
         let accepted = match asked {
             Some(asked) if parts.status == StatusCode::SWITCHING_PROTOCOLS => upgrade::accepted(headers, asked),
             _ => None,
         };
-        strip(headers, seen, Options::read(headers, seen));
+        strip(headers, seen, ConnectionOptions::read(headers, seen));
         if self.reduces_proxy_status {
             cause::reduce_proxy_status(headers);
         }
-        if seen.has(Fields::CONTENT_LENGTH) {
+        if seen.has(HeaderLists::CONTENT_LENGTH) {
             if let Length::Repeated(length) = content_length(headers) {
                 headers.insert(header::CONTENT_LENGTH, length);
             }
@@ -419,7 +419,7 @@ fn expects_only_100(headers: &HeaderMap) -> bool {
     expectations.all(|expectation| expectation.eq_ignore_ascii_case(b"100-continue"))
 }
 
-impl Passage {
+impl ForwardedRequest {
     /// The authority the caller asked for; only HTTP/1.0 may name none.
     pub fn authority(&self) -> Option<&str> {
         self.authority.as_ref().and_then(|authority| authority.to_str().ok())
@@ -478,18 +478,18 @@ pub(in crate::forward) mod tests {
         lines
     }
 
-    fn rules() -> Rules {
-        Rules::new("edge-1").unwrap()
+    fn rules() -> ForwardingRules {
+        ForwardingRules::new("edge-1").unwrap()
     }
 
-    fn pass(rules: &Rules, parts: &mut request::Parts) -> Result<Passage, Rejection> {
-        let caller = Caller::new(Some("192.0.2.60".parse().unwrap()), Scheme::Http);
+    fn pass(rules: &ForwardingRules, parts: &mut request::Parts) -> Result<ForwardedRequest, Rejection> {
+        let caller = ClientInfo::new(Some("192.0.2.60".parse().unwrap()), Scheme::Http);
         rules.request(parts, &caller, &HeaderValue::from_static("10.0.0.7:8080"))
     }
 
-    fn status(result: Result<Passage, Rejection>) -> u16 {
+    fn status(result: Result<ForwardedRequest, Rejection>) -> u16 {
         match result {
-            Err(Rejection::Answer(answer)) => answer.status().as_u16(),
+            Err(Rejection::Respond(answer)) => answer.status().as_u16(),
             other => panic!("{other:?}"),
         }
     }
@@ -614,7 +614,7 @@ pub(in crate::forward) mod tests {
     #[test]
     fn trace_is_refused_unless_it_is_allowed() {
         let fields = [("host", "a"), ("cookie", "id=secret"), ("max-forwards", "0")];
-        let Err(Rejection::Answer(answer)) = pass(&rules(), &mut head("TRACE", "/", &fields)) else {
+        let Err(Rejection::Respond(answer)) = pass(&rules(), &mut head("TRACE", "/", &fields)) else {
             panic!("it passed")
         };
         let response = answer.into_response::<Bytes>();
@@ -657,7 +657,7 @@ pub(in crate::forward) mod tests {
         }
         assert_eq!(status(pass(&rules(), &mut parts.clone())), 431);
         let rules = rules().max_head_size(usize::MAX);
-        pass(&rules.clone().trust(Trust::Caller), &mut parts.clone()).unwrap();
+        pass(&rules.clone().trust(Trust::Client), &mut parts.clone()).unwrap();
         pass(&rules, &mut parts).unwrap();
         assert_eq!(parts.headers.len(), 5);
         for number in 0..10_000 {
@@ -714,12 +714,12 @@ pub(in crate::forward) mod tests {
         let passed = |path: usize, field: usize| {
             let mut parts =
                 head("GET", &format!("/{}", "p".repeat(path)), &[("host", "a"), ("x-a", &"f".repeat(field))]);
-            rules.request(&mut parts, &Caller::unknown(), &HeaderValue::from_static("b")).map(|_| ())
+            rules.request(&mut parts, &ClientInfo::unknown(), &HeaderValue::from_static("b")).map(|_| ())
         };
         // the fields' names, the host and 32 for each field come to 72
         assert!(passed(9, 918).is_ok());
         for (path, field, refusal) in [(9, 919, 431), (927, 1, 431), (1000, 1, 414)] {
-            let Err(Rejection::Answer(answer)) = passed(path, field) else { panic!("{path} and {field} go on") };
+            let Err(Rejection::Respond(answer)) = passed(path, field) else { panic!("{path} and {field} go on") };
             assert_eq!(answer.status(), refusal);
         }
         let mut parts = head("GET", "/", &[("host", "a"), ("x-a", &"f".repeat(60 << 10))]);
@@ -742,7 +742,7 @@ pub(in crate::forward) mod tests {
     #[test]
     fn a_name_is_told_and_checked() {
         assert_eq!(rules().name(), "edge-1");
-        assert!(Rules::new("edge 1").unwrap_err().to_string().starts_with("the name is no token"));
+        assert!(ForwardingRules::new("edge 1").unwrap_err().to_string().starts_with("the name is no token"));
     }
 
     const NAMES: [&str; 20] = [
@@ -797,8 +797,8 @@ pub(in crate::forward) mod tests {
         }
     }
 
-    fn any_rules() -> impl Strategy<Value = Rules> {
-        let trust = prop::sample::select(vec![Trust::Nobody, Trust::Caller]);
+    fn any_rules() -> impl Strategy<Value = ForwardingRules> {
+        let trust = prop::sample::select(vec![Trust::None, Trust::Client]);
         let host = prop::sample::select(vec![HostPolicy::Preserve, HostPolicy::Upstream]);
         let fields = prop::sample::select(vec![
             ForwardedFields::XForwarded,
@@ -821,7 +821,7 @@ pub(in crate::forward) mod tests {
                 Err(rejection) => {
                     prop_assert_eq!(&parts.headers, &received.headers);
                     prop_assert_eq!(&parts.uri, &received.uri);
-                    if let Rejection::Answer(answer) = rejection {
+                    if let Rejection::Respond(answer) = rejection {
                         answer.into_response::<Bytes>();
                     }
                     return Ok(());
@@ -849,7 +849,7 @@ pub(in crate::forward) mod tests {
             for forwarded in headers.get_all("forwarded") {
                 prop_assert!(is_valid_forwarded(forwarded.as_bytes()));
             }
-            if rules.stamp.trust == Trust::Nobody {
+            if rules.forwarded.trust == Trust::None {
                 prop_assert!(headers.get_all("x-forwarded-for").iter().all(|value| value == "192.0.2.60"));
                 prop_assert!(!headers.contains_key("x-real-ip"));
             }

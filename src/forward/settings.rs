@@ -5,33 +5,33 @@ use http::header::{CONNECTION, UPGRADE};
 use http::uri::{self, Authority, PathAndQuery, Uri};
 use http::{HeaderValue, Response, Version, request};
 
-use super::onward::UnaskedSwitch;
-use super::{Caller, Rejection, Rules, Scheme};
+use super::rewrite::UnsolicitedUpgrade;
+use super::{ClientInfo, ForwardingRules, Rejection, Scheme};
 use crate::cause::{self, BadGatewayCause, Failure, LocalResponse, Phase};
 
 /// The rules, who asks, and what the client inside wants.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    pub(super) rules: Rules,
-    pub(super) caller: Caller,
+    pub(super) rules: ForwardingRules,
+    pub(super) client_info: ClientInfo,
     upstream: Option<(uri::Scheme, Authority)>,
     /// What the upstream is called in `Host`.
     host: HeaderValue,
-    pub(super) client: Client,
+    pub(super) protocol: ClientProtocol,
 }
 
 /// What the client inside speaks.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Client {
+pub(super) enum ClientProtocol {
     Http1,
     Http2,
 }
 
 impl Settings {
-    pub(super) fn new(rules: Rules) -> Self {
+    pub(super) fn new(rules: ForwardingRules) -> Self {
         // RFC 9112 section 3.2: a target without an authority has an empty Host
         let host = HeaderValue::from_static("");
-        Self { rules, caller: Caller::unknown(), upstream: None, host, client: Client::Http1 }
+        Self { rules, client_info: ClientInfo::unknown(), upstream: None, host, protocol: ClientProtocol::Http1 }
     }
 
     pub(super) fn send_to(&mut self, scheme: Scheme, authority: Authority) {
@@ -46,20 +46,23 @@ impl Settings {
     }
 
     /// Makes the head the upstream's and returns the protocols it asks for, or answers it here.
-    pub(super) fn pass_on<B>(&self, parts: &mut request::Parts) -> Result<Option<HeaderValue>, Response<B>>
+    pub(super) fn forward_request<B>(&self, parts: &mut request::Parts) -> Result<Option<HeaderValue>, Response<B>>
     where
         B: From<Bytes>,
     {
-        let passage = self.rules.pass_on(parts, &self.caller, &self.host).map_err(|rejection| match rejection {
-            Rejection::Answer(answer) => answer.rejects(),
-            Rejection::Loop => refused(Failure::builder(BadGatewayCause::LoopDetected).phase(Phase::Gateway).refusal()),
-        })?;
-        let asked = match self.client {
-            Client::Http1 => {
-                passage.by_http1(parts);
+        let passage =
+            self.rules.forward_request(parts, &self.client_info, &self.host).map_err(|rejection| match rejection {
+                Rejection::Respond(answer) => answer.into_rejected_response(),
+                Rejection::Loop => {
+                    refused(Failure::builder(BadGatewayCause::LoopDetected).phase(Phase::Gateway).refusal())
+                }
+            })?;
+        let asked = match self.protocol {
+            ClientProtocol::Http1 => {
+                passage.downgrade_to_h1(parts);
                 passage.upgrade().cloned()
             }
-            Client::Http2 => {
+            ClientProtocol::Http2 => {
                 parts.headers.remove(CONNECTION);
                 parts.headers.remove(UPGRADE);
                 parts.version = Version::HTTP_2;
@@ -72,12 +75,16 @@ impl Settings {
         Ok(asked)
     }
 
-    pub(super) fn pass_back<B: From<Bytes>>(&self, answer: Response<B>, asked: Option<&HeaderValue>) -> Response<B> {
+    pub(super) fn forward_response<B: From<Bytes>>(
+        &self,
+        answer: Response<B>,
+        asked: Option<&HeaderValue>,
+    ) -> Response<B> {
         let (mut parts, body) = answer.into_parts();
-        match self.rules.pass_back(&mut parts, asked) {
+        match self.rules.forward_response(&mut parts, asked) {
             Ok(()) => Response::from_parts(parts, body),
-            Err(UnaskedSwitch) => {
-                refused(Failure::builder(BadGatewayCause::UpgradeFailed).detail(UnaskedSwitch::DETAIL))
+            Err(UnsolicitedUpgrade) => {
+                refused(Failure::builder(BadGatewayCause::UpgradeFailed).detail(UnsolicitedUpgrade::DETAIL))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use http::header::{self, HeaderMap, HeaderName};
 
-use super::fields::is_origin;
+use super::header_lists::is_origin;
 use super::hop::strip_hop_by_hop;
 use super::size::field_section_size;
 

@@ -3,16 +3,16 @@
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Version, request};
 
-use super::fields::Fields;
-use super::hop::Options;
+use super::header_lists::HeaderLists;
+use super::hop::ConnectionOptions;
 use super::syntax::{is_token, joined, list};
 
 /// Protocols that would carry further requests past this gateway's rules (RFC 9113 section 3.1, RFC 2817).
 const TUNNELS: [&[u8]; 4] = [b"h2", b"h2c", b"http", b"tls"];
 
 /// The protocols a request asks for; `None` where the field is to be ignored.
-pub(super) fn requested(parts: &request::Parts, seen: Fields, options: Options) -> Option<HeaderValue> {
-    if parts.version != Version::HTTP_11 || !options.wants_upgrade() || !seen.has(Fields::UPGRADE) {
+pub(super) fn requested(parts: &request::Parts, seen: HeaderLists, options: ConnectionOptions) -> Option<HeaderValue> {
+    if parts.version != Version::HTTP_11 || !options.wants_upgrade() || !seen.has(HeaderLists::UPGRADE) {
         return None;
     }
     let protocols = protocols(&parts.headers)?;
@@ -53,8 +53,8 @@ mod tests {
     fn asks(version: Version, fields: &[(&str, &str)]) -> Option<HeaderValue> {
         let mut parts = head("GET", "/", fields);
         parts.version = version;
-        let seen = Fields::of(&parts.headers);
-        requested(&parts, seen, Options::read(&parts.headers, seen))
+        let seen = HeaderLists::of(&parts.headers);
+        requested(&parts, seen, ConnectionOptions::read(&parts.headers, seen))
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, Version, header};
 
-use super::InvalidName;
+use super::InvalidPseudonym;
 use super::syntax::is_token;
 
 /// More members than this are a loop, whoever they name.
@@ -16,11 +16,11 @@ pub(super) struct Pseudonym {
 }
 
 impl Pseudonym {
-    pub(super) fn new(name: &str) -> Result<Self, InvalidName> {
+    pub(super) fn new(name: &str) -> Result<Self, InvalidPseudonym> {
         if !is_token(name.as_bytes()) {
-            return Err(InvalidName(()));
+            return Err(InvalidPseudonym(()));
         }
-        let member = |version| HeaderValue::try_from(format!("{version} {name}")).map_err(|_| InvalidName(()));
+        let member = |version| HeaderValue::try_from(format!("{version} {name}")).map_err(|_| InvalidPseudonym(()));
         Ok(Self { name: name.into(), members: [member("1.0")?, member("1.1")?, member("2")?, member("3")?] })
     }
 
@@ -42,7 +42,7 @@ impl Pseudonym {
 
     /// Whether these `Via` fields name this gateway, or too many of them.
     pub(super) fn is_in(&self, headers: &HeaderMap) -> bool {
-        let members = headers.get_all(header::VIA).iter().flat_map(|line| Members::of(line.as_bytes()));
+        let members = headers.get_all(header::VIA).iter().flat_map(|line| MemberIter::of(line.as_bytes()));
         for (count, member) in members.enumerate() {
             if count == MAX_MEMBERS || received_by(member).eq_ignore_ascii_case(self.name.as_bytes()) {
                 return true;
@@ -70,7 +70,7 @@ fn received_by(member: &[u8]) -> &[u8] {
 }
 
 /// The members of one field line; a comma inside a comment separates nothing.
-struct Members<'a> {
+struct MemberIter<'a> {
     rest: &'a [u8],
     comments: Comments,
 }
@@ -82,7 +82,7 @@ enum Comments {
     Broken,
 }
 
-impl<'a> Members<'a> {
+impl<'a> MemberIter<'a> {
     fn of(line: &'a [u8]) -> Self {
         let mut depth = 0;
         let mut escaped = false;
@@ -93,7 +93,7 @@ impl<'a> Members<'a> {
     }
 }
 
-impl<'a> Iterator for Members<'a> {
+impl<'a> Iterator for MemberIter<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {

@@ -10,7 +10,7 @@ use crate::admission::AdmissionLayer;
 use crate::breaker::CircuitBreakerLayer;
 use crate::classify::ClassifyLayer;
 use crate::error_page::{ErrorPage, ErrorPageLayer};
-use crate::forward::{ForwardLayer, Rules};
+use crate::forward::{ForwardLayer, ForwardingRules};
 use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::RetryLayer;
 use crate::timeout::{TimeoutLayer, Timeouts, TrackUpload};
@@ -67,7 +67,7 @@ pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
     fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>>;
 
     /// The rules of forwarding, for a client that does not keep them.
-    fn forward_headers(self, rules: Rules) -> ServiceBuilder<Stack<ForwardLayer, I>>;
+    fn forward_headers(self, rules: ForwardingRules) -> ServiceBuilder<Stack<ForwardLayer, I>>;
 
     /// Refuses at once what cannot be answered in time, on the upstream's side.
     fn admission(self, layer: AdmissionLayer) -> ServiceBuilder<Stack<AdmissionLayer, I>>;
@@ -102,7 +102,7 @@ impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {
         self.layer(TimeoutLayer::new(timeouts))
     }
 
-    fn forward_headers(self, rules: Rules) -> ServiceBuilder<Stack<ForwardLayer, I>> {
+    fn forward_headers(self, rules: ForwardingRules) -> ServiceBuilder<Stack<ForwardLayer, I>> {
         self.layer(ForwardLayer::new(rules))
     }
 

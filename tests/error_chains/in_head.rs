@@ -6,7 +6,7 @@ use tower::Layer;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Connection, Phase};
 use tower_upstream::client::ReverseProxy;
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::{Timeout, TimeoutLayer, Timeouts};
 
 use crate::client::{Upload, ask, fetch, get, url};
@@ -19,7 +19,7 @@ pub fn proxy(
     timeouts: Timeouts,
 ) -> Timeout<ReverseProxy<impl tower_upstream::client::Connect, Upload>, tower_upstream::timeout::PassThrough> {
     let target = url(address).parse().expect("a good target");
-    let rules = Rules::new("edge-1").expect("a good name");
+    let rules = ForwardingRules::new("edge-1").expect("a good name");
     TimeoutLayer::new(timeouts).untouched().layer(ReverseProxy::builder(target, rules).build())
 }
 

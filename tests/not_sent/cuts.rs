@@ -11,7 +11,7 @@ use tower::util::BoxCloneService;
 use tower::{BoxError, Layer, Service, ServiceExt};
 use tower_upstream::cause::Replay;
 use tower_upstream::client::{Connector, Http, ReverseProxy};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::{ClassifyLayer, Failure};
 
 use crate::wire::{Cut, End, Peer, Protocol, Seen};
@@ -33,7 +33,8 @@ fn upstream(kind: Kind, protocol: Protocol, peer: Peer) -> Upstream {
             collected(ClassifyLayer::new().layer(client.build(Connector::new(peer))))
         }
         Kind::ReverseProxy => {
-            let proxy = ReverseProxy::builder("http://peer.test".parse().unwrap(), Rules::new("edge").unwrap());
+            let proxy =
+                ReverseProxy::builder("http://peer.test".parse().unwrap(), ForwardingRules::new("edge").unwrap());
             let http = if protocol == Protocol::Http2 { Http::H2 } else { Http::Auto };
             collected(ClassifyLayer::new().layer(proxy.connector(peer).http(http).build()))
         }

@@ -22,7 +22,7 @@ use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::classify::{Scene, classify};
 use tower_upstream::client::{Connector, ReverseProxy, TcpConnector};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
-use tower_upstream::forward::Rules;
+use tower_upstream::forward::ForwardingRules;
 use tower_upstream::retry::RetryLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
@@ -55,7 +55,7 @@ fn refuses() -> String {
 }
 
 fn proxy<B>(target: &str) -> ReverseProxy<tower_upstream::client::DefaultConnector, B> {
-    ReverseProxy::builder(target.parse().unwrap(), Rules::new("edge").unwrap()).build()
+    ReverseProxy::builder(target.parse().unwrap(), ForwardingRules::new("edge").unwrap()).build()
 }
 
 /// A service that books, and then meets this error.
@@ -355,7 +355,7 @@ where
 {
     let hangs = service_fn(|_: Uri| pending::<io::Result<hyper_util::rt::TokioIo<tokio::net::TcpStream>>>());
     let target = "http://slow.test".parse().unwrap();
-    ReverseProxy::builder(target, Rules::new("edge").unwrap()).connector(hangs).build()
+    ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).connector(hangs).build()
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ use tower_upstream::body::ReplayBody;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::event::{Event, Observer};
-use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
 use tower_upstream::retry::RetryLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
@@ -26,7 +26,7 @@ use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 /// A proxy to this upstream.
 pub(crate) fn proxy(upstream: SocketAddr) -> ReverseProxyBuilder {
     let target = upstream.to_string().parse().unwrap();
-    ReverseProxy::builder(target, Rules::new("edge").unwrap()).upload_idle_timeout(Duration::from_millis(300))
+    ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).upload_idle_timeout(Duration::from_millis(300))
 }
 
 /// Limits that a test can wait for.
@@ -115,7 +115,7 @@ impl Gateway {
         let proxy = builder.build::<ReplayBody<Incoming>>();
         let limits = TimeoutLayer::new(short()).untouched();
         let service = move |peer: SocketAddr| {
-            let caller = Caller::new(Some(peer.ip()), Scheme::Http);
+            let caller = ClientInfo::new(Some(peer.ip()), Scheme::Http);
             layer.layer(retry.layer(limits.layer(proxy.caller(caller))))
         };
         Self { address, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
@@ -132,8 +132,9 @@ impl Gateway {
         let layer = ClassifyLayer::new().proxy_status(member).observer(seen.clone());
         let proxy = builder.build::<Incoming>();
         let address = listener.local_addr().unwrap();
-        let service =
-            move |peer: SocketAddr| layer.layer(limits.layer(proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http))));
+        let service = move |peer: SocketAddr| {
+            layer.layer(limits.layer(proxy.caller(ClientInfo::new(Some(peer.ip()), Scheme::Http))))
+        };
         Self { address, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }
 }

@@ -9,7 +9,7 @@ use tower::Layer;
 use tower_upstream::UpstreamLayer;
 use tower_upstream::breaker::CircuitSnapshot;
 use tower_upstream::client::{Connect, ReverseProxy, ReverseProxyBuilder};
-use tower_upstream::forward::{Caller, Rules, Scheme};
+use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::{RequestBody, UpstreamBuilder, UpstreamHandle};
 
@@ -38,7 +38,7 @@ pub(crate) fn stack() -> UpstreamBuilder {
 
 /// A proxy with its own defaults.
 pub(crate) fn default_proxy(upstream: SocketAddr) -> ReverseProxyBuilder {
-    ReverseProxy::builder(upstream.to_string().parse().unwrap(), Rules::new("edge").unwrap())
+    ReverseProxy::builder(upstream.to_string().parse().unwrap(), ForwardingRules::new("edge").unwrap())
 }
 
 impl StackGateway {
@@ -52,7 +52,7 @@ impl StackGateway {
         let proxy = proxy.build::<RequestBody<Incoming>>();
         let (handle, listener) = (layer.handle(), listener().await);
         let address = listener.local_addr().unwrap();
-        let service = move |peer: SocketAddr| layer.layer(proxy.caller(Caller::new(Some(peer.ip()), Scheme::Http)));
+        let service = move |peer: SocketAddr| layer.layer(proxy.caller(ClientInfo::new(Some(peer.ip()), Scheme::Http)));
         Self { address, handle, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }
 

@@ -12,7 +12,7 @@ use http::{HeaderValue, Response, StatusCode};
 #[non_exhaustive]
 pub enum Rejection {
     /// The gateway answers it: a refusal, or the last hop of `Max-Forwards`.
-    Answer(Answer),
+    Respond(LocalResponse),
     /// It has been here before: the upstream's address leads back to this gateway.
     Loop,
 }
@@ -21,34 +21,34 @@ pub enum Rejection {
 ///
 /// ```
 /// use bytes::Bytes;
-/// use tower_upstream::forward::{Caller, Rejection, Rules};
+/// use tower_upstream::forward::{ClientInfo, Rejection, ForwardingRules};
 ///
 /// let (mut parts, ()) = http::Request::get("/").body(()).unwrap().into_parts();
 /// let upstream = "10.0.0.7:8080".parse().unwrap();
-/// let rejection = Rules::new("edge").unwrap().request(&mut parts, &Caller::unknown(), &upstream).unwrap_err();
+/// let rejection = ForwardingRules::new("edge").unwrap().request(&mut parts, &ClientInfo::unknown(), &upstream).unwrap_err();
 /// let Rejection::Answer(answer) = rejection else { panic!("no loop") };
 /// let response = answer.into_response::<Bytes>();
 /// assert_eq!(response.status(), 400);
 /// assert_eq!(response.body(), "Bad Request: the request has no Host field\n");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct LocalResponse {
     status: StatusCode,
     reason: &'static str,
-    content: Content,
+    content: BodyKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Content {
+enum BodyKind {
     Reason,
     Empty,
     /// A request head, as `message/http` (RFC 9112 section 10.1).
     Head(Bytes),
 }
 
-impl Answer {
+impl LocalResponse {
     pub(super) const fn refusal(status: StatusCode, reason: &'static str) -> Self {
-        Self { status, reason, content: Content::Reason }
+        Self { status, reason, content: BodyKind::Reason }
     }
 
     pub(crate) const fn bad_request(reason: &'static str) -> Self {
@@ -64,11 +64,11 @@ impl Answer {
     }
 
     pub(super) const fn empty(reason: &'static str) -> Self {
-        Self { status: StatusCode::OK, reason, content: Content::Empty }
+        Self { status: StatusCode::OK, reason, content: BodyKind::Empty }
     }
 
     pub(super) const fn reflection(head: Bytes, reason: &'static str) -> Self {
-        Self { status: StatusCode::OK, reason, content: Content::Head(head) }
+        Self { status: StatusCode::OK, reason, content: BodyKind::Head(head) }
     }
 
     /// The status to answer with.
@@ -86,13 +86,13 @@ impl Answer {
     /// The server that sends it adds the length of a body that is not empty.
     pub fn into_response<B: From<Bytes>>(self) -> Response<B> {
         let (field, value, body) = match self.content {
-            Content::Reason => {
+            BodyKind::Reason => {
                 let phrase = self.status.canonical_reason().unwrap_or_default();
                 let text = Bytes::from(format!("{phrase}: {}\n", self.reason));
                 (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"), text)
             }
-            Content::Empty => (CONTENT_LENGTH, HeaderValue::from_static("0"), Bytes::new()),
-            Content::Head(head) => (CONTENT_TYPE, HeaderValue::from_static("message/http"), head),
+            BodyKind::Empty => (CONTENT_LENGTH, HeaderValue::from_static("0"), Bytes::new()),
+            BodyKind::Head(head) => (CONTENT_TYPE, HeaderValue::from_static("message/http"), head),
         };
         let mut response = Response::new(B::from(body));
         *response.status_mut() = self.status;
@@ -106,7 +106,7 @@ impl Answer {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for LocalResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.status.as_u16(), self.reason)
     }
@@ -115,7 +115,7 @@ impl fmt::Display for Answer {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Answer(answer) => answer.fmt(f),
+            Self::Respond(answer) => answer.fmt(f),
             Self::Loop => f.write_str("the request came back to this gateway"),
         }
     }
@@ -123,9 +123,9 @@ impl fmt::Display for Rejection {
 
 impl Error for Rejection {}
 
-impl From<Answer> for Rejection {
-    fn from(answer: Answer) -> Self {
-        Self::Answer(answer)
+impl From<LocalResponse> for Rejection {
+    fn from(answer: LocalResponse) -> Self {
+        Self::Respond(answer)
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_refusal_says_why_in_plain_text() {
-        let answer = Answer::bad_request("the request has two Host fields");
+        let answer = LocalResponse::bad_request("the request has two Host fields");
         assert_eq!(Rejection::from(answer.clone()).to_string(), "400: the request has two Host fields");
         let response = answer.into_response::<Bytes>();
         assert_eq!(response.status(), 400);
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn an_empty_answer_says_that_it_is_empty() {
-        let response = Answer::empty("here ends Max-Forwards").into_response::<Bytes>();
+        let response = LocalResponse::empty("here ends Max-Forwards").into_response::<Bytes>();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()[CONTENT_LENGTH], "0");
         assert_eq!(response.headers().len(), 1);

@@ -6,7 +6,7 @@ use super::size::field_size;
 
 /// A set of known fields, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fields(u32);
+pub(super) struct HeaderLists(u32);
 
 macro_rules! known {
     ($($name:literal,)*) => {
@@ -159,7 +159,7 @@ static LENGTHS: [u32; 26] = {
     lengths
 };
 
-impl Fields {
+impl HeaderLists {
     pub(super) const CONNECTION: Self = Self::known("connection");
     pub(super) const CONTENT_LENGTH: Self = Self::known("content-length");
     pub(super) const EXPECT: Self = Self::known("expect");
@@ -189,7 +189,7 @@ impl Fields {
         .and(Self::known("proxy-connection"));
 
     /// A field of [`ORIGIN`](Self::ORIGIN) with other punctuation than dashes, which CGI and WSGI read as the same.
-    pub(super) const DISGUISED: Self = Self(1 << 31);
+    pub(super) const UNDERSCORE_VARIANTS: Self = Self(1 << 31);
 
     /// A field of [`ORIGIN`](Self::ORIGIN) that the rules do not write themselves.
     pub(super) const OTHER_ORIGIN: Self = Self(1 << 30);
@@ -200,7 +200,7 @@ impl Fields {
         .and(Self::X_FORWARDED_HOST)
         .and(Self::X_FORWARDED_PROTO)
         .and(Self::OTHER_ORIGIN)
-        .and(Self::DISGUISED);
+        .and(Self::UNDERSCORE_VARIANTS);
 
     pub(super) const NONE: Self = Self(0);
 
@@ -219,7 +219,7 @@ impl Fields {
     }
 
     /// Those in both sets.
-    pub(super) const fn among(self, other: Self) -> Self {
+    pub(super) const fn contains(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
@@ -269,7 +269,7 @@ impl Fields {
 
     /// As [`remove_from`](Self::remove_from), but for these among [`OTHER_ORIGIN`](Self::OTHER_ORIGIN).
     pub(super) fn remove_except(self, kept: &[HeaderName], headers: &mut HeaderMap) {
-        let unnamed = self.among(Self::OTHER_ORIGIN.and(Self::DISGUISED));
+        let unnamed = self.contains(Self::OTHER_ORIGIN.and(Self::UNDERSCORE_VARIANTS));
         let mut left = self.0 & !unnamed.0;
         while left != 0 {
             headers.remove(&HEADERS[left.trailing_zeros() as usize]);
@@ -291,10 +291,10 @@ pub(crate) fn is_origin(name: &HeaderName) -> bool {
 }
 
 #[inline]
-fn known(name: &[u8]) -> Fields {
+fn known(name: &[u8]) -> HeaderLists {
     let lengths = name.first().copied().and_then(letter).map_or(0, |letter| LENGTHS[letter]);
     if lengths >> name.len().min(31) & 1 == 0 {
-        return Fields::NONE;
+        return HeaderLists::NONE;
     }
     find(name, |name, known| name == known)
 }
@@ -315,38 +315,38 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
 }
 
 #[inline]
-fn find(name: &[u8], is_same: impl Fn(&[u8], &[u8]) -> bool) -> Fields {
+fn find(name: &[u8], is_same: impl Fn(&[u8], &[u8]) -> bool) -> HeaderLists {
     let length = name.len();
     if length > LONGEST {
-        return Fields::NONE;
+        return HeaderLists::NONE;
     }
     let known = &NAMES[STARTS[length]..STARTS[length + 1]];
     for (index, known) in (STARTS[length]..).zip(known) {
         if is_same(name, known.as_bytes()) {
-            return Fields(1 << index);
+            return HeaderLists(1 << index);
         }
     }
-    Fields::NONE
+    HeaderLists::NONE
 }
 
-/// [`OTHER_ORIGIN`](Fields::OTHER_ORIGIN) or [`DISGUISED`](Fields::DISGUISED), if the name is one of [`ORIGINS`] or
+/// [`OTHER_ORIGIN`](HeaderLists::OTHER_ORIGIN) or [`UNDERSCORE_VARIANTS`](HeaderLists::UNDERSCORE_VARIANTS), if the name is one of [`ORIGINS`] or
 /// [`X_ORIGINS`].
 #[inline]
-fn origin(name: &[u8]) -> Fields {
+fn origin(name: &[u8]) -> HeaderLists {
     let (rest, names, seconds) = match name {
         [b'x' | b'X', dash, rest @ ..] if !dash.is_ascii_alphanumeric() => (rest, X_ORIGINS, &X_SECOND_LETTERS),
         _ => (name, ORIGINS, &SECOND_LETTERS),
     };
     let (Some(first), Some(second)) = (rest.first().copied().and_then(letter), rest.get(1).copied().and_then(letter))
     else {
-        return Fields::NONE;
+        return HeaderLists::NONE;
     };
     if seconds[first] >> second & 1 == 0 || !names.iter().any(|known| continues(rest, known.as_bytes())) {
-        Fields::NONE
+        HeaderLists::NONE
     } else if name.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-        Fields::OTHER_ORIGIN
+        HeaderLists::OTHER_ORIGIN
     } else {
-        Fields::DISGUISED
+        HeaderLists::UNDERSCORE_VARIANTS
     }
 }
 
@@ -376,14 +376,14 @@ mod tests {
             headers.insert("accept", "*/*".parse().unwrap());
             headers.append(header, "a".parse().unwrap());
             headers.append(header, "b".parse().unwrap());
-            let (seen, _) = Fields::of_request(&headers);
-            assert_eq!(seen, Fields(1 << index));
-            assert_eq!(Fields::named(header.as_str().to_ascii_uppercase().as_bytes()), seen);
+            let (seen, _) = HeaderLists::of_request(&headers);
+            assert_eq!(seen, HeaderLists(1 << index));
+            assert_eq!(HeaderLists::named(header.as_str().to_ascii_uppercase().as_bytes()), seen);
             seen.remove_from(&mut headers);
             assert_eq!(headers.len(), 1);
         }
-        assert!(Fields::named(b"x-one").is_empty());
-        assert!(Fields::named(b"").is_empty());
+        assert!(HeaderLists::named(b"x-one").is_empty());
+        assert!(HeaderLists::named(b"").is_empty());
     }
 
     #[test]
@@ -392,8 +392,8 @@ mod tests {
         for name in ["x_forwarded_for", "x-forwarded_host", "x.real.ip", "client_cert", "x_custom_one", "keep_alive"] {
             headers.insert(name, "a".parse().unwrap());
         }
-        let (seen, _) = Fields::of_request(&headers);
-        assert_eq!(seen, Fields::DISGUISED);
+        let (seen, _) = HeaderLists::of_request(&headers);
+        assert_eq!(seen, HeaderLists::UNDERSCORE_VARIANTS);
         seen.remove_from(&mut headers);
         assert_eq!(headers.len(), 2);
         assert!(headers.contains_key("x_custom_one"));
@@ -438,7 +438,7 @@ mod tests {
             let underscored = name.replace('-', "_");
             for name in [name, &underscored, &name.replacen('-', "_", 1), &name.replace('-', ".")] {
                 assert!(is_origin(&name.parse().unwrap()), "{name}");
-                assert!(!Fields::named(name.to_ascii_uppercase().as_bytes()).is_empty(), "{name}");
+                assert!(!HeaderLists::named(name.to_ascii_uppercase().as_bytes()).is_empty(), "{name}");
             }
         }
         for name in [

@@ -25,13 +25,13 @@ impl Scheme {
 
 /// Who sent a request: make one per connection, and its field values are ready.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub struct ClientInfo {
     address: Option<HeaderValue>,
     scheme: Option<Scheme>,
     element: HeaderValue,
 }
 
-impl Caller {
+impl ClientInfo {
     /// The peer's address, if there is one, and the scheme it spoke.
     ///
     /// An IPv4 address that a dual-stack socket shows as IPv6 is written as IPv4.
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn said(address: &str, scheme: Scheme) -> (String, String) {
-        let caller = Caller::new(Some(address.parse().unwrap()), scheme);
+        let caller = ClientInfo::new(Some(address.parse().unwrap()), scheme);
         let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
         (text(caller.address().unwrap()), text(caller.element()))
     }
@@ -97,9 +97,9 @@ mod tests {
 
     #[test]
     fn nothing_is_claimed_of_an_unknown_caller() {
-        let caller = Caller::unknown();
+        let caller = ClientInfo::unknown();
         assert_eq!((caller.address(), caller.proto()), (None, None));
         assert_eq!(caller.element(), "for=unknown");
-        assert_eq!(Caller::new(None, Scheme::Https).element(), "for=unknown;proto=https");
+        assert_eq!(ClientInfo::new(None, Scheme::Https).element(), "for=unknown;proto=https");
     }
 }

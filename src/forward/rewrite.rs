@@ -4,43 +4,43 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
 use http::{HeaderValue, Response, StatusCode, Version, request, response};
 
-use super::{Answer, Caller, Passage, Rejection, Rules};
+use super::{ClientInfo, ForwardedRequest, ForwardingRules, LocalResponse, Rejection};
 use crate::cause::{Detail, RejectedRequest};
 
 static TE: HeaderValue = HeaderValue::from_static("te");
 
 /// A 101 to a protocol that nobody had asked for: what follows it is no HTTP, and nobody's.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct UnaskedSwitch;
+pub(crate) struct UnsolicitedUpgrade;
 
-impl UnaskedSwitch {
+impl UnsolicitedUpgrade {
     /// What to say of it beside `upgrade_failed`.
     pub(crate) const DETAIL: Detail = Detail::Text("a 101 to a protocol that nobody had asked for");
 }
 
-impl Rules {
+impl ForwardingRules {
     /// As [`request`](Self::request); the caller is the one in the request's extensions, else this one.
     #[inline]
-    pub(crate) fn pass_on(
+    pub(crate) fn forward_request(
         &self,
         parts: &mut request::Parts,
-        caller: &Caller,
+        caller: &ClientInfo,
         upstream: &HeaderValue,
-    ) -> Result<Passage, Rejection> {
-        let named = parts.extensions.get::<Caller>().cloned();
+    ) -> Result<ForwardedRequest, Rejection> {
+        let named = parts.extensions.get::<ClientInfo>().cloned();
         self.request(parts, named.as_ref().unwrap_or(caller), upstream)
     }
 
     /// As [`response`](Self::response); the head is then whole, and one of HTTP/1.1.
     #[inline]
-    pub(crate) fn pass_back(
+    pub(crate) fn forward_response(
         &self,
         parts: &mut response::Parts,
         asked: Option<&HeaderValue>,
-    ) -> Result<(), UnaskedSwitch> {
+    ) -> Result<(), UnsolicitedUpgrade> {
         self.response(parts, asked);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS && !parts.headers.contains_key(UPGRADE) {
-            return Err(UnaskedSwitch);
+            return Err(UnsolicitedUpgrade);
         }
         if parts.status == StatusCode::NO_CONTENT {
             // RFC 9110 section 8.6: it has no content to have a length
@@ -51,10 +51,10 @@ impl Rules {
     }
 }
 
-impl Passage {
+impl ForwardedRequest {
     /// Makes the head one of HTTP/1.1, whatever it came by.
     #[inline]
-    pub(crate) fn by_http1(&self, parts: &mut request::Parts) {
+    pub(crate) fn downgrade_to_h1(&self, parts: &mut request::Parts) {
         if parts.version >= Version::HTTP_2 {
             join_cookies(parts);
         }
@@ -65,9 +65,9 @@ impl Passage {
     }
 }
 
-impl Answer {
+impl LocalResponse {
     /// The response, marked as the gateway's own word on a request that it did not forward.
-    pub(crate) fn rejects<B: From<Bytes>>(self) -> Response<B> {
+    pub(crate) fn into_rejected_response<B: From<Bytes>>(self) -> Response<B> {
         let mut response = self.into_response();
         response.extensions_mut().insert(RejectedRequest);
         response
@@ -97,8 +97,11 @@ mod tests {
         let mut parts = head("GET", "/", fields);
         parts.version = version;
         let upstream = HeaderValue::from_static("h");
-        let passage = Rules::new("edge").unwrap().pass_on(&mut parts, &Caller::unknown(), &upstream).unwrap();
-        passage.by_http1(&mut parts);
+        let passage = ForwardingRules::new("edge")
+            .unwrap()
+            .forward_request(&mut parts, &ClientInfo::unknown(), &upstream)
+            .unwrap();
+        passage.downgrade_to_h1(&mut parts);
         parts
     }
 
@@ -123,7 +126,7 @@ mod tests {
             let answer = answer.header("connection", "upgrade").header("upgrade", "websocket");
             let (mut parts, ()) = answer.body(()).unwrap().into_parts();
             let asked = asked.map(HeaderValue::from_static);
-            let passed = Rules::new("edge").unwrap().pass_back(&mut parts, asked.as_ref());
+            let passed = ForwardingRules::new("edge").unwrap().forward_response(&mut parts, asked.as_ref());
             passed.map(|()| parts)
         };
         let answer = back(200, None).unwrap();
