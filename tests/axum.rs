@@ -23,7 +23,7 @@ use support::{Seen, Upstream, Wire, ask, gateway, proxy};
 use tokio::sync::mpsc;
 use tower::{Layer, service_fn};
 use tower_upstream::cause::ProxyStatus;
-use tower_upstream::classify::Verdict;
+use tower_upstream::classify::Classification;
 use tower_upstream::timeout::TimeoutLayer;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
 
@@ -119,7 +119,7 @@ async fn an_event_stream_is_not_held_until_its_first_event() {
         assert_eq!(wire.bytes(1).await, b"", "the client left");
     })
     .await;
-    let layer = ClassifyLayer::new().hold(support::PATIENCE * 2);
+    let layer = ClassifyLayer::new().first_frame_timeout(support::PATIENCE * 2);
     let limits = support::short().body_idle(None);
     let gateway = layer.layer(TimeoutLayer::new(limits).layer(proxy(upstream.address).build()));
     let address = serve(Router::new().fallback_service(gateway)).await;
@@ -145,7 +145,8 @@ async fn an_event_stream_of_a_handler_passes_event_by_event() {
         }
     };
     let (layer, seen) = layer();
-    let address = serve(Router::new().route("/", get(handler)).layer(layer.hold(support::PATIENCE * 2))).await;
+    let address =
+        serve(Router::new().route("/", get(handler)).layer(layer.first_frame_timeout(support::PATIENCE * 2))).await;
     let mut wire = Wire::connect(address).await;
     wire.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!(wire.head().await.status(), 200);
@@ -173,12 +174,11 @@ impl Error for Quota {}
 #[tokio::test]
 async fn a_judge_and_a_status_of_ones_own_are_asked() {
     let (layer, seen) = layer();
-    let layer =
-        layer.classifier(|error| error.is::<Quota>().then(|| Verdict::new(Cause::GatewayOverload))).status(|failure| {
-            match failure.cause() {
-                Cause::GatewayOverload => StatusCode::TOO_MANY_REQUESTS,
-                _ => failure.status(),
-            }
+    let layer = layer
+        .classifier(|error| error.is::<Quota>().then(|| Classification::new(Cause::GatewayOverload)))
+        .choose_status(|failure| match failure.cause() {
+            Cause::GatewayOverload => StatusCode::TOO_MANY_REQUESTS,
+            _ => failure.status(),
         });
     let failing = service_fn(|request: Request| async move {
         let error: tower::BoxError = match request.uri().path() {
@@ -197,7 +197,7 @@ async fn a_judge_and_a_status_of_ones_own_are_asked() {
 #[tokio::test]
 async fn which_statuses_are_failures_is_the_users_to_say() {
     let (layer, seen) = layer();
-    let layer = layer.statuses([StatusCode::INTERNAL_SERVER_ERROR]);
+    let layer = layer.failure_statuses([StatusCode::INTERNAL_SERVER_ERROR]);
     let app = Router::new()
         .route("/500", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))
         .route("/502", get(|| async { StatusCode::BAD_GATEWAY }))
@@ -271,7 +271,8 @@ async fn a_failure_told_inside_still_is_a_true_answer_where_the_outer_layer_hold
     let (inner, first) = layer();
     let (outer, second) = layer();
     let dead = || async { Body::from_stream(stream::iter([Err::<&str, _>(io::Error::other("gone"))])) };
-    let app = Router::new().route("/", get(dead)).layer(inner.hold(std::time::Duration::ZERO)).layer(outer);
+    let app =
+        Router::new().route("/", get(dead)).layer(inner.first_frame_timeout(std::time::Duration::ZERO)).layer(outer);
     let answer = ask(serve(app).await, GET).await;
     assert_eq!((answer.status(), answer.whole), (502, true));
     assert_eq!((first.take().len(), second.take().len()), (1, 0));

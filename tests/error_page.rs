@@ -72,7 +72,7 @@ async fn a_classified_error_becomes_a_page_with_the_fields_of_the_answer() {
 
 #[tokio::test]
 async fn the_status_that_classify_chose_stays() {
-    let classify = ClassifyLayer::new().status(|_| StatusCode::IM_A_TEAPOT);
+    let classify = ClassifyLayer::new().choose_status(|_| StatusCode::IM_A_TEAPOT);
     let service = ServiceBuilder::new().layer(layer()).layer(classify).service(refused());
     let Ok(answer) = service.oneshot(browser()).await;
     assert_eq!(answer.status(), 418);

@@ -220,7 +220,7 @@ fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
                 .layer(slots)
                 .layer(CircuitBreakerLayer::new("shop"))
                 .layer(TimeoutLayer::new(timeouts))
-                .layer(ClassifyLayer::new().deferred())
+                .layer(ClassifyLayer::new().report_by_outer())
                 .service(upstream);
             (boxed(service), Box::new(move || held.0.in_flight() + u32::try_from(held.1.in_flight()).unwrap()))
         }
@@ -497,7 +497,7 @@ async fn every_other_duration_is_taken_or_refused_with_a_reason() {
             assert_eq!((admission.in_flight(), limit.handle().in_flight() as usize), (held, held), "{client_idle:?}");
             drop(answer);
         }
-        let hold = ClassifyLayer::new().hold(extreme);
+        let hold = ClassifyLayer::new().first_frame_timeout(extreme);
         let silent = Upstream { state: BodySilent, bodies: Arc::default() };
         let _ = timeout(NEVER, hold.layer(silent).oneshot(request(Limit::Head, BodySilent))).await.unwrap();
         let deadline = Deadline::after(Instant::now(), extreme);

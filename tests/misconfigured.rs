@@ -249,18 +249,23 @@ fn the_rest() -> Vec<Row> {
             built!(shop().limiter(ConcurrencyLimitLayer::fixed(u32::MAX).hold_slot_during_upgrade())),
             ["limiter", "are no limit", "a million at most"],
         ),
-        (built!(classify(ClassifyLayer::new().hold(s(2)))), ["classify.hold", "heads would wait 2s", "milliseconds"]),
         (
-            built!(classify(ClassifyLayer::new().hold(ms(500))).timeouts(limits().response_head(ms(500)))),
-            ["classify.hold", "heads would wait 500ms", "milliseconds"],
+            built!(classify(ClassifyLayer::new().first_frame_timeout(s(2)))),
+            ["classify.first_frame_timeout", "heads would wait 2s", "milliseconds"],
         ),
         (
-            built!(classify(ClassifyLayer::new().statuses([StatusCode::BAD_GATEWAY, StatusCode::NOT_FOUND]))),
-            ["classify.statuses", "404 Not Found is no failure", "from 500"],
+            built!(
+                classify(ClassifyLayer::new().first_frame_timeout(ms(500))).timeouts(limits().response_head(ms(500)))
+            ),
+            ["classify.first_frame_timeout", "heads would wait 500ms", "milliseconds"],
         ),
         (
-            built!(classify(ClassifyLayer::new().deferred())),
-            ["classify.deferred", "would log a failure", "leave it out"],
+            built!(classify(ClassifyLayer::new().failure_statuses([StatusCode::BAD_GATEWAY, StatusCode::NOT_FOUND]))),
+            ["classify.failure_statuses", "404 Not Found is no failure", "from 500"],
+        ),
+        (
+            built!(classify(ClassifyLayer::new().report_by_outer())),
+            ["classify.report_by_outer", "would log a failure", "leave it out"],
         ),
     ]
 }
@@ -341,7 +346,7 @@ fn everything_wrong_is_told_at_once() {
         .retry(RetryLayer::new().policy(RetryPolicy::new().base_backoff(s(2)).max_backoff(s(1))).body_cap(usize::MAX))
         .circuit(BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
         .limiter(ConcurrencyLimitLayer::fixed(0))
-        .classify(ClassifyLayer::new().hold(s(9)))
+        .classify(ClassifyLayer::new().first_frame_timeout(s(9)))
         .build()
         .unwrap_err();
     let settings: Vec<_> =
@@ -354,7 +359,7 @@ fn everything_wrong_is_told_at_once() {
         "circuit",
         "circuit",
         "limiter",
-        "classify.hold",
+        "classify.first_frame_timeout",
         "timeouts.body_idle",
         "alignment1",
         "alignment2",
@@ -413,10 +418,10 @@ fn good_neighbours_pass() {
         built!(shop().limiter(ConcurrencyLimitLayer::fixed(1))),
         built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(1..=1_000_000))),
         built!(shop().without_limiter().without_circuit().without_retry()),
-        built!(classify(ClassifyLayer::new().hold(s(0)))),
-        built!(classify(ClassifyLayer::new().hold(ms(999)))),
-        built!(classify(ClassifyLayer::new().statuses([]))),
-        built!(classify(ClassifyLayer::new().statuses([StatusCode::INTERNAL_SERVER_ERROR]))),
+        built!(classify(ClassifyLayer::new().first_frame_timeout(s(0)))),
+        built!(classify(ClassifyLayer::new().first_frame_timeout(ms(999)))),
+        built!(classify(ClassifyLayer::new().failure_statuses([]))),
+        built!(classify(ClassifyLayer::new().failure_statuses([StatusCode::INTERNAL_SERVER_ERROR]))),
     ];
     for (what, build) in good {
         assert_eq!(build(), Ok(()), "{what}");

@@ -1,17 +1,17 @@
 //! Reads `h2::Error`.
 
-use super::clues::H2;
+use super::evidence::H2Facts;
 
-pub(super) fn read(error: &h2::Error) -> H2 {
+pub(super) fn read(error: &h2::Error) -> H2Facts {
     let Some(reason) = error.reason() else {
-        return if error.is_io() { H2::Io } else { H2::User };
+        return if error.is_io() { H2Facts::Io } else { H2Facts::User };
     };
     let code = u32::from(reason);
     if !error.is_remote() {
-        return if error.is_library() { H2::Ours(code) } else { H2::Cancelled(code) };
+        return if error.is_library() { H2Facts::Ours(code) } else { H2Facts::Cancelled(code) };
     }
     // a GOAWAY that reaches a stream's future left that stream out (RFC 9113 section 6.8)
-    if error.is_go_away() { H2::GoAway(code) } else { H2::Reset(code) }
+    if error.is_go_away() { H2Facts::GoAway(code) } else { H2Facts::Reset(code) }
 }
 
 #[cfg(test)]
@@ -31,7 +31,7 @@ mod tests {
         let mut request = Request::get("/no-authority").body(()).unwrap();
         *request.version_mut() = Version::HTTP_2;
         let error = client.send_request(request, true).unwrap_err();
-        assert_eq!(read(&error), H2::User);
+        assert_eq!(read(&error), H2Facts::User);
         let failure = Failure::from_error(error);
         assert_eq!(failure.cause(), BadGatewayCause::GatewayInternal);
         assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));

@@ -3,16 +3,16 @@
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response, StatusCode, Version};
 
-use super::verdict::Verdict;
+use super::classification::Classification;
 use crate::body::{Length, content_length, is_plain_number};
 use crate::cause::{BadGatewayCause as Cause, Detail};
 
 /// What the request had asked for, as far as the answer's framing depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Asked {
+pub enum Expected {
     /// An ordinary answer.
-    Answer,
+    Response,
     /// An upgrade of the connection (RFC 9110 section 7.8).
     Upgrade,
 }
@@ -30,14 +30,15 @@ pub enum Asked {
 /// assert_eq!(check_head(&head, Asked::Answer).unwrap().cause(), BadGatewayCause::UpgradeFailed);
 /// assert_eq!(check_head(&head, Asked::Upgrade), None);
 /// ```
-pub fn check_head<B>(head: &Response<B>, asked: Asked) -> Option<Verdict> {
+pub fn check_head<B>(head: &Response<B>, asked: Expected) -> Option<Classification> {
     let status = head.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return (asked == Asked::Answer)
-            .then(|| Verdict::new(Cause::UpgradeFailed).detail(Detail::Text("a 101 that nobody had asked for")));
+        return (asked == Expected::Response).then(|| {
+            Classification::new(Cause::UpgradeFailed).detail(Detail::Text("a 101 that nobody had asked for"))
+        });
     }
     if status.as_u16() > 599 {
-        return Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Status(status)));
+        return Some(Classification::new(Cause::InvalidResponse).detail(Detail::Status(status)));
     }
     check_framing(head.headers(), head.version())
 }
@@ -61,11 +62,11 @@ pub(super) fn fold_length(headers: &mut HeaderMap) {
     }
 }
 
-fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
+fn check_framing(headers: &HeaderMap, version: Version) -> Option<Classification> {
     if is_plainly_framed(headers) {
         return None;
     }
-    let invalid = |why| Some(Verdict::new(Cause::InvalidResponse).detail(Detail::Text(why)));
+    let invalid = |why| Some(Classification::new(Cause::InvalidResponse).detail(Detail::Text(why)));
     let coding = if version < Version::HTTP_2 { headers.get(TRANSFER_ENCODING) } else { None };
     let Some(coding) = coding else {
         return match content_length(headers) {
@@ -80,7 +81,7 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Option<Verdict> {
     if once && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 {
         return None;
     }
-    Some(Verdict::new(Cause::TransferCoding).detail(Detail::Text("a transfer coding other than one chunked")))
+    Some(Classification::new(Cause::TransferCoding).detail(Detail::Text("a transfer coding other than one chunked")))
 }
 
 #[cfg(test)]
@@ -93,7 +94,7 @@ mod tests {
             response = response.header(*name, *value);
         }
         let head = response.body(()).unwrap();
-        check_head(&head, Asked::Answer).map(|verdict| verdict.cause())
+        check_head(&head, Expected::Response).map(|verdict| verdict.cause())
     }
 
     #[test]
@@ -130,7 +131,7 @@ mod tests {
     fn the_length_of_an_http_2_answer_is_a_number_too() {
         for (length, cause) in [("5", None), ("5, 5", None), ("abc", Some(Cause::InvalidResponse))] {
             let response = http::Response::builder().version(Version::HTTP_2).header("content-length", length);
-            let verdict = check_head(&response.body(()).unwrap(), Asked::Answer);
+            let verdict = check_head(&response.body(()).unwrap(), Expected::Response);
             assert_eq!(verdict.map(|verdict| verdict.cause()), cause, "{length}");
         }
     }
@@ -139,6 +140,6 @@ mod tests {
     fn an_http_1_0_answer_has_no_transfer_coding() {
         let response = http::Response::builder().version(Version::HTTP_10).header("transfer-encoding", "chunked");
         let head = response.body(()).unwrap();
-        assert!(check_head(&head, Asked::Answer).is_some());
+        assert!(check_head(&head, Expected::Response).is_some());
     }
 }

@@ -2,40 +2,44 @@
 
 use std::error::Error;
 
-use super::clues::Hyper;
+use super::evidence::HyperFacts;
 
 /// User and canceled come first: a client's broken upload carries `ConnectionReset` further down.
-pub(super) fn read(error: &hyper::Error) -> Hyper {
+pub(super) fn read(error: &hyper::Error) -> HyperFacts {
     if error.is_user() {
         // hyper calls a vanished connection task the user's fault too; only the text differs
         let gone = error.source().is_some_and(|source| source.to_string().contains("dispatch task"));
-        return if gone || error.to_string().contains("dispatch task") { Hyper::TaskGone } else { Hyper::User };
+        return if gone || error.to_string().contains("dispatch task") {
+            HyperFacts::TaskGone
+        } else {
+            HyperFacts::User
+        };
     }
     if error.is_canceled() {
         // an upgrade that did not happen is called canceled too, and its request was answered
         let upgrade = error.source().is_some_and(|source| source.to_string().starts_with("upgrade expected"));
-        return if upgrade { Hyper::Other } else { Hyper::Canceled };
+        return if upgrade { HyperFacts::Other } else { HyperFacts::Canceled };
     }
     if error.is_closed() {
-        return Hyper::Closed;
+        return HyperFacts::Closed;
     }
     if error.is_incomplete_message() {
-        return Hyper::Incomplete;
+        return HyperFacts::Incomplete;
     }
     if error.is_timeout() {
-        return Hyper::Timeout;
+        return HyperFacts::Timeout;
     }
     // the predicates for these two need hyper's server feature, or do not exist
     match error.to_string().as_str() {
-        "message head is too large" => Hyper::TooLarge,
-        "received unexpected message from connection" => Hyper::Unexpected,
+        "message head is too large" => HyperFacts::TooLarge,
+        "received unexpected message from connection" => HyperFacts::Unexpected,
         // what went wrong while reading is its source
         "error reading a body from connection"
             if error.source().is_some_and(|source| source.to_string() == "connection error") =>
         {
-            Hyper::WriteFailed
+            HyperFacts::WriteFailed
         }
-        _ if error.is_parse() => Hyper::Parse,
-        _ => Hyper::Other,
+        _ if error.is_parse() => HyperFacts::Parse,
+        _ => HyperFacts::Other,
     }
 }

@@ -20,8 +20,8 @@
 //!
 //! | setting | default |
 //! |---|---|
-//! | [`statuses`](ClassifyLayer::statuses) that count as the upstream's failure | 502, 503, 504 |
-//! | [`hold`](ClassifyLayer::hold): the head, until the first frame | 5 ms; not for HEAD, 101, event streams |
+//! | [`failure_statuses`](ClassifyLayer::failure_statuses) that count as the upstream's failure | 502, 503, 504 |
+//! | [`first_frame_timeout`](ClassifyLayer::first_frame_timeout): the head, until the first frame | 5 ms; not for HEAD, 101, event streams |
 //! | [`proxy_status`](ClassifyLayer::proxy_status) | off: the name is the deployment's to give |
 //! | [`observer`](ClassifyLayer::observer) | [`TracingObserver`](crate::event::TracingObserver): one `tracing` line a failure |
 //!
@@ -46,20 +46,20 @@
 
 mod body;
 mod chain;
-mod clues;
+mod classification;
+mod connection_stats;
+mod error_strings;
+mod evidence;
 #[cfg(feature = "http2")]
 mod h2;
 mod head;
 mod hyper;
-mod judge;
+mod markers;
 mod mode;
+mod rules;
 mod settings;
-mod stamp;
-mod text;
 #[cfg(feature = "rustls")]
 mod tls;
-mod told;
-mod verdict;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -75,42 +75,42 @@ use http::{Request, Response, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::settings::Teller;
+#[cfg(feature = "client")]
+pub(crate) use self::markers::RelayedFailure;
+use self::settings::Reporter;
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
-pub(crate) use self::settings::{Ask, REQUEST_ID, Settings};
-#[cfg(feature = "client")]
-pub(crate) use self::told::Relayed;
+pub(crate) use self::settings::{REQUEST_ID, RequestSummary, Settings};
 use crate::body::WrapBody;
 use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
 use crate::exchange::{Config, Once, middleware_body, middleware_future, middleware_service, middleware_spec};
 
 pub(crate) use self::body::SharedBody;
-use self::body::{cut, was_cut};
+use self::body::{truncated, was_truncated};
 pub use self::chain::Chain;
-pub use self::head::{Asked, check_head};
+pub use self::classification::{AttemptContext, Classification, UploadState};
+pub use self::connection_stats::{ConnectionStats, WireSnapshot};
+pub use self::head::{Expected, check_head};
 pub(crate) use self::mode::Classified;
-pub use self::stamp::{Stamp, Wire};
-pub use self::verdict::{Scene, Upload, Verdict};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Judges an error that came instead of a response head.
 ///
 /// ```
-/// use tower_upstream::{BadGatewayCause, classify::{Scene, classify}};
+/// use tower_upstream::{BadGatewayCause, classify::{AttemptContext, classify}};
 ///
 /// let error = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-/// assert_eq!(classify(&error, &Scene::default()).cause(), BadGatewayCause::ResetBeforeResponse);
+/// assert_eq!(classify(&error, &AttemptContext::default()).cause(), BadGatewayCause::ResetBeforeResponse);
 /// ```
-pub fn classify(error: &(dyn Error + 'static), scene: &Scene) -> Verdict {
-    judge::before_head(&clues::Clues::gather(error), scene)
+pub fn classify(error: &(dyn Error + 'static), scene: &AttemptContext) -> Classification {
+    rules::before_head(&evidence::ErrorFacts::collect(error), scene)
 }
 
 /// Judges an error that a response body ended with.
-pub fn classify_body(error: &(dyn Error + 'static)) -> Verdict {
-    judge::in_body(&clues::Clues::gather(error), &Scene::default())
+pub fn classify_body(error: &(dyn Error + 'static)) -> Classification {
+    rules::in_body(&evidence::ErrorFacts::collect(error), &AttemptContext::default())
 }
 
 impl Failure {
@@ -126,66 +126,75 @@ impl Failure {
     /// assert_eq!(Failure::from_error(error).cause(), BadGatewayCause::ConnectionRefused);
     /// ```
     pub fn from_error(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::seen(error.into(), &Scene::default())
+        Self::from_error_with(error.into(), &AttemptContext::default())
     }
 
     /// As [`from_error`](Self::from_error), with what is known besides.
-    pub fn seen(error: BoxError, scene: &Scene) -> Self {
-        Self::told(error, |clues| judge::before_head(clues, scene), scene)
+    pub fn from_error_with(error: BoxError, scene: &AttemptContext) -> Self {
+        Self::told(error, |clues| rules::before_head(clues, scene), scene)
     }
 
     /// Judges an error that a response body ended with.
-    pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>, scene: &Scene) -> Self {
-        Self::told(error.into(), |clues| judge::in_body(clues, scene), scene)
+    pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>, scene: &AttemptContext) -> Self {
+        Self::told(error.into(), |clues| rules::in_body(clues, scene), scene)
     }
 
     /// Judges an error of a connector: whatever it is, no connection was had.
     #[cfg(feature = "client")]
     pub(crate) fn connecting(error: BoxError, peer: impl Into<Option<std::net::SocketAddr>>) -> Self {
-        let scene = Scene::default().peer(peer);
-        Self::met(error, judge::connecting, &scene)
+        let scene = AttemptContext::default().peer(peer);
+        Self::met(error, rules::connecting, &scene)
     }
 
     /// Judges an error of a TCP connect, with nothing on top of it yet.
     #[cfg(feature = "client")]
     pub(crate) fn connecting_tcp(error: std::io::Error, peer: std::net::SocketAddr) -> Self {
-        let judge =
-            |clues: &clues::Clues| judge::connecting(&clues::Clues { tcp: true, io: clues.io, ..Default::default() });
-        Self::met(error.into(), judge, &Scene::default().peer(peer))
+        let judge = |clues: &evidence::ErrorFacts| {
+            rules::connecting(&evidence::ErrorFacts { tcp: true, io: clues.io, ..Default::default() })
+        };
+        Self::met(error.into(), judge, &AttemptContext::default().peer(peer))
     }
 
     /// Judges an error of a TLS handshake.
     #[cfg(all(feature = "client", feature = "rustls"))]
     pub(crate) fn handshaking(error: std::io::Error, peer: Option<std::net::SocketAddr>) -> Self {
-        Self::met(error.into(), judge::handshaking, &Scene::default().peer(peer))
+        Self::met(error.into(), rules::handshaking, &AttemptContext::default().peer(peer))
     }
 
-    /// As [`seen`](Self::seen), by the layer that made these client calls.
-    pub(crate) fn of_call(error: BoxError, scene: &Scene, calls: ClientCalls) -> Self {
-        let clues = clues::Clues::gather(&*error);
+    /// As [`from_error_with`](Self::from_error_with), by the layer that made these client calls.
+    pub(crate) fn of_call(error: BoxError, scene: &AttemptContext, calls: ClientCalls) -> Self {
+        let clues = evidence::ErrorFacts::collect(&*error);
         // a connector's record is of the client whose error it is in; any other may be of any call
         let foreign = clues.failure.is_some() && !clues.typed;
-        let failure = Self::judged(error, &clues, |clues| judge::before_head(clues, scene), scene);
+        let failure = Self::judged(error, &clues, |clues| rules::before_head(clues, scene), scene);
         if foreign { failure.about(calls) } else { failure.claimed(calls) }
     }
 
-    fn told(error: BoxError, judge: impl FnOnce(&clues::Clues) -> Verdict, scene: &Scene) -> Self {
-        let clues = clues::Clues::gather(&*error);
+    fn told(
+        error: BoxError,
+        judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
+        scene: &AttemptContext,
+    ) -> Self {
+        let clues = evidence::ErrorFacts::collect(&*error);
         Self::judged(error, &clues, judge, scene)
     }
 
     /// As [`told`](Self::told), by a connector.
     #[cfg(feature = "client")]
-    fn met(error: BoxError, judge: impl FnOnce(&clues::Clues) -> Verdict, scene: &Scene) -> Self {
-        let clues = clues::Clues::gather_connecting(&*error);
+    fn met(
+        error: BoxError,
+        judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
+        scene: &AttemptContext,
+    ) -> Self {
+        let clues = evidence::ErrorFacts::collect_connecting(&*error);
         Self::judged(error, &clues, judge, scene)
     }
 
     fn judged(
         error: BoxError,
-        clues: &clues::Clues,
-        judge: impl FnOnce(&clues::Clues) -> Verdict,
-        scene: &Scene,
+        clues: &evidence::ErrorFacts,
+        judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
+        scene: &AttemptContext,
     ) -> Self {
         if let Some(failure) = &clues.failure {
             return failure.clone().into_builder().fill(scene.peer, scene.connection()).build();
@@ -230,38 +239,38 @@ impl ClassifyLayer {
     }
 
     /// Which relayed statuses are the upstream's failure (default 502, 503, 504).
-    pub fn statuses(mut self, statuses: impl IntoIterator<Item = StatusCode>) -> Self {
-        Arc::make_mut(&mut self.settings).statuses = statuses.into_iter().collect();
+    pub fn failure_statuses(mut self, statuses: impl IntoIterator<Item = StatusCode>) -> Self {
+        Arc::make_mut(&mut self.settings).failure_statuses = statuses.into_iter().collect();
         self
     }
 
     /// How long the head waits for the body's first frame (default 5 ms; zero: not at all).
     ///
     /// More time turns more crashes into a true 502, and delays answers whose body comes late.
-    pub fn hold(mut self, limit: Duration) -> Self {
-        Arc::make_mut(&mut self.settings).hold = limit;
+    pub fn first_frame_timeout(mut self, limit: Duration) -> Self {
+        Arc::make_mut(&mut self.settings).first_frame_timeout = limit;
         self
     }
 
     /// Asks a judge of your own first; where it says `None`, the crate's decides.
     pub fn classifier<J>(mut self, judge: J) -> Self
     where
-        J: Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync + 'static,
+        J: Fn(&(dyn Error + 'static)) -> Option<Classification> + Send + Sync + 'static,
     {
         Arc::make_mut(&mut self.settings).classifier = Some(Arc::new(judge));
         self
     }
 
     /// Chooses the status of local answers (default: [`Failure::status`], as RFC 9209 recommends).
-    pub fn status(mut self, choose: impl Fn(&Failure) -> StatusCode + Send + Sync + 'static) -> Self {
-        Arc::make_mut(&mut self.settings).status = Some(Arc::new(choose));
+    pub fn choose_status(mut self, choose: impl Fn(&Failure) -> StatusCode + Send + Sync + 'static) -> Self {
+        Arc::make_mut(&mut self.settings).choose_status = Some(Arc::new(choose));
         self
     }
 
     /// Tells this one of failures as well.
     pub(crate) fn also(mut self, observer: impl Observer + 'static) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
-        settings.observer = Arc::new(Both(settings.observer.clone(), observer));
+        settings.observer = Arc::new(Tee(settings.observer.clone(), observer));
         self
     }
 
@@ -269,8 +278,8 @@ impl ClassifyLayer {
     ///
     /// For the one of two that stands inside a retry: it makes answers of errors and of unsafe heads, on which the retry then
     /// decides. The other one sees how the last attempt ended, logs that, and adds `Proxy-Status`.
-    pub fn deferred(mut self) -> Self {
-        Arc::make_mut(&mut self.settings).teller = Teller::FurtherOut;
+    pub fn report_by_outer(mut self) -> Self {
+        Arc::make_mut(&mut self.settings).reporter = Reporter::Outer;
         self
     }
 
@@ -286,9 +295,9 @@ impl ClassifyLayer {
 }
 
 /// Two observers, the earlier one first.
-struct Both<O>(Arc<dyn Observer>, O);
+struct Tee<O>(Arc<dyn Observer>, O);
 
-impl<O: Observer> Observer for Both<O> {
+impl<O: Observer> Observer for Tee<O> {
     fn on_event(&self, event: &crate::event::Event<'_>) {
         self.0.on_event(event);
         self.1.on_event(event);

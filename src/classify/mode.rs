@@ -10,10 +10,10 @@ use http::header::UPGRADE;
 use http::{Request, Response, Version};
 use http_body::Body;
 
-use super::head::Asked;
+use super::head::Expected;
 use super::settings::REQUEST_ID;
-use super::settings::{Ask, Settings, disowned, is_plain_head, refused_head, scene_of};
-use super::{BoxError, Scene, SharedBody, cut, was_cut};
+use super::settings::{RequestSummary, Settings, disowned, is_plain_head, refused_head, scene_of};
+use super::{AttemptContext, BoxError, SharedBody, truncated, was_truncated};
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
 use crate::exchange::{Detach, Expired, Outcome, asks_for_upgrade};
@@ -25,13 +25,13 @@ pub(crate) struct Classified {
 }
 
 impl ErrorMode for Classified {
-    type Notes = Ask;
+    type Notes = RequestSummary;
     type BodyError = Failure;
 
     const FLUSHES: bool = true;
     const SWEEPS_SHORT: bool = true;
 
-    fn note<B>(&self, notes: &mut Ask, request: &Request<B>) {
+    fn note<B>(&self, notes: &mut RequestSummary, request: &Request<B>) {
         // one walk past all names is cheaper than to hash two
         let (mut upgrade, mut request_id) = (false, None);
         for (name, value) in request.headers() {
@@ -42,12 +42,12 @@ impl ErrorMode for Classified {
             }
         }
         let upgrade = upgrade && asks_for_upgrade(request.version(), request.headers());
-        notes.note(request, if upgrade { Asked::Upgrade } else { Asked::Answer }, request_id);
+        notes.update(request, if upgrade { Expected::Upgrade } else { Expected::Response }, request_id);
     }
 
     #[inline]
-    fn forget(notes: &mut Ask) {
-        notes.forget();
+    fn forget(notes: &mut RequestSummary) {
+        notes.clear();
     }
 
     #[inline]
@@ -60,29 +60,29 @@ impl ErrorMode for Classified {
         self.settings.judge(error, &scene, calls)
     }
 
-    fn on_cancel(&self, notes: &mut Ask) {
-        self.settings.left(notes);
+    fn on_cancel(&self, notes: &mut RequestSummary) {
+        self.settings.on_client_gone(notes);
     }
 
-    fn annotate<R>(&self, notes: &mut Ask, response: &mut Response<R>) {
-        self.settings.look_at(response, notes);
+    fn annotate<R>(&self, notes: &mut RequestSummary, response: &mut Response<R>) {
+        self.settings.annotate(response, notes);
     }
 
-    fn local_response(&self, notes: &mut Ask, failure: &Failure, _: Option<Duration>) -> Response<Bytes> {
+    fn local_response(&self, notes: &mut RequestSummary, failure: &Failure, _: Option<Duration>) -> Response<Bytes> {
         self.settings.refuse(notes, failure)
     }
 
     fn body_error(error: BoxError) -> (Failure, BadGatewayCause, Option<Failure>) {
-        let failure = Failure::from_body_error(error, &Scene::default());
+        let failure = Failure::from_body_error(error, &AttemptContext::default());
         (failure.clone(), failure.cause(), Some(failure))
     }
 
-    fn report_body(&self, notes: &mut Ask, failure: Failure) -> Failure {
-        self.settings.told(&mut notes.exchange, failure)
+    fn report_body(&self, notes: &mut RequestSummary, failure: Failure) -> Failure {
+        self.settings.mark_reported(&mut notes.request, failure)
     }
 
-    fn report_expired(&self, notes: &mut Ask, _: Expired, failure: Failure) -> Failure {
-        self.settings.told(&mut notes.exchange, failure)
+    fn report_expired(&self, notes: &mut RequestSummary, _: Expired, failure: Failure) -> Failure {
+        self.settings.mark_reported(&mut notes.request, failure)
     }
 }
 
@@ -114,7 +114,7 @@ where
 
     fn check(
         &self,
-        notes: &Ask,
+        notes: &RequestSummary,
         response: &mut Response<X>,
         calls: ClientCalls,
         known_as: Option<ClientCall>,
@@ -134,20 +134,20 @@ where
     }
 
     #[inline]
-    fn holds(&self, notes: &Ask, response: &Response<X>) -> bool {
-        self.settings.holds(response, notes)
+    fn holds(&self, notes: &RequestSummary, response: &Response<X>) -> bool {
+        self.settings.waits_for_first_frame(response, notes)
     }
 
     fn hold_for(&self) -> Duration {
-        self.settings.hold()
+        self.settings.first_frame_timeout()
     }
 
     #[inline]
     fn poll_first(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
         Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
             Some(Ok(frame)) => FirstFrame::Frame(frame),
-            Some(Err(error)) => FirstFrame::Failed(Failure::from_body_error(error, &Scene::default())),
-            None if was_cut(body, version) => FirstFrame::Failed(cut()),
+            Some(Err(error)) => FirstFrame::Failed(Failure::from_body_error(error, &AttemptContext::default())),
+            None if was_truncated(body, version) => FirstFrame::Failed(truncated()),
             None => FirstFrame::End,
         })
     }
@@ -165,10 +165,10 @@ impl<X: Body + Send + 'static> BodyMode<SharedBody<X>> for Classified {
 
     #[inline]
     fn was_cut(body: &SharedBody<X>, version: Version) -> bool {
-        version == Version::HTTP_2 && body.show(|body| was_cut(body, version)).unwrap_or(false)
+        version == Version::HTTP_2 && body.show(|body| was_truncated(body, version)).unwrap_or(false)
     }
 
     fn cut() -> Failure {
-        cut()
+        truncated()
     }
 }

@@ -10,10 +10,10 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
-use super::head::{Asked, check_head, fold_length, is_plainly_framed};
-use super::told::{Relayed, Told, is_reported, reported};
-use super::verdict::{Scene, Verdict};
-use super::{BoxError, Stamp};
+use super::classification::{AttemptContext, Classification};
+use super::head::{Expected, check_head, fold_length, is_plainly_framed};
+use super::markers::{AlreadyReported, RelayedFailure, is_reported, reported};
+use super::{BoxError, ConnectionStats};
 use crate::cause::{
     self, BadGatewayCause, ClientCalls, CompleteResponse, Detail, Evidence, Failure, FailureBuilder, LocalResponse,
     ProxyStatus, ProxyStatusEntry, RejectedRequest, Replay,
@@ -21,7 +21,7 @@ use crate::cause::{
 use crate::event::{Event, Observer, RequestInfo, TracingObserver};
 use crate::exchange::{CancelReason, drop_reason};
 
-type Classifier = dyn Fn(&(dyn Error + 'static)) -> Option<Verdict> + Send + Sync;
+type ErrorClassifier = dyn Fn(&(dyn Error + 'static)) -> Option<Classification> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -29,34 +29,38 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(super) proxy_status: Option<ProxyStatus>,
-    pub(super) statuses: Vec<StatusCode>,
-    pub(super) hold: Duration,
-    pub(super) classifier: Option<Arc<Classifier>>,
-    pub(super) status: Option<Arc<ChooseStatus>>,
+    pub(super) failure_statuses: Vec<StatusCode>,
+    pub(super) first_frame_timeout: Duration,
+    pub(super) classifier: Option<Arc<ErrorClassifier>>,
+    pub(super) choose_status: Option<Arc<ChooseStatus>>,
     pub(super) observer: Arc<dyn Observer>,
     /// Whose word it is to tell of a failure.
-    pub(super) teller: Teller,
+    pub(super) reporter: Reporter,
 }
 
 /// Which of two such layers tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Teller {
+pub(super) enum Reporter {
     #[default]
-    Here,
+    This,
     /// One further out, which knows how the last attempt ended.
-    FurtherOut,
+    Outer,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             proxy_status: None,
-            statuses: vec![StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT],
-            hold: Duration::from_millis(5),
+            failure_statuses: vec![
+                StatusCode::BAD_GATEWAY,
+                StatusCode::SERVICE_UNAVAILABLE,
+                StatusCode::GATEWAY_TIMEOUT,
+            ],
+            first_frame_timeout: Duration::from_millis(5),
             classifier: None,
-            status: None,
+            choose_status: None,
             observer: Arc::new(TracingObserver),
-            teller: Teller::default(),
+            reporter: Reporter::default(),
         }
     }
 }
@@ -65,26 +69,26 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("proxy_status", &self.proxy_status)
-            .field("statuses", &self.statuses)
-            .field("hold", &self.hold)
+            .field("statuses", &self.failure_statuses)
+            .field("hold", &self.first_frame_timeout)
             .finish_non_exhaustive()
     }
 }
 
 /// What of the request is needed once it is gone.
 #[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) exchange: RequestInfo,
-    asked: Asked,
+pub(crate) struct RequestSummary {
+    pub(crate) request: RequestInfo,
+    expected: Expected,
 }
 
-impl Ask {
+impl RequestSummary {
     /// Takes the place of what was noted before, field by field: what is large is not moved.
     #[inline]
-    pub(crate) fn note<B>(&mut self, request: &Request<B>, asked: Asked, request_id: Option<&HeaderValue>) {
+    pub(crate) fn update<B>(&mut self, request: &Request<B>, asked: Expected, request_id: Option<&HeaderValue>) {
         let method = request.method();
-        self.asked = if *method == Method::CONNECT { Asked::Upgrade } else { asked };
-        let RequestInfo { method: noted, target, request_id: id } = &mut self.exchange;
+        self.expected = if *method == Method::CONNECT { Expected::Upgrade } else { asked };
+        let RequestInfo { method: noted, target, request_id: id } = &mut self.request;
         if noted != method {
             noted.clone_from(method);
         }
@@ -96,13 +100,16 @@ impl Ask {
 
     /// Nothing was noted yet.
     pub(crate) fn empty() -> Self {
-        Self { exchange: RequestInfo { method: Method::GET, target: None, request_id: None }, asked: Asked::Answer }
+        Self {
+            request: RequestInfo { method: Method::GET, target: None, request_id: None },
+            expected: Expected::Response,
+        }
     }
 
     /// Lets go of what points to the request.
     #[inline]
-    pub(crate) fn forget(&mut self) {
-        let RequestInfo { method, target, request_id } = &mut self.exchange;
+    pub(crate) fn clear(&mut self) {
+        let RequestInfo { method, target, request_id } = &mut self.request;
         // any other may be on the heap
         if matches!(*method, Method::GET | Method::POST) {
             (*target, *request_id) = (None, None);
@@ -112,7 +119,7 @@ impl Ask {
     }
 }
 
-impl Default for Ask {
+impl Default for RequestSummary {
     fn default() -> Self {
         Self::empty()
     }
@@ -120,21 +127,21 @@ impl Default for Ask {
 
 impl Settings {
     /// Whether it is its word to tell of failures.
-    pub(crate) fn tells(&self) -> bool {
-        self.teller == Teller::Here
+    pub(crate) fn reports(&self) -> bool {
+        self.reporter == Reporter::This
     }
 
-    pub(crate) fn statuses(&self) -> &[StatusCode] {
-        &self.statuses
+    pub(crate) fn failure_statuses(&self) -> &[StatusCode] {
+        &self.failure_statuses
     }
 
     /// How long a head waits for its body's first frame.
-    pub(crate) fn hold(&self) -> Duration {
-        self.hold
+    pub(crate) fn first_frame_timeout(&self) -> Duration {
+        self.first_frame_timeout
     }
 
     /// Judges the error of a service whose `call` made these client calls.
-    pub(crate) fn judge(&self, error: BoxError, scene: &Scene, calls: ClientCalls) -> Failure {
+    pub(crate) fn judge(&self, error: BoxError, scene: &AttemptContext, calls: ClientCalls) -> Failure {
         let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
         match verdict {
             Some(verdict) => verdict.into_failure(scene).source(error).build(),
@@ -143,16 +150,16 @@ impl Settings {
     }
 
     /// Whether the head waits for the first frame.
-    pub(crate) fn holds<B: Body>(&self, answer: &Response<B>, ask: &Ask) -> bool {
+    pub(crate) fn waits_for_first_frame<B: Body>(&self, answer: &Response<B>, ask: &RequestSummary) -> bool {
         let late = answer.body().is_end_stream()
-            || self.hold.is_zero()
+            || self.first_frame_timeout.is_zero()
             || answer.status() == StatusCode::SWITCHING_PROTOCOLS
-            || ask.exchange.method == Method::HEAD;
+            || ask.request.method == Method::HEAD;
         !late && !is_event_stream(answer)
     }
 
     pub(crate) fn report(&self, exchange: &mut RequestInfo, failure: &Failure) {
-        if self.teller == Teller::FurtherOut || is_reported(failure) {
+        if self.reporter == Reporter::Outer || is_reported(failure) {
             return;
         }
         if exchange.request_id.as_ref().is_some_and(|id| !is_fit(id)) {
@@ -166,8 +173,8 @@ impl Settings {
     }
 
     /// A body's failure, reported and marked so, to be handed on.
-    pub(crate) fn told(&self, exchange: &mut RequestInfo, failure: Failure) -> Failure {
-        if self.teller == Teller::FurtherOut {
+    pub(crate) fn mark_reported(&self, exchange: &mut RequestInfo, failure: Failure) -> Failure {
+        if self.reporter == Reporter::Outer {
             return failure;
         }
         self.report(exchange, &failure);
@@ -176,26 +183,26 @@ impl Settings {
 
     /// The call was dropped before its answer: its client has left, unless a layer of ours gave up.
     #[cold]
-    pub(crate) fn left(&self, ask: &mut Ask) {
-        if self.teller == Teller::Here && drop_reason() == CancelReason::Dropped && !std::thread::panicking() {
+    pub(crate) fn on_client_gone(&self, ask: &mut RequestSummary) {
+        if self.reporter == Reporter::This && drop_reason() == CancelReason::Dropped && !std::thread::panicking() {
             let failure = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::Never, Evidence::Inferred);
-            self.report(&mut ask.exchange, &failure.build());
+            self.report(&mut ask.request, &failure.build());
         }
     }
 
     /// The local answer for a failure.
-    pub(crate) fn refuse(&self, ask: &mut Ask, failure: &Failure) -> Response<Bytes> {
-        self.report(&mut ask.exchange, failure);
-        let status = self.status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
+    pub(crate) fn refuse(&self, ask: &mut RequestSummary, failure: &Failure) -> Response<Bytes> {
+        self.report(&mut ask.request, failure);
+        let status = self.choose_status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
         let mut answer = cause::local_response(failure, status);
-        if self.teller == Teller::FurtherOut {
+        if self.reporter == Reporter::Outer {
             answer.extensions_mut().insert(LocalResponse);
             return answer;
         }
         if let Some(member) = &self.proxy_status {
             member.append_failure(answer.headers_mut(), failure);
         }
-        if let Some(id) = ask.exchange.request_id.take() {
+        if let Some(id) = ask.request.request_id.take() {
             answer.headers_mut().insert(REQUEST_ID, id);
         }
         answer.extensions_mut().insert(CompleteResponse);
@@ -204,26 +211,26 @@ impl Settings {
 
     /// Notes what the upstream's answer says of itself.
     #[inline]
-    pub(crate) fn look_at<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
+    pub(crate) fn annotate<B>(&self, answer: &mut Response<B>, ask: &mut RequestSummary) {
         let status = answer.status();
-        if status.as_u16() >= 400 && self.teller == Teller::Here {
-            self.note(answer, ask);
+        if status.as_u16() >= 400 && self.reporter == Reporter::This {
+            self.annotate_failure(answer, ask);
         }
     }
 
     /// What `refuse` does besides, for an answer that a layer further in made.
-    fn complete<B>(&self, answer: &mut Response<B>, ask: &mut Ask, failure: &Failure) {
-        if let Some(choose) = &self.status {
+    fn complete<B>(&self, answer: &mut Response<B>, ask: &mut RequestSummary, failure: &Failure) {
+        if let Some(choose) = &self.choose_status {
             *answer.status_mut() = choose(failure);
         }
-        if let Some(id) = ask.exchange.request_id.take() {
+        if let Some(id) = ask.request.request_id.take() {
             answer.headers_mut().insert(REQUEST_ID, id);
         }
     }
 
-    fn note<B>(&self, answer: &mut Response<B>, ask: &mut Ask) {
+    fn annotate_failure<B>(&self, answer: &mut Response<B>, ask: &mut RequestSummary) {
         let extensions = answer.extensions();
-        if extensions.get::<Told>().is_some() || extensions.get::<CompleteResponse>().is_some() {
+        if extensions.get::<AlreadyReported>().is_some() || extensions.get::<CompleteResponse>().is_some() {
             return;
         }
         let status = answer.status();
@@ -231,7 +238,7 @@ impl Settings {
             if let Some(member) = &self.proxy_status {
                 member.append_rejection(answer.headers_mut(), status);
             }
-            answer.extensions_mut().insert(Told);
+            answer.extensions_mut().insert(AlreadyReported);
             return;
         }
         let local = answer.extensions_mut().remove::<LocalResponse>().is_some();
@@ -244,25 +251,25 @@ impl Settings {
             }
             failure
         } else {
-            let counts = self.statuses.contains(&status);
+            let counts = self.failure_statuses.contains(&status);
             let hop = if counts { failed_hop(answer.headers()) } else { None };
             if let Some(member) = member {
                 member.append_received(answer.headers_mut(), status);
                 // a layer around this one has nothing to add
-                answer.extensions_mut().insert(Told);
+                answer.extensions_mut().insert(AlreadyReported);
             }
             if !counts {
                 return;
             }
-            let met = answer.extensions_mut().remove::<Relayed>();
+            let met = answer.extensions_mut().remove::<RelayedFailure>();
             met.map_or_else(|| upstream_status(status), |met| met.0.into_builder()).remote_hop(hop).build()
         };
-        self.report(&mut ask.exchange, &failure);
+        self.report(&mut ask.request, &failure);
         if local {
             self.complete(answer, ask, &failure);
             answer.extensions_mut().insert(CompleteResponse);
         } else {
-            answer.extensions_mut().insert(Told);
+            answer.extensions_mut().insert(AlreadyReported);
         }
         cause::attach(answer, failure);
     }
@@ -299,42 +306,42 @@ pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Optio
 }
 
 /// What is wrong with a head; its connection is ended, as what follows cannot be delimited. Equal lengths become one.
-pub(crate) fn refused_head<B>(answer: &mut Response<B>, ask: &Ask) -> Option<Failure> {
-    let stamp = answer.extensions().get::<Stamp>();
+pub(crate) fn refused_head<B>(answer: &mut Response<B>, ask: &RequestSummary) -> Option<Failure> {
+    let stamp = answer.extensions().get::<ConnectionStats>();
     if let Some(stamp) = stamp {
         stamp.answered();
         if answer.version() == Version::HTTP_2 {
             stamp.multiplexed();
         }
     }
-    let Some(verdict) = check_head(answer, ask.asked) else {
+    let Some(verdict) = check_head(answer, ask.expected) else {
         fold_length(answer.headers_mut());
         return None;
     };
-    let scene = stamp.map_or_else(Scene::default, |stamp| {
+    let scene = stamp.map_or_else(AttemptContext::default, |stamp| {
         stamp.kill();
-        Scene::default().wire(stamp.wire()).peer(stamp.peer())
+        AttemptContext::default().wire(stamp.wire()).peer(stamp.peer())
     });
     Some(verdict.into_failure(&scene).build())
 }
 
 /// What the connection of a failed request saw, where hyper-util's client used our connector.
 #[cfg(feature = "client")]
-pub(crate) fn scene_of(error: &(dyn Error + 'static)) -> Scene {
+pub(crate) fn scene_of(error: &(dyn Error + 'static)) -> AttemptContext {
     let info = error.downcast_ref::<hyper_util::client::legacy::Error>().and_then(|error| error.connect_info());
     let mut extras = http::Extensions::new();
     if let Some(info) = info {
         info.get_extras(&mut extras);
     }
-    match extras.get::<Stamp>() {
-        Some(stamp) => Scene::default().wire(stamp.wire()).peer(stamp.peer()),
-        None => Scene::default(),
+    match extras.get::<ConnectionStats>() {
+        Some(stamp) => AttemptContext::default().wire(stamp.wire()).peer(stamp.peer()),
+        None => AttemptContext::default(),
     }
 }
 
 #[cfg(not(feature = "client"))]
-pub(crate) fn scene_of(_: &(dyn Error + 'static)) -> Scene {
-    Scene::default()
+pub(crate) fn scene_of(_: &(dyn Error + 'static)) -> AttemptContext {
+    AttemptContext::default()
 }
 
 fn is_event_stream<B>(answer: &Response<B>) -> bool {

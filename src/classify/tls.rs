@@ -2,15 +2,15 @@
 
 use rustls::Error;
 
-use super::clues::Tls;
+use super::evidence::TlsFacts;
 
-pub(super) fn read(error: &Error) -> Tls {
+pub(super) fn read(error: &Error) -> TlsFacts {
     match error {
-        Error::AlertReceived(alert) => Tls::Alert(u8::from(*alert)),
+        Error::AlertReceived(alert) => TlsFacts::Alert(u8::from(*alert)),
         Error::InvalidCertificate(_) | Error::NoCertificatesPresented | Error::InvalidCertRevocationList(_) => {
-            Tls::Certificate
+            TlsFacts::Certificate
         }
-        Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Tls::Foreign,
-        _ => Tls::Other,
+        Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => TlsFacts::Foreign,
+        _ => TlsFacts::Other,
     }
 }

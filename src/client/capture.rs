@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use super::sight::{looked, sight};
 use crate::cause::ClientCall;
-use crate::classify::Stamp;
+use crate::classify::ConnectionStats;
 use crate::exchange::{self, AttemptProgress};
 
 /// Lets a time limit around hyper-util's client name what its connection was doing.
@@ -108,7 +108,7 @@ impl<F: Future> Future for CaptureFuture<F> {
 fn told(captured: &CaptureConnection) -> Option<AttemptProgress> {
     let mut extras = Extensions::new();
     captured.connection_metadata().as_ref()?.get_extras(&mut extras);
-    extras.get::<Stamp>().map(|stamp| sight(stamp, None))
+    extras.get::<ConnectionStats>().map(|stamp| sight(stamp, None))
 }
 
 impl<F> fmt::Debug for CaptureFuture<F> {

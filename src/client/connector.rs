@@ -15,7 +15,7 @@ use super::interim::Interim;
 use super::sight::telling;
 use super::{BoxError, Stamped, TcpConnector};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
-use crate::classify::Stamp;
+use crate::classify::ConnectionStats;
 
 /// Marks a connection as TLS, among the extras of [`Connected`](hyper_util::client::legacy::connect::Connected).
 ///
@@ -34,7 +34,7 @@ impl TlsInfo {
     }
 }
 
-/// Wraps any connector: its connections carry a [`Stamp`], its errors are [`Failure`]s.
+/// Wraps any connector: its connections carry a [`ConnectionStats`], its errors are [`Failure`]s.
 ///
 /// For [`ReverseProxy`](super::ReverseProxy) and for hyper-util's client alike; with the latter,
 /// [`ClassifyLayer`](crate::ClassifyLayer) tells a stale keep-alive from a crash.
@@ -175,7 +175,7 @@ where
             if needs_tls_info && extras.get::<TlsInfo>().is_none() {
                 return Err(not_tls());
             }
-            let stamp = Stamp::new(extras.get::<HttpInfo>().map(HttpInfo::remote_addr));
+            let stamp = ConnectionStats::new(extras.get::<HttpInfo>().map(HttpInfo::remote_addr));
             Ok(Stamped::new(io, stamp, Interim::new(max_interim)))
         })
     }

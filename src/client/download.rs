@@ -16,7 +16,7 @@ use super::pool::{Lease, SendBody};
 use super::sight::{looked, sight};
 use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
-use crate::classify::{Scene, Stamp};
+use crate::classify::{AttemptContext, ConnectionStats};
 use crate::exchange::{AttemptProgress, Detachable};
 use crate::forward::strip_response_trailers;
 
@@ -66,7 +66,7 @@ struct Open<B> {
     lease: Lease<B>,
     upstream: Arc<str>,
     begun: Instant,
-    scene: Scene,
+    scene: AttemptContext,
     progress: Option<Arc<UploadCounters>>,
     upload: UploadState,
     upload_idle: Duration,
@@ -82,7 +82,7 @@ enum UploadState {
 }
 
 impl UploadState {
-    fn of(progress: Option<&UploadCounters>, stamp: &Stamp) -> Self {
+    fn of(progress: Option<&UploadCounters>, stamp: &ConnectionStats) -> Self {
         match progress {
             Some(progress) if progress.ended().is_none() || stamp.wire().blocked => Self::UnderWay,
             _ => Self::Through,
@@ -234,5 +234,5 @@ impl<B> fmt::Debug for Download<B> {
 
 /// A body whose connection was given back has nothing more to say.
 fn ended(polled: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-    polled.map_err(|error| Failure::from_body_error(error, &Scene::default()))
+    polled.map_err(|error| Failure::from_body_error(error, &AttemptContext::default()))
 }

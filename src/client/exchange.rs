@@ -25,7 +25,9 @@ use super::tunnel::{self, Terms};
 use super::{Connect, Download, address};
 use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
-use crate::classify::{self, Asked, Relayed, Scene, Stamp, Verdict, check_head, upstream_status};
+use crate::classify::{
+    self, AttemptContext, Classification, ConnectionStats, Expected, RelayedFailure, check_head, upstream_status,
+};
 use crate::exchange::AttemptProgress;
 use crate::forward::{ClientInfo, LocalResponse, Rejection, UnsolicitedUpgrade, name_length, strip_request_trailers};
 
@@ -226,7 +228,7 @@ where
     ) -> Ended<B> {
         let scene = self.scene(lease.stamp());
         let message = error.take_message();
-        let mut failure = Failure::seen(error.into_error().into(), &scene);
+        let mut failure = Failure::from_error_with(error.into_error().into(), &scene);
         failure = lease.failed(failure);
         #[cfg(feature = "http2")]
         if let Lease::H2(h2) = lease {
@@ -254,7 +256,7 @@ where
     /// Whether an upstream that speaks HTTP/2 ended the HTTP/1.1 connection that was opened for an upgrade.
     ///
     /// It is the client's request alone that needs HTTP/1.1: no failure of the upstream.
-    fn was_refused_http1(&self, failure: &Failure, scene: &Scene) -> bool {
+    fn was_refused_http1(&self, failure: &Failure, scene: &AttemptContext) -> bool {
         let is_new = scene.wire.is_some_and(|wire| wire.served == 0 && wire.read == 0 && !wire.multiplexed);
         let ended =
             matches!(failure.cause(), BadGatewayCause::ClosedBeforeResponse | BadGatewayCause::ResetBeforeResponse);
@@ -263,7 +265,7 @@ where
 
     fn answered(&mut self, mut answer: Response<Incoming>, mut lease: Lease<B>) -> Outcome<B> {
         lease.on_head();
-        let asked = if self.tunnel.is_some() { Asked::Upgrade } else { Asked::Answer };
+        let asked = if self.tunnel.is_some() { Expected::Upgrade } else { Expected::Response };
         if let Some(verdict) = check_head(&answer, asked) {
             // what follows such a head cannot be delimited: the connection goes with it
             return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
@@ -273,13 +275,13 @@ where
         if status.is_client_error() || status.is_server_error() {
             let scene = self.scene(lease.stamp());
             let failure = upstream_status(status).peer(scene.peer).connection(scene.connection()).build();
-            answer.extensions_mut().insert(Relayed(self.told(failure)));
+            answer.extensions_mut().insert(RelayedFailure(self.told(failure)));
         }
         let switched = status == StatusCode::SWITCHING_PROTOCOLS;
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
         if self.upstream.rules.forward_response(&mut parts, self.upgrade.as_deref()).is_err() {
-            let verdict = Verdict::new(BadGatewayCause::UpgradeFailed).detail(UnsolicitedUpgrade::DETAIL);
+            let verdict = Classification::new(BadGatewayCause::UpgradeFailed).detail(UnsolicitedUpgrade::DETAIL);
             return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         let body = match (behind, self.tunnel.take()) {
@@ -302,12 +304,12 @@ where
 }
 
 impl<C, B> Exchange<C, B> {
-    async fn head<F: Future>(&self, sent: F, stamp: &Stamp) -> F::Output {
+    async fn head<F: Future>(&self, sent: F, stamp: &ConnectionStats) -> F::Output {
         let mut sent = pin!(sent);
         poll_fn(|cx| looked(sent.as_mut().poll(cx), || self.sight(stamp))).await
     }
 
-    fn sight(&self, stamp: &Stamp) -> AttemptProgress {
+    fn sight(&self, stamp: &ConnectionStats) -> AttemptProgress {
         AttemptProgress {
             upstream: Some(self.upstream.name.clone()),
             call: Some(self.call),
@@ -315,10 +317,10 @@ impl<C, B> Exchange<C, B> {
         }
     }
 
-    pub(super) fn scene(&self, stamp: &Stamp) -> Scene {
+    pub(super) fn scene(&self, stamp: &ConnectionStats) -> AttemptContext {
         let failed = self.progress.as_ref().is_some_and(|progress| progress.failed());
-        let upload = if failed { classify::Upload::Failed } else { classify::Upload::Sound };
-        Scene::default().wire(stamp.wire()).peer(stamp.peer()).upload(upload)
+        let upload = if failed { classify::UploadState::Failed } else { classify::UploadState::Sound };
+        AttemptContext::default().wire(stamp.wire()).peer(stamp.peer()).upload(upload)
     }
 
     fn told(&self, failure: Failure) -> Failure {
@@ -341,7 +343,7 @@ impl<C, B> Upstream<C, B> {
 }
 
 impl<B> Lease<B> {
-    pub(super) fn stamp(&self) -> &Stamp {
+    pub(super) fn stamp(&self) -> &ConnectionStats {
         match self {
             Self::H1(h1) => h1.stamp(),
             #[cfg(feature = "http2")]

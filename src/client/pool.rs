@@ -3,7 +3,7 @@
 //! HTTP/1.1: the last connection given back is the first taken, looked at when it is taken; beyond the
 //! cap callers queue. HTTP/2: callers share connections up to the number of streams that both sides allow, and dials are
 //! shared too. Idle limit and greatest age hold for both. What ends a connection is told to its
-//! [`Stamp`](crate::classify::Stamp), so that its socket goes with it.
+//! [`ConnectionStats`](crate::classify::ConnectionStats), so that its socket goes with it.
 
 #[cfg(feature = "http2")]
 mod connections;

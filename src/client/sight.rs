@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use crate::body::UploadCounters;
 use crate::cause::{ClientCall, Connection, Phase};
-use crate::classify::Stamp;
+use crate::classify::ConnectionStats;
 use crate::exchange::{self, AttemptProgress, UploadProgress};
 
 /// Runs a future that is one phase of getting a connection.
@@ -53,7 +53,7 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
 }
 
 /// What a connection has seen of its request.
-pub(super) fn sight(stamp: &Stamp, progress: Option<&UploadCounters>) -> AttemptProgress {
+pub(super) fn sight(stamp: &ConnectionStats, progress: Option<&UploadCounters>) -> AttemptProgress {
     let wire = stamp.wire();
     let upload = progress.map(|progress| UploadProgress {
         taken: progress.frames(),

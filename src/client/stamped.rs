@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 #[cfg(feature = "http2")]
 use super::frames::PeerState;
 use super::interim::Interim;
-use crate::classify::Stamp;
+use crate::classify::ConnectionStats;
 
 /// The most bytes of one read of an HTTP/1.1 connection.
 ///
@@ -20,7 +20,7 @@ use crate::classify::Stamp;
 /// without a limit, 226 KiB with a limit of 64 KiB on the buffer alone; the CPU time of a fast download is the same.
 const SHORT_READ: u64 = 8191;
 
-/// A connection whose bytes are counted in its [`Stamp`].
+/// A connection whose bytes are counted in its [`ConnectionStats`].
 ///
 /// [`Connector`](super::Connector) makes them; hyper-util's client finds the stamp among the extras of
 /// [`Connected`].
@@ -30,7 +30,7 @@ pub struct Stamped<T> {
 }
 
 impl<T: hyper::rt::Read + Unpin> Stamped<T> {
-    pub(super) fn new(io: T, stamp: Stamp, interim: Interim) -> Self {
+    pub(super) fn new(io: T, stamp: ConnectionStats, interim: Interim) -> Self {
         let io = TokioIo::new(io);
         let counted = Counted {
             io: io.take(u64::MAX),
@@ -64,7 +64,7 @@ impl<T> Stamped<T> {
     }
 
     /// The connection's counters.
-    pub fn stamp(&self) -> &Stamp {
+    pub fn stamp(&self) -> &ConnectionStats {
         &self.io.inner().stamp
     }
 }
@@ -117,7 +117,7 @@ impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Write for Stamped
 struct Counted<T> {
     /// Bounds each read, not their sum.
     io: Take<T>,
-    stamp: Stamp,
+    stamp: ConnectionStats,
     interim: Interim,
     longest_read: u64,
     #[cfg(feature = "http2")]
@@ -141,7 +141,7 @@ impl<T> Counted<T> {
 
     fn listen(&mut self, task: &Waker) {
         if !self.task.as_ref().is_some_and(|known| known.will_wake(task)) {
-            self.stamp.listen(task);
+            self.stamp.register_waker(task);
             self.task = Some(task.clone());
         }
     }
@@ -150,7 +150,8 @@ impl<T> Counted<T> {
     fn turned(&mut self) {
         self.read_last = false;
         let begun = self.stamp.begun();
-        let begins = if begun == 0 { self.stamp.guess_begin() || self.interim.is_final() } else { begun != self.seen };
+        let begins =
+            if begun == 0 { self.stamp.infer_request_start() || self.interim.is_final() } else { begun != self.seen };
         if begins {
             self.seen = begun;
             self.interim.restart();
@@ -159,11 +160,11 @@ impl<T> Counted<T> {
 
     fn after_write(&mut self, wrote: &Poll<io::Result<usize>>, cx: &Context<'_>) {
         match wrote {
-            Poll::Ready(Ok(bytes)) => self.stamp.saw_write(*bytes),
+            Poll::Ready(Ok(bytes)) => self.stamp.record_write(*bytes),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 self.was_full = true;
-                self.stamp.saw_full();
+                self.stamp.record_write_blocked();
                 self.listen(cx.waker());
             }
         }
@@ -187,11 +188,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
         let bytes = &buf.filled()[before..];
         if bytes.is_empty() {
             if buf.remaining() > 0 {
-                this.stamp.saw_eof();
+                this.stamp.record_eof();
             }
         } else {
             this.read_last = true;
-            this.stamp.saw_read(bytes);
+            this.stamp.record_read(bytes);
             let seen = this.interim.saw(bytes);
             #[cfg(feature = "http2")]
             if let Some((published, last)) = &mut this.peer {
@@ -202,7 +203,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
                 }
             }
             if this.interim.heads() > 0 {
-                this.stamp.saw_interim(this.interim.heads());
+                this.stamp.record_interim(this.interim.heads());
             }
             seen?;
         }
@@ -246,7 +247,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<T> {
         let flushed = Pin::new(self.io.get_mut()).poll_flush(cx);
         if flushed.is_pending() {
             self.listen(cx.waker());
-            self.stamp.listen(cx.waker());
+            self.stamp.register_waker(cx.waker());
         } else if std::mem::take(&mut self.was_full) {
             // hyper looks for the next request before it flushes: after an early answer never again
             cx.waker().wake_by_ref();

@@ -39,7 +39,7 @@ impl ErrorMode for Errors {
 
     #[inline]
     fn forget(notes: &mut Notes) {
-        notes.ask.forget();
+        notes.ask.clear();
         if notes.wish.is_some() {
             notes.wish = None;
         }

@@ -3,21 +3,21 @@
 use http::header::{ACCEPT, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Version};
 
-use crate::classify::{Ask, Asked, REQUEST_ID};
+use crate::classify::{Expected, REQUEST_ID, RequestSummary};
 use crate::error_page::{ErrorPage, ResponsePreferences};
 use crate::exchange::asks_for_upgrade;
 
 /// What is needed of a request once it is gone.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    pub(super) ask: Ask,
+    pub(super) ask: RequestSummary,
     /// What an error page needs, where there is one.
     pub(super) wish: Option<ResponsePreferences>,
 }
 
 /// The fields of a request that count.
 struct RelevantHeaders<'a> {
-    expected: Asked,
+    expected: Expected,
     request_id: Option<&'a HeaderValue>,
     accept: Option<&'a HeaderValue>,
 }
@@ -27,7 +27,7 @@ impl<'a> RelevantHeaders<'a> {
     #[inline]
     fn of(version: Version, headers: &'a HeaderMap) -> Self {
         let mut upgrade = false;
-        let mut seen = Self { expected: Asked::Answer, request_id: None, accept: None };
+        let mut seen = Self { expected: Expected::Response, request_id: None, accept: None };
         for (name, value) in headers {
             if *name == ACCEPT {
                 seen.accept.get_or_insert(value);
@@ -38,7 +38,7 @@ impl<'a> RelevantHeaders<'a> {
             }
         }
         if upgrade && asks_for_upgrade(version, headers) {
-            seen.expected = Asked::Upgrade;
+            seen.expected = Expected::Upgrade;
         }
         seen
     }
@@ -48,7 +48,7 @@ impl<'a> RelevantHeaders<'a> {
 #[inline]
 pub(super) fn note<B>(notes: &mut Notes, request: &Request<B>, page: Option<&ErrorPage>) {
     let seen = RelevantHeaders::of(request.version(), request.headers());
-    notes.ask.note(request, seen.expected, seen.request_id);
+    notes.ask.update(request, seen.expected, seen.request_id);
     if let Some(page) = page {
         notes.wish = Some(page.preferences_with(request, seen.accept));
     }

@@ -42,10 +42,14 @@ pub(super) fn check(builder: &UpstreamBuilder) -> Validated {
         limiter(layer.configured_bounds(), &mut found);
     }
     let settings = builder.classify.settings();
-    classify(settings.hold(), settings.statuses(), &timeouts, &mut found);
-    if !settings.tells() {
+    classify(settings.first_frame_timeout(), settings.failure_statuses(), &timeouts, &mut found);
+    if !settings.reports() {
         let problem = "no layer of the stack would log a failure, nor add `Proxy-Status`";
-        found.push(ConfigError::new("classify.deferred", problem, "leave it out: the stack defers what stands inside"));
+        found.push(ConfigError::new(
+            "classify.report_by_outer",
+            problem,
+            "leave it out: the stack defers what stands inside",
+        ));
     }
     let topology = topology(builder);
     let report = limits(&told, &topology, &mut found);
@@ -241,10 +245,10 @@ fn classify(hold: Duration, statuses: &[http::StatusCode], timeouts: &Timeouts, 
         .min(Duration::from_secs(1));
     if hold >= limit {
         let problem = format!("heads would wait {hold:?} for a body that comes late, of {limit:?} there are");
-        bad("classify.hold", problem, "set less, a few milliseconds as a rule");
+        bad("classify.first_frame_timeout", problem, "set less, a few milliseconds as a rule");
     }
     if let Some(status) = statuses.iter().find(|status| !status.is_server_error()) {
         let problem = format!("{status} is no failure of the upstream");
-        bad("classify.statuses", problem, "list statuses from 500");
+        bad("classify.failure_statuses", problem, "list statuses from 500");
     }
 }

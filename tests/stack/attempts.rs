@@ -111,12 +111,12 @@ async fn by_layers(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: boo
         breaker.handle().hold_open();
     }
     let service = ServiceBuilder::new()
-        .layer(ClassifyLayer::new().hold(Duration::ZERO))
+        .layer(ClassifyLayer::new().first_frame_timeout(Duration::ZERO))
         .layer(limit)
         .layer(RetryLayer::new().policy(policy))
         .layer(breaker)
         .layer(TimeoutLayer::new(Timeouts::new()))
-        .layer(ClassifyLayer::new().deferred())
+        .layer(ClassifyLayer::new().report_by_outer())
         .service(upstream(acts));
     let told = Told::default();
     let _guard = tracing::subscriber::set_default(told.clone());

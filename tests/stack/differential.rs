@@ -296,7 +296,7 @@ impl Parts {
                 .body_idle(ms(400))
                 .max_duration((!script.keeps()).then_some(ms(6000))),
             classify: ClassifyLayer::new()
-                .hold(ms(script.hold))
+                .first_frame_timeout(ms(script.hold))
                 .observer(log.clone())
                 .proxy_status(ProxyStatus::new("edge").unwrap()),
         }
@@ -465,12 +465,12 @@ fn nested(script: &Script) -> Vec<String> {
         let limits = TimeoutLayer::new(parts.times);
         let limits = script.deadlines.iter().cloned().fold(limits, TimeoutLayer::deadlines);
         let service = ServiceBuilder::new()
-            .layer(parts.classify.clone().hold(Duration::ZERO))
+            .layer(parts.classify.clone().first_frame_timeout(Duration::ZERO))
             .layer(parts.limit.clone())
             .layer(retry)
             .layer(breaker.clone())
             .layer(limits)
-            .layer(parts.classify.deferred())
+            .layer(parts.classify.report_by_outer())
             .service(service_fn(move |request| upstream.clone().answer(request)));
         let handle = breaker.handle();
         let seen = run(service, &script.asks, &log, || {

@@ -25,7 +25,7 @@ fn shop() -> UpstreamLayer {
 
 /// A stack that does not look for the first frame before it hands the head on: a short answer is open until it is read.
 fn open_answers() -> UpstreamBuilder {
-    UpstreamLayer::builder("shop").classify(ClassifyLayer::new().hold(Duration::ZERO))
+    UpstreamLayer::builder("shop").classify(ClassifyLayer::new().first_frame_timeout(Duration::ZERO))
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use super::h2::{H2, StreamStage};
 use super::lifetime::{Lifetime, Sharing};
 use super::streams::Streams;
 use super::{DIAL_WAIT, Limits, Place, Shared, State, TrackedUpload};
-use crate::classify::Stamp;
+use crate::classify::ConnectionStats;
 use crate::client::frames::PeerState;
 
 /// The shared connections of one upstream.
@@ -34,7 +34,7 @@ pub(super) struct Entry<B> {
 
 /// What the streams of one connection share.
 pub(super) struct Shape<B> {
-    pub(super) stamp: Stamp,
+    pub(super) stamp: ConnectionStats,
     pub(super) streams: Streams,
     pub(super) peer: watch::Receiver<PeerState>,
     /// When it was last seen without a stream, in nanoseconds since the pool's start; a stream opened since counts too.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Place, SendBody, Shared, TrackedUpload, Turn};
 use crate::cause::{BadGatewayCause, Failure};
-use crate::classify::{Scene, Stamp};
+use crate::classify::{AttemptContext, ConnectionStats};
 use crate::client::Stamped;
 
 /// The largest response head: what HTTP/2 upstreams may send too, and their clients take.
@@ -22,7 +22,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 pub(crate) struct H1<B> {
     /// Taken where the connection is to live on without us.
     sender: Option<SendRequest<TrackedUpload<B>>>,
-    stamp: Stamp,
+    stamp: ConnectionStats,
     place: Option<Place<B>>,
     home: Weak<Shared<B>>,
     /// How long it had been idle when it was taken; a new one was not.
@@ -40,7 +40,7 @@ impl<B> Drop for H1<B> {
 }
 
 impl<B> H1<B> {
-    pub(crate) fn stamp(&self) -> &Stamp {
+    pub(crate) fn stamp(&self) -> &ConnectionStats {
         &self.stamp
     }
 
@@ -94,8 +94,8 @@ impl<B: SendBody> H1<B> {
         let (sender, connection) =
             http1::Builder::new().max_buf_size(MAX_HEADER_LIST).handshake(io.with_short_reads()).await.map_err(
                 |error| {
-                    let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
-                    Failure::seen(error.into(), &scene)
+                    let scene = AttemptContext::default().wire(stamp.wire()).peer(stamp.peer());
+                    Failure::from_error_with(error.into(), &scene)
                 },
             )?;
         let of = Arc::downgrade(home);

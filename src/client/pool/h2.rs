@@ -27,7 +27,7 @@ use super::{Connect, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, 
 use super::{Waiter, WaitsFor, telling};
 use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, Failure, Phase};
-use crate::classify::{Scene, Stamp};
+use crate::classify::{AttemptContext, ConnectionStats};
 use crate::client::Stamped;
 use crate::client::frames::PeerState;
 use crate::exchange::{CancelReason, drop_reason};
@@ -90,7 +90,7 @@ impl<B> Drop for H2<B> {
 }
 
 impl<B> H2<B> {
-    pub(crate) fn stamp(&self) -> &Stamp {
+    pub(crate) fn stamp(&self) -> &ConnectionStats {
         &self.connection.stamp
     }
 
@@ -188,8 +188,8 @@ impl<B: SendBody> Connections<B> {
         stamp.multiplexed();
         let mut peer = io.watch_peer();
         let (sender, connection) = builder(&home.limits).handshake(io).await.map_err(|error| {
-            let scene = Scene::default().wire(stamp.wire()).peer(stamp.peer());
-            Failure::seen(error.into(), &scene)
+            let scene = AttemptContext::default().wire(stamp.wire()).peer(stamp.peer());
+            Failure::from_error_with(error.into(), &scene)
         })?;
         let (in_use, unused) = oneshot::channel();
         let shape = Arc::new(Shape {

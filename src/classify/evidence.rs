@@ -9,10 +9,10 @@ use crate::cause::Failure;
 /// Everything the judges look at; each clue is taken from the outermost link that has it.
 #[allow(clippy::struct_excessive_bools)] // independent facts, no state
 #[derive(Debug, Default)]
-pub(super) struct Clues {
+pub(super) struct ErrorFacts {
     /// A record that was already made further down.
     pub(super) failure: Option<Failure>,
-    pub(super) hyper: Option<Hyper>,
+    pub(super) hyper: Option<HyperFacts>,
     /// Somebody said that it happened while connecting.
     pub(super) connecting: bool,
     /// ... by a type of its own, which only a client that has no connection makes.
@@ -21,17 +21,17 @@ pub(super) struct Clues {
     pub(super) tcp: bool,
     /// ... or that it was the resolver.
     pub(super) dns: bool,
-    pub(super) io: Option<Io>,
-    pub(super) tls: Option<Tls>,
-    pub(super) h2: Option<H2>,
+    pub(super) io: Option<IoFacts>,
+    pub(super) tls: Option<TlsFacts>,
+    pub(super) h2: Option<H2Facts>,
     /// A time limit of the inner stack fired.
     pub(super) elapsed: bool,
-    pub(super) text: Option<Text>,
+    pub(super) text: Option<TextFacts>,
 }
 
 /// What `hyper::Error` says of itself, by its predicates or else its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hyper {
+pub(super) enum HyperFacts {
     User,
     TaskGone,
     Canceled,
@@ -47,14 +47,14 @@ pub(super) enum Hyper {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Io {
+pub(super) struct IoFacts {
     /// The innermost kind that is neither `Other` nor unnamed.
     pub(super) kind: io::ErrorKind,
     pub(super) errno: Option<i32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tls {
+pub(super) enum TlsFacts {
     Certificate,
     Alert(u8),
     /// The peer's first record was none.
@@ -65,7 +65,7 @@ pub(super) enum Tls {
 // without its feature nobody makes them
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum H2 {
+pub(super) enum H2Facts {
     /// The peer's GOAWAY left our stream out.
     GoAway(u32),
     /// The peer reset our stream.
@@ -81,7 +81,7 @@ pub(super) enum H2 {
 
 /// Where only words tell: private types whose text is all there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Text {
+pub(super) enum TextFacts {
     NameNotFound,
     NameFailure,
     NameTimeout,
@@ -95,21 +95,21 @@ pub(super) enum Text {
     BodyTimeout,
 }
 
-impl Clues {
-    pub(super) fn gather(error: &(dyn Error + 'static)) -> Self {
+impl ErrorFacts {
+    pub(super) fn collect(error: &(dyn Error + 'static)) -> Self {
         Self::default().and(error)
     }
 
     /// Of an error that a connector of ours met.
     #[cfg(feature = "client")]
-    pub(super) fn gather_connecting(error: &(dyn Error + 'static)) -> Self {
+    pub(super) fn collect_connecting(error: &(dyn Error + 'static)) -> Self {
         Self { typed: true, ..Self::default() }.and(error)
     }
 
     fn and(self, error: &(dyn Error + 'static)) -> Self {
         let mut clues = self;
         for link in Chain::new(error) {
-            clues.look_at(link);
+            clues.inspect(link);
             if clues.failure.is_some() {
                 break;
             }
@@ -117,20 +117,20 @@ impl Clues {
         clues
     }
 
-    fn look_at(&mut self, link: &(dyn Error + 'static)) {
+    fn inspect(&mut self, link: &(dyn Error + 'static)) {
         if let Some(failure) = link.downcast_ref::<Failure>() {
             self.failure = Some(failure.clone());
         } else if let Some(error) = link.downcast_ref::<io::Error>() {
-            self.look_at_io(error);
+            self.inspect_io(error);
         } else if let Some(error) = link.downcast_ref::<hyper::Error>() {
             self.hyper.get_or_insert_with(|| super::hyper::read(error));
         } else if link.is::<tokio::time::error::Elapsed>() || link.is::<tower::timeout::error::Elapsed>() {
             self.elapsed = true;
         } else if link.is::<tower::load_shed::error::Overloaded>() {
-            self.text.get_or_insert(Text::Overloaded);
-        } else if !self.look_at_features(link) {
+            self.text.get_or_insert(TextFacts::Overloaded);
+        } else if !self.inspect_features(link) {
             self.look_at_client(link);
-            super::text::read(link, self);
+            super::error_strings::read(link, self);
         }
     }
 
@@ -152,20 +152,20 @@ impl Clues {
     #[allow(clippy::unused_self)]
     fn look_at_client(&self, _: &(dyn Error + 'static)) {}
 
-    fn look_at_io(&mut self, error: &io::Error) {
+    fn inspect_io(&mut self, error: &io::Error) {
         let errno = error.raw_os_error();
         let told = errno.is_some() || !matches!(error.kind(), io::ErrorKind::Other);
         // the innermost that tells wins: adaptors wrap in Other, rustls in InvalidData
         if told {
-            self.io = Some(Io { kind: error.kind(), errno });
+            self.io = Some(IoFacts { kind: error.kind(), errno });
         }
         if errno.is_none() {
-            super::text::read_io(error, self);
+            super::error_strings::read_io(error, self);
         }
     }
 
     #[cfg_attr(not(any(feature = "http2", feature = "rustls")), allow(unused_variables, clippy::unused_self))]
-    fn look_at_features(&mut self, link: &(dyn Error + 'static)) -> bool {
+    fn inspect_features(&mut self, link: &(dyn Error + 'static)) -> bool {
         #[cfg(feature = "http2")]
         if let Some(error) = link.downcast_ref::<h2::Error>() {
             self.h2.get_or_insert_with(|| super::h2::read(error));

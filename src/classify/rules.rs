@@ -2,9 +2,9 @@
 
 use std::io::ErrorKind;
 
-use super::clues::{Clues, H2, Hyper, Io, Text, Tls};
-use super::stamp::Wire;
-use super::verdict::{Scene, Upload, Verdict};
+use super::classification::{AttemptContext, Classification, UploadState};
+use super::connection_stats::WireSnapshot;
+use super::evidence::{ErrorFacts, H2Facts, HyperFacts, IoFacts, TextFacts, TlsFacts};
 use crate::cause::BadGatewayCause as Cause;
 use crate::cause::{Detail, Evidence, Phase, Replay};
 
@@ -17,9 +17,9 @@ const REFUSALS: [u8; 7] = [42, 43, 44, 45, 46, 48, 116];
 const REFUSED_STREAM: u32 = 7;
 
 /// Judges an error that came instead of a response head.
-pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
+pub(super) fn before_head(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     let scene = &as_spoken(clues, *scene);
-    if let Some(verdict) = our_own(clues, scene) {
+    if let Some(verdict) = local_error(clues, scene) {
         return verdict;
     }
     if clues.connecting {
@@ -30,36 +30,36 @@ pub(super) fn before_head(clues: &Clues, scene: &Scene) -> Verdict {
         return judge_tls(tls, scene);
     }
     match clues.text {
-        Some(Text::NameTimeout) => return Cause::DnsTimeout.into(),
-        Some(Text::NameNotFound) => return Cause::DnsNotFound.into(),
-        Some(Text::NameFailure) => return Cause::DnsFailure.into(),
+        Some(TextFacts::NameTimeout) => return Cause::DnsTimeout.into(),
+        Some(TextFacts::NameNotFound) => return Cause::DnsNotFound.into(),
+        Some(TextFacts::NameFailure) => return Cause::DnsFailure.into(),
         _ => {}
     }
     if let Some(h2) = clues.h2 {
-        if h2 != H2::Io {
+        if h2 != H2Facts::Io {
             return judge_h2(h2, scene);
         }
     }
     match clues.hyper {
-        Some(Hyper::Canceled) => match foreign(scene) {
+        Some(HyperFacts::Canceled) => match unknown_error(scene) {
             Some(verdict) => verdict,
-            None => unsent(Cause::NotDispatched, Evidence::Returned),
+            None => not_sent(Cause::NotDispatched, Evidence::Returned),
         },
         // the words of a connection, not of a request
-        Some(Hyper::Unexpected) => foreign(scene).unwrap_or(Cause::NotDispatched.into()),
-        Some(Hyper::Closed) => Cause::NotDispatched.into(),
-        Some(Hyper::TooLarge) => Cause::HeadTooLarge.into(),
-        Some(Hyper::Parse) => foreign(scene).unwrap_or(Cause::InvalidResponse.into()),
-        Some(Hyper::Timeout) => Cause::PeerUnresponsive.into(),
-        Some(Hyper::Incomplete) => lost(Cause::ClosedBeforeResponse, scene),
+        Some(HyperFacts::Unexpected) => unknown_error(scene).unwrap_or(Cause::NotDispatched.into()),
+        Some(HyperFacts::Closed) => Cause::NotDispatched.into(),
+        Some(HyperFacts::TooLarge) => Cause::HeadTooLarge.into(),
+        Some(HyperFacts::Parse) => unknown_error(scene).unwrap_or(Cause::InvalidResponse.into()),
+        Some(HyperFacts::Timeout) => Cause::PeerUnresponsive.into(),
+        Some(HyperFacts::Incomplete) => connection_lost(Cause::ClosedBeforeResponse, scene),
         _ => judge_io(clues, scene),
     }
 }
 
 /// Notes that a connection spoke HTTP/2 where its maker did not: hyper-util's pool tells only of ALPN.
-fn as_spoken(clues: &Clues, mut scene: Scene) -> Scene {
+fn as_spoken(clues: &ErrorFacts, mut scene: AttemptContext) -> AttemptContext {
     // what an HTTP/1 parser had met and refused is the answer of another protocol
-    let refused = matches!(clues.hyper, Some(Hyper::Parse | Hyper::Canceled | Hyper::Unexpected));
+    let refused = matches!(clues.hyper, Some(HyperFacts::Parse | HyperFacts::Canceled | HyperFacts::Unexpected));
     if let Some(wire) = &mut scene.wire {
         wire.multiplexed |= clues.h2.is_some() || (!refused && begins_h2(wire.first_bytes()));
     }
@@ -72,32 +72,32 @@ fn begins_h2(first: &[u8]) -> bool {
 }
 
 /// Judges an error in a response body, whose head was good.
-pub(super) fn in_body(clues: &Clues, scene: &Scene) -> Verdict {
+pub(super) fn in_body(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     if let Some(failure) = &clues.failure {
-        return Verdict::new(failure.cause());
+        return Classification::new(failure.cause());
     }
     // without an error of the upstream's, our side failed as it wrote: as a rule, because the client's upload did
-    let cannot_write = clues.hyper == Some(Hyper::WriteFailed) || matches!(clues.h2, Some(H2::Cancelled(_)));
+    let cannot_write = clues.hyper == Some(HyperFacts::WriteFailed) || matches!(clues.h2, Some(H2Facts::Cancelled(_)));
     let cause = match clues.text {
-        _ if scene.upload == Upload::Failed => Cause::RequestBodyFailed,
-        _ if cannot_write && scene.upload == Upload::Unwatched => Cause::RequestBodyFailed,
-        Some(Text::LengthLimit) => Cause::BodyTooLarge,
-        Some(Text::ChunkFraming) => Cause::TransferCoding,
-        Some(Text::TrailersTooLarge) => Cause::TrailerTooLarge,
-        Some(Text::Trailers) => Cause::InvalidResponse,
-        Some(Text::ContentCoding) => Cause::ContentCoding,
-        Some(Text::BodyTimeout) => Cause::BodyReadTimeout,
+        _ if scene.upload == UploadState::Failed => Cause::RequestBodyFailed,
+        _ if cannot_write && scene.upload == UploadState::Unwatched => Cause::RequestBodyFailed,
+        Some(TextFacts::LengthLimit) => Cause::BodyTooLarge,
+        Some(TextFacts::ChunkFraming) => Cause::TransferCoding,
+        Some(TextFacts::TrailersTooLarge) => Cause::TrailerTooLarge,
+        Some(TextFacts::Trailers) => Cause::InvalidResponse,
+        Some(TextFacts::ContentCoding) => Cause::ContentCoding,
+        Some(TextFacts::BodyTimeout) => Cause::BodyReadTimeout,
         _ if clues.elapsed => Cause::BodyReadTimeout,
-        _ if clues.hyper == Some(Hyper::Timeout) => Cause::PeerUnresponsive,
+        _ if clues.hyper == Some(HyperFacts::Timeout) => Cause::PeerUnresponsive,
         _ if clues.io.is_some_and(|io| io.kind == ErrorKind::TimedOut) => Cause::BodyReadTimeout,
         _ if clues.hyper.is_some() || clues.io.is_some() || clues.h2.is_some() || clues.tls.is_some() => {
             Cause::IncompleteBody
         }
         _ => Cause::Unknown,
     };
-    let verdict = Verdict::new(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Inferred);
+    let verdict = Classification::new(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Inferred);
     match clues.h2 {
-        Some(H2::GoAway(code) | H2::Reset(code) | H2::Ours(code) | H2::Cancelled(code)) => {
+        Some(H2Facts::GoAway(code) | H2Facts::Reset(code) | H2Facts::Ours(code) | H2Facts::Cancelled(code)) => {
             verdict.detail(Detail::H2(code))
         }
         _ => with_errno(verdict, clues.io),
@@ -105,28 +105,28 @@ pub(super) fn in_body(clues: &Clues, scene: &Scene) -> Verdict {
 }
 
 /// Faults on our side of the connection, which carry the upstream's words further down.
-fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
-    if scene.upload == Upload::Failed {
+fn local_error(clues: &ErrorFacts, scene: &AttemptContext) -> Option<Classification> {
+    if scene.upload == UploadState::Failed {
         return Some(Cause::RequestBodyFailed.into());
     }
-    if clues.h2 == Some(H2::User) {
-        return Some(unsent(Cause::GatewayInternal, Evidence::LocalRefusal));
+    if clues.h2 == Some(H2Facts::User) {
+        return Some(not_sent(Cause::GatewayInternal, Evidence::LocalRefusal));
     }
-    if let Some(H2::Cancelled(code)) = clues.h2 {
-        let cause = if scene.upload == Upload::Sound { Cause::GatewayInternal } else { Cause::RequestBodyFailed };
-        return Some(Verdict::new(cause).detail(Detail::H2(code)));
+    if let Some(H2Facts::Cancelled(code)) = clues.h2 {
+        let cause = if scene.upload == UploadState::Sound { Cause::GatewayInternal } else { Cause::RequestBodyFailed };
+        return Some(Classification::new(cause).detail(Detail::H2(code)));
     }
     let cause = match (clues.hyper, clues.text) {
-        (Some(Hyper::User), _) if scene.upload == Upload::Sound => Cause::GatewayInternal,
-        (Some(Hyper::User), _) => Cause::RequestBodyFailed,
-        (Some(Hyper::TaskGone), _) => Cause::GatewayInternal,
-        (_, Some(Text::Overloaded)) => Cause::GatewayOverload,
-        (_, Some(Text::BadTarget)) => Cause::InvalidTarget,
+        (Some(HyperFacts::User), _) if scene.upload == UploadState::Sound => Cause::GatewayInternal,
+        (Some(HyperFacts::User), _) => Cause::RequestBodyFailed,
+        (Some(HyperFacts::TaskGone), _) => Cause::GatewayInternal,
+        (_, Some(TextFacts::Overloaded)) => Cause::GatewayOverload,
+        (_, Some(TextFacts::BadTarget)) => Cause::InvalidTarget,
         _ => return None,
     };
     Some(match cause {
-        Cause::GatewayOverload => unsent(cause, Evidence::LocalRefusal),
-        Cause::InvalidTarget if clues.typed => unsent(cause, Evidence::LocalRefusal),
+        Cause::GatewayOverload => not_sent(cause, Evidence::LocalRefusal),
+        Cause::InvalidTarget if clues.typed => not_sent(cause, Evidence::LocalRefusal),
         _ => cause.into(),
     })
 }
@@ -134,37 +134,38 @@ fn our_own(clues: &Clues, scene: &Scene) -> Option<Verdict> {
 /// The TCP connection stood, TLS did not: a reset or an end is the handshake's.
 // `TlsConnector` alone asks
 #[cfg_attr(not(all(feature = "client", feature = "rustls")), allow(dead_code))]
-pub(super) fn handshaking(clues: &Clues) -> Verdict {
+pub(super) fn handshaking(clues: &ErrorFacts) -> Classification {
     match clues.tls {
         Some(tls) => shaking(tls),
-        None => with_errno(unsent(Cause::TlsFailed, Evidence::NoConnection).phase(Phase::Tls), clues.io),
+        None => with_errno(not_sent(Cause::TlsFailed, Evidence::NoConnection).phase(Phase::Tls), clues.io),
     }
 }
 
 /// No connection was had: whatever went wrong, the request was not sent.
-pub(super) fn connecting(clues: &Clues) -> Verdict {
+pub(super) fn connecting(clues: &ErrorFacts) -> Classification {
     if let Some(tls) = clues.tls {
         return shaking(tls);
     }
-    if let Some(Text::BadTarget) = clues.text {
-        return unsent(Cause::InvalidTarget, Evidence::LocalRefusal);
+    if let Some(TextFacts::BadTarget) = clues.text {
+        return not_sent(Cause::InvalidTarget, Evidence::LocalRefusal);
     }
-    let in_dns = clues.dns || matches!(clues.text, Some(Text::NameNotFound | Text::NameFailure | Text::NameTimeout));
+    let in_dns = clues.dns
+        || matches!(clues.text, Some(TextFacts::NameNotFound | TextFacts::NameFailure | TextFacts::NameTimeout));
     let timed_out = clues.elapsed || clues.io.is_some_and(|io| io.kind == ErrorKind::TimedOut);
     let cause = match (clues.text, clues.io) {
-        (Some(Text::NameNotFound), _) => Cause::DnsNotFound,
-        (Some(Text::NameTimeout), _) => Cause::DnsTimeout,
+        (Some(TextFacts::NameNotFound), _) => Cause::DnsNotFound,
+        (Some(TextFacts::NameTimeout), _) => Cause::DnsTimeout,
         _ if in_dns && timed_out => Cause::DnsTimeout,
         _ if in_dns => Cause::DnsFailure,
         _ if timed_out => Cause::ConnectTimeout,
         (_, Some(io)) => refused_by(io, clues.tcp),
         _ => Cause::ConnectFailed,
     };
-    with_errno(unsent(cause, Evidence::NoConnection), clues.io)
+    with_errno(not_sent(cause, Evidence::NoConnection), clues.io)
 }
 
 /// What the operating system's answer to a connect means; `tcp` says that nothing ran on top of it yet.
-fn refused_by(io: Io, tcp: bool) -> Cause {
+fn refused_by(io: IoFacts, tcp: bool) -> Cause {
     // ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS
     const GATEWAY: [i32; 5] = [12, 23, 24, 99, 105];
     match (io.kind, io.errno) {
@@ -180,41 +181,41 @@ fn refused_by(io: Io, tcp: bool) -> Cause {
 }
 
 /// The handshake was not over for us: nothing was written but its own messages.
-fn shaking(tls: Tls) -> Verdict {
-    named_tls(tls, |cause| unsent(cause, Evidence::NoConnection))
+fn shaking(tls: TlsFacts) -> Classification {
+    named_tls(tls, |cause| not_sent(cause, Evidence::NoConnection))
 }
 
 /// The handshake was over for us, if it was one at all, and the request may have been written.
-fn judge_tls(tls: Tls, scene: &Scene) -> Verdict {
+fn judge_tls(tls: TlsFacts, scene: &AttemptContext) -> Classification {
     // alerts may come at any time: only in a connection's first flight they belong to the handshake
     let first_flight = scene.wire.is_some_and(|wire| wire.served == 0 && wire.read == 0);
     match tls {
-        Tls::Alert(alert) if first_flight && REFUSALS.contains(&alert) => {
-            named_tls(tls, |cause| unsent(cause, Evidence::TlsRefusal))
+        TlsFacts::Alert(alert) if first_flight && REFUSALS.contains(&alert) => {
+            named_tls(tls, |cause| not_sent(cause, Evidence::TlsRefusal))
         }
-        _ => named_tls(tls, Verdict::new),
+        _ => named_tls(tls, Classification::new),
     }
 }
 
-fn named_tls(tls: Tls, verdict: impl FnOnce(Cause) -> Verdict) -> Verdict {
+fn named_tls(tls: TlsFacts, verdict: impl FnOnce(Cause) -> Classification) -> Classification {
     let (cause, detail) = match tls {
-        Tls::Certificate => (Cause::TlsCertificate, None),
-        Tls::Alert(alert) => (Cause::TlsAlert, Some(Detail::TlsAlert(alert))),
-        Tls::Foreign => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
-        Tls::Other => (Cause::TlsFailed, None),
+        TlsFacts::Certificate => (Cause::TlsCertificate, None),
+        TlsFacts::Alert(alert) => (Cause::TlsAlert, Some(Detail::TlsAlert(alert))),
+        TlsFacts::Foreign => (Cause::TlsFailed, Some(Detail::Text("the peer does not speak TLS"))),
+        TlsFacts::Other => (Cause::TlsFailed, None),
     };
     let verdict = verdict(cause).phase(Phase::Tls);
     detail.map_or(verdict, |detail| verdict.detail(detail))
 }
 
-fn judge_h2(h2: H2, scene: &Scene) -> Verdict {
-    let (H2::GoAway(code) | H2::Reset(code) | H2::Ours(code)) = h2 else { return Cause::Unknown.into() };
+fn judge_h2(h2: H2Facts, scene: &AttemptContext) -> Classification {
+    let (H2Facts::GoAway(code) | H2Facts::Reset(code) | H2Facts::Ours(code)) = h2 else { return Cause::Unknown.into() };
     let verdict = match h2 {
-        H2::GoAway(_) => unsent(Cause::StreamRefused, Evidence::GoAway),
-        H2::Reset(REFUSED_STREAM) => unsent(Cause::StreamRefused, Evidence::RefusedStream),
-        H2::Reset(_) => Cause::StreamReset.into(),
+        H2Facts::GoAway(_) => not_sent(Cause::StreamRefused, Evidence::GoAway),
+        H2Facts::Reset(REFUSED_STREAM) => not_sent(Cause::StreamRefused, Evidence::RefusedStream),
+        H2Facts::Reset(_) => Cause::StreamReset.into(),
         // what the peer speaks says more than the code we ended it with
-        _ => match foreign(scene) {
+        _ => match unknown_error(scene) {
             Some(verdict) => return verdict,
             None => Cause::InvalidResponse.into(),
         },
@@ -223,32 +224,32 @@ fn judge_h2(h2: H2, scene: &Scene) -> Verdict {
 }
 
 /// I/O errors without a connecting phase, and whatever is left.
-fn judge_io(clues: &Clues, scene: &Scene) -> Verdict {
+fn judge_io(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     let Some(io) = clues.io else {
         return match clues.text {
             _ if clues.elapsed => Cause::DeadlineExceeded.into(),
-            Some(Text::LengthLimit) => Cause::BodyTooLarge.into(),
-            Some(Text::BodyTimeout) => Cause::BodyReadTimeout.into(),
-            Some(Text::ContentCoding) => Cause::ContentCoding.into(),
-            Some(Text::ChunkFraming) => Cause::TransferCoding.into(),
-            _ if clues.h2 == Some(H2::Io) => lost(Cause::ClosedBeforeResponse, scene),
+            Some(TextFacts::LengthLimit) => Cause::BodyTooLarge.into(),
+            Some(TextFacts::BodyTimeout) => Cause::BodyReadTimeout.into(),
+            Some(TextFacts::ContentCoding) => Cause::ContentCoding.into(),
+            Some(TextFacts::ChunkFraming) => Cause::TransferCoding.into(),
+            _ if clues.h2 == Some(H2Facts::Io) => connection_lost(Cause::ClosedBeforeResponse, scene),
             _ => Cause::Unknown.into(),
         };
     };
     // any service can say these of a file, of its database, of a connection that had stood: none of them proves anything
-    let verdict: Verdict = match io.kind {
+    let verdict: Classification = match io.kind {
         ErrorKind::ConnectionRefused | ErrorKind::NotFound => Cause::ConnectionRefused.into(),
         ErrorKind::AddrNotAvailable => Cause::GatewayResources.into(),
         _ if io.errno.is_some_and(|errno| [23, 24].contains(&errno)) => Cause::GatewayResources.into(),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Cause::Unroutable.into(),
         ErrorKind::TimedOut if scene.wire.is_some() || clues.hyper.is_some() => Cause::PeerUnresponsive.into(),
         ErrorKind::TimedOut => Cause::ConnectTimeout.into(),
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => lost(Cause::ResetBeforeResponse, scene),
-        ErrorKind::BrokenPipe if io.errno.is_some() => lost(Cause::ResetBeforeResponse, scene),
-        ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => lost(Cause::ClosedBeforeResponse, scene),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => connection_lost(Cause::ResetBeforeResponse, scene),
+        ErrorKind::BrokenPipe if io.errno.is_some() => connection_lost(Cause::ResetBeforeResponse, scene),
+        ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => connection_lost(Cause::ClosedBeforeResponse, scene),
         _ => match clues.text {
-            Some(Text::ContentCoding) => Cause::ContentCoding.into(),
-            Some(Text::ChunkFraming) => Cause::TransferCoding.into(),
+            Some(TextFacts::ContentCoding) => Cause::ContentCoding.into(),
+            Some(TextFacts::ChunkFraming) => Cause::TransferCoding.into(),
             _ => Cause::Unknown.into(),
         },
     };
@@ -256,20 +257,20 @@ fn judge_io(clues: &Clues, scene: &Scene) -> Verdict {
 }
 
 /// The connection was lost before the head was whole: the counters tell how.
-fn lost(otherwise: Cause, scene: &Scene) -> Verdict {
+fn connection_lost(otherwise: Cause, scene: &AttemptContext) -> Classification {
     let Some(wire) = scene.wire else {
         return otherwise.into();
     };
-    if let Some(verdict) = foreign(scene) {
+    if let Some(verdict) = unknown_error(scene) {
         return verdict;
     }
-    let counted = |cause: Cause| Verdict::new(cause).replay(Replay::IdempotentOnly, Evidence::Counted);
+    let counted = |cause: Cause| Classification::new(cause).replay(Replay::IdempotentOnly, Evidence::Counted);
     if wire.multiplexed {
         counted(otherwise)
     } else if wire.read > 0 {
         counted(Cause::IncompleteHead)
     } else if wire.written == 0 {
-        unsent(Cause::NotDispatched, Evidence::NothingWritten)
+        not_sent(Cause::NotDispatched, Evidence::NothingWritten)
     } else if wire.served > 0 {
         counted(Cause::StaleConnection)
     } else {
@@ -278,13 +279,13 @@ fn lost(otherwise: Cause, scene: &Scene) -> Verdict {
 }
 
 /// The peer's first bytes are no HTTP: it speaks something else.
-fn foreign(scene: &Scene) -> Option<Verdict> {
+fn unknown_error(scene: &AttemptContext) -> Option<Classification> {
     let wire = scene.wire.filter(|wire| wire.read > 0)?;
     let name = foreign_protocol(&wire)?;
-    Some(Verdict::new(Cause::WrongProtocol).detail(Detail::Text(name)))
+    Some(Classification::new(Cause::WrongProtocol).detail(Detail::Text(name)))
 }
 
-fn foreign_protocol(wire: &Wire) -> Option<&'static str> {
+fn foreign_protocol(wire: &WireSnapshot) -> Option<&'static str> {
     let first = wire.first_bytes();
     let http = b"HTTP/";
     if wire.multiplexed {
@@ -305,11 +306,11 @@ fn foreign_protocol(wire: &Wire) -> Option<&'static str> {
     })
 }
 
-fn unsent(cause: Cause, evidence: Evidence) -> Verdict {
-    Verdict::new(cause).replay(Replay::NotSent, evidence)
+fn not_sent(cause: Cause, evidence: Evidence) -> Classification {
+    Classification::new(cause).replay(Replay::NotSent, evidence)
 }
 
-fn with_errno(verdict: Verdict, io: Option<Io>) -> Verdict {
+fn with_errno(verdict: Classification, io: Option<IoFacts>) -> Classification {
     match io.and_then(|io| io.errno) {
         Some(errno) => verdict.detail(Detail::Errno(errno)),
         None => verdict,

@@ -12,11 +12,11 @@ use std::io::{
     ErrorKind::{InvalidData, InvalidInput, Other},
 };
 
-use super::clues::{Clues, Io, Text, Tls};
+use super::evidence::{ErrorFacts, IoFacts, TextFacts, TlsFacts};
 
 /// Whole texts of private types in hyper-util, hyper-rustls, hyper-tls, reqwest, tonic, tower-http,
 /// http-body-util and url.
-pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
+pub(super) fn read(link: &(dyn Error + 'static), clues: &mut ErrorFacts) {
     let text = link.to_string();
     if !clues.typed && is_string(link) {
         return;
@@ -38,11 +38,11 @@ pub(super) fn read(link: &(dyn Error + 'static), clues: &mut Clues) {
         | "invalid URL, scheme is missing"
         | "invalid URL, scheme is not http"
         | "URL scheme is not allowed"
-        | "relative URL without a base" => Text::BadTarget,
+        | "relative URL without a base" => TextFacts::BadTarget,
         "operation timed out" | "Timeout expired" | "request timed out" => return clues.elapsed = true,
-        "data was not received within the designated timeout" => Text::BodyTimeout,
-        "length limit exceeded" => Text::LengthLimit,
-        _ if text.starts_with("unsupported scheme ") => Text::BadTarget,
+        "data was not received within the designated timeout" => TextFacts::BodyTimeout,
+        "length limit exceeded" => TextFacts::LengthLimit,
+        _ if text.starts_with("unsupported scheme ") => TextFacts::BadTarget,
         _ if openssl(&text, clues) => return,
         _ => match resolver(link, &text) {
             Some(found) => found,
@@ -70,27 +70,27 @@ fn is_string(link: &(dyn Error + 'static)) -> bool {
 }
 
 /// OpenSSL's `error:CODE:SSL routines:function:reason:...`, which native-tls hands on.
-fn openssl(text: &str, clues: &mut Clues) -> bool {
+fn openssl(text: &str, clues: &mut ErrorFacts) -> bool {
     let coded = text.strip_prefix("error:").and_then(|text| text.split_once(":SSL routines:"));
     let told = coded.filter(|(code, _)| code.bytes().all(|byte| byte.is_ascii_hexdigit())).map(|(_, told)| told);
     if text == "unexpected EOF" || told.is_some_and(|told| told.contains("unexpected eof")) {
-        clues.io.get_or_insert(Io { kind: io::ErrorKind::UnexpectedEof, errno: None });
+        clues.io.get_or_insert(IoFacts { kind: io::ErrorKind::UnexpectedEof, errno: None });
         return true;
     }
     let Some(told) = told else { return false };
     let alert = told.split_once("SSL alert number ").map(|(_, number)| number);
     let alert = alert.and_then(|number| number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
     clues.tls.get_or_insert(match alert {
-        Some(alert) => Tls::Alert(alert),
-        None if told.contains("certificate verify failed") => Tls::Certificate,
-        None if told.contains("wrong version number") => Tls::Foreign,
-        None => Tls::Other,
+        Some(alert) => TlsFacts::Alert(alert),
+        None if told.contains("certificate verify failed") => TlsFacts::Certificate,
+        None if told.contains("wrong version number") => TlsFacts::Foreign,
+        None => TlsFacts::Other,
     });
     true
 }
 
 /// hickory-resolver files every code under one kind; its debug text names it.
-fn resolver(link: &(dyn Error + 'static), text: &str) -> Option<Text> {
+fn resolver(link: &(dyn Error + 'static), text: &str) -> Option<TextFacts> {
     let hickory = text.starts_with("proto error: ") || text.starts_with("no record");
     if !hickory {
         return None;
@@ -100,16 +100,16 @@ fn resolver(link: &(dyn Error + 'static), text: &str) -> Option<Text> {
         return None;
     }
     Some(if text.contains("timed out") || debug.contains("kind: Timeout") {
-        Text::NameTimeout
+        TextFacts::NameTimeout
     } else if debug.contains("ServFail") || debug.contains("Refused") {
-        Text::NameFailure
+        TextFacts::NameFailure
     } else {
-        Text::NameNotFound
+        TextFacts::NameNotFound
     })
 }
 
 /// Payloads of `io::Error`: the C library's resolver, hyper's body decoder, decompressors.
-pub(super) fn read_io(error: &io::Error, clues: &mut Clues) {
+pub(super) fn read_io(error: &io::Error, clues: &mut ErrorFacts) {
     let Some(payload) = error.get_ref() else { return };
     if payload.is::<io::Error>() {
         return;
@@ -120,15 +120,15 @@ pub(super) fn read_io(error: &io::Error, clues: &mut Clues) {
     let found = if let Some(found) = name(&text) {
         found
     } else if coding && matches!(error.kind(), InvalidData | InvalidInput | Other) {
-        Text::ContentCoding
+        TextFacts::ContentCoding
     } else if !matches!(error.kind(), InvalidData | InvalidInput) {
         return;
     } else if lower.starts_with("chunk trailers") {
-        Text::TrailersTooLarge
+        TextFacts::TrailersTooLarge
     } else if lower.contains("chunk") {
-        Text::ChunkFraming
+        TextFacts::ChunkFraming
     } else if ["header", "trailer", "invalid token"].iter().any(|word| lower.contains(word)) {
-        Text::Trailers
+        TextFacts::Trailers
     } else {
         return;
     };
@@ -136,10 +136,10 @@ pub(super) fn read_io(error: &io::Error, clues: &mut Clues) {
 }
 
 /// getaddrinfo has no numbers here, only words; NXDOMAIN and NODATA differ, all else is one text.
-fn name(text: &str) -> Option<Text> {
+fn name(text: &str) -> Option<TextFacts> {
     let why = text.strip_prefix("failed to lookup address information: ")?;
     Some(match why {
-        "Name or service not known" | "No address associated with hostname" => Text::NameNotFound,
-        _ => Text::NameFailure,
+        "Name or service not known" | "No address associated with hostname" => TextFacts::NameNotFound,
+        _ => TextFacts::NameFailure,
     })
 }

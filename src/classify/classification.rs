@@ -2,25 +2,25 @@
 
 use std::net::SocketAddr;
 
-use super::stamp::Wire;
+use super::connection_stats::WireSnapshot;
 use crate::cause::{BadGatewayCause, Connection, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 
 /// What is known about an attempt besides its error.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
-pub struct Scene {
-    /// The connection's counters, where it carries a [`Stamp`](super::Stamp).
-    pub wire: Option<Wire>,
+pub struct AttemptContext {
+    /// The connection's counters, where it carries a [`ConnectionStats`](super::ConnectionStats).
+    pub wire: Option<WireSnapshot>,
     /// The address at the other end.
     pub peer: Option<SocketAddr>,
     /// Whether our own client's request body failed.
-    pub upload: Upload,
+    pub upload: UploadState,
 }
 
 /// What became of the request body, as far as its wrapper saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Upload {
+pub enum UploadState {
     /// Nobody watched.
     #[default]
     Unwatched,
@@ -30,9 +30,9 @@ pub enum Upload {
     Failed,
 }
 
-impl Scene {
+impl AttemptContext {
     /// Adds the connection's counters.
-    pub fn wire(mut self, wire: impl Into<Option<Wire>>) -> Self {
+    pub fn wire(mut self, wire: impl Into<Option<WireSnapshot>>) -> Self {
         self.wire = wire.into();
         self
     }
@@ -44,7 +44,7 @@ impl Scene {
     }
 
     /// Adds what became of the request body.
-    pub fn upload(mut self, upload: Upload) -> Self {
+    pub fn upload(mut self, upload: UploadState) -> Self {
         self.upload = upload;
         self
     }
@@ -59,20 +59,20 @@ impl Scene {
 /// A judge's word on one error: the cause, and where it knows more than the cause's row, that too.
 ///
 /// ```
-/// use tower_upstream::{BadGatewayCause, classify::Verdict};
+/// use tower_upstream::{BadGatewayCause, classify::Classification};
 ///
 /// let verdict: Verdict = BadGatewayCause::ContentCoding.into();
 /// assert_eq!(verdict.cause(), BadGatewayCause::ContentCoding);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Classification {
     cause: BadGatewayCause,
     phase: Option<Phase>,
     replay: Option<(Replay, Evidence)>,
     detail: Option<Detail>,
 }
 
-impl Verdict {
+impl Classification {
     /// A verdict of which only the cause is known.
     pub const fn new(cause: BadGatewayCause) -> Self {
         Self { cause, phase: None, replay: None, detail: None }
@@ -112,7 +112,7 @@ impl Verdict {
     }
 
     /// The record this verdict and its scene make.
-    pub fn into_failure(self, scene: &Scene) -> FailureBuilder {
+    pub fn into_failure(self, scene: &AttemptContext) -> FailureBuilder {
         let mut failure =
             Failure::builder(self.cause).connection(scene.connection()).peer(scene.peer).detail(self.detail);
         if let Some(phase) = self.phase {
@@ -125,7 +125,7 @@ impl Verdict {
     }
 }
 
-impl From<BadGatewayCause> for Verdict {
+impl From<BadGatewayCause> for Classification {
     fn from(cause: BadGatewayCause) -> Self {
         Self::new(cause)
     }

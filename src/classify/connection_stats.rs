@@ -19,12 +19,12 @@ const KEPT: usize = 16;
 /// A stamp can also end its connection ([`kill`](Self::kill)): a task that is blocked in a write never
 /// learns that its request is gone.
 #[derive(Clone)]
-pub struct Stamp(Arc<Shared>);
+pub struct ConnectionStats(Arc<Shared>);
 
 struct Shared {
     peer: Option<SocketAddr>,
     h2: AtomicBool,
-    /// Requests begun by [`Stamp::begin`]; 0 while nobody calls it and the I/O side guesses.
+    /// Requests begun by [`ConnectionStats::begin`]; 0 while nobody calls it and the I/O side guesses.
     begun: AtomicU32,
     served: AtomicU32,
     /// Of those, the ones before the request that the I/O side guessed last.
@@ -42,10 +42,10 @@ struct Shared {
     task: AtomicWaker,
 }
 
-/// A reading of a [`Stamp`]: what happened on the wire since the request began.
+/// A reading of a [`ConnectionStats`]: what happened on the wire since the request began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Wire {
+pub struct WireSnapshot {
     /// Bytes written since the request began.
     pub written: u64,
     /// Bytes read since the request began; on a fresh connection since it was opened.
@@ -64,7 +64,7 @@ pub struct Wire {
     pub first: [u8; KEPT],
 }
 
-impl Wire {
+impl WireSnapshot {
     /// The first bytes read, as many as there were (at most 16).
     pub fn first_bytes(&self) -> &[u8] {
         let have = usize::try_from(self.read).unwrap_or(KEPT).min(KEPT);
@@ -72,7 +72,7 @@ impl Wire {
     }
 }
 
-impl Stamp {
+impl ConnectionStats {
     /// A stamp for a connection that was just opened.
     pub fn new(peer: Option<SocketAddr>) -> Self {
         Self(Arc::new(Shared {
@@ -132,12 +132,12 @@ impl Stamp {
     }
 
     /// What the connection has seen so far.
-    pub fn wire(&self) -> Wire {
+    pub fn wire(&self) -> WireSnapshot {
         let shared = &*self.0;
         let mut first = [0; KEPT];
         first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
         first[8..].copy_from_slice(&shared.first[1].load(Relaxed).to_ne_bytes());
-        Wire {
+        WireSnapshot {
             // the I/O side may move on between the two loads
             written: shared.written.load(Relaxed).saturating_sub(shared.written_before.load(Relaxed)),
             read: shared.since.load(Relaxed),
@@ -153,13 +153,13 @@ impl Stamp {
 
 /// The I/O side: one task writes, so that plain loads and stores suffice.
 #[cfg(feature = "client")]
-impl Stamp {
+impl ConnectionStats {
     /// Requests begun so far, for what the I/O side keeps per answer.
     pub(crate) fn begun(&self) -> u32 {
         self.0.begun.load(Relaxed)
     }
 
-    pub(crate) fn saw_read(&self, bytes: &[u8]) {
+    pub(crate) fn record_read(&self, bytes: &[u8]) {
         let shared = &*self.0;
         let since = shared.since.load(Relaxed);
         if since < KEPT as u64 {
@@ -186,15 +186,15 @@ impl Stamp {
         }
     }
 
-    pub(crate) fn saw_interim(&self, heads: u32) {
+    pub(crate) fn record_interim(&self, heads: u32) {
         self.0.interim.store(heads, Relaxed);
     }
 
-    pub(crate) fn saw_eof(&self) {
+    pub(crate) fn record_eof(&self) {
         self.0.eof.store(true, Relaxed);
     }
 
-    pub(crate) fn saw_write(&self, bytes: usize) {
+    pub(crate) fn record_write(&self, bytes: usize) {
         let shared = &*self.0;
         shared.written.store(shared.written.load(Relaxed) + bytes as u64, Relaxed);
         if shared.blocked.load(Relaxed) {
@@ -202,7 +202,7 @@ impl Stamp {
         }
     }
 
-    pub(crate) fn saw_full(&self) {
+    pub(crate) fn record_write_blocked(&self) {
         self.0.blocked.store(true, Relaxed);
     }
 
@@ -210,7 +210,7 @@ impl Stamp {
     ///
     /// Only once an answer was handed on since the last one: what follows an interim response, or a head that is not whole
     /// yet, is the rest of the same request.
-    pub(crate) fn guess_begin(&self) -> bool {
+    pub(crate) fn infer_request_start(&self) -> bool {
         let shared = &*self.0;
         let served = shared.served.load(Relaxed);
         if served == shared.guessed.load(Relaxed) {
@@ -225,14 +225,17 @@ impl Stamp {
         true
     }
 
-    pub(crate) fn listen(&self, task: &Waker) {
+    pub(crate) fn register_waker(&self, task: &Waker) {
         self.0.task.register(task);
     }
 }
 
-impl fmt::Debug for Stamp {
+impl fmt::Debug for ConnectionStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stamp").field("peer", &self.0.peer).field("wire", &self.wire()).finish_non_exhaustive()
+        f.debug_struct("ConnectionStats")
+            .field("peer", &self.0.peer)
+            .field("wire", &self.wire())
+            .finish_non_exhaustive()
     }
 }
 
@@ -242,32 +245,32 @@ mod tests {
 
     #[test]
     fn a_banner_before_the_first_request_is_its_answer() {
-        let stamp = Stamp::new(None);
-        stamp.saw_read(b"SSH-2.0");
+        let stamp = ConnectionStats::new(None);
+        stamp.record_read(b"SSH-2.0");
         stamp.begin();
         assert_eq!(stamp.wire().first_bytes(), b"SSH-2.0");
     }
 
     #[test]
     fn a_later_request_begins_at_nought() {
-        let stamp = Stamp::new(None);
+        let stamp = ConnectionStats::new(None);
         stamp.begin();
-        stamp.saw_write(40);
-        stamp.saw_read(b"HTTP/1.1 200 OK\r\n\r\n");
+        stamp.record_write(40);
+        stamp.record_read(b"HTTP/1.1 200 OK\r\n\r\n");
         stamp.answered();
         stamp.begin();
         assert_eq!((stamp.wire().written, stamp.wire().read, stamp.wire().served), (0, 0, 1));
-        stamp.saw_read(b"HT");
-        stamp.saw_read(b"TP/1.1 500 Internal Server Error");
+        stamp.record_read(b"HT");
+        stamp.record_read(b"TP/1.1 500 Internal Server Error");
         assert_eq!(stamp.wire().first_bytes(), b"HTTP/1.1 500 Int");
     }
 
     #[test]
     fn a_stream_that_begins_does_not_reset_what_the_others_watch() {
-        let stamp = Stamp::new(None);
+        let stamp = ConnectionStats::new(None);
         stamp.multiplexed();
         stamp.begin();
-        stamp.saw_write(40);
+        stamp.record_write(40);
         stamp.answered();
         stamp.begin();
         assert_eq!(stamp.wire().written, 40);
@@ -275,24 +278,24 @@ mod tests {
 
     #[test]
     fn a_request_begins_by_itself_only_after_the_answer_before_it_was_handed_on() {
-        let stamp = Stamp::new(None);
-        stamp.saw_write(40);
-        stamp.saw_read(b"HTTP/1.1 103 Early Hints\r\n\r\n");
-        assert!(!stamp.guess_begin(), "an interim response is none");
-        stamp.saw_read(b"HTTP/1.1 200 OK\r\n\r\n");
+        let stamp = ConnectionStats::new(None);
+        stamp.record_write(40);
+        stamp.record_read(b"HTTP/1.1 103 Early Hints\r\n\r\n");
+        assert!(!stamp.infer_request_start(), "an interim response is none");
+        stamp.record_read(b"HTTP/1.1 200 OK\r\n\r\n");
         stamp.answered();
-        assert!(stamp.guess_begin());
-        stamp.saw_write(40);
-        stamp.saw_read(b"HTTP/1.1 2");
-        assert!(!stamp.guess_begin(), "nor is half a head");
+        assert!(stamp.infer_request_start());
+        stamp.record_write(40);
+        stamp.record_read(b"HTTP/1.1 2");
+        assert!(!stamp.infer_request_start(), "nor is half a head");
         assert_eq!((stamp.wire().written, stamp.wire().read), (40, 10));
     }
 
     #[test]
     fn bytes_beyond_those_kept_are_only_counted() {
-        let stamp = Stamp::new(None);
-        stamp.saw_read(&[7; 100]);
-        stamp.saw_read(&[8; 100]);
+        let stamp = ConnectionStats::new(None);
+        stamp.record_read(&[7; 100]);
+        stamp.record_read(&[8; 100]);
         assert_eq!(stamp.wire().read, 200);
         assert_eq!(stamp.wire().first_bytes(), [7; 16]);
     }
