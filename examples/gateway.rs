@@ -46,7 +46,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Layer;
 use tower_upstream::UpstreamLayer;
-use tower_upstream::client::{DefaultConnector, Http, ReverseProxy, Target, TcpConnector, TlsConnector};
+use tower_upstream::client::{DefaultConnector, HttpVersion, ReverseProxy, Target, TcpConnector, TlsConnector};
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
@@ -111,18 +111,18 @@ impl Gateway {
         let proxy = ReverseProxy::builder(target, rules)
             .connector(tls.timeout(settings.connect))
             .idle_timeout(POOL_IDLE)
-            .http(if settings.http2 { Http::H2 } else { Http::Auto })
+            .http(if settings.http2 { HttpVersion::H2 } else { HttpVersion::Auto })
             .build();
         if let Some(circuit) = stack.handle().circuit() {
             // so that no request has to find out whether the upstream is back
-            tokio::spawn(circuit.active_probe(proxy.connects()));
+            tokio::spawn(circuit.active_probe(proxy.connect_probe()));
         }
         Ok(Self { proxy, stack })
     }
 
     /// The service for one accepted connection.
     fn for_caller(&self, peer: SocketAddr) -> Stack {
-        self.stack.layer(self.proxy.caller(ClientInfo::new(Some(peer.ip()), Scheme::Http)))
+        self.stack.layer(self.proxy.client_info(ClientInfo::new(Some(peer.ip()), Scheme::Http)))
     }
 }
 

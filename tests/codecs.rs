@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::BreakerVerdict;
-use tower_upstream::client::Http;
+use tower_upstream::client::HttpVersion;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -39,8 +39,8 @@ use Protocol::{H1, H2};
 const BOTH: [Protocol; 2] = [H1, H2];
 
 impl Protocol {
-    fn http(self) -> Http {
-        if self == H1 { Http::Auto } else { Http::H2 }
+    fn http(self) -> HttpVersion {
+        if self == H1 { HttpVersion::Auto } else { HttpVersion::H2 }
     }
 }
 
@@ -622,7 +622,7 @@ where
         }
     })
     .await;
-    (Gateway::start(proxy(upstream.address).http(Http::H2)).await, upstream)
+    (Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await, upstream)
 }
 
 /// When a server announces that it takes heads up to 8 KiB.
@@ -679,7 +679,7 @@ async fn resetting(announces: Announces) -> (Upstream, Arc<AtomicUsize>) {
 #[tokio::test]
 async fn a_head_larger_than_the_upstream_takes_is_refused_before_it_is_sent() {
     let (upstream, heads) = resetting(Announces::AtOnce).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let cookie = |size: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}\r\n\r\n", "c".repeat(size));
     assert_eq!(ask(gateway.address, GET).await.status(), 204);
     for _ in 0..6 {
@@ -693,7 +693,7 @@ async fn a_head_larger_than_the_upstream_takes_is_refused_before_it_is_sent() {
 async fn a_reset_for_a_head_that_is_too_large_is_not_the_upstreams_failure() {
     // the first request is on its way before the settings come
     let (upstream, heads) = resetting(Announces::WithTheFirstHead).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let cookie = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}\r\n\r\n", "c".repeat(20_000));
     for _ in 0..2 {
         assert_eq!(ask(gateway.address, &cookie).await.status(), 431);
@@ -706,7 +706,7 @@ async fn a_reset_for_a_head_that_is_too_large_is_not_the_upstreams_failure() {
 async fn a_large_head_does_not_cost_others_their_streams() {
     // hyper's own server ends a connection for what is too large
     let upstream = support::app(axum::Router::new().fallback(|body: Bytes| async move { body })).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let mut others = Vec::new();
     for _ in 0..8 {
         let mut wire = Wire::connect(gateway.address).await;

@@ -25,7 +25,7 @@ use record::Record;
 use support::{StackGateway, default_proxy, stack};
 use tokio::task::JoinSet;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
-use tower_upstream::client::Http;
+use tower_upstream::client::HttpVersion;
 
 /// Clients of each protocol before each upstream.
 const CLIENTS: u64 = 4;
@@ -35,11 +35,11 @@ fn from_env(name: &str, default: u64) -> u64 {
 }
 
 /// Runs all exchanges before an upstream of this protocol.
-async fn run(http: Http, exchanges: u64) {
+async fn run(http: HttpVersion, exchanges: u64) {
     let plans = Plans::new(from_env("SEED", 12));
     let record = Arc::new(Record::default());
     let upstream = match http {
-        Http::H2 => upstreams::http2(plans, record.clone()).await,
+        HttpVersion::H2 => upstreams::http2(plans, record.clone()).await,
         _ => upstreams::http1(plans, record.clone()).await,
     };
     // the upstream fails often: an open circuit would leave little to look at
@@ -63,10 +63,10 @@ async fn run(http: Http, exchanges: u64) {
 
 #[tokio::test]
 async fn exchanges_with_an_http1_upstream_never_mix() {
-    run(Http::Auto, from_env("EXCHANGES", 5_000) / 2).await;
+    run(HttpVersion::Auto, from_env("EXCHANGES", 5_000) / 2).await;
 }
 
 #[tokio::test]
 async fn exchanges_with_an_http2_upstream_never_mix() {
-    run(Http::H2, from_env("EXCHANGES", 5_000) / 2).await;
+    run(HttpVersion::H2, from_env("EXCHANGES", 5_000) / 2).await;
 }

@@ -35,7 +35,7 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::breaker::State;
-use tower_upstream::client::Http;
+use tower_upstream::client::HttpVersion;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
 /// Clients in all, hostile ones included.
@@ -54,7 +54,7 @@ struct Scenario {
 
 impl Scenario {
     /// Hostile clients act, the others ask twice: while the hostile act, and long after.
-    async fn play(kind: Kind, k: usize, http: Http) -> Self {
+    async fn play(kind: Kind, k: usize, http: HttpVersion) -> Self {
         let (upstream, written) = others::upstream().await;
         // clients that never read hold a connection for each response until `client_idle` passes
         let connections = if kind.is_cured_by_client_idle() { 1024 } else { CONNECTIONS };
@@ -108,7 +108,7 @@ impl Scenario {
 /// Plays every share of hostile clients before both kinds of upstream, and collects what is unfair.
 async fn is_fair(kind: Kind) {
     let mut unfair = Vec::new();
-    for (protocol, http) in [("HTTP/1.1", Http::Auto), ("h2", Http::H2)] {
+    for (protocol, http) in [("HTTP/1.1", HttpVersion::Auto), ("h2", HttpVersion::H2)] {
         for k in [1, 5, 20] {
             let mut scenario = Scenario::play(kind, k, http).await;
             let Outcome { asked, ref lost } = scenario.outcome;
@@ -157,7 +157,7 @@ async fn clients_that_cancel_their_upload_hurt_nobody() {
 
 #[tokio::test]
 async fn a_response_that_ends_with_the_clients_upload_is_no_failure_of_the_upstream() {
-    for http in [Http::Auto, Http::H2] {
+    for http in [HttpVersion::Auto, HttpVersion::H2] {
         let (upstream, _written) = others::upstream().await;
         let gateway = StackGateway::start(stack(), default_proxy(upstream.address).http(http)).await;
         let mut wire = Wire::connect(gateway.address).await;

@@ -24,7 +24,7 @@ use tokio::sync::{Barrier, mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tower::{Service, service_fn};
 use tower_upstream::cause::{BreakerVerdict, Detail, Evidence, Replay};
-use tower_upstream::client::{Connect, Http, ReverseProxy, ReverseProxyBuilder};
+use tower_upstream::client::{Connect, HttpVersion, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::{BadGatewayCause, Failure};
 
@@ -128,7 +128,7 @@ async fn clients_that_stop_reading_hold_up_no_other_stream() {
         send_up_to(&mut respond, length).await;
     })
     .await;
-    let proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    let proxy = proxy(upstream.address).http(HttpVersion::H2).build::<Body>();
     let call = async |path| soon(proxy.clone().call(get(path))).await.unwrap();
     let mut unread = Vec::new();
     for _ in 0..40 {
@@ -149,7 +149,7 @@ async fn a_response_that_nobody_reads_fills_64_kib_at_most() {
         async move { told.send(send_up_to(&mut respond, 64 << 20).await).unwrap() }
     })
     .await;
-    let mut proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    let mut proxy = proxy(upstream.address).http(HttpVersion::H2).build::<Body>();
     let unread = soon(proxy.call(get("/"))).await.unwrap();
     assert_eq!(soon(sent.recv()).await, Some(65_535));
     drop(unread);
@@ -164,7 +164,7 @@ async fn larger_windows_are_a_setting_that_keeps_them_apart() {
     })
     .await;
     for (window, streams, most) in [(1 << 20, 3, 1 << 20), (u32::MAX, 2048, (1 << 20) - 1), (0, 100, 65_535)] {
-        let builder = proxy(upstream.address).http(Http::H2).max_streams(streams).http2_stream_window(window);
+        let builder = proxy(upstream.address).http(HttpVersion::H2).max_streams(streams).http2_stream_window(window);
         let mut proxy = builder.build::<Body>();
         let first = soon(proxy.call(get("/"))).await.unwrap();
         let second = soon(proxy.call(get("/"))).await.unwrap();
@@ -188,7 +188,7 @@ async fn a_client_that_pauses_in_a_response_is_not_the_upstreams_failure() {
         }
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let mut wire = Wire::connect(gateway.address).await;
     wire.write("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     let mut read = 0;
@@ -257,7 +257,7 @@ fn in_process(
         tokio::spawn(serve_in_process(theirs, frames.clone(), held_back));
         std::future::ready(Ok::<_, io::Error>(Socket::new(ours)))
     });
-    (builder.connector(connector).http(Http::H2), connections)
+    (builder.connector(connector).http(HttpVersion::H2), connections)
 }
 
 async fn serve_in_process(gateway: DuplexStream, frames: Frames, held_back: Option<u8>) {
@@ -360,7 +360,7 @@ async fn an_idle_connection_is_ended() {
         }
     })
     .await;
-    let limited = proxy(upstream.address).http(Http::H2).idle_timeout(Duration::from_millis(200));
+    let limited = proxy(upstream.address).http(HttpVersion::H2).idle_timeout(Duration::from_millis(200));
     let mut proxy = limited.build::<Body>();
     assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
     assert_eq!(soon(ended.recv()).await, Some(()));
@@ -406,7 +406,7 @@ async fn a_connection_past_its_age_serves_on_where_there_is_no_room_for_another(
 #[tokio::test]
 async fn a_request_beyond_the_upstreams_stream_limit_goes_to_another_connection() {
     let (upstream, events, requests) = limited_upstream(1).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let mut running = Wire::connect(gateway.address).await;
     running.write("GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!(running.head().await.status(), 200);
@@ -422,7 +422,7 @@ async fn a_request_beyond_the_upstreams_stream_limit_goes_to_another_connection(
 #[tokio::test]
 async fn a_request_without_a_stream_in_time_was_not_sent() {
     let (upstream, events, requests) = limited_upstream(1).await;
-    let limited = proxy(upstream.address).http(Http::H2).max_connections(1);
+    let limited = proxy(upstream.address).http(HttpVersion::H2).max_connections(1);
     let mut proxy = limited.queue_timeout(Duration::from_millis(100)).build::<Body>();
     let running = soon(proxy.call(get("/events"))).await.unwrap();
     let post = Request::post("/").header("host", "a").body(Body::from("once")).unwrap();
@@ -448,7 +448,7 @@ async fn requests_that_wait_for_a_stream_get_it_in_their_order() {
         async move { if path == "/events" { events.begin(respond) } else { respond_ok(respond) } }
     })
     .await;
-    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).queue_timeout(support::PATIENCE);
+    let limited = proxy(upstream.address).http(HttpVersion::H2).max_connections(1).queue_timeout(support::PATIENCE);
     let mut proxy = limited.build::<Body>();
     let running = soon(proxy.call(get("/events"))).await.unwrap();
     let mut calls = Vec::new();
@@ -482,7 +482,7 @@ async fn a_burst_on_a_cold_pool_is_refused_no_stream() {
             }
         })
         .await;
-        let proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+        let proxy = proxy(upstream.address).http(HttpVersion::H2).build::<Body>();
         let calls: Vec<_> = (0..requests).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
         for call in calls {
             assert_eq!(soon(call).await.unwrap().unwrap().status(), 200);
@@ -545,7 +545,7 @@ async fn announcing_upstream(first: u32) -> (Upstream, watch::Sender<u32>, Arc<A
 #[tokio::test]
 async fn nothing_is_sent_to_an_upstream_that_takes_no_stream() {
     let (upstream, _announce, requests) = announcing_upstream(0).await;
-    let proxy = proxy(upstream.address).http(Http::H2).queue_timeout(Duration::from_millis(300)).build::<Body>();
+    let proxy = proxy(upstream.address).http(HttpVersion::H2).queue_timeout(Duration::from_millis(300)).build::<Body>();
     let calls: Vec<_> = (0..50).map(|_| tokio::spawn(proxy.clone().call(get("/")))).collect();
     for call in calls {
         let failure = soon(call).await.unwrap().unwrap_err();
@@ -558,7 +558,7 @@ async fn nothing_is_sent_to_an_upstream_that_takes_no_stream() {
 #[tokio::test]
 async fn a_request_that_waits_is_sent_once_the_upstream_takes_streams_again() {
     let (upstream, announce, requests) = announcing_upstream(0).await;
-    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).queue_timeout(support::PATIENCE);
+    let limited = proxy(upstream.address).http(HttpVersion::H2).max_connections(1).queue_timeout(support::PATIENCE);
     let mut proxy = limited.build::<Body>();
     let mut call = proxy.call(get("/"));
     begin(&mut call);
@@ -572,7 +572,7 @@ async fn a_request_that_waits_is_sent_once_the_upstream_takes_streams_again() {
 #[tokio::test]
 async fn a_connection_whose_upstream_begins_to_drain_takes_no_further_stream() {
     let (upstream, announce, requests) = announcing_upstream(9).await;
-    let mut proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    let mut proxy = proxy(upstream.address).http(HttpVersion::H2).build::<Body>();
     assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
     announce.send(0).unwrap();
     // it is on its way: until it is there, answers still come from the first connection
@@ -598,7 +598,7 @@ fn endless_body() -> (mpsc::Sender<Result<Bytes, Infallible>>, Body) {
 async fn a_stream_limit_that_is_lowered_before_a_request_is_sent_sends_it_elsewhere_or_nowhere() {
     for (connections, is_answered) in [(2, true), (1, false)] {
         let (upstream, announce, requests) = announcing_upstream(1).await;
-        let limited = proxy(upstream.address).http(Http::H2).max_connections(connections);
+        let limited = proxy(upstream.address).http(HttpVersion::H2).max_connections(connections);
         let mut proxy = limited.queue_timeout(Duration::from_millis(300)).build::<Body>();
         // two uploads under way take both streams that there are
         let mut uploads = Vec::new();
@@ -646,7 +646,8 @@ async fn a_response_before_the_end_of_its_upload_keeps_the_streams_slot() {
         }
     })
     .await;
-    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).upload_idle_timeout(support::PATIENCE);
+    let limited =
+        proxy(upstream.address).http(HttpVersion::H2).max_connections(1).upload_idle_timeout(support::PATIENCE);
     let mut proxy = limited.queue_timeout(Duration::from_millis(200)).build::<Body>();
     let (client, body) = endless_body();
     let post = Request::post("/").header("host", "a").body(body).unwrap();
@@ -676,7 +677,7 @@ async fn an_upload_that_stands_still_after_its_response_ends_with_its_connection
     })
     .await;
     // the limit on such an upload is 300 ms
-    let limited = proxy(upstream.address).http(Http::H2).max_connections(1).queue_timeout(support::PATIENCE);
+    let limited = proxy(upstream.address).http(HttpVersion::H2).max_connections(1).queue_timeout(support::PATIENCE);
     let mut proxy = limited.build::<Body>();
     let pieces = (0..64).map(|_| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 16 << 10])));
     let body = Body::from_stream(futures_util::stream::iter(pieces));
@@ -715,7 +716,7 @@ async fn gated_upstream(gate: watch::Receiver<bool>) -> (Upstream, Arc<AtomicUsi
 async fn clients_that_cancel_all_at_once_do_not_make_the_upstream_end_the_connections_of_others() {
     let (gate, is_open) = watch::channel(true);
     let (upstream, requests) = gated_upstream(is_open).await;
-    let proxy = proxy(upstream.address).http(Http::H2).queue_timeout(support::PATIENCE).build::<Body>();
+    let proxy = proxy(upstream.address).http(HttpVersion::H2).queue_timeout(support::PATIENCE).build::<Body>();
     let slow = async || {
         let calls: Vec<_> = (0..60).map(|_| tokio::spawn(proxy.clone().call(get("/slow")))).collect();
         calls
@@ -772,7 +773,7 @@ async fn lost_with_their_connection(cancels: bool) -> [Failure; 2] {
         }
     })
     .await;
-    let mut proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    let mut proxy = proxy(upstream.address).http(HttpVersion::H2).build::<Body>();
     let events = soon(proxy.call(get("/events"))).await.unwrap();
     let post = Request::post("/").header("host", "a").body(Body::from("once")).unwrap();
     let post = tokio::spawn(proxy.call(post));
@@ -831,7 +832,7 @@ where
             Ok(Socket::new(ours))
         }
     });
-    (builder().connector(connector).http(Http::H2), dialed)
+    (builder().connector(connector).http(HttpVersion::H2), dialed)
 }
 
 #[tokio::test(start_paused = true)]
@@ -921,7 +922,7 @@ fn status(response: Result<Response<impl Sized>, Failure>) -> StatusCode {
 
 #[tokio::test]
 async fn idle_connections_are_ended_also_after_the_runtime_of_the_reaper_has_gone() {
-    for http in [Http::Auto, Http::H2] {
+    for http in [HttpVersion::Auto, HttpVersion::H2] {
         let (told, mut ended) = mpsc::unbounded_channel();
         let upstream = Upstream::accepting(move |socket, _| {
             let told = told.clone();
@@ -962,7 +963,7 @@ async fn an_upstream_that_never_announces_its_settings_gets_the_request() {
         }
     })
     .await;
-    let builder = proxy(upstream.address).http(Http::H2);
+    let builder = proxy(upstream.address).http(HttpVersion::H2);
     let gateway = Gateway::limited(builder, short().response_head(Duration::from_secs(2))).await;
     assert_eq!(ask(gateway.address, GET).await.status(), 504);
     assert_eq!(gateway.seen.causes(), [BadGatewayCause::FirstByteTimeout]);

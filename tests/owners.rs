@@ -24,7 +24,7 @@ use tokio::runtime;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::admission::AdmissionLayer;
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, State};
-use tower_upstream::client::{Http, ReverseProxy};
+use tower_upstream::client::{HttpVersion, ReverseProxy};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 
@@ -176,7 +176,7 @@ async fn the_probe_of_a_circuit_comes_back_whatever_becomes_of_its_call() {
 /// A call of a proxy with one connection, which the switch lets pass or not.
 fn proxy(
     switch: &Switch,
-    http: Http,
+    http: HttpVersion,
 ) -> impl FnMut() -> Pin<Box<dyn Future<Output = u16> + Send>> + Clone + Send + use<> {
     let passes = switch.clone();
     let connector = service_fn(move |_: Uri| {
@@ -201,14 +201,14 @@ fn proxy(
 
 #[tokio::test]
 async fn the_place_of_a_connection_comes_back_whatever_becomes_of_its_call() {
-    for http in [Http::Auto, Http::H2] {
+    for http in [HttpVersion::Auto, HttpVersion::H2] {
         for how in ENDS {
             let switch = Switch::default();
             let mut call = proxy(&switch, http);
             let owned = call.clone();
             end(owned, how, &switch).await;
             // a shared dial outlives its caller, for 5 s at most
-            let waits = http == Http::H2 && how == End::PolledOnce;
+            let waits = http == HttpVersion::H2 && how == End::PolledOnce;
             if waits {
                 tokio::time::pause();
                 tokio::time::sleep(Duration::from_secs(6)).await;
@@ -223,7 +223,7 @@ async fn the_place_of_a_connection_comes_back_whatever_becomes_of_its_call() {
 
 #[tokio::test]
 async fn the_place_of_an_idle_connection_comes_back_after_its_runtime_has_gone() {
-    for http in [Http::Auto, Http::H2] {
+    for http in [HttpVersion::Auto, HttpVersion::H2] {
         let mut call = proxy(&Switch::default(), http);
         let mut elsewhere = call.clone();
         let ended = tokio::task::spawn_blocking(move || {

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Barrier, mpsc, oneshot};
 use tower::{Layer, Service, service_fn};
-use tower_upstream::client::{Connect, Http, ReverseProxyBuilder};
+use tower_upstream::client::{Connect, HttpVersion, ReverseProxyBuilder};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, Failure};
 
@@ -565,7 +565,7 @@ async fn fifty_requests_at_once_share_one_http_2_connection() {
         }
     })
     .await;
-    let gateway = Gateway::limited(proxy(upstream.address).http(Http::H2), Timeouts::new()).await;
+    let gateway = Gateway::limited(proxy(upstream.address).http(HttpVersion::H2), Timeouts::new()).await;
     let address = gateway.address;
     let callers: Vec<_> = (0..50).map(|_| tokio::spawn(ask(address, GET))).collect();
     for caller in callers {
@@ -596,7 +596,7 @@ async fn after_a_goaway_requests_go_to_another_connection_and_running_ones_end()
         }
     })
     .await;
-    let gateway = Gateway::limited(proxy(upstream.address).http(Http::H2), Timeouts::new()).await;
+    let gateway = Gateway::limited(proxy(upstream.address).http(HttpVersion::H2), Timeouts::new()).await;
     let mut running = Wire::connect(gateway.address).await;
     running.write(GET).await;
     until("the first is at the upstream", || upstream.accepted() == 1).await;
@@ -625,7 +625,7 @@ async fn a_refused_stream_leaves_its_connection_to_the_others() {
         ok(stream)
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     assert_eq!(ask(gateway.address, GET).await.status(), 200);
     let answer = ask(gateway.address, POST).await;
     assert_eq!((answer.status(), answer.error()), (502, Some("connection_terminated")));
@@ -665,7 +665,7 @@ async fn a_connection_that_hangs_takes_no_more_streams_while_those_that_run_end(
     })
     .await;
     let limits = support::short().body_idle(None);
-    let proxy = proxy(upstream.address).http(Http::H2).build::<Body>();
+    let proxy = proxy(upstream.address).http(HttpVersion::H2).build::<Body>();
     let mut proxy = TimeoutLayer::new(limits).untouched().layer(proxy);
     let mut send = |path| {
         let call = proxy.call(Request::get(path).header("host", "a").body(Body::empty()).unwrap());

@@ -34,7 +34,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::client::{Connector, Http, ReverseProxy, TcpConnector, TlsConnector};
+use tower_upstream::client::{Connector, HttpVersion, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::{ForwardingRules, HostPolicy};
 
 /// What the upstream saw of a request: its head line by line, then its body.
@@ -169,7 +169,7 @@ async fn an_http_2_client_needs_no_host() {
 #[tokio::test]
 async fn the_cookies_of_an_http_2_client_are_one_line_again() {
     let upstream = app(routes()).await;
-    for http in [Http::Auto, Http::H2] {
+    for http in [HttpVersion::Auto, HttpVersion::H2] {
         let gateway = Gateway::start(proxy(upstream.address).http(http)).await;
         let request = Request::get("http://a/").header("host", "a").header("cookie", "a=1").header("cookie", "b=2");
         let request = request.header("cookie", "c=3").body(Body::empty()).unwrap();
@@ -182,7 +182,7 @@ async fn the_cookies_of_an_http_2_client_are_one_line_again() {
 #[tokio::test]
 async fn trailers_pass_both_ways_between_http_2_peers() {
     let upstream = app(routes()).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let mut client = h2_client(gateway.address).await;
     let request = Request::get("http://a/trailers").header("host", "a").header("te", "trailers");
     let answer = client.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
@@ -212,7 +212,7 @@ async fn trailers_of_an_http_1_upstream_reach_an_http_2_client() {
 #[tokio::test]
 async fn an_http_2_upstream_serves_http_1_clients() {
     let upstream = app(routes()).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let mut wire = Wire::connect(gateway.address).await;
     let seen = wire.ask("GET /a?b HTTP/1.1\r\nHost: shop.example\r\nConnection: keep-alive\r\n\r\n").await.text();
     assert!(seen.starts_with("GET http://shop.example/a?b HTTP/2.0\n"), "{seen}");

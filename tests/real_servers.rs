@@ -34,7 +34,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
 use tower::{Service, service_fn};
-use tower_upstream::client::{Http, ReverseProxy, TcpConnector, TlsConnector};
+use tower_upstream::client::{HttpVersion, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::Timeouts;
 
@@ -100,7 +100,8 @@ async fn grpc() -> (StackGateway, PingPolicy, tonic::client::Grpc<Channel>) {
     let policy = PingPolicy::before(server).await;
     let long = Duration::from_secs(2 * 60 * 60);
     let limits = Timeouts::new().response_head(long).attempt(long).body_idle(long).total(long);
-    let gateway = StackGateway::start(stack().timeouts(limits), default_proxy(policy.address).http(Http::H2)).await;
+    let gateway =
+        StackGateway::start(stack().timeouts(limits), default_proxy(policy.address).http(HttpVersion::H2)).await;
     let channel = Endpoint::try_from(format!("http://{}", gateway.address)).unwrap().connect().await.unwrap();
     (gateway, policy, tonic::client::Grpc::new(channel))
 }

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Barrier, Notify, mpsc};
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::client::Http;
+use tower_upstream::client::HttpVersion;
 
 const LIMIT: Duration = Duration::from_millis(100);
 /// More than two sockets hold.
@@ -139,7 +139,7 @@ async fn after_an_answer_that_never_came() {
 /// An answer to an upload, and whether the gateway's end of the connection was closed in time.
 ///
 /// The upstream reads nothing more, so that nothing but the gateway can end a write that is blocked.
-async fn uploads_to(upstream: &Upstream, http: Http) -> (u16, Vec<Cause>) {
+async fn uploads_to(upstream: &Upstream, http: HttpVersion) -> (u16, Vec<Cause>) {
     let (open, mut ends) = mpsc::unbounded_channel();
     let address = upstream.address;
     let open = Arc::new(Mutex::new(Some(open)));
@@ -170,7 +170,7 @@ async fn after_an_upload_that_was_never_read() {
         drop(wire);
     })
     .await;
-    assert_eq!(uploads_to(&upstream, Http::Auto).await, (504, vec![Cause::WriteTimeout]));
+    assert_eq!(uploads_to(&upstream, HttpVersion::Auto).await, (504, vec![Cause::WriteTimeout]));
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn after_an_upload_that_was_never_read_from_an_http_2_connection() {
         drop((server, stream));
     })
     .await;
-    assert_eq!(uploads_to(&upstream, Http::H2).await, (504, vec![Cause::WriteTimeout]));
+    assert_eq!(uploads_to(&upstream, HttpVersion::H2).await, (504, vec![Cause::WriteTimeout]));
 }
 
 #[tokio::test]
@@ -311,7 +311,7 @@ async fn after_an_http_2_upstream_that_never_said_a_word() {
         }
     })
     .await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let answer = ask(gateway.address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     over.notify_one();
     assert_eq!(answer.status(), 504);
@@ -357,7 +357,7 @@ async fn silent_h2(over: Arc<Notify>) -> (Upstream, mpsc::UnboundedReceiver<bool
 async fn after_an_http_2_stream_that_got_no_answer() {
     let over = Arc::new(Notify::new());
     let (upstream, mut closed) = silent_h2(over.clone()).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2).max_connections(1)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2).max_connections(1)).await;
     let answer = ask(gateway.address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     over.notify_one();
     assert_eq!(answer.status(), 504);
@@ -369,7 +369,7 @@ async fn after_an_http_2_stream_that_got_no_answer() {
 async fn after_an_http_2_window_that_was_never_opened() {
     let over = Arc::new(Notify::new());
     let (upstream, mut closed) = silent_h2(over.clone()).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2).max_connections(1)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2).max_connections(1)).await;
     let stream = TcpStream::connect(gateway.address).await.unwrap();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.unwrap();

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tower::Layer;
-use tower_upstream::client::Http;
+use tower_upstream::client::HttpVersion;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::RequestBody;
 use tower_upstream::timeout::Timeouts;
@@ -229,7 +229,7 @@ async fn an_answer_that_nobody_reads_resets_its_stream_and_no_other() {
     let router = axum::Router::new().route("/large", get(endless)).fallback(|| async { "small" });
     let upstream = support::app(router).await;
     let limits = short().client_idle(Duration::from_millis(300));
-    let gateway = Gateway::limited(proxy(upstream.address).http(Http::H2), limits).await;
+    let gateway = Gateway::limited(proxy(upstream.address).http(HttpVersion::H2), limits).await;
     let unread = ask_and_leave_unread(gateway.address).await;
     support::until("the stream is reset", || ended.load(SeqCst) == 1).await;
     let other = support::ask(gateway.address, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;

@@ -31,7 +31,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use tokio_tungstenite::tungstenite::Message;
 use tower::Layer;
 use tower_upstream::cause::Replay;
-use tower_upstream::client::{Http, ReverseProxy, TcpConnector, TlsConnector};
+use tower_upstream::client::{HttpVersion, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::timeout::Timeouts;
@@ -379,7 +379,7 @@ async fn an_upgrade_that_only_http_2_could_carry_fails_and_nothing_is_sent() {
 #[tokio::test]
 async fn an_upgrade_fails_where_http_2_is_spoken_without_asking() {
     let upstream = app(routes()).await;
-    let gateway = Gateway::start(proxy(upstream.address).http(Http::H2)).await;
+    let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     assert_eq!(ask(gateway.address, FOO).await.status(), 502);
     assert_eq!(gateway.seen.take(), [Cause::UpgradeFailed]);
     assert_eq!(upstream.accepted(), 0);

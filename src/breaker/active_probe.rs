@@ -35,7 +35,7 @@ impl CircuitHandle {
     /// | apart | a 500th of the outage so far, at least 5 ms and at most 1 s, and at least as long as the last one took; three quarters of that are certain, the rest is drawn |
     /// | first | 5 ms after the circuit has opened |
     ///
-    /// With feature `client`, `ReverseProxy::connects` is such a probe.
+    /// With feature `client`, `ReverseProxy::connect_probe` is such a probe.
     ///
     /// ```
     /// use std::net::SocketAddr;

@@ -30,8 +30,8 @@
 //! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the next call is a probe as well |
 //!
 //! **Sooner than the pause**: a task that looks at the upstream in the background ([`CircuitHandle::active_probe`]) closes the circuit as
-//! soon as the upstream is back, and no call is spent as a probe. With feature `client`, `ReverseProxy::connects` is what
-//! it looks by: `tokio::spawn(breaker.handle().active_probe(proxy.connects()))`.
+//! soon as the upstream is back, and no call is spent as a probe. With feature `client`, `ReverseProxy::connect_probe` is what
+//! it looks by: `tokio::spawn(breaker.handle().active_probe(proxy.connect_probe()))`.
 //!
 //! A probe that hangs, or whose caller left, gives its place up, and an answer from before a transition changes
 //! nothing: a circuit cannot stick. A probe whose head was good when its limit passed closes it: a long download is no bad sign.

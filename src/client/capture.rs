@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::sight::{looked, sight};
+use super::progress::{publish_poll, snapshot};
 use crate::cause::ClientCall;
 use crate::classify::ConnectionStats;
 use crate::exchange::{self, AttemptProgress};
@@ -96,7 +96,7 @@ impl<F: Future> Future for CaptureFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let polled = looked(this.call.poll(cx), || told(this.captured).unwrap_or_default());
+        let polled = publish_poll(this.call.poll(cx), || told(this.captured).unwrap_or_default());
         if polled.is_pending() {
             exchange::sign(*this.number);
         }
@@ -108,7 +108,7 @@ impl<F: Future> Future for CaptureFuture<F> {
 fn told(captured: &CaptureConnection) -> Option<AttemptProgress> {
     let mut extras = Extensions::new();
     captured.connection_metadata().as_ref()?.get_extras(&mut extras);
-    extras.get::<ConnectionStats>().map(|stamp| sight(stamp, None))
+    extras.get::<ConnectionStats>().map(|stamp| snapshot(stamp, None))
 }
 
 impl<F> fmt::Debug for CaptureFuture<F> {

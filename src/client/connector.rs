@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::interim::Interim;
-use super::sight::telling;
-use super::{BoxError, Stamped, TcpConnector};
+use super::progress::publishing;
+use super::{BoxError, CountedIo, TcpConnector};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 use crate::classify::ConnectionStats;
 
@@ -145,7 +145,7 @@ where
     C::Error: Into<BoxError>,
     C::Future: Send + 'static,
 {
-    type Response = Stamped<C::Response>;
+    type Response = CountedIo<C::Response>;
     type Error = Failure;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
 
@@ -157,7 +157,7 @@ where
         let (limit, max_interim) = (self.timeout, self.max_interim);
         let needs_tls_info = !self.assume_tls && wants_tls(&target);
         // an inner connector of ours tells more exactly, and is heard first
-        let dial = telling(Phase::Connect, None, self.inner.call(target));
+        let dial = publishing(Phase::Connect, None, self.inner.call(target));
         Box::pin(async move {
             let dialed = match limit {
                 None => dial.await,
@@ -176,7 +176,7 @@ where
                 return Err(not_tls());
             }
             let stamp = ConnectionStats::new(extras.get::<HttpInfo>().map(HttpInfo::remote_addr));
-            Ok(Stamped::new(io, stamp, Interim::new(max_interim)))
+            Ok(CountedIo::new(io, stamp, Interim::new(max_interim)))
         })
     }
 }

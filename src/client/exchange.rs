@@ -16,13 +16,13 @@ use tokio::time::Instant;
 
 #[cfg(feature = "http2")]
 use super::head_size;
+use super::pool::{Checkout, Needs, SendBody};
 #[cfg(feature = "http2")]
 use super::pool::{ENHANCE_YOUR_CALM, H2};
-use super::pool::{Lease, Needs, SendBody};
-use super::proxy::Upstream;
-use super::sight::{looked, seen, sight, signing};
+use super::progress::{publish, publish_poll, signing, snapshot};
+use super::proxy::ProxyTarget;
 use super::tunnel::{self, Terms};
-use super::{Connect, Download, address};
+use super::{Connect, ProxyBody, request_target};
 use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::classify::{
@@ -31,22 +31,22 @@ use crate::classify::{
 use crate::exchange::AttemptProgress;
 use crate::forward::{ClientInfo, LocalResponse, Rejection, UnsolicitedUpgrade, name_length, strip_request_trailers};
 
-pub(super) type Outcome<B> = Result<Response<ResponseBody<Download<B>>>, Failure>;
+pub(super) type Outcome<B> = Result<Response<ResponseBody<ProxyBody<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
 pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<TrackedUpload<B>>>>;
 
 /// An `Upgrade` field's value; boxed, as few exchanges have one.
-type Protocols = Box<HeaderValue>;
+type UpgradeProtocols = Box<HeaderValue>;
 /// The protocols the caller would change to, its side of the change, and a place among the tunnels.
-type Change = (Option<Protocols>, Option<(OnUpgrade, OwnedSemaphorePermit)>);
+type UpgradeRequest = (Option<UpgradeProtocols>, Option<(OnUpgrade, OwnedSemaphorePermit)>);
 
 /// How often a request that came back unsent goes out again before its failure is told.
-const MAX_RETURNS: u32 = 2;
+const MAX_STALE_RETRIES: u32 = 2;
 
 /// Begins an exchange: on an idle connection at once, else once there is a connection.
 ///
 /// The first way is the common one and holds little: what waits for a connection is a future of its own.
-pub(super) fn start<C, B>(upstream: &Arc<Upstream<C, B>>, caller: &ClientInfo, request: Request<B>) -> BoxFuture<B>
+pub(super) fn start<C, B>(upstream: &Arc<ProxyTarget<C, B>>, caller: &ClientInfo, request: Request<B>) -> BoxFuture<B>
 where
     C: Connect,
     C::Future: 'static,
@@ -69,22 +69,22 @@ where
         #[cfg(feature = "http2")]
         head_size: 0,
     };
-    let Some(mut h1) = upstream.pool.idle_now(begun) else {
-        return Box::pin(exchange.run(Request::from_parts(parts, upload), 0));
+    let Some(mut h1) = upstream.pool.take_idle(begun) else {
+        return Box::pin(exchange.drive(Request::from_parts(parts, upload), 0));
     };
     h1.stamp().begin();
     name_length(&parts.method, &mut parts.headers, &upload);
     let sent = h1.sender().try_send_request(Request::from_parts(parts, upload));
-    Box::pin(Sending { sent, exchange: Some(exchange), lease: Some(Lease::H1(h1)), again: None })
+    Box::pin(InFlight { sent, exchange: Some(exchange), lease: Some(Checkout::H1(h1)), again: None })
 }
 
 /// Makes the head the upstream's, or answers here; the answer is boxed as it is rare.
 fn prepare<C, B: SendBody>(
-    upstream: &Upstream<C, B>,
+    upstream: &ProxyTarget<C, B>,
     caller: &ClientInfo,
     parts: &mut request::Parts,
     call: ClientCall,
-) -> Result<Change, Box<Outcome<B>>> {
+) -> Result<UpgradeRequest, Box<Outcome<B>>> {
     let passage = upstream.rules.forward_request(parts, caller, &upstream.host).map_err(|rejection| {
         Box::new(match rejection {
             Rejection::Respond(answer) => Ok(answer.into_rejected_response()),
@@ -95,7 +95,7 @@ fn prepare<C, B: SendBody>(
         let answer = LocalResponse::bad_request("the path leaves that of the upstream");
         return Err(Box::new(Ok(answer.into_rejected_response())));
     }
-    if address::rewrite(&upstream.target, parts).is_none() {
+    if request_target::rewrite(&upstream.target, parts).is_none() {
         // both parts are paths, and too long together
         return Err(Box::new(Ok(LocalResponse::too_long().into_rejected_response())));
     }
@@ -113,17 +113,17 @@ fn prepare<C, B: SendBody>(
 
 pin_project! {
     /// The wait for the answer to what was sent on a pooled connection.
-    struct Sending<F, C, B> {
+    struct InFlight<F, C, B> {
         #[pin]
         sent: F,
         exchange: Option<Exchange<C, B>>,
-        lease: Option<Lease<B>>,
+        lease: Option<Checkout<B>>,
         // the connection had died; the request goes out once more
         again: Option<BoxFuture<B>>,
     }
 }
 
-impl<F, C, B> Future for Sending<F, C, B>
+impl<F, C, B> Future for InFlight<F, C, B>
 where
     F: Future<Output = Sent<B>>,
     C: Connect,
@@ -136,14 +136,14 @@ where
         let this = self.project();
         if let (Some(exchange), Some(lease)) = (this.exchange.as_mut(), this.lease.as_ref()) {
             let polled = this.sent.poll(cx);
-            seen(&polled, || exchange.sight(lease.stamp()));
+            publish(&polled, || exchange.sight(lease.stamp()));
             let Poll::Ready(sent) = polled else { return Poll::Pending };
             let Some(lease) = this.lease.take() else { return Poll::Pending };
             let request = match exchange.ended(sent, lease, 0) {
-                Ended::Answer(outcome) => return Poll::Ready(outcome),
-                Ended::Unsent(request) => request,
+                Completion::Response(outcome) => return Poll::Ready(outcome),
+                Completion::Unsent(request) => request,
             };
-            *this.again = this.exchange.take().map(|exchange| Box::pin(exchange.run(request, 1)) as BoxFuture<B>);
+            *this.again = this.exchange.take().map(|exchange| Box::pin(exchange.drive(request, 1)) as BoxFuture<B>);
         }
         let again = this.again.as_mut().expect("a future is not polled after it was ready");
         again.as_mut().poll(cx)
@@ -152,11 +152,11 @@ where
 
 /// What one exchange knows while it lasts.
 pub(super) struct Exchange<C, B> {
-    pub(super) upstream: Arc<Upstream<C, B>>,
+    pub(super) upstream: Arc<ProxyTarget<C, B>>,
     pub(super) begun: Instant,
     call: ClientCall,
     pub(super) progress: Option<Arc<UploadCounters>>,
-    upgrade: Option<Protocols>,
+    upgrade: Option<UpgradeProtocols>,
     tunnel: Option<(OnUpgrade, OwnedSemaphorePermit)>,
     /// Of what was sent by HTTP/2.
     #[cfg(feature = "http2")]
@@ -164,8 +164,8 @@ pub(super) struct Exchange<C, B> {
 }
 
 /// What an attempt ended with.
-enum Ended<B> {
-    Answer(Outcome<B>),
+enum Completion<B> {
+    Response(Outcome<B>),
     /// Nobody saw the request.
     Unsent(Request<TrackedUpload<B>>),
 }
@@ -177,7 +177,7 @@ where
     B: SendBody,
 {
     /// Gets a connection, sends, and waits; what comes back unsent goes out on another connection.
-    async fn run(mut self, mut request: Request<TrackedUpload<B>>, mut returns: u32) -> Outcome<B> {
+    async fn drive(mut self, mut request: Request<TrackedUpload<B>>, mut returns: u32) -> Outcome<B> {
         loop {
             let needs = Needs { fresh: returns > 0, upgrade: self.upgrade.is_some() };
             let leased = signing(self.call, self.upstream.pool.lease(self.begun, needs)).await;
@@ -189,16 +189,16 @@ where
             let stamp = lease.stamp().clone();
             stamp.begin();
             let sent = match &mut lease {
-                Lease::H1(h1) => {
-                    address::to_h1(&mut request);
+                Checkout::H1(h1) => {
+                    request_target::to_h1(&mut request);
                     let (mut parts, body) = request.into_parts();
                     name_length(&parts.method, &mut parts.headers, &body);
                     let request = Request::from_parts(parts, body);
                     self.head(h1.sender().try_send_request(request), &stamp).await
                 }
                 #[cfg(feature = "http2")]
-                Lease::H2(h2) => {
-                    address::to_h2(&mut request, self.upstream.target.scheme());
+                Checkout::H2(h2) => {
+                    request_target::to_h2(&mut request, self.upstream.target.scheme());
                     self.head_size = head_size::of(&request);
                     if !head_size::fits(&request, self.head_size, h2.max_head()) {
                         return Ok(LocalResponse::too_large().into_rejected_response());
@@ -207,35 +207,35 @@ where
                 }
             };
             match self.ended(sent, lease, returns) {
-                Ended::Answer(outcome) => return outcome,
-                Ended::Unsent(unsent) => (request, returns) = (unsent, returns + 1),
+                Completion::Response(outcome) => return outcome,
+                Completion::Unsent(unsent) => (request, returns) = (unsent, returns + 1),
             }
         }
     }
 
-    fn ended(&mut self, sent: Sent<B>, mut lease: Lease<B>, returns: u32) -> Ended<B> {
+    fn ended(&mut self, sent: Sent<B>, mut lease: Checkout<B>, returns: u32) -> Completion<B> {
         match sent {
-            Ok(answer) => Ended::Answer(self.answered(answer, lease)),
-            Err(error) => self.broke(error, &mut lease, returns),
+            Ok(answer) => Completion::Response(self.answered(answer, lease)),
+            Err(error) => self.on_broken(error, &mut lease, returns),
         }
     }
 
-    fn broke(
+    fn on_broken(
         &self,
         mut error: TrySendError<Request<TrackedUpload<B>>>,
-        lease: &mut Lease<B>,
+        lease: &mut Checkout<B>,
         returns: u32,
-    ) -> Ended<B> {
+    ) -> Completion<B> {
         let scene = self.scene(lease.stamp());
         let message = error.take_message();
         let mut failure = Failure::from_error_with(error.into_error().into(), &scene);
         failure = lease.failed(failure);
         #[cfg(feature = "http2")]
-        if let Lease::H2(h2) = lease {
+        if let Checkout::H2(h2) = lease {
             if failure.cause() == BadGatewayCause::StreamReset && h2.max_head().is_some_and(|max| self.head_size > max)
             {
                 // the limit came after the request was sent
-                return Ended::Answer(Ok(LocalResponse::too_large().into_rejected_response()));
+                return Completion::Response(Ok(LocalResponse::too_large().into_rejected_response()));
             }
         }
         if self.was_refused_http1(&failure, &scene) {
@@ -246,10 +246,10 @@ where
         }
         match message {
             // a pooled connection had died: nobody saw the request
-            Some(unsent) if returns < MAX_RETURNS && scene.wire.is_some_and(|wire| wire.served > 0) => {
-                Ended::Unsent(unsent)
+            Some(unsent) if returns < MAX_STALE_RETRIES && scene.wire.is_some_and(|wire| wire.served > 0) => {
+                Completion::Unsent(unsent)
             }
-            _ => Ended::Answer(Err(self.told(failure))),
+            _ => Completion::Response(Err(self.told(failure))),
         }
     }
 
@@ -263,7 +263,7 @@ where
         self.upgrade.is_some() && is_new && ended && self.upstream.pool.seems_h2()
     }
 
-    fn answered(&mut self, mut answer: Response<Incoming>, mut lease: Lease<B>) -> Outcome<B> {
+    fn answered(&mut self, mut answer: Response<Incoming>, mut lease: Checkout<B>) -> Outcome<B> {
         lease.on_head();
         let asked = if self.tunnel.is_some() { Expected::Upgrade } else { Expected::Response };
         if let Some(verdict) = check_head(&answer, asked) {
@@ -297,7 +297,7 @@ where
                 lease.on_end();
                 ResponseBody::default()
             }
-            _ => ResponseBody::upstream(Download::new(incoming, lease, self)),
+            _ => ResponseBody::upstream(ProxyBody::new(incoming, lease, self)),
         };
         Ok(Response::from_parts(parts, body))
     }
@@ -306,14 +306,14 @@ where
 impl<C, B> Exchange<C, B> {
     async fn head<F: Future>(&self, sent: F, stamp: &ConnectionStats) -> F::Output {
         let mut sent = pin!(sent);
-        poll_fn(|cx| looked(sent.as_mut().poll(cx), || self.sight(stamp))).await
+        poll_fn(|cx| publish_poll(sent.as_mut().poll(cx), || self.sight(stamp))).await
     }
 
     fn sight(&self, stamp: &ConnectionStats) -> AttemptProgress {
         AttemptProgress {
             upstream: Some(self.upstream.name.clone()),
             call: Some(self.call),
-            ..sight(stamp, self.progress.as_deref())
+            ..snapshot(stamp, self.progress.as_deref())
         }
     }
 
@@ -329,7 +329,7 @@ impl<C, B> Exchange<C, B> {
     }
 }
 
-impl<C, B> Upstream<C, B> {
+impl<C, B> ProxyTarget<C, B> {
     #[cold]
     fn too_many_tunnels(&self, call: ClientCall) -> Failure {
         let failure = self.refusal(BadGatewayCause::ConnectionLimit, call).into_builder();
@@ -342,7 +342,7 @@ impl<C, B> Upstream<C, B> {
     }
 }
 
-impl<B> Lease<B> {
+impl<B> Checkout<B> {
     pub(super) fn stamp(&self) -> &ConnectionStats {
         match self {
             Self::H1(h1) => h1.stamp(),

@@ -21,33 +21,33 @@
 //! # }
 //! ```
 
-mod address;
+mod address_policy;
 mod capture;
 mod connector;
-mod download;
+mod counted_io;
 mod exchange;
 mod frames;
 #[cfg(feature = "http2")]
 mod head_size;
 mod interim;
-mod policy;
 mod pool;
+mod progress;
 mod proxy;
-mod sight;
-mod stamped;
+mod proxy_body;
+mod request_target;
 mod target;
 mod tcp;
 #[cfg(feature = "rustls")]
 mod tls;
 mod tunnel;
 
+pub use self::address_policy::AddressPolicy;
 pub use self::capture::{Capture, CaptureFuture, CaptureLayer};
 pub use self::connector::{Connector, TlsInfo};
-pub use self::download::Download;
-pub use self::policy::AddressPolicy;
+pub use self::counted_io::CountedIo;
 pub use self::pool::{Connect, SendBody};
-pub use self::proxy::{DefaultConnector, ExchangeFuture, Http, ReverseProxy, ReverseProxyBuilder};
-pub use self::stamped::Stamped;
+pub use self::proxy::{DefaultConnector, ExchangeFuture, HttpVersion, ReverseProxy, ReverseProxyBuilder};
+pub use self::proxy_body::ProxyBody;
 pub use self::target::{InvalidTarget, Target};
 pub use self::tcp::TcpConnector;
 #[cfg(feature = "rustls")]

@@ -35,10 +35,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
-use super::sight::telling;
+use super::progress::publishing;
 #[cfg(feature = "rustls")]
 use super::tls::http1_only;
-use super::{BoxError, Connector, Http, Stamped};
+use super::{BoxError, Connector, CountedIo, HttpVersion};
 use crate::alignment::KeepAliveEstimator;
 use crate::body::TrackedUpload;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
@@ -87,7 +87,7 @@ pub(super) struct Needs {
 }
 
 /// A connection to send one request on.
-pub(super) enum Lease<B> {
+pub(super) enum Checkout<B> {
     H1(H1<B>),
     #[cfg(feature = "http2")]
     H2(H2<B>),
@@ -103,7 +103,7 @@ pub(super) struct Pool<C, B> {
 struct Dial<C> {
     uri: Uri,
     #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
-    http: Http,
+    http: HttpVersion,
     connector: Connector<C>,
 }
 
@@ -137,7 +137,7 @@ const MIN_CLEAR: usize = 1024;
 
 /// A request in the queue.
 struct Waiter<B> {
-    turn: oneshot::Sender<Turn<B>>,
+    sender: oneshot::Sender<Handoff<B>>,
     #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is nothing else
     waits_for: WaitsFor,
 }
@@ -155,19 +155,19 @@ enum WaitsFor {
 
 impl<B> State<B> {
     /// Queues a caller; the queue never holds many more than wait.
-    fn queue(&mut self, waits_for: WaitsFor) -> oneshot::Receiver<Turn<B>> {
+    fn queue(&mut self, waits_for: WaitsFor) -> oneshot::Receiver<Handoff<B>> {
         if self.waiters.len() >= self.clear_at {
-            self.waiters.retain(|waiter| !waiter.turn.is_closed());
+            self.waiters.retain(|waiter| !waiter.sender.is_closed());
             // twice what is left, so that looking at all of them stays rare
             self.clear_at = MIN_CLEAR.max(2 * self.waiters.len());
         }
         let (turn, receiver) = oneshot::channel();
-        self.waiters.push_back(Waiter { turn, waits_for });
+        self.waiters.push_back(Waiter { sender: turn, waits_for });
         receiver
     }
 
     /// Takes out the first who may use a place; whoever waits for a dial has one.
-    fn first_for_a_place(&mut self) -> Option<Waiter<B>> {
+    fn next_waiter_for_slot(&mut self) -> Option<Waiter<B>> {
         #[cfg(feature = "http2")]
         let at = self.waiters.iter().position(|waiter| waiter.waits_for != WaitsFor::Dial)?;
         #[cfg(not(feature = "http2"))]
@@ -177,14 +177,14 @@ impl<B> State<B> {
 }
 
 /// What a caller that waited is given.
-enum Turn<B> {
+enum Handoff<B> {
     Connection(H1<B>),
-    Place(Place<B>),
+    Slot(Slot<B>),
     #[cfg(feature = "http2")]
     Stream(H2<B>),
     /// The shared dial brought nothing for this caller, which may dial by itself.
     #[cfg(feature = "http2")]
-    LookAgain,
+    Retry,
     /// The shared dial failed.
     #[cfg(feature = "http2")]
     DialFailed(Failure),
@@ -194,12 +194,12 @@ enum Turn<B> {
 }
 
 /// A connection's place under the cap; dropping it makes room.
-pub(super) struct Place<B>(Weak<Shared<B>>);
+pub(super) struct Slot<B>(Weak<Shared<B>>);
 
-impl<B> Drop for Place<B> {
+impl<B> Drop for Slot<B> {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.give_place();
+            shared.release_slot();
         }
     }
 }
@@ -209,28 +209,28 @@ impl<B> Shared<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give_place(self: &Arc<Self>) {
+    fn release_slot(self: &Arc<Self>) {
         let mut state = self.lock();
         state.open -= 1;
-        while let Some(waiter) = state.first_for_a_place() {
-            if waiter.turn.is_closed() {
+        while let Some(waiter) = state.next_waiter_for_slot() {
+            if waiter.sender.is_closed() {
                 continue;
             }
             state.open += 1;
             drop(state);
             // a waiter that left meanwhile drops the place, which comes back here
-            let _ = waiter.turn.send(Turn::Place(Place(Arc::downgrade(self))));
+            let _ = waiter.sender.send(Handoff::Slot(Slot(Arc::downgrade(self))));
             return;
         }
     }
 
     /// Takes a place, if the cap leaves one.
-    fn place(self: &Arc<Self>, state: &mut State<B>) -> Option<Place<B>> {
+    fn try_take_slot(self: &Arc<Self>, state: &mut State<B>) -> Option<Slot<B>> {
         if state.open >= self.limits.connections {
             return None;
         }
         state.open += 1;
-        Some(Place(Arc::downgrade(self)))
+        Some(Slot(Arc::downgrade(self)))
     }
 
     fn idle_limit(&self) -> Duration {
@@ -261,7 +261,7 @@ impl<C, B> Clone for Pool<C, B> {
 }
 
 impl<C, B> Pool<C, B> {
-    pub(super) fn new(uri: Uri, http: Http, connector: Connector<C>, limits: Limits) -> Self {
+    pub(super) fn new(uri: Uri, http: HttpVersion, connector: Connector<C>, limits: Limits) -> Self {
         let state = State {
             open: 0,
             idle: VecDeque::new(),
@@ -305,12 +305,12 @@ where
 }
 
 /// What a caller has to do for its connection.
-enum Next<B> {
+enum NextAction<B> {
     #[cfg(feature = "http2")]
-    Lease(Lease<B>),
-    Open(Place<B>),
+    Lease(Checkout<B>),
+    Open(Slot<B>),
     /// Wait, for a shared dial (`true`) or for what others give back.
-    Wait(oneshot::Receiver<Turn<B>>, bool),
+    Wait(oneshot::Receiver<Handoff<B>>, bool),
     /// A connection has come back, or was ended to make room.
     LookAgain,
 }
@@ -329,7 +329,7 @@ where
     C::Future: 'static,
 {
     /// A connection: an idle one, a new one, or the next that others give back.
-    pub(super) async fn lease(&self, now: Instant, needs: Needs) -> Result<Lease<B>, Failure> {
+    pub(super) async fn lease(&self, now: Instant, needs: Needs) -> Result<Checkout<B>, Failure> {
         if needs.upgrade && self.dial.http.is_h2() {
             return Err(upgrade_failed("the upstream is spoken to in HTTP/2 alone"));
         }
@@ -347,7 +347,7 @@ where
             let shares = false;
             if !shares && std::mem::take(&mut look_at_idle) {
                 if let Some(connection) = self.idle(now).await {
-                    return Ok(Lease::H1(connection));
+                    return Ok(Checkout::H1(connection));
                 }
             }
             #[cfg(feature = "http2")]
@@ -356,43 +356,43 @@ where
             let next = self.next_h1(needs);
             let (turn, dialing) = match next {
                 #[cfg(feature = "http2")]
-                Next::Lease(lease) => return Ok(lease),
-                Next::Open(place) => match self.open(place, needs.upgrade).await? {
+                NextAction::Lease(lease) => return Ok(lease),
+                NextAction::Open(place) => match self.open(place, needs.upgrade).await? {
                     Some(lease) => return Ok(lease),
                     None => continue,
                 },
-                Next::Wait(turn, dialing) => (turn, dialing),
-                Next::LookAgain => {
+                NextAction::Wait(turn, dialing) => (turn, dialing),
+                NextAction::LookAgain => {
                     look_at_idle = !needs.fresh;
                     continue;
                 }
             };
             let waited = if dialing {
-                telling(Phase::Connect, None, timeout(DIAL_WAIT, turn)).await
+                publishing(Phase::Connect, None, timeout(DIAL_WAIT, turn)).await
             } else {
                 let since: &mut Instant = queued_since.get_or_insert_with(Instant::now);
                 let left = self.shared.limits.queue.saturating_sub(since.elapsed());
-                telling(Phase::Pool, None, timeout(left, turn)).await
+                publishing(Phase::Pool, None, timeout(left, turn)).await
             };
             match waited {
-                Ok(Ok(Turn::Connection(mut connection))) => {
+                Ok(Ok(Handoff::Connection(mut connection))) => {
                     if connection.still_open().await {
-                        return Ok(Lease::H1(connection));
+                        return Ok(Checkout::H1(connection));
                     }
                 }
                 #[cfg(feature = "http2")]
-                Ok(Ok(Turn::Place(place))) if shares => self.dial_shared(place),
-                Ok(Ok(Turn::Place(place))) => {
+                Ok(Ok(Handoff::Slot(place))) if shares => self.dial_shared(place),
+                Ok(Ok(Handoff::Slot(place))) => {
                     if let Some(lease) = self.open(place, needs.upgrade).await? {
                         return Ok(lease);
                     }
                 }
                 #[cfg(feature = "http2")]
-                Ok(Ok(Turn::Stream(stream))) => return Ok(Lease::H2(stream)),
+                Ok(Ok(Handoff::Stream(stream))) => return Ok(Checkout::H2(stream)),
                 #[cfg(feature = "http2")]
-                Ok(Ok(Turn::LookAgain)) => {}
+                Ok(Ok(Handoff::Retry)) => {}
                 #[cfg(feature = "http2")]
-                Ok(Ok(Turn::DialFailed(failure))) => {
+                Ok(Ok(Handoff::DialFailed(failure))) => {
                     // a stream of the connections that there are may still become free
                     may_dial = false;
                     if !self.shared.shares_any() {
@@ -400,7 +400,7 @@ where
                     }
                 }
                 #[cfg(feature = "http2")]
-                Ok(Ok(Turn::DialLost)) => {
+                Ok(Ok(Handoff::DialLost)) => {
                     lost_dials += 1;
                     if lost_dials > MAX_LOST_DIALS {
                         return Err(Failure::new(BadGatewayCause::GatewayInternal));
@@ -421,30 +421,30 @@ where
     }
 
     /// A place under the cap, or what others give back.
-    fn next_h1(&self, needs: Needs) -> Next<B> {
+    fn next_h1(&self, needs: Needs) -> NextAction<B> {
         let mut state = self.shared.lock();
-        if let Some(place) = self.shared.place(&mut state) {
-            return Next::Open(place);
+        if let Some(place) = self.shared.try_take_slot(&mut state) {
+            return NextAction::Open(place);
         }
         #[cfg(feature = "http2")]
         if let Some(unused) = state.h2.take_unused() {
             drop(state);
             drop(unused);
-            return Next::LookAgain;
+            return NextAction::LookAgain;
         }
         if !state.idle.is_empty() {
             // given back meanwhile, or of no use to this request
             let useless = needs.fresh.then(|| state.idle.pop_front());
             drop(state);
             drop(useless);
-            return Next::LookAgain;
+            return NextAction::LookAgain;
         }
         let waits_for = if needs.upgrade { WaitsFor::Http1 } else { WaitsFor::Any };
-        Next::Wait(state.queue(waits_for), false)
+        NextAction::Wait(state.queue(waits_for), false)
     }
 
     /// The youngest idle connection, if it can take a request at once.
-    pub(super) fn idle_now(&self, now: Instant) -> Option<H1<B>> {
+    pub(super) fn take_idle(&self, now: Instant) -> Option<H1<B>> {
         let mut state = self.shared.lock();
         let (connection, since) = state.idle.back()?;
         let age = now.saturating_duration_since(*since);
@@ -452,7 +452,7 @@ where
             return None;
         }
         let (mut connection, _) = state.idle.pop_back()?;
-        connection.rested = Some(age);
+        connection.idle_for = Some(age);
         Some(connection)
     }
 
@@ -476,7 +476,7 @@ where
             }
             let age = now.saturating_duration_since(since);
             if connection.still_open().await {
-                connection.rested = Some(age);
+                connection.idle_for = Some(age);
                 return Some(connection);
             }
             self.shared.keep_alive.observe_stale(age, now);
@@ -484,7 +484,7 @@ where
     }
 
     /// Opens a connection; `None` if it is kept for others, as its peer takes no stream now.
-    async fn open(&self, place: Place<B>, upgrade: bool) -> Result<Option<Lease<B>>, Failure> {
+    async fn open(&self, place: Slot<B>, upgrade: bool) -> Result<Option<Checkout<B>>, Failure> {
         let io = self.connect(upgrade).await?;
         #[cfg(feature = "http2")]
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
@@ -493,9 +493,9 @@ where
             }
             self.shared.seems_h2.store(true, Relaxed);
             let opened = connections::Connections::shake_hands(io, &mut Some(place), &self.shared).await?;
-            return Ok(self.adopt(opened));
+            return Ok(self.insert(opened));
         }
-        H1::shake_hands(io, place, &self.shared).await.map(|h1| Some(Lease::H1(h1)))
+        H1::shake_hands(io, place, &self.shared).await.map(|h1| Some(Checkout::H1(h1)))
     }
 
     /// Whether the upstream takes a connection now; one that is asked for here is closed at once.
@@ -503,7 +503,7 @@ where
         self.connect(false).await.is_ok()
     }
 
-    async fn connect(&self, upgrade: bool) -> Result<Stamped<C::Io>, Failure> {
+    async fn connect(&self, upgrade: bool) -> Result<CountedIo<C::Io>, Failure> {
         let mut connector = self.dial.connector.clone();
         std::future::poll_fn(|cx| connector.poll_ready(cx)).await?;
         if !upgrade {

@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use super::connector::{NOT_TLS, wants_tls};
 use super::pool::{Limits, Pool};
-use super::{BoxError, Connect, Connector, Download, Target, TcpConnector, exchange};
+use super::{BoxError, Connect, Connector, ProxyBody, Target, TcpConnector, exchange};
 use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{ClientInfo, ForwardingRules};
@@ -35,7 +35,7 @@ const MAX_STREAMS: u32 = MAX_WINDOW / 65_535 - 1;
 /// Which HTTP the upstream speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Http {
+pub enum HttpVersion {
     /// HTTP/1.1, or what TLS negotiates by ALPN.
     #[default]
     Auto,
@@ -44,7 +44,7 @@ pub enum Http {
     H2,
 }
 
-impl Http {
+impl HttpVersion {
     /// Whether HTTP/2 is known before anything is negotiated.
     pub(super) fn is_h2(self) -> bool {
         self != Self::Auto
@@ -59,15 +59,15 @@ impl Http {
 /// all; nothing else is ever repeated. A request that fails ends its connection, also one that hangs in a
 /// write. See the [module](super) for an example.
 ///
-/// The caller's address is that of [`caller`](Self::caller), or of a [`ClientInfo`] in the request's
+/// The caller's address is that of [`client_info`](Self::client_info), or of a [`ClientInfo`] in the request's
 /// extensions.
 pub struct ReverseProxy<C, B> {
-    upstream: Arc<Upstream<C, B>>,
-    caller: Arc<ClientInfo>,
+    upstream: Arc<ProxyTarget<C, B>>,
+    client_info: Arc<ClientInfo>,
 }
 
 /// All that an exchange needs and that outlives it.
-pub(super) struct Upstream<C, B> {
+pub(super) struct ProxyTarget<C, B> {
     pub(super) name: Arc<str>,
     pub(super) target: Target,
     pub(super) host: HeaderValue,
@@ -91,8 +91,8 @@ impl ReverseProxy<DefaultConnector, ()> {
 
 impl<C, B> ReverseProxy<C, B> {
     /// The same upstream and pool for requests of this caller: a clone for each connection accepted.
-    pub fn caller(&self, caller: ClientInfo) -> Self {
-        Self { upstream: self.upstream.clone(), caller: Arc::new(caller) }
+    pub fn client_info(&self, caller: ClientInfo) -> Self {
+        Self { upstream: self.upstream.clone(), client_info: Arc::new(caller) }
     }
 }
 
@@ -107,7 +107,7 @@ where
     /// connection, TLS and all.
     ///
     /// Nothing is sent on it; it is closed at once.
-    pub fn connects(&self) -> impl FnMut() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + use<C, B> {
+    pub fn connect_probe(&self) -> impl FnMut() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + use<C, B> {
         let upstream = self.upstream.clone();
         move || {
             let upstream = upstream.clone();
@@ -118,7 +118,7 @@ where
 
 impl<C, B> Clone for ReverseProxy<C, B> {
     fn clone(&self) -> Self {
-        Self { upstream: self.upstream.clone(), caller: self.caller.clone() }
+        Self { upstream: self.upstream.clone(), client_info: self.client_info.clone() }
     }
 }
 
@@ -135,7 +135,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<ResponseBody<Download<B>>>;
+    type Response = Response<ResponseBody<ProxyBody<B>>>;
     type Error = Failure;
     type Future = ExchangeFuture<B>;
 
@@ -145,7 +145,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        exchange::start(&self.upstream, &self.caller, request)
+        exchange::start(&self.upstream, &self.client_info, request)
     }
 }
 
@@ -157,25 +157,26 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<ResponseBody<Download<B>>>;
+    type Response = Response<ResponseBody<ProxyBody<B>>>;
     type Error = Failure;
     type Future = ExchangeFuture<B>;
 
     fn call(&self, request: Request<B>) -> Self::Future {
-        exchange::start(&self.upstream, &self.caller, request)
+        exchange::start(&self.upstream, &self.client_info, request)
     }
 }
 
 /// The future of [`ReverseProxy`].
 ///
 /// hyper's own futures have no name, so that one box is the price of an exchange.
-pub type ExchangeFuture<B> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<Download<B>>>, Failure>> + Send>>;
+pub type ExchangeFuture<B> =
+    Pin<Box<dyn Future<Output = Result<Response<ResponseBody<ProxyBody<B>>>, Failure>> + Send>>;
 
 /// Settings of a [`ReverseProxy`].
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`http`](Self::http) | [`Http::Auto`] |
+/// | [`http`](Self::http) | [`HttpVersion::Auto`] |
 /// | [`max_connections`](Self::max_connections) | 1024 |
 /// | [`max_tunnels`](Self::max_tunnels) among them | half of them |
 /// | [`tunnel_idle`](Self::tunnel_idle) of tunnels after a 101 | 1 h |
@@ -197,7 +198,7 @@ pub struct ReverseProxyBuilder<C = DefaultConnector> {
     name: Option<Arc<str>>,
     target: Target,
     rules: ForwardingRules,
-    http: Http,
+    http: HttpVersion,
     upload_idle: Duration,
     tunnels: Option<usize>,
     tunnel_idle: Option<Duration>,
@@ -222,7 +223,7 @@ impl<C> ReverseProxyBuilder<C> {
             name: None,
             target,
             rules,
-            http: Http::Auto,
+            http: HttpVersion::Auto,
             upload_idle: Duration::from_secs(30),
             tunnels: None,
             tunnel_idle: Some(Duration::from_secs(3600)),
@@ -238,7 +239,7 @@ impl<C> ReverseProxyBuilder<C> {
     }
 
     /// Which HTTP the upstream speaks (default: HTTP/1.1, or what TLS negotiates).
-    pub fn http(mut self, http: Http) -> Self {
+    pub fn http(mut self, http: HttpVersion) -> Self {
         self.http = http;
         self
     }
@@ -366,7 +367,8 @@ impl<C> ReverseProxyBuilder<C> {
         }
         let stream_window = limits.stream_window.min(MAX_WINDOW / limits.streams);
         let pool = Pool::new(target.uri(), http, connector, Limits { stream_window, ..limits });
-        let upstream = Upstream { name, host: target.host(), target, rules, upload_idle, tunnel_idle, tunnels, pool };
-        ReverseProxy { upstream: Arc::new(upstream), caller: Arc::new(ClientInfo::unknown()) }
+        let upstream =
+            ProxyTarget { name, host: target.host(), target, rules, upload_idle, tunnel_idle, tunnels, pool };
+        ReverseProxy { upstream: Arc::new(upstream), client_info: Arc::new(ClientInfo::unknown()) }
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::connector::{not_tls, wants_tls};
-use super::sight::telling;
+use super::progress::publishing;
 use super::{AddressPolicy, BoxError};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase};
 
@@ -160,7 +160,7 @@ where
                     .build());
             }
             let first = allowed[0];
-            match telling(Phase::Connect, Some(first), timeout(this.connect_timeout, connect_any(allowed))).await {
+            match publishing(Phase::Connect, Some(first), timeout(this.connect_timeout, connect_any(allowed))).await {
                 Ok(connected) => {
                     let stream = connected?;
                     if let Some(time) = this.keep_alive {
@@ -185,7 +185,7 @@ where
 {
     async fn resolve(&mut self, host: &str, port: u16) -> Result<VecDeque<SocketAddr>, Failure> {
         let name: Name = host.parse().map_err(|_| invalid_target("the host is no name"))?;
-        let found = match telling(Phase::Resolve, None, timeout(self.dns_timeout, self.resolver.call(name))).await {
+        let found = match publishing(Phase::Resolve, None, timeout(self.dns_timeout, self.resolver.call(name))).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return Err(name_failure(error.into())),
             Err(_) => return Err(no_connection(BadGatewayCause::DnsTimeout, Evidence::NoConnection).build()),

@@ -23,7 +23,7 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::connector::wants_tls;
-use super::sight::telling;
+use super::progress::publishing;
 use super::{BoxError, TlsInfo};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 
@@ -260,7 +260,7 @@ where
                 let mut extras = Extensions::new();
                 io.connected().get_extras(&mut extras);
                 let peer = extras.get::<HttpInfo>().map(HttpInfo::remote_addr);
-                let shaken = telling(Phase::Tls, peer, timeout(limit, tls.connect(name, TokioIo::new(io)))).await;
+                let shaken = publishing(Phase::Tls, peer, timeout(limit, tls.connect(name, TokioIo::new(io)))).await;
                 let failed = match shaken {
                     Ok(Ok(stream)) => return Ok(MaybeTls(Kind::Tls(Box::new(TokioIo::new(stream))))),
                     Ok(Err(error)) => Failure::handshaking(error, peer),

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::pool::Lease;
+use super::pool::Checkout;
 use crate::exchange::Tunnel;
 
 /// The shortest time between two looks at a tunnel, however short its limit.
@@ -32,14 +32,14 @@ pub(super) struct Terms {
 pub(super) fn spawn<B: Send + 'static>(
     caller: OnUpgrade,
     upstream: OnUpgrade,
-    lease: Lease<B>,
+    lease: Checkout<B>,
     Terms { permit, idle }: Terms,
 ) -> Tunnel {
     let (tunnel, end) = Tunnel::new();
     let place = match lease {
-        Lease::H1(h1) => h1.into_tunnel(),
+        Checkout::H1(h1) => h1.into_tunnel(),
         #[cfg(feature = "http2")]
-        Lease::H2(_) => return tunnel,
+        Checkout::H2(_) => return tunnel,
     };
     tokio::spawn(async move {
         let _held = (place, permit, end);

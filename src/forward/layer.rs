@@ -37,7 +37,7 @@ use crate::exchange::{Handle, Ref};
 /// |---|---|
 /// | [`upstream`](Self::upstream) | none: the URI that goes on is in origin-form, as for a handler or hyper's own connections |
 /// | [`http2`](Self::http2) | off: the head that goes on is one of HTTP/1.1 |
-/// | [`caller`](Self::caller), where the request's extensions name no [`ClientInfo`] | [`ClientInfo::unknown`] |
+/// | [`client_info`](Self::client_info), where the request's extensions name no [`ClientInfo`] | [`ClientInfo::unknown`] |
 ///
 /// ```
 /// use bytes::Bytes;

@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::util::BoxCloneService;
 use tower::{BoxError, Layer, Service, ServiceExt};
 use tower_upstream::cause::Replay;
-use tower_upstream::client::{Connector, Http, ReverseProxy};
+use tower_upstream::client::{Connector, HttpVersion, ReverseProxy};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::{ClassifyLayer, Failure};
 
@@ -35,7 +35,7 @@ fn upstream(kind: Kind, protocol: Protocol, peer: Peer) -> Upstream {
         Kind::ReverseProxy => {
             let proxy =
                 ReverseProxy::builder("http://peer.test".parse().unwrap(), ForwardingRules::new("edge").unwrap());
-            let http = if protocol == Protocol::Http2 { Http::H2 } else { Http::Auto };
+            let http = if protocol == Protocol::Http2 { HttpVersion::H2 } else { HttpVersion::Auto };
             collected(ClassifyLayer::new().layer(proxy.connector(peer).http(http).build()))
         }
     }

@@ -346,7 +346,7 @@ async fn what_the_gateways_own_client_did_not_send_is_repeated_and_known_as_such
 /// A proxy whose connector never connects.
 fn hangs<B>() -> impl Service<
     Request<B>,
-    Response = Response<ResponseBody<tower_upstream::client::Download<B>>>,
+    Response = Response<ResponseBody<tower_upstream::client::ProxyBody<B>>>,
     Error = Failure,
     Future: Send,
 > + Clone

@@ -116,7 +116,7 @@ impl Gateway {
         let limits = TimeoutLayer::new(short()).untouched();
         let service = move |peer: SocketAddr| {
             let caller = ClientInfo::new(Some(peer.ip()), Scheme::Http);
-            layer.layer(retry.layer(limits.layer(proxy.caller(caller))))
+            layer.layer(retry.layer(limits.layer(proxy.client_info(caller))))
         };
         Self { address, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }
@@ -133,7 +133,7 @@ impl Gateway {
         let proxy = builder.build::<Incoming>();
         let address = listener.local_addr().unwrap();
         let service = move |peer: SocketAddr| {
-            layer.layer(limits.layer(proxy.caller(ClientInfo::new(Some(peer.ip()), Scheme::Http))))
+            layer.layer(limits.layer(proxy.client_info(ClientInfo::new(Some(peer.ip()), Scheme::Http))))
         };
         Self { address, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }

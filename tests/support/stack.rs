@@ -52,7 +52,8 @@ impl StackGateway {
         let proxy = proxy.build::<RequestBody<Incoming>>();
         let (handle, listener) = (layer.handle(), listener().await);
         let address = listener.local_addr().unwrap();
-        let service = move |peer: SocketAddr| layer.layer(proxy.caller(ClientInfo::new(Some(peer.ip()), Scheme::Http)));
+        let service =
+            move |peer: SocketAddr| layer.layer(proxy.client_info(ClientInfo::new(Some(peer.ip()), Scheme::Http)));
         Self { address, handle, seen, task: tokio::spawn(serve(listener, service)).abort_handle() }
     }
 

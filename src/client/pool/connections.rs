@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::h2::{H2, StreamStage};
 use super::lifetime::{Lifetime, Sharing};
 use super::streams::Streams;
-use super::{DIAL_WAIT, Limits, Place, Shared, State, TrackedUpload};
+use super::{DIAL_WAIT, Limits, Shared, Slot, State, TrackedUpload};
 use crate::classify::ConnectionStats;
 use crate::client::frames::PeerState;
 
@@ -41,7 +41,7 @@ pub(super) struct Shape<B> {
     pub(super) idle_since: AtomicU64,
     /// This side has reset a stream.
     pub(super) was_reset: AtomicBool,
-    pub(super) _place: Option<Place<B>>,
+    pub(super) _place: Option<Slot<B>>,
     /// Closes with the last holder, for the connection's task.
     pub(super) _in_use: oneshot::Sender<Infallible>,
 }
@@ -135,7 +135,7 @@ impl<B> Entry<B> {
         H2 {
             sender: self.sender.clone(),
             connection: self.connection.clone(),
-            home: Arc::downgrade(home),
+            origin: Arc::downgrade(home),
             stage: StreamStage::Unsent,
         }
     }

@@ -9,10 +9,10 @@ use hyper_util::client::legacy::connect::Connection;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::{Place, SendBody, Shared, TrackedUpload, Turn};
+use super::{Handoff, SendBody, Shared, Slot, TrackedUpload};
 use crate::cause::{BadGatewayCause, Failure};
 use crate::classify::{AttemptContext, ConnectionStats};
-use crate::client::Stamped;
+use crate::client::CountedIo;
 
 /// The largest response head: what HTTP/2 upstreams may send too, and their clients take.
 const MAX_HEADER_LIST: usize = 64 << 10;
@@ -23,10 +23,10 @@ pub(crate) struct H1<B> {
     /// Taken where the connection is to live on without us.
     sender: Option<SendRequest<TrackedUpload<B>>>,
     stamp: ConnectionStats,
-    place: Option<Place<B>>,
-    home: Weak<Shared<B>>,
+    slot: Option<Slot<B>>,
+    origin: Weak<Shared<B>>,
     /// How long it had been idle when it was taken; a new one was not.
-    pub(super) rested: Option<Duration>,
+    pub(super) idle_for: Option<Duration>,
     /// When it is too old for further requests.
     retire_at: Option<Instant>,
 }
@@ -56,7 +56,7 @@ impl<B> H1<B> {
             return;
         }
         let Some(value) = headers.get(KEEP_ALIVE) else { return };
-        if let (Some(home), Ok(value)) = (self.home.upgrade(), value.to_str()) {
+        if let (Some(home), Ok(value)) = (self.origin.upgrade(), value.to_str()) {
             home.keep_alive.observe_header(value);
         }
     }
@@ -64,7 +64,7 @@ impl<B> H1<B> {
     /// Learns from a failure: was it the upstream's keep-alive?
     pub(crate) fn failed(&self, failure: &Failure) {
         let stale = matches!(failure.cause(), BadGatewayCause::StaleConnection | BadGatewayCause::NotDispatched);
-        if let (true, Some(age), Some(home)) = (stale, self.rested, self.home.upgrade()) {
+        if let (true, Some(age), Some(home)) = (stale, self.idle_for, self.origin.upgrade()) {
             home.keep_alive.observe_stale(age, Instant::now());
         }
     }
@@ -79,14 +79,14 @@ impl<B> H1<B> {
     }
 
     /// Leaves the connection to its upgraded protocol; the place is kept as long as what is returned.
-    pub(crate) fn into_tunnel(mut self) -> Option<Place<B>> {
+    pub(crate) fn into_tunnel(mut self) -> Option<Slot<B>> {
         self.sender = None;
-        self.place.take()
+        self.slot.take()
     }
 }
 
 impl<B: SendBody> H1<B> {
-    pub(super) async fn shake_hands<T>(io: Stamped<T>, place: Place<B>, home: &Arc<Shared<B>>) -> Result<Self, Failure>
+    pub(super) async fn shake_hands<T>(io: CountedIo<T>, place: Slot<B>, home: &Arc<Shared<B>>) -> Result<Self, Failure>
     where
         T: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static,
     {
@@ -111,9 +111,9 @@ impl<B: SendBody> H1<B> {
         Ok(Self {
             sender: Some(sender),
             stamp,
-            place: Some(place),
-            home: Arc::downgrade(home),
-            rested: None,
+            slot: Some(place),
+            origin: Arc::downgrade(home),
+            idle_for: None,
             retire_at,
         })
     }
@@ -129,19 +129,19 @@ impl<B: SendBody> H1<B> {
     }
 
     /// Gives the connection back, to the next who waits or to the idle ones.
-    pub(crate) fn give_back(self, now: Instant) {
-        let Some(home) = self.home.upgrade() else { return };
+    pub(crate) fn put_idle(self, now: Instant) {
+        let Some(home) = self.origin.upgrade() else { return };
         if self.is_closed() || self.is_retired(now) {
             return;
         }
         let mut connection = self;
         // whom it is handed to at once meets no idle connection
-        connection.rested = None;
+        connection.idle_for = None;
         let mut state = home.lock();
         while let Some(waiter) = state.waiters.pop_front() {
-            match waiter.turn.send(Turn::Connection(connection)) {
+            match waiter.sender.send(Handoff::Connection(connection)) {
                 // that caller has left meanwhile
-                Err(Turn::Connection(back)) => connection = back,
+                Err(Handoff::Connection(back)) => connection = back,
                 Ok(()) | Err(_) => return,
             }
         }
@@ -150,11 +150,11 @@ impl<B: SendBody> H1<B> {
     }
 
     /// Gives the connection back once the last of an upload has been written.
-    pub(crate) fn give_back_after_upload(mut self, idle: Duration) {
+    pub(crate) fn put_idle_after_upload(mut self, idle: Duration) {
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
             if self.takes_upload(idle).await {
-                self.give_back(Instant::now());
+                self.put_idle(Instant::now());
             }
         });
     }

@@ -23,12 +23,14 @@ use super::connections::{Connections, Entry, Shape};
 use super::lifetime::Lifetime;
 use super::shared_dial::SharedDial;
 use super::streams::Streams;
-use super::{Connect, Lease, Limits, Needs, Next, Place, Pool, SendBody, Shared, State, TrackedUpload, Turn};
-use super::{Waiter, WaitsFor, telling};
+use super::{
+    Checkout, Connect, Handoff, Limits, Needs, NextAction, Pool, SendBody, Shared, Slot, State, TrackedUpload,
+};
+use super::{Waiter, WaitsFor, publishing};
 use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, Failure, Phase};
 use crate::classify::{AttemptContext, ConnectionStats};
-use crate::client::Stamped;
+use crate::client::CountedIo;
 use crate::client::frames::PeerState;
 use crate::exchange::{CancelReason, drop_reason};
 
@@ -48,7 +50,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) struct H2<B> {
     pub(super) sender: SendRequest<TrackedUpload<B>>,
     pub(super) connection: Arc<Shape<B>>,
-    pub(super) home: Weak<Shared<B>>,
+    pub(super) origin: Weak<Shared<B>>,
     pub(super) stage: StreamStage,
 }
 
@@ -63,7 +65,7 @@ pub(super) enum StreamStage {
 
 impl<B> Drop for H2<B> {
     fn drop(&mut self) {
-        if let (StreamStage::BeforeHead | StreamStage::InBody, Some(home)) = (self.stage, self.home.upgrade()) {
+        if let (StreamStage::BeforeHead | StreamStage::InBody, Some(home)) = (self.stage, self.origin.upgrade()) {
             home.record_reset(&self.connection, self.stage == StreamStage::BeforeHead, Instant::now());
         }
         // after a time limit it takes no more streams, unless the client itself was late
@@ -72,7 +74,7 @@ impl<B> Drop for H2<B> {
             self.evict();
         }
         if self.connection.streams.count() == 1 {
-            if let Some(home) = self.home.upgrade() {
+            if let Some(home) = self.origin.upgrade() {
                 self.connection.idle_since.store(home.nanos(Instant::now()), Relaxed);
             }
         }
@@ -82,7 +84,7 @@ impl<B> Drop for H2<B> {
             self.connection.stamp.kill();
         }
         if end.awaited {
-            if let Some(home) = self.home.upgrade() {
+            if let Some(home) = self.origin.upgrade() {
                 home.hand_streams(&self.connection);
             }
         }
@@ -134,7 +136,7 @@ impl<B> H2<B> {
 
     /// Takes the connection, and no other, out of the pool. Streams that run may end.
     pub(crate) fn evict(&self) {
-        if let Some(home) = self.home.upgrade() {
+        if let Some(home) = self.origin.upgrade() {
             let mut state = home.lock();
             let at = state.h2.position(&self.connection);
             let gone = at.map(|at| state.h2.open.swap_remove(at));
@@ -177,10 +179,10 @@ impl<B: Send + 'static> H2<B> {
 impl<B: SendBody> Connections<B> {
     /// Begins to speak HTTP/2, and waits for the peer's settings. A failure leaves the place.
     pub(super) async fn shake_hands<T>(
-        mut io: Stamped<T>,
-        place: &mut Option<Place<B>>,
+        mut io: CountedIo<T>,
+        place: &mut Option<Slot<B>>,
         home: &Arc<Shared<B>>,
-    ) -> Result<Opened<B>, Failure>
+    ) -> Result<NewConnection<B>, Failure>
     where
         T: hyper::rt::Read + hyper::rt::Write + Connection + Unpin + Send + 'static,
     {
@@ -212,8 +214,8 @@ impl<B: SendBody> Connections<B> {
         });
         // an end of the connection is the first request's to report
         let received = timeout(SETTINGS_WAIT, peer.wait_for(|peer| peer.received));
-        let _ = telling(Phase::Connect, shape.stamp.peer(), received).await;
-        Ok(Opened { sender, connection: shape })
+        let _ = publishing(Phase::Connect, shape.stamp.peer(), received).await;
+        Ok(NewConnection { sender, connection: shape })
     }
 }
 
@@ -283,18 +285,18 @@ impl<B> Drop for SweptAtEnd<B> {
 }
 
 /// A connection that no stream uses yet.
-pub(super) struct Opened<B> {
+pub(super) struct NewConnection<B> {
     sender: SendRequest<TrackedUpload<B>>,
     connection: Arc<Shape<B>>,
 }
 
 impl<B> Shared<B> {
     /// Adds a connection and hands out its streams, the first to the caller if it `wants` one.
-    pub(super) fn add(self: &Arc<Self>, opened: Opened<B>, wants: bool) -> Option<H2<B>>
+    pub(super) fn add(self: &Arc<Self>, opened: NewConnection<B>, wants: bool) -> Option<H2<B>>
     where
         B: Send + 'static,
     {
-        let Opened { sender, connection } = opened;
+        let NewConnection { sender, connection } = opened;
         let now = Instant::now();
         let lifetime = Lifetime::new(now, self.limits.retire_at(now));
         let mut entry = Entry { sender, connection: connection.clone(), lifetime };
@@ -328,7 +330,7 @@ impl<B> Shared<B> {
         if may_replace && entry.lifetime.is_retired(now) {
             // the first who waits dials, and the others get what that brings
             let first = first_for_a_stream(&mut state.waiters).and_then(|at| state.waiters.remove(at));
-            handed.turns.extend(first.map(|waiter| (waiter, Turn::LookAgain)));
+            handed.turns.extend(first.map(|waiter| (waiter, Handoff::Retry)));
             handed.retired = Some(state.h2.open.swap_remove(at));
             return handed;
         }
@@ -337,7 +339,7 @@ impl<B> Shared<B> {
                 return handed;
             }
             let stream = entry.lease(self);
-            handed.turns.extend(state.waiters.remove(at).map(|waiter| (waiter, Turn::Stream(stream))));
+            handed.turns.extend(state.waiters.remove(at).map(|waiter| (waiter, Handoff::Stream(stream))));
         }
         connection.streams.stop_waiting();
         handed
@@ -346,7 +348,7 @@ impl<B> Shared<B> {
 
 /// Turns to send once the lock is given back: what a waiter that has left meanwhile drops takes it again.
 struct Handed<B> {
-    turns: Vec<(Waiter<B>, Turn<B>)>,
+    turns: Vec<(Waiter<B>, Handoff<B>)>,
     retired: Option<Entry<B>>,
 }
 
@@ -354,17 +356,17 @@ impl<B> Handed<B> {
     fn send(self) {
         drop(self.retired);
         for (waiter, turn) in self.turns {
-            let _ = waiter.turn.send(turn);
+            let _ = waiter.sender.send(turn);
         }
     }
 }
 
 /// The place of the first who waits for a stream; those who have left the front of the queue are cleared away.
 fn first_for_a_stream<B>(waiters: &mut VecDeque<Waiter<B>>) -> Option<usize> {
-    while waiters.front().is_some_and(|waiter| waiter.turn.is_closed()) {
+    while waiters.front().is_some_and(|waiter| waiter.sender.is_closed()) {
         waiters.pop_front();
     }
-    waiters.iter().position(|waiter| waiter.waits_for != WaitsFor::Http1 && !waiter.turn.is_closed())
+    waiters.iter().position(|waiter| waiter.waits_for != WaitsFor::Http1 && !waiter.sender.is_closed())
 }
 
 impl<C: Connect, B: SendBody> Pool<C, B>
@@ -372,7 +374,7 @@ where
     C::Future: 'static,
 {
     /// A stream on a shared connection, or what to wait for; `None` where HTTP/1.1 is spoken.
-    pub(super) fn next_h2(&self, now: Instant, needs: Needs, may_dial: bool) -> Option<Next<B>> {
+    pub(super) fn next_h2(&self, now: Instant, needs: Needs, may_dial: bool) -> Option<NextAction<B>> {
         let shared = &self.shared;
         if needs.upgrade || !shared.seems_h2.load(Relaxed) {
             return None;
@@ -384,13 +386,13 @@ where
         if let Some(stream) = state.h2.share(shared, most).or_else(|| state.h2.share_or_wait(shared, most)) {
             drop(state);
             drop(expired);
-            return Some(Next::Lease(Lease::H2(stream)));
+            return Some(NextAction::Lease(Checkout::H2(stream)));
         }
         let expected = state.h2.expected(now);
         let served = state.is_served_by(expected);
         let (mut dial, mut room) = (None, None);
         if may_dial && !served {
-            match shared.place(&mut state) {
+            match shared.try_take_slot(&mut state) {
                 Some(place) => dial = Some(SharedDial::new(self, &mut state, place, now)),
                 // their places come back through the queue
                 None => room = Some((state.h2.take_stuck_dial(now), state.idle.pop_front())),
@@ -403,11 +405,11 @@ where
         if let Some(dial) = dial {
             dial.spawn();
         }
-        Some(Next::Wait(turn, dialing))
+        Some(NextAction::Wait(turn, dialing))
     }
 
     /// Keeps a connection that turned out to speak HTTP/2 and takes a stream on it, if the peer takes any.
-    pub(super) fn adopt(&self, opened: Opened<B>) -> Option<Lease<B>> {
-        self.shared.add(opened, true).map(Lease::H2)
+    pub(super) fn insert(&self, opened: NewConnection<B>) -> Option<Checkout<B>> {
+        self.shared.add(opened, true).map(Checkout::H2)
     }
 }

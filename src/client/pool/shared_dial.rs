@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::connections::Connections;
-use super::{Connect, H1, Place, Pool, SendBody, State, Turn, Waiter, WaitsFor};
+use super::{Connect, H1, Handoff, Pool, SendBody, Slot, State, Waiter, WaitsFor};
 use crate::cause::Failure;
 
 /// A dial for all who wait: a task of its own, so that no caller's leaving takes it from the others.
@@ -19,7 +19,7 @@ use crate::cause::Failure;
 /// It is made before its task and moved into it: those who wait are told whatever becomes of the task.
 pub(super) struct SharedDial<C, B> {
     pool: Pool<C, B>,
-    place: Option<Place<B>>,
+    place: Option<Slot<B>>,
     cancelled: Option<oneshot::Receiver<Infallible>>,
     end: DialEnd,
 }
@@ -35,7 +35,7 @@ enum DialEnd {
 }
 
 impl<C, B> SharedDial<C, B> {
-    pub(super) fn new(pool: &Pool<C, B>, state: &mut State<B>, place: Place<B>, now: Instant) -> Self {
+    pub(super) fn new(pool: &Pool<C, B>, state: &mut State<B>, place: Slot<B>, now: Instant) -> Self {
         let (cancel, cancelled) = oneshot::channel();
         state.h2.dialing.push((now, cancel));
         Self { pool: pool.clone(), place: Some(place), cancelled: Some(cancelled), end: DialEnd::Lost }
@@ -54,10 +54,10 @@ impl<C, B> Drop for SharedDial<C, B> {
         let told = state.take_who_wait_for_a_dial(expected);
         drop(state);
         for waiter in told {
-            let _ = waiter.turn.send(match &self.end {
-                DialEnd::Lost => Turn::DialLost,
-                DialEnd::Failed(failure) => Turn::DialFailed(failure.clone()),
-                DialEnd::Cancelled | DialEnd::Opened | DialEnd::Http1 => Turn::LookAgain,
+            let _ = waiter.sender.send(match &self.end {
+                DialEnd::Lost => Handoff::DialLost,
+                DialEnd::Failed(failure) => Handoff::DialFailed(failure.clone()),
+                DialEnd::Cancelled | DialEnd::Opened | DialEnd::Http1 => Handoff::Retry,
             });
         }
     }
@@ -88,7 +88,7 @@ impl<B> State<B> {
         let mut before = 0;
         let (left, taken) = std::mem::take(&mut self.waiters)
             .into_iter()
-            .filter(|waiter| !waiter.turn.is_closed())
+            .filter(|waiter| !waiter.sender.is_closed())
             .partition::<VecDeque<_>, _>(|waiter| {
             before += usize::from(waiter.waits_for != WaitsFor::Http1);
             waiter.waits_for != WaitsFor::Dial || before <= expected
@@ -100,7 +100,7 @@ impl<B> State<B> {
     /// Whether dials that are likely to bring this many streams serve one more than wait already.
     pub(super) fn is_served_by(&mut self, expected: usize) -> bool {
         if expected > 0 && self.waiters.len() >= expected {
-            self.waiters.retain(|waiter| !waiter.turn.is_closed());
+            self.waiters.retain(|waiter| !waiter.sender.is_closed());
         }
         self.waiters.len() < expected
     }
@@ -111,12 +111,12 @@ where
     C::Future: 'static,
 {
     /// Dials in a place that was waited for.
-    pub(super) fn dial_shared(&self, place: Place<B>) {
+    pub(super) fn dial_shared(&self, place: Slot<B>) {
         let dial = SharedDial::new(self, &mut self.shared.lock(), place, Instant::now());
         dial.spawn();
     }
 
-    async fn dial_once(&self, place: &mut Option<Place<B>>) -> Result<DialEnd, Failure> {
+    async fn dial_once(&self, place: &mut Option<Slot<B>>) -> Result<DialEnd, Failure> {
         let io = self.connect(false).await?;
         if self.dial.http.is_h2() || io.connected().is_negotiated_h2() {
             let opened = Connections::shake_hands(io, place, &self.shared).await?;
@@ -125,7 +125,7 @@ where
         }
         self.shared.seems_h2.store(false, Relaxed);
         if let Some(place) = place.take() {
-            H1::shake_hands(io, place, &self.shared).await?.give_back(Instant::now());
+            H1::shake_hands(io, place, &self.shared).await?.put_idle(Instant::now());
         }
         Ok(DialEnd::Http1)
     }

@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
-use super::pool::{Lease, SendBody};
-use super::sight::{looked, sight};
+use super::pool::{Checkout, SendBody};
+use super::progress::{publish_poll, snapshot};
 use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 use crate::classify::{AttemptContext, ConnectionStats};
@@ -27,17 +27,17 @@ use crate::forward::strip_response_trailers;
 ///
 /// A client that does not read it keeps its connection: how long is for a stack or a layer around to limit, by
 /// [`client_idle`](crate::timeout::Timeouts::client_idle).
-pub struct Download<B> {
+pub struct ProxyBody<B> {
     transfer: Detachable<Transfer<B>>,
 }
 
-impl<B: SendBody> Download<B> {
-    pub(super) fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
+impl<B: SendBody> ProxyBody<B> {
+    pub(super) fn new<C>(incoming: Incoming, lease: Checkout<B>, exchange: &Exchange<C, B>) -> Self {
         Self { transfer: Detachable::new(Transfer::new(incoming, lease, exchange)) }
     }
 }
 
-impl<B: SendBody> Body for Download<B> {
+impl<B: SendBody> Body for ProxyBody<B> {
     type Data = Bytes;
     type Error = Failure;
 
@@ -58,42 +58,42 @@ impl<B: SendBody> Body for Download<B> {
 struct Transfer<B> {
     incoming: Incoming,
     /// Gone once the body has ended; an answer without one never had it.
-    open: Option<Box<Open<B>>>,
+    open: Option<Box<OpenResponse<B>>>,
 }
 
 /// What a body that is still coming needs.
-struct Open<B> {
-    lease: Lease<B>,
+struct OpenResponse<B> {
+    lease: Checkout<B>,
     upstream: Arc<str>,
     begun: Instant,
     scene: AttemptContext,
     progress: Option<Arc<UploadCounters>>,
-    upload: UploadState,
+    upload: UploadPhase,
     upload_idle: Duration,
 }
 
 /// How far the upload was when the head came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum UploadState {
+enum UploadPhase {
     /// There was none, or it was written.
-    Through,
+    Complete,
     /// The upstream may take the rest of it for a request, or leave it in the way of one.
-    UnderWay,
+    InProgress,
 }
 
-impl UploadState {
+impl UploadPhase {
     fn of(progress: Option<&UploadCounters>, stamp: &ConnectionStats) -> Self {
         match progress {
-            Some(progress) if progress.ended().is_none() || stamp.wire().blocked => Self::UnderWay,
-            _ => Self::Through,
+            Some(progress) if progress.ended().is_none() || stamp.wire().blocked => Self::InProgress,
+            _ => Self::Complete,
         }
     }
 }
 
 impl<B: SendBody> Transfer<B> {
-    fn new<C>(incoming: Incoming, lease: Lease<B>, exchange: &Exchange<C, B>) -> Self {
+    fn new<C>(incoming: Incoming, lease: Checkout<B>, exchange: &Exchange<C, B>) -> Self {
         let upload_idle = exchange.upstream.upload_idle;
-        let upload = UploadState::of(exchange.progress.as_deref(), lease.stamp());
+        let upload = UploadPhase::of(exchange.progress.as_deref(), lease.stamp());
         if incoming.is_end_stream() {
             lease.stamp().answered();
             release(lease, upload, exchange.progress.as_ref(), upload_idle);
@@ -101,7 +101,7 @@ impl<B: SendBody> Transfer<B> {
         }
         let scene = exchange.scene(lease.stamp());
         lease.stamp().answered();
-        let open = Open {
+        let open = OpenResponse {
             lease,
             upstream: exchange.upstream.name.clone(),
             begun: exchange.begun,
@@ -122,21 +122,21 @@ impl<B: SendBody> Transfer<B> {
 }
 
 fn release<B: SendBody>(
-    lease: Lease<B>,
-    upload: UploadState,
+    lease: Checkout<B>,
+    upload: UploadPhase,
     progress: Option<&Arc<UploadCounters>>,
     upload_idle: Duration,
 ) {
     match lease {
-        Lease::H1(h1) => match upload {
+        Checkout::H1(h1) => match upload {
             // the rest may still be wanted (RFC 9112 section 9.3), but nobody knows what it was taken for
-            UploadState::UnderWay => h1.end_after_upload(upload_idle),
+            UploadPhase::InProgress => h1.end_after_upload(upload_idle),
             // what was not written yet would hold up the next request
-            UploadState::Through if progress.is_some() && !h1.is_ready() => h1.give_back_after_upload(upload_idle),
-            UploadState::Through => h1.give_back(Instant::now()),
+            UploadPhase::Complete if progress.is_some() && !h1.is_ready() => h1.put_idle_after_upload(upload_idle),
+            UploadPhase::Complete => h1.put_idle(Instant::now()),
         },
         #[cfg(feature = "http2")]
-        Lease::H2(mut h2) => {
+        Checkout::H2(mut h2) => {
             h2.on_end();
             if let Some(progress) = progress.filter(|progress| progress.ended().is_none()) {
                 h2.close_after_upload(progress, upload_idle);
@@ -145,7 +145,7 @@ fn release<B: SendBody>(
     }
 }
 
-impl<B> Open<B> {
+impl<B> OpenResponse<B> {
     /// `RST_STREAM(NO_ERROR)` looks like an end (RFC 9113 section 8.1).
     fn was_cut(&self, incoming: &Incoming) -> bool {
         self.scene.wire.is_some_and(|wire| wire.multiplexed) && !incoming.is_end_stream()
@@ -207,9 +207,9 @@ impl<B: SendBody> Body for Transfer<B> {
                 return Poll::Ready(None);
             }
             Poll::Pending => {
-                return looked(Poll::Pending, || AttemptProgress {
+                return publish_poll(Poll::Pending, || AttemptProgress {
                     upstream: Some(open.upstream.clone()),
-                    ..sight(open.lease.stamp(), open.progress.as_deref())
+                    ..snapshot(open.lease.stamp(), open.progress.as_deref())
                 });
             }
         };
@@ -226,9 +226,9 @@ impl<B: SendBody> Body for Transfer<B> {
     }
 }
 
-impl<B> fmt::Debug for Download<B> {
+impl<B> fmt::Debug for ProxyBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Download").finish_non_exhaustive()
+        f.debug_struct("ProxyBody").finish_non_exhaustive()
     }
 }
 

@@ -25,14 +25,14 @@ const SHORT_READ: u64 = 8191;
 /// [`Connector`](super::Connector) makes them; hyper-util's client finds the stamp among the extras of
 /// [`Connected`].
 #[derive(Debug)]
-pub struct Stamped<T> {
-    io: TokioIo<Counted<TokioIo<T>>>,
+pub struct CountedIo<T> {
+    io: TokioIo<Counter<TokioIo<T>>>,
 }
 
-impl<T: hyper::rt::Read + Unpin> Stamped<T> {
+impl<T: hyper::rt::Read + Unpin> CountedIo<T> {
     pub(super) fn new(io: T, stamp: ConnectionStats, interim: Interim) -> Self {
         let io = TokioIo::new(io);
-        let counted = Counted {
+        let counted = Counter {
             io: io.take(u64::MAX),
             stamp,
             interim,
@@ -48,7 +48,7 @@ impl<T: hyper::rt::Read + Unpin> Stamped<T> {
     }
 }
 
-impl<T> Stamped<T> {
+impl<T> CountedIo<T> {
     /// Reads in short pieces, so that little is read ahead of a client that does not read.
     pub(super) fn with_short_reads(mut self) -> Self {
         self.io.inner_mut().longest_read = SHORT_READ;
@@ -69,14 +69,14 @@ impl<T> Stamped<T> {
     }
 }
 
-impl<T: Connection + hyper::rt::Read + Unpin> Connection for Stamped<T> {
+impl<T: Connection + hyper::rt::Read + Unpin> Connection for CountedIo<T> {
     fn connected(&self) -> Connected {
         let counted = self.io.inner();
         counted.io.get_ref().inner().connected().extra(counted.stamp.clone())
     }
 }
 
-impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Read for Stamped<T> {
+impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Read for CountedIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -86,7 +86,7 @@ impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Read for Stamped<
     }
 }
 
-impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Write for Stamped<T> {
+impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Write for CountedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -114,7 +114,7 @@ impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Write for Stamped
 
 /// Below `TokioIo`, where what was read can be seen without unsafe code.
 #[derive(Debug)]
-struct Counted<T> {
+struct Counter<T> {
     /// Bounds each read, not their sum.
     io: Take<T>,
     stamp: ConnectionStats,
@@ -131,7 +131,7 @@ struct Counted<T> {
     was_full: bool,
 }
 
-impl<T> Counted<T> {
+impl<T> Counter<T> {
     fn check_alive(&self) -> io::Result<()> {
         if self.stamp.is_killed() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "ended by the gateway"));
@@ -147,7 +147,7 @@ impl<T> Counted<T> {
     }
 
     /// A write after a read: a request begins, if this is not the rest of the one before.
-    fn turned(&mut self) {
+    fn direction_changed(&mut self) {
         self.read_last = false;
         let begun = self.stamp.begun();
         let begins =
@@ -171,7 +171,7 @@ impl<T> Counted<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Counter<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check_alive()?;
@@ -211,12 +211,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counter<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         this.check_alive()?;
         if this.read_last {
-            this.turned();
+            this.direction_changed();
         }
         let wrote = Pin::new(this.io.get_mut()).poll_write(cx, buf);
         this.after_write(&wrote, cx);
@@ -231,7 +231,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<T> {
         let this = &mut *self;
         this.check_alive()?;
         if this.read_last {
-            this.turned();
+            this.direction_changed();
         }
         let wrote = Pin::new(this.io.get_mut()).poll_write_vectored(cx, bufs);
         this.after_write(&wrote, cx);

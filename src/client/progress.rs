@@ -12,7 +12,7 @@ use crate::classify::ConnectionStats;
 use crate::exchange::{self, AttemptProgress, UploadProgress};
 
 /// Runs a future that is one phase of getting a connection.
-pub(super) async fn telling<F: Future>(phase: Phase, peer: Option<SocketAddr>, future: F) -> F::Output {
+pub(super) async fn publishing<F: Future>(phase: Phase, peer: Option<SocketAddr>, future: F) -> F::Output {
     let mut future: Pin<&mut F> = pin!(future);
     poll_fn(|cx| {
         let polled = future.as_mut().poll(cx);
@@ -26,14 +26,14 @@ pub(super) async fn telling<F: Future>(phase: Phase, peer: Option<SocketAddr>, f
 
 /// What was polled for; while there is nothing, tells what its connection has seen.
 #[inline]
-pub(super) fn looked<T>(polled: Poll<T>, sight: impl FnOnce() -> AttemptProgress) -> Poll<T> {
-    seen(&polled, sight);
+pub(super) fn publish_poll<T>(polled: Poll<T>, sight: impl FnOnce() -> AttemptProgress) -> Poll<T> {
+    publish(&polled, sight);
     polled
 }
 
 /// The same of what is too large to be moved for it.
 #[inline]
-pub(super) fn seen<T>(polled: &Poll<T>, sight: impl FnOnce() -> AttemptProgress) {
+pub(super) fn publish<T>(polled: &Poll<T>, sight: impl FnOnce() -> AttemptProgress) {
     if polled.is_pending() {
         exchange::publish(sight);
     }
@@ -53,7 +53,7 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
 }
 
 /// What a connection has seen of its request.
-pub(super) fn sight(stamp: &ConnectionStats, progress: Option<&UploadCounters>) -> AttemptProgress {
+pub(super) fn snapshot(stamp: &ConnectionStats, progress: Option<&UploadCounters>) -> AttemptProgress {
     let wire = stamp.wire();
     let upload = progress.map(|progress| UploadProgress {
         taken: progress.frames(),
