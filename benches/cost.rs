@@ -144,7 +144,7 @@ fn learned() -> (AdaptiveTimeout, Instant) {
     let limit = AdaptiveTimeout::new(Duration::from_secs(10));
     let start = Instant::now();
     for _ in 0..1000 {
-        limit.answered(start, Duration::from_millis(40));
+        limit.record(start, Duration::from_millis(40));
     }
     let now = start + Duration::from_secs(1);
     limit.limit(now);
@@ -155,7 +155,7 @@ fn learned() -> (AdaptiveTimeout, Instant) {
 fn a_sample_is_recorded(bencher: Bencher<'_, '_>) {
     let (limit, now) = learned();
     let elapsed = Duration::from_micros(41_234);
-    bencher.bench(|| limit.answered(black_box(now), black_box(elapsed)));
+    bencher.bench(|| limit.record(black_box(now), black_box(elapsed)));
 }
 
 #[divan::bench(threads = [1, 2])]

@@ -110,7 +110,7 @@ impl Estimator for Ours {
         self.limit.limit(self.now(at)).as_secs_f64()
     }
     fn answered(&mut self, at: f64, elapsed: f64) {
-        self.limit.answered(self.now(at), Duration::from_secs_f64(elapsed));
+        self.limit.record(self.now(at), Duration::from_secs_f64(elapsed));
     }
     fn timed_out(&mut self, at: f64, limit: f64) {
         if self.censored == Censored::Count {

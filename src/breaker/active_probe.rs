@@ -148,14 +148,14 @@ mod tests {
     use crate::exchange::{CallContext, Component, Outcome};
 
     /// A circuit, and an upstream that a task looks at.
-    struct Watched {
+    struct ProbedCircuit {
         layer: CircuitBreakerLayer,
         up: Arc<AtomicBool>,
         probes: Arc<AtomicU32>,
         task: tokio::task::JoinHandle<()>,
     }
 
-    impl Watched {
+    impl ProbedCircuit {
         fn new() -> Self {
             let layer = CircuitBreakerLayer::new("payments");
             let (up, probes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
@@ -193,7 +193,7 @@ mod tests {
             begun.elapsed()
         }
 
-        fn passes(&self) -> bool {
+        fn admits(&self) -> bool {
             self.layer.config.per_attempt.admit(&CallContext::new(Instant::now())).is_ok()
         }
     }
@@ -205,24 +205,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_circuit_closes_as_soon_as_its_upstream_is_back_and_no_call_had_to_find_out() {
         for (outage, late) in [(millis(100), millis(7)), (millis(10_000), millis(21)), (millis(120_000), millis(242))] {
-            let watched = Watched::new();
+            let watched = ProbedCircuit::new();
             watched.fails(Cause::ConnectionRefused).await;
             let end = Instant::now() + outage;
             while Instant::now() < end {
-                assert!(!watched.passes(), "no call is spent, whatever pause is over");
+                assert!(!watched.admits(), "no call is spent, whatever pause is over");
                 tokio::time::sleep(millis(1).max(outage / 1000)).await;
             }
             watched.up.store(true, Relaxed);
             let took = watched.until_closed().await;
             assert!(took <= late, "{took:?} after {outage:?}");
-            assert!(watched.passes());
+            assert!(watched.admits());
             watched.task.abort();
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_of_a_day_is_looked_at_once_a_second() {
-        let watched = Watched::new();
+        let watched = ProbedCircuit::new();
         watched.fails(Cause::ConnectTimeout).await;
         tokio::time::sleep(Duration::from_secs(24 * 60 * 60)).await;
         let before = watched.probes.load(Relaxed);
@@ -235,25 +235,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_upstream_that_takes_connections_and_fails_is_left_to_its_calls() {
-        let watched = Watched::new();
+        let watched = ProbedCircuit::new();
         watched.up.store(true, Relaxed);
         watched.fails(Cause::FirstByteTimeout).await;
         tokio::time::sleep(millis(400)).await;
         assert_eq!(watched.state(), State::Open, "that it takes connections was never in doubt");
         tokio::time::sleep(millis(700)).await;
-        assert!(watched.passes(), "the pause is over: a call is the probe");
+        assert!(watched.admits(), "the pause is over: a call is the probe");
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_holds_it_open_is_not_overruled_and_the_task_ends_with_the_circuit() {
-        let watched = Watched::new();
+        let watched = ProbedCircuit::new();
         watched.fails(Cause::ConnectionRefused).await;
         tokio::time::sleep(millis(50)).await;
         watched.layer.handle().hold_open();
         watched.up.store(true, Relaxed);
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(watched.state(), State::HeldOpen);
-        let Watched { layer, task, .. } = watched;
+        let ProbedCircuit { layer, task, .. } = watched;
         drop(layer);
         task.await.unwrap();
     }
@@ -262,16 +262,16 @@ mod tests {
     async fn a_probe_that_hangs_has_failed_after_a_second() {
         let layer = CircuitBreakerLayer::new("payments");
         let task = tokio::spawn(layer.handle().active_probe(std::future::pending));
-        let watched = Watched { layer, up: Arc::default(), probes: Arc::default(), task };
+        let watched = ProbedCircuit { layer, up: Arc::default(), probes: Arc::default(), task };
         watched.fails(Cause::ConnectTimeout).await;
         for _ in 0..100 {
             tokio::time::sleep(millis(100)).await;
-            assert!(!watched.passes());
+            assert!(!watched.admits());
         }
         // where nobody looks any more, the calls do again
         watched.task.abort();
         tokio::time::sleep(Duration::from_secs(4)).await;
-        assert!(watched.passes());
+        assert!(watched.admits());
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,12 +295,12 @@ mod tests {
             } else {
                 tokio::spawn(probing)
             };
-            let watched = Watched { layer, up: Arc::default(), probes: Arc::default(), task };
+            let watched = ProbedCircuit { layer, up: Arc::default(), probes: Arc::default(), task };
             watched.fails(Cause::ConnectTimeout).await;
             tokio::time::sleep(millis(30)).await;
             watched.task.abort();
             tokio::time::sleep(Duration::from_secs(4)).await;
-            assert!(watched.passes(), "unpolled {unpolled}, panics {panics}");
+            assert!(watched.admits(), "unpolled {unpolled}, panics {panics}");
         }
     }
 }

@@ -110,7 +110,7 @@ impl ConnectionStats {
     }
 
     /// Notes that a response head arrived: the connection's next request is on a reused one.
-    pub fn answered(&self) {
+    pub fn record_response(&self) {
         let served = self.0.served.load(Relaxed);
         self.0.served.store(served.saturating_add(1), Relaxed);
     }
@@ -257,7 +257,7 @@ mod tests {
         stamp.begin();
         stamp.record_write(40);
         stamp.record_read(b"HTTP/1.1 200 OK\r\n\r\n");
-        stamp.answered();
+        stamp.record_response();
         stamp.begin();
         assert_eq!((stamp.wire().written, stamp.wire().read, stamp.wire().served), (0, 0, 1));
         stamp.record_read(b"HT");
@@ -271,7 +271,7 @@ mod tests {
         stamp.multiplexed();
         stamp.begin();
         stamp.record_write(40);
-        stamp.answered();
+        stamp.record_response();
         stamp.begin();
         assert_eq!(stamp.wire().written, 40);
     }
@@ -283,7 +283,7 @@ mod tests {
         stamp.record_read(b"HTTP/1.1 103 Early Hints\r\n\r\n");
         assert!(!stamp.infer_request_start(), "an interim response is none");
         stamp.record_read(b"HTTP/1.1 200 OK\r\n\r\n");
-        stamp.answered();
+        stamp.record_response();
         assert!(stamp.infer_request_start());
         stamp.record_write(40);
         stamp.record_read(b"HTTP/1.1 2");

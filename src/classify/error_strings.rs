@@ -56,15 +56,15 @@ pub(super) fn read(link: &(dyn Error + 'static), clues: &mut ErrorFacts) {
 ///
 /// Inside of a connect error of a client it is the connector's own.
 fn is_string(link: &(dyn Error + 'static)) -> bool {
-    struct Begins(Option<char>);
-    impl Write for Begins {
+    struct Prefix(Option<char>);
+    impl Write for Prefix {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             self.0 = self.0.or_else(|| text.chars().next());
             // the rest does not matter
             if self.0.is_some() { Err(fmt::Error) } else { Ok(()) }
         }
     }
-    let mut begins = Begins(None);
+    let mut begins = Prefix(None);
     let _ = write!(begins, "{link:?}");
     begins.0 == Some('"')
 }

@@ -131,19 +131,19 @@ impl Failure {
 
     /// As [`from_error`](Self::from_error), with what is known besides.
     pub fn from_error_with(error: BoxError, scene: &AttemptContext) -> Self {
-        Self::told(error, |clues| rules::before_head(clues, scene), scene)
+        Self::classified(error, |clues| rules::before_head(clues, scene), scene)
     }
 
     /// Judges an error that a response body ended with.
     pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>, scene: &AttemptContext) -> Self {
-        Self::told(error.into(), |clues| rules::in_body(clues, scene), scene)
+        Self::classified(error.into(), |clues| rules::in_body(clues, scene), scene)
     }
 
     /// Judges an error of a connector: whatever it is, no connection was had.
     #[cfg(feature = "client")]
     pub(crate) fn connecting(error: BoxError, peer: impl Into<Option<std::net::SocketAddr>>) -> Self {
         let scene = AttemptContext::default().peer(peer);
-        Self::met(error, rules::connecting, &scene)
+        Self::classified_by_connector(error, rules::connecting, &scene)
     }
 
     /// Judges an error of a TCP connect, with nothing on top of it yet.
@@ -152,13 +152,13 @@ impl Failure {
         let judge = |clues: &evidence::ErrorFacts| {
             rules::connecting(&evidence::ErrorFacts { tcp: true, io: clues.io, ..Default::default() })
         };
-        Self::met(error.into(), judge, &AttemptContext::default().peer(peer))
+        Self::classified_by_connector(error.into(), judge, &AttemptContext::default().peer(peer))
     }
 
     /// Judges an error of a TLS handshake.
     #[cfg(all(feature = "client", feature = "rustls"))]
     pub(crate) fn handshaking(error: std::io::Error, peer: Option<std::net::SocketAddr>) -> Self {
-        Self::met(error.into(), rules::handshaking, &AttemptContext::default().peer(peer))
+        Self::classified_by_connector(error.into(), rules::handshaking, &AttemptContext::default().peer(peer))
     }
 
     /// As [`from_error_with`](Self::from_error_with), by the layer that made these client calls.
@@ -166,31 +166,31 @@ impl Failure {
         let clues = evidence::ErrorFacts::collect(&*error);
         // a connector's record is of the client whose error it is in; any other may be of any call
         let foreign = clues.failure.is_some() && !clues.typed;
-        let failure = Self::judged(error, &clues, |clues| rules::before_head(clues, scene), scene);
+        let failure = Self::from_facts(error, &clues, |clues| rules::before_head(clues, scene), scene);
         if foreign { failure.about(calls) } else { failure.claimed(calls) }
     }
 
-    fn told(
+    fn classified(
         error: BoxError,
         judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
         scene: &AttemptContext,
     ) -> Self {
         let clues = evidence::ErrorFacts::collect(&*error);
-        Self::judged(error, &clues, judge, scene)
+        Self::from_facts(error, &clues, judge, scene)
     }
 
-    /// As [`told`](Self::told), by a connector.
+    /// As [`classified`](Self::classified), by a connector.
     #[cfg(feature = "client")]
-    fn met(
+    fn classified_by_connector(
         error: BoxError,
         judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
         scene: &AttemptContext,
     ) -> Self {
         let clues = evidence::ErrorFacts::collect_connecting(&*error);
-        Self::judged(error, &clues, judge, scene)
+        Self::from_facts(error, &clues, judge, scene)
     }
 
-    fn judged(
+    fn from_facts(
         error: BoxError,
         clues: &evidence::ErrorFacts,
         judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,

@@ -309,7 +309,7 @@ pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Optio
 pub(crate) fn refused_head<B>(answer: &mut Response<B>, ask: &RequestSummary) -> Option<Failure> {
     let stamp = answer.extensions().get::<ConnectionStats>();
     if let Some(stamp) = stamp {
-        stamp.answered();
+        stamp.record_response();
         if answer.version() == Version::HTTP_2 {
             stamp.multiplexed();
         }

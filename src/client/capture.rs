@@ -96,7 +96,7 @@ impl<F: Future> Future for CaptureFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let polled = publish_poll(this.call.poll(cx), || told(this.captured).unwrap_or_default());
+        let polled = publish_poll(this.call.poll(cx), || progress(this.captured).unwrap_or_default());
         if polled.is_pending() {
             exchange::sign(*this.number);
         }
@@ -105,7 +105,7 @@ impl<F: Future> Future for CaptureFuture<F> {
 }
 
 /// What the connection has seen, once there is one and if it is stamped.
-fn told(captured: &CaptureConnection) -> Option<AttemptProgress> {
+fn progress(captured: &CaptureConnection) -> Option<AttemptProgress> {
     let mut extras = Extensions::new();
     captured.connection_metadata().as_ref()?.get_extras(&mut extras);
     extras.get::<ConnectionStats>().map(|stamp| snapshot(stamp, None))

@@ -193,7 +193,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counter<T> {
         } else {
             this.read_last = true;
             this.stamp.record_read(bytes);
-            let seen = this.interim.saw(bytes);
+            let seen = this.interim.process(bytes);
             #[cfg(feature = "http2")]
             if let Some((published, last)) = &mut this.peer {
                 let peer = this.interim.peer();

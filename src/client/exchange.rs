@@ -181,7 +181,7 @@ where
         loop {
             let needs = Needs { fresh: returns > 0, upgrade: self.upgrade.is_some() };
             let leased = signing(self.call, self.upstream.pool.lease(self.begun, needs)).await;
-            let mut lease = leased.map_err(|failure| self.told(failure))?;
+            let mut lease = leased.map_err(|failure| self.complete(failure))?;
             if !lease.is_open() {
                 // for a stream elsewhere, or in the queue
                 continue;
@@ -215,7 +215,7 @@ where
 
     fn ended(&mut self, sent: Sent<B>, mut lease: Checkout<B>, returns: u32) -> Completion<B> {
         match sent {
-            Ok(answer) => Completion::Response(self.answered(answer, lease)),
+            Ok(answer) => Completion::Response(self.on_response(answer, lease)),
             Err(error) => self.on_broken(error, &mut lease, returns),
         }
     }
@@ -249,7 +249,7 @@ where
             Some(unsent) if returns < MAX_STALE_RETRIES && scene.wire.is_some_and(|wire| wire.served > 0) => {
                 Completion::Unsent(unsent)
             }
-            _ => Completion::Response(Err(self.told(failure))),
+            _ => Completion::Response(Err(self.complete(failure))),
         }
     }
 
@@ -263,26 +263,26 @@ where
         self.upgrade.is_some() && is_new && ended && self.upstream.pool.seems_h2()
     }
 
-    fn answered(&mut self, mut answer: Response<Incoming>, mut lease: Checkout<B>) -> Outcome<B> {
+    fn on_response(&mut self, mut answer: Response<Incoming>, mut lease: Checkout<B>) -> Outcome<B> {
         lease.on_head();
         let asked = if self.tunnel.is_some() { Expected::Upgrade } else { Expected::Response };
         if let Some(verdict) = check_head(&answer, asked) {
             // what follows such a head cannot be delimited: the connection goes with it
-            return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
+            return Err(self.complete(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         lease.learn(answer.headers());
         let status = answer.status();
         if status.is_client_error() || status.is_server_error() {
             let scene = self.scene(lease.stamp());
             let failure = upstream_status(status).peer(scene.peer).connection(scene.connection()).build();
-            answer.extensions_mut().insert(RelayedFailure(self.told(failure)));
+            answer.extensions_mut().insert(RelayedFailure(self.complete(failure)));
         }
         let switched = status == StatusCode::SWITCHING_PROTOCOLS;
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
         if self.upstream.rules.forward_response(&mut parts, self.upgrade.as_deref()).is_err() {
             let verdict = Classification::new(BadGatewayCause::UpgradeFailed).detail(UnsolicitedUpgrade::DETAIL);
-            return Err(self.told(verdict.into_failure(&self.scene(lease.stamp())).build()));
+            return Err(self.complete(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         let body = match (behind, self.tunnel.take()) {
             (Some(behind), Some((caller, permit))) => {
@@ -293,7 +293,7 @@ where
             // It has no content, whatever its length says (RFC 9110 section 15.4.5); h2 takes an empty DATA frame after
             // a length for a broken body.
             _ if status == StatusCode::NOT_MODIFIED && !incoming.is_end_stream() => {
-                lease.stamp().answered();
+                lease.stamp().record_response();
                 lease.on_end();
                 ResponseBody::default()
             }
@@ -323,7 +323,7 @@ impl<C, B> Exchange<C, B> {
         AttemptContext::default().wire(stamp.wire()).peer(stamp.peer()).upload(upload)
     }
 
-    fn told(&self, failure: Failure) -> Failure {
+    fn complete(&self, failure: Failure) -> Failure {
         let failure = failure.into_builder().upstream(self.upstream.name.clone());
         failure.elapsed(self.begun.elapsed()).call(self.call).build()
     }

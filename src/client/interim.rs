@@ -66,7 +66,7 @@ impl Interim {
     }
 
     /// Takes what was read.
-    pub(super) fn saw(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn process(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.state == State::Final {
             let Some(frames) = &mut self.frames else { return Ok(()) };
             return if frames.read(bytes) > self.limit { Err(too_many()) } else { Ok(()) };
@@ -80,7 +80,7 @@ impl Interim {
         if self.state == State::Status(0) && bytes.first() == Some(&0) {
             self.state = State::Final;
             self.frames = Some(Box::default());
-            return self.saw(bytes);
+            return self.process(bytes);
         }
         for byte in bytes {
             self.state = match self.state {
@@ -138,7 +138,7 @@ mod tests {
 
     fn feed(limit: u32, bytes: &[u8], piece: usize) -> bool {
         let mut interim = Interim::new(limit);
-        bytes.chunks(piece).all(|piece| interim.saw(piece).is_ok())
+        bytes.chunks(piece).all(|piece| interim.process(piece).is_ok())
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
         let mut interim = Interim::new(2);
         let mut saw = |bytes: &[u8]| {
             interim.restart();
-            interim.saw(bytes)
+            interim.process(bytes)
         };
         for answer in 0..3 {
             assert!(saw(HINTS).is_ok() && saw(HINTS).is_ok(), "{answer}");
@@ -201,10 +201,10 @@ mod tests {
     #[test]
     fn a_new_request_does_not_restart_the_count_of_an_http2_stream() {
         let mut interim = Interim::new(9);
-        interim.saw(&frame(4, 0, 0, &[])).unwrap();
+        interim.process(&frame(4, 0, 0, &[])).unwrap();
         let counted = (0..20).take_while(|_| {
             interim.restart();
-            interim.saw(&frame(HEADERS, 4, 1, b"head")).is_ok()
+            interim.process(&frame(HEADERS, 4, 1, b"head")).is_ok()
         });
         assert_eq!(counted.count(), 10);
     }

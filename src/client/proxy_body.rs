@@ -95,12 +95,12 @@ impl<B: SendBody> Transfer<B> {
         let upload_idle = exchange.upstream.upload_idle;
         let upload = UploadPhase::of(exchange.progress.as_deref(), lease.stamp());
         if incoming.is_end_stream() {
-            lease.stamp().answered();
+            lease.stamp().record_response();
             release(lease, upload, exchange.progress.as_ref(), upload_idle);
             return Self { incoming, open: None };
         }
         let scene = exchange.scene(lease.stamp());
-        lease.stamp().answered();
+        lease.stamp().record_response();
         let open = OpenResponse {
             lease,
             upstream: exchange.upstream.name.clone(),

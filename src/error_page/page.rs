@@ -301,7 +301,7 @@ mod tests {
     }
 
     /// The answer to a failure, as text.
-    fn answered(page: &ErrorPage, request: &Request<()>, failure: &Failure, id: &str) -> Response<String> {
+    fn response_with_page(page: &ErrorPage, request: &Request<()>, failure: &Failure, id: &str) -> Response<String> {
         let mut answer = Response::builder().status(failure.status()).header("proxy-status", "edge; error=x");
         answer = answer.header("x-request-id", id).header("content-encoding", "gzip").header("content-length", "3");
         let mut answer = answer.body(()).unwrap();
@@ -311,7 +311,7 @@ mod tests {
     }
 
     fn html(failure: &Failure, id: &str) -> Response<String> {
-        answered(&ErrorPage::new(), &asked(Method::GET, "accept", HTML), failure, id)
+        response_with_page(&ErrorPage::new(), &asked(Method::GET, "accept", HTML), failure, id)
     }
 
     fn refused() -> Failure {
@@ -373,7 +373,7 @@ mod tests {
                 let proven = replay == Replay::NotSent;
                 assert!(proven || !page.contains("Nothing was processed"), "{cause}");
                 let json = asked(Method::GET, "accept", "application/json");
-                let json = answered(&ErrorPage::new(), &json, &failure, "f00").into_body();
+                let json = response_with_page(&ErrorPage::new(), &json, &failure, "f00").into_body();
                 let json: serde_json::Value = serde_json::from_str(&json).unwrap();
                 assert_eq!(json["retry_safe"], proven, "{cause}");
             }
@@ -387,7 +387,7 @@ mod tests {
             let shown = page.split("<dt>Request ID</dt><dd>").nth(1).unwrap().split("</dd>").next().unwrap();
             assert!(!shown.contains(['<', '>', '"', '\'']), "{shown}");
             let json = asked(Method::GET, "accept", "application/json");
-            let json = answered(&ErrorPage::new(), &json, &refused(), id).into_body();
+            let json = response_with_page(&ErrorPage::new(), &json, &refused(), id).into_body();
             let json: serde_json::Value = serde_json::from_str(&json).unwrap();
             assert_eq!(json["request_id"], id);
         }
@@ -400,7 +400,7 @@ mod tests {
     #[test]
     fn a_program_reads_a_problem() {
         let request = asked(Method::POST, "accept", "application/json");
-        let answer = answered(&ErrorPage::new(), &request, &refused(), "f00");
+        let answer = response_with_page(&ErrorPage::new(), &request, &refused(), "f00");
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
         assert!(!answer.headers().contains_key("content-security-policy"));
         let json: serde_json::Value = serde_json::from_str(answer.body()).unwrap();
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(json, expected);
         let page = ErrorPage::new().problem_types("https://shop.example/problems/").reveal_upstream();
         let json: serde_json::Value =
-            serde_json::from_str(answered(&page, &request, &refused(), "f00").body()).unwrap();
+            serde_json::from_str(response_with_page(&page, &request, &refused(), "f00").body()).unwrap();
         assert_eq!(json["type"], "https://shop.example/problems/connection_refused");
         assert_eq!((&json["upstream"], &json["peer"]), (&"payments".into(), &"10.0.0.7:8080".into()));
         assert_eq!(json["cause"], "connection_refused");
@@ -424,18 +424,18 @@ mod tests {
     #[test]
     fn a_terminal_reads_lines() {
         let curl = asked(Method::GET, "accept", "*/*");
-        let answer = answered(&ErrorPage::new().contact("Call 5117."), &curl, &refused(), "f00");
+        let answer = response_with_page(&ErrorPage::new().contact("Call 5117."), &curl, &refused(), "f00");
         let text = "502 Bad Gateway\n\nThe service could not be reached.\nNothing was processed. Try again.\n\n\
                     Request ID: f00\nTime (UTC): 2026-11-22T18:27:00Z\nCall 5117.\n";
         assert_eq!(answer.body(), text);
-        let answer = answered(&ErrorPage::new().reveal_upstream(), &curl, &refused(), "f00");
+        let answer = response_with_page(&ErrorPage::new().reveal_upstream(), &curl, &refused(), "f00");
         assert!(answer.body().contains("cause: connection_refused\nupstream: payments\npeer: 10.0.0.7:8080\n"));
     }
 
     #[test]
     fn a_head_has_the_fields_of_the_get_and_no_body() {
         let get = html(&refused(), "f00");
-        let head = answered(&ErrorPage::new(), &asked(Method::HEAD, "accept", HTML), &refused(), "f00");
+        let head = response_with_page(&ErrorPage::new(), &asked(Method::HEAD, "accept", HTML), &refused(), "f00");
         assert_eq!(head.headers(), get.headers());
         assert_eq!(head.body(), "");
     }
@@ -444,7 +444,7 @@ mod tests {
     fn a_grpc_call_has_a_status_in_the_head_of_a_200_for_every_cause() {
         for &cause in BadGatewayCause::ALL {
             let call = asked(Method::POST, "content-type", "application/grpc+proto");
-            let answer = answered(&ErrorPage::new(), &call, &Failure::new(cause), "f00");
+            let answer = response_with_page(&ErrorPage::new(), &call, &Failure::new(cause), "f00");
             assert_eq!((answer.status().as_u16(), answer.body().as_str()), (200, ""), "{cause}");
             let headers = answer.headers();
             assert_eq!(headers["content-type"], "application/grpc");
@@ -457,7 +457,7 @@ mod tests {
             }
         }
         let call = asked(Method::POST, "content-type", "application/grpc");
-        let answer = answered(&ErrorPage::new().reveal_upstream(), &call, &refused(), "f00");
+        let answer = response_with_page(&ErrorPage::new().reveal_upstream(), &call, &refused(), "f00");
         let message = "The service could not be reached. Nothing was processed. Try again. \
                        cause=connection_refused upstream=payments peer=10.0.0.7:8080";
         assert_eq!(answer.headers()["grpc-status"], "14");
@@ -483,7 +483,7 @@ mod tests {
         });
         let mut request = asked(Method::GET, "accept", HTML);
         request.headers_mut().insert("accept-language", HeaderValue::from_static("de-CH, en;q=0.5"));
-        let answer = answered(&page, &request, &refused(), "f00");
+        let answer = response_with_page(&page, &request, &refused(), "f00");
         for part in ["<html lang=\"de\"", "<h1>Der &lt;Dienst&gt; ist gestört.</h1>", "<dt>Anfrage</dt>", "Call 5117."]
         {
             assert!(answer.body().contains(part), "{part}");
@@ -492,7 +492,7 @@ mod tests {
         assert_eq!(answer.headers().get_all("vary").iter().collect::<Vec<_>>(), ["accept", "accept-language"]);
 
         let page = ErrorPage::new().template(|facts, texts| format!("{} {}", facts.status().as_u16(), texts.summary));
-        let answer = answered(&page, &asked(Method::GET, "accept", HTML), &refused(), "f00");
+        let answer = response_with_page(&page, &asked(Method::GET, "accept", HTML), &refused(), "f00");
         assert_eq!(answer.body(), "502 The service could not be reached.");
         assert!(answer.headers()["content-security-policy"].to_str().unwrap().contains("style-src 'unsafe-inline'"));
     }

@@ -148,9 +148,9 @@ impl LatencyBaseline {
 mod tests {
     use super::*;
 
-    struct Told(LatencyBaseline, Instant);
+    struct Fixture(LatencyBaseline, Instant);
 
-    impl Told {
+    impl Fixture {
         fn new(mean: f64) -> Self {
             let mut told = Self(LatencyBaseline::new(), Instant::now());
             assert_eq!(told.hears(mean, 100), None);
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_rise_is_believed_only_as_far_as_noise_goes() {
-        let mut told = Told::new(0.040);
+        let mut told = Fixture::new(0.040);
         assert_eq!(told.hears(0.055, 1000), None);
         assert!((0.0499..=0.0501).contains(&told.baseline()), "{}", told.baseline());
         // and a load that rises slowly takes it no further
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_became_quicker_is_soon_believed_and_one_quick_window_is_not() {
-        let mut told = Told::new(0.160);
+        let mut told = Fixture::new(0.160);
         told.hears(0.010, 1);
         assert!(told.baseline() > 0.150);
         told.hears(0.160, 100);
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn what_stays_slow_asks_for_a_probe_and_the_probe_is_believed() {
-        let mut told = Told::new(0.040);
+        let mut told = Fixture::new(0.040);
         assert_eq!(told.hears(0.200, 100), Some(20));
         assert!((told.baseline() - 0.040).abs() < 1e-9, "it is not the probe");
         told.proves(0.200, 50);
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn who_refuses_calls_makes_sure_now_and_then_that_it_has_to() {
-        let mut told = Told::new(0.160);
+        let mut told = Fixture::new(0.160);
         let full = LatencySample { mean: 0.180, samples: 16, full: true };
         assert_eq!(told.is_told(full, 100), Some(20));
         told.proves(0.040, 50);
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn probes_that_find_nothing_new_become_rare_and_good_times_make_them_ready_again() {
-        let mut told = Told::new(0.040);
+        let mut told = Fixture::new(0.040);
         let waits = [(); 7].map(|()| {
             let windows = told.hears(0.100, 10_000);
             told.proves(0.040, 50);
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_long_probe_is_paid_for_with_a_long_rest() {
-        let mut told = Told::new(0.040);
+        let mut told = Fixture::new(0.040);
         told.hears(0.100, 30);
         told.proves(0.040, 1_000);
         assert_eq!(told.hears(0.100, 1000), Some(319));

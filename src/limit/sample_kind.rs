@@ -41,36 +41,36 @@ pub(super) fn is_overload(cause: Cause) -> bool {
 mod tests {
     use super::*;
 
-    fn told(status: u16, cause: impl Into<Option<Cause>>) -> Option<SampleKind> {
+    fn kind_of(status: u16, cause: impl Into<Option<Cause>>) -> Option<SampleKind> {
         sample_kind(Some(StatusCode::from_u16(status).unwrap()), cause.into())
     }
 
     #[test]
     fn good_answers_are_samples_of_time() {
         for status in [200, 204, 304] {
-            assert_eq!(told(status, None), Some(SampleKind::Success), "{status}");
+            assert_eq!(kind_of(status, None), Some(SampleKind::Success), "{status}");
         }
     }
 
     #[test]
     fn refusals_and_timeouts_tell_of_load() {
         for status in [429, 503] {
-            assert_eq!(told(status, None), Some(SampleKind::Overloaded), "{status}");
+            assert_eq!(kind_of(status, None), Some(SampleKind::Overloaded), "{status}");
         }
-        assert_eq!(told(503, Cause::UpstreamStatus), Some(SampleKind::Overloaded));
+        assert_eq!(kind_of(503, Cause::UpstreamStatus), Some(SampleKind::Overloaded));
         for cause in [Cause::FirstByteTimeout, Cause::ConnectionLimit, Cause::GatewayOverload, Cause::BodyReadTimeout] {
-            assert_eq!(told(cause.status().as_u16(), cause), Some(SampleKind::Overloaded), "{cause}");
-            assert_eq!(told(200, cause), Some(SampleKind::Overloaded), "in the body: {cause}");
+            assert_eq!(kind_of(cause.status().as_u16(), cause), Some(SampleKind::Overloaded), "{cause}");
+            assert_eq!(kind_of(200, cause), Some(SampleKind::Overloaded), "in the body: {cause}");
         }
     }
 
     #[test]
     fn what_fails_for_another_reason_tells_nothing() {
         for status in [101, 400, 404, 500, 502, 504] {
-            assert_eq!(told(status, None), None, "{status}");
+            assert_eq!(kind_of(status, None), None, "{status}");
         }
         for cause in [Cause::ConnectionRefused, Cause::CircuitOpen, Cause::UploadStalled, Cause::DnsTimeout] {
-            assert_eq!(told(cause.status().as_u16(), cause), None, "{cause}");
+            assert_eq!(kind_of(cause.status().as_u16(), cause), None, "{cause}");
         }
         assert_eq!(sample_kind(None, None), None);
     }

@@ -58,7 +58,7 @@ const LONGEST: Duration = Duration::from_secs(60 * 60);
 /// for call in 0..1000 {
 ///     let now = start + Duration::from_millis(20) * call;
 ///     assert!(limit.limit(now) <= Duration::from_secs(10));
-///     limit.answered(now, Duration::from_millis(40));
+///     limit.record(now, Duration::from_millis(40));
 /// }
 /// let learned = limit.limit(start + Duration::from_secs(21));
 /// assert!(learned > Duration::from_millis(75) && learned < Duration::from_millis(85));
@@ -159,7 +159,7 @@ impl AdaptiveTimeout {
     ///
     /// Answers of routes without a limit (streams, long polls) are no samples.
     #[inline]
-    pub fn answered(&self, now: Instant, elapsed: Duration) {
+    pub fn record(&self, now: Instant, elapsed: Duration) {
         let second = self.histogram.second(now);
         self.learn(second);
         self.histogram.record(second, elapsed);
@@ -249,7 +249,7 @@ mod tests {
                 self.now += Duration::from_millis(20);
                 let limit = self.limit.limit(self.now);
                 match takes {
-                    Some(takes) if takes <= limit => self.limit.answered(self.now, takes),
+                    Some(takes) if takes <= limit => self.limit.record(self.now, takes),
                     _ => self.limit.timed_out(self.now, limit),
                 }
             }
@@ -270,11 +270,11 @@ mod tests {
     fn under_two_hundred_samples_the_cap_holds() {
         let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         for _ in 0..199 {
-            upstream.limit.answered(upstream.now, millis(40));
+            upstream.limit.record(upstream.now, millis(40));
         }
         upstream.now += Duration::from_secs(1);
         assert_eq!(upstream.limit.limit(upstream.now), CAP);
-        upstream.limit.answered(upstream.now, millis(40));
+        upstream.limit.record(upstream.now, millis(40));
         upstream.now += Duration::from_secs(1);
         assert!(is_about(upstream.limit.limit(upstream.now), millis(80)));
     }
@@ -362,7 +362,7 @@ mod tests {
         for (timeouts, guard) in [(2, 1.0), (3, 2.0)] {
             let limit = AdaptiveTimeout::new(CAP);
             let start = Instant::now();
-            (0..100 - timeouts).for_each(|_| limit.answered(start, millis(40)));
+            (0..100 - timeouts).for_each(|_| limit.record(start, millis(40)));
             (0..timeouts).for_each(|_| limit.timed_out(start, CAP));
             assert!((limit.snapshot(start + Duration::from_secs(1)).guard - guard).abs() < f64::EPSILON);
         }
@@ -382,7 +382,7 @@ mod tests {
         let start = Instant::now();
         let nothing = limit.snapshot(start);
         assert_eq!((nothing.samples, nothing.quantile, nothing.limit), (0, None, CAP));
-        (0..300).for_each(|_| limit.answered(start, millis(100)));
+        (0..300).for_each(|_| limit.record(start, millis(100)));
         let estimate = limit.snapshot(start + Duration::from_secs(1));
         assert_eq!(estimate.samples, 300);
         assert!(is_about(estimate.quantile.unwrap(), millis(100)));
@@ -426,7 +426,7 @@ mod tests {
             for (pause, elapsed, answered) in calls {
                 // most calls follow at once
                 now += millis(if pause > 39_000 { pause } else { pause / 1000 });
-                if answered { limit.answered(now, millis(elapsed)) } else { limit.timed_out(now, millis(elapsed)) }
+                if answered { limit.record(now, millis(elapsed)) } else { limit.timed_out(now, millis(elapsed)) }
                 let holds = limit.limit(now);
                 prop_assert!(within.contains(&holds), "{holds:?} is not in {within:?}");
             }

@@ -53,10 +53,10 @@ impl TimeoutExtensions {
 
     #[cold]
     #[inline(never)]
-    pub(super) fn answered(&self, lesson: Option<Observation>, call: &CallContext, head: &HeadSeen<'_>) {
+    pub(super) fn on_response(&self, lesson: Option<Observation>, call: &CallContext, head: &HeadSeen<'_>) {
         let taught = self.routes.as_ref().zip(lesson).filter(|_| head.outcome.status().is_some());
         if let Some((learner, lesson)) = taught {
-            learner.answered(lesson, call.now, head.uploaded, head.outcome.now());
+            learner.record_response(lesson, call.now, head.uploaded, head.outcome.now());
         }
         if let Some(pool) = &self.keepalive_check {
             pool.observe(head);

@@ -81,12 +81,12 @@ impl RouteLearner {
     }
 
     /// A response head came; `uploaded` is when its request body had ended, if somebody watched that.
-    pub(super) fn answered(&self, lesson: Observation, begun: Instant, uploaded: Option<Instant>, now: Instant) {
+    pub(super) fn record_response(&self, lesson: Observation, begun: Instant, uploaded: Option<Instant>, now: Instant) {
         if lesson.uploads && uploaded.is_none() {
             return;
         }
         if let Some(limit) = self.limit(lesson) {
-            limit.answered(now, now.saturating_duration_since(uploaded.unwrap_or(begun)));
+            limit.record(now, now.saturating_duration_since(uploaded.unwrap_or(begun)));
         }
     }
 

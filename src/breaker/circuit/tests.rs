@@ -8,12 +8,12 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A circuit, and the time that its tests tell.
-struct Scene {
+struct Fixture {
     circuit: Circuit,
     now: Instant,
 }
 
-impl Scene {
+impl Fixture {
     fn new(policy: BreakerPolicy) -> Self {
         let now = Instant::now();
         Self { circuit: Circuit::new(policy, "test".into(), 1, now), now }
@@ -70,8 +70,8 @@ impl Scene {
     }
 }
 
-fn usual() -> Scene {
-    Scene::new(BreakerPolicy::new())
+fn usual() -> Fixture {
+    Fixture::new(BreakerPolicy::new())
 }
 
 /// Opens by shares alone.
@@ -103,10 +103,10 @@ fn a_success_ends_the_row_and_what_says_nothing_does_not() {
 
 #[test]
 fn half_of_the_windows_calls_may_not_fail() {
-    let scene = Scene::new(by_share());
+    let scene = Fixture::new(by_share());
     scene.calls(11, CallResult::Success);
     assert_eq!(scene.calls(99, CallResult::Failure), 11, "no sooner than at 50 %");
-    let few = Scene::new(by_share());
+    let few = Fixture::new(by_share());
     assert_eq!(few.calls(99, CallResult::Failure), 20, "nor before there are twenty");
     let spread = usual();
     let pairs = (0..50).filter(|_| spread.call(CallResult::Failure) && spread.call(CallResult::Success)).count();
@@ -115,7 +115,7 @@ fn half_of_the_windows_calls_may_not_fail() {
 
 #[test]
 fn a_window_forgets_old_successes() {
-    let mut scene = Scene::new(by_share());
+    let mut scene = Fixture::new(by_share());
     scene.calls(10_000, CallResult::Success);
     scene.wait(SECOND * 10);
     assert_eq!(scene.calls(9000, CallResult::Failure), 20);
@@ -123,7 +123,7 @@ fn a_window_forgets_old_successes() {
 
 #[test]
 fn slow_calls_open_it_where_that_was_asked_for() {
-    let slow = |scene: &Scene| {
+    let slow = |scene: &Fixture| {
         (0..50)
             .filter(|_| {
                 scene.begin().is_ok_and(|permit| {
@@ -134,7 +134,7 @@ fn slow_calls_open_it_where_that_was_asked_for() {
             .count()
     };
     assert_eq!(slow(&usual()), 50);
-    let mut scene = Scene::new(BreakerPolicy::new().slow_calls(SECOND, Ratio::per_mille(800)));
+    let mut scene = Fixture::new(BreakerPolicy::new().slow_calls(SECOND, Ratio::per_mille(800)));
     assert_eq!(scene.calls(4, CallResult::Success), 4);
     assert_eq!((slow(&scene), scene.state()), (16, State::Open));
     scene.wait(SECOND);
@@ -224,7 +224,7 @@ fn a_probe_that_hangs_gives_its_place_up() {
     let mut scene = usual();
     scene.half_open();
     let hung = scene.probe();
-    let counts = |scene: &Scene| {
+    let counts = |scene: &Fixture| {
         let told = scene.circuit.snapshot(scene.now);
         (told.probes, told.probes_timed_out)
     };
@@ -443,7 +443,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn whatever_the_order_a_pause_is_kept_one_probe_is_out_and_nothing_sticks(steps in steps()) {
-        let mut scene = Scene::new(BreakerPolicy::new().consecutive_failures(3).ratio(Ratio::per_mille(400), 6));
+        let mut scene = Fixture::new(BreakerPolicy::new().consecutive_failures(3).ratio(Ratio::per_mille(400), 6));
         let mut open: Vec<Permit> = Vec::new();
         // the probe that holds the place, and when that ends
         let mut place: Option<(u64, Instant)> = None;

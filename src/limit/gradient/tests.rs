@@ -8,7 +8,7 @@ use super::*;
 
 /// How service times are spread about their mean.
 #[derive(Clone, Copy, Debug)]
-enum Shape {
+enum Distribution {
     Constant,
     Exponential,
     /// Nine in ten take a third, the tenth takes seven times the mean.
@@ -17,7 +17,7 @@ enum Shape {
     Lognormal,
 }
 
-impl Shape {
+impl Distribution {
     /// With a mean of 1.
     fn draw(self, dice: &mut fastrand::Rng) -> f64 {
         let exponential = |dice: &mut fastrand::Rng| -dice.f64().max(1e-12).ln();
@@ -44,7 +44,7 @@ impl Shape {
 struct Upstream {
     gradient: Gradient,
     dice: fastrand::Rng,
-    shape: Shape,
+    shape: Distribution,
     workers: usize,
     /// Seconds.
     service: f64,
@@ -59,7 +59,7 @@ struct Upstream {
 
 /// What became of a stretch of time.
 #[derive(Debug, Default)]
-struct Seen {
+struct Totals {
     asked: u32,
     refused: u32,
     answered: u32,
@@ -69,7 +69,7 @@ struct Seen {
     lowest: f64,
 }
 
-impl Seen {
+impl Totals {
     fn limit(&self) -> f64 {
         self.limit / f64::from(self.answered)
     }
@@ -80,7 +80,7 @@ impl Seen {
 }
 
 impl Upstream {
-    fn new(shape: Shape, workers: usize, seed: u64) -> Self {
+    fn new(shape: Distribution, workers: usize, seed: u64) -> Self {
         let now = Instant::now();
         Self {
             gradient: Gradient::new(2, 200),
@@ -109,11 +109,11 @@ impl Upstream {
     }
 
     /// Goes on for so long, asked at this share of what it can do.
-    fn runs(&mut self, seconds: f64, load: f64) -> Seen {
+    fn runs(&mut self, seconds: f64, load: f64) -> Totals {
         let end = self.now + Duration::from_secs_f64(seconds);
         self.rate = self.capacity() * load;
         self.next = self.now;
-        let mut seen = Seen { lowest: f64::MAX, ..Seen::default() };
+        let mut seen = Totals { lowest: f64::MAX, ..Totals::default() };
         loop {
             let done = self.busy.peek().map(|Reverse((done, _))| *done);
             self.now = done.map_or(self.next, |done| done.min(self.next));
@@ -155,7 +155,8 @@ fn rest(workers: usize) -> f64 {
     (0..50).fold(twice, |limit, _| twice / (1.0 - 1.0 / limit.sqrt()))
 }
 
-const SHAPES: [Shape; 4] = [Shape::Constant, Shape::Exponential, Shape::Bimodal, Shape::Lognormal];
+const SHAPES: [Distribution; 4] =
+    [Distribution::Constant, Distribution::Exponential, Distribution::Bimodal, Distribution::Lognormal];
 
 /// How far the limit is from where it should rest, and what of the workers' time is used, over two minutes.
 fn rests(upstream: &mut Upstream) -> (f64, f64) {
@@ -175,7 +176,7 @@ fn rests(upstream: &mut Upstream) -> (f64, f64) {
 }
 
 /// The same in three runs: how far off on average, at most, and the least use.
-fn rests_in_three(shape: Shape, workers: usize, before: &[(f64, f64)]) -> (f64, f64, f64) {
+fn rests_in_three(shape: Distribution, workers: usize, before: &[(f64, f64)]) -> (f64, f64, f64) {
     let runs = [1, 2, 7].map(|seed| {
         let mut upstream = Upstream::new(shape, workers, seed);
         for (seconds, load) in before {
@@ -195,12 +196,12 @@ fn rests_in_three(shape: Shape, workers: usize, before: &[(f64, f64)]) -> (f64, 
 fn under_twice_the_load_the_limit_rests_where_littles_law_says_and_no_worker_idles() {
     for before in [[(20.0, 0.6), (10.0, 2.0)].as_slice(), [(60.0, 2.0)].as_slice()] {
         for workers in [8, 40] {
-            for shape in [Shape::Constant, Shape::Exponential, Shape::Lognormal] {
+            for shape in [Distribution::Constant, Distribution::Exponential, Distribution::Lognormal] {
                 let (_, most, used) = rests_in_three(shape, workers, before);
                 assert!(most <= 0.2 && used >= 0.95, "{shape:?}, {workers} workers: {most:.3} {used:.3}");
             }
             // a window with more of the slow ones than usual looks like a line: lower, and less even
-            let (mean, most, used) = rests_in_three(Shape::Bimodal, workers, before);
+            let (mean, most, used) = rests_in_three(Distribution::Bimodal, workers, before);
             assert!(mean.abs() <= 0.3 && most <= 0.35 && used >= 0.92, "{mean:.3} {most:.3} {used:.3}");
         }
     }
@@ -236,7 +237,7 @@ fn a_lasting_change_is_followed_in_seconds_both_ways() {
 
 #[test]
 fn a_slow_time_costs_little_of_what_can_be_done_and_leaves_nothing_behind() {
-    for shape in [Shape::Constant, Shape::Exponential, Shape::Lognormal] {
+    for shape in [Distribution::Constant, Distribution::Exponential, Distribution::Lognormal] {
         let mut upstream = Upstream::new(shape, 40, 7);
         upstream.runs(20.0, 0.7);
         // at a load of 70 %, four times slower: asked for 2.8 times what it can do

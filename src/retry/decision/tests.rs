@@ -82,7 +82,7 @@ fn stopped(situation: &RetryContext<'_>) -> Option<RetryStop> {
     }
 }
 
-fn answered(status: u16, method: &Method) -> RetryContext<'_> {
+fn after_status(status: u16, method: &Method) -> RetryContext<'_> {
     RetryContext::new(FailureSignal::Status(StatusCode::from_u16(status).unwrap()), method)
 }
 
@@ -131,7 +131,7 @@ fn all_methods_of_rfc_9110_are_known() {
         (Method::PATCH, false),
         (Method::CONNECT, false),
     ] {
-        assert_eq!(stopped(&answered(502, &method)).is_none(), idempotent, "{method}");
+        assert_eq!(stopped(&after_status(502, &method)).is_none(), idempotent, "{method}");
     }
 }
 
@@ -164,7 +164,7 @@ fn a_final_failure_stays_final_for_the_reason_it_has() {
 fn only_three_statuses_are_repeated_and_a_fourth_by_opt_in() {
     for status in 400..=599 {
         let repeated = [502, 503, 504].contains(&status);
-        assert_eq!(stopped(&answered(status, &Method::GET)).is_none(), repeated, "{status}");
+        assert_eq!(stopped(&after_status(status, &Method::GET)).is_none(), repeated, "{status}");
         let status = StatusCode::from_u16(status).unwrap();
         let relayed = Failure::builder(Cause::UpstreamStatus).detail(Detail::Status(status)).build();
         assert_eq!(
@@ -174,8 +174,8 @@ fn only_three_statuses_are_repeated_and_a_fourth_by_opt_in() {
         );
     }
     let policy = RetryPolicy::new().repeat_too_many_requests();
-    assert!(matches!(decide(&policy, &answered(429, &Method::GET), 0, || true), Decision::Retry { .. }));
-    let post = decide(&policy, &answered(429, &Method::POST), 0, || true);
+    assert!(matches!(decide(&policy, &after_status(429, &Method::GET), 0, || true), Decision::Retry { .. }));
+    let post = decide(&policy, &after_status(429, &Method::POST), 0, || true);
     assert_eq!(post, Decision::Stop(RetryStop::Method));
 }
 
@@ -277,7 +277,7 @@ fn a_pause_that_was_asked_for_is_kept_within_patience_and_time() {
         pushback: Some(Pushback::After(pause)),
         remaining,
         median: Some(100 * MS),
-        ..answered(503, &Method::GET)
+        ..after_status(503, &Method::GET)
     };
     let half = u64::MAX / 2 + 1;
     let pause = |situation: &RetryContext<'_>| decide(&RetryPolicy::new(), situation, half, || true);
@@ -293,7 +293,7 @@ fn a_pause_that_was_asked_for_is_kept_within_patience_and_time() {
 
 #[test]
 fn an_attempt_that_would_not_end_in_time_is_not_begun() {
-    let left = |remaining, median| RetryContext { remaining, median, ..answered(502, &Method::GET) };
+    let left = |remaining, median| RetryContext { remaining, median, ..after_status(502, &Method::GET) };
     assert_eq!(stopped(&left(Some(99 * MS), Some(100 * MS))), Some(RetryStop::Deadline));
     assert_eq!(stopped(&left(Some(100 * MS), Some(100 * MS))), None);
     assert_eq!(stopped(&left(Some(MS), None)), None);
@@ -307,7 +307,7 @@ fn a_token_is_withdrawn_only_for_an_attempt_that_is_made() {
         asked.set(asked.get() + 1);
         granted
     };
-    let situation = answered(503, &Method::GET);
+    let situation = after_status(503, &Method::GET);
     assert!(matches!(decide(&RetryPolicy::new(), &situation, 0, || count(true)), Decision::Retry { .. }));
     assert_eq!(decide(&RetryPolicy::new(), &situation, 0, || count(false)), Decision::Stop(RetryStop::Budget));
     assert_eq!(asked.get(), 2);
@@ -315,7 +315,7 @@ fn a_token_is_withdrawn_only_for_an_attempt_that_is_made() {
         RetryContext { replayability: Replayability::NotReplayable, ..situation },
         RetryContext { attempt: 3, ..situation },
         RetryContext { remaining: Some(Duration::ZERO), ..situation },
-        answered(500, &Method::GET),
+        after_status(500, &Method::GET),
     ] {
         assert!(matches!(decide(&RetryPolicy::new(), &stopped, 0, || count(true)), Decision::Stop(_)));
     }

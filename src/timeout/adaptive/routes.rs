@@ -133,7 +133,7 @@ mod tests {
         let start = Instant::now();
         let (cart, search) = (limits.get("cart").unwrap(), limits.get("search").unwrap());
         for _ in 0..1000 {
-            cart.answered(start, Duration::from_millis(100));
+            cart.record(start, Duration::from_millis(100));
         }
         let later = start + Duration::from_secs(1);
         assert!(cart.limit(later) < Duration::from_millis(250));
@@ -165,7 +165,7 @@ mod tests {
         let limits = RouteTimeouts::new(CAP, ["a", "b"]).unwrap().each(|limit| limit.floor(floor).min_samples(1));
         let start = Instant::now();
         for (_, limit) in limits.iter() {
-            limit.answered(start, Duration::from_millis(1));
+            limit.record(start, Duration::from_millis(1));
             assert_eq!(limit.limit(start + Duration::from_secs(1)), floor);
         }
     }
