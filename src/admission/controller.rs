@@ -39,7 +39,7 @@ pub struct Permit {
 
 /// Why a call is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rejection {
+pub(super) enum RejectReason {
     /// Its deadline had passed when it came.
     Expired,
     /// Its deadline will have passed when its answer is there.
@@ -82,7 +82,7 @@ impl AdmissionController {
     }
 
     /// Lets a call in, or says why not.
-    pub(super) fn admit(&self, call: &CallContext, at_once: u32) -> Result<Permit, Rejection> {
+    pub(super) fn admit(&self, call: &CallContext, at_once: u32) -> Result<Permit, RejectReason> {
         let age = call.now.saturating_duration_since(*self.origin.get_or_init(|| call.now));
         let callers_clock = call.deadline.is_some_and(|deadline| deadline.clock() == Clock::Client);
         if callers_clock {
@@ -94,7 +94,7 @@ impl AdmissionController {
         let left = left.filter(|left| !left.is_zero() || !spares());
         if left.is_some_and(|left| left.is_zero()) {
             self.expired.fetch_add(1, Relaxed);
-            return Err(Rejection::Expired);
+            return Err(RejectReason::Expired);
         }
         let in_time = |number| match (left, self.service.estimate(number, at_once)) {
             (Some(left), Some(estimate)) => estimate <= left,
@@ -116,11 +116,11 @@ impl AdmissionController {
             }
             Err(AtCapacity::TooLate) => {
                 self.too_late.fetch_add(1, Relaxed);
-                Err(Rejection::TooLate)
+                Err(RejectReason::TooLate)
             }
             Err(AtCapacity::Full) => {
                 self.overloaded.fetch_add(1, Relaxed);
-                Err(Rejection::Overloaded(self.retry_after(at_once)))
+                Err(RejectReason::Overloaded(self.retry_after(at_once)))
             }
         }
     }
@@ -237,14 +237,14 @@ mod tests {
         desk
     }
 
-    fn no(desk: &AdmissionController, call: &CallContext) -> Option<Rejection> {
+    fn no(desk: &AdmissionController, call: &CallContext) -> Option<RejectReason> {
         desk.admit(call, 1).err()
     }
 
     #[test]
     fn a_deadline_that_has_passed_is_refused_even_by_an_idle_app() {
         let (desk, now) = (AdmissionController::new(9), Instant::now());
-        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(Rejection::Expired));
+        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(RejectReason::Expired));
         assert_eq!((desk.in_flight(), desk.rejections().expired), (0, 1));
     }
 
@@ -255,9 +255,9 @@ mod tests {
         let first = desk.admit(&call(now, MS), 1);
         assert!(first.is_ok(), "a free worker has nothing better to do");
         // one is ahead: 40 ms for its work and 60 ms for our own
-        assert_eq!(no(&desk, &call(now, MS * 99)), Some(Rejection::TooLate));
+        assert_eq!(no(&desk, &call(now, MS * 99)), Some(RejectReason::TooLate));
         assert_eq!(no(&desk, &call(now, MS * 100)), None);
-        assert_eq!(no(&desk, &call(now, MS * 100)), Some(Rejection::TooLate));
+        assert_eq!(no(&desk, &call(now, MS * 100)), Some(RejectReason::TooLate));
         assert_eq!(no(&desk, &call(now, None)), None, "who says no deadline waits");
         assert_eq!((desk.in_flight(), desk.rejections().too_late), (3, 2));
     }
@@ -269,10 +269,10 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(no(&desk, &call(now, None)), None);
         }
-        assert_eq!(no(&desk, &call(now, None)), Some(Rejection::Overloaded(MS * 4500)));
+        assert_eq!(no(&desk, &call(now, None)), Some(RejectReason::Overloaded(MS * 4500)));
         let quick = learned(1, MS, now);
         assert_eq!(no(&quick, &call(now, None)), None);
-        assert_eq!(no(&quick, &call(now, None)), Some(Rejection::Overloaded(Duration::from_secs(1))));
+        assert_eq!(no(&quick, &call(now, None)), Some(RejectReason::Overloaded(Duration::from_secs(1))));
     }
 
     #[test]
@@ -316,7 +316,7 @@ mod tests {
         let stream = CallContext { kind: CallKind::Unbounded, ..call(now, None) };
         let streams: Vec<_> = (0..3).map(|_| desk.admit(&stream, 1).unwrap()).collect();
         assert_eq!(no(&desk, &call(now, MS * 31)), None);
-        assert!(matches!(no(&desk, &call(now, MS * 31)), Some(Rejection::Overloaded(_))));
+        assert!(matches!(no(&desk, &call(now, MS * 31)), Some(RejectReason::Overloaded(_))));
         for ticket in &streams {
             desk.complete(ticket, Duration::from_secs(3600), 1);
         }
@@ -329,7 +329,7 @@ mod tests {
         let refused = (0..100).filter(|_| desk.admit(&by_client_clock(now, Duration::ZERO), 1).is_err()).count();
         assert_eq!((refused, desk.rejections().expired, desk.rejections().tolerated), (20, 20, 80));
         // while a deadline by our own clock is believed
-        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(Rejection::Expired));
+        assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(RejectReason::Expired));
     }
 
     #[test]
@@ -384,9 +384,9 @@ mod tests {
                                 prop_assert!(!dead || callers);
                                 open.push((ticket, call));
                             }
-                            Err(Rejection::Expired) => prop_assert!(dead),
-                            Err(Rejection::TooLate) => prop_assert!(!dead && left.is_some() && bounded >= at_once as usize),
-                            Err(Rejection::Overloaded(after)) => {
+                            Err(RejectReason::Expired) => prop_assert!(dead),
+                            Err(RejectReason::TooLate) => prop_assert!(!dead && left.is_some() && bounded >= at_once as usize),
+                            Err(RejectReason::Overloaded(after)) => {
                                 prop_assert_eq!(open.len(), cap);
                                 prop_assert!(after >= RETRY_AFTER.0 && after <= RETRY_AFTER.1);
                             }

@@ -90,7 +90,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use self::controller::{AdmissionController, Rejection};
+use self::controller::{AdmissionController, RejectReason};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{DeadlineOnly, DeadlinePropagation};
 use crate::exchange::{CallContext, CallKind, CancelReason, Component, Outcome, Rejection};
@@ -238,12 +238,12 @@ impl Component for AdmissionComponent {
 
 impl AdmissionComponent {
     #[cold]
-    fn rejection(&self, no: Rejection) -> Rejection {
+    fn rejection(&self, reason: RejectReason) -> Rejection {
         let [passed, late, full] = &self.rejections;
-        match no {
-            Rejection::Expired => Rejection::new(passed.clone()),
-            Rejection::TooLate => Rejection::new(late.clone()),
-            Rejection::Overloaded(after) => Rejection::new(full.clone()).retry_after(after),
+        match reason {
+            RejectReason::Expired => Rejection::new(passed.clone()),
+            RejectReason::TooLate => Rejection::new(late.clone()),
+            RejectReason::Overloaded(after) => Rejection::new(full.clone()).retry_after(after),
         }
     }
 }

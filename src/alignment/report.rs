@@ -69,7 +69,7 @@ impl fmt::Display for Report {
         }
         match self.attempts {
             Some(AttemptEstimate { wanted, full }) if wanted > 1 => {
-                writeln!(f, "{full} of {wanted} attempts run in full")?
+                writeln!(f, "{full} of {wanted} attempts run in full")?;
             }
             _ => {}
         }

@@ -15,7 +15,7 @@ use tower::{Service, ServiceExt, service_fn};
 
 use super::*;
 use crate::cause::{BadGatewayCause, Failure};
-use crate::timeout::{TimeoutLayer, TimeoutPolicy, Timeouts};
+use crate::timeout::{EnforcedTimeouts, TimeoutLayer, Timeouts};
 
 /// What a component was told, in order.
 type Log = Arc<Mutex<Vec<String>>>;
@@ -57,18 +57,18 @@ impl Component for Witness {
 }
 
 middleware_spec! {
-    WitnessSpec, per_call = Witness, per_attempt = Witness, timeouts = TimeoutPolicy, requests = Once, errors = PassOn
+    WitnessSpec, per_call = Witness, per_attempt = Witness, timeouts = EnforcedTimeouts, requests = Once, errors = PassOn
 }
 
 passing_middleware!(Witnessed, WitnessFuture, WitnessBody, WitnessSpec);
 
-fn no_timeouts() -> TimeoutPolicy {
+fn no_timeouts() -> EnforcedTimeouts {
     TimeoutLayer::new(Timeouts::new().response_head(None).total(None).body_idle(None).client_idle(None))
         .limits()
         .clone()
 }
 
-fn service<S>(inner: S, timeouts: TimeoutPolicy) -> (Witnessed<S>, Log) {
+fn service<S>(inner: S, timeouts: EnforcedTimeouts) -> (Witnessed<S>, Log) {
     let log = Log::default();
     let (outer, inner_one) = (Witness("outer", log.clone(), None), Witness("inner", log.clone(), None));
     (Witnessed::new(inner, Arc::new(Config::new(outer, inner_one, timeouts, Once, PassOn))), log)

@@ -103,7 +103,7 @@ use tower_service::Service;
 
 use self::mode::{Recorded, RetryDeadlines};
 use self::request_template::carry;
-pub(crate) use self::retry_state::{NextStep, RetryState, StartedState, begin_at};
+pub(crate) use self::retry_state::{RetryState, StartedState, begin_at};
 use self::settings::MedianSource;
 pub(crate) use self::settings::Settings;
 use crate::body::{ReplayBody, WrapBody};

@@ -10,7 +10,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::has_failure::HasFailure;
-use super::retry_state::{NextStep, RetryState, StartedState, begin_at};
+use super::retry_state::{RetryState, StartedState, begin_at};
 use super::settings::Settings;
 use crate::body::{ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
@@ -59,10 +59,7 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     }
 
     fn on_response<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
-        match round.on_response(self, response) {
-            NextStep::Respond => NextStep::Respond,
-            NextStep::Retry(at) => NextStep::Retry(at),
-        }
+        round.on_response(self, response)
     }
 
     fn on_failure(&self, round: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {

@@ -14,6 +14,7 @@ use crate::body::{ReplayBody, ReplayHandle};
 use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
 use crate::event::excerpt;
+use crate::exchange::NextStep;
 
 /// A request and what became of it so far.
 ///
@@ -46,14 +47,6 @@ struct ReplaySource<B> {
 pub(super) struct AttemptHistory {
     attempts: Attempts,
     withdrawal: Option<Withdrawal>,
-}
-
-/// What follows an attempt.
-pub(crate) enum NextStep {
-    /// Nothing: this is the answer.
-    Respond,
-    /// Another attempt, not before this time.
-    Retry(Option<Instant>),
 }
 
 /// A request that begins: the copy of its head, where another attempt is possible as seen from here.

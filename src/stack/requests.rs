@@ -12,7 +12,7 @@ use crate::body::{ReplayBody, TrackedUpload, UploadCounters};
 use crate::cause::{Failure, RetryStop};
 use crate::exchange::CallContext;
 use crate::exchange::{NextStep, RequestMode};
-use crate::retry::{self, NextStep, RetryLayer, RetryState, StartedState};
+use crate::retry::{self, RetryLayer, RetryState, StartedState};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -96,10 +96,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
 
     fn on_response<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
         let Some(retry) = &self.retry else { return NextStep::Respond };
-        match round.on_response(retry.settings(), response) {
-            NextStep::Respond => NextStep::Respond,
-            NextStep::Retry(at) => NextStep::Retry(at),
-        }
+        round.on_response(retry.settings(), response)
     }
 
     fn on_failure(&self, round: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {

@@ -9,7 +9,7 @@ use crate::breaker::Breaker;
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
 use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, Tunnel};
 use crate::limit::Limit;
-use crate::timeout::TimeoutPolicy;
+use crate::timeout::EnforcedTimeouts;
 
 /// A stack's settings as they stand; what is changed at run time is changed in a copy.
 pub(super) type Config = exchange::Config<StackSpec>;
@@ -23,7 +23,7 @@ crate::free_list::free_list!(SPARE: std::pin::Pin<Box<ActiveCall<StackSpec>>>);
 impl Spec for StackSpec {
     type PerCall = PerCall;
     type PerAttempt = Option<Breaker>;
-    type Timeouts = TimeoutPolicy;
+    type Timeouts = EnforcedTimeouts;
     type Requests = Requests;
     type Errors = Errors;
 

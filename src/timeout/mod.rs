@@ -84,7 +84,7 @@ use crate::exchange::Sweep;
 use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
 pub use self::adaptive::{AdaptiveEstimate, AdaptiveTimeout, LearningMode, RouteTimeouts, TooManyRoutes};
-pub(crate) use self::policy::TimeoutPolicy;
+pub(crate) use self::policy::EnforcedTimeouts;
 pub use self::route_learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
@@ -160,7 +160,7 @@ pub(crate) struct TimeoutSpec<W>(PhantomData<fn() -> W>);
 impl<W: Mode> Spec for TimeoutSpec<W> {
     type PerCall = ();
     type PerAttempt = ();
-    type Timeouts = TimeoutPolicy;
+    type Timeouts = EnforcedTimeouts;
     type Requests = Uploads<W>;
     type Errors = PassOn;
 
@@ -177,7 +177,7 @@ impl<W: Mode> Spec for TimeoutSpec<W> {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct TimeoutLayer<W = TrackUpload> {
-    enforced: TimeoutPolicy,
+    enforced: EnforcedTimeouts,
     /// All services of one layer share the sweep of their response bodies.
     sweep: Arc<Sweep>,
     mode: PhantomData<fn() -> W>,
@@ -186,12 +186,12 @@ pub struct TimeoutLayer<W = TrackUpload> {
 impl TimeoutLayer {
     /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::TrackedUpload).
     pub fn new(timeouts: Timeouts) -> Self {
-        Self { enforced: TimeoutPolicy { timeouts, extensions: None }, sweep: Arc::default(), mode: PhantomData }
+        Self { enforced: EnforcedTimeouts { timeouts, extensions: None }, sweep: Arc::default(), mode: PhantomData }
     }
 }
 
 impl<W> TimeoutLayer<W> {
-    pub(crate) fn limits(&self) -> &TimeoutPolicy {
+    pub(crate) fn limits(&self) -> &EnforcedTimeouts {
         &self.enforced
     }
 

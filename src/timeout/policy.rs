@@ -16,7 +16,7 @@ use crate::exchange::{AttemptProgress, BodyTimeouts, CallContext, HeadSeen, Reje
 
 /// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
 #[derive(Clone, Debug)]
-pub(crate) struct TimeoutPolicy {
+pub(crate) struct EnforcedTimeouts {
     pub(crate) timeouts: Timeouts,
     pub(super) extensions: Option<Arc<TimeoutExtensions>>,
 }
@@ -31,7 +31,7 @@ pub(crate) struct TimeoutState {
     observation: Option<Observation>,
 }
 
-impl TimeoutPolicy {
+impl EnforcedTimeouts {
     /// The caller's deadline, the end of the total or that of the whole exchange, whichever comes first.
     fn deadline(&self, call: &CallContext) -> Option<Instant> {
         min(self.timeouts.until_head().map(|limit| call.now + limit), call.deadline.map(|deadline| deadline.instant()))
@@ -71,7 +71,7 @@ fn min(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 #[allow(clippy::inline_always)] // on the path of every call: measured
-impl TimeoutPolicy for TimeoutPolicy {
+impl TimeoutPolicy for EnforcedTimeouts {
     type Watch = TimeoutState;
 
     #[inline(always)]
@@ -146,7 +146,7 @@ impl TimeoutPolicy for TimeoutPolicy {
     #[inline(always)]
     fn answered(&self, watch: &TimeoutState, call: &CallContext, head: &HeadSeen<'_>) {
         if let Some(extras) = &self.extensions {
-            extras.answered(watch.observation, call, head);
+            extras.on_response(watch.observation, call, head);
         }
     }
 
