@@ -1,8 +1,8 @@
 //! The driver: the one service, future and response body behind every middleware.
 //!
-//! An [`Exchange`] drives a *call*: a client's request with all its *attempts*. What a middleware adds is its [`Spec`]: a
+//! An `Exchange` drives a *call*: a client's request with all its *attempts*. What a middleware adds is its `Spec`: a
 //! component around the call (a limiter), one around each attempt (a circuit), timeouts, what becomes of requests
-//! ([`RequestMode`]: sent once, tracked, kept for another attempt) and what becomes of errors ([`ErrorMode`]: passed on, or
+//! (`RequestMode`: sent once, tracked, kept for another attempt) and what becomes of errors (`ErrorMode`: passed on, or
 //! classified). A middleware alone leaves the other places empty (`()`); the stack fills all of them. No step has a second
 //! implementation.
 //!
@@ -20,7 +20,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | settings of all calls | [`Config`], behind a [`Ref`] whose count belongs to one clone of the service |
+//! | settings of all calls | `Config`, behind a `Ref` whose count belongs to one clone of the service |
 //! | a call's permits, notes, timer | `ActiveCall`, one pinned box that the thread uses again: it moves from the future to the body as one pointer |
 //! | the attempt under way | `State`, in the future; every attempt runs in the same place |
 //! | what another attempt needs | `RequestMode::Round`, and a `Template` of the inner service, where another attempt is possible |
@@ -44,10 +44,10 @@
 //! service cancels it. An attempt's permit is completed when the attempt has failed, and with the call otherwise. In the future
 //! and in the body the handle stands after the inner future or body: their hold on the upstream goes before the permits. A new
 //! attempt begins after the future of the one before was dropped, so that its connection and its hold on the request body are
-//! free. A timeout drops the inner future under a reason, which those inside can ask for ([`drop_reason`]).
+//! free. A timeout drops the inner future under a reason, which those inside can ask for (`drop_reason`).
 //!
 //! A call ends with its response body: at the head, if the inner body has ended already. A body that stays open is registered
-//! with the [`Sweep`] of its layer, so that `client_idle` and `absolute` apply also while nothing polls it; the sweep and the
+//! with the `Sweep` of its layer, so that `client_idle` and `absolute` apply also while nothing polls it; the sweep and the
 //! consumer share the call in a mutex, and the first that locks it takes it.
 //!
 //! The inner future is polled first, and the timer is armed only when it is pending. The ordinary response (a plain head, a first
