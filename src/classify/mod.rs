@@ -368,6 +368,6 @@ where
     type Output = Result<Response<ClassifiedBody<X>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().call.poll(cx).map(|result| result.map(|response| response.map(ClassifiedBody::new)))
+        self.project().call.poll_as(cx)
     }
 }

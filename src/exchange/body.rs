@@ -40,6 +40,18 @@ pin_project! {
     }
 }
 
+/// Makes the response body of a middleware from that of the driver.
+pub(crate) trait MakeBody<T> {
+    fn make(body: T) -> Self;
+}
+
+impl<T> MakeBody<T> for T {
+    #[inline(always)]
+    fn make(body: T) -> Self {
+        body
+    }
+}
+
 /// What the next poll of a body returns.
 pub(crate) enum BodyStage<E> {
     /// What the inner body returns.

@@ -98,9 +98,9 @@ macro_rules! middleware_body {
             }
         }
 
-        impl<$x $(, $w: $bound)?> $body<$x $(, $w)?> {
-            #[inline]
-            pub(crate) fn new(body: $crate::exchange::ExchangeBody<$inner, $spec>) -> Self {
+        impl<$x $(, $w: $bound)?> $crate::exchange::MakeBody<$crate::exchange::ExchangeBody<$inner, $spec>> for $body<$x $(, $w)?> {
+            #[inline(always)]
+            fn make(body: $crate::exchange::ExchangeBody<$inner, $spec>) -> Self {
                 Self { body }
             }
         }
@@ -201,8 +201,7 @@ macro_rules! passing_middleware {
                 self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
             ) -> std::task::Poll<Self::Output> {
-                let polled = self.project().call.poll(cx);
-                polled.map(|result| result.map(|response| response.map($body::new)))
+                self.project().call.poll_as(cx)
             }
         }
     };

@@ -81,7 +81,7 @@ mod upgrade;
 mod upgrade_guard;
 
 pub(crate) use self::active::{ActiveCall, SpareCalls};
-pub(crate) use self::body::{ExchangeBody, set_retry_after};
+pub(crate) use self::body::{ExchangeBody, MakeBody, set_retry_after};
 pub(crate) use self::component::{CancelReason, Component, Outcome, Rejection, ResponseSummary};
 pub(crate) use self::detachable::{Detach, Detachable};
 pub(crate) use self::future::ExchangeFuture;

@@ -313,6 +313,6 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().call.poll(cx).map(|result| result.map(|response| response.map(RetryBody::new)))
+        self.project().call.poll_as(cx)
     }
 }

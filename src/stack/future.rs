@@ -17,7 +17,7 @@ use super::spec::StackSpec;
 use crate::body::WrapBody;
 use crate::cause::Failure;
 use crate::classify::SharedBody;
-use crate::exchange::{ExchangeBody, ExchangeFuture};
+use crate::exchange::{ExchangeBody, ExchangeFuture, MakeBody};
 
 pin_project! {
     /// The future of an [`Upstream`](super::Upstream).
@@ -46,7 +46,7 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().call.poll(cx).map(|result| result.map(|response| response.map(|body| UpstreamBody { body })))
+        self.project().call.poll_as(cx)
     }
 }
 
@@ -68,6 +68,13 @@ pin_project! {
     pub struct UpstreamBody<X> {
         #[pin]
         body: ExchangeBody<SharedBody<X>, StackSpec>,
+    }
+}
+
+impl<X> MakeBody<ExchangeBody<SharedBody<X>, StackSpec>> for UpstreamBody<X> {
+    #[inline(always)]
+    fn make(body: ExchangeBody<SharedBody<X>, StackSpec>) -> Self {
+        Self { body }
     }
 }
 
