@@ -1,4 +1,4 @@
-//! Looks in the background whether an upstream is back, so that no caller's request has to find out.
+//! Probes an upstream in the background while its circuit is open, so that no call has to.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
@@ -10,30 +10,30 @@ use super::handle::{CircuitHandle, CircuitShared};
 use super::{State, StateChange};
 use crate::cause::{Failure, Phase};
 
-/// No two probes are closer.
+/// The shortest interval between two probes.
 const MIN_INTERVAL: Duration = Duration::from_millis(5);
-/// No two probes are further apart.
+/// The longest interval between two probes.
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
-/// The time between two is this share of the outage so far: what is down for long is looked at less often.
+/// The interval is this fraction of the outage so far: a long outage is probed less often.
 const INTERVAL_RATIO: u32 = 500;
-/// A probe that takes longer has failed.
+/// A probe that takes longer counts as failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl CircuitHandle {
-    /// Looks in the background whether the upstream is back, while the circuit is open.
+    /// Probes the upstream in the background while the circuit is open, and closes the circuit at the first success.
     ///
-    /// The future is a task's: spawn it once. It ends when layer, services and handles of the circuit are gone. `probe`
-    /// says whether the upstream takes connections, or answers a health check; a second is its limit. While it says no, no
-    /// caller's request is spent as a probe, and at its first yes the circuit closes, pause or not.
+    /// Spawn the future once, as a task. It ends when the layer, its services and its handles are dropped. `probe` returns
+    /// whether the upstream accepts connections or passes a health check, within one second. While it fails, no call is
+    /// used as a probe.
     ///
-    /// A yes counts if something was seen to fail before: a connection that could not be made opened the circuit, or `probe` itself
-    /// has said no. An upstream that takes connections and answers nonsense is left to the pause and to the probes
-    /// among its calls.
+    /// A success counts only if the probe could have seen the failure: the circuit was opened by a failure to connect, or
+    /// `probe` itself has failed since. For an upstream that accepts connections but responds with errors, the open duration
+    /// and probing by calls apply as usual.
     ///
     /// | probes | |
     /// |---|---|
-    /// | apart | a 500th of the outage so far, at least 5 ms and at most 1 s, and at least as long as the last one took; three quarters of that are certain, the rest is drawn |
-    /// | first | 5 ms after the circuit has opened |
+    /// | interval | 1/500 of the outage so far, 5 ms to 1 s, at least the duration of the last probe; a quarter of it is jitter |
+    /// | first | 5 ms after the circuit opened |
     ///
     /// With feature `client`, `ReverseProxy::connect_probe` is such a probe.
     ///
@@ -67,7 +67,7 @@ impl CircuitHandle {
                     match timeout_at(outage.next_at(fastrand::u32(..)), changes.next()).await {
                         Ok(None) => return,
                         Ok(Some(change)) if matches!(change.state, State::Closed | State::HeldOpen) => break,
-                        // a probe among the calls
+                        // a call became a probe
                         Ok(Some(_)) => {}
                         Err(_) => {
                             let begun = Instant::now();
@@ -84,12 +84,12 @@ impl CircuitHandle {
     }
 }
 
-/// One outage as the probes see it.
+/// The schedule of the probes during one outage.
 struct OutageProbe {
     since: Instant,
-    /// When the last probe had ended, and what it took.
+    /// When the last probe ended, and its duration.
     last_probe: (Instant, Duration),
-    /// Something was seen to fail that a probe would see as well.
+    /// A failure was seen that a probe would have seen as well.
     seen_down: bool,
 }
 
@@ -99,32 +99,32 @@ impl OutageProbe {
         Self { since: opened.at, last_probe: (opened.at, Duration::ZERO), seen_down }
     }
 
-    /// How long after the last probe the next one comes.
+    /// The time between the end of the last probe and the next one.
     fn interval(&self) -> Duration {
         let (ended, took) = self.last_probe;
         (ended.saturating_duration_since(self.since) / INTERVAL_RATIO).max(took).clamp(MIN_INTERVAL, MAX_INTERVAL)
     }
 
-    /// When the next probe comes; all values of `random` are equally likely.
+    /// When the next probe is due; `random` is uniform over its range.
     fn next_at(&self, random: u32) -> Instant {
         let apart = self.interval();
         self.last_probe.0 + apart - apart / 4 + (apart / 4).mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
-    /// A probe begins: calls wait for what it says.
+    /// Before a probe: no call is used as one until its result is known.
     fn before_probe(&self, circuit: &Weak<CircuitShared>, now: Instant) {
         if let (true, Some(core)) = (self.seen_down, circuit.upgrade()) {
             core.circuit.record_still_down(now + PROBE_TIMEOUT + MAX_INTERVAL);
         }
     }
 
-    /// Takes a probe's word to the circuit; `false` if that is gone.
+    /// Reports a probe's result to the circuit; returns `false` if the circuit was dropped.
     fn after_probe(&mut self, circuit: &Weak<CircuitShared>, begun: Instant, now: Instant, up: bool) -> bool {
         let Some(core) = circuit.upgrade() else { return false };
         self.last_probe = (now, now.saturating_duration_since(begun));
         if !up {
             self.seen_down = true;
-            // should no more of these come, the calls find out themselves
+            // if the task stops, calls become probes again after this time
             core.circuit.record_still_down(now + 3 * self.interval());
         } else if self.seen_down {
             core.record_recovery(begun, now);
@@ -133,7 +133,7 @@ impl OutageProbe {
     }
 }
 
-/// Whether a failure in this phase is one of connecting.
+/// Whether a failure in this phase is a failure to connect.
 fn is_before_the_request(phase: Phase) -> bool {
     matches!(phase, Phase::Resolve | Phase::Connect | Phase::Tls)
 }

@@ -1,25 +1,25 @@
-//! What the end of an exchange says about the upstream.
+//! Maps the end of a call to a result for the circuit.
 
 use http::StatusCode;
 
 use crate::cause::{BadGatewayCause, BreakerVerdict};
 use crate::exchange::{CancelReason, Outcome};
 
-/// What the end of an exchange says about the upstream.
+/// What the end of a call means for the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallResult {
-    /// It is well.
+    /// The upstream is healthy.
     Success,
-    /// It is not.
+    /// The upstream failed.
     Failure,
-    /// It answers, and asks for less: nothing while the circuit is closed, and the proof of life that a probe is for.
+    /// The upstream responds but asks for less load: ignored while the circuit is closed, a success for a probe.
     Overload,
-    /// Nothing at all.
+    /// No information about the upstream.
     Neutral,
 }
 
 impl CallResult {
-    /// The verdict on an exchange that is over: the cause's, else the status' as the last resort.
+    /// The result of a completed call: by its cause, else by its status.
     #[inline]
     pub(crate) fn of(outcome: &Outcome, statuses: fn(StatusCode) -> bool) -> Self {
         match outcome.status() {
@@ -30,7 +30,7 @@ impl CallResult {
 
     #[cold]
     fn of_failure(outcome: &Outcome, status: Option<StatusCode>, statuses: fn(StatusCode) -> bool) -> Self {
-        // an error that nobody has named is the inner service's own
+        // an unclassified error counts as the upstream's
         let Some(status) = status else { return Self::Failure };
         let relayed = match outcome.cause() {
             None => false,
@@ -41,7 +41,7 @@ impl CallResult {
             429 => Self::Overload,
             503 if outcome.pushed_back() => Self::Overload,
             _ if statuses(status) => Self::Failure,
-            // a failure that the status does not show, as of gRPC
+            // a failure that the HTTP status does not show, as with gRPC
             ..=499 if relayed => Self::Failure,
             _ => Self::Success,
         }

@@ -1,4 +1,4 @@
-//! The circuit: what is counted, when that is too much, and who may pass.
+//! The circuit: counts calls, decides when to open, and admits calls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::window::{CELLS, RollingWindow};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::stats::{Ratio, stripe};
 
-/// The circuit of one upstream. Every opening has one record, which all that it refuses share.
+/// The circuit of one upstream. Each opening makes one record, which all the calls it refuses share.
 #[derive(Debug)]
 pub(super) struct Circuit {
     policy: BreakerPolicy,
@@ -27,11 +27,11 @@ pub(super) struct Circuit {
     failures: ConsecutiveFailures,
     window: RollingWindow,
     slow: Option<RollingWindow>,
-    /// The length of a cell of the windows in nanoseconds.
+    /// The length of one window cell, in nanoseconds.
     cell: u64,
 }
 
-/// The end of an exchange.
+/// How an admitted call ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallEnd {
     pub(super) result: CallResult,
@@ -40,7 +40,7 @@ pub(super) struct CallEnd {
 }
 
 impl Circuit {
-    /// A closed circuit; `now` is where its time begins.
+    /// A closed circuit; its ticks count from `now`.
     pub(super) fn new(policy: BreakerPolicy, name: Arc<str>, stripes: usize, now: Instant) -> Self {
         let (first, longest) = (nanos(policy.open_duration), nanos(policy.max_open_duration));
         let pauses = OpenBackoff { first, max: longest, decay_after: nanos(policy.window) };
@@ -56,13 +56,13 @@ impl Circuit {
         }
     }
 
-    /// Lets a call pass while the circuit is closed: one load.
+    /// Admits a call while the circuit is closed: one load.
     #[inline]
     pub(super) fn try_acquire(&self) -> Option<Permit> {
         self.machine.try_acquire()
     }
 
-    /// Lets a call pass that met it otherwise, or not.
+    /// Slow path of `try_acquire`, for a circuit that is not closed.
     pub(super) fn try_acquire_slow(
         &self,
         now: Instant,
@@ -70,28 +70,28 @@ impl Circuit {
         self.machine.try_acquire_slow(self.tick_at(now), || self.clear())
     }
 
-    /// What a call would be told now, if it would not pass.
+    /// The rejection a call would get now; `None` if it would be admitted. Nothing is counted.
     pub(super) fn rejection(&self, now: Instant) -> Option<Rejected<Failure>> {
         self.machine.rejection(self.tick_at(now))
     }
 
-    /// One that was told so got its answer.
+    /// Counts a call that was refused with the result of [`rejection`](Self::rejection).
     pub(super) fn count_refused(&self) {
         self.machine.count_refused();
     }
 
-    /// The head of a probe's answer has come, and it is good.
+    /// A probe's response head arrived and is not a failure.
     pub(super) fn on_probe_head(&self, permit: &Permit) {
         self.machine.on_probe_head(permit);
     }
 
-    /// Whether it matters how long a call took.
+    /// Whether the duration of a call is needed: slow calls count.
     #[inline]
     pub(super) fn needs_duration(&self) -> bool {
         self.slow.is_some()
     }
 
-    /// A call that was good and not slow, of a circuit that is closed still: all that a success costs.
+    /// Records a success whose duration does not matter, if the circuit is still closed: all that a success costs.
     #[inline]
     pub(super) fn count_success(&self, permit: &Permit, now: Instant) {
         if self.machine.is_current(permit) {
@@ -100,7 +100,7 @@ impl Circuit {
         }
     }
 
-    /// Any other end; `random` is drawn, and `record` made, where the circuit opens.
+    /// Records any other end. `random` and `record` are evaluated only if the circuit opens.
     pub(super) fn record(
         &self,
         permit: &Permit,
@@ -153,12 +153,12 @@ impl Circuit {
         self.machine.open(permit, now, random(), || self.opening_record(why, record()))
     }
 
-    /// A probe from beside that began then has found the upstream well.
+    /// An active probe that started at `begun` succeeded.
     pub(super) fn record_recovery(&self, begun: Instant, now: Instant) -> Option<Transition<Failure>> {
         self.machine.record_recovery(self.tick_at(begun), self.tick_at(now), || self.clear())
     }
 
-    /// A probe from beside has found it down; another one comes before this time.
+    /// An active probe failed; the next one is due before `until`.
     pub(super) fn record_still_down(&self, until: Instant) {
         self.machine.record_still_down(self.tick_at(until));
     }
@@ -207,7 +207,7 @@ impl Circuit {
         self.machine.view().0.state
     }
 
-    /// How many calls it has refused so far.
+    /// Number of calls refused so far.
     pub(super) fn refused(&self) -> u64 {
         self.machine.view().0.refused
     }
@@ -216,7 +216,7 @@ impl Circuit {
         self.policy.statuses
     }
 
-    /// A moment of this circuit as an instant.
+    /// Converts a tick of this circuit to an instant.
     pub(super) fn at(&self, moment: u64) -> Instant {
         self.origin.checked_add(Duration::from_nanos(moment)).unwrap_or(self.origin)
     }
@@ -232,7 +232,7 @@ impl Circuit {
         slow.is_some_and(|(window, (_, share))| self.exceeds(window, tick, share))
     }
 
-    /// What was counted belongs to an epoch that is over.
+    /// Clears the windows: their counts belong to an earlier epoch.
     fn clear(&self) {
         self.window.clear();
         if let Some(window) = &self.slow {
@@ -240,7 +240,7 @@ impl Circuit {
         }
     }
 
-    /// The one record of an opening.
+    /// The record of an opening, with the failure that caused it.
     fn opening_record(&self, why: &'static str, failure: Failure) -> Failure {
         self.failure_builder(why).previous(failure).build()
     }
@@ -249,7 +249,7 @@ impl Circuit {
         Failure::builder(BadGatewayCause::CircuitOpen)
             .phase(Phase::Gateway)
             .refusal()
-            // retry layers need not make a record of their own to say so
+            // set here so that retry layers need not copy the record to add it
             .retry_stop(RetryStop::LocalRefusal)
             .upstream(self.name.clone())
             .detail(Detail::Text(why))
@@ -263,17 +263,17 @@ impl Circuit {
     #[inline]
     fn tick_at(&self, now: Instant) -> u64 {
         let since = now.saturating_duration_since(self.origin);
-        // in 64 bits: it goes round after 584 years
+        // 64 bits of nanoseconds wrap around after 584 years
         since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(since.subsec_nanos().into())
     }
 }
 
-const CONSECUTIVE: &str = "failures in a row";
-const RATIO: &str = "too large a share of failures";
-const SLOW: &str = "too large a share of slow calls";
-const PROBE: &str = "its probe failed";
-const SLOW_PROBE: &str = "its probe was slow";
-const HELD: &str = "held open by hand";
+const CONSECUTIVE: &str = "consecutive failures";
+const RATIO: &str = "failure ratio exceeded";
+const SLOW: &str = "slow-call ratio exceeded";
+const PROBE: &str = "the probe failed";
+const SLOW_PROBE: &str = "the probe was slow";
+const HELD: &str = "held open by an operator";
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

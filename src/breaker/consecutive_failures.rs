@@ -1,11 +1,11 @@
-//! Failures in a row, in one word with the epoch that they belong to.
+//! Consecutive failures, in one atomic word with the epoch they belong to.
 //!
-//! What holds, whatever the interleaving (`tests/loom` searches it): failures of one epoch without a success between
-//! them all count, and an answer from before a transition neither adds to the streak nor ends it.
+//! Invariants under any interleaving (`tests/loom` checks them): failures of one epoch without a success between
+//! them all count, and a result from an earlier epoch neither adds to the count nor resets it.
 
 use crate::stats::sync::{AtomicU64, Ordering};
 
-/// The low bits count, above them is the epoch.
+/// The number of low bits that hold the count; the epoch is above them.
 const COUNT: u32 = 24;
 const LOW: u64 = (1 << COUNT) - 1;
 
@@ -20,7 +20,7 @@ impl ConsecutiveFailures {
         Self { word: AtomicU64::new(0) }
     }
 
-    /// A success of this epoch; one load where there is no streak to end.
+    /// Records a success of this epoch; a single load if the count is zero.
     #[inline]
     pub(crate) fn record_success(&self, epoch: u64) {
         let seen = self.word.load(Ordering::Relaxed);
@@ -31,7 +31,7 @@ impl ConsecutiveFailures {
 
     #[cold]
     fn reset(&self, mut seen: u64, epoch: u64) {
-        // a streak of an earlier epoch goes as well, so that successes stop meeting it
+        // a count of an earlier epoch is reset as well, so that later successes take the fast path
         while seen & LOW != 0 && seen >> COUNT <= epoch {
             match self.word.compare_exchange_weak(seen, epoch << COUNT, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return,
@@ -40,7 +40,7 @@ impl ConsecutiveFailures {
         }
     }
 
-    /// A failure of this epoch; how many there are in a row with it, none if the epoch is over.
+    /// Records a failure of this epoch and returns the count with it; 0 if the epoch has ended.
     pub(crate) fn record_failure(&self, epoch: u64) -> u32 {
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
@@ -57,7 +57,7 @@ impl ConsecutiveFailures {
         }
     }
 
-    /// The failures in a row in this epoch.
+    /// The consecutive failures of this epoch.
     pub(crate) fn count(&self, epoch: u64) -> u32 {
         let seen = self.word.load(Ordering::Relaxed);
         if seen >> COUNT == epoch { count_of(seen) } else { 0 }

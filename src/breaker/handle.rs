@@ -1,4 +1,4 @@
-//! What an operator sees of a circuit, and can do to it.
+//! The operator's handle of a circuit, its snapshots and its transitions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,57 +12,57 @@ use super::packed_state::State;
 use super::state_machine::Transition;
 use crate::cause::{Detail, Failure};
 
-/// A circuit and those who are told of its transitions.
+/// A circuit and the subscribers of its transitions.
 pub(super) struct CircuitShared {
     pub(super) circuit: Circuit,
     changes: watch::Sender<StateChange>,
 }
 
-/// A transition of a circuit.
+/// A state transition of a circuit.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StateChange {
-    /// What it does with calls now.
+    /// The state.
     pub state: State,
-    /// Since when.
+    /// When the state began.
     pub at: Instant,
-    /// How long it stays open at least; none for other states.
+    /// How long the circuit stays open at least; zero for other states.
     pub open_for: Duration,
-    /// What opened it, with its peer and errno if these are known; `None` while closed, and where it is held by hand.
+    /// The failure that opened the circuit, with peer and errno if known; `None` while closed or held open by an operator.
     pub cause: Option<Failure>,
-    /// Grows with every transition, not always by one.
+    /// Increases with every transition, not always by one.
     pub number: u64,
 }
 
-/// What a circuit does, why and since when, and what it has counted.
+/// A circuit's state and counters.
 ///
-/// Each number is exact; beside other threads they may be of different moments.
+/// Each number is exact, but under concurrent calls they may be from slightly different moments.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CircuitSnapshot {
-    /// What it does with calls.
+    /// The state.
     pub state: State,
-    /// Since when.
+    /// When the state began.
     pub since: Instant,
-    /// What opened it; `None` while closed, and where it is held by hand.
+    /// The failure that opened the circuit; `None` while closed or held open by an operator.
     pub cause: Option<Failure>,
-    /// When the next call may pass as a probe, while it is open.
+    /// While open: when the next call may be admitted as a probe.
     pub next_probe: Option<Instant>,
-    /// The window's calls that said something.
+    /// Calls in the window that were a success or a failure.
     pub calls: u64,
-    /// Those of them that failed.
+    /// Failed calls in the window.
     pub failures: u64,
-    /// Those of them that were slow, where that counts.
+    /// Slow calls in the window; 0 unless [`BreakerPolicy::slow_calls`](super::BreakerPolicy::slow_calls) is set.
     pub slow: u64,
-    /// The failures in a row.
+    /// Consecutive failures.
     pub consecutive_failures: u32,
-    /// How often it opened, probes that failed included.
+    /// Number of openings, those after a failed probe included.
     pub opened: u64,
-    /// How many probes there were.
+    /// Number of probes.
     pub probes: u64,
-    /// How many of them had not ended when another took their place.
+    /// Number of probes that timed out, so that another call became a probe.
     pub probes_timed_out: u64,
-    /// How many calls were refused.
+    /// Number of calls refused.
     pub refused: u64,
 }
 
@@ -78,7 +78,7 @@ impl CircuitShared {
         }
     }
 
-    /// Says what has happened: a line in the log, and the state for whoever waits.
+    /// Logs a transition and sends it to the subscribers.
     #[cold]
     pub(super) fn publish(&self, turn: &Transition<Failure>) {
         let change = StateChange {
@@ -91,7 +91,7 @@ impl CircuitShared {
         let detail = turn.cause.as_ref().and_then(Failure::detail);
         log(self.circuit.name(), &change, detail, self.circuit.refused());
         self.changes.send_if_modified(|last| {
-            // two threads may come here in another order than they came through the gate
+            // two threads may arrive here in another order than their transitions happened
             let newer = last.number < change.number;
             if newer {
                 *last = change;
@@ -114,20 +114,20 @@ fn log(name: &str, change: &StateChange, detail: Option<Detail>, refused: u64) {
             peer = why.and_then(Failure::peer).map(tracing::field::display),
             detail = detail.map(tracing::field::display),
             pause_ms = u64::try_from(change.open_for.as_millis()).unwrap_or(u64::MAX),
-            "the circuit is open: calls are refused until a probe has succeeded"
+            "circuit opened: calls are refused until a probe succeeds"
         ),
         State::HeldOpen => {
-            tracing::warn!(target: "tower_upstream", upstream = name, circuit.state = state, "the circuit is held open");
+            tracing::warn!(target: "tower_upstream", upstream = name, circuit.state = state, "circuit held open by an operator");
         }
         State::HalfOpen => tracing::info!(
             target: "tower_upstream",
             upstream = name,
             circuit.state = state,
             error.type = cause,
-            "the circuit lets one call pass as a probe"
+            "circuit half-open: one call is admitted as a probe"
         ),
         State::Closed => {
-            tracing::info!(target: "tower_upstream", upstream = name, circuit.state = state, refused, "the circuit is closed");
+            tracing::info!(target: "tower_upstream", upstream = name, circuit.state = state, refused, "circuit closed");
         }
     }
 }
@@ -138,41 +138,41 @@ impl fmt::Debug for CircuitShared {
     }
 }
 
-/// Sees into a circuit and overrules it; clones are of the same circuit.
+/// Inspects and controls a circuit; clones refer to the same circuit.
 #[derive(Clone, Debug)]
 pub struct CircuitHandle {
     pub(super) core: Arc<CircuitShared>,
 }
 
 impl CircuitHandle {
-    /// The upstream's name, as the layer was told.
+    /// The upstream's name, as given to the layer.
     pub fn name(&self) -> &str {
         self.core.circuit.name()
     }
 
-    /// What it does now and what it has counted until `now`.
+    /// The state and the counters at `now`.
     pub fn snapshot(&self, now: Instant) -> CircuitSnapshot {
         self.core.circuit.snapshot(now)
     }
 
-    /// Refuses all calls until [`release`](Self::release) or [`reset`](Self::reset): for work on the upstream.
+    /// Refuses all calls until [`release`](Self::release) or [`reset`](Self::reset): for maintenance of the upstream.
     ///
-    /// Calls that are under way go on. Refusals say to come back after the longest pause.
+    /// Calls in flight continue. `Retry-After` of the refusals is the maximum open duration.
     pub fn hold_open(&self) {
         self.publish(self.core.circuit.hold(Instant::now()));
     }
 
-    /// Ends the hold: the next call passes as a probe. Nothing, if it is not held.
+    /// Ends the hold: the next call becomes a probe. Does nothing if the circuit is not held open.
     pub fn release(&self) {
         self.publish(self.core.circuit.release(Instant::now()));
     }
 
-    /// Closes it, whatever its state, and forgets what it counted and how often it opened.
+    /// Closes the circuit from any state and clears its counts and its backoff.
     pub fn reset(&self) {
         self.publish(self.core.circuit.reset(Instant::now()));
     }
 
-    /// Its transitions from now on, the present state first.
+    /// The current state, followed by each transition from now on.
     pub fn transitions(&self) -> Transitions {
         let mut changes = self.core.changes.subscribe();
         changes.mark_changed();
@@ -193,9 +193,9 @@ pub struct Transitions {
 }
 
 impl Transitions {
-    /// The next one that has not been seen; `None` once layer, services and handles are gone.
+    /// The next transition; `None` once the layer, its services and its handles are dropped.
     ///
-    /// Whoever is slow misses those in between, but never the latest: there is nothing that fills up.
+    /// A slow receiver skips transitions but always gets the latest one: nothing is buffered.
     pub async fn next(&mut self) -> Option<StateChange> {
         self.changes.changed().await.ok()?;
         Some(self.changes.borrow_and_update().clone())

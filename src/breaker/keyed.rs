@@ -1,4 +1,4 @@
-//! A circuit of its own for each upstream that requests name.
+//! One circuit per upstream, keyed by the request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ keyed_middleware! {
     KeyedCircuitBreaker, CircuitBreakerFuture, CircuitBreakerBody, BreakerSpec
 }
 
-/// A circuit for each upstream that requests name; made by [`CircuitBreakerLayer::keyed`].
+/// One circuit per upstream; made by [`CircuitBreakerLayer::keyed`].
 #[derive(Clone)]
 #[must_use]
 pub struct KeyedCircuitBreakerLayer {
@@ -35,9 +35,9 @@ impl KeyedCircuitBreakerLayer {
         Self { configs: Arc::new(configs(&name, policy, None)), name, policy }
     }
 
-    /// What names an upstream (default: the authority of the target, else `Host`, in lower case).
+    /// Sets the key of a request's upstream (default: the authority of the target, else `Host`, in lower case).
     ///
-    /// The circuits are new ones: clones that were made before go on with the old.
+    /// It starts with new circuits: clones made before keep the old ones.
     pub fn key<K>(self, key: K) -> Self
     where
         K: for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync + 'static,
@@ -45,19 +45,19 @@ impl KeyedCircuitBreakerLayer {
         Self { configs: Arc::new(configs(&self.name, self.policy, Some(Arc::new(key)))), ..self }
     }
 
-    /// The circuits that there are and how they stand, in the order of their keys.
+    /// Snapshots of all circuits, in the order of their keys.
     pub fn snapshots(&self, now: Instant) -> Vec<(Box<str>, CircuitSnapshot)> {
         self.configs.list(|config| config.per_attempt.core.circuit.snapshot(now))
     }
 
-    /// Sees into the circuit of an upstream, if it has one.
+    /// The handle of an upstream's circuit; `None` if there is none.
     ///
-    /// A circuit that is closed and not called may have to make room for others; then its handle shows what is no longer used.
+    /// A closed circuit without calls in flight may be evicted; a handle to it then refers to a circuit that is no longer used.
     pub fn handle(&self, key: &str) -> Option<CircuitHandle> {
         self.configs.peek(key, |config| CircuitHandle { core: config.per_attempt.core.clone() })
     }
 
-    /// Sees into the one circuit of all that find no place among the 1,024, and of requests that name no upstream.
+    /// The handle of the fallback circuit: for upstreams beyond the 1,024 and for requests without a key.
     pub fn others(&self) -> CircuitHandle {
         CircuitHandle { core: self.configs.others().per_attempt.core.clone() }
     }

@@ -1,64 +1,63 @@
-//! Leaves an upstream alone while it fails, and finds out when it is back.
+//! Circuit breaker: stops calling an upstream while it fails, and detects when it has recovered.
 //!
-//! Calls to an upstream that is down cost a timeout each and keep it down. [`CircuitBreakerLayer`] counts how exchanges
-//! end; when too many fail it opens, and calls are answered here at once, until one of them, let through as a probe, has shown
-//! that the upstream is back.
+//! Each call to an upstream that is down costs a timeout and adds load. [`CircuitBreakerLayer`] counts how calls end;
+//! when too many fail, it opens and refuses calls immediately, until one of them, admitted as a probe, succeeds.
 //!
-//! **What counts.** The [cause](crate::cause), where the answer carries one: its
-//! [`breaker_verdict`](crate::BadGatewayCause::breaker_verdict). Where there is none, or the upstream itself answered, the status:
-//! 502, 503 and 504 are failures. An error that nobody has named is one. A failure is known at the head. Any other
-//! exchange ends with its body: one that breaks off is a failure, whatever its head said; after a 101 it ends at the head.
-//!
-//! | end of an exchange | closed | as a probe |
+//! **What counts.** The [cause](crate::cause) of the response, if it carries one, by its
+//! [`breaker_verdict`](crate::BadGatewayCause::breaker_verdict). Otherwise, and for responses of the upstream itself, the
+//! status: 502, 503 and 504 are failures. An unclassified error is a failure. Failures are recorded at the response head. Any
+//! other call ends with its response body: a body that fails is a failure, whatever the status was. After a 101 the call
+//! ends at the head.
+//! | end of a call | while closed | as a probe |
 //! |---|---|---|
-//! | an answer, also a 404 or a 500 | success: ends the row | closes |
-//! | a cause that speaks against the upstream; 502, 503, 504; a body that broke; a limit that passed, inside or around | failure | opens again |
-//! | 429, or 503 with `Retry-After`, of the upstream itself | nothing: overload is the limiter's business | closes: it answers |
-//! | the client left; our own refusal; a stale connection | nothing | frees the place for the next call |
+//! | a response, also a 404 or a 500 | success: resets the consecutive failures | closes |
+//! | a cause that counts against the upstream; 502, 503, 504; a body that failed; a timeout inside or around this layer | failure | opens again |
+//! | 429, or 503 with `Retry-After`, of the upstream itself | ignored: overload is the limiter's concern | closes: the upstream responds |
+//! | the client disconnected; a refusal of our own; a stale connection | ignored | the next call becomes the probe |
 //!
-//! **When it opens**, and how it comes back:
+//! **When it opens**, and how it closes again:
 //!
 //! | | default |
 //! |---|---|
 //! | [`consecutive_failures`](BreakerPolicy::consecutive_failures) failures | 5 |
 //! | [`ratio`](BreakerPolicy::ratio) of failures in the [`window`](BreakerPolicy::window) | 50 % of at least 20 calls in 10 s |
-//! | [`slow_calls`](BreakerPolicy::slow_calls) | do not count |
-//! | [`open_duration`](BreakerPolicy::open_duration) | 1 s, doubled by each opening in a row, the second half of it at random |
-//! | [`max_open_duration`](BreakerPolicy::max_open_duration) | 10 s; a minute for [one of many](BreakerPolicy::clustered) |
-//! | openings in a row | one less for each window's length that it was closed |
-//! | after the pause | one call passes as a probe; its success closes |
-//! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the next call is a probe as well |
+//! | [`slow_calls`](BreakerPolicy::slow_calls) | off |
+//! | [`open_duration`](BreakerPolicy::open_duration) | 1 s, doubled by each consecutive opening, the second half of it random |
+//! | [`max_open_duration`](BreakerPolicy::max_open_duration) | 10 s; one minute if [`clustered`](BreakerPolicy::clustered) |
+//! | consecutive openings | one less for each window length the circuit was closed |
+//! | after the open duration | one call is admitted as a probe; its success closes the circuit |
+//! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the next call becomes a probe as well |
 //!
 //! **Sooner than the pause**: a task that looks at the upstream in the background ([`CircuitHandle::active_probe`]) closes the circuit as
 //! soon as the upstream is back, and no call is spent as a probe. With feature `client`, `ReverseProxy::connect_probe` is what
 //! it looks by: `tokio::spawn(breaker.handle().active_probe(proxy.connect_probe()))`.
 //!
-//! A probe that hangs, or whose caller left, gives its place up, and an answer from before a transition changes
-//! nothing: a circuit cannot stick. A probe whose head was good when its limit passed closes it: a long download is no bad sign.
-//! One that outlives its limit goes on; if it succeeds before the next transition it closes, as it was sent after the
-//! pause, and its failure proves nothing any more.
+//! **A circuit cannot get stuck.** A probe that hangs or is cancelled lets the next call be one, and results from an earlier
+//! epoch are ignored. A probe whose response head was good when it timed out closes the circuit: a long download is not a
+//! failure. A probe that times out continues; if it succeeds before the next transition it closes the circuit, because it
+//! was sent after the open duration. Its failure is ignored.
 //!
-//! **A refusal** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the pause in whole seconds, 1 while a probe
-//! is out) and in [`Failure::previous`](crate::Failure::previous) what opened the circuit. It is `not_sent` by `local_refusal`. The
-//! inner service is not called, and not waited for until it is ready either. Retry layers leave it alone.
+//! **A refusal** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the open duration in whole seconds, 1 while
+//! a probe is in flight), and the failure that opened the circuit in [`Failure::previous`](crate::Failure::previous). Its replay
+//! safety is `not_sent` by `local_refusal`. The inner service is neither called nor polled for readiness. Retry layers do not
+//! retry it.
 //!
-//! **Where it stands**: around what connects, and inside of retry, which then counts by attempts. Around a
-//! [`ClassifyLayer`](crate::ClassifyLayer) it knows causes. Its state is born in [`new`](CircuitBreakerLayer::new): all routes,
-//! connections and clones share it. A gateway with several upstreams makes a layer for each.
+//! **Placement**: around the client and inside of retry, so that it counts attempts. Around a
+//! [`ClassifyLayer`](crate::ClassifyLayer) it sees causes. Its state is created in [`new`](CircuitBreakerLayer::new) and shared by
+//! all routes, connections and clones. A gateway with several upstreams needs one layer for each.
+//! **Timeouts**: those of this crate count, inside and around the breaker. Another one around it (`tower::timeout`) drops the
+//! call as a disconnected client does, and is ignored: put it inside.
 //!
-//! **Limits**: those of this crate count inside and around it. A foreign one around it (`tower::timeout`) drops the call like a
-//! client that left, and counts as nothing: put it inside.
-//!
-//! **Backpressure**: callers that wait for an inner service to be ready are not woken when the circuit opens. Put no
-//! limit of concurrency that waits beneath it; one that sheds is fine.
+//! **Backpressure**: callers that wait for the inner service to become ready are not woken when the circuit opens. Do not put
+//! a concurrency limit that waits inside of it; one that sheds load is fine.
 //!
 //! | telemetry | |
 //! |---|---|
-//! | opened | a `tracing` line at level WARN, target `tower_upstream`: `upstream`, `circuit.state`, `error.type`, `phase`, `peer`, `detail`, `pause_ms` |
-//! | half-open, closed | the same at level INFO; with the last, `refused`, all that were so far |
-//! | a refusal | a line at level DEBUG by a [`ClassifyLayer`](crate::ClassifyLayer) around |
-//! | [`CircuitHandle::snapshot`] | state, why and since when, the next probe, counts |
-//! | [`CircuitHandle::transitions`] | for a task that waits for them |
+//! | opened | a `tracing` event at level WARN, target `tower_upstream`: `upstream`, `circuit.state`, `error.type`, `phase`, `peer`, `detail`, `pause_ms` |
+//! | half-open, closed | an event at level INFO; on closing with `refused`, the total of refused calls |
+//! | a refusal | an event at level DEBUG by a [`ClassifyLayer`](crate::ClassifyLayer) around |
+//! | [`CircuitHandle::snapshot`] | state, cause, start of the state, next probe, counts |
+//! | [`CircuitHandle::transitions`] | transitions as they happen |
 //!
 //! ```
 //! use axum::{Router, body::Body, http::StatusCode, routing::get};
@@ -137,9 +136,9 @@ middleware_spec! {
     per_call = (), per_attempt = Breaker, timeouts = (), requests = Once, errors = PassOn
 }
 
-/// Leaves an upstream alone while it fails; see the [module](self).
+/// Circuit breaker of one upstream; see the [module](self).
 ///
-/// All clones, and all services made of them, share one circuit.
+/// All clones, and all services made from them, share one circuit.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct CircuitBreakerLayer {
@@ -147,19 +146,19 @@ pub struct CircuitBreakerLayer {
 }
 
 impl CircuitBreakerLayer {
-    /// A closed circuit for the upstream of this name.
+    /// A closed circuit for the upstream with this name.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self::with_policy(BreakerPolicy::new(), name.into())
     }
 
-    /// When it opens and for how long.
+    /// Sets when the circuit opens and for how long.
     ///
-    /// The circuit is a new one: clones and handles that were made before go on with the old.
+    /// It starts with a new circuit: clones and handles made before keep the old one.
     pub fn policy(self, policy: BreakerPolicy) -> Self {
         Self::with_policy(policy, self.config.per_attempt.core.circuit.name().clone())
     }
 
-    /// Sees into the circuit and overrules it.
+    /// The handle that inspects and controls the circuit.
     pub fn handle(&self) -> CircuitHandle {
         CircuitHandle { core: self.config.per_attempt.core.clone() }
     }
@@ -168,13 +167,12 @@ impl CircuitBreakerLayer {
         self.config.per_attempt.clone()
     }
 
-    /// A circuit of its own for each upstream that requests name, with this policy.
+    /// One circuit per upstream, keyed by the request, with this policy.
     ///
-    /// The key is the authority of the request's target, else its `Host` field; in lower case. It has to stand where requests name
-    /// what they are sent to: below the choice of the upstream. There are 1,024 at most: the least recently used makes
-    /// room, an open circuit last, and none with calls in flight; where all have some, whoever finds no place shares one circuit
-    /// with all others that do not. Their counters are not striped, and each call takes a read lock. This layer's name is that of
-    /// the shared one.
+    /// The key is the authority of the request's target, else its `Host` field, in lower case: place the layer where requests
+    /// name the upstream they are sent to. There are at most 1,024 circuits. The least recently used is evicted, an open one last, and
+    /// one with calls in flight never; if none can be evicted, further upstreams share one fallback circuit, which has this
+    /// layer's name. The counters are not striped, and each call takes a read lock.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -229,7 +227,7 @@ impl<S> Layer<S> for CircuitBreakerLayer {
     }
 }
 
-/// What [`CircuitBreakerLayer`] adds to a call.
+/// The component of [`CircuitBreakerLayer`].
 #[derive(Clone, Debug)]
 pub(crate) struct Breaker {
     core: Arc<CircuitShared>,
@@ -301,13 +299,13 @@ impl Breaker {
         self.core.circuit.rejection(now).map(|shut| (now, refusal(shut)))
     }
 
-    /// A head that is more than a plain success of a closed circuit.
+    /// Handles a response head that is not a plain success, or belongs to a probe.
     #[cold]
     #[inline(never)]
     fn head(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         match CallResult::of(outcome, circuit.statuses()) {
-            // its body adds nothing: whoever has seen the status often leaves it unread
+            // recorded now: callers often do not read the body of a failure
             CallResult::Failure => {
                 let permit = std::mem::replace(permit, Permit::consumed());
                 self.record_end(&permit, CallResult::Failure, call, outcome.now(), || record(outcome));
@@ -337,7 +335,7 @@ impl Breaker {
     }
 }
 
-/// The record of what opened a circuit, made where the failing service made none.
+/// The record of the failure that opens a circuit; made here if the service attached none.
 fn record(outcome: &Outcome) -> Failure {
     let made = || match (outcome.cause(), outcome.status()) {
         (Some(cause), _) => Failure::new(cause),

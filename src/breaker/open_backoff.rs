@@ -1,19 +1,19 @@
-//! How long a circuit stays open: doubling, jittered, and less again after a healthy stretch.
+//! The open duration: exponential with jitter, and reduced again after a healthy period.
 
-/// The pauses of one circuit; times in nanoseconds.
+/// Computes the open durations of one circuit; times in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OpenBackoff {
     pub(crate) first: u64,
     pub(crate) max: u64,
-    /// A healthy stretch of this length takes one doubling back.
+    /// After being closed for this long, one doubling is undone.
     pub(crate) decay_after: u64,
 }
 
 impl OpenBackoff {
-    /// The pause after so many openings in a row: half of it is certain, the other half is drawn.
+    /// The open duration after `rung` consecutive openings: half of it is fixed, the other half is random.
     ///
-    /// The drawn half keeps the probes of many gateways apart ("equal jitter"; AWS Architecture Blog, 2015), the certain
-    /// one gives the upstream its rest; and no pause is ever longer than what was set.
+    /// The random half spreads the probes of many gateways ("equal jitter"; AWS Architecture Blog, 2015), the fixed half
+    /// gives the upstream time to recover. It never exceeds the configured maximum.
     pub(crate) fn open_duration(&self, rung: u32, random: u64) -> u64 {
         let doubled = self.first.saturating_mul(1_u64.checked_shl(rung).unwrap_or(u64::MAX));
         let most = doubled.min(self.max);
@@ -21,13 +21,13 @@ impl OpenBackoff {
         most - most / 2 + u64::try_from(drawn).unwrap_or(0)
     }
 
-    /// One opening more; what is at the longest stays there, so that it takes no longer to calm down.
+    /// Counts one more opening; stops at the maximum duration so that decay does not take longer.
     pub(crate) fn escalate(&self, rung: u32) -> u32 {
         let at_longest = self.first.saturating_mul(1_u64.checked_shl(rung).unwrap_or(u64::MAX)) >= self.max;
         if at_longest { rung } else { rung + 1 }
     }
 
-    /// What is left of the openings in a row after the circuit was closed for so long.
+    /// The count of consecutive openings after the circuit was closed for this long.
     pub(crate) fn decay(&self, rung: u32, closed: u64) -> u32 {
         let steps = closed / self.decay_after.max(1);
         rung.saturating_sub(u32::try_from(steps).unwrap_or(u32::MAX))

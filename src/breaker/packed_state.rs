@@ -1,36 +1,36 @@
-//! The word of a circuit: its state and its epoch, and the permit that a call takes of it.
+//! The circuit's word: state and epoch, and the permit that a call copies from it.
 
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// The low bits of the word say the state, above them is the epoch.
+/// The number of low bits that hold the state; the epoch is above them.
 pub(crate) const KIND_BITS: u32 = 3;
 pub(crate) const MASK: u64 = (1 << KIND_BITS) - 1;
 
 pub(crate) const CLOSED: u64 = 0;
 pub(crate) const OPEN: u64 = 1;
-/// Half-open, and the place of the probe is free.
+/// Half-open without a probe in flight.
 pub(crate) const AWAITING_PROBE: u64 = 2;
-/// Half-open, and a probe is out.
+/// Half-open with a probe in flight.
 pub(crate) const PROBING: u64 = 3;
 pub(crate) const HELD: u64 = 4;
 
-/// What a circuit does with calls.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
-    /// They pass.
+    /// Calls are admitted.
     Closed,
-    /// They are refused until the pause is over.
+    /// Calls are refused until the open duration has elapsed.
     Open,
-    /// One at a time passes, as a probe.
+    /// One call at a time is admitted, as a probe.
     HalfOpen,
-    /// They are refused until the circuit is released by hand.
+    /// Calls are refused until an operator releases the circuit.
     HeldOpen,
 }
 
 impl State {
-    /// The word for logs, labels and JSON.
+    /// The name in logs, labels and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -56,18 +56,18 @@ impl fmt::Display for State {
     }
 }
 
-/// What an admitted call holds: the state and the epoch in which it was let in.
+/// The permit of an admitted call: the state and epoch at admission.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Permit(NonZeroU64);
 
 impl Permit {
-    /// A permit of this word, which is never zero: epochs begin with one.
+    /// The permit for this word; the word is never zero because epochs start at one.
     #[inline]
     pub(crate) fn of(word: u64) -> Option<Self> {
         NonZeroU64::new(word).map(Self)
     }
 
-    /// One whose end is known: no word is ever this one.
+    /// A permit whose end is recorded already: no word equals it.
     pub(crate) const fn consumed() -> Self {
         Self(NonZeroU64::MAX)
     }
@@ -82,7 +82,7 @@ impl Permit {
         self.0.get() >> KIND_BITS
     }
 
-    /// Whether it is a probe of a half-open circuit.
+    /// Whether the call is the probe of a half-open circuit.
     #[inline]
     pub fn is_probe(&self) -> bool {
         self.0.get() & MASK == PROBING

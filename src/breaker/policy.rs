@@ -1,4 +1,4 @@
-//! When a circuit opens, for how long, and which statuses speak against an upstream.
+//! Settings: when a circuit opens, for how long, and which statuses count as failures.
 
 use std::fmt;
 use std::time::Duration;
@@ -48,24 +48,24 @@ impl BreakerPolicy {
         }
     }
 
-    /// Opens after so many failures in a row (default 5); 0 counts as 1, `u32::MAX` means never.
+    /// Opens after this many consecutive failures (default 5); 0 counts as 1, `u32::MAX` means never.
     ///
-    /// More of them let more calls fail before a dead upstream is left alone.
+    /// A higher value lets more calls fail before the circuit of a dead upstream opens.
     pub const fn consecutive_failures(mut self, failures: u32) -> Self {
         self.consecutive_failures = if failures == 0 { 1 } else { failures };
         self
     }
 
-    /// Opens when this share of the window's calls failed, of so many at least (default 50 % of 20).
+    /// Opens when this share of at least `calls` calls in the window failed (default 50 % of 20).
     ///
-    /// A larger number keeps a quiet upstream from being judged by a few calls.
+    /// A higher number of calls keeps a few failures from opening the circuit of an upstream with little traffic.
     pub const fn ratio(mut self, failed: Ratio, calls: u32) -> Self {
         self.ratio = failed;
         self.min_calls = if calls == 0 { 1 } else { calls };
         self
     }
 
-    /// How far back shares are counted (default 10 s), in ten steps; between 1 s and an hour.
+    /// The length of the window, in ten cells (default 10 s); clamped to 1 s to 1 h.
     pub const fn window(mut self, window: Duration) -> Self {
         let seconds = window.as_secs();
         self.window = if seconds < 1 {
@@ -78,45 +78,45 @@ impl BreakerPolicy {
         self
     }
 
-    /// Opens also when this share of the window's calls took longer than this (default: it does not).
+    /// Also opens when this share of the window's calls took longer than `longer` (default: off).
     ///
-    /// Long answers that are meant to be long count as slow: not for downloads and event streams. It costs a look at the
-    /// clock for each call. The least number of calls is that of [`ratio`](Self::ratio); a slow probe has failed.
+    /// Do not use it for downloads and event streams, whose long responses would count as slow. It reads the clock once
+    /// more per call. The minimum number of calls is that of [`ratio`](Self::ratio); a slow probe counts as failed.
     pub const fn slow_calls(mut self, longer: Duration, share: Ratio) -> Self {
         self.slow = Some((longer, share));
         self
     }
 
-    /// The first pause (default 1 s); each further opening in a row doubles it.
+    /// The first open duration (default 1 s); each consecutive opening doubles it.
     pub const fn open_duration(mut self, first: Duration) -> Self {
         self.open_duration = first;
         self
     }
 
-    /// The longest pause (default 10 s): so long an upstream may be back before anybody is sent to it.
+    /// The maximum open duration (default 10 s): an upstream that recovers may stay unused for this long.
     pub const fn max_open_duration(mut self, longest: Duration) -> Self {
         self.max_open_duration = longest;
         self
     }
 
-    /// Pauses of up to a minute, for one of many upstreams that stand in for each other.
+    /// Raises the maximum open duration to one minute, for one of several interchangeable upstreams.
     pub const fn clustered(self) -> Self {
         self.max_open_duration(Duration::from_secs(60))
     }
 
-    /// How long a probe keeps its place (default 1 s); after that the next call is a probe as well.
+    /// How long a probe blocks further probes (default 1 s); after that the next call becomes a probe as well.
     ///
-    /// It ends no call. A longer one sends fewer probes to an upstream that hangs, and comes back later where a
-    /// probe was lost.
+    /// It does not end the call. A longer timeout sends fewer probes to an upstream that hangs, and delays recovery when a
+    /// probe is lost.
     pub const fn probe_timeout(mut self, limit: Duration) -> Self {
         self.probe_timeout = limit;
         self
     }
 
-    /// Which statuses count as failures where the upstream itself answered (default 502, 503 and 504).
+    /// Which statuses of the upstream's own responses count as failures (default 502, 503 and 504).
     ///
-    /// A 500 is an answer: one broken route says nothing about the others. Say `StatusCode::is_server_error`,
-    /// as `|status| status.is_server_error()`, where all calls are alike. A 429, and a 503 with `Retry-After`, never count.
+    /// A 500 does not count by default: one broken route says nothing about the others. Use `|status| status.is_server_error()`
+    /// where all calls are alike. A 429, and a 503 with `Retry-After`, never count.
     pub const fn statuses(mut self, failures: fn(StatusCode) -> bool) -> Self {
         self.statuses = failures;
         self

@@ -1,53 +1,52 @@
-//! Who may pass: the state and its epoch in one word, and the rare things behind a lock.
+//! The circuit's state machine: state and epoch in one atomic word, everything else behind a lock.
 //!
-//! While the circuit is closed a call loads the word and takes it along as its permit; nothing else is touched. Every
-//! change of the word is made under the lock and makes a new epoch, so that a permit is compared with the word as a
-//! whole: an answer whose permit is not the word any more is one from before a transition, and changes nothing.
+//! While the circuit is closed, a call loads the word and keeps it as its permit; nothing else is touched. Every change
+//! of the word happens under the lock and starts a new epoch. A permit is compared with the whole word, so a result
+//! whose permit differs from the word belongs to an earlier epoch and changes nothing.
 //!
-//! What holds, whatever the interleaving (`tests/loom` searches it): at most one probe is out, and a permit that is over
-//! neither opens nor closes.
+//! Invariants under any interleaving (`tests/loom` checks them): at most one probe is in flight, and a permit of an
+//! earlier epoch neither opens nor closes the circuit.
 //!
-//! One answer counts although its place is another's: a probe that outlived its limit and then succeeds, with no
-//! transition since it began. It was sent after the pause, so it proves what a probe is to prove; otherwise an upstream
-//! that takes longer than the limit would never be let back in. Its failure proves nothing.
+//! There is one exception: a probe that outlived its timeout and then succeeds closes the circuit if there was no
+//! transition since it started. It was sent after the open duration, so it proves what a probe has to prove; without this
+//! an upstream slower than the timeout would never be used again. Its failure is ignored.
 //!
-//! Times are nanoseconds since an origin that the owner chose.
-
+//! Times are nanoseconds since an origin that the owner chooses.
 use std::fmt;
 
 use super::open_backoff::OpenBackoff;
 use super::packed_state::{AWAITING_PROBE, CLOSED, HELD, KIND_BITS, MASK, OPEN, PROBING, Permit, State};
 use crate::stats::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
-/// What those are told who come while a probe is out.
+/// `Retry-After` of calls refused while a probe is in flight, in nanoseconds.
 const RETRY_AFTER_WHILE_PROBING: u64 = 1_000_000_000;
 
-/// A transition that others are to be told of.
+/// A transition to publish.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Transition<T> {
     pub(crate) state: State,
     pub(crate) epoch: u64,
     pub(crate) at: u64,
-    /// How long it stays so at least.
+    /// How long the circuit stays open at least; 0 for other states.
     pub(crate) open_for: u64,
     pub(crate) cause: Option<T>,
 }
 
-/// A call does not pass.
+/// A call was not admitted.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rejected<T> {
     pub(crate) cause: Option<T>,
-    /// When it is worth asking again.
+    /// Nanoseconds until a retry may be admitted.
     pub(crate) remaining: u64,
 }
 
-/// What has happened so far, and what is.
+/// The current state and counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StateView {
     pub(crate) state: State,
     pub(crate) epoch: u64,
     pub(crate) since: u64,
-    /// The end of the pause, while open.
+    /// When the open state ends, while open.
     pub(crate) until: u64,
     pub(crate) opened: u64,
     pub(crate) probes: u64,
@@ -55,7 +54,7 @@ pub(crate) struct StateView {
     pub(crate) refused: u64,
 }
 
-/// The state of one circuit; `T` is what an opening leaves for those it refuses.
+/// The state machine of one circuit; `T` is the record of an opening, given to the calls it refuses.
 pub(crate) struct CircuitMachine<T> {
     word: AtomicU64,
     inner: Mutex<Inner<T>>,
@@ -63,16 +62,16 @@ pub(crate) struct CircuitMachine<T> {
 
 struct Inner<T> {
     backoff: OpenBackoff,
-    /// How long a probe keeps its place.
+    /// How long a probe blocks further probes.
     probe_timeout: u64,
-    /// The openings in a row, as far as they were not calmed down.
+    /// Consecutive openings, less those that decayed.
     open_count: u32,
     since: u64,
-    /// The end of the pause, or of the probe's limit.
+    /// When the open state ends, or when the probe times out.
     until: u64,
-    /// The first epoch of the half-open state.
+    /// The first epoch of the current half-open state.
     half_open_epoch: u64,
-    /// The probe that is out has a good head already.
+    /// The probe in flight has received a response head that is not a failure.
     has_good_head: bool,
     cause: Option<T>,
     opened: u64,
@@ -100,20 +99,20 @@ impl<T: Clone> CircuitMachine<T> {
         Self { word: AtomicU64::new(1 << KIND_BITS), inner: Mutex::new(book) }
     }
 
-    /// A permit of the closed circuit.
+    /// Returns a permit if the circuit is closed.
     #[inline]
     pub(crate) fn try_acquire(&self) -> Option<Permit> {
         let word = self.word();
         if word & MASK == CLOSED { Permit::of(word) } else { None }
     }
 
-    /// Whether nothing has changed since this permit was given.
+    /// Whether the state is unchanged since this permit was given.
     #[inline]
     pub(crate) fn is_current(&self, permit: &Permit) -> bool {
         permit.matches(self.word())
     }
 
-    /// Lets a call pass that met a circuit that was not closed, or not; `forget` runs before it closes.
+    /// Admits or refuses a call while the circuit is not closed; `forget` runs before it closes.
     pub(crate) fn try_acquire_slow(
         &self,
         now: u64,
@@ -123,7 +122,7 @@ impl<T: Clone> CircuitMachine<T> {
         let word = self.word();
         let (word, turn) = match word & MASK {
             CLOSED => (word, None),
-            // its head was good and its body is long: that will do
+            // a good response head suffices: the body may be long
             PROBING if now >= book.until && book.has_good_head => self.close_locked(&mut book, now, forget),
             _ if remaining(word, &book, now).is_none() => self.start_probe(&mut book, word, now),
             _ => (0, None),
@@ -136,19 +135,19 @@ impl<T: Clone> CircuitMachine<T> {
         (Err(Rejected { cause: book.cause.clone(), remaining: rest }), turn)
     }
 
-    /// What a call would be told now, if it would not pass; nobody counts it.
+    /// The rejection a call would get now, without counting it; `None` if it would be admitted.
     pub(crate) fn rejection(&self, now: u64) -> Option<Rejected<T>> {
         let book = self.lock();
         let word = self.word();
         remaining(word, &book, now).map(|rest| Rejected { cause: book.cause.clone(), remaining: rest })
     }
 
-    /// Counts one that was told so.
+    /// Counts a call that was refused with the result of [`rejection`](Self::rejection).
     pub(crate) fn count_refused(&self) {
         self.lock().refused += 1;
     }
 
-    /// Opens the circuit that gave this permit.
+    /// Opens the circuit, if it is still in the epoch of this permit.
     pub(crate) fn open(
         &self,
         permit: &Permit,
@@ -165,13 +164,13 @@ impl<T: Clone> CircuitMachine<T> {
         Some(self.open_locked(&mut book, now, random, why()))
     }
 
-    /// The head of a probe's answer is good; its body may be long.
+    /// A probe's response head is not a failure; its body may be long.
     pub(crate) fn on_probe_head(&self, permit: &Permit) {
         let mut book = self.lock();
         book.has_good_head |= permit.matches(self.word());
     }
 
-    /// The answer of a probe is good.
+    /// A probe succeeded: closes the circuit.
     pub(crate) fn on_probe_success(&self, permit: &Permit, now: u64, forget: impl FnOnce()) -> Option<Transition<T>> {
         let mut book = self.lock();
         let word = self.word();
@@ -183,7 +182,7 @@ impl<T: Clone> CircuitMachine<T> {
         }
     }
 
-    /// The probe that is out has failed.
+    /// The probe in flight failed: opens the circuit again.
     pub(crate) fn on_probe_failure(
         &self,
         permit: &Permit,
@@ -195,7 +194,7 @@ impl<T: Clone> CircuitMachine<T> {
         (permit.matches(self.word())).then(|| self.open_locked(&mut book, now, random, why()))
     }
 
-    /// The probe that is out proves nothing: its place is free.
+    /// The probe in flight ended without a result: the next call becomes a probe.
     pub(crate) fn on_probe_cancelled(&self, permit: &Permit) {
         let _book = self.lock();
         let word = self.word();
@@ -204,18 +203,18 @@ impl<T: Clone> CircuitMachine<T> {
         }
     }
 
-    /// Whoever looks from beside saw the upstream back, by a probe that began then; calls need not find out.
+    /// An active probe that started at `begun` succeeded: closes the circuit without using a call as a probe.
     pub(crate) fn record_recovery(&self, begun: u64, now: u64, forget: impl FnOnce()) -> Option<Transition<T>> {
         let mut book = self.lock();
         match self.word() & MASK {
-            // an older one may have seen what was before the outage
+            // a probe that started earlier may have seen the state before the outage
             OPEN if begun < book.since => None,
             OPEN | AWAITING_PROBE | PROBING => self.close_locked(&mut book, now, forget).1,
             _ => None,
         }
     }
 
-    /// Whoever looks from beside saw it down: until then no call is spent as a probe.
+    /// An active probe failed: no call is used as a probe before `until`.
     pub(crate) fn record_still_down(&self, until: u64) {
         let mut book = self.lock();
         if self.word() & MASK == OPEN {
@@ -223,7 +222,7 @@ impl<T: Clone> CircuitMachine<T> {
         }
     }
 
-    /// Holds it open until it is released.
+    /// Holds the circuit open until it is released.
     pub(crate) fn hold(&self, now: u64, why: T) -> Option<Transition<T>> {
         let mut book = self.lock();
         let word = self.word();
@@ -235,7 +234,7 @@ impl<T: Clone> CircuitMachine<T> {
         Some(transition(word, &book))
     }
 
-    /// Ends the hold: the next call is a probe.
+    /// Ends the hold: the next call becomes a probe.
     pub(crate) fn release(&self, now: u64) -> Option<Transition<T>> {
         let mut book = self.lock();
         let word = self.word();
@@ -247,14 +246,14 @@ impl<T: Clone> CircuitMachine<T> {
         Some(transition(word, &book))
     }
 
-    /// Closes it, whatever it was, and forgets how often it opened.
+    /// Closes the circuit from any state and resets the backoff.
     pub(crate) fn reset(&self, now: u64, forget: impl FnOnce()) -> Option<Transition<T>> {
         let mut book = self.lock();
         book.open_count = 0;
         self.close_locked(&mut book, now, forget).1
     }
 
-    /// What there is to tell, with what it opened for, if it is not closed.
+    /// The current state and counters, and the record of the opening unless closed.
     pub(crate) fn view(&self) -> (StateView, Option<T>) {
         let book = self.lock();
         let word = self.word();
@@ -287,7 +286,7 @@ impl<T: Clone> CircuitMachine<T> {
         (word, Some(transition(word, book)))
     }
 
-    /// Gives the place of the probe away; only the first of a pause is a transition.
+    /// Starts a probe; only the first one after an open state is a transition.
     fn start_probe(&self, book: &mut Inner<T>, before: u64, now: u64) -> (u64, Option<Transition<T>>) {
         let begins = before & MASK == OPEN;
         book.probes_timed_out += u64::from(before & MASK == PROBING);
@@ -301,7 +300,7 @@ impl<T: Clone> CircuitMachine<T> {
         (word, begins.then(|| transition(word, book)))
     }
 
-    /// The word in its next epoch; only under the lock.
+    /// Stores a state with the next epoch; only called under the lock.
     fn set_kind(&self, word: u64, kind: u64) -> u64 {
         let next = ((word >> KIND_BITS) + 1) << KIND_BITS | kind;
         self.word.store(next, Ordering::Release);
@@ -314,12 +313,12 @@ impl<T: Clone> CircuitMachine<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
-        // a panic of whoever made a record leaves nothing half done
+        // a panic while the record is made leaves no partial change
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-/// How long calls are still refused.
+/// How long calls are still refused, in nanoseconds; `None` if the next one is admitted.
 fn remaining<T>(word: u64, book: &Inner<T>, now: u64) -> Option<u64> {
     match word & MASK {
         OPEN if now < book.until => Some(book.until - now),

@@ -1,39 +1,39 @@
-//! Calls and the bad among them, in ten exact cells of time on striped counters.
+//! Counts calls and failed calls over a rolling window of ten cells, on striped counters.
 //!
-//! A cell packs the tick that it counts, its calls and the bad ones into one word, so that a cell whose tick is over is
-//! begun anew by the record that finds it so: nothing expires in the background, and a look costs ten cells a stripe
-//! however many calls there were. A record or a look that comes beside the end of a tick counts in one or the other,
-//! never in both. A clock that lags by a turn of the cells or more is not counted.
+//! A cell packs its tick, its calls and its failures into one word; recording into a cell whose tick has passed restarts
+//! it. Nothing expires in the background, and a sum reads ten cells per stripe whatever the number of calls. A record or
+//! a sum concurrent with the end of a tick counts in one cell or the other, never in both. A record whose clock lags by
+//! a whole window or more is dropped.
 //!
-//! The tenth cell is the running one: what is seen is between nine and ten tenths of the window long.
+//! The newest cell is still filling: the window covers between nine and ten tenths of its length.
 
 use crate::stats::sync::{AtomicU64, Ordering};
 
 const CELL_COUNT: usize = 10;
 
-/// How many cells there are.
+/// The number of cells.
 pub(crate) const CELLS: u64 = CELL_COUNT as u64;
 
-/// From below: bad calls, calls, and the low bits of the tick.
+/// Bits of a word from the lowest: failures, calls, and the low bits of the tick.
 const COUNT: u32 = 20;
 const LOW: u64 = (1 << COUNT) - 1;
 const TICK: u32 = 2 * COUNT;
 const TICKS: u64 = (1 << (64 - TICK)) - 1;
 const CALL: u64 = 1 << COUNT;
 
-/// The cells of the threads that share a stripe, on cache lines of their own.
+/// The cells of the threads that share a stripe, on their own cache lines.
 #[derive(Debug)]
-#[repr(align(128))] // two lines: they are fetched in pairs
+#[repr(align(128))] // two lines: prefetchers load them in pairs
 struct Stripe([AtomicU64; CELL_COUNT]);
 
-/// What a window holds.
+/// The totals of a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WindowCounts {
     pub(crate) calls: u64,
     pub(crate) failures: u64,
 }
 
-/// Striped cells; a tick is a number that its owner takes from the time.
+/// Striped cells; the owner derives the tick from the time.
 #[derive(Debug)]
 pub(crate) struct RollingWindow {
     stripes: Box<[Stripe]>,
@@ -42,14 +42,14 @@ pub(crate) struct RollingWindow {
 }
 
 impl RollingWindow {
-    /// An empty window; the stripes are rounded up to a power of two.
+    /// An empty window; the number of stripes is rounded up to a power of two.
     pub(crate) fn new(stripes: usize) -> Self {
         let stripes = stripes.next_power_of_two();
         let empty = || Stripe(std::array::from_fn(|_| AtomicU64::new(0)));
         Self { stripes: (0..stripes).map(|_| empty()).collect(), mask: stripes - 1 }
     }
 
-    /// Counts a call; `stripe` may be any number, the same for the same thread.
+    /// Counts a call; `stripe` may be any number that is constant for a thread.
     #[inline]
     pub(crate) fn record(&self, tick: u64, stripe: usize, bad: bool) {
         let Some(Stripe(cells)) = self.stripes.get(stripe & self.mask) else { return };
@@ -74,12 +74,12 @@ impl RollingWindow {
         }
     }
 
-    /// What the window holds that ends with this tick.
+    /// The totals of the window that ends with this tick.
     pub(crate) fn sum(&self, tick: u64) -> WindowCounts {
         let mut sum = WindowCounts::default();
         for cell in self.cells() {
             let seen = cell.load(Ordering::Relaxed);
-            // a tick that others see already belongs to it as well
+            // cells of a later tick, which other threads have started, count as well
             let age = tick.wrapping_sub(seen >> TICK) & TICKS;
             if !(CELLS..=TICKS - CELLS).contains(&age) {
                 sum.calls += calls(seen);
@@ -89,7 +89,7 @@ impl RollingWindow {
         sum
     }
 
-    /// Forgets everything.
+    /// Resets all cells.
     pub(crate) fn clear(&self) {
         for cell in self.cells() {
             cell.store(0, Ordering::Relaxed);
@@ -105,15 +105,15 @@ fn calls(cell: u64) -> u64 {
     cell >> COUNT & LOW
 }
 
-/// The cell for this tick where it cannot just be added to; `None` for a tick that is over.
+/// The new value of a cell that is full or of an earlier tick; `None` if this tick has passed.
 #[cold]
 fn restarted(seen: u64, tag: u64) -> Option<u64> {
     if seen >> TICK == tag {
-        // full: half of it keeps the share
+        // full: halving both counts keeps the ratio
         return Some(tag << TICK | ((calls(seen) / 2) << COUNT) | ((seen & LOW) / 2));
     }
     let ahead = (seen >> TICK).wrapping_sub(tag) & TICKS;
-    // further ahead is no clock that lags, it is a count of ticks that has gone round
+    // a larger distance is wrap-around of the tick, not a lagging clock
     let over = calls(seen) > 0 && ahead <= 6 * CELLS;
     (!over).then_some(tag << TICK)
 }
