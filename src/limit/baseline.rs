@@ -1,60 +1,60 @@
-//! How long an answer takes when nothing waits in line for it.
+//! The baseline latency: the time to the response head without queueing in the upstream.
 //!
-//! A long average of the windows' means, with three rules. *Down*: what is shorter is believed, as no load makes answers
-//! quicker; where three windows in a row are much shorter, soon. *Up*: the average drifts to a quarter above what was proven
-//! last and no further, or a load that rises slowly would take it along. *Proof*: when windows have been pressed for two
-//! seconds, that is half as long again as what was proven or with every slot in use, the limiter goes on with a quarter of its
-//! limit for a moment. Those answers have next to no line before them, and their mean is what is proven from then on. So a
-//! lasting change is followed both ways, and an overload is not taken for one. (BBR probes for its round trip in this way,
-//! and Envoy's gradient for its minRTT; those do it by the clock, this one only where it is pressed.)
+//! It is a long average of the windows' means, with three rules. *Down*: a shorter mean is accepted, because load never
+//! makes responses faster; after three windows in a row that are much shorter, quickly. *Up*: the average rises to at most
+//! 25 % above the last confirmed value, so that a slowly rising load does not raise it. *Confirmation*: after two
+//! seconds of saturation (means 50 % above the confirmed value, or all slots in use) the limiter probes: it lowers its limit to a
+//! quarter for a moment. Those responses hardly queue, and their mean is the new confirmed value. So the baseline follows
+//! lasting changes both ways and does not mistake overload for one. (BBR probes its round-trip time and Envoy's gradient
+//! its minRTT in this way, but periodically; this limiter probes only while saturated.)
 //!
-//! While probes find what was known the rest after them doubles, from 2 to 32 s, and is at least 32 times as long as the
-//! probe took, a minute at most: under a lasting overload about one part in thirty is spent on probes.
+//! The interval between probes doubles from 2 to 32 s while they confirm the baseline, and is at least 32 times as long as
+//! the last probe took, 60 s at most: during lasting overload about one thirtieth of the time is spent on probes.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many samples weigh as much as all before.
+/// Number of samples after which old and new weigh equally.
 const MEMORY: f64 = 320.0;
 
-/// The average may be this much above what was proven, or below.
+/// The largest ratio between the average and the confirmed value, either way.
 const DRIFT: f64 = 1.25;
 
-/// What is longer than this times what was proven is not taken into the average.
+/// A window slower than the confirmed value times this is not averaged in.
 const SLOW: f64 = 1.5;
 
-/// So many windows in a row that are much shorter than the average prove that it is; then all that are shorter do.
+/// After this many consecutive windows far below the average, it follows quickly: any window that is shorter.
 const FAST_WINDOWS: u32 = 3;
 const FAST: f64 = 1.1;
 
 const PROBE_AFTER: Duration = Duration::from_secs(2);
 const PROBE_INTERVAL: (Duration, Duration) = (PROBE_AFTER, Duration::from_secs(32));
-/// The longest rest after a probe that took long.
+/// The longest interval after a long probe.
 const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(60);
 const PROBE_SHARE: u32 = 32;
 
-/// What a window was like.
+/// Summary of one window.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LatencySample {
-    /// The mean answer time, in seconds.
+    /// The mean time to the response head, in seconds.
     pub(super) mean: f64,
     pub(super) samples: u32,
-    /// Every slot was in use.
+    /// All slots were in use.
     pub(super) full: bool,
 }
 
-/// The average, and what is known of its truth; in seconds.
+/// The average and the last confirmed value, in seconds.
 #[derive(Debug)]
 pub(super) struct LatencyBaseline {
     average: f64,
     confirmed: f64,
     samples: f64,
     fast_windows: u32,
-    /// Since when all windows have been pressed, or since when none has.
+    /// Start of the current run of saturated windows, or of healthy ones.
     saturated_since: Option<Instant>,
     healthy_since: Option<Instant>,
-    /// No probe before this.
+    /// Earliest time of the next probe.
     next_probe: Option<Instant>,
     probe_interval: Duration,
 }
@@ -73,19 +73,19 @@ impl LatencyBaseline {
         }
     }
 
-    /// The average; none before the first window.
+    /// The average; `None` before the first window.
     pub(super) fn get(&self) -> Option<f64> {
         (self.samples > 0.0).then_some(self.average)
     }
 
-    /// Whether windows are pressed.
+    /// Whether the latest window was saturated.
     pub(super) fn is_saturated(&self) -> bool {
         self.saturated_since.is_some()
     }
 
-    /// Takes in a window; whether it is time for a probe.
+    /// Adds a window and returns whether a probe is due.
     pub(super) fn update(&mut self, seen: LatencySample, now: Instant) -> bool {
-        // the first samples count alike, whatever they are
+        // the first samples have equal weight
         let slow = self.samples >= MEMORY && seen.mean > self.confirmed * SLOW;
         if slow {
             self.fast_windows = 0;
@@ -113,9 +113,9 @@ impl LatencyBaseline {
         self.fast_windows = if mean * much < self.average { self.fast_windows + 1 } else { 0 };
         let weight = match self.fast_windows {
             FAST_WINDOWS.. => 0.5,
-            // there is a line, and how long it is depends on the limit
+            // responses queue, and the length of the queue depends on the limit
             _ if seen.full && !early => 0.0,
-            // a window may have more samples than the memory
+            // a window may have more samples than `MEMORY`
             _ => (samples / self.samples).min(1.0),
         };
         let average = self.average + weight * (mean - self.average);
@@ -128,7 +128,7 @@ impl LatencyBaseline {
         }
     }
 
-    /// Believes the mean of a probe that took so long.
+    /// Takes the mean of a probe as the confirmed value; `took` is the probe's duration.
     pub(super) fn confirm(&mut self, mean: f64, took: Duration, now: Instant) {
         let known = mean < self.confirmed * SLOW && mean * SLOW > self.confirmed;
         self.confirmed = if known { f64::midpoint(self.confirmed, mean) } else { mean };
@@ -137,7 +137,7 @@ impl LatencyBaseline {
         self.reset(if known { took } else { Duration::ZERO }, now);
     }
 
-    /// After a probe, also one that proved nothing.
+    /// Schedules the next probe; also after a probe without a result.
     pub(super) fn reset(&mut self, took: Duration, now: Instant) {
         let rest = self.probe_interval.max((took * PROBE_SHARE).min(MAX_PROBE_INTERVAL));
         (self.next_probe, self.saturated_since) = (Some(now + rest), None);

@@ -1,25 +1,25 @@
-//! The limit that follows what the upstream can do.
+//! The adaptive limit.
 //!
-//! A gradient limiter, as Netflix' `Gradient2` and Envoy's adaptive concurrency: how much longer an answer takes than when
-//! nothing waits in line tells how long the line is. Windows take the place of their single samples, so that noise moves
-//! nothing.
+//! A gradient limiter like Netflix' `Gradient2` and Envoy's adaptive concurrency: the ratio of the current latency to the
+//! latency without queueing shows how long the upstream's queue is. It works on windows instead of single samples, so that noise
+//! does not move the limit.
 //!
-//! A window ends after 100 ms and one mean answer time, with 16 samples at least. Then
+//! A window ends after 100 ms and one mean latency, with at least 16 samples. Then
 //!
 //! > limit = limit x clamp(2 x baseline / mean, 1/2, 1) + sqrt(limit)
 //!
-//! or, where more than a tenth of the answers were refusals or timeouts, limit x 0.7. It grows only if at one sample in the window
-//! at least half of it was in flight: a limit that nobody needs proves nothing.
+//! or, if more than a tenth of the samples were refusals or timeouts, limit x 0.7. The limit grows only if at least half of
+//! it was in flight at some sample of the window: a limit that is not used has not been tested.
 //!
-//! **Where it comes to rest.** An upstream with `K` workers and a service time of `S` that always has work does `K / S` a
-//! second, and by Little's law `L` in flight take `L * S / K` each. The limit stands still where that is
-//! `2 * S / (1 - 1 / sqrt(L))`, so at `L = 2 * K / (1 - 1 / sqrt(L))`: twice the workers and a little more. All
-//! workers are busy, about one call waits for each.
+//! **Equilibrium.** An upstream with `K` workers and a service time of `S` that is always busy completes `K / S` calls per
+//! second, and by Little's law `L` calls in flight take `L * S / K` each. The limit is stable where that equals
+//! `2 * S / (1 - 1 / sqrt(L))`, so at `L = 2 * K / (1 - 1 / sqrt(L))`: slightly more than twice the workers. All
+//! workers are busy, and about one call waits for each.
 //!
-//! Simulated with 8 and 40 workers, twice the load and three seeds each, whether it began in peace or in the overload: within 5 %
-//! of that for constant service times, 13 % for exponential and lognormal ones (sigma 1), and 98 % of the workers' time is used. Where one
-//! in ten takes twenty times as long as the others, a window with more of those looks like a line: up to a third lower, 96 %.
-
+//! In simulations with 8 and 40 workers, twice the load and three seeds each, starting idle or overloaded, the limit is within 5 %
+//! of that for constant service times and 13 % for exponential and lognormal ones (sigma 1), and workers are busy for 98 % of the
+//! time. If one call in ten takes twenty times as long as the others, windows with more of those resemble queueing: the limit is
+//! up to a third lower, and workers are busy for 96 % of the time.
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,40 +29,40 @@ use super::raise_probe::RaiseProbe;
 use super::samples::{Sample, SampleSum};
 
 const WINDOW: Duration = Duration::from_millis(100);
-/// A mean answer time above this no longer lengthens the window.
+/// The longest window, whatever the mean latency.
 const LONGEST: Duration = Duration::from_secs(10);
 const ENOUGH: u32 = 16;
 
-/// A window that has not filled by then begins anew: its first samples tell of another time.
+/// A window that is not filled by then restarts: its first samples are outdated.
 const STALE: Duration = Duration::from_secs(60);
 
 const CUT: f64 = 0.7;
 const TOLERANCE: f64 = 2.0;
 
-/// A probe goes on with this part of the limit.
+/// The fraction of the limit during a probe.
 const PROBE: f64 = 0.25;
 
-/// Where the limit begins, if the bounds allow.
+/// The initial limit, clamped to the bounds.
 const INITIAL: f64 = 20.0;
 
-/// Why the limit moved.
+/// Why the limit changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LimitChangeReason {
-    /// Answers were quick, and at least half of the limit was in use.
+    /// Responses were fast, and at least half of the limit was in use.
     Grew,
-    /// Answers took more than twice as long as the baseline.
+    /// Responses took more than twice the baseline.
     Slow,
-    /// More than a tenth of the answers were refusals or timeouts.
+    /// More than a tenth of the calls were refused by the upstream or timed out.
     Overloaded,
-    /// It is lowered for a moment, to see how long an answer takes with no line before it.
+    /// Lowered for a moment, to measure the latency without queueing.
     Probe,
-    /// The probe is over: it is what it was before, or what follows from the new baseline.
+    /// A probe ended: the limit is back at its earlier value.
     Probed,
 }
 
 impl LimitChangeReason {
-    /// The move's name in snake case.
+    /// The name in snake case.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Grew => "grew",
@@ -74,7 +74,7 @@ impl LimitChangeReason {
     }
 }
 
-/// The limit, and what it is learned from.
+/// The limit and the measurements it is based on.
 #[derive(Debug)]
 pub(super) struct Gradient {
     least: f64,
@@ -85,13 +85,13 @@ pub(super) struct Gradient {
     sum: SampleSum,
     mean: Option<f64>,
     probe: Option<RaiseProbe>,
-    /// The limit when windows began to be pressed, or of the last probe.
+    /// The limit when saturation began, or after the last probe.
     unpressed: f64,
     moved: Option<LimitChangeReason>,
 }
 
 impl Gradient {
-    /// A limit between these bounds, which begins at 20.
+    /// A limit between these bounds, initially 20.
     pub(super) fn new(least: u32, most: u32) -> Self {
         let (least, most) = (f64::from(least.max(1)), f64::from(most.max(least).max(1)));
         Self {
@@ -114,22 +114,22 @@ impl Gradient {
         self.limit as u32
     }
 
-    /// The mean answer time of the last window; none before there was one.
+    /// Mean time to the response head in the last window; `None` before the first.
     pub(super) fn mean(&self) -> Option<Duration> {
         self.mean.map(duration)
     }
 
-    /// How long an answer takes when nothing waits in line for it; none before the first window.
+    /// Time to the response head without queueing; `None` before the first window.
     pub(super) fn baseline(&self) -> Option<Duration> {
         self.baseline.get().map(duration)
     }
 
-    /// Why the limit moved last.
+    /// Why the limit changed last.
     pub(super) fn moved(&self) -> Option<LimitChangeReason> {
         self.moved
     }
 
-    /// Takes in a call; how long its window took and how many samples it had, if it has ended with it.
+    /// Adds a sample. If it completes a window or a probe, returns its duration and number of samples.
     pub(super) fn sample(&mut self, sample: &Sample) -> Option<(Duration, u32)> {
         let limit = self.limit();
         if let Some(probe) = &mut self.probe {
@@ -178,7 +178,7 @@ impl Gradient {
         } else if f64::from(sum.max_in_flight) * 2.0 >= self.limit.floor() {
             self.set(limit, LimitChangeReason::Grew);
         }
-        // so far down it is a probe as it is, and has to be one before it goes further
+        // a limit this low acts as a probe already, and has to complete as one before it falls further
         let down = self.limit <= self.unpressed * PROBE;
         if asks || down {
             let (probe, part) = if down { (self.limit, 2) } else { (self.limit * PROBE, 1) };
@@ -204,7 +204,7 @@ impl Gradient {
 
     fn set(&mut self, limit: f64, why: LimitChangeReason) {
         let limit = limit.clamp(self.least, self.most);
-        // whole calls are what others see
+        // only whole calls are visible outside
         if limit.floor() < self.limit.floor() || limit.floor() > self.limit.floor() {
             self.moved = Some(why);
         }

@@ -1,4 +1,4 @@
-//! A limit of its own for each upstream that requests name.
+//! One limit per upstream, keyed by the request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ keyed_middleware! {
     KeyedLimit, LimitFuture, LimitBody, LimitSpec
 }
 
-/// Limits the calls in flight to each upstream by itself; made by [`ConcurrencyLimitLayer::keyed`].
+/// One concurrency limit per upstream; made by [`ConcurrencyLimitLayer::keyed`].
 #[derive(Clone)]
 #[must_use]
 pub struct KeyedLimitLayer {
@@ -31,9 +31,9 @@ impl KeyedLimitLayer {
         Self { configs: Arc::new(configs(&template, None)), template }
     }
 
-    /// What names an upstream (default: the authority of the target, else `Host`, in lower case).
+    /// Sets the key of a request's upstream (default: the authority of the target, else `Host`, in lower case).
     ///
-    /// The limits are new ones: clones that were made before go on with the old.
+    /// It starts with new limits: clones made before keep the old ones.
     pub fn key<K>(self, key: K) -> Self
     where
         K: for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync + 'static,
@@ -41,17 +41,17 @@ impl KeyedLimitLayer {
         Self { configs: Arc::new(configs(&self.template, Some(Arc::new(key)))), ..self }
     }
 
-    /// The limits that there are, in the order of their keys.
+    /// Snapshots of all limits, in the order of their keys.
     pub fn snapshots(&self) -> Vec<(Box<str>, LimitSnapshot)> {
         self.configs.list(|config| config.per_call.limiter.snapshot())
     }
 
-    /// The limit of an upstream that has one.
+    /// Snapshot of an upstream's limit; `None` if there is none.
     pub fn snapshot(&self, key: &str) -> Option<LimitSnapshot> {
         self.configs.peek(key, |config| config.per_call.limiter.snapshot())
     }
 
-    /// The one limit of all that find no place among the 1,024, and of requests that name no upstream.
+    /// The fallback limit: for upstreams beyond the 1,024 and for requests without a key.
     pub fn others(&self) -> LimitSnapshot {
         self.configs.others().per_call.limiter.snapshot()
     }

@@ -1,4 +1,4 @@
-//! What all clones of one layer share: the slots, and who moves their number.
+//! The state that all clones of a layer share: the semaphore and the adaptive limit.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -10,33 +10,33 @@ use super::gradient::{Gradient, LimitChangeReason};
 use super::samples::Sample;
 use super::striped_semaphore::{MAX_LIMIT, SlotRef, StripedSemaphore};
 
-/// More samples than this in a tenth of a second bring nothing: then half as many calls are looked at.
+/// Samples per 100 ms above which the sampling rate is halved: more samples add nothing.
 const MANY_SAMPLES: u32 = 64;
 const FEW_SAMPLES: u32 = 16;
-/// One call in so many is looked at in any case, less one.
+/// The largest sampling mask: at least one call in 16 is sampled.
 const MAX_SAMPLE_MASK: u8 = 15;
 
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// A change of the limit is worth a line if it is by more than one in so many, and a second after the last.
+/// Log a limit change only if it exceeds 1/`LOG_RATIO`, and at most once per `LOG_INTERVAL`.
 const LOG_RATIO: u32 = 4;
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The slots of one upstream, and their limit.
+/// The slots of one upstream and their limit.
 #[derive(Debug)]
 pub(super) struct Limiter {
     semaphore: StripedSemaphore,
     bounds: (u32, u32),
-    /// One less than how many calls come to one that is looked at, a power of two.
+    /// Sampling mask: one call in `mask + 1` is sampled; a power of two less one.
     sample_mask: AtomicU8,
-    /// In milliseconds.
+    /// `Retry-After` of refusals, in milliseconds.
     retry_after: AtomicU32,
     refused: Padded<AtomicU64>,
-    /// None where the limit is fixed.
+    /// `None` if the limit is fixed.
     adaptive: Option<Padded<Mutex<AdaptiveState>>>,
 }
 
-/// On cache lines of its own: what is written often, beside what all read.
+/// On its own cache lines: values that are written often, next to values that all threads read.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Padded<T>(T);
@@ -44,13 +44,13 @@ struct Padded<T>(T);
 #[derive(Debug)]
 struct AdaptiveState {
     gradient: Gradient,
-    /// Samples since it was last decided how many calls to look at.
+    /// Samples since the sampling rate was last adjusted.
     samples: u32,
-    /// The limit that was told last, and when.
+    /// The limit that was logged last, and when.
     logged: (u32, Option<Instant>),
 }
 
-/// A change of the limit that is worth a line.
+/// A change of the limit that is to be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LimitChange {
     pub(super) from: u32,
@@ -58,26 +58,26 @@ pub(super) struct LimitChange {
     pub(super) reason: LimitChangeReason,
 }
 
-/// A limiter at one moment, for a report.
+/// Snapshot of a limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LimitSnapshot {
-    /// How many may be in flight.
+    /// The limit of calls in flight.
     pub limit: u32,
-    /// How many are.
+    /// Calls in flight.
     pub in_flight: u32,
-    /// How long a head takes when nothing waits in line before it; none before the first window, and for a fixed limit.
+    /// Time to the response head without queueing; `None` before the first window and for a fixed limit.
     pub baseline: Option<Duration>,
-    /// The mean time to the head in the last window; none before the first, and for a fixed limit.
+    /// Mean time to the response head in the last window; `None` before the first and for a fixed limit.
     pub mean: Option<Duration>,
-    /// How many calls were refused since the layer was made.
+    /// Calls refused since the layer was created.
     pub refused: u64,
-    /// Why the limit moved last; none if it never did.
+    /// Why the limit changed last; `None` if it never did.
     pub moved: Option<LimitChangeReason>,
 }
 
 impl Limiter {
-    /// A limiter between these bounds, with so many stripes.
+    /// A limiter between these bounds.
     pub(super) fn new(least: u32, most: u32, stripes: usize) -> Self {
         let least = least.clamp(1, MAX_LIMIT);
         let most = most.clamp(least, MAX_LIMIT);
@@ -94,12 +94,12 @@ impl Limiter {
         }
     }
 
-    /// The least and the most that the limit may be.
+    /// The lower and upper bound of the limit.
     pub(super) fn bounds(&self) -> (u32, u32) {
         self.bounds
     }
 
-    /// A slot, and whether the call that has it is looked at; else how long to stay away.
+    /// Takes a slot and returns whether the call is to be sampled; if none is free, returns `Retry-After`.
     #[inline]
     pub(super) fn try_acquire(&self, stripe: usize) -> Result<(SlotRef, bool), Duration> {
         match self.semaphore.try_acquire(stripe) {
@@ -127,9 +127,9 @@ impl Limiter {
         self.semaphore.in_flight()
     }
 
-    /// Learns from a call that was looked at; a change of the limit, where that is worth a line.
+    /// Adds a sample; returns a change of the limit that is to be logged.
     ///
-    /// While somebody else is learning the sample is let go: whoever waits here holds up a call.
+    /// Uses `try_lock`: a busy estimator drops the sample rather than delay the call.
     pub(super) fn learn(&self, sample: &Sample) -> Option<LimitChange> {
         let mut learned = match self.adaptive.as_ref()?.0.try_lock() {
             Ok(learned) => learned,
@@ -139,7 +139,7 @@ impl Limiter {
         let before = learned.gradient.limit();
         learned.samples += 1;
         if learned.samples >= MANY_SAMPLES {
-            // at once, not at the end of the window: the first calls of a busy time are as dear as others
+            // immediately, not at the end of the window: sampling is most expensive when a burst starts
             learned.samples = 0;
             self.sample_mask.store((self.sample_mask.load(Relaxed) * 2 + 1).min(MAX_SAMPLE_MASK), Relaxed);
         }
@@ -157,7 +157,7 @@ impl Limiter {
         learned.loggable_change(sample.now)
     }
 
-    /// Looks at more calls where there are few.
+    /// Samples more calls if there are few.
     fn adjust_sampling(&self, took: Duration, samples: u32) {
         let tenths = u32::try_from(took.as_millis() / 100).unwrap_or(u32::MAX).max(1);
         if samples / tenths < FEW_SAMPLES {
@@ -165,7 +165,7 @@ impl Limiter {
         }
     }
 
-    /// How things stand.
+    /// The current limit and what it is based on.
     pub(super) fn snapshot(&self) -> LimitSnapshot {
         let learned: Option<MutexGuard<'_, AdaptiveState>> =
             self.adaptive.as_ref().map(|learned| learned.0.lock().unwrap_or_else(PoisonError::into_inner));
@@ -187,7 +187,7 @@ impl AdaptiveState {
         let to = self.gradient.limit();
         let early = told.is_some_and(|told| now.saturating_duration_since(told) < LOG_INTERVAL);
         let why = self.gradient.moved()?;
-        // a probe ends where it began, as a rule
+        // a probe usually ends at the limit it started from
         if early || why == LimitChangeReason::Probe || from.abs_diff(to) * LOG_RATIO <= from {
             return None;
         }

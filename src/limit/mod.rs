@@ -1,46 +1,46 @@
-//! Limits how many calls are in flight to an upstream, by what it can do.
+//! Concurrency limit: bounds the calls in flight to an upstream by what it can handle.
 //!
-//! An upstream that is asked for more than it can do does not do more, it only answers later. [`ConcurrencyLimitLayer`] knows from the
-//! answers themselves how long the line before the upstream is, and refuses at once what would only make it longer, with
-//! the upstream not asked. It never queues: a call is let through or refused, and the layer has no readiness of its own.
+//! An upstream with more requests than it can handle does not do more work, it only responds later. [`ConcurrencyLimitLayer`]
+//! derives from response times how long the upstream's queue is, and immediately refuses calls that would only lengthen it.
+//! It never queues: a call is admitted or refused, and the layer adds no readiness of its own.
 //!
-//! | refused when | answer | cause |
+//! | refused when | response | cause |
 //! |---|---|---|
-//! | as many calls are in flight as the limit allows | 503 with `Retry-After` | `connection_limit` |
+//! | the calls in flight have reached the limit | 503 with `Retry-After` | `connection_limit` |
 //!
-//! A refusal says `not_sent`, `local_refusal`. `Retry-After` is the mean answer time, in which those in flight
-//! should be done, from 1 s to 60 s.
+//! The replay safety of a refusal is `not_sent` by `local_refusal`. `Retry-After` is the mean response time, 1 s to 60 s: the
+//! calls in flight should be done by then.
 //!
-//! A slot is held from the call to the end of the response body, its failure or its drop. After a 101 it is given back at the head,
-//! unless it is to be [held](ConcurrencyLimitLayer::hold_slot_during_upgrade). A panic of the inner service gives it back as well.
+//! A slot is held from the call to the end, failure or drop of the response body. After a 101 it is released at the head,
+//! unless it is [held](ConcurrencyLimitLayer::hold_slot_during_upgrade). A panic of the inner service releases it as well.
 //!
 //! | setting | default |
 //! |---|---|
-//! | [`bounds`](ConcurrencyLimitLayer::bounds) | 2 to 200 calls; begins at 20 |
-//! | [`fixed`](ConcurrencyLimitLayer::fixed) | the same layer with both bounds alike: it looks at no clock and learns nothing |
-//! | [`unbounded`](ConcurrencyLimitLayer::unbounded) | no: exchanges end |
-//! | [`keyed`](ConcurrencyLimitLayer::keyed): a limit for each upstream | one for all |
+//! | [`bounds`](ConcurrencyLimitLayer::bounds) | 2 to 200 calls, initially 20 |
+//! | [`fixed`](ConcurrencyLimitLayer::fixed) | both bounds equal: no clock is read and nothing is learned |
+//! | [`unbounded`](ConcurrencyLimitLayer::unbounded) | off: calls are expected to end |
+//! | [`keyed`](ConcurrencyLimitLayer::keyed): one limit per upstream | one limit for all |
 //!
-//! **The time that counts** is that from the call to the response head. The body's end is held back by slow clients and by streams, which
-//! say nothing of the upstream's line; so an upstream that answers at once and works while it sends is bounded by `bounds`
-//! alone. A request that is uploaded slowly makes the time longer; where most are, set fixed bounds. Answers below 400 are samples; 429,
-//! 503, and our own timeouts and limits further in say that there is too much; all else, and whoever hung up, says nothing. A call that
-//! a time limit around this layer has dropped counts as timed out.
+//! **Samples.** The latency of a call is the time to the response head. The end of the body is delayed by slow clients and by
+//! streams, which say nothing about the upstream's queue; an upstream that responds at once and works while it sends is limited
+//! by `bounds` alone. A slow upload lengthens the latency; where most requests are uploads, use fixed bounds. Responses below 400
+//! are samples of latency. 429, 503, and this crate's timeouts and limits further inside are signs of overload. Everything else is
+//! ignored, a client that disconnected included. A call that a timeout around this layer dropped counts as timed out.
 //!
-//! **How it moves.** A window lasts 100 ms, or the mean answer time where that is longer, and has 16 samples at least. Then
-//! `limit = limit * clamp(2 * baseline / mean, 1/2, 1) + sqrt(limit)`, or `limit * 0.7` where more than a tenth said that there is
-//! too much. It grows only if at least half of it was in use. Under a load without end it comes to rest at twice as many calls as the
-//! upstream works on at once, and a little more: all workers busy, one call in line for each. The *baseline* is the answer time
-//! without a line. It follows what becomes quicker; what becomes slower it takes over only from a probe, for which the limit
-//! goes down to a quarter for a moment. That happens where answers have been slow or slots used up for two seconds, or
-//! before the limit falls further than to a quarter; then after 2 to 32 s again, so that probes cost a part in thirty at most. A lasting change
-//! is thus followed in a few seconds, and no history keeps the limit at its minimum.
+//! **Algorithm.** A window lasts 100 ms, or the mean response time if that is longer, and has at least 16 samples. Then
+//! `limit = limit * clamp(2 * baseline / mean, 1/2, 1) + sqrt(limit)`, or `limit * 0.7` if more than a tenth of the samples are
+//! signs of overload. It grows only if at least half of it was in use. Under constant overload it settles slightly above twice
+//! the number of calls that the upstream works on concurrently: all workers busy, one call queued for each. The *baseline* is the
+//! latency without queueing. It follows falling latencies directly; a rise is accepted only from a probe, for which the limit
+//! drops to a quarter for a moment. A probe happens after two seconds of slow responses or exhausted slots, or before the limit
+//! falls below a quarter; then again after 2 to 32 s, so that probes take at most a thirtieth of the time. A lasting change is
+//! followed within seconds, and the limit cannot get stuck at its minimum.
 //!
-//! It needs to be in control of most of what the upstream is asked. One gateway of many with little traffic each cannot
-//! see the others' load: there the upstream itself has to refuse, with [`AdmissionLayer`](crate::admission::AdmissionLayer).
+//! The limiter has to see most of the upstream's traffic. One of many gateways with little traffic each cannot
+//! see the load of the others: there the upstream itself has to refuse, with [`AdmissionLayer`](crate::admission::AdmissionLayer).
 //!
-//! **Telemetry.** A change of the limit by more than a quarter is one `tracing` event, target `tower_upstream`, at most one a
-//! second: `DEBUG` when it rose, `INFO` when it fell, with `limit`, `before`, `reason` and, where it is keyed, `upstream`. [`LimitHandle`] shows the rest.
+//! **Telemetry.** A change of the limit by more than a quarter is one `tracing` event, target `tower_upstream`, at most one per
+//! second: `DEBUG` when it rose, `INFO` when it fell, with `limit`, `before`, `reason` and, if keyed, `upstream`. [`LimitHandle`] has the rest.
 //!
 //! ```
 //! use axum::{Router, body::Body, routing::get};
@@ -120,9 +120,9 @@ middleware_spec! {
 
 const BOUNDS: (u32, u32) = (2, 200);
 
-/// Limits the calls in flight; see the [module](self).
+/// Limits the calls in flight to an upstream; see the [module](self).
 ///
-/// All clones share one limit, and so do the routes and connections that axum applies a layer to: make one for each upstream.
+/// All clones share one limit, and so do the routes and connections that axum applies a layer to: create one per upstream.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ConcurrencyLimitLayer {
@@ -132,12 +132,12 @@ pub struct ConcurrencyLimitLayer {
 }
 
 impl ConcurrencyLimitLayer {
-    /// A limit that follows what the upstream can do, from 2 to 200 calls.
+    /// An adaptive limit of 2 to 200 calls.
     pub fn new() -> Self {
         Self::between(BOUNDS.0, BOUNDS.1)
     }
 
-    /// A limit of so many calls; 0 counts as 1, and more than a million as a million.
+    /// A fixed limit; 0 counts as 1, and more than about a million as that.
     pub fn fixed(limit: u32) -> Self {
         Self::between(limit, limit)
     }
@@ -159,7 +159,7 @@ impl ConcurrencyLimitLayer {
         Self { config: Arc::new(Config::new(parts, (), limits, Once, PassOn)), configured: (least, most) }
     }
 
-    /// A new limit with the same settings, for one upstream of many.
+    /// A new limit with the same settings, for one of many upstreams.
     fn with_name(&self, name: Option<&str>) -> Self {
         let (least, most) = self.config.per_call.limiter.bounds();
         // a set of counters for each core and each upstream would be much memory for little traffic
@@ -167,30 +167,29 @@ impl ConcurrencyLimitLayer {
         if self.config.per_call.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
-    /// Bounds the limit (default: 2 to 200 calls); what is not a range counts as its beginning.
+    /// Bounds the limit (default: 2 to 200 calls). If `max < min`, `min` is used for both.
     ///
-    /// The upper bound is what the upstream may ever be asked for at once; a higher one costs nothing but a longer line, where the
-    /// times to the head tell nothing. A lower bound of one lets no second call be seen beside a stuck one. The limit is
-    /// a new one: clones that were made before go on with the old.
+    /// The upper bound is the most that the upstream is ever sent at once; a high one costs nothing but a longer queue if
+    /// latencies to the head do not show load. With a lower bound of one, a single stuck call would keep all others out. It starts
+    /// with a new limit: clones made before keep the old one.
     pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
         let mut layer = Self::between(*bounds.start(), *bounds.end());
         Arc::make_mut(&mut layer.config).timeouts = self.config.timeouts;
         if self.config.per_call.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
-    /// Holds the slot of a 101 as long as its tunnel lives (default: it is given back at the head).
+    /// Holds the slot of a 101 until its tunnel ends (default: the slot is released at the head).
     ///
-    /// For upstreams to which a WebSocket is as dear as a request. The service inside has to tell when the tunnel ends, by a
-    /// [`Tunnel`] in its answer, as `ReverseProxy` does; without one the slot is given back at
-    /// the head.
+    /// For upstreams to which a WebSocket costs as much as a request. The inner service has to report the end of the tunnel by a
+    /// [`Tunnel`] in its response, as `ReverseProxy` does; without one the slot is released at the head.
     pub fn hold_slot_during_upgrade(mut self) -> Self {
         Arc::make_mut(&mut self.config).per_call.holds_slot_during_upgrade = true;
         self
     }
 
-    /// Says that exchanges need not end: event streams, WebSocket, gRPC streams.
+    /// Declares that calls need not end: event streams, WebSocket, gRPC streams.
     ///
-    /// Such an exchange holds a slot of the same limit, and teaches nothing about others.
+    /// Such a call holds a slot of the same limit and is not a sample.
     pub fn unbounded(mut self) -> Self {
         Arc::make_mut(&mut self.config).timeouts.kind = CallKind::Unbounded;
         self
@@ -198,20 +197,19 @@ impl ConcurrencyLimitLayer {
 
     /// Limits how long a client may leave a response body unread (default 60 s; `None`: no limit).
     ///
-    /// The slot is given back then, and the body ends with an error, as
-    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle) says.
+    /// Then the slot is released and the body ends with an error, as described for
+    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle).
     pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         Arc::make_mut(&mut self.config).timeouts.client_idle = limit.into().map(reachable);
         self
     }
 
-    /// A limit of its own for each upstream that requests name, with these settings.
+    /// One limit per upstream, keyed by the request, with these settings.
     ///
-    /// The key is the authority of the request's target, else its `Host` field; in lower case. There are 1,024 at most, and the least
-    /// recently used makes room, but none with calls in flight: where all have some, whoever finds no place shares
-    /// one limit with all others that do not. It has to stand where requests name what they are sent to: below the choice of
-    /// the upstream. Its counters are not striped, and each call costs an allocation and a read lock.
-    ///
+    /// The key is the authority of the request's target, else its `Host` field, in lower case: place the layer where requests
+    /// name the upstream they are sent to. There are at most 1,024 limits. The least recently used is evicted, one with calls in
+    /// flight never; if none can be evicted, further upstreams share one fallback limit. The counters are not striped, and each
+    /// call costs an allocation and a read lock.
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
@@ -242,18 +240,18 @@ impl ConcurrencyLimitLayer {
         self.config.per_call.clone()
     }
 
-    /// The bounds as they were said, for whoever checks a configuration: this layer makes a range of any two numbers.
+    /// The bounds as configured, for validation: the layer itself clamps any two numbers to a range.
     pub(crate) fn configured_bounds(&self) -> (u32, u32) {
         self.configured
     }
 
-    /// The least and the most that its limit can be.
+    /// The bounds after clamping.
     #[cfg(test)]
     pub(crate) fn effective_bounds(&self) -> (u32, u32) {
         self.config.per_call.limiter.bounds()
     }
 
-    /// Shows how things stand, from anywhere.
+    /// The handle that shows the limit.
     pub fn handle(&self) -> LimitHandle {
         LimitHandle { limiter: self.config.per_call.limiter.clone() }
     }
@@ -273,19 +271,19 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
     }
 }
 
-/// Shows the limit of a [`ConcurrencyLimitLayer`] and what it is learned from.
+/// Shows the limit of a [`ConcurrencyLimitLayer`] and the measurements it is based on.
 #[derive(Clone)]
 pub struct LimitHandle {
     limiter: Arc<Limiter>,
 }
 
 impl LimitHandle {
-    /// How things stand; beside other threads the numbers may be of different moments.
+    /// The current numbers; under concurrent calls they may be from slightly different moments.
     pub fn snapshot(&self) -> LimitSnapshot {
         self.limiter.snapshot()
     }
 
-    /// How many calls are in flight.
+    /// Calls in flight.
     pub fn in_flight(&self) -> u32 {
         self.limiter.in_flight()
     }
@@ -297,18 +295,18 @@ impl fmt::Debug for LimitHandle {
     }
 }
 
-/// What [`ConcurrencyLimitLayer`] adds to a call.
+/// The component of [`ConcurrencyLimitLayer`].
 #[derive(Clone, Debug)]
 pub(crate) struct Limit {
     limiter: Arc<Limiter>,
-    /// The record of all refusals: each has to be cheap.
+    /// The record that all refusals share: a refusal has to be cheap.
     refusal: Failure,
-    /// The upstream, where there is a limit for each.
+    /// The upstream's name, if the limit is keyed.
     name: Option<Arc<str>>,
     holds_slot_during_upgrade: bool,
 }
 
-/// What an admitted call holds.
+/// The permit of an admitted call.
 #[derive(Debug)]
 pub(crate) struct SlotPermit {
     /// None once it is given back.
@@ -374,7 +372,7 @@ impl Component for Limit {
     }
 }
 
-/// A slot that a tunnel holds.
+/// The slot held by a tunnel.
 struct UpgradePermit {
     slot: Option<SlotRef>,
     limiter: Arc<Limiter>,
@@ -401,7 +399,7 @@ impl Limit {
         let tunnels = outcome.record().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
         let end = sample_kind::sample_kind(outcome.status(), outcome.cause()).filter(|_| !tunnels);
         let Some(end) = end else { return };
-        // once is enough where it is bad
+        // an overloaded call is sampled once
         ticket.sampled = end == SampleKind::Success;
         self.learn(call, outcome.now(), end);
     }
@@ -418,17 +416,17 @@ impl Limit {
     fn log(&self, LimitChange { from, to, reason: why }: LimitChange) {
         let (reason, upstream) = (why.as_str(), self.name.as_deref());
         if to > from {
-            tracing::debug!(target: "tower_upstream", upstream, limit = to, before = from, reason, "the limit has risen");
+            tracing::debug!(target: "tower_upstream", upstream, limit = to, before = from, reason, "limit raised");
         } else {
-            tracing::info!(target: "tower_upstream", upstream, limit = to, before = from, reason, "the limit has fallen");
+            tracing::info!(target: "tower_upstream", upstream, limit = to, before = from, reason, "limit lowered");
         }
     }
 }
 
 fn refusal(name: Option<&Arc<str>>) -> Failure {
     let failure = Failure::builder(BadGatewayCause::ConnectionLimit).phase(Phase::Gateway);
-    let failure = failure.detail(Detail::Text("as many requests are in flight as the limit allows"));
-    // retry layers need not make a record of their own to say that there is no further attempt
+    let failure = failure.detail(Detail::Text("the requests in flight have reached the limit"));
+    // set here so that retry layers need not copy the record to add it
     let failure = failure.refusal().retry_stop(RetryStop::LocalRefusal);
     match name {
         Some(name) => failure.upstream(name.clone()).build(),
@@ -436,7 +434,7 @@ fn refusal(name: Option<&Arc<str>>) -> Failure {
     }
 }
 
-/// No time limits: only whether exchanges are expected to end.
+/// No timeouts: only whether calls are expected to end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoTimeouts {
     kind: CallKind,

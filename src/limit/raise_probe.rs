@@ -1,4 +1,4 @@
-//! A look at how long an answer takes with next to no line before it.
+//! A probe for the baseline: a period with a lower limit, in which responses hardly queue.
 
 use std::time::Duration;
 
@@ -6,37 +6,37 @@ use tokio::time::Instant;
 
 use super::samples::{Sample, SampleSum};
 
-/// A probe takes so many samples at least, and so many to a slot.
+/// Minimum number of samples of a probe, and samples per slot.
 const PROBE_SAMPLES: u32 = 64;
 const PROBE_ROUNDS: u32 = 3;
-/// So many to a slot are let go before, as some of them had a line before them.
+/// Samples per slot that are skipped first, because some of them still queued.
 const QUEUED_ROUNDS: u32 = 3;
-/// A probe that takes longer is broken off.
+/// A probe that takes longer is aborted.
 const MAX_PROBE: Duration = Duration::from_secs(30);
 
-/// A stretch of time with fewer calls in flight, to see how long an answer takes.
+/// A period with fewer calls in flight, to measure the latency without queueing.
 #[derive(Debug)]
 pub(super) struct RaiseProbe {
     started: Instant,
-    /// What the limit was before.
+    /// The limit before the probe.
     pub(super) limit: f64,
-    /// One that the limit must not go on falling without is over with this part of the samples.
+    /// Divides the number of samples needed: a probe before the limit may fall further needs fewer.
     fraction: u32,
-    /// So many samples still have a line before them; none while too many are in flight.
+    /// Samples still expected to have queued; `None` while the limit is exceeded.
     queued_samples: Option<u32>,
     pub(super) sum: SampleSum,
 }
 
 impl RaiseProbe {
-    /// Begins where the limit was this.
+    /// Starts a probe; `limit` is the limit to return to.
     pub(super) fn new(limit: f64, part: u32, now: Instant) -> Self {
         Self { started: now, limit, fraction: part, queued_samples: None, sum: SampleSum::default() }
     }
 
-    /// Takes in a call; whether that is enough, or it took too long.
+    /// Adds a call and returns whether the probe is complete, by samples or by time.
     ///
-    /// Whatever ends is a sample, whenever it began: to count only what began after the probe would leave out what takes
-    /// longer than the probe.
+    /// Every call that ends is a sample, whenever it started: counting only calls that started within the probe would
+    /// exclude those that take longer than the probe.
     pub(super) fn add(&mut self, sample: &Sample, limit: u32) -> bool {
         match &mut self.queued_samples {
             None if sample.in_flight > limit => {}

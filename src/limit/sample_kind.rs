@@ -1,13 +1,13 @@
-//! What the end of a call tells about the load of the upstream.
+//! Which calls are samples of the upstream's load, and of which kind.
 
 use http::StatusCode;
 
 use super::samples::SampleKind;
 use crate::cause::BadGatewayCause as Cause;
 
-/// An answer of this status with this cause; `None` where it tells nothing.
+/// The kind of sample of a call that ended with this status and cause; `None` if it is not a sample.
 ///
-/// Failures that say nothing of load come quickly or slowly for reasons of their own, and so do 4xx: they are no samples.
+/// Failures that are unrelated to load are fast or slow for other reasons, and so are 4xx responses: they are not samples.
 pub(super) fn sample_kind(status: Option<StatusCode>, cause: Option<Cause>) -> Option<SampleKind> {
     match (status?, cause) {
         (_, Some(cause)) if is_overload(cause) => Some(SampleKind::Overloaded),
@@ -20,7 +20,7 @@ pub(super) fn sample_kind(status: Option<StatusCode>, cause: Option<Cause>) -> O
     }
 }
 
-/// Whether a cause says that somebody had too much to do, or took too long.
+/// Whether a cause means overload or a timeout.
 pub(super) fn is_overload(cause: Cause) -> bool {
     matches!(
         cause,

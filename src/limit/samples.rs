@@ -1,30 +1,30 @@
-//! What calls that have ended tell, added up.
+//! Samples of completed calls, and their sums.
 
 use tokio::time::Instant;
 
-/// The share of answers that may be bad, as one of so many.
+/// More than one overloaded sample in this many means overload.
 const ONE_OF: u32 = 10;
 
-/// One call that has ended, told while it still holds its slot.
+/// One completed call, recorded while it still holds its slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     pub(super) started: Instant,
     pub(super) now: Instant,
-    /// How many were in flight, this one among them.
+    /// Calls in flight, this one included.
     pub(super) in_flight: u32,
     pub(super) kind: SampleKind,
 }
 
-/// What the end of a call tells.
+/// What a call says about the load of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SampleKind {
-    /// An answer, which took its time.
+    /// A response whose latency counts.
     Success,
-    /// The upstream had too much to do, or took too long.
+    /// The upstream refused the call for load, or timed out.
     Overloaded,
 }
 
-/// What a stretch of samples adds up to.
+/// The sum of a series of samples.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SampleSum {
     pub(super) successes: u32,
@@ -50,7 +50,7 @@ impl SampleSum {
     }
 
     pub(super) fn mean(&self) -> Option<f64> {
-        // no time at all would be no measure for anything
+        // zero would make the gradient meaningless
         (self.successes > 0).then(|| (self.seconds / f64::from(self.successes)).max(1e-6))
     }
 

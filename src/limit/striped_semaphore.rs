@@ -1,23 +1,22 @@
-//! How many calls are in flight, counted by stripes whose quotas add up to the limit.
+//! A semaphore of striped counters whose quotas add up to the limit.
 //!
-//! A call takes a slot where its thread counts, and gives it back there: one compare-exchange each, of a word that other
-//! threads seldom touch. Where the own quota is used up it takes one of another stripe's. Quota and count lie in one word,
-//! so a stripe is never above its quota, and all together never above the limit.
+//! A call takes a slot in its thread's stripe and releases it there: one compare-exchange each, on a word that other
+//! threads seldom touch. If the quota of the stripe is used up, it takes a slot of another stripe. Quota and count share one
+//! word, so a stripe never exceeds its quota, and all together never exceed the limit.
 //!
-//! A lower limit takes free slots out of the quotas. What is still taken beyond it is a debt, and stripes are marked: who
-//! gives a slot back there pays, slot and quota go together, until nothing is owed. So nobody is cut off, and
-//! nobody gets in before enough have left.
+//! Lowering the limit removes free slots from the quotas. Slots in use beyond the new limit are the deficit, and stripes
+//! are marked: a slot released in a marked stripe is removed together with its quota until the deficit is repaid. No call
+//! is interrupted, and none is admitted before enough have ended.
 //!
-//! What holds, whatever the interleaving (`tests/loom` searches it):
+//! Invariants under any interleaving (`tests/loom` checks them):
 //!
-//! - No more are in flight than the limit, but for those who were when it was lowered.
-//! - A call is refused only if at one moment all slots were taken: each word counts what was given back to it, and a
-//!   second look has to find them all as the first did.
-//! - No slot is lost and none is made up, also while the limit changes.
-
+//! - No more calls are in flight than the limit allows, except those admitted before it was lowered.
+//! - A call is refused only if all slots were in use at one moment: each word counts the releases, and the second pass has
+//!   to find all words unchanged.
+//! - No slot is lost or duplicated, also while the limit changes.
 use crate::stats::sync::{AtomicU32, AtomicU64, Ordering};
 
-// a word: the turns above, then the mark, the quota, and what is taken
+// a word from the highest bits: generation, mark, quota, acquired slots
 const ACQUIRED: u64 = 1;
 const QUOTA: u64 = 1 << 20;
 const OVERCOMMITTED: u64 = 1 << 40;
@@ -26,26 +25,26 @@ const GENERATION: u64 = 1 << 41;
 /// The largest limit.
 pub(crate) const MAX_LIMIT: u32 = (1 << 20) - 1;
 
-/// As many as `stats::default_stripes` gives.
+/// The maximum of `stats::default_stripes`.
 const MAX_STRIPES: usize = 16;
 
-/// On cache lines of its own.
+/// One counter on its own cache lines.
 #[derive(Debug)]
-#[repr(align(128))] // two lines: they are fetched in pairs
+#[repr(align(128))] // two lines: prefetchers load them in pairs
 struct Stripe(AtomicU64);
 
-/// Slots for the calls in flight.
+/// The semaphore for calls in flight.
 #[derive(Debug)]
 pub(crate) struct StripedSemaphore {
     stripes: Box<[Stripe]>,
     /// One less than the number of stripes, a power of two.
     mask: usize,
-    /// Slots that are taken beyond the limit, and whose quotas go when they are given back.
+    /// Slots in use beyond the limit; they are removed when released.
     deficit: AtomicU32,
     limit: AtomicU32,
 }
 
-/// A slot that was taken, and has to be given back.
+/// An acquired slot, to be released exactly once.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct SlotRef {
@@ -54,7 +53,7 @@ pub(crate) struct SlotRef {
 }
 
 impl SlotRef {
-    /// Whether this is one of so many slots of its stripe, evenly over time; one less than a power of two is asked for.
+    /// Whether the call with this slot is sampled: one in `mask + 1`, evenly over time; `mask` is a power of two less one.
     #[inline]
     pub(crate) fn is_sampled(&self, rarely: u8) -> bool {
         self.generation & rarely == 0
@@ -62,7 +61,7 @@ impl SlotRef {
 }
 
 impl StripedSemaphore {
-    /// So many slots; the stripes are rounded up to a power of two, 16 at most.
+    /// A semaphore with `limit` slots; the number of stripes is rounded up to a power of two, at most 16.
     pub(crate) fn new(limit: u32, stripes: usize) -> Self {
         let count = stripes.clamp(1, MAX_STRIPES).next_power_of_two();
         let limit = limit.clamp(1, MAX_LIMIT);
@@ -70,7 +69,7 @@ impl StripedSemaphore {
         Self { stripes, mask: count - 1, deficit: AtomicU32::new(0), limit: AtomicU32::new(limit) }
     }
 
-    /// Takes a slot, if one is free; `stripe` may be any number, the same for the same thread.
+    /// Takes a slot if one is free; `stripe` may be any number that is constant for a thread.
     #[inline]
     pub(crate) fn try_acquire(&self, stripe: usize) -> Option<SlotRef> {
         let own = stripe & self.mask;
@@ -80,7 +79,7 @@ impl StripedSemaphore {
         }
     }
 
-    /// A slot of this stripe, or the word that has none.
+    /// Takes a slot of this stripe; if none is free, returns its word.
     #[inline]
     fn try_acquire_at(&self, at: usize) -> Result<SlotRef, u64> {
         let Some(Stripe(word)) = self.stripes.get(at) else { return Err(0) };
@@ -105,14 +104,14 @@ impl StripedSemaphore {
                     Err(seen) => full[at] = seen,
                 }
             }
-            // one may have come free behind this look while the last was taken before it
+            // a slot of an earlier stripe may have been released while a later one was checked
             if order().all(|at| self.stripes[at].0.load(Ordering::Acquire) == full[at]) {
                 return None;
             }
         }
     }
 
-    /// Gives a slot back.
+    /// Releases a slot.
     #[inline]
     #[allow(clippy::needless_pass_by_value)] // it is given back once
     pub(crate) fn release(&self, slot: SlotRef) {
@@ -136,7 +135,7 @@ impl StripedSemaphore {
             return;
         }
         let mut seen = word.load(Ordering::Acquire);
-        // looked at after the word: a debt that came since has turned the word as well
+        // load the deficit after the word: creating a deficit also bumps the word's generation, so the exchange fails
         while self.deficit.load(Ordering::Acquire) == 0 {
             match word.compare_exchange(
                 seen,
@@ -151,13 +150,13 @@ impl StripedSemaphore {
         self.release_or_repay(word);
     }
 
-    /// Pays so much of the debt at most; what was paid.
+    /// Repays up to `most` of the deficit and returns how much.
     fn repay(&self, most: u32) -> u32 {
         let less = |debt: u32| (debt > 0).then(|| debt - debt.min(most));
         self.deficit.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).map_or(0, |debt| debt.min(most))
     }
 
-    /// Changes the limit; one caller at a time.
+    /// Changes the limit; not to be called concurrently.
     pub(crate) fn resize(&self, limit: u32) {
         let (before, limit) = (self.limit(), limit.clamp(1, MAX_LIMIT));
         if limit > before {
@@ -177,7 +176,7 @@ impl StripedSemaphore {
             left -= more;
             word.fetch_add(more * QUOTA, Ordering::AcqRel);
         }
-        // nothing is left: the shares add up to the limit, and the quotas with what is left do not exceed it
+        // nothing should be left: the shares add up to the limit, and the quotas with the deficit do not exceed it
         if let Some(Stripe(word)) = self.stripes.first() {
             word.fetch_add(left * QUOTA, Ordering::AcqRel);
         }
@@ -197,7 +196,7 @@ impl StripedSemaphore {
         }
     }
 
-    /// Takes free slots out of a quota to pay the debt with.
+    /// Removes free slots from a quota to repay the deficit.
     fn reclaim(&self, word: &AtomicU64, mark: u64, most: impl Fn(u64) -> u64) {
         let debt = u64::from(self.deficit.load(Ordering::Acquire));
         let reclaimed = |seen: u64| most(quota(seen)).min(free(seen)).min(debt);
@@ -205,23 +204,23 @@ impl StripedSemaphore {
         let Ok(seen) = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, lowered) else { return };
         let reclaimed = reclaimed(seen);
         let paid = self.repay(u32::try_from(reclaimed).unwrap_or(u32::MAX));
-        // others may have paid in the meantime
+        // other threads may have repaid in the meantime
         word.fetch_add((reclaimed - u64::from(paid)) * QUOTA, Ordering::AcqRel);
     }
 
-    /// How many may be in flight.
+    /// The limit of calls in flight.
     pub(crate) fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// How many calls are in flight.
+    /// Calls in flight.
     pub(crate) fn in_flight(&self) -> u32 {
         let taken = self.stripes.iter().map(|stripe| acquired(stripe.0.load(Ordering::Acquire))).sum::<u64>();
         u32::try_from(taken).unwrap_or(u32::MAX)
     }
 }
 
-/// A stripe's part of a limit.
+/// A stripe's share of a limit.
 fn share(limit: u32, at: usize, stripes: usize) -> u64 {
     let (limit, stripes) = (u64::from(limit), stripes as u64);
     limit / stripes + u64::from((at as u64) < limit % stripes)
@@ -255,7 +254,7 @@ fn with_one_released(word: u64) -> u64 {
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // there are 16 stripes at most, and of the turns the low bits do
 fn slot(at: usize, word: u64) -> SlotRef {
-    // spread, or slots that are taken and given back by the dozen would be of a few residues only
+    // spread the generations: slots that are acquired and released in bulk would fall into few residue classes
     let turn = ((word / GENERATION) as u32).wrapping_mul(0x9E37_79B9) >> 24;
     SlotRef { stripe: at as u8, generation: turn as u8 }
 }
