@@ -1,22 +1,22 @@
-//! Keeps a wrong clock somewhere else from shutting a service down.
+//! Keeps a client's wrong clock from shutting a service down.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Bounds the share of calls that are refused because of a time of day that their callers said.
+/// Bounds the share of calls refused because of a deadline given as a time of day.
 ///
-/// In any ten seconds at most a fifth of those calls, as Finagle's `DeadlineFilter` does it: a caller whose clock is
-/// behind ours by more than its patience would otherwise never be answered again. Ten exact buckets of a second.
-/// Two threads that decide at the same moment may both take the last refusal.
+/// Within ten seconds at most a fifth of those calls is refused, as in Finagle's `DeadlineFilter`: otherwise a client whose
+/// clock is behind ours by more than its timeout would never be served again. Ten exact buckets of one second.
+/// Two concurrent threads may both take the last permitted rejection.
 #[derive(Debug, Default)]
 pub(super) struct ClockSkewGuard {
     seconds: [AtomicU64; SECONDS],
 }
 
 const SECONDS: usize = 10;
-/// One refusal for so many calls.
+/// One rejection is permitted per this many calls.
 const ONE_IN: u64 = 5;
 
-/// One bucket: its second in 24 bits, then calls seen and calls refused, in 20 bits each.
+/// One bucket: its second in 24 bits, then calls and rejections in 20 bits each.
 #[derive(Clone, Copy)]
 struct Bucket {
     second: u64,
@@ -38,17 +38,17 @@ impl Bucket {
 }
 
 impl ClockSkewGuard {
-    /// A call has come whose caller said a time of day.
+    /// Counts a call with a deadline by the client's clock.
     pub(super) fn record_call(&self, second: u64) {
         self.update(second, |bucket| bucket.calls += 1);
     }
 
-    /// Whether such a call may be refused; a yes is counted.
+    /// Whether such a call may be rejected; if so, the rejection is counted.
     pub(super) fn may_reject(&self, second: u64) -> bool {
         let (mut seen, mut refused) = (0, 0);
         for bucket in &self.seconds {
             let bucket = Bucket::unpack(bucket.load(Relaxed));
-            // a bucket from the future is another thread's, which has read its clock later
+            // a bucket one second ahead belongs to a thread that read its clock later
             let age = stamp(second).wrapping_sub(bucket.second) & SECOND;
             if age < SECONDS as u64 || age == SECOND {
                 seen += bucket.calls;
@@ -79,7 +79,7 @@ impl ClockSkewGuard {
     }
 }
 
-/// A second as a bucket holds it: they come again after half a year.
+/// The second as stored in a bucket: it wraps around after half a year.
 fn stamp(second: u64) -> u64 {
     second & SECOND
 }

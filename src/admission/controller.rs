@@ -1,4 +1,4 @@
-//! Who is let in: the decision and what it is learned from.
+//! The admission decision and the measurements it is based on.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,15 +12,15 @@ use super::service_time::ServiceTime;
 use crate::deadline::{Clock, Deadline};
 use crate::exchange::{CallContext, CallKind};
 
-/// All that the clones of one layer share.
+/// The state that all clones of a layer share.
 #[derive(Debug)]
 pub(super) struct AdmissionController {
     in_flight: InFlight,
     service: ServiceTime,
     skew_guard: ClockSkewGuard,
-    /// The first call, from which times are counted.
+    /// The first call: the origin of all times.
     origin: OnceLock<Instant>,
-    /// When somebody was let in, roughly, in milliseconds after `opened`.
+    /// Approximate time of the last admission, in milliseconds after `origin`.
     last_admitted: AtomicU64,
     expired: AtomicU64,
     too_late: AtomicU64,
@@ -28,7 +28,7 @@ pub(super) struct AdmissionController {
     tolerated: AtomicU64,
 }
 
-/// What an admitted call holds.
+/// The permit of an admitted call.
 #[derive(Debug)]
 pub struct Permit {
     number: u32,
@@ -37,32 +37,32 @@ pub struct Permit {
     probe: bool,
 }
 
-/// Why a call is not let in.
+/// Why a call is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RejectReason {
     /// Its deadline had passed when it came.
     Expired,
-    /// Its deadline will have passed when its answer is there.
+    /// The response would come after the deadline.
     TooLate,
-    /// The cap is reached; this much later there should be room.
+    /// The cap is reached; the duration is the estimated drain time.
     Overloaded(Duration),
 }
 
-/// How many calls were refused, and why.
+/// Number of refused calls, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RejectionCounts {
-    /// 504: the deadline had passed on arrival.
+    /// 504: the deadline had elapsed on arrival.
     pub expired: u64,
-    /// 504: too much was ahead for the deadline.
+    /// 504: the requests ahead would have taken longer than the deadline allowed.
     pub too_late: u64,
     /// 503: the cap was reached.
     pub overloaded: u64,
-    /// Not refused, though late by the caller's clock: too many were.
+    /// Admitted although too late by the client's clock, because too many such calls were refused.
     pub tolerated: u64,
 }
 
-/// If nobody was let in for so long, the estimate has to prove itself on the next call.
+/// Milliseconds without an admission after which the next call is admitted to confirm the estimate.
 const PROBE: u64 = 1000;
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -90,7 +90,7 @@ impl AdmissionController {
         }
         let spares = || callers_clock && self.tolerates(age.as_secs());
         let left = call.deadline.map(|deadline| deadline.remaining(call.now));
-        // a time of day that cannot be believed is no deadline
+        // ignore a client's time of day while too many calls were refused by one
         let left = left.filter(|left| !left.is_zero() || !spares());
         if left.is_some_and(|left| left.is_zero()) {
             self.expired.fetch_add(1, Relaxed);
@@ -125,7 +125,7 @@ impl AdmissionController {
         }
     }
 
-    /// The exchange is over.
+    /// A call ended: its duration is a sample.
     pub(super) fn complete(&self, ticket: &Permit, took: Duration, at_once: u32) {
         self.in_flight.release(ticket.kind);
         match (ticket.kind, ticket.probe) {
@@ -135,12 +135,12 @@ impl AdmissionController {
         }
     }
 
-    /// The exchange is over, and its time says nothing about others.
+    /// A call ended whose duration is not a sample.
     pub(super) fn release(&self, ticket: &Permit) {
         self.in_flight.release(ticket.kind);
     }
 
-    /// The caller has left after this time: one that waited until its deadline proves that an answer takes longer.
+    /// The client disconnected. If it had waited until its deadline, the response would have taken even longer.
     pub(super) fn cancel(
         &self,
         ticket: &Permit,
@@ -151,7 +151,7 @@ impl AdmissionController {
     ) {
         self.in_flight.release(ticket.kind);
         let waited = deadline.is_some_and(|deadline| {
-            // callers leave by their own timers, which are not to the point
+            // clients disconnect by their own timers, close to the deadline
             deadline.clock() == Clock::Own && deadline.remaining(now) <= deadline.remaining(began) / 16
         });
         if waited && ticket.kind == CallKind::Bounded {
@@ -159,12 +159,12 @@ impl AdmissionController {
         }
     }
 
-    /// How many calls are in flight.
+    /// Calls in flight.
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.total()
     }
 
-    /// The service time, once enough answers were seen.
+    /// The average service time, once there are enough samples.
     pub(super) fn service_time(&self) -> Option<Duration> {
         self.service.average()
     }
@@ -178,27 +178,27 @@ impl AdmissionController {
         }
     }
 
-    /// Whether a call that is late by its caller's clock has to be let in nevertheless.
+    /// Whether a call that is too late by its client's clock is admitted nevertheless.
     fn tolerates(&self, second: u64) -> bool {
         let spares = !self.skew_guard.may_reject(second);
         self.tolerated.fetch_add(u64::from(spares), Relaxed);
         spares
     }
 
-    /// Notes that somebody was let in; an eighth of what matters is exact enough, and seldom writes.
+    /// Notes an admission; precise to an eighth of `PROBE`, so that it is seldom written.
     fn note_admission(&self, age: u64) {
         if self.last_admitted.load(Relaxed) + PROBE / 8 <= age {
             self.last_admitted.store(age, Relaxed);
         }
     }
 
-    /// Whether this call is the one that is let in after a second without any.
+    /// Whether this call is admitted because none was for `PROBE`.
     fn is_probe(&self, age: u64) -> bool {
         let last = self.last_admitted.load(Relaxed);
         last + PROBE <= age && self.last_admitted.compare_exchange(last, age, Relaxed, Relaxed).is_ok()
     }
 
-    /// When all that is in flight now should be done: those who come back then find room together.
+    /// The estimated drain time of the current load, sent as `Retry-After`.
     fn retry_after(&self, at_once: u32) -> Duration {
         let rounds = self.in_flight.bounded() / at_once;
         let after = self.service.average().unwrap_or_default().saturating_mul(rounds.max(1));

@@ -1,14 +1,13 @@
-//! How many calls are in flight, and whether there is room for one more.
+//! The number of calls in flight, under a cap.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::exchange::CallKind;
 
-/// A count of two kinds of calls in one word, so that a cap on both is exact.
+/// Counts bounded and unbounded calls in one word, so that a cap on both is exact.
 ///
-/// A place is taken by one compare-and-swap and freed by one subtraction. Nothing else is ordered by it, hence
-/// relaxed: a loom test would check that two threads at the last place never both get it, and that a place freed
-/// by one thread is found by the other.
+/// Admission is one compare-and-swap and release one subtraction. No other memory depends on their order, so relaxed
+/// ordering suffices.
 #[derive(Debug)]
 pub(super) struct InFlight {
     cap: u32,
@@ -16,12 +15,12 @@ pub(super) struct InFlight {
     taken: AtomicU64,
 }
 
-/// Why there is no place.
+/// Why a call is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AtCapacity {
     /// The cap is reached.
     Full,
-    /// Too many are ahead.
+    /// Too many calls are ahead for the deadline.
     TooLate,
 }
 
@@ -42,7 +41,7 @@ fn split(taken: u64) -> (u32, u32) {
 }
 
 impl InFlight {
-    /// Room for so many; one at least.
+    /// A count with this cap, at least 1.
     pub(super) fn new(cap: usize) -> Self {
         // a cap below the width of a half keeps one half from running into the other
         let cap = u32::try_from(cap).unwrap_or(u32::MAX).clamp(1, u32::MAX / 2);
@@ -72,12 +71,12 @@ impl InFlight {
         self.taken.fetch_sub(one(kind), Relaxed);
     }
 
-    /// How many bounded calls are in flight.
+    /// Bounded calls in flight.
     pub(super) fn bounded(&self) -> u32 {
         split(self.taken.load(Relaxed)).0
     }
 
-    /// How many calls are in flight.
+    /// Calls in flight.
     pub(super) fn total(&self) -> u32 {
         let (bounded, unbounded) = split(self.taken.load(Relaxed));
         bounded + unbounded

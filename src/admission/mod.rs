@@ -1,47 +1,47 @@
-//! Refuses at once what cannot be answered in time, on the upstream's own side.
+//! Admission control on the upstream's own side: refuses requests that cannot be answered before their deadline.
 //!
-//! An app that is asked for more than it can do queues, and what comes out of a long queue is answered to
-//! callers who have left: all work is wasted just when there is too much of it. Retries keep it so after the cause is
-//! gone. [`AdmissionLayer`] stands in front of an axum app (or any service), knows from its own measurements how long an
-//! answer takes, and answers those who would wait in vain at once, while another instance may still serve them.
+//! An overloaded app queues requests, and responses that leave a long queue reach clients that have given up: work is
+//! wasted exactly when there is too much of it, and retries keep it so after the cause is gone. [`AdmissionLayer`] stands in
+//! front of an axum app (or any service), measures how long a response takes, and immediately refuses requests that would
+//! be answered too late, while another instance may still serve them.
 //!
-//! | refused when | answer | cause |
+//! | refused when | response | cause |
 //! |---|---|---|
 //! | the deadline has passed on arrival | 504 | `deadline_exceeded` |
 //! | the work ahead takes longer than the deadline leaves | 504 | `deadline_exceeded` |
 //! | the cap of requests in flight is reached; there is no queue | 503 with `Retry-After` | `gateway_overload` |
 //!
-//! Each says `not_sent`, `local_refusal`: nothing was processed. `Retry-After` is on 503 only: to come back later is
-//! no use to a caller whose time is up. It is the time in which all that is in flight is worked off, from 1 s to 60 s.
+//! The replay safety of each is `not_sent` by `local_refusal`. Only the 503 has `Retry-After`, because a client whose
+//! deadline has elapsed has no use for it: the estimated drain time of the current load, 1 s to 60 s.
 //!
 //! | setting | default |
 //! |---|---|
 //! | cap of requests in flight | given to [`new`](AdmissionLayer::new) |
-//! | [`concurrency`](AdmissionLayer::concurrency): worked on at once | the number of cores |
-//! | [`deadlines`](AdmissionLayer::deadlines): whose header fields are read | nobody's; a [`Deadline`] in the extensions counts |
-//! | [`unbounded`](AdmissionLayer::unbounded) | no: exchanges end |
-//! | answers until the estimate counts | 16 |
+//! | [`concurrency`](AdmissionLayer::concurrency): requests worked on at the same time | the number of cores |
+//! | [`deadlines`](AdmissionLayer::deadlines): clients whose header fields are read | none; a [`Deadline`] in the extensions counts |
+//! | [`unbounded`](AdmissionLayer::unbounded) | off: calls are expected to end |
+//! | responses before the estimate counts | 16 |
 //!
-//! **The estimate.** A place is held from admission to the end of the response body, and that time is the sample. An
-//! average is kept of the service time, that is the sample without the wait for what was ahead of it. With `n` worked on
-//! at once and this request the `p`th in flight, it is let in if the deadline leaves `service * (2 + 4/3 * (p - n) / n)`:
-//! more than the mean, as half of all answers take longer than that. As long as a worker is free (`p <= n`) only a passed
-//! deadline refuses, and after a second in which nobody was let in the next one is: so an estimate never outlives its
-//! truth. A caller that left at its deadline can raise the average, any other that left proves nothing.
+//! **The estimate.** A request is in flight from admission to the end of the response body, and that time is the sample. The
+//! layer keeps an average of the service time: the sample without the wait for requests ahead. With `n` worked on at the
+//! same time and this request the `p`th in flight, it is admitted if the deadline leaves `service * (2 + 4/3 * (p - n) / n)`:
+//! more than the mean, because half of all responses take longer than that. While a worker is free (`p <= n`) only an elapsed
+//! deadline refuses, and after a second without an admission the next request is admitted: an estimate cannot
+//! outlive its validity. A client that disconnects at its deadline can raise the average; any other disconnect is ignored.
 //!
-//! Simulated with 8 workers that go on when a caller leaves, exponential service times of 40 ms, deadlines of 500 ms and
-//! twice the load (`tests/admission.rs`, four seeds): without the layer 3 to 6 % of what the workers can do reaches a
-//! caller, with it 94 to 98 %, and 97 % of what is begun comes in time.
+//! In a simulation with 8 workers that continue when a client disconnects, exponential service times of 40 ms, deadlines of
+//! 500 ms and twice the load (`tests/admission.rs`, four seeds), 3 to 6 % of the workers' capacity reaches a client without
+//! the layer and 94 to 98 % with it, and 97 % of the admitted requests are answered in time.
 //!
-//! **How much at once.** Set [`concurrency`](AdmissionLayer::concurrency) where an app mostly waits for
-//! others (to the size of its connection pool, say). With the default such an app looks slower than it is when it wakes
-//! from idleness to a burst; the samples of about one service time put it right.
+//! **Concurrency.** Set [`concurrency`](AdmissionLayer::concurrency) if an app mostly waits for others, for example to the size
+//! of its connection pool. With the default, such an app looks slower than it is when a burst follows an idle period;
+//! the samples of about one service time correct that.
 //!
-//! **Without deadlines** only the cap refuses. **By a caller's clock** ([`DeadlineHeader::absolute`]) at most a fifth of those requests
-//! is refused in ten seconds, so that a wrong clock cannot shut an app down.
+//! **Without deadlines** only the cap refuses. **Deadlines by the client's clock** ([`DeadlineHeader::absolute`]) refuse at most
+//! a fifth of those requests within ten seconds, so that a wrong clock cannot shut an app down.
 //!
-//! What outlives its handler (`tokio::spawn`, `spawn_blocking`) is not counted once the caller has left: let
-//! it end at the [`Deadline`], which [`expose`](crate::deadline::DeadlinePropagation::expose) puts before handlers.
+//! Work that outlives its handler (`tokio::spawn`, `spawn_blocking`) is not counted once the client has disconnected: end it at
+//! the [`Deadline`], which [`expose`](crate::deadline::DeadlinePropagation::expose) passes to handlers.
 //!
 //! ```
 //! use axum::{Router, body::Body, routing::get};
@@ -117,10 +117,10 @@ middleware_spec! {
     per_call = AdmissionComponent, per_attempt = (), timeouts = DeadlineOnly, requests = Once, errors = PassOn
 }
 
-/// Refuses what cannot be answered in time; see the [module](self).
+/// Refuses requests that cannot be answered in time; see the [module](self).
 ///
-/// All clones share one count, and so do the routes and connections that axum applies a layer to: make one, and clone
-/// it where routes need settings of their own.
+/// All clones share one count, and so do the routes and connections that axum applies a layer to: create one, and clone
+/// it where routes need different settings.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct AdmissionLayer {
@@ -128,10 +128,10 @@ pub struct AdmissionLayer {
 }
 
 impl AdmissionLayer {
-    /// At most so many requests in flight; 0 counts as 1.
+    /// Sets the cap of requests in flight; 0 counts as 1.
     ///
-    /// It bounds memory, and what is ahead of requests that say no deadline. A good value is what can be answered in the
-    /// longest time that anybody waits.
+    /// It bounds memory, and the wait of requests without a deadline. A good value is the number of requests that can be
+    /// answered within the longest time a client waits.
     pub fn new(in_flight: usize) -> Self {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
         let parts = AdmissionComponent {
@@ -142,10 +142,10 @@ impl AdmissionLayer {
         Self { config: Arc::new(Config::new(parts, (), DeadlineOnly::default(), Once, PassOn)) }
     }
 
-    /// How many requests the app works on at once (default: the number of cores); 0 counts as 1.
+    /// Sets how many requests the app works on at the same time (default: the number of cores); 0 counts as 1.
     ///
-    /// Said too low, bursts after idleness are refused that could be served; said too high, the first of a slow time are
-    /// let in that cannot be.
+    /// Too low a value refuses requests of a burst that could be served; too high a value admits the first requests of a slow
+    /// period that cannot be served in time.
     pub fn concurrency(mut self, at_once: usize) -> Self {
         Arc::make_mut(&mut self.config).per_call.concurrency = count(at_once);
         self
@@ -157,9 +157,9 @@ impl AdmissionLayer {
         self
     }
 
-    /// Says that exchanges need not end: event streams, WebSocket, gRPC streams.
+    /// Declares that calls need not end: event streams, WebSocket, gRPC streams.
     ///
-    /// Such an exchange holds its place under the cap, is ahead of nobody, and teaches nothing about others.
+    /// Such a call counts toward the cap, does not delay others, and is not a sample.
     pub fn unbounded(mut self) -> Self {
         Arc::make_mut(&mut self.config).timeouts.kind = CallKind::Unbounded;
         self
@@ -167,24 +167,24 @@ impl AdmissionLayer {
 
     /// Limits how long a client may leave a response body unread (default 60 s; `None`: no limit).
     ///
-    /// The place is given back then, and the body ends with an error, as
-    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle) says; that it took so long says nothing about others.
+    /// Then the request no longer counts and the body ends with an error, as described for
+    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle); its duration is not a sample.
     pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         Arc::make_mut(&mut self.config).timeouts.client_idle = limit.into().map(reachable);
         self
     }
 
-    /// How many requests are in flight.
+    /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.controller().in_flight() as usize
     }
 
-    /// The service time as it was learned; `None` before there are 16 answers.
+    /// The average service time; `None` before the first 16 responses.
     pub fn service_time(&self) -> Option<Duration> {
         self.controller().service_time()
     }
 
-    /// How many requests were refused since the layer was made.
+    /// Requests refused since the layer was created, by reason.
     pub fn rejections(&self) -> RejectionCounts {
         self.controller().rejections()
     }
@@ -202,7 +202,7 @@ impl<S> Layer<S> for AdmissionLayer {
     }
 }
 
-/// What [`AdmissionLayer`] adds to a call.
+/// The component of [`AdmissionLayer`].
 #[derive(Clone, Debug)]
 pub(crate) struct AdmissionComponent {
     controller: Arc<AdmissionController>,
@@ -248,15 +248,15 @@ impl AdmissionComponent {
     }
 }
 
-/// The records of the three refusals, one each for all calls: a refusal has to be cheap.
+/// The records of the three rejections, shared by all calls: a rejection has to be cheap.
 fn rejection_records() -> [Failure; 3] {
     let refusal = |cause, text| {
         let failure = Failure::builder(cause).phase(Phase::Gateway).detail(Detail::Text(text));
         failure.refusal().retry_stop(RetryStop::LocalRefusal).build()
     };
     [
-        refusal(BadGatewayCause::DeadlineExceeded, "the deadline had passed on arrival"),
-        refusal(BadGatewayCause::DeadlineExceeded, "too much is ahead for the deadline"),
+        refusal(BadGatewayCause::DeadlineExceeded, "the deadline had elapsed on arrival"),
+        refusal(BadGatewayCause::DeadlineExceeded, "the requests ahead take longer than the deadline allows"),
         refusal(BadGatewayCause::GatewayOverload, "too many requests are in flight"),
     ]
 }

@@ -1,40 +1,40 @@
-//! How long one request takes, learned from answers, and how long an answer would take now.
+//! The average service time, learned from responses, and the estimate for the next response.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// A weighted average of the service time: the time of one request when nothing is ahead of it.
+/// A weighted average of the service time: the time of one request without a queue.
 ///
-/// What can be measured is the time from admission to the end of the answer, and in that lies the wait for all that
-/// was ahead. A request with the number `p` among those in flight, of which `n` are worked on at once, waits `(p - n) / n`
-/// service times and then takes one. So each sample is divided by `p / n` before it counts, and an
-/// estimate multiplies by it again. Where `n` was told wrong the two errors cancel out at the load of the samples: an
-/// app that does more at once than it was said to shows a service time that much shorter.
+/// The measured time, from admission to the end of the response, includes the wait for the requests ahead. The
+/// `p`th request in flight, of which `n` are worked on at the same time, waits `(p - n) / n` service times and then takes
+/// one. So each sample is divided by `p / n`, and an estimate multiplies by it again. If `n` is configured wrongly, the
+/// two errors cancel at the load of the samples: an app that does more at the same time than configured shows a
+/// correspondingly shorter service time.
 ///
-/// The first samples count alike, later ones one sixteenth each. Everything lies in one word.
+/// The first samples have equal weight, later ones one sixteenth each. All state is in one word.
 #[derive(Debug, Default)]
 pub(super) struct ServiceTime {
     /// The number of samples in the upper 16 bits, nanoseconds below.
     learned: AtomicU64,
 }
 
-/// An average of fewer samples is no reason to refuse anybody.
+/// With fewer samples there is no estimate.
 const ENOUGH: u64 = 16;
 const WEIGHT: u64 = 16;
 const NANOSECONDS: u64 = (1 << 48) - 1;
 
 impl ServiceTime {
-    /// Learns from an answer that took so long, with this number among those in flight.
+    /// Adds the sample of a response; `number` is the position of the request among those in flight.
     pub(super) fn learn(&self, took: Duration, number: u32, at_once: u32) {
         self.update(WEIGHT, |_| uncontended(took, number, at_once));
     }
 
-    /// Learns from a call that was let in to prove the average: it counts as much as all before.
+    /// Adds the sample of a call admitted to confirm the average: it has as much weight as all before.
     pub(super) fn confirm(&self, took: Duration, number: u32, at_once: u32) {
         self.update(2, |_| uncontended(took, number, at_once));
     }
 
-    /// Learns from a call that would have taken longer than this: it can only raise the average.
+    /// Adds the lower bound of a call that was cancelled at its deadline: it can only raise the average.
     pub(super) fn learn_at_least(&self, took: Duration, number: u32, at_once: u32) {
         self.update(WEIGHT, |average| uncontended(took, number, at_once).max(average));
     }
@@ -59,11 +59,11 @@ impl ServiceTime {
         (learned >> 48 >= ENOUGH).then(|| Duration::from_nanos(learned & NANOSECONDS))
     }
 
-    /// How long an answer may take with this number among those in flight; `None` where nothing says it is long.
+    /// The time a response may take at this position among the calls in flight; `None` if a worker is free or unknown.
     ///
-    /// Twice the service time and a third more than the wait, as about half of either are longer than their mean. The
-    /// line need only be so long that no worker ever stands idle. For a free worker nothing takes too long: it has nothing
-    /// better to do, and its answer keeps the average true.
+    /// Twice the service time plus 4/3 of the wait, because about half of either are longer than their mean. The queue only
+    /// has to keep all workers busy. With a free worker nothing is refused: its response keeps the average
+    /// current.
     pub(super) fn estimate(&self, number: u32, at_once: u32) -> Option<Duration> {
         if number <= at_once {
             return None;
@@ -74,7 +74,7 @@ impl ServiceTime {
     }
 }
 
-/// The time of a call with its wait taken out, in nanoseconds.
+/// The duration of a call without its wait, in nanoseconds.
 fn uncontended(took: Duration, number: u32, at_once: u32) -> u64 {
     let alone = took.as_nanos() * u128::from(at_once) / u128::from(number.max(at_once));
     u64::try_from(alone).unwrap_or(u64::MAX).min(NANOSECONDS)
