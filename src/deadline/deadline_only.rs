@@ -1,4 +1,4 @@
-//! The limits of a layer that has none of its own.
+//! The timeout policy of layers without timeouts of their own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::exchange::{
     AttemptProgress, BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, TimeoutPolicy, TimerDecision,
 };
 
-/// No timer: only the deadline that came with the request.
+/// Sets no timer, only the call's deadline from the request.
 #[derive(Clone, Debug)]
 pub struct DeadlineOnly {
     pub(crate) deadlines: Option<Arc<DeadlinePropagation>>,

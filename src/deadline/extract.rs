@@ -1,4 +1,4 @@
-//! The deadline as an argument of an axum handler.
+//! Extracts the deadline as an argument of an axum handler.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::Deadline;
 
 /// No layer around the handler exposes a deadline, or this request has none.
 ///
-/// The answer is 500, as the fault is the app's: `Option<Deadline>` is for callers that may say none, and a
+/// Becomes a 500, because the app is misconfigured: use `Option<Deadline>` if clients may send none. A
 /// [`TimeoutLayer`](crate::timeout::TimeoutLayer) with [`expose`](super::DeadlinePropagation::expose) gives every request one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoDeadline;
@@ -31,7 +31,7 @@ impl IntoResponse for NoDeadline {
     }
 }
 
-/// The deadline that a layer with [`expose`](super::DeadlinePropagation::expose) left in the request's extensions.
+/// The deadline that a layer with [`expose`](super::DeadlinePropagation::expose) added to the request's extensions.
 ///
 /// ```
 /// use axum::{Router, body::Body, routing::get};
@@ -43,7 +43,7 @@ impl IntoResponse for NoDeadline {
 /// use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 ///
 /// async fn report(deadline: Deadline) -> Result<&'static str, Failure> {
-///     // stops when nobody waits for it any more
+///     // is cancelled at the deadline
 ///     deadline.bound(tokio::time::sleep(Duration::from_millis(20))).await?;
 ///     Ok("all is well")
 /// }
@@ -68,7 +68,7 @@ impl<S: Sync> FromRequestParts<S> for Deadline {
     }
 }
 
-/// `None` where nobody said how long it waits.
+/// `None` if the request has no deadline.
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl<S: Sync> OptionalFromRequestParts<S> for Deadline {
     type Rejection = Infallible;

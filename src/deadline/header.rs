@@ -1,22 +1,22 @@
-//! The fields in which callers say how long they wait.
+//! Header fields that carry deadlines.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue};
 
-/// A header field that says how long its sender waits, and how it says so.
+/// A header field that carries a deadline, and its format.
 ///
 /// | field | form | zero |
 /// |---|---|---|
-/// | [`grpc`](Self::grpc) | `grpc-timeout`: 1 to 8 digits and one of `H M S m u n` (gRPC over HTTP/2, "Requests") | passed |
-/// | [`envoy_expected`](Self::envoy_expected) | `x-envoy-expected-rq-timeout-ms`: milliseconds, what Envoy tells its upstreams | none |
-/// | [`envoy_upstream`](Self::envoy_upstream) | `x-envoy-upstream-rq-timeout-ms`: milliseconds, what callers tell Envoy | none |
+/// | [`grpc`](Self::grpc) | `grpc-timeout`: 1 to 8 digits and one of `H M S m u n` (gRPC over HTTP/2, "Requests") | elapsed |
+/// | [`envoy_expected`](Self::envoy_expected) | `x-envoy-expected-rq-timeout-ms`: milliseconds, sent by Envoy to its upstreams | none |
+/// | [`envoy_upstream`](Self::envoy_upstream) | `x-envoy-upstream-rq-timeout-ms`: milliseconds, sent by clients to Envoy | none |
 /// | [`linkerd`](Self::linkerd) | `l5d-timeout`: digits and one of `ms s m h d` (linkerd2-proxy, outbound policy) | none |
-/// | [`relative`](Self::relative) | any name, by default `x-request-timeout-ms`: milliseconds, a negative number has passed | passed |
-/// | [`absolute`](Self::absolute) | any name: milliseconds since 1970, by the caller's clock | long past |
+/// | [`relative`](Self::relative) | any name, by default `x-request-timeout-ms`: milliseconds, a negative number has elapsed | elapsed |
+/// | [`absolute`](Self::absolute) | any name: milliseconds since 1970, by the client's clock | elapsed |
 ///
-/// Zero switches the timeout off in Envoy and in linkerd. In gRPC the grammar has no zero, and servers that
-/// meet one take the time as used up.
+/// Zero disables the timeout in Envoy and in linkerd. gRPC's grammar has no zero, and servers that receive one treat
+/// the deadline as elapsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadlineHeader {
     name: HeaderName,
@@ -32,20 +32,20 @@ enum Format {
     Absolute,
 }
 
-/// What a field's value says.
+/// A parsed field value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// So much is left.
+    /// The remaining time.
     Remaining(Duration),
-    /// So much is left by the caller's clock, or nothing.
+    /// The remaining time by the client's clock; zero if it has elapsed.
     RemainingByClientClock(Duration),
-    /// The caller has no deadline.
+    /// The client has no deadline.
     Unlimited,
-    /// Malformed, or further away than anybody waits.
+    /// Malformed, or more than `LONGEST` ahead.
     Invalid,
 }
 
-/// Nobody waits longer for an answer: what is further away is a mistake.
+/// The longest plausible deadline: a longer one is taken for a mistake.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl DeadlineHeader {
@@ -59,30 +59,30 @@ impl DeadlineHeader {
         Self { name: HeaderName::from_static("x-envoy-expected-rq-timeout-ms"), format: Format::Envoy }
     }
 
-    /// `x-envoy-upstream-rq-timeout-ms`, as callers send it to Envoy.
+    /// `x-envoy-upstream-rq-timeout-ms`, as clients send it to Envoy.
     pub fn envoy_upstream() -> Self {
         Self { name: HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"), format: Format::Envoy }
     }
 
-    /// `l5d-timeout`, as callers send it to linkerd.
+    /// `l5d-timeout`, as clients send it to linkerd.
     pub fn linkerd() -> Self {
         Self { name: HeaderName::from_static("l5d-timeout"), format: Format::Linkerd }
     }
 
-    /// `x-request-timeout-ms`, the name for those who have none yet.
+    /// `x-request-timeout-ms`, for deployments without a convention of their own.
     pub fn request_timeout() -> Self {
         Self::relative(HeaderName::from_static("x-request-timeout-ms"))
     }
 
-    /// A field of this name with the milliseconds that are left.
+    /// A field with this name that carries the remaining milliseconds.
     pub fn relative(name: HeaderName) -> Self {
         Self { name, format: Format::Relative }
     }
 
-    /// A field of this name with a time of day, in milliseconds since 1970 (UTC).
+    /// A field with this name that carries a time of day, in milliseconds since 1970 (UTC).
     ///
-    /// It is wrong by as much as the caller's clock and ours differ; prefer any other. It is read only where it
-    /// is named in [`DeadlinePropagation::fields`](super::DeadlinePropagation::fields).
+    /// It is off by the difference of the client's clock and ours; prefer any other field. It is read only if
+    /// listed in [`DeadlinePropagation::fields`](super::DeadlinePropagation::fields).
     pub fn absolute(name: HeaderName) -> Self {
         Self { name, format: Format::Absolute }
     }
@@ -92,7 +92,7 @@ impl DeadlineHeader {
         &self.name
     }
 
-    /// What a value says; the time of day is asked for only where the form needs it.
+    /// Parses a value; the clock is read only if the format needs it.
     pub(super) fn read(&self, value: &[u8], wall: impl FnOnce() -> SystemTime) -> Parsed {
         self.parse(value, wall).unwrap_or(Parsed::Invalid)
     }
@@ -114,7 +114,7 @@ impl DeadlineHeader {
         }
     }
 
-    /// The value that says so; at least the field's smallest, as its zero may mean no limit at all.
+    /// The value for this remaining time: at least the field's smallest, because its zero may mean no limit.
     pub(super) fn value(&self, left: Duration, wall: impl FnOnce() -> SystemTime) -> HeaderValue {
         let left = left.min(LONGEST);
         let ms = saturate(left.as_millis()).max(1);
@@ -126,7 +126,7 @@ impl DeadlineHeader {
             }
             Format::Linkerd => format!("{ms}ms"),
             Format::Grpc => {
-                // the finest unit that fits, rounded down: the upstream never gets more than is left
+                // the finest unit that fits, rounded down, so that the upstream never gets more than the remaining time
                 let (ns, us) = (saturate(left.as_nanos()).max(1), saturate(left.as_micros()));
                 match (ns <= GRPC_MOST, us <= GRPC_MOST) {
                     (true, _) => format!("{ns}n"),
@@ -190,7 +190,7 @@ fn linkerd(value: &[u8]) -> Option<Duration> {
     })
 }
 
-/// What is left until a time of day; one that is over by more than a day is no time of ours.
+/// The time until a time of day; `None` if it elapsed more than a day ago: not a timestamp in milliseconds.
 fn until(value: &[u8], wall: SystemTime) -> Option<Duration> {
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(number(value, 15)?);
     match at.duration_since(wall) {

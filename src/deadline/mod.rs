@@ -1,12 +1,12 @@
-//! When an answer is of no more use to whoever waits for it.
+//! Request deadlines.
 //!
-//! A [`Deadline`] is read once, at the outermost border, by the [`DeadlinePropagation`] of a layer: from the header fields of
-//! callers that are trusted, and from the request's extensions. Inside it travels with the call, and it only ever
-//! comes nearer. It goes on to an upstream as what is left less a margin ([`forward`](DeadlinePropagation::forward)), and to
-//! handlers as an extension ([`expose`](DeadlinePropagation::expose)): each only where it is asked for.
+//! A [`Deadline`] is read once, at the outermost layer with a [`DeadlinePropagation`]: from the header fields of trusted
+//! clients and from the request's extensions. Inside it travels with the call, and it can only become earlier. It is passed
+//! on to an upstream as the remaining time less a margin ([`forward`](DeadlinePropagation::forward)), and to handlers as
+//! an extension ([`expose`](DeadlinePropagation::expose)), each only if configured.
 //!
-//! A deadline says how long an answer is of use, not how long work may take. [`Deadline::bound`] makes one of
-//! the other, also for work that outlives its handler:
+//! A deadline limits how long a response is useful, not how long work may take. [`Deadline::bound`] bounds work by a
+//! deadline, also work that outlives its handler:
 //!
 //! ```
 //! use std::time::Duration;
@@ -44,19 +44,19 @@ pub use self::extract::NoDeadline;
 pub use self::header::DeadlineHeader;
 pub use self::propagation::DeadlinePropagation;
 
-/// The time until which an answer is of use; it only ever comes nearer.
+/// The time until which a response is useful; it can only become earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
     at: Instant,
     clock: Clock,
 }
 
-/// Whose clock a deadline was read from.
+/// The clock a deadline refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
-    /// Ours: the caller said how much time is left.
+    /// Ours: the client sent the remaining time.
     Own,
-    /// The caller's: it said a time of day, which is wrong by as much as the two clocks differ.
+    /// The client's: it sent a time of day, which is off by the difference of the two clocks.
     Client,
 }
 
@@ -66,13 +66,13 @@ impl Deadline {
         Self { at, clock: Clock::Own }
     }
 
-    /// A deadline when this much time has gone by; over a hundred years count as a hundred.
+    /// A deadline after this time; more than a hundred years count as a hundred.
     pub fn after(now: Instant, left: Duration) -> Self {
         const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
         Self::at(now + left.min(FAR))
     }
 
-    /// The same time, told by the caller's clock.
+    /// The same time, marked as given by the client's clock.
     pub(crate) fn by_client_clock(self) -> Self {
         Self { clock: Clock::Client, ..self }
     }
@@ -82,7 +82,7 @@ impl Deadline {
         extensions.get().copied()
     }
 
-    /// The one that passes first.
+    /// The earlier of two deadlines.
     pub fn min(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         match (one, other) {
             (Some(one), Some(other)) => Some(if other.at < one.at { other } else { one }),
@@ -90,44 +90,44 @@ impl Deadline {
         }
     }
 
-    /// The time at which it passes.
+    /// The time of the deadline.
     pub fn instant(&self) -> Instant {
         self.at
     }
 
-    /// Whose clock it was read from.
+    /// The clock the deadline refers to.
     pub fn clock(&self) -> Clock {
         self.clock
     }
 
-    /// How much time is left; zero once it has passed.
+    /// The remaining time; zero once the deadline has elapsed.
     pub fn remaining(&self, now: Instant) -> Duration {
         self.at.saturating_duration_since(now)
     }
 
-    /// Whether no time is left.
+    /// Whether the deadline has elapsed.
     pub fn has_elapsed(&self, now: Instant) -> bool {
         self.at <= now
     }
 
-    /// As much earlier as an answer may need on its way back to whoever waits: 5 % of what is left and at least
-    /// 50 ms, but never more than a quarter of it.
+    /// This deadline minus the time a response needs to reach the client: 5 % of the remaining time and at least 50 ms, but at
+    /// most a quarter of it.
     pub(crate) fn minus_response_margin(self, now: Instant) -> Self {
         let left = self.remaining(now);
         let margin = (left / 20).max(Duration::from_millis(50)).min(left / 4);
         Self { at: self.at - margin, ..self }
     }
 
-    /// Runs a future no longer than until this deadline; one that has passed begins nothing.
+    /// Runs a future until this deadline; if the deadline has elapsed, the future is not polled.
     ///
-    /// What is ready at the last moment counts. It takes `self` by value, so that
+    /// A result that is ready exactly at the deadline counts. Takes `self` by value so that
     /// `tokio::spawn(deadline.bound(work))` works; see the [module](self) for an example.
     ///
     /// # Errors
-    /// [`Elapsed`], and the future is dropped: it stops where it waits.
+    /// [`Elapsed`] at the deadline; the future is dropped then.
     ///
     /// # Panics
-    /// Outside of a tokio runtime with time, as every timer does.
+    /// Outside of a tokio runtime with time enabled, like every timer.
     pub async fn bound<F: Future>(self, future: F) -> Result<F::Output, Elapsed> {
         if self.has_elapsed(Instant::now()) {
             return Err(Elapsed);
@@ -136,15 +136,15 @@ impl Deadline {
     }
 }
 
-/// The deadline passed before the work was done.
+/// The deadline elapsed before the work was done.
 ///
-/// As a [`Failure`] it is `deadline_exceeded`, 504: a handler's `?` answers with it.
+/// As a [`Failure`] it is `deadline_exceeded`, 504: returned by `?` in a handler, it becomes that response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elapsed;
 
 impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the caller's deadline has passed")
+        f.write_str("the request's deadline has elapsed")
     }
 }
 

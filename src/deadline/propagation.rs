@@ -1,4 +1,4 @@
-//! Which deadlines cross the border, and which way.
+//! Reads deadlines from clients and passes them on to upstreams and handlers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use super::header::Parsed;
 use super::{Deadline, DeadlineHeader};
 use crate::exchange::CallContext;
 
-/// Which deadlines are read from callers, and which are written for upstreams and handlers.
+/// Settings: which deadlines are read from clients, and which are passed on to upstreams and handlers.
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`trust`](Self::trust): whose fields are read | nobody's |
-/// | [`fields`](Self::fields): which fields are read | the five relative ones of [`DeadlineHeader`] |
-/// | [`forward`](Self::forward): which field goes to the upstream | none |
-/// | [`margin`](Self::margin): what is kept back of it | 5 ms, or 1 % of what is left where that is more |
-/// | [`expose`](Self::expose): the extension for handlers | no |
+/// | [`trust`](Self::trust): clients whose fields are read | none |
+/// | [`fields`](Self::fields): fields that are read | the five relative ones of [`DeadlineHeader`] |
+/// | [`forward`](Self::forward): field that is sent to the upstream | none |
+/// | [`margin`](Self::margin): subtracted from it | 5 ms, or 1 % of the remaining time if that is more |
+/// | [`expose`](Self::expose): adds the extension for handlers | off |
 ///
-/// Of several fields, and of several values of one field, the shortest counts: each is the word of somebody on the
-/// way who will have left by then. A value that is malformed, or further away than a day, is ignored and
-/// [counted](Self::skew_rejections). A deadline that is in the request's extensions already is kept where it is the earlier
-/// one, whoever put it there.
+/// Of several fields, and of several values of one field, the shortest counts: each was set by a hop on the way that will
+/// have given up by then. A value that is malformed or more than a day ahead is ignored and
+/// [counted](Self::skew_rejections). A deadline already in the request's extensions is kept if it is the earlier
+/// one.
 ///
-/// Trust is asked for because a deadline is a lever: who sends requests with 1 ms left makes an upstream fail at will,
-/// and breakers, budgets and learned limits would take that for the upstream's fault.
+/// No client is trusted by default: with deadlines of 1 ms a client could make an upstream fail at will, and
+/// breakers, budgets and adaptive timeouts would blame the upstream.
 ///
 /// ```
 /// use axum::extract::ConnectInfo;
@@ -79,7 +79,7 @@ impl Default for DeadlinePropagation {
 }
 
 impl DeadlinePropagation {
-    /// The defaults of the table: no field is read, none is written.
+    /// The defaults of the table: no field is read and none is written.
     pub fn new() -> Self {
         Self {
             fields: known(),
@@ -92,13 +92,13 @@ impl DeadlinePropagation {
         }
     }
 
-    /// Reads the fields of those callers whose request extensions satisfy this (default: of nobody).
+    /// Reads the fields of requests whose extensions satisfy this predicate (default: of none).
     pub fn trust(mut self, those: impl Fn(&Extensions) -> bool + Send + Sync + 'static) -> Self {
         self.trust = TrustedClients::Matching(Arc::new(those));
         self
     }
 
-    /// Reads the fields of every caller: for services that only trusted ones can reach.
+    /// Reads the fields of every client: for services that only trusted clients can reach.
     pub fn trust_everyone(mut self) -> Self {
         self.trust = TrustedClients::All;
         self
@@ -106,45 +106,45 @@ impl DeadlinePropagation {
 
     /// Reads these fields (default: the five relative ones of [`DeadlineHeader`]).
     ///
-    /// An [absolute](DeadlineHeader::absolute) one is read only if it is named here.
+    /// An [absolute](DeadlineHeader::absolute) field is read only if it is listed here.
     pub fn fields(mut self, fields: impl IntoIterator<Item = DeadlineHeader>) -> Self {
         self.fields = fields.into_iter().collect();
         self
     }
 
-    /// Writes this field for the upstream: what is left, less the margin (default: none).
+    /// Sends this field to the upstream: the remaining time less the margin (default: none).
     ///
-    /// The upstream then takes it as ours. So every deadline field that came with the request, one of [`DeadlineHeader`]'s five
-    /// or one named in [`fields`](Self::fields), is removed, from whomever it came, also where there is no deadline to
-    /// write. Without this setting, fields pass as they are: `grpc-timeout` is a matter between client and server.
+    /// The upstream takes the field as ours. So every deadline field of the request, one of [`DeadlineHeader`]'s five or one
+    /// listed in [`fields`](Self::fields), is removed, whoever sent it, even if there is no deadline to write. Without this
+    /// setting fields pass unchanged: `grpc-timeout` is between client and server.
     pub fn forward(mut self, field: DeadlineHeader) -> Self {
         self.forward = Some(field);
         self
     }
 
-    /// Keeps at least this much back from what is forwarded (default 5 ms); it is 1 % where that is more.
+    /// Sets the minimum margin subtracted from the forwarded time (default 5 ms); 1 % of it if that is more.
     ///
-    /// It is the time an answer needs back to here. With too small a margin our own limit passes first, and the
-    /// upstream's answer, which says what took so long, comes too late.
+    /// It is the time a response needs to get back to this gateway. With too small a margin our own timeout fires first, and the
+    /// upstream's response, which says what took so long, comes too late.
     pub fn margin(mut self, least: Duration) -> Self {
         self.margin = least;
         self
     }
 
-    /// Puts the call's [`Deadline`] into the request's extensions, for handlers (default: not).
+    /// Adds the call's [`Deadline`] to the request's extensions, for handlers (default: off).
     ///
-    /// Off by default, as a request's first extension costs three allocations.
+    /// Off by default, because a request's first extension costs three allocations.
     pub fn expose(mut self) -> Self {
         self.expose = true;
         self
     }
 
-    /// How many values were ignored, by all clones together: malformed, or more than a day.
+    /// Number of ignored values, of all clones together: malformed or more than a day ahead.
     pub fn skew_rejections(&self) -> u64 {
         self.skew_rejections.load(Relaxed)
     }
 
-    /// The deadline that a trusted caller's headers tell.
+    /// Reads the deadline from the header fields of a trusted client.
     pub fn extract(&self, headers: &HeaderMap, extensions: &Extensions, now: Instant) -> Option<Deadline> {
         self.extract_by(headers, extensions, now, SystemTime::now)
     }
