@@ -1,26 +1,26 @@
-//! Boxes that a thread uses again: what each call needs and few move.
+//! A thread-local free list of boxes, for allocations that each call needs.
 
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-/// So many boxes are kept on a thread.
+/// The maximum number of boxes kept per thread.
 const MAX_FREE: usize = 64;
 
 /// A thread's boxes for later calls; see [`free_list`].
 pub(crate) type FreeBoxes<T> = RefCell<Vec<T>>;
 
-/// One thread's shelf of one kind of box.
+/// The free list of one type of box.
 #[derive(Debug)]
 pub(crate) struct FreeList<T: 'static>(pub(crate) &'static LocalKey<FreeBoxes<T>>);
 
 impl<T> FreeList<T> {
-    /// One that was used before, if there is one.
+    /// Takes a used box, if there is one.
     #[inline]
     pub(crate) fn acquire(&self) -> Option<T> {
         self.0.try_with(|boxes| boxes.borrow_mut().pop()).ok().flatten()
     }
 
-    /// Puts it where the next call finds it; it should point to nothing of this one's.
+    /// Returns a box for reuse; it should not keep references to the call's data.
     #[inline]
     pub(crate) fn recycle(&self, used: T) {
         // a thread that is ending has no shelf any more
@@ -33,7 +33,7 @@ impl<T> FreeList<T> {
     }
 }
 
-/// Declares a shelf.
+/// Declares a free list.
 macro_rules! free_list {
     ($name:ident: $kind:ty) => {
         static $name: $crate::free_list::FreeList<$kind> = {

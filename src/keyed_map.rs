@@ -1,26 +1,26 @@
-//! One state for each key, bounded: what is used least recently makes room.
+//! A bounded map with one state per key; evicts the least recently used entry.
 //!
-//! Keys come from requests, so clients could choose them freely. Hence a cap on the number of entries and on the length of a key. An entry
-//! that somebody holds stays, and where all have to stay, whoever finds no place shares one state with all others that do not.
+//! Clients choose the keys, so both the number of entries and the length of a key are capped. An entry that is referenced
+//! elsewhere is never evicted; if no entry can be evicted, further keys share one fallback state.
 //!
-//! A look-up that finds its key takes a read lock and writes nothing that others write, but for the count of whoever holds
-//! the entry. *Recently* is counted in insertions: entries that were used since the last one are equally recent.
+//! A lookup that finds its key takes a read lock and writes only the reference count of the entry. Recency is counted in
+//! insertions: all entries used since the last insertion are equally recent.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// A host name has 253 characters at most, and a port six with its colon; a longer key has no entry of its own.
+/// A host name has at most 253 characters, and a port six with its colon; longer keys share the fallback.
 const MAX_KEY_LENGTH: usize = 260;
 
-/// How much an entry wants to stay.
+/// Whether an entry may be evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Eviction {
-    /// It goes when its turn comes.
+    /// Evicted in order of recency.
     Evictable,
-    /// It goes when all that do not care have gone.
+    /// Evicted only if no entry is `Evictable`.
     Late,
-    /// It does not go.
+    /// Never evicted.
     Pinned,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Eviction {
 pub(crate) struct KeyedMap<T> {
     entries: RwLock<HashMap<Box<str>, Entry<T>>>,
     cap: usize,
-    /// How many entries there have been.
+    /// Number of insertions so far.
     insertions: AtomicU64,
     /// The state of all that have no entry.
     fallback: Arc<T>,
@@ -38,19 +38,19 @@ pub(crate) struct KeyedMap<T> {
 #[derive(Debug)]
 struct Entry<T> {
     state: Arc<T>,
-    /// Twice the turn in which it was made or used last, and one more if it was used.
+    /// Twice the number of insertions at its last use, plus one if it was used after its insertion.
     used: AtomicU64,
 }
 
 impl<T> KeyedMap<T> {
-    /// So many entries at most, and the state of those that have none.
+    /// A map of at most `cap` entries, with the shared state of all other keys.
     pub(crate) fn new(cap: usize, others: T) -> Self {
         Self { entries: RwLock::default(), cap, insertions: AtomicU64::new(0), fallback: Arc::new(others) }
     }
 
-    /// The state of a key, made where there is none.
+    /// The state of a key; created if absent.
     ///
-    /// `stays` is asked of entries that nobody holds; those that are held stay in any case.
+    /// `stays` is called for entries without other references; referenced ones are never evicted.
     pub(crate) fn get_or_insert(&self, key: &str, make: impl FnOnce() -> T, stays: impl Fn(&T) -> Eviction) -> Arc<T> {
         if let Some(entry) = self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key) {
             let used = self.insertions.load(Relaxed) * 2 + 1;
@@ -82,13 +82,13 @@ impl<T> KeyedMap<T> {
         state
     }
 
-    /// The state of a key that has one.
+    /// The state of a key, if it has an entry.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<T>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         entries.get(key).map(|entry| entry.state.clone())
     }
 
-    /// All that have an entry, in the order of their keys.
+    /// All entries, in the order of their keys.
     pub(crate) fn snapshot<U>(&self, show: impl Fn(&T) -> U) -> Vec<(Box<str>, U)> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let mut list: Vec<_> = entries.iter().map(|(key, entry)| (key.clone(), show(&entry.state))).collect();

@@ -1,22 +1,22 @@
-//! What layers ask of the services inside, in words that the compiler repeats.
+//! Trait bounds on inner services, with messages for the compiler to print.
 
 use http::{Request, Response};
 use tower_service::Service;
 
 /// A service that takes requests with this body.
 ///
-/// Layers that watch request bodies or keep them hand them on in a type of their own.
+/// Layers that track or buffer request bodies pass them on in a type of their own.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` takes no request whose body is `{B}`, which is what this layer hands on",
-    label = "the layer around it hands on `Request<{B}>`",
-    note = "put `compat::MapRequestBodyLayer` right around a client that takes one type of body: \
+    message = "`{Self}` does not accept requests with the body `{B}`, which this layer passes on",
+    label = "the layer around it passes on `Request<{B}>`",
+    note = "put `compat::MapRequestBodyLayer` around a client that accepts a single body type: \
             `MapRequestBodyLayer::new(tonic::body::Body::new)`, `MapRequestBodyLayer::new(reqwest::Body::wrap)`",
-    note = "a `TimeoutLayer` hands the body on as it is when it is `untouched()`"
+    note = "a `TimeoutLayer` passes the body on unchanged if it is `untouched()`"
 )]
 pub trait WrapBody<B>: Service<Request<B>, Response = Response<Self::Body>, Error = Self::ServiceError> {
-    /// The body of its answers.
+    /// The response body.
     type Body;
-    /// Its error.
+    /// The service's error.
     type ServiceError;
 }
 

@@ -1,4 +1,4 @@
-//! A body and what was read of it, in one hand.
+//! A body together with the frames read from it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,10 +8,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-/// More frames than this are not kept, however small they are.
+/// The maximum number of frames kept, whatever their size.
 const MAX_FRAMES: usize = 1024;
 
-/// One frame, to be handed out again.
+/// A kept frame.
 #[derive(Debug)]
 enum Chunk {
     Data(Bytes),
@@ -34,27 +34,27 @@ impl Chunk {
     }
 }
 
-/// How far the body itself has come.
+/// State of the inner body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SourceState {
     Open,
     Ended,
-    /// It failed, or panicked in the middle of a poll.
+    /// It failed, or panicked during a poll.
     Broken,
 }
 
-/// Whether what is read is kept.
+/// Whether frames are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CopyState {
     Active,
-    /// It was too long, its copy is gone.
+    /// The body exceeded the cap: the copy was dropped.
     Lost,
 }
 
 pin_project! {
-    /// A body, the frames that were read of it, and how far a reader has come in these.
+    /// A body, the frames read from it, and the position of a reader in these frames.
     ///
-    /// A reader gets the frames kept, then the rest of the body.
+    /// A reader gets the kept frames, then the rest of the body.
     #[derive(Debug)]
     pub(super) struct ReplayBuffer<B> {
         #[pin]
@@ -62,17 +62,17 @@ pin_project! {
         source: SourceState,
         copying: CopyState,
         frames: Vec<Chunk>,
-        // of the frames: the next one to be read
+        // index of the next kept frame to read
         next: usize,
-        // data in the frames not read yet
+        // bytes in the kept frames not yet read
         prefix: u64,
-        // what is left of the cap
+        // bytes left of the cap
         capacity_left: usize,
     }
 }
 
 impl<B: Body<Data = Bytes>> ReplayBuffer<B> {
-    /// A body of which at most `cap` bytes are kept.
+    /// A body with at most `cap` bytes kept.
     pub(super) fn new(body: B, cap: usize) -> Self {
         Self {
             body,
@@ -103,7 +103,7 @@ impl<B: Body<Data = Bytes>> ReplayBuffer<B> {
         if *this.source == SourceState::Broken {
             *this.copying = CopyState::Lost;
         }
-        // stays so if the poll panics: a frame may be lost then
+        // remains if the poll panics: a frame may be lost then
         *this.source = SourceState::Broken;
         let polled = this.body.poll_frame(cx);
         *this.source = match &polled {
@@ -147,12 +147,12 @@ impl<B: Body<Data = Bytes>> ReplayBuffer<B> {
 }
 
 impl<B> ReplayBuffer<B> {
-    /// Whether a reader may begin again.
+    /// Whether a reader can start again.
     pub(super) fn copying(&self) -> CopyState {
         if self.source == SourceState::Broken { CopyState::Lost } else { self.copying }
     }
 
-    /// Nobody will begin again: the frames that were read go, and no more are kept.
+    /// Stops keeping frames and drops those already read: no reader will start again.
     pub(super) fn forget(self: Pin<&mut Self>) {
         let this = self.project();
         if *this.copying == CopyState::Active {
@@ -163,7 +163,7 @@ impl<B> ReplayBuffer<B> {
         }
     }
 
-    /// Back to the first frame.
+    /// Moves the reader back to the first frame.
     pub(super) fn rewind(self: Pin<&mut Self>) {
         let this = self.project();
         *this.next = 0;
@@ -171,7 +171,7 @@ impl<B> ReplayBuffer<B> {
     }
 }
 
-/// The frame's copy, if there is room for it.
+/// A copy of the frame, if it fits into the cap.
 fn saved(frame: &Frame<Bytes>, room: &mut usize) -> Option<Chunk> {
     let (size, saved) = if let Some(data) = frame.data_ref() {
         (data.len(), Chunk::Data(data.clone()))

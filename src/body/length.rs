@@ -1,16 +1,16 @@
-//! How long a body is, as the head of its message says (RFC 9110 section 8.6).
+//! The length of a body by the head of its message (RFC 9110 section 8.6).
 
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 
-/// What the `Content-Length` fields of a head say together.
+/// The combined meaning of a head's `Content-Length` fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Length {
-    /// There is none, or one number.
+    /// No field, or one number.
     Plain,
-    /// One number several times, in lines or a list: to be sent once (RFC 9112 section 6.3).
+    /// The same number several times, in lines or a list: to be sent once (RFC 9112 section 6.3).
     Repeated(HeaderValue),
-    /// No number, two different ones, or one that no length can be.
+    /// Not a number, different numbers, or a number out of range.
     Invalid,
 }
 
@@ -19,14 +19,14 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Length {
     if headers.keys_len() != headers.len() {
         return agreed(headers.get_all(CONTENT_LENGTH).iter());
     }
-    // a walk past all names is cheaper than to hash one
+    // iterating over all names is cheaper than hashing one
     match headers.iter().find(|(name, _)| **name == CONTENT_LENGTH) {
         Some((_, value)) if !is_plain_number(value) => agreed([value].into_iter()),
         _ => Length::Plain,
     }
 }
 
-/// Whether a value is a number that needs no closer look.
+/// Whether a value is a single number that fits into 64 bits.
 #[inline]
 pub(crate) fn is_plain_number(value: &HeaderValue) -> bool {
     let digits = value.as_bytes();
@@ -55,7 +55,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     let add = |number: u64, digit: &u8| {
         digit.is_ascii_digit().then(|| number.checked_mul(10)?.checked_add(u64::from(digit - b'0')))?
     };
-    // hyper keeps the two largest numbers for itself
+    // hyper reserves the two largest numbers
     let number = digits.iter().try_fold(0, add).filter(|&number| number < u64::MAX - 1);
     if digits.is_empty() { None } else { number }
 }

@@ -1,7 +1,7 @@
-//! Where what was lent is given back: a place for one thing, between its holder and its owner.
+//! A slot through which a lent value is returned from its holder to its owner.
 //!
-//! Exactly one of the two has the thing, at any time. While the holder makes progress it reads one flag, and touches
-//! the place itself only when it has to wait, and once at the end.
+//! The value is always in exactly one place. While the holder makes progress it reads one flag; it takes the lock only
+//! when it has to wait, and once at the end.
 
 use std::task::{Context, Poll, Waker};
 
@@ -14,14 +14,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[cfg(not(all(test, loom)))]
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What the owner wants of the holder.
+/// What the owner requests from the holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecallRequest {
-    /// The thing back, when the holder is done with it.
+    /// Return the value when done with it.
     WhenDone,
-    /// The thing back now.
+    /// Return the value now.
     Now,
-    /// Nothing: the owner has gone, the thing is the holder's.
+    /// The owner is gone; the holder keeps the value.
     Abandoned,
 }
 
@@ -35,10 +35,10 @@ impl RecallRequest {
     }
 }
 
-/// A place for one thing that comes back.
+/// The slot of a lent value.
 #[derive(Debug)]
 pub(super) struct Loan<T> {
-    /// Changed under the lock; read without it by a holder who is not waiting.
+    /// Changed under the lock; read without it by a holder that is not waiting.
     request: AtomicU8,
     state: Mutex<LoanState<T>>,
 }
@@ -51,7 +51,7 @@ struct LoanState<T> {
 }
 
 impl<T> Loan<T> {
-    /// A place for what is out.
+    /// The slot of a value that has been lent.
     pub(super) fn new() -> Self {
         Self { request: AtomicU8::new(0), state: Mutex::new(LoanState { back: None, holder: None, owner: None }) }
     }
@@ -64,27 +64,27 @@ impl<T> Loan<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the owner wants, as the holder may know it by now.
+    /// The owner's request as last published.
     #[inline]
     pub(super) fn request(&self) -> RecallRequest {
         RecallRequest::of(self.request.load(Ordering::Relaxed))
     }
 
-    /// The holder has to wait for something else: it is woken when the owner wants the thing back.
+    /// Registers the holder's waker, to be woken when the owner recalls the value.
     ///
-    /// What the owner wants already is told for certain.
+    /// Returns the owner's current request.
     pub(super) fn wait(&self, holder: &Waker) -> RecallRequest {
         let mut place = self.lock();
         let known = place.holder.as_ref().is_some_and(|known| known.will_wake(holder));
         let before = if known { None } else { place.holder.replace(holder.clone()) };
         let wish = self.request();
-        // a waker's drop may do anything, so that all of them go after the lock
+        // dropping a waker may run arbitrary code: never under the lock
         drop(place);
         drop(before);
         wish
     }
 
-    /// The holder gives the thing back, or drops it where nobody wants it.
+    /// Returns the value to the owner, or drops it if the owner is gone.
     pub(super) fn give_back(&self, thing: T) {
         let mut place = self.lock();
         let holder = place.holder.take();
@@ -101,7 +101,7 @@ impl<T> Loan<T> {
         drop((holder, unwanted));
     }
 
-    /// The owner takes the thing, if it is there, to lend it again.
+    /// Takes the value, if it was returned, to lend it again.
     pub(super) fn take(&self) -> Option<T> {
         let mut place = self.lock();
         let back = place.back.take()?;
@@ -112,7 +112,7 @@ impl<T> Loan<T> {
         Some(back)
     }
 
-    /// The owner takes the thing, or asks for it and waits.
+    /// Takes the value, or recalls it and waits.
     pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<T> {
         let mut place = self.lock();
         let back = place.back.take();
@@ -133,7 +133,7 @@ impl<T> Loan<T> {
         back.map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// The owner goes: what is there is dropped, and what is out is the holder's.
+    /// Ends the owner's interest: a returned value is dropped, a lent one stays with its holder.
     pub(super) fn abandon(&self) {
         let mut place = self.lock();
         self.request.store(2, Ordering::Relaxed);

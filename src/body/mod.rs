@@ -1,4 +1,4 @@
-//! Bodies: the upstream's or a local one, and the caller's under watch or kept to be sent again.
+//! Response bodies, upstream's or local, and request bodies that are tracked or kept for a replay.
 
 mod bounds;
 mod buffered;

@@ -1,4 +1,4 @@
-//! A request body that can be sent again, kept while it is sent.
+//! A request body that is kept while it is sent, so that it can be sent again.
 
 use std::error::Error;
 use std::fmt;
@@ -15,21 +15,21 @@ use super::buffered::{CopyState, ReplayBuffer};
 use super::loan::{Loan, RecallRequest};
 
 type BoxError = Box<dyn Error + Send + Sync>;
-/// What an attempt holds; boxed, so that a body stays where it is while it changes hands.
+/// The buffer lent to an attempt; boxed, so that it stays pinned while it changes owners.
 type BoxedBuffer<B> = Pin<Box<ReplayBuffer<B>>>;
 
 pin_project! {
     /// A request body whose frames are kept while an attempt reads them.
     ///
-    /// Nothing is read ahead: the first attempt gets each frame when it comes. What it has read is kept up to a cap;
-    /// beyond that the request goes on, and only its replay is gone. A body that nobody has read needs no copy and no cap.
-    /// Trailers are kept like data.
+    /// Nothing is read ahead: the first attempt gets each frame when it arrives. Frames are kept up to a cap; beyond it the
+    /// request continues and only the replay is lost. An unread body needs no copy and is not capped. Trailers are kept
+    /// like data.
     ///
-    /// There is one body, and one attempt has it. It gives it back when it drops its `ReplayBody`, or, where the
-    /// [`ReplayHandle`] wants it, at its next poll: that poll ends in an error, [`BodyReclaimed`], as a body that went on elsewhere
-    /// must not look complete. So two attempts never read from it in turn, and none sends a part for the whole.
+    /// There is a single body, lent to one attempt at a time. The attempt returns it when it drops its `ReplayBody`, or, if the
+    /// [`ReplayHandle`] recalls it, at its next poll. That poll returns the error [`BodyReclaimed`], because a body that continues
+    /// elsewhere must not look complete. So two attempts never read from it in turn, and none sends a part as the whole.
     ///
-    /// A body that is empty from the start passes as it is, without an allocation.
+    /// A body that is empty from the start is passed through without an allocation.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -53,30 +53,30 @@ pin_project! {
 pin_project! {
     #[project = KindProjection]
     enum Kind<B> {
-        // it had ended before it began, or is not to be kept
+        // empty from the start, or not kept
         Passing { #[pin] body: B },
         Local { bytes: Bytes },
         Lent { lent: LentBody<B> },
     }
 }
 
-/// The body, while an attempt has it.
+/// The body while an attempt holds it.
 struct LentBody<B> {
     held: Option<BoxedBuffer<B>>,
     shared: Arc<Shared<B>>,
 }
 
-/// The right to send a body again.
+/// The handle to send a body again.
 ///
-/// Whoever drops it has settled for the attempt that is under way: no more frames are kept.
+/// Dropping it ends the replay: the attempt in flight keeps the body, and no more frames are kept.
 pub struct ReplayHandle<B> {
-    /// `None`: the body was empty from the start, and so is every copy.
+    /// `None` for a body that was empty from the start, as is every copy.
     shared: Option<Arc<Shared<B>>>,
 }
 
 struct Shared<B> {
     loan: Loan<BoxedBuffer<B>>,
-    /// What came of it so far, for whoever decides while an attempt has the body.
+    /// Progress, readable while an attempt holds the body.
     fate: AtomicU8,
 }
 
@@ -84,7 +84,7 @@ const UNREAD: u8 = 0;
 const READ: u8 = 1;
 const LOST: u8 = 2;
 
-/// The error of a body that another attempt sends.
+/// The error of a body that was reclaimed for another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyReclaimed(());
 
@@ -97,10 +97,10 @@ impl fmt::Display for BodyReclaimed {
 impl Error for BodyReclaimed {}
 
 impl<B: Body<Data = Bytes>> ReplayBody<B> {
-    /// How much of a body is kept if nothing else is said: 64 KiB.
+    /// The default cap: 64 KiB.
     pub const DEFAULT_CAP: usize = 64 * 1024;
 
-    /// The first attempt's body, and the right to another; at most `cap` bytes are kept, and 1024 frames.
+    /// Returns the first attempt's body and the handle for a replay; at most `cap` bytes and 1024 frames are kept.
     pub fn new(body: B, cap: usize) -> (Self, ReplayHandle<B>) {
         if body.is_end_stream() {
             return (Self { kind: Kind::Passing { body } }, ReplayHandle { shared: None });
@@ -123,12 +123,12 @@ impl<B> ReplayBody<B> {
 }
 
 impl<B> ReplayHandle<B> {
-    /// Whether there is still something to send again, as far as it can be seen from here.
+    /// Whether a replay may still be possible.
     pub fn is_possible(&self) -> bool {
         self.fate() != LOST
     }
 
-    /// Whether an attempt has asked for a frame.
+    /// Whether an attempt has polled the body.
     pub fn was_polled(&self) -> bool {
         self.fate() != UNREAD
     }
@@ -137,16 +137,16 @@ impl<B> ReplayHandle<B> {
         self.shared.as_ref().map_or(UNREAD, |shared| shared.fate.load(Relaxed))
     }
 
-    /// The body from its beginning; `None` if too much of it was read, if it failed, or if an attempt has it.
+    /// Returns the body from its start; `None` if it exceeded the cap, failed, or is held by an attempt.
     pub fn replay(&self) -> Option<ReplayBody<B>> {
         let Some(shared) = &self.shared else { return Some(ReplayBody::default()) };
         rewound(shared.loan.take()?, shared)
     }
 
-    /// As [`replay`](Self::replay), but it demands the body from the attempt that has it, and waits.
+    /// Like [`replay`](Self::replay), but recalls the body from the attempt that holds it and waits.
     ///
-    /// That attempt is woken if it waits for the body. A connection that never asks for more gives it back only
-    /// when it ends, so that whoever waits should have a limit. Ready with `None`: there is nothing to send again.
+    /// The attempt is woken if it waits for the body. A connection that never polls it again returns it only when it
+    /// ends, so callers should limit the wait. Ready with `None` if no replay is possible.
     pub fn poll_replay(&self, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
         let Some(shared) = &self.shared else { return Poll::Ready(Some(ReplayBody::default())) };
         if !self.is_possible() {
@@ -240,7 +240,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for ReplayBody<B> {
         match &self.kind {
             Kind::Passing { body } => body.is_end_stream(),
             Kind::Local { bytes } => bytes.is_empty(),
-            // what was taken away has not ended
+            // a reclaimed body has not ended
             Kind::Lent { lent } => lent.held.as_ref().is_some_and(|held| held.is_end_stream()),
         }
     }

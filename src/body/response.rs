@@ -1,4 +1,4 @@
-//! The upstream's body, or a local one.
+//! A response body that is the upstream's or local.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,8 +10,8 @@ use pin_project_lite::pin_project;
 pin_project! {
     /// The upstream's body, or a local one in its place.
     ///
-    /// `Default` and `From<Bytes>`, as layers that answer by themselves need it (`hyper::body::Incoming`
-    /// is neither).
+    /// It implements `Default` and `From<Bytes>` for layers that respond without calling the service (`hyper::body::Incoming`
+    /// implements neither).
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
@@ -34,7 +34,7 @@ impl<B> ResponseBody<B> {
         Self { kind: Kind::Upstream { body } }
     }
 
-    /// Whether the body was made here.
+    /// Whether the body is local.
     pub fn is_local(&self) -> bool {
         matches!(self.kind, Kind::Local { .. })
     }

@@ -1,4 +1,4 @@
-//! The request body on its way, and what became of it.
+//! Tracks a request body while it is sent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-/// What the wrapper saw, for whoever waits for the answer.
+/// The progress of an upload, shared with the code that waits for the response.
 #[derive(Debug)]
 pub(crate) struct UploadCounters {
     started: Instant,
-    /// Frames that came from our client.
+    /// Frames received from the client.
     frames: AtomicU32,
-    /// The last poll found nothing: the client is late, not the upstream.
+    /// The last poll was pending: the client is slow, not the upstream.
     client_stalled: AtomicBool,
     failed: AtomicBool,
-    /// When it ended, in nanoseconds after `begun`, plus one.
+    /// When it ended, in nanoseconds after `started`, plus one; 0 while it has not.
     ended: AtomicU64,
 }
 
@@ -61,9 +61,9 @@ impl UploadCounters {
 }
 
 pin_project! {
-    /// A request body under watch; one that is empty from the start goes unwatched.
+    /// A request body that is tracked; a body that is empty from the start is not.
     ///
-    /// Frames, `size_hint` and `is_end_stream` are those of the body, but for trailers that a client edits.
+    /// Frames, `size_hint` and `is_end_stream` are those of the body, except for trailers edited by the client module.
     #[derive(Debug)]
     pub struct TrackedUpload<B> {
         #[pin]
@@ -121,7 +121,7 @@ impl<B: Body> Body for TrackedUpload<B> {
         match &polled {
             Poll::Ready(Some(Ok(_))) => {
                 progress.frames.store(progress.frames.load(Relaxed).wrapping_add(1), Relaxed);
-                // the end of an HTTP/2 stream may come long after the last byte that was announced
+                // the end of an HTTP/2 stream may come long after the last announced byte
                 if has_ended || this.body.is_end_stream() || this.body.size_hint().exact() == Some(0) {
                     progress.end();
                 }

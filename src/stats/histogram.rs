@@ -1,10 +1,9 @@
-//! Durations in log-linear buckets: eighteen to the octave, all of them equally wide within it.
+//! Durations in log-linear buckets: 18 per octave, equally wide within it.
 //!
-//! The scheme is that of `HdrHistogram` (Gil Tene), with another number of buckets to the octave: the bucket of
-//! a duration of `n` nanoseconds is `floor(18 n / 2^e)` with `e = floor(log2 n)`, so one shift and one
-//! multiplication find it. There are 26 octaves, from 65.5 us to 73 min; what lies below or above counts in
-//! the first or the last bucket. A duration is told as the middle of its bucket, which is off by 1/36 of
-//! it at most, 2.8 %.
+//! The scheme is that of `HdrHistogram` (Gil Tene) with another number of buckets per octave: the bucket of a duration of
+//! `n` nanoseconds is `floor(18 n / 2^e)` with `e = floor(log2 n)`, so one shift and one multiplication find it. There are
+//! 26 octaves, from 65.5 us to 73 min; shorter and longer durations count in the first and the last bucket. A duration is
+//! reported as the middle of its bucket, at most 1/36 (2.8 %) off.
 
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ const TO_THE_OCTAVE: usize = 18;
 /// The logarithm of the lowest octave's beginning, in nanoseconds.
 const LOWEST: u32 = 16;
 
-/// How many buckets there are.
+/// The number of buckets.
 pub(crate) const BUCKETS: usize = OCTAVES * TO_THE_OCTAVE;
 
 /// The bucket of a duration.
@@ -24,7 +23,7 @@ pub(crate) fn bucket(elapsed: Duration) -> usize {
     let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(LONGEST).clamp(1 << LOWEST, LONGEST);
     let octave = nanos.ilog2();
     let within = (nanos * TO_THE_OCTAVE as u64) >> octave;
-    // within is 18 to 35: the octave's own eighteen stand before it
+    // `within` is 18 to 35
     (octave - LOWEST) as usize * TO_THE_OCTAVE + usize::try_from(within).unwrap_or_default() - TO_THE_OCTAVE
 }
 
@@ -35,7 +34,7 @@ fn middle(bucket: usize) -> Duration {
     Duration::from_nanos((twice << (LOWEST as usize + octave)) / (2 * TO_THE_OCTAVE as u64))
 }
 
-/// A share of the samples, from the shortest up.
+/// A quantile: the share of samples that are not longer.
 ///
 /// ```
 /// use tower_upstream::timeout::Quantile;
@@ -63,7 +62,7 @@ impl Quantile {
         Self { per_mille: if per_mille > 999 { 999 } else { per_mille } }
     }
 
-    /// The rank of this quantile among so many samples, from 1; none of none.
+    /// The rank of this quantile among the samples, from 1; 0 without samples.
     fn rank(self, samples: u64) -> u64 {
         (samples * u64::from(self.per_mille)).div_ceil(1000)
     }
@@ -81,7 +80,7 @@ impl Histogram {
         Self { counts: [0; BUCKETS], samples: 0 }
     }
 
-    /// Adds samples of one bucket; a bucket that is none holds none.
+    /// Adds samples to a bucket; an index out of range is ignored.
     pub(crate) fn add(&mut self, bucket: usize, samples: u32) {
         if let Some(count) = self.counts.get_mut(bucket) {
             *count += u64::from(samples);
@@ -93,7 +92,7 @@ impl Histogram {
         self.samples
     }
 
-    /// The duration that this share of the samples does not exceed, within 2.8 %; none without samples.
+    /// The duration that this share of the samples does not exceed, within 2.8 %; `None` without samples.
     pub(crate) fn quantile(&self, quantile: Quantile) -> Option<Duration> {
         let rank = quantile.rank(self.samples);
         let mut passed = 0;

@@ -1,6 +1,6 @@
-//! What was measured in the last minute: durations in a window of striped, lock-free counters.
+//! Statistics of the last minute: durations in windows of striped, lock-free counters.
 //!
-//! Nothing here reads a clock: the time is an argument, or the second, counted from an epoch that the owner chose.
+//! Nothing here reads a clock: time is an argument, or a second counted from an epoch that the owner chooses.
 
 mod histogram;
 mod ratio;
@@ -20,7 +20,7 @@ pub(crate) use self::tick_lock::{TickGuard, TickLock};
 #[cfg(not(all(test, loom)))]
 pub(crate) use self::windowed_histogram::WindowedHistogram;
 
-/// No instant lies further ahead than can be counted to: `Duration::MAX` must not overflow the clock.
+/// Clamps a duration so that adding it to an instant cannot overflow the clock.
 #[cfg(not(all(test, loom)))]
 pub(crate) fn reachable(limit: std::time::Duration) -> std::time::Duration {
     const FAR: std::time::Duration = std::time::Duration::from_secs(100 * 365 * 24 * 60 * 60);

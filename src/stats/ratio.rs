@@ -1,6 +1,6 @@
-//! A share, in thousandths.
+//! A ratio in thousandths.
 
-/// A share in thousandths: of a retry that one success pays for, of calls that may fail.
+/// A ratio in thousandths: of retries to successes, of failures to calls.
 ///
 /// ```
 /// use tower_upstream::retry::Ratio;
@@ -13,9 +13,9 @@
 pub struct Ratio(u16);
 
 impl Ratio {
-    /// 20 %, the default of a retry budget: at worst a quarter more load than calls.
+    /// 20 %, the default of a retry budget: adds at most a quarter of the load.
     pub const USUAL: Self = Self(200);
-    /// 10 %, as Google's SRE book has it: at worst a ninth more load than calls.
+    /// 10 %, as in Google's SRE book: adds at most a ninth of the load.
     pub const CONSERVATIVE: Self = Self(100);
 
     /// A ratio in thousandths; less than 1 counts as 1, more than 1000 as 1000.

@@ -1,38 +1,36 @@
-//! Counters of the last minute: two slices of thirty seconds, the running one and the one before.
+//! Counters of the last minute: two slices of thirty seconds, the current one and the previous one.
 //!
-//! What a reader sees is thus between 30 and 60 seconds old at the far end: 30 just after a turn, 60 just
-//! before the next. After a silence of a whole slice nothing from before it counts.
+//! A reader thus sees between 30 and 60 seconds: 30 just after a slice starts, 60 just before it ends. After a gap of a
+//! whole slice no earlier sample counts.
 //!
-//! A turn of the slices waits for nobody and loses nothing. Each counter carries in its upper 8 bits the
-//! generation that it counts, so the turn itself is one compare-exchange of one word: from there on the
-//! counters of a generation that is over are void, and the next record in each starts it anew. The one
-//! caller whose exchange took effect then sweeps the void counters to zero at its leisure, again by
-//! compare-exchange, so that it never wipes a record that came in between. Without that sweep a counter left
-//! alone for 128 generations would seem to be fresh.
+//! Starting a slice does not block and loses nothing. Each counter carries the generation it counts in its upper 8 bits, so
+//! starting a slice is one compare-exchange of one word: from then on the counters of expired generations are void, and
+//! the next record in each restarts it. The thread whose exchange succeeded then sets void counters to zero, again by
+//! compare-exchange, so that it never erases a concurrent record. Without that sweep a counter unused for 128 generations
+//! would look current.
 //!
-//! What holds, whatever the interleaving (`tests/loom` searches it):
+//! Invariants under any interleaving (`tests/loom` checks them):
 //!
-//! - A record is counted once, in the slice of the generation that it found running. A recorder that
-//!   sleeps between finding and counting for longer than a slice is counted in the one that is running
-//!   then, or forgotten like any other record of its age; never twice.
+//! - A record is counted once, in the slice of the generation it found current. A thread that is suspended between finding
+//!   and counting for longer than a slice counts in the then current one, or its record expires like any other of its
+//!   age; it never counts twice.
 //! - A reader sees every record that happened before it and belongs to the two slices.
-//! - A counter stops at 16,777,215 samples a slice and stripe; it never runs into the generation.
-
+//! - A counter saturates at 16,777,215 samples per slice and stripe; it never overflows into the generation.
 use std::fmt;
 
 use super::sync::{AtomicU32, Ordering};
 
-/// How long a slice runs, in seconds.
+/// The length of a slice in seconds.
 const SLICE: u32 = 30;
 
-/// The low bits of a counter are its count, the low bits of the state its turn; above is the generation.
+/// The low bits hold a counter's count or the state's slice number; the generation is above.
 const GENERATION: u32 = 24;
 const LOW: u32 = (1 << GENERATION) - 1;
 
-/// Half of all turns: what seems further ahead is behind.
+/// Half the range of slice numbers: a larger distance ahead means behind.
 const HALF: u32 = 1 << (GENERATION - 1);
 
-/// How many samples the two slices held at a look.
+/// The number of samples in the two slices at one read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bookmark {
     pub(crate) generation: u8,
@@ -41,7 +39,7 @@ pub(crate) struct Bookmark {
 }
 
 impl Bookmark {
-    /// The samples that came after an earlier look, as far as they still count.
+    /// The samples since an earlier read, as far as they still count.
     pub(crate) fn since(self, earlier: Bookmark) -> u32 {
         let known = match self.generation.wrapping_sub(earlier.generation) {
             0 => return self.running.saturating_sub(earlier.running),
@@ -54,7 +52,7 @@ impl Bookmark {
 
 /// Striped counters over two slices of time.
 pub(crate) struct StripedWindow {
-    /// The generation above the turn: the turn follows the clock, the generation counts the turns taken.
+    /// Generation and slice number: the slice number follows the clock, the generation counts the slices started.
     state: AtomicU32,
     /// By stripe, then slice, then bucket.
     counters: Box<[AtomicU32]>,
@@ -65,7 +63,7 @@ pub(crate) struct StripedWindow {
 
 impl fmt::Debug for StripedWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Window").field("stripes", &(self.mask + 1)).finish_non_exhaustive()
+        f.debug_struct("StripedWindow").field("stripes", &(self.mask + 1)).finish_non_exhaustive()
     }
 }
 
@@ -77,13 +75,13 @@ impl StripedWindow {
         Self { state: AtomicU32::new(0), counters, buckets, mask: stripes - 1 }
     }
 
-    /// How many bytes the counters take.
+    /// The size of the counters in bytes.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(&*self.counters)
     }
 
-    /// Counts one sample; `stripe` may be any number, the same for the same thread.
+    /// Counts one sample; `stripe` may be any number that is constant for a thread.
     #[inline]
     pub(crate) fn record(&self, second: u32, stripe: usize, bucket: usize) {
         let generation = self.turn(second);
@@ -104,7 +102,7 @@ impl StripedWindow {
         }
     }
 
-    /// Shows every bucket that counts, with its samples, and how many there are.
+    /// Calls `each` for every bucket with current samples and returns the totals.
     pub(crate) fn read(&self, second: u32, mut each: impl FnMut(usize, u32)) -> Bookmark {
         let generation = self.turn(second);
         let mut mark = Bookmark { generation, ..Bookmark::default() };
@@ -122,7 +120,7 @@ impl StripedWindow {
         mark
     }
 
-    /// The generation that runs in this second; a second from before the last turn changes nothing.
+    /// The generation of this second; a second before the current slice changes nothing.
     #[inline]
     fn turn(&self, second: u32) -> u8 {
         let state = self.state.load(Ordering::Relaxed);
@@ -135,7 +133,7 @@ impl StripedWindow {
         if ahead >= HALF {
             return generation(state);
         }
-        // after a silence the slice before is void as well: one generation is left out
+        // after a gap the previous slice is void as well: skip one generation
         let next = generation(state).wrapping_add(if ahead == 1 { 1 } else { 2 });
         let turned = u32::from(next) << GENERATION | (state.wrapping_add(ahead) & LOW);
         match self.state.compare_exchange(state, turned, Ordering::Relaxed, Ordering::Relaxed) {
@@ -143,7 +141,7 @@ impl StripedWindow {
                 self.sweep(next);
                 next
             }
-            // whoever was faster turned to this second, or to one beside it
+            // another thread started this slice, or an adjacent one
             Err(now) => generation(now),
         }
     }
@@ -152,14 +150,14 @@ impl StripedWindow {
         for counter in &self.counters {
             let seen = counter.load(Ordering::Relaxed);
             if seen != 0 && age(generation, seen) > 1 {
-                // a failure is a record of this generation: then there is nothing to sweep
+                // the exchange fails if a record has restarted the counter: nothing to sweep then
                 let _ = counter.compare_exchange(seen, 0, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
     }
 }
 
-/// A counter that this generation's first sample begins.
+/// The counter value after the first sample of a generation.
 fn first(generation: u8) -> u32 {
     u32::from(generation) << GENERATION | 1
 }
@@ -169,7 +167,7 @@ fn generation(word: u32) -> u8 {
     (word >> GENERATION) as u8
 }
 
-/// By how many generations a counter is behind; a counter that is ahead was found by a slow caller.
+/// The number of generations a counter is behind; negative if the reading thread is slow.
 fn age(running: u8, counter: u32) -> i8 {
     i8::from_ne_bytes([running.wrapping_sub(generation(counter))])
 }

@@ -1,14 +1,14 @@
-//! Which stripe of a set of counters a thread writes.
+//! Assigns each thread a stripe of striped counters.
 //!
-//! Threads that write side by side must not write the same cache line. Each thread gets a number at its
-//! first use; a set of counters takes as many of its low bits as it has stripes.
+//! Concurrent threads should not write the same cache line. Each thread gets a number at its first use; a set of counters
+//! uses as many of its low bits as it has stripes.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// More stripes than this bring nothing that their memory is worth.
+/// The maximum number of stripes: more would not be worth their memory.
 const MOST: usize = 16;
 
 const UNSET: usize = usize::MAX;
@@ -16,7 +16,7 @@ const UNSET: usize = usize::MAX;
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    // const, and without a destructor: reading it is one load
+    // const and without a destructor, so that reading it is one load
     static OWN: Cell<usize> = const { Cell::new(UNSET) };
 }
 
@@ -29,13 +29,13 @@ pub(crate) fn stripe() -> usize {
 
 #[cold]
 fn number() -> usize {
-    // the mask keeps it off UNSET
+    // masked, so that it never equals UNSET
     let own = NEXT.fetch_add(1, Ordering::Relaxed) & (MOST - 1);
     OWN.set(own);
     own
 }
 
-/// As many stripes as cores, at most 16, rounded up to a power of two.
+/// The number of cores, at most 16, rounded up to a power of two.
 pub(crate) fn default_stripes() -> usize {
     static STRIPES: OnceLock<usize> = OnceLock::new();
     *STRIPES.get_or_init(|| thread::available_parallelism().map_or(1, |cores| rounded(cores.get())))

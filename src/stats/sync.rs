@@ -1,4 +1,4 @@
-//! The atomics and the lock: those of the standard library, or loom's where `tests/loom` searches the interleavings.
+//! Atomics and locks: those of the standard library, or loom's when `tests/loom` checks interleavings.
 
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};

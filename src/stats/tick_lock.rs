@@ -1,17 +1,17 @@
-//! Work that one caller does, at most once a second, while nobody waits for it.
+//! A lock that one thread can take at most once per second, without waiting.
 
 use super::sync::{AtomicU32, Ordering};
 
-/// Set while somebody is at work; the second stands above it.
+/// Set while the lock is held; the second is stored above it.
 const BUSY: u32 = 1;
 
-/// The longest count of seconds that fits, 68 years.
+/// The largest second that fits, 68 years.
 const LAST: u32 = u32::MAX >> 1;
 
-/// Gives the work of a second to the first who asks.
+/// Assigns the periodic work of a second to the first thread that asks.
 ///
-/// Between taking the duty and dropping it one caller alone is at work, whatever seconds others see; what
-/// it writes is visible to whoever takes the duty next. Others go on with what was there.
+/// While the guard lives, no other thread gets one, whatever second it passes; what the holder writes is visible to the
+/// next holder. Other threads continue with the earlier result.
 #[derive(Debug)]
 pub(crate) struct TickLock {
     word: AtomicU32,
@@ -22,15 +22,15 @@ impl TickLock {
         Self { word: AtomicU32::new(0) }
     }
 
-    /// The duty, if this second's work is still to be done and nobody is at it.
+    /// Takes the lock if the work of this second has not been done and no thread is doing it.
     #[inline]
     pub(crate) fn try_lock(&self, second: u32) -> Option<TickGuard<'_>> {
         let seen = self.word.load(Ordering::Relaxed);
-        // busy counts as the second under work: no look at the bit on the way that all take
+        // the stored second already excludes a busy lock: the hot path need not check the bit
         if seen >> 1 >= second { None } else { self.claim(seen, second.min(LAST)) }
     }
 
-    /// The duty once more in its second, if nobody is at it.
+    /// Takes the lock again in the same second, if it is free.
     pub(crate) fn try_relock(&self) -> Option<TickGuard<'_>> {
         let seen = self.word.load(Ordering::Relaxed);
         if seen & BUSY != 0 {
@@ -52,7 +52,7 @@ impl TickLock {
     }
 }
 
-/// The right to do a second's work, until dropped.
+/// Holds the lock until dropped.
 #[derive(Debug)]
 pub(crate) struct TickGuard<'a> {
     lock: &'a TickLock,
@@ -61,7 +61,7 @@ pub(crate) struct TickGuard<'a> {
 }
 
 impl TickGuard<'_> {
-    /// Seconds since the work was taken before; none if it is done again.
+    /// Seconds since the lock was last taken; 0 if it was retaken in the same second.
     pub(crate) fn since(&self) -> u32 {
         self.since
     }

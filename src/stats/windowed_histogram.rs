@@ -1,4 +1,4 @@
-//! The durations of the last minute, by a clock of their own.
+//! A histogram of the durations of the last minute.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use tokio::time::Instant;
 
 use super::{BUCKETS, Bookmark, Histogram, StripedWindow, TickGuard, TickLock, bucket, stripe};
 
-/// A window of durations, its epoch, and the duty to look at it once a second.
+/// A window of durations with its epoch, and the lock for the estimate made once per second.
 ///
-/// The minute is the running half and the one before: 30 to 60 seconds of samples count.
+/// It covers the current half minute and the one before: 30 to 60 seconds of samples.
 #[derive(Debug)]
 pub(crate) struct WindowedHistogram {
-    /// The first time that was heard of: seconds count from here.
+    /// The first time passed in; seconds count from it.
     epoch: OnceLock<Instant>,
     window: StripedWindow,
     tick_lock: TickLock,
@@ -23,7 +23,7 @@ impl WindowedHistogram {
         Self { epoch: OnceLock::new(), window: StripedWindow::new(stripes, BUCKETS), tick_lock: TickLock::new() }
     }
 
-    /// Seconds since the first call of all; an earlier time counts as that.
+    /// Seconds since the epoch; an earlier time counts as 0.
     #[inline]
     pub(crate) fn second(&self, now: Instant) -> u32 {
         let epoch = *self.epoch.get_or_init(|| now);
@@ -35,25 +35,25 @@ impl WindowedHistogram {
         self.window.record(second, stripe(), bucket(elapsed));
     }
 
-    /// The duty to make an estimate in this second, for the first who asks.
+    /// Takes the lock to make this second's estimate, once per second.
     #[inline]
     pub(crate) fn try_lock(&self, second: u32) -> Option<TickGuard<'_>> {
         self.tick_lock.try_lock(second)
     }
 
-    /// The duty once more in its second.
+    /// Takes the lock again in the same second.
     pub(crate) fn try_relock(&self) -> Option<TickGuard<'_>> {
         self.tick_lock.try_relock()
     }
 
-    /// All that counts in this second.
+    /// The histogram of the window that ends with this second.
     pub(crate) fn read(&self, second: u32) -> (Histogram, Bookmark) {
         let mut histogram = Histogram::new();
         let mark = self.window.read(second, |bucket, samples| histogram.add(bucket, samples));
         (histogram, mark)
     }
 
-    /// How many bytes the counters take.
+    /// The size of the counters in bytes.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.window.bytes()

@@ -52,7 +52,7 @@ fn serves_numbers(_: impl Service<Request<u32>>) {}
 
 fn main() {
     serves(RetryLayer::new().layer(ClassifyLayer::new().layer(service_fn(raw))));
-    serves(RetryLayer::new().layer(RequestBodyLayer::new(one_body).layer(Channel)));
-    serves(TimeoutLayer::new(Timeouts::new()).layer(RequestBodyLayer::new(one_body).layer(Channel)));
+    serves(RetryLayer::new().layer(MapRequestBodyLayer::new(one_body).layer(Channel)));
+    serves(TimeoutLayer::new(Timeouts::new()).layer(MapRequestBodyLayer::new(one_body).layer(Channel)));
     serves_numbers(TimeoutLayer::new(Timeouts::new()).untouched().layer(service_fn(raw)));
 }
