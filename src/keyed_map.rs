@@ -31,7 +31,7 @@ pub(crate) struct KeyedMap<T> {
     cap: usize,
     /// Number of insertions so far.
     insertions: AtomicU64,
-    /// The state of all that have no entry.
+    /// The shared state of keys without an entry.
     fallback: Arc<T>,
 }
 
@@ -96,7 +96,7 @@ impl<T> KeyedMap<T> {
         list
     }
 
-    /// The state of all that have no entry.
+    /// The shared state of keys without an entry.
     pub(crate) fn fallback(&self) -> &T {
         &self.fallback
     }

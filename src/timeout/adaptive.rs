@@ -1,19 +1,17 @@
-//! A limit for the response head that is learned from the heads that came.
+//! An adaptive timeout for the response head, learned from response times.
 //!
-//! The limit is twice the 99.5th percentile of the last minute: it leaves room for the slowest normal answer, and a
-//! hang is found in a fraction of the time that a fixed limit needs. Three things keep it from locking itself
-//! in:
+//! The timeout is twice the 99.5th percentile of the last minute: it leaves room for the slowest normal response, and a
+//! hang is detected in a fraction of the time of a fixed timeout. Three rules keep it from locking itself in:
 //!
-//! - A call that the limit cut counts as a sample of twice that limit. Dropped, it would leave only the fast
-//!   answers to learn from, and after a change for the slower the limit would stay low.
-//! - Under 200 samples the cap holds.
-//! - Where more than 2 % of a second's calls timed out (of 20 or more), the limit is the suspect, not the
-//!   upstream: a guard doubles it for each such second, up to 16 times, and comes down by a tenth a second.
+//! - A call that timed out counts as a sample of twice its timeout. Without it, only the fast responses would be left to
+//!   learn from, and after the upstream became slower the timeout would stay low.
+//! - With fewer than 200 samples the cap applies.
+//! - If more than 2 % of a second's calls timed out (of 20 or more), the timeout is the suspect, not the upstream: a guard
+//!   doubles it for each such second, up to 16 times, and decays by a tenth per second.
 //!
-//! The shape (windowed quantile, timeouts as samples, a cap) is that of Finagle's `BackupRequestFilter`; TCP's
-//! retransmission timer (RFC 6298) was measured as well and cuts 4 to 14 % of normal answers, because the
-//! time of an answer is not that of a round trip. `tests/learning.rs` prints the table.
-
+//! The scheme (windowed quantile, timeouts as samples, a cap) is that of Finagle's `BackupRequestFilter`; TCP's
+//! retransmission timer (RFC 6298) was measured as well and cuts off 4 to 14 % of normal responses, because response times
+//! are not distributed like round-trip times. `tests/learning.rs` prints the table.
 mod guard;
 mod routes;
 
@@ -26,27 +24,26 @@ use self::guard::RegressionGuard;
 pub use self::routes::{LearningMode, RouteTimeouts, TooManyRoutes};
 use crate::stats::{Quantile, WindowedHistogram, default_stripes};
 
-/// More stripes than this would take a key beyond 32 KiB.
+/// The maximum number of stripes: more would take over 32 KiB per key.
 const MOST_STRIPES: usize = 8;
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(60 * 60);
 
-/// A limit for the response head, learned from one key's answers.
+/// An adaptive timeout for the response head, learned from the responses of one route.
 ///
 /// | setting | default | |
 /// |---|---|---|
-/// | cap | | no limit is longer, and it holds while too little is known: 1 ms to 1 h |
-/// | [`floor`](Self::floor) | 50 ms | no limit is shorter |
+/// | cap | | the longest timeout, and the one used while too little is known: 1 ms to 1 h |
+/// | [`floor`](Self::floor) | 50 ms | the shortest timeout |
 /// | [`quantile`](Self::quantile) | [`Quantile::P99_5`] | of the last minute's samples |
-/// | [`factor`](Self::factor) | 2 | the limit is so many times the quantile |
-/// | [`min_samples`](Self::min_samples) | 200 | with fewer the cap holds |
-/// | [`stripes`](Self::stripes) | a core's share, at most 8 | threads that record side by side |
+/// | [`factor`](Self::factor) | 2 | the timeout is this multiple of the quantile |
+/// | [`min_samples`](Self::min_samples) | 200 | with fewer the cap applies |
+/// | [`stripes`](Self::stripes) | the number of cores, at most 8 | stripes of the counters |
 ///
-/// The minute is the running half and the one before: 30 to 60 seconds of samples count. The estimate is
-/// made anew once a second by whichever caller comes first, and once more where the guard steps in early;
-/// everybody else reads one atomic. It takes 3.7 KiB a stripe, at most 30 KiB, and allocates nothing once it
-/// stands.
+/// The window covers the current half minute and the one before: 30 to 60 seconds of samples. The estimate is updated once
+/// per second by whichever call comes first, and again if the guard trips early; all other calls read one atomic. It takes
+/// 3.7 KiB per stripe, at most 30 KiB, and does not allocate after creation.
 ///
 /// ```
 /// use std::time::Duration;
@@ -73,27 +70,27 @@ pub struct AdaptiveTimeout {
     per_mille: u32,
     min_samples: u64,
     histogram: WindowedHistogram,
-    /// In microseconds: an hour of them fits.
+    /// In microseconds: one hour fits.
     limit: AtomicU32,
     guard: RegressionGuard,
 }
 
-/// What a learned limit knows, for a report.
+/// Snapshot of an adaptive timeout.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct AdaptiveEstimate {
-    /// The samples of the last minute, calls that timed out among them.
+    /// The samples of the last minute, timed-out calls included.
     pub samples: u64,
-    /// The quantile of these samples, within 2.8 %; none without samples.
+    /// The quantile of these samples, within 2.8 %; `None` without samples.
     pub quantile: Option<Duration>,
-    /// The limit that holds.
+    /// The current timeout.
     pub limit: Duration,
-    /// How many times the guard lengthens the limit: 1 to 16, 1 in peace.
+    /// The factor by which the guard lengthens the timeout: 1 to 16, normally 1.
     pub guard: f64,
 }
 
 impl AdaptiveTimeout {
-    /// A limit that has learned nothing yet: the cap. Below 1 ms it counts as 1 ms, above 1 h as 1 h.
+    /// A timeout without samples: the cap. Below 1 ms it counts as 1 ms, above 1 h as 1 h.
     pub fn new(cap: Duration) -> Self {
         let cap = cap.clamp(SHORTEST, LONGEST);
         Self {
@@ -108,56 +105,56 @@ impl AdaptiveTimeout {
         }
     }
 
-    /// Sets the shortest limit, 50 ms by default; it is never above the cap.
+    /// Sets the shortest timeout (default 50 ms); it is never above the cap.
     ///
-    /// A higher one spares answers that are slower than any before, and finds hangs later.
+    /// A higher one spares responses slower than any before, and detects hangs later.
     pub fn floor(mut self, floor: Duration) -> Self {
         self.floor = floor.min(self.cap);
         self
     }
 
-    /// Sets the quantile, 99.5 % by default.
+    /// Sets the quantile (default 99.5 %).
     ///
-    /// What is left above it has to hold the hangs: where more calls hang than that, the limit is the cap.
+    /// The share above it has to be larger than the share of hangs: if more calls hang, the timeout is the cap.
     pub fn quantile(mut self, quantile: Quantile) -> Self {
         self.quantile = quantile;
         self
     }
 
-    /// Sets how many times the quantile the limit is, 2 by default; 1 to 100, else the nearer of them.
+    /// Sets the multiple of the quantile (default 2), clamped to 1 to 100.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // clamped, and NaN is 1
     pub fn factor(mut self, factor: f64) -> Self {
         self.per_mille = if factor > 1.0 { (factor.min(100.0) * 1000.0).round() as u32 } else { 1000 };
         self
     }
 
-    /// Sets how many samples it takes to know anything, 200 by default, one at least.
+    /// Sets the minimum number of samples (default 200, at least 1).
     ///
-    /// Fewer than a few times the inverse of what is above the quantile make it a game of chance.
+    /// Fewer than a few times the inverse of the share above the quantile make the estimate random.
     pub fn min_samples(mut self, samples: u32) -> Self {
         self.min_samples = u64::from(samples.max(1));
         self
     }
 
-    /// Sets how many threads record without meeting: 1 to 8, rounded up to a power of two.
+    /// Sets the number of stripes: 1 to 8, rounded up to a power of two (default: the number of cores).
     ///
-    /// By default as many as there are cores. One saves memory where there are thousands of keys. What was
-    /// recorded before is forgotten.
+    /// One stripe saves memory with thousands of keys. Earlier samples are
+    /// discarded.
     pub fn stripes(mut self, stripes: usize) -> Self {
         self.histogram = WindowedHistogram::new(stripes.clamp(1, MOST_STRIPES));
         self
     }
 
-    /// The limit for a call that begins now.
+    /// The timeout for a call that starts now.
     #[inline]
     pub fn limit(&self, now: Instant) -> Duration {
         self.learn(self.histogram.second(now));
         Duration::from_micros(self.limit.load(Ordering::Relaxed).into())
     }
 
-    /// Records a response head that came after this time.
+    /// Records a response head that arrived after this time.
     ///
-    /// Answers of routes without a limit (streams, long polls) are no samples.
+    /// Do not record responses of routes without a timeout (streams, long polls).
     #[inline]
     pub fn record(&self, now: Instant, elapsed: Duration) {
         let second = self.histogram.second(now);
@@ -165,10 +162,10 @@ impl AdaptiveTimeout {
         self.histogram.record(second, elapsed);
     }
 
-    /// Records a call that was cut off at this limit, learned or not.
+    /// Records a call that timed out at this limit, learned or not.
     ///
-    /// It counts as a sample of twice the limit. A call that its caller gave up, or that a deadline cut, says
-    /// nothing of the upstream and is no sample.
+    /// It counts as a sample of twice the limit. Do not record a call that the client cancelled or that a deadline ended: it says
+    /// nothing about the upstream.
     pub fn timed_out(&self, now: Instant, limit: Duration) {
         let second = self.histogram.second(now);
         self.learn(second);
@@ -180,7 +177,7 @@ impl AdaptiveTimeout {
         }
     }
 
-    /// What is known now.
+    /// The current estimate.
     pub fn snapshot(&self, now: Instant) -> AdaptiveEstimate {
         let limit = self.limit(now);
         let (histogram, _) = self.histogram.read(self.histogram.second(now));
@@ -199,7 +196,7 @@ impl AdaptiveTimeout {
         }
     }
 
-    /// Makes the limit anew, so many seconds after the last time; none of them is an early verdict.
+    /// Updates the timeout, `since` seconds after the last update; 0 if the guard trips early.
     #[cold]
     fn estimate(&self, second: u32, since: u32) {
         let (histogram, mark) = self.histogram.read(second);
@@ -214,7 +211,7 @@ impl AdaptiveTimeout {
     }
 }
 
-/// A duration times so many thousandths: hours times a thousand are far from any end.
+/// A duration times thousandths; cannot overflow for durations up to hours.
 fn times(duration: Duration, per_mille: u32) -> Duration {
     duration.saturating_mul(per_mille) / 1000
 }

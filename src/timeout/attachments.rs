@@ -1,4 +1,4 @@
-//! What a layer does besides where it was asked to: deadlines, learning, a word about a pool.
+//! Optional functions of the timeout layer: deadlines, learning, and the check of a pool's keep-alive.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::route_learner::{Observation, RouteLearner};
 use crate::deadline::{Deadline, DeadlinePropagation};
 use crate::exchange::{CallContext, CallKind, HeadSeen};
 
-/// All of it is off by default, behind one pointer, so that a call that needs none looks once.
+/// All are off by default and behind one pointer, so that a call that needs none checks once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TimeoutExtensions {
     pub(super) deadlines: Option<DeadlinePropagation>,
@@ -29,7 +29,7 @@ impl TimeoutExtensions {
     ) -> Option<Observation> {
         if let Some(deadlines) = &self.deadlines {
             let read = deadlines.extract(request.headers(), request.extensions(), call.now);
-            // our own answer has to be there before the caller leaves
+            // our own response has to arrive before the client gives up
             let read = read.map(|deadline| deadline.minus_response_margin(call.now));
             call.deadline = Deadline::min(call.deadline, read);
             deadlines.inject(request, &CallContext { deadline: Deadline::min(call.deadline, ends), ..*call });

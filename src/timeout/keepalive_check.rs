@@ -1,4 +1,4 @@
-//! Warns of a pool that keeps connections longer than its upstream does, where nobody can tell it.
+//! Warns if another client's pool keeps idle connections longer than its upstream does.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::alignment::{Finding, KeepAliveEstimator, pool_idle_finding};
 use crate::cause::BadGatewayCause;
 use crate::exchange::HeadSeen;
 
-/// The idle limit of another client's pool, and whether a word was said about it.
+/// The idle timeout of another client's pool, and whether a warning was logged.
 #[derive(Debug)]
 pub(super) struct KeepAliveCheck {
     pool_idle: Duration,
@@ -48,7 +48,7 @@ impl KeepAliveCheck {
             return None;
         }
         let finding = pool_idle_finding(self.pool_idle, learnt)?;
-        // of those who see it at the same time, one says so
+        // only one of several concurrent observers logs it
         (!self.warned.swap(true, Relaxed)).then_some(finding)
     }
 }

@@ -1,35 +1,35 @@
-//! Time limits of an exchange; the one that passes names the phase that ate the time.
+//! Timeouts of a call; the cause names the phase that used up the time.
 //!
-//! [`TimeoutLayer`] stands around whatever does the work: a hyper client, a
+//! [`TimeoutLayer`] wraps any HTTP service: a hyper client, a
 //! [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html),
-//! an axum handler, a `service_fn`. What passes a limit is answered with 504 (408 where the client itself stalled), a
-//! [`Failure`](crate::Failure) and its cause in the extensions; the work is dropped, and with it the connection that hung.
-//! A body that passes its limit is cut: its error is the [`Failure`](crate::Failure).
+//! an axum handler, a `service_fn`. A call that exceeds a timeout is answered with 504 (408 if the client stalled) and a
+//! [`Failure`](crate::Failure) with its cause in the extensions; the inner future is dropped, and with it the connection that hung.
+//! A body that exceeds its timeout ends with an error, the [`Failure`](crate::Failure).
 //!
-//! | limit | default | begins | ends | cause |
+//! | timeout | default | starts | ends | cause |
 //! |---|---|---|---|---|
-//! | [`head`](Timeouts::response_head) | 30 s | when the request body has ended; without one, at the call | at the response head | by phase, below |
+//! | [`response_head`](Timeouts::response_head) | 30 s | when the request body has ended; without one, at the call | at the response head | by phase, below |
 //! | [`attempt`](Timeouts::attempt) | none | at the call | at the response head | by phase, below |
-//! | [`total`](Timeouts::total), and the caller's [`Deadline`](crate::deadline::Deadline) less a margin | 60 s | at the call | at the response head | `deadline_exceeded` |
-//! | [`body_idle`](Timeouts::body_idle) | 30 s | when a frame is waited for | at any progress, either way | `body_read_timeout`, or `upload_stalled` |
-//! | [`absolute`](Timeouts::max_duration) | none | at the call | with the response body | `deadline_exceeded` |
+//! | [`total`](Timeouts::total), and the client's [`Deadline`](crate::deadline::Deadline) less a margin | 60 s | at the call | at the response head | `deadline_exceeded` |
+//! | [`body_idle`](Timeouts::body_idle) | 30 s | when the body is polled for a frame | at any progress of either body | `body_read_timeout`, or `upload_stalled` |
+//! | [`max_duration`](Timeouts::max_duration) | none | at the call | with the response body | `deadline_exceeded` |
 //! | [`client_idle`](Timeouts::client_idle) | 60 s | when the client has taken a frame | when it takes the next | `client_closed` |
 //!
 //! | phase | cause |
 //! |---|---|
 //! | waiting for a pooled connection | `queue_timeout` |
 //! | resolving, connecting, TLS | `dns_timeout`, `connect_timeout`, `tls_timeout`: nothing was sent |
-//! | sending, and the upstream does not take it | `write_timeout` |
-//! | sending, and the client does not go on | `upload_stalled`, 408: the client's own fault |
-//! | sent, no byte of an answer | `first_byte_timeout` |
-//! | in the head, and bytes keep coming | `head_timeout` |
+//! | sending, and the upstream does not read | `write_timeout` |
+//! | sending, and the client does not send | `upload_stalled`, 408: the client's fault |
+//! | sent, no byte of a response | `first_byte_timeout` |
+//! | within the response head, and bytes keep arriving | `head_timeout` |
 //!
-//! The phases are told by a client of this crate ([`ReverseProxy`], or a
-//! [`Connector`] while it connects); of any other service only the request body is seen, and the failure's
-//! evidence says `inferred`. An upload is judged by two looks half a limit apart, so that no clock is read at each
-//! frame: one that moves is never late.
+//! The phases are reported by a client of this crate ([`ReverseProxy`], or a
+//! [`Connector`] while it connects). Of any other service only the request body is visible, and the failure's
+//! evidence is `inferred`. An upload is checked twice, half a timeout apart, so that no clock is read per frame: an upload
+//! that makes progress never times out.
 //!
-//! The time that a caller waits for `poll_ready` is under no limit, as no call has begun.
+//! The wait for `poll_ready` is not limited, because the call has not started.
 //!
 //! ```
 //! use std::time::Duration;
@@ -173,7 +173,7 @@ impl<W: Mode> Spec for TimeoutSpec<W> {
     }
 }
 
-/// Limits the time of an exchange; see the [module](self).
+/// Limits the time of a call; see the [module](self).
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct TimeoutLayer<W = TrackUpload> {
@@ -184,7 +184,7 @@ pub struct TimeoutLayer<W = TrackUpload> {
 }
 
 impl TimeoutLayer {
-    /// Enforces these limits. The inner service gets its request body as [`Upload`](crate::body::TrackedUpload).
+    /// Enforces these timeouts. The inner service receives its request body as [`TrackedUpload`](crate::body::TrackedUpload).
     pub fn new(timeouts: Timeouts) -> Self {
         Self { enforced: EnforcedTimeouts { timeouts, extensions: None }, sweep: Arc::default(), mode: PhantomData }
     }
@@ -195,15 +195,15 @@ impl<W> TimeoutLayer<W> {
         &self.enforced
     }
 
-    /// The same with other limits.
+    /// The same layer with other timeouts.
     pub(crate) fn with(mut self, timeouts: Timeouts) -> Self {
         self.enforced.timeouts = timeouts;
         self
     }
 
-    /// Hands the request body on as it is, for a service that takes one type of body only.
+    /// Passes the request body on unchanged, for a service that accepts a single body type.
     ///
-    /// The limit on the head then begins at the call, unless the service watches the upload itself, as
+    /// The timeout of the response head then starts at the call, unless the service tracks the upload itself, as
     /// `ReverseProxy` does.
     pub fn untouched(self) -> TimeoutLayer<PassThrough> {
         TimeoutLayer { enforced: self.enforced, sweep: self.sweep, mode: PhantomData }
@@ -213,21 +213,21 @@ impl<W> TimeoutLayer<W> {
         Arc::make_mut(self.enforced.extensions.get_or_insert_with(Arc::default))
     }
 
-    /// Reads the caller's deadline, and writes the one that goes out (default: neither).
+    /// Reads the client's deadline and passes deadlines on (default: neither).
     ///
-    /// A deadline from a header passes here so much earlier that our 504 reaches the caller in time: 5 % of
-    /// what is left, 50 ms at least, a quarter at most. What goes out is what is left then, less the margin of
+    /// A deadline from a header takes effect earlier by the time our 504 needs to reach the client: 5 % of the remaining time,
+    /// at least 50 ms, at most a quarter. What is passed on is the remaining time after that, less the margin of
     /// [`DeadlinePropagation`].
     pub fn deadlines(mut self, deadlines: DeadlinePropagation) -> Self {
         self.extras().deadlines = Some(deadlines);
         self
     }
 
-    /// Says how long the pool of the client inside keeps idle connections (default: not known).
+    /// Declares how long the pool of the inner client keeps idle connections (default: unknown).
     ///
-    /// For clients that cannot be told, as hyper-util's (90 s unless it was set). When an upstream says in `Keep-Alive` that it
-    /// keeps them no longer, or a reused connection proves to be dead, one `tracing` warning names the
-    /// [finding](crate::alignment::FindingId) and what to set. [`ReverseProxy`] needs none of it: its own pool learns.
+    /// For clients that cannot learn it, such as hyper-util's (90 s by default). If an upstream announces a shorter `Keep-Alive`,
+    /// or a reused connection proves to be dead, one `tracing` warning names the [finding](crate::alignment::FindingId) and what
+    /// to set. [`ReverseProxy`] does not need it: its own pool learns.
     ///
     /// [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html
     pub fn pool_idle(mut self, limit: Duration) -> Self {
@@ -235,16 +235,16 @@ impl<W> TimeoutLayer<W> {
         self
     }
 
-    /// How long that is, where it was said.
+    /// The declared idle timeout of the pool.
     pub(crate) fn pool(&self) -> Option<Duration> {
         Some(self.limits().extensions.as_ref()?.keepalive_check.as_ref()?.idle())
     }
 
-    /// Learns how long the response heads of these routes take (default: not at all).
+    /// Learns the timeout of the response head per route (default: off).
     ///
-    /// `route` names a request's route: one of those that `limits` were made for, or it teaches nothing. The
-    /// limits only report until they are told to [enforce](LearningMode::Enforce). Exchanges that are
-    /// [unbounded](Timeouts::unbounded) are no samples, nor is an answer that came before its upload was through.
+    /// `route` returns a request's route: one of those that `limits` were created for, else the request is not a sample. The
+    /// learned timeouts are only reported unless they are [enforced](LearningMode::Enforce). [Unbounded](Timeouts::unbounded) calls
+    /// are not samples, nor are responses that came before their upload had ended.
     ///
     /// ```
     /// use std::{sync::Arc, time::Duration};

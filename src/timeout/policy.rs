@@ -14,14 +14,14 @@ use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::Deadline;
 use crate::exchange::{AttemptProgress, BodyTimeouts, CallContext, HeadSeen, Rejection, TimeoutPolicy, TimerDecision};
 
-/// What a [`TimeoutLayer`](super::TimeoutLayer) was told.
+/// The settings of a [`TimeoutLayer`](super::TimeoutLayer).
 #[derive(Clone, Debug)]
 pub(crate) struct EnforcedTimeouts {
     pub(crate) timeouts: Timeouts,
     pub(super) extensions: Option<Arc<TimeoutExtensions>>,
 }
 
-/// When a call is looked at again whose limit was taken back while it waited.
+/// When to check again a call whose timeout was removed while it waited.
 const LATER: Duration = Duration::from_secs(3600);
 
 /// What one call remembers; most of it is made at the first look.
@@ -37,12 +37,12 @@ impl EnforcedTimeouts {
         min(self.timeouts.until_head().map(|limit| call.now + limit), call.deadline.map(|deadline| deadline.instant()))
     }
 
-    /// The learner, for a call that has something to teach.
+    /// The learner and observation of a call that is a sample.
     fn observation(&self, watch: &TimeoutState) -> Option<(&RouteLearner, Observation)> {
         self.extensions.as_ref()?.routes.as_ref().zip(watch.observation)
     }
 
-    /// The limit on the head.
+    /// The timeout of the response head.
     fn head(&self, watch: &TimeoutState, now: Instant) -> Option<Duration> {
         match self.observation(watch) {
             Some((learner, lesson)) => learner.response_head_limit(lesson, self.timeouts.response_head, now),
@@ -55,7 +55,7 @@ impl EnforcedTimeouts {
     }
 }
 
-/// The caller's time was up when its request came: nothing is begun for it.
+/// The rejection of a request whose deadline had elapsed on arrival.
 #[cold]
 fn expired_on_arrival() -> Rejection {
     let failure = Failure::builder(BadGatewayCause::DeadlineExceeded).phase(Phase::Gateway);

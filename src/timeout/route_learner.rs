@@ -1,4 +1,4 @@
-//! Which route a call belongs to, and whether its time is a sample.
+//! Maps calls to routes and decides whether their latency is a sample.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{AdaptiveTimeout, LearningMode, RouteTimeouts};
 
-/// What of a request tells its route.
+/// The request data from which its route is derived.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RequestHead<'a> {
@@ -20,24 +20,24 @@ pub struct RequestHead<'a> {
     pub uri: &'a Uri,
     /// The fields.
     pub headers: &'a HeaderMap,
-    /// What layers around have left, such as axum's `MatchedPath`.
+    /// The request's extensions, such as axum's `MatchedPath`.
     pub extensions: &'a Extensions,
 }
 
 type Route = dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync;
 
-/// Learns and limits by route.
+/// Learns and applies timeouts per route.
 #[derive(Clone)]
 pub(super) struct RouteLearner {
     limits: Arc<RouteTimeouts>,
     route: Arc<Route>,
 }
 
-/// The route of a call, if it has a limit of its own.
+/// The route of a call that has an adaptive timeout.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
     route: u16,
-    /// The request carries a body; without a watch on it nobody knows when the wait for the answer began.
+    /// The request has a body: unless it is tracked, the start of the wait for the response is unknown.
     uploads: bool,
 }
 
@@ -63,7 +63,7 @@ impl RouteLearner {
         self.limits.at(lesson.route)
     }
 
-    /// The limit to hold a call to: the learned one where that is enforced, never more than the configured one.
+    /// The timeout of a call: the learned one if enforced, at most the configured one.
     pub(super) fn response_head_limit(
         &self,
         lesson: Observation,
@@ -90,7 +90,7 @@ impl RouteLearner {
         }
     }
 
-    /// A call was cut at this limit.
+    /// Records a call that timed out at this limit.
     pub(super) fn timed_out(&self, lesson: Observation, limit: Duration, now: Instant) {
         if let Some(learned) = self.limit(lesson) {
             learned.timed_out(now, limit);

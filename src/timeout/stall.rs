@@ -1,7 +1,7 @@
-//! Two looks, half a limit apart, tell a stall from a drip and a stuck upload from a slow client.
+//! Detects stalls by two checks half a timeout apart: tells a stall from slow progress, and a stuck upload from a slow client.
 //!
-//! No clock is read at each I/O: a look reads the connection's counters when it is due, and compares them
-//! with those of the look before.
+//! No clock is read per I/O operation: a check reads the connection's counters when it is due and compares them with those
+//! of the previous check.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use tokio::time::Instant;
 use crate::cause::{BadGatewayCause, Phase};
 use crate::exchange::{AttemptProgress, TimerDecision};
 
-/// What timers can tell apart.
+/// The resolution of timers.
 const TICK: Duration = Duration::from_millis(1);
 
-/// What is remembered of one attempt between two looks at it.
+/// The state of one attempt between two checks.
 #[derive(Debug)]
 pub(super) struct StallDetector {
     limit: Duration,
-    /// Since when nothing moved; once the upload is through, since then.
+    /// Time of the last progress; after the upload, the time it ended.
     last_progress: Instant,
     uploading: bool,
     written: u64,
@@ -26,12 +26,12 @@ pub(super) struct StallDetector {
 }
 
 impl StallDetector {
-    /// Begins a watch at the time the call began.
+    /// Starts at the time the call started.
     pub(super) fn new(begun: Instant, limit: Duration) -> Self {
         Self { limit, last_progress: begun, uploading: true, written: 0, frames: 0, read: 0 }
     }
 
-    /// When the first look is due; the watch itself may be made then.
+    /// When the first check is due; the detector itself may be created then.
     pub(super) fn first_check(begun: Instant, limit: Duration) -> Instant {
         begun + limit / 2
     }
@@ -57,12 +57,12 @@ impl StallDetector {
         TimerDecision::TimedOut(cause, phase)
     }
 
-    /// What it watches for.
+    /// The timeout.
     pub(super) fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// Bytes read by the last look.
+    /// Bytes read at the last check.
     pub(super) fn read(&self) -> u64 {
         self.read
     }

@@ -1,4 +1,4 @@
-//! The limits themselves.
+//! The timeout settings.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use crate::stats::reachable;
 
 use crate::exchange::{CLIENT_IDLE, CallKind};
 
-/// How long an exchange may take; see the [table](super).
+/// How long a call may take; see the [table](super).
 ///
-/// `None` switches a limit off; over a hundred years count as a hundred.
+/// `None` disables a timeout; more than a hundred years count as a hundred.
 ///
 /// ```
 /// use std::time::Duration;
@@ -50,13 +50,13 @@ impl Timeouts {
         }
     }
 
-    /// Limits the wait for the response head, and how long a request body may stand still (default 30 s).
+    /// Limits the wait for the response head, and each stall of the request body (default 30 s).
     pub fn response_head(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.response_head = limit.into().map(reachable);
         self
     }
 
-    /// Limits each attempt, from its call to its response head (default: none, what remains of the total).
+    /// Limits each attempt, from its start to its response head (default: none, the rest of the total).
     pub fn attempt(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.attempt = limit.into().map(reachable);
         self
@@ -64,7 +64,7 @@ impl Timeouts {
 
     /// Limits the time from the call to the response head, all attempts together (default 60 s).
     ///
-    /// The default limit on the head gives way to a shorter total.
+    /// The default of `response_head` is lowered to a shorter total.
     pub fn total(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.total = limit.into().map(reachable);
         if let Some(total) = self.total {
@@ -76,16 +76,16 @@ impl Timeouts {
         self
     }
 
-    /// Limits each wait in which neither body moves (default 30 s); it rests while nobody reads.
+    /// Limits each period in which neither body makes progress (default 30 s); paused while the response body is not polled.
     pub fn body_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.body_idle = limit.into().map(reachable);
         self
     }
 
-    /// Limits the whole exchange, from the call to the end of the response body (default: none).
+    /// Limits the whole call, to the end of the response body (default: none).
     ///
-    /// It holds in every state: while nothing is ready, in an upload, before the head, in a body that never stops, and in one
-    /// that nobody polls (there up to a quarter of a second later). A tunnel after a 101 is not part of the exchange.
+    /// It applies in every state: while the inner service is not ready, during the upload, before the head, in a body that never
+    /// ends, and in one that is not polled (there up to 250 ms later). A tunnel after a 101 is not limited.
     pub fn max_duration(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.max_duration = limit.into().map(reachable);
         self
@@ -93,20 +93,20 @@ impl Timeouts {
 
     /// Limits how long the client may leave the response body unread (default 60 s; nginx calls it `send_timeout`).
     ///
-    /// It begins with each frame that is taken, and ends the body also where its server does not poll it any more: a server
-    /// whose buffer or window is full does not. What the body holds is given back then, with the upstream not blamed; a client
-    /// that reads on sees a body that was cut, never a complete one. It passes within 9/8 of the limit. It rests while the
+    /// It starts with each frame the client takes, and ends the body even if the server no longer polls it, as a server does whose
+    /// buffer or window is full. The resources held by the body are released, and the upstream is not blamed; a client that
+    /// continues to read sees a truncated body, never a complete one. It fires within 9/8 of the limit. It is paused while the
     /// upstream is waited for, where [`body_idle`](Self::body_idle) applies.
     ///
-    /// The stack and `ReverseProxy` own their bodies, so that the connection ends as well. A layer alone gives back what the layer
-    /// holds; the body inside ends when it is polled or dropped next. A layer alone takes a body of known length up to 16 KiB
-    /// for one that is read at once, and does not count the time before its first frame.
+    /// The stack and `ReverseProxy` own their bodies, so the connection ends as well. A single layer releases what the layer
+    /// holds; the inner body ends when it is next polled or dropped. A single layer assumes that a body of known length up to
+    /// 16 KiB is read at once, and does not count the time before its first frame.
     pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.client_idle = limit.into().map(reachable);
         self
     }
 
-    /// The limit on all attempts together: an exchange that ends has had its head.
+    /// The limit on all attempts together: the total, or the maximum duration if that is shorter.
     pub(crate) fn until_head(&self) -> Option<Duration> {
         match (self.total, self.max_duration) {
             (Some(total), Some(absolute)) => Some(total.min(absolute)),
@@ -114,10 +114,10 @@ impl Timeouts {
         }
     }
 
-    /// Says that exchanges need not end: event streams, WebSocket, gRPC streams.
+    /// Declares that calls need not end: event streams, WebSocket, gRPC streams.
     ///
-    /// There is no total then, and the times of such exchanges teach nothing about others. The limits on the head and
-    /// on idleness stay.
+    /// It removes the total, and such calls are not samples. The timeouts of the head and of idle bodies
+    /// remain.
     pub fn unbounded(mut self) -> Self {
         self.total = None;
         self.kind = CallKind::Unbounded;

@@ -1,36 +1,36 @@
-//! The guard of a learned limit: when many calls time out at once, the limit is the suspect.
+//! The guard of an adaptive timeout: if many calls time out at once, the timeout is the suspect.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::stats::Bookmark;
 
-/// Fewer calls a second prove nothing.
+/// The minimum number of calls per second to check.
 const ENOUGH: u32 = 20;
 
-/// The share of a second's calls that may time out, as one of so many.
+/// At most one call in this many may time out per second.
 const ONE_OF: u32 = 50;
 
 const ONE: u32 = 1000;
 const MOST: u32 = 16 * ONE;
 
-/// No timeouts are too many: there are too few calls, or the verdict has fallen.
+/// Any number of timeouts is allowed: too few calls, or this second was checked already.
 const UNLIMITED: u32 = u32::MAX;
 
-/// Lengthens the limit while it cuts too many calls.
+/// Lengthens the timeout while it cuts off too many calls.
 ///
-/// Each second has one verdict. It falls early where the second has more timeouts already than the calls
-/// of the one before allow: in a brown-out each tenth of a second costs calls.
+/// Each second is checked once: at its end, or early if it has more timeouts already than the previous second's calls
+/// allow, because during a brown-out each tenth of a second costs calls.
 ///
-/// One caller at a time judges, which is `Duty`'s business; any number report.
+/// Only one thread at a time checks, which `TickLock` ensures; any number record.
 #[derive(Debug)]
 pub(super) struct RegressionGuard {
     timed_out: AtomicU32,
-    /// So many timeouts pass before the second is judged early.
+    /// Number of timeouts after which the second is checked early.
     allowed: AtomicU32,
     per_mille: AtomicU32,
-    /// Whether this second's verdict has fallen.
+    /// Whether this second was checked early.
     early: AtomicBool,
-    /// The mark of the second before, in two words.
+    /// The bookmark of the previous second, in two words.
     generation: AtomicU32,
     running: AtomicU32,
 }
@@ -47,18 +47,18 @@ impl RegressionGuard {
         }
     }
 
-    /// Counts a timeout, and says whether it is one too many to wait for the second's end.
+    /// Counts a timeout and returns whether the guard should trip before the end of the second.
     pub(super) fn timed_out(&self) -> bool {
         let before = self.timed_out.fetch_add(1, Ordering::Relaxed);
         before >= self.allowed.load(Ordering::Relaxed)
     }
 
-    /// How much longer the limit is made, in thousandths.
+    /// The factor of the timeout, in thousandths.
     pub(super) fn per_mille(&self) -> u32 {
         self.per_mille.load(Ordering::Relaxed)
     }
 
-    /// The verdict before the second's end: it has had too many timeouts.
+    /// Trips before the end of the second, because of too many timeouts; returns the new factor.
     pub(super) fn trip(&self) -> u32 {
         if self.early.swap(true, Ordering::Relaxed) {
             return self.per_mille();
@@ -67,7 +67,7 @@ impl RegressionGuard {
         self.set((self.per_mille() * 2).min(MOST))
     }
 
-    /// The verdict at the second's end, so many seconds after the last.
+    /// Checks at the end of a second; `seconds` is the time since the last check. Returns the new factor.
     pub(super) fn check(&self, mark: Bookmark, seconds: u32) -> u32 {
         let calls = self.calls_until(mark);
         let timed_out = self.timed_out.swap(0, Ordering::Relaxed);
@@ -79,7 +79,7 @@ impl RegressionGuard {
         } else if timed_out > allowed {
             self.set((factor * 2).min(MOST))
         } else {
-            // from 16 down to 1 it is 27 seconds
+            // decaying from 16 to 1 takes 27 seconds
             self.set((0..seconds.min(30)).fold(factor, |factor, _| factor * 9 / 10).max(ONE))
         }
     }
@@ -89,7 +89,7 @@ impl RegressionGuard {
         per_mille
     }
 
-    /// The calls since the mark before, which this one replaces.
+    /// The calls since the previous bookmark, which this one replaces.
     fn calls_until(&self, mark: Bookmark) -> u32 {
         #[allow(clippy::cast_possible_truncation)] // a generation has 8 bits
         let generation = self.generation.swap(mark.generation.into(), Ordering::Relaxed) as u8;

@@ -1,4 +1,4 @@
-//! Learned limits by route: a set of names that the user gives, never a path that a client chose.
+//! Adaptive timeouts per route: a fixed set of names given by the user, never a path chosen by a client.
 
 use std::error::Error;
 use std::fmt;
@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use super::AdaptiveTimeout;
 
-/// What is done with a learned limit.
+/// What is done with learned timeouts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LearningMode {
-    /// It is computed and reported; the configured limit goes on to hold.
+    /// They are reported; the configured timeout applies.
     #[default]
     Report,
-    /// It holds in the place of the configured limit.
+    /// They apply in place of the configured timeout.
     Enforce,
 }
 
-/// A learned limit for each of the routes that were named.
+/// An adaptive timeout for each named route.
 ///
-/// At most 256 names, each with a limit of its own. What has no name is shared by nobody and teaches nothing: it
-/// stays under the configured limit.
+/// At most 256 names, each with its own timeout. Requests of other routes are not samples and keep the configured
+/// timeout.
 ///
 /// ```
 /// use std::time::Duration;
@@ -44,23 +44,23 @@ pub struct TooManyRoutes(());
 
 impl fmt::Display for TooManyRoutes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "more than {} routes to learn limits for", RouteTimeouts::MOST)
+        write!(f, "more than {} routes to learn timeouts for", RouteTimeouts::MOST)
     }
 }
 
 impl Error for TooManyRoutes {}
 
 impl RouteTimeouts {
-    /// How many names there may be.
+    /// The maximum number of names.
     pub const MOST: usize = 256;
 
-    /// A limit for each name, all with the same cap and the defaults of [`AdaptiveTimeout`].
+    /// A timeout for each name, all with the same cap and the defaults of [`AdaptiveTimeout`].
     ///
-    /// A name given twice counts once.
+    /// Duplicates count once.
     ///
     /// # Errors
     ///
-    /// When there are more than 256 names.
+    /// If there are more than 256 names.
     pub fn new(cap: Duration, routes: impl IntoIterator<Item = impl Into<Box<str>>>) -> Result<Self, TooManyRoutes> {
         let mut names: Vec<Box<str>> = Vec::new();
         for name in routes {
@@ -75,13 +75,13 @@ impl RouteTimeouts {
         Ok(Self { mode: LearningMode::default(), limits })
     }
 
-    /// Sets what is done with the limits, [`LearningMode::Report`] by default.
+    /// Sets what is done with the timeouts (default: [`LearningMode::Report`]).
     pub fn learning(mut self, mode: LearningMode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// Changes the settings of every limit.
+    /// Changes the settings of every timeout.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -94,17 +94,17 @@ impl RouteTimeouts {
         self
     }
 
-    /// What is done with the limits.
+    /// What is done with the timeouts.
     pub fn mode(&self) -> LearningMode {
         self.mode
     }
 
-    /// The limit of a route; none of one that was not named.
+    /// The timeout of a route; `None` for a route that was not named.
     pub fn get(&self, route: &str) -> Option<&AdaptiveTimeout> {
         self.at(self.index(route)?)
     }
 
-    /// Where a route's limit stands, for [`at`](Self::at).
+    /// The index of a route's timeout, for [`at`](Self::at).
     pub(in crate::timeout) fn index(&self, route: &str) -> Option<u16> {
         let place = self.limits.binary_search_by(|row| (*row.0).cmp(route)).ok()?;
         u16::try_from(place).ok()
@@ -114,7 +114,7 @@ impl RouteTimeouts {
         self.limits.get(usize::from(place)).map(|row| &row.1)
     }
 
-    /// The routes with their limits, by name.
+    /// The routes with their timeouts, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &AdaptiveTimeout)> {
         self.limits.iter().map(|row| (&*row.0, &row.1))
     }
