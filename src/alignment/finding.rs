@@ -1,4 +1,4 @@
-//! One inequality that does not hold, and all that is to be said about it.
+//! Findings: inequalities that do not hold.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -81,20 +81,20 @@ impl fmt::Display for FindingId {
     }
 }
 
-/// What a finding is worth.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Severity {
-    /// The crate makes it right at run time, at a price that should be known.
+    /// The crate corrects it at run time, at a cost that should be known.
     Clamp,
-    /// It works, but not as it was meant.
+    /// It works, but not as intended.
     Warn,
-    /// It answers clients wrongly; nobody should start with it.
+    /// Clients get wrong responses; do not start with it.
     Refuse,
 }
 
 impl Severity {
-    /// A stable word.
+    /// The name in logs and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Clamp => "clamp",
@@ -110,7 +110,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// A number and what it is.
+/// A quantity and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedQuantity {
     pub(super) name: Cow<'static, str>,
@@ -122,12 +122,12 @@ impl NamedQuantity {
         Self { name: name.into(), quantity: amount.into() }
     }
 
-    /// What it is: `total`, `load balancer's idle limit`.
+    /// The name: `total`, `load balancer's idle limit`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How much it is.
+    /// The quantity.
     pub fn quantity(&self) -> Quantity {
         self.quantity
     }
@@ -139,7 +139,7 @@ impl fmt::Display for NamedQuantity {
     }
 }
 
-/// How two numbers should stand to each other.
+/// The relation that should hold between two quantities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Relation {
     Below,
@@ -161,8 +161,8 @@ impl Relation {
 
 /// One inequality that does not hold.
 ///
-/// It prints as a block of lines: severity, id and number; both numbers; why it bites; what to set; and
-/// what the crate does at run time, if it does anything.
+/// It prints as a block of lines: severity, id and number; both quantities; the reason; what to set; and what the crate does
+/// about it at run time, if anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub(super) id: FindingId,
@@ -178,27 +178,27 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Which inequality.
+    /// The inequality.
     pub fn id(&self) -> FindingId {
         self.id
     }
 
-    /// How bad it is.
+    /// The severity.
     pub fn severity(&self) -> Severity {
         self.severity
     }
 
-    /// The number on the left, usually our own.
+    /// The quantity on the left, usually our own.
     pub fn left(&self) -> &NamedQuantity {
         &self.left
     }
 
-    /// The number it was held against.
+    /// The quantity on the right.
     pub fn right(&self) -> &NamedQuantity {
         &self.right
     }
 
-    /// The margin that belongs between them; zero where the inequality has none.
+    /// The required margin between them; zero if the inequality has none.
     pub fn margin(&self) -> Duration {
         self.margin
     }
@@ -215,12 +215,12 @@ impl Finding {
         }
     }
 
-    /// Why it bites, in a sentence.
+    /// The reason, in one sentence.
     pub fn reason(&self) -> &'static str {
         self.reason
     }
 
-    /// What the client gets when it does: a status, as a rule.
+    /// What the client would see, usually a status.
     pub fn client_sees(&self) -> &'static str {
         self.client_sees
     }
@@ -230,7 +230,7 @@ impl Finding {
         &self.suggestion
     }
 
-    /// What the crate does about it by itself.
+    /// What the crate does about it at run time.
     pub fn mitigation(&self) -> Option<&'static str> {
         self.mitigation
     }

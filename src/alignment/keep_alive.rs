@@ -1,13 +1,13 @@
-//! How long an upstream keeps an idle connection, learnt from what it says and does.
+//! Estimates how long an upstream keeps an idle connection.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Learns how long idle connections may be kept, without locks.
+/// Learns how long idle connections may be kept; lock-free.
 ///
-/// It begins with what was configured and never exceeds it.
+/// It starts with the configured limit and never exceeds it.
 ///
 /// | evidence | the limit is at most |
 /// |---|---|
@@ -15,11 +15,11 @@ use tokio::time::Instant;
 /// | a connection that died idle, or under the request that woke it, at this age | 80 % of the age, half of the limit at least |
 /// | any | never below 250 ms, or below what was configured if that is less |
 ///
-/// A death proves less than it seems to: a restart ends connections of every age at once. One death thus
-/// takes half of the limit at most, and the deaths of one second count as one. After five minutes without
-/// a death that lowered it the limit rises by an eighth, and so on: an upstream that was set otherwise is found
-/// out, slowly, and one that was not is met from below, where a connection found closed costs nothing. A
-/// field of an answer that says less lowers it at once again.
+/// A dead connection proves little: a restart ends connections of every age at once. So one dead connection lowers the limit by
+/// at most half, and those within one second count as one. After five minutes without lowering, the limit rises by an
+/// eighth, and so on: a changed setting of the upstream is found slowly, and the limit approaches the real one
+/// from below, where finding a connection closed costs nothing. A field in a response that announces less lowers it again
+/// immediately.
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,50 +38,50 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub struct KeepAliveEstimator {
     configured: u64,
-    /// In nanoseconds, as all that follow.
+    /// In nanoseconds, like the other fields.
     limit: AtomicU64,
     start: Instant,
-    /// When a death last lowered the limit, or the limit was last raised; since the start.
+    /// When the limit was last lowered by a dead connection or raised, since `start`.
     changed_at: AtomicU64,
-    /// From here on a death counts; since the start.
+    /// Dead connections count again from here, since `start`.
     ignore_until: AtomicU64,
 }
 
 impl KeepAliveEstimator {
-    /// No evidence takes the limit lower.
+    /// The lowest limit.
     pub const FLOOR: Duration = Duration::from_millis(250);
-    /// So long after the last death that lowered it the limit begins to rise.
+    /// The time after the last lowering until the limit rises.
     pub const QUIET: Duration = Duration::from_secs(300);
-    /// Deaths within this time count as one.
+    /// Dead connections within this time count as one.
     pub const ONE_EVENT: Duration = Duration::from_secs(1);
 
     const HEADER_MARGIN: Duration = Duration::from_secs(1);
 
-    /// Begins with what was configured.
+    /// Starts with the configured limit.
     pub fn new(configured: Duration, now: Instant) -> Self {
         let configured = nanos(configured);
         let limit = AtomicU64::new(configured);
         Self { configured, limit, start: now, changed_at: AtomicU64::new(0), ignore_until: AtomicU64::new(0) }
     }
 
-    /// How long an idle connection may be kept.
+    /// The current limit for idle connections.
     pub fn idle_limit(&self) -> Duration {
         Duration::from_nanos(self.limit.load(Relaxed))
     }
 
-    /// Whether anything was learnt that holds still.
+    /// Whether the limit is below the configured one.
     pub fn has_learnt(&self) -> bool {
         self.limit.load(Relaxed) < self.configured
     }
 
-    /// Takes what a `Keep-Alive` field says; anything but `timeout=N` in it is ignored.
+    /// Records a `Keep-Alive` field; anything but its `timeout=N` is ignored.
     pub fn observe_header(&self, field: &str) {
         if let Some(timeout) = timeout_of(field) {
             self.lower(nanos(timeout.saturating_sub(Self::HEADER_MARGIN)));
         }
     }
 
-    /// Takes the idle age at which a connection proved to be dead.
+    /// Records the idle age at which a connection turned out to be dead.
     pub fn observe_stale(&self, age: Duration, now: Instant) {
         let limit = self.limit.load(Relaxed);
         let learnt = (nanos(age) / 5).saturating_mul(4).max(limit / 2).max(self.floor());
@@ -91,7 +91,7 @@ impl KeepAliveEstimator {
         let now = self.since_start(now);
         let deaf_until = self.ignore_until.load(Relaxed);
         let next = now.saturating_add(nanos(Self::ONE_EVENT));
-        // whoever moves it speaks for all deaths of this moment
+        // the thread that wins the exchange acts for all dead connections of this moment
         if now < deaf_until || self.ignore_until.compare_exchange(deaf_until, next, Relaxed, Relaxed).is_err() {
             return;
         }
@@ -99,7 +99,7 @@ impl KeepAliveEstimator {
         self.changed_at.fetch_max(now, Relaxed);
     }
 
-    /// Lets the limit rise again if it was quiet long enough; called now and then.
+    /// Raises the limit if enough time has passed; call it periodically.
     pub fn relax(&self, now: Instant) {
         if !self.has_learnt() {
             return;
@@ -109,21 +109,21 @@ impl KeepAliveEstimator {
         if now.saturating_sub(moved) < nanos(Self::QUIET) {
             return;
         }
-        // one of those who call at the same time
+        // only one of several concurrent callers raises it
         if self.changed_at.compare_exchange(moved, now, Relaxed, Relaxed).is_ok() {
             let raised = |limit: u64| Some((limit + (limit / 8).max(1)).min(self.configured));
             let _ = self.limit.fetch_update(Relaxed, Relaxed, raised);
         }
     }
 
-    /// The keep-alive that a `Keep-Alive` field names.
+    /// Parses the timeout of a `Keep-Alive` field.
     pub fn parse(field: &str) -> Option<Duration> {
         timeout_of(field)
     }
 
     fn lower(&self, limit: u64) {
         let limit = limit.max(self.floor());
-        // told with every answer: no write where nothing changes
+        // called for every response: write only if the limit changes
         if limit < self.limit.load(Relaxed) {
             self.limit.fetch_min(limit, Relaxed);
         }
@@ -138,7 +138,7 @@ impl KeepAliveEstimator {
     }
 }
 
-/// Centuries fit; more counts as that.
+/// Saturates at the largest representable duration.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,9 @@
-//! Do the limits of a gateway fit to each other, and to those of its neighbours?
+//! Checks the timeouts of a gateway against each other and against those of the hops around it.
 //!
-//! Every timeout is right by itself; what answers clients wrongly is two of them in the wrong order.
-//! [`Timeouts::check`] holds what was configured and what is declared of the surroundings, a
-//! [`Topology`], against 18 inequalities, and reports each one that does not hold: both numbers, why it
-//! bites, what the client would see, and what to set. [`Timeouts::checked`] is the same as an error.
+//! Each timeout may be right by itself; clients get wrong responses when two of them are in the wrong order.
+//! [`Timeouts::check`] compares the configured timeouts and the declared environment, a [`Topology`], by 18 inequalities, and
+//! reports each one that does not hold: both numbers, the reason, what the client would see, and what to set.
+//! [`Timeouts::checked`] returns the same as an error.
 //!
 //! ```
 //! use std::time::Duration;
@@ -36,10 +36,10 @@
 //!
 //! # The inequalities
 //!
-//! `d` is the margin for messages under way, clocks and scheduling: 5 % of the smaller of both numbers, and
-//! 50 ms at least. *Refuse* is what nobody should start with, *warn* works but not as meant, *clamp* is
-//! made right at run time. An attempt without a limit of its own has the total's; `absolute` counts as
-//! the total where it is shorter. A number that nobody declared is unknown, and what needs it is silent.
+//! `d` is the margin for messages in flight, clocks and scheduling: 5 % of the smaller number, at least 50 ms. *Refuse*
+//! means that clients get wrong responses, *warn* that it works but not as intended, *clamp* that the crate corrects it at run
+//! time. An attempt without a timeout of its own has the total's; `max_duration` counts as the total if it is shorter. Rules
+//! about undeclared numbers are skipped.
 //!
 //! | no. | id | inequality | else | what it prevents |
 //! |---|---|---|---|---|
@@ -62,14 +62,14 @@
 //! | 17 | `replay_memory` | replay cap x requests in flight <= memory | warn | unbounded buffering |
 //! | 18 | `learned_quantile` | 1 - quantile > share of hangs | clamp | a timeout learnt from hangs |
 //!
-//! A named neighbour declares what its document says. Where that hangs on a version and on settings that
-//! nobody declared ([`peers::AXUM_NEXT`], [`peers::HYPER_TIMER`]) number 8 only warns;
+//! A preset hop declares the documented defaults. Where these depend on a version and on settings that were not declared
+//! ([`peers::AXUM_NEXT`], [`peers::HYPER_TIMER`]), number 8 only warns;
 //! `AXUM_NEXT.keep_alive(limit)` declares it.
 //!
 //! # At run time
 //!
-//! [`KeepAliveEstimator`] learns how long an upstream keeps an idle connection, from what it says and from the
-//! connections that died; this crate's pool uses it. [`pool_idle_finding`] is for pools that cannot be told.
+//! [`KeepAliveEstimator`] learns how long an upstream keeps idle connections, from `Keep-Alive` fields and from connections
+//! that died; this crate's pool uses it. [`pool_idle_finding`] is for pools that cannot use it.
 
 mod finding;
 #[cfg(feature = "serde")]
@@ -93,16 +93,16 @@ pub use self::topology::{HedgeBudget, Topology};
 use crate::timeout::Timeouts;
 
 impl Timeouts {
-    /// Holds these limits against each other and against what is declared of the surroundings.
+    /// Checks these timeouts against each other and against the declared environment.
     pub fn check(&self, topology: &Topology) -> Report {
         Report::new(self, topology)
     }
 
-    /// As [`check`](Self::check), for a start that should fail.
+    /// Like [`check`](Self::check), but returns an error if anything is refused.
     ///
     /// # Errors
     ///
-    /// When anything is refused; it prints what, and what to set.
+    /// If anything is refused; it prints what to change.
     pub fn checked(&self, topology: &Topology) -> Result<Report, MisalignedTimeouts> {
         let report = self.check(topology);
         if report.is_aligned() { Ok(report) } else { Err(MisalignedTimeouts::new(report)) }

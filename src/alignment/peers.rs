@@ -1,6 +1,6 @@
-//! The neighbours of a gateway, and what their documents say of their limits.
+//! The hops around a gateway, with the documented defaults of common ones.
 //!
-//! A constant holds the *defaults* of its neighbour; where yours is set otherwise, say so:
+//! A constant holds the *defaults*; override them where yours differ:
 //!
 //! ```
 //! use std::time::Duration;
@@ -15,14 +15,14 @@ use std::time::Duration;
 
 use super::quantity::Quantity;
 
-/// Somebody in front of the gateway, beside it, or behind it.
+/// A hop in front of the gateway, the gateway's own server, or a hop behind it.
 ///
-/// What is not known stays unknown, and the inequalities about it are silent.
+/// Unknown values stay unknown, and the inequalities about them are skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Hop {
     pub(super) name: &'static str,
-    /// The silence it bears while it waits for an answer.
+    /// How long it waits for a response.
     pub(super) response_timeout: Option<Quantity>,
     /// How long it keeps an idle connection to the server behind it.
     pub(super) pool_idle: Option<Quantity>,
@@ -31,27 +31,27 @@ pub struct Hop {
     pub(super) confidence: Confidence,
 }
 
-/// How sure a neighbour's keep-alive is.
+/// How certain a hop's keep-alive is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Confidence {
-    /// Somebody said so, or its document has said so for years.
+    /// Declared by the user, or documented for years.
     Declared,
-    /// It hangs on a version and a setting that nobody declared.
+    /// Depends on a version and on settings that were not declared.
     Assumed,
 }
 
 impl Hop {
-    /// One of which nothing is known but its name.
+    /// A hop of which only the name is known.
     pub const fn preset(name: &'static str) -> Self {
         Self { name, response_timeout: None, pool_idle: None, keep_alive: None, confidence: Confidence::Declared }
     }
 
-    /// How long it bears silence, with a request under way and without.
+    /// Its idle timeout, with and without a request in flight.
     pub const fn idle_timeout(self, limit: Duration) -> Self {
         self.response_timeout(limit).pool_idle(limit)
     }
 
-    /// How long it waits for an answer before it gives its own.
+    /// How long it waits for a response before it sends its own.
     pub const fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = Some(Quantity::Time(limit));
         self
@@ -63,7 +63,7 @@ impl Hop {
         self
     }
 
-    /// How long it keeps a client's idle connection; said so, it is taken at its word.
+    /// How long it keeps a client's idle connection; declared, and so certain.
     pub const fn keep_alive(mut self, limit: Duration) -> Self {
         self.keep_alive = Some(Quantity::Time(limit));
         self.confidence = Confidence::Declared;

@@ -1,4 +1,4 @@
-//! The numbers that are compared, and the margin between them.
+//! The quantities that are compared, and the margin between them.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,18 +10,18 @@ use std::time::Duration;
 pub enum Quantity {
     /// A time.
     Time(Duration),
-    /// A limit that does not exist.
+    /// No limit.
     Unlimited,
-    /// A number of things.
+    /// A number.
     Count(u64),
     /// A size in bytes.
     Bytes(u64),
-    /// A share of the whole.
+    /// A fraction of the whole.
     Fraction(Fraction),
 }
 
 impl Quantity {
-    /// Its place among amounts of its kind; what is unlimited lies above all.
+    /// The order among quantities of one kind; `Unlimited` is the largest.
     fn rank(self) -> u128 {
         match self {
             Self::Time(time) => time.as_nanos(),
@@ -36,7 +36,7 @@ impl Quantity {
         if other.rank() < self.rank() { other } else { self }
     }
 
-    /// Both together; a time and what is unlimited is unlimited.
+    /// The sum; unlimited plus a time is unlimited.
     pub(super) fn plus(self, time: Duration) -> Self {
         match self {
             Self::Time(own) => Self::Time(own.saturating_add(time)),
@@ -44,7 +44,7 @@ impl Quantity {
         }
     }
 
-    /// The next whole millisecond: what is to be set *at least* must not lose by being printed.
+    /// Rounded up to a millisecond, so that a minimum stays sufficient when printed.
     pub(super) fn rounded_up(self) -> Self {
         match self {
             Self::Time(time) => {
@@ -105,7 +105,7 @@ impl fmt::Display for Quantity {
     }
 }
 
-/// A share of the whole, exact to a millionth.
+/// A fraction of the whole, exact to a millionth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fraction(u32);
 
@@ -115,17 +115,17 @@ impl Fraction {
     /// The whole.
     pub const ALL: Self = Self(1_000_000);
 
-    /// So many of a thousand; more than all of them count as all.
+    /// A fraction in thousandths; more than 1000 counts as the whole.
     pub const fn per_mille(parts: u32) -> Self {
         Self::per_million(parts.saturating_mul(1000))
     }
 
-    /// So many of a million; more than all of them count as all.
+    /// A fraction in millionths; more than a million counts as the whole.
     pub const fn per_million(parts: u32) -> Self {
         if parts > Self::ALL.0 { Self::ALL } else { Self(parts) }
     }
 
-    /// What is left of the whole.
+    /// The whole minus this fraction.
     pub(super) const fn complement(self) -> Self {
         Self(Self::ALL.0 - self.0)
     }
@@ -137,10 +137,10 @@ impl fmt::Display for Fraction {
     }
 }
 
-/// What may pass between two limits that were to be equal: messages under way, clocks, scheduling.
+/// The margin between two timeouts for messages in flight, clocks and scheduling.
 ///
-/// The larger of 50 ms and 5 % of the smaller limit: the smaller one is the one that has to fire first,
-/// and its own delay grows with it.
+/// The larger of 50 ms and 5 % of the smaller timeout: the smaller one has to fire first, and its own delay grows
+/// with it.
 pub(super) fn margin(one: Quantity, other: Quantity) -> Duration {
     let smaller = one.min(other).time().unwrap_or_default();
     (smaller / 20).max(LEAST_MARGIN)
@@ -148,14 +148,14 @@ pub(super) fn margin(one: Quantity, other: Quantity) -> Duration {
 
 pub(super) const LEAST_MARGIN: Duration = Duration::from_millis(50);
 
-/// Below which a limit must be, so that it and its margin stay below this one.
+/// The largest timeout that stays below this one with its margin.
 pub(super) fn below(limit: Duration) -> Duration {
     let twentieth = limit.as_nanos() * 20 / 21;
     let share = Duration::from_nanos(u64::try_from(twentieth).unwrap_or(u64::MAX));
     share.min(limit.saturating_sub(LEAST_MARGIN))
 }
 
-/// A duration in the unit that suits it, cut after three digits: what is set by it stays within.
+/// A duration in a suitable unit, truncated after three digits so that the printed value is still within the limit.
 pub(super) struct HumanDuration(pub(super) Duration);
 
 impl fmt::Display for HumanDuration {
@@ -175,7 +175,7 @@ fn thousandths(amount: u64, unit: u64) -> String {
     fraction(amount / unit, amount % unit * 1000 / unit, 3)
 }
 
-/// A decimal without the zeros at its end.
+/// A decimal without trailing zeros.
 fn fraction(whole: u64, part: u64, digits: usize) -> String {
     if part == 0 {
         return whole.to_string();

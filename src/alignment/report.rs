@@ -1,4 +1,4 @@
-//! All findings, and the limits as they nest.
+//! The report: all findings, and a timeline of the timeouts.
 
 use std::error::Error;
 use std::fmt;
@@ -9,10 +9,10 @@ use super::timeline::Timeline;
 use super::topology::Topology;
 use crate::timeout::Timeouts;
 
-/// What [`Timeouts::check`] found, and how the limits nest.
+/// The findings of [`Timeouts::check`] and a timeline of how the timeouts nest.
 ///
-/// It prints as a block for each finding, the worst first, and a timeline; with feature `serde` it is
-/// JSON as well.
+/// It prints as a block per finding, the most severe first, and a timeline; with feature `serde` it serializes
+/// as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     pub(super) findings: Vec<Finding>,
@@ -20,7 +20,7 @@ pub struct Report {
     pub(super) timeline: Timeline,
 }
 
-/// How many attempts were wanted, and how many fit.
+/// Number of attempts configured, and of those that fit into the total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AttemptEstimate {
     pub(super) wanted: u32,
@@ -31,29 +31,29 @@ impl Report {
     pub(super) fn new(timeouts: &Timeouts, topology: &Topology) -> Self {
         let scene = RuleInput { timeouts, topology };
         let mut findings = rules::all(&scene);
-        // stable: among equals the table's order stays
+        // stable: findings of equal severity keep the table's order
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         let full = rules::full_attempts(&scene);
         let attempts = full.map(|(full, _)| AttemptEstimate { wanted: scene.attempts(), full });
         Self { findings, attempts, timeline: Timeline::new(&scene) }
     }
 
-    /// Everything that was found, the worst first.
+    /// All findings, the most severe first.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// What nobody should start with.
+    /// The findings with which a gateway should not start.
     pub fn refused(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.severity == Severity::Refuse)
     }
 
-    /// Whether nothing is refused; there may be warnings.
+    /// Whether no finding is refused; there may be warnings.
     pub fn is_aligned(&self) -> bool {
         self.refused().next().is_none()
     }
 
-    /// How many attempts can run in full within the total; `None` where attempt or total have no end.
+    /// How many attempts can run in full within the total; `None` if attempt or total is unlimited.
     pub fn max_attempts(&self) -> Option<u32> {
         self.attempts.map(|attempts| attempts.full)
     }
@@ -62,7 +62,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.findings.is_empty() {
-            f.write_str("all that is known fits\n")?;
+            f.write_str("all known timeouts fit\n")?;
         }
         for finding in &self.findings {
             writeln!(f, "{finding}\n")?;

@@ -51,15 +51,15 @@ pub struct Topology {
     pub(super) hangs: Option<Fraction>,
 }
 
-/// How the caller's patience is known.
+/// How long the client waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientHop {
     Declared(Duration),
-    /// Each request brings what is left of it.
+    /// Each request carries the remaining time.
     Deadline(Duration),
 }
 
-/// The longest pause before each retry.
+/// The longest backoff before each retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Backoff {
     pub(super) first: Duration,
@@ -67,7 +67,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The longest that this many pauses last together: each twice the one before, up to the longest.
+    /// The largest sum of this many backoffs: each twice the previous one, up to the longest.
     pub(super) fn sum(self, pauses: u32) -> Duration {
         let (mut sum, mut pause) = (Duration::ZERO, self.first.min(self.longest));
         for done in 0..pauses {
@@ -87,10 +87,10 @@ pub(super) struct Breaker {
     pub(super) window: Duration,
 }
 
-/// A route whose answers have no end of their own.
+/// A route whose responses are endless streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Streaming {
-    /// The longest silence of a healthy stream.
+    /// The longest gap in a healthy stream.
     pub(super) gap: Option<Duration>,
 }
 
@@ -101,13 +101,13 @@ pub(super) struct Replay {
     pub(super) memory: u64,
 }
 
-/// What hedged requests are paid from.
+/// The budget that hedged requests draw on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HedgeBudget {
     /// The budget that retries draw on.
     Shared,
-    /// A budget of their own, or none.
+    /// A separate budget, or none.
     Separate,
 }
 
@@ -122,24 +122,24 @@ macro_rules! declares {
 }
 
 impl Topology {
-    /// Nothing is known yet.
+    /// An empty topology: nothing is known.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How long the caller waits for its answer (4).
+    /// How long the client waits for its response (4).
     pub const fn client_timeout(mut self, limit: Duration) -> Self {
         self.client = Some(ClientHop::Declared(limit));
         self
     }
 
-    /// The caller's usual patience, of which each request brings the rest in a header (4).
+    /// The usual deadline of the client, which each request carries in a header (4).
     pub const fn client_deadline(mut self, usual: Duration) -> Self {
         self.client = Some(ClientHop::Deadline(usual));
         self
     }
 
-    /// The idle limit of the load balancer in front, whoever it is (6, 8, 9).
+    /// The idle timeout of the load balancer in front (6, 8, 9).
     pub const fn load_balancer_idle(self, limit: Duration) -> Self {
         self.load_balancer(Hop::preset("load balancer").idle_timeout(limit))
     }

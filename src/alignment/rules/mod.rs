@@ -1,4 +1,4 @@
-//! The 18 inequalities, each a function that may find something.
+//! The 18 inequalities, each a function that returns findings.
 
 mod neighbours;
 mod nesting;
@@ -16,7 +16,7 @@ use crate::timeout::Timeouts;
 pub use self::neighbours::pool_idle_finding;
 pub(super) use self::nesting::full_attempts;
 
-/// Looks at all of them, in the order of their numbers.
+/// Checks all inequalities, in the order of their numbers.
 pub(super) fn all(scene: &RuleInput<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     nesting::check(scene, &mut found);
@@ -27,19 +27,19 @@ pub(super) fn all(scene: &RuleInput<'_>) -> Vec<Finding> {
     found
 }
 
-/// What was configured and what was declared, and what follows from both.
+/// The configured timeouts and the declared topology.
 pub(super) struct RuleInput<'a> {
     pub(super) timeouts: &'a Timeouts,
     pub(super) topology: &'a Topology,
 }
 
 impl RuleInput<'_> {
-    /// The time until somebody is answered: the total, or the absolute limit where that is shorter.
+    /// The time until the client gets a response: the total, or the maximum duration if that is shorter.
     pub(super) fn total(&self) -> Quantity {
         Quantity::from(self.timeouts.total).min(self.timeouts.max_duration.into())
     }
 
-    /// An attempt has what remains of the total where it has no limit of its own.
+    /// The timeout of an attempt; the total if it has none of its own.
     pub(super) fn attempt(&self) -> NamedQuantity {
         match self.timeouts.attempt {
             Some(limit) => NamedQuantity::new("attempt", limit),
@@ -51,13 +51,13 @@ impl RuleInput<'_> {
         self.topology.attempts.unwrap_or(1).max(1)
     }
 
-    /// It has no end on purpose, so that limits on the whole say nothing.
+    /// Whether calls are unbounded: then limits on the whole call do not apply.
     pub(super) fn is_unbounded(&self) -> bool {
         self.timeouts.kind == CallKind::Unbounded
     }
 }
 
-/// An inequality with its numbers, before it is known whether it holds.
+/// An inequality with its quantities.
 pub(super) struct Check {
     id: FindingId,
     left: NamedQuantity,
@@ -66,7 +66,7 @@ pub(super) struct Check {
     margin: Duration,
 }
 
-/// What is said of an inequality that does not hold.
+/// The explanation of an inequality that does not hold.
 struct Explanation {
     reason: &'static str,
     client_sees: &'static str,
@@ -79,13 +79,13 @@ impl Check {
         Self { id, left, relation, right, margin: Duration::ZERO }
     }
 
-    /// With the margin that messages and clocks need.
+    /// Adds the usual margin for messages and clocks.
     fn with_margin(mut self) -> Self {
         self.margin = margin(self.left.quantity, self.right.quantity);
         self
     }
 
-    /// With that margin, and not less than this.
+    /// Adds the usual margin, at least this one.
     fn with_margin_of(mut self, least: Duration) -> Self {
         self.margin = margin(self.left.quantity, self.right.quantity).max(least);
         self
@@ -94,7 +94,7 @@ impl Check {
     fn holds(&self) -> bool {
         let (left, right) = (self.left.quantity, self.right.quantity);
         match self.relation {
-            // what has no limit never comes first, and waits for everybody
+            // an unlimited quantity is larger than any other
             Relation::Below | Relation::AtMost if right.is_unlimited() => true,
             Relation::Above | Relation::AtLeast if left.is_unlimited() => true,
             Relation::Below => left.plus(self.margin).is_below(right),
@@ -104,7 +104,7 @@ impl Check {
         }
     }
 
-    /// A finding, if it does not hold.
+    /// Returns a finding if the inequality does not hold.
     fn or_explain(self, severity: Severity, said: impl FnOnce() -> Explanation) -> Option<Finding> {
         if self.holds() {
             return None;

@@ -1,4 +1,4 @@
-//! How our limits lie to those of the neighbours: 4, 6, 7, 8 and 16.
+//! Our timeouts against those of the hops around: 4, 6, 7, 8 and 16.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::super::quantity::{HumanDuration, Quantity, below, margin};
 use super::super::topology::ClientHop;
 use super::{Check, Explanation, RuleInput};
 
-/// Keep-alive is told in whole seconds, and one end's second may begin later than the other's.
+/// `Keep-Alive` announces whole seconds, and the two ends may start counting up to a second apart.
 const POOL_MARGIN: Duration = Duration::from_secs(1);
 
 pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
@@ -67,10 +67,10 @@ fn pool(scene: &RuleInput<'_>) -> Option<Finding> {
     }
 }
 
-/// The finding about a pool that cannot be told what was learnt of its upstream's keep-alive.
+/// The finding about a pool that cannot use a learned keep-alive.
 ///
-/// For clients of others (hyper-util's pool keeps 90 s): a warning where the idle limit of their pool is
-/// too long for that keep-alive, or where nothing was learnt and the limit is 90 s or more.
+/// For other clients (hyper-util's pool keeps connections for 90 s): a warning if the pool's idle timeout is too long for that
+/// keep-alive, or if none was learned and the timeout is 90 s or more.
 ///
 /// ```
 /// use std::time::Duration;
@@ -104,7 +104,7 @@ fn pool_and(idle: Duration, keep_alive: Duration, severity: Severity) -> Option<
     })
 }
 
-/// Nothing is known of the upstream: only the usual default is worth a word.
+/// The keep-alive of the upstream is unknown: only the common default is reported.
 fn pool_alone(idle: Duration) -> Option<Finding> {
     let ours = NamedQuantity::new("pool's idle limit", idle);
     let theirs = NamedQuantity::new("usual default, of upstreams unknown", HYPER_UTIL_POOL_IDLE);

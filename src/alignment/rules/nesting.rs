@@ -1,4 +1,4 @@
-//! How our own limits lie in each other: 1, 2, 3, 5 and 15.
+//! How our own timeouts nest: 1, 2, 3, 5 and 15.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ fn attempt(scene: &RuleInput<'_>) -> Option<Finding> {
     })
 }
 
-/// How many attempts can run in full, and the time that all of them need.
+/// The number of attempts that can run in full, and the time that all configured attempts need.
 pub(in super::super) fn full_attempts(scene: &RuleInput<'_>) -> Option<(u32, Duration)> {
     let (total, each) = (scene.total().time()?, scene.attempt().quantity.time()?);
     let pauses = |number| scene.topology.backoff.map_or(Duration::ZERO, |backoff| backoff.sum(number));
@@ -81,7 +81,7 @@ pub(in super::super) fn full_attempts(scene: &RuleInput<'_>) -> Option<(u32, Dur
     if needed(wanted) <= total {
         return Some((wanted, needed(wanted)));
     }
-    // what is needed only grows: halve the rest until it fits
+    // bisect: the time needed grows with the number of attempts
     let (mut fits, mut over) = (0, wanted);
     while over - fits > 1 {
         let middle = fits + (over - fits) / 2;
@@ -92,7 +92,7 @@ pub(in super::super) fn full_attempts(scene: &RuleInput<'_>) -> Option<(u32, Dur
 
 fn attempts(scene: &RuleInput<'_>) -> Option<Finding> {
     if scene.attempts() == 1 {
-        return None; // 2 says all that is to be said
+        return None; // covered by number 2
     }
     let (full, needed) = full_attempts(scene)?;
     let total = NamedQuantity::new("total", scene.total());

@@ -1,4 +1,4 @@
-//! Breaker, budget, pauses, memory, and what was learnt: 11, 12, 13, 14, 17 and 18.
+//! Circuit breaker, budget, backoff, memory and learned timeouts: 11, 12, 13, 14, 17 and 18.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severit
 use super::super::quantity::Quantity;
 use super::{Check, Explanation, RuleInput};
 
-/// No `Retry-After` is waited for longer.
+/// The longest `Retry-After` that is waited for.
 const RETRY_AFTER_CAP: Duration = Duration::from_secs(60);
 
 pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
@@ -23,7 +23,7 @@ pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
 fn breaker_open(scene: &RuleInput<'_>) -> Option<Finding> {
     let open = NamedQuantity::new("breaker's open time", scene.topology.breaker?.open);
     let attempt = scene.attempt();
-    // no breaker suits an attempt without an end; that it has none is not the breaker's fault
+    // an unlimited attempt cannot be satisfied by any setting of the breaker
     attempt.quantity.time()?;
     let set = format!("the breaker's open time to at least {}", attempt.quantity);
     Check::new(FindingId::BreakerAttempt, open, Relation::AtLeast, attempt).or_explain(Severity::Warn, || Explanation {

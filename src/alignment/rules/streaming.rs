@@ -1,4 +1,4 @@
-//! What a body without an end needs: 9 and 10.
+//! Streaming routes: 9 and 10.
 
 use std::time::Duration;
 
@@ -37,12 +37,12 @@ fn silence(scene: &RuleInput<'_>) -> Option<Finding> {
     })
 }
 
-/// A total, or none by oversight, on a route that streams.
+/// A streaming route with a total, or without one but not declared unbounded.
 fn bounded(scene: &RuleInput<'_>) -> Option<Finding> {
     if scene.topology.streaming.is_none() || scene.is_unbounded() {
         return None;
     }
-    // nothing but `unbounded()` satisfies this one: a missing total may be an oversight
+    // only `unbounded()` satisfies this rule: a missing total may be an oversight
     let total = scene.total();
     let name = if total.is_unlimited() { "total, perhaps forgotten" } else { "total" };
     let total = NamedQuantity::new(name, total);
@@ -61,7 +61,7 @@ fn bounded(scene: &RuleInput<'_>) -> Option<Finding> {
     })
 }
 
-/// Without an idle limit nobody notices that a stream has died.
+/// Without an idle timeout a dead stream is not detected.
 fn endless(scene: &RuleInput<'_>) -> Option<Finding> {
     if scene.topology.streaming.is_none() || !scene.is_unbounded() {
         return None;
