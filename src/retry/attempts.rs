@@ -1,10 +1,10 @@
-//! The attempts that one request took.
+//! The attempts of one call.
 
 use http::Response;
 
 use crate::cause::{BadGatewayCause, Evidence, Failure, Replay, RetryStop};
 
-/// The attempts that a request took: in the extensions of an answer that took more than one.
+/// The attempts of a call: an extension of responses that took more than one.
 ///
 /// ```
 /// use tower_upstream::{BadGatewayCause, Failure, retry::Attempts};
@@ -17,11 +17,11 @@ use crate::cause::{BadGatewayCause, Evidence, Failure, Replay, RetryStop};
 #[derive(Clone, Debug, Default)]
 pub struct Attempts {
     failed: u32,
-    /// Attempts that another one beside them made needless.
+    /// Attempts that were superseded by a concurrent one.
     pub(super) superseded: u32,
-    /// Also of those that are no longer in the list.
+    /// Also true for attempts that are no longer in the list.
     stale: bool,
-    /// One of them may have been processed.
+    /// One of the attempts may have been processed.
     sent: bool,
     previous: Vec<Failure>,
 }
@@ -29,7 +29,7 @@ pub struct Attempts {
 impl Attempts {
     /// Adds an attempt that failed and is followed by another.
     ///
-    /// Beyond [`Failure::MAX_PREVIOUS`] the oldest goes; it is counted all the same.
+    /// Beyond [`Failure::MAX_PREVIOUS`] the oldest is dropped from the list, but still counted.
     pub fn record_failure(&mut self, failure: Failure) {
         self.failed = self.failed.saturating_add(1);
         self.sent |= failure.replay() != Replay::NotSent;
@@ -40,12 +40,12 @@ impl Attempts {
         self.previous.push(failure);
     }
 
-    /// How many there were, the last one counted.
+    /// The number of attempts, the last one included.
     pub fn count(&self) -> u32 {
         self.failed.saturating_add(self.superseded).saturating_add(1)
     }
 
-    /// How many of them were dropped because another one beside them had answered.
+    /// The number of attempts that were dropped because a concurrent one completed first.
     pub fn superseded(&self) -> u32 {
         self.superseded
     }
@@ -60,24 +60,24 @@ impl Attempts {
         self.stale
     }
 
-    /// The attempts behind a response; `None` where the first one was enough.
+    /// The attempts behind a response; `None` if there was only one.
     pub fn of<B>(response: &Response<B>) -> Option<&Self> {
         response.extensions().get()
     }
 
-    /// As [`give_up`](Self::into_final_failure), where the attempt that was to follow the last one is not made.
+    /// Like [`into_final_failure`](Self::into_final_failure), if the retry that was decided on is not made.
     pub(super) fn end(mut self, stop: RetryStop) -> Option<Failure> {
         let last = self.previous.pop()?;
         self.failed = self.failed.saturating_sub(1);
         Some(self.into_final_failure(last, stop))
     }
 
-    /// The record of the last attempt, with those before it and why there is no further one.
+    /// The record of the last attempt, with the earlier failures and the reason why there is no further attempt.
     ///
-    /// A `stop` that an inner layer has set stays. That nothing was sent is said only where it is so of all attempts.
+    /// A `retry_stop` set by an inner layer is kept. "Not sent" remains only if it holds for all attempts.
     pub fn into_final_failure(self, last: Failure, stop: RetryStop) -> Failure {
         let (count, stop) = (self.count(), last.retry_stop().unwrap_or(stop));
-        // that the last attempt was not sent says nothing of those before it
+        // an unsent last attempt says nothing about the earlier ones
         let proven = last.replay() == Replay::NotSent && (self.sent || self.superseded > 0);
         let mut last = last.into_builder().attempts(count).retry_stop(stop);
         if proven {

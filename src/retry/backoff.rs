@@ -1,17 +1,17 @@
-//! The pause before a retry: full jitter under a doubling ceiling.
+//! The backoff before a retry: full jitter under a doubling ceiling.
 //!
-//! "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015): of the ways to spread retries, a pause drawn evenly
-//! from nothing to the ceiling makes the fewest calls meet.
+//! "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015): of the ways to spread retries, a uniform backoff from zero
+//! to the ceiling causes the fewest collisions.
 
 use std::time::Duration;
 
-/// The longest pause before a retry: `base` doubled for each one made already, at most `max`.
+/// The ceiling of the backoff: `base` doubled for each retry made already, at most `max`.
 pub(super) fn ceiling(base: Duration, max: Duration, retries: u8) -> Duration {
     let doubled = 1_u32.checked_shl(retries.into()).unwrap_or(u32::MAX);
     base.saturating_mul(doubled).min(max)
 }
 
-/// A pause from zero up to, not including, the ceiling; all values of `random` are equally likely.
+/// A backoff from zero up to, but not including, the ceiling; `random` is uniform over its range.
 pub(super) fn full_jitter(ceiling: Duration, random: u64) -> Duration {
     let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX);
     let drawn = (u128::from(nanos) * u128::from(random)) >> u64::BITS;

@@ -1,8 +1,8 @@
-//! How many retries there may be: as many as the successes pay for.
+//! The retry budget: successes pay for retries.
 //!
-//! A token bucket, as those of Finagle (`RetryBudget`) and of Marc Brooker ("Fixing retries with token buckets and
-//! circuit breakers", 2022). Theirs add a fixed number of retries a second to each process, and in a fleet of small
-//! processes that is more than the traffic itself. Here the floor and the cap are shares of the rate that is observed.
+//! A token bucket like those of Finagle (`RetryBudget`) and of Marc Brooker ("Fixing retries with token buckets and
+//! circuit breakers", 2022). Those add a fixed number of retries per second and process, which in a fleet of small
+//! processes exceeds the traffic itself. Here the floor and the cap are shares of the observed rate.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -14,29 +14,29 @@ use super::rate_sampler::{MIN_CAP, RateSampler};
 use super::token_bucket::{StripedTokenBucket, TOKEN};
 use crate::stats::{TickGuard, default_stripes, stripe};
 
-/// What all calls to one upstream may spend on retries and hedges.
+/// A budget for the retries and hedges of all calls to one upstream.
 ///
 /// | | default | |
 /// |---|---|---|
-/// | [`ratio`](Self::ratio) | 20 % | of a token for each success, of a first attempt or a later one |
-/// | price | 1 token | for each retry; given back where it was never sent |
-/// | floor | 2 % of the rate, 10 a second at most | tokens that come by the clock |
-/// | cap | the ratio times a second's calls, 3 at least | no more tokens are kept; a new budget has 3 |
-/// | rate | over 2 s | an exponentially weighted average of the calls that began |
+/// | [`ratio`](Self::ratio) | 20 % | of a token per success, of first attempts and retries |
+/// | price | 1 token | per retry; refunded if it was never sent |
+/// | floor | 2 % of the rate, at most 10 per second | tokens added over time |
+/// | cap | the ratio times the calls of a second, at least 3 | maximum number of tokens; a new budget has 3 |
+/// | rate | over 2 s | exponentially weighted average of the calls started |
 ///
-/// In any window of time, from just after any moment to any later one:
+/// In any period of time:
 ///
 /// > retries <= tokens at its start + length x floor + ratio x successes
 ///
-/// with the highest floor of the window, and with the tokens never above the cap at the highest rate so far. A
-/// retry that was given back is none; where its token was taken before the window, it counts as a token of the window.
-/// The bound is exact to a thousandth of a token, in which tokens are counted, and the clock in whole microseconds.
-/// Successes are counted where their thread counts, and settled before any token is taken, in one step with it. The
-/// one thing that may come late beside other threads is what the clock grants: by the length of an atomic
-/// operation or two, or as long as a thread is held up between them.
+/// with the highest floor of the period, and with the tokens never above the cap at the highest rate so far. A refunded
+/// retry does not count; if its token was withdrawn before the period, it counts as a token of the period. The bound is exact to a
+/// thousandth of a token, the unit of counting, and to a microsecond. Successes are counted in the stripe of their
+/// thread and settled atomically with each withdrawal. Only the tokens added over time may be late under concurrency,
+/// by the length of an atomic operation or two,
+/// or as long as a thread is suspended between them.
 ///
-/// Clones share one account: one budget for each upstream cluster, shared by all layers and routes that call it. A
-/// call counts itself and its success on counters of its thread's own; there is no lock.
+/// Clones share one budget: use one for each upstream, shared by all layers and routes that call it. Recording a call and its
+/// success only touches counters of the thread's stripe; there is no lock.
 ///
 /// ```
 /// use tokio::time::Instant;
@@ -48,7 +48,7 @@ use crate::stats::{TickGuard, default_stripes, stripe};
 ///     budget.begin(now);
 ///     budget.succeed();
 /// }
-/// // three from the beginning, and no room for the two that ten successes pay for
+/// // the three initial tokens: at the cap, the successes add nothing
 /// for _ in 0..3 {
 ///     budget.withdraw(now).expect("a token").sent();
 /// }
@@ -67,62 +67,62 @@ pub struct RetryBudget {
     inner: Arc<BudgetInner>,
 }
 
-/// One account; its clones are at most counted.
+/// The state shared by all clones.
 struct BudgetInner {
-    /// What a success pays; none where everything is free.
+    /// The deposit of a success; `None` if unlimited.
     ratio: Option<Ratio>,
-    /// The first time that was heard of: ticks count from here.
+    /// The first time passed in: the origin of the ticks.
     epoch: OnceLock<Instant>,
     bucket: StripedTokenBucket,
     sampler: RateSampler,
 }
 
-/// What a budget holds and what has happened to it, for a report.
+/// Snapshot of a budget.
 ///
-/// Each number is exact; beside other threads they may be of different moments.
+/// Each number is exact, but under concurrent calls they may be from slightly different moments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BudgetSnapshot {
-    /// The tokens that are there.
+    /// The available tokens.
     pub tokens: f64,
-    /// The most tokens that are kept at this rate.
+    /// The maximum number of tokens at the current rate.
     pub cap: f64,
-    /// Tokens that come by the clock, each second.
+    /// Tokens added per second.
     pub floor: f64,
-    /// The calls that begin, each second.
+    /// Calls started per second.
     pub rate: f64,
-    /// Successes, each worth the ratio.
+    /// Successes, each of which deposits the ratio.
     pub deposits: u64,
-    /// Tokens that were taken.
+    /// Withdrawn tokens.
     pub withdrawals: u64,
-    /// Tokens that were asked for in vain.
+    /// Refused withdrawals.
     pub refusals: u64,
-    /// Tokens that were given back, as their retry was never sent.
+    /// Refunded tokens, whose retries were never sent.
     pub refunds: u64,
 }
 
 impl RetryBudget {
-    /// A budget of 20 %, with three tokens to begin with.
+    /// A budget of 20 %, with three initial tokens.
     pub fn new() -> Self {
         Self::of(Some(Ratio::USUAL))
     }
 
-    /// A budget of 10 %: half the extra load, and half the errors that retries can hide.
+    /// A budget of 10 %: half the extra load, but it hides half as many errors.
     pub fn conservative() -> Self {
         Self::of(Some(Ratio::CONSERVATIVE))
     }
 
-    /// A budget that refuses nothing: for tests only.
+    /// An unlimited budget: for tests only.
     ///
-    /// With it a slow upstream is sent each call as often as it may be tried. It still counts.
+    /// With it a slow upstream receives each call as often as the policy allows. It still counts.
     pub fn unlimited() -> Self {
         Self::of(None)
     }
 
-    /// Sets the share of a retry that a success pays for, 20 % by default.
+    /// Sets the deposit per success (default 20 %).
     ///
-    /// A higher one hides more errors, and sends more to an upstream that fails: 20 % of permanent random errors need 25 %.
-    /// The account is a new one: clones that were made before go on with the old.
+    /// A higher one hides more errors but adds more load to a failing upstream: hiding 20 % of random errors needs 25 %.
+    /// It starts with a new budget: clones made before keep the old one.
     pub fn ratio(self, ratio: Ratio) -> Self {
         Self::of(Some(ratio))
     }
@@ -140,33 +140,33 @@ impl RetryBudget {
         Self { inner: Arc::new(account) }
     }
 
-    /// Counts a call that begins; its further attempts are no calls.
+    /// Counts the start of a call; retries are not counted.
     #[inline]
     pub fn begin(&self, now: Instant) {
         let (account, stripe) = (&self.inner, stripe());
         if account.sampler.is_sample(account.bucket.calls_of_stripe(stripe)) {
-            // before it is counted: this call belongs to the tick that now begins
+            // before counting: this call belongs to the tick that starts now
             account.sample_clock(now);
         }
         account.bucket.record_call(stripe);
     }
 
-    /// Counts a success, of a first attempt or a later one.
+    /// Counts a success, of a first attempt or a retry.
     #[inline]
     pub fn succeed(&self) {
         self.inner.bucket.record_success(stripe());
     }
 
-    /// Whether a retry would have been paid for when tokens were last settled.
+    /// Whether a token was available when tokens were last settled.
     ///
-    /// One load: for a look ahead at each call, whether it is worth keeping what a retry would send. The answer is a
-    /// tenth of a second old at most as long as calls begin, or after a sudden end of heavy traffic 16 calls of each thread.
+    /// A single load, to decide for each call whether it is worth keeping a copy for a retry. The result is at most 100 ms
+    /// old while calls start, or after a sudden end of heavy traffic 16 calls of each thread.
     #[inline]
     pub fn may_retry(&self) -> bool {
         !self.inner.bucket.is_empty()
     }
 
-    /// Takes a token for one retry or hedge, if there is one.
+    /// Withdraws a token for one retry or hedge, if available.
     #[must_use = "the token is given back unless the retry is said to be sent"]
     pub fn withdraw(&self, now: Instant) -> Option<Withdrawal> {
         let account = &self.inner;
@@ -181,7 +181,7 @@ impl RetryBudget {
         Some(Withdrawal { inner: Some(self.inner.clone()) })
     }
 
-    /// What it holds now.
+    /// The current state.
     #[allow(clippy::cast_precision_loss)] // no rate is far from what a f64 holds exactly
     pub fn snapshot(&self, now: Instant) -> BudgetSnapshot {
         let account = &self.inner;
@@ -218,17 +218,17 @@ impl fmt::Debug for RetryBudget {
     }
 }
 
-/// A token that was taken for one retry, given back on drop.
+/// A token withdrawn for one retry; refunded on drop.
 ///
-/// A call that is dropped in its backoff, or whose retry finds no place, thus spends nothing.
+/// So a call that is cancelled during its backoff, or whose retry is refused, costs nothing.
 #[must_use = "the token is given back unless the retry is said to be sent"]
 pub struct Withdrawal {
-    /// None once it is spent.
+    /// `None` once it is spent.
     inner: Option<Arc<BudgetInner>>,
 }
 
 impl Withdrawal {
-    /// Says that the retry goes out: its token is spent.
+    /// Marks the retry as sent: its token is spent.
     pub fn sent(mut self) {
         self.inner = None;
     }
@@ -258,7 +258,7 @@ impl BudgetInner {
         self.tick(now);
     }
 
-    /// Brings rate, cap and floor up to date once a tick; the time in microseconds.
+    /// Updates rate, cap and floor once per tick; returns the time in microseconds.
     #[inline]
     fn tick(&self, now: Instant) -> u64 {
         let epoch = *self.epoch.get_or_init(|| now);
@@ -274,11 +274,11 @@ impl BudgetInner {
     fn update(&self, taken: &TickGuard<'_>, micros: u64) {
         self.accrue(micros);
         self.sampler.update(taken, self.bucket.calls());
-        // so that a look ahead sees what was earned meanwhile
+        // so that `may_retry` sees what was deposited since
         self.bucket.settle(self.cap());
     }
 
-    /// Credits what the clock grants.
+    /// Adds the tokens due over time.
     fn accrue(&self, micros: u64) {
         self.bucket.grant(self.sampler.take_due(micros));
     }

@@ -1,4 +1,4 @@
-//! The decision: again, when and towards whom; or no more, and why.
+//! The retry decision: whether, when and where to retry, or why not.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use super::backoff::{ceiling, full_jitter};
 use super::{FailureSignal, Pushback, RetryOverride, RetryPolicy};
 use crate::cause::{BadGatewayCause as Cause, Evidence, Prospect, Replay, RetryStop};
 
-/// gRPC's codes that the rules know.
+/// The gRPC status codes that the rules distinguish.
 const RESOURCE_EXHAUSTED: u8 = 8;
 const UNAVAILABLE: u8 = 14;
 
-/// What a decision rests on, beside the policy.
+/// The input of a decision, in addition to the policy.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryContext<'a> {
-    /// What the last attempt's answer shows.
+    /// The failure signal of the last attempt.
     pub signal: FailureSignal<'a>,
     /// The request's method.
     pub method: &'a Method,
@@ -23,24 +23,24 @@ pub struct RetryContext<'a> {
     pub has_idempotency_key: bool,
     /// The request has a precondition: `If-Match`, `If-None-Match`, `If-Unmodified-Since`.
     pub conditional: bool,
-    /// What there is to send again.
+    /// Whether the request can be replayed.
     pub replayability: Replayability,
     /// The number of the attempt that failed; the first is 1.
     pub attempt: u8,
     /// An attempt before this one met a stale connection.
     pub saw_stale_connection: bool,
-    /// What is left of the time for all attempts; `None` where there is no limit.
+    /// The remaining time for all attempts; `None` if unlimited.
     pub remaining: Option<Duration>,
-    /// How long an attempt takes as a rule; `None` while nobody knows.
+    /// The median duration of an attempt; `None` if unknown.
     pub median: Option<Duration>,
-    /// What the upstream says of a further attempt.
+    /// The upstream's statement about further attempts.
     pub pushback: Option<Pushback>,
-    /// What is different for this request.
+    /// The per-request override.
     pub exception: Option<RetryOverride>,
 }
 
 impl<'a> RetryContext<'a> {
-    /// A first attempt that can be repeated, under no time limit.
+    /// A first attempt that can be replayed, without a time limit.
     pub const fn new(shown: FailureSignal<'a>, method: &'a Method) -> Self {
         Self {
             signal: shown,
@@ -58,39 +58,39 @@ impl<'a> RetryContext<'a> {
     }
 }
 
-/// What there is to send again.
+/// Whether the request can be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replayability {
-    /// The whole request.
+    /// The request can be sent again.
     Replayable,
-    /// Not all of it: no copy was made, or its body was too long for one.
+    /// The request cannot be sent again: no copy was made, or its body exceeded the cap.
     NotReplayable,
-    /// It does not matter: an answer's head was handed on.
+    /// A response head has been returned to the client already.
     Committed,
 }
 
-/// Whether there is a further attempt.
+/// The result of [`decide`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// There is; a token has been withdrawn for it, if it needs one.
     Retry {
-        /// The pause before it.
+        /// The backoff before it.
         after: Duration,
-        /// Where it should go.
+        /// The target it should use.
         target: RetryTarget,
     },
-    /// There is not.
+    /// Do not retry.
     Stop(RetryStop),
 }
 
-/// Where a further attempt should go, if there is a choice.
+/// The target of a retry, if there is a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryTarget {
-    /// Anywhere: the same peer will probably answer.
+    /// Any peer, the same one included.
     SamePeer,
-    /// To the same peer, but on none of the connections that are there.
+    /// The same peer, on a new connection.
     FreshConnection,
-    /// To another peer, if there is one.
+    /// Another peer, if there is one.
     OtherPeer,
 }
 
@@ -137,15 +137,15 @@ struct FailureKind {
     stale: bool,
 }
 
-/// Whether time mends it.
+/// Whether a retry needs a backoff.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Delay {
-    /// Nothing was wrong with the peer that time would mend: the first retry needs no pause.
+    /// The peer does not need time to recover: the first retry is immediate.
     Immediate,
     Backoff,
 }
 
-/// Whether a further attempt is allowed, whenever it is.
+/// Whether a retry is allowed, regardless of time.
 fn may_retry(policy: &RetryPolicy, situation: &RetryContext<'_>) -> Result<FailureKind, RetryStop> {
     if let FailureSignal::Failure(failure) = situation.signal {
         failure.retry_stop().map_or(Ok(()), Err)?;
@@ -175,7 +175,7 @@ fn may_retry(policy: &RetryPolicy, situation: &RetryContext<'_>) -> Result<Failu
     Ok(kind)
 }
 
-/// The failure's own facts; `Err` where it is never repeated.
+/// Classifies the failure; `Err` if it is never retried.
 fn classify(policy: &RetryPolicy, shown: FailureSignal<'_>) -> Result<FailureKind, RetryStop> {
     match shown {
         FailureSignal::Failure(failure) if failure.evidence() == Evidence::LocalRefusal => Err(RetryStop::LocalRefusal),
@@ -186,7 +186,7 @@ fn classify(policy: &RetryPolicy, shown: FailureSignal<'_>) -> Result<FailureKin
         FailureSignal::Cause(Cause::UpstreamStatus) => {
             relayed(policy, Cause::UpstreamStatus.status(), Replay::IdempotentOnly)
         }
-        // a cause alone proves nothing
+        // a cause without a record proves nothing
         FailureSignal::Cause(cause) => of_cause(cause, cause.replay().inferred()),
         FailureSignal::Status(status) => relayed(policy, status, Replay::IdempotentOnly),
         FailureSignal::Grpc(code) => relayed_grpc(policy, code),
@@ -227,7 +227,7 @@ fn of_cause(cause: Cause, replay: Replay) -> Result<FailureKind, RetryStop> {
     }
 }
 
-/// An answer of the upstream's own.
+/// A failure response of the upstream itself.
 fn relayed(policy: &RetryPolicy, status: StatusCode, replay: Replay) -> Result<FailureKind, RetryStop> {
     let repeated = match status {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => true,
@@ -242,11 +242,11 @@ fn relayed(policy: &RetryPolicy, status: StatusCode, replay: Replay) -> Result<F
     }
 }
 
-/// A gRPC status in the head: nothing was handed to the caller yet (gRPC proposal A6, "Trailers-Only").
+/// A gRPC status in the head: the client has not received anything yet (gRPC proposal A6, "Trailers-Only").
 ///
-/// A6 leaves it to the service's owner which codes are repeated. `UNAVAILABLE` does not prove that nothing was
-/// processed, so that it is taken for a 503: all gRPC is POST, and [`RetryOverride::idempotent`] is how the owner speaks.
-/// What the server's logic never saw (A6, "Transparent Retries") comes as a cause that is proven not sent.
+/// A6 leaves the retryable codes to the owner of the service. `UNAVAILABLE` does not prove that nothing was processed, so it
+/// is treated like a 503: all gRPC calls are POST, and the owner opts in by [`RetryOverride::idempotent`]. Calls that the
+/// server's logic never saw (A6, "Transparent Retries") have a cause that is proven not sent.
 fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<FailureKind, RetryStop> {
     let status = match code {
         UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
@@ -256,22 +256,22 @@ fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<FailureKind, RetryStop
     relayed(policy, status, Replay::IdempotentOnly)
 }
 
-/// Whether a request that may have been processed can be sent again and be answered alike.
+/// Whether a request that may have been processed can be sent again with the same result.
 fn is_repeatable(situation: &RetryContext<'_>) -> bool {
     is_idempotent(situation.method) && (!situation.conditional || is_safe(situation.method))
 }
 
-/// RFC 9110 section 9.2.1: nothing changes by it.
+/// Safe methods (RFC 9110 section 9.2.1).
 pub(super) fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
 }
 
-/// RFC 9110 section 9.2.2; what a method of an extension does is not known here.
+/// Idempotent methods (RFC 9110 section 9.2.2); extension methods are assumed not to be.
 pub(super) fn is_idempotent(method: &Method) -> bool {
     is_safe(method) || matches!(*method, Method::PUT | Method::DELETE)
 }
 
-/// The pause; `Err` where there is no time for it and an attempt of the usual length.
+/// The backoff; `Err` if it and a typical attempt do not fit into the remaining time.
 fn delay(
     policy: &RetryPolicy,
     situation: &RetryContext<'_>,
@@ -291,7 +291,7 @@ fn delay(
     let retries = situation.attempt.saturating_sub(1);
     let spread = match kind.delay {
         Delay::Immediate if retries == 0 && asked.is_zero() => Duration::ZERO,
-        // never before the time asked for, and not all of those who were asked at once
+        // never earlier than requested, and spread so that clients do not retry at the same moment
         _ => ceiling(policy.base_backoff, policy.max_backoff, retries).min(room.saturating_sub(asked)),
     };
     Ok(asked + full_jitter(spread, random))

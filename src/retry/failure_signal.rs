@@ -1,4 +1,4 @@
-//! What a response shows of a failure.
+//! The failure signal of a response.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
@@ -7,21 +7,21 @@ use crate::cause::{BadGatewayCause, Failure};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// Whether a request's answer has a status of its own beside HTTP's.
+/// Whether a response has an RPC status in addition to HTTP's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RpcProtocol {
-    /// The answer's status is HTTP's.
+    /// The HTTP status only.
     #[default]
     Http,
-    /// The answer's status is `grpc-status`: in the head where nothing else follows, else in a trailer.
+    /// `grpc-status`: in the head if nothing else follows, else in a trailer.
     Grpc,
 }
 
 impl RpcProtocol {
-    /// What a request speaks, by its method and `Content-Type`.
+    /// The protocol of a request, by its method and `Content-Type`.
     pub fn of(method: &Method, headers: &HeaderMap) -> Self {
-        // a gRPC request is a POST, and what is none pays no look-up
+        // gRPC uses POST; skip the header lookup for other methods
         let kind = if *method == Method::POST { headers.get(CONTENT_TYPE) } else { None };
         match kind {
             Some(kind) if is_grpc(kind.as_bytes()) => Self::Grpc,
@@ -37,22 +37,22 @@ fn is_grpc(kind: &[u8]) -> bool {
     named && matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
-/// What a response shows of a failure: the record, else a bare cause, else a status.
+/// The failure signal of a response: the record, else a bare cause, else a status.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum FailureSignal<'a> {
     /// The record in its extensions.
     Failure(&'a Failure),
-    /// A cause alone, as a service of the user's own attached it: its row counts, but proves nothing.
+    /// A cause without a record, attached by a service of the user's: its table row applies, but it proves nothing.
     Cause(BadGatewayCause),
-    /// The upstream's own answer: nothing but a status.
+    /// A response of the upstream itself: only a status.
     Status(StatusCode),
     /// The upstream's own gRPC status, in a head without a body.
     Grpc(u8),
 }
 
 impl<'a> FailureSignal<'a> {
-    /// Reads a response; `None` where it shows no failure that a retry could mend.
+    /// Reads a response; `None` if it is not a failure that a retry could fix.
     #[inline(always)]
     pub fn of<B>(response: &'a Response<B>, protocol: RpcProtocol) -> Option<Self> {
         let extensions = response.extensions();
@@ -61,7 +61,7 @@ impl<'a> FailureSignal<'a> {
         }
         let status = response.status();
         match extensions.get::<BadGatewayCause>() {
-            // what that one says is the answer's status
+            // this cause stands for the status of the response
             Some(BadGatewayCause::UpstreamStatus) => return Some(Self::Status(status)),
             Some(cause) => return Some(Self::Cause(*cause)),
             None => {}
@@ -76,7 +76,7 @@ impl<'a> FailureSignal<'a> {
         (code != 0).then_some(Self::Grpc(code))
     }
 
-    /// Whether it says itself that there is no further attempt.
+    /// Whether the record itself rules out further attempts.
     pub(super) fn is_final(self) -> bool {
         matches!(self, Self::Failure(failure) if failure.retry_stop().is_some())
     }

@@ -1,4 +1,4 @@
-//! When a second attempt is sent beside a first one that is late.
+//! Hedging: a second, concurrent attempt if the first is late.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,29 +9,29 @@ use tokio::time::Instant;
 
 use crate::stats::{Quantile, WindowedHistogram, default_stripes};
 
-/// Not known: no delay is as long.
+/// Marks an unknown delay: larger than any real one.
 const UNKNOWN: u32 = u32::MAX;
 
-/// More stripes than this would take more than 32 KiB.
+/// The maximum number of stripes: more would take over 32 KiB.
 const MOST_STRIPES: usize = 8;
 
-/// When a second attempt is sent beside a first one that is late ("hedged requests", Dean and Barroso, "The Tail at
+/// When to start a second attempt while the first is in flight ("hedged requests", Dean and Barroso, "The Tail at
 /// Scale", 2013).
 ///
 /// | setting | default | |
 /// |---|---|---|
-/// | [`quantile`](Self::quantile) | [`Quantile::P95`] | of the last minute's answers: who is later than that is helped |
+/// | [`quantile`](Self::quantile) | [`Quantile::P95`] | of the last minute's responses: a call slower than that is hedged |
 /// | [`min_samples`](Self::min_samples) | 200 | with fewer nothing is hedged |
-/// | [`at_least`](Self::at_least) | 10 ms | no delay is shorter |
+/// | [`at_least`](Self::at_least) | 10 ms | the shortest delay |
 ///
-/// Only safe requests (RFC 9110 section 9.2.1) are hedged, and those that [`RetryOverride::idempotent`](super::RetryOverride::idempotent) allows: a late PUT or
-/// DELETE would undo what came after it. They are hedged only beside their first attempt, and only while all of the request body is
-/// at hand: as a rule requests without one. The second attempt draws a token of the budget like a retry, counts as one of the
-/// attempts, and is boxed when it starts. The first answer that is no failure is handed on, and the other attempt is dropped;
-/// where one fails, the other is waited for, and the failure that comes last is judged as any other.
+/// Only safe requests (RFC 9110 section 9.2.1) are hedged, and those that [`RetryOverride::idempotent`](super::RetryOverride::idempotent)
+/// allows: a late PUT or DELETE could undo a later write. Only the first attempt is hedged, and only while the whole request body
+/// is available: usually requests without one. The second attempt withdraws a token from the budget like a retry, counts as one
+/// of the attempts, and is boxed when it starts. The first response that is not a failure is returned, and the other attempt is
+/// dropped; if one fails, the other is waited for, and the later failure is decided on as usual.
 ///
-/// Samples are the times from the call to the head of the answer. A first attempt that was overtaken counts with the
-/// time it had taken until then. The delay is made anew once a second. Clones learn together.
+/// Samples are the times from the call to the response head. A superseded first attempt counts with the time it had taken
+/// so far. The delay is updated once per second. Clones share their samples.
 ///
 /// ```
 /// use std::time::Duration;
@@ -48,7 +48,7 @@ pub struct Hedging {
     learned: Option<Arc<LearnedDelay>>,
 }
 
-/// What clones share.
+/// The state shared by clones.
 struct LearnedDelay {
     histogram: WindowedHistogram,
     /// In microseconds.
@@ -56,7 +56,7 @@ struct LearnedDelay {
 }
 
 impl Hedging {
-    /// After the learned 95th percentile.
+    /// Hedges after the learned 95th percentile.
     pub fn new() -> Self {
         let minute = WindowedHistogram::new(default_stripes().min(MOST_STRIPES));
         Self {
@@ -67,12 +67,12 @@ impl Hedging {
         }
     }
 
-    /// After this time, whatever the answers take; one beyond the clock's end never passes.
+    /// Hedges after a fixed delay; one beyond the range of the clock never elapses.
     pub fn after(delay: Duration) -> Self {
         Self { quantile: Quantile::P95, min_samples: 0, at_least: delay, learned: None }
     }
 
-    /// The delay, where that is not learned.
+    /// The delay, if it is fixed.
     pub(crate) fn fixed(&self) -> Option<Duration> {
         if self.learned.is_none() { Some(self.at_least) } else { None }
     }
@@ -82,27 +82,27 @@ impl Hedging {
         self.at_least
     }
 
-    /// Which share of the answers is fast enough.
+    /// Sets the quantile of response times after which a call is hedged.
     ///
-    /// What is left above it is the extra load: 5 % by default, and never more than the budget grants.
+    /// The share above it is the extra load: 5 % by default, and never more than the budget allows.
     pub fn quantile(mut self, quantile: Quantile) -> Self {
         self.quantile = quantile;
         self
     }
 
-    /// How many answers of the last minute it takes to know the delay; 1 at least.
+    /// Sets the number of samples needed to know the delay, at least 1.
     pub fn min_samples(mut self, samples: u32) -> Self {
         self.min_samples = u64::from(samples.max(1));
         self
     }
 
-    /// The shortest delay: where all answers are fast, there is nothing to win.
+    /// Sets the shortest delay: if all responses are fast, hedging gains nothing.
     pub fn at_least(mut self, delay: Duration) -> Self {
         self.at_least = delay;
         self
     }
 
-    /// How late a first attempt has to be at this time; `None` while too little is known.
+    /// The delay at this time; `None` while too little is known.
     pub fn delay(&self, now: Instant) -> Option<Duration> {
         let Some(learned) = &self.learned else { return Some(self.at_least) };
         let second = learned.histogram.second(now);
@@ -115,7 +115,7 @@ impl Hedging {
         }
     }
 
-    /// Records the answer of a first attempt, or how long one had taken when it was overtaken.
+    /// Records the duration of a first attempt, or its duration so far if it was superseded.
     pub(super) fn record(&self, now: Instant, elapsed: Duration) {
         if let Some(learned) = &self.learned {
             learned.histogram.record(learned.histogram.second(now), elapsed);

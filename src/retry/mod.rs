@@ -1,45 +1,45 @@
-//! Sends failed requests again where that is safe, helps, and is paid for.
+//! Retries failed requests where that is safe, promising, and paid for by a budget.
 //!
-//! [`RetryLayer`] stands around what does the work and tells its failures: a service whose error is a
-//! [`Failure`](crate::Failure) or which never errs. Each attempt's failure is judged by [`decide`], the one place where that is thought out: from
-//! what a response [shows](Shown), the method, the attempts made, what is left of the time, and last the budget.
+//! [`RetryLayer`] wraps a service that classifies its failures: one whose error is a [`Failure`](crate::Failure) or that never
+//! returns an error. [`decide`] is the single place that decides on each failed attempt: by the [signal](FailureSignal) of the
+//! response, the method, the attempts made, the remaining time, and last the budget.
 //!
-//! | what failed | is sent again |
+//! | failure | retried |
 //! |---|---|
-//! | it was proven not to be sent (no connection, refused stream, returned by the pool) | whatever its method, at first at once |
+//! | proven not sent (no connection, refused stream, returned by the pool) | any method, the first time without backoff |
 //! | a reused connection had died | once more, if idempotent; with `Idempotency-Key` by opt-in |
-//! | it was sent and lost, or its attempt timed out | if idempotent (RFC 9110 section 9.2.2), and no write under `If-Match` or another precondition |
-//! | the upstream answered 502, 503 or 504 | if idempotent, when `Retry-After` says |
+//! | sent and lost, or its attempt timed out | if idempotent (RFC 9110 section 9.2.2), and not a write under `If-Match` or another precondition |
+//! | 502, 503 or 504 of the upstream | if idempotent, after `Retry-After` |
 //! | 429, gRPC's `RESOURCE_EXHAUSTED` | by opt-in |
-//! | our own refusals, and what no retry can mend | never |
+//! | refusals of this gateway, and failures that no retry can fix | never |
 //!
 //! | default | value |
 //! |---|---|
-//! | [`policy`](RetryLayer::policy): attempts | 3: the first and two more |
-//! | [`policy`](RetryLayer::policy): pause before a retry | full jitter, 25 ms doubled to 1 s; none before the first one of a request that was not sent |
+//! | [`policy`](RetryLayer::policy): attempts | 3, the first one included |
+//! | [`policy`](RetryLayer::policy): backoff before a retry | full jitter, 25 ms doubled up to 1 s; none before the first retry of a request that was not sent |
 //! | [`policy`](RetryLayer::policy): longest `Retry-After` that is waited for | 60 s |
 //! | [`budget`](RetryLayer::budget) | its own: 20 % of the successes, see [`RetryBudget`] |
-//! | [`body_cap`](RetryLayer::body_cap): kept of a request body while it streams | 64 KiB; what nobody has read needs no copy |
-//! | [`carry`](RetryLayer::carry): extensions that go along | [`Deadline`](crate::deadline::Deadline), [`RetryOverride`] |
+//! | [`body_cap`](RetryLayer::body_cap): bytes kept of a request body while it is sent | 64 KiB; an unread body is not capped |
+//! | [`carry`](RetryLayer::carry): extensions copied to retries | [`Deadline`](crate::deadline::Deadline), [`RetryOverride`] |
 //! | [`total`](RetryLayer::total) of all attempts | none |
-//! | [`count`](RetryLayer::count): on requests sent again | `x-envoy-attempt-count` |
-//! | [`hedging`](RetryLayer::hedging): a second attempt beside a late one | none |
+//! | [`count`](RetryLayer::count): header field on retries | `x-envoy-attempt-count` |
+//! | [`hedging`](RetryLayer::hedging): a second, concurrent attempt if the first is late | none |
 //!
-//! It has no timer but for its pauses. Limits stand inside, in a [`TimeoutLayer`](crate::timeout::TimeoutLayer); what is left of
-//! the [`total`](RetryLayer::total) or of the caller's [`Deadline`](crate::deadline::Deadline) goes along with each later attempt. A
-//! response that is handed on is never repeated, whatever becomes of its body.
+//! The layer has no timer except for its backoff. Timeouts belong inside, in a [`TimeoutLayer`](crate::timeout::TimeoutLayer); the rest of
+//! the [`total`](RetryLayer::total) or of the client's [`Deadline`](crate::deadline::Deadline) is passed on with each retry. Once a
+//! response has been returned, the call is not retried, even if its body fails.
 //!
-//! That a request was not sent is believed of the one client that is called when this service is: one that calls its clients
-//! later, a handler as a rule, may have done other things before, so that their failures prove nothing about it.
+//! "Not sent" is trusted only of a client that is called when this service is called. A service that calls its clients later,
+//! as handlers usually do, may have done other work before, so that their failures prove nothing about it.
 //!
-//! A final failure says how many attempts there were, what the earlier ones met, and by
-//! [`retry_stop`](crate::Failure::retry_stop) why there was no further one, so that an outer layer of ours does not go on. An answer
-//! that took more than one carries [`Attempts`]; each failure that is followed by another attempt is one `tracing` line at
-//! level `INFO`. Each attempt is a span `attempt` at level `DEBUG`, with OpenTelemetry's names: `http.request.method`,
-//! `server.address`, `http.request.resend_count` where it is one, `http.response.status_code`, `error.type`.
+//! A final failure reports the number of attempts, the earlier failures, and in [`retry_stop`](crate::Failure::retry_stop) why there
+//! was no further attempt, so that an outer layer of this crate does not continue. A response that took more than one attempt
+//! carries [`Attempts`]; each failure that is followed by another attempt is one `tracing` event at level `INFO`. Each attempt is
+//! a span `attempt` at level `DEBUG`, with OpenTelemetry's names: `http.request.method`,
+//! `server.address`, `http.request.resend_count` for retries, `http.response.status_code`, `error.type`.
 //!
-//! With one attempt ([`policy`](RetryLayer::policy)) and no exception for the request the layer is idle: it reads no clock,
-//! copies nothing, and its budget hears of nothing.
+//! With one attempt ([`policy`](RetryLayer::policy)) and no override for the request the layer is idle: it reads no clock, copies
+//! nothing, and its budget records nothing.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU32, Ordering};
@@ -67,7 +67,7 @@
 //! # }
 //! ```
 
-// calls that are not inlined move requests and answers about: measured
+// measured: calls that are not inlined copy requests and responses
 #![allow(clippy::inline_always)]
 
 mod attempts;

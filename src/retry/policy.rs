@@ -1,8 +1,8 @@
-//! What the user set, for all requests and for one.
+//! The retry policy, and the override for a single request.
 
 use std::time::Duration;
 
-/// Which failures are repeated, how often, and after what pauses.
+/// Which failures are retried, how often, and with which backoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub(crate) attempts: u8,
@@ -14,10 +14,10 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The most attempts that a request can be given, the first one counted.
+    /// The maximum number of attempts, the first one included.
     pub const MAX_ATTEMPTS: u8 = 10;
 
-    /// The defaults: 3 attempts, pauses of 25 ms to 1 s, `Retry-After` up to 60 s, no opt-ins.
+    /// The defaults: 3 attempts, backoff of 25 ms to 1 s, `Retry-After` up to 60 s, no opt-ins.
     pub const fn new() -> Self {
         Self {
             attempts: 3,
@@ -38,47 +38,47 @@ impl RetryPolicy {
         }
     }
 
-    /// How many attempts a request has, the first one counted (default 3).
+    /// Sets the number of attempts, the first one included (default 3).
     ///
-    /// 0 is taken for 1, that is no retry; more than [`MAX_ATTEMPTS`](Self::MAX_ATTEMPTS) for that.
+    /// Clamped to 1 (no retry) and [`MAX_ATTEMPTS`](Self::MAX_ATTEMPTS).
     pub const fn attempts(mut self, attempts: u8) -> Self {
         self.attempts = clamped(attempts);
         self
     }
 
-    /// The longest pause before a first retry (default 25 ms), doubled before each later one.
+    /// Sets the maximum backoff before the first retry (default 25 ms); it doubles for each further one.
     ///
-    /// The pause itself is drawn evenly from zero to that (full jitter). Zero makes all retries immediate.
+    /// The backoff is uniform from zero to that (full jitter). Zero makes all retries immediate.
     pub const fn base_backoff(mut self, base: Duration) -> Self {
         self.base_backoff = base;
         self
     }
 
-    /// What the doubling stops at (default 1 s); less than [`base_backoff`](Self::base_backoff) cuts that too.
+    /// Sets the limit of the doubling (default 1 s); it also caps [`base_backoff`](Self::base_backoff).
     pub const fn max_backoff(mut self, max: Duration) -> Self {
         self.max_backoff = max;
         self
     }
 
-    /// The longest pause that is waited for because the upstream asks for it (default 60 s).
+    /// Sets the longest `Retry-After` that is waited for (default 60 s).
     ///
-    /// A longer one ends the attempts. The caller's answer is held back for as long as we wait.
+    /// A longer one ends the attempts. The client's response is delayed by the wait.
     pub const fn max_retry_after(mut self, patience: Duration) -> Self {
         self.max_retry_after = patience;
         self
     }
 
-    /// Repeats a request with an `Idempotency-Key` after a stale connection, whatever its method (default: no).
+    /// Retries a request with an `Idempotency-Key` after a stale connection with any method (default: off).
     ///
-    /// For upstreams that are known to honour the field (draft-ietf-httpapi-idempotency-key-header). It is not
-    /// applied to requests that a fresh connection lost: those are probably still at work, and their repetition
-    /// would be answered with a conflict.
+    /// For upstreams that honour the field (draft-ietf-httpapi-idempotency-key-header). It does not apply to requests lost on a
+    /// fresh connection: those are probably still being processed, and a retry would get a
+    /// conflict.
     pub const fn trust_idempotency_keys(mut self) -> Self {
         self.trusts_keys = true;
         self
     }
 
-    /// Repeats idempotent requests answered with 429 or gRPC's `RESOURCE_EXHAUSTED` (default: no).
+    /// Retries idempotent requests after a 429 or gRPC's `RESOURCE_EXHAUSTED` (default: off).
     pub const fn repeat_too_many_requests(mut self) -> Self {
         self.repeats_too_many = true;
         self
@@ -99,7 +99,7 @@ const fn clamped(attempts: u8) -> u8 {
     }
 }
 
-/// What is different for one request: a request extension.
+/// Overrides the policy for one request: a request extension.
 ///
 /// ```
 /// use tower_upstream::retry::RetryOverride;
@@ -116,22 +116,22 @@ pub struct RetryOverride {
 }
 
 impl RetryOverride {
-    /// The request is never repeated.
+    /// The request is never retried.
     pub const fn never() -> Self {
         Self { attempts: None, never: true, idempotent: false }
     }
 
-    /// The request may be repeated as if its method were idempotent.
+    /// The request may be retried as if its method were idempotent.
     pub const fn idempotent() -> Self {
         Self { attempts: None, never: false, idempotent: true }
     }
 
-    /// The request has so many attempts, clamped like the policy's; its method counts as it is.
+    /// The request has this many attempts, clamped like the policy's; its method is not overridden.
     pub const fn with_attempts(attempts: u8) -> Self {
         Self { attempts: None, never: false, idempotent: false }.attempts(attempts)
     }
 
-    /// How many attempts it has, clamped like the policy's.
+    /// Sets the number of attempts, clamped like the policy's.
     pub const fn attempts(mut self, attempts: u8) -> Self {
         self.attempts = Some(clamped(attempts));
         self

@@ -1,4 +1,4 @@
-//! What an upstream says of when to ask again.
+//! The upstream's statement about when to retry.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,19 +8,19 @@ use super::{RpcProtocol, retry_after};
 
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
-/// What an upstream says of a further attempt.
+/// The upstream's statement about further attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushback {
-    /// Not before this has passed.
+    /// Retry not before this time has elapsed.
     After(Duration),
-    /// None at all.
+    /// Do not retry.
     Never,
 }
 
 impl Pushback {
-    /// Reads `grpc-retry-pushback-ms` of a gRPC answer (gRPC proposal A6), else `Retry-After`.
+    /// Reads `grpc-retry-pushback-ms` of a gRPC response (gRPC proposal A6), else `Retry-After`.
     ///
-    /// A pushback that is negative or cannot be read asks for no further attempt, as A6 has it.
+    /// A pushback that is negative or malformed rules out further attempts, as A6 specifies.
     pub fn of(headers: &HeaderMap, protocol: RpcProtocol, now: SystemTime) -> Option<Self> {
         let told = match protocol {
             RpcProtocol::Grpc => headers.get(GRPC_PUSHBACK),
@@ -33,7 +33,7 @@ impl Pushback {
     }
 }
 
-/// A signed 32-bit integer without unnecessary zeros in front; `None` also where it is negative.
+/// A signed 32-bit integer without leading zeros; `None` if it is negative.
 fn millis(value: &[u8]) -> Option<Duration> {
     let (digits, padded) = (value.iter().all(u8::is_ascii_digit), value.len() > 1 && value[0] == b'0');
     if !digits || padded {

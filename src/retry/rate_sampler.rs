@@ -1,62 +1,62 @@
-//! How many calls there are, and what follows for the tokens: a cap, and a few by the clock.
+//! Samples the call rate, and derives the cap and the floor of the budget from it.
 //!
-//! The rate is an exponentially weighted average over two seconds, brought up to date every tenth of a second by
-//! whichever caller comes first. Where there are many calls, one of a few asks what time it is: taking one time from
-//! another costs more than all the rest. Time is in microseconds since an epoch of the owner's.
+//! The rate is an exponentially weighted average over two seconds, updated every 100 ms by whichever call comes first. Under
+//! heavy traffic only a sample of the calls checks the clock, because subtracting two instants costs more than all the
+//! rest. Time is in microseconds since an epoch that the owner chooses.
 
 use super::token_bucket::TOKEN;
 use crate::stats::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::stats::{TickGuard, TickLock};
 
-/// How long a tick is, in microseconds.
+/// The length of a tick in microseconds.
 const TICK: u64 = 100_000;
 
-/// The ticks of a second.
+/// Ticks per second.
 const TICKS: u64 = 10;
 
-/// What a tick leaves of the rate, of 2^32: exp(-0.1 s / 2 s).
+/// The decay of the rate per tick, in units of 2^-32: exp(-0.1 s / 2 s).
 const DECAY: u64 = 4_085_499_269;
 const DECAY_BITS: u32 = 32;
 
-/// The longest time that is paid for at once: so much in all would a rate grant that fades from now on.
+/// The longest time credited at once: the floor of a rate that decays from now on adds up to this.
 const MAX_PAID: u64 = 2_000_000;
 
-/// The unit of the rate: calls a second, in millionths.
+/// The unit of the rate: millionths of a call per second.
 const CALL: u64 = 1_000_000;
 
-/// More calls than this in a tick count as this many: what follows stays far from any end.
+/// The maximum number of calls counted per tick, to exclude overflow.
 const MAX_CALLS: u64 = 10_000_000;
 
-/// So many callers of a stripe look whether a tick is over, before it is.
+/// The number of calls per stripe and tick that check the clock.
 const SAMPLES_PER_TICK: u64 = 8;
 
-/// One in so many looks at least: after a sudden end of the traffic the next few calls must not all look away.
+/// At least one call in this many checks the clock, so that a tick is noticed soon after traffic drops suddenly.
 const MAX_SAMPLING_INTERVAL: u64 = 16;
 
-/// No fewer tokens can be stored than this.
+/// The smallest cap, in thousandths of a token.
 pub(crate) const MIN_CAP: u32 = 3 * TOKEN;
 
-/// No more tokens come by the clock, in thousandths a second.
+/// The largest floor, in thousandths of a token per second.
 const MAX_FLOOR: u64 = 10 * TOKEN as u64;
 
-/// The share of the rate that comes by the clock.
+/// The floor as a percentage of the rate.
 const FLOOR_PERCENT: u64 = 2;
 
-/// The observed rate, and the cap and floor that follow.
+/// The observed rate, and the cap and floor derived from it.
 #[derive(Debug)]
 pub(crate) struct RateSampler {
     ratio: u64,
     stripes: u64,
     tick_lock: TickLock,
-    /// One less than how many calls of a stripe come to one that looks, a power of two.
+    /// Sampling mask: one call in `mask + 1` is sampled.
     sample_mask: AtomicU64,
-    /// Written under the duty alone.
+    /// Written only while `tick_lock` is held.
     rate: AtomicU64,
-    /// How many calls the rate knows; written under the duty alone.
+    /// Number of calls included in the rate; written only while `tick_lock` is held.
     seen_calls: AtomicU64,
-    /// Up to when the floor is paid.
+    /// The time up to which the floor has been credited.
     paid_until: AtomicU64,
-    /// Thousandths of a token a second.
+    /// In thousandths of a token per second.
     floor: AtomicU32,
     /// Thousandths of a token.
     cap: AtomicU32,
@@ -77,24 +77,24 @@ impl RateSampler {
         }
     }
 
-    /// Whether the call that comes after so many others of its stripe looks what time it is.
+    /// Whether a call checks the clock, by the number of earlier calls of its stripe.
     #[inline]
     pub(crate) fn is_sample(&self, begun: u64) -> bool {
         begun & self.sample_mask.load(Ordering::Relaxed) == 0
     }
 
-    /// The duty to bring the rate up to date in the tick of this time, for the first who asks.
+    /// Takes the lock to update the rate in the tick of this time, once per tick.
     #[inline]
     pub(crate) fn try_lock(&self, micros: u64) -> Option<TickGuard<'_>> {
         self.tick_lock.try_lock(u32::try_from(micros / TICK).unwrap_or(u32::MAX))
     }
 
-    /// Brings the rate up to date with all the calls that began, and cap and floor with it.
+    /// Updates the rate with the total number of calls started, and cap and floor with it.
     ///
-    /// What is due at the old floor has to be paid before.
+    /// The tokens due at the old floor have to be credited before.
     pub(crate) fn update(&self, taken: &TickGuard<'_>, begun: u64) {
         let new = begun.wrapping_sub(self.seen_calls.load(Ordering::Relaxed)).min(MAX_CALLS);
-        // the first call of a tick brings the rate up to date before it counts: the new ones are of the tick before
+        // the first call of a tick updates the rate before it is counted: the new calls are those of the previous tick
         let rate = decayed(average(self.rate.load(Ordering::Relaxed), new), taken.since().saturating_sub(1));
         self.seen_calls.store(begun, Ordering::Relaxed);
         self.rate.store(rate, Ordering::Relaxed);
@@ -103,7 +103,7 @@ impl RateSampler {
         self.sample_mask.store(sampling_interval(rate / CALL / TICKS / self.stripes) - 1, Ordering::Relaxed);
     }
 
-    /// What the clock grants until now and has not yet paid, in billionths of a token.
+    /// The tokens due since the last credit, in billionths of a token.
     pub(crate) fn take_due(&self, micros: u64) -> u64 {
         let paid = self.paid_until.fetch_max(micros, Ordering::Relaxed);
         micros.saturating_sub(paid).min(MAX_PAID) * u64::from(self.floor())
@@ -113,24 +113,24 @@ impl RateSampler {
         self.cap.load(Ordering::Relaxed)
     }
 
-    /// Thousandths of a token that come each second.
+    /// The floor in thousandths of a token per second.
     pub(crate) fn floor(&self) -> u32 {
         self.floor.load(Ordering::Relaxed)
     }
 
-    /// Millionths of a call a second.
+    /// The rate in millionths of a call per second.
     pub(crate) fn rate(&self) -> u64 {
         self.rate.load(Ordering::Relaxed)
     }
 }
 
-/// The rate one tick later, in which so many calls began.
+/// The rate after one more tick with this many calls.
 fn average(rate: u64, calls: u64) -> u64 {
     let now = calls * TICKS * CALL;
     scaled(rate, DECAY) + scaled(now, (1 << DECAY_BITS) - DECAY)
 }
 
-/// The rate after so many ticks without a call.
+/// The rate after this many ticks without a call.
 fn decayed(rate: u64, ticks: u32) -> u64 {
     let (mut rate, mut kept, mut ticks) = (rate, DECAY, ticks);
     while ticks > 0 && rate > 0 {
@@ -148,20 +148,20 @@ fn scaled(rate: u64, share: u64) -> u64 {
     ((u128::from(rate) * u128::from(share)) >> DECAY_BITS) as u64
 }
 
-/// One in how many calls looks, where so many come to a stripe and a tick; a power of two.
+/// The sampling interval for this many calls per stripe and tick; a power of two.
 fn sampling_interval(calls: u64) -> u64 {
     let most = (calls / SAMPLES_PER_TICK).clamp(1, MAX_SAMPLING_INTERVAL);
     1 << most.ilog2()
 }
 
-/// The lesser of 10 a second and 2 % of the rate.
+/// The lesser of 10 per second and 2 % of the rate.
 fn floor(rate: u64) -> u32 {
-    // from millionths of a call to thousandths of a token, and from percent
+    // converts millionths of a call to thousandths of a token, and percent
     let floor = (rate * FLOOR_PERCENT / (100 * CALL / u64::from(TOKEN))).min(MAX_FLOOR);
     u32::try_from(floor).unwrap_or(u32::MAX)
 }
 
-/// What the successes of a second pay for, three tokens at least.
+/// The deposits of the successes of one second, at least three tokens.
 fn cap(rate: u64, ratio: u64) -> u32 {
     u32::try_from(rate * ratio / CALL).unwrap_or(u32::MAX).max(MIN_CAP)
 }

@@ -1,4 +1,4 @@
-//! A request head kept for another attempt, in memory that is used again.
+//! A copy of a request head for retries, in recycled memory.
 
 use http::header::{IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, UPGRADE};
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
@@ -9,24 +9,24 @@ use crate::deadline::Deadline;
 use crate::exchange::asks_for_upgrade;
 use crate::free_list::free_list;
 
-/// What makes a request that changes something conditional (RFC 9110 section 13.1, RFC 4918 section 10.4).
+/// Fields that make a write conditional (RFC 9110 section 13.1, RFC 4918 section 10.4).
 const PRECONDITIONS: [HeaderName; 4] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, HeaderName::from_static("if")];
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// How one type of extension is copied for another attempt.
+/// Copies one type of extension to a retry.
 pub(super) type ExtensionCopier = fn(&Extensions, &mut Extensions);
 
-/// Copies an extension of this type, if there is one.
+/// Copies an extension of type `T`, if present.
 pub(super) fn carry<T: Clone + Send + Sync + 'static>(from: &Extensions, to: &mut Extensions) {
     if let Some(value) = from.get::<T>() {
         to.insert(value.clone());
     }
 }
 
-/// The head of a request, without what belongs to one attempt alone.
+/// A copy of a request head, without the parts that belong to a single attempt.
 ///
-/// Extensions are copied by an allow-list: the handle of an upgrade, or of a captured connection, must never be taken along.
+/// Extensions are copied by an allow-list: handles of an upgrade or of a captured connection must not be copied.
 #[derive(Debug, Default)]
 pub(super) struct RequestTemplate {
     method: Method,
@@ -34,21 +34,21 @@ pub(super) struct RequestTemplate {
     version: Version,
     headers: Vec<(HeaderName, HeaderValue)>,
     extensions: Extensions,
-    /// Until when an answer is of use.
+    /// The deadline of the call.
     pub(super) deadline: Option<Deadline>,
-    /// When the call began, where somebody asks for it.
+    /// The start of the call, if it may be hedged.
     pub(super) hedge_start: Option<Instant>,
     pub(super) history: Option<Box<AttemptHistory>>,
 }
 
-/// A head with more fields than this is not shelved: one large request must not hold memory for ever.
+/// A head with more fields than this is not recycled, so that one large request cannot hold memory indefinitely.
 const FIELDS: usize = 64;
 
 // a request carries only the pointer; a list is cleared and filled again without an allocation; a map would be hashed anew
 free_list!(SHELF: Box<RequestTemplate>);
 
 impl RequestTemplate {
-    /// Copies a request's head; none of one that asks for a tunnel, which belongs to a single attempt.
+    /// Copies a request head; `None` for a request for a tunnel, which belongs to a single attempt.
     #[inline]
     pub(super) fn of<B>(request: &Request<B>, carried: &[ExtensionCopier]) -> Option<Box<Self>> {
         if *request.method() == Method::CONNECT {
@@ -83,12 +83,12 @@ impl RequestTemplate {
         self.headers.iter().any(|(name, _)| *name == IDEMPOTENCY_KEY)
     }
 
-    /// Whether the request has a precondition that its own first attempt may have ended.
+    /// Whether the request has a precondition that its own first attempt may have changed.
     pub(super) fn is_conditional(&self) -> bool {
         self.headers.iter().any(|(name, _)| PRECONDITIONS.contains(name))
     }
 
-    /// Another request with this head.
+    /// Creates a request with this head.
     pub(super) fn request<B>(&self, body: B) -> Request<B> {
         let mut request = Request::new(body);
         self.method.clone_into(request.method_mut());
@@ -103,12 +103,12 @@ impl RequestTemplate {
         request
     }
 
-    /// Puts it where the next request finds it.
+    /// Returns the memory to the free list.
     pub(super) fn recycle(mut self: Box<Self>) {
         self.headers.clear();
         self.extensions.clear();
         (self.deadline, self.hedge_start, self.history) = (None, None, None);
-        // what the values of this request point to goes now
+        // release the values of this request now
         self.uri = Uri::default();
         if self.headers.capacity() > FIELDS {
             return;

@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
-/// A pause longer than a year is nobody's plan: such a field is ignored, like one that cannot be read.
+/// A wait longer than a year is implausible: such a field is ignored, like a malformed one.
 const ABSURD: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// How long to wait before asking again, by the first `Retry-After` that can be read.
+/// How long to wait before a retry, by the first valid `Retry-After`.
 ///
-/// A date that has passed means now. `now` is the time of day, as dates are told in it.
+/// A date in the past means zero. `now` is the time of day, to which dates refer.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! What one request's attempts share.
+//! The state that the attempts of one call share.
 
 use http::{Method, Request, Response};
 use tokio::time::Instant;
@@ -16,33 +16,33 @@ use crate::deadline::Deadline;
 use crate::event::excerpt;
 use crate::exchange::NextStep;
 
-/// A request and what became of it so far.
+/// The retry state of a call.
 ///
-/// It is small, as it is moved with the future: what only a copy needs lies in the copy's head.
+/// It is small because it moves with the future: data needed only with a copy is in the template.
 pub(crate) struct RetryState<B> {
-    /// What another attempt would send; without it this one is the last.
+    /// The source of a replay; without it the attempt in flight is the last.
     source: Option<ReplaySource<B>>,
     request: RequestFacts,
 }
 
-/// What counts of a request whose head has gone.
+/// Facts about a request whose head has been sent.
 #[derive(Clone, Copy)]
 struct RequestFacts {
     exception: Option<RetryOverride>,
     protocol: RpcProtocol,
     idempotent: bool,
     safe: bool,
-    /// Whether the budget has heard of it.
+    /// Whether the budget has counted the call.
     counted: bool,
 }
 
-/// A copy of a request.
+/// A copy of the request for replays.
 struct ReplaySource<B> {
     template: Box<RequestTemplate>,
     body: ReplayHandle<B>,
 }
 
-/// What became of it so far, made by the first failure that is followed by another attempt; it lies in the copy's head.
+/// The earlier attempts; created in the template by the first failure that is retried.
 #[derive(Debug, Default)]
 pub(super) struct AttemptHistory {
     attempts: Attempts,
@@ -58,7 +58,7 @@ pub(crate) struct StartedState {
 impl StartedState {
     /// Takes the body as well, of which `body_cap` bytes are kept at most.
     ///
-    /// The request itself is no argument and no result: moving it is most of what a layer costs.
+    /// The request is neither an argument nor a result: moving it would be most of the layer's cost.
     #[inline(always)]
     pub(crate) fn with_body<B: http_body::Body<Data = bytes::Bytes>>(
         self,
@@ -76,7 +76,7 @@ impl StartedState {
     }
 }
 
-/// Reads what counts of a request, and copies its head if that may be of use.
+/// Collects the facts of a request, and copies its head if a retry may be possible.
 #[inline(always)]
 pub(crate) fn begin_at<B>(
     settings: &Settings,
@@ -101,7 +101,7 @@ impl RequestFacts {
         Self { exception, protocol: RpcProtocol::Http, idempotent, safe, counted: false }
     }
 
-    /// One that stands for all that count the same.
+    /// A method with the same safety and idempotency.
     fn equivalent_method(self) -> &'static Method {
         match (self.safe, self.idempotent) {
             (true, _) => &Method::GET,
@@ -110,9 +110,9 @@ impl RequestFacts {
         }
     }
 
-    /// Whether two attempts may run at a time.
+    /// Whether two attempts may run concurrently.
     ///
-    /// Idempotent is not enough: the one that comes late would undo what was written after the other.
+    /// Idempotency does not suffice: a late attempt could undo a write made after the other one.
     #[inline]
     fn may_hedge(self) -> bool {
         self.safe || self.exception.is_some_and(|exception| exception.idempotent)
@@ -120,7 +120,7 @@ impl RequestFacts {
 }
 
 impl StartedState {
-    /// A request that is sent once, whatever becomes of it.
+    /// A request that is never retried.
     #[cold]
     pub(crate) fn without_retry<B>(request: &Request<B>) -> Self {
         Self {
@@ -157,7 +157,7 @@ impl<B> RetryState<B> {
         self.source.as_ref()?.template.history.as_deref()
     }
 
-    /// The past, made now if there is none; where no attempt can follow, none does.
+    /// The history, created if absent; `None` if no retry is possible.
     fn history_mut(&mut self) -> Option<&mut AttemptHistory> {
         self.source.as_mut().map(|kept| &mut **kept.template.history.get_or_insert_default())
     }
@@ -167,13 +167,13 @@ impl<B> RetryState<B> {
         self.source.as_mut()?.template.history.take()
     }
 
-    /// Whether a response is the answer, whatever else there might be.
+    /// Whether a response is returned without further checks.
     #[inline(always)]
     pub(crate) fn is_final<R>(&self, response: &Response<R>) -> bool {
         FailureSignal::of(response, self.request.protocol).is_none()
     }
 
-    /// The answer is a success.
+    /// Records a successful response.
     #[inline(always)]
     pub(crate) fn on_success<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
         if self.request.counted {
@@ -186,13 +186,13 @@ impl<B> RetryState<B> {
         }
     }
 
-    /// Looks at a response that may be a failure; what it shows decides.
+    /// Decides on a response that may be a failure.
     pub(crate) fn on_response<R>(&mut self, settings: &Settings, response: &mut Response<R>) -> NextStep {
         let Some(shown) = FailureSignal::of(response, self.request.protocol) else {
             self.on_success(settings, response);
             return NextStep::Respond;
         };
-        // an inner layer has told it all, as who refuses does
+        // an inner layer has made the record complete
         if self.history().is_none() && shown.is_final() {
             return NextStep::Respond;
         }
@@ -234,7 +234,7 @@ impl<B> RetryState<B> {
     /// One of two attempts has failed while the other is under way.
     pub(crate) fn concurrent_failed(&mut self, record: Option<Failure>) {
         let Some(past) = self.history_mut() else { return };
-        // it is counted as overtaken until here
+        // it was counted as superseded so far
         past.attempts.superseded = past.attempts.superseded.saturating_sub(1);
         if let Some(record) = record {
             self.record_failure(record);
@@ -273,7 +273,7 @@ impl<B> RetryState<B> {
         match decision {
             Decision::Stop(stop) => Err(stop),
             Decision::Retry { after, .. } => {
-                // a pause beyond the clock's end is none that anybody waits for
+                // a backoff beyond the range of the clock cannot be waited for
                 let at = now.checked_add(after).ok_or(RetryStop::Pushback)?;
                 if let Some(past) = self.history_mut() {
                     past.withdrawal = token;
@@ -285,7 +285,7 @@ impl<B> RetryState<B> {
 
     fn record_failure(&mut self, record: Failure) {
         let resends = self.history().map_or(0, |past| past.attempts.count());
-        // the failure has a line of its own, as nobody further out will see it
+        // logged here, because no outer layer sees this failure
         tracing::info!(
             target: "tower_upstream",
             method = self.source.as_ref().map(|kept| excerpt(kept.template.method().as_str())).as_deref(),
@@ -294,17 +294,17 @@ impl<B> RetryState<B> {
             phase = record.phase().as_str(),
             http.request.resend_count = resends,
             upstream = record.upstream().map(excerpt).as_deref(),
-            "the request is sent again"
+            "retrying the request"
         );
         if let Some(past) = self.history_mut() {
             past.attempts.record_failure(record);
         }
     }
 
-    /// The last record, with those before it and why there is no further attempt.
+    /// The record of the last attempt, with the earlier ones and the reason why there is no further attempt.
     fn final_record(&mut self, record: Failure, stop: RetryStop) -> Failure {
         match self.take_history() {
-            // an inner layer has told it all
+            // an inner layer has made the record complete
             None if record.retry_stop().is_some() => record,
             past => past.map(|past| past.attempts).unwrap_or_default().into_final_failure(record, stop),
         }
@@ -318,11 +318,11 @@ impl<B> RetryState<B> {
 
     /// Whether an attempt has asked for the request's body, as far as that is known here.
     pub(crate) fn body_was_read(&self) -> bool {
-        // a later attempt finds it read by the first
+        // for a retry, the body was read by the first attempt
         self.history().is_none() && self.source.as_ref().is_some_and(|kept| kept.body.was_polled())
     }
 
-    /// Which attempt is under way, from 1.
+    /// The number of the attempt in flight, from 1.
     fn attempt(&self) -> u32 {
         self.history().map_or(1, |past| past.attempts.count())
     }
@@ -338,7 +338,7 @@ impl<B> RetryState<B> {
         let attempt = self.attempt();
         settings.count_attempt(&mut request, attempt);
         if let Some(deadline) = self.source.as_ref().and_then(|kept| kept.template.deadline) {
-            // what is left for this attempt, for the limits inside
+            // the remaining time, for the timeouts inside
             request.extensions_mut().insert(deadline);
         }
         if let Some(token) = self.history_mut().and_then(|past| past.withdrawal.take()) {
@@ -360,9 +360,9 @@ impl<B> RetryState<B> {
     }
 }
 
-/// The second attempt of two at a time.
+/// Hedging: the second of two concurrent attempts.
 impl<B> RetryState<B> {
-    /// Whether a second attempt may be sent beside this one: it is the first, and may be repeated.
+    /// Whether a concurrent attempt may be started: this is the first attempt, and it may be hedged.
     #[inline]
     pub(crate) fn can_hedge(&self) -> bool {
         match &self.source {
@@ -374,7 +374,7 @@ impl<B> RetryState<B> {
     /// When the second attempt is due, if there is to be one.
     pub(crate) fn hedge_at(&self, settings: &Settings) -> Option<Instant> {
         let begun = self.source.as_ref()?.template.hedge_start?;
-        // a delay beyond the clock's end never passes
+        // a delay beyond the range of the clock never elapses
         begun.checked_add(settings.hedging.as_ref()?.delay(begun)?)
     }
 
@@ -396,12 +396,12 @@ impl<B> RetryState<B> {
     /// The second attempt's request, now that its service takes it: as a rule one of the two will be in vain.
     pub(crate) fn concurrent_attempt<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
         let attempts = &mut self.history_mut()?.attempts;
-        // where the first has failed meanwhile, none is
+        // not if the first has failed in the meantime
         attempts.superseded = u32::from(attempts.count() == 1);
         self.next_request(settings, body)
     }
 
-    /// The first attempt was answered before its second was due.
+    /// The first attempt got its response before the second was due.
     #[inline]
     pub(crate) fn within_deadline(&mut self, settings: &Settings) {
         if self.can_hedge() {
@@ -409,7 +409,7 @@ impl<B> RetryState<B> {
         }
     }
 
-    /// What the first attempt took, as far as that is known.
+    /// Records the duration of the first attempt, as far as known.
     #[cold]
     fn learn(&self, settings: &Settings, now: Instant) {
         let begun = self.source.as_ref().and_then(|kept| kept.template.hedge_start);
@@ -428,7 +428,7 @@ impl<B> Drop for RetryState<B> {
     }
 }
 
-/// What is known of a failure that may have no record yet.
+/// The record of a failure signal; created if absent.
 fn record_of(shown: FailureSignal<'_>) -> Failure {
     match shown {
         FailureSignal::Failure(failure) => failure.clone(),

@@ -1,4 +1,4 @@
-//! What a `RetryLayer` was told.
+//! The settings of a `RetryLayer`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ pub(crate) struct Settings {
     pub(crate) body_cap: usize,
     pub(crate) extension_copiers: Vec<ExtensionCopier>,
     pub(crate) attempt_count_header: Option<HeaderName>,
-    /// From the call to the last attempt's head.
+    /// From the call to the response head of the last attempt.
     pub(crate) total: Option<Duration>,
     pub(crate) deadlines: Option<DeadlinePropagation>,
     pub(crate) median: Option<MedianSource>,
     pub(crate) hedging: Option<Hedging>,
 }
 
-/// How long an attempt takes as a rule, told by whoever measures it.
+/// The source of the median duration of attempts.
 #[derive(Clone)]
 pub(crate) struct MedianSource(pub(super) Arc<dyn Fn(Instant) -> Option<Duration> + Send + Sync>);
 

@@ -1,31 +1,31 @@
-//! Tokens in one word, fed by striped counters that only grow.
+//! A token bucket in one word, fed by striped monotonic counters.
 //!
-//! A success adds one to a counter of its own stripe and touches nothing that others write. What the counters have
-//! earned since they were last looked at is settled by whoever needs it: the word holds the tokens and, beside them, the
-//! low half of all that was ever earned when they were counted. So settling and taking are one compare-exchange, and
-//! between them there is nothing that another thread could come into.
+//! A success increments a counter of its own stripe and touches nothing that other threads write. Deposits since the last
+//! settlement are settled by the next withdrawal: the word holds the tokens and the low half of the total deposited at
+//! the last settlement. So settling and withdrawing are one compare-exchange, and no other thread can intervene between
+//! them.
 //!
-//! What holds, whatever the interleaving (`tests/loom` searches it):
+//! Invariants under any interleaving (`tests/loom` checks them):
 //!
-//! - Everything earned is settled once: none is lost but what is above the cap, none counts twice.
-//! - A withdrawal sees everything that was earned before it, and is refused only if that is less than a token.
-//! - Tokens are never above the cap that was handed in last, and never below zero.
+//! - Every deposit is settled exactly once: only deposits above the cap are lost.
+//! - A withdrawal sees all earlier deposits, and is refused only if they are less than a token.
+//! - Tokens are never above the cap passed in last, and never below zero.
 //!
-//! The half wraps around: that is no harm unless two million tokens were earned between two looks.
+//! The low half wraps around: harmless unless two million tokens are deposited between two settlements.
 
 use crate::stats::sync::{AtomicU64, Ordering};
 
-/// One token, in thousandths: the unit of everything here.
+/// One token, in thousandths, the unit of counting.
 pub(crate) const TOKEN: u32 = 1000;
 
-/// What is granted by the clock is counted so much finer, so that nothing is rounded away.
+/// Tokens added over time are counted in finer units, so that nothing is lost by rounding.
 const FINE: u64 = 1_000_000;
 
 const TOKENS: u32 = 32;
 
-/// The counters of the threads that share a stripe, on cache lines of their own.
+/// The counters of the threads that share a stripe, on their own cache lines.
 #[derive(Debug)]
-#[repr(align(128))] // two lines: they are fetched in pairs
+#[repr(align(128))] // two lines: prefetchers load them in pairs
 struct Stripe {
     begun: AtomicU64,
     succeeded: AtomicU64,
@@ -41,7 +41,7 @@ impl Stripe {
     }
 }
 
-/// How often each thing has happened.
+/// The totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TokenCounts {
     pub(crate) succeeded: u64,
@@ -50,14 +50,14 @@ pub(crate) struct TokenCounts {
     pub(crate) refused: u64,
 }
 
-/// The tokens and what feeds them.
+/// The tokens and the counters that feed them.
 #[derive(Debug)]
 pub(crate) struct StripedTokenBucket {
-    /// The tokens above, below what had been earned when they were settled; both in thousandths.
+    /// High half: the tokens; low half: the total deposited when they were settled; both in thousandths.
     word: AtomicU64,
-    /// By the clock, in billionths of a token.
+    /// Tokens added over time, in billionths of a token.
     granted: AtomicU64,
-    /// Thousandths of a token for a success.
+    /// Deposit of a success, in thousandths of a token.
     ratio: u64,
     stripes: Box<[Stripe]>,
     /// One less than the number of stripes, a power of two.
@@ -65,7 +65,7 @@ pub(crate) struct StripedTokenBucket {
 }
 
 impl StripedTokenBucket {
-    /// A ledger with so many thousandths of a token; the stripes are rounded up to a power of two.
+    /// A bucket with `tokens` thousandths of a token; the number of stripes is rounded up to a power of two.
     pub(crate) fn new(ratio: u16, tokens: u32, stripes: usize) -> Self {
         let stripes = stripes.next_power_of_two();
         Self {
@@ -77,19 +77,19 @@ impl StripedTokenBucket {
         }
     }
 
-    /// Counts a call; `stripe` may be any number, the same for the same thread.
+    /// Counts a call; `stripe` may be any number that is constant for a thread.
     #[inline]
     pub(crate) fn record_call(&self, stripe: usize) {
         self.count(stripe, |stripe| &stripe.begun);
     }
 
-    /// How many calls this stripe has counted.
+    /// The calls counted in this stripe.
     #[inline]
     pub(crate) fn calls_of_stripe(&self, stripe: usize) -> u64 {
         self.stripes.get(stripe & self.mask).map_or(0, |stripe| stripe.begun.load(Ordering::Relaxed))
     }
 
-    /// Counts a success, which earns its ratio.
+    /// Counts a success, which deposits the ratio.
     #[inline]
     pub(crate) fn record_success(&self, stripe: usize) {
         self.count(stripe, |stripe| &stripe.succeeded);
@@ -102,49 +102,49 @@ impl StripedTokenBucket {
         }
     }
 
-    /// Grants billionths of a token that nobody had to earn.
+    /// Adds billionths of a token.
     pub(crate) fn grant(&self, billionths: u64) {
         if billionths > 0 {
             self.granted.fetch_add(billionths, Ordering::Relaxed);
         }
     }
 
-    /// Whether less than a token was there when they were last settled.
+    /// Whether less than a token was available at the last settlement.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         tokens(self.word.load(Ordering::Relaxed)) < TOKEN
     }
 
-    /// Settles what was earned; the thousandths that are there now.
+    /// Settles the deposits and returns the tokens in thousandths.
     pub(crate) fn settle(&self, cap: u32) -> u32 {
         tokens(self.update(cap, Some).unwrap_or_else(|now| now))
     }
 
-    /// Takes a token, if there is one.
+    /// Withdraws a token, if available.
     pub(crate) fn withdraw(&self, cap: u32, stripe: usize) -> bool {
         let taken = self.update(cap, |tokens| tokens.checked_sub(TOKEN)).is_ok();
         self.count(stripe, |stripe| if taken { &stripe.withdrawn } else { &stripe.refused });
         taken
     }
 
-    /// Gives a token back, as far as there is room for it.
+    /// Refunds a token, up to the cap.
     pub(crate) fn refund(&self, cap: u32, stripe: usize) {
         // the closure never declines
         let _ = self.update(cap, |tokens| Some(tokens.saturating_add(TOKEN).min(cap)));
         self.count(stripe, |stripe| &stripe.refunded);
     }
 
-    /// Counts a withdrawal that took nothing.
+    /// Counts a withdrawal of an unlimited budget.
     pub(crate) fn withdraw_nothing(&self, stripe: usize) {
         self.count(stripe, |stripe| &stripe.withdrawn);
     }
 
-    /// Counts a refund that gave nothing back.
+    /// Counts a refund of an unlimited budget.
     pub(crate) fn refund_nothing(&self, stripe: usize) {
         self.count(stripe, |stripe| &stripe.refunded);
     }
 
-    /// How many calls have begun.
+    /// The number of calls started.
     pub(crate) fn calls(&self) -> u64 {
         self.sum(|stripe| &stripe.begun)
     }
@@ -162,9 +162,9 @@ impl StripedTokenBucket {
         self.stripes.iter().map(|stripe| which(stripe).load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
     }
 
-    /// Settles and changes the tokens in one step; what holds then, and as an error where the change declined.
+    /// Settles and changes the tokens atomically; returns the new word, or the current one as an error if `change` declines.
     fn update(&self, cap: u32, change: impl Fn(u32) -> Option<u32>) -> Result<u64, u64> {
-        // acquire and release: whoever finds a word finds counters at least as far as those that made it
+        // acquire and release: a thread that sees a word sees counters at least as recent as those it was made from
         let mut seen = self.word.load(Ordering::Acquire);
         loop {
             let earned = self.earned();
@@ -182,7 +182,7 @@ impl StripedTokenBucket {
         }
     }
 
-    /// The low half of all thousandths that were ever earned or granted.
+    /// The low half of the total deposited, in thousandths.
     fn earned(&self) -> u32 {
         let succeeded = self.sum(|stripe| &stripe.succeeded);
         low(succeeded.wrapping_mul(self.ratio).wrapping_add(self.granted.load(Ordering::Relaxed) / FINE))

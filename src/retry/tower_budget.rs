@@ -1,4 +1,4 @@
-//! The budget for those who retry with tower's own layer.
+//! The budget for tower's own retry layer.
 
 use tokio::time::Instant;
 use tower::retry::budget::Budget;
@@ -7,12 +7,12 @@ use super::{RetryBudget, Withdrawal};
 
 /// A [`RetryBudget`] as a budget of tower's own retry layer.
 ///
-/// tower's trait tells of successes and of withdrawals. A deposit therefore counts as a call that began and
-/// succeeded, and the rate is that of the successes: in a total outage the floor fades with them. A withdrawal is
-/// spent at once, as nobody says whether its retry was sent. The clock is read at each.
+/// tower's trait reports successes and withdrawals. A deposit therefore counts as a call that started and succeeded, and the
+/// rate is that of the successes: in a total outage the floor decays with them. A withdrawal is spent immediately, because
+/// the trait does not report whether its retry was sent. The clock is read at each.
 ///
-/// Unlike [`TpsBudget`](tower::retry::budget::TpsBudget) it takes no lock, keeps every ratio exactly (there 60 %
-/// becomes 100 %), and its floor is a share of the traffic.
+/// Unlike [`TpsBudget`](tower::retry::budget::TpsBudget) it takes no lock, keeps every ratio exactly (`TpsBudget` turns 60 %
+/// into 100 %), and its floor is a share of the traffic.
 ///
 /// ```
 /// use std::{future, sync::Arc};
