@@ -1,9 +1,9 @@
-//! Which form of an answer a request wants: `Accept` (RFC 9110 section 12.5.1).
+//! Content negotiation: which media type a request prefers, by `Accept` (RFC 9110 section 12.5.1).
 
-/// A longer field is read as if it were absent.
+/// A longer field is ignored.
 const MAX_FIELD: usize = 4096;
 
-/// The forms in which an answer can be written.
+/// The media types in which an error can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MediaType {
     Plain,
@@ -11,31 +11,31 @@ pub(super) enum MediaType {
     Problem,
 }
 
-/// In the order that decides where a request likes several alike, as one with `*/*` does.
+/// In the order of preference among equals, as for `*/*`.
 const FORMS: [MediaType; 3] = [MediaType::Plain, MediaType::Html, MediaType::Problem];
 
-/// How much a request likes a form, and by which of its ranges.
+/// How much a request prefers a media type, and by which range.
 #[derive(Clone, Copy, Default)]
 struct Preference {
-    /// How closely the range names the form; 0 is not at all.
+    /// The specificity of the range for this media type; 0 if it does not match.
     close: u8,
     /// In thousandths.
     quality: u16,
-    /// How many ranges stood before it.
+    /// The number of ranges before it.
     place: usize,
 }
 
 impl MediaType {
-    /// Reads the field; one that is absent, malformed or too long leaves the choice to us: plain text.
+    /// Reads the field. If it is absent, malformed or too long, the result is plain text.
     ///
-    /// Each form has the quality of the range that names it most closely. The highest wins; among equals the one that
-    /// was named more closely, then the one that was named first. Where nothing is acceptable the answer is plain
-    /// text, as an error without a word helps nobody (the same section allows it).
+    /// Each media type has the quality of the most specific range that matches it. The highest quality wins; among equals the more
+    /// specific range, then the earlier one. If nothing is acceptable the result is plain text, because an error without a
+    /// message helps no one (the same section allows it).
     pub(super) fn of(accept: Option<&[u8]>) -> Self {
         accept.and_then(read).unwrap_or(Self::Plain)
     }
 
-    /// How closely a range names this form.
+    /// The specificity of a range for this media type.
     fn specificity(self, range: &MediaRange<'_>) -> u8 {
         let (kind, subtype): (&[u8], &[u8]) = match self {
             Self::Plain => (b"text", b"plain"),
@@ -46,7 +46,7 @@ impl MediaType {
         match (range.kind, range.subtype) {
             (b"*", b"*") => 1,
             (named, b"*") if is(named, kind) => 2,
-            // who reads any JSON reads a problem
+            // a client that accepts JSON can read a problem
             (named, json) if self == Self::Problem && is(named, kind) && is(json, b"json") => 3,
             (named, also) if is(named, kind) && is(also, subtype) => 4,
             _ => 0,
@@ -73,7 +73,7 @@ fn read(field: &[u8]) -> Option<MediaType> {
     }
     let mut best: Option<(MediaType, Preference)> = None;
     for (form, liking) in FORMS.into_iter().zip(liked) {
-        // any JSON is named as closely as text/html is
+        // `application/json` is as specific as `text/html`
         let rank = |liking: &Preference| (liking.quality, liking.close.min(3), usize::MAX - liking.place);
         if liking.close > 0 && liking.quality > 0 && best.is_none_or(|(_, best)| rank(&liking) > rank(&best)) {
             best = Some((form, liking));
@@ -82,7 +82,7 @@ fn read(field: &[u8]) -> Option<MediaType> {
     best.map(|(form, _)| form)
 }
 
-/// One member of the field; parameters other than the weight do not count, as no form has a variant.
+/// One member of the field; parameters other than the weight are ignored.
 struct MediaRange<'a> {
     kind: &'a [u8],
     subtype: &'a [u8],
@@ -128,7 +128,7 @@ fn weight(value: &[u8]) -> Option<u16> {
     }
 }
 
-/// What stands between separators, trimmed; none counts inside a quoted string (RFC 9110 section 5.6.4).
+/// Splits at separators outside of quoted strings and trims (RFC 9110 section 5.6.4).
 fn pieces(field: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let (mut quoted, mut escaped) = (false, false);
     let separates = move |&byte: &u8| {

@@ -1,10 +1,10 @@
-//! What a page is written from.
+//! The input of an error page.
 
 use http::StatusCode;
 
 use crate::cause::{BadGatewayCause, Failure, Replay};
 
-/// What is known of a failure when its page is written.
+/// The failure and the request data that an error page is written from.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorContext<'a> {
     pub(super) failure: &'a Failure,
@@ -15,37 +15,37 @@ pub struct ErrorContext<'a> {
 }
 
 impl<'a> ErrorContext<'a> {
-    /// The record. A visitor should read nothing of its peer, upstream or source.
+    /// The record. Do not show its peer, upstream or source to users.
     pub fn failure(&self) -> &'a Failure {
         self.failure
     }
 
-    /// What went wrong.
+    /// The cause.
     pub fn cause(&self) -> BadGatewayCause {
         self.failure.cause()
     }
 
-    /// The status of the answer.
+    /// The status of the response.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// Whether it is proven that nothing was processed: whatever the method, sending it again does no harm.
+    /// Whether it is proven that nothing was processed, so that sending any request again is safe.
     pub fn retry_safe(&self) -> bool {
         self.failure.replay() == Replay::NotSent
     }
 
-    /// The answer's `x-request-id`, of which 128 characters count; it may be the client's own.
+    /// The response's `x-request-id`, at most 128 characters; the client may have chosen it.
     pub fn request_id(&self) -> Option<&'a str> {
         self.request_id
     }
 
-    /// When it failed: RFC 3339, UTC, to the second.
+    /// The time of the failure: RFC 3339, UTC, to the second.
     pub fn time(&self) -> &'a str {
         self.time
     }
 
-    /// The request's `Accept-Language`, as it came.
+    /// The request's `Accept-Language`, unchanged.
     pub fn accept_language(&self) -> Option<&'a str> {
         self.accept_language
     }
@@ -58,7 +58,7 @@ impl<'a> ErrorContext<'a> {
         }
     }
 
-    /// What names the upstream, for a page that is allowed to.
+    /// Details that identify the upstream, for a page that may show them.
     pub(super) fn revealed(&self) -> impl Iterator<Item = (&'static str, String)> + use<'a> {
         let failure = self.failure;
         let cause = Some(("cause", failure.cause().to_string()));

@@ -1,4 +1,4 @@
-//! The answer for gRPC: a status of its own in the head of an HTTP 200, and nothing behind it.
+//! The error response for gRPC: an HTTP 200 with the gRPC status in its head and no body.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use super::negotiation::ErrorFormat;
 use crate::cause::{BadGatewayCause, Detail, Failure, Replay};
 
-/// The codes of gRPC's `statuscodes.md` that a gateway has a use for.
+/// The gRPC status codes that a gateway uses (`statuscodes.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     Cancelled = 1,
@@ -25,9 +25,9 @@ pub(super) enum Code {
 impl Code {
     /// The code for a failure.
     ///
-    /// `Unavailable` invites clients to try again, and so is for what will pass. A relayed status has the code of
-    /// `http-grpc-status-mapping.md`, a reset stream that of its HTTP/2 error (`PROTOCOL-HTTP2.md`, Errors); what was
-    /// sent and not answered in time is `DeadlineExceeded`, whoever's limit it was.
+    /// `Unavailable` invites clients to retry, so it is for temporary failures. A relayed status has the code of
+    /// `http-grpc-status-mapping.md`, a reset stream that of its HTTP/2 error (`PROTOCOL-HTTP2.md`, Errors). A request that was
+    /// sent and not answered in time is `DeadlineExceeded`, whichever timeout fired.
     pub(super) fn of(failure: &Failure) -> Self {
         use BadGatewayCause as C;
         match failure.cause() {
@@ -100,7 +100,7 @@ impl Code {
     }
 }
 
-/// The status, the message, and how long to wait, under the names that gRPC has for them.
+/// The status, the message and the pushback, under gRPC's names.
 struct Trailers {
     code: Code,
     message: String,
@@ -122,10 +122,10 @@ impl Trailers {
     }
 }
 
-/// Makes a head the one of a failed call, and returns what goes behind it.
+/// Rewrites the head as that of a failed call and returns its body.
 ///
-/// For gRPC nothing does (`Trailers-Only` of `PROTOCOL-HTTP2.md`). gRPC-Web has its trailers in the body
-/// (`PROTOCOL-WEB.md`), where a browser's client reads them without leave to see the head's fields.
+/// gRPC has no body (`Trailers-Only` of `PROTOCOL-HTTP2.md`). gRPC-Web has its trailers in the body
+/// (`PROTOCOL-WEB.md`), where browsers can read them without CORS permission for the fields of the head.
 pub(super) fn write(headers: &mut HeaderMap, protocol: ErrorFormat, failure: &Failure, message: &str) -> Bytes {
     let trailers = Trailers::of(failure, message, headers);
     let (kind, body) = match protocol {
@@ -144,13 +144,13 @@ pub(super) fn write(headers: &mut HeaderMap, protocol: ErrorFormat, failure: &Fa
     body
 }
 
-/// `Retry-After` in milliseconds, as gRPC proposal A6 has it: a signed number of 32 bits.
+/// `Retry-After` in milliseconds: a signed 32-bit number (gRPC proposal A6).
 fn pushback(headers: &HeaderMap) -> Option<u32> {
     let seconds: u32 = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(seconds.saturating_mul(1000).min(i32::MAX.unsigned_abs()))
 }
 
-/// A frame of gRPC-Web that holds trailers: its first bit is set, then come length and lines.
+/// A trailer frame of gRPC-Web: the first bit set, then the length and the lines.
 fn frame(trailers: Trailers) -> Vec<u8> {
     let mut block = String::new();
     for (name, value) in trailers.lines() {
@@ -160,7 +160,7 @@ fn frame(trailers: Trailers) -> Vec<u8> {
     [&[0x80][..], &length.to_be_bytes(), block.as_bytes()].concat()
 }
 
-/// `Status-Message`: all but visible ASCII and the space is `%XX`, and so is `%` (`PROTOCOL-HTTP2.md`, Responses).
+/// `Status-Message`: everything but visible ASCII and space is written as `%XX`, and so is `%` (`PROTOCOL-HTTP2.md`, Responses).
 fn percent_encoded(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
     for byte in message.bytes() {

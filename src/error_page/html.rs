@@ -1,4 +1,4 @@
-//! The page for people: no scripts, nothing from outside, readable in light and dark.
+//! The HTML error page: no scripts, no external resources, light and dark.
 
 use super::{ErrorContext, Messages};
 
@@ -12,15 +12,15 @@ dl{margin:2rem 0;padding:1rem 0;border:solid #8c959f;border-width:1px 0;font-siz
 dt{color:#57606a}dd{margin:0 0 .5rem;overflow-wrap:anywhere;font-family:ui-monospace,monospace}\
 @media(prefers-color-scheme:dark){body{background:#14171a;color:#e8eaed}dt{color:#a8b1bb}}";
 
-/// What a browser may do with the page: nothing but apply this one style sheet, which the hash names.
+/// The content security policy: only this style sheet, by its hash.
 pub(super) const POLICY: &str = "default-src 'none'; style-src 'sha256-0yggin+tgA8K7c7t6nkCZSOLtxwaNvEUonz1235VqiQ='; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
-/// The same for a page by the deployment's own function: styles and embedded pictures of its own.
+/// The policy for a page of the deployment's own template: inline styles and embedded pictures.
 pub(super) const OWN_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
-/// The whole page; `rows` are further facts in the list.
+/// The whole page; `rows` are additional entries of the list.
 pub(super) fn html(
     facts: &ErrorContext<'_>,
     texts: &Messages,
@@ -65,7 +65,7 @@ impl HtmlPage {
     }
 }
 
-/// Writes text so that it is text in an element and in a quoted attribute; control characters are dropped.
+/// Escapes text for elements and quoted attributes; drops control characters.
 fn escape(out: &mut String, text: &str) {
     for character in text.chars() {
         match character {

@@ -1,11 +1,11 @@
-//! The answer for programs: a problem (RFC 9457).
+//! The JSON error response: a problem (RFC 9457).
 
 use std::fmt::Write as _;
 
 use super::{ErrorContext, Messages};
 
 /// The members `type` (without it the problem is `about:blank`), `title`, `status`, `detail`, `request_id`, `time`,
-/// `retry_safe`, and what is revealed.
+/// `retry_safe`, and the revealed details.
 pub(super) fn problem(
     facts: &ErrorContext<'_>,
     texts: &Messages,
@@ -39,7 +39,7 @@ fn member(out: &mut String, name: &str, value: &str) {
     out.push(',');
 }
 
-/// A string (RFC 8259 section 7); control characters are dropped, and nothing in it can be taken for markup.
+/// A string (RFC 8259 section 7); drops control characters and escapes markup.
 fn string(out: &mut String, text: &str) {
     out.push('"');
     for character in text.chars() {

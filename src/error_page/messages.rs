@@ -1,4 +1,4 @@
-//! What a visitor reads.
+//! The messages of an error page.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use crate::cause::BadGatewayCause;
 
 type Text = Cow<'static, str>;
 
-/// The sentences of a page: plain text, which each form escapes as it has to.
+/// The messages of an error page, as plain text; each media type escapes them as needed.
 ///
 /// ```
 /// use tower_upstream::error_page::{ErrorPage, Messages};
@@ -41,7 +41,7 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// The texts for visitors who read English.
+    /// The English messages.
     pub fn english(facts: &ErrorContext<'_>) -> Self {
         Self {
             language: Cow::Borrowed("en"),
@@ -53,41 +53,41 @@ impl Messages {
         }
     }
 
-    /// The language of the other texts, as a tag of BCP 47 (default: `en`).
+    /// Sets the language of the other messages, as a BCP 47 tag (default: `en`).
     pub fn language(mut self, tag: impl Into<Text>) -> Self {
         self.language = tag.into();
         self
     }
 
-    /// What happened, in one sentence.
+    /// Sets what happened, in one sentence.
     pub fn summary(mut self, sentence: impl Into<Text>) -> Self {
         self.summary = sentence.into();
         self
     }
 
-    /// Whether it is safe to try again (default: [`Failure::user_hint`](crate::Failure::user_hint)).
+    /// Sets whether it is safe to try again (default: [`Failure::user_hint`](crate::Failure::user_hint)).
     ///
-    /// Say only what is proven: that nothing was processed is known where
-    /// [`retry_safe`](ErrorContext::retry_safe) says so, and nowhere else.
+    /// Say only what is proven: that nothing was processed is known only if
+    /// [`retry_safe`](ErrorContext::retry_safe) is true.
     pub fn advice(mut self, sentence: impl Into<Text>) -> Self {
         self.advice = Some(sentence.into());
         self
     }
 
-    /// What stands before the request's id and before the time (default: `Request ID`, `Time (UTC)`).
+    /// Sets the labels of the request id and the time (default: `Request ID`, `Time (UTC)`).
     pub fn labels(mut self, request: impl Into<Text>, time: impl Into<Text>) -> Self {
         self.request_label = request.into();
         self.time_label = time.into();
         self
     }
 
-    /// Whom to tell (default: what [`ErrorPage::contact`](super::ErrorPage::contact) says).
+    /// Sets the contact (default: that of [`ErrorPage::contact`](super::ErrorPage::contact)).
     pub fn contact(mut self, sentence: impl Into<Text>) -> Self {
         self.contact = Some(sentence.into());
         self
     }
 
-    /// What happened and what to do, in one line.
+    /// The summary and the advice, in one line.
     pub(super) fn detail(&self) -> String {
         match &self.advice {
             Some(advice) => format!("{} {advice}", self.summary),

@@ -1,27 +1,27 @@
-//! The answer to a failure, in a form that whoever asked can read.
+//! Error pages: the response to a failure, in a media type that the client accepts.
 //!
-//! [`ErrorPageLayer`] stands outermost, around [`ClassifyLayer`](crate::ClassifyLayer). Where a layer of this crate
-//! answered in the upstream's place, or a handler returned a [`Failure`], it puts an [`ErrorPage`] in
-//! place of the line of text. An answer that was relayed is never touched, nor is a page that a service of your own
-//! wrote, nor the 400 and 501 of [`forward`](crate::forward), nor an error.
+//! [`ErrorPageLayer`] is the outermost layer, around [`ClassifyLayer`](crate::ClassifyLayer). Where a layer of this crate
+//! responded in the upstream's place, or a handler returned a [`Failure`], it replaces the line of text by an
+//! [`ErrorPage`]. It never changes relayed responses, pages written by a service of your own, the 400 and 501 of
+//! [`forward`](crate::forward), or errors.
 //!
-//! | the request | the answer |
+//! | the request | the response |
 //! |---|---|
-//! | accepts `text/html`, as browsers do | a page without scripts or anything from outside, light and dark: what happened, whether it is safe to try again, the request's id, the time, whom to tell |
+//! | accepts `text/html`, as browsers do | a page without scripts or external resources, light and dark: what happened, whether it is safe to try again, the request id, the time, a contact |
 //! | accepts `application/problem+json` or `application/json` | a problem (RFC 9457) with `title`, `status`, `detail`, `request_id`, `time` and `retry_safe` |
-//! | accepts anything, or says nothing | plain text |
-//! | is a POST of `application/grpc` | HTTP 200 and in its head `grpc-status`, `grpc-message` and, with a `Retry-After` where a retry is safe, `grpc-retry-pushback-ms` |
+//! | accepts anything, or has no `Accept` | plain text |
+//! | is a POST of `application/grpc` | HTTP 200 with `grpc-status`, `grpc-message` and, with a `Retry-After` where a retry is safe, `grpc-retry-pushback-ms` in its head |
 //! | is a POST of `application/grpc-web`, `-web-text` | HTTP 200 and the same as trailers in the body |
-//! | is a HEAD | the head that the GET would have |
+//! | is a HEAD | the head that a GET would get |
 //!
-//! `retry_safe` says that it is proven that nothing was processed; the sentence for visitors is
-//! [`Failure::user_hint`](crate::Failure::user_hint) and says no more either. No form names upstream, address,
-//! cause or software, unless [told to](ErrorPage::reveal_upstream). `Accept` is read by RFC 9110 section 12.5.1, and
-//! only once a request has failed.
+//! `retry_safe` means that it is proven that nothing was processed; the sentence for users is
+//! [`Failure::user_hint`](crate::Failure::user_hint) and claims no more. No media type names the upstream, address,
+//! cause or software unless [configured](ErrorPage::reveal_upstream). `Accept` is parsed (RFC 9110 section 12.5.1) only
+//! once a request has failed.
 //!
-//! Status, `Retry-After`, `Proxy-Status` and `x-request-id` stay; `cache-control: no-store`, `vary`,
-//! `x-content-type-options` and, for HTML, `content-security-policy` are added. The cause stays in the extensions. As
-//! the answer of a gRPC call has status 200, what acts on statuses belongs inside this layer.
+//! Status, `Retry-After`, `Proxy-Status` and `x-request-id` are kept; `cache-control: no-store`, `vary`,
+//! `x-content-type-options` and, for HTML, `content-security-policy` are added. The cause remains in the extensions. Because
+//! the response to a gRPC call has status 200, layers that act on statuses belong inside this layer.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -87,7 +87,7 @@ pub use self::messages::Messages;
 pub(crate) use self::negotiation::ResponsePreferences;
 pub use self::page::ErrorPage;
 
-/// Puts a page in place of the answers that were made here; see the [module](self).
+/// Replaces local responses to failures by an error page; see the [module](self).
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ErrorPageLayer {
@@ -95,7 +95,7 @@ pub struct ErrorPageLayer {
 }
 
 impl ErrorPageLayer {
-    /// Answers with this page.
+    /// A layer with this page.
     pub fn new(page: ErrorPage) -> Self {
         Self { page: Arc::new(page) }
     }
@@ -143,7 +143,7 @@ where
     }
 }
 
-/// The same without `&mut`, where the inner service is hyper's.
+/// hyper's `Service`, if the inner service implements it.
 impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for ErrorPageService<S>
 where
     S: hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
@@ -162,7 +162,7 @@ where
 }
 
 pin_project! {
-    /// The future of [`Paged`].
+    /// The future of [`ErrorPageService`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -191,7 +191,7 @@ where
     }
 }
 
-/// The answer with its page, if it was made here.
+/// Adds the page if the response is local.
 #[cold]
 fn paged<B: From<Bytes>>(
     page: &ErrorPage,

@@ -1,24 +1,24 @@
-//! What is remembered of a request until its failure.
+//! The request's preferences for an error response, kept until it fails.
 
 use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 
-/// In which form a request wants its answer: 56 bytes, and nothing of it read yet.
+/// The unparsed preferences of a request: 56 bytes.
 ///
-/// Of several `Accept` lines the first counts.
+/// Of several `Accept` lines the first one is used.
 #[derive(Clone, Debug)]
 pub(crate) struct ResponsePreferences {
     pub(super) accept: Option<HeaderValue>,
-    /// Boxed, as few deployments ask for it.
+    /// Boxed because few deployments use it.
     pub(super) language: Option<Box<HeaderValue>>,
     pub(super) protocol: ErrorFormat,
 }
 
-/// What the caller speaks, and so where it looks for a failure.
+/// The client's protocol, which decides where it looks for the error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ErrorFormat {
     Http,
-    /// HTTP, and the answer has a head alone.
+    /// HTTP, and the response has no body.
     Head,
     Grpc,
     GrpcWeb,
@@ -26,7 +26,7 @@ pub(super) enum ErrorFormat {
     GrpcWebText,
 }
 
-/// Whether anybody reads `Accept-Language`.
+/// Whether the messages depend on `Accept-Language`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LanguageChoice {
     One,
@@ -52,7 +52,7 @@ impl ErrorFormat {
     fn of(method: &Method, headers: &HeaderMap) -> Self {
         match *method {
             Method::HEAD => Self::Head,
-            // a gRPC request is a POST, and what is none pays no look-up
+            // gRPC uses POST; skip the header lookup for other methods
             Method::POST => headers.get(CONTENT_TYPE).map_or(Self::Http, |kind| Self::spoken(kind.as_bytes())),
             _ => Self::Http,
         }
@@ -60,7 +60,7 @@ impl ErrorFormat {
 
     #[inline]
     fn spoken(kind: &[u8]) -> Self {
-        // one byte tells it from most others
+        // one byte excludes most other types
         if matches!(kind.get(12), Some(b'g' | b'G')) { Self::grpc(kind) } else { Self::Http }
     }
 

@@ -1,4 +1,4 @@
-//! What is written, and how it becomes the answer.
+//! The error page's settings, and how it is written into a response.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,17 +22,17 @@ type Template = dyn Fn(&ErrorContext<'_>, &Messages) -> String + Send + Sync;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// How many characters of a request's id are shown: it may be the client's own.
+/// The maximum length of a shown request id: the client may have chosen it.
 const MAX_ID: usize = 128;
 
 const CONTACT: &str = "If this happens again, tell whoever runs this site, and name the time and the request ID.";
 
-/// What the answer to a failure says.
+/// The settings of an error page.
 ///
 /// | setting | default |
 /// |---|---|
 /// | [`messages`](Self::messages) | English, by cause |
-/// | [`contact`](Self::contact) | to tell whoever runs the site, without an address |
+/// | [`contact`](Self::contact) | a sentence that refers to the operator of the site, without an address |
 /// | [`reveal_upstream`](Self::reveal_upstream) | off: no cause, upstream or address is named |
 /// | [`problem_types`](Self::problem_types) | `about:blank` |
 /// | [`template`](Self::template) | a page of less than 3 KB |
@@ -58,7 +58,7 @@ enum Upstream {
     Revealed,
 }
 
-/// An answer's content, and the fields that go with it.
+/// The content of a response, with the fields that describe it.
 struct Content {
     kind: &'static str,
     text: String,
@@ -76,37 +76,37 @@ impl ErrorPage {
         Arc::make_mut(&mut self.settings)
     }
 
-    /// Writes the texts anew, in other words or other languages (default: [`Messages::english`]).
+    /// Sets the messages, for other wording or languages (default: [`Messages::english`]).
     ///
-    /// From then on each request's `Accept-Language` is remembered, which costs it an allocation.
+    /// Each request's `Accept-Language` is then kept, which costs an allocation.
     pub fn messages(mut self, write: impl Fn(&ErrorContext<'_>) -> Messages + Send + Sync + 'static) -> Self {
         self.settings().messages = Some(Arc::new(write));
         self
     }
 
-    /// Whom to tell, as a whole sentence (default: whoever runs the site).
+    /// Sets the contact, as a whole sentence (default: the operator of the site).
     pub fn contact(mut self, sentence: impl Into<String>) -> Self {
         self.settings().contact = Some(sentence.into().into());
         self
     }
 
-    /// Names cause, upstream and peer in every form (default: none of them).
+    /// Shows cause, upstream and peer in every media type (default: none of them).
     ///
-    /// For callers inside the house: to others it tells how the house is built.
+    /// For internal clients only: it reveals the structure of the deployment.
     pub fn reveal_upstream(mut self) -> Self {
         self.settings().upstream = Upstream::Revealed;
         self
     }
 
-    /// Makes a problem's `type` this URI with the cause at its end (default: `about:blank`).
+    /// Sets a problem's `type` to this URI followed by the cause (default: `about:blank`).
     pub fn problem_types(mut self, base: impl Into<String>) -> Self {
         self.settings().types = Some(base.into().into());
         self
     }
 
-    /// Writes the whole HTML page (default: the crate's own).
+    /// Sets a function that writes the whole HTML page (default: the crate's own).
     ///
-    /// What the function takes from the facts it has to escape: the request's id may be the client's own. The policy
+    /// The function has to escape what it takes from the context: the client may have chosen the request id. The policy
     /// of such a page allows inline styles and pictures in `data:`, and nothing else.
     ///
     /// ```
@@ -119,13 +119,13 @@ impl ErrorPage {
         self
     }
 
-    /// What has to be remembered of a request until its failure: two look-ups and a count.
+    /// Collects the preferences of a request: two lookups and a reference count.
     #[inline]
     pub(crate) fn preferences<B>(&self, request: &Request<B>) -> ResponsePreferences {
         self.preferences_with(request, request.headers().get(ACCEPT))
     }
 
-    /// The same where somebody else has looked `Accept` up.
+    /// The same, if the caller has looked up `Accept` already.
     #[inline]
     pub(crate) fn preferences_with<B>(
         &self,
@@ -136,9 +136,9 @@ impl ErrorPage {
         ResponsePreferences::of(request.method(), request.headers(), accept, languages)
     }
 
-    /// Makes a head the one of this failure's page, and returns the body that goes with it.
+    /// Rewrites the head for the error page and returns its body.
     ///
-    /// The status stays, but for gRPC, where it is 200 and `grpc-status` says what failed; so do `Retry-After`,
+    /// The status is kept, except for gRPC, where it is 200 and `grpc-status` has the code; so are `Retry-After`,
     /// `Proxy-Status` and `x-request-id`. A status without content keeps its head. `now` is the time of day.
     pub(crate) fn write<T>(
         &self,
@@ -175,7 +175,7 @@ impl ErrorPage {
             accept_language: wish.language.as_ref().and_then(|language| language.to_str().ok()),
         };
         let texts = self.settings.messages.as_ref().map_or_else(|| Messages::english(&facts), |write| write(&facts));
-        // what described the content that is replaced
+        // fields that described the replaced content
         for stale in [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING] {
             headers.remove(stale);
         }
@@ -228,7 +228,7 @@ impl ErrorPage {
         }
     }
 
-    /// The one line that gRPC has.
+    /// The single-line message for gRPC.
     fn message(&self, facts: &ErrorContext<'_>, texts: &Messages) -> String {
         let revealed = self.revealed(facts);
         let rows = revealed.iter().map(|(name, value)| format!(" {name}={value}"));
@@ -261,7 +261,7 @@ fn shortened(id: &str) -> String {
     }
 }
 
-/// Says that the answer depends on a field, where that is not said yet.
+/// Adds a field name to `Vary`, unless present.
 fn vary(headers: &mut HeaderMap, field: HeaderName) {
     let lines = headers.get_all(VARY).iter().filter_map(|line| line.to_str().ok());
     let mut named = lines.flat_map(|line| line.split(',')).map(str::trim);

@@ -1,8 +1,8 @@
-//! The answer in plain text, for terminals and for whatever asked for nothing we write.
+//! The plain-text error response, for terminals and for clients that accept nothing else we write.
 
 use super::{ErrorContext, Messages};
 
-/// Status, what happened, what to do, and the facts: a line each.
+/// Status, summary, advice and details, one per line.
 pub(super) fn plain(
     facts: &ErrorContext<'_>,
     texts: &Messages,
@@ -28,7 +28,7 @@ pub(super) fn plain(
     out
 }
 
-/// One line, whatever the text holds.
+/// Writes one line; drops control characters.
 fn line(out: &mut String, text: &str) {
     out.extend(text.chars().filter(|character| !character.is_control()));
     out.push('\n');

@@ -1,4 +1,4 @@
-//! The time of day for people and programs: RFC 3339 in UTC, to the second.
+//! The time of day as RFC 3339 in UTC, to the second.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ const LAST: u64 = 253_402_300_799;
 
 /// `2026-11-22T18:23:40Z`; a clock before 1970 reads as its first second.
 ///
-/// The date is counted as Howard Hinnant's `civil_from_days` counts it, in years that begin in March and eras of 400
+/// The date is computed like Howard Hinnant's `civil_from_days`, with years that start in March and eras of 400
 /// years (<https://howardhinnant.github.io/date_algorithms.html>).
 pub(super) fn rfc3339(now: SystemTime) -> String {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).min(LAST);
