@@ -193,7 +193,7 @@ async fn a_101_passes_where_it_was_asked_for() {
         let answer = layer().layer(switching(to)).oneshot(get("/", fields)).await.unwrap();
         assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (502, Some(Cause::UpgradeFailed)));
         assert!(!answer.headers().contains_key("upgrade"));
-        assert!(Failure::of(&answer).unwrap().to_string().contains("nobody had asked for"));
+        assert!(Failure::of(&answer).unwrap().to_string().contains("was not requested"));
     }
 }
 

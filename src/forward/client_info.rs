@@ -1,10 +1,10 @@
-//! The connection a request came on.
+//! The client's connection: address and scheme.
 
 use std::net::IpAddr;
 
 use http::HeaderValue;
 
-/// The scheme a request came by.
+/// The scheme of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// Without TLS.
@@ -14,7 +14,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The name in lower case, as it stands in a URI.
+    /// The name in lower case, as in a URI.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -23,7 +23,7 @@ impl Scheme {
     }
 }
 
-/// Who sent a request: make one per connection, and its field values are ready.
+/// The client of a request; create one per connection, with its field values prepared.
 #[derive(Clone, Debug)]
 pub struct ClientInfo {
     address: Option<HeaderValue>,
@@ -32,13 +32,13 @@ pub struct ClientInfo {
 }
 
 impl ClientInfo {
-    /// The peer's address, if there is one, and the scheme it spoke.
+    /// A client with this address, if known, and scheme.
     ///
-    /// An IPv4 address that a dual-stack socket shows as IPv6 is written as IPv4.
+    /// An IPv4-mapped address of a dual-stack socket is written as IPv4.
     pub fn new(address: Option<IpAddr>, scheme: Scheme) -> Self {
         let node = match address.map(|address| address.to_canonical()) {
             Some(IpAddr::V4(address)) => address.to_string(),
-            // Brackets and colons are no token, hence the quotes (RFC 7239 section 6).
+            // brackets and colons are not allowed in a token, hence the quotes (RFC 7239 section 6)
             Some(IpAddr::V6(address)) => format!("\"[{address}]\""),
             None => "unknown".to_owned(),
         };
@@ -50,22 +50,22 @@ impl ClientInfo {
         }
     }
 
-    /// A caller of whom neither address nor scheme is known.
+    /// A client of which neither address nor scheme is known.
     pub fn unknown() -> Self {
         Self { address: None, scheme: None, element: HeaderValue::from_static("for=unknown") }
     }
 
-    /// What `X-Forwarded-For` says of it.
+    /// The value for `X-Forwarded-For`.
     pub(super) fn address(&self) -> Option<&HeaderValue> {
         self.address.as_ref()
     }
 
-    /// What `X-Forwarded-Proto` says of it.
+    /// The value for `X-Forwarded-Proto`.
     pub(super) fn proto(&self) -> Option<HeaderValue> {
         self.scheme.map(|scheme| HeaderValue::from_static(scheme.as_str()))
     }
 
-    /// What `Forwarded` says of it, the host left out (RFC 7239 section 5).
+    /// The element for `Forwarded`, without the host (RFC 7239 section 5).
     pub(super) fn element(&self) -> &HeaderValue {
         &self.element
     }

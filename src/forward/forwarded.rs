@@ -1,4 +1,4 @@
-//! `Forwarded` (RFC 7239) and the `X-Forwarded-*` fields: where a request came from.
+//! Writes `Forwarded` (RFC 7239) and the `X-Forwarded-*` fields.
 
 use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 
@@ -11,17 +11,17 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Which fields are written, and whether what the caller sent of them counts.
+/// Settings: the fields to write, and whether the client's are trusted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ForwardedBuilder {
     pub(super) trust: Trust,
     pub(super) fields: ForwardedFields,
-    /// Fields that a layer before the gateway sets or removes on every request.
+    /// Fields that a layer in front of the gateway sets or removes on every request.
     pub(super) kept: Vec<HeaderName>,
 }
 
 impl ForwardedBuilder {
-    /// Writes the fields over, or behind, what is there.
+    /// Overwrites the fields, or appends to trusted ones.
     pub(super) fn put(
         &self,
         headers: &mut HeaderMap,
@@ -57,7 +57,7 @@ impl ForwardedBuilder {
 
 fn put_x_forwarded(headers: &mut HeaderMap, kept: HeaderLists, caller: &ClientInfo, authority: Option<&HeaderValue>) {
     if kept.has(HeaderLists::X_FORWARDED_FOR) {
-        // Left out, our caller would pass for the one before it.
+        // if omitted, our client would look like the hop before it
         let address = caller.address().cloned().unwrap_or(HeaderValue::from_static("unknown"));
         let value = behind(headers, &X_FORWARDED_FOR, &address).unwrap_or(address);
         headers.insert(&X_FORWARDED_FOR, value);
@@ -76,7 +76,7 @@ fn put_x_forwarded(headers: &mut HeaderMap, kept: HeaderLists, caller: &ClientIn
     }
 }
 
-/// The field with one more member; `None` where it would be longer than anybody needs.
+/// The field with one more member; `None` if it would be too long.
 fn behind(headers: &HeaderMap, name: &HeaderName, last: &HeaderValue) -> Option<HeaderValue> {
     joined(headers.get_all(name).iter().chain([last]).map(HeaderValue::as_bytes))
 }
@@ -92,7 +92,7 @@ fn element(caller: &ClientInfo, authority: Option<&HeaderValue>) -> HeaderValue 
     HeaderValue::from_bytes(&element).unwrap_or_else(|_| caller.element().clone())
 }
 
-/// Whether a line keeps to the grammar (RFC 7239 section 4): no pair is broken, none stands twice in an element.
+/// Whether a line conforms to the grammar (RFC 7239 section 4): valid pairs, no duplicate in an element.
 fn is_valid(line: &[u8]) -> bool {
     let mut rest = line;
     let mut known = 0;
@@ -120,7 +120,7 @@ fn is_valid(line: &[u8]) -> bool {
     }
 }
 
-/// What follows `token "=" value`; `None` where that is not what the input begins with.
+/// The rest after `token "=" value`; `None` if the input does not start with that.
 fn pair<'a>(input: &'a [u8], known: &mut u8) -> Option<&'a [u8]> {
     const PARAMETERS: [&[u8]; 4] = [b"by", b"for", b"host", b"proto"];
     let (name, rest) = input.split_at(token_length(input));
@@ -137,7 +137,7 @@ fn pair<'a>(input: &'a [u8], known: &mut u8) -> Option<&'a [u8]> {
     }
 }
 
-/// What follows the closing quote (RFC 9110 section 5.6.4).
+/// The rest after the closing quote (RFC 9110 section 5.6.4).
 fn after_quotes(quoted: &[u8]) -> Option<&[u8]> {
     let mut escaped = false;
     let end = quoted.iter().position(|&byte| {

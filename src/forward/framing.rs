@@ -1,4 +1,4 @@
-//! How long a message is, as its head says (RFC 9112 section 6).
+//! Message framing by the head (RFC 9112 section 6).
 
 use http::header::{CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, StatusCode, Version, request};
@@ -10,8 +10,8 @@ use crate::body::{Length, content_length};
 
 /// Checks the framing of a request; returns the one length that replaces repeated ones.
 ///
-/// The gateway frames the message anew, so that what it would not understand in the same way as the next hop must not
-/// go on (RFC 9112 sections 6.1, 6.3 and 11.2).
+/// The gateway frames the message anew, so it must not forward framing that the next hop might read differently
+/// (RFC 9112 sections 6.1, 6.3 and 11.2).
 pub(super) fn request(parts: &request::Parts, seen: HeaderLists) -> Result<Option<HeaderValue>, LocalResponse> {
     let headers = &parts.headers;
     if seen.has(HeaderLists::TRANSFER_ENCODING) {
@@ -38,14 +38,14 @@ pub(super) fn request(parts: &request::Parts, seen: HeaderLists) -> Result<Optio
     }
 }
 
-/// Names the length of a request's body where an HTTP/1.1 client would not.
+/// Adds the length of a request body where an HTTP/1.1 client would not.
 ///
-/// hyper takes a GET or HEAD of unknown length for one without a body, and drops the body. A POST, PUT or PATCH without
-/// a body says so, since some servers ask for a length (RFC 9110 section 8.6).
+/// hyper treats a GET or HEAD of unknown length as one without a body, and drops the body. A POST, PUT or PATCH without
+/// a body gets a length of 0, because some servers require one (RFC 9110 section 8.6).
 pub(crate) fn name_length<B: Body>(method: &Method, headers: &mut HeaderMap, body: &B) {
     if body.is_end_stream() {
         if matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
-            // a full map goes on without it
+            // a full map is forwarded without it
             if let Ok(http::header::Entry::Vacant(entry)) = headers.try_entry(CONTENT_LENGTH) {
                 let _ = entry.try_insert(HeaderValue::from(0));
             }

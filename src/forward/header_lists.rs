@@ -1,4 +1,4 @@
-//! The fields this room acts on, found in one pass over a head.
+//! Sets of the header fields that this module handles, collected in one pass over a head.
 
 use http::{HeaderMap, HeaderName};
 
@@ -15,7 +15,7 @@ macro_rules! known {
     };
 }
 
-// By length, so that a name is compared with the few that are as long as it is.
+// ordered by length, so that a name is compared only with names of its length
 known! {
     "te",
     "via",
@@ -39,9 +39,9 @@ known! {
     "proxy-authentication-info",
 }
 
-/// By what gateways tell an upstream where a request came from and who sent it, beside the fields of the table.
+/// Fields by which gateways report where a request came from and who sent it, in addition to the table's.
 ///
-/// A name stands for itself and for all names that continue it after a dash.
+/// A name also stands for all names that continue it after a dash.
 /// From RFC 7239, RFC 9440 (`Client-Cert`), Envoy ("HTTP header sanitizing"), oauth2-proxy and Traefik. The others are known
 /// to be written by Apache, Authelia, AWS, Azure, Cloudflare, Fastly, Fly, Google, Grafana, `HAProxy`, IIS, ingress-nginx,
 /// Istio, Kong and Kubernetes, and were not looked up in their documentation.
@@ -61,7 +61,7 @@ const ORIGINS: &[&str] = &[
     "true-client-ip",
 ];
 
-/// The same for names that begin with `x-`, which is left out here.
+/// The same for names with the prefix `x-`, which is omitted here.
 const X_ORIGINS: &[&str] = &[
     "amzn-mtls",
     "amzn-oidc",
@@ -132,7 +132,7 @@ const fn second_letters(names: &[&str]) -> SecondLetters {
 
 const LONGEST: usize = NAMES[NAMES.len() - 1].len();
 
-/// Where in the table the names of each length begin.
+/// The start of the names of each length in the table.
 static STARTS: [usize; LONGEST + 2] = {
     let mut starts = [0; LONGEST + 2];
     let mut length = 0;
@@ -174,27 +174,27 @@ impl HeaderLists {
     pub(super) const X_FORWARDED_HOST: Self = Self::known("x-forwarded-host");
     pub(super) const X_FORWARDED_PROTO: Self = Self::known("x-forwarded-proto");
 
-    /// What is meant for the next hop alone (RFC 9110 sections 7.6.1 and 11.7).
+    /// Hop-by-hop fields (RFC 9110 sections 7.6.1 and 11.7).
     pub(super) const HOP_BY_HOP: Self = Self::CONNECTION
         .and(Self::TE)
         .and(Self::TRANSFER_ENCODING)
         .and(Self::UPGRADE)
         .and(Self::known("http2-settings"))
         .and(Self::known("keep-alive"))
-        // CGI reads it as HTTP_PROXY, the proxy of the application's own requests (CVE-2016-5385, "httpoxy")
+        // CGI exposes it as HTTP_PROXY, the proxy for the application's own requests (CVE-2016-5385, "httpoxy")
         .and(Self::known("proxy"))
         .and(Self::known("proxy-authenticate"))
         .and(Self::known("proxy-authentication-info"))
         .and(Self::known("proxy-authorization"))
         .and(Self::known("proxy-connection"));
 
-    /// A field of [`ORIGIN`](Self::ORIGIN) with other punctuation than dashes, which CGI and WSGI read as the same.
+    /// A spelling of an [`ORIGIN`](Self::ORIGIN) field with other punctuation than dashes, which CGI and WSGI treat as the same.
     pub(super) const UNDERSCORE_VARIANTS: Self = Self(1 << 31);
 
-    /// A field of [`ORIGIN`](Self::ORIGIN) that the rules do not write themselves.
+    /// An [`ORIGIN`](Self::ORIGIN) field that the rules do not write themselves.
     pub(super) const OTHER_ORIGIN: Self = Self(1 << 30);
 
-    /// What tells where a request came from.
+    /// Fields that report where a request came from.
     pub(super) const ORIGIN: Self = Self::FORWARDED
         .and(Self::X_FORWARDED_FOR)
         .and(Self::X_FORWARDED_HOST)
@@ -218,7 +218,7 @@ impl HeaderLists {
         Self(self.0 | other.0)
     }
 
-    /// Those in both sets.
+    /// The intersection with another set.
     pub(super) const fn contains(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
@@ -257,17 +257,17 @@ impl HeaderLists {
         if known.is_empty() { origin(option) } else { known }
     }
 
-    /// Whether nothing is in the set.
+    /// Whether the set is empty.
     pub(super) const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Takes every field of the set out of a head.
+    /// Removes every field of the set from a head.
     pub(super) fn remove_from(self, headers: &mut HeaderMap) {
         self.remove_except(&[], headers);
     }
 
-    /// As [`remove_from`](Self::remove_from), but for these among [`OTHER_ORIGIN`](Self::OTHER_ORIGIN).
+    /// Like [`remove_from`](Self::remove_from), except for these of [`OTHER_ORIGIN`](Self::OTHER_ORIGIN).
     pub(super) fn remove_except(self, kept: &[HeaderName], headers: &mut HeaderMap) {
         let unnamed = self.contains(Self::OTHER_ORIGIN.and(Self::UNDERSCORE_VARIANTS));
         let mut left = self.0 & !unnamed.0;
@@ -285,7 +285,7 @@ impl HeaderLists {
     }
 }
 
-/// Whether a field tells where a request came from or who sent it, in any spelling that CGI reads as the same.
+/// Whether a field reports where a request came from or who sent it, in any spelling that CGI treats as the same.
 pub(crate) fn is_origin(name: &HeaderName) -> bool {
     !origin(name.as_str().as_bytes()).is_empty()
 }
@@ -350,7 +350,7 @@ fn origin(name: &[u8]) -> HeaderLists {
     }
 }
 
-/// Whether a name is this one, or this one with a dash and more; all punctuation counts as a dash.
+/// Whether a name equals this one or continues it after a dash; all punctuation counts as a dash.
 fn continues(name: &[u8], known: &[u8]) -> bool {
     let fold = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
     name.len() >= known.len()

@@ -1,4 +1,4 @@
-//! Fields that are meant for the next hop alone (RFC 9110 section 7.6.1).
+//! Hop-by-hop fields (RFC 9110 section 7.6.1).
 
 use std::str;
 
@@ -8,11 +8,11 @@ use http::{Version, request};
 use super::header_lists::HeaderLists;
 use super::syntax::list;
 
-/// What the `Connection` fields of a head say.
+/// The connection options of a head.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ConnectionOptions {
     count: usize,
-    /// It names fields beside the hop-by-hop ones that go anyway.
+    /// It names fields in addition to the hop-by-hop ones that are always removed.
     names_others: bool,
     upgrade: bool,
 }
@@ -31,7 +31,7 @@ impl ConnectionOptions {
         options
     }
 
-    /// How many there are.
+    /// The number of options.
     pub(super) fn count(self) -> usize {
         self.count
     }
@@ -42,15 +42,15 @@ impl ConnectionOptions {
     }
 }
 
-/// Removes the fields that are meant for the next hop alone.
+/// Removes the hop-by-hop fields.
 ///
 /// These are the ones that `Connection` names, and `Connection`, `Keep-Alive`, `Proxy-Connection`, `TE`,
 /// `Transfer-Encoding`, `Upgrade`, `HTTP2-Settings` and the `Proxy-*` fields of authentication, named or
 /// not (RFC 9110 sections 7.6.1 and 11.7). What says how long a message is, whom it is for and which way it came is
 /// for everyone, and stays even if named: `Host`, `Content-Length`, `Max-Forwards`, `Via`, the
 /// [fields of origin](super#fields-of-origin).
-/// `Proxy` goes too, in which CGI programs find the proxy of their own requests.
-/// `Content-Length` goes where `Transfer-Encoding` overrides it (RFC 9112 section 6.3).
+/// `Proxy` is removed too: CGI programs read it as the proxy for their own requests.
+/// `Content-Length` is removed if `Transfer-Encoding` overrides it (RFC 9112 section 6.3).
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue};
@@ -83,7 +83,7 @@ pub(super) fn strip(headers: &mut HeaderMap, seen: HeaderLists, options: Connect
     seen.contains(HeaderLists::HOP_BY_HOP).remove_from(headers);
 }
 
-/// Whether the sender takes trailers (RFC 9110 section 10.1.4), which HTTP/1.0 has none of.
+/// Whether the sender accepts trailers (RFC 9110 section 10.1.4); HTTP/1.0 has none.
 pub(super) fn takes_trailers(parts: &request::Parts, seen: HeaderLists) -> bool {
     seen.has(HeaderLists::TE)
         && parts.version > Version::HTTP_10

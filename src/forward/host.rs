@@ -1,4 +1,4 @@
-//! Which authority a request is for (RFC 9110 section 7.2, RFC 9112 sections 3.2 and 3.3).
+//! Determines the authority a request is for (RFC 9110 section 7.2, RFC 9112 sections 3.2 and 3.3).
 
 use std::net::Ipv6Addr;
 
@@ -12,10 +12,10 @@ use super::syntax::{number, set};
 static PLAIN: [bool; 256] = set(b"-._");
 /// Without percent-encoding: `http::uri::Authority` and with it `:authority` cannot carry it.
 const REG_NAME: [bool; 256] = set(b"-._~!$&'()*+,;=");
-/// The longest `Host`; four times the longest name in DNS. It stands in up to three fields that go on.
+/// The longest accepted `Host`: four times the longest DNS name. It is copied to up to three forwarded fields.
 const MAX_HOST: usize = 1024;
 
-/// What a request's target and its `Host` say together.
+/// The authority by a request's target and its `Host`.
 pub(super) enum Target {
     /// Origin-form or asterisk-form; HTTP/1.0 may name no host.
     Field(Option<HeaderValue>),
@@ -46,7 +46,7 @@ fn absolute(parts: &request::Parts, seen: HeaderLists, authority: &Authority) ->
     if split(authority.as_str().as_bytes()).is_none() {
         return Err(LocalResponse::bad_request("the authority of the request target is malformed"));
     }
-    // RFC 9112 section 3.2 asks for a Host that is there, single and valid even where it is then ignored.
+    // RFC 9112 section 3.2 requires one valid Host even where it is ignored
     let field = if parts.version <= Version::HTTP_11 { field(parts, seen)? } else { None };
     let value = match field {
         Some(value) if value.as_bytes() == authority.as_str().as_bytes() => value.clone(),
@@ -79,26 +79,26 @@ fn field(parts: &request::Parts, seen: HeaderLists) -> Result<Option<&HeaderValu
         };
     }
     let (headers, host) = (&parts.headers, header::HOST);
-    // most heads have no field twice
+    // most heads have no duplicate field
     if headers.keys_len() != headers.len() && headers.get_all(&host).iter().nth(1).is_some() {
         return Err(LocalResponse::bad_request("the request has two Host fields"));
     }
-    // as a rule it is the first: nearer than by its hash
+    // usually it is the first field: cheaper than hashing
     match headers.iter().find(|(name, _)| *name == host).map(|(_, value)| value) {
         Some(value) if split(value.as_bytes()).is_some() => Ok(Some(value)),
         _ => Err(LocalResponse::bad_request("the Host field is malformed")),
     }
 }
 
-/// Takes `uri-host [":" port]` apart; `None` where it is malformed or the host is empty.
+/// Splits `uri-host [":" port]`; `None` if it is malformed or the host is empty.
 ///
 /// An http URI without a host is invalid (RFC 9110 section 4.2.1), and so is one with userinfo (section 4.2.4).
-/// Whatever passes is an [`Authority`] too: one field has one grammar, whichever protocol carries it on.
+/// Every accepted value is a valid [`Authority`] too: one field has one grammar in all protocols.
 pub(super) fn split(authority: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
     if authority.len() > MAX_HOST {
         return None;
     }
-    // nearly every host is a plain name without a port: one look at each byte
+    // nearly every host is a plain name without a port: check each byte once
     if !authority.is_empty() && authority.iter().all(|&byte| PLAIN[usize::from(byte)]) {
         return Some((authority, None));
     }

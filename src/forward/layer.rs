@@ -1,4 +1,4 @@
-//! The rules around a client of any kind.
+//! A layer that applies the forwarding rules around any client.
 
 use std::fmt;
 use std::future::Future;
@@ -22,22 +22,22 @@ use crate::exchange::{Handle, Ref};
 
 /// Applies [`ForwardingRules`] around a client, or around an axum handler that stands in for one.
 ///
-/// A request that the rules reject is answered here: with the status they name, or for a loop with 502 and
-/// [`LoopDetected`](crate::BadGatewayCause::LoopDetected). A 101 that nobody asked for becomes a 502 with
-/// [`UpgradeFailed`](crate::BadGatewayCause::UpgradeFailed); to one that was asked for, and to all else in the extensions,
-/// this layer does nothing: the bytes behind it are for whoever carries them. Errors are handed on.
+/// A request rejected by the rules gets a local response: with the status of the rule, or for a loop with 502 and
+/// [`LoopDetected`](crate::BadGatewayCause::LoopDetected). An unsolicited 101 becomes a 502 with
+/// [`UpgradeFailed`](crate::BadGatewayCause::UpgradeFailed). A requested 101 and all other extensions are left unchanged: another
+/// service has to carry the bytes that follow. Errors are passed on.
 ///
 /// A GET or HEAD whose body has no known length goes on as `Transfer-Encoding: chunked`, without which hyper's clients
 /// drop the body. Bodies become [`ForwardBody`], which edits their trailers.
 ///
-/// It stands nearest to the client, inside [`ClassifyLayer`](crate::ClassifyLayer).
-/// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) needs none.
+/// Place it around the client, inside of [`ClassifyLayer`](crate::ClassifyLayer).
+/// [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html) does not need it.
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`upstream`](Self::upstream) | none: the URI that goes on is in origin-form, as for a handler or hyper's own connections |
-/// | [`http2`](Self::http2) | off: the head that goes on is one of HTTP/1.1 |
-/// | [`client_info`](Self::client_info), where the request's extensions name no [`ClientInfo`] | [`ClientInfo::unknown`] |
+/// | [`upstream`](Self::upstream) | none: the forwarded URI is in origin-form, for a handler or hyper's own connections |
+/// | [`http2`](Self::http2) | off: the forwarded head is one of HTTP/1.1 |
+/// | [`client_info`](Self::client_info), if the request's extensions have no [`ClientInfo`] | [`ClientInfo::unknown`] |
 ///
 /// ```
 /// use bytes::Bytes;
@@ -67,7 +67,7 @@ pub struct ForwardLayer {
 }
 
 impl ForwardLayer {
-    /// The rules, for a client that takes a URI in origin-form.
+    /// A layer with these rules, for a client that accepts a URI in origin-form.
     pub fn new(rules: ForwardingRules) -> Self {
         Self { settings: Arc::new(Settings::new(rules)) }
     }
@@ -76,22 +76,22 @@ impl ForwardLayer {
         Arc::make_mut(&mut self.settings)
     }
 
-    /// Sends to this upstream: the URI that goes on is absolute, as hyper-util's client and reqwest want it.
+    /// Sends to this upstream: the forwarded URI is absolute, as hyper-util's client and reqwest require.
     ///
-    /// It is also who stands in `Host` by [`HostPolicy::Upstream`](super::HostPolicy::Upstream), which without
-    /// it leaves the field empty. `Host` stays as the rules say; an HTTP/2 client sends the URI's authority beside it.
+    /// It is also the `Host` by [`HostPolicy::Upstream`](super::HostPolicy::Upstream), which without it leaves the field
+    /// empty. Otherwise `Host` follows the rules; an HTTP/2 client sends the URI's authority in addition.
     pub fn upstream(mut self, scheme: Scheme, authority: Authority) -> Self {
         self.settings().send_to(scheme, authority);
         self
     }
 
-    /// The client inside speaks HTTP/2: no field about a connection goes on, and nothing asks for an upgrade.
+    /// The inner client speaks HTTP/2: connection-specific fields and upgrades are not forwarded.
     pub fn http2(mut self) -> Self {
         self.settings().protocol = ClientProtocol::Http2;
         self
     }
 
-    /// Who sent the requests whose extensions do not say so (default: nobody knows).
+    /// The client of requests without a [`ClientInfo`] in their extensions (default: unknown).
     pub fn client_info(mut self, caller: ClientInfo) -> Self {
         self.settings().client_info = caller;
         self

@@ -1,10 +1,10 @@
-//! What a reverse proxy does to message heads: pure rules, no I/O, no clock.
+//! Forwarding rules for message heads: pure, without I/O or clock.
 //!
-//! [`ForwardingRules::request`] checks a request head and makes it the next hop's; [`ForwardingRules::response`] does the same
-//! for the answer's. [`ForwardLayer`] applies both around any client, as `ReverseProxy` does by itself. Every rule is
-//! one of HTTP's own:
+//! [`ForwardingRules::request`] checks a request head and rewrites it for the next hop; [`ForwardingRules::response`] does the
+//! same for the response. [`ForwardLayer`] applies both around any client; `ReverseProxy` does so itself. Every rule is one of
+//! HTTP's own:
 //!
-//! | what | request | response | where it is written |
+//! | subject | request | response | source |
 //! |---|---|---|---|
 //! | target, `Host` | checked, 400 if malformed, missing or doubled; the target's authority wins; origin-form goes on | | RFC 9112 section 3.2 |
 //! | CONNECT | 501, or 400 without a host and port | | RFC 9110 section 9.3.6 |
@@ -27,14 +27,14 @@
 //!
 //! To an HTTP/1.0 client a body without a length ends with its connection, so that a cut one looks complete.
 //!
-//! A caller may name any other field in `Connection`, also one that a layer before this room added. Fields the upstream
-//! has to believe are added after [`ForwardingRules::request`], or the caller's `Connection` is dealt with first, by
+//! A client may name any other field in `Connection`, including one that a layer before this module added. Add fields that the
+//! upstream has to trust after [`ForwardingRules::request`], or handle the client's `Connection` first, with
 //! [`strip_hop_by_hop`].
 //!
 //! # Fields of origin
 //!
-//! By these fields gateways tell an upstream where a request came from, how it came, and who sent it. A client that is no
-//! gateway of ours can only pretend in them, so by default ([`Trust::None`]) none of them passes:
+//! By these fields gateways report to an upstream where a request came from, how, and who sent it. A client that is not a
+//! gateway of ours can forge them, so by default ([`Trust::None`]) none of them is forwarded:
 //!
 //! | tells | fields |
 //! |---|---|
@@ -112,19 +112,19 @@ use self::via::Pseudonym;
 use crate::body::{Length, content_length};
 use crate::cause;
 
-/// Far below what a `HeaderMap` holds, so that adding a field never fails, however its names collide.
+/// Far below the capacity of a `HeaderMap`, so that adding a field never fails, even if names collide.
 const MAX_FIELDS: usize = 4096;
 
 /// Below 64 KiB, with room for the fields that are added.
 const MAX_HEAD_SIZE: usize = 60 << 10;
 
-/// Names in `Connection`; each costs a look-up.
+/// The maximum number of names in `Connection`; each costs a lookup.
 const MAX_OPTIONS: usize = 32;
 
 static TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 static UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
-/// The name is no token (RFC 9110 section 5.6.2).
+/// The name is not a token (RFC 9110 section 5.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidPseudonym(());
 
@@ -136,35 +136,35 @@ impl fmt::Display for InvalidPseudonym {
 
 impl Error for InvalidPseudonym {}
 
-/// Whose word counts on where a request came from.
+/// Whose fields of origin are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// What the caller says in the [fields of origin](self#fields-of-origin) is removed or overwritten.
+    /// The client's [fields of origin](self#fields-of-origin) are removed or overwritten.
     #[default]
     None,
-    /// The caller is a gateway of ours.
+    /// The client is a gateway of ours.
     ///
-    /// Its chain is added to, and what it says of scheme and host is kept.
+    /// Its chain is extended, and its scheme and host are kept.
     Client,
 }
 
-/// Which authority the upstream reads in `Host`.
+/// Which authority is sent in `Host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HostPolicy {
-    /// The caller's; the target's where HTTP/1.0 named none.
+    /// The client's; the target's if an HTTP/1.0 request has none.
     #[default]
     Preserve,
     /// The target's.
     Upstream,
 }
 
-/// Which fields tell the upstream where a request came from.
+/// Which fields report to the upstream where a request came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForwardedFields {
     /// `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.
     #[default]
     XForwarded,
-    /// `Forwarded` (RFC 7239), which costs an allocation a request.
+    /// `Forwarded` (RFC 7239), which costs an allocation per request.
     Forwarded,
     /// All four.
     Both,
@@ -172,7 +172,7 @@ pub enum ForwardedFields {
     None,
 }
 
-/// A gateway's rules for the heads it passes on.
+/// A gateway's rules for the heads it forwards.
 ///
 /// | rule | default |
 /// |---|---|
@@ -180,11 +180,11 @@ pub enum ForwardedFields {
 /// | [`host`](Self::host) | [`HostPolicy::Preserve`] |
 /// | [`fields`](Self::fields) | [`ForwardedFields::XForwarded`] |
 /// | [`keep_field`](Self::keep_field) | none |
-/// | [`allow_trace`](Self::allow_trace) | TRACE is answered 405 |
-/// | [`reduce_proxy_status`](Self::reduce_proxy_status) | `Proxy-Status` of the hops behind goes on whole |
+/// | [`allow_trace`](Self::allow_trace) | TRACE is rejected with 405 |
+/// | [`reduce_proxy_status`](Self::reduce_proxy_status) | `Proxy-Status` of upstream hops is forwarded unchanged |
 /// | [`max_head_size`](Self::max_head_size) | 60 KiB |
 ///
-/// A clone counts references of its own: clone the rules once a thread or connection, not once a request.
+/// A clone has reference counts of its own: clone the rules per thread or connection, not per request.
 #[derive(Clone, Debug)]
 pub struct ForwardingRules {
     pseudonym: Pseudonym,
@@ -195,7 +195,7 @@ pub struct ForwardingRules {
     max_head_size: usize,
 }
 
-/// What is known of a request that goes on.
+/// Data about a forwarded request.
 #[derive(Clone, Debug)]
 pub struct ForwardedRequest {
     authority: Option<HeaderValue>,
@@ -210,14 +210,14 @@ enum Te {
 }
 
 impl ForwardingRules {
-    /// The rules of the deployment with this name, which stands in `Via`.
+    /// The rules of the deployment with this name, which is sent in `Via`.
     ///
-    /// A request that comes in under the name is a loop, so each hop needs a name of its own; instances that never pass
+    /// A request that already carries the name is a loop, so each hop needs a different name; instances that never forward
     /// requests to each other may share one.
     ///
     /// # Errors
     ///
-    /// The name is no token (RFC 9110 section 7.6.3).
+    /// If the name is not a token (RFC 9110 section 7.6.3).
     pub fn new(name: &str) -> Result<Self, InvalidPseudonym> {
         Ok(Self {
             pseudonym: Pseudonym::new(name)?,
@@ -229,59 +229,59 @@ impl ForwardingRules {
         })
     }
 
-    /// Whose word counts on where a request came from (default: nobody's).
+    /// Sets whose fields of origin are trusted (default: no client's).
     pub const fn trust(mut self, trust: Trust) -> Self {
         self.forwarded.trust = trust;
         self
     }
 
-    /// Which authority the upstream reads in `Host` (default: the caller's).
+    /// Sets which authority is sent in `Host` (default: the client's).
     pub const fn host(mut self, host: HostPolicy) -> Self {
         self.host = host;
         self
     }
 
-    /// Which fields tell where a request came from (default: the three `X-Forwarded-*`).
+    /// Sets which fields report where a request came from (default: the three `X-Forwarded-*`).
     pub const fn fields(mut self, fields: ForwardedFields) -> Self {
         self.forwarded.fields = fields;
         self
     }
 
-    /// Passes a field on that [`Trust::None`] would remove, such as `x-forwarded-user` (default: none).
+    /// Forwards a field that [`Trust::None`] would remove, such as `x-forwarded-user` (default: none).
     ///
-    /// For what a layer before the gateway sets: it has to set or remove the field on *every* request, or the client sets
-    /// it. `Forwarded` and `X-Forwarded-For`, `-Host` and `-Proto` go by [`trust`](Self::trust) alone.
+    /// For fields set by a layer in front of the gateway: it has to set or remove the field on *every* request, or the client can
+    /// set it. `Forwarded` and `X-Forwarded-For`, `-Host` and `-Proto` follow [`trust`](Self::trust) alone.
     pub fn keep_field(mut self, name: HeaderName) -> Self {
         self.forwarded.kept.push(name);
         self
     }
 
-    /// Passes TRACE on (default: it is answered 405).
+    /// Forwards TRACE (default: it is rejected with 405).
     ///
-    /// What answers a TRACE shows all fields that reached it, cookies and those that this gateway added among them. Where
-    /// `Max-Forwards` ends here, only fields that describe the way are shown.
+    /// The server that responds to a TRACE reflects all fields it received, including cookies and fields added by this gateway. If
+    /// `Max-Forwards` ends here, only fields that describe the path are reflected.
     pub const fn allow_trace(mut self) -> Self {
         self.allows_trace = true;
         self
     }
 
-    /// Leaves of `Proxy-Status` in answers only the name and the `error` of each hop behind this one (default: all goes on).
+    /// Reduces `Proxy-Status` in responses to the name and the `error` of each hop behind this one (default: off).
     ///
-    /// For clients that are not to know the inside (RFC 9209 section 4): `next-hop` shows addresses, `details` any text. The
-    /// name stays, as a member is nothing without one. What is reduced here is unknown further out as well: a
-    /// [`Failure::remote_hop`](crate::Failure::remote_hop) then has a name and an error alone. The gateway's own member is not concerned:
-    /// that says what [`ProxyStatus`](crate::cause::ProxyStatus) is set to say.
+    /// For clients that should not learn internals (RFC 9209 section 4): `next-hop` shows addresses, `details` any text. The
+    /// name is kept, because a member needs one. The reduced data is also lost for layers further out: a
+    /// [`Failure::remote_hop`](crate::Failure::remote_hop) then has only a name and an error. The gateway's own member is not
+    /// affected: it is configured by [`ProxyStatus`](crate::cause::ProxyStatus).
     pub const fn reduce_proxy_status(mut self) -> Self {
         self.reduces_proxy_status = true;
         self
     }
 
-    /// How large a request head may be, in bytes (default 60 KiB).
+    /// Sets the maximum size of a request head in bytes (default 60 KiB).
     ///
-    /// It counts as HTTP/2 counts it (RFC 9113 section 6.5.2): names, values and 32 for each field; and the target. A
-    /// larger one is answered with 414 for its target or 431 for its fields, and so is one over 16 KiB that HPACK would
-    /// make larger than 64 KiB. HTTP/2 servers end the whole connection at some size, with the requests of others on
-    /// it; hyper's do from 64 KiB on.
+    /// The size is that of HTTP/2 (RFC 9113 section 6.5.2): names, values and 32 for each field, plus the target. A larger head is
+    /// rejected with 414 for its target or 431 for its fields, and so is one over 16 KiB that HPACK would expand beyond
+    /// 64 KiB. HTTP/2 servers close the whole connection at some size, including the streams of others; hyper's do from
+    /// 64 KiB on.
     pub const fn max_head_size(mut self, bytes: usize) -> Self {
         self.max_head_size = bytes;
         self
@@ -304,13 +304,13 @@ impl ForwardingRules {
         self.pseudonym.as_str()
     }
 
-    /// Makes a request head the one that goes to `upstream`, the target's authority.
+    /// Rewrites a request head for `upstream`, the target's authority.
     ///
-    /// Afterwards the URI is in origin-form or `*`, and `Host` says whom the request is for.
+    /// Afterwards the URI is in origin-form or `*`, and `Host` has the authority.
     ///
     /// # Errors
     ///
-    /// The request does not go on: the gateway answers it, or it came back. The head is then as it was.
+    /// If the request is not forwarded: the gateway responds itself, or it is a loop. The head is then unchanged.
     pub fn request(
         &self,
         parts: &mut request::Parts,
@@ -349,7 +349,7 @@ impl ForwardingRules {
 
         let headers = &mut parts.headers;
         strip(headers, seen, options);
-        // our server has asked for the body; a client that does not wait for the 100 must not say that it does
+        // our server has requested the body already; a client that does not wait for a 100 must not announce it
         seen.contains(HeaderLists::EXPECT).remove_from(headers);
         if let Some(length) = length {
             headers.insert(header::CONTENT_LENGTH, length);
@@ -378,17 +378,17 @@ impl ForwardingRules {
         if let Some(host) = host {
             headers.insert(header::HOST, host);
         }
-        // one growth of the map, not two
+        // grow the map once, not twice
         headers.reserve(4);
         self.forwarded.put(headers, seen, caller, authority.as_ref());
         headers.append(header::VIA, self.pseudonym.member(parts.version));
         Ok(ForwardedRequest { authority, upgrade, te })
     }
 
-    /// Makes a response head the one that goes to the caller.
+    /// Rewrites a response head for the client.
     ///
-    /// `asked` is what [`ForwardedRequest::upgrade`] said: a 101 to one of these protocols keeps `Upgrade` and `Connection`,
-    /// and without them a 101 must not be passed on.
+    /// `asked` is the result of [`ForwardedRequest::upgrade`]: a 101 to one of these protocols keeps `Upgrade` and `Connection`;
+    /// a 101 without them must not be forwarded.
     pub fn response(&self, parts: &mut response::Parts, asked: Option<&HeaderValue>) {
         let headers = &mut parts.headers;
         let seen = HeaderLists::of(headers);
@@ -405,7 +405,7 @@ impl ForwardingRules {
                 headers.insert(header::CONTENT_LENGTH, length);
             }
         }
-        // An upstream's head may fill the map to its limit, and then goes on without these.
+        // the upstream's head may fill the map, and is then forwarded without these
         if let Some(protocols) = accepted {
             let _ = headers.try_insert(header::CONNECTION, UPGRADE.clone());
             let _ = headers.try_insert(header::UPGRADE, protocols);
@@ -413,26 +413,26 @@ impl ForwardingRules {
     }
 }
 
-/// Whether `100-continue` is all that a request expects (RFC 9110 section 10.1.1).
+/// Whether a request expects nothing but `100-continue` (RFC 9110 section 10.1.1).
 fn expects_only_100(headers: &HeaderMap) -> bool {
     let mut expectations = headers.get_all(header::EXPECT).iter().flat_map(syntax::list);
     expectations.all(|expectation| expectation.eq_ignore_ascii_case(b"100-continue"))
 }
 
 impl ForwardedRequest {
-    /// The authority the caller asked for; only HTTP/1.0 may name none.
+    /// The authority requested by the client; only HTTP/1.0 may have none.
     pub fn authority(&self) -> Option<&str> {
         self.authority.as_ref().and_then(|authority| authority.to_str().ok())
     }
 
-    /// The protocols the caller would change to.
+    /// The protocols the client wants to upgrade to.
     ///
     /// The head then has `Connection: upgrade` and `Upgrade`, for an upstream that speaks HTTP/1.1.
     pub fn upgrade(&self) -> Option<&HeaderValue> {
         self.upgrade.as_ref()
     }
 
-    /// Whether `TE: trailers` goes on (RFC 9110 section 10.1.4).
+    /// Whether `TE: trailers` is forwarded (RFC 9110 section 10.1.4).
     ///
     /// A client that speaks HTTP/1.1 to the upstream adds `Connection: te`.
     pub fn takes_trailers(&self) -> bool {

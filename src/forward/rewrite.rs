@@ -1,4 +1,4 @@
-//! What a head needs beside the rules on its way to a client inside, and back.
+//! Rewrites heads for the inner client, and back.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
@@ -9,17 +9,17 @@ use crate::cause::{Detail, RejectedRequest};
 
 static TE: HeaderValue = HeaderValue::from_static("te");
 
-/// A 101 to a protocol that nobody had asked for: what follows it is no HTTP, and nobody's.
+/// A 101 to a protocol that was not requested: the bytes that follow are neither HTTP nor anyone's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UnsolicitedUpgrade;
 
 impl UnsolicitedUpgrade {
-    /// What to say of it beside `upgrade_failed`.
-    pub(crate) const DETAIL: Detail = Detail::Text("a 101 to a protocol that nobody had asked for");
+    /// The detail of the failure `upgrade_failed`.
+    pub(crate) const DETAIL: Detail = Detail::Text("a 101 to a protocol that was not requested");
 }
 
 impl ForwardingRules {
-    /// As [`request`](Self::request); the caller is the one in the request's extensions, else this one.
+    /// Like [`request`](Self::request); the client is the one in the request's extensions, else this one.
     #[inline]
     pub(crate) fn forward_request(
         &self,
@@ -31,7 +31,7 @@ impl ForwardingRules {
         self.request(parts, named.as_ref().unwrap_or(caller), upstream)
     }
 
-    /// As [`response`](Self::response); the head is then whole, and one of HTTP/1.1.
+    /// Like [`response`](Self::response); afterwards the head is complete and of HTTP/1.1.
     #[inline]
     pub(crate) fn forward_response(
         &self,
@@ -43,7 +43,7 @@ impl ForwardingRules {
             return Err(UnsolicitedUpgrade);
         }
         if parts.status == StatusCode::NO_CONTENT {
-            // RFC 9110 section 8.6: it has no content to have a length
+            // RFC 9110 section 8.6: a 204 has no content and must not have a length
             parts.headers.remove(CONTENT_LENGTH);
         }
         parts.version = Version::HTTP_11;
@@ -52,7 +52,7 @@ impl ForwardingRules {
 }
 
 impl ForwardedRequest {
-    /// Makes the head one of HTTP/1.1, whatever it came by.
+    /// Rewrites the head as one of HTTP/1.1.
     #[inline]
     pub(crate) fn downgrade_to_h1(&self, parts: &mut request::Parts) {
         if parts.version >= Version::HTTP_2 {
@@ -66,7 +66,7 @@ impl ForwardedRequest {
 }
 
 impl LocalResponse {
-    /// The response, marked as the gateway's own word on a request that it did not forward.
+    /// The response, marked as the gateway's own rejection of the request.
     pub(crate) fn into_rejected_response<B: From<Bytes>>(self) -> Response<B> {
         let mut response = self.into_response();
         response.extensions_mut().insert(RejectedRequest);
@@ -74,7 +74,7 @@ impl LocalResponse {
     }
 }
 
-/// HTTP/2 may split a Cookie field; elsewhere it is one line (RFC 9113 section 8.2.3).
+/// Joins the lines of a Cookie field, which HTTP/2 may split (RFC 9113 section 8.2.3).
 fn join_cookies(parts: &mut request::Parts) {
     let mut crumbs = parts.headers.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };

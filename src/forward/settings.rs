@@ -1,4 +1,4 @@
-//! How a head goes to the client inside, and what is answered in its place.
+//! Settings of the layer: how heads are forwarded to the inner client.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, UPGRADE};
@@ -9,18 +9,18 @@ use super::rewrite::UnsolicitedUpgrade;
 use super::{ClientInfo, ForwardingRules, Rejection, Scheme};
 use crate::cause::{self, BadGatewayCause, Failure, LocalResponse, Phase};
 
-/// The rules, who asks, and what the client inside wants.
+/// The rules, the default client, and the requirements of the inner client.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) rules: ForwardingRules,
     pub(super) client_info: ClientInfo,
     upstream: Option<(uri::Scheme, Authority)>,
-    /// What the upstream is called in `Host`.
+    /// The upstream's authority for `Host`.
     host: HeaderValue,
     pub(super) protocol: ClientProtocol,
 }
 
-/// What the client inside speaks.
+/// The protocol of the inner client.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ClientProtocol {
     Http1,
@@ -45,7 +45,7 @@ impl Settings {
         self.upstream = Some((scheme, authority));
     }
 
-    /// Makes the head the upstream's and returns the protocols it asks for, or answers it here.
+    /// Rewrites the head for the upstream and returns the requested protocols, or returns a local response.
     pub(super) fn forward_request<B>(&self, parts: &mut request::Parts) -> Result<Option<HeaderValue>, Response<B>>
     where
         B: From<Bytes>,

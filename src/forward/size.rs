@@ -1,14 +1,14 @@
-//! How large a head is, and how large it may become in HTTP/2.
+//! The size of a head, and its maximum size when encoded for HTTP/2.
 //!
-//! A head that is too large for an HTTP/2 server may end the whole connection, with the streams of others on it.
+//! A head that is too large for an HTTP/2 server may close the whole connection, including the streams of others.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-/// What a field takes beside its name and value (RFC 9113 section 6.5.2).
+/// The overhead of a field in addition to name and value (RFC 9113 section 6.5.2).
 const FIELD_OVERHEAD: usize = 32;
-/// Up to this size a head fits into six frames of 16 KiB however badly it compresses; h2's servers take no more.
+/// Up to this size a head fits into six frames of 16 KiB even at the worst compression; h2's servers accept no more.
 const HARMLESS: usize = 16 << 10;
-/// What a larger one may come to.
+/// The maximum encoded size of a larger head.
 const MAX_ENCODED: usize = 64 << 10;
 
 /// The size of a field section as HTTP/2 counts it: names, values, and 32 for each field.
@@ -28,15 +28,15 @@ pub(crate) fn target_size(uri: &Uri) -> usize {
     authority + uri.path_and_query().map_or(0, |path| path.as_str().len())
 }
 
-/// Whether a request head of this size, no larger than `limit`, stays small enough when it is encoded.
+/// Whether a request head of this size, at most `limit`, stays small enough when encoded.
 pub(crate) fn encodes_well(uri: &Uri, headers: &HeaderMap, size: usize, limit: usize) -> bool {
     size <= HARMLESS || encoded(uri, headers) <= MAX_ENCODED.max(limit)
 }
 
-/// The most bytes that a request head comes to in HPACK, whose Huffman code takes up to 30 bits for a rare byte (RFC
+/// An upper bound of a request head in HPACK, whose Huffman code takes up to 30 bits for a rare byte (RFC
 /// 7541 appendix B); h2 uses it for all strings.
 fn encoded(uri: &Uri, headers: &HeaderMap) -> usize {
-    // a string begins with its length, a field with its kind
+    // a string starts with its length, a field with its representation
     let fields = headers.iter().map(|(name, value)| bits(name.as_str().as_bytes()) + bits(value.as_bytes()) + 9 * 8);
     let path = uri.path_and_query().map_or(0, |path| bits(path.as_str().as_bytes()));
     (fields.sum::<usize>() + path) / 8

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::HeaderValue;
 
-/// What several lines of one field may come to, in bytes, when they are made one.
+/// The maximum size in bytes of several lines of one field when joined.
 const MAX_JOINED: usize = 8 * 1024;
 
 const TCHAR: [bool; 256] = set(b"!#$%&'*+-.^_`|~");
@@ -29,23 +29,23 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && token_length(bytes) == bytes.len()
 }
 
-/// How many bytes at the beginning are those of a token.
+/// The length of the token at the start.
 pub(super) fn token_length(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|&&byte| TCHAR[usize::from(byte)]).count()
 }
 
-/// The members of a list of tokens, empty ones left out (RFC 9110 section 5.6.1).
+/// The members of a list of tokens, without empty ones (RFC 9110 section 5.6.1).
 pub(super) fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
-/// `1*DIGIT` of any length; the largest number stands for all above it.
+/// `1*DIGIT` of any length; saturates.
 pub(super) fn number(digits: &[u8]) -> Option<u32> {
     let add = |number: u32, digit: &u8| number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
     (!digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then(|| digits.iter().fold(0, add))
 }
 
-/// Several field lines as one (RFC 9110 section 5.3); `None` where that is longer than 8 KiB.
+/// Joins several field lines (RFC 9110 section 5.3); `None` if the result is longer than 8 KiB.
 pub(super) fn joined<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<HeaderValue> {
     let mut all = Vec::new();
     for line in lines.map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {

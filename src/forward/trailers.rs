@@ -1,4 +1,4 @@
-//! What a trailer section does not carry on (RFC 9110 section 6.5.1).
+//! Fields that must not be forwarded in trailers (RFC 9110 section 6.5.1).
 
 use http::header::{self, HeaderMap, HeaderName};
 
@@ -69,7 +69,7 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
 /// default. A larger one could end the connection on the other side, with all other streams on it.
 const MAX_SIZE: usize = 16 << 10;
 
-/// As [`strip_trailers`], for what a client sends: a section that is too large is discarded, as RFC 9110 section 6.5
+/// Like [`strip_trailers`], for a client's trailers: a section that is too large is discarded, as RFC 9110 section 6.5
 /// allows.
 pub(crate) fn strip_request_trailers(trailers: &mut HeaderMap) {
     if !strip_response_trailers(trailers) {

@@ -10,7 +10,7 @@ use super::syntax::{is_token, joined, list};
 /// Protocols that would carry further requests past this gateway's rules (RFC 9113 section 3.1, RFC 2817).
 const TUNNELS: [&[u8]; 4] = [b"h2", b"h2c", b"http", b"tls"];
 
-/// The protocols a request asks for; `None` where the field is to be ignored.
+/// The protocols a request wants to upgrade to; `None` if the field is to be ignored.
 pub(super) fn requested(parts: &request::Parts, seen: HeaderLists, options: ConnectionOptions) -> Option<HeaderValue> {
     if parts.version != Version::HTTP_11 || !options.wants_upgrade() || !seen.has(HeaderLists::UPGRADE) {
         return None;
@@ -19,11 +19,11 @@ pub(super) fn requested(parts: &request::Parts, seen: HeaderLists, options: Conn
     (list(&protocols).next().is_some() && list(&protocols).all(may_pass)).then_some(protocols)
 }
 
-/// The protocols a 101 changes to; `None` where one was not asked for.
+/// The protocols a 101 switches to; `None` if one was not requested.
 pub(super) fn accepted(headers: &HeaderMap, asked: &HeaderValue) -> Option<HeaderValue> {
     let protocols = protocols(headers)?;
     let was_asked = |protocol: &[u8]| list(asked).any(|asked| asked.eq_ignore_ascii_case(protocol));
-    // The two lists multiply; nobody answers with more than a protocol over a protocol.
+    // comparing the lists is quadratic: limit the number of protocols
     let few = list(&protocols).take(3).count();
     ((1..3).contains(&few) && list(&protocols).all(was_asked)).then_some(protocols)
 }

@@ -1,14 +1,14 @@
-//! `Via`: the chain of gateways, and how a request that comes back is known (RFC 9110 section 7.6.3).
+//! `Via`: the chain of gateways, and loop detection (RFC 9110 section 7.6.3).
 
 use http::{HeaderMap, HeaderValue, Version, header};
 
 use super::InvalidPseudonym;
 use super::syntax::is_token;
 
-/// More members than this are a loop, whoever they name.
+/// More members than this count as a loop.
 const MAX_MEMBERS: usize = 64;
 
-/// One gateway's own member, ready for each version it may receive.
+/// A gateway's own member, prepared for each received version.
 #[derive(Debug)]
 pub(super) struct Pseudonym {
     name: Box<str>,
@@ -53,14 +53,14 @@ impl Pseudonym {
 }
 
 impl Clone for Pseudonym {
-    /// Copies the values, so that no two clones count references in the same place.
+    /// Copies the values, so that clones do not share reference counts.
     fn clone(&self) -> Self {
         let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
         Self { name: self.name.clone(), members: self.members.each_ref().map(copy) }
     }
 }
 
-/// The second word of `received-protocol RWS received-by [ RWS comment ]`; empty where there is none.
+/// The second word of `received-protocol RWS received-by [ RWS comment ]`; empty if absent.
 fn received_by(member: &[u8]) -> &[u8] {
     let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
     let protocol = member.iter().position(is_space).unwrap_or(member.len());
@@ -69,7 +69,7 @@ fn received_by(member: &[u8]) -> &[u8] {
     &rest[..end]
 }
 
-/// The members of one field line; a comma inside a comment separates nothing.
+/// The members of one field line; commas in comments do not separate.
 struct MemberIter<'a> {
     rest: &'a [u8],
     comments: Comments,
@@ -78,7 +78,7 @@ struct MemberIter<'a> {
 #[derive(Clone, Copy)]
 enum Comments {
     Whole,
-    /// One of them never ends: nothing may hide behind it.
+    /// An unterminated comment: nothing may hide behind it.
     Broken,
 }
 
@@ -120,7 +120,7 @@ impl<'a> Iterator for MemberIter<'a> {
     }
 }
 
-/// How deep in comments the scan is after this byte (RFC 9110 section 5.6.5).
+/// The comment depth after this byte (RFC 9110 section 5.6.5).
 fn step(depth: usize, escaped: bool, byte: u8) -> (usize, bool) {
     match byte {
         _ if escaped => (depth, false),
