@@ -1,27 +1,27 @@
-//! Which client call a failure is about.
+//! Identifies the client call a failure is about.
 //!
 //! "Not sent" proves something about the request of one client call and nothing about any other: a handler may have called
-//! another upstream, or written to a database, before it returns that failure. A layer therefore believes it only of the
+//! another upstream, or written to a database, before it returns that failure. So a layer trusts it only for the
 //! one client call that its own `call` made before it returned. By tower's convention nothing else happens there; a
 //! handler calls its clients when its future is polled.
 //!
-//! Counting is all that it takes: a client draws the next number of its thread, a layer compares the thread's counter before
-//! and after. Nothing travels with the request.
+//! Counting suffices: a client draws the next number of its thread, and a layer compares the thread's counter before
+//! and after. The request carries nothing.
 
 use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The bits that count calls; those above number the threads.
+/// The low bits count calls; the bits above number the threads.
 const CALL_BITS: u32 = 40;
 
-/// In place of the number before: the one after is the layer's own, and no client drew one.
+/// In place of `before`: `after` is a number of the layer's own, and no client drew one.
 const OWN: u64 = u64::MAX;
 
 thread_local! {
     /// The number of the thread's last client call; 0 before the first.
     static LAST: Cell<u64> = const { Cell::new(0) };
-    /// The number that was drawn for the client call that is now made; 0 for none.
+    /// The number drawn for the client call that is being made; 0 for none.
     static PROMISED: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -29,25 +29,25 @@ thread_local! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClientCall {
     number: NonZeroU64,
-    /// The number under which layers further out know it.
+    /// The number by which layers further out know this call.
     promised: Option<NonZeroU64>,
 }
 
 impl ClientCall {
-    /// Draws the next number; for a client in its `call`, or a layer that refuses to make one.
+    /// Draws the next number, for a client in its `call`, or for a layer that refuses to make one.
     #[inline]
     pub(crate) fn next() -> Self {
         let mut last = LAST.get();
         if last == 0 {
             last = first();
         }
-        // 2^40 calls on one thread take longer than a process lives
+        // 2^40 calls on one thread outlast any process
         let number = NonZeroU64::MIN.saturating_add(last);
         LAST.set(number.get());
         Self { number, promised: NonZeroU64::new(PROMISED.replace(0)) }
     }
 
-    /// Makes a call that could not be made when this number was drawn for it; the first client in it takes the number over.
+    /// Makes a call that was postponed after this number was drawn for it; the first client in it takes over the number.
     pub(crate) fn make<T>(self, call: impl FnOnce() -> T) -> T {
         /// Also when the call panics.
         struct Restore(u64);
@@ -75,19 +75,19 @@ pub(crate) struct ClientCalls {
 }
 
 impl ClientCalls {
-    /// Begins to count; to be [ended](Self::end) on the same thread.
+    /// Starts counting; to be [ended](Self::end) on the same thread.
     #[inline]
     pub(crate) fn begin() -> Self {
         Self { before: LAST.get(), after: 0 }
     }
 
-    /// Ends to count.
+    /// Stops counting.
     #[inline]
     pub(crate) fn end(self) -> Self {
         Self { after: LAST.get(), ..self }
     }
 
-    /// Ends to count, for a layer that judges the errors of clients that draw no number: without one it draws its own.
+    /// Stops counting, for a layer that classifies errors of clients that draw no number: then it draws its own.
     #[inline]
     pub(crate) fn end_or_claim(self) -> Self {
         let ended = self.end();
@@ -99,17 +99,17 @@ impl ClientCalls {
         self.only().is_some_and(|only| only == call.number || Some(only) == call.promised)
     }
 
-    /// The client calls of a layer that drew a number of its own to make its call later, once it has made it.
+    /// The client calls of a layer that drew a number to make its call later, once it has made the call.
     pub(crate) fn made(self, made: Self) -> Self {
         match (self.before, made.before == made.after) {
-            // the client knows that number as well
+            // the client has taken over that number
             (OWN, false) if made.is_one() => self.promised(),
             (OWN, true) => self,
             _ => Self::default(),
         }
     }
 
-    /// As long as no call was made, the number of its own is the only one.
+    /// While no call was made, the layer's own number is the only one.
     pub(crate) fn promised(self) -> Self {
         if self.before == OWN { Self { before: self.after - 1, ..self } } else { self }
     }
@@ -119,7 +119,7 @@ impl ClientCalls {
         self.only().is_some()
     }
 
-    /// The number by which layers further out know a record that is made here.
+    /// The number for a record made here, by which layers further out know the call.
     pub(crate) fn claim(self) -> Option<ClientCall> {
         let own = NonZeroU64::new(self.after).filter(|_| self.before == OWN);
         own.or(self.only()).map(|number| ClientCall { number, promised: None })

@@ -1,4 +1,4 @@
-//! The record behind a cause.
+//! The failure record behind a cause.
 
 use std::error::Error;
 use std::fmt;
@@ -14,11 +14,11 @@ use super::{BadGatewayCause, ProxyStatusEntry, Replay, RetryStop, words};
 type SharedError = Arc<dyn Error + Send + Sync>;
 
 words! {
-    /// How far an attempt had come.
+    /// How far an attempt got.
     Phase {
-        /// The gateway had not tried yet: routing, policy, its own limits.
+        /// In the gateway, before any attempt: routing, policy, its own limits.
         Gateway = "gateway",
-        /// Waiting for a pooled connection or a free place.
+        /// Waiting for a pooled connection or a free slot.
         Pool = "pool",
         /// Resolving the upstream's name.
         Resolve = "resolve",
@@ -28,17 +28,17 @@ words! {
         Tls = "tls",
         /// Sending the request.
         Send = "send",
-        /// The request was sent, no byte of an answer had come.
+        /// The request was sent; no byte of a response had arrived.
         Wait = "wait",
-        /// Bytes of the response head had come.
+        /// Part of the response head had arrived.
         Head = "head",
-        /// The head was complete, the body was not.
+        /// The head was complete, the body not.
         Body = "body",
     }
 }
 
 words! {
-    /// What proves, or only suggests, that a request was or was not processed.
+    /// The evidence for whether a request was processed.
     Evidence {
         /// No connection had been opened.
         NoConnection = "no_connection",
@@ -46,9 +46,9 @@ words! {
         Returned = "returned",
         /// No byte of the request had been written to the connection.
         NothingWritten = "nothing_written",
-        /// HTTP/2 said so: `REFUSED_STREAM` (RFC 9113 section 8.7).
+        /// HTTP/2 `REFUSED_STREAM` (RFC 9113 section 8.7).
         RefusedStream = "refused_stream",
-        /// HTTP/2 said so: `GOAWAY` with a lower last stream (RFC 9113 section 6.8).
+        /// HTTP/2 `GOAWAY` with a lower last stream (RFC 9113 section 6.8).
         GoAway = "go_away",
         /// The server refused the client's certificate before it read the request (RFC 8446 section 4.4.2).
         TlsRefusal = "tls_refusal",
@@ -56,7 +56,7 @@ words! {
         LocalRefusal = "local_refusal",
         /// The connection's byte counters.
         Counted = "counted",
-        /// Only the kind of the error; no counter was at hand.
+        /// Only the kind of the error; no counters were available.
         Inferred = "inferred",
     }
 }
@@ -64,14 +64,14 @@ words! {
 words! {
     /// Whether the connection had served a request before.
     Connection {
-        /// This was its first request.
+        /// This was the connection's first request.
         Fresh = "fresh",
-        /// It had already carried at least one answer.
+        /// It had already carried at least one response.
         Reused = "reused",
     }
 }
 
-/// A number or name that makes a cause more exact.
+/// A detail that makes a cause more specific.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Detail {
@@ -87,7 +87,7 @@ pub enum Detail {
     Text(&'static str),
 }
 
-/// Why an upgrade is refused: a client's doing, and no sign that the upstream has too much to do.
+/// The detail of a refused upgrade: caused by clients, not a sign of an overloaded upstream.
 pub(crate) const TUNNEL_LIMIT: &str = "as many tunnels are open as may be";
 
 impl fmt::Display for Detail {
@@ -128,20 +128,20 @@ struct Record {
     source: Option<SharedError>,
 }
 
-/// Whose word the replay safety is, and about which call.
+/// Who stated the replay safety, and about which call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// Code outside of this crate said so of the very request that it was called with.
+    /// Stated by code outside of this crate, about the request it was called with.
     Stated,
-    /// Code of this crate said so of a call that nobody knows here.
+    /// Stated by this crate, about a call that is not identified here.
     Unclaimed,
-    /// A client of ours, or a layer that judged a client's error, said so of this call.
+    /// Stated about this call by a client of this crate, or by a layer that classified a client's error.
     Client(ClientCall),
-    /// A layer of ours did not make the call; such a record may be shared by all calls that it refuses.
+    /// A layer of this crate refused to make the call; all the calls it refuses may share the record.
     Refusal,
 }
 
-/// What is known about one failed exchange: one `Arc`, cheap to clone.
+/// The record of one failed call: one `Arc`, cheap to clone.
 ///
 /// It is an [`Error`], so that services can return it, and it prints as one line an operator can
 /// read, without the text of its source (which may quote what a peer sent).
@@ -157,17 +157,17 @@ enum Origin {
 pub struct Failure(Arc<Record>);
 
 impl Failure {
-    /// The most [`previous`](Self::previous) attempts that are kept.
+    /// The maximum number of [`previous`](Self::previous) failures kept.
     pub const MAX_PREVIOUS: usize = 4;
 
-    /// A failure of which only the cause is known.
+    /// A failure with only a cause.
     pub fn new(cause: BadGatewayCause) -> Self {
         Self::builder(cause).build()
     }
 
-    /// Begins a record: phase, replay safety and status follow from the cause until set.
+    /// Starts a record: phase, replay safety and status follow from the cause until set.
     ///
-    /// A cause alone proves nothing: until [`replay`](FailureBuilder::replay) says what does, the request may have been sent.
+    /// A cause alone proves nothing: unless [`replay`](FailureBuilder::replay) is set, the request may have been sent.
     pub fn builder(cause: BadGatewayCause) -> FailureBuilder {
         FailureBuilder(Record {
             cause,
@@ -188,7 +188,7 @@ impl Failure {
         })
     }
 
-    /// The record as it counts for whoever made these client calls: "not sent" of another call is no proof for them.
+    /// The record as valid for the maker of these client calls: "not sent" of another call does not apply to them.
     pub(crate) fn about(self, calls: ClientCalls) -> Self {
         if self.is_about(calls) {
             return self;
@@ -207,7 +207,7 @@ impl Failure {
             }
     }
 
-    /// A record that was made here, of a client's error, for these client calls.
+    /// A record made here from a client's error, for these client calls.
     pub(crate) fn claimed(self, calls: ClientCalls) -> Self {
         match calls.claim() {
             Some(call) => self.into_builder().call(call).build(),
@@ -215,7 +215,7 @@ impl Failure {
         }
     }
 
-    /// The record of a later attempt, as whoever made the first one is known to layers further out.
+    /// The record of a retry, identified like the first attempt for layers further out.
     pub(crate) fn known_as(self, first: Option<ClientCall>) -> Self {
         match (self.0.origin, first) {
             (Origin::Client(_), Some(first)) => self.into_builder().call(first).build(),
@@ -223,8 +223,8 @@ impl Failure {
         }
     }
 
-    /// The record as it counts where somebody has asked for the request's body: who did had the request, so that a client
-    /// which says that it had no connection had another one.
+    /// The record as valid if the request body was polled: the client that polled it had the request, so a client that
+    /// reports that it had no connection was another one.
     pub(crate) fn where_body_was_read(self, read: bool) -> Self {
         let record = &*self.0;
         let unconnected = record.replay == Replay::NotSent && record.evidence == Evidence::NoConnection;
@@ -234,7 +234,7 @@ impl Failure {
         self
     }
 
-    /// As [`about`](Self::about), for the record in a response's extensions; whether it is another one now.
+    /// Like [`about`](Self::about), for the record in a response's extensions; returns whether it changed.
     pub(crate) fn of_calls<B>(response: &mut Response<B>, calls: ClientCalls) -> bool {
         match Self::of(response) {
             Some(failure) if !failure.is_about(calls) => {
@@ -246,7 +246,7 @@ impl Failure {
         }
     }
 
-    /// Takes the record up again, to add to it.
+    /// Reopens the record as a builder.
     pub fn into_builder(self) -> FailureBuilder {
         FailureBuilder(Arc::unwrap_or_clone(self.0))
     }
@@ -256,12 +256,12 @@ impl Failure {
         response.extensions().get()
     }
 
-    /// What went wrong.
+    /// The cause.
     pub fn cause(&self) -> BadGatewayCause {
         self.0.cause
     }
 
-    /// The status to answer with: the cause's, or for a relayed answer the upstream's own.
+    /// The status of the response: the cause's, or for a relayed response the upstream's own.
     pub fn status(&self) -> StatusCode {
         match (self.0.cause, self.0.detail) {
             (BadGatewayCause::UpstreamStatus, Some(Detail::Status(status))) => status,
@@ -279,14 +279,14 @@ impl Failure {
         self.0.replay
     }
 
-    /// What [`replay`](Self::replay) rests on.
+    /// The evidence for [`replay`](Self::replay).
     pub fn evidence(&self) -> Evidence {
         self.0.evidence
     }
 
-    /// What to tell the visitor; `None` where no visitor is left.
+    /// The hint for the user; `None` if no user is left to read it.
     ///
-    /// As the cause's, but it never leaves open what is proven: a request that was not sent was not carried out.
+    /// Like the cause's, but it states what is proven: a request that was not sent was not processed.
     pub fn user_hint(&self) -> Option<&'static str> {
         let (cause, proven) = (self.0.cause, self.0.replay == Replay::NotSent);
         match cause.user_hint() {
@@ -302,12 +302,12 @@ impl Failure {
         }
     }
 
-    /// Errno, h2 code, TLS alert or status, where there is one.
+    /// Errno, h2 code, TLS alert or status, if there is one.
     pub fn detail(&self) -> Option<Detail> {
         self.0.detail
     }
 
-    /// Whether the connection was reused; `None` where nobody knows.
+    /// Whether the connection was reused; `None` if unknown.
     pub fn connection(&self) -> Option<Connection> {
         self.0.connection
     }
@@ -327,19 +327,19 @@ impl Failure {
         self.0.elapsed
     }
 
-    /// How many attempts were made, this one counted.
+    /// The number of attempts, this one included.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
 
-    /// Why no further attempt was made; `None` where no retry layer has had its say.
+    /// Why no further attempt was made; `None` if no retry layer has decided.
     ///
-    /// A failure that has it is final: a retry layer around the one that said so makes no further attempt either.
+    /// A failure with a reason is final: an outer retry layer makes no further attempt either.
     pub fn retry_stop(&self) -> Option<RetryStop> {
         self.0.retry_stop
     }
 
-    /// The hop behind the upstream that failed, as the upstream's own `Proxy-Status` tells.
+    /// The hop behind the upstream that failed, according to the upstream's own `Proxy-Status`.
     pub fn remote_hop(&self) -> Option<&ProxyStatusEntry> {
         self.0.remote_hop.as_deref()
     }
@@ -350,7 +350,7 @@ impl Failure {
     }
 }
 
-/// The phase a kind belongs to when nobody saw the attempt.
+/// The usual phase of a cause.
 fn usual_phase(cause: BadGatewayCause) -> Phase {
     use BadGatewayCause as C;
     match cause {
@@ -488,7 +488,7 @@ impl serde::Serialize for Failure {
     }
 }
 
-/// Collects what is known about a failure.
+/// Builds a failure record.
 #[must_use]
 pub struct FailureBuilder(Record);
 
@@ -501,9 +501,9 @@ impl FailureBuilder {
 
     /// Whether the request may be sent again, and why (default: the cause's row, inferred).
     ///
-    /// [`Replay::NotSent`] is for whoever saw it, and of the very request that is answered with this failure: what is
-    /// [inferred](Evidence::Inferred) is [`Replay::IdempotentOnly`] at most. A failure that a client of this crate made for
-    /// another request says nothing about this one, and the layers around a handler that returns it know that.
+    /// Use [`Replay::NotSent`] only with proof, and only about the very request that gets this failure:
+    /// [inferred](Evidence::Inferred) it is [`Replay::IdempotentOnly`] at most. A failure that a client of this crate made for
+    /// another request proves nothing about this one, and the layers around a handler that returns it account for that.
     pub fn replay(mut self, replay: Replay, evidence: Evidence) -> Self {
         self.0.replay = if evidence == Evidence::Inferred { replay.inferred() } else { replay };
         self.0.evidence = evidence;
@@ -511,25 +511,25 @@ impl FailureBuilder {
         self
     }
 
-    /// Says that it is proven that the request was not sent; of which call is yet to be said.
+    /// Marks the request as proven not sent; the call is yet to be identified.
     pub(crate) fn unsent(mut self, evidence: Evidence) -> Self {
         (self.0.replay, self.0.evidence, self.0.origin) = (Replay::NotSent, evidence, Origin::Unclaimed);
         self
     }
 
-    /// Says of which call this record is.
+    /// Identifies the call of this record.
     pub(crate) fn call(mut self, call: ClientCall) -> Self {
         self.0.origin = Origin::Client(call);
         self
     }
 
-    /// Says that a layer of ours refused the call.
+    /// Marks the call as refused by a layer of this crate.
     pub(crate) fn refusal(mut self) -> Self {
         (self.0.replay, self.0.evidence, self.0.origin) = (Replay::NotSent, Evidence::LocalRefusal, Origin::Refusal);
         self
     }
 
-    /// What makes the cause more exact.
+    /// A detail that makes the cause more specific.
     pub fn detail(mut self, detail: impl Into<Option<Detail>>) -> Self {
         self.0.detail = detail.into();
         self
@@ -559,7 +559,7 @@ impl FailureBuilder {
         self
     }
 
-    /// How many attempts were made, this one counted (default 1).
+    /// The number of attempts, this one included (default 1).
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.0.attempts = attempts;
         self
@@ -577,7 +577,7 @@ impl FailureBuilder {
         self
     }
 
-    /// Adds an earlier attempt's failure; beyond [`Failure::MAX_PREVIOUS`] the oldest goes.
+    /// Adds an earlier attempt's failure; beyond [`Failure::MAX_PREVIOUS`] the oldest is dropped.
     pub fn previous(mut self, earlier: Failure) -> Self {
         if self.0.previous.len() == Failure::MAX_PREVIOUS {
             self.0.previous.remove(0);
@@ -586,13 +586,13 @@ impl FailureBuilder {
         self
     }
 
-    /// The error that told.
+    /// The source error.
     pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into().into());
         self
     }
 
-    /// Adds what a record made further down could not know.
+    /// Adds data that was unknown where the record was made.
     pub(crate) fn fill(mut self, peer: Option<SocketAddr>, connection: Option<Connection>) -> Self {
         self.0.peer = self.0.peer.or(peer);
         self.0.connection = self.0.connection.or(connection);

@@ -1,4 +1,4 @@
-//! The answer that is made here in place of an upstream's.
+//! Local responses, and the markers in response extensions.
 
 use std::sync::OnceLock;
 
@@ -7,28 +7,28 @@ use http::{Extensions, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{BadGatewayCause, Failure, attach};
 
-/// In the extensions of an answer that a layer of this crate made.
+/// Marks a response that a layer of this crate made.
 ///
 /// A [`ClassifyLayer`](crate::ClassifyLayer) around that layer reports it and completes its fields.
 #[derive(Clone, Copy)]
 pub(crate) struct LocalResponse;
 
-/// In place of [`LocalResponse`], once the answer is reported and its fields are complete.
+/// Replaces [`LocalResponse`] once the response is reported and its fields are complete.
 ///
-/// A mark of its own: a fourth extension beside cause, record and one mark would make their map grow.
+/// A separate marker: a fourth extension beside cause, record and one marker would make the map grow.
 #[derive(Clone, Copy)]
 pub(crate) struct CompleteResponse;
 
-/// In the extensions of the gateway's own answer to a request that it did not forward.
+/// Marks the gateway's own response to a request that it did not forward.
 #[derive(Clone, Copy)]
 pub(crate) struct RejectedRequest;
 
-/// Whether an answer to a failure was made here: never a relayed one, nor a page that a service of the user's own wrote.
+/// Whether a failure response is local: neither relayed nor written by a service of the user's own.
 pub(crate) fn is_local(extensions: &Extensions) -> bool {
     extensions.get::<CompleteResponse>().is_some() || extensions.get::<LocalResponse>().is_some()
 }
 
-/// The usual texts, each made once: a refusal has to be cheap.
+/// The default texts, each created once: a refusal has to be cheap.
 static TEXTS: [OnceLock<String>; BadGatewayCause::ALL.len()] = [const { OnceLock::new() }; BadGatewayCause::ALL.len()];
 
 fn text(failure: &Failure, status: StatusCode) -> Bytes {
@@ -48,7 +48,7 @@ fn text(failure: &Failure, status: StatusCode) -> Bytes {
 pub(crate) fn local_response(failure: &Failure, status: StatusCode) -> Response<Bytes> {
     let mut answer = Response::new(text(failure, status));
     *answer.status_mut() = status;
-    // with room for Retry-After, Proxy-Status, X-Request-Id and what the server adds
+    // room for Retry-After, Proxy-Status, X-Request-Id and fields added by the server
     answer.headers_mut().reserve(6);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     attach(&mut answer, failure.clone());

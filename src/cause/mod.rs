@@ -1,4 +1,4 @@
-//! Why a gateway could not hand on a good answer, as one small word and one record behind it.
+//! Failure causes and the record behind each.
 //!
 //! [`BadGatewayCause`] says *what* went wrong; [`Failure`] is the record: phase, replay safety and its
 //! evidence, peer, elapsed time, source error. Both travel in the response's extensions:
@@ -12,7 +12,7 @@
 //! assert_eq!(BadGatewayCause::of(&response).unwrap().status(), 502);
 //! ```
 //!
-//! The kinds, their RFC 9209 classes and their advice are data in one static table.
+//! The causes, their RFC 9209 classes and their hints are data in one static table.
 
 mod client_call;
 mod failure;
@@ -36,10 +36,10 @@ pub(crate) use self::proxy_status::reduce as reduce_proxy_status;
 pub use self::proxy_status::{InvalidProxyName, ProxyStatus, ProxyStatusEntry, entries};
 pub use self::retry_stop::RetryStop;
 
-/// Why the gateway could not hand on a good answer.
+/// The cause of a failure: why the gateway could not return a good response.
 ///
-/// One byte, `Copy`, and the one vocabulary of the crate: [`as_str`](Self::as_str) is the tracing field
-/// `error.type`, the metric label, the JSON value and the word on the page. Kinds may be added and
+/// One byte, `Copy`, and the vocabulary of the whole crate: [`as_str`](Self::as_str) is the tracing field
+/// `error.type`, the metric label, the JSON value and the name on the page. Causes may be added and
 /// [`Unknown`](Self::Unknown) may become more specific in any release.
 ///
 /// ```
@@ -79,19 +79,19 @@ pub enum BadGatewayCause {
     DnsNotFound,
     /// The resolver failed (SERVFAIL/REFUSED). Try another resolver.
     DnsFailure,
-    /// Nobody listens there, or a firewall answers with RST. Is the process up, is the port right?
+    /// Connection refused: nothing listens on that port, or a firewall rejects it. Check that the process runs.
     ConnectionRefused,
     /// SYN unanswered: packet filter, dead host, or full accept queue. If this peer worked minutes ago, suspect load.
     ConnectTimeout,
     /// No route, a prohibiting route (EACCES), or an ICMP reject came back (a filter can do that too).
     Unroutable,
-    /// Connecting failed for another reason; read the OS error.
+    /// Connecting failed for another reason; see the OS error.
     ConnectFailed,
     /// The upstream certificate is expired, for another name, or from an unknown issuer.
     TlsCertificate,
     /// The upstream refused the handshake; the alert says why (client certificate, version, ALPN).
     TlsAlert,
-    /// The TLS handshake broke off or was garbled.
+    /// The TLS handshake failed.
     TlsFailed,
     /// TCP connected, the handshake never finished. CPU-starved peer, or a middlebox.
     TlsTimeout,
@@ -106,7 +106,7 @@ pub enum BadGatewayCause {
     StaleConnection,
     /// The upstream stopped reading the request body.
     WriteTimeout,
-    /// A fresh connection took the request and closed without an answer: crash, OOM kill, restart. Read the app log at this second.
+    /// A fresh connection accepted the request and closed without a response: crash, OOM kill, restart. Read the app log at this second.
     ClosedBeforeResponse,
     /// RST after the request was sent: crash, or a WAF/IDS cut the flow. Compare with the filter log.
     ResetBeforeResponse,
@@ -116,9 +116,9 @@ pub enum BadGatewayCause {
     PeerUnresponsive,
     /// Bytes keep coming but the response head never ends (drip, endless interim responses).
     HeadTimeout,
-    /// Our client stopped sending its upload; the upstream was waiting for it. Not the upstream's fault.
+    /// The client stopped sending its upload; the upstream was waiting for it. Not the upstream's fault.
     UploadStalled,
-    /// Request delivered, no answer in time: slow query, lock, deadlock. Profile this route; align timeouts.
+    /// Request delivered, no response in time: slow query, lock, deadlock. Profile this route; align timeouts.
     FirstByteTimeout,
     /// The total time budget (all attempts) is used up.
     DeadlineExceeded,
@@ -128,7 +128,7 @@ pub enum BadGatewayCause {
     HeadTooLarge,
     /// The connection ended in the middle of the response head.
     IncompleteHead,
-    /// Upgrade not negotiated, or a 101 nobody asked for.
+    /// Upgrade not negotiated, or an unsolicited 101.
     UpgradeFailed,
     /// The body ended early; headers were already forwarded.
     IncompleteBody,
@@ -142,9 +142,9 @@ pub enum BadGatewayCause {
     TransferCoding,
     /// Content-Encoding does not match the bytes.
     ContentCoding,
-    /// The upstream itself answered 5xx; received-status is attached. Ask its logs, not ours.
+    /// The upstream itself responded with a 5xx; received-status is attached. Read its logs, not ours.
     UpstreamStatus,
-    /// Our client's upload broke off. Not the upstream's fault.
+    /// The client's upload failed. Not the upstream's fault.
     RequestBodyFailed,
     /// The client disconnected, or stopped reading the response.
     ClientClosed,
@@ -155,18 +155,18 @@ pub enum BadGatewayCause {
 }
 
 impl BadGatewayCause {
-    /// Every kind, in the order of the table.
+    /// Every cause, in the order of the table.
     pub const ALL: &'static [Self] = &table::ALL;
 
-    /// The kind's name in snake case, stable across releases.
+    /// The name in snake case, stable across releases.
     pub const fn as_str(self) -> &'static str {
         self.facts().name
     }
 
-    /// The status the gateway answers with, as RFC 9209 section 2.3 recommends.
+    /// The status of the gateway's response, as RFC 9209 section 2.3 recommends.
     ///
-    /// [`UpstreamStatus`](Self::UpstreamStatus) says 502 here; a relayed answer keeps its own status.
-    /// [`ClientClosed`](Self::ClientClosed) says 499, which is for logs: nobody is there to read it.
+    /// [`UpstreamStatus`](Self::UpstreamStatus) is 502 here; a relayed response keeps its own status.
+    /// [`ClientClosed`](Self::ClientClosed) is 499, for logs only: no client is left to read it.
     ///
     /// # Panics
     /// Never: the table's numbers are all valid status codes, as a test proves.
@@ -177,7 +177,7 @@ impl BadGatewayCause {
         }
     }
 
-    /// The kind's coarser class: the `error` token of RFC 9209, `None` where none fits.
+    /// The coarser class: the `error` token of RFC 9209, `None` if none fits.
     pub const fn proxy_status_error(self) -> Option<&'static str> {
         self.facts().error
     }
@@ -187,40 +187,40 @@ impl BadGatewayCause {
         self.facts().categories[0]
     }
 
-    /// The other categories that look the same from here, likeliest first.
+    /// The other categories that look the same from the gateway, likeliest first.
     pub fn also_possible(self) -> &'static [Category] {
         &self.facts().categories[1..]
     }
 
-    /// Who usually has to act, first the one to ask first.
+    /// Who usually has to act, the most likely first.
     pub const fn responsible(self) -> &'static [Responsible] {
         self.facts().responsible
     }
 
-    /// Whether the request may be sent again, where somebody saw the attempt fail so.
+    /// Whether the request may be sent again, if the attempt was observed to fail in this way.
     ///
-    /// [`Failure::replay`] is the answer for one attempt: a kind that nobody vouches for leaves
-    /// [`Replay::IdempotentOnly`] at most.
+    /// [`Failure::replay`] is the answer for a particular attempt: without evidence it is [`Replay::IdempotentOnly`] at
+    /// most.
     pub const fn replay(self) -> Replay {
         self.facts().replay
     }
 
-    /// Whether sending it again would help.
+    /// Whether a retry would help.
     pub const fn prospect(self) -> Prospect {
         self.facts().prospect
     }
 
-    /// What a circuit breaker makes of it.
+    /// How a circuit breaker counts it.
     pub const fn breaker_verdict(self) -> BreakerVerdict {
         self.facts().breaker
     }
 
-    /// What it means and what to look at first, for whoever runs the gateway.
+    /// What it means and what to check first, for the operator.
     pub const fn operator_hint(self) -> &'static str {
         self.facts().operator_hint
     }
 
-    /// What to tell the visitor; `None` where no visitor is left.
+    /// The hint for the user; `None` if no user is left to read it.
     pub const fn user_hint(self) -> Option<&'static str> {
         self.facts().user_hint
     }
@@ -405,11 +405,11 @@ words! {
 }
 
 words! {
-    /// What a circuit breaker makes of a failure.
+    /// How a circuit breaker counts a failure.
     BreakerVerdict {
-        /// It speaks against the upstream.
+        /// As a failure of the upstream.
         Failure = "failure",
-        /// It says nothing about the upstream's health.
+        /// Not at all: it says nothing about the upstream's health.
         Neutral = "neutral",
     }
 }

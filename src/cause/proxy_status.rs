@@ -1,7 +1,7 @@
-//! The `Proxy-Status` field (RFC 9209), read and written.
+//! Reads and writes the `Proxy-Status` field (RFC 9209).
 //!
-//! Every intermediary adds one member, so that the field tells hop by hop what happened: the first
-//! member is nearest to the origin, the last one nearest to the reader.
+//! Every intermediary adds one member that reports what happened at its hop: the first member is nearest to the origin, the
+//! last one nearest to the reader.
 
 mod entry;
 
@@ -19,17 +19,17 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// Writes this deployment's member of `Proxy-Status` (RFC 9209).
 ///
-/// The name is the deployment's, not the product's, and the same wherever it answers. Addresses and
-/// our own cause names tell about the inside, so both are left out until asked for (RFC 9209
-/// section 4). What all failures of a cause have in common is made once, in [`new`](Self::new).
+/// The name is the deployment's, not the product's, and the same in all its responses. Addresses and our own
+/// cause names reveal internals, so both are off by default (RFC 9209 section 4). The parts common to all failures of a
+/// cause are prepared once, in [`new`](Self::new).
 ///
 /// | parameter | when |
 /// |---|---|
 /// | `error` | the cause has a [class](BadGatewayCause::proxy_status_error) |
-/// | `status-code`, `status-phrase` | `http_request_error`: what the gateway answers |
-/// | `alert-id`, `alert-message` | `tls_alert_received`, where the alert is known |
+/// | `status-code`, `status-phrase` | `http_request_error`: the gateway's status |
+/// | `alert-id`, `alert-message` | `tls_alert_received`, if the alert is known |
 /// | `received-status` | the upstream sent a status |
-/// | `next-hop` | [`next_hop`](Self::next_hop), where the failure knows the peer or the upstream |
+/// | `next-hop` | [`next_hop`](Self::next_hop), if the failure has a peer or an upstream |
 /// | `details` | [`details`](Self::details) |
 ///
 /// ```
@@ -47,16 +47,16 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 #[derive(Clone)]
 pub struct ProxyStatus {
     name: HeaderValue,
-    /// In the order of the causes: all of the member that is the same for every such failure.
+    /// In the order of the causes: the constant part of the member.
     by_cause: Arc<[HeaderValue]>,
     next_hop: bool,
 }
 
 impl ProxyStatus {
-    /// Names the deployment: a Token where the name is one, else a String (RFC 9209 section 2).
+    /// Sets the name of the deployment: a Token if possible, else a String (RFC 9209 section 2).
     ///
     /// # Errors
-    /// [`InvalidProxyName`] where the name is empty or not printable ASCII.
+    /// [`InvalidProxyName`] if the name is empty or not printable ASCII.
     pub fn new(name: &str) -> Result<Self, InvalidProxyName> {
         if name.is_empty() || !is_string(name) {
             return Err(InvalidProxyName(()));
@@ -74,7 +74,7 @@ impl ProxyStatus {
 
     /// Adds `next-hop`: the peer's address, else the upstream's name (RFC 9209 section 2.1.2).
     ///
-    /// Default: left out. It shows the inside of the network to every client.
+    /// Off by default: it reveals the internal network to every client.
     pub fn next_hop(mut self) -> Self {
         self.next_hop = true;
         self
@@ -82,7 +82,7 @@ impl ProxyStatus {
 
     /// Adds `details`: the [name of the cause](BadGatewayCause::as_str) (RFC 9209 section 2.1.5).
     ///
-    /// Default: left out. It is finer than `error`, which several causes share.
+    /// Off by default. It is more specific than `error`, which several causes share.
     pub fn details(mut self) -> Self {
         let detailed = |cause: &BadGatewayCause| {
             let mut member = member_of(&self.name, *cause);
@@ -93,10 +93,10 @@ impl ProxyStatus {
         self
     }
 
-    /// Appends our member for an answer that failed, behind those of the hops before.
+    /// Appends our member to a failure response, after those of the hops before.
     ///
-    /// It is a field line of its own; present lines stay as they are. A map that is full stays
-    /// as it is.
+    /// It is a separate field line; existing lines are unchanged. A full map is left
+    /// unchanged.
     pub fn append_failure(&self, headers: &mut HeaderMap, failure: &Failure) {
         let cause = failure.cause();
         let mut member = ProxyStatusMember::new(&self.by_cause[cause as usize]);
@@ -120,7 +120,7 @@ impl ProxyStatus {
         append(headers, member.finish());
     }
 
-    /// Appends our member for an answer the gateway gave to a request that it did not forward.
+    /// Appends our member to the gateway's response to a request that it did not forward.
     ///
     /// A 4xx is a `http_request_error` with its status (RFC 9209 section 2.3.16), any other a
     /// `proxy_internal_response` (section 2.3.29). A map that is full stays as it is.
@@ -134,10 +134,10 @@ impl ProxyStatus {
         append(headers, member.finish());
     }
 
-    /// Appends our member for an answer that is handed on, with the status it came with.
+    /// Appends our member to a relayed response, with the status it was received with.
     ///
-    /// Useful where the gateway answers with another status (RFC 9209 section 2.1.4). A map that
-    /// is full stays as it is.
+    /// Useful if the gateway responds with another status (RFC 9209 section 2.1.4). A full map is left
+    /// unchanged.
     ///
     /// ```
     /// use http::{HeaderMap, StatusCode};
@@ -164,9 +164,9 @@ impl fmt::Debug for ProxyStatus {
     }
 }
 
-/// Leaves the name and the `error` of each member in a head, for readers who are not to know the inside (RFC 9209 section 4).
+/// Reduces each member in a head to its name and `error`, for clients that should not learn internals (RFC 9209 section 4).
 ///
-/// A field that cannot be read is removed.
+/// A malformed field is removed.
 pub(crate) fn reduce(headers: &mut HeaderMap) {
     if !headers.contains_key(PROXY_STATUS) {
         return;
@@ -205,7 +205,7 @@ impl fmt::Display for InvalidProxyName {
 impl std::error::Error for InvalidProxyName {}
 
 fn append(headers: &mut HeaderMap, member: HeaderValue) {
-    // The plain `append` panics on a full map, and an upstream may have filled it.
+    // `append` panics on a full map, and an upstream may have filled it
     let _ = headers.try_append(PROXY_STATUS, member);
 }
 
@@ -227,7 +227,7 @@ fn request_error(member: &mut ProxyStatusMember<'_>, status: StatusCode) {
     member.string("status-phrase", status.canonical_reason().unwrap_or_default());
 }
 
-/// A member that is copied once something is added to it, else shared.
+/// A member that is shared until something is added to it.
 struct ProxyStatusMember<'a> {
     base: &'a HeaderValue,
     longer: Vec<u8>,
@@ -238,13 +238,13 @@ impl<'a> ProxyStatusMember<'a> {
         Self { base, longer: Vec::new() }
     }
 
-    /// A value that stands for itself: a Token or an Integer.
+    /// Adds a Token or an Integer.
     fn parameter(&mut self, key: &str, value: &str) {
         self.key(key);
         self.longer.extend_from_slice(value.as_bytes());
     }
 
-    /// A String, left out where it cannot be one.
+    /// Adds a String, unless the value cannot be one.
     fn string(&mut self, key: &str, text: &str) {
         if is_string(text) {
             self.key(key);

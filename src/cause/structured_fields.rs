@@ -6,7 +6,7 @@
 //! | bound | value | |
 //! |---|---|---|
 //! | [`MAX_BYTES`] | 16 KiB | all lines together |
-//! | [`MAX_MEMBERS`] | 1024 | what every parser has to take (RFC 9651 section 3.1) |
+//! | [`MAX_MEMBERS`] | 1024 | the number every parser has to support (RFC 9651 section 3.1) |
 
 mod bare;
 #[cfg(test)]

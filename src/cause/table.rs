@@ -1,4 +1,4 @@
-//! The facts about every kind, in one static table.
+//! The facts about every cause, in one static table.
 
 use super::Category::{self, BackendDown, Blocked, Client, DnsRouting, Gateway, Overload, ProxyConfig, SlowOrBroken};
 use super::Prospect::{self, AfterDelay, Futile, OtherPeer, SamePeer};
@@ -32,7 +32,7 @@ pub(super) const ALL: [BadGatewayCause; FACTS.len()] = {
     all
 };
 
-/// In the order of the enum: a kind's number is its row.
+/// In the order of the enum: a cause's discriminant is its row.
 pub(super) const FACTS: [CauseFacts; 49] = [
     CauseFacts {
         cause: Cause::NoRoute,

@@ -1,4 +1,4 @@
-//! Clients with request and response types of their own, called with those of `http`.
+//! Adapts clients with their own request and response types.
 
 use std::fmt;
 use std::future::Future;
@@ -15,15 +15,15 @@ use crate::cause::{BadGatewayCause, ClientCall, Detail, Failure, Phase};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Lets a client with request and response types of its own be called with those of `http`.
+/// Calls a client that has its own request and response types with those of `http`.
 ///
-/// For reqwest: `Q` is `reqwest::Request`, `R` is `reqwest::Body`; the compiler finds both. Any client will do whose request is
+/// For reqwest, `Q` is `reqwest::Request` and `R` is `reqwest::Body`; the compiler infers both. Any client works whose request is
 /// `TryFrom<http::Request<B>>` and whose response is `Into<http::Response<R>>`. See the
-/// [module](super) for what reqwest has to be told.
+/// [module](super) for the settings of reqwest.
 ///
-/// A request that is none for the client, as one without scheme and host is none for reqwest, is not sent: the error is
-/// a [`Failure`] with the cause `invalid_target`, which a [`ClassifyLayer`](crate::ClassifyLayer) around takes as it is. What
-/// the client itself errs with is boxed, and can be downcast.
+/// A request that cannot be converted, such as one without scheme and host for reqwest, is not sent: the error is
+/// a [`Failure`] with the cause `invalid_target`, which a [`ClassifyLayer`](crate::ClassifyLayer) around accepts. The client's own
+/// errors are boxed and can be downcast.
 ///
 /// ```
 /// # use reqwest13 as reqwest;
@@ -43,7 +43,7 @@ pub struct HttpCompatLayer<Q, R> {
 }
 
 impl<Q, R> HttpCompatLayer<Q, R> {
-    /// The layer; there is nothing to set.
+    /// The layer; it has no settings.
     pub fn new() -> Self {
         Self { types: PhantomData }
     }
@@ -123,7 +123,7 @@ where
             }
         };
         if matches!(state, State::Refused { .. }) {
-            // for the layers around: the one call that was to be made is this refusal
+            // for the layers around: this refusal is the call that was to be made
             ClientCall::next();
         }
         HttpCompatFuture { state, types: PhantomData }
@@ -132,7 +132,7 @@ where
 
 #[cold]
 fn refused(error: BoxError) -> BoxError {
-    // a conversion of the user's own may have named the cause
+    // the user's conversion may have attached a cause
     if error.is::<Failure>() { error } else { invalid_target().source(error).build().into() }
 }
 

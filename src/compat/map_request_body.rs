@@ -1,4 +1,4 @@
-//! The request body through a function, for services that take one type of it.
+//! Converts the request body, for services that accept a single body type.
 
 use std::fmt;
 use std::task::{Context, Poll};
@@ -7,10 +7,10 @@ use http::Request;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Passes the request body through a function, for a service that takes one type of body.
+/// Converts the request body by a function, for a service that accepts a single body type.
 ///
-/// Head, extensions, response and error are those of the service, and so is the future. tower-http's
-/// `MapRequestBodyLayer` does the same; this one needs no further crate, and is hyper's `Service` as well.
+/// Head, extensions, response, error and future are those of the service. tower-http's `MapRequestBodyLayer` does the
+/// same; this one needs no further crate, and also implements hyper's `Service`.
 ///
 /// ```
 /// use http::{Request, Response};
@@ -26,7 +26,7 @@ use tower_service::Service;
 ///     let body = request.into_body().collect().await.unwrap();
 ///     Ok::<_, std::convert::Infallible>(Response::new(Full::new(body.to_bytes())))
 /// });
-/// // retry hands on a `ReplayBody<_>`
+/// // the retry layer passes on a `ReplayBody<_>`
 /// let boxed = MapRequestBodyLayer::new(|body| BodyExt::boxed(BodyExt::map_err(body, tower::BoxError::from)));
 /// let service = RetryLayer::new().layer(boxed.layer(takes_one_type));
 /// let answer = service.oneshot(Request::new(Full::<bytes::Bytes>::from("order"))).await.unwrap();
@@ -40,7 +40,7 @@ pub struct MapRequestBodyLayer<F> {
 }
 
 impl<F> MapRequestBodyLayer<F> {
-    /// Converts with this function, mostly the constructor of the body that the service takes.
+    /// Converts with this function, usually the constructor of the service's body type.
     pub fn new(convert: F) -> Self {
         Self { convert }
     }
@@ -93,7 +93,7 @@ where
     }
 }
 
-/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
+/// hyper's `Service`, if the inner service implements it: a server calls it without a clone.
 impl<S, F, B, C> hyper::service::Service<Request<B>> for MapRequestBody<S, F>
 where
     S: hyper::service::Service<Request<C>>,

@@ -1,18 +1,18 @@
-//! Fits clients and services of other crates under the layers: their body type, their request type, their addresses.
+//! Adaptors for clients and services of other crates: their body type, their request type, their addresses.
 //!
-//! The layers of this crate hand request bodies on under watch ([`Upload`](crate::body::TrackedUpload)) or kept
-//! ([`ReplayBody`](crate::body::ReplayBody)). Some clients take one type of body alone, or one type of request, or absolute
-//! addresses. Each adaptor mends one of these and adds nothing else: no error of its own where there was none, no future
-//! but the inner one where nothing can fail. They stand below all layers, right around the client.
+//! The layers of this crate pass request bodies on as [`TrackedUpload`](crate::body::TrackedUpload) or
+//! [`ReplayBody`](crate::body::ReplayBody). Some clients accept only one type of body, one type of request, or absolute
+//! addresses. Each adaptor converts one of these and adds nothing else: no new error, and no new future where nothing can
+//! fail. Place them below all layers, around the client.
 //!
-//! | client | takes | what stands around it, outermost first |
+//! | client | accepts | adaptors, outermost first |
 //! |---|---|---|
 //! | axum's `Router`, `ReverseProxy`, hyper-util's client | any body | nothing; [`OriginLayer`] for the last |
 //! | tonic's `Channel` | `tonic::body::Body` | `MapRequestBodyLayer::new(tonic::body::Body::new)` |
 //! | reqwest's `Client`, 0.12 and 0.13 | `reqwest::Request` with an absolute URL | `MapRequestBodyLayer::new(reqwest::Body::wrap)`, [`OriginLayer`] in a gateway, [`HttpCompatLayer`] |
 //!
-//! hyper-util's client and reqwest answer with errors: [`ClassifyLayer`](crate::ClassifyLayer) stands right around the adaptors, so that
-//! every layer above sees causes. hyper's `Incoming` also has no `Default`, which layers that refuse need; the classified body has.
+//! hyper-util's client and reqwest return errors: place [`ClassifyLayer`](crate::ClassifyLayer) around the adaptors, so that
+//! every layer above sees causes. hyper's `Incoming` also lacks `Default`, which layers that refuse need; the classified body has it.
 //!
 //! # reqwest under the layers
 //!
@@ -29,7 +29,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
-//! // what the layers do, it must not do as well
+//! // disable what the layers do
 //! let client = reqwest::Client::builder()
 //!     .redirect(redirect::Policy::none())
 //!     .retry(retry::never())
@@ -53,18 +53,18 @@
 //! # }
 //! ```
 //!
-//! | what reqwest does by itself | why not below the layers | how |
+//! | what reqwest does itself | why not below the layers | how to disable |
 //! |---|---|---|
-//! | follows redirects, 10 at most | a 3xx is an answer; what it leads to is another upstream, and its time is nobody's | `redirect(Policy::none())` |
-//! | 0.13 repeats what HTTP/2 refused | retries are counted and paid for in one place | `retry(retry::never())` |
-//! | limits, if set: `timeout`, `read_timeout` | the layers' limits name the phase; reqwest's errors do not | set none but `connect_timeout` |
-//! | decompresses, by features `gzip`, `brotli`, `zstd`, `deflate` | a gateway hands on what came | `no_gzip()` and so on, or leave the features out |
-//! | uses the proxy that the environment names | failures would be the proxy's | `no_proxy()` |
-//! | keeps idle connections for 90 s | most servers keep them shorter, and 502s come of it | `pool_idle_timeout`, below the upstream's |
-//! | adds `Accept: */*` where there is none, and what `default_headers` names | | |
-//! | reads the address as a URL (WHATWG): `/a/../b` becomes `/b` | | use `ReverseProxy` where paths must stay as they are |
+//! | follows up to 10 redirects | a 3xx is a response; its target is another upstream, outside of all limits | `redirect(Policy::none())` |
+//! | 0.13 retries requests refused by HTTP/2 | retries are counted and paid for in one place | `retry(retry::never())` |
+//! | timeouts, if set: `timeout`, `read_timeout` | the layers' timeouts name the phase; reqwest's errors do not | set none but `connect_timeout` |
+//! | decompresses, with features `gzip`, `brotli`, `zstd`, `deflate` | a gateway forwards responses unchanged | `no_gzip()` and so on, or disable the features |
+//! | uses the proxy of the environment | failures would be the proxy's | `no_proxy()` |
+//! | keeps idle connections for 90 s | most servers keep them shorter, which causes 502s | `pool_idle_timeout`, below the upstream's |
+//! | adds `Accept: */*` if absent, and `default_headers` | | |
+//! | parses the address as a URL (WHATWG): `/a/../b` becomes `/b` | | use `ReverseProxy` where paths must stay unchanged |
 //!
-//! A request body that is not `Sync`, as axum's is not, is wrapped once more, as `reqwest::Body::wrap` wants `Sync`:
+//! A request body that is not `Sync`, such as axum's, needs another wrapper, because `reqwest::Body::wrap` requires `Sync`:
 //! `MapRequestBodyLayer::new(|body| reqwest::Body::wrap(SyncBody::new(body)))`; see [`SyncBody`].
 //!
 //! # tonic's channel under the layers

@@ -1,4 +1,4 @@
-//! Scheme and authority before a request's path, for clients that want absolute addresses.
+//! Adds scheme and authority to a request's path, for clients that require absolute addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,10 +11,10 @@ use tower_service::Service;
 
 /// Sends every request to one origin: scheme, host and port (RFC 9110 section 4.3.1).
 ///
-/// What a server receives names a path alone, or the public name of the site; hyper-util's client and reqwest want to be told where
-/// to connect. This layer writes the origin into the request's address and keeps its path and query. Whatever
-/// host the request named before is replaced: it is the client's word, and a gateway that follows it
-/// connects wherever its clients like. The `Host` field stays as it is, and so do all others; hop-by-hop fields are the work of
+/// A server receives requests with a path only, or with the public name of the site; hyper-util's client and reqwest need the
+/// address to connect to. This layer writes the origin into the request's address and keeps its path and query. Any host in
+/// the request's address is replaced: it is chosen by the client, and a gateway that followed it would
+/// connect wherever its clients like. The `Host` field and all others are unchanged; hop-by-hop fields are handled by
 /// [`forward`](crate::forward).
 ///
 /// ```
@@ -37,7 +37,7 @@ pub struct OriginLayer {
     authority: Authority,
 }
 
-/// The address is no origin; it says why.
+/// The address is not an origin; the text says why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidOrigin(&'static str);
 
@@ -77,7 +77,7 @@ impl OriginLayer {
         let mut parts = std::mem::take(uri).into_parts();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
-        // CONNECT names no path
+        // CONNECT has no path
         parts.path_and_query.get_or_insert_with(|| PathAndQuery::from_static("/"));
         *uri = Uri::from_parts(parts).expect("scheme, authority and path are a URI");
     }
@@ -86,10 +86,10 @@ impl OriginLayer {
 impl FromStr for OriginLayer {
     type Err = InvalidOrigin;
 
-    /// Reads `http://host:port` or `https://host:port`; the port may be left out.
+    /// Parses `http://host:port` or `https://host:port`; the port is optional.
     ///
     /// # Errors
-    /// [`InvalidOrigin`], as [`new`](OriginLayer::new), and for what is no address.
+    /// [`InvalidOrigin`], as for [`new`](OriginLayer::new), and if the text is not an address.
     fn from_str(text: &str) -> Result<Self, InvalidOrigin> {
         Self::new(text.parse().map_err(|_| InvalidOrigin("not a URL"))?)
     }
@@ -128,7 +128,7 @@ where
     }
 }
 
-/// The same without `&mut`, where the inner service is hyper's: a server calls it without a clone.
+/// hyper's `Service`, if the inner service implements it: a server calls it without a clone.
 impl<S, B> hyper::service::Service<Request<B>> for Origin<S>
 where
     S: hyper::service::Service<Request<B>>,

@@ -1,4 +1,4 @@
-//! A body that is `Sync`, around one that is only `Send`.
+//! Makes a body `Sync` that is only `Send`.
 
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,11 +6,11 @@ use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 
-/// A body that is `Sync`, around one that is only `Send`.
+/// A `Sync` wrapper around a body that is only `Send`.
 ///
-/// `reqwest::Body::wrap` wants `Sync`; `axum::body::Body` and `tonic::body::Body` are not, and so no
-/// [`ReplayBody`](crate::body::ReplayBody) around them. Frames are read through `&mut`, without a lock; a lock that nobody contends is taken for
-/// `is_end_stream` and `size_hint` alone.
+/// `reqwest::Body::wrap` requires `Sync`; `axum::body::Body` and `tonic::body::Body` are not, nor is a
+/// [`ReplayBody`](crate::body::ReplayBody) around them. Frames are read through `&mut` without a lock; an uncontended lock is taken
+/// for `is_end_stream` and `size_hint` only.
 ///
 /// ```
 /// # use reqwest13 as reqwest;
@@ -31,7 +31,7 @@ impl<B> SyncBody<B> {
         Self { body: Mutex::new(body) }
     }
 
-    /// The body inside.
+    /// The inner body.
     pub fn into_inner(self) -> B {
         self.body.into_inner().unwrap_or_else(PoisonError::into_inner)
     }

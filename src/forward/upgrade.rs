@@ -23,7 +23,7 @@ pub(super) fn requested(parts: &request::Parts, seen: HeaderLists, options: Conn
 pub(super) fn accepted(headers: &HeaderMap, asked: &HeaderValue) -> Option<HeaderValue> {
     let protocols = protocols(headers)?;
     let was_asked = |protocol: &[u8]| list(asked).any(|asked| asked.eq_ignore_ascii_case(protocol));
-    // comparing the lists is quadratic: limit the number of protocols
+    // comparing the lists is quadratic: accept at most two protocols, one over the other
     let few = list(&protocols).take(3).count();
     ((1..3).contains(&few) && list(&protocols).all(was_asked)).then_some(protocols)
 }

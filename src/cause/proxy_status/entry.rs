@@ -1,4 +1,4 @@
-//! Other hops' members, as they are found in the wild.
+//! Reads the members of other hops, as found in practice.
 
 use std::borrow::Cow;
 
@@ -9,8 +9,8 @@ use crate::cause::structured_fields::{Entry, Item, Value, is_token, joined, list
 
 /// One hop's member, as read (RFC 9209 section 2).
 ///
-/// What is missing, or of a type that cannot be meant, is `None`. All of it is another's word: a
-/// hop may leave out, rename or invent.
+/// Missing values and values of an implausible type are `None`. All of it is untrusted: a
+/// hop may omit, rename or invent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyStatusEntry {
     name: Box<str>,
@@ -22,14 +22,14 @@ pub struct ProxyStatusEntry {
 }
 
 impl ProxyStatusEntry {
-    /// The intermediary, as its deployment calls it.
+    /// The name of the intermediary.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Why it could not hand on an answer; the type need not be registered (RFC 9209 section 2.3).
+    /// The error type, which need not be registered (RFC 9209 section 2.3).
     ///
-    /// A String is taken where it could have been a Token, for some send it so.
+    /// A String is accepted in place of a Token, because some send it so.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
@@ -39,7 +39,7 @@ impl ProxyStatusEntry {
         self.received_status
     }
 
-    /// Where it had sent the request: a name, an address, in the wild also a URL.
+    /// Where it sent the request: a name, an address, in practice also a URL.
     pub fn next_hop(&self) -> Option<&str> {
         self.next_hop.as_deref()
     }
@@ -49,7 +49,7 @@ impl ProxyStatusEntry {
         self.next_protocol.as_deref()
     }
 
-    /// What else it says about the error, for people.
+    /// Details about the error, for people.
     pub fn details(&self) -> Option<&str> {
         self.details.as_deref()
     }
@@ -78,7 +78,7 @@ impl ProxyStatusEntry {
     }
 }
 
-/// Reads `Proxy-Status`: one member for each hop that wrote one, nearest to the origin first.
+/// Reads `Proxy-Status`: one member per hop that wrote one, nearest to the origin first.
 ///
 /// Every field line counts as a part of one List. A syntax error anywhere means no members at all
 /// (RFC 9651 section 4.2), and so do more than 16 KiB or more than 1024 members. Members that are

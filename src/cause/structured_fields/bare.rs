@@ -1,4 +1,4 @@
-//! Bare items: what stands for itself (RFC 9651 sections 4.2.4 to 4.2.10).
+//! Bare items (RFC 9651 sections 4.2.4 to 4.2.10).
 
 use std::borrow::Cow;
 
@@ -119,7 +119,7 @@ fn hex_digit(byte: u8) -> Option<u8> {
     }
 }
 
-/// Missing padding and stray last bits are taken, as RFC 9651 section 4.2.7 asks for.
+/// Missing padding and non-zero trailing bits are accepted, as RFC 9651 section 4.2.7 requires.
 fn base64(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=');
     let padding = text.len() - digits.len();
