@@ -1,15 +1,15 @@
-//! The walk over an error and everything it wraps.
+//! Iterates over an error and everything it wraps.
 
 use std::error::Error;
 use std::io;
 
-/// Walks an error and all that it wraps, outermost first.
+/// Iterates over an error and everything it wraps, outermost first.
 ///
-/// [`Error::source`] alone is blind: `io::Error::source()` skips its own payload (so that no TLS error
-/// is ever seen), and h2 keeps its I/O error beside the chain. This walker looks into
-/// `io::Error::get_ref()` and `h2::Error::get_io()` (feature `http2`) as well. It ends after
-/// [`MAX_LINKS`](Self::MAX_LINKS) links, so that a looping chain cannot hold it.
-///
+/// [`Error::source`] alone is incomplete: `io::Error::source()` skips its own payload, which hides every TLS error,
+/// and h2 keeps its I/O error outside of the chain. This iterator also follows
+/// `io::Error::get_ref()` and `h2::Error::get_io()` (feature `http2`). It ends after
+/// [`MAX_LINKS`](Self::MAX_LINKS) links, in case of a cyclic
+/// chain.
 /// ```
 /// use std::io;
 /// use tower_upstream::classify::Chain;
@@ -26,10 +26,10 @@ pub struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// The most links that are walked.
+    /// The maximum number of links.
     pub const MAX_LINKS: usize = 32;
 
-    /// Begins at `error`, which is the first link.
+    /// Starts at `error`, which is the first link.
     pub fn new(error: &'a (dyn Error + 'static)) -> Self {
         Self { next: Some(error), left: Self::MAX_LINKS }
     }

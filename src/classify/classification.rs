@@ -1,32 +1,32 @@
-//! What the judges are told, and what they say.
+//! The input and the result of a classification.
 
 use std::net::SocketAddr;
 
 use super::connection_stats::WireSnapshot;
 use crate::cause::{BadGatewayCause, Connection, Detail, Evidence, Failure, FailureBuilder, Phase, Replay};
 
-/// What is known about an attempt besides its error.
+/// The data about an attempt in addition to its error.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct AttemptContext {
-    /// The connection's counters, where it carries a [`ConnectionStats`](super::ConnectionStats).
+    /// The connection's counters, if it has [`ConnectionStats`](super::ConnectionStats).
     pub wire: Option<WireSnapshot>,
-    /// The address at the other end.
+    /// The peer's address.
     pub peer: Option<SocketAddr>,
-    /// Whether our own client's request body failed.
+    /// Whether the client's request body failed.
     pub upload: UploadState,
 }
 
-/// What became of the request body, as far as its wrapper saw.
+/// The state of the request body, as far as tracked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UploadState {
-    /// Nobody watched.
+    /// It was not tracked.
     #[default]
     Unwatched,
-    /// Watched, and it did not fail.
+    /// It was tracked and did not fail.
     Sound,
-    /// It failed while it was read from our client.
+    /// It failed while it was read from the client.
     Failed,
 }
 
@@ -37,26 +37,26 @@ impl AttemptContext {
         self
     }
 
-    /// Adds the address at the other end.
+    /// Adds the peer's address.
     pub fn peer(mut self, peer: impl Into<Option<SocketAddr>>) -> Self {
         self.peer = peer.into();
         self
     }
 
-    /// Adds what became of the request body.
+    /// Adds the state of the request body.
     pub fn upload(mut self, upload: UploadState) -> Self {
         self.upload = upload;
         self
     }
 
-    /// Whether the connection was reused; `None` without a stamp.
+    /// Whether the connection was reused; `None` without counters.
     pub(crate) fn connection(&self) -> Option<Connection> {
         let served = self.wire?.served;
         Some(if served > 0 { Connection::Reused } else { Connection::Fresh })
     }
 }
 
-/// A judge's word on one error: the cause, and where it knows more than the cause's row, that too.
+/// The classification of an error: the cause, and data that overrides the cause's defaults.
 ///
 /// ```
 /// use tower_upstream::{BadGatewayCause, classify::Classification};
@@ -73,7 +73,7 @@ pub struct Classification {
 }
 
 impl Classification {
-    /// A verdict of which only the cause is known.
+    /// A classification with only a cause.
     pub const fn new(cause: BadGatewayCause) -> Self {
         Self { cause, phase: None, replay: None, detail: None }
     }
@@ -92,7 +92,7 @@ impl Classification {
         self
     }
 
-    /// The same without the proof.
+    /// The same with the replay safety inferred.
     pub(super) const fn inferred(self) -> Self {
         match self.replay {
             Some((replay, _)) => self.replay(replay.inferred(), Evidence::Inferred),
@@ -100,18 +100,18 @@ impl Classification {
         }
     }
 
-    /// What makes the cause more exact.
+    /// A detail that makes the cause more specific.
     pub const fn detail(mut self, detail: Detail) -> Self {
         self.detail = Some(detail);
         self
     }
 
-    /// What went wrong.
+    /// The cause.
     pub const fn cause(&self) -> BadGatewayCause {
         self.cause
     }
 
-    /// The record this verdict and its scene make.
+    /// Builds the record from the classification and its context.
     pub fn into_failure(self, scene: &AttemptContext) -> FailureBuilder {
         let mut failure =
             Failure::builder(self.cause).connection(scene.connection()).peer(scene.peer).detail(self.detail);

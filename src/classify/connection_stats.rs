@@ -1,4 +1,4 @@
-//! What a connection has seen: the evidence that no error value carries.
+//! Counters of a connection: evidence that no error value carries.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,30 +9,31 @@ use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
 
-/// The number of bytes of an answer that are kept to tell its protocol.
+/// The number of bytes of a response that are kept to detect its protocol.
 const KEPT: usize = 16;
 
-/// One connection's counters, shared between its I/O and whoever judges its failures.
+/// One connection's counters, shared between its I/O and the classification of its failures.
 ///
-/// A reset on a reused connection and one on a fresh connection are the same error value; only these
-/// counters tell a stale keep-alive from a crash. The I/O side writes them without a clock or a lock.
-/// A stamp can also end its connection ([`kill`](Self::kill)): a task that is blocked in a write never
-/// learns that its request is gone.
+/// A reset on a reused connection and one on a fresh connection are the same error value; only these counters distinguish a
+/// stale keep-alive from a crash. The I/O side writes them without a clock or a lock.
+///
+/// The counters can also close their connection ([`kill`](Self::kill)): a task blocked in a write never learns
+/// that its request was cancelled.
 #[derive(Clone)]
 pub struct ConnectionStats(Arc<Shared>);
 
 struct Shared {
     peer: Option<SocketAddr>,
     h2: AtomicBool,
-    /// Requests begun by [`ConnectionStats::begin`]; 0 while nobody calls it and the I/O side guesses.
+    /// Requests started by [`ConnectionStats::begin`]; 0 while it is not used and the I/O side infers them.
     begun: AtomicU32,
     served: AtomicU32,
-    /// Of those, the ones before the request that the I/O side guessed last.
+    /// The number of requests before the one that the I/O side inferred last.
     #[cfg_attr(not(feature = "client"), allow(dead_code))] // nobody guesses without it
     guessed: AtomicU32,
     written: AtomicU64,
     written_before: AtomicU64,
-    /// Bytes read since the request began.
+    /// Bytes read since the request started.
     since: AtomicU64,
     first: [AtomicU64; 2],
     interim: AtomicU32,
@@ -42,30 +43,30 @@ struct Shared {
     task: AtomicWaker,
 }
 
-/// A reading of a [`ConnectionStats`]: what happened on the wire since the request began.
+/// A snapshot of [`ConnectionStats`]: activity since the request started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WireSnapshot {
-    /// Bytes written since the request began.
+    /// Bytes written since the request started.
     pub written: u64,
-    /// Bytes read since the request began; on a fresh connection since it was opened.
+    /// Bytes read since the request started; on a fresh connection since it was opened.
     pub read: u64,
-    /// Answers this connection had carried before.
+    /// Responses this connection had carried before.
     pub served: u32,
-    /// Interim (1xx) heads of the last answer that had any; hyper drops all but 100 and 101.
+    /// Interim (1xx) heads of the last response that had any; hyper drops all but 100 and 101.
     pub interim: u32,
-    /// The peer ended its side.
+    /// The peer closed its side.
     pub eof: bool,
-    /// The last write found the connection full.
+    /// The last write was blocked.
     pub blocked: bool,
-    /// The connection carries many requests at once, so that bytes say nothing about one of them.
+    /// The connection carries concurrent requests, so the byte counts do not belong to one of them.
     pub multiplexed: bool,
     /// The first bytes read, zero-padded.
     pub first: [u8; KEPT],
 }
 
 impl WireSnapshot {
-    /// The first bytes read, as many as there were (at most 16).
+    /// The first bytes read, at most 16.
     pub fn first_bytes(&self) -> &[u8] {
         let have = usize::try_from(self.read).unwrap_or(KEPT).min(KEPT);
         &self.first[..have]
@@ -73,7 +74,7 @@ impl WireSnapshot {
 }
 
 impl ConnectionStats {
-    /// A stamp for a connection that was just opened.
+    /// Counters for a connection that was just opened.
     pub fn new(peer: Option<SocketAddr>) -> Self {
         Self(Arc::new(Shared {
             peer,
@@ -98,11 +99,11 @@ impl ConnectionStats {
         self.0.peer
     }
 
-    /// Notes that a request begins now. What a fresh connection had sent before it counts as its answer.
+    /// Records the start of a request. Bytes that a fresh connection received before count as its response.
     pub fn begin(&self) {
         let begun = self.0.begun.load(Relaxed);
         self.0.begun.store(begun.wrapping_add(1).max(1), Relaxed);
-        // where many requests share the bytes, none of them begins at nought
+        // on a shared connection the counts do not restart for a request
         if self.0.served.load(Relaxed) > 0 && !self.0.h2.load(Relaxed) {
             self.0.since.store(0, Relaxed);
             self.0.written_before.store(self.0.written.load(Relaxed), Relaxed);
@@ -115,12 +116,12 @@ impl ConnectionStats {
         self.0.served.store(served.saturating_add(1), Relaxed);
     }
 
-    /// Notes that the connection speaks HTTP/2.
+    /// Records that the connection speaks HTTP/2.
     pub fn multiplexed(&self) {
         self.0.h2.store(true, Relaxed);
     }
 
-    /// Ends the connection: its pending and later reads and writes fail.
+    /// Closes the connection: pending and later reads and writes fail.
     pub fn kill(&self) {
         self.0.killed.store(true, Relaxed);
         self.0.task.wake();
@@ -131,14 +132,14 @@ impl ConnectionStats {
         self.0.killed.load(Relaxed)
     }
 
-    /// What the connection has seen so far.
+    /// A snapshot of the counters.
     pub fn wire(&self) -> WireSnapshot {
         let shared = &*self.0;
         let mut first = [0; KEPT];
         first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
         first[8..].copy_from_slice(&shared.first[1].load(Relaxed).to_ne_bytes());
         WireSnapshot {
-            // the I/O side may move on between the two loads
+            // the I/O side may advance between the two loads
             written: shared.written.load(Relaxed).saturating_sub(shared.written_before.load(Relaxed)),
             read: shared.since.load(Relaxed),
             served: shared.served.load(Relaxed),
@@ -151,10 +152,10 @@ impl ConnectionStats {
     }
 }
 
-/// The I/O side: one task writes, so that plain loads and stores suffice.
+/// The I/O side: a single task writes, so plain loads and stores suffice.
 #[cfg(feature = "client")]
 impl ConnectionStats {
-    /// Requests begun so far, for what the I/O side keeps per answer.
+    /// The number of requests started, for the I/O side's state per response.
     pub(crate) fn begun(&self) -> u32 {
         self.0.begun.load(Relaxed)
     }
@@ -206,10 +207,10 @@ impl ConnectionStats {
         self.0.blocked.store(true, Relaxed);
     }
 
-    /// Without [`begin`](Self::begin) (another client's pool) a write after a read begins a request; whether it does.
+    /// Without [`begin`](Self::begin) (another client's pool), infers from a write after a read that a request starts; returns whether it does.
     ///
-    /// Only once an answer was handed on since the last one: what follows an interim response, or a head that is not whole
-    /// yet, is the rest of the same request.
+    /// Only once a response has been returned since the last request: a write after an interim response or an incomplete head
+    /// belongs to the same request.
     pub(crate) fn infer_request_start(&self) -> bool {
         let shared = &*self.0;
         let served = shared.served.load(Relaxed);
@@ -217,7 +218,7 @@ impl ConnectionStats {
             return false;
         }
         shared.guessed.store(served, Relaxed);
-        // where many requests share the bytes, none of them begins at nought
+        // on a shared connection the counts do not restart for a request
         if !shared.h2.load(Relaxed) {
             shared.since.store(0, Relaxed);
             shared.written_before.store(shared.written.load(Relaxed), Relaxed);

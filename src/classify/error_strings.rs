@@ -1,9 +1,9 @@
-//! Reads private error types by the only thing they show: their text.
+//! Recognizes private error types by their text, the only thing they expose.
 //!
-//! Each text was measured (see `tests/error_chains/`, which fails when a dependency changes one). A text proves nothing: it may
-//! name a cause, but that a request was not sent is said by types alone. What a service or its client put into an error of
-//! their own must not be taken for one of these: a text counts whole or from its beginning, and never as a string that was
-//! made an error.
+//! Each text was measured (`tests/error_chains/` fails when a dependency changes one). A text proves nothing: it may give the
+//! cause, but "not sent" requires a type. Texts that a service or its client put into errors of their own must not be mistaken
+//! for these: a text matches as a whole or by its prefix, and never in a string that was converted to
+//! an error.
 
 use std::error::Error;
 use std::fmt::{self, Write};
@@ -52,15 +52,15 @@ pub(super) fn read(link: &(dyn Error + 'static), clues: &mut ErrorFacts) {
     clues.text.get_or_insert(found);
 }
 
-/// Whether this is a string that was made an error, which may say anything.
+/// Whether this is a string that was converted to an error, which may have any text.
 ///
-/// Inside of a connect error of a client it is the connector's own.
+/// Inside a client's connect error it is the connector's own.
 fn is_string(link: &(dyn Error + 'static)) -> bool {
     struct Prefix(Option<char>);
     impl Write for Prefix {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             self.0 = self.0.or_else(|| text.chars().next());
-            // the rest does not matter
+            // only the prefix matters
             if self.0.is_some() { Err(fmt::Error) } else { Ok(()) }
         }
     }
@@ -69,7 +69,7 @@ fn is_string(link: &(dyn Error + 'static)) -> bool {
     begins.0 == Some('"')
 }
 
-/// OpenSSL's `error:CODE:SSL routines:function:reason:...`, which native-tls hands on.
+/// OpenSSL's `error:CODE:SSL routines:function:reason:...`, passed on by native-tls.
 fn openssl(text: &str, clues: &mut ErrorFacts) -> bool {
     let coded = text.strip_prefix("error:").and_then(|text| text.split_once(":SSL routines:"));
     let told = coded.filter(|(code, _)| code.bytes().all(|byte| byte.is_ascii_hexdigit())).map(|(_, told)| told);
@@ -135,7 +135,7 @@ pub(super) fn read_io(error: &io::Error, clues: &mut ErrorFacts) {
     clues.text.get_or_insert(found);
 }
 
-/// getaddrinfo has no numbers here, only words; NXDOMAIN and NODATA differ, all else is one text.
+/// getaddrinfo errors have only texts here; NXDOMAIN and NODATA differ, all others share one text.
 fn name(text: &str) -> Option<TextFacts> {
     let why = text.strip_prefix("failed to lookup address information: ")?;
     Some(match why {

@@ -1,4 +1,4 @@
-//! What an error chain tells, gathered link by link.
+//! Evidence collected from an error chain, link by link.
 
 use std::error::Error;
 use std::io;
@@ -6,30 +6,30 @@ use std::io;
 use super::chain::Chain;
 use crate::cause::Failure;
 
-/// Everything the judges look at; each clue is taken from the outermost link that has it.
+/// The facts for the rules; each is taken from the outermost link that has it.
 #[allow(clippy::struct_excessive_bools)] // independent facts, no state
 #[derive(Debug, Default)]
 pub(super) struct ErrorFacts {
-    /// A record that was already made further down.
+    /// A record made further inside.
     pub(super) failure: Option<Failure>,
     pub(super) hyper: Option<HyperFacts>,
-    /// Somebody said that it happened while connecting.
+    /// The error occurred while connecting ...
     pub(super) connecting: bool,
-    /// ... by a type of its own, which only a client that has no connection makes.
+    /// ... according to a type that only a client without a connection returns.
     pub(super) typed: bool,
-    /// ... and that it was the TCP connect itself, not what runs on top of it.
+    /// ... in the TCP connect itself, not a protocol on top of it.
     pub(super) tcp: bool,
-    /// ... or that it was the resolver.
+    /// ... or in the resolver.
     pub(super) dns: bool,
     pub(super) io: Option<IoFacts>,
     pub(super) tls: Option<TlsFacts>,
     pub(super) h2: Option<H2Facts>,
-    /// A time limit of the inner stack fired.
+    /// A timeout of the inner stack fired.
     pub(super) elapsed: bool,
     pub(super) text: Option<TextFacts>,
 }
 
-/// What `hyper::Error` says of itself, by its predicates or else its text.
+/// The kind of a `hyper::Error`, by its predicates or else its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HyperFacts {
     User,
@@ -57,7 +57,7 @@ pub(super) struct IoFacts {
 pub(super) enum TlsFacts {
     Certificate,
     Alert(u8),
-    /// The peer's first record was none.
+    /// The peer's first record was not TLS.
     Foreign,
     Other,
 }
@@ -66,11 +66,11 @@ pub(super) enum TlsFacts {
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum H2Facts {
-    /// The peer's GOAWAY left our stream out.
+    /// The peer's GOAWAY excluded our stream.
     GoAway(u32),
     /// The peer reset our stream.
     Reset(u32),
-    /// Our side ended stream or connection for what the peer had sent.
+    /// Our side closed the stream or connection because of what the peer sent.
     Ours(u32),
     /// We reset the stream ourselves: hyper does where the request body fails.
     Cancelled(u32),
@@ -79,7 +79,7 @@ pub(super) enum H2Facts {
     Io,
 }
 
-/// Where only words tell: private types whose text is all there is.
+/// Errors recognized by their text alone: private types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TextFacts {
     NameNotFound,
@@ -100,7 +100,7 @@ impl ErrorFacts {
         Self::default().and(error)
     }
 
-    /// Of an error that a connector of ours met.
+    /// Collects the facts of an error from a connector of this crate.
     #[cfg(feature = "client")]
     pub(super) fn collect_connecting(error: &(dyn Error + 'static)) -> Self {
         Self { typed: true, ..Self::default() }.and(error)
@@ -134,17 +134,17 @@ impl ErrorFacts {
         }
     }
 
-    /// The errors of hyper-util's client and connector, whose texts say more.
+    /// Inspects errors of hyper-util's client and connector, whose texts say more.
     #[cfg(feature = "client")]
     fn look_at_client(&mut self, link: &(dyn Error + 'static)) {
         use hyper_util::client::legacy;
-        // its name is private
+        // the type's name is private
         type ConnectError = <legacy::connect::HttpConnector as tower_service::Service<http::Uri>>::Error;
         let client = link.downcast_ref::<legacy::Error>();
         if client.is_some_and(legacy::Error::is_connect) || link.is::<ConnectError>() {
             (self.connecting, self.typed) = (true, true);
         }
-        // refused before there was a connection to look for
+        // refused before a connection was looked up
         self.typed |= client.is_some_and(|error| error.to_string().contains("(UserAbsoluteUriRequired)"));
     }
 
@@ -155,7 +155,7 @@ impl ErrorFacts {
     fn inspect_io(&mut self, error: &io::Error) {
         let errno = error.raw_os_error();
         let told = errno.is_some() || !matches!(error.kind(), io::ErrorKind::Other);
-        // the innermost that tells wins: adaptors wrap in Other, rustls in InvalidData
+        // the innermost specific kind wins: adaptors wrap in Other, rustls in InvalidData
         if told {
             self.io = Some(IoFacts { kind: error.kind(), errno });
         }

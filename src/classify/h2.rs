@@ -10,7 +10,7 @@ pub(super) fn read(error: &h2::Error) -> H2Facts {
     if !error.is_remote() {
         return if error.is_library() { H2Facts::Ours(code) } else { H2Facts::Cancelled(code) };
     }
-    // a GOAWAY that reaches a stream's future left that stream out (RFC 9113 section 6.8)
+    // a GOAWAY that reaches a stream's future excluded that stream (RFC 9113 section 6.8)
     if error.is_go_away() { H2Facts::GoAway(code) } else { H2Facts::Reset(code) }
 }
 

@@ -1,4 +1,4 @@
-//! Heads that the wire cannot carry safely, though hyper lets them through.
+//! Checks for response heads that are unsafe to forward although hyper accepts them.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response, StatusCode, Version};
@@ -7,21 +7,21 @@ use super::classification::Classification;
 use crate::body::{Length, content_length, is_plain_number};
 use crate::cause::{BadGatewayCause as Cause, Detail};
 
-/// What the request had asked for, as far as the answer's framing depends on it.
+/// The kind of response the request allows, as far as framing depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expected {
-    /// An ordinary answer.
+    /// An ordinary response.
     Response,
     /// An upgrade of the connection (RFC 9110 section 7.8).
     Upgrade,
 }
 
-/// Finds what is wrong with a response head that was parsed, `None` if nothing is.
+/// Checks a parsed response head; `None` if it is valid.
 ///
 /// An unrequested 101, `Content-Length` beside `Transfer-Encoding`, codings other than one `chunked`,
-/// lengths that are no number or conflict (RFC 9112 sections 6.1 to 6.3) and a status above 599 (RFC 9110 section 15) are
-/// refused: what follows such a head cannot be delimited, so the connection must not be used again.
+/// invalid or conflicting lengths (RFC 9112 sections 6.1 to 6.3) and a status above 599 (RFC 9110 section 15) are
+/// refused: the end of such a message cannot be determined, so the connection must not be used again.
 ///
 /// ```
 /// use tower_upstream::{BadGatewayCause, classify::{Asked, check_head}};
@@ -43,10 +43,10 @@ pub fn check_head<B>(head: &Response<B>, asked: Expected) -> Option<Classificati
     check_framing(head.headers(), head.version())
 }
 
-/// No coding, no field twice, and a length that is a number: as most heads are.
+/// Whether a head has no coding, no duplicate field and a valid length, as most heads do.
 #[inline]
 pub(super) fn is_plainly_framed(headers: &HeaderMap) -> bool {
-    // to hash a name costs as much as to walk past ten, which are compared by number
+    // hashing a name costs as much as iterating over ten, which are compared by number
     headers.keys_len() == headers.len()
         && headers.iter().all(|(name, value)| match *name {
             TRANSFER_ENCODING => false,

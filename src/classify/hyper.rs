@@ -4,10 +4,10 @@ use std::error::Error;
 
 use super::evidence::HyperFacts;
 
-/// User and canceled come first: a client's broken upload carries `ConnectionReset` further down.
+/// User and canceled errors are checked first: a client's failed upload carries `ConnectionReset` further inside.
 pub(super) fn read(error: &hyper::Error) -> HyperFacts {
     if error.is_user() {
-        // hyper calls a vanished connection task the user's fault too; only the text differs
+        // hyper reports a dead connection task as a user error too; only the text differs
         let gone = error.source().is_some_and(|source| source.to_string().contains("dispatch task"));
         return if gone || error.to_string().contains("dispatch task") {
             HyperFacts::TaskGone
@@ -16,7 +16,7 @@ pub(super) fn read(error: &hyper::Error) -> HyperFacts {
         };
     }
     if error.is_canceled() {
-        // an upgrade that did not happen is called canceled too, and its request was answered
+        // a failed upgrade is reported as canceled too, although its request got a response
         let upgrade = error.source().is_some_and(|source| source.to_string().starts_with("upgrade expected"));
         return if upgrade { HyperFacts::Other } else { HyperFacts::Canceled };
     }
@@ -29,7 +29,7 @@ pub(super) fn read(error: &hyper::Error) -> HyperFacts {
     if error.is_timeout() {
         return HyperFacts::Timeout;
     }
-    // the predicates for these two need hyper's server feature, or do not exist
+    // no predicates without hyper's server feature, or none at all
     match error.to_string().as_str() {
         "message head is too large" => HyperFacts::TooLarge,
         "received unexpected message from connection" => HyperFacts::Unexpected,

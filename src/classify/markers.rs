@@ -1,24 +1,24 @@
-//! What was told already, so that layers around each other tell it once.
+//! Markers that prevent nested layers from reporting a failure twice.
 
 use std::error::Error;
 use std::fmt;
 
 use crate::cause::Failure;
 
-/// In a relayed response's extensions: nothing is left to be said of it.
+/// Marks a relayed response whose failure is already reported.
 ///
-/// Its failure is reported and, where that is on, in its `Proxy-Status`. Our own answers have
-/// [`CompleteAnswer`](crate::cause::CompleteResponse) in its place.
+/// Its `Proxy-Status` member is added too, if enabled. Local responses have
+/// [`CompleteResponse`](crate::cause::CompleteResponse) instead.
 #[derive(Clone, Copy)]
 pub(crate) struct AlreadyReported;
 
-/// In the extensions of an answer of 400 or above, by whoever relayed it: what is known of its exchange.
+/// In the extensions of a relayed response with a status of 400 or above: the record made by the client.
 #[derive(Clone)]
 pub(crate) struct RelayedFailure(pub(crate) Failure);
 
-/// Between a body's failure and its source: it is reported.
+/// Wrapper in the error chain: this failure is already reported.
 ///
-/// A body has no extensions, and frameworks box it; its error alone comes through.
+/// A body has no extensions, and frameworks box it; only its error is passed through.
 #[derive(Debug)]
 struct ReportedError(Failure);
 
@@ -34,7 +34,7 @@ impl Error for ReportedError {
     }
 }
 
-/// The failure, to be handed on after it was reported.
+/// Marks a failure as reported.
 pub(super) fn reported(failure: Failure) -> Failure {
     failure.clone().into_builder().source(ReportedError(failure)).build()
 }

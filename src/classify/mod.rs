@@ -1,8 +1,8 @@
 //! Turns errors and unsafe heads into responses that carry a cause.
 //!
-//! [`ClassifyLayer`] stands nearest to the client that does the I/O. `Err(e)`, and a head that the wire
-//! cannot carry safely, become a response with a [`Failure`] and its [`BadGatewayCause`](crate::BadGatewayCause) in the
-//! extensions; the error type is [`Infallible`]. A relayed 502, 503 or 504 is handed on untouched and
+//! [`ClassifyLayer`] is the layer nearest to the client that does the I/O. An error, and a response head that is unsafe to
+//! forward, become a response with a [`Failure`] and its [`BadGatewayCause`](crate::BadGatewayCause) in the
+//! extensions; the error type is [`Infallible`]. A relayed 502, 503 or 504 is passed on unchanged and
 //! carries [`UpstreamStatus`](crate::BadGatewayCause::UpstreamStatus).
 //!
 //! The response head is held while the first poll of the body is pending, at most 5 ms, so that a crash
@@ -12,18 +12,18 @@
 //! closes the connection, it cannot reset it; only over TLS is `close_notify` missing then. A body of an upstream that ends
 //! with its connection cannot be known to be cut either.
 //!
-//! Answers that the gateway makes carry the request's `x-request-id`, or one of ours in place of an
-//! [unfit one](crate::event::RequestInfo::request_id); the upstream gets the request's own.
+//! Local responses carry the request's `x-request-id`, or a generated one in place of an
+//! [unfit one](crate::event::RequestInfo::request_id); the upstream receives the request's own.
 //!
-//! A call that is dropped before its answer, by no layer of this crate, is reported as
+//! A call that is dropped before its response, other than by a layer of this crate, is reported as
 //! [`ClientClosed`](crate::BadGatewayCause::ClientClosed).
 //!
 //! | setting | default |
 //! |---|---|
 //! | [`failure_statuses`](ClassifyLayer::failure_statuses) that count as the upstream's failure | 502, 503, 504 |
 //! | [`first_frame_timeout`](ClassifyLayer::first_frame_timeout): the head, until the first frame | 5 ms; not for HEAD, 101, event streams |
-//! | [`proxy_status`](ClassifyLayer::proxy_status) | off: the name is the deployment's to give |
-//! | [`observer`](ClassifyLayer::observer) | [`TracingObserver`](crate::event::TracingObserver): one `tracing` line a failure |
+//! | [`proxy_status`](ClassifyLayer::proxy_status) | off: needs the name of the deployment |
+//! | [`observer`](ClassifyLayer::observer) | [`TracingObserver`](crate::event::TracingObserver): one `tracing` event per failure |
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -96,7 +96,7 @@ pub(crate) use self::mode::Classified;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Judges an error that came instead of a response head.
+/// Classifies an error returned instead of a response head.
 ///
 /// ```
 /// use tower_upstream::{BadGatewayCause, classify::{AttemptContext, classify}};
@@ -108,15 +108,15 @@ pub fn classify(error: &(dyn Error + 'static), scene: &AttemptContext) -> Classi
     rules::before_head(&evidence::ErrorFacts::collect(error), scene)
 }
 
-/// Judges an error that a response body ended with.
+/// Classifies an error that ended a response body.
 pub fn classify_body(error: &(dyn Error + 'static)) -> Classification {
     rules::in_body(&evidence::ErrorFacts::collect(error), &AttemptContext::default())
 }
 
 impl Failure {
-    /// Judges any error that a client or service returned instead of a response.
+    /// Classifies any error that a client or service returned instead of a response.
     ///
-    /// A record that is already in the chain is taken as it is; the error becomes the
+    /// A record already in the chain is used; the error becomes the
     /// [`source`](Error::source).
     ///
     /// ```
@@ -129,24 +129,24 @@ impl Failure {
         Self::from_error_with(error.into(), &AttemptContext::default())
     }
 
-    /// As [`from_error`](Self::from_error), with what is known besides.
+    /// Like [`from_error`](Self::from_error), with the context of the attempt.
     pub fn from_error_with(error: BoxError, scene: &AttemptContext) -> Self {
         Self::classified(error, |clues| rules::before_head(clues, scene), scene)
     }
 
-    /// Judges an error that a response body ended with.
+    /// Classifies an error that ended a response body.
     pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>, scene: &AttemptContext) -> Self {
         Self::classified(error.into(), |clues| rules::in_body(clues, scene), scene)
     }
 
-    /// Judges an error of a connector: whatever it is, no connection was had.
+    /// Classifies an error of a connector: there was no connection.
     #[cfg(feature = "client")]
     pub(crate) fn connecting(error: BoxError, peer: impl Into<Option<std::net::SocketAddr>>) -> Self {
         let scene = AttemptContext::default().peer(peer);
         Self::classified_by_connector(error, rules::connecting, &scene)
     }
 
-    /// Judges an error of a TCP connect, with nothing on top of it yet.
+    /// Classifies an error of a TCP connect without a protocol on top.
     #[cfg(feature = "client")]
     pub(crate) fn connecting_tcp(error: std::io::Error, peer: std::net::SocketAddr) -> Self {
         let judge = |clues: &evidence::ErrorFacts| {
@@ -155,16 +155,16 @@ impl Failure {
         Self::classified_by_connector(error.into(), judge, &AttemptContext::default().peer(peer))
     }
 
-    /// Judges an error of a TLS handshake.
+    /// Classifies an error of a TLS handshake.
     #[cfg(all(feature = "client", feature = "rustls"))]
     pub(crate) fn handshaking(error: std::io::Error, peer: Option<std::net::SocketAddr>) -> Self {
         Self::classified_by_connector(error.into(), rules::handshaking, &AttemptContext::default().peer(peer))
     }
 
-    /// As [`from_error_with`](Self::from_error_with), by the layer that made these client calls.
+    /// Like [`from_error_with`](Self::from_error_with), by the layer that made these client calls.
     pub(crate) fn of_call(error: BoxError, scene: &AttemptContext, calls: ClientCalls) -> Self {
         let clues = evidence::ErrorFacts::collect(&*error);
-        // a connector's record is of the client whose error it is in; any other may be of any call
+        // a connector's record belongs to the client whose error it is in; any other may belong to another call
         let foreign = clues.failure.is_some() && !clues.typed;
         let failure = Self::from_facts(error, &clues, |clues| rules::before_head(clues, scene), scene);
         if foreign { failure.about(calls) } else { failure.claimed(calls) }
@@ -209,9 +209,9 @@ impl Failure {
 
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for Failure {
-    /// The local answer that [`ClassifyLayer`] gives: status, cause, a line of text.
+    /// The local response that [`ClassifyLayer`] would return: status, cause, a line of text.
     ///
-    /// A [`ClassifyLayer`] around the handler completes it as its own.
+    /// A [`ClassifyLayer`] around the handler completes it like its own.
     fn into_response(self) -> Response<axum_core::body::Body> {
         let mut answer = crate::cause::local_response(&self, self.status());
         answer.extensions_mut().insert(crate::cause::LocalResponse);
@@ -238,21 +238,21 @@ impl ClassifyLayer {
         self
     }
 
-    /// Which relayed statuses are the upstream's failure (default 502, 503, 504).
+    /// Sets which relayed statuses count as the upstream's failure (default 502, 503, 504).
     pub fn failure_statuses(mut self, statuses: impl IntoIterator<Item = StatusCode>) -> Self {
         Arc::make_mut(&mut self.settings).failure_statuses = statuses.into_iter().collect();
         self
     }
 
-    /// How long the head waits for the body's first frame (default 5 ms; zero: not at all).
+    /// Sets how long the head waits for the body's first frame (default 5 ms; zero: not at all).
     ///
-    /// More time turns more crashes into a true 502, and delays answers whose body comes late.
+    /// A longer time turns more crashes into a true 502, and delays responses whose body comes late.
     pub fn first_frame_timeout(mut self, limit: Duration) -> Self {
         Arc::make_mut(&mut self.settings).first_frame_timeout = limit;
         self
     }
 
-    /// Asks a judge of your own first; where it says `None`, the crate's decides.
+    /// Sets a classifier that is asked first; if it returns `None`, the crate's rules decide.
     pub fn classifier<J>(mut self, judge: J) -> Self
     where
         J: Fn(&(dyn Error + 'static)) -> Option<Classification> + Send + Sync + 'static,
@@ -261,23 +261,23 @@ impl ClassifyLayer {
         self
     }
 
-    /// Chooses the status of local answers (default: [`Failure::status`], as RFC 9209 recommends).
+    /// Chooses the status of local responses (default: [`Failure::status`], as RFC 9209 recommends).
     pub fn choose_status(mut self, choose: impl Fn(&Failure) -> StatusCode + Send + Sync + 'static) -> Self {
         Arc::make_mut(&mut self.settings).choose_status = Some(Arc::new(choose));
         self
     }
 
-    /// Tells this one of failures as well.
+    /// Adds an observer.
     pub(crate) fn also(mut self, observer: impl Observer + 'static) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
         settings.observer = Arc::new(Tee(settings.observer.clone(), observer));
         self
     }
 
-    /// Leaves it to a `ClassifyLayer` further out to tell of failures (default: this one tells).
+    /// Lets an outer `ClassifyLayer` do the reporting (default: this one reports).
     ///
-    /// For the one of two that stands inside a retry: it makes answers of errors and of unsafe heads, on which the retry then
-    /// decides. The other one sees how the last attempt ended, logs that, and adds `Proxy-Status`.
+    /// For the inner one of two around a retry layer: it turns errors and unsafe heads into responses, on which the retry layer
+    /// decides. The outer one sees how the last attempt ended, logs it, and adds `Proxy-Status`.
     pub fn report_by_outer(mut self) -> Self {
         Arc::make_mut(&mut self.settings).reporter = Reporter::Outer;
         self
@@ -287,14 +287,14 @@ impl ClassifyLayer {
         &self.settings
     }
 
-    /// Who is told of failures (default: [`TracingObserver`](crate::event::TracingObserver)).
+    /// Sets the observer of failures (default: [`TracingObserver`](crate::event::TracingObserver)).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         Arc::make_mut(&mut self.settings).observer = Arc::new(observer);
         self
     }
 }
 
-/// Two observers, the earlier one first.
+/// Two observers, called in this order.
 struct Tee<O>(Arc<dyn Observer>, O);
 
 impl<O: Observer> Observer for Tee<O> {

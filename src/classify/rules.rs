@@ -1,4 +1,4 @@
-//! From clues to a verdict: one function for each side of the response head.
+//! The classification rules: one function for each side of the response head.
 
 use std::io::ErrorKind;
 
@@ -10,13 +10,13 @@ use crate::cause::{Detail, Evidence, Phase, Replay};
 
 /// Alerts about the client's certificate or its absence (RFC 8446 section 6.2).
 ///
-/// A server sends them when it has processed the client's `Certificate` message, before the handshake ends for it, and hands
-/// no application data up before that, whatever of it has arrived (sections 2 and 4.4.2.4; clients here send no early data).
-/// `access_denied` (49) is not among them: what decides on access may have read the request.
+/// A server sends them when it has processed the client's `Certificate` message, before its handshake is complete, and delivers
+/// no application data before that (RFC 8446 sections 2 and 4.4.2.4; clients here send no early data).
+/// `access_denied` (49) is excluded: an access check may have read the request.
 const REFUSALS: [u8; 7] = [42, 43, 44, 45, 46, 48, 116];
 const REFUSED_STREAM: u32 = 7;
 
-/// Judges an error that came instead of a response head.
+/// Classifies an error returned instead of a response head.
 pub(super) fn before_head(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     let scene = &as_spoken(clues, *scene);
     if let Some(verdict) = local_error(clues, scene) {
@@ -45,7 +45,7 @@ pub(super) fn before_head(clues: &ErrorFacts, scene: &AttemptContext) -> Classif
             Some(verdict) => verdict,
             None => not_sent(Cause::NotDispatched, Evidence::Returned),
         },
-        // the words of a connection, not of a request
+        // texts about a connection, not about a request
         Some(HyperFacts::Unexpected) => unknown_error(scene).unwrap_or(Cause::NotDispatched.into()),
         Some(HyperFacts::Closed) => Cause::NotDispatched.into(),
         Some(HyperFacts::TooLarge) => Cause::HeadTooLarge.into(),
@@ -56,9 +56,9 @@ pub(super) fn before_head(clues: &ErrorFacts, scene: &AttemptContext) -> Classif
     }
 }
 
-/// Notes that a connection spoke HTTP/2 where its maker did not: hyper-util's pool tells only of ALPN.
+/// Marks a connection as HTTP/2 where its maker did not: hyper-util's pool reports only ALPN.
 fn as_spoken(clues: &ErrorFacts, mut scene: AttemptContext) -> AttemptContext {
-    // what an HTTP/1 parser had met and refused is the answer of another protocol
+    // bytes refused by an HTTP/1 parser belong to another protocol
     let refused = matches!(clues.hyper, Some(HyperFacts::Parse | HyperFacts::Canceled | HyperFacts::Unexpected));
     if let Some(wire) = &mut scene.wire {
         wire.multiplexed |= clues.h2.is_some() || (!refused && begins_h2(wire.first_bytes()));
@@ -104,7 +104,7 @@ pub(super) fn in_body(clues: &ErrorFacts, scene: &AttemptContext) -> Classificat
     }
 }
 
-/// Faults on our side of the connection, which carry the upstream's words further down.
+/// Errors on our side of the connection, which may carry the upstream's errors further inside.
 fn local_error(clues: &ErrorFacts, scene: &AttemptContext) -> Option<Classification> {
     if scene.upload == UploadState::Failed {
         return Some(Cause::RequestBodyFailed.into());
@@ -131,8 +131,8 @@ fn local_error(clues: &ErrorFacts, scene: &AttemptContext) -> Option<Classificat
     })
 }
 
-/// The TCP connection stood, TLS did not: a reset or an end is the handshake's.
-// `TlsConnector` alone asks
+/// After TCP connected and before TLS was established: a reset or an end belongs to the handshake.
+// called by `TlsConnector` only
 #[cfg_attr(not(all(feature = "client", feature = "rustls")), allow(dead_code))]
 pub(super) fn handshaking(clues: &ErrorFacts) -> Classification {
     match clues.tls {
@@ -141,7 +141,7 @@ pub(super) fn handshaking(clues: &ErrorFacts) -> Classification {
     }
 }
 
-/// No connection was had: whatever went wrong, the request was not sent.
+/// Errors before a connection was established: the request was not sent.
 pub(super) fn connecting(clues: &ErrorFacts) -> Classification {
     if let Some(tls) = clues.tls {
         return shaking(tls);
@@ -164,13 +164,13 @@ pub(super) fn connecting(clues: &ErrorFacts) -> Classification {
     with_errno(not_sent(cause, Evidence::NoConnection), clues.io)
 }
 
-/// What the operating system's answer to a connect means; `tcp` says that nothing ran on top of it yet.
+/// The cause of a connect error of the operating system; `tcp` means that no protocol ran on top of it.
 fn refused_by(io: IoFacts, tcp: bool) -> Cause {
     // ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS
     const GATEWAY: [i32; 5] = [12, 23, 24, 99, 105];
     match (io.kind, io.errno) {
         (_, Some(errno)) if GATEWAY.contains(&errno) => Cause::GatewayResources,
-        // a Unix socket that is not there is a closed port
+        // a missing Unix socket is like a closed port
         (ErrorKind::ConnectionRefused | ErrorKind::NotFound, _) => Cause::ConnectionRefused,
         (ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::PermissionDenied, _) => {
             Cause::Unroutable
@@ -180,14 +180,14 @@ fn refused_by(io: IoFacts, tcp: bool) -> Cause {
     }
 }
 
-/// The handshake was not over for us: nothing was written but its own messages.
+/// The handshake was not complete on our side: only handshake messages were written.
 fn shaking(tls: TlsFacts) -> Classification {
     named_tls(tls, |cause| not_sent(cause, Evidence::NoConnection))
 }
 
-/// The handshake was over for us, if it was one at all, and the request may have been written.
+/// The handshake was complete on our side, or there was none: the request may have been written.
 fn judge_tls(tls: TlsFacts, scene: &AttemptContext) -> Classification {
-    // alerts may come at any time: only in a connection's first flight they belong to the handshake
+    // alerts may come at any time; they belong to the handshake only in a connection's first flight
     let first_flight = scene.wire.is_some_and(|wire| wire.served == 0 && wire.read == 0);
     match tls {
         TlsFacts::Alert(alert) if first_flight && REFUSALS.contains(&alert) => {
@@ -214,7 +214,7 @@ fn judge_h2(h2: H2Facts, scene: &AttemptContext) -> Classification {
         H2Facts::GoAway(_) => not_sent(Cause::StreamRefused, Evidence::GoAway),
         H2Facts::Reset(REFUSED_STREAM) => not_sent(Cause::StreamRefused, Evidence::RefusedStream),
         H2Facts::Reset(_) => Cause::StreamReset.into(),
-        // what the peer speaks says more than the code we ended it with
+        // the peer's protocol says more than our error code
         _ => match unknown_error(scene) {
             Some(verdict) => return verdict,
             None => Cause::InvalidResponse.into(),
@@ -223,7 +223,7 @@ fn judge_h2(h2: H2Facts, scene: &AttemptContext) -> Classification {
     verdict.detail(Detail::H2(code))
 }
 
-/// I/O errors without a connecting phase, and whatever is left.
+/// I/O errors outside of the connect phase, and all others.
 fn judge_io(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     let Some(io) = clues.io else {
         return match clues.text {
@@ -236,7 +236,7 @@ fn judge_io(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
             _ => Cause::Unknown.into(),
         };
     };
-    // any service can say these of a file, of its database, of a connection that had stood: none of them proves anything
+    // a service may return these for a file, a database, or an established connection: they prove nothing
     let verdict: Classification = match io.kind {
         ErrorKind::ConnectionRefused | ErrorKind::NotFound => Cause::ConnectionRefused.into(),
         ErrorKind::AddrNotAvailable => Cause::GatewayResources.into(),
@@ -256,7 +256,7 @@ fn judge_io(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     with_errno(verdict, Some(io))
 }
 
-/// The connection was lost before the head was whole: the counters tell how.
+/// The connection was lost before the head was complete: the counters decide.
 fn connection_lost(otherwise: Cause, scene: &AttemptContext) -> Classification {
     let Some(wire) = scene.wire else {
         return otherwise.into();
@@ -278,7 +278,7 @@ fn connection_lost(otherwise: Cause, scene: &AttemptContext) -> Classification {
     }
 }
 
-/// The peer's first bytes are no HTTP: it speaks something else.
+/// Whether the peer's first bytes are another protocol than HTTP.
 fn unknown_error(scene: &AttemptContext) -> Option<Classification> {
     let wire = scene.wire.filter(|wire| wire.read > 0)?;
     let name = foreign_protocol(&wire)?;
@@ -291,7 +291,7 @@ fn foreign_protocol(wire: &WireSnapshot) -> Option<&'static str> {
     if wire.multiplexed {
         return first.starts_with(http).then_some("the peer speaks HTTP/1");
     }
-    // a status line that was cut is no other protocol
+    // a truncated status line is not another protocol
     if http.starts_with(&first[..first.len().min(http.len())]) {
         return None;
     }
@@ -300,7 +300,7 @@ fn foreign_protocol(wire: &WireSnapshot) -> Option<&'static str> {
         _ if begins_h2(first) => "the peer speaks HTTP/2",
         [b'S', b'S', b'H', b'-', ..] => "the peer speaks SSH",
         [b'2', b'2', b'0', b' ' | b'-', ..] => "the peer speaks SMTP or FTP",
-        // a misspelt protocol name followed by a version is still meant as HTTP
+        // a misspelled protocol name followed by a version is still meant as HTTP
         [_, _, _, _, b'/', b'0'..=b'9', ..] => return None,
         _ => "the peer does not speak HTTP",
     })

@@ -1,4 +1,4 @@
-//! What a `ClassifyLayer` was told, and the answers it makes of it.
+//! The settings of a `ClassifyLayer`, and the local responses it makes.
 
 use std::error::Error;
 use std::fmt;
@@ -34,16 +34,16 @@ pub(crate) struct Settings {
     pub(super) classifier: Option<Arc<ErrorClassifier>>,
     pub(super) choose_status: Option<Arc<ChooseStatus>>,
     pub(super) observer: Arc<dyn Observer>,
-    /// Whose word it is to tell of a failure.
+    /// Which layer reports failures.
     pub(super) reporter: Reporter,
 }
 
-/// Which of two such layers tells.
+/// Which of two nested classify layers reports the failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Reporter {
     #[default]
     This,
-    /// One further out, which knows how the last attempt ended.
+    /// The outer one, which knows how the last attempt ended.
     Outer,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// What of the request is needed once it is gone.
+/// The request data needed after the request has been sent.
 #[derive(Debug)]
 pub(crate) struct RequestSummary {
     pub(crate) request: RequestInfo,
@@ -98,7 +98,7 @@ impl RequestSummary {
         }
     }
 
-    /// Nothing was noted yet.
+    /// A value without a request.
     pub(crate) fn empty() -> Self {
         Self {
             request: RequestInfo { method: Method::GET, target: None, request_id: None },
@@ -106,11 +106,11 @@ impl RequestSummary {
         }
     }
 
-    /// Lets go of what points to the request.
+    /// Releases the references to the request.
     #[inline]
     pub(crate) fn clear(&mut self) {
         let RequestInfo { method, target, request_id } = &mut self.request;
-        // any other may be on the heap
+        // an extension method may be on the heap
         if matches!(*method, Method::GET | Method::POST) {
             (*target, *request_id) = (None, None);
         } else {
@@ -126,7 +126,7 @@ impl Default for RequestSummary {
 }
 
 impl Settings {
-    /// Whether it is its word to tell of failures.
+    /// Whether this layer reports failures.
     pub(crate) fn reports(&self) -> bool {
         self.reporter == Reporter::This
     }
@@ -135,12 +135,12 @@ impl Settings {
         &self.failure_statuses
     }
 
-    /// How long a head waits for its body's first frame.
+    /// How long a head waits for the body's first frame.
     pub(crate) fn first_frame_timeout(&self) -> Duration {
         self.first_frame_timeout
     }
 
-    /// Judges the error of a service whose `call` made these client calls.
+    /// Classifies the error of a service whose `call` made these client calls.
     pub(crate) fn judge(&self, error: BoxError, scene: &AttemptContext, calls: ClientCalls) -> Failure {
         let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
         match verdict {
@@ -165,14 +165,14 @@ impl Settings {
         if exchange.request_id.as_ref().is_some_and(|id| !is_fit(id)) {
             exchange.request_id = None;
         }
-        // an id is made only now that somebody will ask for it; nobody asks for one of the many that a circuit refuses
+        // generate an id only when it is reported; not for the many calls an open circuit refuses
         if failure.cause() != BadGatewayCause::CircuitOpen {
             exchange.request_id.get_or_insert_with(random_id);
         }
         self.observer.on_event(&Event::Failed(exchange, failure));
     }
 
-    /// A body's failure, reported and marked so, to be handed on.
+    /// Reports a body's failure and marks it as reported.
     pub(crate) fn mark_reported(&self, exchange: &mut RequestInfo, failure: Failure) -> Failure {
         if self.reporter == Reporter::Outer {
             return failure;
@@ -181,7 +181,7 @@ impl Settings {
         reported(failure)
     }
 
-    /// The call was dropped before its answer: its client has left, unless a layer of ours gave up.
+    /// The call was dropped before its response: the client disconnected, unless a layer of this crate dropped it.
     #[cold]
     pub(crate) fn on_client_gone(&self, ask: &mut RequestSummary) {
         if self.reporter == Reporter::This && drop_reason() == CancelReason::Dropped && !std::thread::panicking() {
@@ -190,7 +190,7 @@ impl Settings {
         }
     }
 
-    /// The local answer for a failure.
+    /// Makes the local response for a failure.
     pub(crate) fn refuse(&self, ask: &mut RequestSummary, failure: &Failure) -> Response<Bytes> {
         self.report(&mut ask.request, failure);
         let status = self.choose_status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
@@ -209,7 +209,7 @@ impl Settings {
         answer
     }
 
-    /// Notes what the upstream's answer says of itself.
+    /// Annotates a response with a failure status.
     #[inline]
     pub(crate) fn annotate<B>(&self, answer: &mut Response<B>, ask: &mut RequestSummary) {
         let status = answer.status();
@@ -218,7 +218,7 @@ impl Settings {
         }
     }
 
-    /// What `refuse` does besides, for an answer that a layer further in made.
+    /// Completes a local response that an inner layer made.
     fn complete<B>(&self, answer: &mut Response<B>, ask: &mut RequestSummary, failure: &Failure) {
         if let Some(choose) = &self.choose_status {
             *answer.status_mut() = choose(failure);
@@ -244,7 +244,7 @@ impl Settings {
         let local = answer.extensions_mut().remove::<LocalResponse>().is_some();
         let told = Failure::of(answer).cloned().or_else(|| BadGatewayCause::of(answer).map(Failure::new));
         let member = self.proxy_status.as_ref();
-        // a user's own service may have named the cause
+        // a service of the user's may have attached a cause
         let failure = if let Some(failure) = told {
             if let Some(member) = member {
                 member.append_failure(answer.headers_mut(), &failure);
@@ -255,7 +255,7 @@ impl Settings {
             let hop = if counts { failed_hop(answer.headers()) } else { None };
             if let Some(member) = member {
                 member.append_received(answer.headers_mut(), status);
-                // a layer around this one has nothing to add
+                // an outer layer has nothing to add
                 answer.extensions_mut().insert(AlreadyReported);
             }
             if !counts {
@@ -275,26 +275,26 @@ impl Settings {
     }
 }
 
-/// The upstream itself answered with a failure.
+/// The failure of a failure status of the upstream itself.
 pub(crate) fn upstream_status(status: StatusCode) -> FailureBuilder {
     Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status))
 }
 
-/// The hop nearest to the origin that says what failed there; names too long for a log line are no names.
+/// The hop nearest to the origin that reports an error; names too long to log are ignored.
 fn failed_hop(headers: &HeaderMap) -> Option<ProxyStatusEntry> {
     let told =
         |member: &ProxyStatusEntry| member.error().is_some_and(|error| error.len() <= 64) && member.name().len() <= 256;
     cause::entries(headers).into_iter().find(told)
 }
 
-/// Whether there is nothing about a head that could be wrong, as far as that is seen at once.
+/// Whether a head needs no further checks.
 #[inline]
 pub(crate) fn is_plain_head<B>(answer: &Response<B>) -> bool {
     let status = answer.status().as_u16();
     answer.extensions().is_empty() && status < 400 && status != 101 && is_plainly_framed(answer.headers())
 }
 
-/// The failure of a local response that another call's "not sent" was taken from: its text may say what is not so.
+/// The failure of a local response whose "not sent" belongs to another call: its text may be wrong.
 #[cold]
 pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Option<Failure> {
     if !Failure::of_calls(answer, calls) || !cause::is_local(answer.extensions()) {
@@ -325,7 +325,7 @@ pub(crate) fn refused_head<B>(answer: &mut Response<B>, ask: &RequestSummary) ->
     Some(verdict.into_failure(&scene).build())
 }
 
-/// What the connection of a failed request saw, where hyper-util's client used our connector.
+/// The counters of a failed request's connection, if hyper-util's client used a connector of this crate.
 #[cfg(feature = "client")]
 pub(crate) fn scene_of(error: &(dyn Error + 'static)) -> AttemptContext {
     let info = error.downcast_ref::<hyper_util::client::legacy::Error>().and_then(|error| error.connect_info());
@@ -349,12 +349,12 @@ fn is_event_stream<B>(answer: &Response<B>) -> bool {
     kind.is_some_and(|kind| kind.len() >= 17 && kind[..17].eq_ignore_ascii_case(b"text/event-stream"))
 }
 
-/// Whether a client's id can be logged and echoed as it is: bounded, and one word in any log.
+/// Whether a client's id can be logged and echoed unchanged: bounded, and a single word.
 fn is_fit(id: &HeaderValue) -> bool {
     (1..=128).contains(&id.len()) && id.as_bytes().iter().all(|byte| byte.is_ascii_graphic() && !b"\"'`".contains(byte))
 }
 
-/// An id that tells requests apart, and no more: it can be guessed.
+/// Generates an id; it can be guessed.
 fn random_id() -> HeaderValue {
     let mut id = [0; 32];
     let digits = b"0123456789abcdef";
