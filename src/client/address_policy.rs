@@ -1,4 +1,4 @@
-//! Which addresses may be connected to.
+//! Restricts the addresses the gateway may connect to.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 /// Which addresses the gateway may connect to.
 ///
-/// Asked about every address a name resolves to, after the resolution: a name under a visitor's control
-/// cannot lead to an address that is denied. A refusal is
+/// Checked for every address after name resolution: a name controlled by a client cannot lead to a denied
+/// address. A denied address fails as
 /// [`TargetProhibited`](crate::BadGatewayCause::TargetProhibited).
 ///
 /// ```
@@ -50,7 +50,7 @@ impl AddressPolicy {
         Self::default().deny(is_special)
     }
 
-    /// Denies what `denied` says yes to, besides what is denied already.
+    /// Also denies addresses for which `denied` returns true.
     pub fn deny(mut self, denied: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
         self.denied.push(Arc::new(denied));
         self
@@ -58,7 +58,7 @@ impl AddressPolicy {
 
     /// Whether `address` may be connected to.
     ///
-    /// An IPv4-mapped address counts as IPv4. One that carries an IPv4 address in another way is asked about both as it is and
+    /// An IPv4-mapped address counts as IPv4. An address that carries an IPv4 address in another way is checked both as it is and
     /// by that address.
     pub fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();

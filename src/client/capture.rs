@@ -1,4 +1,4 @@
-//! hyper-util's client, asked which connection it used.
+//! Captures the connection that hyper-util's client uses for a request.
 
 use std::fmt;
 use std::future::Future;
@@ -16,7 +16,7 @@ use crate::cause::ClientCall;
 use crate::classify::ConnectionStats;
 use crate::exchange::{self, AttemptProgress};
 
-/// Lets a time limit around hyper-util's client name what its connection was doing.
+/// Lets a timeout around hyper-util's client report what its connection was doing.
 ///
 /// For [`TimeoutLayer`](crate::timeout::TimeoutLayer) around `hyper_util::client::legacy::Client` over this crate's
 /// [`Connector`](super::Connector): sending, waiting, and a head that drips are then told apart, by the connection's
@@ -43,7 +43,7 @@ use crate::exchange::{self, AttemptProgress};
 pub struct CaptureLayer(());
 
 impl CaptureLayer {
-    /// The layer; there is nothing to set.
+    /// The layer; it has no settings.
     pub fn new() -> Self {
         Self(())
     }

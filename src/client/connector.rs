@@ -1,4 +1,4 @@
-//! Any connector, stamped and limited in time.
+//! Wraps any connector with connection counters and a timeout.
 
 use std::any::Any;
 use std::future::Future;
@@ -41,8 +41,8 @@ impl TlsInfo {
 ///
 /// | limit | default |
 /// |---|---|
-/// | [`timeout`](Self::timeout) over all that the inner connector does | none: set where the inner one has none |
-/// | [`max_interim`](Self::max_interim) 1xx heads before an answer | 64 |
+/// | [`timeout`](Self::timeout) of the inner connector | none: set it if the inner one has none |
+/// | [`max_interim`](Self::max_interim) 1xx heads before a response | 64 |
 ///
 /// For a target whose scheme is `https`, nothing is sent on a connection that is not known to be TLS: by [`TlsInfo`], or by
 /// [`assume_tls`](Self::assume_tls) for connectors that do not say so, such as hyper-rustls and hyper-tls. Any other
@@ -80,7 +80,7 @@ impl<C> Connector<C> {
         self
     }
 
-    /// How many interim responses may come before an answer (default 64).
+    /// Sets how many interim responses may precede a response (default 64).
     ///
     /// One more, or over 64 KiB of them, ends the connection; hyper itself counts none. Of HTTP/2 those of each stream
     /// are counted, and not their size.
@@ -91,7 +91,7 @@ impl<C> Connector<C> {
 
     /// States that the inner connector speaks TLS to every `https` target (default: its connections say so by [`TlsInfo`]).
     ///
-    /// This is not checked: where it is not so, requests go out in clear.
+    /// This is not checked: if it is wrong, requests are sent in clear.
     ///
     /// ```
     /// use hyper_util::client::legacy::connect::HttpConnector;
@@ -106,7 +106,7 @@ impl<C> Connector<C> {
         self
     }
 
-    /// Whether no connection of it can be TLS, as far as that is known before one is made.
+    /// Whether its connections cannot be TLS, as far as known before connecting.
     pub(super) fn is_plain(&self) -> bool
     where
         C: 'static,
@@ -115,21 +115,21 @@ impl<C> Connector<C> {
     }
 }
 
-/// Whether a target's scheme asks for TLS.
+/// Whether a target's scheme requires TLS.
 pub(super) fn wants_tls(target: &Uri) -> bool {
-    // a scheme that was not parsed as part of a URI keeps its case
+    // a scheme that was not parsed within a URI keeps its case
     let tls = |scheme: &str| ["https", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
     target.scheme_str().is_some_and(tls)
 }
 
-/// What to do about a target whose scheme is `https` and a connection that is not TLS.
+/// The detail for an `https` target and a connection that is not TLS.
 pub(super) const NOT_TLS: &str = if cfg!(feature = "rustls") {
     "an https target over a connection that is not TLS: connect by TlsConnector, or declare a TLS connector with Connector::assume_tls"
 } else {
     "an https target over a connection that is not TLS: enable the feature `rustls`, or declare a TLS connector with Connector::assume_tls"
 };
 
-/// Refuses to send in clear what was asked for over TLS.
+/// The failure that prevents sending a request for an `https` target in clear.
 pub(super) fn not_tls() -> Failure {
     Failure::builder(BadGatewayCause::InvalidTarget)
         .phase(Phase::Gateway)
@@ -156,7 +156,7 @@ where
     fn call(&mut self, target: Uri) -> Self::Future {
         let (limit, max_interim) = (self.timeout, self.max_interim);
         let needs_tls_info = !self.assume_tls && wants_tls(&target);
-        // an inner connector of ours tells more exactly, and is heard first
+        // an inner connector of this crate has a more specific failure
         let dial = publishing(Phase::Connect, None, self.inner.call(target));
         Box::pin(async move {
             let dialed = match limit {

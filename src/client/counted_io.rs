@@ -1,4 +1,4 @@
-//! The I/O below hyper, counted.
+//! Counts the I/O below hyper.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -112,7 +112,7 @@ impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> hyper::rt::Write for Counted
     }
 }
 
-/// Below `TokioIo`, where what was read can be seen without unsafe code.
+/// Below `TokioIo`, where the bytes read are accessible without unsafe code.
 #[derive(Debug)]
 struct Counter<T> {
     /// Bounds each read, not their sum.
@@ -125,9 +125,9 @@ struct Counter<T> {
     /// The stamp's count of requests when the last answer began.
     seen: u32,
     read_last: bool,
-    /// The task that the stamp wakes; nearly always the one that asks again.
+    /// The task that the counters wake; nearly always the one that polls.
     task: Option<Waker>,
-    /// A write found the connection full since the last flush.
+    /// A write was blocked since the last flush.
     was_full: bool,
 }
 
@@ -146,7 +146,7 @@ impl<T> Counter<T> {
         }
     }
 
-    /// A write after a read: a request begins, if this is not the rest of the one before.
+    /// A write after a read: a request starts, unless it is the rest of the previous one.
     fn direction_changed(&mut self) {
         self.read_last = false;
         let begun = self.stamp.begun();
@@ -249,7 +249,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counter<T> {
             self.listen(cx.waker());
             self.stamp.register_waker(cx.waker());
         } else if std::mem::take(&mut self.was_full) {
-            // hyper looks for the next request before it flushes: after an early answer never again
+            // hyper checks for the next request before it flushes: after an early response it never flushes again
             cx.waker().wake_by_ref();
         }
         Poll::Ready(ready!(flushed))

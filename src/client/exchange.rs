@@ -1,4 +1,4 @@
-//! One request on its way to the upstream and back.
+//! Sends one request to the upstream and returns its response.
 
 use std::future::{self, Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -35,17 +35,17 @@ pub(super) type Outcome<B> = Result<Response<ResponseBody<ProxyBody<B>>>, Failur
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
 pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<TrackedUpload<B>>>>;
 
-/// An `Upgrade` field's value; boxed, as few exchanges have one.
+/// The value of an `Upgrade` field; boxed because few requests have one.
 type UpgradeProtocols = Box<HeaderValue>;
-/// The protocols the caller would change to, its side of the change, and a place among the tunnels.
+/// The protocols the client wants to upgrade to, its side of the upgrade, and a slot for the tunnel.
 type UpgradeRequest = (Option<UpgradeProtocols>, Option<(OnUpgrade, OwnedSemaphorePermit)>);
 
-/// How often a request that came back unsent goes out again before its failure is told.
+/// How often a request returned unsent by a stale connection is sent again before its failure is returned.
 const MAX_STALE_RETRIES: u32 = 2;
 
-/// Begins an exchange: on an idle connection at once, else once there is a connection.
+/// Starts an exchange: immediately on an idle connection, else once there is a connection.
 ///
-/// The first way is the common one and holds little: what waits for a connection is a future of its own.
+/// The first path is the common one and small; waiting for a connection is a separate future.
 pub(super) fn start<C, B>(upstream: &Arc<ProxyTarget<C, B>>, caller: &ClientInfo, request: Request<B>) -> BoxFuture<B>
 where
     C: Connect,
@@ -78,7 +78,7 @@ where
     Box::pin(InFlight { sent, exchange: Some(exchange), lease: Some(Checkout::H1(h1)), again: None })
 }
 
-/// Makes the head the upstream's, or answers here; the answer is boxed as it is rare.
+/// Rewrites the head for the upstream, or responds locally; that response is boxed because it is rare.
 fn prepare<C, B: SendBody>(
     upstream: &ProxyTarget<C, B>,
     caller: &ClientInfo,
@@ -96,7 +96,7 @@ fn prepare<C, B: SendBody>(
         return Err(Box::new(Ok(answer.into_rejected_response())));
     }
     if request_target::rewrite(&upstream.target, parts).is_none() {
-        // both parts are paths, and too long together
+        // both parts are paths, but too long together
         return Err(Box::new(Ok(LocalResponse::too_long().into_rejected_response())));
     }
     passage.downgrade_to_h1(parts);
@@ -112,13 +112,13 @@ fn prepare<C, B: SendBody>(
 }
 
 pin_project! {
-    /// The wait for the answer to what was sent on a pooled connection.
+    /// Waits for the response to a request sent on a pooled connection.
     struct InFlight<F, C, B> {
         #[pin]
         sent: F,
         exchange: Option<Exchange<C, B>>,
         lease: Option<Checkout<B>>,
-        // the connection had died; the request goes out once more
+        // the connection had died; the request is sent again
         again: Option<BoxFuture<B>>,
     }
 }
@@ -150,7 +150,7 @@ where
     }
 }
 
-/// What one exchange knows while it lasts.
+/// The state of one exchange.
 pub(super) struct Exchange<C, B> {
     pub(super) upstream: Arc<ProxyTarget<C, B>>,
     pub(super) begun: Instant,
@@ -158,15 +158,15 @@ pub(super) struct Exchange<C, B> {
     pub(super) progress: Option<Arc<UploadCounters>>,
     upgrade: Option<UpgradeProtocols>,
     tunnel: Option<(OnUpgrade, OwnedSemaphorePermit)>,
-    /// Of what was sent by HTTP/2.
+    /// The size of the head sent by HTTP/2.
     #[cfg(feature = "http2")]
     head_size: usize,
 }
 
-/// What an attempt ended with.
+/// How sending a request ended.
 enum Completion<B> {
     Response(Outcome<B>),
-    /// Nobody saw the request.
+    /// The request was not sent.
     Unsent(Request<TrackedUpload<B>>),
 }
 
@@ -176,7 +176,7 @@ where
     C::Future: 'static,
     B: SendBody,
 {
-    /// Gets a connection, sends, and waits; what comes back unsent goes out on another connection.
+    /// Gets a connection, sends and waits; a request returned unsent is sent on another connection.
     async fn drive(mut self, mut request: Request<TrackedUpload<B>>, mut returns: u32) -> Outcome<B> {
         loop {
             let needs = Needs { fresh: returns > 0, upgrade: self.upgrade.is_some() };
@@ -245,7 +245,7 @@ where
             failure = refused.peer(failure.peer()).connection(failure.connection()).source(failure).build();
         }
         match message {
-            // a pooled connection had died: nobody saw the request
+            // a pooled connection had died: the request was not sent
             Some(unsent) if returns < MAX_STALE_RETRIES && scene.wire.is_some_and(|wire| wire.served > 0) => {
                 Completion::Unsent(unsent)
             }
@@ -253,9 +253,9 @@ where
         }
     }
 
-    /// Whether an upstream that speaks HTTP/2 ended the HTTP/1.1 connection that was opened for an upgrade.
+    /// Whether an upstream that speaks HTTP/2 closed the HTTP/1.1 connection opened for an upgrade.
     ///
-    /// It is the client's request alone that needs HTTP/1.1: no failure of the upstream.
+    /// Only the client's request needs HTTP/1.1: this is not a failure of the upstream.
     fn was_refused_http1(&self, failure: &Failure, scene: &AttemptContext) -> bool {
         let is_new = scene.wire.is_some_and(|wire| wire.served == 0 && wire.read == 0 && !wire.multiplexed);
         let ended =
@@ -290,8 +290,8 @@ where
                 parts.extensions.insert(tunnel::spawn(caller, behind, lease, terms));
                 ResponseBody::default()
             }
-            // It has no content, whatever its length says (RFC 9110 section 15.4.5); h2 takes an empty DATA frame after
-            // a length for a broken body.
+            // a 304 has no content, whatever its length (RFC 9110 section 15.4.5); h2 treats an empty DATA frame after a length as a
+            // broken body
             _ if status == StatusCode::NOT_MODIFIED && !incoming.is_end_stream() => {
                 lease.stamp().record_response();
                 lease.on_end();

@@ -42,7 +42,7 @@ pub(crate) struct PeerState {
 /// are skipped by their length.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Frames {
-    /// The header of the current frame, as far as it came.
+    /// The received part of the current frame's header.
     header: [u8; HEADER],
     header_read: usize,
     payload_left: usize,
@@ -161,7 +161,7 @@ impl Frames {
     }
 
     fn slot(&mut self, stream: u32) -> &mut (u32, u32) {
-        // those of a client are odd, and go up by two
+        // client-initiated streams have odd ids in steps of two
         &mut self.heads[(stream / 2) as usize % STREAMS]
     }
 }

@@ -1,10 +1,10 @@
-//! Which request heads an HTTP/2 connection takes.
+//! Checks whether an HTTP/2 connection accepts a request head.
 
 use http::Request;
 
 use crate::forward::{encodes_well, field_section_size, target_size};
 
-/// What a peer takes that has announced nothing yet: hyper's servers end a connection at 64 KiB.
+/// The limit assumed for a peer that has announced none: hyper's servers close a connection at 64 KiB.
 const UNANNOUNCED: usize = 60 << 10;
 /// The names and overhead of `:method`, `:scheme`, `:authority` and `:path`.
 const PSEUDO_FIELDS: usize = 4 * 32 + 7 + 7 + 10 + 5;
@@ -16,7 +16,7 @@ pub(super) fn of<B>(request: &Request<B>) -> usize {
     pseudo + field_section_size(request.headers())
 }
 
-/// Whether a connection takes a head of this size, whose peer has announced `limit`.
+/// Whether a connection accepts a head of this size; `limit` is the peer's announced limit.
 pub(super) fn fits<B>(request: &Request<B>, size: usize, limit: Option<usize>) -> bool {
     let limit = limit.unwrap_or(UNANNOUNCED);
     size <= limit && encodes_well(request.uri(), request.headers(), size, limit)

@@ -1,4 +1,4 @@
-//! Counts interim responses on the wire, where hyper gives no hand to stop them.
+//! Counts interim responses on the wire, because hyper does not limit them.
 
 use std::io;
 
@@ -7,10 +7,10 @@ use super::frames::Frames;
 use super::frames::PeerState;
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Replay};
 
-/// Follows the heads of one answer and fails when too many of them are interim (RFC 9110 section 15.2).
+/// Tracks the heads of one response and fails if too many of them are interim (RFC 9110 section 15.2).
 ///
-/// Fed with what is read since a request began, in any pieces. Once a final head begins, or bytes that
-/// are no HTTP/1 head, it looks no further. Of an HTTP/2 connection it follows the frames, as long as it is open.
+/// Processes the bytes read since a request started, in pieces of any size. Once a final head starts, or bytes that
+/// are not an HTTP/1 head, it stops. On an HTTP/2 connection it tracks the frames while the connection is open.
 #[derive(Clone, Debug)]
 pub(super) struct Interim {
     limit: u32,
@@ -22,14 +22,14 @@ pub(super) struct Interim {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// So many bytes of a status line were seen.
+    /// The number of bytes of a status line seen.
     Status(usize),
-    /// In the rest of an interim head; so many line ends in a row were seen.
+    /// Within an interim head; the number of consecutive line ends seen.
     Head(u8),
     Final,
 }
 
-/// The most bytes that interim heads may take together.
+/// The maximum size of all interim heads together.
 const MAX_BYTES: usize = 64 << 10;
 
 impl Interim {
@@ -37,9 +37,9 @@ impl Interim {
         Self { limit, frames: None, heads: 0, bytes: 0, state: State::Status(0) }
     }
 
-    /// A new answer is expected, unless the one before is still to come and the rest of a request is written.
+    /// Expects a new response, unless the previous one is still outstanding and the rest of its request is written.
     pub(super) fn restart(&mut self) {
-        // the streams of an HTTP/2 connection count by themselves
+        // streams of an HTTP/2 connection are counted separately
         if self.state == State::Final && self.frames.is_none() {
             *self = Self::new(self.limit);
         }
@@ -55,12 +55,12 @@ impl Interim {
         }
     }
 
-    /// How many interim heads of this answer have come.
+    /// The number of interim heads of this response.
     pub(super) fn heads(&self) -> u32 {
         self.heads
     }
 
-    /// Whether the final head has begun, or what came is none of HTTP/1.
+    /// Whether the final head has started, or the bytes are not HTTP/1.
     pub(super) fn is_final(&self) -> bool {
         self.state == State::Final
     }
@@ -71,7 +71,7 @@ impl Interim {
             let Some(frames) = &mut self.frames else { return Ok(()) };
             return if frames.read(bytes) > self.limit { Err(too_many()) } else { Ok(()) };
         }
-        // nearly every answer begins with its final head, in one piece
+        // nearly every response starts with its final head, in one piece
         if self.state == State::Status(0) && bytes.len() > 9 && bytes[9] != b'1' && bytes[0] != 0 {
             self.state = State::Final;
             return Ok(());
@@ -105,14 +105,14 @@ impl Interim {
     }
 }
 
-/// `HTTP/1.x 1yz`, where 101 is final: other bytes follow it.
+/// `HTTP/1.x 1yz`; 101 is final: other bytes follow it.
 fn status_byte(at: usize, byte: u8) -> State {
     let fits = match at {
         0..=6 => byte == b"HTTP/1."[at],
         7 | 10 => byte.is_ascii_digit(),
         8 => byte == b' ',
         9 => byte == b'1',
-        // the zeros of 100 and 110 do not matter, only that it is not 101
+        // only whether it is 101 matters
         _ => byte.is_ascii_digit() && byte != b'1',
     };
     match (fits, at) {
@@ -122,7 +122,7 @@ fn status_byte(at: usize, byte: u8) -> State {
     }
 }
 
-/// The record travels inside the I/O error; the chain walker finds it there.
+/// The failure, inside an I/O error; `Chain` finds it there.
 fn too_many() -> io::Error {
     let failure = Failure::builder(BadGatewayCause::InvalidResponse)
         .replay(Replay::Never, Evidence::Counted)

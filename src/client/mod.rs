@@ -1,8 +1,8 @@
-//! The wire: connectors that name what fails, a small pool, and the forwarding service.
+//! The client: connectors with specific failures, a connection pool, and the forwarding service.
 //!
 //! [`ReverseProxy`] is a `Service<Request<B>>` for one upstream, over hyper's connections and a pool of
-//! its own. Its error is a [`Failure`](crate::Failure) that already knows phase, peer, connection and
-//! proof; [`ClassifyLayer`](crate::ClassifyLayer) around it makes the answer:
+//! its own. Its error is a [`Failure`](crate::Failure) that already has phase, peer, connection and
+//! evidence; [`ClassifyLayer`](crate::ClassifyLayer) around it makes the response:
 //!
 //! ```
 //! use axum::body::Body;

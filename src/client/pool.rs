@@ -1,9 +1,9 @@
-//! One upstream's connections.
+//! The connection pool of one upstream.
 //!
-//! HTTP/1.1: the last connection given back is the first taken, looked at when it is taken; beyond the
-//! cap callers queue. HTTP/2: callers share connections up to the number of streams that both sides allow, and dials are
-//! shared too. Idle limit and greatest age hold for both. What ends a connection is told to its
-//! [`ConnectionStats`](crate::classify::ConnectionStats), so that its socket goes with it.
+//! HTTP/1.1: the most recently used connection is taken first and checked then; beyond the cap, requests queue. HTTP/2:
+//! requests share connections up to the number of streams that both sides allow, and dials are shared too. The idle timeout and
+//! the maximum age apply to both. A connection is closed through its
+//! [`ConnectionStats`](crate::classify::ConnectionStats), so that its socket is closed with it.
 
 #[cfg(feature = "http2")]
 mod connections;
@@ -47,7 +47,7 @@ pub(super) use self::h1::H1;
 #[cfg(feature = "http2")]
 pub(super) use self::h2::{ENHANCE_YOUR_CALM, H2};
 
-/// What the pool may hold.
+/// The limits of the pool.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Connections to one upstream.
@@ -56,9 +56,9 @@ pub(super) struct Limits {
     pub(super) streams: u32,
     /// How long an idle connection is kept.
     pub(super) idle: Duration,
-    /// How long a caller waits for a connection of others.
+    /// How long a request waits for a connection.
     pub(super) queue: Duration,
-    /// The age at which a connection takes no further request.
+    /// The age at which a connection accepts no further request.
     pub(super) max_age: Duration,
     /// Bytes of a stream's response that may wait for the client.
     pub(super) stream_window: u32,
@@ -77,10 +77,10 @@ impl Limits {
     }
 }
 
-/// What a request needs of its connection.
+/// The requirements of a request for its connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Needs {
-    /// A connection that no request has used, for one that came back from a stale connection.
+    /// A new connection, for a request returned by a stale one.
     pub(super) fresh: bool,
     /// HTTP/1.1, for a request that changes the protocol (RFC 9110 section 7.8).
     pub(super) upgrade: bool,
@@ -109,7 +109,7 @@ struct Dial<C> {
 
 pub(super) struct Shared<B> {
     limits: Limits,
-    /// The age at which idle connections go: the limit, or less as was learnt of the upstream.
+    /// Estimates the age at which idle connections are closed: the limit, or less as learned from the upstream.
     keep_alive: KeepAliveEstimator,
     /// The last connection spoke HTTP/2, so that the next dial is worth sharing.
     #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
@@ -122,17 +122,17 @@ pub(super) struct Shared<B> {
 struct State<B> {
     /// Open connections and those being opened.
     open: usize,
-    /// Each with the time it was given back.
+    /// Idle connections, each with the time it was returned.
     idle: VecDeque<(H1<B>, Instant)>,
     waiters: VecDeque<Waiter<B>>,
-    /// The length of the queue at which those that gave up are cleared away.
+    /// The length of the queue at which abandoned waiters are removed.
     clear_at: usize,
     reaping: bool,
     #[cfg(feature = "http2")]
     h2: connections::Connections<B>,
 }
 
-/// So many waiters may have given up before anybody looks.
+/// The minimum length of the queue at which abandoned waiters are removed.
 const MIN_CLEAR: usize = 1024;
 
 /// A request in the queue.
@@ -144,21 +144,21 @@ struct Waiter<B> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitsFor {
-    /// An HTTP/1.1 connection, or a place for one.
+    /// An HTTP/1.1 connection, or a slot for one.
     Http1,
-    /// Whatever comes first.
+    /// Any of these, whichever is available first.
     Any,
-    /// Whatever comes first, a shared dial under way as a rule.
+    /// Any of these, usually a stream of the shared dial in progress.
     #[cfg(feature = "http2")]
     Dial,
 }
 
 impl<B> State<B> {
-    /// Queues a caller; the queue never holds many more than wait.
+    /// Queues a request; abandoned waiters are removed from time to time.
     fn queue(&mut self, waits_for: WaitsFor) -> oneshot::Receiver<Handoff<B>> {
         if self.waiters.len() >= self.clear_at {
             self.waiters.retain(|waiter| !waiter.sender.is_closed());
-            // twice what is left, so that looking at all of them stays rare
+            // twice the rest, so that checking all of them stays rare
             self.clear_at = MIN_CLEAR.max(2 * self.waiters.len());
         }
         let (turn, receiver) = oneshot::channel();
@@ -166,7 +166,7 @@ impl<B> State<B> {
         receiver
     }
 
-    /// Takes out the first who may use a place; whoever waits for a dial has one.
+    /// Removes the first waiter that may use a slot; those that wait for a dial have one.
     fn next_waiter_for_slot(&mut self) -> Option<Waiter<B>> {
         #[cfg(feature = "http2")]
         let at = self.waiters.iter().position(|waiter| waiter.waits_for != WaitsFor::Dial)?;
@@ -176,13 +176,13 @@ impl<B> State<B> {
     }
 }
 
-/// What a caller that waited is given.
+/// What a waiting request receives.
 enum Handoff<B> {
     Connection(H1<B>),
     Slot(Slot<B>),
     #[cfg(feature = "http2")]
     Stream(H2<B>),
-    /// The shared dial brought nothing for this caller, which may dial by itself.
+    /// The shared dial has no stream for this request, which may dial itself.
     #[cfg(feature = "http2")]
     Retry,
     /// The shared dial failed.
@@ -193,7 +193,7 @@ enum Handoff<B> {
     DialLost,
 }
 
-/// A connection's place under the cap; dropping it makes room.
+/// A connection's slot under the cap; released on drop.
 pub(super) struct Slot<B>(Weak<Shared<B>>);
 
 impl<B> Drop for Slot<B> {
@@ -218,13 +218,13 @@ impl<B> Shared<B> {
             }
             state.open += 1;
             drop(state);
-            // a waiter that left meanwhile drops the place, which comes back here
+            // an abandoned waiter drops the slot, which calls this again
             let _ = waiter.sender.send(Handoff::Slot(Slot(Arc::downgrade(self))));
             return;
         }
     }
 
-    /// Takes a place, if the cap leaves one.
+    /// Takes a slot, if one is free.
     fn try_take_slot(self: &Arc<Self>, state: &mut State<B>) -> Option<Slot<B>> {
         if state.open >= self.limits.connections {
             return None;
@@ -237,7 +237,7 @@ impl<B> Shared<B> {
         self.keep_alive.idle_limit()
     }
 
-    /// Lets go of the idle connections that the upstream has closed, and learns from the age they had.
+    /// Removes idle connections that the upstream has closed, and learns from their age.
     fn forget_closed(&self, now: Instant) {
         let mut state = self.lock();
         if !state.idle.iter().any(|(connection, _)| connection.is_closed()) {
@@ -247,7 +247,7 @@ impl<B> Shared<B> {
         state.idle = open;
         drop(state);
         let closed: VecDeque<(H1<B>, Instant)> = closed;
-        // the youngest says the most
+        // the most recent one is the best estimate
         if let Some((_, since)) = closed.back() {
             self.keep_alive.observe_stale(now.saturating_duration_since(*since), now);
         }
@@ -283,7 +283,7 @@ impl<C, B> Pool<C, B> {
     }
 }
 
-/// A body that can be sent upstream; implemented for all that fit.
+/// A body that can be sent upstream; implemented for all suitable types.
 pub trait SendBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static> SendBody for B {}
@@ -304,18 +304,18 @@ where
     type Io = T;
 }
 
-/// What a caller has to do for its connection.
+/// The next action of a request to get a connection.
 enum NextAction<B> {
     #[cfg(feature = "http2")]
     Lease(Checkout<B>),
     Open(Slot<B>),
-    /// Wait, for a shared dial (`true`) or for what others give back.
+    /// Wait, for a shared dial (`true`) or for a returned connection.
     Wait(oneshot::Receiver<Handoff<B>>, bool),
-    /// A connection has come back, or was ended to make room.
+    /// A connection was returned, or closed to free a slot.
     LookAgain,
 }
 
-/// A shared dial is waited for this long; after that the next caller dials beside it.
+/// A shared dial is waited for this long; then the next request dials concurrently.
 ///
 /// More than the limits of [`TcpConnector`](super::TcpConnector) and [`TlsConnector`](super::TlsConnector) together, so
 /// that only a connector without limits takes longer.
@@ -334,7 +334,7 @@ where
             return Err(upgrade_failed("the upstream is spoken to in HTTP/2 alone"));
         }
         let mut look_at_idle = !needs.fresh;
-        // the time in the queue is limited as a whole, whatever the caller is woken for
+        // the total time in the queue is limited, however often the request is woken
         let mut queued_since = None;
         #[cfg(feature = "http2")]
         let (mut now, mut may_dial, mut lost_dials) = (now, true, 0);
@@ -393,7 +393,7 @@ where
                 Ok(Ok(Handoff::Retry)) => {}
                 #[cfg(feature = "http2")]
                 Ok(Ok(Handoff::DialFailed(failure))) => {
-                    // a stream of the connections that there are may still become free
+                    // a stream of an existing connection may still become free
                     may_dial = false;
                     if !self.shared.shares_any() {
                         return Err(failure);
@@ -420,7 +420,7 @@ where
         }
     }
 
-    /// A place under the cap, or what others give back.
+    /// A slot under the cap, or a returned connection.
     fn next_h1(&self, needs: Needs) -> NextAction<B> {
         let mut state = self.shared.lock();
         if let Some(place) = self.shared.try_take_slot(&mut state) {
@@ -433,7 +433,7 @@ where
             return NextAction::LookAgain;
         }
         if !state.idle.is_empty() {
-            // given back meanwhile, or of no use to this request
+            // returned in the meantime, or not usable for this request
             let useless = needs.fresh.then(|| state.idle.pop_front());
             drop(state);
             drop(useless);
@@ -443,7 +443,7 @@ where
         NextAction::Wait(state.queue(waits_for), false)
     }
 
-    /// The youngest idle connection, if it can take a request at once.
+    /// The most recently used idle connection, if it can take a request immediately.
     pub(super) fn take_idle(&self, now: Instant) -> Option<H1<B>> {
         let mut state = self.shared.lock();
         let (connection, since) = state.idle.back()?;
@@ -456,7 +456,7 @@ where
         Some(connection)
     }
 
-    /// The youngest idle connection that still lives.
+    /// The most recently used idle connection that is still alive.
     async fn idle(&self, now: Instant) -> Option<H1<B>> {
         loop {
             let (mut connection, since) = {
@@ -483,7 +483,7 @@ where
         }
     }
 
-    /// Opens a connection; `None` if it is kept for others, as its peer takes no stream now.
+    /// Opens a connection; `None` if it is left to others because its peer accepts no stream now.
     async fn open(&self, place: Slot<B>, upgrade: bool) -> Result<Option<Checkout<B>>, Failure> {
         let io = self.connect(upgrade).await?;
         #[cfg(feature = "http2")]
@@ -498,7 +498,7 @@ where
         H1::shake_hands(io, place, &self.shared).await.map(|h1| Some(Checkout::H1(h1)))
     }
 
-    /// Whether the upstream takes a connection now; one that is asked for here is closed at once.
+    /// Whether the upstream accepts a connection now; the test connection is closed immediately.
     pub(super) async fn connects(&self) -> bool {
         self.connect(false).await.is_ok()
     }
@@ -512,13 +512,13 @@ where
         let mut dial = pin!(http1_only(|| connector.call(self.dial.uri.clone())));
         let connected = std::future::poll_fn(|cx| http1_only(|| dial.as_mut().poll(cx))).await;
         connected.map_err(|failure| match failure.detail() {
-            // the server takes none of the protocols that were offered (RFC 7301 section 3.2)
+            // the server accepts none of the offered protocols (RFC 7301 section 3.2)
             Some(Detail::TlsAlert(NO_APPLICATION_PROTOCOL)) => upgrade_failed("the upstream does not speak HTTP/1.1"),
             _ => failure,
         })
     }
 
-    /// Whether the upstream was seen to speak HTTP/2.
+    /// Whether the upstream is known to speak HTTP/2.
     pub(super) fn seems_h2(&self) -> bool {
         self.shared.seems_h2.load(std::sync::atomic::Ordering::Relaxed)
     }
@@ -526,13 +526,13 @@ where
 
 const NO_APPLICATION_PROTOCOL: u8 = 120;
 
-/// Nothing was sent for a request whose change of protocol HTTP/2 cannot carry.
+/// The failure of an upgrade that HTTP/2 cannot carry; nothing was sent.
 fn upgrade_failed(detail: &'static str) -> Failure {
     let failure = Failure::builder(BadGatewayCause::UpgradeFailed).detail(Detail::Text(detail));
     failure.unsent(Evidence::LocalRefusal).build()
 }
 
-/// Without TLS of ours there is nothing to negotiate.
+/// Without this crate's TLS there is no ALPN to restrict.
 #[cfg(not(feature = "rustls"))]
 fn http1_only<T>(dial: impl FnOnce() -> T) -> T {
     dial()

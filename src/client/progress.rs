@@ -1,4 +1,4 @@
-//! What the client tells a layer around it that is about to give up.
+//! Publishes the client's progress to an outer layer that is about to time out.
 
 use std::future::Future;
 use std::future::poll_fn;
@@ -11,7 +11,7 @@ use crate::cause::{ClientCall, Connection, Phase};
 use crate::classify::ConnectionStats;
 use crate::exchange::{self, AttemptProgress, UploadProgress};
 
-/// Runs a future that is one phase of getting a connection.
+/// Runs a future as one phase of getting a connection.
 pub(super) async fn publishing<F: Future>(phase: Phase, peer: Option<SocketAddr>, future: F) -> F::Output {
     let mut future: Pin<&mut F> = pin!(future);
     poll_fn(|cx| {
@@ -24,14 +24,14 @@ pub(super) async fn publishing<F: Future>(phase: Phase, peer: Option<SocketAddr>
     .await
 }
 
-/// What was polled for; while there is nothing, tells what its connection has seen.
+/// Passes the poll through; on `Pending`, publishes the connection's progress.
 #[inline]
 pub(super) fn publish_poll<T>(polled: Poll<T>, sight: impl FnOnce() -> AttemptProgress) -> Poll<T> {
     publish(&polled, sight);
     polled
 }
 
-/// The same of what is too large to be moved for it.
+/// The same by reference, for values that are too large to move.
 #[inline]
 pub(super) fn publish<T>(polled: &Poll<T>, sight: impl FnOnce() -> AttemptProgress) {
     if polled.is_pending() {
@@ -39,7 +39,7 @@ pub(super) fn publish<T>(polled: &Poll<T>, sight: impl FnOnce() -> AttemptProgre
     }
 }
 
-/// Runs a future that is a part of this client call.
+/// Runs a future as part of this client call.
 pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output {
     let mut future: Pin<&mut F> = pin!(future);
     poll_fn(|cx| {
@@ -64,7 +64,7 @@ pub(super) fn snapshot(stamp: &ConnectionStats, progress: Option<&UploadCounters
     let mut sight = AttemptProgress { told: true, written: wire.written, upload, ..AttemptProgress::default() };
     (sight.peer, sight.connection) = (stamp.peer(), Some(connection));
     if !wire.multiplexed {
-        // other streams' bytes say nothing about this one
+        // the bytes of other streams do not belong to this one
         (sight.read, sight.blocked) = (wire.read, wire.blocked);
     }
     sight

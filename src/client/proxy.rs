@@ -20,32 +20,32 @@ use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{ClientInfo, ForwardingRules};
 
-/// What [`ReverseProxy`] connects by, unless told otherwise.
+/// The default connector of [`ReverseProxy`].
 #[cfg(feature = "rustls")]
 pub type DefaultConnector = super::TlsConnector<TcpConnector>;
-/// What [`ReverseProxy`] connects by, unless told otherwise.
+/// The default connector of [`ReverseProxy`].
 #[cfg(not(feature = "rustls"))]
 pub type DefaultConnector = TcpConnector;
 
 /// The largest flow-control window of HTTP/2 (RFC 9113 section 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
-/// As many streams as the smallest windows fit into that of their connection.
+/// The maximum number of streams: the smallest windows fit into that of their connection.
 const MAX_STREAMS: u32 = MAX_WINDOW / 65_535 - 1;
 
-/// Which HTTP the upstream speaks.
+/// The HTTP version of the upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HttpVersion {
     /// HTTP/1.1, or what TLS negotiates by ALPN.
     #[default]
     Auto,
-    /// HTTP/2 without asking (RFC 9113 section 3.3, prior knowledge). Upgrades, WebSocket among them, fail.
+    /// HTTP/2 with prior knowledge (RFC 9113 section 3.3). Upgrades, WebSocket among them, fail.
     #[cfg(feature = "http2")]
     H2,
 }
 
 impl HttpVersion {
-    /// Whether HTTP/2 is known before anything is negotiated.
+    /// Whether HTTP/2 is used without negotiation.
     pub(super) fn is_h2(self) -> bool {
         self != Self::Auto
     }
@@ -53,20 +53,20 @@ impl HttpVersion {
 
 /// Forwards requests to one upstream.
 ///
-/// Heads go by the [`ForwardingRules`]; bodies stream both ways with backpressure; upgrades pass through, over HTTP/1.1
-/// also where TLS would negotiate HTTP/2 (`upgrade_failed` where HTTP/2 is all there is). What was
-/// proven unsent because a pooled connection had died goes out again on another connection, body and
-/// all; nothing else is ever repeated. A request that fails ends its connection, also one that hangs in a
-/// write. See the [module](super) for an example.
+/// Heads follow the [`ForwardingRules`]; bodies stream in both directions with backpressure; upgrades are forwarded, over
+/// HTTP/1.1 even if TLS would negotiate HTTP/2 (`upgrade_failed` if the upstream speaks only HTTP/2). A request that is
+/// proven not sent because a pooled connection had died is sent again on another connection, with its body; nothing else is
+/// ever sent twice. A request that fails closes its connection, even one that is blocked in a write. See the
+/// [module](super) for an example.
 ///
-/// The caller's address is that of [`client_info`](Self::client_info), or of a [`ClientInfo`] in the request's
+/// The client's address is that of [`client_info`](Self::client_info), or of a [`ClientInfo`] in the request's
 /// extensions.
 pub struct ReverseProxy<C, B> {
     upstream: Arc<ProxyTarget<C, B>>,
     client_info: Arc<ClientInfo>,
 }
 
-/// All that an exchange needs and that outlives it.
+/// The shared state of all exchanges.
 pub(super) struct ProxyTarget<C, B> {
     pub(super) name: Arc<str>,
     pub(super) target: Target,
@@ -74,13 +74,13 @@ pub(super) struct ProxyTarget<C, B> {
     pub(super) rules: ForwardingRules,
     pub(super) upload_idle: Duration,
     pub(super) tunnel_idle: Option<Duration>,
-    /// Places for tunnels, fewer than the pool's.
+    /// Slots for tunnels, fewer than the pool's.
     pub(super) tunnels: Arc<Semaphore>,
     pub(super) pool: Pool<C, B>,
 }
 
 impl ReverseProxy<DefaultConnector, ()> {
-    /// Begins with the defaults of [`ReverseProxyBuilder`].
+    /// Starts with the defaults of [`ReverseProxyBuilder`].
     pub fn builder(target: Target, rules: ForwardingRules) -> ReverseProxyBuilder {
         let connector = TcpConnector::new();
         #[cfg(feature = "rustls")]
@@ -90,7 +90,7 @@ impl ReverseProxy<DefaultConnector, ()> {
 }
 
 impl<C, B> ReverseProxy<C, B> {
-    /// The same upstream and pool for requests of this caller: a clone for each connection accepted.
+    /// A clone for the requests of this client: create one for each accepted connection.
     pub fn client_info(&self, caller: ClientInfo) -> Self {
         Self { upstream: self.upstream.clone(), client_info: Arc::new(caller) }
     }
@@ -103,10 +103,10 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    /// A probe for [`CircuitHandle::active_probe`](crate::breaker::CircuitHandle::active_probe): whether the upstream takes a
-    /// connection, TLS and all.
+    /// A probe for [`CircuitHandle::active_probe`](crate::breaker::CircuitHandle::active_probe): whether the upstream accepts a
+    /// connection, including TLS.
     ///
-    /// Nothing is sent on it; it is closed at once.
+    /// Nothing is sent on it; it is closed immediately.
     pub fn connect_probe(&self) -> impl FnMut() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + use<C, B> {
         let upstream = self.upstream.clone();
         move || {
@@ -140,7 +140,7 @@ where
     type Future = ExchangeFuture<B>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        // the wait for a connection is part of the call, under its limits
+        // the wait for a connection is part of the call, under its timeouts
         Poll::Ready(Ok(()))
     }
 
@@ -149,7 +149,7 @@ where
     }
 }
 
-/// The same without `&mut`: hyper's servers call it without a clone for each request.
+/// hyper's `Service`: hyper's servers call it without a clone per request.
 impl<C, B> hyper::service::Service<Request<B>> for ReverseProxy<C, B>
 where
     C: Connect,
@@ -168,7 +168,7 @@ where
 
 /// The future of [`ReverseProxy`].
 ///
-/// hyper's own futures have no name, so that one box is the price of an exchange.
+/// hyper's own futures cannot be named, hence the box.
 pub type ExchangeFuture<B> =
     Pin<Box<dyn Future<Output = Result<Response<ResponseBody<ProxyBody<B>>>, Failure>> + Send>>;
 
@@ -182,16 +182,16 @@ pub type ExchangeFuture<B> =
 /// | [`tunnel_idle`](Self::tunnel_idle) of tunnels after a 101 | 1 h |
 /// | [`max_streams`](Self::max_streams) on one HTTP/2 connection | 100 |
 /// | [`queue_timeout`](Self::queue_timeout) | 1 s |
-/// | [`upload_idle_timeout`](Self::upload_idle_timeout) once the answer is complete | 30 s |
-/// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 3 s, less if the upstream says so in `Keep-Alive` |
-/// | [`max_age`](Self::max_age) of a connection that is to take another request | 10 min, 10 % more or less |
+/// | [`upload_idle_timeout`](Self::upload_idle_timeout) once the response is complete | 30 s |
+/// | [`idle_timeout`](Self::idle_timeout) of pooled connections | 3 s, less if the upstream announces so in `Keep-Alive` |
+/// | [`max_age`](Self::max_age) of a connection for further requests | 10 min +-10 % |
 /// | [`http2_stream_window`](Self::http2_stream_window) | 65,535 bytes |
 /// | [`http2_keep_alive`](Self::http2_keep_alive) | no PING is sent |
 /// | [`connector`](Self::connector) | [`TcpConnector`], under [`TlsConnector`](super::TlsConnector) with feature `rustls` |
 ///
-/// What is meant for an `https` target is never sent in clear: without TLS each request fails as
+/// Requests for an `https` target are never sent in clear: without TLS each fails as
 /// [`InvalidTarget`](crate::BadGatewayCause::InvalidTarget) before anything is sent, and [`build`](Self::build) logs an error
-/// where it can tell.
+/// if it can detect this.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ReverseProxyBuilder<C = DefaultConnector> {
@@ -211,7 +211,7 @@ impl<C> ReverseProxyBuilder<C> {
         let limits = Limits {
             connections: 1024,
             streams: 100,
-            // a second and more below the shortest keep-alive that is common: 5 s (Node, uvicorn)
+            // more than a second below the shortest common keep-alive: 5 s (Node, uvicorn)
             idle: Duration::from_secs(3),
             queue: Duration::from_secs(1),
             max_age: Duration::from_secs(600),
@@ -232,89 +232,89 @@ impl<C> ReverseProxyBuilder<C> {
         }
     }
 
-    /// What failures call the upstream (default: its authority).
+    /// Sets the upstream's name in failures (default: its authority).
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Which HTTP the upstream speaks (default: HTTP/1.1, or what TLS negotiates).
+    /// Sets the HTTP version of the upstream (default: HTTP/1.1, or what TLS negotiates).
     pub fn http(mut self, http: HttpVersion) -> Self {
         self.http = http;
         self
     }
 
-    /// How long an upload may stand still once its answer is complete (default 30 s).
+    /// Limits stalls of an upload after its response is complete (default 30 s).
     ///
-    /// The upstream may still want the rest (RFC 9112 section 9.3); after this time its connection is ended.
+    /// The upstream may still want the rest (RFC 9112 section 9.3); after this time its connection is closed.
     pub fn upload_idle_timeout(mut self, limit: Duration) -> Self {
         self.upload_idle = limit;
         self
     }
 
-    /// How many connections may be open (default 1024, at least 1); beyond it requests queue.
+    /// Sets the maximum number of connections (default 1024, at least 1); beyond it requests queue.
     ///
-    /// A connection that gets no further in 5 s is no longer waited for: others are opened beside it, and it gives up its
-    /// place where there is no other.
+    /// A connection attempt without progress for 5 s is no longer waited for: others are started concurrently, and it gives up its
+    /// slot if there is no other.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.limits.connections = connections.max(1);
         self
     }
 
-    /// How many of these connections may be tunnels after a 101 (default half of them, at least 1).
+    /// Sets how many of these connections may be tunnels after a 101 (default half of them, at least 1).
     ///
-    /// Tunnels live long and may be silent: without a cap of their own they could take every connection. A further upgrade
-    /// is answered with 503 `connection_limit` before anything is sent.
+    /// Tunnels are long-lived and may be silent: without a cap of their own they could take every connection. Further upgrades
+    /// get a 503 `connection_limit` before anything is sent.
     pub fn max_tunnels(mut self, tunnels: usize) -> Self {
         self.tunnels = Some(tunnels);
         self
     }
 
-    /// How long a tunnel after a 101 may be silent in both directions (default 1 h; `None`: no limit).
+    /// Limits how long a tunnel after a 101 may be silent in both directions (default 1 h; `None`: no limit).
     ///
-    /// It belongs here and not to [`Timeouts`](crate::timeout::Timeouts): a call ends with its 101, and the bytes that follow
-    /// pass no layer. It passes within 9/8 of the limit, and holds as well for a tunnel of which one side has ended.
+    /// It is a setting of the client and not of [`Timeouts`](crate::timeout::Timeouts), because a call ends with its 101 and the bytes that
+    /// follow pass no layer. It fires within 9/8 of the limit, also for a tunnel of which one side has ended.
     pub fn tunnel_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.tunnel_idle = limit.into();
         self
     }
 
-    /// How many streams share an HTTP/2 connection before another is opened (default 100, from 1 to 32,767).
+    /// Sets how many streams share an HTTP/2 connection before another is opened (default 100, from 1 to 32,767).
     ///
-    /// Where the upstream's `SETTINGS_MAX_CONCURRENT_STREAMS` is lower, that holds. A request for which no connection has a
-    /// stream left waits for [`queue_timeout`](Self::queue_timeout) at most.
+    /// A lower `SETTINGS_MAX_CONCURRENT_STREAMS` of the upstream applies. A request for which no connection has a free
+    /// stream waits at most for [`queue_timeout`](Self::queue_timeout).
     pub fn max_streams(mut self, streams: usize) -> Self {
         self.limits.streams = u32::try_from(streams).unwrap_or(MAX_STREAMS).clamp(1, MAX_STREAMS);
         self
     }
 
-    /// How long a request waits for a connection of others (default 1 s).
+    /// Limits how long a request waits for a connection (default 1 s).
     pub fn queue_timeout(mut self, limit: Duration) -> Self {
         self.limits.queue = limit;
         self
     }
 
-    /// How long an idle connection is kept (default 3 s, at most a day), HTTP/1.1 and HTTP/2 alike.
+    /// Sets how long an idle connection is kept (default 3 s, at most a day), for HTTP/1.1 and HTTP/2.
     ///
-    /// It must be shorter than the upstream's own keep-alive, or requests meet connections that the
-    /// upstream is just closing. What the upstream says in `Keep-Alive: timeout=N` shortens it.
+    /// It must be shorter than the upstream's own keep-alive, or requests meet connections that the upstream is just
+    /// closing. A `Keep-Alive: timeout=N` of the upstream shortens it.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
-        // far enough for any pool, and near enough for the clock
+        // long enough for any pool, and within the range of the clock
         self.limits.idle = limit.min(Duration::from_secs(24 * 60 * 60));
         self
     }
 
-    /// The age at which a connection takes no further request (default 10 min +-10 %, at least 1 s).
+    /// Sets the age at which a connection accepts no further request (default 10 min +-10 %, at least 1 s).
     ///
-    /// HTTP/1.1 and HTTP/2 alike: only a new connection sees that the upstream's name has another address, so that
-    /// under load this limits how long the old one is used. Requests that run are not cut off.
+    /// For HTTP/1.1 and HTTP/2: only a new connection notices that the upstream's name resolves to another address, so
+    /// under load this limits how long the old one is used. Requests in flight are not interrupted.
     /// [`Duration::MAX`] sets no limit.
     pub fn max_age(mut self, limit: Duration) -> Self {
         self.limits.max_age = limit.max(Duration::from_secs(1));
         self
     }
 
-    /// How many bytes of a response on an HTTP/2 stream may wait for a client that does not read (default 65,535, at
+    /// Sets how many bytes of a response on an HTTP/2 stream may wait for a client that does not read (default 65,535, at
     /// least that, at most 2^31-1 divided by [`max_streams`](Self::max_streams)).
     ///
     /// A stream carries at most this much in each round trip to the upstream: 64 MB/s at 1 ms, 0.6 MB/s at 100 ms. The
@@ -336,7 +336,7 @@ impl<C> ReverseProxyBuilder<C> {
         self
     }
 
-    /// Connects by a connector of your own.
+    /// Sets the connector.
     ///
     /// For an `https` target it has to mark its connections as TLS ([`TlsInfo`](super::TlsInfo)), or be declared by
     /// [`Connector::assume_tls`].
@@ -344,7 +344,7 @@ impl<C> ReverseProxyBuilder<C> {
         self.stamped_connector(Connector::new(connector))
     }
 
-    /// As [`connector`](Self::connector), with settings of [`Connector`].
+    /// Like [`connector`](Self::connector), with settings of [`Connector`].
     pub fn stamped_connector<D>(self, connector: Connector<D>) -> ReverseProxyBuilder<D> {
         let Self { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector: _ } = self;
         ReverseProxyBuilder { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector }

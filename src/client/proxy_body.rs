@@ -1,4 +1,4 @@
-//! The upstream's body, and its connection's way back to the pool.
+//! The upstream's response body, which returns its connection to the pool.
 
 use std::fmt;
 use std::pin::Pin;
@@ -22,10 +22,10 @@ use crate::forward::strip_response_trailers;
 
 /// The upstream's body.
 ///
-/// Its connection goes back to the pool with the last frame. It ends if the body fails or is dropped before, or if the
-/// answer came before the upload was through.
+/// Its connection is returned to the pool with the last frame. The connection is closed if the body fails or is dropped
+/// earlier, or if the response came before the upload was complete.
 ///
-/// A client that does not read it keeps its connection: how long is for a stack or a layer around to limit, by
+/// A body that the client does not read keeps its connection: limit this by a stack or layer around, with
 /// [`client_idle`](crate::timeout::Timeouts::client_idle).
 pub struct ProxyBody<B> {
     transfer: Detachable<Transfer<B>>,
@@ -54,14 +54,14 @@ impl<B: SendBody> Body for ProxyBody<B> {
     }
 }
 
-/// What comes of it, and what that needs.
+/// The incoming body and the state it needs.
 struct Transfer<B> {
     incoming: Incoming,
-    /// Gone once the body has ended; an answer without one never had it.
+    /// `None` after the body's end, and for responses without a body.
     open: Option<Box<OpenResponse<B>>>,
 }
 
-/// What a body that is still coming needs.
+/// The state of a body in progress.
 struct OpenResponse<B> {
     lease: Checkout<B>,
     upstream: Arc<str>,
@@ -72,12 +72,12 @@ struct OpenResponse<B> {
     upload_idle: Duration,
 }
 
-/// How far the upload was when the head came.
+/// The state of the upload when the response head arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UploadPhase {
-    /// There was none, or it was written.
+    /// There was none, or it was written completely.
     Complete,
-    /// The upstream may take the rest of it for a request, or leave it in the way of one.
+    /// The upstream may misread the rest of it as a request, or leave it unread before one.
     InProgress,
 }
 
@@ -113,7 +113,7 @@ impl<B: SendBody> Transfer<B> {
         Self { incoming, open: Some(Box::new(open)) }
     }
 
-    /// The body is whole: others may have the connection.
+    /// The body is complete: releases the connection.
     fn release(&mut self) {
         if let Some(open) = self.open.take() {
             release(open.lease, open.upload, open.progress.as_ref(), open.upload_idle);
@@ -129,9 +129,9 @@ fn release<B: SendBody>(
 ) {
     match lease {
         Checkout::H1(h1) => match upload {
-            // the rest may still be wanted (RFC 9112 section 9.3), but nobody knows what it was taken for
+            // the upstream may still want the rest (RFC 9112 section 9.3), but could misread it
             UploadPhase::InProgress => h1.end_after_upload(upload_idle),
-            // what was not written yet would hold up the next request
+            // unwritten data would delay the next request
             UploadPhase::Complete if progress.is_some() && !h1.is_ready() => h1.put_idle_after_upload(upload_idle),
             UploadPhase::Complete => h1.put_idle(Instant::now()),
         },
@@ -151,12 +151,12 @@ impl<B> OpenResponse<B> {
         self.scene.wire.is_some_and(|wire| wire.multiplexed) && !incoming.is_end_stream()
     }
 
-    /// Whether the client's upload broke off, with which our own codec ends the connection or the stream.
+    /// Whether the client's upload failed, upon which our codec closes the connection or the stream.
     fn upload_failed(&self) -> bool {
         self.progress.as_ref().is_some_and(|progress| progress.failed())
     }
 
-    /// A failure that no error told.
+    /// A failure without an error.
     fn broken(&self, cause: BadGatewayCause) -> FailureBuilder {
         let failure = Failure::builder(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Counted);
         failure.peer(self.scene.peer).connection(self.scene.connection())
@@ -232,7 +232,7 @@ impl<B> fmt::Debug for ProxyBody<B> {
     }
 }
 
-/// A body whose connection was given back has nothing more to say.
+/// Classifies errors of a body whose connection was returned already.
 fn ended(polled: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
     polled.map_err(|error| Failure::from_body_error(error, &AttemptContext::default()))
 }

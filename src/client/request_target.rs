@@ -1,4 +1,4 @@
-//! The request head as each protocol wants it.
+//! Rewrites the request target for each protocol.
 
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -6,7 +6,7 @@ use http::{HeaderValue, Request, Uri, Version, request};
 
 use super::Target;
 
-/// Puts the path under the target's; `None` where that is no path.
+/// Appends the path to the target's; `None` if the result is not a path.
 pub(super) fn rewrite(target: &Target, parts: &mut request::Parts) -> Option<()> {
     if !target.keeps_paths() {
         parts.uri = target.path(parts.uri.path_and_query()?)?.into();
@@ -14,7 +14,7 @@ pub(super) fn rewrite(target: &Target, parts: &mut request::Parts) -> Option<()>
     Some(())
 }
 
-/// Origin-form and `Host`, should the request come back from an HTTP/2 connection.
+/// Restores origin-form and `Host`, if the request was returned by an HTTP/2 connection.
 pub(super) fn to_h1<B>(request: &mut Request<B>) {
     if request.version() != Version::HTTP_2 {
         return;

@@ -1,4 +1,4 @@
-//! Where requests go.
+//! The upstream's address.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,11 +26,11 @@ use http::{HeaderValue, Uri};
 pub struct Target {
     scheme: Scheme,
     authority: Authority,
-    /// Without its last slash; empty for none.
+    /// Without its trailing slash; empty if none.
     base: String,
 }
 
-/// The text is no upstream address; it says why.
+/// The text is not an upstream address; the message says why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidTarget(&'static str);
 
@@ -97,7 +97,7 @@ impl Target {
         &self.authority
     }
 
-    /// What a connector is asked for.
+    /// The URI for the connector.
     pub(super) fn uri(&self) -> Uri {
         let parts = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query("/");
         parts.build().expect("the parts of a URI that was parsed")
@@ -108,7 +108,7 @@ impl Target {
         HeaderValue::try_from(self.authority.as_str()).expect("an authority is visible ASCII")
     }
 
-    /// The request's path under this target's; `None` where both together are no path.
+    /// The request's path appended to this target's; `None` if the result is not a path.
     pub(super) fn path(&self, asked: &PathAndQuery) -> Option<PathAndQuery> {
         if asked.as_str() == "*" {
             return Some(asked.clone());

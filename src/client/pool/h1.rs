@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection and its way back to the pool.
+//! An HTTP/1.1 connection and its return to the pool.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,18 +14,18 @@ use crate::cause::{BadGatewayCause, Failure};
 use crate::classify::{AttemptContext, ConnectionStats};
 use crate::client::CountedIo;
 
-/// The largest response head: what HTTP/2 upstreams may send too, and their clients take.
+/// The largest response head, the same as for HTTP/2 upstreams.
 const MAX_HEADER_LIST: usize = 64 << 10;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// A connection that one request has to itself; dropped, it is ended.
+/// A connection used exclusively by one request; closed on drop.
 pub(crate) struct H1<B> {
-    /// Taken where the connection is to live on without us.
+    /// `None` once the connection has been handed over.
     sender: Option<SendRequest<TrackedUpload<B>>>,
     stamp: ConnectionStats,
     slot: Option<Slot<B>>,
     origin: Weak<Shared<B>>,
-    /// How long it had been idle when it was taken; a new one was not.
+    /// How long the connection had been idle when taken; `None` for a new one.
     pub(super) idle_for: Option<Duration>,
     /// When it is too old for further requests.
     retire_at: Option<Instant>,
@@ -44,14 +44,14 @@ impl<B> H1<B> {
         &self.stamp
     }
 
-    /// Whether nothing of the request before is left to be done.
+    /// Whether the previous request is completely done.
     pub(crate) fn is_ready(&self) -> bool {
         self.sender.as_ref().is_some_and(SendRequest::is_ready)
     }
 
-    /// Learns what the answer says of the connection.
+    /// Learns from the response's `Keep-Alive`.
     pub(crate) fn learn(&self, headers: &HeaderMap) {
-        // most answers have none, and to walk past few names is cheaper than to hash one
+        // most responses have none, and iterating over few names is cheaper than hashing one
         if !headers.keys().any(|name| *name == KEEP_ALIVE) {
             return;
         }
@@ -61,7 +61,7 @@ impl<B> H1<B> {
         }
     }
 
-    /// Learns from a failure: was it the upstream's keep-alive?
+    /// Learns from a failure, if the upstream's keep-alive caused it.
     pub(crate) fn failed(&self, failure: &Failure) {
         let stale = matches!(failure.cause(), BadGatewayCause::StaleConnection | BadGatewayCause::NotDispatched);
         if let (true, Some(age), Some(home)) = (stale, self.idle_for, self.origin.upgrade()) {
@@ -78,7 +78,7 @@ impl<B> H1<B> {
         self.retire_at.is_some_and(|at| at <= now)
     }
 
-    /// Leaves the connection to its upgraded protocol; the place is kept as long as what is returned.
+    /// Hands the connection over to its upgraded protocol; the slot is held as long as the returned value.
     pub(crate) fn into_tunnel(mut self) -> Option<Slot<B>> {
         self.sender = None;
         self.slot.take()
@@ -100,9 +100,9 @@ impl<B: SendBody> H1<B> {
             )?;
         let of = Arc::downgrade(home);
         tokio::spawn(async move {
-            // its error is told by the request it failed
+            // its error is reported by the request that failed
             let _ = connection.with_upgrades().await;
-            // the moment an idle one ends is the moment that tells its upstream's keep-alive
+            // the moment an idle connection ends reveals the upstream's keep-alive
             if let Some(home) = of.upgrade() {
                 home.forget_closed(Instant::now());
             }
@@ -122,25 +122,25 @@ impl<B: SendBody> H1<B> {
         self.sender.as_mut().expect("only a connection that is given up has no sender")
     }
 
-    /// Whether it can take a request; waits while its task finishes with the one before.
+    /// Whether it can take a request; waits while its task finishes the previous one.
     pub(super) async fn still_open(&mut self) -> bool {
         let sender = self.sender();
         sender.is_ready() || (!sender.is_closed() && sender.ready().await.is_ok())
     }
 
-    /// Gives the connection back, to the next who waits or to the idle ones.
+    /// Returns the connection, to the next waiter or to the idle ones.
     pub(crate) fn put_idle(self, now: Instant) {
         let Some(home) = self.origin.upgrade() else { return };
         if self.is_closed() || self.is_retired(now) {
             return;
         }
         let mut connection = self;
-        // whom it is handed to at once meets no idle connection
+        // a waiter that gets it directly meets no idle connection
         connection.idle_for = None;
         let mut state = home.lock();
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.sender.send(Handoff::Connection(connection)) {
-                // that caller has left meanwhile
+                // the waiter was abandoned
                 Err(Handoff::Connection(back)) => connection = back,
                 Ok(()) | Err(_) => return,
             }
@@ -149,7 +149,7 @@ impl<B: SendBody> H1<B> {
         home.reap(state);
     }
 
-    /// Gives the connection back once the last of an upload has been written.
+    /// Returns the connection once the upload has been written completely.
     pub(crate) fn put_idle_after_upload(mut self, idle: Duration) {
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
@@ -159,9 +159,9 @@ impl<B: SendBody> H1<B> {
         });
     }
 
-    /// Ends the connection once it has taken the rest of an upload, or that stands still.
+    /// Closes the connection once it has accepted the rest of an upload, or the upload stalls.
     ///
-    /// The answer came first, and whole; the upstream may still want the upload (RFC 9112 section 9.3).
+    /// The complete response came first; the upstream may still want the upload (RFC 9112 section 9.3).
     pub(crate) fn end_after_upload(mut self, idle: Duration) {
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.is_ready() && !self.is_closed() {
@@ -169,7 +169,7 @@ impl<B: SendBody> H1<B> {
         }
     }
 
-    /// Waits until all of an upload is written; `false` if it stands still for this time.
+    /// Waits until an upload is written completely; returns `false` if it stalls for this time.
     async fn takes_upload(&mut self, idle: Duration) -> bool {
         let mut written = self.stamp.wire().written;
         loop {

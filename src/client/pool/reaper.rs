@@ -1,4 +1,4 @@
-//! Ends idle connections that grew too old, while there are any.
+//! Closes idle connections that have become too old.
 
 use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
@@ -8,13 +8,13 @@ use tokio::time::Instant;
 
 use super::{Shared, State};
 
-/// Two looks are at least this far apart, whatever the idle limit: connections in use must not keep the task busy.
+/// The minimum interval between two checks, whatever the idle timeout.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The right to reap; dropping it lets another task have it.
+/// Held by the reaping task; dropping it allows another task.
 ///
-/// It is made before its task and moved into it: a task that is dropped unpolled, panics or loses its runtime gives it
-/// back, and ends the connections that no task would end any more.
+/// Created before its task and moved into it: a task that is dropped unpolled, panics or loses its runtime releases it
+/// and closes the connections that no task would close any more.
 struct Reaper<B> {
     pool: Weak<Shared<B>>,
     armed: bool,
@@ -34,7 +34,7 @@ impl<B> Drop for Reaper<B> {
 }
 
 impl<B: Send + 'static> Shared<B> {
-    /// Sees to it that a task ends the idle connections, and gives the lock back.
+    /// Ensures that a task closes the idle connections, and releases the lock.
     pub(super) fn reap(self: &Arc<Self>, mut state: MutexGuard<'_, State<B>>) {
         if state.reaping {
             return;
@@ -69,7 +69,7 @@ impl<B> Reaper<B> {
             let done = state.idle.is_empty() && state.h2.is_empty();
             #[cfg(not(feature = "http2"))]
             let done = state.idle.is_empty();
-            // under the lock: whoever gives a connection back after this starts another task
+            // under the lock: a connection returned after this starts another task
             state.reaping = !done;
             self.armed = !done;
             drop(state);

@@ -1,12 +1,12 @@
 //! The number of streams on a shared connection, and what has to happen when one of them ends.
 //!
-//! Count and marks lie in one word, so that the end of a stream is one atomic step: whatever the interleaving, an evicted
-//! connection is ended by exactly one thread, and a request that begins to wait for a stream either finds the one that has
-//! just ended or is served by the thread that ends the next one (`tests/loom` searches the interleavings).
-
+//! Count and flags share one word, so that closing a stream is one atomic step: under any interleaving, an evicted
+//! connection is closed by exactly one thread, and a request that starts to wait for a stream either finds the one just
+//! closed or is served by the thread that closes the next one (`tests/loom` checks the
+//! interleavings).
 use crate::stats::sync::{AtomicU32, Ordering};
 
-/// The connection has left the pool and takes no new stream.
+/// The connection was removed from the pool and accepts no new stream.
 const EVICTED: u32 = 1 << 31;
 /// A request waits for a stream of this connection.
 const AWAITED: u32 = 1 << 30;
@@ -14,14 +14,14 @@ const COUNT: u32 = AWAITED - 1;
 
 /// The streams of one connection.
 ///
-/// Streams are opened under the pool's lock, and end without it.
+/// Streams are opened under the pool's lock and closed without it.
 #[derive(Debug)]
 pub(crate) struct Streams(AtomicU32);
 
-/// What the end of a stream leaves to do.
+/// The actions required after closing a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StreamEnd {
-    /// The connection was evicted and this was its last stream: the connection has to be ended.
+    /// The connection was evicted and this was its last stream: close the connection.
     pub(crate) ends_connection: bool,
     /// A request waits for this stream's slot.
     pub(crate) awaited: bool,
@@ -46,7 +46,7 @@ impl Streams {
         free
     }
 
-    /// As [`try_open`](Self::try_open); if there is no slot, the next stream that ends reports that one is awaited.
+    /// Like [`try_open`](Self::try_open); if there is no slot, closing the next stream reports that one is awaited.
     pub(crate) fn try_open_or_wait(&self, limit: u32) -> bool {
         let free = self.0.fetch_or(AWAITED, Ordering::AcqRel) & COUNT < limit.min(COUNT);
         if free {
@@ -55,18 +55,18 @@ impl Streams {
         free
     }
 
-    /// No request waits any more; called under the pool's lock.
+    /// Records that no request waits; called under the pool's lock.
     pub(crate) fn stop_waiting(&self) {
         self.0.fetch_and(!AWAITED, Ordering::AcqRel);
     }
 
-    /// Ends a stream.
+    /// Closes a stream.
     pub(crate) fn close(&self) -> StreamEnd {
         let before = self.0.fetch_sub(1, Ordering::AcqRel);
         StreamEnd { ends_connection: before & !AWAITED == EVICTED | 1, awaited: before & AWAITED != 0 }
     }
 
-    /// Marks the connection as evicted; `true` if no stream is left whose end would end the connection.
+    /// Marks the connection as evicted; returns `true` if no open stream is left to close it.
     pub(crate) fn evict(&self) -> bool {
         let before = self.0.fetch_or(EVICTED, Ordering::AcqRel);
         before & (EVICTED | COUNT) == 0
