@@ -46,7 +46,7 @@
 //! | 1 | `connect_attempt` | connect < attempt; connect <= attempt / 2 | refuse; warn | connecting eats the attempt |
 //! | 2 | `head_attempt_total` | head <= attempt <= total | refuse | limits that never fire |
 //! | 3 | `attempts_total` | attempts x attempt + longest pauses <= total | warn, clamped | retries that never run |
-//! | 4 | `total_caller` | total + d < caller's timeout | refuse; clamp if it comes in a header | work for a caller who left |
+//! | 4 | `total_caller` | total + d < client's timeout | refuse; clamp if it comes in a header | work for a client that has given up |
 //! | 5 | `upstream_timeout_attempt` | upstream's own timeout + d <= attempt and head | warn | the upstream's 503 hidden behind our 504 |
 //! | 6 | `total_load_balancer` | total + d < load balancer's idle limit | refuse | its 504 instead of our answer |
 //! | 7 | `pool_idle_upstream_keep_alive` | pool's idle limit + d < upstream's keep-alive, d >= 1 s | refuse; warn from 90 s where that is unknown | 502 `stale_connection` |

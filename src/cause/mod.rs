@@ -351,37 +351,37 @@ words! {
 words! {
     /// Who usually fixes it.
     Responsible {
-        /// Whoever owns the site.
+        /// The owner of the site.
         SiteOwner = "site_owner",
-        /// Whoever runs the machines.
+        /// The operator of the hosts.
         Host = "host",
-        /// Whoever configures the gateway.
+        /// The administrator of the gateway.
         Admin = "admin",
-        /// Whoever writes the backend.
+        /// The developer of the backend.
         Developer = "developer",
-        /// Whoever runs network and DNS.
+        /// The operator of network and DNS.
         Network = "network",
-        /// Whoever sets filter rules.
+        /// The owner of firewall and filter rules.
         Security = "security",
-        /// The visitor, or the calling program.
+        /// The user, or the calling program.
         Visitor = "visitor",
     }
 }
 
 words! {
-    /// May the request be sent again? (RFC 9110 section 9.2.2, RFC 9113 section 8.7)
+    /// Whether the request may be sent again (RFC 9110 section 9.2.2, RFC 9113 section 8.7).
     Replay {
-        /// Proven that no server began to process it: any method may be repeated.
+        /// Proven that no server started to process it: any method may be retried.
         NotSent = "not_sent",
-        /// It may have been processed: only idempotent methods may be repeated.
+        /// It may have been processed: only idempotent methods may be retried.
         IdempotentOnly = "idempotent_only",
-        /// Repeating is wrong, or can change nothing.
+        /// A retry would be wrong or pointless.
         Never = "never",
     }
 }
 
 impl Replay {
-    /// What is left of it where nobody saw the wire: a guess proves nothing.
+    /// The replay safety without evidence from the wire.
     pub(crate) const fn inferred(self) -> Self {
         match self {
             Self::NotSent => Self::IdempotentOnly,
@@ -391,7 +391,7 @@ impl Replay {
 }
 
 words! {
-    /// Would sending the request again help?
+    /// Whether a retry would help.
     Prospect {
         /// The same peer will probably answer at once.
         SamePeer = "same_peer",

@@ -29,7 +29,7 @@ struct Shared {
     begun: AtomicU32,
     served: AtomicU32,
     /// The number of requests before the one that the I/O side inferred last.
-    #[cfg_attr(not(feature = "client"), allow(dead_code))] // nobody guesses without it
+    #[cfg_attr(not(feature = "client"), allow(dead_code))] // used by the client only
     guessed: AtomicU32,
     written: AtomicU64,
     written_before: AtomicU64,

@@ -11,7 +11,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
-//! let target = "127.0.0.1:1".parse().unwrap(); // nobody listens there
+//! let target = "127.0.0.1:1".parse().unwrap(); // nothing listens there
 //! let proxy = ReverseProxy::builder(target, ForwardingRules::new("edge-1").unwrap()).build::<Body>();
 //! let gateway = ClassifyLayer::new().layer(proxy);
 //!

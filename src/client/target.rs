@@ -8,7 +8,7 @@ use http::{HeaderValue, Uri};
 
 /// An upstream's address: scheme, authority, and a path that requests' paths are appended to.
 ///
-/// A request does not leave that path: one whose dot segments (RFC 3986 section 5.2.4) would is answered 400. Servers differ in
+/// A request cannot leave that path: dot segments (RFC 3986 section 5.2.4) that would are rejected with 400. Servers differ in
 /// what they take for a dot segment, so the strictest reading counts: percent-encoding is decoded, also where it was encoded
 /// twice, `%2F`, `\` and `%5C` separate as `/` does, what follows a `;` in a segment does not count, and several slashes are
 /// one. Other dot segments go on as they are, and so do all where the target has no path.
@@ -92,7 +92,7 @@ impl Target {
         &self.scheme
     }
 
-    /// Host and port as they were written.
+    /// Host and port as given.
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
@@ -116,12 +116,12 @@ impl Target {
         PathAndQuery::try_from(format!("{}{asked}", self.base)).ok()
     }
 
-    /// Whether a path that is appended to this target's stays under it, however the upstream reads it.
+    /// Whether a path appended to this target's stays under it, under any interpretation by the upstream.
     pub(super) fn confines(&self, asked: &PathAndQuery) -> bool {
         self.keeps_paths() || is_confined(asked.path())
     }
 
-    /// Whether requests' paths stay as they are.
+    /// Whether the paths of requests are unchanged.
     pub(super) fn keeps_paths(&self) -> bool {
         self.base.is_empty()
     }
@@ -136,15 +136,15 @@ enum Segment {
     Up,
 }
 
-/// Whether no dot segment leads above where the path begins.
+/// Whether no dot segment leads above the start of the path.
 fn is_confined(path: &str) -> bool {
-    // most paths have neither a dot segment nor anything that could be one
+    // most paths have no dot segment in any encoding
     if !path.contains("..") && !path.contains('%') {
         return true;
     }
     let mut depth = 0_usize;
     for part in path.split('/') {
-        // an encoded slash may separate or not: the names around it are one level, as that is less
+        // an encoded slash may or may not separate: count the names around it as one level, the stricter reading
         let mut named = false;
         for segment in segments(part) {
             match segment {
@@ -160,7 +160,7 @@ fn is_confined(path: &str) -> bool {
     true
 }
 
-/// The segments that are not empty, by everything that may separate them.
+/// The non-empty segments, split at everything that may separate them.
 fn segments(path: &str) -> impl Iterator<Item = Segment> {
     let mut rest = path.as_bytes();
     std::iter::from_fn(move || {
@@ -173,13 +173,13 @@ fn segments(path: &str) -> impl Iterator<Item = Segment> {
     })
 }
 
-/// Takes one segment and the separator behind it; `None` for an empty one.
+/// Takes one segment and its separator; `None` for an empty one.
 fn segment(rest: &mut &[u8]) -> Option<Segment> {
     let (mut bytes, mut dots, mut has_parameters) = (0, 0, false);
     while let Some(byte) = decoded(rest) {
         match byte {
             b'/' | b'\\' => break,
-            // ";jsessionid=1" and the like are no part of the name
+            // parameters such as ";jsessionid=1" are not part of the name
             b';' => has_parameters = true,
             _ if has_parameters => {}
             b'.' => (bytes, dots) = (bytes + 1, dots + 1),

@@ -1,4 +1,4 @@
-//! Names to addresses to TCP connections, each phase with its own limit.
+//! Resolves names and opens TCP connections, each phase with its own timeout.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -24,7 +24,7 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, P
 
 /// How long the next address waits for the one before it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// The most addresses of one name that are tried.
+/// The maximum number of addresses tried per name.
 const MAX_ADDRESSES: usize = 16;
 
 /// Opens TCP connections: resolves, tries every address, and names the phase that failed.
@@ -74,7 +74,7 @@ impl TcpConnector {
 }
 
 impl<R> TcpConnector<R> {
-    /// Resolves by a resolver of your own.
+    /// Resolves with a custom resolver.
     pub fn with_resolver(resolver: R) -> Self {
         let second = Duration::from_secs(1);
         let policy = AddressPolicy::allow_all();
@@ -132,7 +132,7 @@ where
 {
     type Response = TokioIo<TcpStream>;
     type Error = Failure;
-    // connecting is rare and slow beside one box
+    // compared with connecting, a box is cheap
     type Future = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, Failure>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
@@ -140,7 +140,7 @@ where
     }
 
     fn call(&mut self, target: Uri) -> Self::Future {
-        // the resolver that was ready answers; the clone stays
+        // use the resolver that was polled ready, and keep the clone
         let clone = self.clone();
         let mut this = std::mem::replace(self, clone);
         Box::pin(async move {
@@ -243,7 +243,7 @@ async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TcpStream, Failur
         };
         match done {
             Some(Ok((_, Ok(stream)))) => {
-                // a gateway writes whole heads; waiting for more to send only delays them
+                // a gateway writes complete heads; Nagle's algorithm would only delay them
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
@@ -253,7 +253,7 @@ async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TcpStream, Failur
             None if left.is_empty() => {
                 return Err(told.unwrap_or_else(|| Failure::new(BadGatewayCause::GatewayInternal)));
             }
-            // a dial that panicked says nothing
+            // ignore a dial that panicked
             Some(Err(_)) | None => {}
         }
     }

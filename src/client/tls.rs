@@ -1,4 +1,4 @@
-//! TLS over any connector, by rustls.
+//! TLS over any connector, with rustls.
 
 use std::cell::Cell;
 use std::fmt;
@@ -27,7 +27,7 @@ use super::progress::publishing;
 use super::{BoxError, TlsInfo};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 
-/// Speaks TLS where the target's scheme is `https`, and hands other connections on as they are.
+/// Speaks TLS if the target's scheme is `https`, and passes other connections on unchanged.
 ///
 /// | setting | default |
 /// |---|---|
@@ -57,15 +57,15 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 #[must_use]
 pub struct TlsConnector<C> {
     inner: C,
-    /// `None`: the platform's roots, read when they are first needed.
+    /// `None`: the platform's roots, read at first use.
     tls: Option<Arc<ClientConfig>>,
     timeout: Duration,
 }
 
-/// Read once a process, by the first connection that needs them: many proxies never speak TLS.
+/// Read once per process, by the first TLS connection: many proxies never use TLS.
 static PLATFORM: Mutex<Option<Arc<ClientConfig>>> = Mutex::new(None);
 
-/// The platform's roots. What fails is tried again: a provider may be installed later.
+/// The platform's roots. A failure is retried: a provider may be installed later.
 fn platform() -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut platform = PLATFORM.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(config) = &*platform {
@@ -81,7 +81,7 @@ fn platform() -> Result<Arc<ClientConfig>, rustls::Error> {
     Ok(platform.insert(config(roots, provider)?.into()).clone())
 }
 
-/// The process's provider, else ring's where that is compiled in.
+/// The process's provider, else ring's if compiled in.
 fn provider() -> Result<Arc<CryptoProvider>, rustls::Error> {
     let installed = CryptoProvider::get_default().cloned();
     #[cfg(feature = "ring")]
@@ -152,9 +152,9 @@ impl std::error::Error for InvalidRoots {
 }
 
 impl<C> TlsConnector<C> {
-    /// Trusts the platform's roots. Those that cannot be read are left out.
+    /// Trusts the platform's roots. Unreadable ones are skipped.
     ///
-    /// They are read once a process, by the first connection that speaks TLS.
+    /// They are read once per process, by the first TLS connection.
     pub fn new(inner: C) -> Self {
         Self { inner, tls: None, timeout: Duration::from_secs(2) }
     }
@@ -177,7 +177,7 @@ impl<C> TlsConnector<C> {
         Ok(Self::with_config(inner, config.map_err(|error| InvalidRoots(Reason::Tls(error)))?))
     }
 
-    /// Uses a configuration of your own: client certificates, ALPN, provider.
+    /// Uses a custom configuration: client certificates, ALPN, provider.
     pub fn with_config(inner: C, config: impl Into<Arc<ClientConfig>>) -> Self {
         Self { tls: Some(config.into()), ..Self::new(inner) }
     }
@@ -280,7 +280,7 @@ where
     }
 }
 
-/// A connection that speaks TLS, or not.
+/// A plain or TLS connection.
 #[derive(Debug)]
 pub struct MaybeTls<T>(Kind<T>);
 

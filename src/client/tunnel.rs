@@ -1,4 +1,4 @@
-//! What follows a 101: bytes, both ways.
+//! Tunnels after a 101: copies bytes in both directions.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -15,20 +15,20 @@ use tokio::time::timeout;
 use super::pool::Checkout;
 use crate::exchange::Tunnel;
 
-/// The shortest time between two looks at a tunnel, however short its limit.
+/// The minimum interval between two checks of a tunnel.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
 
-/// What a tunnel holds, and how long it may be silent.
+/// The permit of a tunnel, and its idle timeout.
 pub(super) struct Terms {
-    /// Its place among the tunnels of its upstream.
+    /// Its slot among the tunnels of the upstream.
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) idle: Option<Duration>,
 }
 
-/// Joins caller and upstream once both have changed protocols, until both have ended, or nothing has moved either way for
-/// the idle limit.
+/// Connects client and upstream once both have upgraded, until both have ended, or neither has moved bytes for
+/// the idle timeout.
 ///
-/// The connection keeps its place in the pool's count as long as the tunnel lives, and so does what layers give into it.
+/// The connection keeps its slot in the pool while the tunnel lives, and so do values that layers attach to it.
 pub(super) fn spawn<B: Send + 'static>(
     caller: OnUpgrade,
     upstream: OnUpgrade,
@@ -44,13 +44,13 @@ pub(super) fn spawn<B: Send + 'static>(
     tokio::spawn(async move {
         let _held = (place, permit, end);
         let moved = AtomicBool::new(false);
-        // a client that does not read the 101 never changes protocols
+        // a client that does not read the 101 never upgrades
         let joined = async {
             let Ok((caller, upstream)) = futures_util::future::try_join(caller, upstream).await else { return };
             let (caller, upstream) = (TokioIo::new(caller), TokioIo::new(upstream));
             let (mut caller, mut upstream) =
                 (Observed { io: caller, moved: &moved }, Observed { io: upstream, moved: &moved });
-            // an end on either side is how tunnels end
+            // an end of either side is a normal end of a tunnel
             let _ = copy_bidirectional(&mut caller, &mut upstream).await;
         };
         match idle {
@@ -75,7 +75,7 @@ async fn until_idle(limit: Duration, moved: &AtomicBool, tunnel: impl Future<Out
     }
 }
 
-/// One side of a tunnel; says when bytes have moved.
+/// One side of a tunnel; records when bytes have moved.
 struct Observed<'a, T> {
     io: T,
     moved: &'a AtomicBool,

@@ -115,7 +115,7 @@ impl DeadlinePropagation {
     /// Sends this field to the upstream: the remaining time less the margin (default: none).
     ///
     /// The upstream takes the field as ours. So every deadline field of the request, one of [`DeadlineHeader`]'s five or one
-    /// listed in [`fields`](Self::fields), is removed, whoever sent it, even if there is no deadline to write. Without this
+    /// listed in [`fields`](Self::fields), is removed from every request, even if there is no deadline to write. Without this
     /// setting fields pass unchanged: `grpc-timeout` is between client and server.
     pub fn forward(mut self, field: DeadlineHeader) -> Self {
         self.forward = Some(field);

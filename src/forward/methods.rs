@@ -1,4 +1,4 @@
-//! The methods that say how far they go: CONNECT, OPTIONS and TRACE (RFC 9110 sections 7.6.2 and 9.3.6 to 9.3.8).
+//! Methods with rules of their own for intermediaries: CONNECT, OPTIONS and TRACE (RFC 9110 sections 7.6.2 and 9.3.6 to 9.3.8).
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request};
@@ -8,7 +8,7 @@ use super::host;
 use super::local_response::LocalResponse;
 use super::syntax::number;
 
-/// A reverse proxy is no tunnel, and no extended CONNECT makes it one (RFC 9110 section 9.3.6, RFC 8441 section 4).
+/// Rejects CONNECT: a reverse proxy is not a tunnel, nor with extended CONNECT (RFC 9110 section 9.3.6, RFC 8441 section 4).
 pub(super) fn connect(parts: &request::Parts) -> LocalResponse {
     let has_port = |authority: &str| {
         host::split(authority.as_bytes()).and_then(|(_, port)| port).is_some_and(|port| !port.is_empty())
@@ -22,10 +22,10 @@ pub(super) fn connect(parts: &request::Parts) -> LocalResponse {
     }
 }
 
-/// The value of `Max-Forwards` to send on, or the answer where the request goes no further.
+/// The value of `Max-Forwards` to forward, or the local response if the request goes no further.
 ///
-/// A value that is no number is none of ours to mend, and goes on as it is. One too large to count goes on as the
-/// largest we know, as RFC 9110 section 7.6.2 has it.
+/// An invalid value is forwarded unchanged. One too large to represent is forwarded as the largest supported, as RFC 9110
+/// section 7.6.2 specifies.
 pub(super) fn max_forwards(parts: &request::Parts, seen: HeaderLists) -> Result<Option<HeaderValue>, LocalResponse> {
     let is_trace = parts.method == Method::TRACE;
     if !is_trace && parts.method != Method::OPTIONS {
@@ -56,7 +56,7 @@ fn has_content(parts: &request::Parts, seen: HeaderLists) -> bool {
             && parts.headers.get_all(header::CONTENT_LENGTH).iter().any(|line| number(line.as_bytes()) != Some(0))
 }
 
-/// What a TRACE shows: fields that describe the way and the client's wishes, none of which is a secret.
+/// Fields that a TRACE reflects: they describe the path and the client's preferences and are not secret.
 const SHOWN: [HeaderName; 13] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
@@ -73,9 +73,9 @@ const SHOWN: [HeaderName; 13] = [
     header::VIA,
 ];
 
-/// The head as received, without what could be stolen by it (RFC 9110 section 9.3.8).
+/// The received head without secrets (RFC 9110 section 9.3.8).
 ///
-/// Secrets have names of their own in every deployment (`X-Api-Key`), so what is shown is listed, not what is hidden.
+/// Secrets have different names in every deployment (`X-Api-Key`), so this is an allow-list.
 fn reflection(parts: &request::Parts) -> Bytes {
     let mut head = format!("{} {} {:?}\r\n", parts.method, parts.uri, parts.version).into_bytes();
     for (name, value) in &parts.headers {

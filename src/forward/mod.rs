@@ -42,10 +42,10 @@
 //! | the client's certificate | `Client-Cert*` (RFC 9440), `SSL-Client-*`, `X-SSL*`, `X-Client-` with `Cert`, `Certificate`, `DN`, `I-DN`, `Issuer`, `S-DN`, `Serial`, `SSL`, `Subject`, `TLS`, `Verified` or `Verify`, `X-ARR-ClientCert`, `X-ARR-SSL`, `X-Amzn-Mtls-*` |
 //! | the user or service | `Remote-*`, `X-Remote-*`, `X-Auth-Request-*`, `X-Authenticated-*`, `X-Consumer-*`, `X-WebAuth-*`, `X-Amzn-Oidc-*`, `CF-Access-Authenticated-User-*`, `X-Goog-Authenticated-User-*`, `X-MS-Client-Principal*`, `X-Envoy-Downstream-Service-*`, `X-Envoy-Peer-Metadata*` |
 //!
-//! Each name stands also for all that continue it after a dash. CGI, WSGI and Rack read other punctuation as they read dashes:
-//! names such as `X_Forwarded_For` pass from nobody, also not from a trusted caller. [`ForwardingRules::keep_field`] lets a field pass
-//! that a layer before the gateway sets. Any other field passes: what only your own upstreams believe, and
-//! `X-HTTP-Method-Override` and its kin, which let a GET do what a POST does, are yours to remove.
+//! Each name also stands for all that continue it after a dash. CGI, WSGI and Rack treat other punctuation like dashes:
+//! names such as `X_Forwarded_For` are always removed, even from a trusted client. [`ForwardingRules::keep_field`] keeps a field
+//! that a layer in front of the gateway sets. Any other field is forwarded: fields trusted only by your own upstreams, and
+//! `X-HTTP-Method-Override` and the like, which let a GET act as a POST, are yours to remove.
 //!
 //! ```
 //! use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};

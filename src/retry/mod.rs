@@ -169,7 +169,7 @@ impl RetryLayer {
         self
     }
 
-    /// Reads the caller's deadline, less the margin that an answer needs (default: only from the request's extensions).
+    /// Reads the client's deadline, less the margin a response needs (default: only from the request's extensions).
     ///
     /// Each attempt carries it as an extension, for the [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside.
     pub fn deadlines(mut self, deadlines: DeadlinePropagation) -> Self {
@@ -177,9 +177,9 @@ impl RetryLayer {
         self
     }
 
-    /// Says how long an attempt takes as a rule (default: nobody knows), asked after a failure.
+    /// Sets the source of the median duration of an attempt (default: unknown), called after a failure.
     ///
-    /// Where less than that is left, no further attempt is made: it would only come too late.
+    /// If less time remains, no further attempt is made: it would come too late.
     ///
     /// ```
     /// use std::{sync::Arc, time::Duration};
@@ -194,9 +194,9 @@ impl RetryLayer {
         self
     }
 
-    /// Sends a second attempt beside a first one that is late (default: never).
+    /// Hedges calls whose first attempt is late (default: off).
     ///
-    /// For upstreams with a long tail that is not their load: it costs one more request in twenty.
+    /// For upstreams with tail latencies that are not caused by load: it adds one request in twenty.
     pub fn hedging(mut self, hedging: Hedging) -> Self {
         self.settings.hedging = Some(hedging);
         self
@@ -205,13 +205,13 @@ impl RetryLayer {
     /// Copies this type of request extension for later attempts (default: [`Deadline`](crate::deadline::Deadline) and
     /// [`RetryOverride`] alone).
     ///
-    /// Never one that belongs to a single attempt: hyper's `OnUpgrade`, a captured connection.
+    /// Do not copy extensions that belong to a single attempt: hyper's `OnUpgrade`, a captured connection.
     pub fn carry<T: Clone + Send + Sync + 'static>(mut self) -> Self {
         self.settings.extension_copiers.push(carry::<T>);
         self
     }
 
-    /// The same total as that of the limits inside.
+    /// The same total as that of the timeouts inside.
     pub(crate) fn within(mut self, total: Option<Duration>) -> Self {
         self.settings.total = total;
         self
@@ -221,7 +221,7 @@ impl RetryLayer {
         &self.settings
     }
 
-    /// Which field counts the attempts on a request that is sent again (default `x-envoy-attempt-count`; `None`: none).
+    /// Sets the field that counts the attempts on retries (default `x-envoy-attempt-count`; `None`: none).
     pub fn count(mut self, name: impl Into<Option<HeaderName>>) -> Self {
         self.settings.attempt_count_header = name.into();
         self

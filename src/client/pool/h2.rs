@@ -1,8 +1,8 @@
-//! HTTP/2 connections that callers share.
+//! Shared HTTP/2 connections.
 //!
-//! A stream is handed out only where the peer's `SETTINGS_MAX_CONCURRENT_STREAMS` leaves one: beyond it hyper would let the
-//! request wait inside the connection, where nobody can tell it from one that was sent. A request that finds no stream
-//! waits for a dial of its own or of others, or in the pool's queue.
+//! A stream is used only if the peer's `SETTINGS_MAX_CONCURRENT_STREAMS` allows one: beyond it hyper would let the request wait
+//! inside the connection, where it cannot be distinguished from one that was sent. A request without a stream
+//! waits for a dial, its own or a shared one, or in the pool's queue.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -38,7 +38,7 @@ use crate::exchange::{CancelReason, drop_reason};
 const MAX_HEADER_LIST: u32 = 64 << 10;
 /// The protocol's smallest and default (RFC 9113 section 6.5.2): larger frames would hold up the other streams.
 const MAX_FRAME: u32 = 16 << 10;
-/// Bytes of a request body that may wait for the upstream, as of a response body for the client.
+/// Bytes of a request body that may wait for the upstream, the same as of a response body for the client.
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// How long a new connection is given to announce its settings; a peer that takes longer is used without them.
 const SETTINGS_WAIT: Duration = Duration::from_millis(250);
@@ -79,7 +79,7 @@ impl<B> Drop for H2<B> {
             }
         }
         let end = self.connection.streams.close();
-        // no further stream will come: a connection that hangs would stay for ever
+        // no further stream will be opened: a connection that hangs would stay forever
         if end.ends_connection {
             self.connection.stamp.kill();
         }
@@ -134,7 +134,7 @@ impl<B> H2<B> {
         self.peer().goaway == Some(ENHANCE_YOUR_CALM) && self.connection.was_reset.load(Relaxed)
     }
 
-    /// Takes the connection, and no other, out of the pool. Streams that run may end.
+    /// Removes this connection from the pool. Its open streams may finish.
     pub(crate) fn evict(&self) {
         if let Some(home) = self.origin.upgrade() {
             let mut state = home.lock();
@@ -150,9 +150,9 @@ impl<B> H2<B> {
 }
 
 impl<B: Send + 'static> H2<B> {
-    /// Keeps the stream's slot until its upload is through, if that goes on moving: the response came first.
+    /// Keeps the stream's slot until its upload ends, while it makes progress: the response came first.
     ///
-    /// The peer counts the stream as long. An upload that stands still ends with its connection.
+    /// The peer counts the stream until then. A stalled upload ends with its connection.
     pub(crate) fn close_after_upload(self, progress: &Arc<UploadCounters>, idle: Duration) {
         let upload = Arc::downgrade(progress);
         let Ok(runtime) = Handle::try_current() else { return };
@@ -207,7 +207,7 @@ impl<B: SendBody> Connections<B> {
         let driver = Driver { connection, peer: peer.clone(), shape: Arc::downgrade(&shape), swept };
         tokio::spawn(async move {
             driver.run().await;
-            // no stream uses it any more; a peer that reads nothing must not keep the socket
+            // no stream uses it any more; a peer that does not read must not keep the socket open
             let _ = unused.await;
             sleep(LINGER).await;
             stamp.kill();
@@ -225,9 +225,9 @@ fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
     builder
         .timer(TokioTimer::new())
         .adaptive_window(false)
-        // what a client does not read is kept here, up to the stream's window
+        // data that a client does not read is kept here, up to the stream's window
         .initial_stream_window_size(limits.stream_window)
-        // and never at the cost of the other streams: RFC 9113 section 5.2.2
+        // never at the expense of other streams: RFC 9113 section 5.2.2
         .initial_connection_window_size(limits.stream_window * limits.streams)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADER_LIST)
@@ -240,7 +240,7 @@ fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// A connection's own future, and what has to happen beside and after it; the fields are dropped in this order.
+/// Drives a connection, and cleans up after it; the fields are dropped in this order.
 struct Driver<F, B> {
     connection: F,
     peer: watch::Receiver<PeerState>,
@@ -252,7 +252,7 @@ impl<F: Future, B> Driver<F, B> {
     async fn run(self) {
         let Self { connection, mut peer, shape, swept } = self;
         {
-            // its error is told by the requests it failed
+            // its error is reported by the requests that failed
             let mut connection = pin!(connection);
             loop {
                 let changed = pin!(peer.changed());
@@ -262,7 +262,7 @@ impl<F: Future, B> Driver<F, B> {
                             home.hand_streams(&shape);
                         }
                     }
-                    // the I/O has gone
+                    // the I/O is closed
                     Either::Right((Err(_), connection)) => break drop(connection.await),
                     Either::Left(_) => break,
                 }
@@ -272,7 +272,7 @@ impl<F: Future, B> Driver<F, B> {
     }
 }
 
-/// Takes closed connections out of the pool when it is dropped, for those who wait for their places.
+/// On drop, removes closed connections from the pool, for the waiters that need their slots.
 struct SweptAtEnd<B>(Weak<Shared<B>>);
 
 impl<B> Drop for SweptAtEnd<B> {
@@ -305,7 +305,7 @@ impl<B> Shared<B> {
         let own = (wants && connection.streams.try_open(limit)).then(|| entry.lease(self));
         state.h2.streams_of_a_dial = usize::try_from(limit.max(1)).unwrap_or(usize::MAX);
         state.h2.open.push(entry);
-        // also if it has closed already: its requests report why
+        // even if it is closed already: its requests report why
         let handed = self.hand(&mut state, &connection);
         self.reap(state);
         handed.send();
@@ -346,7 +346,7 @@ impl<B> Shared<B> {
     }
 }
 
-/// Turns to send once the lock is given back: what a waiter that has left meanwhile drops takes it again.
+/// Handoffs to send after the lock is released: an abandoned waiter drops its value, which takes the lock again.
 struct Handed<B> {
     turns: Vec<(Waiter<B>, Handoff<B>)>,
     retired: Option<Entry<B>>,
@@ -361,7 +361,7 @@ impl<B> Handed<B> {
     }
 }
 
-/// The place of the first who waits for a stream; those who have left the front of the queue are cleared away.
+/// The position of the first waiter for a stream; abandoned waiters at the front of the queue are removed.
 fn first_for_a_stream<B>(waiters: &mut VecDeque<Waiter<B>>) -> Option<usize> {
     while waiters.front().is_some_and(|waiter| waiter.sender.is_closed()) {
         waiters.pop_front();
@@ -373,7 +373,7 @@ impl<C: Connect, B: SendBody> Pool<C, B>
 where
     C::Future: 'static,
 {
-    /// A stream on a shared connection, or what to wait for; `None` where HTTP/1.1 is spoken.
+    /// A stream on a shared connection, or what to wait for; `None` if HTTP/1.1 is spoken.
     pub(super) fn next_h2(&self, now: Instant, needs: Needs, may_dial: bool) -> Option<NextAction<B>> {
         let shared = &self.shared;
         if needs.upgrade || !shared.seems_h2.load(Relaxed) {
@@ -394,7 +394,7 @@ where
         if may_dial && !served {
             match shared.try_take_slot(&mut state) {
                 Some(place) => dial = Some(SharedDial::new(self, &mut state, place, now)),
-                // their places come back through the queue
+                // their slots come back through the queue
                 None => room = Some((state.h2.take_stuck_dial(now), state.idle.pop_front())),
             }
         }
