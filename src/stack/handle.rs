@@ -1,4 +1,4 @@
-//! What an operator sees of a stack, and can do to it while it runs.
+//! The operator's handle of a stack: statistics, bypass, drain, timeouts.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,14 +21,14 @@ use crate::limit::{ConcurrencyLimitLayer, LimitHandle, LimitSnapshot};
 use crate::retry::{BudgetSnapshot, RetryBudget};
 use crate::timeout::{AdaptiveEstimate, RouteTimeouts, Timeouts, Topology};
 
-/// So many changes are remembered, the latest.
+/// The number of changes kept.
 const CHANGES: usize = 64;
-/// A change's text is cut here, in bytes.
+/// The maximum length of a change's description in bytes.
 const TEXT: usize = 200;
-/// No bypass lasts longer: one that was forgotten must end.
+/// The longest bypass, in case one is forgotten.
 const MAX_BYPASS: Duration = Duration::from_secs(3600);
 
-/// Sees into an [`UpstreamLayer`](super::UpstreamLayer) and steers it; clones are of the same stack.
+/// Run-time handle of an [`UpstreamLayer`](super::UpstreamLayer): statistics, bypass, drain, timeouts; clones refer to the same stack.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,69 +62,69 @@ struct Shared {
     changes: Mutex<VecDeque<StackChange>>,
 }
 
-/// A change that was noted, or made by hand.
+/// A change that was annotated or made through the handle.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StackChange {
     /// When, by the runtime's clock.
     pub at: Instant,
-    /// When, by the wall's.
+    /// When, by the wall clock.
     pub time: SystemTime,
-    /// What, 200 bytes at most.
+    /// The description, at most 200 bytes.
     pub description: String,
 }
 
-/// How a stack stands.
+/// Snapshot of a stack.
 ///
-/// Each number is exact; beside other threads they may be of different moments.
+/// Each number is exact, but under concurrent calls they may be from slightly different moments.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UpstreamSnapshot {
     /// The upstream's name.
     pub name: Arc<str>,
-    /// What it does with calls.
+    /// How the stack treats calls.
     pub state: UpstreamState,
-    /// Calls since the layer was made, those refused included.
+    /// Calls since the layer was created, refused ones included.
     pub calls: u64,
-    /// Calls whose answer has not ended.
+    /// Calls whose response has not ended.
     pub in_flight: u64,
-    /// What calls ended with, where they failed; retries that succeeded are not among them.
+    /// Failed calls by cause; calls whose retry succeeded are not included.
     pub failures: Vec<(BadGatewayCause, u64)>,
-    /// How long heads take; none before the first that was waited for.
+    /// Times to the response head; `None` before the first.
     pub latency: Option<LatencySnapshot>,
-    /// The present limits.
+    /// The current timeouts.
     pub timeouts: Timeouts,
-    /// The circuit, where there is one.
+    /// The circuit, if there is one.
     pub circuit: Option<breaker::CircuitSnapshot>,
-    /// The limiter, where there is one.
+    /// The concurrency limit, if there is one.
     pub limit: Option<LimitSnapshot>,
-    /// What retries are paid from, where there are any.
+    /// The retry budget, if there is one.
     pub budget: Option<BudgetSnapshot>,
-    /// What was learned of each route.
+    /// The adaptive timeout of each route.
     pub learned: Vec<(String, AdaptiveEstimate)>,
-    /// The latest changes, the last one at the end.
+    /// The latest changes, the most recent one last.
     pub changes: Vec<StackChange>,
 }
 
-/// What a stack does with calls.
+/// How a stack treats calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UpstreamState {
-    /// What it was built for.
+    /// Normal operation.
     Serving,
-    /// Retry, breaker and limiter stand aside until then.
+    /// Retry, circuit breaker and concurrency limit are disabled until this time.
     Bypassed(Instant),
     /// New calls are refused.
     Draining,
 }
 
-/// What is left after a drain.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum DrainOutcome {
-    /// No call is running.
+    /// No call is in flight.
     Complete,
-    /// So many calls were still running when the time was up.
+    /// This many calls were still in flight when the time was up.
     TimedOut(u64),
 }
 
@@ -158,7 +158,7 @@ impl UpstreamHandle {
         &self.shared.name
     }
 
-    /// How things stand at `now`.
+    /// A snapshot at `now`.
     pub fn snapshot(&self, now: Instant) -> UpstreamSnapshot {
         let shared = &*self.shared;
         let config = shared.live.current().1;
@@ -184,29 +184,29 @@ impl UpstreamHandle {
         }
     }
 
-    /// How many calls are under way: their answers have not ended.
+    /// Calls in flight: their responses have not ended.
     pub fn in_flight(&self) -> u64 {
         self.shared.recorder.in_flight()
     }
 
-    /// The circuit's own handle, where there is a circuit: its transitions, and a background probe.
+    /// The handle of the circuit, if there is one: for its transitions and an active probe.
     pub fn circuit(&self) -> Option<CircuitHandle> {
         self.shared.circuit.clone()
     }
 
-    /// Refuses all calls until [`release`](Self::release) or [`reset`](Self::reset); without a circuit nothing happens.
+    /// Refuses all calls until [`release`](Self::release) or [`reset`](Self::reset); does nothing without a circuit.
     pub fn hold_open(&self) {
-        self.with_circuit("the circuit is held open by hand", CircuitHandle::hold_open);
+        self.with_circuit("circuit held open by an operator", CircuitHandle::hold_open);
     }
 
-    /// Ends the hold: the next call passes as a probe.
+    /// Ends the hold: the next call becomes a probe.
     pub fn release(&self) {
-        self.with_circuit("the circuit is released by hand", CircuitHandle::release);
+        self.with_circuit("circuit released by an operator", CircuitHandle::release);
     }
 
-    /// Closes the circuit, and forgets what it counted.
+    /// Closes the circuit and clears its counts.
     pub fn reset(&self) {
-        self.with_circuit("the circuit is reset by hand", CircuitHandle::reset);
+        self.with_circuit("circuit reset by an operator", CircuitHandle::reset);
     }
 
     fn with_circuit(&self, what: &str, does: impl FnOnce(&CircuitHandle)) {
@@ -216,11 +216,11 @@ impl UpstreamHandle {
         }
     }
 
-    /// Lets retry, breaker and limiter stand aside for this time (an hour at most), beginning now.
+    /// Disables retry, circuit breaker and concurrency limit for this time, at most an hour, from now on.
     ///
-    /// For the "temporary bypass" in which one finds out whether it is they who refuse. Time limits and classification
-    /// stay; calls that are under way go on as they began. It ends by itself, or with [`resume`](Self::resume). Where calls are
-    /// being drained, nothing happens.
+    /// To find out whether they are the ones that refuse calls. Timeouts and classification remain; calls in flight are not
+    /// affected. The bypass ends by itself, or with [`resume`](Self::resume). While calls are being drained, nothing
+    /// happens.
     pub fn bypass(&self, limit: Duration) {
         let limit = limit.min(MAX_BYPASS);
         if matches!(self.shared.live.current().1.handling, Handling::Reject(_)) {
@@ -230,7 +230,7 @@ impl UpstreamHandle {
         self.annotate(format!("retry, breaker and limiter stand aside for {limit:?}"));
     }
 
-    /// Serves as it was built to: ends a bypass or a drain.
+    /// Returns to normal operation: ends a bypass or a drain.
     pub fn resume(&self) {
         self.set_handling(Handling::Normal);
         self.annotate("it serves as it was built to");
@@ -244,7 +244,7 @@ impl UpstreamHandle {
     ///
     /// # Errors
     ///
-    /// What does not fit, as [`build`](UpstreamBuilder::build) would refuse it; the limits stay as they are then.
+    /// Invalid settings, as [`build`](UpstreamBuilder::build) would refuse them; the timeouts are unchanged then.
     pub fn set_timeouts(&self, timeouts: Timeouts) -> Result<(), ConfigErrors> {
         let mut found = Vec::new();
         validate::limits(&timeouts, &self.shared.topology, &mut found);
@@ -257,17 +257,17 @@ impl UpstreamHandle {
         Ok(())
     }
 
-    /// Puts another limiter in the place of the present one, for calls that begin from now on.
+    /// Replaces the concurrency limit for calls that start from now on.
     ///
-    /// Those under way keep their slots in the old one, so that for a moment there may be as many in flight as both allow.
+    /// Calls in flight keep their slots in the old one, so for a moment as many calls may be in flight as both allow.
     ///
     /// # Errors
     ///
-    /// Where the stack was built without a limiter, and what [`build`](UpstreamBuilder::build) would refuse of this one.
+    /// If the stack was built without a limit, or [`build`](UpstreamBuilder::build) would refuse this one.
     pub fn set_limiter(&self, limiter: &ConcurrencyLimitLayer) -> Result<(), ConfigErrors> {
         let mut limit = locked(&self.shared.limit);
         if limit.is_none() {
-            let problem = "the stack was built without one";
+            let problem = "the stack was built without a limiter";
             let found = ConfigError::new("limiter", problem, "build it with `limiter`");
             return ConfigErrors::into_result(vec![found]);
         }
@@ -278,18 +278,18 @@ impl UpstreamHandle {
         self.shared.live.change(|config| config.per_call.limiter = Some(component));
         *limit = Some(limiter.handle());
         drop(limit);
-        self.annotate("the limiter is another");
+        self.annotate("limiter replaced");
         Ok(())
     }
 
-    /// Marks the time line: a deploy, a switch, whatever may explain what follows.
+    /// Adds an event that may explain later changes, such as a deployment.
     ///
-    /// The last 64 are kept, 200 bytes of each.
+    /// The latest 64 are kept, at most 200 bytes of each.
     pub fn annotate(&self, what: impl Into<String>) {
         let mut what = what.into();
         let cut = (0..=TEXT.min(what.len())).rev().find(|&end| what.is_char_boundary(end)).unwrap_or(0);
         what.truncate(cut);
-        tracing::info!(target: "tower_upstream", upstream = &*self.shared.name, change = %what, "a change");
+        tracing::info!(target: "tower_upstream", upstream = &*self.shared.name, change = %what, "stack changed");
         let mut changes = locked(&self.shared.changes);
         if changes.len() == CHANGES {
             changes.pop_front();
@@ -297,11 +297,11 @@ impl UpstreamHandle {
         changes.push_back(StackChange { at: Instant::now(), time: SystemTime::now(), description: what });
     }
 
-    /// Refuses new calls from now on, with 503 and `Retry-After`, and waits for those that run; at most so long.
+    /// Refuses new calls from now on, with 503 and `Retry-After`, and waits until calls in flight have ended or `limit` has elapsed.
     ///
-    /// It goes on refusing until [`resume`](Self::resume).
+    /// Calls are refused until [`resume`](Self::resume).
     pub async fn drain(&self, limit: Duration) -> DrainOutcome {
-        // no limit at all counts as a hundred years
+        // saturates at a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();
         self.set_handling(Handling::Reject(draining()));
         self.annotate("it is being drained");
@@ -315,7 +315,7 @@ impl UpstreamHandle {
             if now >= end {
                 return DrainOutcome::TimedOut(left);
             }
-            // nobody counts how many are left at each end of a call, so that calls stay cheap
+            // polled, so that the end of a call need not notify anyone
             sleep_until(end.min(now + pause)).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
