@@ -95,22 +95,22 @@ fn names_and_limits() -> Vec<Row> {
         (built!(shop().proxy_status("")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
         (built!(shop().proxy_status("käse")), ["proxy_status", "käse", "\"shop-edge\""]),
         (built!(shop().proxy_status("a\r\nb")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
-        (built!(shop().timeouts(limits().response_head(s(0)))), ["timeouts.head", "in no time", "`None`"]),
-        (built!(shop().timeouts(limits().attempt(s(0)))), ["timeouts.attempt", "in no time", "`None`"]),
-        (built!(shop().timeouts(limits().total(s(0)))), ["timeouts.total", "in no time", "`None`"]),
-        (built!(shop().timeouts(limits().body_idle(s(0)))), ["timeouts.body_idle", "in no time", "`None`"]),
-        (built!(shop().timeouts(limits().max_duration(s(0)))), ["timeouts.absolute", "in no time", "`None`"]),
+        (built!(shop().timeouts(limits().response_head(s(0)))), ["timeouts.head", "fails every call", "`None`"]),
+        (built!(shop().timeouts(limits().attempt(s(0)))), ["timeouts.attempt", "fails every call", "`None`"]),
+        (built!(shop().timeouts(limits().total(s(0)))), ["timeouts.total", "fails every call", "`None`"]),
+        (built!(shop().timeouts(limits().body_idle(s(0)))), ["timeouts.body_idle", "fails every call", "`None`"]),
+        (built!(shop().timeouts(limits().max_duration(s(0)))), ["timeouts.absolute", "fails every call", "`None`"]),
         (
             built!(shop().timeouts(limits().response_head(Duration::from_micros(300)))),
-            ["timeouts.head", "300µs is less than one", "1 ms or more"],
+            ["timeouts.head", "300µs is less than one", "at least 1 ms"],
         ),
         (
             built!(shop().timeouts(Timeouts::new().response_head(None).total(None))),
-            ["timeouts", "nothing ends a call", "one of `head`, `attempt`, `total`"],
+            ["timeouts", "no timeout ends a call", "one of `response_head`, `attempt`, `total`"],
         ),
         (
             built!(shop().timeouts(Timeouts::new().response_head(None).unbounded())),
-            ["timeouts", "nothing ends a call", "one of `head`"],
+            ["timeouts", "no timeout ends a call", "one of `response_head`"],
         ),
     ]
 }
@@ -183,7 +183,7 @@ fn retries() -> Vec<Row> {
             built!(shop().streaming().retry(RetryLayer::new().total(s(5)))),
             ["retry.total", "is not that of the limits, none", "in `timeouts` alone"],
         ),
-        (built!(hedging(Hedging::after(s(0)))), ["retry.hedging", "twice at once", "95th percentile"]),
+        (built!(hedging(Hedging::after(s(0)))), ["retry.hedging", "sent twice", "95th percentile"]),
         (built!(hedging(Hedging::after(s(30)))), ["alignment 15 ", "before its hedge", "the hedge delay below 9 s"]),
         (built!(hedging(Hedging::new().at_least(s(9)))), ["retry.hedging", "ends after 9s", "a shorter `at_least`"]),
         (
@@ -195,25 +195,22 @@ fn retries() -> Vec<Row> {
 
 fn circuits() -> Vec<Row> {
     vec![
-        (
-            built!(circuit(BreakerPolicy::new().open_duration(s(0)))),
-            ["circuit", "leaves nothing alone", "set a `pause`"],
-        ),
+        (built!(circuit(BreakerPolicy::new().open_duration(s(0)))), ["circuit", "never stay open", "usually to 1 s"]),
         (
             built!(circuit(BreakerPolicy::new().open_duration(s(11)))),
             ["circuit", "shorter than the first", "`longest_pause`"],
         ),
         (
             built!(circuit(BreakerPolicy::new().max_open_duration(Duration::MAX))),
-            ["circuit", "that is back is left alone", "`longest_pause` of an hour"],
+            ["circuit", "could stay unused", "to an hour at most"],
         ),
         (
             built!(circuit(BreakerPolicy::new().probe_timeout(s(0)))),
-            ["circuit", "lets all calls pass", "`probe_limit`"],
+            ["circuit", "would become a probe", "`probe_timeout`"],
         ),
         (
             built!(circuit(BreakerPolicy::new().probe_timeout(s(86_400)))),
-            ["circuit", "keeps all others out", "`probe_limit` of an hour"],
+            ["circuit", "block all others", "to an hour at most"],
         ),
         (
             built!(circuit(BreakerPolicy::new().slow_calls(s(0), Ratio::per_mille(500)))),
@@ -275,11 +272,11 @@ const IN_FILES: [(&str, [&str; 3]); 27] = [
     ("preset = \"fast\"", ["preset", "none of the name \"fast\"", "latency_critical, standard, batch, streaming"]),
     ("preset = \"streeming\"", ["preset", "\"streeming\"", "\"streaming\""]),
     ("proxy_status = \"\"", ["proxy_status", "cannot stand", "\"shop-edge\""]),
-    ("timeouts.head = \"0s\"", ["timeouts.head", "in no time", "1 ms or more"]),
-    ("timeouts.head = \"10us\"", ["timeouts.head", "10µs is less than one", "1 ms or more"]),
+    ("timeouts.head = \"0s\"", ["timeouts.head", "fails every call", "at least 1 ms"]),
+    ("timeouts.head = \"10us\"", ["timeouts.head", "10µs is less than one", "at least 1 ms"]),
     (
         "timeouts = { head = \"none\", attempt = \"none\", total = \"none\" }",
-        ["timeouts", "nothing ends a call", "one of `head`"],
+        ["timeouts", "no timeout ends a call", "one of `response_head`"],
     ),
     (
         "timeouts = { total = \"20s\", unbounded = true }",
@@ -457,7 +454,7 @@ fn a_limiter_that_is_none_is_refused_while_it_runs_as_well() {
     assert!(layer.handle().snapshot(tokio::time::Instant::now()).limit.unwrap().limit > 1);
     layer.handle().set_limiter(&ConcurrencyLimitLayer::fixed(1)).unwrap();
     let error = layer.handle().set_timeouts(Timeouts::new().response_head(None).total(None)).unwrap_err();
-    assert!(error.to_string().contains("nothing ends a call"));
+    assert!(error.to_string().contains("no timeout ends a call"));
 }
 
 /// Durations at the edges, and between them.

@@ -102,16 +102,24 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<C
     ];
     for (setting, limit) in limits {
         let problem = match limit {
-            Some(Duration::ZERO) => "no call can be made in no time".to_owned(),
-            Some(limit) if limit < TICK => format!("timers count in milliseconds, and {limit:?} is less than one"),
+            Some(Duration::ZERO) => "a timeout of 0 fails every call".to_owned(),
+            Some(limit) if limit < TICK => format!("timers have a resolution of 1 ms, and {limit:?} is less than one"),
             _ => continue,
         };
-        found.push(ConfigError::new(setting, problem, "set a time of 1 ms or more, or `None` for no limit"));
+        found.push(ConfigError::new(
+            setting,
+            problem,
+            "use at least 1 ms, or `None` (`\"none\"` in a file) to disable it",
+        ));
     }
     let of_the_body = ["timeouts.body_idle", "timeouts.client_idle"];
     if limits.iter().all(|(setting, limit)| limit.is_none() || of_the_body.contains(setting)) {
-        let problem = "nothing ends a call whose upstream never answers";
-        found.push(ConfigError::new("timeouts", problem, "set one of `head`, `attempt`, `total` and `absolute`"));
+        let problem = "no timeout ends a call whose upstream never responds";
+        found.push(ConfigError::new(
+            "timeouts",
+            problem,
+            "set at least one of `response_head`, `attempt`, `total` and `max_duration`",
+        ));
     }
     let report = usable(timeouts).check(topology);
     found.extend(report.refused().map(|finding| {
@@ -125,13 +133,13 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<C
 fn name(name: &str, found: &mut Vec<ConfigError>) {
     let set = "set a short name such as \"payments\"";
     if name.trim().is_empty() {
-        found.push(ConfigError::new("name", "it is empty, and stands in each log line", set));
+        found.push(ConfigError::new("name", "it is empty, but it has to label logs and metrics", set));
     } else if name.len() > MAX_NAME {
         found.push(ConfigError::new("name", format!("it is longer than {MAX_NAME} bytes"), set));
     } else if name.chars().any(char::is_control) {
-        found.push(ConfigError::new("name", "it has control characters in it", set));
+        found.push(ConfigError::new("name", "it contains control characters", set));
     } else if name.trim() != name {
-        found.push(ConfigError::new("name", "it begins or ends with a space", set));
+        found.push(ConfigError::new("name", "it starts or ends with a space", set));
     }
 }
 
@@ -167,7 +175,7 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<ConfigError>) 
             bad("retry.hedging", problem, "set a shorter `at_least`");
         }
         if hedging.fixed().is_some_and(|delay| delay.is_zero()) {
-            let problem = "each call would be sent twice at once".to_owned();
+            let problem = "each call would immediately be sent twice".to_owned();
             bad("retry.hedging", problem, "set a delay near the 95th percentile, or `Hedging::new()` to learn it");
         }
         if policy.attempts == 1 {
@@ -185,28 +193,37 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<ConfigError>) 
 fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<ConfigError>) {
     let mut bad = |problem: String, set: &str| found.push(ConfigError::new("circuit", problem, set));
     if policy.open_duration.is_zero() {
-        bad("a pause of no time leaves nothing alone".to_owned(), "set a `pause`, 1 s as a rule");
+        bad(
+            "`open_duration` (`pause` in a file) is 0, so the circuit would never stay open".to_owned(),
+            "set it, usually to 1 s",
+        );
     }
     if policy.max_open_duration < policy.open_duration {
         let problem = format!(
-            "the longest pause, {:?}, is shorter than the first, {:?}",
+            "the maximum open duration, {:?}, is shorter than the first, {:?}",
             policy.max_open_duration, policy.open_duration
         );
-        bad(problem, "set `longest_pause` above `pause`");
+        bad(problem, "set `max_open_duration` (`longest_pause` in a file) to `open_duration` (`pause`) or more");
     }
     if policy.probe_timeout.is_zero() {
-        bad("a probe that keeps its place for no time lets all calls pass".to_owned(), "set a `probe_limit`");
+        bad(
+            "with a probe timeout of 0 every call would become a probe".to_owned(),
+            "set `probe_timeout` (`probe_limit` in a file)",
+        );
     }
     if policy.max_open_duration.max(policy.open_duration) > MAX_OPEN_DURATION {
         let problem = format!(
-            "an upstream that is back is left alone for {:?}",
+            "a recovered upstream could stay unused for {:?}",
             policy.max_open_duration.max(policy.open_duration)
         );
-        bad(problem, "set a `longest_pause` of an hour at most, ten seconds as a rule");
+        bad(problem, "set `max_open_duration` (`longest_pause` in a file) to an hour at most, usually to 10 s");
     }
     if policy.probe_timeout > MAX_OPEN_DURATION {
-        let problem = format!("a probe that is lost keeps all others out for {:?}", policy.probe_timeout);
-        bad(problem, "set a `probe_limit` of an hour at most, as long as an attempt as a rule");
+        let problem = format!("a lost probe would block all others for {:?}", policy.probe_timeout);
+        bad(
+            problem,
+            "set `probe_timeout` (`probe_limit` in a file) to an hour at most, usually to the length of an attempt",
+        );
     }
     // a call's time goes on to the end of its body: the limits on the head do not end it
     if let Some((slow, _)) = policy.slow {
