@@ -27,14 +27,14 @@ fn caller(scene: &RuleInput<'_>) -> Option<Finding> {
     let (limit, severity, deed) = match scene.topology.client? {
         ClientHop::Declared(limit) => (limit, Severity::Refuse, None),
         ClientHop::Deadline(usual) => {
-            (usual, Severity::Clamp, Some("the total shrinks to what the request's deadline leaves, less the margin"))
+            (usual, Severity::Clamp, Some("the total is reduced to the request's deadline, less the margin"))
         }
     };
     let total = NamedQuantity::new("total", scene.total());
-    let theirs = NamedQuantity::new("caller's timeout", limit);
+    let theirs = NamedQuantity::new("client's timeout", limit);
     let inequality = Check::new(FindingId::TotalCaller, total, Relation::Below, theirs).with_margin();
     inequality.or_explain(severity, || Explanation {
-        reason: "the caller leaves first, and the upstream goes on working for nobody",
+        reason: "the client leaves first, and the upstream continues to work in vain",
         client_sees: "its own timeout (our log: 499 client_closed), never the cause",
         suggestion: format!("the total below {}", HumanDuration(below(limit))),
         mitigation: deed,
@@ -51,8 +51,8 @@ fn balancer(scene: &RuleInput<'_>) -> Option<Finding> {
     let inequality = Check::new(FindingId::TotalLoadBalancer, total, Relation::Below, theirs).with_margin();
     let most = HumanDuration(below(patience.time().unwrap_or_default()));
     inequality.or_explain(Severity::Refuse, || Explanation {
-        reason: "the load balancer gives up first, and its answer says nothing of the upstream",
-        client_sees: "the load balancer's 504 or 502 in place of ours",
+        reason: "the load balancer gives up first, and its response says nothing about the upstream",
+        client_sees: "the load balancer's 504 or 502 instead of ours",
         suggestion: format!("the total below {most}, or a longer idle limit there"),
         mitigation: None,
     })
@@ -93,7 +93,7 @@ fn pool_and(idle: Duration, keep_alive: Duration, severity: Severity) -> Option<
     let inequality = Check::new(FindingId::PoolIdleUpstreamKeepAlive, ours, Relation::Below, theirs);
     let most = below(keep_alive).min(keep_alive.saturating_sub(POOL_MARGIN));
     inequality.with_margin_of(POOL_MARGIN).or_explain(severity, || Explanation {
-        reason: "a request goes out on a connection that the upstream is just closing",
+        reason: "a request is sent on a connection that the upstream is just closing",
         client_sees: "502 stale_connection, the rarer the more traffic there is",
         suggestion: if most.is_zero() {
             format!("a keep-alive above {} at the upstream, or no pool", HumanDuration(POOL_MARGIN))
@@ -110,7 +110,7 @@ fn pool_alone(idle: Duration) -> Option<Finding> {
     let theirs = NamedQuantity::new("usual default, of upstreams unknown", HYPER_UTIL_POOL_IDLE);
     let inequality = Check::new(FindingId::PoolIdleUpstreamKeepAlive, ours, Relation::Below, theirs);
     inequality.or_explain(Severity::Warn, || Explanation {
-        reason: "few servers keep an idle connection so long (Node.js and Uvicorn 5 s, Gunicorn 2 s, nginx 75 s)",
+        reason: "few servers keep an idle connection that long (Node.js and Uvicorn 5 s, Gunicorn 2 s, nginx 75 s)",
         client_sees: "502 stale_connection, the rarer the more traffic there is",
         suggestion: "upstream_keep_alive(..), and the pool's idle limit a second below it".to_owned(),
         mitigation: Some("this crate's pool learns from Keep-Alive fields and from connections that died"),
@@ -130,7 +130,7 @@ fn server(scene: &RuleInput<'_>) -> Option<Finding> {
     let inequality = Check::new(id, ours, Relation::Above, theirs).with_margin();
     let least = pooled.plus(margin(pooled, Quantity::Unlimited)).rounded_up();
     inequality.or_explain(severity, || Explanation {
-        reason: "our server closes a connection on which the load balancer just sends",
+        reason: "our server closes a connection on which the load balancer is just sending",
         client_sees: "the load balancer's 502, with nothing in our log",
         suggestion: format!("our server's keep-alive (hyper: header_read_timeout) above {least}"),
         mitigation: None,
@@ -142,7 +142,7 @@ fn drain(scene: &RuleInput<'_>) -> Option<Finding> {
     let spread = scene.topology.propagation?;
     let theirs = NamedQuantity::new("load balancer's propagation", spread);
     Check::new(FindingId::DrainGrace, delay, Relation::AtLeast, theirs).or_explain(Severity::Refuse, || Explanation {
-        reason: "the process stops to listen while the load balancer still sends to it",
+        reason: "the process stops listening while the load balancer still sends to it",
         client_sees: "the load balancer's 502 at every rollout",
         suggestion: format!("the drain delay to at least {}", HumanDuration(spread)),
         mitigation: None,
@@ -159,7 +159,7 @@ fn grace(scene: &RuleInput<'_>) -> Option<Finding> {
         Check::new(FindingId::DrainGrace, NamedQuantity::new("grace", grace), Relation::AtLeast, needed.clone());
     let least = needed.quantity.plus(margin(needed.quantity, Quantity::Unlimited)).rounded_up();
     inequality.with_margin().or_explain(Severity::Warn, || Explanation {
-        reason: "the process ends while the slowest exchanges still run",
+        reason: "the process ends while the slowest calls still run",
         client_sees: "502 of the load balancer for what was cut, at every rollout",
         suggestion: match least {
             Quantity::Unlimited => "a total, so that there is an end to wait for".to_owned(),

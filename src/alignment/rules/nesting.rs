@@ -25,8 +25,8 @@ fn connect(scene: &RuleInput<'_>) -> Option<Finding> {
     let set = format!("the connect limit to half of an attempt ({}) or less", attempt.quantity);
     let refused =
         Check::new(id, whole.clone(), Relation::Below, attempt.clone()).or_explain(Severity::Refuse, || Explanation {
-            reason: "the attempt ends while it still connects, so that no answer can tell a dead host from a slow one",
-            client_sees: "504 of the attempt, where a 504 connect_timeout would name the fault",
+            reason: "the attempt ends while it still connects, so a dead host looks like a slow one",
+            client_sees: "504 of the attempt instead of a specific 504 connect_timeout",
             suggestion: set.clone(),
             mitigation: None,
         });
@@ -36,8 +36,8 @@ fn connect(scene: &RuleInput<'_>) -> Option<Finding> {
     let half = attempt.quantity.time()? / 2;
     let half = NamedQuantity::new("half an attempt", half);
     Check::new(id, whole, Relation::AtMost, half).or_explain(Severity::Warn, || Explanation {
-        reason: "a slow connection eats most of its attempt and leaves little time for the answer",
-        client_sees: "504, though the upstream might have answered in time",
+        reason: "a slow connect uses most of its attempt and leaves little time for the response",
+        client_sees: "504, although the upstream might have responded in time",
         suggestion: set,
         mitigation: None,
     })
@@ -50,8 +50,8 @@ fn head(scene: &RuleInput<'_>) -> Option<Finding> {
     let head = NamedQuantity::new("head", head);
     Check::new(FindingId::HeadAttemptTotal, head, Relation::AtMost, attempt).or_explain(Severity::Refuse, || {
         Explanation {
-            reason: "the limit around it fires first, so that this one never does",
-            client_sees: "504 deadline_exceeded instead of 504 first_byte_timeout, which names the phase",
+            reason: "the timeout around it fires first, so this one never does",
+            client_sees: "504 deadline_exceeded instead of the more specific 504 first_byte_timeout",
             suggestion: set,
             mitigation: None,
         }
@@ -64,7 +64,7 @@ fn attempt(scene: &RuleInput<'_>) -> Option<Finding> {
     let set = format!("the attempt to at most {}, or to none", total.quantity);
     Check::new(FindingId::HeadAttemptTotal, attempt, Relation::AtMost, total).or_explain(Severity::Refuse, || {
         Explanation {
-            reason: "an attempt outlives the exchange it belongs to: the total cuts it and no retry ever runs",
+            reason: "an attempt outlives its call: the total cuts it off and no retry ever runs",
             client_sees: "504 deadline_exceeded after the first attempt",
             suggestion: set,
             mitigation: None,
@@ -96,19 +96,19 @@ fn attempts(scene: &RuleInput<'_>) -> Option<Finding> {
     }
     let (full, needed) = full_attempts(scene)?;
     let total = NamedQuantity::new("total", scene.total());
-    let needed = NamedQuantity::new(format!("{} attempts and the pauses between them", scene.attempts()), needed);
+    let needed = NamedQuantity::new(format!("{} attempts plus backoff", scene.attempts()), needed);
     let set = match scene.timeouts.attempt {
         None => format!("a limit for the attempt: as long as the total ({}), only one can run", total.quantity),
         Some(_) => format!(
-            "the total to at least {}, or shorter attempts, or attempts({full}): so many run in full",
+            "the total to at least {}, or shorter attempts, or attempts({full}), the number that runs in full",
             needed.quantity
         ),
     };
     Check::new(FindingId::AttemptsTotal, needed, Relation::AtMost, total).or_explain(Severity::Warn, || Explanation {
         reason: "the last attempts are cut short by the total, or never run",
-        client_sees: "504 deadline_exceeded, though a retry was left",
+        client_sees: "504 deadline_exceeded, although a retry was left",
         suggestion: set,
-        mitigation: Some("an attempt gets what remains of the total, at most"),
+        mitigation: Some("an attempt gets at most the rest of the total"),
     })
 }
 
@@ -123,8 +123,8 @@ fn upstream_timeout(scene: &RuleInput<'_>) -> Option<Finding> {
     let set = format!("the upstream's timeout to at most {most}, or a longer {} here", ours.name);
     let inequality = Check::new(FindingId::UpstreamTimeoutAttempt, own, Relation::AtMost, ours).with_margin();
     inequality.or_explain(Severity::Warn, || Explanation {
-        reason: "we give up before the upstream does, and its own answer, which knows the reason, comes too late",
-        client_sees: "504 first_byte_timeout in place of the upstream's own 503",
+        reason: "this gateway gives up first, and the upstream's own response, which has the reason, comes too late",
+        client_sees: "504 first_byte_timeout instead of the upstream's own 503",
         suggestion: set,
         mitigation: None,
     })
@@ -135,8 +135,8 @@ fn hedge_delay(scene: &RuleInput<'_>) -> Option<Finding> {
     let attempt = scene.attempt();
     let set = format!("the hedge delay below {}, best to the latency's p95", attempt.quantity);
     Check::new(FindingId::HedgeAttempt, delay, Relation::Below, attempt).or_explain(Severity::Refuse, || Explanation {
-        reason: "the attempt ends before its hedge begins: what runs then is a retry that nobody counts",
-        client_sees: "504 as without hedging, and twice the load on an upstream that is slow already",
+        reason: "the attempt ends before its hedge begins: the hedge is then an uncounted retry",
+        client_sees: "504 as without hedging, and twice the load on a slow upstream",
         suggestion: set,
         mitigation: None,
     })
@@ -150,8 +150,8 @@ fn hedge_budget(scene: &RuleInput<'_>) -> Option<Finding> {
     let paid = NamedQuantity::new("hedges paid from the retry budget", Quantity::Fraction(share));
     let all = NamedQuantity::new("all of them", Quantity::Fraction(Fraction::ALL));
     Check::new(FindingId::HedgeAttempt, paid, Relation::AtLeast, all).or_explain(Severity::Refuse, || Explanation {
-        reason: "a slow upstream draws retries and hedges at once, each within a bound that knows nothing of the other",
-        client_sees: "503 and 504 of an upstream that gets two storms in place of one",
+        reason: "a slow upstream causes retries and hedges at the same time, each limited independently of the other",
+        client_sees: "503 and 504 of an upstream under two retry storms instead of one",
         suggestion: "one budget for both".to_owned(),
         mitigation: None,
     })

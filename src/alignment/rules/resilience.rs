@@ -27,8 +27,8 @@ fn breaker_open(scene: &RuleInput<'_>) -> Option<Finding> {
     attempt.quantity.time()?;
     let set = format!("the breaker's open time to at least {}", attempt.quantity);
     Check::new(FindingId::BreakerAttempt, open, Relation::AtLeast, attempt).or_explain(Severity::Warn, || Explanation {
-        reason: "it lets a probe through while attempts from before it opened still run, and hears of them late",
-        client_sees: "503 circuit_open in turn with 504, as the breaker flaps",
+        reason: "it admits a probe while attempts from before it opened are still in flight",
+        client_sees: "503 circuit_open and 504 in turn, as the breaker flaps",
         suggestion: set,
         mitigation: None,
     })
@@ -39,8 +39,8 @@ fn breaker_window(scene: &RuleInput<'_>) -> Option<Finding> {
     let twice = NamedQuantity::new("two attempts", scene.attempt().quantity.time()?.saturating_mul(2));
     let set = format!("the breaker's window to at least {}", twice.quantity);
     Check::new(FindingId::BreakerAttempt, window, Relation::AtLeast, twice).or_explain(Severity::Warn, || Explanation {
-        reason: "a slow failure is counted in another window than the requests beside it, and the share is wrong",
-        client_sees: "504 after 504, where the breaker should have answered at once",
+        reason: "a slow failure counts in another window than its concurrent requests, so the ratio is wrong",
+        client_sees: "504 after 504, where the breaker should have refused immediately",
         suggestion: set,
         mitigation: None,
     })
@@ -52,7 +52,7 @@ fn probe(scene: &RuleInput<'_>) -> Option<Finding> {
     let set = format!("the probe's timeout to at most {}", attempt.quantity);
     Check::new(FindingId::BreakerAttempt, probe, Relation::AtMost, attempt).or_explain(Severity::Warn, || Explanation {
         reason: "a probe that hangs keeps the breaker open longer than an attempt would have taken",
-        client_sees: "503 circuit_open, though the upstream is back",
+        client_sees: "503 circuit_open, although the upstream has recovered",
         suggestion: set,
         mitigation: None,
     })
@@ -68,7 +68,7 @@ fn min_requests(scene: &RuleInput<'_>) -> Option<Finding> {
     let set = format!("the least number to at most {}, or a longer window", seen.quantity);
     Check::new(FindingId::BreakerMinRequests, seen, Relation::AtLeast, least).or_explain(Severity::Warn, || {
         Explanation {
-            reason: "the breaker never sees as many requests as it wants, and cannot trip by their share",
+            reason: "the breaker never sees enough requests, and cannot open by their failure ratio",
             client_sees: "502 and 504, each after its full wait",
             suggestion: set,
             mitigation: None,
@@ -88,8 +88,8 @@ fn budget_window(scene: &RuleInput<'_>) -> Option<Finding> {
     };
     Check::new(FindingId::BudgetWindowTotal, window, Relation::AtLeast, total).or_explain(Severity::Warn, || {
         Explanation {
-            reason: "a retry is paid for in a window that has forgotten what its requests had paid in",
-            client_sees: "502 or 504, though the budget had room for a retry",
+            reason: "a retry is paid from a window that no longer contains the deposits of its calls",
+            client_sees: "502 or 504, although the budget had tokens for a retry",
             suggestion: set,
             mitigation: None,
         }
@@ -106,10 +106,10 @@ fn retry_after(scene: &RuleInput<'_>) -> Option<Finding> {
     };
     let set = format!("the longest Retry-After to at most {}", bound.quantity);
     Check::new(FindingId::RetryAfterTotal, pause, Relation::AtMost, bound).or_explain(Severity::Clamp, || Explanation {
-        reason: "a pause that is longer than what remains ends after the deadline",
-        client_sees: "504 after the whole total, where the upstream's 503 was there at once",
+        reason: "a wait that is longer than the remaining time ends after the deadline",
+        client_sees: "504 after the whole total instead of the upstream's immediate 503",
         suggestion: set,
-        mitigation: Some("no retry where Retry-After is longer than what remains, or than 60 s"),
+        mitigation: Some("no retry if Retry-After is longer than the remaining time, or than 60 s"),
     })
 }
 
@@ -120,8 +120,8 @@ fn replay(scene: &RuleInput<'_>) -> Option<Finding> {
     let memory = NamedQuantity::new("memory for them", Quantity::Bytes(replay.memory));
     let each = Quantity::Bytes(replay.memory / replay.in_flight.max(1));
     Check::new(FindingId::ReplayMemory, all, Relation::AtMost, memory).or_explain(Severity::Warn, || Explanation {
-        reason: "uploads that wait for a slow upstream may fill the memory all together",
-        client_sees: "a gateway that is killed for its memory: a 502 for everybody",
+        reason: "uploads waiting for a slow upstream may fill the memory together",
+        client_sees: "a gateway killed for its memory: a 502 for every client",
         suggestion: format!("the replay cap to at most {each}, or fewer requests in flight"),
         mitigation: None,
     })
@@ -132,9 +132,9 @@ fn quantile(scene: &RuleInput<'_>) -> Option<Finding> {
     let room = NamedQuantity::new("room above the quantile", Quantity::Fraction(quantile.complement()));
     let share = NamedQuantity::new("share that hangs", Quantity::Fraction(hangs));
     Check::new(FindingId::LearnedQuantile, room, Relation::Above, share).or_explain(Severity::Clamp, || Explanation {
-        reason: "the quantile itself is a hang, so that the learned timeout is as long as the longest wait",
-        client_sees: "504 after the cap, as if nothing had been learnt",
+        reason: "the quantile itself is a hang, so the learned timeout is as long as the longest wait",
+        client_sees: "504 after the cap, as if nothing had been learned",
         suggestion: format!("a quantile below {}", hangs.complement()),
-        mitigation: Some("the cap holds in place of what was learnt"),
+        mitigation: Some("the cap applies instead of the learned timeout"),
     })
 }

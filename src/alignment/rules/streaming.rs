@@ -18,8 +18,8 @@ fn gap(scene: &RuleInput<'_>) -> Option<Finding> {
     let idle = NamedQuantity::new("body idle", scene.timeouts.body_idle);
     let longest = NamedQuantity::new("stream's longest gap", gap);
     Check::new(FindingId::BodyIdleStream, idle, Relation::Above, longest).or_explain(Severity::Warn, || Explanation {
-        reason: "a healthy stream that says nothing for a while is taken for a dead one",
-        client_sees: "a stream that breaks off in every quiet time (body_read_timeout)",
+        reason: "a healthy stream that is silent for a while is taken for a dead one",
+        client_sees: "a stream that ends in every quiet period (body_read_timeout)",
         suggestion: "a longer body_idle, or a shorter heartbeat".to_owned(),
         mitigation: None,
     })
@@ -30,8 +30,8 @@ fn silence(scene: &RuleInput<'_>) -> Option<Finding> {
     let idle = NamedQuantity::new("body idle", scene.timeouts.body_idle);
     let theirs = NamedQuantity::new(name, patience);
     Check::new(FindingId::BodyIdleStream, idle, Relation::Below, theirs).or_explain(Severity::Warn, || Explanation {
-        reason: "the load balancer cuts a silent body before we notice that it is one",
-        client_sees: "a cut body, and nothing in our log but client_closed",
+        reason: "the load balancer cuts a silent body before this gateway detects it",
+        client_sees: "a truncated body, and only client_closed in our log",
         suggestion: format!("body_idle below {patience}"),
         mitigation: None,
     })
@@ -54,9 +54,10 @@ fn bounded(scene: &RuleInput<'_>) -> Option<Finding> {
         relation: Relation::AtLeast,
         right: stream,
         margin: Duration::ZERO,
-        reason: "nobody can tell a stream's total from a forgotten one, and some gateways cut every stream by it",
-        client_sees: "504, or a stream that ends at the same age each time",
-        suggestion: "unbounded() for this route, with body_idle and, if it may not last for ever, absolute".to_owned(),
+        reason: "a missing total may be intended or forgotten, and a total cuts off every stream",
+        client_sees: "504, or streams that always end at the same age",
+        suggestion: "unbounded() for this route, with body_idle and, if it must end eventually, max_duration"
+            .to_owned(),
         mitigation: None,
     })
 }
@@ -69,7 +70,7 @@ fn endless(scene: &RuleInput<'_>) -> Option<Finding> {
     let idle = NamedQuantity::new("body idle", scene.timeouts.body_idle);
     let any = NamedQuantity::new("any limit", Duration::MAX);
     Check::new(FindingId::StreamTotal, idle, Relation::AtMost, any).or_explain(Severity::Warn, || Explanation {
-        reason: "a stream whose upstream has gone silently lasts for ever, and so does its connection",
+        reason: "a stream whose upstream has vanished silently lasts forever, and so does its connection",
         client_sees: "nothing at all, on a stream that is dead",
         suggestion: "body_idle, to more than the heartbeat's period".to_owned(),
         mitigation: None,

@@ -324,7 +324,7 @@ fn an_error_prints_what_is_refused_and_nothing_else() {
     let topology = there().client_timeout(secs(3)).attempts(3);
     let misaligned = limits.checked(&topology).unwrap_err();
     let text = misaligned.to_string();
-    assert!(text.contains("total_caller") && text.contains("total (3 s) + 150 ms < caller's timeout (3 s)"), "{text}");
+    assert!(text.contains("total_caller") && text.contains("total (3 s) + 150 ms < client's timeout (3 s)"), "{text}");
     assert!(!text.contains("attempts_total"), "{text}");
     let ids: Vec<_> = misaligned.report().findings().iter().map(Finding::id).collect();
     assert_eq!(ids, [FindingId::TotalCaller, FindingId::AttemptsTotal], "the worst first");
