@@ -58,7 +58,7 @@ impl<T> Loan<T> {
 
     fn lock(&self) -> MutexGuard<'_, LoanState<T>> {
         #[cfg(all(test, loom))]
-        return self.place.lock().unwrap();
+        return self.state.lock().unwrap();
         // nothing that can panic runs under the lock
         #[cfg(not(all(test, loom)))]
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

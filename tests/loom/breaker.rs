@@ -201,6 +201,6 @@ fn records_of_one_stripe_all_count_and_a_tick_that_ends_takes_none_along() {
         for thread in threads {
             thread.join().unwrap();
         }
-        assert_eq!(window.sum(13), WindowCounts { calls: 3, bad: 2 });
+        assert_eq!(window.sum(13), WindowCounts { calls: 3, failures: 2 });
     });
 }
