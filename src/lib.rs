@@ -15,6 +15,7 @@ pub mod error_page;
 pub mod event;
 pub mod exchange;
 pub mod forward;
+pub mod guide;
 mod free_list;
 mod keyed_map;
 pub mod limit;
