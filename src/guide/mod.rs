@@ -3,8 +3,12 @@
 //! | page | contents |
 //! |---|---|
 //! | [`causes`] | all causes of failures, with status, RFC 9209 error type and meaning |
+//! | [`failure_table`] | what counts as a failure, for the circuit breaker, the limiter and retry |
 //!
 //! Each page is a Markdown file in `src/guide/`.
 
 #[doc = include_str!("causes.md")]
 pub mod causes {}
+
+#[doc = include_str!("failure_table.md")]
+pub mod failure_table {}
