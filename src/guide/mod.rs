@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`causes`] | all causes of failures, with status, RFC 9209 error type and meaning |
 //! | [`failure_table`] | what counts as a failure, for the circuit breaker, the limiter and retry |
+//! | [`alignment`] | the 18 rules for timeouts that fit together |
 //!
 //! Each page is a Markdown file in `src/guide/`.
 
@@ -12,3 +13,6 @@ pub mod causes {}
 
 #[doc = include_str!("failure_table.md")]
 pub mod failure_table {}
+
+#[doc = include_str!("alignment.md")]
+pub mod alignment {}
