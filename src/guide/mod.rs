@@ -2,11 +2,15 @@
 //!
 //! | page | contents |
 //! |---|---|
+//! | [`testing`] | tests in virtual time, without sockets |
 //! | [`causes`] | all causes of failures, with status, RFC 9209 error type and meaning |
 //! | [`failure_table`] | what counts as a failure, for the circuit breaker, the limiter and retry |
 //! | [`alignment`] | the 18 rules for timeouts that fit together |
 //!
 //! Each page is a Markdown file in `src/guide/`.
+
+#[doc = include_str!("testing.md")]
+pub mod testing {}
 
 #[doc = include_str!("causes.md")]
 pub mod causes {}
