@@ -3,6 +3,7 @@
 //! | page | contents |
 //! |---|---|
 //! | [`testing`] | tests in virtual time, without sockets |
+//! | [`cookbook`] | axum, hyper, reqwest, tonic, timeouts per route, shutdown, many upstreams, metrics |
 //! | [`causes`] | all causes of failures, with status, RFC 9209 error type and meaning |
 //! | [`failure_table`] | what counts as a failure, for the circuit breaker, the limiter and retry |
 //! | [`alignment`] | the 18 rules for timeouts that fit together |
@@ -11,6 +12,9 @@
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("cookbook.md")]
+pub mod cookbook {}
 
 #[doc = include_str!("causes.md")]
 pub mod causes {}
