@@ -16,7 +16,7 @@ const README: &str = include_str!("../README.md");
 
 /// The section's first block in this language, as it stands there.
 fn block(language: &str) -> &'static str {
-    let (_, section) = README.split_once("# In an axum app\n").unwrap();
+    let (_, section) = README.split_once("# A reverse proxy that explains its errors\n").unwrap();
     let (_, block) = section.split_once(&format!("```{language}\n")).unwrap();
     block.split_once("```").unwrap().0
 }
