@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 
 /// The layers from below. Modules of the lowest may import from each other, all others may not.
 const LAYERS: [&[&str]; 4] = [
-    // the vocabulary, and the engine behind every middleware
-    &["body", "cause", "deadline", "event", "exchange", "keyed", "measure", "shelf"],
+    // the vocabulary, and the driver behind every middleware
+    &["body", "cause", "deadline", "event", "exchange", "free_list", "keyed_map", "stats"],
     // middleware
     &["admission", "alignment", "breaker", "classify", "compat", "error_page", "forward", "limit", "retry", "timeout"],
     // the client
     &["client"],
-    // the stack
-    &["stack"],
+    // the stack, and the pages of the guide
+    &["guide", "stack"],
 ];
 
 /// Modules of one layer that import from each other: `Timeouts::check` is defined beside the rules that it applies, and the
@@ -33,7 +33,7 @@ const MIDDLEWARE: [(&str, &[&str], &[&str]); 10] = [
     ("error_page", &["ErrorPageLayer", "ErrorPageService"], &[]),
     ("forward", &["ForwardLayer", "Forward<"], &["layer"]),
     ("limit", &["ConcurrencyLimitLayer", "LimitHandle"], &["keyed"]),
-    ("retry", &["RetryLayer", "RetryFuture"], &["call", "future", "second"]),
+    ("retry", &["RetryLayer", "RetryFuture"], &[]),
     (
         "stack",
         &["UpstreamLayer", "UpstreamFuture"],
