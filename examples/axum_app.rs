@@ -46,7 +46,7 @@ fn upstream(name: &str, address: SocketAddr) -> Result<(Upstream, UpstreamHandle
         .proxy_status("axum-app")
         .error_page(page())
         // the proxy watches its uploads itself
-        .untouched()
+        .without_upload_tracking()
         .build()?;
     let handle = stack.handle();
     let service = ServiceBuilder::new().map_response(|answer: Response<_>| answer.map(Body::new)).upstream(stack);
@@ -108,7 +108,7 @@ async fn run() -> Result<(), BoxError> {
     let (archive, _) = upstream("archive", SocketAddr::from(([127, 0, 0, 1], 1)))?;
 
     // only our own gateways reach this app, so that everybody's deadline counts; without one it is 2 s
-    let limits = TimeoutLayer::new(Timeouts::new().total(ms(2_000))).untouched();
+    let limits = TimeoutLayer::new(Timeouts::new().total(ms(2_000))).without_upload_tracking();
     let limits = limits.deadlines(DeadlinePropagation::new().trust_everyone().expose());
     let shown = handle.clone();
     let app = Router::new()

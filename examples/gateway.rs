@@ -102,7 +102,7 @@ impl Gateway {
             .limiter(ConcurrencyLimitLayer::new().bounds(settings.limit.min(LEAST)..=settings.limit))
             .proxy_status(&settings.name)
             .error_page(ErrorPage::new())
-            .untouched();
+            .without_upload_tracking();
         if settings.deadlines {
             stack =
                 stack.deadlines(DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout()));

@@ -163,14 +163,14 @@ async fn a_handler_may_ask_for_the_deadline_or_insist_on_one() {
     let app = Router::new().route("/", get(insisting));
     let (status, reason) = text(app.clone(), Some("70")).await;
     assert_eq!((status, reason.contains("no layer around it exposes one")), (500, true));
-    let limits = TimeoutLayer::new(Timeouts::new()).untouched().deadlines(trusting());
+    let limits = TimeoutLayer::new(Timeouts::new()).without_upload_tracking().deadlines(trusting());
     assert_eq!(text(app.layer(limits), None).await, (200, "some".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_set_further_out_is_seen_further_in() {
     let app = Router::new().route("/", get(|| async { "answer" })).layer(AdmissionLayer::new(9));
-    let limits = TimeoutLayer::new(Timeouts::new().total(Duration::ZERO)).untouched();
+    let limits = TimeoutLayer::new(Timeouts::new().total(Duration::ZERO)).without_upload_tracking();
     let limits = limits.deadlines(DeadlinePropagation::new().expose());
     let answer = app.layer(limits).oneshot(get_with(None)).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
@@ -192,7 +192,8 @@ async fn a_deadline_travels_from_hop_to_hop_and_only_shrinks() {
     });
     let hop = Router::new().fallback_service(hop);
     let deadlines = DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::grpc());
-    let gateway = TimeoutLayer::new(Timeouts::new().total(Duration::from_secs(2))).untouched().deadlines(deadlines);
+    let gateway =
+        TimeoutLayer::new(Timeouts::new().total(Duration::from_secs(2))).without_upload_tracking().deadlines(deadlines);
     let gateway = hop.layer(gateway);
     for (asked, left) in [(None, "1980"), (Some("9000"), "1980"), (Some("500"), "445"), (Some("soon"), "1980")] {
         let answer = gateway.clone().oneshot(get_with(asked)).await.unwrap();

@@ -147,7 +147,7 @@ fn a_time_limit_allocates_nothing_though_its_timer_is_armed() {
 fn an_upload_that_is_watched_shares_one_allocation_with_its_watch() {
     let layer = TimeoutLayer::new(timeouts());
     assert_eq!(allocated(layer.clone().layer(upstream()), post), 1000);
-    assert_eq!(allocated(layer.untouched().layer(upstream()), post), 0);
+    assert_eq!(allocated(layer.without_upload_tracking().layer(upstream()), post), 0);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn the_recommended_order_allocates_nothing() {
         .layer(ConcurrencyLimitLayer::new())
         .layer(RetryLayer::new().total(LIMIT))
         .layer(CircuitBreakerLayer::new("x"))
-        .layer(TimeoutLayer::new(timeouts()).untouched());
+        .layer(TimeoutLayer::new(timeouts()).without_upload_tracking());
     assert_eq!(allocated(order.clone().service(upstream()), get), 0);
     assert_eq!(allocated(order.clone().service(upstream()), post), 0);
     assert_eq!(allocated(order.clone().service(slow()), get), 0);
@@ -174,7 +174,7 @@ fn the_recommended_order_allocates_nothing() {
 
 #[test]
 fn the_stack_in_one_piece_allocates_nothing_though_its_timer_is_armed() {
-    let layer = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).untouched().build().unwrap();
+    let layer = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).without_upload_tracking().build().unwrap();
     assert_eq!(allocated(layer.layer(upstream()), get), 0);
     assert_eq!(allocated(layer.layer(upstream()), post), 0);
     assert_eq!(allocated(layer.layer(slow()), get), 0);

@@ -331,7 +331,7 @@ async fn a_probe_that_hangs_gives_its_place_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_counts_whether_it_stands_above_or_below() {
-    let limits = || TimeoutLayer::new(Timeouts::new().response_head(SECOND)).untouched();
+    let limits = || TimeoutLayer::new(Timeouts::new().response_head(SECOND)).without_upload_tracking();
     let upstream = Upstream::new(Says::Hang);
     let layer = CircuitBreakerLayer::new("test");
     let below = layer.layer(limits().layer(upstream.service()));
@@ -345,7 +345,7 @@ async fn a_limit_counts_whether_it_stands_above_or_below() {
 
     let upstream = Upstream::new(Says::EndlessBody);
     let layer = CircuitBreakerLayer::new("test");
-    let limits = TimeoutLayer::new(Timeouts::new().body_idle(SECOND)).untouched();
+    let limits = TimeoutLayer::new(Timeouts::new().body_idle(SECOND)).without_upload_tracking();
     let above = limits.layer(layer.layer(upstream.service()));
     assert_eq!(reach(&upstream, &above, 20).await, 5);
     assert_eq!(told(&layer.handle()).cause.unwrap().cause(), Cause::BodyReadTimeout);

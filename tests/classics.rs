@@ -42,7 +42,7 @@ async fn gateway(upstream: SocketAddr) -> (SocketAddr, Seen) {
     let target = upstream.to_string().parse().unwrap();
     let proxy = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).build::<Incoming>();
     let deadlines = DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout());
-    let limits = TimeoutLayer::new(limits()).deadlines(deadlines).untouched();
+    let limits = TimeoutLayer::new(limits()).deadlines(deadlines).without_upload_tracking();
     let seen = Seen::default();
     let classify = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge").unwrap()).observer(seen.clone());
     let listener = listener().await;

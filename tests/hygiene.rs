@@ -176,7 +176,12 @@ async fn a_request_that_would_leave_the_path_of_its_target_reaches_nobody() {
 async fn logged(request: &str) -> (Message, String) {
     let log = Log::new();
     let proxy = ReverseProxy::builder("127.0.0.1:1".parse().unwrap(), ForwardingRules::new("edge").unwrap()).build();
-    let stack = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).untouched().build().unwrap().layer(proxy);
+    let stack = UpstreamLayer::builder("shop")
+        .error_page(ErrorPage::new())
+        .without_upload_tracking()
+        .build()
+        .unwrap()
+        .layer(proxy);
     let listener = listener().await;
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move { axum::serve(listener, Router::new().fallback_service(stack)).await });

@@ -118,7 +118,7 @@ async fn a_call_that_is_dropped_gives_its_slot_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_time_limit_on_either_side_gives_the_slot_back() {
-    let limits = || TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2))).untouched();
+    let limits = || TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2))).without_upload_tracking();
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let limit = ConcurrencyLimitLayer::fixed(1);
     let around = limits().layer(limit.layer(stuck));
@@ -277,7 +277,7 @@ async fn routes_and_fresh_connections_share_one_limit() {
 #[tokio::test(start_paused = true)]
 async fn bad_answers_lower_the_limit_wherever_the_timeout_stands_and_callers_who_left_do_not() {
     let head = Duration::from_millis(200);
-    let limits = || TimeoutLayer::new(Timeouts::new().response_head(head)).untouched();
+    let limits = || TimeoutLayer::new(Timeouts::new().response_head(head)).without_upload_tracking();
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let shed = service_fn(|_: Request<Body>| async {
         sleep(Duration::from_millis(20)).await;
@@ -305,7 +305,7 @@ async fn bad_answers_lower_the_limit_wherever_the_timeout_stands_and_callers_who
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_is_a_bad_answer_and_streams_are_none_at_all() {
-    let inner = TimeoutLayer::new(Timeouts::new().body_idle(Duration::from_millis(100))).untouched();
+    let inner = TimeoutLayer::new(Timeouts::new().body_idle(Duration::from_millis(100))).without_upload_tracking();
     let stalls = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
     let service = inner.layer(service_fn(move |_: Request<Body>| answers(stalls())));
     let (bounded, streams) = (ConcurrencyLimitLayer::new(), ConcurrencyLimitLayer::new().unbounded());

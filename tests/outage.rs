@@ -85,7 +85,7 @@ enum Stack {
 
 async fn loses(stack: Stack) -> Told {
     let upstream = Upstream { begun: Instant::now(), in_vain: Arc::default() };
-    let limits = TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(1))).untouched();
+    let limits = TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(1))).without_upload_tracking();
     let (classify, retry) = (ClassifyLayer::new(), RetryLayer::new());
     let breaker = CircuitBreakerLayer::new("upstream");
     if let Stack::LookedAfter = stack {

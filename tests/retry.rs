@@ -368,7 +368,7 @@ async fn the_total_bounds_all_attempts_through_the_limits_inside() {
         std::future::pending::<Result<Response<Full<Bytes>>, Failure>>()
     });
     let limits = Timeouts::new().response_head(Duration::from_secs(2)).total(Duration::from_secs(3));
-    let service = TimeoutLayer::new(limits).untouched().layer(hangs);
+    let service = TimeoutLayer::new(limits).without_upload_tracking().layer(hangs);
     let policy = RetryPolicy::new().base_backoff(Duration::ZERO);
     let service = RetryLayer::new().policy(policy).total(Duration::from_secs(3)).layer(service);
     let answer = service.oneshot(request(Method::GET, Empty::new())).await.unwrap();
@@ -385,7 +385,7 @@ async fn a_callers_deadline_goes_along_with_each_attempt() {
     let hangs = service_fn(|_: Request<ReplayBody<Empty<Bytes>>>| {
         std::future::pending::<Result<Response<Full<Bytes>>, Failure>>()
     });
-    let service = TimeoutLayer::new(Timeouts::new()).untouched().layer(hangs);
+    let service = TimeoutLayer::new(Timeouts::new()).without_upload_tracking().layer(hangs);
     let service = RetryLayer::new().deadlines(DeadlinePropagation::new().trust_everyone()).layer(service);
     let mut get = request(Method::GET, Empty::new());
     get.headers_mut().insert("grpc-timeout", http::HeaderValue::from_static("2S"));

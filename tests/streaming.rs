@@ -242,7 +242,10 @@ async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_ot
     let _turn = TURN.lock().await;
     let upstream = large().await;
     let limits = Timeouts::new().response_head(PATIENCE).client_idle(Duration::from_millis(500));
-    let layer = UpstreamLayer::builder("shop").timeouts(limits).limiter(ConcurrencyLimitLayer::fixed(20)).untouched();
+    let layer = UpstreamLayer::builder("shop")
+        .timeouts(limits)
+        .limiter(ConcurrencyLimitLayer::fixed(20))
+        .without_upload_tracking();
     let layer = layer.build().unwrap();
     let (handle, proxy) = (layer.handle(), proxy(upstream.address).build::<RequestBody<Incoming>>());
     let listener = support::listener().await;

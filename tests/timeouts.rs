@@ -51,7 +51,7 @@ async fn ask(timeouts: Timeouts, wait: Duration) -> (StatusCode, Option<Cause>, 
 
 async fn asked(timeouts: Timeouts, wait: Duration, request: Request<()>) -> (StatusCode, Option<Cause>, Duration) {
     let begun = Instant::now();
-    let layer = TimeoutLayer::new(timeouts).untouched();
+    let layer = TimeoutLayer::new(timeouts).without_upload_tracking();
     let answer = layer.layer(answers_after(wait)).oneshot(request).await.unwrap();
     let (status, cause) = (answer.status(), Cause::of(&answer));
     assert_eq!(cause, Failure::of(&answer).map(Failure::cause));
@@ -97,7 +97,7 @@ async fn nothing_is_begun_for_a_caller_whose_time_is_up() {
     request.extensions_mut().insert(Deadline::at(Instant::now()));
     let never =
         service_fn(|_: Request<()>| async { panic!("it was begun") as Result<Response<Full<Bytes>>, Infallible> });
-    let answer = TimeoutLayer::new(none()).untouched().layer(never).oneshot(request).await.unwrap();
+    let answer = TimeoutLayer::new(none()).without_upload_tracking().layer(never).oneshot(request).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.phase()), (Cause::DeadlineExceeded, Phase::Gateway));
     assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
@@ -118,7 +118,7 @@ async fn forwarded(timeouts: Timeouts, said: Option<&'static str>) -> Option<Str
     request
         .headers_mut()
         .extend(said.map(|said| (HeaderName::from_static("grpc-timeout"), HeaderValue::from_static(said))));
-    let layer = TimeoutLayer::new(timeouts).deadlines(deadlines).untouched();
+    let layer = TimeoutLayer::new(timeouts).deadlines(deadlines).without_upload_tracking();
     let answer = layer.layer(echo).oneshot(request).await.unwrap();
     answer.headers().get("server").map(|told| told.to_str().unwrap().to_owned())
 }
@@ -136,7 +136,7 @@ async fn the_upstream_is_told_what_is_left_less_a_margin() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_only_inferred_says_so() {
-    let layer = TimeoutLayer::new(none().response_head(LIMIT)).untouched();
+    let layer = TimeoutLayer::new(none().response_head(LIMIT)).without_upload_tracking();
     let answer = layer.layer(answers_after(LIMIT * 2)).oneshot(Request::new(())).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.phase(), failure.evidence()), (Phase::Wait, Evidence::Inferred));
@@ -156,7 +156,7 @@ async fn a_stream_has_no_total_but_its_head_is_awaited_no_longer_than_any() {
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_service_stays_its_own() {
     let fails = service_fn(|_: Request<()>| async { Err::<Response<Full<Bytes>>, _>("its own") });
-    let layer = TimeoutLayer::new(Timeouts::new()).untouched();
+    let layer = TimeoutLayer::new(Timeouts::new()).without_upload_tracking();
     assert_eq!(layer.layer(fails).oneshot(Request::new(())).await.unwrap_err(), "its own");
 }
 
@@ -172,7 +172,7 @@ impl Wake for Woken {
 #[tokio::test(start_paused = true)]
 async fn a_dropped_future_leaves_no_timer() {
     let stuck = || service_fn(|_: Request<()>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>());
-    let layer = TimeoutLayer::new(none().response_head(LIMIT)).untouched();
+    let layer = TimeoutLayer::new(none().response_head(LIMIT)).without_upload_tracking();
     for (keep, wakes) in [(true, 1), (false, 0)] {
         let woken = Arc::new(Woken::default());
         let mut call = Box::pin(layer.layer(stuck()).call(Request::new(())));
@@ -186,7 +186,7 @@ async fn a_dropped_future_leaves_no_timer() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answered_future_leaves_no_timer() {
-    let layer = TimeoutLayer::new(none().response_head(LIMIT)).untouched();
+    let layer = TimeoutLayer::new(none().response_head(LIMIT)).without_upload_tracking();
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
     let mut call = pin!(layer.layer(answers_after(MS)).call(Request::new(())));
@@ -226,7 +226,8 @@ where
         let answer = Response::new(body.take().unwrap());
         async { Ok::<_, Infallible>(answer) }
     });
-    let answer = TimeoutLayer::new(timeouts).untouched().layer(service).oneshot(Request::new(())).await.unwrap();
+    let answer =
+        TimeoutLayer::new(timeouts).without_upload_tracking().layer(service).oneshot(Request::new(())).await.unwrap();
     answer.into_body()
 }
 

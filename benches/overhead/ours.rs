@@ -149,17 +149,18 @@ where
         .layer(ConcurrencyLimitLayer::new())
         .layer(retry.total(LIMIT))
         .layer(breaker)
-        .layer(TimeoutLayer::new(Timeouts::new().response_head(LIMIT)).untouched())
+        .layer(TimeoutLayer::new(Timeouts::new().response_head(LIMIT)).without_upload_tracking())
         .service(upstream)
 }
 
 fn fused(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
-    let layer = UpstreamLayer::builder("bench").circuit(stays_open()).untouched().build().expect("it fits");
+    let layer =
+        UpstreamLayer::builder("bench").circuit(stays_open()).without_upload_tracking().build().expect("it fits");
     layer.layer(upstream)
 }
 
 /// The same where every call needs a retry.
 fn fused_repeating(upstream: Upstream<Failure>) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
     let builder = UpstreamLayer::builder("bench").circuit(stays_closed()).budget(RetryBudget::unlimited());
-    builder.untouched().build().expect("it fits").layer(upstream)
+    builder.without_upload_tracking().build().expect("it fits").layer(upstream)
 }

@@ -11,7 +11,7 @@ use tower_service::Service;
     label = "the layer around it passes on `Request<{B}>`",
     note = "put `compat::MapRequestBodyLayer` around a client that accepts a single body type: \
             `MapRequestBodyLayer::new(tonic::body::Body::new)`, `MapRequestBodyLayer::new(reqwest::Body::wrap)`",
-    note = "a `TimeoutLayer` passes the body on unchanged if it is `untouched()`"
+    note = "a `TimeoutLayer` passes the body on unchanged if it is `without_upload_tracking()`"
 )]
 pub trait WrapBody<B>: Service<Request<B>, Response = Response<Self::Body>, Error = Self::ServiceError> {
     /// The response body.

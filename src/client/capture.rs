@@ -32,7 +32,7 @@ use crate::exchange::{self, AttemptProgress};
 ///
 /// let client = Client::builder(TokioExecutor::new()).build(Connector::new(TcpConnector::new()));
 /// let client = ServiceBuilder::new()
-///     .layer(TimeoutLayer::new(Timeouts::new()).untouched())
+///     .layer(TimeoutLayer::new(Timeouts::new()).without_upload_tracking())
 ///     .layer(CaptureLayer::new())
 ///     .service(client);
 /// # fn is_service(_: impl tower::Service<http::Request<axum::body::Body>>) {}

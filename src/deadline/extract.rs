@@ -51,7 +51,7 @@ impl IntoResponse for NoDeadline {
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
 /// let trusting = DeadlinePropagation::new().trust_everyone().expose();
-/// let limits = TimeoutLayer::new(Timeouts::new()).untouched().deadlines(trusting);
+/// let limits = TimeoutLayer::new(Timeouts::new()).without_upload_tracking().deadlines(trusting);
 /// let app = Router::new().route("/", get(report)).layer(limits);
 /// for (said, status) in [("200", 200), ("10", 504)] {
 ///     let request = Request::get("/").header("x-request-timeout-ms", said).body(Body::empty()).unwrap();

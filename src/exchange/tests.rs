@@ -165,7 +165,7 @@ async fn a_part_is_told_which_limit_dropped_it() {
 
     // that of a layer around it
     let (inside, log) = service(stuck, no_timeouts());
-    let around = tower_layer::Layer::layer(&limits.untouched(), inside);
+    let around = tower_layer::Layer::layer(&limits.without_upload_tracking(), inside);
     assert_eq!(around.oneshot(Request::new(())).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
     let why = "abandoned TimedOut(first_byte_timeout)";
     assert_eq!(told(&log), [format!("inner {why}"), format!("outer {why}")]);

@@ -180,7 +180,7 @@ impl UpstreamBuilder {
     /// Does not track the progress of request bodies, for an inner service that tracks it itself, as `ReverseProxy` does.
     ///
     /// For others the limit on the head begins at the call then, however long the upload takes.
-    pub fn untouched(mut self) -> Self {
+    pub fn without_upload_tracking(mut self) -> Self {
         self.tracks_uploads = false;
         self
     }

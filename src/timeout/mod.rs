@@ -41,7 +41,7 @@
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
 //! let stuck = service_fn(|_: Request<()>| std::future::pending::<Result<Response<Full<bytes::Bytes>>, std::io::Error>>());
-//! let layer = TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2))).untouched();
+//! let layer = TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2))).without_upload_tracking();
 //! let answer = layer.layer(stuck).oneshot(Request::new(())).await.unwrap();
 //! assert_eq!(answer.status(), 504);
 //! assert_eq!(BadGatewayCause::of(&answer), Some(BadGatewayCause::FirstByteTimeout));
@@ -205,7 +205,7 @@ impl<W> TimeoutLayer<W> {
     ///
     /// The timeout of the response head then starts at the call, unless the service tracks the upload itself, as
     /// `ReverseProxy` does.
-    pub fn untouched(self) -> TimeoutLayer<PassThrough> {
+    pub fn without_upload_tracking(self) -> TimeoutLayer<PassThrough> {
         TimeoutLayer { enforced: self.enforced, sweep: self.sweep, mode: PhantomData }
     }
 

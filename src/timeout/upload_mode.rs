@@ -19,7 +19,7 @@ use crate::free_list::free_list;
 #[diagnostic::on_unimplemented(
     message = "this layer tracks the upload of request bodies, and `{B}` is not a body",
     label = "`{B}` does not implement `http_body::Body`",
-    note = "`untouched()` makes a layer hand on whatever a request has as its body"
+    note = "`without_upload_tracking()` makes a layer hand on whatever a request has as its body"
 )]
 pub trait UploadMode<B>: sealed::Mode + sealed::Wrap<B, Wrapped = Self::Body> {
     /// The request body that the inner service gets.

@@ -20,7 +20,7 @@ pub fn proxy(
 ) -> Timeout<ReverseProxy<impl tower_upstream::client::Connect, Upload>, tower_upstream::timeout::PassThrough> {
     let target = url(address).parse().expect("a good target");
     let rules = ForwardingRules::new("edge-1").expect("a good name");
-    TimeoutLayer::new(timeouts).untouched().layer(ReverseProxy::builder(target, rules).build())
+    TimeoutLayer::new(timeouts).without_upload_tracking().layer(ReverseProxy::builder(target, rules).build())
 }
 
 async fn answered(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Got {

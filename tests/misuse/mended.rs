@@ -54,5 +54,5 @@ fn main() {
     serves(RetryLayer::new().layer(ClassifyLayer::new().layer(service_fn(raw))));
     serves(RetryLayer::new().layer(MapRequestBodyLayer::new(one_body).layer(Channel)));
     serves(TimeoutLayer::new(Timeouts::new()).layer(MapRequestBodyLayer::new(one_body).layer(Channel)));
-    serves_numbers(TimeoutLayer::new(Timeouts::new()).untouched().layer(service_fn(raw)));
+    serves_numbers(TimeoutLayer::new(Timeouts::new()).without_upload_tracking().layer(service_fn(raw)));
 }

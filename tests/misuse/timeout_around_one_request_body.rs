@@ -1,4 +1,4 @@
-//! A time limit around a client that takes one type of request body: `MapRequestBodyLayer` is missing, or `untouched()`.
+//! A time limit around a client that takes one type of request body: `MapRequestBodyLayer` is missing, or `without_upload_tracking()`.
 
 use std::convert::Infallible;
 use std::future::Ready;

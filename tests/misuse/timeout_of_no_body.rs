@@ -1,4 +1,4 @@
-//! A time limit watches what is no body: `untouched()` is missing.
+//! A time limit watches what is no body: `without_upload_tracking()` is missing.
 
 use bytes::Bytes;
 use http::{Request, Response};

@@ -208,7 +208,7 @@ enum HandsOn {
 impl HandsOn {
     async fn call(self, target: &str) -> axum::response::Response {
         let second = Request::post("/ledger").header("host", "ledger.test").body(Body::empty()).unwrap();
-        let stack = UpstreamLayer::builder("ledger").without_retry().untouched().build().unwrap();
+        let stack = UpstreamLayer::builder("ledger").without_retry().without_upload_tracking().build().unwrap();
         match self {
             Self::Error => proxy(target).oneshot(second).await.unwrap_err().into_response(),
             Self::Found => {
@@ -307,10 +307,11 @@ async fn a_page_says_that_nothing_was_processed_only_where_that_is_proven() {
         assert!(text(line).await.contains(UNKNOWN), "{how:?}");
         let classified = ErrorPageLayer::default().layer(inner).oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(classified).await.contains(UNKNOWN), "{how:?}");
-        let stack = UpstreamLayer::builder("shop").without_retry().untouched().build().unwrap();
+        let stack = UpstreamLayer::builder("shop").without_retry().without_upload_tracking().build().unwrap();
         let line = stack.layer(router.clone().into_service()).oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(line).await.contains(UNKNOWN), "{how:?}");
-        let stack = UpstreamLayer::builder("shop").error_page(ErrorPage::new()).without_retry().untouched();
+        let stack =
+            UpstreamLayer::builder("shop").error_page(ErrorPage::new()).without_retry().without_upload_tracking();
         let stack = stack.build().unwrap().layer(router.into_service());
         let answer = stack.oneshot(order().map(Body::new)).await.unwrap();
         assert!(text(answer).await.contains(UNKNOWN), "{how:?}");

@@ -50,7 +50,7 @@ impl Service<Request<MyBody>> for Client {
 
 #[tokio::test]
 async fn a_client_of_one_type_of_body_gets_it_from_an_adaptor() {
-    let layer = UpstreamLayer::builder("shop").without_retry().untouched().build().unwrap();
+    let layer = UpstreamLayer::builder("shop").without_retry().without_upload_tracking().build().unwrap();
     let client = MapRequestBodyLayer::new(|_: RequestBody<Full<Bytes>>| MyBody(std::cell::Cell::new(1))).layer(Client);
     let answer = layer.layer(client).oneshot(get()).await.unwrap();
     assert_eq!(text(answer).await, "mine");
@@ -98,8 +98,8 @@ without! {
     no_limiter_no_retry: without_limiter without_retry;
     no_circuit_no_retry: without_circuit without_retry;
     nothing_but_limits: without_limiter without_circuit without_retry;
-    all_parts_untouched: untouched;
-    nothing_but_limits_untouched: without_limiter without_circuit without_retry untouched;
+    all_parts_untouched: without_upload_tracking;
+    nothing_but_limits_untouched: without_limiter without_circuit without_retry without_upload_tracking;
 }
 
 /// Compiles, and is never called.

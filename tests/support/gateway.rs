@@ -113,7 +113,7 @@ impl Gateway {
         let (seen, address) = (Seen::default(), listener.local_addr().unwrap());
         let layer = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge").unwrap()).observer(seen.clone());
         let proxy = builder.build::<ReplayBody<Incoming>>();
-        let limits = TimeoutLayer::new(short()).untouched();
+        let limits = TimeoutLayer::new(short()).without_upload_tracking();
         let service = move |peer: SocketAddr| {
             let caller = ClientInfo::new(Some(peer.ip()), Scheme::Http);
             layer.layer(retry.layer(limits.layer(proxy.client_info(caller))))
@@ -127,7 +127,7 @@ impl Gateway {
         C::Future: 'static,
     {
         let seen = Seen::default();
-        let limits = TimeoutLayer::new(timeouts).untouched();
+        let limits = TimeoutLayer::new(timeouts).without_upload_tracking();
         let member = ProxyStatus::new("edge").unwrap();
         let layer = ClassifyLayer::new().proxy_status(member).observer(seen.clone());
         let proxy = builder.build::<Incoming>();
