@@ -168,7 +168,7 @@ fn an_axum_app_answers_as_its_curl_lines_say() {
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();
     assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
-    assert_eq!(rest, "drained: All\n");
+    assert_eq!(rest, "drained: Complete\n");
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn an_app_refuses_what_comes_too_late() {
         let answer = get(address, "/", &format!("x-request-timeout-ms: {left}"));
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     }
-    assert!(get(address, "/status", "x: y").contains("passed: 1"));
+    assert!(get(address, "/status", "x: y").contains("expired: 1"));
 }
 
 #[test]
