@@ -61,7 +61,7 @@ impl AttemptContext {
 /// ```
 /// use tower_upstream::{BadGatewayCause, classify::Classification};
 ///
-/// let verdict: Verdict = BadGatewayCause::ContentCoding.into();
+/// let verdict: Classification = BadGatewayCause::ContentCoding.into();
 /// assert_eq!(verdict.cause(), BadGatewayCause::ContentCoding);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

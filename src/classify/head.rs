@@ -24,16 +24,16 @@ pub enum Expected {
 /// refused: the end of such a message cannot be determined, so the connection must not be used again.
 ///
 /// ```
-/// use tower_upstream::{BadGatewayCause, classify::{Asked, check_head}};
+/// use tower_upstream::{BadGatewayCause, classify::{Expected, check_head}};
 ///
 /// let head = http::Response::builder().status(101).body(()).unwrap();
-/// assert_eq!(check_head(&head, Asked::Answer).unwrap().cause(), BadGatewayCause::UpgradeFailed);
-/// assert_eq!(check_head(&head, Asked::Upgrade), None);
+/// assert_eq!(check_head(&head, Expected::Response).unwrap().cause(), BadGatewayCause::UpgradeFailed);
+/// assert_eq!(check_head(&head, Expected::Upgrade), None);
 /// ```
-pub fn check_head<B>(head: &Response<B>, asked: Expected) -> Option<Classification> {
+pub fn check_head<B>(head: &Response<B>, expected: Expected) -> Option<Classification> {
     let status = head.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return (asked == Expected::Response).then(|| {
+        return (expected == Expected::Response).then(|| {
             Classification::new(Cause::UpgradeFailed).detail(Detail::Text("a 101 that nobody had asked for"))
         });
     }

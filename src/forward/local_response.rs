@@ -26,7 +26,7 @@ pub enum Rejection {
 /// let (mut parts, ()) = http::Request::get("/").body(()).unwrap().into_parts();
 /// let upstream = "10.0.0.7:8080".parse().unwrap();
 /// let rejection = ForwardingRules::new("edge").unwrap().request(&mut parts, &ClientInfo::unknown(), &upstream).unwrap_err();
-/// let Rejection::Answer(answer) = rejection else { panic!("no loop") };
+/// let Rejection::Respond(answer) = rejection else { panic!("no loop") };
 /// let response = answer.into_response::<Bytes>();
 /// assert_eq!(response.status(), 400);
 /// assert_eq!(response.body(), "Bad Request: the request has no Host field\n");
