@@ -63,7 +63,7 @@ pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
     /// A circuit for the upstream of this name, with the defaults of [`CircuitBreakerLayer`].
     fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>>;
 
-    /// Limits of the time; the inner service gets its body as [`Upload`](crate::body::TrackedUpload).
+    /// Adds timeouts; the inner service gets its body as [`TrackedUpload`](crate::body::TrackedUpload).
     fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>>;
 
     /// The rules of forwarding, for a client that does not keep them.

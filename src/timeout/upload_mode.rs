@@ -26,7 +26,7 @@ pub trait UploadMode<B>: sealed::Mode + sealed::Wrap<B, Wrapped = Self::Body> {
     type Body;
 }
 
-/// The inner service gets [`Upload<B>`](Upload), so that a slow client is told from a slow upstream.
+/// The inner service gets [`TrackedUpload<B>`](TrackedUpload), which tells a slow client from a slow upstream.
 #[derive(Clone, Copy, Debug)]
 pub enum TrackUpload {}
 
