@@ -4,8 +4,8 @@
 #![cfg(test)]
 #![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
 
-#[path = "../../src/engine"]
-mod engine {
+#[path = "../../src/exchange"]
+mod exchange {
     pub(crate) mod entry;
 }
 #[path = "../../src/limit"]

@@ -1,4 +1,4 @@
-//! Models of `src/engine/entry.rs`: a body between its consumer, which polls and drops it, and the sweep.
+//! Models of `src/exchange/entry.rs`: a body between its consumer, which polls and drops it, and the sweep.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -7,7 +7,7 @@ use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 
-use crate::engine::entry::{Activity, Entry, Registry};
+use crate::exchange::entry::{Activity, Entry, Registry};
 
 /// Counts how often it was given back.
 struct Permit(Arc<AtomicUsize>);
