@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use libfuzzer_sys::fuzz_target;
-use tower_upstream::forward::{Caller, ForwardedFields, HostPolicy, Rejection, Rules, Scheme, Trust};
+use tower_upstream::forward::{ClientInfo, ForwardedFields, ForwardingRules, HostPolicy, Rejection, Scheme, Trust};
 
 const METHODS: [&str; 4] = ["GET", "OPTIONS", "TRACE", "CONNECT"];
 const VERSIONS: [Version; 4] = [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2, Version::HTTP_3];
@@ -21,13 +21,13 @@ fuzz_target!(|data: &[u8]| {
     let [choice, exchange, rest @ ..] = data else { return };
     let mut lines = rest.split(|&byte| byte == b'\n');
 
-    let trust = if choice & 1 == 0 { Trust::Nobody } else { Trust::Caller };
+    let trust = if choice & 1 == 0 { Trust::None } else { Trust::Client };
     let host = if choice & 2 == 0 { HostPolicy::Preserve } else { HostPolicy::Upstream };
     let fields = FIELDS[usize::from(choice >> 2 & 3)];
-    let rules = Rules::new("edge-1").unwrap().trust(trust).host(host).fields(fields);
+    let rules = ForwardingRules::new("edge-1").unwrap().trust(trust).host(host).fields(fields);
     let caller = match choice >> 4 & 1 {
-        0 => Caller::unknown(),
-        _ => Caller::new(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), Scheme::Https),
+        0 => ClientInfo::unknown(),
+        _ => ClientInfo::new(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), Scheme::Https),
     };
 
     let (mut parts, ()) = Request::new(()).into_parts();
@@ -60,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
             assert!(matches!(again, Err(Rejection::Loop)) || exchange & 3 != 0 && again.is_err());
             asked
         }
-        Err(Rejection::Answer(refusal)) => {
+        Err(Rejection::Respond(refusal)) => {
             refusal.into_response::<Bytes>();
             None
         }

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use libfuzzer_sys::fuzz_target;
-use tower_upstream::cause::{ProxyStatus, members};
+use tower_upstream::cause::{ProxyStatus, entries};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut headers = HeaderMap::new();
@@ -13,19 +13,19 @@ fuzz_target!(|bytes: &[u8]| {
             headers.append("proxy-status", line);
         }
     }
-    let read = members(&headers);
-    for member in &read {
-        assert!(member.name().is_ascii());
-        assert!(member.received_status().is_none_or(|status| (100..1_000).contains(&status)));
-        assert!(member.error().is_none_or(|error| !error.is_empty() && !error.contains([' ', '"', ','])));
+    let read = entries(&headers);
+    for entry in &read {
+        assert!(entry.name().is_ascii());
+        assert!(entry.received_status().is_none_or(|status| (100..1_000).contains(&status)));
+        assert!(entry.error().is_none_or(|error| !error.is_empty() && !error.contains([' ', '"', ','])));
         // What was read as a name can be written, and reads as the same name.
-        if let Ok(status) = ProxyStatus::new(member.name()) {
+        if let Ok(status) = ProxyStatus::new(entry.name()) {
             let mut headers = HeaderMap::new();
             status.append_received(&mut headers, StatusCode::OK);
             // Of a name near the bound on a whole field nothing is left to read.
-            assert!(member.name().len() > 8_000 || members(&headers)[0].name() == member.name());
+            assert!(entry.name().len() > 8_000 || entries(&headers)[0].name() == entry.name());
         } else {
-            assert!(member.name().is_empty());
+            assert!(entry.name().is_empty());
         }
     }
 });
