@@ -72,7 +72,7 @@ const POOL_IDLE: Duration = Duration::from_secs(3);
 /// As many requests may be in flight in any case.
 const LEAST: u32 = 100;
 /// The largest request head, and the most that is kept of a response for a client that does not read.
-const BUFFER: usize = 32 << 10;
+const BUFFER: usize = 16 << 10;
 /// How long running requests may take once SIGTERM has come.
 const DRAIN: Duration = Duration::from_secs(30);
 
