@@ -250,19 +250,19 @@ impl Component for Breaker {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn admit(&self, call: &CallContext) -> Result<Permit, Rejection> {
         self.core.circuit.try_acquire().map_or_else(|| self.try_acquire_slow(call.now), Ok)
     }
 
-    #[inline(always)]
+    #[inline]
     fn answered(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
         if !outcome.is_plain() || permit.is_probe() {
             self.head(permit, call, outcome);
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn settle(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         let verdict = CallResult::of(outcome, circuit.statuses());

@@ -81,14 +81,14 @@ impl<P: Spec> AttemptState<P> {
     }
 
     /// Asks the components of an attempt to admit it.
-    #[inline(always)]
+    #[inline]
     pub(super) fn admit(&mut self, config: &Config<P>, call: &CallContext) -> Result<(), super::Rejection> {
         self.permit = Some(config.per_attempt.admit(self.context.as_ref().unwrap_or(call))?);
         Ok(())
     }
 
     /// A response head has come.
-    #[inline(always)]
+    #[inline]
     pub(super) fn on_head<X>(
         &mut self,
         config: &Config<P>,
@@ -117,7 +117,7 @@ impl<P: Spec> AttemptState<P> {
     }
 
     /// The attempt is over.
-    #[inline(always)]
+    #[inline]
     pub(super) fn complete(&mut self, config: &Config<P>, call: &CallContext, outcome: &Outcome) {
         if let Some(permit) = self.permit.take() {
             config.per_attempt.settle(permit, self.context.as_ref().unwrap_or(call), outcome);
@@ -167,13 +167,13 @@ impl<P: Spec> CallState<P> {
     }
 
     /// The settings with which the call began.
-    #[inline(always)]
+    #[inline]
     pub(super) fn config(&self) -> &Config<P> {
         self.config.as_deref().expect(IN_USE)
     }
 
     /// The settings, and everything else.
-    #[inline(always)]
+    #[inline]
     pub(super) fn split(&mut self) -> Split<'_, P> {
         let Self { config, context, permit, attempt, notes, .. } = self;
         Split { config: config.as_deref().expect(IN_USE), context, permit, attempt, notes }
@@ -185,7 +185,7 @@ impl<P: Spec> CallState<P> {
     }
 
     /// The head of the call's response goes to the client.
-    #[inline(always)]
+    #[inline]
     pub(super) fn on_response(&mut self, outcome: &Outcome) {
         let Split { config, context, permit, .. } = self.split();
         if let Some(permit) = permit {
@@ -202,7 +202,7 @@ impl<P: Spec> CallState<P> {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn complete(&mut self, outcome: &Outcome) {
         let Split { config, context, permit, attempt, .. } = self.split();
         attempt.complete(config, context, outcome);
@@ -244,7 +244,7 @@ pub(crate) struct Active<P: Spec>(Option<Pin<Box<ActiveCall<P>>>>);
 
 impl<P: Spec> Active<P> {
     /// A call that begins now.
-    #[inline(always)]
+    #[inline]
     pub(super) fn begin(config: Ref<Config<P>>, now: Instant) -> Self {
         let mut call = P::spare_calls()
             .acquire()
@@ -255,35 +255,35 @@ impl<P: Spec> Active<P> {
         Self(Some(call))
     }
 
-    #[inline(always)]
+    #[inline]
     fn call(&mut self) -> ActiveCallProjection<'_, P> {
         self.0.as_mut().expect(IN_USE).as_mut().project()
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn state(&mut self) -> &mut CallState<P> {
         self.call().state
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn get(&self) -> &CallState<P> {
         &self.0.as_ref().expect(IN_USE).as_ref().get_ref().state
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn timer(&mut self) -> Pin<&mut Option<Sleep>> {
         self.call().timer
     }
 
     /// The timer, and everything else.
-    #[inline(always)]
+    #[inline]
     pub(super) fn parts(&mut self) -> (Pin<&mut Option<Sleep>>, &mut CallState<P>) {
         let ActiveCallProjection { timer, state } = self.call();
         (timer, state)
     }
 
     /// The call is over.
-    #[inline(always)]
+    #[inline]
     pub(super) fn complete(mut self, outcome: &Outcome) {
         self.state().complete(outcome);
         if let Some(call) = self.0.take() {
@@ -292,7 +292,7 @@ impl<P: Spec> Active<P> {
     }
 
     /// Moves it on, from a future to its body.
-    #[inline(always)]
+    #[inline]
     pub(super) fn take(&mut self) -> Self {
         Self(self.0.take())
     }
@@ -315,7 +315,7 @@ fn cancel<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
 }
 
 /// Puts a box where the next call finds it; what the next call overwrites may stay, unless it holds something.
-#[inline(always)]
+#[inline]
 fn recycle<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
     let ActiveCallProjection { mut timer, state } = call.as_mut().project();
     if timer.is_some() {

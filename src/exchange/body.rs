@@ -46,7 +46,7 @@ pub(crate) trait MakeBody<T> {
 }
 
 impl<T> MakeBody<T> for T {
-    #[inline(always)]
+    #[inline]
     fn make(body: T) -> Self {
         body
     }
@@ -73,6 +73,19 @@ impl<E> BodyStage<E> {
             Err(Ok(trailers)) => Self::Trailers(Box::new(trailers)),
             Err(Err(_)) => Self::Reading,
         }
+    }
+
+    /// Takes what the next poll returns without asking the inner body.
+    fn take(&mut self) -> Option<Result<Frame<Bytes>, E>> {
+        let (frame, next) = match std::mem::replace(self, Self::Done) {
+            Self::Reading => (None, Self::Reading),
+            Self::Data(data) => (Some(Ok(Frame::data(data))), Self::Reading),
+            Self::Trailers(trailers) => (Some(Ok(Frame::trailers(*trailers))), Self::Reading),
+            Self::Failing(error) => (Some(Err(error)), Self::Done),
+            Self::Done => (None, Self::Done),
+        };
+        *self = next;
+        frame
     }
 }
 
@@ -103,7 +116,7 @@ impl BodyState {
     }
 
     /// A response is handed on whose body goes on.
-    #[inline(always)]
+    #[inline]
     pub(super) fn begin(&mut self, version: Version, summary: ResponseSummary) {
         (self.version, self.summary, self.waiting) = (version, Some(summary), false);
     }
@@ -126,45 +139,42 @@ enum BodyEvent {
 }
 
 impl<Y, P: Spec> ExchangeBody<Y, P> {
-    /// The body of a call that is over with its head.
-    #[inline(always)]
-    pub(super) fn ended(inner: Y, stage: BodyStage<BodyErrorOf<P>>) -> Self {
-        Self { inner: Some(inner), stage, call: BodyCall::Over }
-    }
-
-    /// The body of a call that goes on.
-    #[inline(always)]
-    pub(super) fn open(inner: Y, stage: BodyStage<BodyErrorOf<P>>, call: Active<P>) -> Self
+    /// The response body of a call that goes on; `None`: the call is over with its head.
+    #[inline]
+    pub(super) fn new(mut inner: Y, stage: BodyStage<BodyErrorOf<P>>, call: Option<Active<P>>) -> Self
     where
         Y: Body<Data = Bytes>,
         P::Errors: BodyMode<Y>,
     {
-        let sweeps_short = P::Errors::SWEEPS_SHORT || call.get().context.flow_controlled;
-        let mut body = Self { inner: Some(inner), stage, call: BodyCall::Own(call) };
-        if let Some(inner) = &mut body.inner {
-            let short = || inner.size_hint().exact().is_some_and(|length| length <= SHORT);
-            if sweeps_short || !short() {
-                body.call.register(|| P::Errors::share(inner));
+        let call = match call {
+            None => BodyCall::Over,
+            Some(call) if P::Errors::SWEEPS_SHORT || call.get().context.flow_controlled || !is_short(&inner) => {
+                register(call, || P::Errors::share(&mut inner))
             }
-        }
-        body
+            Some(call) => BodyCall::Own(call),
+        };
+        Self { inner: Some(inner), stage, call }
     }
 }
 
-impl<P: Spec> BodyCall<P> {
-    /// Shares the call with the sweep, where a timeout applies also while nothing polls the body.
-    #[inline(never)]
-    fn register(&mut self, share: impl FnOnce() -> Option<Arc<dyn Detach>>) {
-        let Self::Own(call) = self else { return };
-        let state = call.get();
-        let timeouts = state.body_timeouts();
-        if !timeouts.are_swept() {
-            return;
-        }
-        let sweep = state.config().sweep.clone();
-        *self = Self::Swept(sweep.register(call.take(), timeouts, share()));
-    }
+/// Whether a body has a known length of at most [`SHORT`].
+fn is_short(body: &impl Body) -> bool {
+    body.size_hint().exact().is_some_and(|length| length <= SHORT)
+}
 
+/// Shares the call with the sweep, where a timeout applies also while nothing polls the body.
+#[inline(never)]
+fn register<P: Spec>(mut call: Active<P>, share: impl FnOnce() -> Option<Arc<dyn Detach>>) -> BodyCall<P> {
+    let state = call.get();
+    let timeouts = state.body_timeouts();
+    if !timeouts.are_swept() {
+        return BodyCall::Own(call);
+    }
+    let sweep = state.config().sweep.clone();
+    BodyCall::Swept(sweep.register(call.take(), timeouts, share()))
+}
+
+impl<P: Spec> BodyCall<P> {
     /// Takes the call, as its body is over; `None` if it is over already.
     fn take(&mut self) -> Option<Active<P>> {
         match std::mem::replace(self, Self::Over) {
@@ -308,7 +318,7 @@ impl<P: Spec> CallState<P> {
 
 impl<P: Spec> Active<P> {
     /// The body is over; `broken` says if it failed, and of what.
-    #[inline(always)]
+    #[inline]
     fn complete_body(mut self, broken: Option<(BadGatewayCause, Option<Failure>)>) {
         let Some(summary) = self.state().body.summary.take() else { return };
         let summary = match broken {
@@ -351,23 +361,17 @@ where
     #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyErrorOf<P>>>> {
         let mut this = self.project();
-        let event = match std::mem::replace(this.stage, BodyStage::Reading) {
+        let event = match this.stage {
             BodyStage::Reading => ready!(this.poll_inner(cx)),
-            BodyStage::Data(data) => this.held(Frame::data(data), cx),
-            BodyStage::Trailers(trailers) => this.held(Frame::trailers(*trailers), cx),
-            BodyStage::Failing(error) => {
-                *this.stage = BodyStage::Done;
-                return Poll::Ready(Some(Err(error)));
-            }
-            BodyStage::Done => {
-                *this.stage = BodyStage::Done;
-                return Poll::Ready(None);
-            }
+            _ => match this.stage.take() {
+                Some(Ok(frame)) => this.held(frame, cx),
+                last => return Poll::Ready(last),
+            },
         };
         let frame = match event {
             Ok(BodyEvent::Frame(frame)) => {
-                if let BodyCall::Own(_) = this.call {
-                    this.call.register(|| None);
+                if let BodyCall::Own(call) = this.call {
+                    *this.call = register(call.take(), || None);
                 }
                 return Poll::Ready(Some(Ok(frame)));
             }

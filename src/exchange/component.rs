@@ -169,7 +169,7 @@ pub(crate) struct ResponseSummary {
 
 impl ResponseSummary {
     /// The head; only one that is no success is looked at closely.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn of<B>(answer: &Response<B>) -> Self {
         let status = answer.status();
         let mut shown = Self { status: Some(status), cause: None, failure: None, pushed_back: false };
@@ -202,7 +202,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    #[inline(always)]
+    #[inline]
     pub(crate) fn of(shown: ResponseSummary, at_once: bool) -> Self {
         Self { shown, at_once, now: OnceCell::new() }
     }
@@ -232,7 +232,7 @@ impl Outcome {
         Self { now: OnceCell::from(now), ..self }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn into_shown(self) -> ResponseSummary {
         self.shown
     }
@@ -248,7 +248,7 @@ impl Outcome {
     }
 
     /// A status below 400 and nothing that failed.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.shown.cause.is_none() && self.shown.status.is_some_and(|status| status.as_u16() < 400)
     }

@@ -93,7 +93,7 @@ where
     P::Requests: RequestMode<B>,
     S: WrapBody<RequestBodyOf<P, B>>,
 {
-    #[inline(always)]
+    #[inline]
     pub(super) fn new(
         state: StateOf<S, B, P>,
         active: Active<P>,
@@ -121,7 +121,7 @@ where
 {
     /// Polls for a response with the body `T` of a middleware, made in the step that makes the driver's: to move a
     /// response again costs 40 instructions (callgrind).
-    #[inline(always)]
+    #[inline]
     pub(crate) fn poll_as<T>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<OutputAs<T, P, E, X>>
     where
         T: MakeBody<BodyOf<P, E, X>>,
@@ -131,29 +131,25 @@ where
             let entered = this.active.get().attempt.span.enter();
             let polled = call.poll(cx);
             drop(entered);
-            // the ordinary response on the straight path and in place: it is large
-            return match polled {
-                Poll::Ready(Ok(mut response)) if this.is_ordinary(&response) => {
-                    this.disarm();
-                    match this.poll_first(&mut response, cx) {
-                        Poll::Ready(Ok(stage)) => {
-                            if response.status().as_u16() < 400 {
-                                return Poll::Ready(Ok(this.respond(response, stage)));
-                            }
-                            this.respond_annotated(response, stage)
-                        }
-                        first => this.on_first_slow(response, first, cx),
+            match polled {
+                Poll::Ready(Ok(mut response)) => {
+                    if !this.is_ordinary(&response) {
+                        return this.on_result_slow(Ok(response), cx).map(as_body);
                     }
+                    this.disarm();
+                    return match this.poll_first(&mut response, cx) {
+                        Poll::Ready(Ok(stage)) if response.status().as_u16() < 400 => {
+                            Poll::Ready(Ok(this.respond(response, stage)))
+                        }
+                        first => this.on_first_slow(response, first, cx).map(as_body),
+                    };
                 }
-                Poll::Pending => {
-                    this.active.state().context.waited = true;
-                    this.poll_slow(true, cx)
-                }
-                Poll::Ready(result) => this.on_result_slow(result, cx),
+                Poll::Ready(Err(error)) => return this.on_result_slow(Err(error), cx).map(as_body),
+                Poll::Pending => this.active.state().context.waited = true,
             }
-            .map(|result| result.map(|response| response.map(T::make)));
+            return this.poll_slow(true, cx).map(as_body);
         }
-        this.poll_slow(false, cx).map(|result| result.map(|response| response.map(T::make)))
+        this.poll_slow(false, cx).map(as_body)
     }
 }
 
@@ -167,13 +163,13 @@ where
     X: Body<Data = Bytes>,
 {
     /// A plain head that shows nothing which another attempt could mend.
-    #[inline(always)]
+    #[inline]
     fn is_ordinary(&self, response: &Response<X>) -> bool {
         let (Some(round), None) = (&self.round, &self.hedge) else { return false };
         P::Errors::is_plain(response) && self.active.get().config().requests.passes(round, response)
     }
 
-    #[inline(always)]
+    #[inline]
     fn disarm(&mut self) {
         let mut timer = self.active.timer();
         if timer.is_some() {
@@ -182,7 +178,7 @@ where
     }
 
     /// Polls for the body's first frame, if the head waits for it.
-    #[inline(always)]
+    #[inline]
     fn poll_first(
         &self,
         response: &mut Response<X>,
@@ -232,12 +228,6 @@ where
             Some(output) => Poll::Ready(output),
             None => self.poll_slow(false, cx),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn respond_annotated(mut self, response: Response<X>, stage: BodyStage<BodyErrorOf<P>>) -> Poll<Output<P, E, X>> {
-        Poll::Ready(Ok(self.respond(response, stage)))
     }
 
     /// One step of a call that is not ordinary; `polled`: the attempt was just found pending.
@@ -427,7 +417,7 @@ where
     }
 
     /// The head goes to the client, and shows no failure that another attempt could mend.
-    #[inline(always)]
+    #[inline]
     fn respond<T: MakeBody<BodyOf<P, E, X>>>(
         &mut self,
         mut response: Response<X>,
@@ -469,7 +459,7 @@ where
         response.map(|_| T::make(ExchangeBody::from(page)))
     }
 
-    #[inline(always)]
+    #[inline]
     fn finish<T: MakeBody<BodyOf<P, E, X>>>(
         &mut self,
         response: Response<X>,
@@ -483,13 +473,16 @@ where
         }
         call.on_response(&outcome);
         // nothing of the upstream is held any more, however slowly its client reads
-        if !P::Errors::TRACKS_BODY || matches!(stage, BodyStage::Done) || response.body().is_end_stream() {
+        let ended = !P::Errors::TRACKS_BODY || matches!(stage, BodyStage::Done) || response.body().is_end_stream();
+        let active = if ended {
             active.complete(&outcome);
-            return response.map(|body| T::make(ExchangeBody::ended(P::Errors::inner(body), stage)));
-        }
-        call.responded = true;
-        call.body.begin(response.version(), outcome.into_shown());
-        response.map(|body| T::make(ExchangeBody::open(P::Errors::inner(body), stage, active)))
+            None
+        } else {
+            call.responded = true;
+            call.body.begin(response.version(), outcome.into_shown());
+            Some(active)
+        };
+        response.map(|body| T::make(ExchangeBody::new(P::Errors::inner(body), stage, active)))
     }
 
     /// The inner service returned its error.
@@ -764,6 +757,11 @@ where
         self.active.take().complete(&outcome);
         response
     }
+}
+
+/// The result with the body of a middleware.
+fn as_body<T: MakeBody<Y>, Y, E>(result: Result<Response<Y>, E>) -> Result<Response<T>, E> {
+    result.map(|response| response.map(T::make))
 }
 
 /// When a local response says that it is worth trying again.

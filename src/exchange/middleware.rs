@@ -99,7 +99,7 @@ macro_rules! middleware_body {
         }
 
         impl<$x $(, $w: $bound)?> $crate::exchange::MakeBody<$crate::exchange::ExchangeBody<$inner, $spec>> for $body<$x $(, $w)?> {
-            #[inline(always)]
+            #[inline]
             fn make(body: $crate::exchange::ExchangeBody<$inner, $spec>) -> Self {
                 Self { body }
             }

@@ -54,9 +54,6 @@
 //! frame that is there) takes the straight path: one branch, no box, no lock, no second reading of the clock; everything else is
 //! in cold functions that return `None` where the call goes on.
 
-// calls that are not inlined move requests and responses about: measured
-#![allow(clippy::inline_always)]
-
 mod active;
 mod body;
 mod component;

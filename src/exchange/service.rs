@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::active::{Active, Split};
 use super::future::{ExchangeFuture, State};
 use super::keyed::PerKey;
-use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, Spec};
+use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, RoundOf, Spec};
 use super::{BoxError, Component, Handle, Ref, Rejection, TimeoutPolicy};
 use crate::body::WrapBody;
 use crate::cause::{ClientCall, ClientCalls};
@@ -51,9 +51,9 @@ enum Readiness {
     Ready,
     Pending,
     /// The inner service never becomes ready.
-    Failed(BoxError),
+    Failed(Box<BoxError>),
     /// Calls are rejected, so that the inner service was not polled: it must not be called.
-    Rejected(Instant, Rejection),
+    Rejected(Box<(Instant, Rejection)>),
 }
 
 impl<S, P: Spec> Exchange<S, P> {
@@ -97,7 +97,7 @@ impl<S, P: Spec> Exchange<S, P> {
     {
         if P::PerAttempt::REFUSES && !P::WAITS {
             if let Some((now, rejection)) = self.config.per_attempt.refuses() {
-                self.readiness = Readiness::Rejected(now, rejection);
+                self.readiness = Readiness::Rejected(Box::new((now, rejection)));
                 return Poll::Ready(Ok(()));
             }
         }
@@ -106,7 +106,7 @@ impl<S, P: Spec> Exchange<S, P> {
         }
         self.readiness = match self.inner.poll_ready(cx) {
             Poll::Ready(Ok(())) => Readiness::Ready,
-            Poll::Ready(Err(error)) => Readiness::Failed(P::Errors::not_ready(error)?),
+            Poll::Ready(Err(error)) => Readiness::Failed(Box::new(P::Errors::not_ready(error)?)),
             // what waits here would wait under no timeout
             Poll::Pending if P::WAITS => Readiness::Pending,
             Poll::Pending => return Poll::Pending,
@@ -145,7 +145,7 @@ impl<S, P: Spec> Exchange<S, P> {
         let readiness = match inner.poll_ready(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(Ok(())) => Readiness::Ready,
             Poll::Ready(Err(error)) => match P::Errors::not_ready(error) {
-                Ok(error) => Readiness::Failed(error),
+                Ok(error) => Readiness::Failed(Box::new(error)),
                 Err(_) => Readiness::NotPolled,
             },
             Poll::Pending => Readiness::Pending,
@@ -177,7 +177,7 @@ where
 }
 
 /// Begins a call.
-#[inline(always)]
+#[inline]
 fn begin<S, B, P, X, E>(
     inner: &mut S,
     readiness: Readiness,
@@ -191,7 +191,8 @@ where
     P::Errors: ResponseMode<E, X>,
     S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
 {
-    if let Readiness::Rejected(now, rejection) = readiness {
+    if let Readiness::Rejected(rejected) = readiness {
+        let (now, rejection) = *rejected;
         return reject_early(config, now, rejection, request);
     }
     let now = Instant::now();
@@ -234,42 +235,40 @@ where
         body
     });
     let Some(round) = round else { unreachable!("the body was mapped") };
+    let Readiness::Ready = readiness else { return begin_slow(inner, readiness, active, round, template, request) };
     let entered = attempt.span.enter();
     let calls = ClientCalls::begin();
-    let (state, template) = match readiness {
-        Readiness::Ready => {
-            let state = State::Attempt { call: inner.call(request) };
-            let template = if config.requests.may_repeat(&round) { template.map(|hold| hold()) } else { None };
-            (state, template)
-        }
-        other => begin_slow(inner, other, P::WAITS, template, request),
-    };
+    let call = inner.call(request);
     drop(entered);
     attempt.calls = P::Errors::count(calls);
-    ExchangeFuture::new(state, active, Some(round), template)
+    let template = if config.requests.may_repeat(&round) { template.map(|hold| hold()) } else { None };
+    ExchangeFuture::new(State::Attempt { call }, active, Some(round), template)
 }
 
-/// How the first attempt was begun, and the template for others.
-type Started<F, X, S, W> = (State<F, X, S, W>, Option<Ref<Template<S>>>);
-
-/// The inner service has not said that it is ready.
+/// Begins a call whose inner service has not said that it is ready.
 #[cold]
 #[inline(never)]
-fn begin_slow<F, X, S, W>(
+fn begin_slow<S, B, P>(
     inner: &mut S,
     readiness: Readiness,
-    waits: bool,
+    mut active: Active<P>,
+    round: RoundOf<P, B>,
     template: Option<impl FnOnce() -> Ref<Template<S>>>,
-    request: Request<W>,
-) -> Started<F, X, S, W>
+    request: Request<RequestBodyOf<P, B>>,
+) -> ExchangeFuture<S, B, P>
 where
-    S: tower_service::Service<Request<W>, Future = F>,
+    P: Spec,
+    P::Requests: RequestMode<B>,
+    S: WrapBody<RequestBodyOf<P, B>>,
 {
     let template = template.map(|hold| hold());
+    let attempt = &mut active.state().attempt;
+    let entered = attempt.span.enter();
+    let calls = ClientCalls::begin();
     let state = match (readiness, &template) {
-        (Readiness::Failed(error), _) => State::Failed { error: Some(Box::new(error)) },
+        (Readiness::Failed(error), _) => State::Failed { error: Some(error) },
         // the service that waits keeps its place in the queue
-        (Readiness::Pending | Readiness::NotPolled, Some(template)) if waits => {
+        (Readiness::Pending | Readiness::NotPolled, Some(template)) if P::WAITS => {
             let next = (template.clone)(inner);
             let waiting = (std::mem::replace(inner, next), request);
             State::NotReady { waiting: Some(Box::new(waiting)) }
@@ -277,7 +276,9 @@ where
         // that is for the inner service to say
         _ => State::Attempt { call: inner.call(request) },
     };
-    (state, template)
+    drop(entered);
+    attempt.calls = P::Errors::count(calls);
+    ExchangeFuture::new(state, active, Some(round), template)
 }
 
 /// The inner service is not called: its readiness is given to other callers.

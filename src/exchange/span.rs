@@ -14,7 +14,7 @@ pub(crate) struct AttemptSpan(Option<Box<Span>>);
 
 impl AttemptSpan {
     /// Opens the span of a request that was sent `resends` times before.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn open<B>(request: &Request<B>, resends: u32) -> Self {
         if tracing::span_enabled!(target: "tower_upstream", Level::DEBUG) {
             return Self(Some(Box::new(open(request, resends))));
@@ -23,13 +23,13 @@ impl AttemptSpan {
     }
 
     /// Enters the span until the guard is dropped.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn enter(&self) -> Option<Entered<'_>> {
         self.0.as_ref().map(|span| span.enter())
     }
 
     /// Records the attempt's response.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn on_response<B>(&self, response: &Response<B>) {
         if let Some(span) = &self.0 {
             record_response(span, response);

@@ -53,7 +53,7 @@ pub enum FailureSignal<'a> {
 
 impl<'a> FailureSignal<'a> {
     /// Reads a response; `None` if it is not a failure that a retry could fix.
-    #[inline(always)]
+    #[inline]
     pub fn of<B>(response: &'a Response<B>, protocol: RpcProtocol) -> Option<Self> {
         let extensions = response.extensions();
         if let Some(failure) = extensions.get::<Failure>() {

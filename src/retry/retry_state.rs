@@ -59,7 +59,7 @@ impl StartedState {
     /// Takes the body as well, of which `body_cap` bytes are kept at most.
     ///
     /// The request is neither an argument nor a result: moving it would be most of the layer's cost.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn with_body<B: http_body::Body<Data = bytes::Bytes>>(
         self,
         body_cap: usize,
@@ -77,7 +77,7 @@ impl StartedState {
 }
 
 /// Collects the facts of a request, and copies its head if a retry may be possible.
-#[inline(always)]
+#[inline]
 pub(crate) fn begin_at<B>(
     settings: &Settings,
     request: &Request<B>,
@@ -93,7 +93,7 @@ pub(crate) fn begin_at<B>(
 }
 
 impl RequestFacts {
-    #[inline(always)]
+    #[inline]
     fn of<B>(request: &Request<B>) -> Self {
         let extensions = request.extensions();
         let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
@@ -129,7 +129,7 @@ impl StartedState {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn record_call<B>(
         settings: &Settings,
         request: &Request<B>,
@@ -168,13 +168,13 @@ impl<B> RetryState<B> {
     }
 
     /// Whether a response is returned without further checks.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn is_final<R>(&self, response: &Response<R>) -> bool {
         FailureSignal::of(response, self.request.protocol).is_none()
     }
 
     /// Records a successful response.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn on_success<R>(&mut self, settings: &Settings, response: &mut Response<R>) {
         if self.request.counted {
             settings.budget.succeed();
@@ -311,7 +311,7 @@ impl<B> RetryState<B> {
     }
 
     /// Whether another attempt is possible, as far as it was known at the beginning.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn may_repeat(&self) -> bool {
         self.source.is_some()
     }

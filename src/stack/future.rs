@@ -72,7 +72,7 @@ pin_project! {
 }
 
 impl<X> MakeBody<ExchangeBody<SharedBody<X>, StackSpec>> for UpstreamBody<X> {
-    #[inline(always)]
+    #[inline]
     fn make(body: ExchangeBody<SharedBody<X>, StackSpec>) -> Self {
         Self { body }
     }

@@ -53,13 +53,13 @@ impl StatsRecorder {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn own(&self) -> &Stripe {
         // a power of two
         &self.stripes[stripe() & (self.stripes.len() - 1)]
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn begin(&self) {
         self.own().begun.fetch_add(1, Relaxed);
     }
@@ -67,7 +67,7 @@ impl StatsRecorder {
     /// A head that was waited for: of one that was there at once the time is not looked at.
     ///
     /// After the first few of each thread one in four is: to take the difference of two times is most of what counting costs.
-    #[inline(always)]
+    #[inline]
     pub(super) fn head(&self, call: &CallContext, outcome: &Outcome) {
         if outcome.waited() && outcome.is_plain() {
             let begun = self.own().begun.load(Relaxed);
@@ -82,7 +82,7 @@ impl StatsRecorder {
         self.times.record(self.times.second(now), now.saturating_duration_since(call.now));
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn end(&self, outcome: Option<&Outcome>) {
         self.own().ended.fetch_add(1, Relaxed);
         if let Some(cause) = outcome.and_then(Outcome::cause) {

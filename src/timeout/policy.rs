@@ -74,7 +74,7 @@ fn min(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 impl TimeoutPolicy for EnforcedTimeouts {
     type Watch = TimeoutState;
 
-    #[inline(always)]
+    #[inline]
     fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> TimeoutState {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
@@ -98,7 +98,7 @@ impl TimeoutPolicy for EnforcedTimeouts {
         TimeoutState { stall: None, observation: lesson }
     }
 
-    #[inline(always)]
+    #[inline]
     fn refuse(&self, call: &CallContext) -> Option<Rejection> {
         call.deadline.filter(|deadline| deadline.has_elapsed(call.now)).map(|_| expired_on_arrival())
     }
@@ -143,7 +143,7 @@ impl TimeoutPolicy for EnforcedTimeouts {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn answered(&self, watch: &TimeoutState, call: &CallContext, head: &HeadSeen<'_>) {
         if let Some(extras) = &self.extensions {
             extras.on_response(watch.observation, call, head);
