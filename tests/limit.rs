@@ -25,7 +25,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::cause::{Evidence, Phase, Replay};
-use tower_upstream::exchange::Tunnel;
+use tower_upstream::exchange::UpgradeGuard;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
@@ -157,7 +157,7 @@ async fn after_a_101_the_slot_is_given_back_at_the_head() {
 #[tokio::test]
 async fn a_slot_that_is_to_be_held_is_given_back_with_the_tunnels_end() {
     let limit = ConcurrencyLimitLayer::fixed(1).hold_slot_during_upgrade();
-    let (tunnel, end) = Tunnel::new();
+    let (tunnel, end) = UpgradeGuard::new();
     let upgrades = service_fn(move |_: Request<Body>| {
         let mut answer = Response::new(chunks());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

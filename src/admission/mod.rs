@@ -94,7 +94,7 @@ use self::controller::{AdmissionController, RejectReason};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::deadline::{DeadlineOnly, DeadlinePropagation};
 use crate::exchange::{CallContext, CallKind, CancelReason, Component, Outcome, Rejection};
-use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
+use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::reachable;
 
 pub use self::controller::{Permit, RejectionCounts};
@@ -114,7 +114,7 @@ passing_middleware! {
 middleware_spec! {
     /// Admission control alone.
     AdmissionSpec,
-    per_call = AdmissionComponent, per_attempt = (), timeouts = DeadlineOnly, requests = Once, errors = PassOn
+    per_call = AdmissionComponent, per_attempt = (), timeouts = DeadlineOnly, requests = SendOnce, errors = PassErrors
 }
 
 /// Refuses requests that cannot be answered in time; see the [module](self).
@@ -139,7 +139,7 @@ impl AdmissionLayer {
             concurrency: count(at_once),
             rejections: rejection_records(),
         };
-        Self { config: Arc::new(Config::new(parts, (), DeadlineOnly::default(), Once, PassOn)) }
+        Self { config: Arc::new(Config::new(parts, (), DeadlineOnly::default(), SendOnce, PassErrors)) }
     }
 
     /// Sets how many requests the app works on at the same time (default: the number of cores); 0 counts as 1.
@@ -211,21 +211,21 @@ pub(crate) struct AdmissionComponent {
 }
 
 impl Component for AdmissionComponent {
-    type Ticket = Permit;
+    type Permit = Permit;
 
     #[inline]
     fn admit(&self, call: &CallContext) -> Result<Permit, Rejection> {
         self.controller.admit(call, self.concurrency).map_err(|no| self.rejection(no))
     }
 
-    fn settle(&self, ticket: Permit, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, ticket: Permit, call: &CallContext, outcome: &Outcome) {
         if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
             return self.controller.release(&ticket);
         }
         self.controller.complete(&ticket, outcome.now().saturating_duration_since(call.now), self.concurrency);
     }
 
-    fn abandon(&self, ticket: Permit, call: &CallContext, why: CancelReason) {
+    fn cancel(&self, ticket: Permit, call: &CallContext, why: CancelReason) {
         match why {
             // how long a client takes to read says nothing about an answer
             CancelReason::Rejected(_) | CancelReason::TimedOut(BadGatewayCause::ClientClosed) => {

@@ -174,7 +174,7 @@ mod tests {
             for _ in 0..5 {
                 let call = CallContext::new(Instant::now());
                 if let Ok(permit) = breaker.admit(&call) {
-                    breaker.settle(permit, &call, &Outcome::answer(cause.status(), Some(cause)));
+                    breaker.complete(permit, &call, &Outcome::response(cause.status(), Some(cause)));
                 }
             }
             assert_eq!(self.state(), State::Open);

@@ -39,7 +39,7 @@ impl CallResult {
         };
         match status.as_u16() {
             429 => Self::Overload,
-            503 if outcome.pushed_back() => Self::Overload,
+            503 if outcome.has_retry_after() => Self::Overload,
             _ if statuses(status) => Self::Failure,
             // a failure that the HTTP status does not show, as with gRPC
             ..=499 if relayed => Self::Failure,
@@ -69,7 +69,7 @@ mod tests {
     use crate::breaker::BreakerPolicy;
 
     fn verdict(status: u16, cause: impl Into<Option<BadGatewayCause>>, policy: BreakerPolicy) -> CallResult {
-        let outcome = Outcome::answer(StatusCode::from_u16(status).unwrap(), cause.into());
+        let outcome = Outcome::response(StatusCode::from_u16(status).unwrap(), cause.into());
         CallResult::of(&outcome, policy.statuses)
     }
 

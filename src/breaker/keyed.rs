@@ -47,19 +47,19 @@ impl KeyedCircuitBreakerLayer {
 
     /// Snapshots of all circuits, in the order of their keys.
     pub fn snapshots(&self, now: Instant) -> Vec<(Box<str>, CircuitSnapshot)> {
-        self.configs.list(|config| config.per_attempt.core.circuit.snapshot(now))
+        self.configs.snapshot(|config| config.per_attempt.core.circuit.snapshot(now))
     }
 
     /// The handle of an upstream's circuit; `None` if there is none.
     ///
     /// A closed circuit without calls in flight may be evicted; a handle to it then refers to a circuit that is no longer used.
     pub fn handle(&self, key: &str) -> Option<CircuitHandle> {
-        self.configs.peek(key, |config| CircuitHandle { core: config.per_attempt.core.clone() })
+        self.configs.get(key, |config| CircuitHandle { core: config.per_attempt.core.clone() })
     }
 
     /// The handle of the fallback circuit: for upstreams beyond the 1,024 and for requests without a key.
     pub fn others(&self) -> CircuitHandle {
-        CircuitHandle { core: self.configs.others().per_attempt.core.clone() }
+        CircuitHandle { core: self.configs.fallback().per_attempt.core.clone() }
     }
 }
 
@@ -88,6 +88,6 @@ impl<S> Layer<S> for KeyedCircuitBreakerLayer {
 
 impl fmt::Debug for KeyedCircuitBreakerLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.configs.list(|config| config.per_attempt.core.circuit.state())).finish()
+        f.debug_map().entries(self.configs.snapshot(|config| config.per_attempt.core.circuit.state())).finish()
     }
 }

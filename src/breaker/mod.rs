@@ -109,7 +109,7 @@ use self::handle::CircuitShared;
 use self::state_machine::Rejected;
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
-use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
+use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::default_stripes;
 
 pub use self::handle::{CircuitHandle, CircuitSnapshot, StateChange, Transitions};
@@ -133,7 +133,7 @@ passing_middleware! {
 middleware_spec! {
     /// A circuit breaker alone.
     BreakerSpec,
-    per_call = (), per_attempt = Breaker, timeouts = (), requests = Once, errors = PassOn
+    per_call = (), per_attempt = Breaker, timeouts = (), requests = SendOnce, errors = PassErrors
 }
 
 /// Circuit breaker of one upstream; see the [module](self).
@@ -215,7 +215,7 @@ impl CircuitBreakerLayer {
     fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize) -> Self {
         let now = Instant::now();
         let core = Arc::new(CircuitShared::new(Circuit::new(policy, name, stripes, now), now));
-        Self { config: Arc::new(Config::new((), Breaker { core }, (), Once, PassOn)) }
+        Self { config: Arc::new(Config::new((), Breaker { core }, (), SendOnce, PassErrors)) }
     }
 }
 
@@ -235,16 +235,16 @@ pub(crate) struct Breaker {
 
 #[allow(clippy::inline_always)] // on the path of every call: measured
 impl Component for Breaker {
-    type Ticket = Permit;
+    type Permit = Permit;
 
-    const REFUSES: bool = true;
+    const REJECTS_EARLY: bool = true;
 
     #[inline]
-    fn refuses(&self) -> Option<(Instant, Rejection)> {
+    fn reject_early(&self) -> Option<(Instant, Rejection)> {
         if self.core.circuit.try_acquire().is_some() { None } else { self.rejection() }
     }
 
-    fn refused(&self, refusal: &Rejection) {
+    fn on_rejected(&self, refusal: &Rejection) {
         if refusal.failure().cause() == BadGatewayCause::CircuitOpen {
             self.core.circuit.count_refused();
         }
@@ -256,23 +256,23 @@ impl Component for Breaker {
     }
 
     #[inline]
-    fn answered(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
-        if !outcome.is_plain() || permit.is_probe() {
+    fn on_response(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
+        if !outcome.is_success() || permit.is_probe() {
             self.head(permit, call, outcome);
         }
     }
 
     #[inline]
-    fn settle(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
         let verdict = CallResult::of(outcome, circuit.statuses());
         if verdict == CallResult::Success && !circuit.needs_duration() && !permit.is_probe() {
-            return circuit.count_success(&permit, outcome.about(call));
+            return circuit.count_success(&permit, outcome.approx_now(call));
         }
         self.record_end(&permit, verdict, call, outcome.now(), || record(outcome));
     }
 
-    fn abandon(&self, permit: Permit, call: &CallContext, why: CancelReason) {
+    fn cancel(&self, permit: Permit, call: &CallContext, why: CancelReason) {
         let cause = match why {
             CancelReason::TimedOut(cause) => cause,
             // most calls are abandoned by nobody but their client, and then there is nothing to free
@@ -344,7 +344,7 @@ fn record(outcome: &Outcome) -> Failure {
             Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
         }
     };
-    outcome.record().cloned().unwrap_or_else(made)
+    outcome.known_failure().cloned().unwrap_or_else(made)
 }
 
 fn refusal(shut: Rejected<Failure>) -> Rejection {

@@ -84,7 +84,7 @@ pub(crate) use self::settings::{REQUEST_ID, RequestSummary, Settings};
 use crate::body::WrapBody;
 use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
-use crate::exchange::{Config, Once, middleware_body, middleware_future, middleware_service, middleware_spec};
+use crate::exchange::{Config, SendOnce, middleware_body, middleware_future, middleware_service, middleware_spec};
 
 pub(crate) use self::body::SharedBody;
 use self::body::{truncated, was_truncated};
@@ -309,14 +309,14 @@ impl<S> Layer<S> for ClassifyLayer {
 
     fn layer(&self, inner: S) -> Classify<S> {
         let errors = Classified { settings: self.settings.clone() };
-        Classify::new(inner, Arc::new(Config::new((), (), (), Once, errors)))
+        Classify::new(inner, Arc::new(Config::new((), (), (), SendOnce, errors)))
     }
 }
 
 middleware_spec! {
     /// Classification alone.
     ClassifySpec,
-    per_call = (), per_attempt = (), timeouts = (), requests = Once, errors = Classified
+    per_call = (), per_attempt = (), timeouts = (), requests = SendOnce, errors = Classified
 }
 
 middleware_service! {

@@ -55,7 +55,7 @@ impl ErrorMode for Classified {
         calls.end_or_claim()
     }
 
-    fn judge(&self, error: BoxError, calls: ClientCalls) -> Failure {
+    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure {
         let scene = scene_of(&*error);
         self.settings.judge(error, &scene, calls)
     }
@@ -96,7 +96,7 @@ where
     type Inner = SharedBody<X>;
 
     fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
-        Ok(self.judge(error.into(), calls))
+        Ok(self.classify_not_ready(error.into(), calls))
     }
 
     fn error_outcome(error: &Self::Error) -> Outcome {
@@ -108,7 +108,7 @@ where
     }
 
     #[inline]
-    fn is_plain(response: &Response<X>) -> bool {
+    fn is_ordinary(response: &Response<X>) -> bool {
         is_plain_head(response)
     }
 
@@ -134,16 +134,16 @@ where
     }
 
     #[inline]
-    fn holds(&self, notes: &RequestSummary, response: &Response<X>) -> bool {
+    fn waits_for_first_frame(&self, notes: &RequestSummary, response: &Response<X>) -> bool {
         self.settings.waits_for_first_frame(response, notes)
     }
 
-    fn hold_for(&self) -> Duration {
+    fn first_frame_timeout(&self) -> Duration {
         self.settings.first_frame_timeout()
     }
 
     #[inline]
-    fn poll_first(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
+    fn poll_first_frame(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
         Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
             Some(Ok(frame)) => FirstFrame::Frame(frame),
             Some(Err(error)) => FirstFrame::Failed(Failure::from_body_error(error, &AttemptContext::default())),

@@ -98,7 +98,7 @@ impl<F: Future> Future for CaptureFuture<F> {
         let this = self.project();
         let polled = publish_poll(this.call.poll(cx), || progress(this.captured).unwrap_or_default());
         if polled.is_pending() {
-            exchange::sign(*this.number);
+            exchange::set_call(*this.number);
         }
         polled
     }

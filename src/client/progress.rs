@@ -45,7 +45,7 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
     poll_fn(|cx| {
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() {
-            exchange::sign(call);
+            exchange::set_call(call);
         }
         polled
     })
@@ -56,12 +56,12 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
 pub(super) fn snapshot(stamp: &ConnectionStats, progress: Option<&UploadCounters>) -> AttemptProgress {
     let wire = stamp.wire();
     let upload = progress.map(|progress| UploadProgress {
-        taken: progress.frames(),
-        client_late: progress.client_stalled(),
+        frames: progress.frames(),
+        client_stalled: progress.client_stalled(),
         ended: progress.ended(),
     });
     let connection = if wire.served > 0 { Connection::Reused } else { Connection::Fresh };
-    let mut sight = AttemptProgress { told: true, written: wire.written, upload, ..AttemptProgress::default() };
+    let mut sight = AttemptProgress { reported: true, written: wire.written, upload, ..AttemptProgress::default() };
     (sight.peer, sight.connection) = (stamp.peer(), Some(connection));
     if !wire.multiplexed {
         // the bytes of other streams do not belong to this one

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::pool::Checkout;
-use crate::exchange::Tunnel;
+use crate::exchange::UpgradeGuard;
 
 /// The minimum interval between two checks of a tunnel.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
@@ -34,8 +34,8 @@ pub(super) fn spawn<B: Send + 'static>(
     upstream: OnUpgrade,
     lease: Checkout<B>,
     Terms { permit, idle }: Terms,
-) -> Tunnel {
-    let (tunnel, end) = Tunnel::new();
+) -> UpgradeGuard {
+    let (tunnel, end) = UpgradeGuard::new();
     let place = match lease {
         Checkout::H1(h1) => h1.into_tunnel(),
         #[cfg(feature = "http2")]

@@ -26,10 +26,10 @@ impl Default for DeadlineOnly {
 }
 
 impl TimeoutPolicy for DeadlineOnly {
-    type Watch = ();
+    type State = ();
 
     #[inline]
-    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
+    fn on_request<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
         call.kind = self.kind;
         call.deadline = Deadline::of(request.extensions());
         if let Some(deadlines) = &self.deadlines {
@@ -39,15 +39,15 @@ impl TimeoutPolicy for DeadlineOnly {
         }
     }
 
-    fn first(&self, (): &(), _: &CallContext) -> Option<Instant> {
+    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
         None
     }
 
-    fn look(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
+    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
         unreachable!("no look was ever due")
     }
 
-    fn body(&self, _: &CallContext) -> BodyTimeouts {
+    fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {
         BodyTimeouts { client_idle: self.client_idle, ..BodyTimeouts::default() }
     }
 }

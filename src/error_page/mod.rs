@@ -80,7 +80,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::cause::{ClientCalls, Failure, is_local};
-use crate::exchange::{Handle, Ref};
+use crate::exchange::{LocalArc, Ref};
 
 pub use self::context::ErrorContext;
 pub use self::messages::Messages;
@@ -111,7 +111,7 @@ impl<S> Layer<S> for ErrorPageLayer {
     type Service = ErrorPageService<S>;
 
     fn layer(&self, inner: S) -> ErrorPageService<S> {
-        ErrorPageService { inner, page: Handle::new(self.page.clone()) }
+        ErrorPageService { inner, page: LocalArc::new(self.page.clone()) }
     }
 }
 
@@ -119,7 +119,7 @@ impl<S> Layer<S> for ErrorPageLayer {
 #[derive(Clone, Debug)]
 pub struct ErrorPageService<S> {
     inner: S,
-    page: Handle<ErrorPage>,
+    page: LocalArc<ErrorPage>,
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ErrorPageService<S>
@@ -139,7 +139,7 @@ where
         let wish = self.page.preferences(&request);
         let calls = ClientCalls::begin();
         let call = self.inner.call(request);
-        ResponseFuture { call, calls: calls.end(), wish, page: self.page.hold() }
+        ResponseFuture { call, calls: calls.end(), wish, page: self.page.acquire_mut() }
     }
 }
 
@@ -157,7 +157,7 @@ where
         let wish = self.page.preferences(&request);
         let calls = ClientCalls::begin();
         let call = self.inner.call(request);
-        ResponseFuture { call, calls: calls.end(), wish, page: self.page.hold_own() }
+        ResponseFuture { call, calls: calls.end(), wish, page: self.page.acquire() }
     }
 }
 

@@ -12,7 +12,7 @@ use super::body::BodyState;
 use super::span::AttemptSpan;
 use super::spec::{Config, ErrorMode, NotesOf, PermitOf, Spec, TimeoutState};
 use super::{
-    AttemptProgress, CallContext, CancelReason, Component, HeadSeen, Outcome, Ref, TimeoutPolicy, Tunnel,
+    AttemptProgress, CallContext, CancelReason, Component, HeadSeen, Outcome, Ref, TimeoutPolicy, UpgradeGuard,
     UploadProgress, drop_reason,
 };
 use crate::body::UploadCounters;
@@ -98,14 +98,14 @@ impl<P: Spec> AttemptState<P> {
     ) {
         let context = self.context.as_ref().unwrap_or(call);
         let head = head_seen(outcome, Some(response.headers()), self.upload.as_ref());
-        config.timeouts.answered(&self.timeouts, context, &head);
+        config.timeouts.on_response(&self.timeouts, context, &head);
         if let Some(permit) = &mut self.permit {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                if let Some(tunnel) = response.extensions().get::<Tunnel>() {
-                    config.per_attempt.tunnelled(permit, tunnel);
+                if let Some(tunnel) = response.extensions().get::<UpgradeGuard>() {
+                    config.per_attempt.on_upgrade(permit, tunnel);
                 }
             }
-            config.per_attempt.answered(permit, context, outcome);
+            config.per_attempt.on_response(permit, context, outcome);
         }
         self.span.on_response(response);
     }
@@ -113,21 +113,21 @@ impl<P: Spec> AttemptState<P> {
     /// No response head will come.
     pub(super) fn on_no_head(&self, config: &Config<P>, call: &CallContext, outcome: &Outcome) {
         let head = head_seen(outcome, None, self.upload.as_ref());
-        config.timeouts.answered(&self.timeouts, self.context(call), &head);
+        config.timeouts.on_response(&self.timeouts, self.context(call), &head);
     }
 
     /// The attempt is over.
     #[inline]
     pub(super) fn complete(&mut self, config: &Config<P>, call: &CallContext, outcome: &Outcome) {
         if let Some(permit) = self.permit.take() {
-            config.per_attempt.settle(permit, self.context.as_ref().unwrap_or(call), outcome);
+            config.per_attempt.complete(permit, self.context.as_ref().unwrap_or(call), outcome);
         }
     }
 
     /// Nothing waits for the attempt any more.
     pub(super) fn cancel(&mut self, config: &Config<P>, call: &CallContext, reason: CancelReason) {
         if let Some(permit) = self.permit.take() {
-            config.per_attempt.abandon(permit, self.context.as_ref().unwrap_or(call), reason);
+            config.per_attempt.cancel(permit, self.context.as_ref().unwrap_or(call), reason);
         }
     }
 
@@ -135,8 +135,8 @@ impl<P: Spec> AttemptState<P> {
     pub(super) fn merge_upload(&self, progress: &mut AttemptProgress) {
         if let (None, Some(upload)) = (progress.upload, &self.upload) {
             progress.upload = Some(UploadProgress {
-                taken: upload.frames(),
-                client_late: upload.client_stalled(),
+                frames: upload.frames(),
+                client_stalled: upload.client_stalled(),
                 ended: upload.ended(),
             });
         }
@@ -189,7 +189,7 @@ impl<P: Spec> CallState<P> {
     pub(super) fn on_response(&mut self, outcome: &Outcome) {
         let Split { config, context, permit, .. } = self.split();
         if let Some(permit) = permit {
-            config.per_call.answered(permit, context, outcome);
+            config.per_call.on_response(permit, context, outcome);
         }
     }
 
@@ -197,8 +197,8 @@ impl<P: Spec> CallState<P> {
     #[cold]
     pub(super) fn on_upgrade<X>(&mut self, response: &Response<X>) {
         let Split { config, permit, .. } = self.split();
-        if let (Some(permit), Some(tunnel)) = (permit, response.extensions().get::<Tunnel>()) {
-            config.per_call.tunnelled(permit, tunnel);
+        if let (Some(permit), Some(tunnel)) = (permit, response.extensions().get::<UpgradeGuard>()) {
+            config.per_call.on_upgrade(permit, tunnel);
         }
     }
 
@@ -207,7 +207,7 @@ impl<P: Spec> CallState<P> {
         let Split { config, context, permit, attempt, .. } = self.split();
         attempt.complete(config, context, outcome);
         if let Some(permit) = permit.take() {
-            config.per_call.settle(permit, context, outcome);
+            config.per_call.complete(permit, context, outcome);
         }
     }
 
@@ -221,7 +221,7 @@ impl<P: Spec> CallState<P> {
         }
         attempt.cancel(config, context, reason);
         if let Some(permit) = permit.take() {
-            config.per_call.abandon(permit, context, reason);
+            config.per_call.cancel(permit, context, reason);
         }
     }
 }

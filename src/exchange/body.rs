@@ -167,7 +167,7 @@ fn is_short(body: &impl Body) -> bool {
 fn register<P: Spec>(mut call: Active<P>, share: impl FnOnce() -> Option<Arc<dyn Detach>>) -> BodyCall<P> {
     let state = call.get();
     let timeouts = state.body_timeouts();
-    if !timeouts.are_swept() {
+    if !timeouts.need_sweep() {
         return BodyCall::Own(call);
     }
     let sweep = state.config().sweep.clone();
@@ -187,7 +187,7 @@ impl<P: Spec> BodyCall<P> {
 
 impl<P: Spec> CallState<P> {
     fn body_timeouts(&self) -> BodyTimeouts {
-        self.config().timeouts.body(&self.context)
+        self.config().timeouts.body_timeouts(&self.context)
     }
 
     /// The failure of a timeout that has passed while nothing polled the body, or though the upstream kept up.
@@ -206,13 +206,13 @@ impl<P: Spec> CallState<P> {
 
     /// The failure of a body whose timeout has passed: that of the whole call, or of a wait.
     fn body_timed_out(&self, whole_call: bool, progress: AttemptProgress, now: Instant) -> Failure {
-        let client_late = progress.upload.is_some_and(|upload| upload.ended.is_none() && upload.client_late);
+        let client_late = progress.upload.is_some_and(|upload| upload.ended.is_none() && upload.client_stalled);
         let cause = match (whole_call, client_late) {
             (true, _) => BadGatewayCause::DeadlineExceeded,
             (false, true) => BadGatewayCause::UploadStalled,
             (false, false) => BadGatewayCause::BodyReadTimeout,
         };
-        let evidence = if progress.told { Evidence::Counted } else { Evidence::Inferred };
+        let evidence = if progress.reported { Evidence::Counted } else { Evidence::Inferred };
         let context = if whole_call { &self.context } else { self.attempt.context(&self.context) };
         // the head was handed on: whatever the cause, the request is never sent again
         timeout_failure(cause, Phase::Body, progress, ClientCalls::default(), context, now)
@@ -302,7 +302,7 @@ impl<P: Spec> CallState<P> {
             // the upload may move; one that had ended before the wait began did not
             match progress.upload {
                 Some(UploadProgress { ended: Some(ended), .. }) => body.since = ended.max(body.since),
-                Some(upload) if body.taken.replace(upload.taken) != Some(upload.taken) => body.since = now,
+                Some(upload) if body.taken.replace(upload.frames) != Some(upload.frames) => body.since = now,
                 _ => {}
             }
             let due = due(body.since);
@@ -323,7 +323,7 @@ impl<P: Spec> Active<P> {
         let Some(summary) = self.state().body.summary.take() else { return };
         let summary = match broken {
             None => summary,
-            Some((cause, failure)) => summary.broken(cause, failure),
+            Some((cause, failure)) => summary.with_body_failure(cause, failure),
         };
         self.complete(&Outcome::of(summary, false));
     }

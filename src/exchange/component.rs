@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::Instant;
 
-use super::{CallContext, Tunnel};
+use super::{CallContext, UpgradeGuard};
 use crate::cause::{BadGatewayCause, Failure};
 
 /// One layer's say in a call.
@@ -16,21 +16,21 @@ use crate::cause::{BadGatewayCause, Failure};
 /// abandoned: then it frees what it held and proves nothing. A pair of parts is a part, `()` is none.
 pub(crate) trait Component: Send + Sync + 'static {
     /// What an admitted call holds until it is over.
-    type Ticket: Send + 'static;
+    type Permit: Send + 'static;
 
     /// Whether [`refuses`](Self::refuses) is ever to be asked.
-    const REFUSES: bool = false;
+    const REJECTS_EARLY: bool = false;
 
     /// The refusal of whatever call comes now, and the time it was made at.
     ///
     /// Asked before the inner service is asked whether it is ready: a call that is refused anyway does not wait
     /// for that.
-    fn refuses(&self) -> Option<(Instant, Rejection)> {
+    fn reject_early(&self) -> Option<(Instant, Rejection)> {
         None
     }
 
     /// A call got this answer of [`refuses`](Self::refuses), its own or another part's, without being admitted.
-    fn refused(&self, refusal: &Rejection) {
+    fn on_rejected(&self, refusal: &Rejection) {
         let _ = refusal;
     }
 
@@ -38,80 +38,80 @@ pub(crate) trait Component: Send + Sync + 'static {
     ///
     /// # Errors
     /// A [`Rejection`], if it is to be answered here.
-    fn admit(&self, call: &CallContext) -> Result<Self::Ticket, Rejection>;
+    fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection>;
 
     /// The response head has come, its body may still be coming.
-    fn answered(&self, ticket: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
+    fn on_response(&self, ticket: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
         let _ = (ticket, call, outcome);
     }
 
     /// The answer is a 101, and who carries the bytes that follow says when they end; asked before `answered`.
-    fn tunnelled(&self, ticket: &mut Self::Ticket, tunnel: &Tunnel) {
+    fn on_upgrade(&self, ticket: &mut Self::Permit, tunnel: &UpgradeGuard) {
         let _ = (ticket, tunnel);
     }
 
     /// The exchange is over.
-    fn settle(&self, ticket: Self::Ticket, call: &CallContext, outcome: &Outcome);
+    fn complete(&self, ticket: Self::Permit, call: &CallContext, outcome: &Outcome);
 
     /// Nobody waits for the exchange any more.
-    fn abandon(&self, ticket: Self::Ticket, call: &CallContext, why: CancelReason);
+    fn cancel(&self, ticket: Self::Permit, call: &CallContext, why: CancelReason);
 }
 
 impl Component for () {
-    type Ticket = ();
+    type Permit = ();
 
     fn admit(&self, _: &CallContext) -> Result<(), Rejection> {
         Ok(())
     }
 
-    fn settle(&self, (): (), _: &CallContext, _: &Outcome) {}
+    fn complete(&self, (): (), _: &CallContext, _: &Outcome) {}
 
-    fn abandon(&self, (): (), _: &CallContext, _: CancelReason) {}
+    fn cancel(&self, (): (), _: &CallContext, _: CancelReason) {}
 }
 
 impl<A: Component, B: Component> Component for (A, B) {
-    type Ticket = (A::Ticket, B::Ticket);
+    type Permit = (A::Permit, B::Permit);
 
-    const REFUSES: bool = A::REFUSES || B::REFUSES;
+    const REJECTS_EARLY: bool = A::REJECTS_EARLY || B::REJECTS_EARLY;
 
-    fn refuses(&self) -> Option<(Instant, Rejection)> {
-        self.0.refuses().or_else(|| self.1.refuses())
+    fn reject_early(&self) -> Option<(Instant, Rejection)> {
+        self.0.reject_early().or_else(|| self.1.reject_early())
     }
 
-    fn refused(&self, refusal: &Rejection) {
-        self.0.refused(refusal);
-        self.1.refused(refusal);
+    fn on_rejected(&self, refusal: &Rejection) {
+        self.0.on_rejected(refusal);
+        self.1.on_rejected(refusal);
     }
 
-    fn admit(&self, call: &CallContext) -> Result<Self::Ticket, Rejection> {
+    fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection> {
         let outer = self.0.admit(call)?;
         match self.1.admit(call) {
             Ok(inner) => Ok((outer, inner)),
             Err(refusal) => {
-                self.0.abandon(outer, call, CancelReason::Rejected(refusal.failure.cause()));
+                self.0.cancel(outer, call, CancelReason::Rejected(refusal.failure.cause()));
                 Err(refusal)
             }
         }
     }
 
-    fn answered(&self, ticket: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
-        self.1.answered(&mut ticket.1, call, outcome);
-        self.0.answered(&mut ticket.0, call, outcome);
+    fn on_response(&self, ticket: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
+        self.1.on_response(&mut ticket.1, call, outcome);
+        self.0.on_response(&mut ticket.0, call, outcome);
     }
 
-    fn tunnelled(&self, ticket: &mut Self::Ticket, tunnel: &Tunnel) {
-        self.1.tunnelled(&mut ticket.1, tunnel);
-        self.0.tunnelled(&mut ticket.0, tunnel);
+    fn on_upgrade(&self, ticket: &mut Self::Permit, tunnel: &UpgradeGuard) {
+        self.1.on_upgrade(&mut ticket.1, tunnel);
+        self.0.on_upgrade(&mut ticket.0, tunnel);
     }
 
-    fn settle(&self, ticket: Self::Ticket, call: &CallContext, outcome: &Outcome) {
-        self.1.settle(ticket.1, call, outcome);
-        self.0.settle(ticket.0, call, outcome);
+    fn complete(&self, ticket: Self::Permit, call: &CallContext, outcome: &Outcome) {
+        self.1.complete(ticket.1, call, outcome);
+        self.0.complete(ticket.0, call, outcome);
     }
 
-    fn abandon(&self, ticket: Self::Ticket, call: &CallContext, why: CancelReason) {
-        self.1.abandon(ticket.1, call, why);
-        self.0.abandon(ticket.0, call, why);
+    fn cancel(&self, ticket: Self::Permit, call: &CallContext, why: CancelReason) {
+        self.1.cancel(ticket.1, call, why);
+        self.0.cancel(ticket.0, call, why);
     }
 }
 
@@ -164,7 +164,7 @@ pub(crate) struct ResponseSummary {
     status: Option<StatusCode>,
     cause: Option<BadGatewayCause>,
     failure: Option<Failure>,
-    pushed_back: bool,
+    has_retry_after: bool,
 }
 
 impl ResponseSummary {
@@ -172,23 +172,23 @@ impl ResponseSummary {
     #[inline]
     pub(crate) fn of<B>(answer: &Response<B>) -> Self {
         let status = answer.status();
-        let mut shown = Self { status: Some(status), cause: None, failure: None, pushed_back: false };
+        let mut shown = Self { status: Some(status), cause: None, failure: None, has_retry_after: false };
         if status.as_u16() >= 400 {
-            shown.look_closely(answer.headers(), answer.extensions());
+            shown.inspect_failure(answer.headers(), answer.extensions());
         }
         shown
     }
 
     #[cold]
-    fn look_closely(&mut self, headers: &HeaderMap, extensions: &Extensions) {
+    fn inspect_failure(&mut self, headers: &HeaderMap, extensions: &Extensions) {
         self.failure = extensions.get::<Failure>().cloned();
         let bare = || extensions.get::<BadGatewayCause>().copied();
         self.cause = self.failure.as_ref().map(Failure::cause).or_else(bare);
-        self.pushed_back = headers.contains_key(RETRY_AFTER);
+        self.has_retry_after = headers.contains_key(RETRY_AFTER);
     }
 
     /// The body failed after this head.
-    pub(crate) fn broken(self, cause: BadGatewayCause, failure: Option<Failure>) -> Self {
+    pub(crate) fn with_body_failure(self, cause: BadGatewayCause, failure: Option<Failure>) -> Self {
         Self { cause: Some(cause), failure, ..self }
     }
 }
@@ -196,27 +196,27 @@ impl ResponseSummary {
 /// How an exchange ended, or what its head says.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    shown: ResponseSummary,
-    at_once: bool,
+    summary: ResponseSummary,
+    immediate: bool,
     now: OnceCell<Instant>,
 }
 
 impl Outcome {
     #[inline]
     pub(crate) fn of(shown: ResponseSummary, at_once: bool) -> Self {
-        Self { shown, at_once, now: OnceCell::new() }
+        Self { summary: shown, immediate: at_once, now: OnceCell::new() }
     }
 
     /// An answer, with the cause that stands in its extensions.
     #[cfg(test)]
-    pub(crate) fn answer(status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
-        Self::of(ResponseSummary { status: Some(status), cause, failure: None, pushed_back: false }, false)
+    pub(crate) fn response(status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
+        Self::of(ResponseSummary { status: Some(status), cause, failure: None, has_retry_after: false }, false)
     }
 
     /// A failure that was found here.
     pub(crate) fn failure(failure: &Failure) -> Self {
         let (status, cause) = (Some(failure.status()), Some(failure.cause()));
-        Self::of(ResponseSummary { status, cause, failure: Some(failure.clone()), pushed_back: false }, false)
+        Self::of(ResponseSummary { status, cause, failure: Some(failure.clone()), has_retry_after: false }, false)
     }
 
     /// The inner service's error: a record, as `ReverseProxy`'s, or its own, which no layer has named yet.
@@ -224,7 +224,9 @@ impl Outcome {
     pub(crate) fn error<E: 'static>(error: &E) -> Self {
         match (error as &dyn Any).downcast_ref::<Failure>() {
             Some(failure) => Self::failure(failure),
-            None => Self::of(ResponseSummary { status: None, cause: None, failure: None, pushed_back: false }, false),
+            None => {
+                Self::of(ResponseSummary { status: None, cause: None, failure: None, has_retry_after: false }, false)
+            }
         }
     }
 
@@ -233,34 +235,34 @@ impl Outcome {
     }
 
     #[inline]
-    pub(crate) fn into_shown(self) -> ResponseSummary {
-        self.shown
+    pub(crate) fn into_summary(self) -> ResponseSummary {
+        self.summary
     }
 
     /// The answer's status; `None` where there is none but an error.
     pub(crate) fn status(&self) -> Option<StatusCode> {
-        self.shown.status
+        self.summary.status
     }
 
     /// What failed, if that has a name.
     pub(crate) fn cause(&self) -> Option<BadGatewayCause> {
-        self.shown.cause
+        self.summary.cause
     }
 
     /// A status below 400 and nothing that failed.
     #[inline]
-    pub(crate) fn is_plain(&self) -> bool {
-        self.shown.cause.is_none() && self.shown.status.is_some_and(|status| status.as_u16() < 400)
+    pub(crate) fn is_success(&self) -> bool {
+        self.summary.cause.is_none() && self.summary.status.is_some_and(|status| status.as_u16() < 400)
     }
 
     /// The record of what failed, if there is one.
-    pub(crate) fn record(&self) -> Option<&Failure> {
-        self.shown.failure.as_ref()
+    pub(crate) fn known_failure(&self) -> Option<&Failure> {
+        self.summary.failure.as_ref()
     }
 
     /// The answer is no success, and its `Retry-After` says when to ask again.
-    pub(crate) fn pushed_back(&self) -> bool {
-        self.shown.pushed_back
+    pub(crate) fn has_retry_after(&self) -> bool {
+        self.summary.has_retry_after
     }
 
     /// The time, where the nearest second will do: the call's, if the whole answer was there when first asked for.
@@ -268,14 +270,14 @@ impl Outcome {
     /// That saves a look at the clock. Whoever measures how long an answer took has to ask for [`now`](Self::now):
     /// a handler may compute for long without ever being pending.
     #[inline]
-    pub(crate) fn about(&self, call: &CallContext) -> Instant {
-        if self.at_once { call.now } else { self.now() }
+    pub(crate) fn approx_now(&self, call: &CallContext) -> Instant {
+        if self.immediate { call.now } else { self.now() }
     }
 
     /// Whether the answer was not there when it was first asked for.
     #[inline]
     pub(crate) fn waited(&self) -> bool {
-        !self.at_once
+        !self.immediate
     }
 
     /// The time; the clock is read when somebody asks, and once.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 
-use super::progress::Restore;
+use super::progress::ScopeGuard;
 use crate::cause::{BadGatewayCause, Failure};
 
 /// What can be dropped from another task.
@@ -31,7 +31,7 @@ pub(super) fn query<T>(
 ) -> (Poll<T>, Option<Arc<dyn Detach>>) {
     OFFERED.set(None);
     let polled = {
-        let _asked = Restore::set(&ASKED, known.is_none());
+        let _asked = ScopeGuard::set(&ASKED, known.is_none());
         poll()
     };
     let offered = OFFERED.take().or(known);

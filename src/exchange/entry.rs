@@ -44,7 +44,7 @@ impl<T, E> Entry<T, E> {
     }
 
     /// What the consumer has done since the last look.
-    pub(crate) fn look(&self) -> Activity {
+    pub(crate) fn sample(&self) -> Activity {
         match self.activity.compare_exchange(READ, UNREAD, Relaxed, Relaxed) {
             Ok(_) => Activity::Read,
             Err(WAITING) => Activity::Waiting,

@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::active::{Active, Split};
 use super::body::{BodyStage, ExchangeBody, MakeBody};
-use super::hedge::{Hedge, HedgeEvent};
-use super::later::{Begun, begin_later, call_promised, poll_not_ready};
+use super::hedge::{HedgeEvent, HedgeFuture};
+use super::next_attempt::{StartedAttempt, begin_attempt, call_promised, poll_not_ready};
 use super::service::{ErrorOf, Template};
 use super::spec::{
-    BodyErrorOf, ErrorMode, FirstFrame, NextStep, RequestBodyOf, RequestMode, ResponseMode, RoundOf, Spec,
+    BodyErrorOf, ErrorMode, FirstFrame, NextStep, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec,
 };
 use super::timer::{TimedPoll, poll_timed};
 use super::{BoxError, CancelReason, Outcome, Ref, Rejection, ResponseSummary, drop_with_reason, set_retry_after};
@@ -27,10 +27,10 @@ use crate::body::WrapBody;
 use crate::cause::{Failure, RetryStop, is_local};
 
 /// A failed response's body is read up to this size, if it is there already: its connection can then be used again.
-const DRAINED: usize = 16 * 1024;
+const MAX_DRAIN: usize = 16 * 1024;
 
 /// How long a failed attempt may keep the request body: a connection stuck in a write gives it back only when it ends.
-const GIVEN_BACK: Duration = Duration::from_secs(1);
+const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
 const POLLED_AGAIN: &str = "a future is not polled after it was ready";
 
@@ -41,7 +41,7 @@ type StateOf<S, B, P> = State<
     RequestBodyOf<P, B>,
 >;
 type HedgeOf<S, B, P> =
-    Hedge<<S as tower_service::Service<Request<RequestBodyOf<P, B>>>>::Future, S, RequestBodyOf<P, B>, P>;
+    HedgeFuture<<S as tower_service::Service<Request<RequestBodyOf<P, B>>>>::Future, S, RequestBodyOf<P, B>, P>;
 
 pin_project! {
     /// The future of an exchange.
@@ -58,7 +58,7 @@ pin_project! {
         state: StateOf<S, B, P>,
         hedge: Option<Pin<Box<HedgeOf<S, B, P>>>>,
         active: Active<P>,
-        round: Option<RoundOf<P, B>>,
+        retry_state: Option<RetryStateOf<P, B>>,
         // where another attempt is possible
         template: Option<Ref<Template<S>>>,
     }
@@ -97,10 +97,10 @@ where
     pub(super) fn new(
         state: StateOf<S, B, P>,
         active: Active<P>,
-        round: Option<RoundOf<P, B>>,
+        round: Option<RetryStateOf<P, B>>,
         template: Option<Ref<Template<S>>>,
     ) -> Self {
-        Self { state, hedge: None, active, round, template }
+        Self { state, hedge: None, active, retry_state: round, template }
     }
 }
 
@@ -165,8 +165,8 @@ where
     /// A plain head that shows nothing which another attempt could mend.
     #[inline]
     fn is_ordinary(&self, response: &Response<X>) -> bool {
-        let (Some(round), None) = (&self.round, &self.hedge) else { return false };
-        P::Errors::is_plain(response) && self.active.get().config().requests.passes(round, response)
+        let (Some(round), None) = (&self.retry_state, &self.hedge) else { return false };
+        P::Errors::is_ordinary(response) && self.active.get().config().requests.is_final(round, response)
     }
 
     #[inline]
@@ -185,11 +185,11 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<BodyStage<BodyErrorOf<P>>, Failure>> {
         let state = self.active.get();
-        if !state.config().errors.holds(&state.notes, response) {
+        if !state.config().errors.waits_for_first_frame(&state.notes, response) {
             return Poll::Ready(Ok(BodyStage::Reading));
         }
         let version = response.version();
-        P::Errors::poll_first(response.body_mut(), version, cx).map(|first| match first {
+        P::Errors::poll_first_frame(response.body_mut(), version, cx).map(|first| match first {
             FirstFrame::Frame(frame) => Ok(BodyStage::after(frame)),
             FirstFrame::End => Ok(BodyStage::Done),
             FirstFrame::Failed(failure) => Err(failure),
@@ -258,7 +258,7 @@ where
                 let body = body.as_mut().expect(POLLED_AGAIN);
                 let (timer, state) = self.active.parts();
                 let version = state.head.as_ref().map(|head| head.version).unwrap_or_default();
-                let first = P::Errors::poll_first(body, version, cx);
+                let first = P::Errors::poll_first_frame(body, version, cx);
                 if first.is_pending() {
                     if let Some(timer) = timer.as_pin_mut() {
                         ready!(timer.poll(cx));
@@ -274,7 +274,7 @@ where
                     Poll::Pending => BodyStage::Reading,
                     Poll::Ready(FirstFrame::Failed(failure)) => return self.on_failed(failure, None, cx),
                 };
-                self.pass_on(Response::from_parts(head, body), read, cx)
+                self.retry_or_respond(Response::from_parts(head, body), read, cx)
             }
             StateProjection::Backoff => {
                 if let Some(timer) = self.active.timer().as_pin_mut() {
@@ -289,11 +289,11 @@ where
                 let (timer, state) = self.active.parts();
                 let Split { config, context, attempt, .. } = state.split();
                 let service = &mut waiting.as_mut().expect(POLLED_AGAIN).0;
-                let deadline = self.round.as_ref().and_then(|round| config.requests.deadline(round));
+                let deadline = self.retry_state.as_ref().and_then(|round| config.requests.deadline(round));
                 match ready!(poll_not_ready(config, context, attempt, timer, deadline, service, cx)) {
                     TimedPoll::TimedOut(..) if !P::WAITS => {
-                        let Some(round) = self.round.as_mut() else { panic!("{POLLED_AGAIN}") };
-                        let failure = config.requests.give_up(round, RetryStop::Deadline);
+                        let Some(round) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
+                        let failure = config.requests.final_failure(round, RetryStop::Deadline);
                         Poll::Ready(Some(self.respond_failure(failure, None)))
                     }
                     TimedPoll::Ready(Ok(())) => {
@@ -311,7 +311,7 @@ where
             StateProjection::Failed { error } => {
                 let error = *error.take().expect(POLLED_AGAIN);
                 let state = self.active.get();
-                let failure = state.config().errors.judge(error, state.attempt.calls);
+                let failure = state.config().errors.classify_not_ready(error, state.attempt.calls);
                 self.on_failed(failure, None, cx)
             }
             StateProjection::Rejected { rejection } => {
@@ -334,7 +334,7 @@ where
 
     /// A head has come.
     fn on_response(&mut self, mut response: Response<X>, cx: &mut Context<'_>) -> Step<P, E, X> {
-        if !P::Errors::is_plain(&response) {
+        if !P::Errors::is_ordinary(&response) {
             if let Some(failure) = self.check(&mut response) {
                 return self.on_failed(failure, local_retry_after(&response), cx);
             }
@@ -357,14 +357,14 @@ where
         cx: &mut Context<'_>,
     ) -> Step<P, E, X> {
         match first {
-            Poll::Ready(Ok(stage)) => self.pass_on(response, stage, cx),
+            Poll::Ready(Ok(stage)) => self.retry_or_respond(response, stage, cx),
             Poll::Ready(Err(failure)) => self.on_failed(failure, None, cx),
             Poll::Pending => {
-                if self.passes(&response) {
+                if self.is_final(&response) {
                     self.supersede_hedge();
                 }
                 let (mut timer, state) = self.active.parts();
-                timer.set(Some(sleep(state.config().errors.hold_for())));
+                timer.set(Some(sleep(state.config().errors.first_frame_timeout())));
                 state.context.waited = true;
                 let (head, body) = response.into_parts();
                 state.head = Some(head);
@@ -374,33 +374,33 @@ where
         }
     }
 
-    fn passes(&self, response: &Response<X>) -> bool {
-        self.round.as_ref().is_none_or(|round| self.active.get().config().requests.passes(round, response))
+    fn is_final(&self, response: &Response<X>) -> bool {
+        self.retry_state.as_ref().is_none_or(|round| self.active.get().config().requests.is_final(round, response))
     }
 
     /// A head that goes to the client, unless another attempt could mend what it shows.
-    fn pass_on(
+    fn retry_or_respond(
         &mut self,
         mut response: Response<X>,
         stage: BodyStage<BodyErrorOf<P>>,
         cx: &mut Context<'_>,
     ) -> Step<P, E, X> {
-        if self.passes(&response) {
+        if self.is_final(&response) {
             self.supersede_hedge();
             return Poll::Ready(Some(Ok(self.respond(response, stage))));
         }
         let Split { config, context, attempt, .. } = self.active.state().split();
-        if let (Some(round), Some(failure)) = (self.round.as_ref(), Failure::of(&response).cloned()) {
+        if let (Some(round), Some(failure)) = (self.retry_state.as_ref(), Failure::of(&response).cloned()) {
             let failure = failure.where_body_was_read(config.requests.body_was_read(round));
             response.extensions_mut().insert(failure);
         }
         let outcome = Outcome::of(ResponseSummary::of(&response), false);
         attempt.on_head(config, context, &response, &outcome);
-        let Some(round) = self.round.as_mut() else {
+        let Some(round) = self.retry_state.as_mut() else {
             return Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))));
         };
         if self.hedge.as_ref().is_some_and(|hedge| hedge.is_under_way()) {
-            let record = config.requests.record_of(round, &response);
+            let record = config.requests.failure_of(round, &response);
             config.requests.on_concurrent_failure(round, record);
             self.discard(response, &stage, &outcome, cx);
             self.state.set(State::HedgeOnly);
@@ -426,7 +426,7 @@ where
         let Split { config, context, attempt, .. } = self.active.state().split();
         let outcome = Outcome::of(ResponseSummary::of(&response), !context.waited);
         attempt.on_head(config, context, &response, &outcome);
-        if let Some(round) = self.round.as_mut() {
+        if let Some(round) = self.retry_state.as_mut() {
             config.requests.on_success(round, &mut response);
         }
         if response.status().as_u16() >= 400 {
@@ -451,7 +451,7 @@ where
             Some(_) => outcome,
             None => Outcome::of(ResponseSummary::of(&response), !context.waited),
         };
-        let Some(page) = config.errors.page(notes, &mut response) else {
+        let Some(page) = config.errors.render_page(notes, &mut response) else {
             return self.finish(response, stage, outcome);
         };
         self.active.state().on_response(&outcome);
@@ -479,7 +479,7 @@ where
             None
         } else {
             call.responded = true;
-            call.body.begin(response.version(), outcome.into_shown());
+            call.body.begin(response.version(), outcome.into_summary());
             Some(active)
         };
         response.map(|body| T::make(ExchangeBody::new(P::Errors::inner(body), stage, active)))
@@ -529,7 +529,9 @@ where
         let requests = &state.config().requests;
         let mut failure = state.config().errors.complete_failure(failure);
         state.attempt.span.on_failure(&failure);
-        let Some(round) = self.round.as_mut() else { return Poll::Ready(Some(self.respond_failure(failure, after))) };
+        let Some(round) = self.retry_state.as_mut() else {
+            return Poll::Ready(Some(self.respond_failure(failure, after)));
+        };
         if requests.may_repeat(round) {
             failure = failure.where_body_was_read(requests.body_was_read(round)).known_as(state.known_as);
         }
@@ -562,12 +564,12 @@ where
     fn reclaim_body(&mut self, cx: &mut Context<'_>) -> Step<P, E, X> {
         let (mut timer, state) = self.active.parts();
         let requests = &state.config().requests;
-        let Some(round) = self.round.as_mut() else { panic!("{POLLED_AGAIN}") };
+        let Some(round) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
         let body = match requests.poll_replay(round, cx) {
             Poll::Ready(body) => body,
             Poll::Pending => {
                 if timer.is_none() {
-                    timer.set(Some(sleep(GIVEN_BACK)));
+                    timer.set(Some(sleep(RECLAIM_TIMEOUT)));
                 }
                 if let Some(timer) = timer.as_mut().as_pin_mut() {
                     ready!(timer.poll(cx));
@@ -577,23 +579,23 @@ where
         };
         timer.set(None);
         let Some(template) = self.template else {
-            let failure = requests.give_up(round, RetryStop::NotReplayable);
+            let failure = requests.final_failure(round, RetryStop::NotReplayable);
             return Poll::Ready(Some(self.respond_failure(failure, None)));
         };
         let Split { config, context, attempt, .. } = state.split();
         let next = body.and_then(|body| config.requests.next_request(round, body, &mut attempt.upload));
         let Some((request, resends)) = next else {
-            let failure = config.requests.give_up(round, RetryStop::NotReplayable);
+            let failure = config.requests.final_failure(round, RetryStop::NotReplayable);
             return Poll::Ready(Some(self.respond_failure(failure, None)));
         };
-        match begin_later(config, context, attempt, template.service(), request, resends, cx) {
-            Begun::Called(call) => self.state.set(State::Attempt { call }),
-            Begun::NotReady(waiting) => self.state.set(State::NotReady { waiting: Some(waiting) }),
-            Begun::Rejected(rejection) => {
+        match begin_attempt(config, context, attempt, template.service(), request, resends, cx) {
+            StartedAttempt::Called(call) => self.state.set(State::Attempt { call }),
+            StartedAttempt::NotReady(waiting) => self.state.set(State::NotReady { waiting: Some(waiting) }),
+            StartedAttempt::Rejected(rejection) => {
                 let (failure, after) = rejection.into_parts();
                 return self.decide(failure, after);
             }
-            Begun::Failed(error) => return self.on_error(error, cx),
+            StartedAttempt::Failed(error) => return self.on_error(error, cx),
         }
         Poll::Ready(None)
     }
@@ -607,16 +609,16 @@ where
 
     /// Polls the second attempt; the first is pending, or has failed.
     fn poll_hedge(&mut self, cx: &mut Context<'_>) -> Step<P, E, X> {
-        let Some(round) = self.round.as_mut() else { return Poll::Pending };
+        let Some(round) = self.retry_state.as_mut() else { return Poll::Pending };
         let only = matches!(*self.state, State::HedgeOnly);
         if self.hedge.is_none() {
             let state = self.active.get();
             let requests = &state.config().requests;
-            if only || !requests.hedges(round) {
+            if only || !requests.can_hedge(round) {
                 return Poll::Pending;
             }
             let due = requests.hedge_at(round);
-            *self.hedge = Some(Box::pin(Hedge::new(state.config_ref(), state.context, due)));
+            *self.hedge = Some(Box::pin(HedgeFuture::new(state.config_ref(), state.context, due)));
         }
         let (Some(hedge), Some(template)) = (self.hedge.as_mut(), self.template.as_ref()) else { return Poll::Pending };
         let event = ready!(hedge.as_mut().poll::<B, X, E>(cx, template, round));
@@ -625,19 +627,19 @@ where
 
     /// The second attempt has ended, while the first is pending.
     fn on_hedge(&mut self, event: HedgeEvent<X, E>, cx: &mut Context<'_>) -> Step<P, E, X> {
-        let (Some(hedge), Some(round)) = (self.hedge.as_mut(), self.round.as_mut()) else { return Poll::Pending };
+        let (Some(hedge), Some(round)) = (self.hedge.as_mut(), self.retry_state.as_mut()) else { return Poll::Pending };
         let known_as = self.active.get().attempt.calls.claim();
         let (config, context, attempt) = hedge.as_mut().attempt();
         let (record, outcome) = match event {
             HedgeEvent::NotMade => (None, None),
             HedgeEvent::Response(mut response) => {
                 let notes = &self.active.get().notes;
-                let checked = if P::Errors::is_plain(&response) {
+                let checked = if P::Errors::is_ordinary(&response) {
                     None
                 } else {
                     config.errors.check(notes, &mut response, attempt.calls, known_as)
                 };
-                if checked.is_none() && config.requests.passes(round, &response) {
+                if checked.is_none() && config.requests.is_final(round, &response) {
                     return self.on_hedge_won(response, cx);
                 }
                 if let Some(failure) = checked {
@@ -647,7 +649,7 @@ where
                 } else {
                     let outcome = Outcome::of(ResponseSummary::of(&response), false);
                     attempt.on_head(config, context, &response, &outcome);
-                    let record = config.requests.record_of(round, &response);
+                    let record = config.requests.failure_of(round, &response);
                     (record, drain(response, cx).then_some(outcome))
                 }
             }
@@ -714,8 +716,8 @@ where
                 self.decide(failure, after)
             }
             HedgeEvent::NotMade => {
-                let Some(round) = self.round.as_mut() else { panic!("{POLLED_AGAIN}") };
-                let failure = self.active.get().config().requests.give_up(round, RetryStop::NotReplayable);
+                let Some(round) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
+                let failure = self.active.get().config().requests.final_failure(round, RetryStop::NotReplayable);
                 Poll::Ready(Some(self.respond_failure(failure, None)))
             }
         }
@@ -749,7 +751,7 @@ where
         let response = config.errors.respond(notes, failure, after);
         let response = response.map(|mut response| {
             set_retry_after(response.headers_mut(), after);
-            if let Some(page) = config.errors.page(notes, &mut response) {
+            if let Some(page) = config.errors.render_page(notes, &mut response) {
                 *response.body_mut() = page;
             }
             response.map(ExchangeBody::from)
@@ -773,7 +775,7 @@ fn local_retry_after<R>(response: &Response<R>) -> Option<Duration> {
 /// Reads what is there of a body that is discarded; whether that was all of it.
 fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) -> bool {
     let mut body = std::pin::pin!(response.into_body());
-    let mut left = DRAINED;
+    let mut left = MAX_DRAIN;
     loop {
         match body.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {

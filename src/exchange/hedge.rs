@@ -9,9 +9,9 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::active::AttemptState;
-use super::later::{Begun, begin_later};
+use super::next_attempt::{StartedAttempt, begin_attempt};
 use super::service::Template;
-use super::spec::{Config, RequestMode, RoundOf, Spec};
+use super::spec::{Config, RequestMode, RetryStateOf, Spec};
 use super::timer::{TimedPoll, poll_timed};
 use super::{CallContext, Ref, Rejection, drop_reason};
 use crate::body::WrapBody;
@@ -19,7 +19,7 @@ use crate::cause::{ClientCalls, Failure};
 
 pin_project! {
     /// A second attempt; boxed, as it is rare.
-    pub(super) struct Hedge<F, S, W, P: Spec> {
+    pub(super) struct HedgeFuture<F, S, W, P: Spec> {
         #[pin]
         state: HedgeState<F, S, W>,
         // when the attempt is due, then its timeouts
@@ -64,7 +64,7 @@ pub(super) enum HedgeEvent<X, E> {
     NotMade,
 }
 
-impl<F, S, W, P: Spec> Hedge<F, S, W, P> {
+impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
     /// Waits until the first attempt is late, if there is a time for it.
     pub(super) fn new(config: Ref<Config<P>>, call: CallContext, due: Option<Instant>) -> Self {
         let (state, timer) = match due {
@@ -103,7 +103,7 @@ impl<F, S, W, P: Spec> Hedge<F, S, W, P> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         template: &Template<S>,
-        round: &mut RoundOf<P, B>,
+        round: &mut RetryStateOf<P, B>,
     ) -> Poll<HedgeEvent<X, E>>
     where
         P::Requests: RequestMode<B, Body = W>,
@@ -125,17 +125,19 @@ impl<F, S, W, P: Spec> Hedge<F, S, W, P> {
                     };
                     let next = config.requests.hedge_request(round, body, &mut attempt.upload);
                     let Some((request, resends)) = next else { return Poll::Ready(HedgeEvent::NotMade) };
-                    match begin_later(config, call, attempt, template.service(), request, resends, cx) {
-                        Begun::Called(call) => this.state.set(HedgeState::Attempt { call }),
-                        Begun::NotReady(waiting) => this.state.set(HedgeState::NotReady { waiting: Some(waiting) }),
-                        Begun::Rejected(rejection) => return Poll::Ready(HedgeEvent::Rejected(rejection)),
-                        Begun::Failed(error) => return Poll::Ready(HedgeEvent::Error(error)),
+                    match begin_attempt(config, call, attempt, template.service(), request, resends, cx) {
+                        StartedAttempt::Called(call) => this.state.set(HedgeState::Attempt { call }),
+                        StartedAttempt::NotReady(waiting) => {
+                            this.state.set(HedgeState::NotReady { waiting: Some(waiting) })
+                        }
+                        StartedAttempt::Rejected(rejection) => return Poll::Ready(HedgeEvent::Rejected(rejection)),
+                        StartedAttempt::Failed(error) => return Poll::Ready(HedgeEvent::Error(error)),
                     }
                 }
                 HedgeStateProjection::NotReady { waiting } => {
                     let Some(both) = waiting else { return Poll::Ready(HedgeEvent::NotMade) };
                     let deadline = config.requests.deadline(round);
-                    let ready = ready!(super::later::poll_not_ready(
+                    let ready = ready!(super::next_attempt::poll_not_ready(
                         config,
                         call,
                         attempt,
@@ -147,7 +149,7 @@ impl<F, S, W, P: Spec> Hedge<F, S, W, P> {
                     match (ready, waiting.take()) {
                         (TimedPoll::Ready(Ok(())), Some(both)) => {
                             let (mut service, request) = *both;
-                            let call = super::later::call_promised(attempt, &mut service, request);
+                            let call = super::next_attempt::call_promised(attempt, &mut service, request);
                             this.state.set(HedgeState::Attempt { call });
                         }
                         (TimedPoll::Ready(Err(error)), _) => {

@@ -23,7 +23,7 @@ pub(crate) struct PerKey<P: Spec> {
     /// Makes the settings of a key, or of all requests without one.
     make: MakeConfig<P>,
     /// How long settings stay while no call holds them.
-    stays: fn(&Config<P>) -> Eviction,
+    eviction: fn(&Config<P>) -> Eviction,
 }
 
 impl<P: Spec> PerKey<P> {
@@ -32,21 +32,21 @@ impl<P: Spec> PerKey<P> {
         stays: fn(&Config<P>) -> Eviction,
         key: Option<Key>,
     ) -> Self {
-        Self { keyed: KeyedMap::new(CAP, Ref::new(make(None))), key, make: Box::new(make), stays }
+        Self { keyed: KeyedMap::new(CAP, Ref::new(make(None))), key, make: Box::new(make), eviction: stays }
     }
 
     /// Shows all settings, in the order of their keys.
-    pub(crate) fn list<T>(&self, show: impl Fn(&Config<P>) -> T) -> Vec<(Box<str>, T)> {
+    pub(crate) fn snapshot<T>(&self, show: impl Fn(&Config<P>) -> T) -> Vec<(Box<str>, T)> {
         self.keyed.snapshot(|config| show(config))
     }
 
     /// Shows the settings of a key, if there are any.
-    pub(crate) fn peek<T>(&self, key: &str, show: impl Fn(&Config<P>) -> T) -> Option<T> {
+    pub(crate) fn get<T>(&self, key: &str, show: impl Fn(&Config<P>) -> T) -> Option<T> {
         self.keyed.get(key).map(|config| show(&config))
     }
 
     /// The settings of all requests without a key or a place.
-    pub(crate) fn others(&self) -> &Config<P> {
+    pub(crate) fn fallback(&self) -> &Config<P> {
         self.keyed.fallback()
     }
 
@@ -66,7 +66,7 @@ impl<P: Spec> PerKey<P> {
     fn named(&self, key: Option<&str>) -> Ref<Config<P>> {
         let Some(key) = key else { return self.keyed.fallback().clone() };
         let stays = |config: &Ref<Config<P>>| {
-            if config.is_held_elsewhere() { Eviction::Pinned } else { (self.stays)(config) }
+            if config.is_held_elsewhere() { Eviction::Pinned } else { (self.eviction)(config) }
         };
         self.keyed.get_or_insert(key, || Ref::new((self.make)(Some(key))), stays).as_ref().clone()
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 /// One count for all clones would be written by every thread at every call (measured: 1.43 instead of 1.95
 /// times the throughput on two threads). A clone that is called only once, as axum makes them, never pays for
 /// a count of its own.
-pub(crate) struct Handle<T> {
+pub(crate) struct LocalArc<T> {
     shared: Ref<T>,
     own: OnceLock<Ref<T>>,
     used: bool,
@@ -32,36 +32,36 @@ impl<T> Ref<T> {
     }
 }
 
-impl<T> Handle<T> {
+impl<T> LocalArc<T> {
     pub(crate) fn new(shared: Arc<T>) -> Self {
         Self { shared: Ref::new(shared), own: OnceLock::new(), used: false }
     }
 
     /// For a call by a service that is cloned for one call as often as for many.
     #[inline]
-    pub(crate) fn hold(&mut self) -> Ref<T> {
+    pub(crate) fn acquire_mut(&mut self) -> Ref<T> {
         if let Some(own) = self.own.get() {
             return own.clone();
         }
-        self.hold_first()
+        self.acquire_initial()
     }
 
     #[cold]
-    fn hold_first(&mut self) -> Ref<T> {
+    fn acquire_initial(&mut self) -> Ref<T> {
         if std::mem::replace(&mut self.used, true) {
-            return self.hold_own();
+            return self.acquire();
         }
         self.shared.clone()
     }
 
     /// For a call by a service that lives as long as its connection.
     #[inline]
-    pub(crate) fn hold_own(&self) -> Ref<T> {
+    pub(crate) fn acquire(&self) -> Ref<T> {
         self.own.get_or_init(|| Ref::new(self.shared.0.0.clone())).clone()
     }
 }
 
-impl<T> Deref for Handle<T> {
+impl<T> Deref for LocalArc<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -69,13 +69,13 @@ impl<T> Deref for Handle<T> {
     }
 }
 
-impl<T> Clone for Handle<T> {
+impl<T> Clone for LocalArc<T> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone(), own: OnceLock::new(), used: false }
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for Handle<T> {
+impl<T: fmt::Debug> fmt::Debug for LocalArc<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         T::fmt(self, f)
     }
@@ -104,14 +104,14 @@ mod tests {
     #[test]
     fn the_second_call_of_a_clone_counts_for_itself() {
         let shared = Arc::new(7);
-        let mut handle = Handle::new(shared.clone());
+        let mut handle = LocalArc::new(shared.clone());
         let mut other = handle.clone();
-        let count = |handle: &Handle<i32>| Arc::strong_count(&handle.shared.0);
-        let first = handle.hold();
+        let count = |handle: &LocalArc<i32>| Arc::strong_count(&handle.shared.0);
+        let first = handle.acquire_mut();
         assert_eq!((*first, count(&handle)), (7, 3), "one call counts where the clones do");
-        let later: Vec<_> = (0..9).map(|_| handle.hold()).collect();
+        let later: Vec<_> = (0..9).map(|_| handle.acquire_mut()).collect();
         assert_eq!((*later[8], count(&handle)), (7, 3), "later ones do not");
-        let also = (other.hold(), other.hold());
+        let also = (other.acquire_mut(), other.acquire_mut());
         assert_eq!((*also.1, count(&other)), (7, 4));
         drop((first, later, handle, also));
         assert_eq!(count(&other), 1);

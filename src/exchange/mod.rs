@@ -63,12 +63,12 @@ mod entry;
 mod future;
 mod hedge;
 mod keyed;
-mod later;
 mod local_arc;
 mod middleware;
-mod pass_on;
+mod next_attempt;
 mod progress;
 mod service;
+mod single_attempt;
 mod span;
 mod spec;
 mod sweep;
@@ -83,22 +83,22 @@ pub(crate) use self::component::{CancelReason, Component, Outcome, Rejection, Re
 pub(crate) use self::detachable::{Detach, Detachable};
 pub(crate) use self::future::ExchangeFuture;
 pub(crate) use self::keyed::{Key, PerKey, keyed_middleware};
-pub(crate) use self::local_arc::{Handle, Ref};
+pub(crate) use self::local_arc::{LocalArc, Ref};
 pub(crate) use self::middleware::{
     middleware_body, middleware_future, middleware_service, middleware_spec, passing_middleware,
 };
-pub(crate) use self::pass_on::{Once, PassOn};
 #[cfg(feature = "client")]
-pub(crate) use self::progress::sign;
+pub(crate) use self::progress::set_call;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
 pub(crate) use self::service::{Exchange, call_keyed};
+pub(crate) use self::single_attempt::{PassErrors, SendOnce};
 pub(crate) use self::spec::*;
 pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};
 pub(crate) use self::timeout_policy::{BodyTimeouts, HeadSeen, TimeoutPolicy, TimerDecision};
 pub(crate) use self::upgrade::asks_for_upgrade;
 
 pub use self::context::{CallContext, CallKind};
-pub use self::upgrade_guard::{Tunnel, TunnelEnd};
+pub use self::upgrade_guard::{UpgradeEnd, UpgradeGuard};
 
 #[cfg(test)]
 mod tests;

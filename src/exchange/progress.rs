@@ -20,7 +20,7 @@ use crate::cause::{ClientCall, Connection, Phase};
 #[non_exhaustive]
 pub(crate) struct AttemptProgress {
     /// A client of ours looked at its connection; without it all is inferred.
-    pub told: bool,
+    pub reported: bool,
     /// The client call that this is of; `None` where nobody knows.
     pub(crate) call: Option<ClientCall>,
     /// The phase before there was a connection; `None` once the request was handed to one.
@@ -46,9 +46,9 @@ pub(crate) struct AttemptProgress {
 #[non_exhaustive]
 pub(crate) struct UploadProgress {
     /// Frames that came from the client.
-    pub taken: u32,
+    pub frames: u32,
     /// The upload waits for the client, not for the upstream.
-    pub client_late: bool,
+    pub client_stalled: bool,
     /// When it was through.
     pub ended: Option<Instant>,
 }
@@ -56,26 +56,26 @@ pub(crate) struct UploadProgress {
 impl AttemptProgress {
     /// Nothing has been handed to a connection yet.
     pub(crate) fn before(stage: Phase) -> Self {
-        Self { told: true, stage: Some(stage), ..Self::default() }
+        Self { reported: true, stage: Some(stage), ..Self::default() }
     }
 }
 
 thread_local! {
-    static ASKED: Cell<bool> = const { Cell::new(false) };
-    static TOLD: Cell<Option<AttemptProgress>> = const { Cell::new(None) };
-    static LEAVING: Cell<Option<CancelReason>> = const { Cell::new(None) };
+    static QUERIED: Cell<bool> = const { Cell::new(false) };
+    static REPORTED: Cell<Option<AttemptProgress>> = const { Cell::new(None) };
+    static REASON: Cell<Option<CancelReason>> = const { Cell::new(None) };
 }
 
 /// Puts a thread's mark back as it was, also when a poll panics.
-pub(super) struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
+pub(super) struct ScopeGuard<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
 
-impl<T: Copy> Restore<T> {
+impl<T: Copy> ScopeGuard<T> {
     pub(super) fn set(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Self {
         Self(key, key.replace(value))
     }
 }
 
-impl<T: Copy> Drop for Restore<T> {
+impl<T: Copy> Drop for ScopeGuard<T> {
     fn drop(&mut self) {
         self.0.set(self.1);
     }
@@ -83,14 +83,14 @@ impl<T: Copy> Drop for Restore<T> {
 
 /// Polls with the query set; a layer around this one that queries too gets the same answer.
 pub(crate) fn query<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, AttemptProgress) {
-    TOLD.set(None);
+    REPORTED.set(None);
     let polled = {
-        let _asked = Restore::set(&ASKED, true);
+        let _asked = ScopeGuard::set(&QUERIED, true);
         poll()
     };
-    let told = TOLD.take();
-    if ASKED.get() {
-        TOLD.set(told.clone());
+    let told = REPORTED.take();
+    if QUERIED.get() {
+        REPORTED.set(told.clone());
     }
     (polled, told.unwrap_or_default())
 }
@@ -98,31 +98,31 @@ pub(crate) fn query<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, AttemptProgr
 /// Answers the question, if it is asked; the first to answer stands nearest to the wire.
 #[inline]
 pub(crate) fn publish(sight: impl FnOnce() -> AttemptProgress) {
-    if ASKED.get() {
-        let told = TOLD.take().unwrap_or_else(sight);
-        TOLD.set(Some(told));
+    if QUERIED.get() {
+        let told = REPORTED.take().unwrap_or_else(sight);
+        REPORTED.set(Some(told));
     }
 }
 
 /// Says of which client call that is which was told further in, unless it is said already.
 #[cfg(feature = "client")]
 #[inline]
-pub(crate) fn sign(call: ClientCall) {
-    if ASKED.get() {
-        let told = TOLD.take().map(|told| AttemptProgress { call: told.call.or(Some(call)), ..told });
-        TOLD.set(told);
+pub(crate) fn set_call(call: ClientCall) {
+    if QUERIED.get() {
+        let told = REPORTED.take().map(|told| AttemptProgress { call: told.call.or(Some(call)), ..told });
+        REPORTED.set(told);
     }
 }
 
 /// Drops something for this reason.
 pub(crate) fn drop_with_reason(why: CancelReason, drop: impl FnOnce()) {
-    let _leaving = Restore::set(&LEAVING, Some(why));
+    let _leaving = ScopeGuard::set(&REASON, Some(why));
     drop();
 }
 
 /// Why what is being dropped is dropped: a layer's reason, or its caller has left.
 pub(crate) fn drop_reason() -> CancelReason {
-    LEAVING.get().unwrap_or(CancelReason::Dropped)
+    REASON.get().unwrap_or(CancelReason::Dropped)
 }
 
 #[cfg(test)]

@@ -10,17 +10,17 @@ use tokio::time::Instant;
 use super::active::{Active, Split};
 use super::future::{ExchangeFuture, State};
 use super::keyed::PerKey;
-use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, RoundOf, Spec};
-use super::{BoxError, Component, Handle, Ref, Rejection, TimeoutPolicy};
+use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec};
+use super::{BoxError, Component, LocalArc, Ref, Rejection, TimeoutPolicy};
 use crate::body::WrapBody;
 use crate::cause::{ClientCall, ClientCalls};
 
 /// A service under the components, timeouts and modes of `P`.
 pub(crate) struct Exchange<S, P: Spec> {
     inner: S,
-    config: Handle<Config<P>>,
+    config: LocalArc<Config<P>>,
     /// For attempts after the first; `None` where there are none and backpressure is passed on.
-    template: Option<Handle<Template<S>>>,
+    template: Option<LocalArc<Template<S>>>,
     readiness: Readiness,
 }
 
@@ -59,7 +59,7 @@ enum Readiness {
 impl<S, P: Spec> Exchange<S, P> {
     /// For a spec with one attempt, which passes backpressure on.
     pub(crate) fn once(inner: S, config: Arc<Config<P>>) -> Self {
-        Self { inner, config: Handle::new(config), template: None, readiness: Readiness::NotPolled }
+        Self { inner, config: LocalArc::new(config), template: None, readiness: Readiness::NotPolled }
     }
 
     /// For a spec with several attempts, or one that waits for the inner service.
@@ -67,8 +67,8 @@ impl<S, P: Spec> Exchange<S, P> {
     where
         S: Clone,
     {
-        let template = Some(Handle::new(Arc::new(Template::new(inner.clone()))));
-        Self { inner, config: Handle::new(config), template, readiness: Readiness::NotPolled }
+        let template = Some(LocalArc::new(Arc::new(Template::new(inner.clone()))));
+        Self { inner, config: LocalArc::new(config), template, readiness: Readiness::NotPolled }
     }
 
     pub(crate) fn get_ref(&self) -> &S {
@@ -85,7 +85,7 @@ impl<S, P: Spec> Exchange<S, P> {
 
     /// Replaces the settings for calls that begin from now on.
     pub(crate) fn set_config(&mut self, config: Arc<Config<P>>) {
-        self.config = Handle::new(config);
+        self.config = LocalArc::new(config);
     }
 
     #[inline]
@@ -95,8 +95,8 @@ impl<S, P: Spec> Exchange<S, P> {
         P::Errors: ResponseMode<E, X>,
         S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     {
-        if P::PerAttempt::REFUSES && !P::WAITS {
-            if let Some((now, rejection)) = self.config.per_attempt.refuses() {
+        if P::PerAttempt::REJECTS_EARLY && !P::WAITS {
+            if let Some((now, rejection)) = self.config.per_attempt.reject_early() {
                 self.readiness = Readiness::Rejected(Box::new((now, rejection)));
                 return Poll::Ready(Ok(()));
             }
@@ -122,8 +122,8 @@ impl<S, P: Spec> Exchange<S, P> {
         S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     {
         let readiness = std::mem::take(&mut self.readiness);
-        let config = self.config.hold();
-        let template = self.template.as_mut().map(|template| move || template.hold());
+        let config = self.config.acquire_mut();
+        let template = self.template.as_mut().map(|template| move || template.acquire_mut());
         begin(&mut self.inner, readiness, config, template, request)
     }
 
@@ -150,8 +150,8 @@ impl<S, P: Spec> Exchange<S, P> {
             },
             Poll::Pending => Readiness::Pending,
         };
-        let config = config.map_or_else(|| self.config.hold_own(), Ref::new);
-        let template = self.template.as_ref().map(|template| || template.hold_own());
+        let config = config.map_or_else(|| self.config.acquire(), Ref::new);
+        let template = self.template.as_ref().map(|template| || template.acquire());
         begin(&mut inner, readiness, config, template, request)
     }
 }
@@ -193,15 +193,15 @@ where
 {
     if let Readiness::Rejected(rejected) = readiness {
         let (now, rejection) = *rejected;
-        return reject_early(config, now, rejection, request);
+        return begin_rejected(config, now, rejection, request);
     }
     let now = Instant::now();
     let mut active = Active::begin(config, now);
     let Split { config, context, permit, attempt, notes } = active.state().split();
     context.flow_controlled = request.version() >= Version::HTTP_2;
-    attempt.timeouts = config.timeouts.begin(context, &mut request);
+    attempt.timeouts = config.timeouts.on_request(context, &mut request);
     config.errors.note(notes, &request);
-    let mut rejection = config.timeouts.refuse(context);
+    let mut rejection = config.timeouts.reject(context);
     if rejection.is_none() {
         match config.handling.bypasses(now) {
             Ok(bypasses) => context.bypass = bypasses,
@@ -252,7 +252,7 @@ fn begin_slow<S, B, P>(
     inner: &mut S,
     readiness: Readiness,
     mut active: Active<P>,
-    round: RoundOf<P, B>,
+    round: RetryStateOf<P, B>,
     template: Option<impl FnOnce() -> Ref<Template<S>>>,
     request: Request<RequestBodyOf<P, B>>,
 ) -> ExchangeFuture<S, B, P>
@@ -306,7 +306,7 @@ where
     ClientCall::next();
     let Split { config, permit, attempt, .. } = active.state().split();
     if permit.is_none() {
-        config.per_call.refused(&rejection);
+        config.per_call.on_rejected(&rejection);
     }
     let now = Instant::now();
     let (round, body) = config.requests.wrap(started, body, now, &mut attempt.upload);
@@ -317,7 +317,7 @@ where
 
 /// The inner service was not polled: whatever has changed since then, it is not called.
 #[cold]
-fn reject_early<S, B, P>(
+fn begin_rejected<S, B, P>(
     config: Ref<Config<P>>,
     now: Instant,
     rejection: Rejection,
@@ -331,9 +331,9 @@ where
     let mut active = Active::begin(config, now);
     let Split { config, context, attempt, notes, .. } = active.state().split();
     context.flow_controlled = request.version() >= Version::HTTP_2;
-    attempt.timeouts = config.timeouts.begin(context, &mut request);
+    attempt.timeouts = config.timeouts.on_request(context, &mut request);
     config.errors.note(notes, &request);
-    config.per_attempt.refused(&rejection);
+    config.per_attempt.on_rejected(&rejection);
     let started = config.requests.begin(&request, context, true);
     reject(active, started, request.into_body(), rejection)
 }

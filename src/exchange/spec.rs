@@ -136,7 +136,7 @@ pub(crate) trait RequestMode<B> {
     /// A call whose body has not been wrapped yet.
     type Started;
     /// What one call keeps for further attempts.
-    type Round;
+    type RetryState;
     /// The request body that a further attempt sends.
     type Replay;
 
@@ -152,30 +152,30 @@ pub(crate) trait RequestMode<B> {
         body: B,
         now: Instant,
         upload: &mut Option<Arc<UploadCounters>>,
-    ) -> (Self::Round, Self::Body);
+    ) -> (Self::RetryState, Self::Body);
 
     /// Whether another attempt is possible, as far as that is known when the call begins.
     #[inline]
-    fn may_repeat(&self, round: &Self::Round) -> bool {
+    fn may_repeat(&self, round: &Self::RetryState) -> bool {
         let _ = round;
         false
     }
 
     /// Whether a response shows nothing that another attempt could mend.
     #[inline]
-    fn passes<R>(&self, round: &Self::Round, response: &Response<R>) -> bool {
+    fn is_final<R>(&self, round: &Self::RetryState, response: &Response<R>) -> bool {
         let _ = (round, response);
         true
     }
 
     /// A response that [passes](Self::passes) goes to the client.
     #[inline]
-    fn on_success<R>(&self, round: &mut Self::Round, response: &mut Response<R>) {
+    fn on_success<R>(&self, round: &mut Self::RetryState, response: &mut Response<R>) {
         let _ = (round, response);
     }
 
     /// Decides what follows a response that does not [pass](Self::passes).
-    fn on_response<R>(&self, round: &mut Self::Round, response: &mut Response<R>) -> NextStep {
+    fn on_response<R>(&self, round: &mut Self::RetryState, response: &mut Response<R>) -> NextStep {
         let _ = (round, response);
         NextStep::Respond
     }
@@ -185,19 +185,19 @@ pub(crate) trait RequestMode<B> {
     /// # Errors
     ///
     /// The call's failure, where no attempt follows.
-    fn on_failure(&self, round: &mut Self::Round, failure: Failure) -> Result<Option<Instant>, Failure> {
+    fn on_failure(&self, round: &mut Self::RetryState, failure: Failure) -> Result<Option<Instant>, Failure> {
         let _ = round;
         Err(failure)
     }
 
     /// Whether an attempt has asked for the request's body, as far as that is known.
-    fn body_was_read(&self, round: &Self::Round) -> bool {
+    fn body_was_read(&self, round: &Self::RetryState) -> bool {
         let _ = round;
         false
     }
 
     /// Takes the body back from the attempt before; ready with `None` if there is nothing to send again.
-    fn poll_replay(&self, round: &Self::Round, cx: &mut Context<'_>) -> Poll<Option<Self::Replay>> {
+    fn poll_replay(&self, round: &Self::RetryState, cx: &mut Context<'_>) -> Poll<Option<Self::Replay>> {
         let _ = (round, cx);
         Poll::Ready(None)
     }
@@ -205,7 +205,7 @@ pub(crate) trait RequestMode<B> {
     /// The request of a further attempt, and how often it was sent before.
     fn next_request(
         &self,
-        round: &mut Self::Round,
+        round: &mut Self::RetryState,
         body: Self::Replay,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<Self::Body>, u32)> {
@@ -214,32 +214,32 @@ pub(crate) trait RequestMode<B> {
     }
 
     /// The failure of a call whose next attempt was decided and cannot be made.
-    fn give_up(&self, round: &mut Self::Round, stop: RetryStop) -> Failure {
+    fn final_failure(&self, round: &mut Self::RetryState, stop: RetryStop) -> Failure {
         let _ = round;
         Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build()
     }
 
     /// The time by which a further attempt has to begin, where it waits for its service under no timeout.
-    fn deadline(&self, round: &Self::Round) -> Option<Instant> {
+    fn deadline(&self, round: &Self::RetryState) -> Option<Instant> {
         let _ = round;
         None
     }
 
     /// Whether a second attempt may be sent beside the first.
     #[inline]
-    fn hedges(&self, round: &Self::Round) -> bool {
+    fn can_hedge(&self, round: &Self::RetryState) -> bool {
         let _ = round;
         false
     }
 
     /// When the second attempt is due.
-    fn hedge_at(&self, round: &Self::Round) -> Option<Instant> {
+    fn hedge_at(&self, round: &Self::RetryState) -> Option<Instant> {
         let _ = round;
         None
     }
 
     /// The body of the second attempt, if it is at hand and may be sent.
-    fn hedge_body(&self, round: &mut Self::Round) -> Option<Self::Replay> {
+    fn hedge_body(&self, round: &mut Self::RetryState) -> Option<Self::Replay> {
         let _ = round;
         None
     }
@@ -247,7 +247,7 @@ pub(crate) trait RequestMode<B> {
     /// The request of the second attempt, and how often it was sent before.
     fn hedge_request(
         &self,
-        round: &mut Self::Round,
+        round: &mut Self::RetryState,
         body: Self::Replay,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<Self::Body>, u32)> {
@@ -256,12 +256,12 @@ pub(crate) trait RequestMode<B> {
     }
 
     /// One of two concurrent attempts has failed; `None`: it left no record.
-    fn on_concurrent_failure(&self, round: &mut Self::Round, failure: Option<Failure>) {
+    fn on_concurrent_failure(&self, round: &mut Self::RetryState, failure: Option<Failure>) {
         let _ = (round, failure);
     }
 
     /// The record of a response that does not [pass](Self::passes).
-    fn record_of<R>(&self, round: &Self::Round, response: &Response<R>) -> Option<Failure> {
+    fn failure_of<R>(&self, round: &Self::RetryState, response: &Response<R>) -> Option<Failure> {
         let _ = round;
         Failure::of(response).cloned()
     }
@@ -300,7 +300,7 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
     }
 
     /// Judges the error of an inner service that never becomes ready.
-    fn judge(&self, error: BoxError, calls: ClientCalls) -> Failure;
+    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure;
 
     /// Adds what the exchange knows to a failure.
     fn complete_failure(&self, failure: Failure) -> Failure {
@@ -318,7 +318,7 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
     }
 
     /// The body in place of a local response's, where there is an error page.
-    fn page<R>(&self, notes: &mut Self::Notes, response: &mut Response<R>) -> Option<Bytes> {
+    fn render_page<R>(&self, notes: &mut Self::Notes, response: &mut Response<R>) -> Option<Bytes> {
         let _ = (notes, response);
         None
     }
@@ -377,7 +377,7 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     }
 
     /// Whether nothing about a head could be wrong, as far as that is seen immediately.
-    fn is_plain(response: &Response<X>) -> bool;
+    fn is_ordinary(response: &Response<X>) -> bool;
 
     /// Checks a head that is not [plain](Self::is_plain): what it failed of.
     fn check(
@@ -389,13 +389,13 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     ) -> Option<Failure>;
 
     /// Whether the head waits for the first frame of its body.
-    fn holds(&self, notes: &Self::Notes, response: &Response<X>) -> bool;
+    fn waits_for_first_frame(&self, notes: &Self::Notes, response: &Response<X>) -> bool;
 
     /// How long a head waits for the first frame of its body.
-    fn hold_for(&self) -> Duration;
+    fn first_frame_timeout(&self) -> Duration;
 
     /// Polls the body of a head that was not handed on yet.
-    fn poll_first(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame>;
+    fn poll_first_frame(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame>;
 
     /// Takes the body of a response that is handed on.
     fn inner(body: X) -> Self::Inner;
@@ -423,9 +423,9 @@ pub(crate) trait BodyMode<Y>: ErrorMode {
 }
 
 /// What a component holds of an admitted call.
-pub(crate) type PermitOf<C> = <C as Component>::Ticket;
+pub(crate) type PermitOf<C> = <C as Component>::Permit;
 /// What a timeout policy remembers of an attempt.
-pub(crate) type TimeoutState<P> = <<P as Spec>::Timeouts as TimeoutPolicy>::Watch;
+pub(crate) type TimeoutState<P> = <<P as Spec>::Timeouts as TimeoutPolicy>::State;
 /// What is noted of a request.
 pub(crate) type NotesOf<P> = <<P as Spec>::Errors as ErrorMode>::Notes;
 /// The error of a response body.
@@ -433,51 +433,51 @@ pub(crate) type BodyErrorOf<P> = <<P as Spec>::Errors as ErrorMode>::BodyError;
 /// The request body that the inner service gets.
 pub(crate) type RequestBodyOf<P, B> = <<P as Spec>::Requests as RequestMode<B>>::Body;
 /// What one call keeps for further attempts.
-pub(crate) type RoundOf<P, B> = <<P as Spec>::Requests as RequestMode<B>>::Round;
+pub(crate) type RetryStateOf<P, B> = <<P as Spec>::Requests as RequestMode<B>>::RetryState;
 
 impl<C: Component> Component for Option<C> {
-    type Ticket = Option<C::Ticket>;
+    type Permit = Option<C::Permit>;
 
-    const REFUSES: bool = C::REFUSES;
+    const REJECTS_EARLY: bool = C::REJECTS_EARLY;
 
-    fn refuses(&self) -> Option<(Instant, Rejection)> {
-        self.as_ref()?.refuses()
+    fn reject_early(&self) -> Option<(Instant, Rejection)> {
+        self.as_ref()?.reject_early()
     }
 
-    fn refused(&self, rejection: &Rejection) {
+    fn on_rejected(&self, rejection: &Rejection) {
         if let Some(component) = self {
-            component.refused(rejection);
+            component.on_rejected(rejection);
         }
     }
 
     #[inline]
-    fn admit(&self, call: &CallContext) -> Result<Self::Ticket, Rejection> {
+    fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection> {
         self.as_ref().map(|component| component.admit(call)).transpose()
     }
 
     #[inline]
-    fn answered(&self, permit: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
+    fn on_response(&self, permit: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
         if let (Some(component), Some(permit)) = (self, permit) {
-            component.answered(permit, call, outcome);
+            component.on_response(permit, call, outcome);
         }
     }
 
-    fn tunnelled(&self, permit: &mut Self::Ticket, tunnel: &super::Tunnel) {
+    fn on_upgrade(&self, permit: &mut Self::Permit, tunnel: &super::UpgradeGuard) {
         if let (Some(component), Some(permit)) = (self, permit) {
-            component.tunnelled(permit, tunnel);
+            component.on_upgrade(permit, tunnel);
         }
     }
 
     #[inline]
-    fn settle(&self, permit: Self::Ticket, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, permit: Self::Permit, call: &CallContext, outcome: &Outcome) {
         if let (Some(component), Some(permit)) = (self, permit) {
-            component.settle(permit, call, outcome);
+            component.complete(permit, call, outcome);
         }
     }
 
-    fn abandon(&self, permit: Self::Ticket, call: &CallContext, reason: CancelReason) {
+    fn cancel(&self, permit: Self::Permit, call: &CallContext, reason: CancelReason) {
         if let (Some(component), Some(permit)) = (self, permit) {
-            component.abandon(permit, call, reason);
+            component.cancel(permit, call, reason);
         }
     }
 }

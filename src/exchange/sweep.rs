@@ -311,7 +311,7 @@ impl<T> Drop for Swept<T> {
 
 impl<T: Sweepable + Send> Expires for Entry<Kept<T>, Failure> {
     fn look(&self) -> Activity {
-        self.look()
+        self.sample()
     }
 
     fn is_unread(&self) -> bool {

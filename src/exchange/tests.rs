@@ -30,7 +30,7 @@ impl Witness {
 }
 
 impl Component for Witness {
-    type Ticket = &'static str;
+    type Permit = &'static str;
 
     fn admit(&self, _: &CallContext) -> Result<&'static str, Rejection> {
         match self.2 {
@@ -39,25 +39,25 @@ impl Component for Witness {
         }
     }
 
-    fn answered(&self, permit: &mut &'static str, _: &CallContext, outcome: &Outcome) {
+    fn on_response(&self, permit: &mut &'static str, _: &CallContext, outcome: &Outcome) {
         assert_eq!(*permit, self.0);
         self.say(&format!("answered {}", outcome.status().unwrap().as_u16()));
     }
 
-    fn settle(&self, permit: &'static str, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, permit: &'static str, call: &CallContext, outcome: &Outcome) {
         assert_eq!(permit, self.0);
         assert!(outcome.now() >= call.now);
         self.say(&format!("settled {:?} {:?}", outcome.status().map(|status| status.as_u16()), outcome.cause()));
     }
 
-    fn abandon(&self, permit: &'static str, _: &CallContext, reason: CancelReason) {
+    fn cancel(&self, permit: &'static str, _: &CallContext, reason: CancelReason) {
         assert_eq!(permit, self.0);
         self.say(&format!("abandoned {reason:?}"));
     }
 }
 
 middleware_spec! {
-    WitnessSpec, per_call = Witness, per_attempt = Witness, timeouts = EnforcedTimeouts, requests = Once, errors = PassOn
+    WitnessSpec, per_call = Witness, per_attempt = Witness, timeouts = EnforcedTimeouts, requests = SendOnce, errors = PassErrors
 }
 
 passing_middleware!(Witnessed, WitnessFuture, WitnessBody, WitnessSpec);
@@ -71,7 +71,7 @@ fn no_timeouts() -> EnforcedTimeouts {
 fn service<S>(inner: S, timeouts: EnforcedTimeouts) -> (Witnessed<S>, Log) {
     let log = Log::default();
     let (outer, inner_one) = (Witness("outer", log.clone(), None), Witness("inner", log.clone(), None));
-    (Witnessed::new(inner, Arc::new(Config::new(outer, inner_one, timeouts, Once, PassOn))), log)
+    (Witnessed::new(inner, Arc::new(Config::new(outer, inner_one, timeouts, SendOnce, PassErrors))), log)
 }
 
 fn told(log: &Log) -> Vec<String> {
@@ -141,7 +141,7 @@ async fn a_rejected_attempt_completes_its_call_with_the_rejection() {
     let outer = Witness("outer", log.clone(), None);
     let never =
         service_fn(|_: Request<()>| async { panic!("it was refused") as Result<Response<Empty<Bytes>>, Infallible> });
-    let config = Config::new(outer, inner, no_timeouts(), Once, PassOn);
+    let config = Config::new(outer, inner, no_timeouts(), SendOnce, PassErrors);
     let service = Witnessed::new(never, Arc::new(config));
     let answer = service.oneshot(Request::new(())).await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -11,36 +11,41 @@ use crate::cause::{BadGatewayCause, Phase};
 /// The time limits of a call: pure, told the time and what was seen.
 pub(crate) trait TimeoutPolicy: Send + Sync + 'static {
     /// What one call remembers between looks.
-    type Watch: Default + Send + 'static;
+    type State: Default + Send + 'static;
 
     /// Begins a call: reads the caller's deadline, writes the one that goes out.
-    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Self::Watch;
+    fn on_request<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Self::State;
 
     /// The same for an attempt after the first: the client's deadline was read, and is in the request's extensions.
-    fn begin_later<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Self::Watch {
-        self.begin(call, request)
+    fn on_later_attempt<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Self::State {
+        self.on_request(call, request)
     }
 
     /// When the first look is due, asked once the inner future was found pending.
-    fn first(&self, watch: &Self::Watch, call: &CallContext) -> Option<Instant>;
+    fn first_deadline(&self, watch: &Self::State, call: &CallContext) -> Option<Instant>;
 
     /// A look that was due.
-    fn look(&self, watch: &mut Self::Watch, call: &CallContext, now: Instant, sight: &AttemptProgress)
-    -> TimerDecision;
+    fn on_timer(
+        &self,
+        watch: &mut Self::State,
+        call: &CallContext,
+        now: Instant,
+        sight: &AttemptProgress,
+    ) -> TimerDecision;
 
     /// Refuses a call whose time is up before it has begun.
-    fn refuse(&self, call: &CallContext) -> Option<Rejection> {
+    fn reject(&self, call: &CallContext) -> Option<Rejection> {
         let _ = call;
         None
     }
 
     /// The response head has come, or the inner service's error.
-    fn answered(&self, watch: &Self::Watch, call: &CallContext, head: &HeadSeen<'_>) {
+    fn on_response(&self, watch: &Self::State, call: &CallContext, head: &HeadSeen<'_>) {
         let _ = (watch, call, head);
     }
 
     /// The limits of the response body.
-    fn body(&self, call: &CallContext) -> BodyTimeouts;
+    fn body_timeouts(&self, call: &CallContext) -> BodyTimeouts;
 }
 
 /// What is known at the response head.
@@ -69,7 +74,7 @@ pub(crate) struct BodyTimeouts {
 
 impl BodyTimeouts {
     /// Whether a limit applies also while nobody polls the body.
-    pub(crate) fn are_swept(&self) -> bool {
+    pub(crate) fn need_sweep(&self) -> bool {
         self.client_idle.is_some() || self.end.is_some()
     }
 }
@@ -84,19 +89,19 @@ pub(crate) enum TimerDecision {
 }
 
 impl TimeoutPolicy for () {
-    type Watch = ();
+    type State = ();
 
-    fn begin<B>(&self, _: &mut CallContext, _: &mut Request<B>) {}
+    fn on_request<B>(&self, _: &mut CallContext, _: &mut Request<B>) {}
 
-    fn first(&self, (): &(), _: &CallContext) -> Option<Instant> {
+    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
         None
     }
 
-    fn look(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
+    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
         unreachable!("no look was ever due")
     }
 
-    fn body(&self, _: &CallContext) -> BodyTimeouts {
+    fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {
         BodyTimeouts::default()
     }
 }

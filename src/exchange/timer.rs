@@ -32,7 +32,7 @@ pub(super) fn poll_timed<P: Spec, T>(
     let timeouts = &config.timeouts;
     let context = *attempt.context(call);
     if timer.is_none() {
-        let Some(first) = timeouts.first(&attempt.timeouts, &context) else { return Poll::Pending };
+        let Some(first) = timeouts.first_deadline(&attempt.timeouts, &context) else { return Poll::Pending };
         timer.set(Some(sleep_until(first)));
     }
     loop {
@@ -45,7 +45,7 @@ pub(super) fn poll_timed<P: Spec, T>(
         }
         attempt.merge_upload(&mut progress);
         let now = Instant::now();
-        match timeouts.look(&mut attempt.timeouts, &context, now, &progress) {
+        match timeouts.on_timer(&mut attempt.timeouts, &context, now, &progress) {
             TimerDecision::RearmAt(at) => sleep.reset(at),
             TimerDecision::TimedOut(cause, phase) => {
                 let failure = timeout_failure(cause, phase, progress, calls, &context, now);
@@ -69,7 +69,7 @@ pub(super) fn timeout_failure(
     let failure = match (progress.stage, own) {
         // the future that would have sent the request is dropped now
         (Some(_), Some(own)) => failure.unsent(Evidence::NoConnection).call(own),
-        (None, _) if progress.told => failure.replay(cause.replay().inferred(), Evidence::Counted),
+        (None, _) if progress.reported => failure.replay(cause.replay().inferred(), Evidence::Counted),
         // the progress of another call proves nothing about this one
         _ => failure,
     };

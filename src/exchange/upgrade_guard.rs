@@ -19,65 +19,65 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// drop(end);
 /// ```
 #[derive(Clone)]
-pub struct Tunnel {
-    held: Arc<Mutex<Held>>,
+pub struct UpgradeGuard {
+    attached: Arc<Mutex<Attached>>,
 }
 
 /// The end of a tunnel, when it is dropped.
-pub struct TunnelEnd {
-    held: Arc<Mutex<Held>>,
+pub struct UpgradeEnd {
+    attached: Arc<Mutex<Attached>>,
 }
 
 #[derive(Default)]
-struct Held {
+struct Attached {
     /// One for each layer that asks, no more.
-    things: Vec<Box<dyn Any + Send>>,
-    over: bool,
+    values: Vec<Box<dyn Any + Send>>,
+    ended: bool,
 }
 
-impl Tunnel {
+impl UpgradeGuard {
     /// A tunnel that begins, and its end.
     #[allow(clippy::new_ret_no_self)] // two halves, as of a channel
-    pub fn new() -> (Self, TunnelEnd) {
-        let held = Arc::<Mutex<Held>>::default();
-        (Self { held: held.clone() }, TunnelEnd { held })
+    pub fn new() -> (Self, UpgradeEnd) {
+        let held = Arc::<Mutex<Attached>>::default();
+        (Self { attached: held.clone() }, UpgradeEnd { attached: held })
     }
 
     /// Drops this when the tunnel ends; at once, if it has.
-    pub fn holds(&self, thing: impl Any + Send) {
+    pub fn attach(&self, thing: impl Any + Send) {
         let thing: Box<dyn Any + Send> = Box::new(thing);
-        let mut held = lock(&self.held);
-        if held.over {
+        let mut held = lock(&self.attached);
+        if held.ended {
             // not under the lock: a drop may do anything
             drop(held);
             drop(thing);
         } else {
-            held.things.push(thing);
+            held.values.push(thing);
         }
     }
 }
 
-impl Drop for TunnelEnd {
+impl Drop for UpgradeEnd {
     fn drop(&mut self) {
-        let mut held = lock(&self.held);
-        held.over = true;
-        let things = std::mem::take(&mut held.things);
+        let mut held = lock(&self.attached);
+        held.ended = true;
+        let things = std::mem::take(&mut held.values);
         drop(held);
         drop(things);
     }
 }
 
-fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
+fn lock(held: &Mutex<Attached>) -> MutexGuard<'_, Attached> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl fmt::Debug for Tunnel {
+impl fmt::Debug for UpgradeGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tunnel").field("over", &lock(&self.held).over).finish_non_exhaustive()
+        f.debug_struct("Tunnel").field("over", &lock(&self.attached).ended).finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for TunnelEnd {
+impl fmt::Debug for UpgradeEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TunnelEnd").finish_non_exhaustive()
     }
@@ -89,13 +89,13 @@ mod tests {
 
     #[test]
     fn what_a_tunnel_holds_goes_with_its_end() {
-        let (tunnel, end) = Tunnel::new();
+        let (tunnel, end) = UpgradeGuard::new();
         let thing = Arc::new(());
-        tunnel.clone().holds(thing.clone());
+        tunnel.clone().attach(thing.clone());
         assert_eq!(Arc::strong_count(&thing), 2);
         drop(end);
         assert_eq!(Arc::strong_count(&thing), 1, "though the answer is still there");
-        tunnel.holds(thing.clone());
+        tunnel.attach(thing.clone());
         assert_eq!(Arc::strong_count(&thing), 1, "and nothing is held by one that is over");
     }
 }

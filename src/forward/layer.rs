@@ -18,7 +18,7 @@ use super::framing::name_length;
 use super::settings::{ClientProtocol, Settings};
 use super::{ClientInfo, ForwardBody, ForwardingRules, Scheme};
 use crate::cause::ClientCall;
-use crate::exchange::{Handle, Ref};
+use crate::exchange::{LocalArc, Ref};
 
 /// Applies [`ForwardingRules`] around a client, or around an axum handler that stands in for one.
 ///
@@ -102,7 +102,7 @@ impl<S> Layer<S> for ForwardLayer {
     type Service = Forward<S>;
 
     fn layer(&self, inner: S) -> Forward<S> {
-        Forward { inner, settings: Handle::new(self.settings.clone()) }
+        Forward { inner, settings: LocalArc::new(self.settings.clone()) }
     }
 }
 
@@ -110,7 +110,7 @@ impl<S> Layer<S> for ForwardLayer {
 #[derive(Clone, Debug)]
 pub struct Forward<S> {
     inner: S,
-    settings: Handle<Settings>,
+    settings: LocalArc<Settings>,
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Forward<S>
@@ -128,7 +128,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let settings = self.settings.hold();
+        let settings = self.settings.acquire_mut();
         ResponseFuture::of(settings, request, |request| self.inner.call(request))
     }
 }
@@ -145,7 +145,7 @@ where
     type Future = ResponseFuture<S::Future, ResBody>;
 
     fn call(&self, request: Request<ReqBody>) -> Self::Future {
-        let settings = self.settings.hold_own();
+        let settings = self.settings.acquire();
         ResponseFuture::of(settings, request, |request| self.inner.call(request))
     }
 }

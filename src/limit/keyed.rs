@@ -43,17 +43,17 @@ impl KeyedLimitLayer {
 
     /// Snapshots of all limits, in the order of their keys.
     pub fn snapshots(&self) -> Vec<(Box<str>, LimitSnapshot)> {
-        self.configs.list(|config| config.per_call.limiter.snapshot())
+        self.configs.snapshot(|config| config.per_call.limiter.snapshot())
     }
 
     /// Snapshot of an upstream's limit; `None` if there is none.
     pub fn snapshot(&self, key: &str) -> Option<LimitSnapshot> {
-        self.configs.peek(key, |config| config.per_call.limiter.snapshot())
+        self.configs.get(key, |config| config.per_call.limiter.snapshot())
     }
 
     /// The fallback limit: for upstreams beyond the 1,024 and for requests without a key.
     pub fn others(&self) -> LimitSnapshot {
-        self.configs.others().per_call.limiter.snapshot()
+        self.configs.fallback().per_call.limiter.snapshot()
     }
 }
 

@@ -90,9 +90,9 @@ use self::striped_semaphore::SlotRef;
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::exchange::{
     AttemptProgress, BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection,
-    TimeoutPolicy, TimerDecision, Tunnel,
+    TimeoutPolicy, TimerDecision, UpgradeGuard,
 };
-use crate::exchange::{Config, Once, PassOn, middleware_spec, passing_middleware};
+use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::reachable;
 use crate::stats::{default_stripes, stripe};
 
@@ -115,7 +115,7 @@ passing_middleware! {
 middleware_spec! {
     /// A limiter alone.
     LimitSpec,
-    per_call = Limit, per_attempt = (), timeouts = NoTimeouts, requests = Once, errors = PassOn
+    per_call = Limit, per_attempt = (), timeouts = NoTimeouts, requests = SendOnce, errors = PassErrors
 }
 
 const BOUNDS: (u32, u32) = (2, 200);
@@ -156,7 +156,7 @@ impl ConcurrencyLimitLayer {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
         let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_slot_during_upgrade: false };
-        Self { config: Arc::new(Config::new(parts, (), limits, Once, PassOn)), configured: (least, most) }
+        Self { config: Arc::new(Config::new(parts, (), limits, SendOnce, PassErrors)), configured: (least, most) }
     }
 
     /// A new limit with the same settings, for one of many upstreams.
@@ -324,7 +324,7 @@ impl Limit {
 }
 
 impl Component for Limit {
-    type Ticket = SlotPermit;
+    type Permit = SlotPermit;
 
     #[inline]
     fn admit(&self, call: &CallContext) -> Result<SlotPermit, Rejection> {
@@ -336,15 +336,15 @@ impl Component for Limit {
         }
     }
 
-    fn tunnelled(&self, ticket: &mut SlotPermit, tunnel: &Tunnel) {
+    fn on_upgrade(&self, ticket: &mut SlotPermit, tunnel: &UpgradeGuard) {
         if self.holds_slot_during_upgrade {
             let slot = ticket.slot.take();
-            tunnel.holds(UpgradePermit { slot, limiter: self.limiter.clone() });
+            tunnel.attach(UpgradePermit { slot, limiter: self.limiter.clone() });
         }
     }
 
     #[inline]
-    fn answered(&self, ticket: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
+    fn on_response(&self, ticket: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
         if ticket.sampled {
             self.record_outcome(ticket, call, outcome);
         }
@@ -354,7 +354,7 @@ impl Component for Limit {
     }
 
     #[inline]
-    fn settle(&self, mut ticket: SlotPermit, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, mut ticket: SlotPermit, call: &CallContext, outcome: &Outcome) {
         // the head has been looked at; what failed after it has a cause
         if ticket.sampled && outcome.cause().is_some_and(sample_kind::is_overload) {
             self.record_outcome(&mut ticket, call, outcome);
@@ -362,7 +362,7 @@ impl Component for Limit {
         self.release(ticket.slot);
     }
 
-    fn abandon(&self, ticket: SlotPermit, call: &CallContext, why: CancelReason) {
+    fn cancel(&self, ticket: SlotPermit, call: &CallContext, why: CancelReason) {
         if let (true, CancelReason::TimedOut(cause)) = (ticket.sampled, why) {
             if sample_kind::is_overload(cause) {
                 self.learn(call, Instant::now(), SampleKind::Overloaded);
@@ -396,7 +396,7 @@ impl Limit {
 
     /// Learns from an outcome, while the slot is still held.
     fn record_outcome(&self, ticket: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
-        let tunnels = outcome.record().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
+        let tunnels = outcome.known_failure().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
         let end = sample_kind::sample_kind(outcome.status(), outcome.cause()).filter(|_| !tunnels);
         let Some(end) = end else { return };
         // an overloaded call is sampled once
@@ -442,22 +442,22 @@ pub(crate) struct NoTimeouts {
 }
 
 impl TimeoutPolicy for NoTimeouts {
-    type Watch = ();
+    type State = ();
 
     #[inline]
-    fn begin<B>(&self, call: &mut CallContext, _: &mut Request<B>) {
+    fn on_request<B>(&self, call: &mut CallContext, _: &mut Request<B>) {
         call.kind = self.kind;
     }
 
-    fn first(&self, (): &(), _: &CallContext) -> Option<Instant> {
+    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
         None
     }
 
-    fn look(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
+    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
         unreachable!("no look was ever due")
     }
 
-    fn body(&self, _: &CallContext) -> BodyTimeouts {
+    fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {
         BodyTimeouts { client_idle: self.client_idle, ..BodyTimeouts::default() }
     }
 }

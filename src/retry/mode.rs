@@ -16,14 +16,14 @@ use crate::body::{ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
 use crate::deadline::{Deadline, DeadlinePropagation};
 use crate::exchange::{AttemptProgress, BodyTimeouts, CallContext, Expired, Outcome, TimeoutPolicy, TimerDecision};
-use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassOn, RequestMode, ResponseMode};
+use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassErrors, RequestMode, ResponseMode};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     type Body = ReplayBody<B>;
     type Started = StartedState;
-    type Round = RetryState<B>;
+    type RetryState = RetryState<B>;
     type Replay = ReplayBody<B>;
 
     #[inline]
@@ -48,7 +48,7 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     }
 
     #[inline]
-    fn passes<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
+    fn is_final<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
         round.is_final(response)
     }
 
@@ -83,7 +83,7 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
         round.next_request(self, body)
     }
 
-    fn give_up(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
+    fn final_failure(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
         round.final_failure(stop)
     }
 
@@ -92,7 +92,7 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     }
 
     #[inline]
-    fn hedges(&self, round: &RetryState<B>) -> bool {
+    fn can_hedge(&self, round: &RetryState<B>) -> bool {
         round.can_hedge()
     }
 
@@ -117,7 +117,7 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
         round.concurrent_failed(failure);
     }
 
-    fn record_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
+    fn failure_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
         round.record_of(response)
     }
 }
@@ -134,8 +134,8 @@ impl ErrorMode for Recorded {
     const TRACKS_BODY: bool = false;
     const SWEEPS_SHORT: bool = false;
 
-    fn judge(&self, error: BoxError, calls: ClientCalls) -> Failure {
-        PassOn.judge(error, calls)
+    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure {
+        PassErrors.classify_not_ready(error, calls)
     }
 
     /// In place of a response that was discarded already: no text of its own.
@@ -147,7 +147,7 @@ impl ErrorMode for Recorded {
     }
 
     fn body_error(error: BoxError) -> (BoxError, BadGatewayCause, Option<Failure>) {
-        PassOn::body_error(error)
+        PassErrors::body_error(error)
     }
 
     fn report_expired(&self, (): &mut (), _: Expired, failure: Failure) -> Failure {
@@ -184,7 +184,7 @@ where
     }
 
     #[inline]
-    fn is_plain(response: &Response<X>) -> bool {
+    fn is_ordinary(response: &Response<X>) -> bool {
         response.extensions().is_empty()
     }
 
@@ -202,15 +202,15 @@ where
     }
 
     #[inline]
-    fn holds(&self, (): &(), _: &Response<X>) -> bool {
+    fn waits_for_first_frame(&self, (): &(), _: &Response<X>) -> bool {
         false
     }
 
-    fn hold_for(&self) -> Duration {
+    fn first_frame_timeout(&self) -> Duration {
         Duration::ZERO
     }
 
-    fn poll_first(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
+    fn poll_first_frame(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
         Poll::Pending
     }
 
@@ -227,10 +227,10 @@ impl<Y> BodyMode<Y> for Recorded {}
 pub(crate) struct RetryDeadlines(pub(super) Option<DeadlinePropagation>);
 
 impl TimeoutPolicy for RetryDeadlines {
-    type Watch = ();
+    type State = ();
 
     #[inline]
-    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
+    fn on_request<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
         call.deadline = Deadline::of(request.extensions());
         let Some(deadlines) = &self.0 else { return };
         let read = deadlines.extract(request.headers(), request.extensions(), call.now);
@@ -242,19 +242,19 @@ impl TimeoutPolicy for RetryDeadlines {
         }
     }
 
-    fn begin_later<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
+    fn on_later_attempt<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
         call.deadline = Deadline::of(request.extensions());
     }
 
-    fn first(&self, (): &(), _: &CallContext) -> Option<Instant> {
+    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
         None
     }
 
-    fn look(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
+    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
         unreachable!("no timer was armed")
     }
 
-    fn body(&self, _: &CallContext) -> BodyTimeouts {
+    fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {
         BodyTimeouts::default()
     }
 }

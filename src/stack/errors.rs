@@ -50,8 +50,8 @@ impl ErrorMode for Errors {
         Classified::count(calls)
     }
 
-    fn judge(&self, error: BoxError, calls: ClientCalls) -> Failure {
-        self.classify.judge(error, calls)
+    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure {
+        self.classify.classify_not_ready(error, calls)
     }
 
     fn complete_failure(&self, failure: Failure) -> Failure {
@@ -69,7 +69,7 @@ impl ErrorMode for Errors {
         self.classify.annotate(&mut notes.ask, response);
     }
 
-    fn page<R>(&self, notes: &mut Notes, response: &mut Response<R>) -> Option<Bytes> {
+    fn render_page<R>(&self, notes: &mut Notes, response: &mut Response<R>) -> Option<Bytes> {
         let page = self.page.as_ref()?;
         let wish = notes.wish.take()?;
         let failure = if is_local(response.extensions()) { Failure::of(response)?.clone() } else { return None };
@@ -103,7 +103,7 @@ where
     type Inner = SharedBody<X>;
 
     fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
-        Ok(self.judge(error.into(), calls))
+        Ok(self.classify_not_ready(error.into(), calls))
     }
 
     fn error_outcome(error: &Self::Error) -> Outcome {
@@ -115,8 +115,8 @@ where
     }
 
     #[inline]
-    fn is_plain(response: &Response<X>) -> bool {
-        <Classified as ResponseMode<E, X>>::is_plain(response)
+    fn is_ordinary(response: &Response<X>) -> bool {
+        <Classified as ResponseMode<E, X>>::is_ordinary(response)
     }
 
     fn check(
@@ -130,17 +130,17 @@ where
     }
 
     #[inline]
-    fn holds(&self, notes: &Notes, response: &Response<X>) -> bool {
-        <Classified as ResponseMode<E, X>>::holds(&self.classify, &notes.ask, response)
+    fn waits_for_first_frame(&self, notes: &Notes, response: &Response<X>) -> bool {
+        <Classified as ResponseMode<E, X>>::waits_for_first_frame(&self.classify, &notes.ask, response)
     }
 
-    fn hold_for(&self) -> Duration {
-        <Classified as ResponseMode<E, X>>::hold_for(&self.classify)
+    fn first_frame_timeout(&self) -> Duration {
+        <Classified as ResponseMode<E, X>>::first_frame_timeout(&self.classify)
     }
 
     #[inline]
-    fn poll_first(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
-        <Classified as ResponseMode<E, X>>::poll_first(body, version, cx)
+    fn poll_first_frame(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
+        <Classified as ResponseMode<E, X>>::poll_first_frame(body, version, cx)
     }
 
     #[inline]

@@ -52,7 +52,7 @@ impl Requests {
 impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
     type Body = RequestBody<B>;
     type Started = StartedState;
-    type Round = RetryState<B>;
+    type RetryState = RetryState<B>;
     type Replay = ReplayBody<B>;
 
     #[inline]
@@ -82,7 +82,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
     }
 
     #[inline]
-    fn passes<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
+    fn is_final<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
         self.retry.is_none() || round.is_final(response)
     }
 
@@ -122,12 +122,12 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
         round.next_request(settings, self.track(body, Instant::now(), upload))
     }
 
-    fn give_up(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
+    fn final_failure(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
         round.final_failure(stop)
     }
 
     #[inline]
-    fn hedges(&self, round: &RetryState<B>) -> bool {
+    fn can_hedge(&self, round: &RetryState<B>) -> bool {
         round.can_hedge()
     }
 
@@ -153,7 +153,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
         round.concurrent_failed(failure);
     }
 
-    fn record_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
+    fn failure_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
         round.record_of(response)
     }
 }

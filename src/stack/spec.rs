@@ -7,7 +7,7 @@ use super::requests::Requests;
 use super::stats::StatsRecorder;
 use crate::breaker::Breaker;
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
-use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, Tunnel};
+use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, UpgradeGuard};
 use crate::limit::Limit;
 use crate::timeout::EnforcedTimeouts;
 
@@ -45,15 +45,15 @@ pub(super) struct PerCall {
 
 impl Component for PerCall {
     /// A slot; `None` in a bypass.
-    type Ticket = Option<<Limit as Component>::Ticket>;
+    type Permit = Option<<Limit as Component>::Permit>;
 
-    fn refused(&self, rejection: &Rejection) {
+    fn on_rejected(&self, rejection: &Rejection) {
         self.recorder.begin();
         self.recorder.end(Some(&Outcome::failure(rejection.failure())));
     }
 
     #[inline]
-    fn admit(&self, call: &CallContext) -> Result<Self::Ticket, Rejection> {
+    fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection> {
         let slot = match &self.limiter {
             Some(limiter) if !call.bypass => Some(limiter.admit(call)?),
             _ => None,
@@ -63,30 +63,30 @@ impl Component for PerCall {
     }
 
     #[inline]
-    fn answered(&self, slot: &mut Self::Ticket, call: &CallContext, outcome: &Outcome) {
+    fn on_response(&self, slot: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
-            limiter.answered(slot, call, outcome);
+            limiter.on_response(slot, call, outcome);
         }
         self.recorder.head(call, outcome);
     }
 
-    fn tunnelled(&self, slot: &mut Self::Ticket, tunnel: &Tunnel) {
+    fn on_upgrade(&self, slot: &mut Self::Permit, tunnel: &UpgradeGuard) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
-            limiter.tunnelled(slot, tunnel);
+            limiter.on_upgrade(slot, tunnel);
         }
     }
 
     #[inline]
-    fn settle(&self, slot: Self::Ticket, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, slot: Self::Permit, call: &CallContext, outcome: &Outcome) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
-            limiter.settle(slot, call, outcome);
+            limiter.complete(slot, call, outcome);
         }
         self.recorder.end(Some(outcome));
     }
 
-    fn abandon(&self, slot: Self::Ticket, call: &CallContext, reason: CancelReason) {
+    fn cancel(&self, slot: Self::Permit, call: &CallContext, reason: CancelReason) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
-            limiter.abandon(slot, call, reason);
+            limiter.cancel(slot, call, reason);
         }
         self.recorder.end(None);
     }
@@ -112,7 +112,7 @@ mod tests {
         let slot = component.admit(&call).unwrap();
         assert!(component.admit(&call).is_err());
         assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (1, 1));
-        component.settle(slot, &call, &Outcome::answer(StatusCode::OK, None));
+        component.complete(slot, &call, &Outcome::response(StatusCode::OK, None));
         assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (0, 0));
     }
 
@@ -122,7 +122,7 @@ mod tests {
         let call = CallContext { bypass: true, ..CallContext::new(Instant::now()) };
         let slot = component.admit(&call).unwrap();
         assert_eq!((component.recorder.in_flight(), layer.handle().in_flight()), (1, 0));
-        component.abandon(slot, &call, CancelReason::Dropped);
+        component.cancel(slot, &call, CancelReason::Dropped);
         assert_eq!(component.recorder.in_flight(), 0);
     }
 }

@@ -69,7 +69,7 @@ impl StatsRecorder {
     /// After the first few of each thread one in four is: to take the difference of two times is most of what counting costs.
     #[inline]
     pub(super) fn head(&self, call: &CallContext, outcome: &Outcome) {
-        if outcome.waited() && outcome.is_plain() {
+        if outcome.waited() && outcome.is_success() {
             let begun = self.own().begun.load(Relaxed);
             if begun <= ALL || begun % MIN_SAMPLES == 0 {
                 self.sample(call, outcome.now());
@@ -151,7 +151,7 @@ mod tests {
         let recorder = StatsRecorder::new();
         for cause in [Some(BadGatewayCause::NoRoute), None, Some(BadGatewayCause::NoRoute)] {
             recorder.begin();
-            recorder.end(Some(&Outcome::answer(StatusCode::BAD_GATEWAY, cause)));
+            recorder.end(Some(&Outcome::response(StatusCode::BAD_GATEWAY, cause)));
         }
         assert_eq!(recorder.failures(), [(BadGatewayCause::NoRoute, 2)]);
     }
@@ -161,9 +161,9 @@ mod tests {
         let recorder = StatsRecorder::new();
         let call = CallContext::new(Instant::now());
         let at = call.now + Duration::from_millis(40);
-        recorder.head(&call, &Outcome::answer(StatusCode::BAD_GATEWAY, None).at(at));
+        recorder.head(&call, &Outcome::response(StatusCode::BAD_GATEWAY, None).at(at));
         assert_eq!(recorder.latency(at), None, "a failure tells nothing of how long answers take");
-        recorder.head(&call, &Outcome::answer(StatusCode::OK, None).at(at));
+        recorder.head(&call, &Outcome::response(StatusCode::OK, None).at(at));
         let latency = recorder.latency(at).unwrap();
         assert_eq!(latency.samples, 1);
         assert!(latency.p50 >= Duration::from_millis(38) && latency.p50 <= Duration::from_millis(42), "{latency:?}");

@@ -67,7 +67,7 @@ mod tests {
         if !says.is_empty() {
             headers.insert("keep-alive", HeaderValue::from_static(says));
         }
-        let outcome = Outcome::answer(StatusCode::OK, cause);
+        let outcome = Outcome::response(StatusCode::OK, cause);
         pool.finding(&HeadSeen { outcome: &outcome, headers: Some(&headers), uploaded: None })
     }
 

@@ -81,7 +81,7 @@ use self::route_learner::RouteLearner;
 use crate::body::WrapBody;
 use crate::deadline::DeadlinePropagation;
 use crate::exchange::Sweep;
-use crate::exchange::{Config, PassOn, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
+use crate::exchange::{Config, PassErrors, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 
 pub use self::adaptive::{AdaptiveEstimate, AdaptiveTimeout, LearningMode, RouteTimeouts, TooManyRoutes};
 pub(crate) use self::policy::EnforcedTimeouts;
@@ -162,7 +162,7 @@ impl<W: Mode> Spec for TimeoutSpec<W> {
     type PerAttempt = ();
     type Timeouts = EnforcedTimeouts;
     type Requests = Uploads<W>;
-    type Errors = PassOn;
+    type Errors = PassErrors;
 
     const WAITS: bool = false;
     const SPANS: bool = false;
@@ -273,7 +273,7 @@ impl<S, W: Mode> Layer<S> for TimeoutLayer<W> {
     type Service = Timeout<S, W>;
 
     fn layer(&self, inner: S) -> Timeout<S, W> {
-        let mut config = Config::new((), (), self.enforced.clone(), Uploads(PhantomData), PassOn);
+        let mut config = Config::new((), (), self.enforced.clone(), Uploads(PhantomData), PassErrors);
         config.sweep = self.sweep.clone();
         Timeout::new(inner, Arc::new(config))
     }

@@ -72,10 +72,10 @@ fn min(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 
 #[allow(clippy::inline_always)] // on the path of every call: measured
 impl TimeoutPolicy for EnforcedTimeouts {
-    type Watch = TimeoutState;
+    type State = TimeoutState;
 
     #[inline]
-    fn begin<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> TimeoutState {
+    fn on_request<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> TimeoutState {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
         let lesson = match &self.extensions {
@@ -88,7 +88,7 @@ impl TimeoutPolicy for EnforcedTimeouts {
         TimeoutState { stall: None, observation: lesson }
     }
 
-    fn begin_later<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> TimeoutState {
+    fn on_later_attempt<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> TimeoutState {
         call.kind = self.timeouts.kind;
         call.deadline = Deadline::of(request.extensions());
         let lesson = self.extensions.as_ref().and_then(|extras| {
@@ -99,16 +99,16 @@ impl TimeoutPolicy for EnforcedTimeouts {
     }
 
     #[inline]
-    fn refuse(&self, call: &CallContext) -> Option<Rejection> {
+    fn reject(&self, call: &CallContext) -> Option<Rejection> {
         call.deadline.filter(|deadline| deadline.has_elapsed(call.now)).map(|_| expired_on_arrival())
     }
 
-    fn first(&self, watch: &TimeoutState, call: &CallContext) -> Option<Instant> {
+    fn first_deadline(&self, watch: &TimeoutState, call: &CallContext) -> Option<Instant> {
         let head = self.head(watch, call.now).map(|limit| StallDetector::first_check(call.now, limit));
         min(min(head, self.attempt_end(call)), self.deadline(call))
     }
 
-    fn look(
+    fn on_timer(
         &self,
         watch: &mut TimeoutState,
         call: &CallContext,
@@ -144,13 +144,13 @@ impl TimeoutPolicy for EnforcedTimeouts {
     }
 
     #[inline]
-    fn answered(&self, watch: &TimeoutState, call: &CallContext, head: &HeadSeen<'_>) {
+    fn on_response(&self, watch: &TimeoutState, call: &CallContext, head: &HeadSeen<'_>) {
         if let Some(extras) = &self.extensions {
             extras.on_response(watch.observation, call, head);
         }
     }
 
-    fn body(&self, call: &CallContext) -> BodyTimeouts {
+    fn body_timeouts(&self, call: &CallContext) -> BodyTimeouts {
         BodyTimeouts {
             idle: self.timeouts.body_idle,
             end: self.timeouts.max_duration.map(|absolute| call.now + absolute),

@@ -38,7 +38,7 @@ impl StallDetector {
 
     /// Compares with the look before.
     pub(super) fn check(&mut self, now: Instant, sight: &AttemptProgress) -> TimerDecision {
-        let (uploading, taken) = (is_uploading(sight), sight.upload.map_or(0, |upload| upload.taken));
+        let (uploading, taken) = (is_uploading(sight), sight.upload.map_or(0, |upload| upload.frames));
         let moved = sight.written != self.written || taken != self.frames;
         if uploading && moved {
             self.last_progress = now;
@@ -90,7 +90,7 @@ pub(super) fn cause_and_phase(sight: &AttemptProgress, read_before: u64) -> (Bad
         Phase::Resolve => BadGatewayCause::DnsTimeout,
         Phase::Connect => BadGatewayCause::ConnectTimeout,
         Phase::Tls => BadGatewayCause::TlsTimeout,
-        Phase::Send if is_uploading(sight) && sight.upload.is_some_and(|upload| upload.client_late) => {
+        Phase::Send if is_uploading(sight) && sight.upload.is_some_and(|upload| upload.client_stalled) => {
             BadGatewayCause::UploadStalled
         }
         Phase::Send => BadGatewayCause::WriteTimeout,
@@ -128,8 +128,8 @@ mod tests {
 
     fn upload(taken: u32, client_late: bool, ended: Option<Instant>) -> AttemptProgress {
         AttemptProgress {
-            told: true,
-            upload: Some(UploadProgress { taken, client_late, ended }),
+            reported: true,
+            upload: Some(UploadProgress { frames: taken, client_stalled: client_late, ended }),
             ..AttemptProgress::default()
         }
     }

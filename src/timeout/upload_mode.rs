@@ -94,7 +94,7 @@ impl<W> Clone for Uploads<W> {
 impl<W: UploadMode<B>, B> RequestMode<B> for Uploads<W> {
     type Body = W::Body;
     type Started = ();
-    type Round = ();
+    type RetryState = ();
     type Replay = std::convert::Infallible;
 
     #[inline]

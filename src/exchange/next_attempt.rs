@@ -16,7 +16,7 @@ use crate::body::WrapBody;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, Phase};
 
 /// How an attempt began.
-pub(super) enum Begun<F, S, W, E> {
+pub(super) enum StartedAttempt<F, S, W, E> {
     /// The inner service was called.
     Called(F),
     /// The inner service is not ready.
@@ -27,7 +27,7 @@ pub(super) enum Begun<F, S, W, E> {
 }
 
 /// Begins an attempt after the first; its timeouts begin now.
-pub(super) fn begin_later<P, S, W>(
+pub(super) fn begin_attempt<P, S, W>(
     config: &Config<P>,
     call: &CallContext,
     attempt: &mut AttemptState<P>,
@@ -35,7 +35,7 @@ pub(super) fn begin_later<P, S, W>(
     mut request: Request<W>,
     resends: u32,
     cx: &mut Context<'_>,
-) -> Begun<S::Future, S, W, S::ServiceError>
+) -> StartedAttempt<S::Future, S, W, S::ServiceError>
 where
     P: Spec,
     S: WrapBody<W>,
@@ -44,13 +44,13 @@ where
     if P::SPANS {
         attempt.span = AttemptSpan::open(&request, resends);
     }
-    attempt.timeouts = config.timeouts.begin_later(&mut context, &mut request);
+    attempt.timeouts = config.timeouts.on_later_attempt(&mut context, &mut request);
     attempt.context = Some(context);
-    if let Some(rejection) = config.timeouts.refuse(&context) {
-        return Begun::Rejected(rejection);
+    if let Some(rejection) = config.timeouts.reject(&context) {
+        return StartedAttempt::Rejected(rejection);
     }
     if let Err(rejection) = attempt.admit(config, call) {
-        return Begun::Rejected(rejection);
+        return StartedAttempt::Rejected(rejection);
     }
     let ready = poll_ready(&mut service, None, cx);
     let calls = ClientCalls::begin();
@@ -60,15 +60,15 @@ where
             let future = service.call(request);
             drop(entered);
             attempt.calls = P::Errors::count(calls);
-            Begun::Called(future)
+            StartedAttempt::Called(future)
         }
         Poll::Ready(Err(error)) => {
             attempt.calls = P::Errors::count(calls);
-            Begun::Failed(error)
+            StartedAttempt::Failed(error)
         }
         Poll::Pending => {
             attempt.calls = P::Errors::count(calls);
-            Begun::NotReady(Box::new((service, request)))
+            StartedAttempt::NotReady(Box::new((service, request)))
         }
     }
 }

@@ -17,12 +17,12 @@ use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, Loca
 
 /// Requests are sent once, as they are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Once;
+pub(crate) struct SendOnce;
 
-impl<B> RequestMode<B> for Once {
+impl<B> RequestMode<B> for SendOnce {
     type Body = B;
     type Started = ();
-    type Round = ();
+    type RetryState = ();
     type Replay = Infallible;
 
     #[inline]
@@ -36,16 +36,16 @@ impl<B> RequestMode<B> for Once {
 
 /// The inner service's errors and responses are passed on; only what the middleware itself rejects is a response of its own.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PassOn;
+pub(crate) struct PassErrors;
 
-impl ErrorMode for PassOn {
+impl ErrorMode for PassErrors {
     type Notes = ();
     type BodyError = BoxError;
 
     const FLUSHES: bool = false;
     const SWEEPS_SHORT: bool = false;
 
-    fn judge(&self, error: BoxError, _: ClientCalls) -> Failure {
+    fn classify_not_ready(&self, error: BoxError, _: ClientCalls) -> Failure {
         Failure::builder(BadGatewayCause::Unknown).source(error).build()
     }
 
@@ -77,7 +77,7 @@ pub(crate) fn local_response(failure: &Failure) -> Response<Bytes> {
     response
 }
 
-impl<E, X> ResponseMode<E, X> for PassOn
+impl<E, X> ResponseMode<E, X> for PassErrors
 where
     E: 'static,
     X: Body<Data = Bytes>,
@@ -99,7 +99,7 @@ where
     }
 
     #[inline]
-    fn is_plain(_: &Response<X>) -> bool {
+    fn is_ordinary(_: &Response<X>) -> bool {
         true
     }
 
@@ -108,15 +108,15 @@ where
     }
 
     #[inline]
-    fn holds(&self, (): &(), _: &Response<X>) -> bool {
+    fn waits_for_first_frame(&self, (): &(), _: &Response<X>) -> bool {
         false
     }
 
-    fn hold_for(&self) -> Duration {
+    fn first_frame_timeout(&self) -> Duration {
         Duration::ZERO
     }
 
-    fn poll_first(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
+    fn poll_first_frame(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
         Poll::Pending
     }
 
@@ -126,4 +126,4 @@ where
     }
 }
 
-impl<Y> BodyMode<Y> for PassOn {}
+impl<Y> BodyMode<Y> for PassErrors {}
