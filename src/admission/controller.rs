@@ -126,36 +126,36 @@ impl AdmissionController {
     }
 
     /// A call ended: its duration is a sample.
-    pub(super) fn complete(&self, ticket: &Permit, took: Duration, at_once: u32) {
-        self.in_flight.release(ticket.kind);
-        match (ticket.kind, ticket.probe) {
+    pub(super) fn complete(&self, permit: &Permit, took: Duration, at_once: u32) {
+        self.in_flight.release(permit.kind);
+        match (permit.kind, permit.probe) {
             (CallKind::Unbounded, _) => {}
-            (CallKind::Bounded, false) => self.service.learn(took, ticket.number, at_once),
-            (CallKind::Bounded, true) => self.service.confirm(took, ticket.number, at_once),
+            (CallKind::Bounded, false) => self.service.learn(took, permit.number, at_once),
+            (CallKind::Bounded, true) => self.service.confirm(took, permit.number, at_once),
         }
     }
 
     /// A call ended whose duration is not a sample.
-    pub(super) fn release(&self, ticket: &Permit) {
-        self.in_flight.release(ticket.kind);
+    pub(super) fn release(&self, permit: &Permit) {
+        self.in_flight.release(permit.kind);
     }
 
     /// The client disconnected. If it had waited until its deadline, the response would have taken even longer.
     pub(super) fn cancel(
         &self,
-        ticket: &Permit,
+        permit: &Permit,
         deadline: Option<Deadline>,
         began: Instant,
         now: Instant,
         at_once: u32,
     ) {
-        self.in_flight.release(ticket.kind);
+        self.in_flight.release(permit.kind);
         let waited = deadline.is_some_and(|deadline| {
             // clients disconnect by their own timers, close to the deadline
             deadline.clock() == Clock::Own && deadline.remaining(now) <= deadline.remaining(began) / 16
         });
-        if waited && ticket.kind == CallKind::Bounded {
-            self.service.learn_at_least(now.saturating_duration_since(began), ticket.number, at_once);
+        if waited && permit.kind == CallKind::Bounded {
+            self.service.learn_at_least(now.saturating_duration_since(began), permit.number, at_once);
         }
     }
 
@@ -230,8 +230,8 @@ mod tests {
     fn learned(cap: usize, service: Duration, now: Instant) -> AdmissionController {
         let desk = AdmissionController::new(cap);
         for _ in 0..16 {
-            let ticket = desk.admit(&call(now, None), 1).unwrap();
-            desk.complete(&ticket, service, 1);
+            let permit = desk.admit(&call(now, None), 1).unwrap();
+            desk.complete(&permit, service, 1);
         }
         assert_eq!(desk.service_time(), Some(service));
         desk
@@ -283,8 +283,8 @@ mod tests {
         assert!(hung.is_ok());
         let mut let_in = 0;
         for ms in 0..10_000 {
-            if let Ok(ticket) = desk.admit(&call(now + MS * ms, MS * 500), 1) {
-                desk.complete(&ticket, MS * 20, 1);
+            if let Ok(permit) = desk.admit(&call(now + MS * ms, MS * 500), 1) {
+                desk.complete(&permit, MS * 20, 1);
                 let_in += 1;
             }
         }
@@ -298,13 +298,13 @@ mod tests {
         let desk = learned(9, MS * 30, now);
         let asked = call(now, MS * 500);
         for (after, average) in [(MS * 300, 30), (MS * 495, 59)] {
-            let ticket = desk.admit(&asked, 1).unwrap();
-            desk.cancel(&ticket, asked.deadline, now, now + after, 1);
+            let permit = desk.admit(&asked, 1).unwrap();
+            desk.cancel(&permit, asked.deadline, now, now + after, 1);
             assert_eq!(desk.service_time().unwrap().as_millis(), average);
         }
         let wrong = by_client_clock(now, MS * 9000);
-        let ticket = desk.admit(&wrong, 1).unwrap();
-        desk.cancel(&ticket, wrong.deadline, now, now + MS * 9000, 1);
+        let permit = desk.admit(&wrong, 1).unwrap();
+        desk.cancel(&permit, wrong.deadline, now, now + MS * 9000, 1);
         assert_eq!(desk.service_time().unwrap().as_millis(), 59, "its deadline may be another than it meant");
         assert_eq!(desk.in_flight(), 0);
     }
@@ -317,8 +317,8 @@ mod tests {
         let streams: Vec<_> = (0..3).map(|_| desk.admit(&stream, 1).unwrap()).collect();
         assert_eq!(no(&desk, &call(now, MS * 31)), None);
         assert!(matches!(no(&desk, &call(now, MS * 31)), Some(RejectReason::Overloaded(_))));
-        for ticket in &streams {
-            desk.complete(ticket, Duration::from_secs(3600), 1);
+        for permit in &streams {
+            desk.complete(permit, Duration::from_secs(3600), 1);
         }
         assert_eq!((desk.in_flight(), desk.service_time()), (1, Some(MS * 30)));
     }
@@ -377,12 +377,12 @@ mod tests {
                         if callers {
                             call.deadline = call.deadline.map(Deadline::by_client_clock);
                         }
-                        let bounded = open.iter().filter(|(ticket, _)| ticket.kind == CallKind::Bounded).count();
+                        let bounded = open.iter().filter(|(permit, _)| permit.kind == CallKind::Bounded).count();
                         let dead = left == Some(0);
                         match desk.admit(&call, at_once) {
-                            Ok(ticket) => {
+                            Ok(permit) => {
                                 prop_assert!(!dead || callers);
-                                open.push((ticket, call));
+                                open.push((permit, call));
                             }
                             Err(RejectReason::Expired) => prop_assert!(dead),
                             Err(RejectReason::TooLate) => prop_assert!(!dead && left.is_some() && bounded >= at_once as usize),
@@ -393,12 +393,12 @@ mod tests {
                         }
                     }
                     Step::Settle(which) if !open.is_empty() => {
-                        let (ticket, call) = open.swap_remove(which % open.len());
-                        desk.complete(&ticket, now - call.now, at_once);
+                        let (permit, call) = open.swap_remove(which % open.len());
+                        desk.complete(&permit, now - call.now, at_once);
                     }
                     Step::Abandon(which) if !open.is_empty() => {
-                        let (ticket, call) = open.swap_remove(which % open.len());
-                        desk.cancel(&ticket, call.deadline, call.now, now, at_once);
+                        let (permit, call) = open.swap_remove(which % open.len());
+                        desk.cancel(&permit, call.deadline, call.now, now, at_once);
                     }
                     Step::Settle(_) | Step::Abandon(_) => {}
                     Step::Wait(ms) => now += Duration::from_millis(ms),

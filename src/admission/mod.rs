@@ -218,20 +218,20 @@ impl Component for AdmissionComponent {
         self.controller.admit(call, self.concurrency).map_err(|no| self.rejection(no))
     }
 
-    fn complete(&self, ticket: Permit, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
         if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
-            return self.controller.release(&ticket);
+            return self.controller.release(&permit);
         }
-        self.controller.complete(&ticket, outcome.now().saturating_duration_since(call.now), self.concurrency);
+        self.controller.complete(&permit, outcome.now().saturating_duration_since(call.now), self.concurrency);
     }
 
-    fn cancel(&self, ticket: Permit, call: &CallContext, why: CancelReason) {
+    fn cancel(&self, permit: Permit, call: &CallContext, why: CancelReason) {
         match why {
             // how long a client takes to read says nothing about an answer
             CancelReason::Rejected(_) | CancelReason::TimedOut(BadGatewayCause::ClientClosed) => {
-                self.controller.release(&ticket);
+                self.controller.release(&permit);
             }
-            _ => self.controller.cancel(&ticket, call.deadline, call.now, Instant::now(), self.concurrency),
+            _ => self.controller.cancel(&permit, call.deadline, call.now, Instant::now(), self.concurrency),
         }
     }
 }
@@ -250,14 +250,14 @@ impl AdmissionComponent {
 
 /// The records of the three rejections, shared by all calls: a rejection has to be cheap.
 fn rejection_records() -> [Failure; 3] {
-    let refusal = |cause, text| {
+    let rejection = |cause, text| {
         let failure = Failure::builder(cause).phase(Phase::Gateway).detail(Detail::Text(text));
         failure.refusal().retry_stop(RetryStop::LocalRefusal).build()
     };
     [
-        refusal(BadGatewayCause::DeadlineExceeded, "the deadline had elapsed on arrival"),
-        refusal(BadGatewayCause::DeadlineExceeded, "the requests ahead take longer than the deadline allows"),
-        refusal(BadGatewayCause::GatewayOverload, "too many requests are in flight"),
+        rejection(BadGatewayCause::DeadlineExceeded, "the deadline had elapsed on arrival"),
+        rejection(BadGatewayCause::DeadlineExceeded, "the requests ahead take longer than the deadline allows"),
+        rejection(BadGatewayCause::GatewayOverload, "too many requests are in flight"),
     ]
 }
 

@@ -13,7 +13,7 @@
 //! | a response, also a 404 or a 500 | success: resets the consecutive failures | closes |
 //! | a cause that counts against the upstream; 502, 503, 504; a body that failed; a timeout inside or around this layer | failure | opens again |
 //! | 429, or 503 with `Retry-After`, of the upstream itself | ignored: overload is the limiter's concern | closes: the upstream responds |
-//! | the client disconnected; a refusal of our own; a stale connection | ignored | the next call becomes the probe |
+//! | the client disconnected; a rejection of our own; a stale connection | ignored | the next call becomes the probe |
 //!
 //! **When it opens**, and how it closes again:
 //!
@@ -37,7 +37,7 @@
 //! failure. A probe that times out continues; if it succeeds before the next transition it closes the circuit, because it
 //! was sent after the open duration. Its failure is ignored.
 //!
-//! **A refusal** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the open duration in whole seconds, 1 while
+//! **A rejection** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the open duration in whole seconds, 1 while
 //! a probe is in flight), and the failure that opened the circuit in [`Failure::previous`](crate::Failure::previous). Its replay
 //! safety is `not_sent` by `local_refusal`. The inner service is neither called nor polled for readiness. Retry layers do not
 //! retry it.
@@ -55,7 +55,7 @@
 //! |---|---|
 //! | opened | a `tracing` event at level WARN, target `tower_upstream`: `upstream`, `circuit.state`, `error.type`, `phase`, `peer`, `detail`, `pause_ms` |
 //! | half-open, closed | an event at level INFO; on closing with `refused`, the total of refused calls |
-//! | a refusal | an event at level DEBUG by a [`ClassifyLayer`](crate::ClassifyLayer) around |
+//! | a rejection | an event at level DEBUG by a [`ClassifyLayer`](crate::ClassifyLayer) around |
 //! | [`CircuitHandle::snapshot`] | state, cause, start of the state, next probe, counts |
 //! | [`CircuitHandle::transitions`] | transitions as they happen |
 //!
@@ -244,8 +244,8 @@ impl Component for Breaker {
         if self.core.circuit.try_acquire().is_some() { None } else { self.rejection() }
     }
 
-    fn on_rejected(&self, refusal: &Rejection) {
-        if refusal.failure().cause() == BadGatewayCause::CircuitOpen {
+    fn on_rejected(&self, rejection: &Rejection) {
+        if rejection.failure().cause() == BadGatewayCause::CircuitOpen {
             self.core.circuit.count_refused();
         }
     }
@@ -290,13 +290,13 @@ impl Breaker {
         if let Some(turn) = turn {
             self.core.publish(&turn);
         }
-        passed.map_err(refusal)
+        passed.map_err(rejection)
     }
 
     #[cold]
     fn rejection(&self) -> Option<(Instant, Rejection)> {
         let now = Instant::now();
-        self.core.circuit.rejection(now).map(|shut| (now, refusal(shut)))
+        self.core.circuit.rejection(now).map(|shut| (now, rejection(shut)))
     }
 
     /// Handles a response head that is not a plain success, or belongs to a probe.
@@ -347,7 +347,7 @@ fn record(outcome: &Outcome) -> Failure {
     outcome.known_failure().cloned().unwrap_or_else(made)
 }
 
-fn refusal(shut: Rejected<Failure>) -> Rejection {
+fn rejection(shut: Rejected<Failure>) -> Rejection {
     let failure = shut.cause.unwrap_or_else(|| Failure::new(BadGatewayCause::CircuitOpen));
     // "now" would be said to all at once
     Rejection::new(failure).retry_after(Duration::from_nanos(shut.remaining).max(Duration::from_secs(1)))

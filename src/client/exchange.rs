@@ -136,7 +136,7 @@ where
         let this = self.project();
         if let (Some(exchange), Some(lease)) = (this.exchange.as_mut(), this.lease.as_ref()) {
             let polled = this.sent.poll(cx);
-            publish(&polled, || exchange.sight(lease.stamp()));
+            publish(&polled, || exchange.progress(lease.stamp()));
             let Poll::Ready(sent) = polled else { return Poll::Pending };
             let Some(lease) = this.lease.take() else { return Poll::Pending };
             let request = match exchange.ended(sent, lease, 0) {
@@ -306,10 +306,10 @@ where
 impl<C, B> Exchange<C, B> {
     async fn head<F: Future>(&self, sent: F, stamp: &ConnectionStats) -> F::Output {
         let mut sent = pin!(sent);
-        poll_fn(|cx| publish_poll(sent.as_mut().poll(cx), || self.sight(stamp))).await
+        poll_fn(|cx| publish_poll(sent.as_mut().poll(cx), || self.progress(stamp))).await
     }
 
-    fn sight(&self, stamp: &ConnectionStats) -> AttemptProgress {
+    fn progress(&self, stamp: &ConnectionStats) -> AttemptProgress {
         AttemptProgress {
             upstream: Some(self.upstream.name.clone()),
             call: Some(self.call),

@@ -26,16 +26,16 @@ pub(super) async fn publishing<F: Future>(phase: Phase, peer: Option<SocketAddr>
 
 /// Passes the poll through; on `Pending`, publishes the connection's progress.
 #[inline]
-pub(super) fn publish_poll<T>(polled: Poll<T>, sight: impl FnOnce() -> AttemptProgress) -> Poll<T> {
-    publish(&polled, sight);
+pub(super) fn publish_poll<T>(polled: Poll<T>, progress: impl FnOnce() -> AttemptProgress) -> Poll<T> {
+    publish(&polled, progress);
     polled
 }
 
 /// The same by reference, for values that are too large to move.
 #[inline]
-pub(super) fn publish<T>(polled: &Poll<T>, sight: impl FnOnce() -> AttemptProgress) {
+pub(super) fn publish<T>(polled: &Poll<T>, progress: impl FnOnce() -> AttemptProgress) {
     if polled.is_pending() {
-        exchange::publish(sight);
+        exchange::publish(progress);
     }
 }
 
@@ -61,11 +61,11 @@ pub(super) fn snapshot(stamp: &ConnectionStats, progress: Option<&UploadCounters
         ended: progress.ended(),
     });
     let connection = if wire.served > 0 { Connection::Reused } else { Connection::Fresh };
-    let mut sight = AttemptProgress { reported: true, written: wire.written, upload, ..AttemptProgress::default() };
-    (sight.peer, sight.connection) = (stamp.peer(), Some(connection));
+    let mut progress = AttemptProgress { reported: true, written: wire.written, upload, ..AttemptProgress::default() };
+    (progress.peer, progress.connection) = (stamp.peer(), Some(connection));
     if !wire.multiplexed {
         // the bytes of other streams do not belong to this one
-        (sight.read, sight.blocked) = (wire.read, wire.blocked);
+        (progress.read, progress.blocked) = (wire.read, wire.blocked);
     }
-    sight
+    progress
 }

@@ -1,4 +1,4 @@
-//! A call that is under way: its permits, its timer, and what is kept of its request, in one box that is used again.
+//! A call in progress: its permits, its timer, and the notes of its request, in one box that later calls reuse.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,30 +33,30 @@ pin_project! {
     }
 }
 
-/// All of a call that is not pinned.
+/// The state of a call that is not pinned.
 pub(crate) struct CallState<P: Spec> {
-    /// `None` in a box that no call uses.
+    /// `None` in an unused box.
     config: Option<Ref<Config<P>>>,
     pub(super) context: CallContext,
     permit: Option<PermitOf<P::PerCall>>,
     pub(super) attempt: AttemptState<P>,
     pub(super) notes: NotesOf<P>,
-    /// The number by which layers further out know the client call, where that is a later attempt's.
+    /// The client call as outer layers know it, if this is a later attempt.
     pub(super) known_as: Option<ClientCall>,
-    /// The head that waits for its body's first frame.
+    /// The head that waits for the first frame of its body.
     pub(super) head: Option<Parts>,
     pub(super) body: BodyState,
-    /// The head was handed on.
+    /// The head was returned.
     pub(super) responded: bool,
 }
 
 /// One attempt of a call.
 pub(super) struct AttemptState<P: Spec> {
-    /// `None`: the call's, which the first attempt has.
+    /// `None`: that of the call, as for the first attempt.
     pub(super) context: Option<CallContext>,
     permit: Option<PermitOf<P::PerAttempt>>,
     pub(super) timeouts: TimeoutState<P>,
-    /// The client calls that it made when it was called.
+    /// The client calls made by the call of the inner service.
     pub(super) calls: ClientCalls,
     pub(super) upload: Option<Arc<UploadCounters>>,
     pub(super) span: AttemptSpan,
@@ -87,7 +87,7 @@ impl<P: Spec> AttemptState<P> {
         Ok(())
     }
 
-    /// A response head has come.
+    /// A response head was received.
     #[inline]
     pub(super) fn on_head<X>(
         &mut self,
@@ -101,8 +101,8 @@ impl<P: Spec> AttemptState<P> {
         config.timeouts.on_response(&self.timeouts, context, &head);
         if let Some(permit) = &mut self.permit {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                if let Some(tunnel) = response.extensions().get::<UpgradeGuard>() {
-                    config.per_attempt.on_upgrade(permit, tunnel);
+                if let Some(guard) = response.extensions().get::<UpgradeGuard>() {
+                    config.per_attempt.on_upgrade(permit, guard);
                 }
             }
             config.per_attempt.on_response(permit, context, outcome);
@@ -110,13 +110,13 @@ impl<P: Spec> AttemptState<P> {
         self.span.on_response(response);
     }
 
-    /// No response head will come.
+    /// The attempt has ended without a response head.
     pub(super) fn on_no_head(&self, config: &Config<P>, call: &CallContext, outcome: &Outcome) {
         let head = head_seen(outcome, None, self.upload.as_ref());
         config.timeouts.on_response(&self.timeouts, self.context(call), &head);
     }
 
-    /// The attempt is over.
+    /// The attempt has ended.
     #[inline]
     pub(super) fn complete(&mut self, config: &Config<P>, call: &CallContext, outcome: &Outcome) {
         if let Some(permit) = self.permit.take() {
@@ -124,14 +124,14 @@ impl<P: Spec> AttemptState<P> {
         }
     }
 
-    /// Nothing waits for the attempt any more.
+    /// The attempt was dropped before its end.
     pub(super) fn cancel(&mut self, config: &Config<P>, call: &CallContext, reason: CancelReason) {
         if let Some(permit) = self.permit.take() {
             config.per_attempt.cancel(permit, self.context.as_ref().unwrap_or(call), reason);
         }
     }
 
-    /// Adds what is known here of the request body.
+    /// Adds the progress of the request body, if it is tracked here.
     pub(super) fn merge_upload(&self, progress: &mut AttemptProgress) {
         if let (None, Some(upload)) = (progress.upload, &self.upload) {
             progress.upload = Some(UploadProgress {
@@ -172,14 +172,14 @@ impl<P: Spec> CallState<P> {
         self.config.as_deref().expect(IN_USE)
     }
 
-    /// The settings, and everything else.
+    /// Borrows the settings and the rest separately.
     #[inline]
     pub(super) fn split(&mut self) -> Split<'_, P> {
         let Self { config, context, permit, attempt, notes, .. } = self;
         Split { config: config.as_deref().expect(IN_USE), context, permit, attempt, notes }
     }
 
-    /// Another holder of the settings.
+    /// Another reference to the settings.
     pub(super) fn config_ref(&self) -> Ref<Config<P>> {
         self.config.clone().expect(IN_USE)
     }
@@ -197,8 +197,8 @@ impl<P: Spec> CallState<P> {
     #[cold]
     pub(super) fn on_upgrade<X>(&mut self, response: &Response<X>) {
         let Split { config, permit, .. } = self.split();
-        if let (Some(permit), Some(tunnel)) = (permit, response.extensions().get::<UpgradeGuard>()) {
-            config.per_call.on_upgrade(permit, tunnel);
+        if let (Some(permit), Some(guard)) = (permit, response.extensions().get::<UpgradeGuard>()) {
+            config.per_call.on_upgrade(permit, guard);
         }
     }
 
@@ -226,7 +226,7 @@ impl<P: Spec> CallState<P> {
     }
 }
 
-/// A call's settings, and what is changed by them.
+/// The parts of a call, borrowed separately.
 pub(super) struct Split<'a, P: Spec> {
     pub(super) config: &'a Config<P>,
     pub(super) context: &'a mut CallContext,
@@ -235,9 +235,9 @@ pub(super) struct Split<'a, P: Spec> {
     pub(super) notes: &'a mut NotesOf<P>,
 }
 
-const IN_USE: &str = "a call has its settings until it is over";
+const IN_USE: &str = "a call has its settings until it ends";
 
-/// The handle of a call that is under way: it is completed, or cancelled when this is dropped, and never both.
+/// The handle of a call in progress: the call is completed, or cancelled when this is dropped, never both.
 ///
 /// A panic of the inner service cancels it as well.
 pub(crate) struct Active<P: Spec>(Option<Pin<Box<ActiveCall<P>>>>);
@@ -275,14 +275,14 @@ impl<P: Spec> Active<P> {
         self.call().timer
     }
 
-    /// The timer, and everything else.
+    /// Borrows the timer and the state.
     #[inline]
     pub(super) fn parts(&mut self) -> (Pin<&mut Option<Sleep>>, &mut CallState<P>) {
         let ActiveCallProjection { timer, state } = self.call();
         (timer, state)
     }
 
-    /// The call is over.
+    /// The call has ended.
     #[inline]
     pub(super) fn complete(mut self, outcome: &Outcome) {
         self.state().complete(outcome);
@@ -291,7 +291,7 @@ impl<P: Spec> Active<P> {
         }
     }
 
-    /// Moves it on, from a future to its body.
+    /// Moves the call from a future to its body.
     #[inline]
     pub(super) fn take(&mut self) -> Self {
         Self(self.0.take())
@@ -314,7 +314,7 @@ fn cancel<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
     recycle(call);
 }
 
-/// Puts a box where the next call finds it; what the next call overwrites may stay, unless it holds something.
+/// Returns a box to the free list; values that the next call overwrites stay, unless they hold a reference.
 #[inline]
 fn recycle<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
     let ActiveCallProjection { mut timer, state } = call.as_mut().project();
@@ -333,7 +333,7 @@ fn recycle<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
 }
 
 impl<P: Spec> CallState<P> {
-    /// What only a call leaves behind that had to wait.
+    /// Resets the state that only a call which has waited leaves behind.
     #[cold]
     #[inline(never)]
     fn reset(&mut self) {

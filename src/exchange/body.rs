@@ -52,21 +52,21 @@ impl<T> MakeBody<T> for T {
     }
 }
 
-/// What the next poll of a body returns.
+/// The frame or error that the next poll of a body returns.
 pub(crate) enum BodyStage<E> {
-    /// What the inner body returns.
+    /// That of the inner body.
     Reading,
-    /// These bytes came before the head was handed on.
+    /// Bytes that were read before the head was returned.
     Data(Bytes),
-    /// These trailers did: rare, and large.
+    /// Trailers that were read before the head was returned; boxed, as they are large and rare.
     Trailers(Box<HeaderMap>),
-    /// The failure is reported and waits for one more poll.
+    /// An error that was reported and is returned by the next poll.
     Failing(E),
     Done,
 }
 
 impl<E> BodyStage<E> {
-    /// After a frame that was polled with the head.
+    /// With a frame that was read before the head was returned.
     pub(super) fn after(frame: Frame<Bytes>) -> Self {
         match frame.into_data().map_err(Frame::into_trailers) {
             Ok(data) => Self::Data(data),
@@ -75,7 +75,7 @@ impl<E> BodyStage<E> {
         }
     }
 
-    /// Takes what the next poll returns without asking the inner body.
+    /// Takes the frame or error that the next poll returns without polling the inner body.
     fn take(&mut self) -> Option<Result<Frame<Bytes>, E>> {
         let (frame, next) = match std::mem::replace(self, Self::Done) {
             Self::Reading => (None, Self::Reading),
@@ -89,24 +89,24 @@ impl<E> BodyStage<E> {
     }
 }
 
-/// The call that a body completes.
+/// The call of a body.
 enum BodyCall<P: Spec> {
-    /// It is over.
+    /// It has ended.
     Over,
     Own(Active<P>),
     /// Shared with the sweep.
     Swept(Swept<Active<P>>),
 }
 
-/// What a call keeps for its body.
+/// The state that a call keeps for its body.
 pub(super) struct BodyState {
     pub(super) summary: Option<ResponseSummary>,
     pub(super) version: Version,
     /// The last poll found no frame.
     waiting: bool,
-    /// When the wait began, or the body last moved either way.
+    /// When the wait began, or the request body last moved.
     since: Instant,
-    /// Frames of the upload at that time; `None` while only another layer knows.
+    /// The frames of the request body at that time; `None` if only another layer tracks it.
     taken: Option<u32>,
 }
 
@@ -115,16 +115,16 @@ impl BodyState {
         Self { summary: None, version: Version::HTTP_11, waiting: false, since: now, taken: None }
     }
 
-    /// A response is handed on whose body goes on.
+    /// A response is returned whose body is open.
     #[inline]
     pub(super) fn begin(&mut self, version: Version, summary: ResponseSummary) {
         (self.version, self.summary, self.waiting) = (version, Some(summary), false);
     }
 }
 
-/// What a poll of the inner body found.
+/// The result of a poll of the inner body.
 enum BodyEvent {
-    /// A frame that may not be the last.
+    /// A frame that may be followed by others.
     Frame(Frame<Bytes>),
     Last(Frame<Bytes>),
     /// The end, after the last frame.
@@ -175,7 +175,7 @@ fn register<P: Spec>(mut call: Active<P>, share: impl FnOnce() -> Option<Arc<dyn
 }
 
 impl<P: Spec> BodyCall<P> {
-    /// Takes the call, as its body is over; `None` if it is over already.
+    /// Takes the call, as its body has ended; `None` if the call has ended before.
     fn take(&mut self) -> Option<Active<P>> {
         match std::mem::replace(self, Self::Over) {
             Self::Over => None,
@@ -190,7 +190,7 @@ impl<P: Spec> CallState<P> {
         self.config().timeouts.body_timeouts(&self.context)
     }
 
-    /// The failure of a timeout that has passed while nothing polled the body, or though the upstream kept up.
+    /// The failure of a timeout that has passed while the body was not polled, or though the upstream kept up.
     fn expired(&self, expired: Expired) -> Failure {
         let (call, now) = (&self.context, Instant::now());
         match expired {
@@ -204,7 +204,7 @@ impl<P: Spec> CallState<P> {
         }
     }
 
-    /// The failure of a body whose timeout has passed: that of the whole call, or of a wait.
+    /// The failure of a body whose timeout has passed: the one of the whole call, or the idle timeout.
     fn body_timed_out(&self, whole_call: bool, progress: AttemptProgress, now: Instant) -> Failure {
         let client_late = progress.upload.is_some_and(|upload| upload.ended.is_none() && upload.client_stalled);
         let cause = match (whole_call, client_late) {
@@ -214,7 +214,7 @@ impl<P: Spec> CallState<P> {
         };
         let evidence = if progress.reported { Evidence::Counted } else { Evidence::Inferred };
         let context = if whole_call { &self.context } else { self.attempt.context(&self.context) };
-        // the head was handed on: whatever the cause, the request is never sent again
+        // the head was returned: whatever the cause, the request is never sent again
         timeout_failure(cause, Phase::Body, progress, ClientCalls::default(), context, now)
             .into_builder()
             .replay(Replay::Never, evidence)
@@ -250,7 +250,7 @@ impl<P: Spec> CallState<P> {
         })
     }
 
-    /// The error of a body that was cut; if the client's upload has failed, the cause is the client's.
+    /// Classifies the error of a body that was cut as the client's, if the client's upload has failed.
     #[cold]
     fn blame(&self, error: BoxError) -> BoxError {
         if error.is::<Failure>() || !self.attempt.upload.as_ref().is_some_and(|upload| upload.failed()) {
@@ -260,12 +260,12 @@ impl<P: Spec> CallState<P> {
         failure.replay(Replay::Never, Evidence::Counted).source(error).build().into()
     }
 
-    /// Whether the whole call has taken too long; without such a timeout no clock is read.
+    /// Whether the whole call has taken too long; the clock is read only if it has such a timeout.
     fn is_overdue(&self) -> bool {
         self.body_timeouts().end.is_some_and(|end| end < Instant::now())
     }
 
-    /// Waits under the timeouts; `poll` asks the body once more before one counts as passed.
+    /// Waits under the timeouts; `poll` polls the body once more before a timeout counts as passed.
     #[cold]
     fn wait_for_frame<T>(
         &mut self,
@@ -284,7 +284,7 @@ impl<P: Spec> CallState<P> {
         if !std::mem::replace(&mut self.body.waiting, true) {
             self.body.since = Instant::now();
             self.body.taken = self.attempt.upload.as_ref().map(|upload| upload.frames());
-            // frames only note that they came: a timer that is armed is left as it is
+            // a frame does not reset an armed timer: it only updates `since`
             if timer.is_none() {
                 timer.set(Some(sleep_until(due(self.body.since))));
             }
@@ -299,7 +299,7 @@ impl<P: Spec> CallState<P> {
             }
             self.attempt.merge_upload(&mut progress);
             let body = &mut self.body;
-            // the upload may move; one that had ended before the wait began did not
+            // the upload may have moved; one that had ended before the wait did not
             match progress.upload {
                 Some(UploadProgress { ended: Some(ended), .. }) => body.since = ended.max(body.since),
                 Some(upload) if body.taken.replace(upload.frames) != Some(upload.frames) => body.since = now,
@@ -317,7 +317,7 @@ impl<P: Spec> CallState<P> {
 }
 
 impl<P: Spec> Active<P> {
-    /// The body is over; `broken` says if it failed, and of what.
+    /// The body has ended; `broken`: with this failure.
     #[inline]
     fn complete_body(mut self, broken: Option<(BadGatewayCause, Option<Failure>)>) {
         let Some(summary) = self.state().body.summary.take() else { return };
@@ -328,7 +328,7 @@ impl<P: Spec> Active<P> {
         self.complete(&Outcome::of(summary, false));
     }
 
-    /// The call ends early because of its client.
+    /// The client has ended the call early.
     fn cancel_for_client(self) {
         drop_with_reason(CancelReason::TimedOut(BadGatewayCause::ClientClosed), || drop(self));
     }
@@ -340,7 +340,7 @@ impl<P: Spec> Sweepable for Active<P> {
         let Split { config, notes, .. } = self.state().split();
         let reported = config.errors.report_expired(notes, expired, failure.clone());
         match expired {
-            // only an upstream that kept the client waiting is judged by that
+            // counts against the upstream only if the client waited for it
             Expired::Absolute { waiting: true } => self.complete_body(Some((failure.cause(), Some(failure)))),
             _ => self.cancel_for_client(),
         }
@@ -452,7 +452,7 @@ where
         }
     }
 
-    /// A frame that was polled with the head.
+    /// A frame that was read before the head was returned.
     fn held(&mut self, frame: Frame<Bytes>, cx: &mut Context<'_>) -> Result<BodyEvent, Failure> {
         if let BodyCall::Swept(swept) = self.call {
             // the client reads
@@ -475,9 +475,9 @@ where
             Ok(BodyEvent::TimedOut(failure)) => self.broken_by(failure),
             Ok(BodyEvent::Cut) => self.broken_by(P::Errors::cut()),
             Ok(BodyEvent::Overdue) => {
-                // first the inner body, whose connection is not used again, then the permits
+                // drops the inner body, whose connection is not used again, before the permits
                 let expired = Expired::Absolute { waiting: false };
-                drop_with_reason(expired.abandons(), || self.inner.set(None));
+                drop_with_reason(expired.drop_reason(), || self.inner.set(None));
                 let Some(call) = self.call.take() else { return Poll::Ready(None) };
                 let failure = Sweepable::expire(call, expired);
                 return self.deliver(failure.into(), cx);
@@ -500,7 +500,7 @@ where
         self.deliver(error, cx)
     }
 
-    /// What a failure of the exchange itself says; the inner body is dropped for it.
+    /// Completes a failure of this layer itself, and drops the inner body.
     fn broken_by(&mut self, failure: Failure) -> (BodyErrorOf<P>, BadGatewayCause, Option<Failure>) {
         let failure = match self.call {
             BodyCall::Own(call) => call.get().config().errors.complete_failure(failure),
@@ -517,7 +517,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyErrorOf<P>>>> {
         if P::Errors::FLUSHES {
-            // hyper's server flushes what came before, and cuts the connection then
+            // hyper's server first flushes earlier frames, then cuts the connection
             *self.stage = BodyStage::Failing(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -1,4 +1,4 @@
-//! What a layer adds to a call: it admits, and it settles.
+//! A component of a call or an attempt: it admits it, and learns how it ended.
 
 use std::any::Any;
 use std::cell::OnceCell;
@@ -10,51 +10,51 @@ use tokio::time::Instant;
 use super::{CallContext, UpgradeGuard};
 use crate::cause::{BadGatewayCause, Failure};
 
-/// One layer's say in a call.
+/// Admits calls and learns their outcome: a limiter, a circuit.
 ///
-/// A call that was admitted is either settled, once, when its response body has ended or failed, or it is
-/// abandoned: then it frees what it held and proves nothing. A pair of parts is a part, `()` is none.
+/// An admitted call is completed once, when its response body has ended or failed, or it is cancelled: it then releases its
+/// permit and counts neither as a success nor as a failure. A pair of components is a component; `()` admits every call.
 pub(crate) trait Component: Send + Sync + 'static {
-    /// What an admitted call holds until it is over.
+    /// Held by an admitted call until it ends.
     type Permit: Send + 'static;
 
-    /// Whether [`refuses`](Self::refuses) is ever to be asked.
+    /// Whether [`reject_early`](Self::reject_early) can return a rejection.
     const REJECTS_EARLY: bool = false;
 
-    /// The refusal of whatever call comes now, and the time it was made at.
+    /// If calls are currently rejected, the rejection and when it was decided.
     ///
-    /// Asked before the inner service is asked whether it is ready: a call that is refused anyway does not wait
-    /// for that.
+    /// Checked before the inner service is polled for readiness: a call that is rejected does not wait for it.
     fn reject_early(&self) -> Option<(Instant, Rejection)> {
         None
     }
 
-    /// A call got this answer of [`refuses`](Self::refuses), its own or another part's, without being admitted.
-    fn on_rejected(&self, refusal: &Rejection) {
-        let _ = refusal;
+    /// A call was rejected before this component could admit it, by this component or another.
+    fn on_rejected(&self, rejection: &Rejection) {
+        let _ = rejection;
     }
 
-    /// Lets a call pass.
+    /// Admits a call.
     ///
     /// # Errors
-    /// A [`Rejection`], if it is to be answered here.
+    ///
+    /// The [`Rejection`], if the call must not reach the inner service.
     fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection>;
 
-    /// The response head has come, its body may still be coming.
-    fn on_response(&self, ticket: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
-        let _ = (ticket, call, outcome);
+    /// The response head was received; its body may follow.
+    fn on_response(&self, permit: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
+        let _ = (permit, call, outcome);
     }
 
-    /// The answer is a 101, and who carries the bytes that follow says when they end; asked before `answered`.
-    fn on_upgrade(&self, ticket: &mut Self::Permit, tunnel: &UpgradeGuard) {
-        let _ = (ticket, tunnel);
+    /// The response is a 101 with a guard for its connection; called before [`on_response`](Self::on_response).
+    fn on_upgrade(&self, permit: &mut Self::Permit, guard: &UpgradeGuard) {
+        let _ = (permit, guard);
     }
 
-    /// The exchange is over.
-    fn complete(&self, ticket: Self::Permit, call: &CallContext, outcome: &Outcome);
+    /// The call has ended with this outcome.
+    fn complete(&self, permit: Self::Permit, call: &CallContext, outcome: &Outcome);
 
-    /// Nobody waits for the exchange any more.
-    fn cancel(&self, ticket: Self::Permit, call: &CallContext, why: CancelReason);
+    /// The call was dropped before its end.
+    fn cancel(&self, permit: Self::Permit, call: &CallContext, why: CancelReason);
 }
 
 impl Component for () {
@@ -78,44 +78,44 @@ impl<A: Component, B: Component> Component for (A, B) {
         self.0.reject_early().or_else(|| self.1.reject_early())
     }
 
-    fn on_rejected(&self, refusal: &Rejection) {
-        self.0.on_rejected(refusal);
-        self.1.on_rejected(refusal);
+    fn on_rejected(&self, rejection: &Rejection) {
+        self.0.on_rejected(rejection);
+        self.1.on_rejected(rejection);
     }
 
     fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection> {
         let outer = self.0.admit(call)?;
         match self.1.admit(call) {
             Ok(inner) => Ok((outer, inner)),
-            Err(refusal) => {
-                self.0.cancel(outer, call, CancelReason::Rejected(refusal.failure.cause()));
-                Err(refusal)
+            Err(rejection) => {
+                self.0.cancel(outer, call, CancelReason::Rejected(rejection.failure.cause()));
+                Err(rejection)
             }
         }
     }
 
-    fn on_response(&self, ticket: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
-        self.1.on_response(&mut ticket.1, call, outcome);
-        self.0.on_response(&mut ticket.0, call, outcome);
+    fn on_response(&self, permit: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
+        self.1.on_response(&mut permit.1, call, outcome);
+        self.0.on_response(&mut permit.0, call, outcome);
     }
 
-    fn on_upgrade(&self, ticket: &mut Self::Permit, tunnel: &UpgradeGuard) {
-        self.1.on_upgrade(&mut ticket.1, tunnel);
-        self.0.on_upgrade(&mut ticket.0, tunnel);
+    fn on_upgrade(&self, permit: &mut Self::Permit, guard: &UpgradeGuard) {
+        self.1.on_upgrade(&mut permit.1, guard);
+        self.0.on_upgrade(&mut permit.0, guard);
     }
 
-    fn complete(&self, ticket: Self::Permit, call: &CallContext, outcome: &Outcome) {
-        self.1.complete(ticket.1, call, outcome);
-        self.0.complete(ticket.0, call, outcome);
+    fn complete(&self, permit: Self::Permit, call: &CallContext, outcome: &Outcome) {
+        self.1.complete(permit.1, call, outcome);
+        self.0.complete(permit.0, call, outcome);
     }
 
-    fn cancel(&self, ticket: Self::Permit, call: &CallContext, why: CancelReason) {
-        self.1.cancel(ticket.1, call, why);
-        self.0.cancel(ticket.0, call, why);
+    fn cancel(&self, permit: Self::Permit, call: &CallContext, why: CancelReason) {
+        self.1.cancel(permit.1, call, why);
+        self.0.cancel(permit.0, call, why);
     }
 }
 
-/// A call that is answered here instead of being made.
+/// A local response to a call that is not sent.
 #[derive(Clone, Debug)]
 pub(crate) struct Rejection {
     failure: Failure,
@@ -123,12 +123,12 @@ pub(crate) struct Rejection {
 }
 
 impl Rejection {
-    /// Answers with this failure; it may be shared by all calls that are refused for one reason.
+    /// Responds with this failure; calls that are rejected for one reason may share it.
     pub(crate) fn new(failure: Failure) -> Self {
         Self { failure, retry_after: None }
     }
 
-    /// Says when it is worth asking again (RFC 9110 section 10.2.3); whole seconds, rounded up.
+    /// Sets `Retry-After` (RFC 9110 section 10.2.3): whole seconds, rounded up.
     pub(crate) fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
@@ -138,27 +138,27 @@ impl Rejection {
         (self.failure, self.retry_after)
     }
 
-    /// What is answered.
+    /// The failure of the response.
     pub(crate) fn failure(&self) -> &Failure {
         &self.failure
     }
 }
 
-/// Why nobody waits for a call any more.
+/// Why a call was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum CancelReason {
-    /// Whoever called has left: a client that hung up, as a rule.
+    /// The response future was dropped, usually because the client disconnected.
     Dropped,
-    /// A time limit, this layer's or one around it, passed for this cause.
+    /// A timeout of this layer or of an outer one passed, with this cause.
     TimedOut(BadGatewayCause),
-    /// Another part refused the call.
+    /// Another component rejected the call.
     Rejected(BadGatewayCause),
-    /// Another attempt at the same request was answered first.
+    /// Another attempt of the same call responded first.
     Superseded,
 }
 
-/// What an answer shows: its head, and later how its body ended.
+/// What a response head says of success or failure, and later how the body ended.
 #[derive(Clone, Debug)]
 pub(crate) struct ResponseSummary {
     status: Option<StatusCode>,
@@ -168,15 +168,15 @@ pub(crate) struct ResponseSummary {
 }
 
 impl ResponseSummary {
-    /// The head; only one that is no success is looked at closely.
+    /// Summarizes a head; its fields and extensions are read only if the status is 400 or above.
     #[inline]
-    pub(crate) fn of<B>(answer: &Response<B>) -> Self {
-        let status = answer.status();
-        let mut shown = Self { status: Some(status), cause: None, failure: None, has_retry_after: false };
+    pub(crate) fn of<B>(response: &Response<B>) -> Self {
+        let status = response.status();
+        let mut summary = Self { status: Some(status), cause: None, failure: None, has_retry_after: false };
         if status.as_u16() >= 400 {
-            shown.inspect_failure(answer.headers(), answer.extensions());
+            summary.inspect_failure(response.headers(), response.extensions());
         }
-        shown
+        summary
     }
 
     #[cold]
@@ -187,13 +187,13 @@ impl ResponseSummary {
         self.has_retry_after = headers.contains_key(RETRY_AFTER);
     }
 
-    /// The body failed after this head.
+    /// Adds the failure of the body.
     pub(crate) fn with_body_failure(self, cause: BadGatewayCause, failure: Option<Failure>) -> Self {
         Self { cause: Some(cause), failure, ..self }
     }
 }
 
-/// How an exchange ended, or what its head says.
+/// The outcome of a call: of its head, or of the whole response.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     summary: ResponseSummary,
@@ -203,23 +203,23 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     #[inline]
-    pub(crate) fn of(shown: ResponseSummary, at_once: bool) -> Self {
-        Self { summary: shown, immediate: at_once, now: OnceCell::new() }
+    pub(crate) fn of(summary: ResponseSummary, immediate: bool) -> Self {
+        Self { summary, immediate, now: OnceCell::new() }
     }
 
-    /// An answer, with the cause that stands in its extensions.
+    /// A response with this status and cause.
     #[cfg(test)]
     pub(crate) fn response(status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
         Self::of(ResponseSummary { status: Some(status), cause, failure: None, has_retry_after: false }, false)
     }
 
-    /// A failure that was found here.
+    /// A failure of this layer.
     pub(crate) fn failure(failure: &Failure) -> Self {
         let (status, cause) = (Some(failure.status()), Some(failure.cause()));
         Self::of(ResponseSummary { status, cause, failure: Some(failure.clone()), has_retry_after: false }, false)
     }
 
-    /// The inner service's error: a record, as `ReverseProxy`'s, or its own, which no layer has named yet.
+    /// The inner service's error: a [`Failure`], as that of `ReverseProxy`, or one that no layer has classified.
     #[cold]
     pub(crate) fn error<E: 'static>(error: &E) -> Self {
         match (error as &dyn Any).downcast_ref::<Failure>() {
@@ -239,48 +239,48 @@ impl Outcome {
         self.summary
     }
 
-    /// The answer's status; `None` where there is none but an error.
+    /// The status; `None` for an error that was not classified.
     pub(crate) fn status(&self) -> Option<StatusCode> {
         self.summary.status
     }
 
-    /// What failed, if that has a name.
+    /// The cause of the failure, if it was classified.
     pub(crate) fn cause(&self) -> Option<BadGatewayCause> {
         self.summary.cause
     }
 
-    /// A status below 400 and nothing that failed.
+    /// Whether the status is below 400 and the body has not failed.
     #[inline]
     pub(crate) fn is_success(&self) -> bool {
         self.summary.cause.is_none() && self.summary.status.is_some_and(|status| status.as_u16() < 400)
     }
 
-    /// The record of what failed, if there is one.
+    /// The failure, if there is one.
     pub(crate) fn known_failure(&self) -> Option<&Failure> {
         self.summary.failure.as_ref()
     }
 
-    /// The answer is no success, and its `Retry-After` says when to ask again.
+    /// Whether an unsuccessful response has `Retry-After`.
     pub(crate) fn has_retry_after(&self) -> bool {
         self.summary.has_retry_after
     }
 
-    /// The time, where the nearest second will do: the call's, if the whole answer was there when first asked for.
+    /// The time to the nearest second: when the call began, if the response was ready at the first poll.
     ///
-    /// That saves a look at the clock. Whoever measures how long an answer took has to ask for [`now`](Self::now):
-    /// a handler may compute for long without ever being pending.
+    /// Saves a reading of the clock. To measure a duration use [`now`](Self::now): a handler may compute for long without
+    /// being pending.
     #[inline]
     pub(crate) fn approx_now(&self, call: &CallContext) -> Instant {
         if self.immediate { call.now } else { self.now() }
     }
 
-    /// Whether the answer was not there when it was first asked for.
+    /// Whether the response was pending at the first poll.
     #[inline]
     pub(crate) fn waited(&self) -> bool {
         !self.immediate
     }
 
-    /// The time; the clock is read when somebody asks, and once.
+    /// The current time; the clock is read at most once.
     pub(crate) fn now(&self) -> Instant {
         *self.now.get_or_init(Instant::now)
     }

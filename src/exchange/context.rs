@@ -4,33 +4,33 @@ use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 
-/// The context of one call; it travels by value, never in extensions.
+/// The context of one call; passed by value, not in extensions.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct CallContext {
-    /// When the call began: the one reading of the clock that all parts share.
+    /// When the call began: one reading of the clock, which all components share.
     pub now: Instant,
-    /// When the answer's head is of no more use to the caller.
+    /// When the client no longer waits for the response head.
     pub deadline: Option<Deadline>,
-    /// Which attempt this is, the first is 1.
+    /// The number of the attempt; the first is 1.
     pub attempt: u8,
-    /// Whether the exchange is expected to end.
+    /// Whether the call is expected to end.
     pub kind: CallKind,
-    /// The answer was not there at the first poll, as far as that is noted here.
+    /// The response was pending at the first poll.
     pub(crate) waited: bool,
-    /// The request came by HTTP/2 or later, so that its client can take the head and hold back the body by flow control.
+    /// The request came over HTTP/2 or later: its client can take the head and hold back the body by flow control.
     pub(crate) flow_controlled: bool,
-    /// Retry and components stand aside.
+    /// Neither retry nor components apply.
     pub(crate) bypass: bool,
 }
 
-/// Whether an exchange is expected to end.
+/// Whether a call is expected to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CallKind {
-    /// A request and its answer.
+    /// A request and its response.
     #[default]
     Bounded,
-    /// A stream that was declared one: its times say nothing about others.
+    /// A declared stream: its duration says nothing about other calls.
     Unbounded,
 }
 

@@ -1,8 +1,8 @@
-//! A body that the sweep of a layer around it can drop.
+//! A response body that the sweep of an outer layer can drop.
 //!
-//! A layer may stand around any body, also one that cannot be sent to the sweep's task; it can only give back what it holds
-//! itself. A body of this crate's own client offers itself: the question travels with a poll, as that of
-//! [`sight`](super::progress) does, so that a body that no layer has registered is not shared and costs nothing.
+//! A layer accepts any body, also one that is not `Send`: the sweep then releases only what the layer holds. A body of this
+//! crate's client can be dropped by the sweep: a registered layer queries for it with a poll, as [`progress`](super::progress)
+//! does, so that a body without a registration is not shared and costs nothing.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -14,34 +14,34 @@ use http_body::{Body, Frame, SizeHint};
 use super::progress::ScopeGuard;
 use crate::cause::{BadGatewayCause, Failure};
 
-/// What can be dropped from another task.
+/// A value that can be dropped from another task.
 pub(crate) trait Detach: Send + Sync {
     fn detach(&self);
 }
 
 thread_local! {
-    static ASKED: Cell<bool> = const { Cell::new(false) };
-    static OFFERED: Cell<Option<Arc<dyn Detach>>> = const { Cell::new(None) };
+    static QUERIED: Cell<bool> = const { Cell::new(false) };
+    static SHARED: Cell<Option<Arc<dyn Detach>>> = const { Cell::new(None) };
 }
 
-/// Polls with the question set; `known` is what was offered before. An entry around this one hears of it as well.
+/// Polls with the query set, unless a body is `known` from before. An outer layer that queries gets the body as well.
 pub(super) fn query<T>(
     known: Option<Arc<dyn Detach>>,
     poll: impl FnOnce() -> Poll<T>,
 ) -> (Poll<T>, Option<Arc<dyn Detach>>) {
-    OFFERED.set(None);
+    SHARED.set(None);
     let polled = {
-        let _asked = ScopeGuard::set(&ASKED, known.is_none());
+        let _queried = ScopeGuard::set(&QUERIED, known.is_none());
         poll()
     };
-    let offered = OFFERED.take().or(known);
-    if ASKED.get() {
-        OFFERED.set(offered.clone());
+    let shared = SHARED.take().or(known);
+    if QUERIED.get() {
+        SHARED.set(shared.clone());
     }
-    (polled, offered)
+    (polled, shared)
 }
 
-/// A body, in its own hands until a layer around it asks.
+/// A body that is shared once an outer layer queries for it.
 pub(crate) struct Detachable<T> {
     own: Option<T>,
     shared: Option<Arc<Shared<T>>>,
@@ -54,6 +54,7 @@ impl<T> Detachable<T> {
         Self { own: Some(body), shared: None }
     }
 
+    /// Maps the body; `None` once the sweep has dropped it.
     pub(crate) fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
         match (&self.own, &self.shared) {
             (Some(own), _) => Some(show(own)),
@@ -72,7 +73,7 @@ impl<T> Shared<T> {
 impl<T: Send> Detach for Shared<T> {
     fn detach(&self) {
         let body = self.lock().take();
-        // not under the lock: a drop may do anything
+        // not under the lock: a drop may run any code
         drop(body);
     }
 }
@@ -80,7 +81,7 @@ impl<T: Send> Detach for Shared<T> {
 impl<T> Drop for Detachable<T> {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
-            // now, though an entry may hold it a moment longer
+            // immediately, though an entry may hold it a moment longer
             let body = shared.lock().take();
             drop(body);
         }
@@ -88,13 +89,13 @@ impl<T> Drop for Detachable<T> {
 }
 
 impl<T: Send + 'static> Detachable<T> {
-    /// Shares the body with the layer that asks.
+    /// Shares the body with the layer that queries.
     #[cold]
     fn offer(&mut self) {
-        OFFERED.set(Some(self.share()));
+        SHARED.set(Some(self.share()));
     }
 
-    /// Shares the body with the sweep of a layer around it.
+    /// Shares the body with the sweep of an outer layer.
     pub(crate) fn share(&mut self) -> Arc<dyn Detach> {
         let own = &mut self.own;
         self.shared.get_or_insert_with(|| Arc::new(Shared(Mutex::new(own.take())))).clone()
@@ -102,7 +103,7 @@ impl<T: Send + 'static> Detachable<T> {
 }
 
 impl<T: Unpin> Detachable<T> {
-    /// Polls the body; `None` once it was dropped by the sweep.
+    /// Polls the body; `None` once the sweep has dropped it.
     #[inline]
     pub(crate) fn poll_own<R>(&mut self, poll: impl FnOnce(Pin<&mut T>) -> R) -> Option<R> {
         if let Some(own) = &mut self.own {
@@ -119,7 +120,7 @@ impl<T: Body<Error = Failure> + Send + Unpin + 'static> Body for Detachable<T> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<T::Data>, Failure>>> {
         let this = &mut *self;
-        if ASKED.get() {
+        if QUERIED.get() {
             this.offer();
         }
         let polled = this.poll_own(|body| body.poll_frame(cx));

@@ -1,22 +1,22 @@
-//! What a response body shares with the sweep of its layer.
+//! The state that a response body shares with the sweep of its layer.
 //!
-//! What holds, whatever the interleaving (`tests/loom` searches it): what is kept is given back exactly once, by the consumer
-//! or by the sweep; a body that its consumer has read since the last look does not expire as unread; and an entry that takes
-//! the place of another does not expire in its stead.
+//! Invariants for every interleaving (`tests/loom` checks them): the value is taken exactly once, by the consumer or by the
+//! sweep; a body that was read since the last sample does not expire as unread; an entry that reuses the slot of another
+//! does not expire in its place.
 
 use std::sync::{PoisonError, TryLockError};
 use std::task::Poll;
 
 use crate::stats::sync::{AtomicU8, Mutex, MutexGuard, Ordering::Relaxed};
 
-/// No poll since the last look, and the consumer has the last frame.
+/// Not polled since the last sample, and the consumer has the last frame.
 const UNREAD: u8 = 0;
-/// The consumer has taken a frame since the last look.
+/// The consumer has taken a frame since the last sample.
 const READ: u8 = 1;
-/// The consumer has found no frame, and waits for one.
+/// The consumer waits for a frame.
 const WAITING: u8 = 2;
 
-/// What consumer and sweep share: the first to lock it takes what is kept.
+/// A value that the consumer and the sweep share; the first that locks it takes the value.
 #[derive(Debug)]
 pub(crate) struct Entry<T, E> {
     activity: AtomicU8,
@@ -30,7 +30,7 @@ enum State<T, E> {
     Over,
 }
 
-/// What the consumer has done since the last look.
+/// The consumer's activity since the last sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activity {
     Unread,
@@ -43,7 +43,7 @@ impl<T, E> Entry<T, E> {
         Self { activity: AtomicU8::new(READ), state: Mutex::new(State::Open(kept)) }
     }
 
-    /// What the consumer has done since the last look.
+    /// Returns the consumer's activity since the last sample, and resets it.
     pub(crate) fn sample(&self) -> Activity {
         match self.activity.compare_exchange(READ, UNREAD, Relaxed, Relaxed) {
             Ok(_) => Activity::Read,
@@ -52,12 +52,12 @@ impl<T, E> Entry<T, E> {
         }
     }
 
-    /// Whether nothing was read since the last look.
+    /// Whether nothing was read since the last sample.
     pub(crate) fn is_unread(&self) -> bool {
         self.activity.load(Relaxed) == UNREAD
     }
 
-    /// Polls with what is kept.
+    /// Polls with the value.
     ///
     /// # Errors
     ///
@@ -75,7 +75,7 @@ impl<T, E> Entry<T, E> {
         Ok(polled)
     }
 
-    /// Shows what is kept; `None` once the body is over or has expired.
+    /// Maps the value; `None` once the body has ended or expired.
     pub(crate) fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
         match &*self.lock() {
             State::Open(kept) => Some(show(kept)),
@@ -83,7 +83,7 @@ impl<T, E> Entry<T, E> {
         }
     }
 
-    /// Takes what is kept, as the body is over; `None` if it has expired.
+    /// Takes the value, as the body has ended; `None` if it has expired.
     pub(crate) fn take(&self) -> Option<T> {
         let mut state = self.lock();
         if matches!(*state, State::Expired(_)) {
@@ -95,8 +95,8 @@ impl<T, E> Entry<T, E> {
         }
     }
 
-    /// Gives back what is kept by `expire`, unless the consumer is just polling the body, or `only_unread` is set and the
-    /// consumer has polled it since the last look. Returns whether the body is over.
+    /// Passes the value to `expire`, unless the consumer is just polling the body, or `only_unread` is set and the
+    /// consumer has polled it since the last sample. Returns whether the body has ended.
     ///
     /// `expire` runs under the lock, so that a consumer that polls now gets the error.
     pub(crate) fn try_expire(&self, only_unread: bool, expire: impl FnOnce(T) -> E) -> bool {
@@ -120,7 +120,7 @@ impl<T, E> Entry<T, E> {
     }
 }
 
-/// The size up to which an empty registry keeps its memory, in entries.
+/// The number of entries up to which an empty registry keeps its memory.
 const KEPT: usize = 64;
 
 /// The bodies that a sweep walks over.
@@ -161,7 +161,7 @@ impl<B> Registry<B> {
     pub(crate) fn remove(&mut self, key: usize) -> Option<B> {
         let slot = std::mem::replace(&mut self.slots[key], Slot::Vacant);
         self.vacant.push(key);
-        // what a peak has left is given back once it is over
+        // the memory of a peak is released once the registry is empty
         if self.slots.len() > KEPT && self.vacant.len() == self.slots.len() {
             (self.slots, self.vacant) = (Vec::new(), Vec::new());
         }

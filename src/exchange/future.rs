@@ -26,13 +26,13 @@ use super::{BoxError, CancelReason, Outcome, Ref, Rejection, ResponseSummary, dr
 use crate::body::WrapBody;
 use crate::cause::{Failure, RetryStop, is_local};
 
-/// A failed response's body is read up to this size, if it is there already: its connection can then be used again.
+/// The body of a failed response is read up to this size, if it is available: its connection can then be reused.
 const MAX_DRAIN: usize = 16 * 1024;
 
-/// How long a failed attempt may keep the request body: a connection stuck in a write gives it back only when it ends.
+/// How long to wait for the request body of a failed attempt: a connection stuck in a write returns it only when it ends.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
-const POLLED_AGAIN: &str = "a future is not polled after it was ready";
+const POLLED_AGAIN: &str = "a future is not polled after it has returned";
 
 type StateOf<S, B, P> = State<
     <S as tower_service::Service<Request<RequestBodyOf<P, B>>>>::Future,
@@ -59,7 +59,7 @@ pin_project! {
         hedge: Option<Pin<Box<HedgeOf<S, B, P>>>>,
         active: Active<P>,
         retry_state: Option<RetryStateOf<P, B>>,
-        // where another attempt is possible
+        // if another attempt is possible
         template: Option<Ref<Template<S>>>,
     }
 }
@@ -67,21 +67,21 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     pub(crate) enum State<F, X, S, W> {
-        // every attempt runs here, in the same place
+        // every attempt runs in this place
         Attempt { #[pin] call: F },
-        // the head has come, its body's first frame has not
+        // the head waits for the first frame of its body
         HoldHead { body: Option<X> },
         // the pause before another attempt
         Backoff,
-        // the attempt before may still have the request body
+        // the previous attempt may still have the request body
         ReclaimBody,
         // the inner service is not ready
         NotReady { waiting: Option<Box<(S, Request<W>)>> },
         // the inner service never becomes ready
         Failed { error: Option<Box<BoxError>> },
-        // no attempt was made
+        // the call was rejected before an attempt
         Rejected { rejection: Option<Box<Rejection>> },
-        // the first attempt has failed, the second one is under way
+        // the first attempt has failed, the hedged one goes on
         HedgeOnly,
         Done,
     }
@@ -97,10 +97,10 @@ where
     pub(super) fn new(
         state: StateOf<S, B, P>,
         active: Active<P>,
-        round: Option<RetryStateOf<P, B>>,
+        retry_state: Option<RetryStateOf<P, B>>,
         template: Option<Ref<Template<S>>>,
     ) -> Self {
-        Self { state, hedge: None, active, retry_state: round, template }
+        Self { state, hedge: None, active, retry_state: retry_state, template }
     }
 }
 
@@ -136,7 +136,7 @@ where
                     if !this.is_ordinary(&response) {
                         return this.on_result_slow(Ok(response), cx).map(as_body);
                     }
-                    this.disarm();
+                    this.clear_timer();
                     return match this.poll_first(&mut response, cx) {
                         Poll::Ready(Ok(stage)) if response.status().as_u16() < 400 => {
                             Poll::Ready(Ok(this.respond(response, stage)))
@@ -162,15 +162,15 @@ where
     S::Future: Future<Output = Result<Response<X>, E>>,
     X: Body<Data = Bytes>,
 {
-    /// A plain head that shows nothing which another attempt could mend.
+    /// A head without a sign of a failure, which no attempt follows.
     #[inline]
     fn is_ordinary(&self, response: &Response<X>) -> bool {
-        let (Some(round), None) = (&self.retry_state, &self.hedge) else { return false };
-        P::Errors::is_ordinary(response) && self.active.get().config().requests.is_final(round, response)
+        let (Some(retry_state), None) = (&self.retry_state, &self.hedge) else { return false };
+        P::Errors::is_ordinary(response) && self.active.get().config().requests.is_final(retry_state, response)
     }
 
     #[inline]
-    fn disarm(&mut self) {
+    fn clear_timer(&mut self) {
         let mut timer = self.active.timer();
         if timer.is_some() {
             timer.set(None);
@@ -196,7 +196,7 @@ where
         })
     }
 
-    /// Everything but an ordinary response that was there when first asked for.
+    /// Everything but an ordinary response at the first poll.
     #[inline(never)]
     fn poll_slow(mut self, mut polled: bool, cx: &mut Context<'_>) -> Poll<Output<P, E, X>> {
         loop {
@@ -230,7 +230,7 @@ where
         }
     }
 
-    /// One step of a call that is not ordinary; `polled`: the attempt was just found pending.
+    /// One step of the slow path; `polled`: the attempt was just found pending.
     fn step(&mut self, polled: bool, cx: &mut Context<'_>) -> Step<P, E, X> {
         match self.state.as_mut().project() {
             StateProjection::Attempt { mut call } => {
@@ -267,7 +267,7 @@ where
                 let StateProjection::HoldHead { body } = self.state.as_mut().project() else { return Poll::Pending };
                 let body = body.take().expect(POLLED_AGAIN);
                 let head = state.head.take().expect(POLLED_AGAIN);
-                self.disarm();
+                self.clear_timer();
                 let read = match first {
                     Poll::Ready(FirstFrame::Frame(frame)) => BodyStage::after(frame),
                     Poll::Ready(FirstFrame::End) => BodyStage::Done,
@@ -289,11 +289,11 @@ where
                 let (timer, state) = self.active.parts();
                 let Split { config, context, attempt, .. } = state.split();
                 let service = &mut waiting.as_mut().expect(POLLED_AGAIN).0;
-                let deadline = self.retry_state.as_ref().and_then(|round| config.requests.deadline(round));
+                let deadline = self.retry_state.as_ref().and_then(|retry_state| config.requests.deadline(retry_state));
                 match ready!(poll_not_ready(config, context, attempt, timer, deadline, service, cx)) {
                     TimedPoll::TimedOut(..) if !P::WAITS => {
-                        let Some(round) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
-                        let failure = config.requests.final_failure(round, RetryStop::Deadline);
+                        let Some(retry_state) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
+                        let failure = config.requests.final_failure(retry_state, RetryStop::Deadline);
                         Poll::Ready(Some(self.respond_failure(failure, None)))
                     }
                     TimedPoll::Ready(Ok(())) => {
@@ -325,7 +325,7 @@ where
 
     /// The attempt has ended.
     fn on_result(&mut self, result: Result<Response<X>, E>, cx: &mut Context<'_>) -> Step<P, E, X> {
-        self.disarm();
+        self.clear_timer();
         match result {
             Ok(response) => self.on_response(response, cx),
             Err(error) => self.on_error(error, cx),
@@ -349,7 +349,7 @@ where
         state.config().errors.check(&state.notes, response, state.attempt.calls, state.known_as)
     }
 
-    /// The body's first frame was polled for.
+    /// The first frame of the body was polled.
     fn on_first(
         &mut self,
         response: Response<X>,
@@ -375,10 +375,12 @@ where
     }
 
     fn is_final(&self, response: &Response<X>) -> bool {
-        self.retry_state.as_ref().is_none_or(|round| self.active.get().config().requests.is_final(round, response))
+        self.retry_state
+            .as_ref()
+            .is_none_or(|retry_state| self.active.get().config().requests.is_final(retry_state, response))
     }
 
-    /// A head that goes to the client, unless another attempt could mend what it shows.
+    /// Returns a head to the client, unless it shows a failure and another attempt follows.
     fn retry_or_respond(
         &mut self,
         mut response: Response<X>,
@@ -390,23 +392,23 @@ where
             return Poll::Ready(Some(Ok(self.respond(response, stage))));
         }
         let Split { config, context, attempt, .. } = self.active.state().split();
-        if let (Some(round), Some(failure)) = (self.retry_state.as_ref(), Failure::of(&response).cloned()) {
-            let failure = failure.where_body_was_read(config.requests.body_was_read(round));
+        if let (Some(retry_state), Some(failure)) = (self.retry_state.as_ref(), Failure::of(&response).cloned()) {
+            let failure = failure.where_body_was_read(config.requests.body_was_read(retry_state));
             response.extensions_mut().insert(failure);
         }
         let outcome = Outcome::of(ResponseSummary::of(&response), false);
         attempt.on_head(config, context, &response, &outcome);
-        let Some(round) = self.retry_state.as_mut() else {
+        let Some(retry_state) = self.retry_state.as_mut() else {
             return Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))));
         };
         if self.hedge.as_ref().is_some_and(|hedge| hedge.is_under_way()) {
-            let record = config.requests.failure_of(round, &response);
-            config.requests.on_concurrent_failure(round, record);
+            let record = config.requests.failure_of(retry_state, &response);
+            config.requests.on_concurrent_failure(retry_state, record);
             self.discard(response, &stage, &outcome, cx);
             self.state.set(State::HedgeOnly);
             return Poll::Ready(None);
         }
-        if let NextStep::Retry(at) = config.requests.on_response(round, &mut response) {
+        if let NextStep::Retry(at) = config.requests.on_response(retry_state, &mut response) {
             self.discard(response, &stage, &outcome, cx);
             self.retry(at);
             return Poll::Ready(None);
@@ -416,7 +418,7 @@ where
         Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))))
     }
 
-    /// The head goes to the client, and shows no failure that another attempt could mend.
+    /// Returns a head that no attempt follows.
     #[inline]
     fn respond<T: MakeBody<BodyOf<P, E, X>>>(
         &mut self,
@@ -426,8 +428,8 @@ where
         let Split { config, context, attempt, .. } = self.active.state().split();
         let outcome = Outcome::of(ResponseSummary::of(&response), !context.waited);
         attempt.on_head(config, context, &response, &outcome);
-        if let Some(round) = self.retry_state.as_mut() {
-            config.requests.on_success(round, &mut response);
+        if let Some(retry_state) = self.retry_state.as_mut() {
+            config.requests.on_success(retry_state, &mut response);
         }
         if response.status().as_u16() >= 400 {
             return self.finish_annotated(response, stage, outcome);
@@ -435,7 +437,7 @@ where
         self.finish(response, stage, outcome)
     }
 
-    /// A response that tells of a failure, the upstream's or one of a layer further in.
+    /// Returns a response with a failure, of the upstream or of an inner layer.
     #[cold]
     #[inline(never)]
     fn finish_annotated<T: MakeBody<BodyOf<P, E, X>>>(
@@ -446,7 +448,7 @@ where
     ) -> Response<T> {
         let Split { config, context, notes, .. } = self.active.state().split();
         config.errors.annotate(notes, &mut response);
-        // a response of the upstream's own has its cause only now
+        // an upstream's error status has its cause only now
         let outcome = match outcome.cause() {
             Some(_) => outcome,
             None => Outcome::of(ResponseSummary::of(&response), !context.waited),
@@ -472,7 +474,7 @@ where
             call.on_upgrade(&response);
         }
         call.on_response(&outcome);
-        // nothing of the upstream is held any more, however slowly its client reads
+        // an ended body holds nothing of the upstream, however slowly the client reads it
         let ended = !P::Errors::TRACKS_BODY || matches!(stage, BodyStage::Done) || response.body().is_end_stream();
         let active = if ended {
             active.complete(&outcome);
@@ -488,7 +490,7 @@ where
     /// The inner service returned its error.
     #[cold]
     fn on_error(&mut self, error: E, cx: &mut Context<'_>) -> Step<P, E, X> {
-        self.disarm();
+        self.clear_timer();
         let state = self.active.get();
         match state.config().errors.failure(error, state.attempt.calls) {
             Ok(failure) => self.on_failed(failure, None, cx),
@@ -502,7 +504,7 @@ where
         }
     }
 
-    /// The attempt has no head, or none that may be handed on.
+    /// The attempt has no head, or none that may be returned.
     #[cold]
     fn on_failed(&mut self, failure: Failure, after: Option<Duration>, cx: &mut Context<'_>) -> Step<P, E, X> {
         let _ = cx;
@@ -516,7 +518,7 @@ where
     /// A timeout of the attempt has passed.
     #[cold]
     fn on_timeout(&mut self, failure: Failure, now: Instant) -> Step<P, E, X> {
-        self.disarm();
+        self.clear_timer();
         drop_with_reason(CancelReason::TimedOut(failure.cause()), || self.state.set(State::Done));
         let Split { config, context, attempt, .. } = self.active.state().split();
         attempt.complete(config, context, &Outcome::failure(&failure).at(now));
@@ -529,18 +531,18 @@ where
         let requests = &state.config().requests;
         let mut failure = state.config().errors.complete_failure(failure);
         state.attempt.span.on_failure(&failure);
-        let Some(round) = self.retry_state.as_mut() else {
+        let Some(retry_state) = self.retry_state.as_mut() else {
             return Poll::Ready(Some(self.respond_failure(failure, after)));
         };
-        if requests.may_repeat(round) {
-            failure = failure.where_body_was_read(requests.body_was_read(round)).known_as(state.known_as);
+        if requests.may_repeat(retry_state) {
+            failure = failure.where_body_was_read(requests.body_was_read(retry_state)).known_as(state.known_as);
         }
         if self.hedge.as_ref().is_some_and(|hedge| hedge.is_under_way()) {
-            requests.on_concurrent_failure(round, Some(failure));
+            requests.on_concurrent_failure(retry_state, Some(failure));
             self.state.set(State::HedgeOnly);
             return Poll::Ready(None);
         }
-        match requests.on_failure(round, failure) {
+        match requests.on_failure(retry_state, failure) {
             Ok(at) => {
                 self.retry(at);
                 Poll::Ready(None)
@@ -549,10 +551,10 @@ where
         }
     }
 
-    /// Another attempt follows, not before this time.
+    /// Another attempt follows, not before `at`.
     fn retry(&mut self, at: Option<Instant>) {
         *self.hedge = None;
-        // the attempt before lets go of its connection and of the request body
+        // drops the previous attempt, which releases its connection and the request body
         self.state.set(if at.is_some() { State::Backoff } else { State::ReclaimBody });
         let (mut timer, state) = self.active.parts();
         timer.set(at.map(sleep_until));
@@ -564,8 +566,8 @@ where
     fn reclaim_body(&mut self, cx: &mut Context<'_>) -> Step<P, E, X> {
         let (mut timer, state) = self.active.parts();
         let requests = &state.config().requests;
-        let Some(round) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
-        let body = match requests.poll_replay(round, cx) {
+        let Some(retry_state) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
+        let body = match requests.poll_replay(retry_state, cx) {
             Poll::Ready(body) => body,
             Poll::Pending => {
                 if timer.is_none() {
@@ -579,13 +581,13 @@ where
         };
         timer.set(None);
         let Some(template) = self.template else {
-            let failure = requests.final_failure(round, RetryStop::NotReplayable);
+            let failure = requests.final_failure(retry_state, RetryStop::NotReplayable);
             return Poll::Ready(Some(self.respond_failure(failure, None)));
         };
         let Split { config, context, attempt, .. } = state.split();
-        let next = body.and_then(|body| config.requests.next_request(round, body, &mut attempt.upload));
+        let next = body.and_then(|body| config.requests.next_request(retry_state, body, &mut attempt.upload));
         let Some((request, resends)) = next else {
-            let failure = config.requests.final_failure(round, RetryStop::NotReplayable);
+            let failure = config.requests.final_failure(retry_state, RetryStop::NotReplayable);
             return Poll::Ready(Some(self.respond_failure(failure, None)));
         };
         match begin_attempt(config, context, attempt, template.service(), request, resends, cx) {
@@ -600,34 +602,36 @@ where
         Poll::Ready(None)
     }
 
-    /// The attempt's response was accepted: the second attempt is not needed.
+    /// The first attempt responded: drops the hedged one.
     fn supersede_hedge(&mut self) {
         if self.hedge.is_some() {
             drop_with_reason(CancelReason::Superseded, || *self.hedge = None);
         }
     }
 
-    /// Polls the second attempt; the first is pending, or has failed.
+    /// Polls the hedged attempt; the first is pending, or has failed.
     fn poll_hedge(&mut self, cx: &mut Context<'_>) -> Step<P, E, X> {
-        let Some(round) = self.retry_state.as_mut() else { return Poll::Pending };
+        let Some(retry_state) = self.retry_state.as_mut() else { return Poll::Pending };
         let only = matches!(*self.state, State::HedgeOnly);
         if self.hedge.is_none() {
             let state = self.active.get();
             let requests = &state.config().requests;
-            if only || !requests.can_hedge(round) {
+            if only || !requests.can_hedge(retry_state) {
                 return Poll::Pending;
             }
-            let due = requests.hedge_at(round);
+            let due = requests.hedge_at(retry_state);
             *self.hedge = Some(Box::pin(HedgeFuture::new(state.config_ref(), state.context, due)));
         }
         let (Some(hedge), Some(template)) = (self.hedge.as_mut(), self.template.as_ref()) else { return Poll::Pending };
-        let event = ready!(hedge.as_mut().poll::<B, X, E>(cx, template, round));
+        let event = ready!(hedge.as_mut().poll::<B, X, E>(cx, template, retry_state));
         if only { self.on_last_hedge(event, cx) } else { self.on_hedge(event, cx) }
     }
 
-    /// The second attempt has ended, while the first is pending.
+    /// The hedged attempt has ended while the first is pending.
     fn on_hedge(&mut self, event: HedgeEvent<X, E>, cx: &mut Context<'_>) -> Step<P, E, X> {
-        let (Some(hedge), Some(round)) = (self.hedge.as_mut(), self.retry_state.as_mut()) else { return Poll::Pending };
+        let (Some(hedge), Some(retry_state)) = (self.hedge.as_mut(), self.retry_state.as_mut()) else {
+            return Poll::Pending;
+        };
         let known_as = self.active.get().attempt.calls.claim();
         let (config, context, attempt) = hedge.as_mut().attempt();
         let (record, outcome) = match event {
@@ -639,7 +643,7 @@ where
                 } else {
                     config.errors.check(notes, &mut response, attempt.calls, known_as)
                 };
-                if checked.is_none() && config.requests.is_final(round, &response) {
+                if checked.is_none() && config.requests.is_final(retry_state, &response) {
                     return self.on_hedge_won(response, cx);
                 }
                 if let Some(failure) = checked {
@@ -649,7 +653,7 @@ where
                 } else {
                     let outcome = Outcome::of(ResponseSummary::of(&response), false);
                     attempt.on_head(config, context, &response, &outcome);
-                    let record = config.requests.failure_of(round, &response);
+                    let record = config.requests.failure_of(retry_state, &response);
                     (record, drain(response, cx).then_some(outcome))
                 }
             }
@@ -674,15 +678,15 @@ where
         if let Some(failure) = record {
             let failure = config.errors.complete_failure(failure);
             attempt.span.on_failure(&failure);
-            let failure = failure.where_body_was_read(config.requests.body_was_read(round)).known_as(known_as);
-            config.requests.on_concurrent_failure(round, Some(failure));
+            let failure = failure.where_body_was_read(config.requests.body_was_read(retry_state)).known_as(known_as);
+            config.requests.on_concurrent_failure(retry_state, Some(failure));
         }
         // the hedge stays, so that no other one is made
         hedge.as_mut().end();
         Poll::Pending
     }
 
-    /// The second attempt was answered first.
+    /// The hedged attempt responded first.
     fn on_hedge_won(&mut self, mut response: Response<X>, cx: &mut Context<'_>) -> Step<P, E, X> {
         drop_with_reason(CancelReason::Superseded, || self.state.set(State::Done));
         let state = self.active.state();
@@ -690,19 +694,19 @@ where
         let Split { config, context, attempt, .. } = state.split();
         attempt.cancel(config, context, CancelReason::Superseded);
         self.take_hedge();
-        self.disarm();
+        self.clear_timer();
         let first = self.poll_first(&mut response, cx);
         self.on_first(response, first, cx)
     }
 
-    /// The second attempt takes the place of the first, which is over.
+    /// The hedged attempt takes the place of the first, which has ended.
     fn take_hedge(&mut self) {
         if let Some(mut hedge) = self.hedge.take() {
             self.active.state().attempt = hedge.as_mut().take_attempt();
         }
     }
 
-    /// The second attempt has ended after the first has failed.
+    /// The hedged attempt has ended after the first has failed.
     fn on_last_hedge(&mut self, event: HedgeEvent<X, E>, cx: &mut Context<'_>) -> Step<P, E, X> {
         let state = self.active.state();
         state.known_as = state.known_as.or(state.attempt.calls.claim());
@@ -716,14 +720,14 @@ where
                 self.decide(failure, after)
             }
             HedgeEvent::NotMade => {
-                let Some(round) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
-                let failure = self.active.get().config().requests.final_failure(round, RetryStop::NotReplayable);
+                let Some(retry_state) = self.retry_state.as_mut() else { panic!("{POLLED_AGAIN}") };
+                let failure = self.active.get().config().requests.final_failure(retry_state, RetryStop::NotReplayable);
                 Poll::Ready(Some(self.respond_failure(failure, None)))
             }
         }
     }
 
-    /// The response of an attempt that is repeated: its connection can be used again once it is read.
+    /// Reads the response of an attempt that another follows, so that its connection can be reused.
     fn discard(
         &mut self,
         response: Response<X>,
@@ -741,7 +745,7 @@ where
         }
     }
 
-    /// The failure goes to the client.
+    /// Returns the failure to the client.
     #[cold]
     fn respond_failure(&mut self, failure: Failure, after: Option<Duration>) -> Output<P, E, X> {
         let outcome = Outcome::failure(&failure);
@@ -766,13 +770,13 @@ fn as_body<T: MakeBody<Y>, Y, E>(result: Result<Response<Y>, E>) -> Result<Respo
     result.map(|response| response.map(T::make))
 }
 
-/// When a local response says that it is worth trying again.
+/// The `Retry-After` of a local response.
 fn local_retry_after<R>(response: &Response<R>) -> Option<Duration> {
     let after = response.headers().get(RETRY_AFTER).filter(|_| is_local(response.extensions()))?;
     Some(Duration::from_secs(after.to_str().ok()?.parse().ok()?))
 }
 
-/// Reads what is there of a body that is discarded; whether that was all of it.
+/// Reads the available part of a body; returns whether that was all of it.
 fn drain<R: Body<Data = Bytes>>(response: Response<R>, cx: &mut Context<'_>) -> bool {
     let mut body = std::pin::pin!(response.into_body());
     let mut left = MAX_DRAIN;

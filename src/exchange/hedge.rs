@@ -1,4 +1,4 @@
-//! A second attempt beside one that is late.
+//! A hedged attempt, which runs concurrently with a first one that is late.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use crate::body::WrapBody;
 use crate::cause::{ClientCalls, Failure};
 
 pin_project! {
-    /// A second attempt; boxed, as it is rare.
+    /// A hedged attempt; boxed, as it is rare.
     pub(super) struct HedgeFuture<F, S, W, P: Spec> {
         #[pin]
         state: HedgeState<F, S, W>,
@@ -32,16 +32,16 @@ pin_project! {
 pin_project! {
     #[project = HedgeStateProjection]
     enum HedgeState<F, S, W> {
-        // until the first attempt is late
+        // the first attempt is not late yet
         Waiting,
         NotReady { waiting: Option<Box<(S, Request<W>)>> },
         Attempt { #[pin] call: F },
-        // there is no second attempt, or no longer
+        // there is no hedged attempt, or it has ended
         Done,
     }
 }
 
-/// The attempt's permit: given back in whatever way the hedge ends.
+/// The attempt's permit: released however the hedge ends.
 struct HedgeAttempt<P: Spec> {
     config: Ref<Config<P>>,
     call: CallContext,
@@ -54,18 +54,18 @@ impl<P: Spec> Drop for HedgeAttempt<P> {
     }
 }
 
-/// How the second attempt ended.
+/// How the hedged attempt ended.
 pub(super) enum HedgeEvent<X, E> {
     Response(Response<X>),
     Error(E),
     TimedOut(Failure, Instant),
     Rejected(Rejection),
-    /// No second attempt is made.
+    /// No hedged attempt is made.
     NotMade,
 }
 
 impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
-    /// Waits until the first attempt is late, if there is a time for it.
+    /// Waits until `due`, when the first attempt is late; without it no attempt is made.
     pub(super) fn new(config: Ref<Config<P>>, call: CallContext, due: Option<Instant>) -> Self {
         let (state, timer) = match due {
             Some(due) => (HedgeState::Waiting, Some(sleep_until(due))),
@@ -74,12 +74,12 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
         Self { state, timer, attempt: HedgeAttempt { config, call, attempt: AttemptState::default() } }
     }
 
-    /// Whether it was decided that there is a second attempt.
+    /// Whether the hedged attempt has begun and not ended.
     pub(super) fn is_under_way(&self) -> bool {
         matches!(self.state, HedgeState::NotReady { .. } | HedgeState::Attempt { .. })
     }
 
-    /// The attempt's state, for the call whose response it makes.
+    /// Takes the attempt's state, for the call that responds with its response.
     pub(super) fn take_attempt(self: Pin<&mut Self>) -> AttemptState<P> {
         std::mem::take(&mut self.project().attempt.attempt)
     }
@@ -90,7 +90,7 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
         (config, call, attempt)
     }
 
-    /// The second attempt is over.
+    /// The hedged attempt has ended.
     pub(super) fn end(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.state.set(HedgeState::Done);
@@ -98,12 +98,12 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
         attempt.cancel(config, call, drop_reason());
     }
 
-    /// Polls the second attempt.
+    /// Polls the hedged attempt.
     pub(super) fn poll<B, X, E>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         template: &Template<S>,
-        round: &mut RetryStateOf<P, B>,
+        retry_state: &mut RetryStateOf<P, B>,
     ) -> Poll<HedgeEvent<X, E>>
     where
         P::Requests: RequestMode<B, Body = W>,
@@ -120,10 +120,10 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
                     }
                     this.timer.set(None);
                     this.state.set(HedgeState::Done);
-                    let Some(body) = config.requests.hedge_body(round) else {
+                    let Some(body) = config.requests.hedge_body(retry_state) else {
                         return Poll::Ready(HedgeEvent::NotMade);
                     };
-                    let next = config.requests.hedge_request(round, body, &mut attempt.upload);
+                    let next = config.requests.hedge_request(retry_state, body, &mut attempt.upload);
                     let Some((request, resends)) = next else { return Poll::Ready(HedgeEvent::NotMade) };
                     match begin_attempt(config, call, attempt, template.service(), request, resends, cx) {
                         StartedAttempt::Called(call) => this.state.set(HedgeState::Attempt { call }),
@@ -136,7 +136,7 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
                 }
                 HedgeStateProjection::NotReady { waiting } => {
                     let Some(both) = waiting else { return Poll::Ready(HedgeEvent::NotMade) };
-                    let deadline = config.requests.deadline(round);
+                    let deadline = config.requests.deadline(retry_state);
                     let ready = ready!(super::next_attempt::poll_not_ready(
                         config,
                         call,

@@ -1,4 +1,4 @@
-//! Components of their own for each upstream that requests name.
+//! Settings and components per upstream, for requests that name different upstreams.
 
 use std::sync::Arc;
 
@@ -8,21 +8,21 @@ use super::Ref;
 use super::spec::{Config, Spec};
 use crate::keyed_map::{Eviction, KeyedMap};
 
-/// At most this many upstreams have components of their own.
+/// The maximum number of upstreams with components of their own.
 const CAP: usize = 1024;
 
-/// What names an upstream.
+/// Returns the name of a request's upstream.
 pub(crate) type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
 type MakeConfig<P> = Box<dyn Fn(Option<&str>) -> Arc<Config<P>> + Send + Sync>;
 
-/// The settings for each upstream, which all services of a keyed layer share.
+/// The settings per upstream, shared by all services of a keyed layer.
 pub(crate) struct PerKey<P: Spec> {
     keyed: KeyedMap<Ref<Config<P>>>,
     /// `None`: the authority of the target, else `Host`.
     key: Option<Key>,
-    /// Makes the settings of a key, or of all requests without one.
+    /// Makes the settings of a key, or those of all requests without one.
     make: MakeConfig<P>,
-    /// How long settings stay while no call holds them.
+    /// Whether settings that no call uses may be evicted.
     eviction: fn(&Config<P>) -> Eviction,
 }
 
@@ -35,17 +35,17 @@ impl<P: Spec> PerKey<P> {
         Self { keyed: KeyedMap::new(CAP, Ref::new(make(None))), key, make: Box::new(make), eviction: stays }
     }
 
-    /// Shows all settings, in the order of their keys.
+    /// Maps all settings, in the order of their keys.
     pub(crate) fn snapshot<T>(&self, show: impl Fn(&Config<P>) -> T) -> Vec<(Box<str>, T)> {
         self.keyed.snapshot(|config| show(config))
     }
 
-    /// Shows the settings of a key, if there are any.
+    /// Maps the settings of a key, if there are any.
     pub(crate) fn get<T>(&self, key: &str, show: impl Fn(&Config<P>) -> T) -> Option<T> {
         self.keyed.get(key).map(|config| show(&config))
     }
 
-    /// The settings of all requests without a key or a place.
+    /// The settings of requests without a key, or beyond the maximum.
     pub(crate) fn fallback(&self) -> &Config<P> {
         self.keyed.fallback()
     }

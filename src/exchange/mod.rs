@@ -1,10 +1,9 @@
 //! The driver: the one service, future and response body behind every middleware.
 //!
-//! An `Exchange` drives a *call*: a client's request with all its *attempts*. What a middleware adds is its `Spec`: a
-//! component around the call (a limiter), one around each attempt (a circuit), timeouts, what becomes of requests
-//! (`RequestMode`: sent once, tracked, kept for another attempt) and what becomes of errors (`ErrorMode`: passed on, or
-//! classified). A middleware alone leaves the other places empty (`()`); the stack fills all of them. No step has a second
-//! implementation.
+//! An `Exchange` drives a *call*: a client's request with all its *attempts*. A middleware is a `Spec` of it: a component
+//! around the call (a limiter), one around each attempt (a circuit), timeouts, a `RequestMode` (requests are sent once,
+//! tracked, or kept for another attempt) and an `ErrorMode` (errors are passed on, or classified). A single middleware leaves
+//! the other components empty (`()`); the stack has all of them. No step has a second implementation.
 //!
 //! ```text
 //!              +-------------------- one call -------------------------------------------+
@@ -21,38 +20,38 @@
 //! | what | where |
 //! |---|---|
 //! | settings of all calls | `Config`, behind a `Ref` whose count belongs to one clone of the service |
-//! | a call's permits, notes, timer | `ActiveCall`, one pinned box that the thread uses again: it moves from the future to the body as one pointer |
-//! | the attempt under way | `State`, in the future; every attempt runs in the same place |
-//! | what another attempt needs | `RequestMode::Round`, and a `Template` of the inner service, where another attempt is possible |
-//! | a hedged attempt | `Hedge`, in a box of its own, with its own permit and timer |
+//! | a call's permits, notes, timer | `ActiveCall`, one pinned box that the thread reuses: it moves from the future to the body as one pointer |
+//! | the current attempt | `State`, in the future; every attempt runs in the same place |
+//! | the input of another attempt | `RequestMode::RetryState`, and a `Template` of the inner service, if another attempt is possible |
+//! | a hedged attempt | `HedgeFuture`, in a box of its own, with its own permit and timer |
 //!
 //! The states of the future:
 //!
 //! | state | waits for | then |
 //! |---|---|---|
-//! | `Attempt` | the inner future, under the attempt's timeouts; beside it the hedge | a head, an error, a timeout |
+//! | `Attempt` | the inner future, under the attempt's timeouts; the hedge runs concurrently | a head, an error, a timeout |
 //! | `HoldHead` | the first frame of the body, so that a crash after the head is still a 502 | the response |
 //! | `Backoff` | the pause before another attempt | `ReclaimBody` |
-//! | `ReclaimBody` | the request body, which the attempt before may still have, at most a second | `Attempt` or `NotReady` |
+//! | `ReclaimBody` | the request body, which the previous attempt may still have, at most a second | `Attempt` or `NotReady` |
 //! | `NotReady` | the inner service, under the attempt's timeouts | `Attempt` |
-//! | `HedgeOnly` | the hedge, after the first attempt has failed | as `Attempt` |
+//! | `HedgeOnly` | the hedged attempt, after the first has failed | as `Attempt` |
 //! | `Failed`, `Rejected` | nothing | the failure |
 //!
 //! # Permits and the order of drops
 //!
 //! `Active` is the handle of a call. It is completed once, or cancelled when it is dropped, and never both; a panic of the inner
 //! service cancels it. An attempt's permit is completed when the attempt has failed, and with the call otherwise. In the future
-//! and in the body the handle stands after the inner future or body: their hold on the upstream goes before the permits. A new
-//! attempt begins after the future of the one before was dropped, so that its connection and its hold on the request body are
-//! free. A timeout drops the inner future under a reason, which those inside can ask for (`drop_reason`).
+//! and in the body the handle is declared after the inner future or body: these are dropped first, and release the upstream
+//! before the permits. A new attempt begins after the future of the previous one was dropped, which releases its connection
+//! and the request body. A timeout drops the inner future with a reason, which inner layers read by `drop_reason`.
 //!
 //! A call ends with its response body: at the head, if the inner body has ended already. A body that stays open is registered
-//! with the `Sweep` of its layer, so that `client_idle` and `absolute` apply also while nothing polls it; the sweep and the
+//! with the `Sweep` of its layer, so that `client_idle` and `absolute` apply also while it is not polled; the sweep and the
 //! consumer share the call in a mutex, and the first that locks it takes it.
 //!
-//! The inner future is polled first, and the timer is armed only when it is pending. The ordinary response (a plain head, a first
-//! frame that is there) takes the straight path: one branch, no box, no lock, no second reading of the clock; everything else is
-//! in cold functions that return `None` where the call goes on.
+//! The inner future is polled first, and the timer is armed only when it is pending. An ordinary response (no sign of a
+//! failure, first frame available) takes the straight path: one branch, no box, no lock, no second reading of the clock.
+//! Everything else is in cold functions, which return `None` if the call goes on.
 
 mod active;
 mod body;

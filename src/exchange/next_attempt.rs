@@ -73,7 +73,7 @@ where
     }
 }
 
-/// Asks whether a service is ready; while it is not, the call waits for a connection.
+/// Polls a service for readiness; while it is pending, the attempt waits for a connection.
 pub(super) fn poll_ready<S: WrapBody<W>, W>(
     service: &mut S,
     call: Option<ClientCall>,
@@ -86,7 +86,7 @@ pub(super) fn poll_ready<S: WrapBody<W>, W>(
     ready
 }
 
-/// Waits for the inner service under the timeouts of the attempt; where backpressure is passed on, until the deadline.
+/// Waits for the inner service under the timeouts of the attempt; if backpressure is passed on, until the deadline.
 pub(super) fn poll_not_ready<P: Spec, S: WrapBody<W>, W>(
     config: &Config<P>,
     call: &CallContext,
@@ -113,7 +113,7 @@ pub(super) fn poll_not_ready<P: Spec, S: WrapBody<W>, W>(
     }
 }
 
-/// Calls a service for which the call has waited, under the number that was drawn for it.
+/// Calls a service that the attempt has waited for, under the client call that was claimed for it.
 pub(super) fn call_promised<P: Spec, S: WrapBody<W>, W>(
     attempt: &mut AttemptState<P>,
     service: &mut S,

@@ -1,9 +1,9 @@
-//! What a layer further in saw of a call, asked for only when a timer has fired.
+//! The progress of an attempt, which an inner layer publishes when a timer of an outer one has fired.
 //!
-//! A layer that gives up has to name the phase that ate the time, and only the client at the bottom
-//! knows it. The question travels with a poll: the layer sets a mark on its thread and polls the inner
-//! future once more; whoever of ours is pending inside answers. A call that succeeds pays nothing. The same
-//! way the reason for which a future is dropped reaches those inside.
+//! A layer that times out has to name the phase that took the time, which only the client at the bottom knows. The query
+//! travels with a poll: the layer sets a thread-local flag and polls the inner future once more; the innermost pending future
+//! of this crate publishes its progress. A call that succeeds pays nothing. The reason for which a future is dropped reaches
+//! the inner layers in the same way.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -15,46 +15,46 @@ use tokio::time::Instant;
 use super::CancelReason;
 use crate::cause::{ClientCall, Connection, Phase};
 
-/// What was seen of a call that is still waiting.
+/// The progress of an attempt that is pending.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub(crate) struct AttemptProgress {
-    /// A client of ours looked at its connection; without it all is inferred.
+    /// Published by a client of this crate, from its connection; otherwise everything is inferred.
     pub reported: bool,
-    /// The client call that this is of; `None` where nobody knows.
+    /// The client call that this belongs to, if known.
     pub(crate) call: Option<ClientCall>,
-    /// The phase before there was a connection; `None` once the request was handed to one.
+    /// The phase before the request had a connection; `None` once it has one.
     pub stage: Option<Phase>,
     /// Bytes written to the upstream.
     pub written: u64,
     /// Bytes read from the upstream since the request began.
     pub read: u64,
-    /// The connection took no more bytes.
+    /// The connection accepted no more bytes.
     pub blocked: bool,
-    /// What is known of the request body, if somebody watches it.
+    /// The progress of the request body, if it is tracked.
     pub upload: Option<UploadProgress>,
     /// The address that was tried.
     pub peer: Option<SocketAddr>,
     /// Whether the connection was reused.
     pub connection: Option<Connection>,
-    /// The upstream's name as the deployment calls it.
+    /// The upstream's configured name.
     pub upstream: Option<Arc<str>>,
 }
 
-/// What was seen of a request body.
+/// The progress of a request body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) struct UploadProgress {
-    /// Frames that came from the client.
+    /// The number of frames received from the client.
     pub frames: u32,
-    /// The upload waits for the client, not for the upstream.
+    /// Whether the upload waits for the client, not for the upstream.
     pub client_stalled: bool,
-    /// When it was through.
+    /// When the body ended.
     pub ended: Option<Instant>,
 }
 
 impl AttemptProgress {
-    /// Nothing has been handed to a connection yet.
+    /// In a phase before the request has a connection.
     pub(crate) fn before(stage: Phase) -> Self {
         Self { reported: true, stage: Some(stage), ..Self::default() }
     }
@@ -66,7 +66,7 @@ thread_local! {
     static REASON: Cell<Option<CancelReason>> = const { Cell::new(None) };
 }
 
-/// Puts a thread's mark back as it was, also when a poll panics.
+/// Restores the previous value of a thread-local cell, also after a panic.
 pub(super) struct ScopeGuard<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
 
 impl<T: Copy> ScopeGuard<T> {
@@ -81,11 +81,11 @@ impl<T: Copy> Drop for ScopeGuard<T> {
     }
 }
 
-/// Polls with the query set; a layer around this one that queries too gets the same answer.
+/// Polls with the query set; an outer layer that queries too gets the same progress.
 pub(crate) fn query<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, AttemptProgress) {
     REPORTED.set(None);
     let polled = {
-        let _asked = ScopeGuard::set(&QUERIED, true);
+        let _queried = ScopeGuard::set(&QUERIED, true);
         poll()
     };
     let told = REPORTED.take();
@@ -95,16 +95,16 @@ pub(crate) fn query<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, AttemptProgr
     (polled, told.unwrap_or_default())
 }
 
-/// Answers the question, if it is asked; the first to answer stands nearest to the wire.
+/// Publishes the progress if it is queried; the innermost layer publishes first, and is kept.
 #[inline]
-pub(crate) fn publish(sight: impl FnOnce() -> AttemptProgress) {
+pub(crate) fn publish(progress: impl FnOnce() -> AttemptProgress) {
     if QUERIED.get() {
-        let told = REPORTED.take().unwrap_or_else(sight);
+        let told = REPORTED.take().unwrap_or_else(progress);
         REPORTED.set(Some(told));
     }
 }
 
-/// Says of which client call that is which was told further in, unless it is said already.
+/// Adds the client call to the published progress, unless it has one.
 #[cfg(feature = "client")]
 #[inline]
 pub(crate) fn set_call(call: ClientCall) {
@@ -114,13 +114,13 @@ pub(crate) fn set_call(call: ClientCall) {
     }
 }
 
-/// Drops something for this reason.
-pub(crate) fn drop_with_reason(why: CancelReason, drop: impl FnOnce()) {
-    let _leaving = ScopeGuard::set(&REASON, Some(why));
+/// Drops a value with this reason set.
+pub(crate) fn drop_with_reason(reason: CancelReason, drop: impl FnOnce()) {
+    let _reason = ScopeGuard::set(&REASON, Some(reason));
     drop();
 }
 
-/// Why what is being dropped is dropped: a layer's reason, or its caller has left.
+/// The reason of the drop that is under way: [`CancelReason::Dropped`] unless a layer has set one.
 pub(crate) fn drop_reason() -> CancelReason {
     REASON.get().unwrap_or(CancelReason::Dropped)
 }
@@ -131,20 +131,20 @@ mod tests {
     use crate::cause::BadGatewayCause;
 
     #[test]
-    fn only_who_is_asked_answers_and_the_innermost_is_heard() {
-        publish(|| panic!("nobody asked"));
-        let (polled, sight) = query(|| {
+    fn progress_is_published_only_if_queried_and_the_innermost_is_kept() {
+        publish(|| panic!("not queried"));
+        let (polled, progress) = query(|| {
             publish(|| AttemptProgress::before(Phase::Tls));
             publish(|| AttemptProgress::before(Phase::Pool));
             Poll::<()>::Pending
         });
         assert!(polled.is_pending());
-        assert_eq!(sight.stage, Some(Phase::Tls));
-        publish(|| panic!("nobody asks any more"));
+        assert_eq!(progress.stage, Some(Phase::Tls));
+        publish(|| panic!("no longer queried"));
     }
 
     #[test]
-    fn two_who_ask_at_the_same_time_hear_the_same() {
+    fn two_layers_that_query_at_once_get_the_same_progress() {
         let (_, outer) = query(|| {
             let (_, inner) = query(|| {
                 publish(|| AttemptProgress::before(Phase::Connect));
@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn a_question_ends_with_a_panic() {
+    fn a_query_ends_with_a_panic() {
         let panicked = std::panic::catch_unwind(|| query(|| -> Poll<()> { panic!("inside") }));
         assert!(panicked.is_err());
-        publish(|| panic!("nobody asks any more"));
+        publish(|| panic!("no longer queried"));
     }
 
     #[test]
-    fn the_innermost_reason_is_the_one_that_drops() {
+    fn the_innermost_drop_reason_is_reported() {
         let why = CancelReason::TimedOut(BadGatewayCause::FirstByteTimeout);
         assert_eq!(drop_reason(), CancelReason::Dropped);
         drop_with_reason(why, || {

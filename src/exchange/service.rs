@@ -19,15 +19,15 @@ use crate::cause::{ClientCall, ClientCalls};
 pub(crate) struct Exchange<S, P: Spec> {
     inner: S,
     config: LocalArc<Config<P>>,
-    /// For attempts after the first; `None` where there are none and backpressure is passed on.
+    /// For attempts after the first; `None` if there are none and backpressure is passed on.
     template: Option<LocalArc<Template<S>>>,
     readiness: Readiness,
 }
 
-/// The service for attempts after the first: cloned when one is made, never before.
+/// The service for attempts after the first; cloned for each of them.
 pub(crate) struct Template<S> {
     service: Mutex<S>,
-    /// `S: Clone` is asked for where the template is made, and not of every call.
+    /// Stored here, so that only the constructor requires `S: Clone`.
     clone: fn(&S) -> S,
 }
 
@@ -43,7 +43,7 @@ impl<S> Template<S> {
     }
 }
 
-/// What `poll_ready` found.
+/// The result of `poll_ready`.
 #[derive(Default)]
 enum Readiness {
     #[default]
@@ -107,7 +107,7 @@ impl<S, P: Spec> Exchange<S, P> {
         self.readiness = match self.inner.poll_ready(cx) {
             Poll::Ready(Ok(())) => Readiness::Ready,
             Poll::Ready(Err(error)) => Readiness::Failed(Box::new(P::Errors::not_ready(error)?)),
-            // what waits here would wait under no timeout
+            // a call waits in its own future, under its timeouts
             Poll::Pending if P::WAITS => Readiness::Pending,
             Poll::Pending => return Poll::Pending,
         };
@@ -127,7 +127,7 @@ impl<S, P: Spec> Exchange<S, P> {
         begin(&mut self.inner, readiness, config, template, request)
     }
 
-    /// A call by a caller that shares the service, as hyper's servers do.
+    /// A call through a shared reference, as hyper's servers make it.
     ///
     /// `config`: settings that have changed since this service was made.
     pub(crate) fn call_shared<B, X, E>(
@@ -141,7 +141,7 @@ impl<S, P: Spec> Exchange<S, P> {
         S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E> + Clone,
     {
         let mut inner = self.inner.clone();
-        // one that is pending is polled again by the call, with its own waker
+        // a pending service is polled again by the call, with its own waker
         let readiness = match inner.poll_ready(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(Ok(())) => Readiness::Ready,
             Poll::Ready(Err(error)) => match P::Errors::not_ready(error) {
@@ -159,7 +159,7 @@ impl<S, P: Spec> Exchange<S, P> {
 /// The error of an exchange.
 pub(crate) type ErrorOf<P, E, X> = <<P as Spec>::Errors as ResponseMode<E, X>>::Error;
 
-/// Calls a service that was ready, with the settings of the upstream that the request names.
+/// Calls a ready service with the settings of the upstream that the request names.
 pub(crate) fn call_keyed<S, B, P, X, E>(
     inner: &mut S,
     configs: &PerKey<P>,
@@ -227,22 +227,24 @@ where
         give_back(inner, template, &readiness);
         return reject(active, started, request.into_body(), rejection);
     }
-    let mut round = None;
-    // in one step: a request is large
+    let mut retry_state = None;
+    // in one move: a request is large
     let request = request.map(|body| {
         let (kept, body) = config.requests.wrap(started, body, now, &mut attempt.upload);
-        round = Some(kept);
+        retry_state = Some(kept);
         body
     });
-    let Some(round) = round else { unreachable!("the body was mapped") };
-    let Readiness::Ready = readiness else { return begin_slow(inner, readiness, active, round, template, request) };
+    let Some(retry_state) = retry_state else { unreachable!("the body was mapped") };
+    let Readiness::Ready = readiness else {
+        return begin_slow(inner, readiness, active, retry_state, template, request);
+    };
     let entered = attempt.span.enter();
     let calls = ClientCalls::begin();
     let call = inner.call(request);
     drop(entered);
     attempt.calls = P::Errors::count(calls);
-    let template = if config.requests.may_repeat(&round) { template.map(|hold| hold()) } else { None };
-    ExchangeFuture::new(State::Attempt { call }, active, Some(round), template)
+    let template = if config.requests.may_repeat(&retry_state) { template.map(|hold| hold()) } else { None };
+    ExchangeFuture::new(State::Attempt { call }, active, Some(retry_state), template)
 }
 
 /// Begins a call whose inner service has not said that it is ready.
@@ -252,7 +254,7 @@ fn begin_slow<S, B, P>(
     inner: &mut S,
     readiness: Readiness,
     mut active: Active<P>,
-    round: RetryStateOf<P, B>,
+    retry_state: RetryStateOf<P, B>,
     template: Option<impl FnOnce() -> Ref<Template<S>>>,
     request: Request<RequestBodyOf<P, B>>,
 ) -> ExchangeFuture<S, B, P>
@@ -267,21 +269,21 @@ where
     let calls = ClientCalls::begin();
     let state = match (readiness, &template) {
         (Readiness::Failed(error), _) => State::Failed { error: Some(error) },
-        // the service that waits keeps its place in the queue
+        // the service that was polled keeps its place in the queue
         (Readiness::Pending | Readiness::NotPolled, Some(template)) if P::WAITS => {
             let next = (template.clone)(inner);
             let waiting = (std::mem::replace(inner, next), request);
             State::NotReady { waiting: Some(Box::new(waiting)) }
         }
-        // that is for the inner service to say
+        // calling a service that was not polled is an error of the caller
         _ => State::Attempt { call: inner.call(request) },
     };
     drop(entered);
     attempt.calls = P::Errors::count(calls);
-    ExchangeFuture::new(state, active, Some(round), template)
+    ExchangeFuture::new(state, active, Some(retry_state), template)
 }
 
-/// The inner service is not called: its readiness is given to other callers.
+/// Drops the readiness of an inner service that is not called, so that another call can use it.
 #[cold]
 fn give_back<S>(inner: &mut S, template: Option<impl FnOnce() -> Ref<Template<S>>>, readiness: &Readiness) {
     if let (Readiness::Pending, Some(hold)) = (readiness, template) {
@@ -289,7 +291,7 @@ fn give_back<S>(inner: &mut S, template: Option<impl FnOnce() -> Ref<Template<S>
     }
 }
 
-/// A call that is answered here.
+/// Begins a call with a local response.
 #[cold]
 fn reject<S, B, P>(
     mut active: Active<P>,
@@ -302,20 +304,20 @@ where
     P::Requests: RequestMode<B>,
     S: WrapBody<RequestBodyOf<P, B>>,
 {
-    // layers further out count this rejection as the one client call that was to be made
+    // outer layers count this rejection as one client call
     ClientCall::next();
     let Split { config, permit, attempt, .. } = active.state().split();
     if permit.is_none() {
         config.per_call.on_rejected(&rejection);
     }
     let now = Instant::now();
-    let (round, body) = config.requests.wrap(started, body, now, &mut attempt.upload);
+    let (retry_state, body) = config.requests.wrap(started, body, now, &mut attempt.upload);
     drop(body);
     attempt.span.on_failure(rejection.failure());
-    ExchangeFuture::new(State::Rejected { rejection: Some(Box::new(rejection)) }, active, Some(round), None)
+    ExchangeFuture::new(State::Rejected { rejection: Some(Box::new(rejection)) }, active, Some(retry_state), None)
 }
 
-/// The inner service was not polled: whatever has changed since then, it is not called.
+/// Begins a call that was rejected before the inner service was polled: it must not be called.
 #[cold]
 fn begin_rejected<S, B, P>(
     config: Ref<Config<P>>,

@@ -34,7 +34,7 @@ impl<B> RequestMode<B> for SendOnce {
     }
 }
 
-/// The inner service's errors and responses are passed on; only what the middleware itself rejects is a response of its own.
+/// Passes on the inner service's errors and responses; only the middleware's own rejections become responses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PassErrors;
 
@@ -70,7 +70,7 @@ impl ErrorMode for PassErrors {
     }
 }
 
-/// The response to a failure, for a layer further out to complete.
+/// The local response to a failure, which an outer layer completes.
 pub(crate) fn local_response(failure: &Failure) -> Response<Bytes> {
     let mut response = cause::local_response(failure, failure.status());
     response.extensions_mut().insert(LocalResponse);

@@ -1,4 +1,4 @@
-//! What one kind of exchange is made of: its components, its timeouts, and what it does with requests and errors.
+//! The parts of an exchange: its components, its timeouts, and how it treats requests and errors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ pub(crate) trait Spec: Sized + Send + Sync + 'static {
     type PerAttempt: Component;
     /// The timeouts of each attempt and of the response body.
     type Timeouts: TimeoutPolicy;
-    /// What becomes of requests: see [`RequestMode`].
+    /// How requests are treated: see [`RequestMode`].
     type Requests: Send + Sync + 'static;
-    /// What becomes of errors and failures.
+    /// How errors and failures are treated.
     type Errors: ErrorMode;
 
     /// Whether a call waits for the inner service in its own future; otherwise backpressure is passed on.
@@ -39,7 +39,7 @@ pub(crate) trait Spec: Sized + Send + Sync + 'static {
     fn spare_calls() -> &'static SpareCalls<Self>;
 }
 
-/// What the calls of one service share.
+/// The settings and components that all calls of a service share.
 pub(crate) struct Config<P: Spec> {
     pub(crate) per_call: P::PerCall,
     pub(crate) per_attempt: P::PerAttempt,
@@ -87,19 +87,19 @@ where
     }
 }
 
-/// What is done with calls.
+/// How calls are treated at present.
 #[derive(Clone, Debug)]
 pub(crate) enum Handling {
-    /// What the exchange was built for.
+    /// As configured.
     Normal,
-    /// Retry and components stand aside until this time.
+    /// Without retry and components until this time.
     Bypass(Instant),
     /// Every call is rejected.
     Reject(Rejection),
 }
 
 impl Handling {
-    /// Whether components and retry stand aside for a call that begins now.
+    /// Whether a call that begins now bypasses retry and components.
     ///
     /// # Errors
     ///
@@ -119,33 +119,33 @@ impl Handling {
     }
 }
 
-/// What follows an attempt.
+/// The decision after an attempt.
 pub(crate) enum NextStep {
-    /// Its response, or its failure, is the call's.
+    /// The attempt's response or failure is that of the call.
     Respond,
-    /// Another attempt, not before this time.
+    /// Another attempt follows, not before this time.
     Retry(Option<Instant>),
 }
 
-/// What becomes of requests with a body `B`: what an attempt sends of them, and whether another attempt may follow.
+/// How requests with a body `B` are treated: the body that an attempt sends, and whether another attempt may follow.
 ///
-/// The default methods are those of a request that is sent once.
+/// The default methods send a request once.
 pub(crate) trait RequestMode<B> {
-    /// The body that the inner service gets.
+    /// The request body of the inner service.
     type Body;
-    /// A call whose body has not been wrapped yet.
+    /// The state of a call before its body is wrapped.
     type Started;
-    /// What one call keeps for further attempts.
+    /// The state that a call keeps for further attempts.
     type RetryState;
     /// The request body that a further attempt sends.
     type Replay;
 
-    /// Begins a call; `once`: it is not repeated whatever happens.
+    /// Begins a call; `once`: no further attempt follows in any case.
     fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> Self::Started;
 
     /// Wraps the body of the first attempt.
     ///
-    /// The request itself is no argument and no result: moving it is most of what a layer costs.
+    /// The request itself is neither argument nor result: moving it is most of the cost of a layer.
     fn wrap(
         &self,
         started: Self::Started,
@@ -156,27 +156,27 @@ pub(crate) trait RequestMode<B> {
 
     /// Whether another attempt is possible, as far as that is known when the call begins.
     #[inline]
-    fn may_repeat(&self, round: &Self::RetryState) -> bool {
-        let _ = round;
+    fn may_repeat(&self, retry_state: &Self::RetryState) -> bool {
+        let _ = retry_state;
         false
     }
 
-    /// Whether a response shows nothing that another attempt could mend.
+    /// Whether no attempt follows this response: it shows no failure.
     #[inline]
-    fn is_final<R>(&self, round: &Self::RetryState, response: &Response<R>) -> bool {
-        let _ = (round, response);
+    fn is_final<R>(&self, retry_state: &Self::RetryState, response: &Response<R>) -> bool {
+        let _ = (retry_state, response);
         true
     }
 
-    /// A response that [passes](Self::passes) goes to the client.
+    /// A response that is [final](Self::is_final) is returned.
     #[inline]
-    fn on_success<R>(&self, round: &mut Self::RetryState, response: &mut Response<R>) {
-        let _ = (round, response);
+    fn on_success<R>(&self, retry_state: &mut Self::RetryState, response: &mut Response<R>) {
+        let _ = (retry_state, response);
     }
 
-    /// Decides what follows a response that does not [pass](Self::passes).
-    fn on_response<R>(&self, round: &mut Self::RetryState, response: &mut Response<R>) -> NextStep {
-        let _ = (round, response);
+    /// Decides what follows a response that is not [final](Self::is_final).
+    fn on_response<R>(&self, retry_state: &mut Self::RetryState, response: &mut Response<R>) -> NextStep {
+        let _ = (retry_state, response);
         NextStep::Respond
     }
 
@@ -185,91 +185,91 @@ pub(crate) trait RequestMode<B> {
     /// # Errors
     ///
     /// The call's failure, where no attempt follows.
-    fn on_failure(&self, round: &mut Self::RetryState, failure: Failure) -> Result<Option<Instant>, Failure> {
-        let _ = round;
+    fn on_failure(&self, retry_state: &mut Self::RetryState, failure: Failure) -> Result<Option<Instant>, Failure> {
+        let _ = retry_state;
         Err(failure)
     }
 
-    /// Whether an attempt has asked for the request's body, as far as that is known.
-    fn body_was_read(&self, round: &Self::RetryState) -> bool {
-        let _ = round;
+    /// Whether an attempt has read the request body, as far as is known.
+    fn body_was_read(&self, retry_state: &Self::RetryState) -> bool {
+        let _ = retry_state;
         false
     }
 
-    /// Takes the body back from the attempt before; ready with `None` if there is nothing to send again.
-    fn poll_replay(&self, round: &Self::RetryState, cx: &mut Context<'_>) -> Poll<Option<Self::Replay>> {
-        let _ = (round, cx);
+    /// Takes the body back from the previous attempt; ready with `None` if it cannot be sent again.
+    fn poll_replay(&self, retry_state: &Self::RetryState, cx: &mut Context<'_>) -> Poll<Option<Self::Replay>> {
+        let _ = (retry_state, cx);
         Poll::Ready(None)
     }
 
-    /// The request of a further attempt, and how often it was sent before.
+    /// The request of a further attempt, and the number of times it was sent before.
     fn next_request(
         &self,
-        round: &mut Self::RetryState,
+        retry_state: &mut Self::RetryState,
         body: Self::Replay,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<Self::Body>, u32)> {
-        let _ = (round, body, upload);
+        let _ = (retry_state, body, upload);
         None
     }
 
-    /// The failure of a call whose next attempt was decided and cannot be made.
-    fn final_failure(&self, round: &mut Self::RetryState, stop: RetryStop) -> Failure {
-        let _ = round;
+    /// The failure of a call whose next attempt was decided on and cannot be made.
+    fn final_failure(&self, retry_state: &mut Self::RetryState, stop: RetryStop) -> Failure {
+        let _ = retry_state;
         Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build()
     }
 
-    /// The time by which a further attempt has to begin, where it waits for its service under no timeout.
-    fn deadline(&self, round: &Self::RetryState) -> Option<Instant> {
-        let _ = round;
+    /// When a further attempt must begin, if it waits for the inner service under no timeout.
+    fn deadline(&self, retry_state: &Self::RetryState) -> Option<Instant> {
+        let _ = retry_state;
         None
     }
 
-    /// Whether a second attempt may be sent beside the first.
+    /// Whether a hedged attempt may run concurrently with the first.
     #[inline]
-    fn can_hedge(&self, round: &Self::RetryState) -> bool {
-        let _ = round;
+    fn can_hedge(&self, retry_state: &Self::RetryState) -> bool {
+        let _ = retry_state;
         false
     }
 
-    /// When the second attempt is due.
-    fn hedge_at(&self, round: &Self::RetryState) -> Option<Instant> {
-        let _ = round;
+    /// When the hedged attempt is due.
+    fn hedge_at(&self, retry_state: &Self::RetryState) -> Option<Instant> {
+        let _ = retry_state;
         None
     }
 
-    /// The body of the second attempt, if it is at hand and may be sent.
-    fn hedge_body(&self, round: &mut Self::RetryState) -> Option<Self::Replay> {
-        let _ = round;
+    /// The body of the hedged attempt, if it is available and may be sent.
+    fn hedge_body(&self, retry_state: &mut Self::RetryState) -> Option<Self::Replay> {
+        let _ = retry_state;
         None
     }
 
-    /// The request of the second attempt, and how often it was sent before.
+    /// The request of the hedged attempt, and the number of times it was sent before.
     fn hedge_request(
         &self,
-        round: &mut Self::RetryState,
+        retry_state: &mut Self::RetryState,
         body: Self::Replay,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<Self::Body>, u32)> {
-        let _ = (round, body, upload);
+        let _ = (retry_state, body, upload);
         None
     }
 
-    /// One of two concurrent attempts has failed; `None`: it left no record.
-    fn on_concurrent_failure(&self, round: &mut Self::RetryState, failure: Option<Failure>) {
-        let _ = (round, failure);
+    /// One of two concurrent attempts has failed; `None`: without a [`Failure`].
+    fn on_concurrent_failure(&self, retry_state: &mut Self::RetryState, failure: Option<Failure>) {
+        let _ = (retry_state, failure);
     }
 
-    /// The record of a response that does not [pass](Self::passes).
-    fn failure_of<R>(&self, round: &Self::RetryState, response: &Response<R>) -> Option<Failure> {
-        let _ = round;
+    /// The failure of a response that is not [final](Self::is_final).
+    fn failure_of<R>(&self, retry_state: &Self::RetryState, response: &Response<R>) -> Option<Failure> {
+        let _ = retry_state;
         Failure::of(response).cloned()
     }
 }
 
-/// What becomes of errors, and what a call notes of its request for that.
+/// How errors are treated, and what a call notes of its request for that.
 pub(crate) trait ErrorMode: Send + Sync + 'static {
-    /// What is noted of a request.
+    /// The notes of a request.
     type Notes: Default + Send + 'static;
     /// The error of the response body.
     type BodyError: From<Failure>;
@@ -278,7 +278,7 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
     const FLUSHES: bool;
     /// Whether the call ends with its response body; otherwise with its head.
     const TRACKS_BODY: bool = true;
-    /// Whether a body that stays open is under the sweep from its head on, also a short one.
+    /// Whether the sweep covers an open body from its head on, also a short one.
     const SWEEPS_SHORT: bool;
 
     /// Notes what is needed of a request once it is gone.
@@ -287,22 +287,22 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
         let _ = (notes, request);
     }
 
-    /// Lets go of everything that points to the request.
+    /// Drops all references to the request.
     #[inline]
     fn forget(notes: &mut Self::Notes) {
         let _ = notes;
     }
 
-    /// Ends the count of the client calls that a call of the inner service made.
+    /// Ends the count of the client calls made by a call of the inner service.
     #[inline]
     fn count(calls: ClientCalls) -> ClientCalls {
         calls.end()
     }
 
-    /// Judges the error of an inner service that never becomes ready.
+    /// Classifies the error of an inner service that never becomes ready.
     fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure;
 
-    /// Adds what the exchange knows to a failure.
+    /// Adds what only this layer knows to a failure.
     fn complete_failure(&self, failure: Failure) -> Failure {
         failure
     }
@@ -312,24 +312,24 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
         let _ = notes;
     }
 
-    /// Adds what belongs on a response whose status is 400 or more.
+    /// Annotates a response whose status is 400 or above.
     fn annotate<R>(&self, notes: &mut Self::Notes, response: &mut Response<R>) {
         let _ = (notes, response);
     }
 
-    /// The body in place of a local response's, where there is an error page.
+    /// The body of the error page for a local response, if there is one.
     fn render_page<R>(&self, notes: &mut Self::Notes, response: &mut Response<R>) -> Option<Bytes> {
         let _ = (notes, response);
         None
     }
 
-    /// The response to a failure.
+    /// The local response to a failure.
     fn local_response(&self, notes: &mut Self::Notes, failure: &Failure, after: Option<Duration>) -> Response<Bytes>;
 
-    /// What a response body's own error says.
+    /// Classifies an error of the response body.
     fn body_error(error: BoxError) -> (Self::BodyError, BadGatewayCause, Option<Failure>);
 
-    /// Reports a response body's failure.
+    /// Reports the failure of a response body.
     fn report_body(&self, notes: &mut Self::Notes, error: Self::BodyError) -> Self::BodyError {
         let _ = notes;
         error
@@ -339,34 +339,42 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
     fn report_expired(&self, notes: &mut Self::Notes, expired: Expired, failure: Failure) -> Failure;
 }
 
-/// The first frame of a response body, polled before the head is handed on.
+/// The first frame of a response body, polled before the head is returned.
 pub(crate) enum FirstFrame {
     Frame(Frame<Bytes>),
     End,
     Failed(Failure),
 }
 
-/// What becomes of the errors `E` of a service, and of its responses with a body `X`.
+/// How the errors `E` of a service and its responses with a body `X` are treated.
 pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     /// The error of the exchange.
     type Error;
-    /// How the response body is kept.
+    /// The response body as the driver keeps it.
     type Inner: Body<Data = Bytes>;
 
-    /// The failure that an error is, or the error that is passed on.
+    /// The failure that an error stands for.
+    ///
+    /// # Errors
+    ///
+    /// The error, if it is passed on.
     fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error>;
 
-    /// What an error that is passed on says.
+    /// The outcome of an error that is passed on.
     fn error_outcome(error: &Self::Error) -> Outcome;
 
-    /// The inner service never becomes ready: the error to be judged, or the one that is passed on.
+    /// The inner service never becomes ready: the error to classify.
+    ///
+    /// # Errors
+    ///
+    /// The error, if it is passed on.
     fn not_ready(error: E) -> Result<BoxError, Self::Error>;
 
     /// The failure of the call, as a response or an error.
     ///
     /// # Errors
     ///
-    /// The error of the exchange, where failures are errors.
+    /// The error of the exchange, if failures are errors.
     fn respond(
         &self,
         notes: &mut Self::Notes,
@@ -376,10 +384,10 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
         Ok(self.local_response(notes, &failure, after))
     }
 
-    /// Whether nothing about a head could be wrong, as far as that is seen immediately.
+    /// Whether a head shows no sign of a failure.
     fn is_ordinary(response: &Response<X>) -> bool;
 
-    /// Checks a head that is not [plain](Self::is_plain): what it failed of.
+    /// Checks a head that is not [ordinary](Self::is_ordinary); returns its failure, if any.
     fn check(
         &self,
         notes: &Self::Notes,
@@ -394,14 +402,14 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     /// How long a head waits for the first frame of its body.
     fn first_frame_timeout(&self) -> Duration;
 
-    /// Polls the body of a head that was not handed on yet.
+    /// Polls the body of a head that was not returned yet.
     fn poll_first_frame(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame>;
 
-    /// Takes the body of a response that is handed on.
+    /// Wraps the body of a response that is returned.
     fn inner(body: X) -> Self::Inner;
 }
 
-/// What becomes of a response body while it is read.
+/// How a response body is treated while it is read.
 pub(crate) trait BodyMode<Y>: ErrorMode {
     /// Shares the body with the sweep, so that it can be dropped from there.
     fn share(body: &mut Y) -> Option<Arc<dyn Detach>> {
@@ -422,17 +430,17 @@ pub(crate) trait BodyMode<Y>: ErrorMode {
     }
 }
 
-/// What a component holds of an admitted call.
+/// The permit of a component.
 pub(crate) type PermitOf<C> = <C as Component>::Permit;
-/// What a timeout policy remembers of an attempt.
+/// The state of a timeout policy for one attempt.
 pub(crate) type TimeoutState<P> = <<P as Spec>::Timeouts as TimeoutPolicy>::State;
-/// What is noted of a request.
+/// The notes of a request.
 pub(crate) type NotesOf<P> = <<P as Spec>::Errors as ErrorMode>::Notes;
 /// The error of a response body.
 pub(crate) type BodyErrorOf<P> = <<P as Spec>::Errors as ErrorMode>::BodyError;
-/// The request body that the inner service gets.
+/// The request body of the inner service.
 pub(crate) type RequestBodyOf<P, B> = <<P as Spec>::Requests as RequestMode<B>>::Body;
-/// What one call keeps for further attempts.
+/// The state that a call keeps for further attempts.
 pub(crate) type RetryStateOf<P, B> = <<P as Spec>::Requests as RequestMode<B>>::RetryState;
 
 impl<C: Component> Component for Option<C> {
@@ -462,9 +470,9 @@ impl<C: Component> Component for Option<C> {
         }
     }
 
-    fn on_upgrade(&self, permit: &mut Self::Permit, tunnel: &super::UpgradeGuard) {
+    fn on_upgrade(&self, permit: &mut Self::Permit, guard: &super::UpgradeGuard) {
         if let (Some(component), Some(permit)) = (self, permit) {
-            component.on_upgrade(permit, tunnel);
+            component.on_upgrade(permit, guard);
         }
     }
 

@@ -1,13 +1,13 @@
-//! Ends response bodies that their client does not read, also where nobody polls them any more.
+//! Ends response bodies that their client does not read, also while they are not polled.
 //!
-//! hyper's servers do not poll a body while their write buffer or the client's window is full, so that a limit inside
-//! `poll_frame` never runs. What a body holds (its connection, a limiter's slot, an admission place) is therefore kept in an
-//! entry that the body shares with the [`Sweep`] of its layer or stack; whoever locks the entry first, the consumer or the
-//! sweep, takes what is in it, so that it is given back exactly once.
+//! hyper's servers do not poll a body while their write buffer or the client's window is full, so a timeout inside
+//! `poll_frame` never runs. The call of a body (its connection, a limiter's slot, an admission place) is therefore kept in an
+//! entry that the body shares with the [`Sweep`] of its layer or stack; the first of the consumer and the sweep that locks the
+//! entry takes the call, so that it ends exactly once.
 //!
 //! A body that has ended with its head is never registered; nor is, by a single layer, a short one whose client cannot hold it
 //! back by flow control. For all others a frame costs one uncontended lock and one relaxed store: no clock is read, the sweep
-//! compares what it finds with its previous pass. A body counts as unread from the first pass after its last frame, hence it
+//! compares each entry with its previous pass. A body counts as unread from the first pass after its last frame, hence it
 //! ends between `client_idle` and 9/8 of it. While the consumer waits for the upstream, `body_idle` applies instead.
 //!
 //! One task per layer or stack walks over all entries, every eighth of the shortest limit but at most 20 times a second. It
@@ -38,23 +38,23 @@ const SHORTEST_TICK: Duration = Duration::from_millis(250);
 /// An absolute limit is exceeded, not reached: a frame that comes at its very end still counts.
 const AFTER: Duration = Duration::from_millis(1);
 
-/// What a body keeps until its end, and how it ends early.
+/// A value that a body keeps until its end, and that may end early.
 pub(crate) trait Sweepable {
-    /// A limit has passed: gives back all that is held, and returns the error for the consumer.
+    /// A timeout has passed: releases everything that the value holds, and returns the error for the consumer.
     fn expire(self, expired: Expired) -> Failure;
 }
 
-/// Which limit has passed while nobody polled.
+/// The timeout that has passed while the body was not polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expired {
     /// The client has read nothing for this long.
     ClientIdle(Duration),
-    /// The whole exchange has taken too long: `waiting` says that the upstream has not sent the next frame.
+    /// The whole call has taken too long; `waiting`: the upstream has not sent the next frame.
     Absolute { waiting: bool },
 }
 
 impl Expired {
-    /// The setting.
+    /// The name of the setting.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ClientIdle(_) => "client_idle",
@@ -62,15 +62,15 @@ impl Expired {
         }
     }
 
-    /// Why the body is dropped: a shared connection is no worse for a client that does not read.
-    pub(crate) fn abandons(self) -> CancelReason {
+    /// The reason for dropping the body: a client that does not read says nothing about a shared connection.
+    pub(crate) fn drop_reason(self) -> CancelReason {
         match self {
             Self::Absolute { waiting: true } => CancelReason::TimedOut(BadGatewayCause::DeadlineExceeded),
             _ => CancelReason::Dropped,
         }
     }
 
-    /// What a log event says.
+    /// The reason, for a log event.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::ClientIdle(_) => "the client does not read it",
@@ -87,7 +87,7 @@ pub(crate) struct Sweep {
     earlier: Notify,
 }
 
-/// The open bodies, and when they are looked at.
+/// The open bodies, and the time of the next pass.
 #[derive(Debug, Default)]
 struct Schedule {
     bodies: Registry<Open>,
@@ -103,25 +103,25 @@ struct Open {
     unread_since: Instant,
 }
 
-/// An entry, whatever it keeps.
+/// An entry of any value.
 trait Expires: Send + Sync {
-    fn look(&self) -> Activity;
+    fn sample(&self) -> Activity;
 
     fn is_unread(&self) -> bool;
 
-    /// Whether it is over: not if its consumer is just polling it, or has read in the meantime.
+    /// Returns whether the body has ended: not if its consumer is polling it, or has read in the meantime.
     fn try_expire(&self, expired: Expired) -> bool;
 }
 
-/// What an entry keeps, the task that waits for it, and the body if that can be dropped from here.
-struct Kept<T> {
+/// The value of an entry, the task that waits for the body, and the body if the sweep can drop it.
+struct Shared<T> {
     value: T,
     waker: Option<Waker>,
     detach: Option<Arc<dyn Detach>>,
 }
 
 impl Sweep {
-    /// Registers a body that stays open; `None` limits are no reason to. `detach` drops the body itself.
+    /// Registers a body that stays open, with at least one timeout. `detach` drops the body itself.
     pub(crate) fn register<T>(
         self: &Arc<Self>,
         kept: T,
@@ -132,7 +132,7 @@ impl Sweep {
         T: Sweepable + Send + 'static,
     {
         let now = Instant::now();
-        let entry = Arc::new(Entry::new(Kept { value: kept, waker: None, detach }));
+        let entry = Arc::new(Entry::new(Shared { value: kept, waker: None, detach }));
         let open = Open { body: entry.clone(), limits, unread_since: now };
         let due = open.next_pass(now);
         let mut schedule = lock(&self.schedule);
@@ -160,14 +160,14 @@ impl Sweep {
         let mut schedule = lock(&self.schedule);
         schedule.last = Some(now);
         for (key, open) in schedule.bodies.iter_mut() {
-            if let Some(limit) = open.look(now) {
+            if let Some(limit) = open.check(now) {
                 expired.push((key, open.body.clone(), limit));
             }
         }
         drop(schedule);
-        // not under the lock: what is dropped there may do anything
+        // not under the lock: a drop may run any code
         expired.retain(|(_, body, limit)| {
-            // a body that panics when it is dropped is over as well, and must not end the sweep of the others
+            // a body that panics when it is dropped has ended as well, and must not end the sweep of the others
             catch_unwind(AssertUnwindSafe(|| body.try_expire(*limit))).unwrap_or(true)
         });
         let mut schedule = lock(&self.schedule);
@@ -185,7 +185,7 @@ impl Sweep {
         drop(body);
     }
 
-    /// How many bodies may still expire.
+    /// The number of bodies that may still expire.
     #[cfg(test)]
     fn open(&self) -> usize {
         lock(&self.schedule).bodies.open()
@@ -193,14 +193,14 @@ impl Sweep {
 }
 
 impl Open {
-    /// Compares with the previous pass; the limit that has passed, if one has.
-    fn look(&mut self, now: Instant) -> Option<Expired> {
-        let activity = self.body.look();
+    /// Compares with the previous pass; returns the timeout that has passed, if any.
+    fn check(&mut self, now: Instant) -> Option<Expired> {
+        let activity = self.body.sample();
         let waiting = activity == Activity::Waiting;
         if activity != Activity::Unread {
             self.unread_since = now;
         }
-        // the consumer that waits has a timer of its own, and is asked first
+        // a consumer that waits has a timer of its own, which comes first
         let late = if waiting { SHORTEST_TICK } else { Duration::ZERO };
         if self.limits.end.is_some_and(|end| end + late < now) {
             return Some(Expired::Absolute { waiting });
@@ -223,10 +223,10 @@ impl Open {
     }
 }
 
-/// The task that sweeps; dropped in whatever way, it lets the next registration start another.
+/// The sweeping task; once it is dropped, for any reason, the next registration spawns another.
 struct Running {
     sweep: Arc<Sweep>,
-    /// It has ended by itself, and the registry says so already.
+    /// It has returned, and the schedule shows it.
     done: bool,
 }
 
@@ -253,25 +253,25 @@ impl Drop for Running {
     }
 }
 
-/// A body's hold on what it shares with its sweep.
+/// A body's handle of its entry.
 pub(crate) struct Swept<T> {
-    entry: Arc<Entry<Kept<T>, Failure>>,
+    entry: Arc<Entry<Shared<T>, Failure>>,
     sweep: Arc<Sweep>,
     key: usize,
 }
 
 impl<T: Sweepable> Swept<T> {
-    /// Polls with what is kept.
+    /// Polls with the value.
     ///
     /// # Errors
     ///
-    /// The failure, if a limit has passed. It is returned once.
+    /// The failure, if a timeout has passed; returned once.
     pub(crate) fn poll<R>(
         &self,
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
     ) -> Result<Poll<R>, Failure> {
-        let polled = self.entry.poll(|Kept { value: kept, waker, detach }| {
+        let polled = self.entry.poll(|Shared { value: kept, waker, detach }| {
             let polled = if detach.is_some() {
                 poll(kept, cx)
             } else {
@@ -290,12 +290,12 @@ impl<T: Sweepable> Swept<T> {
 }
 
 impl<T> Swept<T> {
-    /// Shows what is kept; `None` once a limit has passed.
+    /// Maps the value; `None` once a timeout has passed.
     pub(crate) fn show<R>(&self, show: impl FnOnce(&T) -> R) -> Option<R> {
         self.entry.show(|kept| show(&kept.value))
     }
 
-    /// Takes what is kept, as the body is over; `None` if a limit has passed.
+    /// Takes the value, as the body has ended; `None` if a timeout has passed.
     pub(crate) fn take(&self) -> Option<T> {
         self.entry.take().map(|kept| kept.value)
     }
@@ -304,13 +304,13 @@ impl<T> Swept<T> {
 impl<T> Drop for Swept<T> {
     fn drop(&mut self) {
         self.sweep.remove(self.key);
-        // now, though the sweep may hold the entry a moment longer
+        // immediately, though the sweep may hold the entry a moment longer
         drop(self.take());
     }
 }
 
-impl<T: Sweepable + Send> Expires for Entry<Kept<T>, Failure> {
-    fn look(&self) -> Activity {
+impl<T: Sweepable + Send> Expires for Entry<Shared<T>, Failure> {
+    fn sample(&self) -> Activity {
         self.sample()
     }
 
@@ -321,10 +321,10 @@ impl<T: Sweepable + Send> Expires for Entry<Kept<T>, Failure> {
     fn try_expire(&self, expired: Expired) -> bool {
         let mut consumer = None;
         let is_over =
-            self.try_expire(matches!(expired, Expired::ClientIdle(_)), |Kept { value: kept, waker, detach }| {
+            self.try_expire(matches!(expired, Expired::ClientIdle(_)), |Shared { value: kept, waker, detach }| {
                 consumer = waker;
                 if let Some(detach) = detach {
-                    drop_with_reason(expired.abandons(), || detach.detach());
+                    drop_with_reason(expired.drop_reason(), || detach.detach());
                 }
                 kept.expire(expired)
             });
@@ -540,7 +540,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
         let sweep = Arc::<Sweep>::default();
-        for round in 0..500_u32 {
+        for retry_state in 0..500_u32 {
             let (body, returned) = register(&sweep, unread_for(Duration::ZERO));
             let body = Mutex::new(Some(body));
             std::thread::scope(|scope| {
@@ -552,12 +552,12 @@ mod tests {
                 scope.spawn(|| {
                     for turn in 0..4 {
                         if let Some(body) = &*lock(&body) {
-                            let _ = poll(body, (round + turn) % 3 > 0);
+                            let _ = poll(body, (retry_state + turn) % 3 > 0);
                         }
                     }
                 });
                 scope.spawn(|| {
-                    if round % 2 == 0 {
+                    if retry_state % 2 == 0 {
                         drop(lock(&body).take());
                     } else if let Some(body) = &*lock(&body) {
                         drop(body.take());
@@ -565,7 +565,7 @@ mod tests {
                 });
             });
             drop(body);
-            assert_eq!((returned.load(Relaxed), sweep.open()), (1, 0), "round {round}");
+            assert_eq!((returned.load(Relaxed), sweep.open()), (1, 0), "retry_state {retry_state}");
         }
     }
 }

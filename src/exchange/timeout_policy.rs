@@ -1,4 +1,4 @@
-//! The timeouts of a call, as the driver asks for them.
+//! The timeouts of a call, as the driver applies them.
 
 use std::time::Duration;
 
@@ -8,83 +8,83 @@ use tokio::time::Instant;
 use super::{AttemptProgress, CallContext, Outcome, Rejection};
 use crate::cause::{BadGatewayCause, Phase};
 
-/// The time limits of a call: pure, told the time and what was seen.
+/// Decides when an attempt has timed out, from the time and the attempt's progress; pure.
 pub(crate) trait TimeoutPolicy: Send + Sync + 'static {
-    /// What one call remembers between looks.
+    /// Kept for one attempt between timer events.
     type State: Default + Send + 'static;
 
-    /// Begins a call: reads the caller's deadline, writes the one that goes out.
+    /// Begins the first attempt: reads the client's deadline, and writes the upstream's.
     fn on_request<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Self::State;
 
-    /// The same for an attempt after the first: the client's deadline was read, and is in the request's extensions.
+    /// Begins a later attempt: the client's deadline was read before, and is in the request's extensions.
     fn on_later_attempt<B>(&self, call: &mut CallContext, request: &mut Request<B>) -> Self::State {
         self.on_request(call, request)
     }
 
-    /// When the first look is due, asked once the inner future was found pending.
-    fn first_deadline(&self, watch: &Self::State, call: &CallContext) -> Option<Instant>;
+    /// When the timer first fires; called once the inner future is pending.
+    fn first_deadline(&self, state: &Self::State, call: &CallContext) -> Option<Instant>;
 
-    /// A look that was due.
+    /// The timer has fired.
     fn on_timer(
         &self,
-        watch: &mut Self::State,
+        state: &mut Self::State,
         call: &CallContext,
         now: Instant,
-        sight: &AttemptProgress,
+        progress: &AttemptProgress,
     ) -> TimerDecision;
 
-    /// Refuses a call whose time is up before it has begun.
+    /// Rejects a call whose deadline had passed before it began.
     fn reject(&self, call: &CallContext) -> Option<Rejection> {
         let _ = call;
         None
     }
 
-    /// The response head has come, or the inner service's error.
-    fn on_response(&self, watch: &Self::State, call: &CallContext, head: &HeadSeen<'_>) {
-        let _ = (watch, call, head);
+    /// The response head was received, or the inner service's error.
+    fn on_response(&self, state: &Self::State, call: &CallContext, head: &HeadSeen<'_>) {
+        let _ = (state, call, head);
     }
 
-    /// The limits of the response body.
+    /// The timeouts of the response body.
     fn body_timeouts(&self, call: &CallContext) -> BodyTimeouts;
 }
 
-/// What is known at the response head.
+/// An attempt at its response head.
 #[derive(Debug)]
 #[non_exhaustive]
 pub(crate) struct HeadSeen<'a> {
-    /// The answer's status and cause.
+    /// The status and cause.
     pub outcome: &'a Outcome,
-    /// Its fields; `None` where the inner service returned its error.
+    /// The header fields; `None` if the inner service returned an error.
     pub headers: Option<&'a HeaderMap>,
-    /// When the request body had ended, if its upload was tracked.
+    /// When the request body had ended, if its upload is tracked.
     pub uploaded: Option<Instant>,
 }
 
-/// The limits of a response body.
+/// The timeouts of a response body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) struct BodyTimeouts {
-    /// The longest wait in which nothing moves either way.
+    /// The longest time in which neither the request body nor the response body moves.
     pub idle: Option<Duration>,
-    /// When the whole exchange has to be over.
+    /// When the whole call must have ended.
     pub end: Option<Instant>,
-    /// The longest time in which the client reads nothing of it.
+    /// The longest time in which the client does not read the body.
     pub client_idle: Option<Duration>,
 }
 
 impl BodyTimeouts {
-    /// Whether a limit applies also while nobody polls the body.
+    /// Whether a timeout applies also while the body is not polled.
     pub(crate) fn need_sweep(&self) -> bool {
         self.client_idle.is_some() || self.end.is_some()
     }
 }
 
-/// What a look found.
+/// What follows from a timer event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TimerDecision {
-    /// Look again at this time.
+    /// The timer fires again at this time.
     RearmAt(Instant),
-    /// A limit has passed, for this reason.
+    /// A timeout has passed, with this cause and in this phase.
     TimedOut(BadGatewayCause, Phase),
 }
 
@@ -98,7 +98,7 @@ impl TimeoutPolicy for () {
     }
 
     fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
-        unreachable!("no look was ever due")
+        unreachable!("there is no timer without a timeout")
     }
 
     fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {

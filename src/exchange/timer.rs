@@ -13,13 +13,13 @@ use crate::cause::{BadGatewayCause, ClientCalls, Evidence, Failure, Phase};
 
 /// How a wait under timeouts ended.
 pub(super) enum TimedPoll<T> {
-    /// What was waited for.
+    /// The future's output.
     Ready(T),
     /// A timeout has passed, at this time.
     TimedOut(Failure, Instant),
 }
 
-/// Waits for what was found pending, until a timeout of the attempt has passed.
+/// Waits for a pending future until a timeout of the attempt has passed.
 pub(super) fn poll_timed<P: Spec, T>(
     config: &Config<P>,
     call: &CallContext,
@@ -38,7 +38,7 @@ pub(super) fn poll_timed<P: Spec, T>(
     loop {
         let Some(mut sleep) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
         ready!(sleep.as_mut().poll(cx));
-        // what came in the meantime comes before the timeout; otherwise the pending future reports its progress
+        // an output that came in the meantime takes precedence; otherwise the pending future publishes its progress
         let (polled, mut progress) = query(|| poll(attempt, cx));
         if let Poll::Ready(value) = polled {
             return Poll::Ready(TimedPoll::Ready(value));
@@ -55,7 +55,7 @@ pub(super) fn poll_timed<P: Spec, T>(
     }
 }
 
-/// The record of a timeout that has passed.
+/// The failure of a timeout that has passed.
 pub(super) fn timeout_failure(
     cause: BadGatewayCause,
     phase: Phase,
@@ -67,7 +67,7 @@ pub(super) fn timeout_failure(
     let failure = Failure::builder(cause).phase(phase).elapsed(now - call.now);
     let own = progress.call.filter(|call| calls.is_only(*call));
     let failure = match (progress.stage, own) {
-        // the future that would have sent the request is dropped now
+        // the future that would have sent the request is now dropped
         (Some(_), Some(own)) => failure.unsent(Evidence::NoConnection).call(own),
         (None, _) if progress.reported => failure.replay(cause.replay().inferred(), Evidence::Counted),
         // the progress of another call proves nothing about this one

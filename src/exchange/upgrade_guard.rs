@@ -1,20 +1,20 @@
-//! What follows a 101, for those who hold something as long as it lives.
+//! Values that live as long as the connection after a 101.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A tunnel that may outlive its answer, in the extensions of a 101.
+/// Marks a 101 whose upgraded connection may outlive the response; stands in the response's extensions.
 ///
-/// A 101's exchange is over at its head, and its body is empty; the bytes that follow go past all layers. Whoever carries
-/// them puts this into the response and keeps the [`TunnelEnd`] until they have ended. `ReverseProxy` does.
+/// A call with a 101 ends at its head, and its body is empty: the bytes that follow pass no layer. The service that copies
+/// them inserts this extension and keeps the [`UpgradeEnd`] until the connection has ended. `ReverseProxy` does.
 ///
 /// ```
-/// use tower_upstream::exchange::Tunnel;
+/// use tower_upstream::exchange::UpgradeGuard;
 ///
-/// let (tunnel, end) = Tunnel::new();
-/// let mut answer = http::Response::builder().status(101).body(()).unwrap();
-/// answer.extensions_mut().insert(tunnel);
+/// let (guard, end) = UpgradeGuard::new();
+/// let mut response = http::Response::builder().status(101).body(()).unwrap();
+/// response.extensions_mut().insert(guard);
 /// // where the bytes are copied
 /// drop(end);
 /// ```
@@ -23,27 +23,27 @@ pub struct UpgradeGuard {
     attached: Arc<Mutex<Attached>>,
 }
 
-/// The end of a tunnel, when it is dropped.
+/// Ends the upgraded connection of its [`UpgradeGuard`] when it is dropped.
 pub struct UpgradeEnd {
     attached: Arc<Mutex<Attached>>,
 }
 
 #[derive(Default)]
 struct Attached {
-    /// One for each layer that asks, no more.
+    /// At most one per layer.
     values: Vec<Box<dyn Any + Send>>,
     ended: bool,
 }
 
 impl UpgradeGuard {
-    /// A tunnel that begins, and its end.
+    /// Creates a guard and its end.
     #[allow(clippy::new_ret_no_self)] // two halves, as of a channel
     pub fn new() -> (Self, UpgradeEnd) {
         let held = Arc::<Mutex<Attached>>::default();
         (Self { attached: held.clone() }, UpgradeEnd { attached: held })
     }
 
-    /// Drops this when the tunnel ends; at once, if it has.
+    /// Keeps a value until the connection ends; drops it immediately if the connection has ended.
     pub fn attach(&self, thing: impl Any + Send) {
         let thing: Box<dyn Any + Send> = Box::new(thing);
         let mut held = lock(&self.attached);
@@ -88,14 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_tunnel_holds_goes_with_its_end() {
-        let (tunnel, end) = UpgradeGuard::new();
-        let thing = Arc::new(());
-        tunnel.clone().attach(thing.clone());
-        assert_eq!(Arc::strong_count(&thing), 2);
+    fn an_attached_value_is_dropped_when_the_connection_ends() {
+        let (guard, end) = UpgradeGuard::new();
+        let value = Arc::new(());
+        guard.clone().attach(value.clone());
+        assert_eq!(Arc::strong_count(&value), 2);
         drop(end);
-        assert_eq!(Arc::strong_count(&thing), 1, "though the answer is still there");
-        tunnel.attach(thing.clone());
-        assert_eq!(Arc::strong_count(&thing), 1, "and nothing is held by one that is over");
+        assert_eq!(Arc::strong_count(&value), 1, "though the response still exists");
+        guard.attach(value.clone());
+        assert_eq!(Arc::strong_count(&value), 1, "a value attached after the end is dropped");
     }
 }

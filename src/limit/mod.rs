@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | the calls in flight have reached the limit | 503 with `Retry-After` | `connection_limit` |
 //!
-//! The replay safety of a refusal is `not_sent` by `local_refusal`. `Retry-After` is the mean response time, 1 s to 60 s: the
+//! The replay safety of a rejection is `not_sent` by `local_refusal`. `Retry-After` is the mean response time, 1 s to 60 s: the
 //! calls in flight should be done by then.
 //!
 //! A slot is held from the call to the end, failure or drop of the response body. After a 101 it is released at the head,
@@ -155,7 +155,7 @@ impl ConcurrencyLimitLayer {
     fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: NoTimeouts) -> Self {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
-        let parts = Limit { limiter, refusal: refusal(name.as_ref()), name, holds_slot_during_upgrade: false };
+        let parts = Limit { limiter, rejection: rejection(name.as_ref()), name, holds_slot_during_upgrade: false };
         Self { config: Arc::new(Config::new(parts, (), limits, SendOnce, PassErrors)), configured: (least, most) }
     }
 
@@ -299,8 +299,8 @@ impl fmt::Debug for LimitHandle {
 #[derive(Clone, Debug)]
 pub(crate) struct Limit {
     limiter: Arc<Limiter>,
-    /// The record that all refusals share: a refusal has to be cheap.
-    refusal: Failure,
+    /// The record that all refusals share: a rejection has to be cheap.
+    rejection: Failure,
     /// The upstream's name, if the limit is keyed.
     name: Option<Arc<str>>,
     holds_slot_during_upgrade: bool,
@@ -318,7 +318,7 @@ impl Limit {
     /// The same slots, with refusals that name the upstream.
     pub(crate) fn with_upstream(mut self, name: &Arc<str>) -> Self {
         self.name.get_or_insert_with(|| name.clone());
-        self.refusal = refusal(self.name.as_ref());
+        self.rejection = rejection(self.name.as_ref());
         self
     }
 }
@@ -332,43 +332,43 @@ impl Component for Limit {
             Ok((slot, looked_at)) => {
                 Ok(SlotPermit { slot: Some(slot), sampled: looked_at && call.kind == CallKind::Bounded })
             }
-            Err(after) => Err(Rejection::new(self.refusal.clone()).retry_after(after)),
+            Err(after) => Err(Rejection::new(self.rejection.clone()).retry_after(after)),
         }
     }
 
-    fn on_upgrade(&self, ticket: &mut SlotPermit, tunnel: &UpgradeGuard) {
+    fn on_upgrade(&self, permit: &mut SlotPermit, guard: &UpgradeGuard) {
         if self.holds_slot_during_upgrade {
-            let slot = ticket.slot.take();
-            tunnel.attach(UpgradePermit { slot, limiter: self.limiter.clone() });
+            let slot = permit.slot.take();
+            guard.attach(UpgradePermit { slot, limiter: self.limiter.clone() });
         }
     }
 
     #[inline]
-    fn on_response(&self, ticket: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
-        if ticket.sampled {
-            self.record_outcome(ticket, call, outcome);
+    fn on_response(&self, permit: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
+        if permit.sampled {
+            self.record_outcome(permit, call, outcome);
         }
         if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
-            self.release(ticket.slot.take());
+            self.release(permit.slot.take());
         }
     }
 
     #[inline]
-    fn complete(&self, mut ticket: SlotPermit, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, mut permit: SlotPermit, call: &CallContext, outcome: &Outcome) {
         // the head has been looked at; what failed after it has a cause
-        if ticket.sampled && outcome.cause().is_some_and(sample_kind::is_overload) {
-            self.record_outcome(&mut ticket, call, outcome);
+        if permit.sampled && outcome.cause().is_some_and(sample_kind::is_overload) {
+            self.record_outcome(&mut permit, call, outcome);
         }
-        self.release(ticket.slot);
+        self.release(permit.slot);
     }
 
-    fn cancel(&self, ticket: SlotPermit, call: &CallContext, why: CancelReason) {
-        if let (true, CancelReason::TimedOut(cause)) = (ticket.sampled, why) {
+    fn cancel(&self, permit: SlotPermit, call: &CallContext, why: CancelReason) {
+        if let (true, CancelReason::TimedOut(cause)) = (permit.sampled, why) {
             if sample_kind::is_overload(cause) {
                 self.learn(call, Instant::now(), SampleKind::Overloaded);
             }
         }
-        self.release(ticket.slot);
+        self.release(permit.slot);
     }
 }
 
@@ -395,12 +395,12 @@ impl Limit {
     }
 
     /// Learns from an outcome, while the slot is still held.
-    fn record_outcome(&self, ticket: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
+    fn record_outcome(&self, permit: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
         let tunnels = outcome.known_failure().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
         let end = sample_kind::sample_kind(outcome.status(), outcome.cause()).filter(|_| !tunnels);
         let Some(end) = end else { return };
         // an overloaded call is sampled once
-        ticket.sampled = end == SampleKind::Success;
+        permit.sampled = end == SampleKind::Success;
         self.learn(call, outcome.now(), end);
     }
 
@@ -423,7 +423,7 @@ impl Limit {
     }
 }
 
-fn refusal(name: Option<&Arc<str>>) -> Failure {
+fn rejection(name: Option<&Arc<str>>) -> Failure {
     let failure = Failure::builder(BadGatewayCause::ConnectionLimit).phase(Phase::Gateway);
     let failure = failure.detail(Detail::Text("the requests in flight have reached the limit"));
     // set here so that retry layers need not copy the record to add it

@@ -1,4 +1,4 @@
-//! Retry as modes of the driver: what a retry layer does with requests, with errors, and with deadlines.
+//! The request mode, error mode and deadline handling of a retry layer.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -43,86 +43,86 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     }
 
     #[inline]
-    fn may_repeat(&self, round: &RetryState<B>) -> bool {
-        round.may_repeat()
+    fn may_repeat(&self, retry_state: &RetryState<B>) -> bool {
+        retry_state.may_repeat()
     }
 
     #[inline]
-    fn is_final<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
-        round.is_final(response)
+    fn is_final<R>(&self, retry_state: &RetryState<B>, response: &Response<R>) -> bool {
+        retry_state.is_final(response)
     }
 
     #[inline]
-    fn on_success<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) {
-        round.within_deadline(self);
-        round.on_success(self, response);
+    fn on_success<R>(&self, retry_state: &mut RetryState<B>, response: &mut Response<R>) {
+        retry_state.within_deadline(self);
+        retry_state.on_success(self, response);
     }
 
-    fn on_response<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
-        round.on_response(self, response)
+    fn on_response<R>(&self, retry_state: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
+        retry_state.on_response(self, response)
     }
 
-    fn on_failure(&self, round: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
-        round.on_error(self, failure)
+    fn on_failure(&self, retry_state: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
+        retry_state.on_error(self, failure)
     }
 
-    fn body_was_read(&self, round: &RetryState<B>) -> bool {
-        round.body_was_read()
+    fn body_was_read(&self, retry_state: &RetryState<B>) -> bool {
+        retry_state.body_was_read()
     }
 
-    fn poll_replay(&self, round: &RetryState<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
-        round.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
+    fn poll_replay(&self, retry_state: &RetryState<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+        retry_state.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
     }
 
     fn next_request(
         &self,
-        round: &mut RetryState<B>,
+        retry_state: &mut RetryState<B>,
         body: ReplayBody<B>,
         _: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<ReplayBody<B>>, u32)> {
-        round.next_request(self, body)
+        retry_state.next_request(self, body)
     }
 
-    fn final_failure(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
-        round.final_failure(stop)
+    fn final_failure(&self, retry_state: &mut RetryState<B>, stop: RetryStop) -> Failure {
+        retry_state.final_failure(stop)
     }
 
-    fn deadline(&self, round: &RetryState<B>) -> Option<Instant> {
-        round.deadline()
+    fn deadline(&self, retry_state: &RetryState<B>) -> Option<Instant> {
+        retry_state.deadline()
     }
 
     #[inline]
-    fn can_hedge(&self, round: &RetryState<B>) -> bool {
-        round.can_hedge()
+    fn can_hedge(&self, retry_state: &RetryState<B>) -> bool {
+        retry_state.can_hedge()
     }
 
-    fn hedge_at(&self, round: &RetryState<B>) -> Option<Instant> {
-        round.hedge_at(self)
+    fn hedge_at(&self, retry_state: &RetryState<B>) -> Option<Instant> {
+        retry_state.hedge_at(self)
     }
 
-    fn hedge_body(&self, round: &mut RetryState<B>) -> Option<ReplayBody<B>> {
-        round.hedge(self)
+    fn hedge_body(&self, retry_state: &mut RetryState<B>) -> Option<ReplayBody<B>> {
+        retry_state.hedge(self)
     }
 
     fn hedge_request(
         &self,
-        round: &mut RetryState<B>,
+        retry_state: &mut RetryState<B>,
         body: ReplayBody<B>,
         _: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<ReplayBody<B>>, u32)> {
-        round.concurrent_attempt(self, body)
+        retry_state.concurrent_attempt(self, body)
     }
 
-    fn on_concurrent_failure(&self, round: &mut RetryState<B>, failure: Option<Failure>) {
-        round.concurrent_failed(failure);
+    fn on_concurrent_failure(&self, retry_state: &mut RetryState<B>, failure: Option<Failure>) {
+        retry_state.concurrent_failed(failure);
     }
 
-    fn failure_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
-        round.record_of(response)
+    fn failure_of<R>(&self, retry_state: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
+        retry_state.record_of(response)
     }
 }
 
-/// The inner service's errors have a record already; the error of the last attempt is passed on.
+/// The inner service's errors carry a [`Failure`]; the error of the last attempt is passed on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Recorded;
 
@@ -138,7 +138,7 @@ impl ErrorMode for Recorded {
         PassErrors.classify_not_ready(error, calls)
     }
 
-    /// In place of a response that was discarded already: no text of its own.
+    /// Replaces a response that was discarded before: without a body text.
     fn local_response(&self, (): &mut (), failure: &Failure, _: Option<Duration>) -> Response<Bytes> {
         let mut response = cause::local_response(failure, failure.status()).map(|_| Bytes::new());
         response.headers_mut().remove(http::header::CONTENT_TYPE);
@@ -222,7 +222,7 @@ where
 
 impl<Y> BodyMode<Y> for Recorded {}
 
-/// Reads the client's deadline; timeouts stand inside.
+/// Reads the client's deadline; the timeouts are those of an inner layer.
 #[derive(Clone, Debug)]
 pub(crate) struct RetryDeadlines(pub(super) Option<DeadlinePropagation>);
 
@@ -237,7 +237,7 @@ impl TimeoutPolicy for RetryDeadlines {
         let read = read.map(|deadline| deadline.minus_response_margin(call.now));
         call.deadline = Deadline::min(call.deadline, read);
         if let Some(deadline) = call.deadline {
-            // for the timeouts inside
+            // for the timeouts of an inner layer
             request.extensions_mut().insert(deadline);
         }
     }

@@ -72,88 +72,88 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> RequestMode<B> for Requests {
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> (RetryState<B>, RequestBody<B>) {
         let cap = self.settings().map_or(0, |settings| settings.body_cap);
-        let (round, body) = started.with_body(cap, body);
-        (round, self.track(body, now, upload))
+        let (retry_state, body) = started.with_body(cap, body);
+        (retry_state, self.track(body, now, upload))
     }
 
     #[inline]
-    fn may_repeat(&self, round: &RetryState<B>) -> bool {
-        round.may_repeat()
+    fn may_repeat(&self, retry_state: &RetryState<B>) -> bool {
+        retry_state.may_repeat()
     }
 
     #[inline]
-    fn is_final<R>(&self, round: &RetryState<B>, response: &Response<R>) -> bool {
-        self.retry.is_none() || round.is_final(response)
+    fn is_final<R>(&self, retry_state: &RetryState<B>, response: &Response<R>) -> bool {
+        self.retry.is_none() || retry_state.is_final(response)
     }
 
     #[inline]
-    fn on_success<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) {
+    fn on_success<R>(&self, retry_state: &mut RetryState<B>, response: &mut Response<R>) {
         if let Some(retry) = &self.retry {
-            round.within_deadline(retry.settings());
-            round.on_success(retry.settings(), response);
+            retry_state.within_deadline(retry.settings());
+            retry_state.on_success(retry.settings(), response);
         }
     }
 
-    fn on_response<R>(&self, round: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
+    fn on_response<R>(&self, retry_state: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
         let Some(retry) = &self.retry else { return NextStep::Respond };
-        round.on_response(retry.settings(), response)
+        retry_state.on_response(retry.settings(), response)
     }
 
-    fn on_failure(&self, round: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
+    fn on_failure(&self, retry_state: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
         let Some(retry) = &self.retry else { return Err(failure) };
-        round.on_error(retry.settings(), failure)
+        retry_state.on_error(retry.settings(), failure)
     }
 
-    fn body_was_read(&self, round: &RetryState<B>) -> bool {
-        round.body_was_read()
+    fn body_was_read(&self, retry_state: &RetryState<B>) -> bool {
+        retry_state.body_was_read()
     }
 
-    fn poll_replay(&self, round: &RetryState<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
-        round.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
+    fn poll_replay(&self, retry_state: &RetryState<B>, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+        retry_state.body().map_or(Poll::Ready(None), |body| body.poll_replay(cx))
     }
 
     fn next_request(
         &self,
-        round: &mut RetryState<B>,
+        retry_state: &mut RetryState<B>,
         body: ReplayBody<B>,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<RequestBody<B>>, u32)> {
         let settings = self.settings()?;
-        round.next_request(settings, self.track(body, Instant::now(), upload))
+        retry_state.next_request(settings, self.track(body, Instant::now(), upload))
     }
 
-    fn final_failure(&self, round: &mut RetryState<B>, stop: RetryStop) -> Failure {
-        round.final_failure(stop)
+    fn final_failure(&self, retry_state: &mut RetryState<B>, stop: RetryStop) -> Failure {
+        retry_state.final_failure(stop)
     }
 
     #[inline]
-    fn can_hedge(&self, round: &RetryState<B>) -> bool {
-        round.can_hedge()
+    fn can_hedge(&self, retry_state: &RetryState<B>) -> bool {
+        retry_state.can_hedge()
     }
 
-    fn hedge_at(&self, round: &RetryState<B>) -> Option<Instant> {
-        round.hedge_at(self.settings()?)
+    fn hedge_at(&self, retry_state: &RetryState<B>) -> Option<Instant> {
+        retry_state.hedge_at(self.settings()?)
     }
 
-    fn hedge_body(&self, round: &mut RetryState<B>) -> Option<ReplayBody<B>> {
-        round.hedge(self.settings()?)
+    fn hedge_body(&self, retry_state: &mut RetryState<B>) -> Option<ReplayBody<B>> {
+        retry_state.hedge(self.settings()?)
     }
 
     fn hedge_request(
         &self,
-        round: &mut RetryState<B>,
+        retry_state: &mut RetryState<B>,
         body: ReplayBody<B>,
         upload: &mut Option<Arc<UploadCounters>>,
     ) -> Option<(Request<RequestBody<B>>, u32)> {
         let settings = self.settings()?;
-        round.concurrent_attempt(settings, self.track(body, Instant::now(), upload))
+        retry_state.concurrent_attempt(settings, self.track(body, Instant::now(), upload))
     }
 
-    fn on_concurrent_failure(&self, round: &mut RetryState<B>, failure: Option<Failure>) {
-        round.concurrent_failed(failure);
+    fn on_concurrent_failure(&self, retry_state: &mut RetryState<B>, failure: Option<Failure>) {
+        retry_state.concurrent_failed(failure);
     }
 
-    fn failure_of<R>(&self, round: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
-        round.record_of(response)
+    fn failure_of<R>(&self, retry_state: &RetryState<B>, response: &Response<R>) -> Option<Failure> {
+        retry_state.record_of(response)
     }
 }

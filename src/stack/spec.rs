@@ -70,9 +70,9 @@ impl Component for PerCall {
         self.recorder.head(call, outcome);
     }
 
-    fn on_upgrade(&self, slot: &mut Self::Permit, tunnel: &UpgradeGuard) {
+    fn on_upgrade(&self, slot: &mut Self::Permit, guard: &UpgradeGuard) {
         if let (Some(limiter), Some(slot)) = (&self.limiter, slot) {
-            limiter.on_upgrade(slot, tunnel);
+            limiter.on_upgrade(slot, guard);
         }
     }
 

@@ -38,13 +38,13 @@ impl EnforcedTimeouts {
     }
 
     /// The learner and observation of a call that is a sample.
-    fn observation(&self, watch: &TimeoutState) -> Option<(&RouteLearner, Observation)> {
-        self.extensions.as_ref()?.routes.as_ref().zip(watch.observation)
+    fn observation(&self, state: &TimeoutState) -> Option<(&RouteLearner, Observation)> {
+        self.extensions.as_ref()?.routes.as_ref().zip(state.observation)
     }
 
     /// The timeout of the response head.
-    fn head(&self, watch: &TimeoutState, now: Instant) -> Option<Duration> {
-        match self.observation(watch) {
+    fn head(&self, state: &TimeoutState, now: Instant) -> Option<Duration> {
+        match self.observation(state) {
             Some((learner, lesson)) => learner.response_head_limit(lesson, self.timeouts.response_head, now),
             None => self.timeouts.response_head,
         }
@@ -103,39 +103,39 @@ impl TimeoutPolicy for EnforcedTimeouts {
         call.deadline.filter(|deadline| deadline.has_elapsed(call.now)).map(|_| expired_on_arrival())
     }
 
-    fn first_deadline(&self, watch: &TimeoutState, call: &CallContext) -> Option<Instant> {
-        let head = self.head(watch, call.now).map(|limit| StallDetector::first_check(call.now, limit));
+    fn first_deadline(&self, state: &TimeoutState, call: &CallContext) -> Option<Instant> {
+        let head = self.head(state, call.now).map(|limit| StallDetector::first_check(call.now, limit));
         min(min(head, self.attempt_end(call)), self.deadline(call))
     }
 
     fn on_timer(
         &self,
-        watch: &mut TimeoutState,
+        state: &mut TimeoutState,
         call: &CallContext,
         now: Instant,
-        sight: &AttemptProgress,
+        progress: &AttemptProgress,
     ) -> TimerDecision {
         let (deadline, attempt) = (self.deadline(call), self.attempt_end(call));
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return TimerDecision::TimedOut(BadGatewayCause::DeadlineExceeded, phase(sight));
+            return TimerDecision::TimedOut(BadGatewayCause::DeadlineExceeded, phase(progress));
         }
         if attempt.is_some_and(|attempt| attempt <= now) {
-            let read = watch.stall.as_ref().map_or(0, |stall| stall.read());
-            let (cause, phase) = cause_and_phase(sight, read);
+            let read = state.stall.as_ref().map_or(0, |stall| stall.read());
+            let (cause, phase) = cause_and_phase(progress, read);
             return TimerDecision::TimedOut(cause, phase);
         }
         let next = min(attempt, deadline);
-        let begun = watch.stall.as_ref().map(|stall| stall.limit());
-        let Some(limit) = begun.or_else(|| self.head(watch, now)) else {
+        let begun = state.stall.as_ref().map(|stall| stall.limit());
+        let Some(limit) = begun.or_else(|| self.head(state, now)) else {
             return TimerDecision::RearmAt(next.unwrap_or(now + LATER));
         };
-        let stall = watch.stall.get_or_insert_with(|| Box::new(StallDetector::new(call.now, limit)));
-        match stall.check(now, sight) {
+        let stall = state.stall.get_or_insert_with(|| Box::new(StallDetector::new(call.now, limit)));
+        match stall.check(now, progress) {
             TimerDecision::RearmAt(at) => TimerDecision::RearmAt(min(Some(at), next).unwrap_or(at)),
             TimerDecision::TimedOut(cause, phase) => {
                 // only what the upstream let pass says something about it
                 let its_own = matches!(cause, BadGatewayCause::FirstByteTimeout | BadGatewayCause::HeadTimeout);
-                if let Some((learner, lesson)) = self.observation(watch).filter(|_| its_own) {
+                if let Some((learner, lesson)) = self.observation(state).filter(|_| its_own) {
                     learner.timed_out(lesson, limit, now);
                 }
                 TimerDecision::TimedOut(cause, phase)
@@ -144,9 +144,9 @@ impl TimeoutPolicy for EnforcedTimeouts {
     }
 
     #[inline]
-    fn on_response(&self, watch: &TimeoutState, call: &CallContext, head: &HeadSeen<'_>) {
+    fn on_response(&self, state: &TimeoutState, call: &CallContext, head: &HeadSeen<'_>) {
         if let Some(extras) = &self.extensions {
-            extras.on_response(watch.observation, call, head);
+            extras.on_response(state.observation, call, head);
         }
     }
 

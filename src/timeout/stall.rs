@@ -37,23 +37,23 @@ impl StallDetector {
     }
 
     /// Compares with the look before.
-    pub(super) fn check(&mut self, now: Instant, sight: &AttemptProgress) -> TimerDecision {
-        let (uploading, taken) = (is_uploading(sight), sight.upload.map_or(0, |upload| upload.frames));
-        let moved = sight.written != self.written || taken != self.frames;
+    pub(super) fn check(&mut self, now: Instant, progress: &AttemptProgress) -> TimerDecision {
+        let (uploading, taken) = (is_uploading(progress), progress.upload.map_or(0, |upload| upload.frames));
+        let moved = progress.written != self.written || taken != self.frames;
         if uploading && moved {
             self.last_progress = now;
         } else if !uploading && self.uploading {
-            let ended = sight.upload.and_then(|upload| upload.ended);
+            let ended = progress.upload.and_then(|upload| upload.ended);
             self.last_progress = ended.unwrap_or(self.last_progress).max(self.last_progress);
         }
-        let read_before = std::mem::replace(&mut self.read, sight.read);
-        (self.uploading, self.written, self.frames) = (uploading, sight.written, taken);
+        let read_before = std::mem::replace(&mut self.read, progress.read);
+        (self.uploading, self.written, self.frames) = (uploading, progress.written, taken);
         let due = self.last_progress + self.limit;
         if now < due {
             // never at the same time again, however short the limit
             return TimerDecision::RearmAt(due.min(now + (self.limit / 2).max(TICK)));
         }
-        let (cause, phase) = cause_and_phase(sight, read_before);
+        let (cause, phase) = cause_and_phase(progress, read_before);
         TimerDecision::TimedOut(cause, phase)
     }
 
@@ -68,33 +68,33 @@ impl StallDetector {
     }
 }
 
-fn is_uploading(sight: &AttemptProgress) -> bool {
-    sight.upload.is_some_and(|upload| upload.ended.is_none())
+fn is_uploading(progress: &AttemptProgress) -> bool {
+    progress.upload.is_some_and(|upload| upload.ended.is_none())
 }
 
 /// The phase an attempt is in.
-pub(super) fn phase(sight: &AttemptProgress) -> Phase {
-    match sight.stage {
+pub(super) fn phase(progress: &AttemptProgress) -> Phase {
+    match progress.stage {
         Some(stage) => stage,
-        None if is_uploading(sight) || sight.blocked => Phase::Send,
-        None if sight.read == 0 => Phase::Wait,
+        None if is_uploading(progress) || progress.blocked => Phase::Send,
+        None if progress.read == 0 => Phase::Wait,
         None => Phase::Head,
     }
 }
 
 /// What ate the time of an attempt whose limit has passed.
-pub(super) fn cause_and_phase(sight: &AttemptProgress, read_before: u64) -> (BadGatewayCause, Phase) {
-    let phase = phase(sight);
+pub(super) fn cause_and_phase(progress: &AttemptProgress, read_before: u64) -> (BadGatewayCause, Phase) {
+    let phase = phase(progress);
     let cause = match phase {
         Phase::Pool => BadGatewayCause::QueueTimeout,
         Phase::Resolve => BadGatewayCause::DnsTimeout,
         Phase::Connect => BadGatewayCause::ConnectTimeout,
         Phase::Tls => BadGatewayCause::TlsTimeout,
-        Phase::Send if is_uploading(sight) && sight.upload.is_some_and(|upload| upload.client_stalled) => {
+        Phase::Send if is_uploading(progress) && progress.upload.is_some_and(|upload| upload.client_stalled) => {
             BadGatewayCause::UploadStalled
         }
         Phase::Send => BadGatewayCause::WriteTimeout,
-        Phase::Head if sight.read != read_before => BadGatewayCause::HeadTimeout,
+        Phase::Head if progress.read != read_before => BadGatewayCause::HeadTimeout,
         _ => BadGatewayCause::FirstByteTimeout,
     };
     (cause, phase)
@@ -111,11 +111,11 @@ mod tests {
     /// Looks when told to, with what is seen at that second.
     fn run(seen: impl Fn(u32, Instant) -> AttemptProgress) -> (u32, BadGatewayCause) {
         let start = Instant::now();
-        let mut watch = StallDetector::new(start, LIMIT);
+        let mut state = StallDetector::new(start, LIMIT);
         let mut due = StallDetector::first_check(start, LIMIT);
         for _ in 0..60 {
             let second = u32::try_from((due - start).as_secs()).unwrap();
-            match watch.check(due, &seen(second, start)) {
+            match state.check(due, &seen(second, start)) {
                 TimerDecision::RearmAt(next) => {
                     assert!(next > due, "a look leads forward");
                     due = next;
