@@ -101,7 +101,7 @@ async fn one_layer_alone_has_its_page_with_and_without_classify() {
         let answer = bare.clone().oneshot(browser()).await.unwrap();
         assert_eq!(text(answer).await, "the upstream's own page", "a user's own service wrote it");
     }
-    let open = "<h1>The service is out of order at the moment.</h1>\n<p>Nothing was processed. Try again.</p>";
+    let open = "<h1>The service is temporarily unavailable.</h1>\n<p>It is safe to reload this page.</p>";
     let answer = bare.oneshot(browser()).await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.headers().contains_key("retry-after")), (503, true));
     assert!(text(answer).await.contains(open));
@@ -149,7 +149,11 @@ async fn a_service_under_hypers_server_gets_the_page_too() {
     let service = hyper_util::service::TowerToHyperService::new(service);
     for _ in 0..3 {
         let Ok(answer) = hyper::service::Service::call(&service, browser()).await;
-        assert!(text(answer).await.contains("We cannot tell whether your request was carried out."));
+        assert!(
+            text(answer)
+                .await
+                .contains("The service stopped before it could respond.</h1>\n<p>It is safe to reload this page.")
+        );
     }
 }
 
@@ -239,6 +243,9 @@ async fn a_grpc_client_reads_the_status() {
     let method = http::uri::PathAndQuery::from_static("/shop.Orders/Get");
     let status = client.unary(tonic::Request::new(Bytes::new()), method, Raw).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable);
-    assert_eq!(status.message(), "The service could not be reached. Nothing was processed. Try again.");
+    assert_eq!(
+        status.message(),
+        "The service could not be reached. Your request was not processed. It is safe to try again."
+    );
     assert!(status.metadata().contains_key("x-request-id"));
 }

@@ -204,6 +204,16 @@ async fn a_log_line_is_short_whatever_the_client_sent() {
 }
 
 #[tokio::test]
+async fn a_failure_is_logged_as_what_happened_with_the_next_step_as_its_hint() {
+    let (answer, log) = logged("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(answer.status(), 502);
+    let failed = log.lines().last().unwrap();
+    let (summary, next_step) = (Cause::ConnectionRefused.summary(), Cause::ConnectionRefused.next_step());
+    assert!(failed.contains(&format!("tower_upstream: {summary} ")), "{failed}");
+    assert!(failed.contains(&format!(" hint={next_step:?}")), "{failed}");
+}
+
+#[tokio::test]
 async fn a_request_id_writes_no_fields_of_its_own() {
     let forged = "f00 error.type=\"none\" http.response.status_code=200";
     for id in [forged, "a\u{e9}", "a\tb", "", "\"", &"i".repeat(129)] {

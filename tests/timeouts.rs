@@ -102,7 +102,7 @@ async fn nothing_is_begun_for_a_caller_whose_time_is_up() {
     assert_eq!((failure.cause(), failure.phase()), (Cause::DeadlineExceeded, Phase::Gateway));
     assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
     let text = answer.into_body().collect().await.unwrap().to_bytes();
-    assert!(text.ends_with(b"Nothing was processed. Try again.\n"));
+    assert!(text.ends_with(b"Your request was not processed. It is safe to try again.\n"));
 }
 
 /// What the upstream is told of the deadline when the caller says this.

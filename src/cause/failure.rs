@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 
 use super::client_call::{ClientCall, ClientCalls};
-use super::{BadGatewayCause, ProxyStatusEntry, Replay, RetryStop, words};
+use super::{Advice, BadGatewayCause, ProxyStatusEntry, Replay, RetryStop, words};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
 
@@ -284,22 +284,9 @@ impl Failure {
         self.0.evidence
     }
 
-    /// The hint for the user; `None` if no user is left to read it.
-    ///
-    /// Like the cause's, but it states what is proven: a request that was not sent was not processed.
-    pub fn user_hint(&self) -> Option<&'static str> {
-        let (cause, proven) = (self.0.cause, self.0.replay == Replay::NotSent);
-        match cause.user_hint() {
-            Some(_) if proven && cause.replay() != Replay::NotSent => Some(match cause {
-                // the upstream, or its settings, know no upgrade
-                BadGatewayCause::UpgradeFailed => "Nothing was processed. Trying again will not help.",
-                _ => "Nothing was processed. Try again.",
-            }),
-            Some(hint) if !proven && hint.contains("Nothing was processed") => {
-                Some("We cannot tell whether your request was carried out. Check before sending it again.")
-            }
-            hint => hint,
-        }
+    /// What the user of a request with this method may do, as far as it is proven.
+    pub fn advice(&self, method: &Method) -> Advice {
+        Advice::of(self, method.is_safe())
     }
 
     /// Errno, h2 code, TLS alert or status, if there is one.
@@ -322,7 +309,7 @@ impl Failure {
         self.0.upstream.as_deref()
     }
 
-    /// Time from the call to the failure.
+    /// Time from the start of this attempt to the failure.
     pub fn elapsed(&self) -> Option<Duration> {
         self.0.elapsed
     }
@@ -416,16 +403,18 @@ impl fmt::Display for Failure {
         if let Some(hop) = &record.remote_hop {
             write!(f, ", {:?} says {}", hop.name(), hop.error().unwrap_or("nothing"))?;
         }
-        if record.attempts > 1 {
-            write!(f, ", {} attempts", record.attempts)?;
+        match (record.attempts, record.retry_stop) {
+            (..=1, None) => {}
+            (..=1, Some(stop)) => write!(f, ", not retried ({})", stop.reason())?,
+            (attempts, None) => write!(f, ", attempt {attempts}")?,
+            (attempts, Some(stop)) => write!(f, ", gave up after {attempts} attempts ({})", stop.reason())?,
         }
-        if let Some(stop) = record.retry_stop {
-            write!(f, ", no further attempt: {stop}")?;
+        match record.elapsed {
+            Some(elapsed) if record.attempts > 1 => write!(f, ", the last took {elapsed:.1?}")?,
+            Some(elapsed) => write!(f, ", after {elapsed:.1?}")?,
+            None => {}
         }
-        if let Some(elapsed) = record.elapsed {
-            write!(f, ", after {elapsed:.1?}")?;
-        }
-        write!(f, ": {}", record.cause.operator_hint())
+        write!(f, ": {}. {}.", record.cause.summary(), record.cause.next_step())
     }
 }
 
@@ -553,7 +542,7 @@ impl FailureBuilder {
         self
     }
 
-    /// Time from the call to the failure.
+    /// Time from the start of this attempt to the failure.
     pub fn elapsed(mut self, elapsed: Duration) -> Self {
         self.0.elapsed = Some(elapsed);
         self
@@ -616,19 +605,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_visitor_is_told_that_nothing_was_processed_only_where_that_is_proven() {
-        let late = || Failure::builder(BadGatewayCause::DeadlineExceeded);
-        let proven = late().replay(Replay::NotSent, Evidence::NoConnection).build();
-        assert_eq!(proven.user_hint(), Some("Nothing was processed. Try again."));
-        assert!(late().build().user_hint().unwrap().starts_with("We cannot tell"));
-        let futile = Failure::builder(BadGatewayCause::UpgradeFailed);
-        let proven = futile.replay(Replay::NotSent, Evidence::LocalRefusal).build();
-        assert_eq!(proven.user_hint(), Some("Nothing was processed. Trying again will not help."));
-        let nobody = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::NotSent, Evidence::LocalRefusal);
-        assert_eq!(nobody.build().user_hint(), None);
-    }
-
-    #[test]
     fn it_is_eight_bytes() {
         assert_eq!(size_of::<Failure>(), 8);
     }
@@ -656,7 +632,13 @@ mod tests {
         assert_eq!(failure.retry_stop(), None);
         let failure = failure.into_builder().retry_stop(RetryStop::Budget).build();
         assert_eq!(failure.retry_stop(), Some(RetryStop::Budget));
-        assert!(failure.to_string().contains(", no further attempt: budget: "), "{failure}");
+        assert!(failure.to_string().contains(", not retried (retry budget exhausted): "), "{failure}");
+        let failure = failure.into_builder().attempts(3).retry_stop(RetryStop::Attempts);
+        let failure = failure.elapsed(Duration::from_secs(2)).build().to_string();
+        assert!(
+            failure.contains(", gave up after 3 attempts (attempt limit reached), the last took 2.0s: "),
+            "{failure}"
+        );
     }
 
     #[test]

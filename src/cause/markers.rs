@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use http::{Extensions, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Extensions, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE};
 
-use super::{BadGatewayCause, Failure, attach};
+use super::{Advice, BadGatewayCause, Failure, attach, user_summary};
 
 /// Marks a response that a layer of this crate made.
 ///
@@ -28,27 +28,30 @@ pub(crate) fn is_local(extensions: &Extensions) -> bool {
     extensions.get::<CompleteResponse>().is_some() || extensions.get::<LocalResponse>().is_some()
 }
 
-/// The default texts, each created once: a refusal has to be cheap.
-static TEXTS: [OnceLock<String>; BadGatewayCause::ALL.len()] = [const { OnceLock::new() }; BadGatewayCause::ALL.len()];
+/// The texts of failures with their usual status, each written once: a rejection has to be cheap.
+static TEXTS: [[OnceLock<String>; Advice::COUNT]; BadGatewayCause::ALL.len()] =
+    [const { [const { OnceLock::new() }; Advice::COUNT] }; BadGatewayCause::ALL.len()];
 
-fn text(failure: &Failure, status: StatusCode) -> Bytes {
-    let (cause, hint) = (failure.cause(), failure.user_hint());
-    let written = || {
+fn text(failure: &Failure, status: StatusCode, method: Option<&Method>) -> Bytes {
+    let (cause, advice) = (failure.cause(), Advice::of(failure, method.is_some_and(Method::is_safe)));
+    let summary = user_summary(failure, status);
+    let write = || {
         let reason = status.canonical_reason().unwrap_or("Error");
-        format!("{reason}\n\n{}\n", hint.unwrap_or_default())
+        format!("{reason}\n\n{summary}\n{}\n", advice.text())
     };
-    if status == cause.status() && hint == cause.user_hint() {
-        Bytes::from_static(TEXTS[cause as usize].get_or_init(written).as_bytes())
+    // the summary of a failed upgrade depends on more than these two
+    if status == cause.status() && cause != BadGatewayCause::UpgradeFailed {
+        Bytes::from_static(TEXTS[cause as usize][advice as usize].get_or_init(write).as_bytes())
     } else {
-        written().into()
+        write().into()
     }
 }
 
-/// Status, cause and one line of text.
-pub(crate) fn local_response(failure: &Failure, status: StatusCode) -> Response<Bytes> {
-    let mut answer = Response::new(text(failure, status));
+/// Status, cause and a short text; without a method, the text is that for a request that is not safe.
+pub(crate) fn local_response(failure: &Failure, status: StatusCode, method: Option<&Method>) -> Response<Bytes> {
+    let mut answer = Response::new(text(failure, status, method));
     *answer.status_mut() = status;
-    // room for Retry-After, Proxy-Status, X-Request-Id and fields added by the server
+    // capacity for Retry-After, Proxy-Status, X-Request-Id and fields added by the server
     answer.headers_mut().reserve(6);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     attach(&mut answer, failure.clone());
@@ -58,20 +61,22 @@ pub(crate) fn local_response(failure: &Failure, status: StatusCode) -> Response<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cause::Replay;
+    use crate::cause::{Evidence, Replay};
 
     #[test]
-    fn the_text_is_that_of_the_status_and_the_failure() {
-        let text = |failure: &Failure, status| {
-            String::from_utf8(local_response(failure, status).into_body().to_vec()).unwrap()
+    fn the_text_is_that_of_the_status_the_failure_and_the_method() {
+        let text = |failure: &Failure, status, method: &Method| {
+            String::from_utf8(local_response(failure, status, Some(method)).into_body().to_vec()).unwrap()
         };
         let open = Failure::builder(BadGatewayCause::CircuitOpen).refusal().build();
-        let usual = "Service Unavailable\n\nNothing was processed. Try again.\n";
-        assert_eq!(text(&open, open.status()), usual);
-        assert_eq!(text(&open, StatusCode::BAD_GATEWAY), usual.replace("Service Unavailable", "Bad Gateway"));
-        let lost =
-            Failure::builder(BadGatewayCause::CircuitOpen).replay(Replay::Never, crate::cause::Evidence::Inferred);
-        assert_ne!(text(&lost.build(), open.status()), usual, "what is not proven is not said");
-        assert_eq!(text(&open, open.status()), usual);
+        let usual = "Service Unavailable\n\nThe service is temporarily unavailable.\n\
+                     Your request was not processed. Please try again in a moment.\n";
+        assert_eq!(text(&open, open.status(), &Method::POST), usual);
+        let other = usual.replace("Service Unavailable", "Bad Gateway");
+        assert_eq!(text(&open, StatusCode::BAD_GATEWAY, &Method::POST), other);
+        let lost = open.clone().into_builder().replay(Replay::Never, Evidence::Inferred).build();
+        assert!(!text(&lost, open.status(), &Method::POST).contains("not processed"), "it is not proven");
+        assert!(text(&lost, open.status(), &Method::GET).ends_with("\nIt is safe to reload this page.\n"));
+        assert_eq!(text(&open, open.status(), &Method::POST), usual);
     }
 }

@@ -12,7 +12,7 @@
 //! assert_eq!(BadGatewayCause::of(&response).unwrap().status(), 502);
 //! ```
 //!
-//! The causes, their RFC 9209 classes and their hints are data in one static table.
+//! The causes, their RFC 9209 classes and their texts for operators are data in one static table.
 
 mod client_call;
 mod failure;
@@ -21,6 +21,7 @@ mod proxy_status;
 mod retry_stop;
 mod structured_fields;
 mod table;
+mod user_text;
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,6 +36,8 @@ pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, P
 pub(crate) use self::proxy_status::reduce as reduce_proxy_status;
 pub use self::proxy_status::{InvalidProxyName, ProxyStatus, ProxyStatusEntry, entries};
 pub use self::retry_stop::RetryStop;
+pub use self::user_text::Advice;
+pub(crate) use self::user_text::user_summary;
 
 /// The cause of a failure: why the gateway could not return a good response.
 ///
@@ -53,104 +56,105 @@ pub use self::retry_stop::RetryStop;
 #[non_exhaustive]
 #[repr(u8)]
 pub enum BadGatewayCause {
-    /// No upstream is configured for this host or path. Check the route table.
+    /// No upstream is configured for this host or path.
     NoRoute,
-    /// The upstream address is unusable (scheme, host, HTTP version). Fix the target.
+    /// The configured upstream address cannot be used: scheme, host or HTTP version.
     InvalidTarget,
-    /// The request came back to this gateway. The upstream address points at ourselves.
+    /// The request came back to this gateway: the upstream's address leads to it.
     LoopDetected,
-    /// The gateway's own address policy (ACL, SSRF guard) forbids this address.
+    /// The gateway's own address policy forbids this address (ACL, SSRF guard).
     TargetProhibited,
-    /// Every endpoint is ejected or failed its health check. Look at the checks first.
+    /// No endpoint is available: all are ejected or failing health checks.
     NoHealthyUpstream,
-    /// The breaker is open after earlier failures; the cause that opened it is attached.
+    /// Not sent: the circuit is open after earlier failures. The failure that opened it is attached.
     CircuitOpen,
-    /// The per-upstream connection or concurrency limit is used up. Scale, or raise it.
+    /// Not sent: the connection or concurrency limit of this upstream is reached.
     ConnectionLimit,
-    /// Waited too long for a free slot. Upstream too slow for the offered load.
+    /// Not sent: no connection became free in time.
     QueueTimeout,
-    /// This gateway shed the request (`load_shed`, limit). Add gateway capacity.
+    /// Not sent: this gateway is shedding load (`load_shed`, a limit, a drain).
     GatewayOverload,
-    /// The gateway ran out of descriptors, local ports or memory (EMFILE, EADDRNOTAVAIL).
+    /// The gateway is out of file descriptors (EMFILE), local ports (EADDRNOTAVAIL) or memory.
     GatewayResources,
-    /// The resolver did not answer. Test it from this host.
+    /// The DNS resolver did not respond.
     DnsTimeout,
-    /// The name has no address (NXDOMAIN/NODATA). Typo, or the record is gone.
+    /// The upstream's name does not resolve (NXDOMAIN, NODATA).
     DnsNotFound,
-    /// The resolver failed (SERVFAIL/REFUSED). Try another resolver.
+    /// The DNS resolver reported a failure (SERVFAIL, REFUSED).
     DnsFailure,
-    /// Connection refused: nothing listens on that port, or a firewall rejects it. Check that the process runs.
+    /// Connection refused: nothing listens on that port, or a firewall rejects it.
     ConnectionRefused,
-    /// SYN unanswered: packet filter, dead host, or full accept queue. If this peer worked minutes ago, suspect load.
+    /// The connection attempt got no response: a firewall drops packets, the host is down, or its accept queue is full.
     ConnectTimeout,
-    /// No route, a prohibiting route (EACCES), or an ICMP reject came back (a filter can do that too).
+    /// There is no route to the upstream, or a router or firewall rejected the connection (EACCES, ICMP).
     Unroutable,
-    /// Connecting failed for another reason; see the OS error.
+    /// Connecting to the upstream failed for another reason; see the OS error.
     ConnectFailed,
-    /// The upstream certificate is expired, for another name, or from an unknown issuer.
+    /// The upstream's certificate was not accepted: expired, for another name, or from an unknown issuer.
     TlsCertificate,
-    /// The upstream refused the handshake; the alert says why (client certificate, version, ALPN).
+    /// The upstream rejected the TLS handshake; the alert says why (client certificate, TLS version, ALPN).
     TlsAlert,
     /// The TLS handshake failed.
     TlsFailed,
-    /// TCP connected, the handshake never finished. CPU-starved peer, or a middlebox.
+    /// The TLS handshake did not finish in time.
     TlsTimeout,
-    /// The peer speaks another protocol (TLS on a plain port, HTTP/2 only, SSH...). Scheme or port is wrong.
+    /// The upstream speaks another protocol on this port: TLS, HTTP/2 only, or not HTTP at all.
     WrongProtocol,
-    /// HTTP/2 `REFUSED_STREAM` or GOAWAY below our stream: drain or stream limit, not processed. Or the connection was ended
-    /// for the streams that clients had reset on it (code 11); then the replay says whether it was processed.
+    /// The upstream refused the HTTP/2 stream unprocessed (`REFUSED_STREAM`, or GOAWAY with a lower last stream). Or it
+    /// ended the connection because clients reset many streams (code 11); then the replay safety says whether the request was
+    /// processed.
     StreamRefused,
-    /// The pooled connection died before one byte of this request was written.
+    /// The pooled connection closed before the first byte of the request was written.
     NotDispatched,
-    /// A reused connection closed without one response byte: the upstream's keep-alive is shorter than ours. Align idle timeouts.
+    /// The upstream closed a kept-alive connection while the request was on its way.
     StaleConnection,
     /// The upstream stopped reading the request body.
     WriteTimeout,
-    /// A fresh connection accepted the request and closed without a response: crash, OOM kill, restart. Read the app log at this second.
+    /// The upstream closed a new connection without a response to its first request.
     ClosedBeforeResponse,
-    /// RST after the request was sent: crash, or a WAF/IDS cut the flow. Compare with the filter log.
+    /// The upstream reset the connection after the request was sent.
     ResetBeforeResponse,
-    /// HTTP/2 `RST_STREAM`; the code is attached (`INTERNAL_ERROR`, `ENHANCE_YOUR_CALM`...).
+    /// The upstream reset the HTTP/2 stream; the error code is attached (`INTERNAL_ERROR`, `ENHANCE_YOUR_CALM`).
     StreamReset,
-    /// The upstream stopped responding on an open connection: the network path is half open, or the host is frozen.
+    /// The upstream stopped responding on an open connection.
     PeerUnresponsive,
-    /// Bytes keep coming but the response head never ends (drip, endless interim responses).
+    /// The response head was not complete in time: it came too slowly, or interim responses did not end.
     HeadTimeout,
-    /// The client stopped sending its upload; the upstream was waiting for it. Not the upstream's fault.
+    /// The client stopped sending its request body while the upstream waited for it.
     UploadStalled,
-    /// Request delivered, no response in time: slow query, lock, deadlock. Profile this route; align timeouts.
+    /// The request was sent, and the upstream did not respond in time.
     FirstByteTimeout,
-    /// The total time budget (all attempts) is used up.
+    /// The total time limit of the request passed, all attempts included.
     DeadlineExceeded,
-    /// Not a valid HTTP response (status line, header, framing).
+    /// The upstream's response is not valid HTTP (status line, fields, framing).
     InvalidResponse,
-    /// Response head over the gateway's limit. Raise the buffer or shrink cookies.
+    /// The response head exceeds the gateway's limit.
     HeadTooLarge,
-    /// The connection ended in the middle of the response head.
+    /// The connection ended within the response head.
     IncompleteHead,
-    /// Upgrade not negotiated, or an unsolicited 101.
+    /// The protocol upgrade failed, or the upstream sent a 101 that was not requested.
     UpgradeFailed,
-    /// The body ended early; headers were already forwarded.
+    /// The response body ended early; the head was already forwarded.
     IncompleteBody,
-    /// The body stalled.
+    /// The response body stalled.
     BodyReadTimeout,
-    /// Response body over the configured limit.
+    /// The response body exceeds the configured limit.
     BodyTooLarge,
-    /// Response trailers over the limit (hyper tells by text only).
+    /// The response trailers exceed the limit.
     TrailerTooLarge,
-    /// Broken chunked framing.
+    /// The response's chunked framing is broken.
     TransferCoding,
-    /// Content-Encoding does not match the bytes.
+    /// The response body does not match its Content-Encoding.
     ContentCoding,
-    /// The upstream itself responded with a 5xx; received-status is attached. Read its logs, not ours.
+    /// The upstream itself responded with a 5xx; its status is attached.
     UpstreamStatus,
-    /// The client's upload failed. Not the upstream's fault.
+    /// The client's upload failed.
     RequestBodyFailed,
-    /// The client disconnected, or stopped reading the response.
+    /// The client disconnected or stopped reading before the response was complete.
     ClientClosed,
-    /// Gateway fault: task gone, panic, runtime shutdown.
+    /// The gateway failed: a panic, a cancelled task or a shutdown.
     GatewayInternal,
-    /// Unclassified; read the source chain. May become more specific in a later release.
+    /// The failure could not be classified; see the error chain. May become more specific in a later release.
     Unknown,
 }
 
@@ -215,14 +219,14 @@ impl BadGatewayCause {
         self.facts().breaker
     }
 
-    /// What it means and what to check first, for the operator.
-    pub const fn operator_hint(self) -> &'static str {
-        self.facts().operator_hint
+    /// What happened, in one line for operators: the message of the log event.
+    pub const fn summary(self) -> &'static str {
+        self.facts().summary
     }
 
-    /// The hint for the user; `None` if no user is left to read it.
-    pub const fn user_hint(self) -> Option<&'static str> {
-        self.facts().user_hint
+    /// What operators check or do first: the field `hint` of the log event.
+    pub const fn next_step(self) -> &'static str {
+        self.facts().next_step
     }
 
     /// The cause attached to a response, by this crate or by a user's own service.
@@ -489,20 +493,24 @@ mod tests {
     }
 
     #[test]
-    fn only_a_proven_unsent_request_is_told_to_be_unprocessed() {
+    fn texts_for_operators_are_single_lines_that_hold_whatever_the_settings() {
         for cause in BadGatewayCause::ALL {
-            let hint = cause.user_hint().unwrap_or_default();
-            if hint.contains("Nothing was processed") {
-                assert_eq!(cause.replay(), Replay::NotSent, "{cause}");
+            for text in [cause.summary(), cause.next_step()] {
+                assert!((10..=120).contains(&text.len()) && text.starts_with(char::is_uppercase), "{cause}: {text}");
+                assert!(!text.ends_with('.') && !text.contains(['\n', '|', '`']), "{cause}: {text}");
+                // by default no PING is sent
+                assert!(!text.contains("PING"), "{cause}: {text}");
             }
+            assert_ne!(cause.summary(), cause.next_step());
         }
+        // a client that stops reading has not disconnected
+        assert!(BadGatewayCause::ClientClosed.summary().contains("stopped reading"));
     }
 
     #[test]
-    fn operator_hints_hold_whatever_the_settings() {
-        // by default no PING is sent, and a client that stops reading has not left
-        assert!(BadGatewayCause::ALL.iter().all(|cause| !cause.operator_hint().contains("PING")));
-        assert!(BadGatewayCause::ClientClosed.operator_hint().contains("stopped reading"));
+    fn summaries_tell_causes_apart() {
+        let summaries: HashSet<_> = BadGatewayCause::ALL.iter().map(|cause| cause.summary()).collect();
+        assert_eq!(summaries.len(), BadGatewayCause::ALL.len());
     }
 
     #[test]

@@ -29,3 +29,21 @@ words! {
         Committed = "committed",
     }
 }
+
+impl RetryStop {
+    /// The reason in words, for the text of a failure.
+    pub(super) const fn reason(self) -> &'static str {
+        match self {
+            Self::NotRetryable => "a retry would not help",
+            Self::LocalRefusal => "rejected by this gateway",
+            Self::Method => "the method is not idempotent",
+            Self::NotReplayable => "the request body cannot be sent again",
+            Self::Attempts => "attempt limit reached",
+            Self::Budget => "retry budget exhausted",
+            Self::Deadline => "too little time left",
+            Self::Pushback => "the upstream asked for no retry, or for a longer wait than allowed",
+            Self::Override => "retries are disabled for this request",
+            Self::Committed => "the client already has the response head",
+        }
+    }
+}

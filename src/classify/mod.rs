@@ -213,7 +213,7 @@ impl axum_core::response::IntoResponse for Failure {
     ///
     /// A [`ClassifyLayer`] around the handler completes it like its own.
     fn into_response(self) -> Response<axum_core::body::Body> {
-        let mut answer = crate::cause::local_response(&self, self.status());
+        let mut answer = crate::cause::local_response(&self, self.status(), None);
         answer.extensions_mut().insert(crate::cause::LocalResponse);
         answer.map(axum_core::body::Body::from)
     }

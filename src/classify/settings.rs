@@ -194,7 +194,7 @@ impl Settings {
     pub(crate) fn refuse(&self, ask: &mut RequestSummary, failure: &Failure) -> Response<Bytes> {
         self.report(&mut ask.request, failure);
         let status = self.choose_status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
-        let mut answer = cause::local_response(failure, status);
+        let mut answer = cause::local_response(failure, status, Some(&ask.request.method));
         if self.reporter == Reporter::Outer {
             answer.extensions_mut().insert(LocalResponse);
             return answer;

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::cause::{BadGatewayCause, Failure, Replay};
+use crate::cause::{Advice, BadGatewayCause, Failure, Replay};
 
 /// The failure and the request data that an error page is written from.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,8 @@ pub struct ErrorContext<'a> {
     pub(super) request_id: Option<&'a str>,
     pub(super) time: &'a str,
     pub(super) accept_language: Option<&'a str>,
+    /// Whether the request's method is safe.
+    pub(super) safe: bool,
 }
 
 impl<'a> ErrorContext<'a> {
@@ -30,9 +32,15 @@ impl<'a> ErrorContext<'a> {
         self.status
     }
 
-    /// Whether it is proven that nothing was processed, so that sending any request again is safe.
+    /// What the user may do, by the request's method and what is proven.
+    pub fn advice(&self) -> Advice {
+        Advice::of(self.failure, self.safe)
+    }
+
+    /// Whether it is safe to send the request again: its method is safe (RFC 9110 section 9.2.1), or it was proven not
+    /// to be processed.
     pub fn retry_safe(&self) -> bool {
-        self.failure.replay() == Replay::NotSent
+        self.safe || self.failure.replay() == Replay::NotSent
     }
 
     /// The response's `x-request-id`, at most 128 characters; the client may have chosen it.

@@ -35,9 +35,7 @@ pub(super) fn html(
     page.raw("<title>").text(&facts.status_line()).raw("</title>\n");
     page.raw("<style>").raw(STYLE).raw("</style>\n</head>\n<body>\n<main>\n");
     page.raw("<h1>").text(&texts.summary).raw("</h1>\n");
-    if let Some(advice) = &texts.advice {
-        page.raw("<p>").text(advice).raw("</p>\n");
-    }
+    page.raw("<p>").text(&texts.advice).raw("</p>\n");
     page.raw("<dl>\n");
     if let Some(id) = facts.request_id() {
         page.raw("<dt>").text(&texts.request_label).raw("</dt><dd>").text(id).raw("</dd>\n");

@@ -7,17 +7,17 @@
 //!
 //! | the request | the response |
 //! |---|---|
-//! | accepts `text/html`, as browsers do | a page without scripts or external resources, light and dark: what happened, whether it is safe to try again, the request id, the time, a contact |
+//! | accepts `text/html`, as browsers do | a page without scripts or external resources, light and dark: what happened, whether it is safe to try again, the request id if the response has one, the time, a contact |
 //! | accepts `application/problem+json` or `application/json` | a problem (RFC 9457) with `title`, `status`, `detail`, `request_id`, `time` and `retry_safe` |
 //! | accepts anything, or has no `Accept` | plain text |
 //! | is a POST of `application/grpc` | HTTP 200 with `grpc-status`, `grpc-message` and, with a `Retry-After` where a retry is safe, `grpc-retry-pushback-ms` in its head |
 //! | is a POST of `application/grpc-web`, `-web-text` | HTTP 200 and the same as trailers in the body |
 //! | is a HEAD | the head that a GET would get |
 //!
-//! `retry_safe` means that it is proven that nothing was processed; the sentence for users is
-//! [`Failure::user_hint`](crate::Failure::user_hint) and claims no more. No media type names the upstream, address,
-//! cause or software unless [configured](ErrorPage::reveal_upstream). `Accept` is parsed (RFC 9110 section 12.5.1) only
-//! once a request has failed.
+//! Users read one of six [advices](crate::cause::Advice), by the request's method and by what is proven: a GET can be
+//! reloaded whatever happened, and "was not processed" is said only with proof. `retry_safe` agrees with it: the method is
+//! safe, or it is proven that nothing was processed. No media type names the upstream, address, cause or software unless
+//! [configured](ErrorPage::reveal_upstream). `Accept` is parsed (RFC 9110 section 12.5.1) only once a request has failed.
 //!
 //! Status, `Retry-After`, `Proxy-Status` and `x-request-id` are kept; `cache-control: no-store`, `vary`,
 //! `x-content-type-options` and, for HTML, `content-security-policy` are added. The cause remains in the extensions. Because
@@ -50,7 +50,7 @@
 //! let page = answer.into_body().collect().await.unwrap().to_bytes();
 //! let page = std::str::from_utf8(&page).unwrap();
 //! assert!(page.contains("<h1>The service could not be reached.</h1>"));
-//! assert!(page.contains("Nothing was processed. Try again."));
+//! assert!(page.contains("It is safe to reload this page."));
 //! assert!(page.contains("Write to help@shop.example."));
 //! # }
 //! ```

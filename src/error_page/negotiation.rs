@@ -12,6 +12,8 @@ pub(crate) struct ResponsePreferences {
     /// Boxed because few deployments use it.
     pub(super) language: Option<Box<HeaderValue>>,
     pub(super) protocol: ErrorFormat,
+    /// Whether the method is safe (RFC 9110 section 9.2.1).
+    pub(super) safe: bool,
 }
 
 /// The client's protocol, which decides where it looks for the error.
@@ -43,7 +45,8 @@ impl ResponsePreferences {
     ) -> Self {
         let language = if languages == LanguageChoice::Several { headers.get(ACCEPT_LANGUAGE) } else { None };
         let language = language.cloned().map(Box::new);
-        Self { accept: accept.cloned(), language, protocol: ErrorFormat::of(method, headers) }
+        let protocol = ErrorFormat::of(method, headers);
+        Self { accept: accept.cloned(), language, protocol, safe: method.is_safe() }
     }
 }
 
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn languages_are_remembered_only_where_somebody_reads_them() {
+    fn languages_are_kept_only_for_messages_in_several_languages() {
         let headers = HeaderMap::from_iter([(ACCEPT_LANGUAGE, HeaderValue::from_static("de"))]);
         assert!(ResponsePreferences::of(&Method::HEAD, &headers, None, LanguageChoice::One).language.is_none());
         assert_eq!(

@@ -25,14 +25,17 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The maximum length of a shown request id: the client may have chosen it.
 const MAX_ID: usize = 128;
 
-const CONTACT: &str = "If this happens again, tell whoever runs this site, and name the time and the request ID.";
+const CONTACT: &str = "If the problem continues, contact the site and give the time and the request ID.";
+
+/// The contact of a page without a request id.
+const CONTACT_WITHOUT_ID: &str = "If the problem continues, contact the site and give the time.";
 
 /// The settings of an error page.
 ///
 /// | setting | default |
 /// |---|---|
 /// | [`messages`](Self::messages) | English, by cause |
-/// | [`contact`](Self::contact) | a sentence that refers to the operator of the site, without an address |
+/// | [`contact`](Self::contact) | asks to contact the site and give the time and, if the response has one, the request id |
 /// | [`reveal_upstream`](Self::reveal_upstream) | off: no cause, upstream or address is named |
 /// | [`problem_types`](Self::problem_types) | `about:blank` |
 /// | [`template`](Self::template) | a page of less than 3 KB |
@@ -84,7 +87,7 @@ impl ErrorPage {
         self
     }
 
-    /// Sets the contact, as a whole sentence (default: the operator of the site).
+    /// Sets the contact, as a whole sentence (default: see the table).
     pub fn contact(mut self, sentence: impl Into<String>) -> Self {
         self.settings().contact = Some(sentence.into().into());
         self
@@ -173,6 +176,7 @@ impl ErrorPage {
             request_id: id.as_deref(),
             time: &rfc3339(now),
             accept_language: wish.language.as_ref().and_then(|language| language.to_str().ok()),
+            safe: wish.safe,
         };
         let texts = self.settings.messages.as_ref().map_or_else(|| Messages::english(&facts), |write| write(&facts));
         // fields that described the replaced content
@@ -203,7 +207,8 @@ impl ErrorPage {
 
     fn content(&self, form: MediaType, facts: &ErrorContext<'_>, texts: &Messages) -> Content {
         let Settings { template, contact, types, .. } = &*self.settings;
-        let contact = texts.contact.as_deref().or(contact.as_deref()).unwrap_or(CONTACT);
+        let default = if facts.request_id().is_some() { CONTACT } else { CONTACT_WITHOUT_ID };
+        let contact = texts.contact.as_deref().or(contact.as_deref()).unwrap_or(default);
         let revealed = self.revealed(facts);
         let (kind, text, policy) = match (form, template) {
             (MediaType::Plain, _) => {
@@ -321,17 +326,17 @@ mod tests {
     }
 
     #[test]
-    fn a_visitor_reads_what_happened_whether_to_try_again_when_and_whom_to_tell() {
+    fn a_user_reads_what_happened_whether_to_try_again_when_and_whom_to_contact() {
         let answer = html(&refused(), "f00");
         let page = answer.body();
         for part in [
             "<!DOCTYPE html>\n<html lang=\"en\" dir=\"auto\">",
             "<title>502 Bad Gateway</title>",
             "<h1>The service could not be reached.</h1>",
-            "<p>Nothing was processed. Try again.</p>",
+            "<p>It is safe to reload this page.</p>",
             "<dt>Request ID</dt><dd>f00</dd>",
             "<time datetime=\"2026-11-22T18:27:00Z\">2026-11-22T18:27:00Z</time>",
-            "tell whoever runs this site",
+            "<p>If the problem continues, contact the site and give the time and the request ID.</p>",
             "<meta name=\"color-scheme\" content=\"light dark\">",
             "prefers-color-scheme:dark",
         ] {
@@ -365,19 +370,53 @@ mod tests {
                 (Replay::Never, Evidence::Inferred),
             ] {
                 let failure = Failure::builder(cause).replay(replay, evidence).build();
-                let page = html(&failure, "f00").into_body();
-                match failure.user_hint() {
-                    Some(hint) => assert!(page.contains(&format!("</h1>\n<p>{hint}</p>\n<dl>")), "{cause}: {page}"),
-                    None => assert!(page.contains("</h1>\n<dl>"), "{cause}: {page}"),
-                }
                 let proven = replay == Replay::NotSent;
-                assert!(proven || !page.contains("Nothing was processed"), "{cause}");
-                let json = asked(Method::GET, "accept", "application/json");
-                let json = response_with_page(&ErrorPage::new(), &json, &failure, "f00").into_body();
-                let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-                assert_eq!(json["retry_safe"], proven, "{cause}");
+                for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT] {
+                    let advice = failure.advice(&method).text();
+                    let response = |accept| {
+                        response_with_page(&ErrorPage::new(), &asked(method.clone(), "accept", accept), &failure, "f00")
+                    };
+                    if method == Method::HEAD {
+                        assert_eq!(response(HTML).body(), "");
+                        continue;
+                    }
+                    let page = response(HTML).into_body();
+                    assert!(page.contains(&format!("</h1>\n<p>{advice}</p>\n<dl>")), "{cause}: {page}");
+                    assert!(response("*/*").body().contains(&format!(".\n{advice}\n\nRequest ID")), "{cause}");
+                    let json: serde_json::Value = serde_json::from_str(response("application/json").body()).unwrap();
+                    assert!(json["detail"].as_str().unwrap().ends_with(&format!(". {advice}")), "{cause}: {json}");
+                    assert_eq!(json["retry_safe"], proven || method.is_safe(), "{cause}");
+                    assert_eq!(page.contains("was not processed"), proven && !method.is_safe(), "{cause}: {page}");
+                }
+                let call = asked(Method::POST, "content-type", "application/grpc");
+                let call = response_with_page(&ErrorPage::new(), &call, &failure, "f00");
+                let message = call.headers()["grpc-message"].to_str().unwrap();
+                assert!(message.ends_with(failure.advice(&Method::POST).text()), "{cause}: {message}");
             }
         }
+    }
+
+    #[test]
+    fn a_request_id_is_asked_for_only_if_the_response_has_one() {
+        let page = ErrorPage::new();
+        for accept in [HTML, "*/*"] {
+            let mut answer = Response::builder().status(502).body(()).unwrap();
+            let wish = page.preferences(&asked(Method::GET, "accept", accept));
+            let body = page.write(&wish, &refused(), &mut answer, now());
+            let text = std::str::from_utf8(&body).unwrap();
+            assert!(text.contains("contact the site and give the time."), "{text}");
+            assert!(!text.to_lowercase().contains("request id"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_missing_route_is_a_page_not_found_if_its_status_is_404() {
+        let page = ErrorPage::new();
+        let mut answer = Response::builder().status(404).body(()).unwrap();
+        let wish = page.preferences(&asked(Method::GET, "accept", HTML));
+        let body = page.write(&wish, &Failure::new(BadGatewayCause::NoRoute), &mut answer, now());
+        let text = std::str::from_utf8(&body).unwrap();
+        assert!(text.contains("<h1>Page not found.</h1>\n<p>Reloading will not help"), "{text}");
     }
 
     #[test]
@@ -407,7 +446,7 @@ mod tests {
         let expected = serde_json::json!({
             "title": "Bad Gateway",
             "status": 502,
-            "detail": "The service could not be reached. Nothing was processed. Try again.",
+            "detail": "The service could not be reached. Your request was not processed. It is safe to try again.",
             "request_id": "f00",
             "time": "2026-11-22T18:27:00Z",
             "retry_safe": true,
@@ -425,7 +464,7 @@ mod tests {
     fn a_terminal_reads_lines() {
         let curl = asked(Method::GET, "accept", "*/*");
         let answer = response_with_page(&ErrorPage::new().contact("Call 5117."), &curl, &refused(), "f00");
-        let text = "502 Bad Gateway\n\nThe service could not be reached.\nNothing was processed. Try again.\n\n\
+        let text = "502 Bad Gateway\n\nThe service could not be reached.\nIt is safe to reload this page.\n\n\
                     Request ID: f00\nTime (UTC): 2026-11-22T18:27:00Z\nCall 5117.\n";
         assert_eq!(answer.body(), text);
         let answer = response_with_page(&ErrorPage::new().reveal_upstream(), &curl, &refused(), "f00");
@@ -458,7 +497,7 @@ mod tests {
         }
         let call = asked(Method::POST, "content-type", "application/grpc");
         let answer = response_with_page(&ErrorPage::new().reveal_upstream(), &call, &refused(), "f00");
-        let message = "The service could not be reached. Nothing was processed. Try again. \
+        let message = "The service could not be reached. Your request was not processed. It is safe to try again. \
                        cause=connection_refused upstream=payments peer=10.0.0.7:8080";
         assert_eq!(answer.headers()["grpc-status"], "14");
         assert_eq!(answer.headers()["grpc-message"], message);

@@ -13,9 +13,7 @@ pub(super) fn plain(
     line(&mut out, &facts.status_line());
     out.push('\n');
     line(&mut out, &texts.summary);
-    if let Some(advice) = &texts.advice {
-        line(&mut out, advice);
-    }
+    line(&mut out, &texts.advice);
     out.push('\n');
     if let Some(id) = facts.request_id() {
         line(&mut out, &format!("{}: {id}", texts.request_label));

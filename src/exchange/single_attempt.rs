@@ -72,7 +72,7 @@ impl ErrorMode for PassErrors {
 
 /// The local response to a failure, which an outer layer completes.
 pub(crate) fn local_response(failure: &Failure) -> Response<Bytes> {
-    let mut response = cause::local_response(failure, failure.status());
+    let mut response = cause::local_response(failure, failure.status(), None);
     response.extensions_mut().insert(LocalResponse);
     response
 }

@@ -102,7 +102,7 @@ fn absolute(uri: Uri, scheme: &uri::Scheme, authority: &Authority) -> Uri {
 #[cold]
 fn refused<B: From<Bytes>>(failure: cause::FailureBuilder) -> Response<B> {
     let failure = failure.build();
-    let mut answer = cause::local_response(&failure, failure.status());
+    let mut answer = cause::local_response(&failure, failure.status(), None);
     answer.extensions_mut().insert(LocalResponse);
     answer.map(B::from)
 }

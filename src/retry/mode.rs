@@ -140,7 +140,7 @@ impl ErrorMode for Recorded {
 
     /// Replaces a response that was discarded before: without a body text.
     fn local_response(&self, (): &mut (), failure: &Failure, _: Option<Duration>) -> Response<Bytes> {
-        let mut response = cause::local_response(failure, failure.status()).map(|_| Bytes::new());
+        let mut response = cause::local_response(failure, failure.status(), None).map(|_| Bytes::new());
         response.headers_mut().remove(http::header::CONTENT_TYPE);
         response.extensions_mut().insert(LocalResponse);
         response

@@ -27,8 +27,9 @@ use tower_upstream::retry::RetryLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
-const UNKNOWN: &str = "We cannot tell whether your request was carried out. Check before sending it again.";
-const NOTHING: &str = "Nothing was processed.";
+const UNKNOWN: &str =
+    "We do not know whether your request was processed. Check before you repeat an order or a payment.";
+const NOTHING: &str = "was not processed";
 
 /// Orders that were booked.
 #[derive(Clone, Default)]
