@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// The low bits count calls; the bits above number the threads.
 const CALL_BITS: u32 = 40;
 
-/// In place of `before`: `after` is a number of the layer's own, and no client drew one.
+/// The value of `before` that means: no client drew a number, and `after` is the layer's own.
 const OWN: u64 = u64::MAX;
 
 thread_local! {
@@ -34,7 +34,7 @@ pub(crate) struct ClientCall {
 }
 
 impl ClientCall {
-    /// Draws the next number, for a client in its `call`, or for a layer that refuses to make one.
+    /// Draws the next number, for a client in its `call`, or for a layer that rejects the call instead.
     #[inline]
     pub(crate) fn next() -> Self {
         let mut last = LAST.get();
@@ -47,9 +47,9 @@ impl ClientCall {
         Self { number, promised: NonZeroU64::new(PROMISED.replace(0)) }
     }
 
-    /// Makes a call that was postponed after this number was drawn for it; the first client in it takes over the number.
+    /// Makes a call for which this number was drawn earlier; the first client called in it takes over the number.
     pub(crate) fn make<T>(self, call: impl FnOnce() -> T) -> T {
-        /// Also when the call panics.
+        /// Restores the number on drop, and so after a panic of the call too.
         struct Restore(u64);
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -87,7 +87,7 @@ impl ClientCalls {
         Self { after: LAST.get(), ..self }
     }
 
-    /// Stops counting, for a layer that classifies errors of clients that draw no number: then it draws its own.
+    /// Stops counting; draws a number of the layer's own if no client drew one, because clients of other crates do not.
     #[inline]
     pub(crate) fn end_or_claim(self) -> Self {
         let ended = self.end();
@@ -99,7 +99,7 @@ impl ClientCalls {
         self.only().is_some_and(|only| only == call.number || Some(only) == call.promised)
     }
 
-    /// The client calls of a layer that drew a number to make its call later, once it has made the call.
+    /// Updates the calls of a layer that drew a number in advance, with those that it has made since.
     pub(crate) fn made(self, made: Self) -> Self {
         match (self.before, made.before == made.after) {
             // the client has taken over that number
@@ -109,7 +109,7 @@ impl ClientCalls {
         }
     }
 
-    /// While no call was made, the layer's own number is the only one.
+    /// Counts the layer's own number as the only call, as long as no call was made.
     pub(crate) fn promised(self) -> Self {
         if self.before == OWN { Self { before: self.after - 1, ..self } } else { self }
     }

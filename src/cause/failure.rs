@@ -88,7 +88,7 @@ pub enum Detail {
 }
 
 /// The detail of a refused upgrade: caused by clients, not a sign of an overloaded upstream.
-pub(crate) const TUNNEL_LIMIT: &str = "as many tunnels are open as may be";
+pub(crate) const TUNNEL_LIMIT: &str = "the limit of open tunnels is reached";
 
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,7 +128,7 @@ struct Record {
     source: Option<SharedError>,
 }
 
-/// Who stated the replay safety, and about which call.
+/// The source of a record's replay safety, and the call that it applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     /// Stated by code outside of this crate, about the request it was called with.
@@ -137,7 +137,7 @@ enum Origin {
     Unclaimed,
     /// Stated about this call by a client of this crate, or by a layer that classified a client's error.
     Client(ClientCall),
-    /// A layer of this crate refused to make the call; all the calls it refuses may share the record.
+    /// A layer of this crate rejected the call; all calls that it rejects may share the record.
     Refusal,
 }
 
@@ -188,7 +188,7 @@ impl Failure {
         })
     }
 
-    /// The record as valid for the maker of these client calls: "not sent" of another call does not apply to them.
+    /// Returns the record as it applies to these client calls: "not sent" of another call becomes `IdempotentOnly`.
     pub(crate) fn about(self, calls: ClientCalls) -> Self {
         if self.is_about(calls) {
             return self;
@@ -207,7 +207,7 @@ impl Failure {
             }
     }
 
-    /// A record made here from a client's error, for these client calls.
+    /// Identifies a record made from a client's error as one of these client calls.
     pub(crate) fn claimed(self, calls: ClientCalls) -> Self {
         match calls.claim() {
             Some(call) => self.into_builder().call(call).build(),
@@ -223,8 +223,8 @@ impl Failure {
         }
     }
 
-    /// The record as valid if the request body was polled: the client that polled it had the request, so a client that
-    /// reports that it had no connection was another one.
+    /// Corrects the record if the request body was polled: a client that polled it had a connection, so a record that
+    /// says "no connection" is about another call.
     pub(crate) fn where_body_was_read(self, read: bool) -> Self {
         let record = &*self.0;
         let unconnected = record.replay == Replay::NotSent && record.evidence == Evidence::NoConnection;
@@ -284,7 +284,7 @@ impl Failure {
         self.0.evidence
     }
 
-    /// What the user of a request with this method may do, as far as it is proven.
+    /// The advice for the user of a request with this method, as far as it is proven.
     pub fn advice(&self, method: &Method) -> Advice {
         Advice::of(self, method.is_safe())
     }

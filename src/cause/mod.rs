@@ -196,14 +196,14 @@ impl BadGatewayCause {
         &self.facts().categories[1..]
     }
 
-    /// Who usually has to act, the most likely first.
+    /// The parties that usually have to act, the most likely first.
     pub const fn responsible(self) -> &'static [Responsible] {
         self.facts().responsible
     }
 
     /// Whether the request may be sent again, if the attempt was observed to fail in this way.
     ///
-    /// [`Failure::replay`] is the answer for a particular attempt: without evidence it is [`Replay::IdempotentOnly`] at
+    /// The value for a particular attempt is [`Failure::replay`]: without evidence, it is [`Replay::IdempotentOnly`] at
     /// most.
     pub const fn replay(self) -> Replay {
         self.facts().replay
@@ -214,17 +214,17 @@ impl BadGatewayCause {
         self.facts().prospect
     }
 
-    /// How a circuit breaker counts it.
+    /// How a circuit breaker counts this cause.
     pub const fn breaker_verdict(self) -> BreakerVerdict {
         self.facts().breaker
     }
 
-    /// What happened, in one line for operators: the message of the log event.
+    /// The summary for operators, in one line: the message of the log event.
     pub const fn summary(self) -> &'static str {
         self.facts().summary
     }
 
-    /// What operators check or do first: the field `hint` of the log event.
+    /// The next step for operators: the field `hint` of the log event.
     pub const fn next_step(self) -> &'static str {
         self.facts().next_step
     }
@@ -255,7 +255,7 @@ impl fmt::Debug for BadGatewayCause {
     }
 }
 
-/// A word that names no cause.
+/// The error for a name that is not a cause's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownCause(());
 
@@ -273,7 +273,7 @@ impl FromStr for BadGatewayCause {
     /// Reads what [`as_str`](Self::as_str) writes.
     ///
     /// # Errors
-    /// [`UnknownCause`] where no kind has that name.
+    /// [`UnknownCause`] if no cause has that name.
     fn from_str(name: &str) -> Result<Self, UnknownCause> {
         let found = Self::ALL.iter().find(|cause| cause.as_str() == name);
         found.copied().ok_or(UnknownCause(()))
@@ -329,31 +329,31 @@ macro_rules! words {
 use words;
 
 words! {
-    /// Where an operator looks first, in the words of the usual 502 checklist.
+    /// The area to check first, by the categories of common 502 checklists.
     Category {
         /// The backend is down or crashed.
         BackendDown = "backend_down",
-        /// Something has more work than it can do.
+        /// The backend or the gateway is overloaded.
         Overload = "overload",
-        /// The gateway is set up wrongly: address, port, protocol, limits, headers.
+        /// The gateway is configured wrongly: address, port, protocol, limits, headers.
         ProxyConfig = "proxy_config",
-        /// A firewall or another filter is in the way.
+        /// A firewall or another filter blocks the traffic.
         Blocked = "blocked",
-        /// Names or routes do not lead to the backend.
+        /// DNS or routing is wrong.
         DnsRouting = "dns_routing",
-        /// The backend's code is slow or answers wrongly.
+        /// The backend's code is slow or responds incorrectly.
         SlowOrBroken = "slow_or_broken",
-        /// Our own client broke off.
+        /// The client disconnected or stalled.
         Client = "client",
-        /// The fault is the gateway's own.
+        /// The gateway itself failed.
         Gateway = "gateway",
-        /// Nothing is known.
+        /// The failure could not be classified.
         Unknown = "unknown",
     }
 }
 
 words! {
-    /// Who usually fixes it.
+    /// A party that may have to act.
     Responsible {
         /// The owner of the site.
         SiteOwner = "site_owner",
@@ -397,11 +397,11 @@ impl Replay {
 words! {
     /// Whether a retry would help.
     Prospect {
-        /// The same peer will probably answer at once.
+        /// Yes, immediately and at the same peer.
         SamePeer = "same_peer",
-        /// Another peer may answer.
+        /// Yes, at another peer.
         OtherPeer = "other_peer",
-        /// Later, not now.
+        /// Yes, after a delay.
         AfterDelay = "after_delay",
         /// No.
         Futile = "futile",

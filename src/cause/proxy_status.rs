@@ -47,7 +47,7 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 #[derive(Clone)]
 pub struct ProxyStatus {
     name: HeaderValue,
-    /// In the order of the causes: the constant part of the member.
+    /// The constant part of the member, by cause.
     by_cause: Arc<[HeaderValue]>,
     next_hop: bool,
 }
@@ -123,7 +123,7 @@ impl ProxyStatus {
     /// Appends our member to the gateway's response to a request that it did not forward.
     ///
     /// A 4xx is a `http_request_error` with its status (RFC 9209 section 2.3.16), any other a
-    /// `proxy_internal_response` (section 2.3.29). A map that is full stays as it is.
+    /// `proxy_internal_response` (section 2.3.29). A full map is left unchanged.
     pub fn append_rejection(&self, headers: &mut HeaderMap, status: StatusCode) {
         let mut member = ProxyStatusMember::new(&self.name);
         if status.is_client_error() {
@@ -227,7 +227,7 @@ fn request_error(member: &mut ProxyStatusMember<'_>, status: StatusCode) {
     member.string("status-phrase", status.canonical_reason().unwrap_or_default());
 }
 
-/// A member that is shared until something is added to it.
+/// A member that is cloned from the base until a parameter is added.
 struct ProxyStatusMember<'a> {
     base: &'a HeaderValue,
     longer: Vec<u8>,

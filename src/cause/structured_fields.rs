@@ -17,10 +17,10 @@ mod vectors;
 use std::borrow::Cow;
 use std::mem;
 
-/// The most bytes of a field that are looked at, all its lines together.
+/// The maximum size of a field in bytes, all its lines together.
 pub(super) const MAX_BYTES: usize = 16 * 1024;
 
-/// The most members of one List.
+/// The maximum number of members of one List.
 pub(super) const MAX_MEMBERS: usize = 1024;
 
 /// A bare item (RFC 9651 section 3.3).
@@ -29,7 +29,7 @@ pub(super) enum Value<'a> {
     Token(&'a str),
     String(Cow<'a, str>),
     Integer(i64),
-    /// In thousandths, which is exact: a decimal has at most three digits behind its point.
+    /// In thousandths, which is exact: a decimal has at most three digits after the point.
     Decimal(i64),
     Bytes(Vec<u8>),
     Boolean(bool),
@@ -38,7 +38,7 @@ pub(super) enum Value<'a> {
     Display(String),
 }
 
-/// Each key once, where it first stood, with the value it last had (RFC 9651 section 4.2.3.2).
+/// Parameters without duplicates: each key at its first position, with its last value (RFC 9651 section 4.2.3.2).
 pub(super) type Parameters<'a> = Vec<(&'a str, Value<'a>)>;
 
 /// A bare item with its parameters.
@@ -106,7 +106,7 @@ pub(super) fn is_string(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// What is left of a text; a field is ASCII, so that it may be cut anywhere.
+/// The unread rest of a field; a field is ASCII, so that it can be split at any byte.
 struct Reader<'a> {
     rest: &'a str,
 }
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
         self.rest = self.rest.trim_start_matches(blanks);
     }
 
-    /// As many characters as fit.
+    /// Takes the longest prefix of matching characters.
     fn take(&mut self, fits: impl Fn(char) -> bool) -> &'a str {
         let end = self.rest.find(|c| !fits(c)).unwrap_or(self.rest.len());
         let (taken, rest) = self.rest.split_at(end);
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Leaves each key once. It sorts, for to search would be quadratic in the parameters.
+/// Removes duplicate keys. Sorts instead of searching, to avoid quadratic time.
 fn settle(parameters: &mut Parameters<'_>) {
     parameters.sort_by_key(|(key, _)| *key);
     parameters.dedup_by(|later, kept| {
@@ -187,7 +187,7 @@ fn settle(parameters: &mut Parameters<'_>) {
         }
         repeated
     });
-    // Keys are slices of one text: their addresses are their order in it.
+    // keys are slices of one text: the order of their addresses is their order in the text
     parameters.sort_by_key(|(key, _)| key.as_ptr());
 }
 
@@ -200,7 +200,7 @@ mod tests {
         Some(String::from_utf8(value.into_owned()).unwrap())
     }
 
-    /// The one item of a List, as `(key, value)`, the bare item itself without a key.
+    /// The parameters of a List with one item, as `(key, value)`; the bare item comes first, without a key.
     fn parts(input: &str) -> Option<Vec<(&str, Value<'_>)>> {
         let entries = list(input.as_bytes())?;
         let [Entry::Item(item)] = &entries[..] else { panic!("{input} is not one item") };

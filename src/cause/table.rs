@@ -7,7 +7,7 @@ use super::user_text::UserSummary;
 use super::{BadGatewayCause, BreakerVerdict, Replay};
 use BadGatewayCause as Cause;
 
-/// One row.
+/// The facts about one cause.
 pub(super) struct CauseFacts {
     pub(super) cause: BadGatewayCause,
     pub(super) name: &'static str,
@@ -19,9 +19,9 @@ pub(super) struct CauseFacts {
     pub(super) replay: Replay,
     pub(super) prospect: Prospect,
     pub(super) breaker: BreakerVerdict,
-    /// What happened, for operators.
+    /// The summary for operators.
     pub(super) summary: &'static str,
-    /// What operators check or do first.
+    /// The next step for operators.
     pub(super) next_step: &'static str,
     pub(super) user_summary: UserSummary,
 }

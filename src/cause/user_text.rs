@@ -1,10 +1,10 @@
-//! What users are told about a failure: what happened, and whether it is safe to try again.
+//! Texts for users about a failure: a summary, and the advice whether to try again.
 
 use http::StatusCode;
 
 use super::{BadGatewayCause, Failure, Prospect, Replay};
 
-/// What a user may do after a failure, as far as it is proven.
+/// The advice for the user of a failed request, as far as it is proven.
 ///
 /// ```
 /// use http::Method;
@@ -87,7 +87,7 @@ fn lasts(cause: BadGatewayCause) -> bool {
     }
 }
 
-/// What happened, for users; several causes have the same one.
+/// The summary for users; several causes share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UserSummary {
     Configuration,
@@ -123,7 +123,7 @@ impl UserSummary {
     }
 }
 
-/// What happened, in one sentence for users; `status` is that of the response.
+/// The summary for users, in one sentence; `status` is that of the response.
 pub(crate) fn user_summary(failure: &Failure, status: StatusCode) -> &'static str {
     match failure.cause() {
         BadGatewayCause::NoRoute if status == StatusCode::NOT_FOUND => "Page not found.",

@@ -11,7 +11,7 @@ pub(super) enum MediaType {
     Problem,
 }
 
-/// In the order of preference among equals, as for `*/*`.
+/// The media types, in order of preference if a request prefers none of them (`*/*`).
 const FORMS: [MediaType; 3] = [MediaType::Plain, MediaType::Html, MediaType::Problem];
 
 /// How much a request prefers a media type, and by which range.

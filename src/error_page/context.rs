@@ -32,7 +32,7 @@ impl<'a> ErrorContext<'a> {
         self.status
     }
 
-    /// What the user may do, by the request's method and what is proven.
+    /// The advice for the user, by the request's method and by what is proven.
     pub fn advice(&self) -> Advice {
         Advice::of(self.failure, self.safe)
     }

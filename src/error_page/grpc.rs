@@ -27,7 +27,7 @@ impl Code {
     ///
     /// `Unavailable` invites clients to retry, so it is for temporary failures. A relayed status has the code of
     /// `http-grpc-status-mapping.md`, a reset stream that of its HTTP/2 error (`PROTOCOL-HTTP2.md`, Errors). A request that was
-    /// sent and not answered in time is `DeadlineExceeded`, whichever timeout fired.
+    /// sent and got no response in time is `DeadlineExceeded`, whichever timeout fired.
     pub(super) fn of(failure: &Failure) -> Self {
         use BadGatewayCause as C;
         match failure.cause() {
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn what_must_never_be_repeated_is_not_called_unavailable() {
         for &cause in BadGatewayCause::ALL {
-            // gRPC itself says Unavailable of a connection that broke in mid-answer
+            // gRPC too maps a connection that broke within a response to Unavailable
             if cause.replay() == Replay::Never && cause != BadGatewayCause::IncompleteBody {
                 assert_ne!(Code::of(&Failure::new(cause)), Code::Unavailable, "{cause}");
             }
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_pause_is_told_only_where_a_retry_is_safe() {
-        // what a layer of ours refuses, and what a cause alone says
+        // a rejection by a layer of this crate, or a failure without proof
         let failure = |cause| match cause {
             BadGatewayCause::CircuitOpen => Failure::builder(cause).refusal().build(),
             cause => Failure::new(cause),

@@ -1,7 +1,7 @@
 //! Error pages: the response to a failure, in a media type that the client accepts.
 //!
 //! [`ErrorPageLayer`] is the outermost layer, around [`ClassifyLayer`](crate::ClassifyLayer). Where a layer of this crate
-//! responded in the upstream's place, or a handler returned a [`Failure`], it replaces the line of text by an
+//! responded in the upstream's place, or a handler returned a [`Failure`], it replaces the plain text by an
 //! [`ErrorPage`]. It never changes relayed responses, pages written by a service of your own, the 400 and 501 of
 //! [`forward`](crate::forward), or errors.
 //!

@@ -305,7 +305,7 @@ mod tests {
         Request::builder().method(method).uri("/").header(name, value).body(()).unwrap()
     }
 
-    /// The answer to a failure, as text.
+    /// The response to a failure, as text.
     fn response_with_page(page: &ErrorPage, request: &Request<()>, failure: &Failure, id: &str) -> Response<String> {
         let mut answer = Response::builder().status(failure.status()).header("proxy-status", "edge; error=x");
         answer = answer.header("x-request-id", id).header("content-encoding", "gzip").header("content-length", "3");

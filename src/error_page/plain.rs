@@ -1,4 +1,4 @@
-//! The plain-text error response, for terminals and for clients that accept nothing else we write.
+//! The plain-text error response, for terminals and for clients that accept none of the other media types.
 
 use super::{ErrorContext, Messages};
 

@@ -35,7 +35,7 @@ mod tests {
 
     use super::*;
 
-    /// The same by another hand: httpdate's.
+    /// The expected text, derived from httpdate's.
     fn by_httpdate(now: SystemTime) -> String {
         let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
         let date = httpdate::fmt_http_date(now);

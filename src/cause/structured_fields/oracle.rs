@@ -1,4 +1,4 @@
-//! The parser against `sfv`, another one: both take and refuse the same fields, with the same values.
+//! Compares the parser with the crate `sfv`: both accept and reject the same fields, with the same values.
 
 use proptest::prelude::*;
 
@@ -77,7 +77,7 @@ fn field() -> impl Strategy<Value = String> {
     (proptest::collection::vec(member, 0..4), "[ \t]{0,2},[ \t]{0,2}").prop_map(|(members, comma)| members.join(&comma))
 }
 
-/// A byte taken out, put in or put in another's place, mostly one that means something.
+/// A byte that is removed, inserted or replaced, mostly by one with a meaning in the grammar.
 fn mutation() -> impl Strategy<Value = (prop::sample::Index, usize, Option<u8>)> {
     let byte = prop_oneof![4 => prop::sample::select(br#" ,;="\()?:@%-.*a0=	"#.as_slice()), 1 => any::<u8>()];
     (any::<prop::sample::Index>(), 0..=1_usize, proptest::option::of(byte))

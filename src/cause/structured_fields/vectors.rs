@@ -1,4 +1,4 @@
-//! The httpwg's test vectors, as far as a List parser sees them.
+//! The test vectors of the HTTP working group that apply to a List parser.
 //!
 //! An Item without a comma is a List of one, so the Item vectors count too.
 
@@ -105,7 +105,7 @@ fn value(json: &Json) -> Value<'_> {
     }
 }
 
-/// The vectors' way to write bytes (RFC 4648 section 6).
+/// Decodes base32, in which the vectors write bytes (RFC 4648 section 6).
 fn base32(text: &str) -> Vec<u8> {
     let (mut bytes, mut bits, mut held) = (Vec::new(), 0_u32, 0);
     for digit in text.trim_end_matches('=').bytes() {
