@@ -62,14 +62,14 @@ where
     }
 }
 
-/// Whether an HTTP/2 body that just ended was cut: `RST_STREAM(NO_ERROR)` looks like an end, but only
-/// `END_STREAM` is one (RFC 9113 section 8.1). hyper's own body alone can tell.
+/// Whether an HTTP/2 body that just ended was truncated: `RST_STREAM(NO_ERROR)` looks like an end, but only
+/// `END_STREAM` is one (RFC 9113 section 8.1). Only hyper's own body shows the difference.
 pub(super) fn was_truncated<B: Body + 'static>(body: &B, version: Version) -> bool {
     version == Version::HTTP_2
         && (body as &dyn Any).downcast_ref::<Incoming>().is_some_and(|incoming| !incoming.is_end_stream())
 }
 
-/// The failure of such a body.
+/// The failure of a truncated body.
 pub(super) fn truncated() -> Failure {
     Failure::builder(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
 }

@@ -62,7 +62,7 @@ pub(super) enum TlsFacts {
     Other,
 }
 
-// without its feature nobody makes them
+// constructed only with feature `http2`
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum H2Facts {
@@ -74,7 +74,7 @@ pub(super) enum H2Facts {
     Ours(u32),
     /// We reset the stream ourselves: hyper does where the request body fails.
     Cancelled(u32),
-    /// h2 refused what we asked it to send; the peer has no part in it.
+    /// h2 refused to send what this crate passed to it; the peer is not involved.
     User,
     Io,
 }

@@ -33,7 +33,7 @@ pub(super) fn read(error: &hyper::Error) -> HyperFacts {
     match error.to_string().as_str() {
         "message head is too large" => HyperFacts::TooLarge,
         "received unexpected message from connection" => HyperFacts::Unexpected,
-        // what went wrong while reading is its source
+        // its source says what went wrong while reading
         "error reading a body from connection"
             if error.source().is_some_and(|source| source.to_string() == "connection error") =>
         {

@@ -6,11 +6,11 @@
 //! carries [`UpstreamStatus`](crate::BadGatewayCause::UpstreamStatus).
 //!
 //! The response head is held while the first poll of the body is pending, at most 5 ms, so that a crash
-//! right after the head still is a 502 (hyper's server would send an empty reply). Later failures let
-//! what came be flushed, then cut the body: it never ends like a complete message, where the protocol has a way to say so.
-//! To an HTTP/1.0 client a body without a length ends with its connection, so that a cut one looks complete: hyper's server
-//! closes the connection, it cannot reset it; only over TLS is `close_notify` missing then. A body of an upstream that ends
-//! with its connection cannot be known to be cut either.
+//! right after the head still is a 502 (hyper's server would send an empty reply). After a later failure the
+//! data received so far is flushed, and the body ends with an error, so that it does not look complete. There are two
+//! exceptions. For an HTTP/1.0 client, a body without a length ends with its connection: hyper's server can only close the
+//! connection, and only over TLS does the missing `close_notify` show the truncation. And if the upstream's body has no
+//! length and ends with its connection, its truncation cannot be detected.
 //!
 //! Local responses carry the request's `x-request-id`, or a generated one in place of an
 //! [unfit one](crate::event::RequestInfo::request_id); the upstream receives the request's own.
@@ -179,7 +179,7 @@ impl Failure {
         Self::from_facts(error, &clues, judge, scene)
     }
 
-    /// As [`classified`](Self::classified), by a connector.
+    /// Like [`classified`](Self::classified), for an error of a connector.
     #[cfg(feature = "client")]
     fn classified_by_connector(
         error: BoxError,
@@ -209,7 +209,7 @@ impl Failure {
 
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for Failure {
-    /// The local response that [`ClassifyLayer`] would return: status, cause, a line of text.
+    /// The local response that [`ClassifyLayer`] would return: status, cause and a short text.
     ///
     /// A [`ClassifyLayer`] around the handler completes it like its own.
     fn into_response(self) -> Response<axum_core::body::Body> {
@@ -252,7 +252,7 @@ impl ClassifyLayer {
         self
     }
 
-    /// Sets a classifier that is asked first; if it returns `None`, the crate's rules decide.
+    /// Sets a classifier that is called first; if it returns `None`, the crate's rules decide.
     pub fn classifier<J>(mut self, judge: J) -> Self
     where
         J: Fn(&(dyn Error + 'static)) -> Option<Classification> + Send + Sync + 'static,

@@ -56,7 +56,7 @@ pub(super) fn before_head(clues: &ErrorFacts, scene: &AttemptContext) -> Classif
     }
 }
 
-/// Marks a connection as HTTP/2 where its maker did not: hyper-util's pool reports only ALPN.
+/// Marks a connection as HTTP/2 if its connector did not: hyper-util's pool reports only ALPN.
 fn as_spoken(clues: &ErrorFacts, mut scene: AttemptContext) -> AttemptContext {
     // bytes refused by an HTTP/1 parser belong to another protocol
     let refused = matches!(clues.hyper, Some(HyperFacts::Parse | HyperFacts::Canceled | HyperFacts::Unexpected));
@@ -71,12 +71,12 @@ fn begins_h2(first: &[u8]) -> bool {
     matches!(first, [0, 0, _, 4, ..])
 }
 
-/// Judges an error in a response body, whose head was good.
+/// Classifies an error in a response body.
 pub(super) fn in_body(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     if let Some(failure) = &clues.failure {
         return Classification::new(failure.cause());
     }
-    // without an error of the upstream's, our side failed as it wrote: as a rule, because the client's upload did
+    // no error of the upstream: our side failed while it wrote, usually because the client's upload failed
     let cannot_write = clues.hyper == Some(HyperFacts::WriteFailed) || matches!(clues.h2, Some(H2Facts::Cancelled(_)));
     let cause = match clues.text {
         _ if scene.upload == UploadState::Failed => Cause::RequestBodyFailed,
@@ -104,7 +104,7 @@ pub(super) fn in_body(clues: &ErrorFacts, scene: &AttemptContext) -> Classificat
     }
 }
 
-/// Errors on our side of the connection, which may carry the upstream's errors further inside.
+/// Classifies errors on our side of the connection, which may carry the upstream's errors further inside.
 fn local_error(clues: &ErrorFacts, scene: &AttemptContext) -> Option<Classification> {
     if scene.upload == UploadState::Failed {
         return Some(Cause::RequestBodyFailed.into());
@@ -131,7 +131,7 @@ fn local_error(clues: &ErrorFacts, scene: &AttemptContext) -> Option<Classificat
     })
 }
 
-/// After TCP connected and before TLS was established: a reset or an end belongs to the handshake.
+/// Classifies errors of a TLS handshake: a reset or an end belongs to the handshake.
 // called by `TlsConnector` only
 #[cfg_attr(not(all(feature = "client", feature = "rustls")), allow(dead_code))]
 pub(super) fn handshaking(clues: &ErrorFacts) -> Classification {
@@ -141,7 +141,7 @@ pub(super) fn handshaking(clues: &ErrorFacts) -> Classification {
     }
 }
 
-/// Errors before a connection was established: the request was not sent.
+/// Classifies errors before a connection was established: the request was not sent.
 pub(super) fn connecting(clues: &ErrorFacts) -> Classification {
     if let Some(tls) = clues.tls {
         return shaking(tls);
@@ -180,12 +180,12 @@ fn refused_by(io: IoFacts, tcp: bool) -> Cause {
     }
 }
 
-/// The handshake was not complete on our side: only handshake messages were written.
+/// Classifies a TLS error before our side completed the handshake: only handshake messages were written.
 fn shaking(tls: TlsFacts) -> Classification {
     named_tls(tls, |cause| not_sent(cause, Evidence::NoConnection))
 }
 
-/// The handshake was complete on our side, or there was none: the request may have been written.
+/// Classifies a TLS error after our side completed the handshake: the request may have been written.
 fn judge_tls(tls: TlsFacts, scene: &AttemptContext) -> Classification {
     // alerts may come at any time; they belong to the handshake only in a connection's first flight
     let first_flight = scene.wire.is_some_and(|wire| wire.served == 0 && wire.read == 0);
@@ -223,7 +223,7 @@ fn judge_h2(h2: H2Facts, scene: &AttemptContext) -> Classification {
     verdict.detail(Detail::H2(code))
 }
 
-/// I/O errors outside of the connect phase, and all others.
+/// Classifies I/O errors outside of the connect phase, and all errors without a rule of their own.
 fn judge_io(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     let Some(io) = clues.io else {
         return match clues.text {
@@ -256,7 +256,7 @@ fn judge_io(clues: &ErrorFacts, scene: &AttemptContext) -> Classification {
     with_errno(verdict, Some(io))
 }
 
-/// The connection was lost before the head was complete: the counters decide.
+/// Classifies the loss of a connection before the head was complete, by the connection's counters.
 fn connection_lost(otherwise: Cause, scene: &AttemptContext) -> Classification {
     let Some(wire) = scene.wire else {
         return otherwise.into();

@@ -83,7 +83,7 @@ pub(crate) struct RequestSummary {
 }
 
 impl RequestSummary {
-    /// Takes the place of what was noted before, field by field: what is large is not moved.
+    /// Overwrites the summary field by field, which avoids the move of a large value.
     #[inline]
     pub(crate) fn update<B>(&mut self, request: &Request<B>, asked: Expected, request_id: Option<&HeaderValue>) {
         let method = request.method();
@@ -294,7 +294,7 @@ pub(crate) fn is_plain_head<B>(answer: &Response<B>) -> bool {
     answer.extensions().is_empty() && status < 400 && status != 101 && is_plainly_framed(answer.headers())
 }
 
-/// The failure of a local response whose "not sent" belongs to another call: its text may be wrong.
+/// Returns the failure of a local response whose "not sent" belongs to another call: its text has to be written anew.
 #[cold]
 pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Option<Failure> {
     if !Failure::of_calls(answer, calls) || !cause::is_local(answer.extensions()) {
@@ -305,7 +305,9 @@ pub(crate) fn disowned<B>(answer: &mut Response<B>, calls: ClientCalls) -> Optio
     Some(if complete { reported(failure) } else { failure })
 }
 
-/// What is wrong with a head; its connection is ended, as what follows cannot be delimited. Equal lengths become one.
+/// Returns the failure of an invalid head and closes its connection, because the end of the message is unknown.
+///
+/// In a valid head, equal lengths become one.
 pub(crate) fn refused_head<B>(answer: &mut Response<B>, ask: &RequestSummary) -> Option<Failure> {
     let stamp = answer.extensions().get::<ConnectionStats>();
     if let Some(stamp) = stamp {

@@ -17,12 +17,12 @@ type BoxError = Box<dyn Error + Send + Sync>;
 pin_project! {
     /// A request or response body that passes a [`ForwardLayer`](super::ForwardLayer).
     ///
-    /// Frames, `size_hint` and `is_end_stream` are those of the body, but its trailers go through
-    /// [`strip_trailers`](super::strip_trailers); a section of which nothing is left is left out. Trailers that are larger
-    /// than 16 KiB are discarded in a request. In a response they are an error, a [`Failure`] with
+    /// Frames, `size_hint` and `is_end_stream` are those of the inner body. Trailers go through
+    /// [`strip_trailers`](super::strip_trailers); a section without fields is omitted. Trailers that are larger than 16 KiB
+    /// are discarded in a request. In a response they are an error, a [`Failure`] with
     /// [`TrailerTooLarge`](BadGatewayCause::TrailerTooLarge); all other errors are those of the body.
     ///
-    /// `Default` and `From<Bytes>` where the body has them.
+    /// Implements `Default` and `From<Bytes>` if the inner body does.
     #[derive(Debug)]
     pub struct ForwardBody<B> {
         #[pin]

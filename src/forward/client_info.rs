@@ -50,7 +50,7 @@ impl ClientInfo {
         }
     }
 
-    /// A client of which neither address nor scheme is known.
+    /// A client with unknown address and scheme.
     pub fn unknown() -> Self {
         Self { address: None, scheme: None, element: HeaderValue::from_static("for=unknown") }
     }

@@ -114,7 +114,7 @@ const X_ORIGINS: &[&str] = &[
     "webauth",
 ];
 
-/// The second letters of the names that begin with each letter, one bit each: most names of other fields are none of them.
+/// For each first letter, the set of second letters of known names, one bit each: it excludes most other names.
 type SecondLetters = [u32; 26];
 static SECOND_LETTERS: SecondLetters = second_letters(ORIGINS);
 static X_SECOND_LETTERS: SecondLetters = second_letters(X_ORIGINS);
@@ -147,7 +147,7 @@ static STARTS: [usize; LONGEST + 2] = {
     starts
 };
 
-/// The lengths of the names that begin with each letter, one bit each: few other names are compared with any.
+/// For each first letter, the set of lengths of known names, one bit each: few other names need a comparison.
 static LENGTHS: [u32; 26] = {
     let mut lengths = [0; 26];
     let mut index = 0;
@@ -188,7 +188,7 @@ impl HeaderLists {
         .and(Self::known("proxy-authorization"))
         .and(Self::known("proxy-connection"));
 
-    /// A spelling of an [`ORIGIN`](Self::ORIGIN) field with other punctuation than dashes, which CGI and WSGI treat as the same.
+    /// An [`ORIGIN`](Self::ORIGIN) field spelled with other punctuation than dashes; CGI and WSGI treat both alike.
     pub(super) const UNDERSCORE_VARIANTS: Self = Self(1 << 31);
 
     /// An [`ORIGIN`](Self::ORIGIN) field that the rules do not write themselves.
@@ -251,7 +251,7 @@ impl HeaderLists {
         (fields, size)
     }
 
-    /// The known field a connection option names; the set is empty where it names none.
+    /// The known field that a connection option names; empty if it names none.
     pub(super) fn named(option: &[u8]) -> Self {
         let known = find(option, <[u8]>::eq_ignore_ascii_case);
         if known.is_empty() { origin(option) } else { known }
@@ -299,7 +299,7 @@ fn known(name: &[u8]) -> HeaderLists {
     find(name, |name, known| name == known)
 }
 
-/// The place of a letter in the alphabet, of either case.
+/// The index of a letter in the alphabet, ignoring case.
 #[inline]
 fn letter(byte: u8) -> Option<usize> {
     let letter = byte.to_ascii_lowercase().wrapping_sub(b'a');

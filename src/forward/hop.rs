@@ -12,7 +12,7 @@ use super::syntax::list;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ConnectionOptions {
     count: usize,
-    /// It names fields in addition to the hop-by-hop ones that are always removed.
+    /// Whether they name fields beyond the hop-by-hop ones, which are always removed.
     names_others: bool,
     upgrade: bool,
 }
@@ -46,8 +46,8 @@ impl ConnectionOptions {
 ///
 /// These are the ones that `Connection` names, and `Connection`, `Keep-Alive`, `Proxy-Connection`, `TE`,
 /// `Transfer-Encoding`, `Upgrade`, `HTTP2-Settings` and the `Proxy-*` fields of authentication, named or
-/// not (RFC 9110 sections 7.6.1 and 11.7). What says how long a message is, whom it is for and which way it came is
-/// for everyone, and stays even if named: `Host`, `Content-Length`, `Max-Forwards`, `Via`, the
+/// not (RFC 9110 sections 7.6.1 and 11.7). Fields that describe the length, the target and the path of a message are
+/// end-to-end, and stay even if named: `Host`, `Content-Length`, `Max-Forwards`, `Via`, the
 /// [fields of origin](super#fields-of-origin).
 /// `Proxy` is removed too: CGI programs read it as the proxy for their own requests.
 /// `Content-Length` is removed if `Transfer-Encoding` overrides it (RFC 9112 section 6.3).

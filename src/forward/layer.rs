@@ -133,7 +133,7 @@ where
     }
 }
 
-/// The same without `&mut`, where the inner service is hyper's.
+/// hyper's `Service`, if the inner service implements it.
 impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for Forward<S>
 where
     S: hyper::service::Service<Request<ForwardBody<ReqBody>>, Response = Response<ResBody>>,
@@ -183,7 +183,7 @@ impl<F, B: From<Bytes>> ResponseFuture<F, B> {
                 State::Call { call: call(Request::from_parts(parts, ForwardBody::request(body))), asked, settings }
             }
             Err(answer) => {
-                // for the layers around: the one call that was to be made is this refusal
+                // counts as the one client call of the layers around this one
                 ClientCall::next();
                 State::Rejected { answer: Some(Box::new(answer)) }
             }

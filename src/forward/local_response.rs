@@ -1,4 +1,4 @@
-//! What the gateway answers itself, without asking an upstream.
+//! Responses that the gateway makes itself, without calling the upstream.
 
 use std::error::Error;
 use std::fmt;
@@ -7,17 +7,17 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 
-/// A request that does not go on.
+/// The reason why a request is not forwarded.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The gateway answers it: a refusal, or the last hop of `Max-Forwards`.
+    /// The gateway responds itself: a rejection, or the last hop of `Max-Forwards`.
     Respond(LocalResponse),
-    /// It has been here before: the upstream's address leads back to this gateway.
+    /// A loop: the request has passed this gateway before, because the upstream's address leads back to it.
     Loop,
 }
 
-/// A ready answer of the gateway's own: a status, why, and a short body.
+/// A response of the gateway itself: a status, a reason and a short body.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -71,12 +71,12 @@ impl LocalResponse {
         Self { status: StatusCode::OK, reason, content: BodyKind::Head(head) }
     }
 
-    /// The status to answer with.
+    /// The status of the response.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// Why, as a fixed text that never quotes the request.
+    /// The reason, as a fixed text that never quotes the request.
     pub fn reason(&self) -> &'static str {
         self.reason
     }
@@ -98,7 +98,7 @@ impl LocalResponse {
         *response.status_mut() = self.status;
         response.headers_mut().insert(field, value);
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            // RFC 9110 section 15.5.6: it says what is allowed, which is here what goes on to the upstream
+            // RFC 9110 section 15.5.6: a 405 lists the allowed methods, here those that are forwarded
             let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             response.headers_mut().insert(ALLOW, allowed);
         }

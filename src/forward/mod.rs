@@ -6,26 +6,26 @@
 //!
 //! | subject | request | response | source |
 //! |---|---|---|---|
-//! | target, `Host` | checked, 400 if malformed, missing or doubled; the target's authority wins; origin-form goes on | | RFC 9112 section 3.2 |
+//! | target, `Host` | checked; 400 if malformed, missing or duplicate; the target's authority wins; forwarded in origin-form | | RFC 9112 section 3.2 |
 //! | CONNECT | 501, or 400 without a host and port | | RFC 9110 section 9.3.6 |
 //! | TRACE | 405, unless [allowed](ForwardingRules::allow_trace) | | RFC 9110 sections 9.3.8 and 15.5.6 |
-//! | `Max-Forwards` of OPTIONS and TRACE | one less; at 0 answered here, TRACE with harmless fields alone | | RFC 9110 sections 7.6.2 and 9.3.8 |
+//! | `Max-Forwards` of OPTIONS and TRACE | decremented; at 0 the gateway responds itself, to TRACE with harmless fields only | | RFC 9110 sections 7.6.2 and 9.3.8 |
 //! | content of TRACE | 400 | | RFC 9110 section 9.3.8 |
-//! | `Connection` and what it names, `Keep-Alive`, `Proxy-*` of authentication, `Transfer-Encoding` | removed; 400 for more than 32 options | removed | RFC 9110 sections 7.6.1 and 11.7 |
-//! | `Content-Length` | 400 if it is no number, differs, or stands beside `Transfer-Encoding`; repeated ones become one | repeated ones become one; removed beside `Transfer-Encoding` | RFC 9112 section 6.3 |
+//! | `Connection` and the fields it names, `Keep-Alive`, `Proxy-*` of authentication, `Transfer-Encoding` | removed; 400 for more than 32 options | removed | RFC 9110 sections 7.6.1 and 11.7 |
+//! | `Content-Length` | 400 if it is not a number, has different values, or comes with `Transfer-Encoding`; equal values become one | equal values become one; removed if it comes with `Transfer-Encoding` | RFC 9112 section 6.3 |
 //! | `Transfer-Encoding` other than one `chunked` | 501; 400 in other versions than HTTP/1.1 | | RFC 9112 section 6.1 |
-//! | `Expect` | `100-continue` is removed, as the server in front has asked for the body; 417 for all else | | RFC 9110 section 10.1.1 |
-//! | `TE` | `trailers` stays, unless the protocol is to change | removed | RFC 9110 section 10.1.4 |
-//! | `Trailer` | stays | stays | RFC 9110 section 6.6.2 |
-//! | `Upgrade` | stays in HTTP/1.1 where `Connection` names it, unless it would tunnel HTTP or TLS | stays in a 101 to what was asked for | RFC 9110 section 7.8 |
-//! | `Via` | ours is added; a loop if it was there, or more than 64 were | stays: a gateway may leave its own out, and so it costs nothing | RFC 9110 section 7.6.3 |
-//! | `Forwarded`, `X-Forwarded-*` and other [fields of origin](#fields-of-origin) | removed or overwritten; for a trusted caller ([`Trust`]) kept or added to | | RFC 7239 section 8.1 |
+//! | `Expect` | `100-continue` is removed, because the gateway's server has requested the body already; 417 for any other value | | RFC 9110 section 10.1.1 |
+//! | `TE` | `trailers` is kept, unless the request asks for an upgrade | removed | RFC 9110 section 10.1.4 |
+//! | `Trailer` | kept | kept | RFC 9110 section 6.6.2 |
+//! | `Upgrade` | kept in HTTP/1.1 if `Connection` names it, unless it would tunnel HTTP or TLS | kept in a 101 to a requested protocol | RFC 9110 section 7.8 |
+//! | `Via` | this gateway's member is added; a loop if it is there already, or if there are more than 64 | kept; no member is added, which is optional for gateways | RFC 9110 section 7.6.3 |
+//! | `Forwarded`, `X-Forwarded-*` and other [fields of origin](#fields-of-origin) | removed or overwritten; for a trusted client ([`Trust`]) kept or extended | | RFC 7239 section 8.1 |
 //! | `Proxy` | removed | removed | CVE-2016-5385 |
-//! | `Proxy-Status` | | stays, or is [reduced](ForwardingRules::reduce_proxy_status) | RFC 9209 section 4 |
+//! | `Proxy-Status` | | kept, or [reduced](ForwardingRules::reduce_proxy_status) | RFC 9209 section 4 |
 //! | more than 4,096 different fields, or 60 KiB of head | 431, or 414 for the target alone | | RFC 6585 section 5, RFC 9110 section 15.5.15 |
 //! | trailers | see [`strip_trailers`]; discarded if larger than 16 KiB | see [`strip_trailers`]; `trailer_too_large` if larger than 16 KiB | RFC 9110 section 6.5 |
 //!
-//! To an HTTP/1.0 client a body without a length ends with its connection, so that a cut one looks complete.
+//! For an HTTP/1.0 client, a body without a length ends with its connection, so that a truncated body looks complete.
 //!
 //! A client may name any other field in `Connection`, including one that a layer before this module added. Add fields that the
 //! upstream has to trust after [`ForwardingRules::request`], or handle the client's `Connection` first, with
@@ -33,10 +33,10 @@
 //!
 //! # Fields of origin
 //!
-//! By these fields gateways report to an upstream where a request came from, how, and who sent it. A client that is not a
-//! gateway of ours can forge them, so by default ([`Trust::None`]) none of them is forwarded:
+//! With these fields, gateways report to an upstream where a request came from, how, and who sent it. A client that is not
+//! a gateway of ours can forge them, so by default ([`Trust::None`]) they are not forwarded:
 //!
-//! | tells | fields |
+//! | reports | fields |
 //! |---|---|
 //! | address, host, scheme and path of the first request | `Forwarded*`, `X-Forwarded*`, `X-Real-*`, `X-Original-*`, `X-Originating-IP`, `X-Rewrite-URL`, `X-Replaced-Path`, `X-Scheme`, `X-URL-Scheme`, `Front-End-Https`, `X-Client-` with `Addr`, `Address`, `Host`, `IP`, `Port`, `Proto` or `Scheme`, `Client-IP`, `True-Client-IP`, `CF-Connecting-IP`, `CF-Connecting-IPv6`, `CF-Pseudo-IPv4`, `Fastly-Client-IP`, `Fly-Client-IP`, `X-Cluster-Client-IP`, `X-Appengine-User-IP`, `X-Azure-ClientIP`, `X-Azure-SocketIP`, `X-Envoy-External-Address`, `X-Envoy-Internal`, `X-Envoy-IP-Tags`, `X-Envoy-Original-*` |
 //! | the client's certificate | `Client-Cert*` (RFC 9440), `SSL-Client-*`, `X-SSL*`, `X-Client-` with `Cert`, `Certificate`, `DN`, `I-DN`, `Issuer`, `S-DN`, `Serial`, `SSL`, `Subject`, `TLS`, `Verified` or `Verify`, `X-ARR-ClientCert`, `X-ARR-SSL`, `X-Amzn-Mtls-*` |
@@ -115,7 +115,7 @@ use crate::cause;
 /// Far below the capacity of a `HeaderMap`, so that adding a field never fails, even if names collide.
 const MAX_FIELDS: usize = 4096;
 
-/// Below 64 KiB, with room for the fields that are added.
+/// Below 64 KiB, to leave capacity for the fields that are added.
 const MAX_HEAD_SIZE: usize = 60 << 10;
 
 /// The maximum number of names in `Connection`; each costs a lookup.
@@ -675,7 +675,7 @@ pub(in crate::forward) mod tests {
         let letters = b'a'..=b'z';
         let triples =
             || letters.clone().flat_map(|a| (b'a'..=b'z').flat_map(move |b| (b'a'..=b'z').map(move |c| [a, b, c])));
-        // A name that is no standard one is hashed behind the number of its variant, eight bytes long.
+        // `HeaderName` hashes a custom name after the number of its variant, which has eight bytes
         let mut state = [1, 0, 0, 0, 0, 0, 0, 0].into_iter().fold(0x2325, step);
         let mut names = vec![String::new()];
         while names.len() < MAX_FIELDS {

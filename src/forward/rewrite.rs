@@ -9,7 +9,7 @@ use crate::cause::{Detail, RejectedRequest};
 
 static TE: HeaderValue = HeaderValue::from_static("te");
 
-/// A 101 to a protocol that was not requested: the bytes that follow are neither HTTP nor anyone's.
+/// A 101 to a protocol that was not requested: neither side could interpret the bytes that follow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UnsolicitedUpgrade;
 

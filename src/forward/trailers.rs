@@ -6,7 +6,7 @@ use super::header_lists::is_origin;
 use super::hop::strip_hop_by_hop;
 use super::size::field_section_size;
 
-/// Fields of framing, routing, authentication, request control and content format, beside the hop-by-hop ones.
+/// Fields of framing, routing, authentication, request control and content format, in addition to the hop-by-hop ones.
 static HEAD_ONLY: [HeaderName; 14] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
@@ -24,7 +24,7 @@ static HEAD_ONLY: [HeaderName; 14] = [
     header::VIA,
 ];
 
-/// Removes the fields that must not stand in a trailer section.
+/// Removes the fields that must not appear in a trailer section.
 ///
 /// These are the hop-by-hop fields of [`strip_hop_by_hop`], which HTTP/2 forbids (RFC 9113 section 8.2.2); fields of
 /// framing, routing, authentication and content format such as `Host`, `Content-Length` and `Authorization` (RFC 9110
@@ -65,8 +65,8 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// The largest trailer section that is forwarded, as its fields count in HTTP/2: what hyper's servers and clients take by
-/// default. A larger one could end the connection on the other side, with all other streams on it.
+/// The maximum size of a forwarded trailer section, counted as in HTTP/2: hyper's servers and clients accept this much by
+/// default. A larger section could make the peer close the connection with all its streams.
 const MAX_SIZE: usize = 16 << 10;
 
 /// Like [`strip_trailers`], for a client's trailers: a section that is too large is discarded, as RFC 9110 section 6.5
@@ -77,9 +77,9 @@ pub(crate) fn strip_request_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// As [`strip_trailers`], for what an upstream sends; whether what is left is small enough.
+/// Like [`strip_trailers`], for an upstream's trailers; returns whether the remaining section is small enough.
 ///
-/// A larger section is not discarded: a checksum or the status of a gRPC call may stand in it.
+/// A larger section is not discarded: it may contain a checksum or the status of a gRPC call.
 pub(crate) fn strip_response_trailers(trailers: &mut HeaderMap) -> bool {
     strip_trailers(trailers);
     field_section_size(trailers) <= MAX_SIZE

@@ -40,7 +40,7 @@ impl Pseudonym {
         .clone()
     }
 
-    /// Whether these `Via` fields name this gateway, or too many of them.
+    /// Whether these `Via` fields name this gateway, or have too many members.
     pub(super) fn is_in(&self, headers: &HeaderMap) -> bool {
         let members = headers.get_all(header::VIA).iter().flat_map(|line| MemberIter::of(line.as_bytes()));
         for (count, member) in members.enumerate() {
@@ -78,7 +78,7 @@ struct MemberIter<'a> {
 #[derive(Clone, Copy)]
 enum Comments {
     Whole,
-    /// An unterminated comment: nothing may hide behind it.
+    /// An unterminated comment: a member within it would be overlooked.
     Broken,
 }
 
