@@ -33,14 +33,14 @@ pub(super) struct AdmissionController {
 pub struct Permit {
     number: u32,
     kind: CallKind,
-    /// Let in to prove the estimate.
+    /// Admitted to confirm the estimate.
     probe: bool,
 }
 
 /// Why a call is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RejectReason {
-    /// Its deadline had passed when it came.
+    /// The deadline had passed on arrival.
     Expired,
     /// The response would come after the deadline.
     TooLate,
@@ -81,7 +81,7 @@ impl AdmissionController {
         }
     }
 
-    /// Lets a call in, or says why not.
+    /// Admits a call, or returns the reason for its rejection.
     pub(super) fn admit(&self, call: &CallContext, at_once: u32) -> Result<Permit, RejectReason> {
         let age = call.now.saturating_duration_since(*self.origin.get_or_init(|| call.now));
         let callers_clock = call.deadline.is_some_and(|deadline| deadline.clock() == Clock::Client);
@@ -90,7 +90,7 @@ impl AdmissionController {
         }
         let spares = || callers_clock && self.tolerates(age.as_secs());
         let left = call.deadline.map(|deadline| deadline.remaining(call.now));
-        // ignore a client's time of day while too many calls were refused by one
+        // ignore deadlines by a client's clock while they have rejected too many calls
         let left = left.filter(|left| !left.is_zero() || !spares());
         if left.is_some_and(|left| left.is_zero()) {
             self.expired.fetch_add(1, Relaxed);
@@ -192,7 +192,7 @@ impl AdmissionController {
         }
     }
 
-    /// Whether this call is admitted because none was for `PROBE`.
+    /// Whether this call is admitted because no call was for the time of `PROBE`.
     fn is_probe(&self, age: u64) -> bool {
         let last = self.last_admitted.load(Relaxed);
         last + PROBE <= age && self.last_admitted.compare_exchange(last, age, Relaxed, Relaxed).is_ok()
@@ -226,7 +226,7 @@ mod tests {
         call
     }
 
-    /// A desk that has learned this service time, one worker assumed.
+    /// A controller that has learned this service time, with one worker.
     fn learned(cap: usize, service: Duration, now: Instant) -> AdmissionController {
         let desk = AdmissionController::new(cap);
         for _ in 0..16 {
@@ -254,7 +254,7 @@ mod tests {
         let desk = learned(9, MS * 30, now);
         let first = desk.admit(&call(now, MS), 1);
         assert!(first.is_ok(), "a free worker has nothing better to do");
-        // one is ahead: 40 ms for its work and 60 ms for our own
+        // one call is ahead: 40 ms for its work and 60 ms for this one's
         assert_eq!(no(&desk, &call(now, MS * 99)), Some(RejectReason::TooLate));
         assert_eq!(no(&desk, &call(now, MS * 100)), None);
         assert_eq!(no(&desk, &call(now, MS * 100)), Some(RejectReason::TooLate));
@@ -328,7 +328,7 @@ mod tests {
         let (desk, now) = (AdmissionController::new(999), Instant::now());
         let refused = (0..100).filter(|_| desk.admit(&by_client_clock(now, Duration::ZERO), 1).is_err()).count();
         assert_eq!((refused, desk.rejections().expired, desk.rejections().tolerated), (20, 20, 80));
-        // while a deadline by our own clock is believed
+        // while a deadline by our own clock is trusted
         assert_eq!(no(&desk, &call(now, Duration::ZERO)), Some(RejectReason::Expired));
     }
 

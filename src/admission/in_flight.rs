@@ -43,12 +43,12 @@ fn split(taken: u64) -> (u32, u32) {
 impl InFlight {
     /// A count with this cap, at least 1.
     pub(super) fn new(cap: usize) -> Self {
-        // a cap below the width of a half keeps one half from running into the other
+        // a cap below the width of a half keeps its count from overflowing into the other
         let cap = u32::try_from(cap).unwrap_or(u32::MAX).clamp(1, u32::MAX / 2);
         Self { cap, taken: AtomicU64::new(0) }
     }
 
-    /// Takes a place if one is free and its number among the bounded calls suits.
+    /// Takes a place if one is free and `suits` accepts its number among the bounded calls.
     pub(super) fn try_acquire(&self, kind: CallKind, suits: impl Fn(u32) -> bool) -> Result<u32, AtCapacity> {
         let mut taken = self.taken.load(Relaxed);
         loop {

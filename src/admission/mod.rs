@@ -1,9 +1,9 @@
-//! Admission control on the upstream's own side: refuses requests that cannot be answered before their deadline.
+//! Admission control on the upstream's own side: rejects requests whose response would miss their deadline.
 //!
 //! An overloaded app queues requests, and responses that leave a long queue reach clients that have given up: work is
 //! wasted exactly when there is too much of it, and retries keep it so after the cause is gone. [`AdmissionLayer`] stands in
-//! front of an axum app (or any service), measures how long a response takes, and immediately refuses requests that would
-//! be answered too late, while another instance may still serve them.
+//! front of an axum app (or any service), measures how long a response takes, and immediately refuses requests whose
+//! response would come too late, while another instance may still serve them.
 //!
 //! | refused when | response | cause |
 //! |---|---|---|
@@ -31,7 +31,7 @@
 //!
 //! In a simulation with 8 workers that continue when a client disconnects, exponential service times of 40 ms, deadlines of
 //! 500 ms and twice the load (`tests/admission.rs`, four seeds), 3 to 6 % of the workers' capacity reaches a client without
-//! the layer and 94 to 98 % with it, and 97 % of the admitted requests are answered in time.
+//! the layer and 94 to 98 % with it, and 97 % of the admitted requests get their response in time.
 //!
 //! **Concurrency.** Set [`concurrency`](AdmissionLayer::concurrency) if an app mostly waits for others, for example to the size
 //! of its connection pool. With the default, such an app looks slower than it is when a burst follows an idle period;
@@ -117,7 +117,7 @@ middleware_spec! {
     per_call = AdmissionComponent, per_attempt = (), timeouts = DeadlineOnly, requests = SendOnce, errors = PassErrors
 }
 
-/// Refuses requests that cannot be answered in time; see the [module](self).
+/// Rejects requests whose response would come too late; see the [module](self).
 ///
 /// All clones share one count, and so do the routes and connections that axum applies a layer to: create one, and clone
 /// it where routes need different settings.
@@ -130,8 +130,8 @@ pub struct AdmissionLayer {
 impl AdmissionLayer {
     /// Sets the cap of requests in flight; 0 counts as 1.
     ///
-    /// It bounds memory, and the wait of requests without a deadline. A good value is the number of requests that can be
-    /// answered within the longest time a client waits.
+    /// It bounds memory, and the wait of requests without a deadline. A good value is the number of requests that the app can
+    /// complete within the longest time a client waits.
     pub fn new(in_flight: usize) -> Self {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
         let parts = AdmissionComponent {
@@ -227,7 +227,7 @@ impl Component for AdmissionComponent {
 
     fn cancel(&self, permit: Permit, call: &CallContext, why: CancelReason) {
         match why {
-            // how long a client takes to read says nothing about an answer
+            // the time a client takes to read says nothing about the service time
             CancelReason::Rejected(_) | CancelReason::TimedOut(BadGatewayCause::ClientClosed) => {
                 self.controller.release(&permit);
             }

@@ -61,8 +61,8 @@ impl ServiceTime {
 
     /// The time a response may take at this position among the calls in flight; `None` if a worker is free or unknown.
     ///
-    /// Twice the service time plus 4/3 of the wait, because about half of either are longer than their mean. The queue only
-    /// has to keep all workers busy. With a free worker nothing is refused: its response keeps the average
+    /// Twice the service time plus 4/3 of the wait, because about half of all service times and waits exceed their mean. The
+    /// queue only has to keep all workers busy. With a free worker nothing is refused: its response keeps the average
     /// current.
     pub(super) fn estimate(&self, number: u32, at_once: u32) -> Option<Duration> {
         if number <= at_once {
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_wait_ahead_is_taken_out_of_the_samples() {
-        // 8 at once, and 72 were in flight: eight rounds of waiting and one of work
+        // 8 workers and 72 calls in flight: eight rounds of waiting and one of work
         assert_eq!(learned(MS * 360, 72, 8).average(), Some(MS * 40));
         assert_eq!(learned(MS * 40, 3, 8).average(), Some(MS * 40));
     }
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn what_does_more_at_once_than_it_was_said_to_is_found_out() {
-        // 50 ms of waiting for a database, 200 together, said to be 4 at once
+        // 200 calls that wait 50 ms for a database, with a configured concurrency of 4
         let service = learned(MS * 50, 200, 4);
         assert!(service.estimate(200, 4) < Some(MS * 70));
     }

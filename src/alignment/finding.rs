@@ -36,35 +36,35 @@ ids! {
     HeadAttemptTotal = 2, "head_attempt_total";
     /// All attempts and the pauses between them fit into the total.
     AttemptsTotal = 3, "attempts_total";
-    /// The gateway gives up before its caller does.
+    /// The gateway gives up before its client does.
     TotalCaller = 4, "total_caller";
     /// The upstream's own limit fires before the attempt's.
     UpstreamTimeoutAttempt = 5, "upstream_timeout_attempt";
     /// The gateway gives up before the load balancer in front does.
     TotalLoadBalancer = 6, "total_load_balancer";
-    /// The pool lets go of an idle connection before the upstream does.
+    /// The pool closes an idle connection before the upstream does.
     PoolIdleUpstreamKeepAlive = 7, "pool_idle_upstream_keep_alive";
     /// Our server keeps an idle connection longer than the load balancer in front does.
     ServerKeepAliveLoadBalancer = 8, "server_keep_alive_load_balancer";
-    /// The body's idle limit lies between the stream's longest silence and the load balancer's limit.
+    /// The body's idle limit is between the stream's longest gap and the load balancer's limit.
     BodyIdleStream = 9, "body_idle_stream";
     /// A route that streams has no total, on purpose, and an idle limit.
     StreamTotal = 10, "stream_total";
     /// The breaker's times suit the length of an attempt.
     BreakerAttempt = 11, "breaker_attempt";
-    /// The breaker sees enough requests to trip.
+    /// The breaker's window holds enough calls to open the circuit.
     BreakerMinRequests = 12, "breaker_min_requests";
-    /// The budget's window covers a whole exchange.
+    /// The budget's window covers a whole call.
     BudgetWindowTotal = 13, "budget_window_total";
     /// A `Retry-After` that is waited for ends within the total.
     RetryAfterTotal = 14, "retry_after_total";
-    /// A hedge starts before its attempt ends, and pays as a retry does.
+    /// A hedge starts before its attempt ends, and draws on the retry budget.
     HedgeAttempt = 15, "hedge_attempt";
-    /// A rollout leaves time for the load balancer and for what runs.
+    /// A rollout leaves time for the load balancer to notice and for calls in flight to end.
     DrainGrace = 16, "drain_grace";
-    /// All replay buffers at once fit into memory.
+    /// All replay buffers together fit into memory.
     ReplayMemory = 17, "replay_memory";
-    /// The learned quantile leaves room for the requests that hang.
+    /// The share of calls above the learned quantile is larger than the share of calls that hang.
     LearnedQuantile = 18, "learned_quantile";
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for FindingId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Severity {
-    /// The crate corrects it at run time, at a cost that should be known.
+    /// The crate corrects it at run time, which has a cost.
     Clamp,
     /// It works, but not as intended.
     Warn,
@@ -161,8 +161,8 @@ impl Relation {
 
 /// One inequality that does not hold.
 ///
-/// It prints as a block of lines: severity, id and number; both quantities; the reason; what to set; and what the crate does
-/// about it at run time, if anything.
+/// It prints as a block of lines: severity, id and number; both quantities; the reason; the effect on clients; the
+/// suggestion; and the correction at run time, if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub(super) id: FindingId,
@@ -220,17 +220,17 @@ impl Finding {
         self.reason
     }
 
-    /// What the client would see, usually a status.
+    /// The effect on clients, usually a status.
     pub fn client_sees(&self) -> &'static str {
         self.client_sees
     }
 
-    /// What to set instead.
+    /// The setting that satisfies the inequality.
     pub fn suggestion(&self) -> &str {
         &self.suggestion
     }
 
-    /// What the crate does about it at run time.
+    /// The correction that the crate makes at run time; `None` if it makes none.
     pub fn mitigation(&self) -> Option<&'static str> {
         self.mitigation
     }

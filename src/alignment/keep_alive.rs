@@ -12,8 +12,8 @@ use tokio::time::Instant;
 /// | evidence | the limit is at most |
 /// |---|---|
 /// | `Keep-Alive: timeout=N` (the expired draft-thomson-hybi-http-timeout, RFC 2068 section 19.7.1.1) | N s - 1 s: both ends count whole seconds from their own clock |
-/// | a connection that died idle, or under the request that woke it, at this age | 80 % of the age, half of the limit at least |
-/// | any | never below 250 ms, or below what was configured if that is less |
+/// | a connection found closed at this age, while idle or by the next request | 80 % of the age, at least half of the limit |
+/// | any | not lowered below 250 ms, or below the configured limit if that is less |
 ///
 /// A dead connection proves little: a restart ends connections of every age at once. So one dead connection lowers the limit by
 /// at most half, and those within one second count as one. After five minutes without lowering, the limit rises by an
@@ -43,7 +43,7 @@ pub struct KeepAliveEstimator {
     start: Instant,
     /// When the limit was last lowered by a dead connection or raised, since `start`.
     changed_at: AtomicU64,
-    /// Dead connections count again from here, since `start`.
+    /// Dead connections are ignored until this time, since `start`.
     ignore_until: AtomicU64,
 }
 
@@ -153,7 +153,7 @@ fn timeout_of(field: &str) -> Option<Duration> {
         let value = value.trim();
         let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
         let digits = !value.is_empty() && value.bytes().all(|digit| digit.is_ascii_digit());
-        // what overflows is longer than anybody waits
+        // a number that overflows is longer than any wait
         digits.then(|| Duration::from_secs(value.parse().unwrap_or(u64::MAX)))
     })
 }
@@ -206,7 +206,7 @@ mod tests {
             learnt.observe_stale(secs(5), start + secs(deaths));
         }
         assert_eq!((deaths, learnt.idle_limit()), (5, secs(4)));
-        // what dies at this age now was not kept so long by us
+        // the limit is below this age by now, so that it proves nothing new
         learnt.observe_stale(secs(5), start + secs(60));
         assert_eq!(learnt.idle_limit(), secs(4));
     }

@@ -2,7 +2,7 @@
 //!
 //! Each timeout may be right by itself; clients get wrong responses when two of them are in the wrong order.
 //! [`Timeouts::check`] compares the configured timeouts and the declared environment, a [`Topology`], by 18 inequalities, and
-//! reports each one that does not hold: both numbers, the reason, what the client would see, and what to set.
+//! reports each one that does not hold: both numbers, the reason, the effect on clients, and a suggestion.
 //! [`Timeouts::checked`] returns the same as an error.
 //!
 //! ```
@@ -41,26 +41,26 @@
 //! time. An attempt without a timeout of its own has the total's; `max_duration` counts as the total if it is shorter. Rules
 //! about undeclared numbers are skipped.
 //!
-//! | no. | id | inequality | else | what it prevents |
+//! | no. | id | inequality | otherwise | it prevents |
 //! |---|---|---|---|---|
-//! | 1 | `connect_attempt` | connect < attempt; connect <= attempt / 2 | refuse; warn | connecting eats the attempt |
-//! | 2 | `head_attempt_total` | head <= attempt <= total | refuse | limits that never fire |
-//! | 3 | `attempts_total` | attempts x attempt + longest pauses <= total | warn, clamped | retries that never run |
-//! | 4 | `total_caller` | total + d < client's timeout | refuse; clamp if it comes in a header | work for a client that has given up |
-//! | 5 | `upstream_timeout_attempt` | upstream's own timeout + d <= attempt and head | warn | the upstream's 503 hidden behind our 504 |
-//! | 6 | `total_load_balancer` | total + d < load balancer's idle limit | refuse | its 504 instead of our answer |
-//! | 7 | `pool_idle_upstream_keep_alive` | pool's idle limit + d < upstream's keep-alive, d >= 1 s | refuse; warn from 90 s where that is unknown | 502 `stale_connection` |
-//! | 8 | `server_keep_alive_load_balancer` | our server's keep-alive > load balancer's idle limit + d | refuse; warn for a library's default | the load balancer's 502 |
-//! | 9 | `body_idle_stream` | longest gap < body idle < load balancer's idle limit | warn | cut streams |
-//! | 10 | `stream_total` | a streaming route is [`unbounded`](Timeouts::unbounded); its body idle is limited | refuse; warn | streams that end at one age, or never |
-//! | 11 | `breaker_attempt` | open >= attempt; window >= 2 x attempt; probe <= attempt | warn | answers that land in another window |
-//! | 12 | `breaker_min_requests` | rate x window >= least number of requests | warn | a breaker that can never trip |
+//! | 1 | `connect_attempt` | connect < attempt; connect <= attempt / 2 | refuse; warn | an attempt that is over before it is connected |
+//! | 2 | `head_attempt_total` | head <= attempt <= total | refuse | timeouts that never apply |
+//! | 3 | `attempts_total` | attempts x attempt + longest backoff <= total | warn, clamped | retries that never run |
+//! | 4 | `total_caller` | total + d < client's timeout | refuse; clamp if it comes in a header | work for a client that has disconnected |
+//! | 5 | `upstream_timeout_attempt` | upstream's own timeout + d <= attempt and head | warn | a 504 of the gateway that hides the upstream's 503 |
+//! | 6 | `total_load_balancer` | total + d < load balancer's idle limit | refuse | a 504 of the load balancer instead of our response |
+//! | 7 | `pool_idle_upstream_keep_alive` | pool's idle limit + d < upstream's keep-alive, d >= 1 s | refuse; warn from 90 s if unknown | 502 `stale_connection` |
+//! | 8 | `server_keep_alive_load_balancer` | our server's keep-alive > load balancer's idle limit + d | refuse; warn for a library's default | a 502 of the load balancer |
+//! | 9 | `body_idle_stream` | longest gap < body idle < load balancer's idle limit | warn | streams that are cut |
+//! | 10 | `stream_total` | a streaming route is [`unbounded`](Timeouts::unbounded); its body idle is limited | refuse; warn | streams that end at a fixed age, or never |
+//! | 11 | `breaker_attempt` | open >= attempt; window >= 2 x attempt; probe <= attempt | warn | outcomes that fall into a later window |
+//! | 12 | `breaker_min_requests` | rate x window >= smallest number of calls | warn | a circuit that can never open |
 //! | 13 | `budget_window_total` | budget's window >= total | warn | withdrawals without their deposits |
-//! | 14 | `retry_after_total` | longest `Retry-After` <= total, and <= 60 s | clamp | sleeping past the deadline |
-//! | 15 | `hedge_attempt` | hedge delay < attempt; hedges draw on the retry budget | refuse | a double storm |
-//! | 16 | `drain_grace` | drain delay >= propagation; grace >= drain delay + total + d | refuse; warn | 502 at every rollout |
-//! | 17 | `replay_memory` | replay cap x requests in flight <= memory | warn | unbounded buffering |
-//! | 18 | `learned_quantile` | 1 - quantile > share of hangs | clamp | a timeout learnt from hangs |
+//! | 14 | `retry_after_total` | longest `Retry-After` <= total, and <= 60 s | clamp | a wait beyond the deadline |
+//! | 15 | `hedge_attempt` | hedge delay < attempt; hedges draw on the retry budget | refuse | twice the load during an overload |
+//! | 16 | `drain_grace` | drain delay >= propagation; grace >= drain delay + total + d | refuse; warn | 502s at every rollout |
+//! | 17 | `replay_memory` | replay cap x requests in flight <= memory | warn | buffers without a bound |
+//! | 18 | `learned_quantile` | 1 - quantile > share of hangs | clamp | a timeout that is learned from hangs |
 //!
 //! A preset hop declares the documented defaults. Where these depend on a version and on settings that were not declared
 //! ([`peers::AXUM_NEXT`], [`peers::HYPER_TIMER`]), number 8 only warns;
@@ -69,7 +69,7 @@
 //! # At run time
 //!
 //! [`KeepAliveEstimator`] learns how long an upstream keeps idle connections, from `Keep-Alive` fields and from connections
-//! that died; this crate's pool uses it. [`pool_idle_finding`] is for pools that cannot use it.
+//! that were closed; this crate's pool uses it. [`pool_idle_finding`] is for pools that cannot use it.
 
 mod finding;
 #[cfg(feature = "serde")]

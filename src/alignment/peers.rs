@@ -108,7 +108,7 @@ pub const NGINX: Hop = Hop::preset("nginx").idle_timeout(secs(60)).keep_alive(se
 /// Node.js: `server.keepAliveTimeout` 5 s.
 ///
 /// <https://nodejs.org/api/http.html#serverkeepalivetimeout>: 5 s from version 8 to 25; the change
-/// nodejs/node#62782 makes it 65 s in later ones, for which say `NODE.keep_alive(..)`.
+/// nodejs/node#62782 makes it 65 s in later ones, for which use `NODE.keep_alive(..)`.
 pub const NODE: Hop = Hop::preset("Node.js").keep_alive(secs(5));
 
 /// Gunicorn: `keepalive` 2 s (threaded and asynchronous workers; the synchronous one keeps nothing).
@@ -124,7 +124,7 @@ pub const UVICORN: Hop = Hop::preset("Uvicorn").keep_alive(secs(5));
 /// Puma: `persistent_timeout` 20 s.
 ///
 /// <https://puma.io/puma/Puma/DSL.html#persistent_timeout-instance_method>, up to version 6;
-/// `lib/puma/configuration.rs` of later ones says 65 s, for which say `PUMA.keep_alive(..)`.
+/// `lib/puma/configuration.rs` of later ones says 65 s, for which use `PUMA.keep_alive(..)`.
 pub const PUMA: Hop = Hop::preset("Puma").keep_alive(secs(20));
 
 /// hyper's HTTP/1.1 server with a timer: `header_read_timeout` 30 s, which runs while it is idle too.

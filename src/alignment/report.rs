@@ -77,7 +77,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A configuration with something in it that is refused; it prints what that is.
+/// The error of [`Timeouts::checked`]: at least one finding is refused. It prints the findings.
 #[derive(Clone, Debug)]
 pub struct MisalignedTimeouts {
     report: Box<Report>,
@@ -88,12 +88,12 @@ impl MisalignedTimeouts {
         Self { report: Box::new(report) }
     }
 
-    /// Everything that was found, warnings too.
+    /// The whole report, warnings included.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// Everything that was found, warnings too.
+    /// The whole report, warnings included.
     pub fn into_report(self) -> Report {
         *self.report
     }

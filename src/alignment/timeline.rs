@@ -1,4 +1,4 @@
-//! A drawing of how the limits nest, on one axis.
+//! A chart of the nested timeouts, on one axis.
 
 use std::fmt;
 use std::time::Duration;
@@ -46,12 +46,12 @@ impl Timeline {
         add("connect".to_owned(), topology.connect.map(Quantity::Time));
         add("upstream's own".to_owned(), topology.upstream_timeout.map(Quantity::Time));
         spans.extend(attempts(scene));
-        // stable: where two are as long, the outer one was named first
+        // stable: of two equal spans, the outer one was added first
         spans.sort_by(|one, other| other.ends.order(one.ends));
         Self { spans }
     }
 
-    /// The longest and the shortest time there is.
+    /// The longest and the shortest time of all spans.
     fn range(&self) -> Option<(Duration, Duration)> {
         let ends = || self.spans.iter().filter_map(|span| span.ends.time()).filter(|end| !end.is_zero());
         let steps = self.spans.iter().filter_map(|span| span.steps.first().copied()).filter(|step| !step.is_zero());
@@ -59,7 +59,7 @@ impl Timeline {
     }
 }
 
-/// More than these are not drawn one by one.
+/// More attempts than this are not drawn individually.
 const MAX_STEPS: u32 = 9;
 
 fn attempts(scene: &RuleInput<'_>) -> Option<Span> {
@@ -88,7 +88,7 @@ impl fmt::Display for Timeline {
     }
 }
 
-/// A logarithmic axis: what differs by a factor lies as far apart anywhere.
+/// A logarithmic axis: equal factors have equal distances.
 struct Axis {
     decade: u32,
     decades: f64,

@@ -1,14 +1,14 @@
-//! What is declared about everything around the gateway.
+//! The declared environment of the gateway.
 
 use std::time::Duration;
 
 use super::peers::Hop;
 use super::quantity::{Fraction, Quantity};
 
-/// Everything around the gateway whose numbers have to fit to [`Timeouts`](crate::timeout::Timeouts).
+/// The declared environment of the gateway, with which its [`Timeouts`](crate::timeout::Timeouts) have to agree.
 ///
-/// What is not declared is unknown, and the inequalities that need it are silent. In brackets: the
-/// inequalities that a number takes part in.
+/// A number that is not declared is unknown, and the inequalities that need it are skipped. Each setter names, in
+/// brackets, the inequalities that use its number.
 ///
 /// ```
 /// use std::time::Duration;
@@ -101,7 +101,7 @@ pub(super) struct Replay {
     pub(super) memory: u64,
 }
 
-/// The budget that hedged requests draw on.
+/// The budget that hedges draw on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HedgeBudget {
@@ -155,65 +155,65 @@ impl Topology {
     }
 
     declares! {
-        /// Who stands in front of us (6, 8, 9).
+        /// The load balancer in front of the gateway (6, 8, 9).
         load_balancer => balancer: Hop;
-        /// How long until the load balancer sends nothing more to an instance that drains (16).
+        /// The time until the load balancer stops sending to a draining instance (16).
         load_balancer_propagation => propagation: Duration;
-        /// What we are served by (8).
+        /// The gateway's own server (8).
         server => server: Hop;
-        /// Who stands behind us (7).
+        /// The upstream (7).
         upstream => upstream: Hop;
-        /// The upstream's own limit, after which it answers 503 or the like itself (5).
+        /// The upstream's own timeout, after which it responds with a 503 or similar (5).
         upstream_timeout => upstream_timeout: Duration;
-        /// The limit of making a connection, TLS included (1).
+        /// The timeout of a connection attempt, TLS included (1).
         connect => connect: Duration;
         /// How long our pool keeps an idle connection (7).
         pool_idle => pool_idle: Duration;
-        /// How many attempts a request has, the first one included (3).
+        /// The number of attempts, the first one included (3).
         attempts => attempts: u32;
         /// The longest `Retry-After` that is waited for (14).
         retry_after => retry_after: Duration;
-        /// How long an attempt runs before a second one starts beside it (15).
+        /// The time after which a hedge starts (15).
         hedge_delay => hedge_delay: Duration;
-        /// What hedged requests are paid from (15).
+        /// The budget that hedges draw on (15).
         hedge_budget => hedge_budget: HedgeBudget;
-        /// How far back the retry budget looks (13).
+        /// The length of the retry budget's window (13).
         budget_window => budget_window: Duration;
-        /// The limit of a probe through an open breaker (11).
+        /// The timeout of a circuit breaker's probe (11).
         probe_timeout => probe: Duration;
-        /// How many requests the breaker has to see before it trips by their share (12).
+        /// The number of calls that the circuit breaker needs to open by their failure ratio (12).
         breaker_min_requests => min_requests: u64;
-        /// From readiness turned off to the last request taken (16).
+        /// The time from failing readiness checks until no more requests are accepted (16).
         drain_delay => drain_delay: Duration;
-        /// From the signal to the end of the process (16).
+        /// The time from the signal to the end of the process (16).
         grace => grace: Duration;
-        /// The quantile of the latency that a learned timeout stands on (18).
+        /// The latency quantile that a learned timeout is based on (18).
         learned_quantile => quantile: Fraction;
-        /// The share of the requests that never end by themselves (18).
+        /// The share of calls that hang (18).
         hang_share => hangs: Fraction;
     }
 
-    /// The longest pause before the first retry, doubling before each further one up to `longest` (3).
+    /// The longest backoff before the first retry; it doubles with each further retry, up to `longest` (3).
     ///
-    /// With full jitter these are the upper ends of the draw.
+    /// With full jitter, these are the upper bounds of the random backoff.
     pub const fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = Some(Backoff { first, longest });
         self
     }
 
-    /// How long the breaker stays open at least, and how far back it counts (11, 12).
+    /// The shortest open duration of the circuit breaker, and the length of its window (11, 12).
     pub const fn breaker(mut self, open: Duration, window: Duration) -> Self {
         self.breaker = Some(Breaker { open, window });
         self
     }
 
-    /// How many requests come in such a time; a slow hour is the one that counts (12).
+    /// The request rate in a quiet hour: this many requests in this time (12).
     pub const fn rate(mut self, requests: u64, per: Duration) -> Self {
         self.rate = Some((requests, per));
         self
     }
 
-    /// The route streams: events, long polls, downloads without an end (10).
+    /// Declares that the route streams: events, long polls, downloads without an end (10).
     pub const fn streaming(mut self) -> Self {
         if self.streaming.is_none() {
             self.streaming = Some(Streaming { gap: None });
@@ -221,19 +221,19 @@ impl Topology {
         self
     }
 
-    /// The route streams, and its longest silence while all is well: the heartbeat's period (9, 10).
+    /// Declares that the route streams, with the longest gap of a healthy stream: the heartbeat's period (9, 10).
     pub const fn heartbeat(mut self, longest_gap: Duration) -> Self {
         self.streaming = Some(Streaming { gap: Some(longest_gap) });
         self
     }
 
-    /// A replay buffer's cap and the memory for all, in bytes, and how many requests run at once (17).
+    /// The cap of a replay buffer in bytes, the number of calls in flight, and the memory for all buffers in bytes (17).
     pub const fn replay(mut self, cap: u64, in_flight: u64, memory: u64) -> Self {
         self.replay = Some(Replay { cap, in_flight, memory });
         self
     }
 
-    /// The silence that the load balancer bears, and its name.
+    /// The load balancer's idle timeout, and its name.
     pub(super) fn load_balancer_wait(&self) -> Option<(String, Quantity)> {
         let balancer = self.balancer?;
         Some((format!("idle limit of {}", balancer.name), balancer.response_timeout?))

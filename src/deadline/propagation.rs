@@ -182,7 +182,7 @@ impl DeadlinePropagation {
         earliest
     }
 
-    /// Writes what is left, less the margin, and the extension, each where it is asked for.
+    /// Writes the field, with the remaining time less the margin, and the extension, each if configured.
     pub fn inject<B>(&self, request: &mut Request<B>, call: &CallContext) {
         if let Some(field) = &self.forward {
             let headers = request.headers_mut();
@@ -236,14 +236,14 @@ mod tests {
         request
     }
 
-    /// What is left as these settings read it, in milliseconds.
+    /// The remaining time that these settings read, in milliseconds.
     fn left(deadlines: &DeadlinePropagation, fields: &[(&'static str, &str)]) -> Option<u128> {
         let (request, now) = (request(fields), Instant::now());
         let deadline = deadlines.extract(request.headers(), request.extensions(), now)?;
         Some(deadline.remaining(now).as_millis())
     }
 
-    /// The fields that go out, with this much left.
+    /// The forwarded fields if this much time remains.
     fn out(deadlines: &DeadlinePropagation, mut request: Request<()>, left: Option<Duration>) -> Request<()> {
         let mut call = CallContext::new(Instant::now());
         call.deadline = left.map(|left| Deadline::after(call.now, left));

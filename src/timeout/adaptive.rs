@@ -228,7 +228,7 @@ mod tests {
     const CAP: Duration = Duration::from_secs(10);
     const FLOOR: Duration = Duration::from_millis(50);
 
-    /// Calls at an even pace, each answered or cut at once as far as the limit is concerned.
+    /// Calls at an even pace; each ends immediately from the limit's point of view.
     struct Upstream {
         limit: AdaptiveTimeout,
         now: Instant,
@@ -239,7 +239,7 @@ mod tests {
             Self { limit, now: Instant::now() }
         }
 
-        /// Calls at 50 a second that take so long, or for ever.
+        /// Makes 50 calls a second that take this long, or hang.
         fn runs(&mut self, seconds: u32, takes: impl Into<Option<Duration>>) -> Duration {
             let takes = takes.into();
             for _ in 0..seconds * 50 {
@@ -258,7 +258,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// Whether it is so long, within the error of a bucket.
+    /// Whether the limit is the expected one, within the error of a bucket.
     fn is_about(limit: Duration, expected: Duration) -> bool {
         (limit.as_secs_f64() / expected.as_secs_f64() - 1.0).abs() <= 0.03
     }
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_guard_doubles_once_a_second_and_comes_down_by_a_tenth() {
-        // a floor that stands still shows the guard alone
+        // with a constant floor, only the guard moves the limit
         let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP).floor(millis(500)));
         upstream.runs(30, millis(1));
         let guards: Vec<f64> = (0..6)
@@ -421,7 +421,7 @@ mod tests {
             let within = millis(floor).min(cap)..=cap;
             let mut now = Instant::now();
             for (pause, elapsed, answered) in calls {
-                // most calls follow at once
+                // most calls follow immediately
                 now += millis(if pause > 39_000 { pause } else { pause / 1000 });
                 if answered { limit.record(now, millis(elapsed)) } else { limit.timed_out(now, millis(elapsed)) }
                 let holds = limit.limit(now);

@@ -18,7 +18,7 @@ pub(super) struct TimeoutExtensions {
 }
 
 impl TimeoutExtensions {
-    /// Reads the caller's deadline, and writes the earlier of that and `ends`.
+    /// Reads the client's deadline, and writes the earlier of that and `ends`.
     #[cold]
     #[inline(never)]
     pub(super) fn begin<B>(
@@ -37,7 +37,7 @@ impl TimeoutExtensions {
         self.routes.as_ref().filter(|_| call.kind == CallKind::Bounded)?.observe(request)
     }
 
-    /// The same for an attempt after the first: the caller's deadline was read, and must not shrink again.
+    /// The same for an attempt after the first: the client's deadline has been read, and must not shrink again.
     #[cold]
     pub(super) fn begin_later<B>(
         &self,

@@ -35,7 +35,7 @@ impl KeepAliveCheck {
         }
     }
 
-    /// What is to be warned of, once: by what the upstream says, or by a connection that died of it.
+    /// The finding to warn about, once: after the upstream's `Keep-Alive`, or after a stale connection.
     fn finding(&self, head: &HeadSeen<'_>) -> Option<Finding> {
         if self.warned.load(Relaxed) {
             return None;

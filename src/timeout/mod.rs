@@ -2,7 +2,7 @@
 //!
 //! [`TimeoutLayer`] wraps any HTTP service: a hyper client, a
 //! [`ReverseProxy`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html),
-//! an axum handler, a `service_fn`. A call that exceeds a timeout is answered with 504 (408 if the client stalled) and a
+//! an axum handler, a `service_fn`. A call that exceeds a timeout gets a 504 (408 if the client stalled) with a
 //! [`Failure`](crate::Failure) with its cause in the extensions; the inner future is dropped, and with it the connection that hung.
 //! A body that exceeds its timeout ends with an error, the [`Failure`](crate::Failure).
 //!

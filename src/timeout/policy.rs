@@ -1,4 +1,4 @@
-//! One layer's limits, as the driver asks for them.
+//! The timeouts of one layer, as a policy for the driver.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +21,10 @@ pub(crate) struct EnforcedTimeouts {
     pub(super) extensions: Option<Arc<TimeoutExtensions>>,
 }
 
-/// When to check again a call whose timeout was removed while it waited.
+/// The time until the next check of a call whose timeout was removed while it waited.
 const LATER: Duration = Duration::from_secs(3600);
 
-/// What one call remembers; most of it is made at the first look.
+/// The state of one call; most of it is created at the first check.
 #[derive(Debug, Default)]
 pub(crate) struct TimeoutState {
     stall: Option<Box<StallDetector>>,
@@ -32,7 +32,7 @@ pub(crate) struct TimeoutState {
 }
 
 impl EnforcedTimeouts {
-    /// The caller's deadline, the end of the total or that of the whole exchange, whichever comes first.
+    /// The client's deadline, the end of the total or of the maximum duration, whichever comes first.
     fn deadline(&self, call: &CallContext) -> Option<Instant> {
         min(self.timeouts.until_head().map(|limit| call.now + limit), call.deadline.map(|deadline| deadline.instant()))
     }
@@ -133,7 +133,7 @@ impl TimeoutPolicy for EnforcedTimeouts {
         match stall.check(now, progress) {
             TimerDecision::RearmAt(at) => TimerDecision::RearmAt(min(Some(at), next).unwrap_or(at)),
             TimerDecision::TimedOut(cause, phase) => {
-                // only what the upstream let pass says something about it
+                // only timeouts of the wait for the upstream are samples of its latency
                 let its_own = matches!(cause, BadGatewayCause::FirstByteTimeout | BadGatewayCause::HeadTimeout);
                 if let Some((learner, lesson)) = self.observation(state).filter(|_| its_own) {
                     learner.timed_out(lesson, limit, now);

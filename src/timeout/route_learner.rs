@@ -80,7 +80,7 @@ impl RouteLearner {
         }
     }
 
-    /// A response head came; `uploaded` is when its request body had ended, if somebody watched that.
+    /// Records a response head; `uploaded` is the time when the request body ended, if that was tracked.
     pub(super) fn record_response(&self, lesson: Observation, begun: Instant, uploaded: Option<Instant>, now: Instant) {
         if lesson.uploads && uploaded.is_none() {
             return;

@@ -36,7 +36,7 @@ impl StallDetector {
         begun + limit / 2
     }
 
-    /// Compares with the look before.
+    /// Compares the progress with that of the previous check.
     pub(super) fn check(&mut self, now: Instant, progress: &AttemptProgress) -> TimerDecision {
         let (uploading, taken) = (is_uploading(progress), progress.upload.map_or(0, |upload| upload.frames));
         let moved = progress.written != self.written || taken != self.frames;
@@ -50,7 +50,7 @@ impl StallDetector {
         (self.uploading, self.written, self.frames) = (uploading, progress.written, taken);
         let due = self.last_progress + self.limit;
         if now < due {
-            // never at the same time again, however short the limit
+            // never twice at the same time, however short the limit
             return TimerDecision::RearmAt(due.min(now + (self.limit / 2).max(TICK)));
         }
         let (cause, phase) = cause_and_phase(progress, read_before);
@@ -82,7 +82,7 @@ pub(super) fn phase(progress: &AttemptProgress) -> Phase {
     }
 }
 
-/// What ate the time of an attempt whose limit has passed.
+/// The cause and the phase of an attempt that timed out.
 pub(super) fn cause_and_phase(progress: &AttemptProgress, read_before: u64) -> (BadGatewayCause, Phase) {
     let phase = phase(progress);
     let cause = match phase {
@@ -108,7 +108,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(2);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Looks when told to, with what is seen at that second.
+    /// Checks when a check is due, with the progress of that second.
     fn run(seen: impl Fn(u32, Instant) -> AttemptProgress) -> (u32, BadGatewayCause) {
         let start = Instant::now();
         let mut state = StallDetector::new(start, LIMIT);

@@ -1,4 +1,4 @@
-//! Each inequality where it is broken, and the nearest value that keeps it.
+//! Each inequality at a value that breaks it, and at the nearest value that keeps it.
 
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ fn no_4_the_gateway_gives_up_before_its_caller() {
     // at least 50 ms
     assert_eq!(of(ms(450), &there().client_timeout(ms(500))), Some(Severity::Refuse));
     assert_eq!(of(under(ms(450)), &there().client_timeout(ms(500))), None);
-    // a forgotten total is longer than any patience; the absolute limit stands in for it
+    // a missing total is longer than any client waits; the maximum duration stands in for it
     let verdict = |limits: Timeouts| verdict(limits, &declared, FindingId::TotalCaller);
     assert_eq!(verdict(bare()), Some(Severity::Refuse));
     assert_eq!(verdict(bare().unbounded()), None);
@@ -119,7 +119,7 @@ fn no_5_the_upstream_tells_its_own_reason_first() {
     let limits = bare().total(secs(9));
     assert_eq!(of(limits.attempt(ms(2100))), None);
     assert_eq!(of(limits.attempt(under(ms(2100)))), Some(Severity::Warn));
-    // the head limit cuts it just as well
+    // the head limit bounds it as well
     assert_eq!(of(limits.attempt(secs(5)).response_head(ms(2100))), None);
     assert_eq!(of(limits.attempt(secs(5)).response_head(under(ms(2100)))), Some(Severity::Warn));
     assert_eq!(of(bare().total(ms(2100))), None);
