@@ -112,7 +112,7 @@ impl<B: Body<Data = Bytes>> ReplayBody<B> {
 }
 
 impl<B> ReplayBody<B> {
-    /// A body that is sent once: it passes as it is, and nothing of it is kept.
+    /// A body that is sent once: it passes unchanged and is not kept.
     pub fn non_replayable(body: B) -> Self {
         Self { kind: Kind::Passing { body } }
     }

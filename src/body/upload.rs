@@ -49,7 +49,7 @@ impl UploadCounters {
         Some(self.started + Duration::from_nanos(ended))
     }
 
-    /// Whether the client broke it off.
+    /// Whether the client failed to send it completely.
     pub(crate) fn failed(&self) -> bool {
         self.failed.load(Relaxed)
     }
@@ -79,13 +79,13 @@ impl<B: Body> TrackedUpload<B> {
         Self { body, counters: progress, edit_trailers: None }
     }
 
-    /// A body that goes on unwatched.
+    /// A body that is not tracked.
     #[inline]
     pub(crate) fn untracked(body: B) -> Self {
         Self { body, counters: None, edit_trailers: None }
     }
 
-    /// Edits the trailers on their way; a section of which nothing is left does not go on.
+    /// Edits the trailers; a section without fields is not forwarded.
     #[cfg(feature = "client")]
     pub(crate) fn edit_trailers(mut self, edit: fn(&mut HeaderMap)) -> Self {
         self.edit_trailers = Some(edit);

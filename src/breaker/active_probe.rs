@@ -147,7 +147,7 @@ mod tests {
     use crate::cause::BadGatewayCause as Cause;
     use crate::exchange::{CallContext, Component, Outcome};
 
-    /// A circuit, and an upstream that a task looks at.
+    /// A circuit, and an upstream that a task probes.
     struct ProbedCircuit {
         layer: CircuitBreakerLayer,
         up: Arc<AtomicBool>,
@@ -168,7 +168,7 @@ mod tests {
             Self { layer, up, probes, task }
         }
 
-        /// Opens it with five of these.
+        /// Opens the circuit with five failures of this cause.
         async fn fails(&self, cause: Cause) {
             let breaker = &self.layer.config.per_attempt;
             for _ in 0..5 {
@@ -185,7 +185,7 @@ mod tests {
             self.layer.handle().snapshot(Instant::now()).state
         }
 
-        /// How long it stays like that.
+        /// The time until the circuit is closed.
         async fn until_closed(&self) -> Duration {
             let begun = Instant::now();
             let mut changes = self.layer.handle().transitions();
@@ -268,7 +268,7 @@ mod tests {
             tokio::time::sleep(millis(100)).await;
             assert!(!watched.admits());
         }
-        // where nobody looks any more, the calls do again
+        // without the probing task, calls become probes again
         watched.task.abort();
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(watched.admits());

@@ -47,7 +47,7 @@ impl CallResult {
         }
     }
 
-    /// The verdict on a call that nobody waits for any more.
+    /// The result of a cancelled call.
     pub(crate) fn of_cancelled(why: CancelReason) -> Self {
         match why {
             CancelReason::TimedOut(cause) => Self::of_cause(cause),

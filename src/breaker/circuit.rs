@@ -17,7 +17,7 @@ use super::window::{CELLS, RollingWindow};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
 use crate::stats::{Ratio, stripe};
 
-/// The circuit of one upstream. Each opening makes one record, which all the calls it refuses share.
+/// The circuit of one upstream. Each opening creates one record, which all calls that it rejects share.
 #[derive(Debug)]
 pub(super) struct Circuit {
     policy: BreakerPolicy,
@@ -91,7 +91,7 @@ impl Circuit {
         self.slow.is_some()
     }
 
-    /// Records a success whose duration does not matter, if the circuit is still closed: all that a success costs.
+    /// The fast path of a success whose duration is not needed: counts it if the circuit is still closed.
     #[inline]
     pub(super) fn count_success(&self, permit: &Permit, now: Instant) {
         if self.machine.is_current(permit) {

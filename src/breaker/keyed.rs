@@ -67,10 +67,10 @@ fn configs(name: &Arc<str>, policy: BreakerPolicy, key: Option<Key>) -> PerKey<B
     let name = name.clone();
     let make = move |key: Option<&str>| {
         let name = key.map_or_else(|| name.clone(), Arc::from);
-        // a set of counters for each core and each upstream would be much memory for little traffic
+        // counters per core and per upstream would use much memory for little traffic
         CircuitBreakerLayer::striped(policy, name, 1).config
     };
-    // what an open one knows is worth more than what a closed one has counted
+    // evict closed circuits first: the state of an open one matters more than the counts of a closed one
     let stays = |config: &Config<BreakerSpec>| match config.per_attempt.core.circuit.state() {
         State::Closed => Eviction::Evictable,
         _ => Eviction::Late,

@@ -28,9 +28,9 @@
 //! | after the open duration | one call is admitted as a probe; its success closes the circuit |
 //! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the next call becomes a probe as well |
 //!
-//! **Sooner than the pause**: a task that looks at the upstream in the background ([`CircuitHandle::active_probe`]) closes the circuit as
-//! soon as the upstream is back, and no call is spent as a probe. With feature `client`, `ReverseProxy::connect_probe` is what
-//! it looks by: `tokio::spawn(breaker.handle().active_probe(proxy.connect_probe()))`.
+//! **Earlier recovery**: a task that probes the upstream in the background ([`CircuitHandle::active_probe`]) closes the circuit
+//! as soon as the upstream is back, and no call is used as a probe. With feature `client`, `ReverseProxy::connect_probe` is such
+//! a probe: `tokio::spawn(breaker.handle().active_probe(proxy.connect_probe()))`.
 //!
 //! **A circuit cannot get stuck.** A probe that hangs or is cancelled lets the next call be one, and results from an earlier
 //! epoch are ignored. A probe whose response head was good when it timed out closes the circuit: a long download is not a
@@ -275,7 +275,7 @@ impl Component for Breaker {
     fn cancel(&self, permit: Permit, call: &CallContext, why: CancelReason) {
         let cause = match why {
             CancelReason::TimedOut(cause) => cause,
-            // most calls are abandoned by nobody but their client, and then there is nothing to free
+            // most cancelled calls are not probes and have nothing to release
             _ if !permit.is_probe() => return,
             _ => BadGatewayCause::Unknown,
         };
@@ -335,7 +335,7 @@ impl Breaker {
     }
 }
 
-/// The record of the failure that opens a circuit; made here if the service attached none.
+/// The record of the failure that opens a circuit; created here if the service attached none.
 fn record(outcome: &Outcome) -> Failure {
     let made = || match (outcome.cause(), outcome.status()) {
         (Some(cause), _) => Failure::new(cause),
@@ -349,6 +349,6 @@ fn record(outcome: &Outcome) -> Failure {
 
 fn rejection(shut: Rejected<Failure>) -> Rejection {
     let failure = shut.cause.unwrap_or_else(|| Failure::new(BadGatewayCause::CircuitOpen));
-    // "now" would be said to all at once
+    // `Retry-After: 0` would release all clients at the same moment
     Rejection::new(failure).retry_after(Duration::from_nanos(shut.remaining).max(Duration::from_secs(1)))
 }

@@ -157,7 +157,7 @@ mod tests {
             told
         }
 
-        /// Windows of 100 ms with 16 samples; how many pass before it asks for a probe.
+        /// Adds windows of 100 ms with 16 samples; returns how many passed before a probe was due.
         fn hears(&mut self, mean: f64, windows: u32) -> Option<u32> {
             self.is_told(LatencySample { mean, samples: 16, full: false }, windows)
         }
@@ -183,7 +183,7 @@ mod tests {
         let mut told = Fixture::new(0.040);
         assert_eq!(told.hears(0.055, 1000), None);
         assert!((0.0499..=0.0501).contains(&told.baseline()), "{}", told.baseline());
-        // and a load that rises slowly takes it no further
+        // a slowly rising load raises it no further
         for step in 0..1000_u32 {
             told.hears(0.055 + f64::from(step) * 0.001, 1);
         }
@@ -226,7 +226,7 @@ mod tests {
         let waits = [(); 7].map(|()| {
             let windows = told.hears(0.100, 10_000);
             told.proves(0.040, 50);
-            // one good window after it, as the line grows anew, says nothing
+            // one fast window while the queue grows again proves nothing
             told.hears(0.040, 1);
             windows.unwrap()
         });

@@ -139,7 +139,7 @@ impl Limiter {
         let before = learned.gradient.limit();
         learned.samples += 1;
         if learned.samples >= MANY_SAMPLES {
-            // immediately, not at the end of the window: sampling is most expensive when a burst starts
+            // adjust immediately, not at the end of the window: sampling costs most at the start of a burst
             learned.samples = 0;
             self.sample_mask.store((self.sample_mask.load(Relaxed) * 2 + 1).min(MAX_SAMPLE_MASK), Relaxed);
         }
@@ -203,7 +203,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// So many calls at once, one batch after the other, each of which takes so long.
+    /// Runs batches of this many concurrent calls, each of this duration.
     fn works(
         limiter: &Limiter,
         now: &mut Instant,

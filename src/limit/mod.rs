@@ -127,7 +127,7 @@ const BOUNDS: (u32, u32) = (2, 200);
 #[must_use]
 pub struct ConcurrencyLimitLayer {
     config: Arc<Config<LimitSpec>>,
-    /// The bounds as they were said, before they were made a range.
+    /// The bounds as configured, before clamping.
     configured: (u32, u32),
 }
 
@@ -162,15 +162,15 @@ impl ConcurrencyLimitLayer {
     /// A new limit with the same settings, for one of many upstreams.
     fn with_name(&self, name: Option<&str>) -> Self {
         let (least, most) = self.config.per_call.limiter.bounds();
-        // a set of counters for each core and each upstream would be much memory for little traffic
+        // counters per core and per upstream would use much memory for little traffic
         let layer = Self::of(least, most, 1, name, self.config.timeouts);
         if self.config.per_call.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
     /// Bounds the limit (default: 2 to 200 calls). If `max < min`, `min` is used for both.
     ///
-    /// The upper bound is the most that the upstream is ever sent at once; a high one costs nothing but a longer queue if
-    /// latencies to the head do not show load. With a lower bound of one, a single stuck call would keep all others out. It starts
+    /// The upper bound is the largest number of concurrent calls; a high one costs nothing but a longer queue if
+    /// latencies to the head do not show load. With a lower bound of one, a single stuck call would block all others. It starts
     /// with a new limit: clones made before keep the old one.
     pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
         let mut layer = Self::between(*bounds.start(), *bounds.end());
@@ -309,7 +309,7 @@ pub(crate) struct Limit {
 /// The permit of an admitted call.
 #[derive(Debug)]
 pub(crate) struct SlotPermit {
-    /// None once it is given back.
+    /// `None` once the slot is released.
     slot: Option<SlotRef>,
     sampled: bool,
 }
@@ -355,7 +355,7 @@ impl Component for Limit {
 
     #[inline]
     fn complete(&self, mut permit: SlotPermit, call: &CallContext, outcome: &Outcome) {
-        // the head has been looked at; what failed after it has a cause
+        // the head was a sample already; a failure after it has a cause
         if permit.sampled && outcome.cause().is_some_and(sample_kind::is_overload) {
             self.record_outcome(&mut permit, call, outcome);
         }

@@ -218,7 +218,7 @@ mod tests {
     fn a_void_counter_that_waits_to_be_swept_does_not_count() {
         let window = StripedWindow::new(1, 2);
         window.record(0, 0, 0);
-        // turned after a silence by somebody who has not come to sweeping yet
+        // a slice started after a gap, by a thread that has not swept yet
         window.state.store(2 << GENERATION | 2, Ordering::Relaxed);
         assert_eq!(counts(&window, 60), [0, 0]);
         window.record(60, 0, 0);
@@ -282,7 +282,7 @@ mod tests {
             let mut listed: Vec<(u32, usize)> = Vec::new();
             let mut second = 0;
             for (pause, stripe, bucket) in samples {
-                // most steps are short: slices with many samples, and now and then a silence
+                // most steps are short: slices with many samples, and sometimes a gap
                 second += if pause > 60 { pause } else { pause / 20 };
                 window.record(second, stripe, bucket);
                 listed.push((second, bucket));

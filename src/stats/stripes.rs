@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// The maximum number of stripes: more would not be worth their memory.
+/// The maximum number of stripes: more would gain little for their memory.
 const MOST: usize = 16;
 
 const UNSET: usize = usize::MAX;

@@ -14,7 +14,7 @@ use crate::body::TrackedUpload;
 
 type Step = Result<Frame<Bytes>, io::Error>;
 
-/// A body that gives what it is fed, and panics where that is nothing.
+/// A body that yields the frames it is fed, and panics if it is polled without one.
 struct Fed {
     steps: UnboundedReceiver<Option<Step>>,
     left: Option<u64>,
@@ -78,7 +78,7 @@ async fn whole<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin>(
     (String::from_utf8(collected.to_bytes().to_vec()).unwrap(), trailers)
 }
 
-/// What a body that was taken away ends with.
+/// Whether a poll returned the error of a reclaimed body.
 fn is_revoked(polled: &Poll<Option<Result<Frame<Bytes>, BoxError>>>) -> bool {
     matches!(polled, Poll::Ready(Some(Err(error))) if error.is::<BodyReclaimed>())
 }
@@ -111,7 +111,7 @@ async fn a_retry_sends_what_was_read_and_then_the_rest() {
     drop(feed);
     let sent = ("one two three four".to_owned(), Some(trailers()));
     assert_eq!(whole(third).await, sent);
-    // the third gave it back read to its end, with its trailers
+    // the third attempt has read it to its end, with its trailers
     assert_eq!(whole(replay.replay().unwrap()).await, sent);
 }
 
@@ -172,7 +172,7 @@ fn a_copy_is_as_long_as_the_body_wherever_it_was_interrupted() {
     assert_eq!(second.size_hint().exact(), Some(9));
     assert_eq!(next(&mut second), "one");
     assert_eq!(second.size_hint().exact(), Some(6));
-    // of an unknown length, until the end was met
+    // of unknown length, until its end is reached
     let (feed, mut first, replay) = fed(100);
     feed.send(Some(Ok(data("one")))).unwrap();
     drop(feed);
@@ -229,7 +229,7 @@ fn an_attempt_that_does_not_wait_loses_the_body_before_its_next_frame() {
         assert_eq!(woken.0.load(Relaxed), 1);
     }
     let Poll::Ready(Some(mut second)) = replay.poll_replay(&mut cx) else { panic!("it was given back") };
-    // the first is still there, and reads nothing
+    // the first attempt still exists, and reads nothing
     assert!(is_revoked(&Pin::new(&mut first).poll_frame(&mut cx)));
     drop(first);
     assert_eq!((next(&mut second), next(&mut second)), ("one ".into(), "two ".into()));
@@ -255,7 +255,7 @@ async fn a_body_that_failed_is_not_sent_again() {
     let error = first.frame().await.unwrap().unwrap_err();
     assert!(error.is::<io::Error>(), "the error is the body's own");
     assert!(!replay.is_possible());
-    // whatever it says after that
+    // whatever the handle requests after that
     assert_eq!(next(&mut first), "more");
     drop(first);
     assert!(replay.replay().is_none());
@@ -308,7 +308,7 @@ async fn an_empty_body_passes_as_it_is() {
     let (first, replay) = ReplayBody::new(Empty::<Bytes>::new(), 100);
     assert!(matches!(first.kind, Kind::Passing { .. }) && replay.shared.is_none());
     assert!(first.is_end_stream() && first.size_hint().exact() == Some(0));
-    // also while the attempt still has its own
+    // also while the attempt still has its copy
     let second = replay.replay().unwrap();
     assert!(second.is_end_stream() && second.size_hint().exact() == Some(0));
     assert_eq!(whole(first).await, (String::new(), None));
@@ -337,7 +337,7 @@ fn it_goes_wherever_its_body_goes() {
 }
 
 proptest! {
-    /// Whatever is read before an attempt ends, what is sent again is the whole body or nothing.
+    /// A replay sends the whole body or nothing, however much the previous attempt has read.
     #[test]
     fn a_copy_is_never_partial_and_never_empty(
         sizes in prop::collection::vec(0..20_usize, 1..8),
@@ -357,7 +357,7 @@ proptest! {
             frames.push(format!("{:?}", trailers()));
         }
         drop(feed);
-        // an attempt beyond all frames meets the end
+        // an attempt that has read all frames reaches the end
         let mut furthest = 0;
         for read in reads {
             let read = read.min(frames.len());

@@ -1,4 +1,4 @@
-//! The circuit by hand and by chance, with time as an argument.
+//! Tests of the circuit, by example and by proptest, with time as an argument.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::*;
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A circuit, and the time that its tests tell.
+/// A circuit and the current time of its test.
 struct Fixture {
     circuit: Circuit,
     now: Instant,
@@ -47,7 +47,7 @@ impl Fixture {
         true
     }
 
-    /// How many of so many calls pass.
+    /// Makes this many calls, and returns how many were admitted.
     fn calls(&self, calls: usize, verdict: CallResult) -> usize {
         (0..calls).filter(|_| self.call(verdict)).count()
     }
@@ -74,7 +74,7 @@ fn usual() -> Fixture {
     Fixture::new(BreakerPolicy::new())
 }
 
-/// Opens by shares alone.
+/// A policy that opens by the failure ratio only.
 fn by_share() -> BreakerPolicy {
     BreakerPolicy::new().consecutive_failures(u32::MAX)
 }
@@ -187,7 +187,7 @@ fn health_takes_the_pauses_back_step_by_step() {
     scene.call(CallResult::Failure);
     scene.wait(SECOND * 10);
     assert!(scene.call(CallResult::Success));
-    // two openings in a row, and one window of health
+    // two consecutive openings, and one healthy window
     scene.wait(SECOND * 10);
     scene.calls(5, CallResult::Failure);
     assert_eq!(scene.begin().unwrap_err().remaining + 1, 2_000_000_000);
@@ -292,7 +292,7 @@ fn a_probe_with_a_long_body_closes_at_its_limit() {
 fn probes_that_come_seldom_do_not_stick() {
     let mut scene = usual();
     scene.half_open();
-    // each an hour after the one before, and half of them without a word
+    // each an hour after the previous one, and half of them without a result
     for verdict in
         [CallResult::Neutral, CallResult::Failure, CallResult::Neutral, CallResult::Neutral, CallResult::Success]
     {
@@ -515,7 +515,7 @@ proptest! {
                 probes.clear();
             }
         }
-        // an upstream that is well, and time: whatever happened
+        // a healthy upstream and time close the circuit, whatever happened before
         scene.circuit.release(scene.now);
         scene.wait(SECOND * 10);
         prop_assert!(scene.call(CallResult::Success));
