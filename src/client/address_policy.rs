@@ -35,7 +35,7 @@ impl AddressPolicy {
     /// "Globally Reachable", multicast, and all of IPv6 beyond `2000::/3`. IPv6 addresses that carry an IPv4 address are judged
     /// by that too: IPv4-mapped, -compatible and -translated ones, NAT64 by the well-known prefix, 6to4, ISATAP.
     ///
-    /// Some addresses of the inside look like any other, and only you can know them. [`deny`](Self::deny) the prefixes of your
+    /// Some internal addresses look like public ones, and only you can know them. [`deny`](Self::deny) the prefixes of your
     /// own NAT64 or 6rd (RFC 6052 section 2.2, RFC 5969), public addresses of your own network, and on Azure the platform's
     /// 168.63.129.16:
     ///

@@ -19,10 +19,10 @@ use crate::exchange::{self, AttemptProgress};
 /// Lets a timeout around hyper-util's client report what its connection was doing.
 ///
 /// For [`TimeoutLayer`](crate::timeout::TimeoutLayer) around `hyper_util::client::legacy::Client` over this crate's
-/// [`Connector`](super::Connector): sending, waiting, and a head that drips are then told apart, by the connection's
-/// counters. Resolving, connecting and TLS are told without it. It costs each request an entry in its extensions
-/// (about 800 instructions and 3 allocations), hence it is no default; [`ReverseProxy`](super::ReverseProxy)
-/// needs none of it.
+/// [`Connector`](super::Connector): it then distinguishes sending, waiting, and a slow head, by the connection's
+/// counters. Resolving, connecting and TLS are distinguished without it. It costs each request an entry in its extensions
+/// (about 800 instructions and 3 allocations), so it is off by default; [`ReverseProxy`](super::ReverseProxy)
+/// does not need it.
 ///
 /// ```
 /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -104,7 +104,7 @@ impl<F: Future> Future for CaptureFuture<F> {
     }
 }
 
-/// What the connection has seen, once there is one and if it is stamped.
+/// The progress of the connection, if there is one and it has [`ConnectionStats`](crate::classify::ConnectionStats).
 fn progress(captured: &CaptureConnection) -> Option<AttemptProgress> {
     let mut extras = Extensions::new();
     captured.connection_metadata().as_ref()?.get_extras(&mut extras);

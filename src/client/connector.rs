@@ -37,7 +37,7 @@ impl TlsInfo {
 /// Wraps any connector: its connections carry a [`ConnectionStats`], its errors are [`Failure`]s.
 ///
 /// For [`ReverseProxy`](super::ReverseProxy) and for hyper-util's client alike; with the latter,
-/// [`ClassifyLayer`](crate::ClassifyLayer) tells a stale keep-alive from a crash.
+/// [`ClassifyLayer`](crate::ClassifyLayer) can distinguish a stale keep-alive from a crash.
 ///
 /// | limit | default |
 /// |---|---|
@@ -48,8 +48,8 @@ impl TlsInfo {
 /// [`assume_tls`](Self::assume_tls) for connectors that do not say so, such as hyper-rustls and hyper-tls. Any other
 /// connection is closed, and the failure is [`InvalidTarget`](crate::BadGatewayCause::InvalidTarget).
 ///
-/// [`TcpConnector`] and [`TlsConnector`](super::TlsConnector) limit name, connect
-/// and TLS apart; around `HttpConnector`, hyper-rustls or a Unix socket connector, `timeout` is one
+/// [`TcpConnector`] and [`TlsConnector`](super::TlsConnector) have separate limits for name, connect
+/// and TLS; around `HttpConnector`, hyper-rustls or a Unix socket connector, `timeout` is one
 /// limit for all three.
 ///
 /// ```
@@ -82,8 +82,8 @@ impl<C> Connector<C> {
 
     /// Sets how many interim responses may precede a response (default 64).
     ///
-    /// One more, or over 64 KiB of them, ends the connection; hyper itself counts none. Of HTTP/2 those of each stream
-    /// are counted, and not their size.
+    /// One more, or more than 64 KiB of them, closes the connection; hyper itself has no limit. In HTTP/2 they are counted
+    /// per stream, and their size is not limited.
     pub fn max_interim(mut self, heads: u32) -> Self {
         self.max_interim = heads;
         self

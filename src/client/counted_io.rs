@@ -13,16 +13,16 @@ use super::frames::PeerState;
 use super::interim::Interim;
 use crate::classify::ConnectionStats;
 
-/// The most bytes of one read of an HTTP/1.1 connection.
+/// The maximum number of bytes of one read of an HTTP/1.1 connection.
 ///
-/// hyper doubles its buffer when a read fills it, up to the largest head that it takes, and holds three of them for a body
-/// that is not read: one byte less than it begins with (8 KiB) keeps it there. Measured: 1341 KiB for each such body
+/// hyper doubles its buffer when a read fills it, up to the largest head that it accepts, and holds three of them for a
+/// body that is not read. One byte less than the initial 8 KiB prevents the growth. Measured: 1341 KiB for each such body
 /// without a limit, 226 KiB with a limit of 64 KiB on the buffer alone; the CPU time of a fast download is the same.
 const SHORT_READ: u64 = 8191;
 
 /// A connection whose bytes are counted in its [`ConnectionStats`].
 ///
-/// [`Connector`](super::Connector) makes them; hyper-util's client finds the stamp among the extras of
+/// [`Connector`](super::Connector) creates them; hyper-util's client finds the counters among the extras of
 /// [`Connected`].
 #[derive(Debug)]
 pub struct CountedIo<T> {
@@ -122,7 +122,7 @@ struct Counter<T> {
     longest_read: u64,
     #[cfg(feature = "http2")]
     peer: Option<(tokio::sync::watch::Sender<PeerState>, PeerState)>,
-    /// The stamp's count of requests when the last answer began.
+    /// The number of requests when the last response began.
     seen: u32,
     read_last: bool,
     /// The task that the counters wake; nearly always the one that polls.
@@ -197,7 +197,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counter<T> {
             #[cfg(feature = "http2")]
             if let Some((published, last)) = &mut this.peer {
                 let peer = this.interim.peer();
-                // compared here, as a look into the channel takes a lock
+                // compared here, because reading the channel takes a lock
                 if std::mem::replace(last, peer) != peer {
                     published.send_replace(peer);
                 }

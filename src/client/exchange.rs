@@ -183,7 +183,7 @@ where
             let leased = signing(self.call, self.upstream.pool.lease(self.begun, needs)).await;
             let mut lease = leased.map_err(|failure| self.complete(failure))?;
             if !lease.is_open() {
-                // for a stream elsewhere, or in the queue
+                // look for a stream on another connection, or queue
                 continue;
             }
             let stamp = lease.stamp().clone();
@@ -267,7 +267,7 @@ where
         lease.on_head();
         let asked = if self.tunnel.is_some() { Expected::Upgrade } else { Expected::Response };
         if let Some(verdict) = check_head(&answer, asked) {
-            // what follows such a head cannot be delimited: the connection goes with it
+            // the end of such a message is unknown: close the connection
             return Err(self.complete(verdict.into_failure(&self.scene(lease.stamp())).build()));
         }
         lease.learn(answer.headers());
@@ -386,8 +386,8 @@ impl<B> Checkout<B> {
         }
     }
 
-    /// After an error: a shared connection stays only if the error was its stream's alone. Returns the failure, which is
-    /// another one where the connection was ended for what other clients did.
+    /// Handles an error: a shared connection is kept only if the error was that of its stream alone. Returns the failure,
+    /// which is another one if the connection was ended because of other clients.
     pub(super) fn failed(&mut self, failure: Failure) -> Failure {
         match self {
             Self::H1(h1) => {
@@ -408,7 +408,7 @@ fn stream_failed<B>(h2: &mut H2<B>, failure: Failure) -> Failure {
     }
     let is_streams_own = match cause {
         BadGatewayCause::StreamReset | BadGatewayCause::RequestBodyFailed => true,
-        // refused before a byte was written: the connection is as good as before
+        // refused before a byte was written: the connection is still usable
         BadGatewayCause::GatewayInternal => failure.evidence() == Evidence::LocalRefusal,
         BadGatewayCause::StreamRefused => failure.evidence() == Evidence::RefusedStream,
         BadGatewayCause::IncompleteBody => matches!(failure.detail(), Some(Detail::H2(_))),

@@ -1,4 +1,4 @@
-//! Reads the frames of an HTTP/2 peer beside hyper, which keeps what they say to itself.
+//! Reads the frames of an HTTP/2 peer in addition to hyper, which does not expose their contents.
 //!
 //! hyper drops interim responses unseen, and lets a request above `SETTINGS_MAX_CONCURRENT_STREAMS` wait inside the
 //! connection, where it looks like a request that was sent. The code of a GOAWAY does not reach the streams that end with
@@ -8,10 +8,10 @@
 const HEADER: usize = 9;
 /// The length of one setting (RFC 9113 section 6.5.1).
 const SETTING: usize = 6;
-/// The length of what is read of a GOAWAY: the last stream and the code (RFC 9113 section 6.8).
+/// The length of the fields read from a GOAWAY: the last stream and the code (RFC 9113 section 6.8).
 const GOAWAY_FIELDS: usize = 8;
-/// The number of streams whose heads are counted. A new stream takes the place of one opened this many before it, which
-/// is past its head as a rule.
+/// The number of streams whose heads are counted. A new stream takes the place of the one opened this many streams
+/// before, which usually has its head by then.
 const STREAMS: usize = 32;
 
 const DATA: u8 = 0;
@@ -36,7 +36,8 @@ pub(crate) struct PeerState {
     pub(crate) goaway: Option<u32>,
 }
 
-/// Follows the frames of a connection in any pieces: counts the heads of each stream, and reads SETTINGS and GOAWAY.
+/// Follows the frames of a connection, in pieces of any size: counts the heads of each stream, and reads SETTINGS and
+/// GOAWAY.
 ///
 /// A head before the final one neither ends its stream nor has DATA before it (RFC 9113 section 8.1). Frames of other types
 /// are skipped by their length.
@@ -46,7 +47,7 @@ pub(super) struct Frames {
     header: [u8; HEADER],
     header_read: usize,
     payload_left: usize,
-    /// The current setting, or the beginning of a GOAWAY, as far as it came.
+    /// The current setting, or the beginning of a GOAWAY, as far as received.
     fields: [u8; GOAWAY_FIELDS],
     fields_read: usize,
     /// `peer` with the settings of a SETTINGS frame that has not ended.
@@ -54,12 +55,12 @@ pub(super) struct Frames {
     peer: PeerState,
     /// The first frame was not SETTINGS (RFC 9113 section 3.4): the bytes are not HTTP/2.
     is_foreign: bool,
-    /// Each stream, and the heads that it had since its last DATA.
+    /// Each stream, with the number of heads since its last DATA.
     heads: [(u32, u32); STREAMS],
 }
 
 impl Frames {
-    /// Takes what was read; returns the most interim heads that a stream has had.
+    /// Processes bytes that were read; returns the largest number of interim heads of a stream.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> u32 {
         let mut interim = 0;
         loop {
@@ -133,7 +134,7 @@ impl Frames {
         self.fields_read += piece.len();
     }
 
-    /// Returns the interim heads that the frame's stream has had, if the frame is a head.
+    /// Returns the number of interim heads of the frame's stream, if the frame is a head.
     fn end_frame(&mut self) -> u32 {
         let [_, _, _, kind, _, a, b, c, d] = self.header;
         let stream = u32::from_be_bytes([a & 0x7f, b, c, d]);
@@ -190,7 +191,7 @@ mod tests {
         frame(GOAWAY, 0, 0, &[&last.to_be_bytes()[..], &code.to_be_bytes(), debug].concat())
     }
 
-    /// What the peer announced, and the most interim heads of a stream.
+    /// The peer's announcements, and the largest number of interim heads of a stream.
     fn read(bytes: &[u8], piece: usize) -> (PeerState, u32) {
         let mut frames = Frames::default();
         let interim = bytes.chunks(piece).map(|piece| frames.read(piece)).max();

@@ -65,7 +65,7 @@ impl Interim {
         self.state == State::Final
     }
 
-    /// Takes what was read.
+    /// Processes bytes that were read.
     pub(super) fn process(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.state == State::Final {
             let Some(frames) = &mut self.frames else { return Ok(()) };

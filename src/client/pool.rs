@@ -328,7 +328,7 @@ impl<C: Connect, B: SendBody> Pool<C, B>
 where
     C::Future: 'static,
 {
-    /// A connection: an idle one, a new one, or the next that others give back.
+    /// Returns a connection: an idle one, a new one, or the next one that is returned to the pool.
     pub(super) async fn lease(&self, now: Instant, needs: Needs) -> Result<Checkout<B>, Failure> {
         if needs.upgrade && self.dial.http.is_h2() {
             return Err(upgrade_failed("the upstream is spoken to in HTTP/2 alone"));
@@ -463,7 +463,7 @@ where
                 let mut state = self.shared.lock();
                 let (connection, since) = state.idle.pop_back()?;
                 if now.saturating_duration_since(since) >= self.shared.idle_limit() {
-                    // the others are older still
+                    // the others have been idle for longer
                     let old = std::mem::take(&mut state.idle);
                     drop(state);
                     drop((connection, old));
@@ -483,7 +483,7 @@ where
         }
     }
 
-    /// Opens a connection; `None` if it is left to others because its peer accepts no stream now.
+    /// Opens a connection; `None` if its peer accepts no stream now, so that it is left in the pool.
     async fn open(&self, place: Slot<B>, upgrade: bool) -> Result<Option<Checkout<B>>, Failure> {
         let io = self.connect(upgrade).await?;
         #[cfg(feature = "http2")]

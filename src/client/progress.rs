@@ -52,7 +52,7 @@ pub(super) async fn signing<F: Future>(call: ClientCall, future: F) -> F::Output
     .await
 }
 
-/// What a connection has seen of its request.
+/// The progress of a request, by the counters of its connection.
 pub(super) fn snapshot(stamp: &ConnectionStats, progress: Option<&UploadCounters>) -> AttemptProgress {
     let wire = stamp.wire();
     let upload = progress.map(|progress| UploadProgress {

@@ -328,8 +328,8 @@ impl<C> ReverseProxyBuilder<C> {
     /// Sends a PING on an HTTP/2 connection with open streams after each `interval` without a byte from the upstream, and
     /// ends the connection if it is not answered within `timeout` (default: none are sent).
     ///
-    /// It finds a path that forgot the connection before the time limits do. gRPC servers end a connection that is
-    /// pinged more often than they allow, every 5 minutes by default. Both times are at least 1 s and at most a day.
+    /// It detects a connection that a NAT or firewall has dropped, before the timeouts do. gRPC servers end a connection
+    /// that is pinged more often than they allow, every 5 minutes by default. Both times are at least 1 s and at most a day.
     pub fn http2_keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         let within = |time: Duration| time.clamp(Duration::from_secs(1), Duration::from_secs(24 * 60 * 60));
         self.limits.keep_alive = Some((within(interval), within(timeout)));

@@ -156,7 +156,7 @@ impl<B> OpenResponse<B> {
         self.progress.as_ref().is_some_and(|progress| progress.failed())
     }
 
-    /// A failure without an error.
+    /// A failure for which there is no error value.
     fn broken(&self, cause: BadGatewayCause) -> FailureBuilder {
         let failure = Failure::builder(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Counted);
         failure.peer(self.scene.peer).connection(self.scene.connection())

@@ -8,10 +8,10 @@ use http::{HeaderValue, Uri};
 
 /// An upstream's address: scheme, authority, and a path that requests' paths are appended to.
 ///
-/// A request cannot leave that path: dot segments (RFC 3986 section 5.2.4) that would are rejected with 400. Servers differ in
-/// what they take for a dot segment, so the strictest reading counts: percent-encoding is decoded, also where it was encoded
-/// twice, `%2F`, `\` and `%5C` separate as `/` does, what follows a `;` in a segment does not count, and several slashes are
-/// one. Other dot segments go on as they are, and so do all where the target has no path.
+/// A request cannot leave that path: dot segments (RFC 3986 section 5.2.4) that would do so are rejected with 400. Servers
+/// differ in what they take for a dot segment, so the strictest reading counts: percent-encoding is decoded, also if it was
+/// applied twice; `%2F`, `\` and `%5C` separate as `/` does; parameters after a `;` do not count; and several slashes are
+/// one. Other dot segments are forwarded unchanged, and so are all if the target has no path.
 ///
 /// ```
 /// use tower_upstream::client::Target;

@@ -37,9 +37,10 @@ const MAX_ADDRESSES: usize = 16;
 /// No TCP keep-alive probes are sent, unless [`keep_alive`](Self::keep_alive) asks for them.
 ///
 /// IPv6 and IPv4 addresses take turns, each next one starting when the last failed or after 250 ms
-/// (RFC 8305); at most 16 are tried. Its error is a [`Failure`] whose replay is proven: no connection
-/// was had. A target whose scheme is `https` is an [`InvalidTarget`](BadGatewayCause::InvalidTarget), unless it stands
-/// under TLS ([`enforce_http`](Self::enforce_http)). The resolver is any `Service<Name>`, as hyper-util's `HttpConnector` takes.
+/// (RFC 8305); at most 16 are tried. Its error is a [`Failure`] whose replay safety is proven: there was no
+/// connection. A target whose scheme is `https` is an [`InvalidTarget`](BadGatewayCause::InvalidTarget), unless the
+/// connector is used under TLS ([`enforce_http`](Self::enforce_http)). The resolver is any `Service<Name>`, as for
+/// hyper-util's `HttpConnector`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -113,8 +114,8 @@ impl<R> TcpConnector<R> {
 
     /// Whether targets whose scheme is `https` are refused (default: yes), as by hyper-util's `HttpConnector`.
     ///
-    /// Its connections are plain. Set it to `false` under a connector that speaks TLS over this one and hands targets on as
-    /// they are, such as hyper-rustls'.
+    /// Its connections are plain. Set it to `false` under a connector that speaks TLS over this one and passes targets on
+    /// unchanged, such as hyper-rustls'.
     /// [`TlsConnector`](https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.TlsConnector.html) needs no such
     /// setting.
     pub fn enforce_http(mut self, enforce: bool) -> Self {
@@ -225,7 +226,7 @@ fn take_turns(found: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
     turns
 }
 
-/// Happy eyeballs; the first address's failure is the one that is told.
+/// Connects by Happy Eyeballs; reports the failure of the first address.
 async fn connect_any(mut left: VecDeque<SocketAddr>) -> Result<TcpStream, Failure> {
     let mut dialing = JoinSet::new();
     let mut told = None;

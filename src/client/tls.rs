@@ -41,12 +41,12 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 /// [`CryptoProvider::install_default`].
 ///
 /// The certificate's chain, its names and dates are verified. Its revocation is not: no CRL or OCSP is asked for; a
-/// configuration of your own ([`with_config`](Self::with_config)) can hold a verifier that does. The platform's roots are
-/// found by rustls-native-certs, which reads the environment: where `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, it takes the
-/// place of the platform's.
+/// configuration of your own ([`with_config`](Self::with_config)) can have a verifier that does. The platform's roots are
+/// found by rustls-native-certs, which reads the environment: if `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, it replaces
+/// the platform's.
 ///
-/// The inner connector is asked for a plain connection, as `http://host:port`; its connections' own marks stay, and
-/// [`TlsInfo`] is added.
+/// The inner connector is asked for a plain connection, as `http://host:port`; the extras of its connections are kept,
+/// and [`TlsInfo`] is added.
 ///
 /// ```
 /// use tower_upstream::client::{TcpConnector, TlsConnector};
@@ -162,8 +162,7 @@ impl<C> TlsConnector<C> {
     /// Trusts the certificates of a PEM file, and no others.
     ///
     /// # Errors
-    /// [`InvalidRoots`] where `pem` holds no certificate, or one that cannot be read; also where there is no
-    /// [`CryptoProvider`].
+    /// [`InvalidRoots`] if `pem` has no certificate, or one that cannot be read, or if there is no [`CryptoProvider`].
     pub fn with_roots(inner: C, pem: &[u8]) -> Result<Self, InvalidRoots> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {

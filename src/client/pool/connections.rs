@@ -1,4 +1,4 @@
-//! The shared connections of one upstream: which takes the next stream, and which takes none any more.
+//! The shared connections of one upstream, and the choice of one for the next stream.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(super) struct Connections<B> {
     pub(super) open: Vec<Entry<B>>,
     /// Shared dials under way: when each began. Dropping the sender cancels the dial.
     pub(super) dialing: Vec<(Instant, oneshot::Sender<Infallible>)>,
-    /// The streams that a dial is likely to bring.
+    /// The expected number of streams of a new connection.
     pub(super) streams_of_a_dial: usize,
     pub(super) sharing: Sharing,
 }
@@ -32,7 +32,7 @@ pub(super) struct Entry<B> {
     pub(super) lifetime: Lifetime,
 }
 
-/// What the streams of one connection share.
+/// The state that the streams of one connection share.
 pub(super) struct Shape<B> {
     pub(super) stamp: ConnectionStats,
     pub(super) streams: Streams,
@@ -42,7 +42,7 @@ pub(super) struct Shape<B> {
     /// This side has reset a stream.
     pub(super) was_reset: AtomicBool,
     pub(super) _place: Option<Slot<B>>,
-    /// Closes with the last holder, for the connection's task.
+    /// Dropped with the last holder, which tells the connection's task.
     pub(super) _in_use: oneshot::Sender<Infallible>,
 }
 
@@ -71,38 +71,38 @@ impl<B> Connections<B> {
         self.open.iter().position(|entry| Arc::ptr_eq(&entry.connection, connection))
     }
 
-    /// A stream on the least busy connection that has fewer than `most`.
+    /// Opens a stream on the least busy connection that has fewer than `most`.
     pub(super) fn share(&mut self, home: &Arc<Shared<B>>, most: u32) -> Option<H2<B>> {
         let free = |entry: &&mut Entry<B>| entry.connection.streams.count() < entry.connection.limit(most);
         let least = self.open.iter_mut().filter(free).min_by_key(|entry| entry.connection.streams.count())?;
         least.connection.streams.try_open(least.connection.limit(most)).then(|| least.lease(home))
     }
 
-    /// As [`share`](Self::share); if there is no stream, the next one that ends is handed on.
+    /// Like [`share`](Self::share); without a free stream, the next one that closes is handed to a waiter.
     pub(super) fn share_or_wait(&mut self, home: &Arc<Shared<B>>, most: u32) -> Option<H2<B>> {
         let free = |entry: &&mut Entry<B>| entry.connection.streams.try_open_or_wait(entry.connection.limit(most));
         self.open.iter_mut().find(free).map(|entry| entry.lease(home))
     }
 
-    /// How many streams the dials under way are likely to bring; one that takes too long brings none.
+    /// The expected number of streams from dials in progress; a dial that takes too long counts as none.
     pub(super) fn expected(&self, now: Instant) -> usize {
         let begun_lately = |(since, _): &&(Instant, _)| now.saturating_duration_since(*since) < DIAL_WAIT;
         self.dialing.iter().filter(begun_lately).count().saturating_mul(self.streams_of_a_dial)
     }
 
-    /// Takes out a dial that takes too long; dropping it cancels it.
+    /// Removes a dial that takes too long; dropping the returned sender cancels it.
     pub(super) fn take_stuck_dial(&mut self, now: Instant) -> Option<oneshot::Sender<Infallible>> {
         let is_stuck = |(since, _): &(Instant, _)| now.saturating_duration_since(*since) >= DIAL_WAIT;
         let at = self.dialing.iter().position(is_stuck)?;
         Some(self.dialing.swap_remove(at).1)
     }
 
-    /// A connection opened in the last second has never taken a stream, and takes none now.
+    /// Whether a connection opened within the last second has accepted no stream, and accepts none now.
     pub(super) fn is_draining(&self, now: Instant) -> bool {
         self.open.iter().any(|entry| entry.lifetime.is_untried(now) && entry.connection.limit(1) == 0)
     }
 
-    /// Takes out a connection without a stream, to make room for one of the other protocol.
+    /// Removes a connection without streams, to free its slot for one of the other protocol.
     pub(super) fn take_unused(&mut self) -> Option<impl Sized + use<B>> {
         let at = self.open.iter().position(|entry| entry.connection.streams.count() == 0)?;
         Some(self.open.swap_remove(at))
@@ -112,9 +112,9 @@ impl<B> Connections<B> {
         self.take(|entry| entry.connection.streams.count() == 0)
     }
 
-    /// Takes out what the caller drops without the lock.
+    /// Removes the matching connections; the caller drops them after it has released the lock.
     pub(super) fn take(&mut self, gone: impl Fn(&Entry<B>) -> bool) -> Vec<Entry<B>> {
-        // in place, and without an allocation as long as nothing goes
+        // in place; allocates only if there is something to remove
         let mut taken = Vec::new();
         let mut at = 0;
         while let Some(entry) = self.open.get(at) {
@@ -129,7 +129,7 @@ impl<B> Connections<B> {
 }
 
 impl<B> Entry<B> {
-    /// A hold on a stream that has been opened.
+    /// The lease of a stream that has been opened.
     pub(super) fn lease(&mut self, home: &Arc<Shared<B>>) -> H2<B> {
         self.lifetime.on_stream();
         H2 {
@@ -152,11 +152,11 @@ impl<B> Shared<B> {
         u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Takes out the connections that take no further stream: closed, idle for too long, too old, or worn by resets.
+    /// Removes connections that accept no further stream: closed, idle for too long, too old, or with too many resets.
     #[must_use]
     pub(super) fn expired(&self, state: &mut State<B>, now: Instant) -> impl Sized + use<B> {
         let (idle_limit, nanos) = (self.idle_limit(), self.nanos(now));
-        // without room for another, an old connection serves until it has no stream
+        // if no other connection may be opened, an old one is used until it has no stream
         let may_replace = state.open < self.limits.connections;
         state.h2.take(|entry| {
             if entry.is_closed() {
@@ -169,7 +169,7 @@ impl<B> Shared<B> {
         })
     }
 
-    /// The most streams of a connection; fewer after a burst of resets, as long as another connection may be opened.
+    /// The maximum number of streams of a connection; lower after a burst of resets, if another connection may be opened.
     pub(super) fn streams(&self, state: &State<B>, now: Instant) -> u32 {
         let max = self.limits.streams;
         if state.open < self.limits.connections { state.h2.sharing.streams(now, max) } else { max }

@@ -42,11 +42,11 @@ const MAX_FRAME: u32 = 16 << 10;
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// How long a new connection is given to announce its settings; a peer that takes longer is used without them.
 const SETTINGS_WAIT: Duration = Duration::from_millis(250);
-/// The peer sees excessive load in what this side does (RFC 9113 section 7).
+/// The error code of a peer that sees excessive load from this side (RFC 9113 section 7).
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 0xb;
-/// How long a connection that nobody uses may take to say good-bye.
+/// The time that an unused connection gets to close gracefully.
 const LINGER: Duration = Duration::from_secs(1);
-/// One stream's hold on a shared connection.
+/// The lease of one stream of a shared connection.
 pub(crate) struct H2<B> {
     pub(super) sender: SendRequest<TrackedUpload<B>>,
     pub(super) connection: Arc<Shape<B>>,
@@ -54,7 +54,7 @@ pub(crate) struct H2<B> {
     pub(super) stage: StreamStage,
 }
 
-/// How far the response of a stream has come; a stream that is given up before its end is reset.
+/// The progress of a stream's response; a stream that is dropped before its end is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StreamStage {
     Unsent,
@@ -177,7 +177,7 @@ impl<B: Send + 'static> H2<B> {
 }
 
 impl<B: SendBody> Connections<B> {
-    /// Begins to speak HTTP/2, and waits for the peer's settings. A failure leaves the place.
+    /// Performs the HTTP/2 handshake, and waits for the peer's settings. After a failure, `place` still has the slot.
     pub(super) async fn shake_hands<T>(
         mut io: CountedIo<T>,
         place: &mut Option<Slot<B>>,
@@ -219,7 +219,7 @@ impl<B: SendBody> Connections<B> {
     }
 }
 
-/// hyper's client with every setting that bears on memory or fairness, so that none of them changes with its defaults.
+/// hyper's client with explicit values for all settings that affect memory or fairness, so that hyper's defaults may change.
 fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -312,7 +312,7 @@ impl<B> Shared<B> {
         own
     }
 
-    /// Hands the free streams of a connection to those who wait, in their order.
+    /// Hands the free streams of a connection to the waiters, in their order.
     fn hand_streams(self: &Arc<Self>, connection: &Arc<Shape<B>>) {
         let mut state = self.lock();
         let handed = self.hand(&mut state, connection);
@@ -328,7 +328,7 @@ impl<B> Shared<B> {
         let limit = connection.limit(self.streams(state, now));
         let entry = &mut state.h2.open[at];
         if may_replace && entry.lifetime.is_retired(now) {
-            // the first who waits dials, and the others get what that brings
+            // the first waiter dials, and the others share the connection
             let first = first_for_a_stream(&mut state.waiters).and_then(|at| state.waiters.remove(at));
             handed.turns.extend(first.map(|waiter| (waiter, Handoff::Retry)));
             handed.retired = Some(state.h2.open.swap_remove(at));
@@ -361,7 +361,7 @@ impl<B> Handed<B> {
     }
 }
 
-/// The position of the first waiter for a stream; abandoned waiters at the front of the queue are removed.
+/// The position of the first waiter for a stream; removes abandoned waiters at the front of the queue.
 fn first_for_a_stream<B>(waiters: &mut VecDeque<Waiter<B>>) -> Option<usize> {
     while waiters.front().is_some_and(|waiter| waiter.sender.is_closed()) {
         waiters.pop_front();
@@ -408,7 +408,7 @@ where
         Some(NextAction::Wait(turn, dialing))
     }
 
-    /// Keeps a connection that turned out to speak HTTP/2 and takes a stream on it, if the peer takes any.
+    /// Adds a connection that turned out to speak HTTP/2 and opens a stream on it, if the peer accepts any.
     pub(super) fn insert(&self, opened: NewConnection<B>) -> Option<Checkout<B>> {
         self.shared.add(opened, true).map(Checkout::H2)
     }

@@ -1,7 +1,7 @@
 //! How long an HTTP/2 connection takes further streams: its age, its idle time, and the streams on it that were reset.
 //!
-//! Servers end a connection whose client resets many streams (CVE-2023-44487), and every stream on it with it. Where many
-//! clients share the connection, those who cancel would take the responses of the others. h2 and hyper allow for 20 streams
+//! Servers end a connection whose client resets many streams (CVE-2023-44487), and with it all its other streams. On a
+//! shared connection, clients that cancel would cost other clients their responses. h2 and hyper allow for 20 streams
 //! that were reset before the server had accepted them, Netty for 200 resets in 30 s, nghttp2 for 1000 and 33 more each
 //! second, Envoy for 500 of which half live less than 1 s.
 
@@ -9,22 +9,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A connection opened within this time whose peer has taken no stream tells that another dial would meet the same.
+/// If a connection was opened within this time and its peer accepts no stream, another dial would not help.
 const DRAINING: Duration = Duration::from_secs(1);
-/// A connection that no stream has used yet is not idle before: those it was opened for have to find it.
+/// A new connection without a stream is not idle before this time: the requests it was opened for have to find it.
 const MIN_UNUSED: Duration = Duration::from_secs(1);
 /// The time in which resets before a response head are counted.
 const BURST: Duration = Duration::from_secs(1);
 /// The resets before a response head, in one [`BURST`], after which a connection takes no further stream.
 const MAX_BURST: u32 = 10;
-/// The resets of any kind after which a connection takes no further stream; as many more may follow on those it has.
+/// The resets of any kind after which a connection takes no further stream; its open streams may be reset in addition.
 const MAX_RESETS: u32 = 100;
 /// The number of streams that share a connection after a burst: together with [`MAX_BURST`], fewer than h2 allows for.
 const CAREFUL_STREAMS: u32 = 10;
 /// How long connections are shared carefully after a burst.
 const CAREFUL: Duration = Duration::from_secs(60);
 
-/// What decides whether one connection takes further streams.
+/// The data that decides whether one connection takes further streams.
 #[derive(Debug)]
 pub(super) struct Lifetime {
     opened_at: Instant,
@@ -67,7 +67,7 @@ impl Lifetime {
         ends_use && !was_worn
     }
 
-    /// Whether another connection should take the streams to come.
+    /// Whether further streams should use another connection.
     pub(super) fn is_retired(&self, now: Instant) -> bool {
         self.is_worn || self.retire_at.is_some_and(|at| at <= now)
     }

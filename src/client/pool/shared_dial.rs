@@ -14,9 +14,9 @@ use super::connections::Connections;
 use super::{Connect, H1, Handoff, Pool, SendBody, Slot, State, Waiter, WaitsFor};
 use crate::cause::Failure;
 
-/// A dial for all who wait: a task of its own, so that no caller's leaving takes it from the others.
+/// A dial for all waiters, in a task of its own: a cancelled waiter does not end it for the others.
 ///
-/// It is made before its task and moved into it: those who wait are told whatever becomes of the task.
+/// Created before its task and moved into it, so that its drop notifies the waiters whatever happens to the task.
 pub(super) struct SharedDial<C, B> {
     pool: Pool<C, B>,
     place: Option<Slot<B>>,
@@ -73,7 +73,7 @@ where
 
     async fn run(mut self) {
         let Some(cancelled) = self.cancelled.as_mut() else { return };
-        // the place stays here until those who wait have been told: it would be given to one of them
+        // keep the slot until the waiters are notified: once released, it would be handed to one of them
         let dial = pin!(self.pool.dial_once(&mut self.place));
         self.end = match select(dial, cancelled).await {
             Either::Left((end, _)) => end.unwrap_or_else(DialEnd::Failed),
@@ -83,7 +83,7 @@ where
 }
 
 impl<B> State<B> {
-    /// Takes out those who wait for a dial, but for the first: as many as other dials are likely to serve.
+    /// Removes the waiters for a dial, except for the first `expected`, which other dials are likely to serve.
     fn take_who_wait_for_a_dial(&mut self, expected: usize) -> Vec<Waiter<B>> {
         let mut before = 0;
         let (left, taken) = std::mem::take(&mut self.waiters)
@@ -97,7 +97,7 @@ impl<B> State<B> {
         taken.into()
     }
 
-    /// Whether dials that are likely to bring this many streams serve one more than wait already.
+    /// Whether this many expected streams suffice for the waiters and one more.
     pub(super) fn is_served_by(&mut self, expected: usize) -> bool {
         if expected > 0 && self.waiters.len() >= expected {
             self.waiters.retain(|waiter| !waiter.sender.is_closed());
