@@ -1,10 +1,10 @@
-//! An app that refuses at once what it cannot answer in time.
+//! An app that immediately rejects requests that it cannot serve before their deadline.
 //!
 //! ```sh
 //! cargo run --example admission &      # LISTEN=127.0.0.1:3000 is the default
 //! # within its deadline, too late on arrival, and without one
 //! for left in 1000 0 ''; do curl -si -H "x-request-timeout-ms: $left" http://127.0.0.1:3000/ | head -1; done
-//! # more than it can do: 503 and 504 for some, and none who is let in waits in vain
+//! # overload: 503 and 504 for some requests, and a timely response to every admitted one
 //! seq 200 | xargs -P 100 -I{} curl -so /dev/null -w '%{http_code}\n' -H 'x-request-timeout-ms: 500' \
 //!     http://127.0.0.1:3000/ | sort | uniq -c
 //! curl -s http://127.0.0.1:3000/status
@@ -25,7 +25,7 @@ use tower_upstream::deadline::{Deadline, DeadlinePropagation};
 
 const CONNECTIONS: usize = 4;
 
-/// Takes 50 ms of one of four database connections.
+/// Uses one of four database connections for 50 ms.
 async fn query(database: &Semaphore) {
     let _connection = database.acquire().await;
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -43,7 +43,7 @@ async fn run() -> Result<(), String> {
     let listen = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let complaint = |error: std::io::Error| format!("LISTEN={listen}: {error}");
     let listener = TcpListener::bind(&listen).await.map_err(complaint)?;
-    // this socket is open to this machine only; elsewhere `trusting` decides by the connection
+    // only this machine can connect; otherwise decide with `DeadlinePropagation::trust`
     let deadlines = DeadlinePropagation::new().trust_everyone().expose();
     let admission = AdmissionLayer::new(80).concurrency(CONNECTIONS).deadlines(deadlines);
     let status = {

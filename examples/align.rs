@@ -1,4 +1,4 @@
-//! Prints what the alignment checker says of a few deployments, the last of which fits.
+//! Prints the alignment reports of a few deployments; the last one has no findings.
 //!
 //! ```console
 //! cargo run --example align
@@ -20,19 +20,19 @@ const fn secs(number: u64) -> Duration {
 fn main() {
     let alb = Topology::new().load_balancer(peers::AWS_ALB);
     show(
-        "The next axum behind an ALB, all by default: 30 s of keep-alive against 60 s",
+        "The next axum behind an ALB, all defaults: a keep-alive of 30 s, an idle timeout of 60 s",
         Timeouts::new(),
         &alb.clone().server(peers::AXUM_NEXT),
     );
 
     show(
-        "hyper-util's pool before Node.js: 90 s of idle limit against 5 s of keep-alive",
+        "hyper-util's pool in front of Node.js: an idle timeout of 90 s, a keep-alive of 5 s",
         Timeouts::new().total(secs(30)),
         &alb.clone().server(peers::AXUM).upstream(peers::NODE).pool_idle(peers::HYPER_UTIL_POOL_IDLE),
     );
 
     show(
-        "A mobile client of 3 s, and three attempts that were never counted together",
+        "A mobile client that waits 3 s, and three attempts that take longer together",
         Timeouts::new().response_head(secs(2)).attempt(secs(2)).total(secs(3)),
         &Topology::new()
             .client_timeout(secs(3))
@@ -43,7 +43,7 @@ fn main() {
     );
 
     show(
-        "Server-sent events through the limits of an ordinary route",
+        "Server-sent events under the timeouts of an ordinary route",
         Timeouts::new().body_idle(secs(15)).total(secs(15)),
         &alb.clone().server(peers::AXUM).heartbeat(secs(20)),
     );
@@ -75,9 +75,9 @@ fn main() {
     let timeouts = Timeouts::new().response_head(ms(1800)).attempt(secs(2)).total(secs(8));
     show("Everything declared, and everything fits", timeouts, &fits);
 
-    // and as a start that fails, with what is refused and nothing else
+    // the error of a failed start: only the refused findings
     if let Err(misaligned) = timeouts.total(secs(10)).checked(&fits) {
-        println!("\nHad the total been 10 s:\n\n{misaligned}");
+        println!("\nWith a total of 10 s:\n\n{misaligned}");
     }
 }
 

@@ -1,10 +1,10 @@
-//! An axum app before two upstreams: one that is flaky, and one where nobody listens.
+//! An axum app in front of two upstreams: one that is flaky, and one that is down.
 //!
 //! ```console
 //! cargo run --example axum_app         # LISTEN=127.0.0.1:3000 for an address of your choice
 //! ```
 //!
-//! It starts the flaky one itself, and prints a curl line for each thing there is to see; ctrl-c ends it.
+//! It starts the flaky one itself, and prints a curl line for each case; ctrl-c ends it.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -34,18 +34,18 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// An upstream with the whole stack around: for handlers, and as a service of the app.
+/// A proxy to an upstream inside the stack, for handlers and as a service of the app; and the stack's handle.
 type Upstream = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 fn upstream(name: &str, address: SocketAddr) -> Result<(Upstream, UpstreamHandle), BoxError> {
     let proxy = ReverseProxy::builder(address.to_string().parse()?, ForwardingRules::new("axum-app")?).build();
     let stack = UpstreamLayer::builder(name)
         .timeouts(Timeouts::new().response_head(ms(700)).total(ms(4_000)))
-        // a deadline goes on to the upstream
+        // the remaining time is forwarded to the upstream
         .deadlines(DeadlinePropagation::new().forward(DeadlineHeader::request_timeout()))
         .proxy_status("axum-app")
         .error_page(page())
-        // the proxy watches its uploads itself
+        // the proxy tracks its uploads itself
         .without_upload_tracking()
         .build()?;
     let handle = stack.handle();
@@ -57,7 +57,7 @@ fn page() -> ErrorPage {
     ErrorPage::new().contact("Write to help@shop.example.")
 }
 
-/// Asks the upstream, as long as somebody waits; its failure is the answer.
+/// Calls the upstream within the client's deadline; a failure of the call is the response.
 async fn price(State(shop): State<Upstream>, deadline: Deadline, Path(item): Path<String>) -> Result<String, Failure> {
     let request = Request::get(format!("/prices/{item}")).header("host", "shop.example").extension(deadline);
     let request = request.body(Body::empty()).map_err(Failure::from_error)?;
@@ -70,7 +70,7 @@ async fn price(State(shop): State<Upstream>, deadline: Deadline, Path(item): Pat
     Ok(format!("{item}: {}, attempts: {attempts}\n", String::from_utf8_lossy(&price)))
 }
 
-/// Stops when nobody waits for it any more.
+/// Stops at the client's deadline.
 async fn report(deadline: Deadline) -> Result<&'static str, Failure> {
     deadline.bound(sleep(ms(300))).await?;
     Ok("all is well\n")
@@ -81,7 +81,7 @@ fn status(handle: &UpstreamHandle) -> String {
     format!("{}: {} calls, {} in flight, failed {:?}\n", seen.name, seen.calls, seen.in_flight, seen.failures)
 }
 
-/// Busy at every other question for a price, always so for gold, and slow elsewhere.
+/// An upstream that is busy for every other price, always busy for gold, and slow at `/slow`.
 async fn flaky() -> std::io::Result<SocketAddr> {
     static ASKED: AtomicU32 = AtomicU32::new(0);
     let price = |Path(item): Path<String>| async move {
@@ -107,7 +107,7 @@ async fn run() -> Result<(), BoxError> {
     let (shop, handle) = upstream("shop", flaky().await?)?;
     let (archive, _) = upstream("archive", SocketAddr::from(([127, 0, 0, 1], 1)))?;
 
-    // only our own gateways reach this app, so that everybody's deadline counts; without one it is 2 s
+    // only our own gateways reach this app, so that every client's deadline is trusted; the default is 2 s
     let limits = TimeoutLayer::new(Timeouts::new().total(ms(2_000))).without_upload_tracking();
     let limits = limits.deadlines(DeadlinePropagation::new().trust_everyone().expose());
     let shown = handle.clone();
@@ -131,14 +131,14 @@ async fn run() -> Result<(), BoxError> {
 fn introduce(address: SocketAddr) {
     println!("listening at http://{address}\n");
     for (asked, comment) in [
-        ("/price/tea", "a handler asks the upstream; once more if it is busy"),
-        ("/price/gold", "the same, in vain: the failure is the handler's answer"),
+        ("/price/tea", "a handler calls the upstream; the stack retries if it is busy"),
+        ("/price/gold", "the same, but the upstream stays busy: the failure is the response"),
         ("/report", "a handler that works for 300 ms"),
-        ("/report -H 'x-request-timeout-ms: 100'", "504 before the caller leaves, and the work stops"),
-        ("/anything", "what no route knows goes to the upstream"),
-        ("/slow", "504: the upstream does not answer in time"),
-        ("/archive/1 -H 'accept: text/html'", "502, and a page for visitors: nobody listens there"),
-        ("/status", "what became of all that"),
+        ("/report -H 'x-request-timeout-ms: 100'", "504 before the client's deadline, and the work stops"),
+        ("/anything", "a path without a route is forwarded to the upstream"),
+        ("/slow", "504: the upstream does not respond in time"),
+        ("/archive/1 -H 'accept: text/html'", "502, and a page for users: the upstream is down"),
+        ("/status", "the statistics of these calls"),
     ] {
         println!("curl -i http://{address}{asked:<40} # {comment}");
     }

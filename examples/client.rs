@@ -1,4 +1,4 @@
-//! hyper-util's client and reqwest inside the same stack, before an upstream that fails first and then answers.
+//! hyper-util's client and reqwest inside the same stack, with an upstream that fails first and then responds.
 //!
 //! ```console
 //! cargo run --example client
@@ -25,10 +25,10 @@ use tower_upstream::stack::ConfigErrors;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{Failure, UpstreamLayer};
 
-/// The body of a request as the client inside gets it: watched, and kept for another attempt.
+/// The request body that the inner client gets: tracked, and kept for a retry.
 type Sent = TrackedUpload<ReplayBody<Full<Bytes>>>;
 
-/// The same stack around any client: what comes out never errs, and says why where it failed.
+/// The same stack around any client: its error is `Infallible`, and a failed response carries its cause.
 fn around<S, R>(
     client: S,
 ) -> Result<
@@ -57,7 +57,7 @@ async fn main() -> Result<(), BoxError> {
         Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(4)).build_http();
     show("hyper-util", around(hyper_util)?).await?;
 
-    // what the stack does, reqwest must not do as well: see `compat`
+    // switch off what the stack does itself: see `compat`
     let reqwest = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -71,7 +71,7 @@ async fn main() -> Result<(), BoxError> {
     show("reqwest", around(reqwest)?).await
 }
 
-/// Asks an upstream of its own for three things.
+/// Starts an upstream and makes three calls.
 async fn show<S, B>(name: &str, shop: S) -> Result<(), BoxError>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
@@ -86,12 +86,12 @@ where
     println!("  POST, which may have been processed:");
     tell(shop.clone().oneshot(Request::post(format!("http://{address}/pay")).body(Full::default())?).await?).await?;
 
-    println!("  POST to a port where nobody listens, so that it may be sent again:");
+    println!("  POST to a port without a listener, so that it may be sent again:");
     let order = Request::post("http://127.0.0.1:1/orders").body(Full::from("tea"))?;
     tell(shop.oneshot(order).await?).await
 }
 
-/// Prints what happened: the attempts that failed, the answer, and where it is a failure, its record.
+/// Prints the failed attempts, the response, and for a failure its record.
 async fn tell<B>(answer: Response<B>) -> Result<(), BoxError>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>>,
@@ -111,7 +111,7 @@ where
     Ok(())
 }
 
-/// Hangs up on the first request, is busy at the second, and then answers.
+/// Closes the connection at the first request, is busy at the second, and then responds.
 async fn upstream() -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;

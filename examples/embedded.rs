@@ -13,7 +13,7 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::Failure;
 use tower_upstream::breaker::CircuitBreakerLayer;
 
-/// Any client of yours; this one's upstream is down.
+/// A client; its upstream is down.
 async fn call(_: Request<()>) -> Result<Response<Full<Bytes>>, Error> {
     Err(ErrorKind::ConnectionRefused.into())
 }
@@ -24,10 +24,10 @@ async fn main() {
     let payments = ServiceBuilder::new().layer(&breaker).service(service_fn(call));
     for n in 1..=7 {
         match payments.clone().oneshot(Request::new(())).await {
-            // no layer alone changes the error
+            // a single layer does not change the error
             Err(error) => println!("{n}: the client's own error: {error}"),
             Ok(answer) => match Failure::of(&answer) {
-                Some(failure) => println!("{n}: {}, nobody was asked: {failure}", answer.status()),
+                Some(failure) => println!("{n}: {}, the client was not called: {failure}", answer.status()),
                 None => println!("{n}: {}", answer.status()),
             },
         }

@@ -1,4 +1,4 @@
-//! tonic's channel inside the stack, and tonic's server behind an admission that knows its callers' deadlines.
+//! tonic's channel inside the stack, and tonic's server behind admission control by its clients' deadlines.
 //!
 //! ```console
 //! cargo run --example grpc
@@ -31,13 +31,13 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Works as long as it is told, but no longer than somebody waits for it.
+/// Works for the requested time, but not beyond the client's deadline.
 async fn order(request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
     let work = std::str::from_utf8(request.get_ref()).ok().and_then(|text| text.parse().ok());
     let work = tokio::time::sleep(ms(work.ok_or_else(|| Status::invalid_argument("no number"))?));
     match request.extensions().get::<Deadline>() {
         Some(deadline) => {
-            println!("  (server: somebody waits for {} ms more)", deadline.remaining(Instant::now()).as_millis());
+            println!("  (server: {} ms remain until the deadline)", deadline.remaining(Instant::now()).as_millis());
             deadline.bound(work).await.map_err(|passed| Status::deadline_exceeded(passed.to_string()))?;
         }
         None => work.await,
@@ -45,7 +45,7 @@ async fn order(request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
     Ok(Response::new(Bytes::from("tea")))
 }
 
-/// A status of gRPC for whoever is not let in.
+/// The gRPC status for a rejected call.
 async fn serve(listener: TcpListener, admission: AdmissionLayer) -> Result<(), tonic::transport::Error> {
     let layers = ServiceBuilder::new().layer(ErrorPageLayer::default()).layer(admission).into_inner();
     let server = Server::builder().layer(layers).add_service(ShopServer::new(order));
@@ -54,15 +54,15 @@ async fn serve(listener: TcpListener, admission: AdmissionLayer) -> Result<(), t
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // an address that is ours, and where nobody listens yet
+    // an address reserved for this process, without a listener yet
     let socket = TcpSocket::new_v4()?;
     socket.bind(([127, 0, 0, 1], 0).into())?;
     let address = socket.local_addr()?;
 
     let stack = UpstreamLayer::builder("shop")
-        // the caller's `grpc-timeout` bounds all attempts, and what is left of it goes on to the server
+        // the client's `grpc-timeout` bounds all attempts, and the remaining time is forwarded to the server
         .deadlines(DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::grpc()))
-        // our own answers are statuses of gRPC, which name the cause: this client is in the same house
+        // local responses are gRPC statuses; they may name the cause, because this client is internal
         .error_page(ErrorPage::new().reveal_upstream())
         .build()?;
     let handle = stack.handle();
@@ -70,24 +70,24 @@ async fn main() -> Result<(), BoxError> {
     let channel = ServiceBuilder::new().upstream(stack).layer(MapRequestBodyLayer::new(Body::new)).service(channel);
     let mut client = ShopClient::new(channel.clone());
 
-    println!("nobody listens:");
+    println!("the server is down:");
     for _ in 0..6 {
         tell(client.order(ms(1), ms(900)).await);
     }
 
-    println!("the server starts, and whoever started it closes the circuit:");
-    // two places and no queue
+    println!("the server starts, and an operator closes the circuit:");
+    // two calls in flight, no queue
     let admission = AdmissionLayer::new(2).deadlines(DeadlinePropagation::new().trust_everyone().expose());
     tokio::spawn(serve(socket.listen(64)?, admission.clone()));
     handle.annotate("the shop was started");
     handle.reset();
     tell(client.order(ms(1), ms(900)).await);
 
-    println!("the caller waits 200 ms for what takes 10 s:");
+    println!("the client waits 200 ms for a call that takes 10 s:");
     tell(client.order(ms(10_000), ms(200)).await);
 
     until(|| admission.in_flight() == 0).await;
-    println!("a third caller where there is room for two:");
+    println!("a third call where two are admitted:");
     let more: Vec<_> = (0..2)
         .map(|_| {
             let mut client = ShopClient::new(channel.clone());

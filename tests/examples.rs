@@ -108,7 +108,7 @@ fn two_clients_behave_alike_in_one_stack() {
 }
 
 #[test]
-fn a_grpc_client_is_told_in_its_own_words() {
+fn a_grpc_client_gets_grpc_statuses() {
     let Some(said) = printed("grpc") else { return };
     let lines: Vec<_> = said.lines().map(str::trim).filter(|line| !line.starts_with("(server")).collect();
     let refused = |line: &&str| line.starts_with("Unavailable") && line.contains("cause=connection_refused");
@@ -119,14 +119,14 @@ fn a_grpc_client_is_told_in_its_own_words() {
     assert!(lines[12].starts_with("ResourceExhausted"), "{said}");
     assert_eq!(lines[13..15], ["tea", "tea"]);
     assert!(lines[15].starts_with("11 calls, in flight 0"), "{said}");
-    assert_eq!(said.matches("(server: somebody waits for").count(), 4, "{said}");
+    assert_eq!(said.matches("(server: ").count(), 4, "{said}");
 }
 
 #[test]
 fn limits_that_do_not_fit_are_named() {
     let Some(said) = printed("align") else { return };
     assert_eq!(said.matches("=== ").count(), 5);
-    assert!(said.contains("Had the total been 10 s"), "{said}");
+    assert!(said.contains("With a total of 10 s"), "{said}");
 }
 
 #[test]

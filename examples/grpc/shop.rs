@@ -1,4 +1,4 @@
-//! What `tonic-build` makes of a file with one service; written by hand, so that no compiler of such files is needed.
+//! The code that `tonic-build` generates for one service, written by hand so that no protobuf compiler is needed.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -65,7 +65,7 @@ where
         Self { inner: tonic::client::Grpc::new(channel) }
     }
 
-    /// Orders something, which takes the shop that long, and waits for it for `patience`.
+    /// Orders something that takes the shop this long, with a deadline of `patience`.
     pub(crate) async fn order(&mut self, work: Duration, patience: Duration) -> Result<Bytes, Status> {
         let mut request = Request::new(Bytes::from(work.as_millis().to_string()));
         request.set_timeout(patience);
