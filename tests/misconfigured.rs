@@ -95,14 +95,17 @@ fn names_and_limits() -> Vec<Row> {
         (built!(shop().proxy_status("")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
         (built!(shop().proxy_status("käse")), ["proxy_status", "käse", "\"shop-edge\""]),
         (built!(shop().proxy_status("a\r\nb")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
-        (built!(shop().timeouts(limits().response_head(s(0)))), ["timeouts.head", "fails every call", "`None`"]),
+        (
+            built!(shop().timeouts(limits().response_head(s(0)))),
+            ["timeouts.response_head", "fails every call", "`None`"],
+        ),
         (built!(shop().timeouts(limits().attempt(s(0)))), ["timeouts.attempt", "fails every call", "`None`"]),
         (built!(shop().timeouts(limits().total(s(0)))), ["timeouts.total", "fails every call", "`None`"]),
         (built!(shop().timeouts(limits().body_idle(s(0)))), ["timeouts.body_idle", "fails every call", "`None`"]),
-        (built!(shop().timeouts(limits().max_duration(s(0)))), ["timeouts.absolute", "fails every call", "`None`"]),
+        (built!(shop().timeouts(limits().max_duration(s(0)))), ["timeouts.max_duration", "fails every call", "`None`"]),
         (
             built!(shop().timeouts(limits().response_head(Duration::from_micros(300)))),
-            ["timeouts.head", "300µs is less than one", "at least 1 ms"],
+            ["timeouts.response_head", "300µs is below the timer resolution", "at least 1 ms"],
         ),
         (
             built!(shop().timeouts(Timeouts::new().response_head(None).total(None))),
@@ -165,30 +168,30 @@ fn retries() -> Vec<Row> {
     vec![
         (
             built!(retry(RetryPolicy::new().base_backoff(s(2)).max_backoff(s(1)))),
-            ["retry.policy", "shorter than the first", "`longest_pause`"],
+            ["retry.max_backoff", "shorter than `base_backoff`", "`base_backoff` or more"],
         ),
         (
             built!(retry(RetryPolicy::new().base_backoff(s(30)).max_backoff(s(60)))),
-            ["retry.policy", "leaves no time", "a shorter `base`"],
+            ["retry.base_backoff", "leaves no time", "below the total"],
         ),
         (
             built!(shop().retry(RetryLayer::new().body_cap(usize::MAX))),
-            ["retry.body_cap", "each request body", "64 MiB at most"],
+            ["retry.body_cap", "its request body", "at most 64 MiB"],
         ),
         (
             built!(shop().retry(RetryLayer::new().total(s(5)))),
-            ["retry.total", "5s, is not that of the limits, 30s", "in `timeouts` alone"],
+            ["retry.total", "5s differs from `timeouts.total`, 30s", "remove it"],
         ),
         (
             built!(shop().streaming().retry(RetryLayer::new().total(s(5)))),
-            ["retry.total", "is not that of the limits, none", "in `timeouts` alone"],
+            ["retry.total", "differs from `timeouts.total`, none", "remove it"],
         ),
         (built!(hedging(Hedging::after(s(0)))), ["retry.hedging", "sent twice", "95th percentile"]),
         (built!(hedging(Hedging::after(s(30)))), ["alignment 15 ", "before its hedge", "the hedge delay below 9 s"]),
-        (built!(hedging(Hedging::new().at_least(s(9)))), ["retry.hedging", "ends after 9s", "a shorter `at_least`"]),
+        (built!(hedging(Hedging::new().at_least(s(9)))), ["retry.hedging", "ends after 9s", "`at_least` below"]),
         (
             built!(shop().retry(RetryLayer::new().policy(RetryPolicy::new().attempts(1)).hedging(Hedging::new()))),
-            ["retry.hedging", "a hedge is a second one", "two attempts"],
+            ["retry.hedging", "a hedge is a second attempt", "two attempts"],
         ),
     ]
 }
@@ -198,27 +201,27 @@ fn circuits() -> Vec<Row> {
         (built!(circuit(BreakerPolicy::new().open_duration(s(0)))), ["circuit", "never stay open", "usually to 1 s"]),
         (
             built!(circuit(BreakerPolicy::new().open_duration(s(11)))),
-            ["circuit", "shorter than the first", "`longest_pause`"],
+            ["circuit.max_open_duration", "shorter than `open_duration`", "`open_duration` or more"],
         ),
         (
             built!(circuit(BreakerPolicy::new().max_open_duration(Duration::MAX))),
-            ["circuit", "could stay unused", "to an hour at most"],
+            ["circuit.max_open_duration", "could stay unused", "at most an hour"],
         ),
         (
             built!(circuit(BreakerPolicy::new().probe_timeout(s(0)))),
-            ["circuit", "would become a probe", "`probe_timeout`"],
+            ["circuit.probe_timeout", "would become a probe", "the length of an attempt"],
         ),
         (
             built!(circuit(BreakerPolicy::new().probe_timeout(s(86_400)))),
-            ["circuit", "block all others", "to an hour at most"],
+            ["circuit.probe_timeout", "block all others", "at most an hour"],
         ),
         (
             built!(circuit(BreakerPolicy::new().slow_calls(s(0), Ratio::per_mille(500)))),
-            ["circuit", "every call would count as slow", "`slow_calls`"],
+            ["circuit.slow_calls", "every call counts as slow", "above 0"],
         ),
         (
             built!(shop().streaming().circuit(BreakerPolicy::new().slow_calls(s(5), Ratio::per_mille(500)))),
-            ["circuit", "need not end would count as slow", "leave `slow_calls` out"],
+            ["circuit.slow_calls", "unbounded calls would count as slow", "remove it"],
         ),
         (
             built!(
@@ -226,91 +229,94 @@ fn circuits() -> Vec<Row> {
                     .timeouts(limits().max_duration(s(20)))
                     .circuit(BreakerPolicy::new().slow_calls(s(20), Ratio::per_mille(500)))
             ),
-            ["circuit", "no call can be slow", "below the absolute limit"],
+            ["circuit.slow_calls", "no call lasts 20s", "below `timeouts.max_duration`"],
         ),
     ]
 }
 
 fn the_rest() -> Vec<Row> {
     vec![
-        (built!(shop().limiter(ConcurrencyLimitLayer::fixed(0))), ["limiter", "lets no call pass", "1 or more"]),
+        (built!(shop().limiter(ConcurrencyLimitLayer::fixed(0))), ["limiter", "refuses every call", "1 or more"]),
         (
             built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(0..=10))),
-            ["limiter", "lets no call pass", "1 or more"],
+            ["limiter", "refuses every call", "1 or more"],
         ),
         (
             built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(RangeInclusive::new(100, 10)).unbounded())),
-            ["limiter", "from 100 to 10 is no range", "the lower bound first"],
+            ["limiter", "the lower bound, 100, is above", "the lower bound first"],
         ),
         (
             built!(shop().limiter(ConcurrencyLimitLayer::fixed(u32::MAX).hold_slot_during_upgrade())),
-            ["limiter", "are no limit", "a million at most"],
+            ["limiter", "never applies", "at most a million"],
         ),
         (
             built!(classify(ClassifyLayer::new().first_frame_timeout(s(2)))),
-            ["classify.first_frame_timeout", "heads would wait 2s", "milliseconds"],
+            ["classify.first_frame_timeout", "held for 2s", "milliseconds"],
         ),
         (
             built!(
                 classify(ClassifyLayer::new().first_frame_timeout(ms(500))).timeouts(limits().response_head(ms(500)))
             ),
-            ["classify.first_frame_timeout", "heads would wait 500ms", "milliseconds"],
+            ["classify.first_frame_timeout", "held for 500ms", "milliseconds"],
         ),
         (
             built!(classify(ClassifyLayer::new().failure_statuses([StatusCode::BAD_GATEWAY, StatusCode::NOT_FOUND]))),
-            ["classify.failure_statuses", "404 Not Found is no failure", "from 500"],
+            ["classify.failure_statuses", "404 Not Found is not a failure", "from 500"],
         ),
         (
             built!(classify(ClassifyLayer::new().report_by_outer())),
-            ["classify.report_by_outer", "would log a failure", "leave it out"],
+            ["classify.report_by_outer", "neither log failures", "remove it"],
         ),
     ]
 }
 
 /// What is refused when a file says it.
 const IN_FILES: [(&str, [&str; 3]); 27] = [
-    ("preset = \"fast\"", ["preset", "none of the name \"fast\"", "latency_critical, standard, batch, streaming"]),
-    ("preset = \"streeming\"", ["preset", "\"streeming\"", "\"streaming\""]),
+    ("preset = \"fast\"", ["preset", "unknown value \"fast\"", "latency_critical, standard, batch, streaming"]),
+    ("preset = \"streeming\"", ["preset", "\"streeming\"", "`streaming`"]),
     ("proxy_status = \"\"", ["proxy_status", "cannot stand", "\"shop-edge\""]),
-    ("timeouts.head = \"0s\"", ["timeouts.head", "fails every call", "at least 1 ms"]),
-    ("timeouts.head = \"10us\"", ["timeouts.head", "10µs is less than one", "at least 1 ms"]),
+    ("timeouts.response_head = \"0s\"", ["timeouts.response_head", "fails every call", "at least 1 ms"]),
     (
-        "timeouts = { head = \"none\", attempt = \"none\", total = \"none\" }",
+        "timeouts.response_head = \"10us\"",
+        ["timeouts.response_head", "10µs is below the timer resolution", "at least 1 ms"],
+    ),
+    (
+        "timeouts = { response_head = \"none\", attempt = \"none\", total = \"none\" }",
         ["timeouts", "no timeout ends a call", "one of `response_head`"],
     ),
     (
         "timeouts = { total = \"20s\", unbounded = true }",
-        ["timeouts.unbounded", "have no total", "one of `unbounded` and `total`"],
+        ["timeouts.unbounded", "cannot have a total", "one of `unbounded` and `total`"],
     ),
-    ("preset = \"streaming\"\ntimeouts.unbounded = false", ["timeouts.unbounded", "need not end", "a `total`"]),
+    ("preset = \"streaming\"\ntimeouts.unbounded = false", ["timeouts.unbounded", "are unbounded", "a `total`"]),
     ("timeouts.total = \"5s\"", ["alignment 2 ", "outlives", "the attempt to at most 5 s"]),
-    ("topology.caller_timeout = \"30s\"", ["alignment 4 ", "leaves first", "the total below"]),
+    ("topology.client_timeout = \"30s\"", ["alignment 4 ", "leaves first", "the total below"]),
     (
         "topology = { upstream_keep_alive = \"5s\", pool_idle = \"90s\" }",
         ["alignment 7 ", "just closing", "the pool's idle limit below 4 s"],
     ),
     ("topology.heartbeat = \"20s\"", ["alignment 10 ", "forgotten", "unbounded()"]),
     (
-        "topology = { caller_timeout = \"60s\", caller_deadline = \"60s\" }",
-        ["topology.caller_deadline", "or it does not", "one of"],
+        "topology = { client_timeout = \"60s\", client_deadline = \"60s\" }",
+        ["topology.client_deadline", "or it does not", "one of"],
     ),
     (
         "topology = { heartbeat = \"20s\", streaming = false }",
-        ["topology.streaming", "that of a stream", "one of `heartbeat` and `streaming`"],
+        ["topology.streaming", "only streams", "one of `heartbeat` and `streaming`"],
     ),
-    ("retry.attempts = 0", ["retry.attempts", "0 is out of range", "from 1 to 10"]),
-    ("retry.attempts = 99", ["retry.attempts", "99 is out of range", "from 1 to 10"]),
-    ("retry.pause = \"2s\"", ["retry.policy", "shorter than the first", "`longest_pause`"]),
-    ("retry.budget = 20", ["retry.budget", "20 is no share", "\"0.1%\" to \"100%\""]),
-    ("retry.budget = \"-5%\"", ["retry.budget", "-0.05 is no share", "from 0.001 to 1"]),
-    ("retry.budget = nan", ["retry.budget", "NaN is no share", "from 0.001 to 1"]),
-    ("retry.body_cap = \"2 GiB\"", ["retry.body_cap", "2147483648 bytes", "64 MiB at most"]),
-    ("retry = { attempts = 1, hedge = \"p95\" }", ["retry.hedging", "a hedge is a second one", "two attempts"]),
-    ("circuit.ratio = 0", ["circuit.ratio", "0 is no share", "from 0.001 to 1"]),
+    ("retry.attempts = 0", ["retry.attempts", "integer `0`", "from 1 to 10"]),
+    ("retry.attempts = 99", ["retry.attempts", "integer `99`", "from 1 to 10"]),
+    ("retry.base_backoff = \"2s\"", ["retry.max_backoff", "shorter than `base_backoff`", "`base_backoff` or more"]),
+    ("retry.budget = 20", ["retry.budget", "integer `20`", "\"0.1%\" to \"100%\""]),
+    ("retry.budget = \"-5%\"", ["retry.budget", "-5%", "from 0.001 to 1"]),
+    ("retry.budget = nan", ["retry.budget", "NaN", "from 0.001 to 1"]),
+    ("retry.body_cap = \"2 GiB\"", ["retry.body_cap", "2147483648 bytes", "at most 64 MiB"]),
+    ("retry = { attempts = 1, hedging = \"p95\" }", ["retry.hedging", "a hedge is a second attempt", "two attempts"]),
+    ("circuit.ratio = 0", ["circuit.ratio", "integer `0`", "from 0.001 to 1"]),
     ("circuit.window = \"2h\"", ["circuit.window", "out of range", "\"1s\" to \"1h\""]),
-    ("circuit.slow_ratio = 0.5", ["circuit.slow_ratio", "which calls are slow", "`slow_calls` beside it"]),
-    ("limiter = { fixed = 9, most = 9 }", ["limiter.fixed", "no bounds to move in", "either `fixed`"]),
-    ("limiter = { least = 20, most = 10 }", ["limiter", "from 20 to 10 is no range", "the lower bound first"]),
+    ("circuit.slow_ratio = 0.5", ["circuit.slow_ratio", "which calls are slow", "`slow_calls` as well"]),
+    ("limiter = { fixed = 9, max = 9 }", ["limiter.fixed", "no `min` and no `max`", "either `fixed`"]),
+    ("limiter = { min = 20, max = 10 }", ["limiter", "the lower bound, 20, is above", "the lower bound first"]),
 ];
 
 #[test]
@@ -351,10 +357,10 @@ fn everything_wrong_is_told_at_once() {
     let expected = [
         "proxy_status",
         "name",
-        "retry.policy",
+        "retry.max_backoff",
         "retry.body_cap",
-        "circuit",
-        "circuit",
+        "circuit.open_duration",
+        "circuit.probe_timeout",
         "limiter",
         "classify.first_frame_timeout",
         "timeouts.body_idle",
@@ -365,7 +371,7 @@ fn everything_wrong_is_told_at_once() {
     assert_eq!(settings, expected, "{error}");
     assert_eq!(error.to_string().lines().count(), 1 + expected.len());
 
-    let text = "retry = { attempts = 0, budget = 2 }\ncircuit.ratio = 7\nlimiter.least = 0\n\
+    let text = "retry = { attempts = 0, budget = 2 }\ncircuit.ratio = 7\nlimiter.min = 0\n\
                 timeouts = { attempt = \"1s\", total = \"0s\" }";
     let error = from_file(text).unwrap_err();
     for setting in ["retry.attempts", "retry.budget", "circuit.ratio", "limiter", "timeouts.total", "alignment 2"] {
@@ -425,20 +431,20 @@ fn good_neighbours_pass() {
     }
     for text in [
         "",
-        "preset = \"latency_critical\"\nretry.hedge = \"off\"",
+        "preset = \"latency_critical\"\nretry.hedging = \"off\"",
         "preset = \"streaming\"\ntopology = { heartbeat = \"30s\" }",
         "preset = \"streaming\"\ntimeouts = { total = \"60s\", unbounded = false }",
         "preset = \"streaming\"\ntimeouts = { total = \"none\", unbounded = true }",
-        "timeouts = { total = \"5s\", attempt = \"5s\", head = \"5s\" }",
-        "timeouts = { head = \"none\", attempt = \"none\" }",
-        "topology.caller_timeout = \"32s\"",
+        "timeouts = { total = \"5s\", attempt = \"5s\", response_head = \"5s\" }",
+        "timeouts = { response_head = \"none\", attempt = \"none\" }",
+        "topology.client_timeout = \"32s\"",
         "topology = { upstream_keep_alive = \"5s\", pool_idle = \"3.9s\" }",
         "retry = { attempts = 10, budget = 1, body_cap = \"64 MiB\" }",
-        "retry = { attempts = 1, pause = \"0s\", longest_pause = \"0s\", budget = \"0.1%\" }",
-        "retry.hedge = \"8.9s\"",
-        "circuit = { ratio = 1, least_calls = 1, consecutive = 4294967295, window = \"1h\" }",
+        "retry = { attempts = 1, base_backoff = \"0s\", max_backoff = \"0s\", budget = \"0.1%\" }",
+        "retry.hedging = \"8.9s\"",
+        "circuit = { ratio = 1, min_calls = 1, consecutive_failures = 4294967295, window = \"1h\" }",
         "circuit = { slow_calls = \"1s\" }",
-        "limiter = { least = 9, most = 9 }",
+        "limiter = { min = 9, max = 9 }",
         "limiter.fixed = 1",
         "[error_page]",
     ] {

@@ -194,11 +194,11 @@ impl RetryLayer {
         self
     }
 
-    /// Hedges calls whose first attempt is late (default: off).
+    /// Hedges calls whose first attempt is late (default: `None`, no hedging).
     ///
     /// For upstreams with tail latencies that are not caused by load: it adds one request in twenty.
-    pub fn hedging(mut self, hedging: Hedging) -> Self {
-        self.settings.hedging = Some(hedging);
+    pub fn hedging(mut self, hedging: impl Into<Option<Hedging>>) -> Self {
+        self.settings.hedging = hedging.into();
         self
     }
 

@@ -192,7 +192,7 @@ impl UpstreamBuilder {
     /// Everything that is wrong at once, each with what to set.
     pub fn build(self) -> Result<UpstreamLayer, ConfigErrors> {
         let Validated { errors: found, report } = validate::check(&self);
-        ConfigErrors::into_result(found)?;
+        ConfigErrors::into_result(&self.name, found)?;
         for finding in report.findings() {
             tracing::warn!(
                 target: "tower_upstream",

@@ -1,9 +1,10 @@
-//! What is wrong with a configuration, all of it at once.
+//! Errors of a configuration, reported all at once.
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
-/// One thing that is wrong with a configuration.
+/// An invalid setting of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     setting: String,
@@ -16,17 +17,17 @@ impl ConfigError {
         Self { setting: setting.into(), problem: problem.into(), suggestion: set.into() }
     }
 
-    /// What it is about: `timeouts.head`, `limiter`, or the number of an [inequality](crate::alignment).
+    /// The setting, such as `timeouts.total` or `limiter`, or the number of an [inequality](crate::alignment).
     pub fn setting(&self) -> &str {
         &self.setting
     }
 
-    /// What is wrong with it.
+    /// The problem with it.
     pub fn problem(&self) -> &str {
         &self.problem
     }
 
-    /// What to set instead.
+    /// The suggested change.
     pub fn suggestion(&self) -> &str {
         &self.suggestion
     }
@@ -34,23 +35,24 @@ impl ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.setting, self.problem, self.suggestion)
+        write!(f, "{}: {}: {}", self.setting, self.problem, self.suggestion)
     }
 }
 
-/// A configuration that is refused, with everything that is wrong with it; it prints a line for each.
+/// All errors of a refused configuration; `Display` writes one line for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
+    upstream: Arc<str>,
     errors: Vec<ConfigError>,
 }
 
 impl ConfigErrors {
-    /// `Ok` where nothing was found.
-    pub(super) fn into_result(found: Vec<ConfigError>) -> Result<(), Self> {
-        if found.is_empty() { Ok(()) } else { Err(Self { errors: found }) }
+    /// `Ok` if there are no errors.
+    pub(super) fn into_result(upstream: &Arc<str>, errors: Vec<ConfigError>) -> Result<(), Self> {
+        if errors.is_empty() { Ok(()) } else { Err(Self { upstream: upstream.clone(), errors }) }
     }
 
-    /// Everything that is wrong; at least one.
+    /// Every error; at least one.
     pub fn errors(&self) -> &[ConfigError] {
         &self.errors
     }
@@ -58,8 +60,8 @@ impl ConfigErrors {
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the upstream's stack is misconfigured")?;
-        self.errors.iter().try_for_each(|found| write!(f, "\n  {found}"))
+        write!(f, "invalid settings for upstream `{}`:", self.upstream)?;
+        self.errors.iter().try_for_each(|error| write!(f, "\n  {error}"))
     }
 }
 

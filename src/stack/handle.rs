@@ -248,7 +248,7 @@ impl UpstreamHandle {
     pub fn set_timeouts(&self, timeouts: Timeouts) -> Result<(), ConfigErrors> {
         let mut found = Vec::new();
         validate::limits(&timeouts, &self.shared.topology, &mut found);
-        ConfigErrors::into_result(found)?;
+        ConfigErrors::into_result(&self.shared.name, found)?;
         self.shared.live.change(|config| {
             config.timeouts.timeouts = timeouts;
             config.requests.retry = config.requests.retry.take().map(|retry| retry.within(timeouts.until_head()));
@@ -269,11 +269,11 @@ impl UpstreamHandle {
         if limit.is_none() {
             let problem = "the stack was built without a limiter";
             let found = ConfigError::new("limiter", problem, "build it with `limiter`");
-            return ConfigErrors::into_result(vec![found]);
+            return ConfigErrors::into_result(&self.shared.name, vec![found]);
         }
         let mut found = Vec::new();
         validate::limiter(limiter.configured_bounds(), &mut found);
-        ConfigErrors::into_result(found)?;
+        ConfigErrors::into_result(&self.shared.name, found)?;
         let component = limiter.component().with_upstream(&self.shared.name);
         self.shared.live.change(|config| config.per_call.limiter = Some(component));
         *limit = Some(limiter.handle());

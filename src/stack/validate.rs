@@ -1,4 +1,4 @@
-//! What of a configuration does not fit.
+//! Finds invalid and conflicting settings.
 
 use std::time::Duration;
 
@@ -10,26 +10,26 @@ use crate::exchange::CallKind;
 use crate::retry::{Hedging, RetryLayer};
 use crate::timeout::{Report, Timeouts, Topology};
 
-/// The longest name: it stands in each log line and metric.
+/// The longest name in bytes: every log event and metric carries it.
 const MAX_NAME: usize = 128;
-/// A body kept for another attempt is memory for each call in flight.
+/// The largest replay buffer: each call in flight may fill one.
 const MAX_BODY_CAP: usize = 64 * 1024 * 1024;
-/// What timers can tell apart.
+/// The resolution of tokio's timers.
 const TICK: Duration = Duration::from_millis(1);
-/// Who is left alone for longer has to be looked after by people.
+/// Longer open durations need an operator, not a timer.
 const MAX_OPEN_DURATION: Duration = Duration::from_secs(3600);
-/// The most that a limiter counts to.
+/// The highest concurrency limit.
 const MAX_LIMIT: u32 = 1_000_000;
 
-/// What a look at a configuration found.
+/// The result of a check: errors that refuse the settings, and a report that may hold warnings.
 pub(super) struct Validated {
     pub(super) errors: Vec<ConfigError>,
     pub(super) report: Report,
 }
 
 pub(super) fn check(builder: &UpstreamBuilder) -> Validated {
-    let told = builder.limits.limits().timeouts;
-    let timeouts = usable(&told);
+    let given = builder.limits.limits().timeouts;
+    let timeouts = usable(&given);
     let mut found = builder.found.clone();
     name(&builder.name, &mut found);
     if let Some(retry) = &builder.retry {
@@ -44,23 +44,23 @@ pub(super) fn check(builder: &UpstreamBuilder) -> Validated {
     let settings = builder.classify.settings();
     classify(settings.first_frame_timeout(), settings.failure_statuses(), &timeouts, &mut found);
     if !settings.reports() {
-        let problem = "no layer of the stack would log a failure, nor add `Proxy-Status`";
+        let problem = "the stack would neither log failures nor add `Proxy-Status`";
         found.push(ConfigError::new(
             "classify.report_by_outer",
             problem,
-            "leave it out: the stack defers what stands inside",
+            "remove it: the stack reports failures itself",
         ));
     }
     let topology = topology(builder);
-    let report = limits(&told, &topology, &mut found);
+    let report = limits(&given, &topology, &mut found);
     Validated { errors: found, report }
 }
 
-/// What is declared of the surroundings, with the stack's own numbers.
+/// The declared topology, with the stack's own attempts, backoff and hedging.
 pub(super) fn topology(builder: &UpstreamBuilder) -> Topology {
     let mut topology = builder.topology.clone();
     if let Some(idle) = builder.limits.pool() {
-        // a topology that was given after it does not know of it
+        // `topology` may have been called after `pool_idle`
         topology = topology.pool_idle(idle);
     }
     let Some(layer) = &builder.retry else { return topology.attempts(1) };
@@ -76,7 +76,7 @@ pub(super) fn topology(builder: &UpstreamBuilder) -> Topology {
     }
 }
 
-/// The limits without those that are none: what follows from a slip is not told as well.
+/// Removes timeouts that are too short, so that one mistake is reported once and not by every check that compares it.
 fn usable(timeouts: &Timeouts) -> Timeouts {
     let usable = |limit: Option<Duration>| limit.filter(|limit| *limit >= TICK);
     Timeouts {
@@ -90,30 +90,30 @@ fn usable(timeouts: &Timeouts) -> Timeouts {
     }
 }
 
-/// The limits alone: also for a change while it runs.
+/// Checks the timeouts; also for a change at run time.
 pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<ConfigError>) -> Report {
     let limits = [
-        ("timeouts.head", timeouts.response_head),
+        ("timeouts.response_head", timeouts.response_head),
         ("timeouts.attempt", timeouts.attempt),
         ("timeouts.total", timeouts.total),
         ("timeouts.body_idle", timeouts.body_idle),
-        ("timeouts.absolute", timeouts.max_duration),
+        ("timeouts.max_duration", timeouts.max_duration),
         ("timeouts.client_idle", timeouts.client_idle),
     ];
     for (setting, limit) in limits {
         let problem = match limit {
             Some(Duration::ZERO) => "a timeout of 0 fails every call".to_owned(),
-            Some(limit) if limit < TICK => format!("timers have a resolution of 1 ms, and {limit:?} is less than one"),
+            Some(limit) if limit < TICK => format!("{limit:?} is below the timer resolution of 1 ms"),
             _ => continue,
         };
         found.push(ConfigError::new(
             setting,
             problem,
-            "use at least 1 ms, or `None` (`\"none\"` in a file) to disable it",
+            "use at least 1 ms, or `None` (in a file `\"none\"`) to disable it",
         ));
     }
-    let of_the_body = ["timeouts.body_idle", "timeouts.client_idle"];
-    if limits.iter().all(|(setting, limit)| limit.is_none() || of_the_body.contains(setting)) {
+    let body_only = ["timeouts.body_idle", "timeouts.client_idle"];
+    if limits.iter().all(|(setting, limit)| limit.is_none() || body_only.contains(setting)) {
         let problem = "no timeout ends a call whose upstream never responds";
         found.push(ConfigError::new(
             "timeouts",
@@ -133,13 +133,13 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<C
 fn name(name: &str, found: &mut Vec<ConfigError>) {
     let set = "set a short name such as \"payments\"";
     if name.trim().is_empty() {
-        found.push(ConfigError::new("name", "it is empty, but it has to label logs and metrics", set));
+        found.push(ConfigError::new("name", "is empty, but has to label logs and metrics", set));
     } else if name.len() > MAX_NAME {
-        found.push(ConfigError::new("name", format!("it is longer than {MAX_NAME} bytes"), set));
+        found.push(ConfigError::new("name", format!("is longer than {MAX_NAME} bytes"), set));
     } else if name.chars().any(char::is_control) {
-        found.push(ConfigError::new("name", "it contains control characters", set));
+        found.push(ConfigError::new("name", "contains control characters", set));
     } else if name.trim() != name {
-        found.push(ConfigError::new("name", "it starts or ends with a space", set));
+        found.push(ConfigError::new("name", "starts or ends with a space", set));
     }
 }
 
@@ -148,107 +148,91 @@ fn retry(layer: &RetryLayer, timeouts: &Timeouts, found: &mut Vec<ConfigError>) 
     let policy = settings.policy;
     let mut bad = |setting: &str, problem: String, set: &str| found.push(ConfigError::new(setting, problem, set));
     if policy.max_backoff < policy.base_backoff {
-        let problem = format!(
-            "the longest pause, {:?}, is shorter than the first, {:?}",
-            policy.max_backoff, policy.base_backoff
-        );
-        bad(
-            "retry.policy",
-            problem,
-            "set the longest (`max`, in a file `longest_pause`) to the first (`base`, `pause`) or more",
-        );
+        let problem = format!("{:?} is shorter than `base_backoff`, {:?}", policy.max_backoff, policy.base_backoff);
+        bad("retry.max_backoff", problem, "set it to `base_backoff` or more");
     }
     if let Some(total) = timeouts.total.filter(|total| policy.base_backoff >= *total && policy.attempts > 1) {
-        let problem = format!("the first pause, {:?}, leaves no time of the total, {total:?}", policy.base_backoff);
-        bad("retry.policy", problem, "set a shorter `base`, or one attempt");
+        let problem = format!("{:?} leaves no time for a retry: `timeouts.total` is {total:?}", policy.base_backoff);
+        bad("retry.base_backoff", problem, "set it below the total, or allow one attempt only");
     }
     if settings.body_cap > MAX_BODY_CAP {
-        let problem = format!("{} bytes of each request body in flight would be kept", settings.body_cap);
-        bad("retry.body_cap", problem, "set 64 MiB at most; longer bodies go on and are not repeated");
+        let problem = format!("each call in flight could buffer {} bytes of its request body", settings.body_cap);
+        bad("retry.body_cap", problem, "set at most 64 MiB; longer bodies are sent, but not repeated");
     }
-    // one that begins after its attempt has ended is inequality 15's
+    // inequality 15 reports a fixed delay that is longer than an attempt
     if let Some(hedging) = &settings.hedging {
         let delay = hedging.min_delay();
         let ends = timeouts.attempt.or(timeouts.total).filter(|_| hedging.fixed().is_none());
         if let Some(ends) = ends.filter(|ends| delay >= *ends) {
-            let problem = format!("no delay is shorter than {delay:?}, and an attempt ends after {ends:?}");
-            bad("retry.hedging", problem, "set a shorter `at_least`");
+            let problem =
+                format!("no hedge is sent: the shortest delay is {delay:?}, and an attempt ends after {ends:?}");
+            bad("retry.hedging", problem, "set `at_least` below the attempt's timeout");
         }
         if hedging.fixed().is_some_and(|delay| delay.is_zero()) {
-            let problem = "each call would immediately be sent twice".to_owned();
+            let problem = "with a delay of 0 every call is sent twice".to_owned();
             bad("retry.hedging", problem, "set a delay near the 95th percentile, or `Hedging::new()` to learn it");
         }
         if policy.attempts == 1 {
-            let problem = "one attempt is allowed, and a hedge is a second one".to_owned();
-            bad("retry.hedging", problem, "set two attempts, or no hedging");
+            let problem = "a hedge is a second attempt, and only one is allowed".to_owned();
+            bad("retry.hedging", problem, "allow two attempts, or disable hedging");
         }
     }
     if let Some(total) = settings.total.filter(|total| timeouts.total != Some(*total)) {
         let limit = timeouts.total.map_or("none".to_owned(), |limit| format!("{limit:?}"));
-        let problem = format!("the retry's total, {total:?}, is not that of the limits, {limit}");
-        bad("retry.total", problem, "set it in `timeouts` alone");
+        let problem = format!("{total:?} differs from `timeouts.total`, {limit}");
+        bad("retry.total", problem, "remove it: the stack uses `timeouts.total`");
     }
 }
 
 fn circuit(policy: &BreakerPolicy, timeouts: &Timeouts, found: &mut Vec<ConfigError>) {
-    let mut bad = |problem: String, set: &str| found.push(ConfigError::new("circuit", problem, set));
+    let mut bad = |setting: &str, problem: String, set: &str| {
+        found.push(ConfigError::new(format!("circuit.{setting}"), problem, set));
+    };
     if policy.open_duration.is_zero() {
-        bad(
-            "`open_duration` (`pause` in a file) is 0, so the circuit would never stay open".to_owned(),
-            "set it, usually to 1 s",
-        );
+        bad("open_duration", "with 0 the circuit would never stay open".to_owned(), "set it, usually to 1 s");
     }
     if policy.max_open_duration < policy.open_duration {
-        let problem = format!(
-            "the maximum open duration, {:?}, is shorter than the first, {:?}",
-            policy.max_open_duration, policy.open_duration
-        );
-        bad(problem, "set `max_open_duration` (`longest_pause` in a file) to `open_duration` (`pause`) or more");
+        let (max, first) = (policy.max_open_duration, policy.open_duration);
+        let problem = format!("{max:?} is shorter than `open_duration`, {first:?}");
+        bad("max_open_duration", problem, "set it to `open_duration` or more");
+    }
+    let longest = policy.max_open_duration.max(policy.open_duration);
+    if longest > MAX_OPEN_DURATION {
+        let problem = format!("a recovered upstream could stay unused for {longest:?}");
+        bad("max_open_duration", problem, "set at most an hour, usually 10 s");
     }
     if policy.probe_timeout.is_zero() {
-        bad(
-            "with a probe timeout of 0 every call would become a probe".to_owned(),
-            "set `probe_timeout` (`probe_limit` in a file)",
-        );
-    }
-    if policy.max_open_duration.max(policy.open_duration) > MAX_OPEN_DURATION {
-        let problem = format!(
-            "a recovered upstream could stay unused for {:?}",
-            policy.max_open_duration.max(policy.open_duration)
-        );
-        bad(problem, "set `max_open_duration` (`longest_pause` in a file) to an hour at most, usually to 10 s");
+        bad("probe_timeout", "with 0 every call would become a probe".to_owned(), "set it to the length of an attempt");
     }
     if policy.probe_timeout > MAX_OPEN_DURATION {
         let problem = format!("a lost probe would block all others for {:?}", policy.probe_timeout);
-        bad(
-            problem,
-            "set `probe_timeout` (`probe_limit` in a file) to an hour at most, usually to the length of an attempt",
-        );
+        bad("probe_timeout", problem, "set at most an hour, usually the length of an attempt");
     }
-    // a call's time goes on to the end of its body: the limits on the head do not end it
+    // the breaker times a call to the end of its body, which the timeouts of the head do not limit
     if let Some((slow, _)) = policy.slow {
         if slow.is_zero() {
-            bad("every call would count as slow".to_owned(), "set `slow_calls` to a time above zero");
+            bad("slow_calls", "with 0 every call counts as slow".to_owned(), "set a duration above 0");
         } else if timeouts.kind == CallKind::Unbounded {
-            let problem = format!("exchanges that need not end would count as slow after {slow:?}");
-            bad(problem, "leave `slow_calls` out, or set a total");
+            let problem = format!("unbounded calls would count as slow after {slow:?}");
+            bad("slow_calls", problem, "remove it, or set `timeouts.total`");
         } else if let Some(limit) = timeouts.max_duration.filter(|limit| slow >= *limit) {
-            let problem = format!("no call can be slow: one longer than {slow:?} is cut after {limit:?}");
-            bad(problem, "set `slow_calls` below the absolute limit");
+            let problem = format!("no call lasts {slow:?}: `timeouts.max_duration` is {limit:?}");
+            bad("slow_calls", problem, "set it below `timeouts.max_duration`");
         }
     }
 }
 
-/// The bounds of a limiter: also for a change while it runs.
-pub(super) fn limiter((least, most): (u32, u32), found: &mut Vec<ConfigError>) {
+/// Checks the bounds of a limiter; also for a change at run time.
+pub(super) fn limiter((min, max): (u32, u32), found: &mut Vec<ConfigError>) {
     let mut bad = |problem: String, set: &str| found.push(ConfigError::new("limiter", problem, set));
-    if least == 0 || most == 0 {
-        bad("a limit of 0 lets no call pass".to_owned(), "set 1 or more");
-    } else if least > most {
-        bad(format!("from {least} to {most} is no range"), "set the lower bound first, at most the upper one");
+    if min == 0 || max == 0 {
+        bad("a limit of 0 refuses every call".to_owned(), "set 1 or more");
+    } else if min > max {
+        bad(format!("the lower bound, {min}, is above the upper bound, {max}"), "set the lower bound first");
     }
-    if least.max(most) > MAX_LIMIT {
-        bad(format!("{} calls in flight are no limit", least.max(most)), "set a million at most, or build without it");
+    if min.max(max) > MAX_LIMIT {
+        let problem = format!("a limit of {} calls in flight never applies", min.max(max));
+        bad(problem, "set at most a million, or leave the limiter out");
     }
 }
 
@@ -261,11 +245,11 @@ fn classify(hold: Duration, statuses: &[http::StatusCode], timeouts: &Timeouts, 
         .unwrap_or(Duration::MAX)
         .min(Duration::from_secs(1));
     if hold >= limit {
-        let problem = format!("heads would wait {hold:?} for a body that comes late, of {limit:?} there are");
-        bad("classify.first_frame_timeout", problem, "set less, a few milliseconds as a rule");
+        let problem = format!("a response head could be held for {hold:?} of its {limit:?}");
+        bad("classify.first_frame_timeout", problem, "set a few milliseconds, 5 ms by default");
     }
     if let Some(status) = statuses.iter().find(|status| !status.is_server_error()) {
-        let problem = format!("{status} is no failure of the upstream");
-        bad("classify.failure_statuses", problem, "list statuses from 500");
+        let problem = format!("{status} is not a failure of the upstream");
+        bad("classify.failure_statuses", problem, "list only statuses from 500");
     }
 }

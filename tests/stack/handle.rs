@@ -146,7 +146,7 @@ async fn limits_that_do_not_fit_are_refused_and_change_nothing() {
         .unwrap_err();
     let named: Vec<_> = refused.errors().iter().map(|found| found.setting().to_owned()).collect();
     assert!(
-        named.contains(&"timeouts.head".to_owned()) && named.contains(&"timeouts.body_idle".to_owned()),
+        named.contains(&"timeouts.response_head".to_owned()) && named.contains(&"timeouts.body_idle".to_owned()),
         "{named:?}"
     );
     assert!(refused.errors().iter().all(|found| !found.suggestion().is_empty()));

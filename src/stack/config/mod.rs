@@ -1,43 +1,37 @@
 //! The settings of one upstream, from a file.
 
 mod apply;
-mod de;
-mod duration;
-mod error_list;
-mod suggest;
 mod tables;
+mod value;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer};
+use serde::Deserialize;
 
-use self::de::PathSeed;
 use self::tables::Root;
+use self::value::{Entries, keys, read};
 use super::builder::UpstreamBuilder;
 
-/// The settings of one upstream, read from TOML, JSON or any other serde format that describes itself.
+/// The settings of one upstream, read from TOML, JSON or any other self-describing serde format.
 ///
-/// Every setting may be left out; what is not said is the [preset's](super#presets).
+/// Every key is optional; a missing one takes the [preset's](super#presets) value. The keys have the names of the builder's
+/// methods.
 ///
 /// | table | keys |
 /// |---|---|
 /// | | `name`, `preset` (`"latency_critical"`, `"standard"`, `"batch"` or `"streaming"`), `proxy_status` |
-/// | `timeouts` | `head`, `attempt`, `total`, `body_idle`, `absolute`, `client_idle`: a duration or `"none"`; `unbounded` |
-/// | `retry` | `attempts`, `pause`, `longest_pause`, `longest_retry_after`, `body_cap`, `budget`, `hedge` (`"p95"`, a duration or `"off"`), `trust_idempotency_keys`, `repeat_too_many_requests` |
-/// | `circuit` | `consecutive`, `ratio`, `least_calls`, `window`, `pause`, `longest_pause`, `probe_limit`, `slow_calls` (a duration), `slow_ratio` (half, if nothing is said) |
-/// | `limiter` | `least` and `most`, or `fixed`; `hold_upgrades` |
-/// | `topology` | `caller_timeout` or `caller_deadline`, `load_balancer_idle`, `load_balancer_propagation`, `server_keep_alive`, `upstream_keep_alive`, `upstream_timeout`, `connect`, `pool_idle`, `heartbeat`, `streaming`, `drain_delay`, `grace` |
-/// | `error_page` | `contact`, `reveal_upstream`; an empty table is a page with the defaults, and without the table there is none |
+/// | `timeouts` | `response_head`, `attempt`, `total`, `body_idle`, `max_duration`, `client_idle`: a duration or `"none"`; `unbounded` |
+/// | `retry` | `attempts`, `base_backoff`, `max_backoff`, `max_retry_after`, `body_cap`, `budget`, `hedging` (`"p95"`, a duration or `"off"`), `trust_idempotency_keys`, `repeat_too_many_requests` |
+/// | `circuit` | `consecutive_failures`, `ratio`, `min_calls`, `window`, `open_duration`, `max_open_duration`, `probe_timeout`, `slow_calls` (a duration), `slow_ratio` (default 50 %) |
+/// | `limiter` | `min` and `max`, or `fixed`; `hold_slot_during_upgrade` |
+/// | `topology` | `client_timeout` or `client_deadline`, `load_balancer_idle`, `load_balancer_propagation`, `server_keep_alive`, `upstream_keep_alive`, `upstream_timeout`, `connect`, `pool_idle`, `heartbeat`, `streaming`, `drain_delay`, `grace` |
+/// | `error_page` | `contact`, `reveal_upstream`; without the table there is no page, and an empty table is the default page |
 ///
-/// Durations are texts with units (`d`, `h`, `m`, `s`, `ms`, `us`): `"1500ms"`, `"2s"`, `"1m 30s"`, `"1.5s"`. Shares are `0.2`
-/// or `"20%"`, sizes `65536` or `"64 KiB"`.
-///
-/// A part cannot be left out by a file: the stack is a type, with its parts in it. Leave it out in code, as in
-/// `config.builder().without_retry()`.
+/// Durations are strings with units: `"1500ms"`, `"2s"`, `"1m 30s"`, `"1.5s"`. Fractions are `0.2` or `"20%"`, sizes `65536`
+/// or `"64 KiB"`. `retry = false`, `circuit = false` and `limiter = false` leave that part out.
 ///
 /// # Errors
 ///
-/// Deserialising stops at the first key that is unknown, with the nearest one that is not, and at the first value that is of
-/// another kind, with its place (`retry.attempts`). What can be read but not be meant, such as a share of 20,
-/// [`build`](UpstreamBuilder::build) refuses, together with all else that does not fit.
+/// Deserializing fails only if the text is not valid in its format. [`build`](UpstreamBuilder::build) names everything else
+/// at once, each with its key: unknown keys, values of a wrong type, and settings that conflict.
 ///
 /// ```
 /// use tower_upstream::stack::UpstreamConfig;
@@ -48,7 +42,7 @@ use super::builder::UpstreamBuilder;
 ///     proxy_status = "shop-edge"
 ///
 ///     [timeouts]
-///     head = "1500ms"
+///     response_head = "1500ms"
 ///     attempt = "2s"
 ///     total = "5s"
 ///
@@ -57,38 +51,58 @@ use super::builder::UpstreamBuilder;
 ///     budget = "10%"
 ///
 ///     [limiter]
-///     most = 64
+///     max = 64
 ///
 ///     [topology]
-///     caller_timeout = "10s"
+///     client_timeout = "10s"
 /// "#)?;
 /// let layer = config.builder().build()?;
 /// # assert_eq!(layer.handle().name(), "payments");
 ///
-/// let bare = toml::from_str::<UpstreamConfig>("timeouts.head = 30").unwrap_err();
-/// assert!(bare.message().contains("timeouts.head: 30 what? write \"30s\""));
-/// let slip = toml::from_str::<UpstreamConfig>("retry.atempts = 2").unwrap_err();
-/// assert!(slip.message().contains("did you mean `attempts`?"));
+/// let config: UpstreamConfig = toml::from_str(r#"
+///     name = "payments"
+///     timeouts.total = 30
+///     retry.atempts = 2
+/// "#)?;
+/// let errors = config.builder().build().unwrap_err();
+/// assert_eq!(errors.errors()[0].to_string(), r#"timeouts.total: missing unit: write "30s" or "30ms""#);
+/// assert_eq!(errors.errors()[1].to_string(), "retry.atempts: unknown key: did you mean `attempts`?");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
 #[must_use]
 pub struct UpstreamConfig {
-    root: Root,
+    entries: Entries,
 }
 
 impl UpstreamConfig {
-    /// A builder with these settings, for code to go on with.
+    /// A builder with these settings, which code may change further.
     pub fn builder(self) -> UpstreamBuilder {
-        self.root.builder()
+        let mut errors = Vec::new();
+        let root: Root = read("", self.entries, &mut errors);
+        let mut builder = root.apply(&mut errors);
+        builder.found.extend(errors);
+        builder
     }
 }
 
-impl<'de> Deserialize<'de> for UpstreamConfig {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let root = PathSeed::<Root>::new("").deserialize(deserializer)?;
-        Ok(Self { root })
-    }
+/// The table that has this key; the empty name is the top level.
+fn table_of(key: &str) -> Option<&'static str> {
+    all_tables().into_iter().find(|(_, keys)| keys.contains(&key)).map(|(table, _)| table)
+}
+
+/// Every table and its keys.
+fn all_tables() -> [(&'static str, &'static [&'static str]); 7] {
+    [
+        ("", keys::<Root>()),
+        ("timeouts", keys::<tables::Timeouts>()),
+        ("retry", keys::<tables::Retry>()),
+        ("circuit", keys::<tables::Circuit>()),
+        ("limiter", keys::<tables::Limiter>()),
+        ("topology", keys::<tables::Topology>()),
+        ("error_page", keys::<tables::ErrorPage>()),
+    ]
 }
 
 #[cfg(test)]

@@ -1,184 +1,233 @@
-//! What a file says of one upstream: its tables, and the kinds of their values.
+//! The tables of a file, their keys, and the types of their values.
 
 use std::time::Duration;
 
-use serde::de::{Error, MapAccess};
+use serde::Deserialize;
 
-use super::de::{DeError, KeyName, PathSeed, ScalarValue, Value, tables};
-use super::duration::{self, Decimal, bare, duration, quoted};
-use crate::retry::Quantile;
+use super::value::{Entries, Fault, Value, cut};
+use crate::retry::{Quantile, Ratio, RetryPolicy};
 
-tables! {
-    Root "" expected "a table with the settings of one upstream" {
-        name: String,
-        preset: String,
-        proxy_status: String,
-        timeouts: Timeouts,
-        retry: Retry,
-        circuit: Circuit,
-        limiter: Limiter,
-        topology: Topology,
-        error_page: Page,
-    }
-    Timeouts "timeouts." expected "a table" {
-        head: Limit,
-        attempt: Limit,
-        total: Limit,
-        body_idle: Limit,
-        absolute: Limit,
-        client_idle: Limit,
-        unbounded: bool,
-    }
-    Retry "retry." expected "a table (a part is left out in code, with `without_retry`)" {
-        attempts: u64,
-        pause: Duration,
-        longest_pause: Duration,
-        longest_retry_after: Duration,
-        body_cap: ByteSize,
-        budget: Fraction,
-        hedge: HedgeTable,
-        trust_idempotency_keys: bool,
-        repeat_too_many_requests: bool,
-    }
-    Circuit "circuit." expected "a table (a part is left out in code, with `without_circuit`)" {
-        consecutive: u64,
-        ratio: Fraction,
-        least_calls: u64,
-        window: Duration,
-        pause: Duration,
-        longest_pause: Duration,
-        probe_limit: Duration,
-        slow_calls: Duration,
-        slow_ratio: Fraction,
-    }
-    Limiter "limiter." expected "a table (a part is left out in code, with `without_limiter`)" {
-        least: u64,
-        most: u64,
-        fixed: u64,
-        hold_upgrades: bool,
-    }
-    Topology "topology." expected "a table" {
-        caller_timeout: Duration,
-        caller_deadline: Duration,
-        load_balancer_idle: Duration,
-        load_balancer_propagation: Duration,
-        server_keep_alive: Duration,
-        upstream_keep_alive: Duration,
-        upstream_timeout: Duration,
-        connect: Duration,
-        pool_idle: Duration,
-        heartbeat: Duration,
-        streaming: bool,
-        drain_delay: Duration,
-        grace: Duration,
-    }
-    Page "error_page." expected "a table (without one there is no page)" {
-        contact: String,
-        reveal_upstream: bool,
-    }
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Root {
+    pub(super) name: Option<String>,
+    pub(super) preset: Option<Preset>,
+    pub(super) proxy_status: Option<String>,
+    pub(super) timeouts: Option<Entries>,
+    pub(super) retry: Option<Part>,
+    pub(super) circuit: Option<Part>,
+    pub(super) limiter: Option<Part>,
+    pub(super) topology: Option<Entries>,
+    pub(super) error_page: Option<Entries>,
 }
 
-/// A limit, or none on purpose.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limit(pub(super) Option<Duration>);
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Preset {
+    LatencyCritical,
+    Standard,
+    Batch,
+    Streaming,
+}
 
-/// A share as it was written, 1 for the whole; it may be any number.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fraction(pub(super) f64);
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Timeouts {
+    pub(super) response_head: Option<Limit>,
+    pub(super) attempt: Option<Limit>,
+    pub(super) total: Option<Limit>,
+    pub(super) body_idle: Option<Limit>,
+    pub(super) max_duration: Option<Limit>,
+    pub(super) client_idle: Option<Limit>,
+    pub(super) unbounded: Option<bool>,
+}
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ByteSize(pub(super) usize);
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Retry {
+    pub(super) attempts: Option<Count<{ RetryPolicy::MAX_ATTEMPTS as u32 }>>,
+    pub(super) base_backoff: Option<Time>,
+    pub(super) max_backoff: Option<Time>,
+    pub(super) max_retry_after: Option<Time>,
+    pub(super) body_cap: Option<ByteSize>,
+    pub(super) budget: Option<Fraction>,
+    pub(super) hedging: Option<Hedge>,
+    pub(super) trust_idempotency_keys: Option<bool>,
+    pub(super) repeat_too_many_requests: Option<bool>,
+}
 
-/// When a second attempt is sent beside a first one.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Circuit {
+    pub(super) consecutive_failures: Option<Count>,
+    pub(super) ratio: Option<Fraction>,
+    pub(super) min_calls: Option<Count>,
+    pub(super) window: Option<Time>,
+    pub(super) open_duration: Option<Time>,
+    pub(super) max_open_duration: Option<Time>,
+    pub(super) probe_timeout: Option<Time>,
+    pub(super) slow_calls: Option<Time>,
+    pub(super) slow_ratio: Option<Fraction>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limiter {
+    pub(super) min: Option<Count>,
+    pub(super) max: Option<Count>,
+    pub(super) fixed: Option<Count>,
+    pub(super) hold_slot_during_upgrade: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Topology {
+    pub(super) client_timeout: Option<Time>,
+    pub(super) client_deadline: Option<Time>,
+    pub(super) load_balancer_idle: Option<Time>,
+    pub(super) load_balancer_propagation: Option<Time>,
+    pub(super) server_keep_alive: Option<Time>,
+    pub(super) upstream_keep_alive: Option<Time>,
+    pub(super) upstream_timeout: Option<Time>,
+    pub(super) connect: Option<Time>,
+    pub(super) pool_idle: Option<Time>,
+    pub(super) heartbeat: Option<Time>,
+    pub(super) streaming: Option<bool>,
+    pub(super) drain_delay: Option<Time>,
+    pub(super) grace: Option<Time>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ErrorPage {
+    pub(super) contact: Option<String>,
+    pub(super) reveal_upstream: Option<bool>,
+}
+
+/// Declares types of values that are converted from any [`Value`].
+macro_rules! values {
+    ($($(#[$docs:meta])* $name:ident $([const $max:ident: u32 = $all:expr])? ($inner:ty) = $convert:expr;)*) => {
+        $(
+            $(#[$docs])*
+            #[derive(Clone, Debug, Deserialize)]
+            #[serde(try_from = "Value")]
+            pub(super) struct $name $(<const $max: u32 = $all>)? (pub(super) $inner);
+
+            impl $(<const $max: u32>)? TryFrom<Value> for $name $(<$max>)? {
+                type Error = Fault;
+
+                fn try_from(value: Value) -> Result<Self, Fault> {
+                    let convert: fn(Value) -> Result<$inner, Fault> = $convert;
+                    convert(value).map(Self)
+                }
+            }
+        )*
+    };
+}
+
+values! {
+    /// A part of the stack: its settings, or `None` if it is left out.
+    Part (Option<Entries>) = |value| match value {
+        Value::Bool(false) => Ok(None),
+        Value::Table(entries) => Ok(Some(entries)),
+        other => Err(other.expected("a table, or `false` to leave this part out")),
+    };
+
+    Time (Duration) = duration;
+
+    /// A timeout, or none.
+    Limit (Option<Duration>) = |value| if is_off(&value) { Ok(None) } else { duration(value).map(Some) };
+
+    Count [const MAX: u32 = { u32::MAX }] (u32) = |value| match value {
+        Value::Unsigned(number) if (1..=u64::from(MAX)).contains(&number) => Ok(u32::try_from(number).unwrap_or(MAX)),
+        other => Err(other.expected(&format!("a whole number from 1 to {MAX}"))),
+    };
+
+    Fraction (Ratio) = |value| {
+        let fraction = number(&value).filter(|fraction| (0.001..=1.0).contains(fraction));
+        fraction.map(|fraction| Ratio::per_mille(whole(fraction * 1000.0))).ok_or_else(|| {
+            value.expected("a fraction from 0.001 to 1, or from \"0.1%\" to \"100%\"")
+        })
+    };
+
+    ByteSize (usize) = |value| bytes(&value).ok_or_else(|| value.expected("a size such as 65536, \"64 KiB\" or \"1 MiB\""));
+
+    Hedge (When) = |value| {
+        if is_off(&value) {
+            return Ok(When::Never);
+        }
+        let Value::String(text) = &value else { return duration(value).map(When::After) };
+        let Some(percent) = text.strip_prefix('p') else { return duration(value).map(When::After) };
+        let percent = percent.parse().ok().filter(|percent| (50.0..=99.9).contains(percent));
+        let quantile = percent.map(|percent: f64| When::Quantile(Quantile::per_mille(whole(percent * 10.0))));
+        quantile.ok_or_else(|| value.expected("a quantile from \"p50\" to \"p99.9\""))
+    };
+}
+
+/// When a call is hedged.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum HedgeTable {
-    Off,
-    Learned(Quantile),
+pub(super) enum When {
+    Never,
+    Quantile(Quantile),
     After(Duration),
 }
 
-impl Value for String {
-    const EXPECTED: &'static str = "a text";
-
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        if let ScalarValue::Text(text) = scalar { Ok((*text).to_owned()) } else { Err(DeError::Kind) }
-    }
+fn is_off(value: &Value) -> bool {
+    matches!(value, Value::String(text) if text == "none" || text == "off")
 }
 
-impl Value for bool {
-    const EXPECTED: &'static str = "true or false";
-
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        if let ScalarValue::Flag(flag) = scalar { Ok(*flag) } else { Err(DeError::Kind) }
-    }
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most 1000
+fn whole(per_mille: f64) -> u16 {
+    per_mille.round() as u16
 }
 
-impl Value for u64 {
-    const EXPECTED: &'static str = "a whole number";
-
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        if let ScalarValue::Whole(number) = scalar { Ok(*number) } else { Err(DeError::Kind) }
+/// Reads a duration as humantime writes it: `1500ms`, `2s`, `1m 30s`, `1.5s`.
+fn duration(value: Value) -> Result<Duration, Fault> {
+    const EXPECTED: &str = "a duration such as \"1500ms\", \"2s\" or \"1m 30s\"";
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    let missing_unit = |number: &str| Fault::new("missing unit", format!("write \"{number}s\" or \"{number}ms\""));
+    let text = match value {
+        Value::Unsigned(number) => return Err(missing_unit(&number.to_string())),
+        Value::Float(number) => return Err(missing_unit(&number.to_string())),
+        Value::String(text) => text,
+        other => return Err(other.expected(EXPECTED)),
+    };
+    let expected = || Value::String(text.clone()).expected(EXPECTED);
+    // humantime 2.4 panics where the seconds and the nanoseconds overflow together, which takes 20 digits
+    if text.bytes().filter(u8::is_ascii_digit).count() > 18 {
+        return Err(expected());
     }
-}
-
-impl Value for Duration {
-    const EXPECTED: &'static str = "a duration such as \"1500ms\" or \"2s\"";
-
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        match scalar {
-            ScalarValue::Text(text) => duration(text).map_err(DeError::Because),
-            ScalarValue::Whole(number) => Err(DeError::Because(bare(&number.to_string()))),
-            ScalarValue::Real(number) => Err(DeError::Because(bare(&number.to_string()))),
-            _ => Err(DeError::Kind),
+    match humantime::parse_duration(&text) {
+        Ok(time) if time > CENTURY => Err(Fault::new(format!("{} is more than 100 years", cut(&text)), "write less")),
+        Ok(time) => Ok(time),
+        Err(humantime::DurationError::UnknownUnit { unit, value, .. }) if unit.is_empty() => {
+            let number = if text.trim().parse::<f64>().is_ok() { text.trim().to_owned() } else { value.to_string() };
+            Err(missing_unit(&number))
         }
-    }
-}
-
-impl Value for Limit {
-    const EXPECTED: &'static str = "a duration such as \"1500ms\", or \"none\"";
-
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        match scalar {
-            ScalarValue::Text(text) if is_off(text) => Ok(Self(None)),
-            other => Duration::of(other).map(|limit| Self(Some(limit))),
+        Err(humantime::DurationError::UnknownUnit { unit, .. }) => {
+            Err(Fault::new(format!("unknown unit {:?}", cut(&unit)), "use d, h, m, s, ms or us"))
         }
+        Err(_) => Err(expected()),
     }
 }
 
-impl Value for Fraction {
-    const EXPECTED: &'static str = "a share such as 0.2 or \"20%\"";
-
-    #[allow(clippy::cast_precision_loss)] // what is so large is no share
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        let unread = |text| DeError::Because(format!("{} is no share; write one as 0.2 or \"20%\"", quoted(text)));
-        match scalar {
-            ScalarValue::Whole(number) => Ok(Self(*number as f64)),
-            ScalarValue::Below(number) => Ok(Self(*number as f64)),
-            ScalarValue::Real(number) => Ok(Self(*number)),
-            ScalarValue::Text(text) => {
-                let (number, whole) = text.trim().strip_suffix('%').map_or((*text, 1.0), |number| (number, 100.0));
-                number.trim().parse().map(|number: f64| Self(number / whole)).map_err(|_| unread(text))
-            }
-            ScalarValue::Flag(_) => Err(DeError::Kind),
-        }
+/// Reads a fraction: `0.2` or `20%`.
+#[allow(clippy::cast_precision_loss)] // a number as large as that is no fraction
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Unsigned(number) => Some(*number as f64),
+        Value::Float(number) => Some(*number),
+        Value::String(text) => match text.strip_suffix('%') {
+            Some(percent) => percent.trim().parse().ok().map(|percent: f64| percent / 100.0),
+            None => text.parse().ok(),
+        },
+        _ => None,
     }
 }
 
-impl Value for ByteSize {
-    const EXPECTED: &'static str = "a number of bytes such as 65536 or \"64 KiB\"";
-
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        match scalar {
-            ScalarValue::Whole(number) => Ok(Self(usize::try_from(*number).unwrap_or(usize::MAX))),
-            ScalarValue::Text(text) => bytes(text).map(Self).map_err(DeError::Because),
-            _ => Err(DeError::Kind),
-        }
-    }
-}
-
-fn bytes(text: &str) -> Result<usize, String> {
-    const UNITS: [(&str, u64); 8] = [
-        ("", 1),
+/// Reads a number of bytes: `65536`, `64 KiB`.
+fn bytes(value: &Value) -> Option<usize> {
+    const UNITS: [(&str, usize); 7] = [
         ("B", 1),
         ("kB", 1000),
         ("KiB", 1 << 10),
@@ -187,32 +236,13 @@ fn bytes(text: &str) -> Result<usize, String> {
         ("GB", 1_000_000_000),
         ("GiB", 1 << 30),
     ];
-    let read = Decimal::first(text.trim()).and_then(|(number, unit)| {
-        let unit = UNITS.iter().find(|known| known.0 == unit.trim())?;
-        Some(usize::try_from(number.times(unit.1)).unwrap_or(usize::MAX))
-    });
-    read.ok_or_else(|| format!("{} is no size; write one as 65536, \"64 KiB\" or \"1 MiB\"", quoted(text)))
-}
-
-impl Value for HedgeTable {
-    const EXPECTED: &'static str = "\"p95\", a duration or \"off\"";
-
-    fn of(scalar: &ScalarValue<'_>) -> Result<Self, DeError> {
-        let ScalarValue::Text(text) = scalar else { return Duration::of(scalar).map(Self::After) };
-        if is_off(text) {
-            return Ok(Self::Off);
+    match value {
+        Value::Unsigned(number) => Some(usize::try_from(*number).unwrap_or(usize::MAX)),
+        Value::String(text) => {
+            let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+            let unit = UNITS.iter().find(|known| known.0 == unit.trim())?.1;
+            Some(number.parse::<usize>().ok()?.saturating_mul(unit))
         }
-        let Some(quantile) = text.trim().strip_prefix('p') else {
-            return duration(text).map(Self::After).map_err(DeError::Because);
-        };
-        let per_mille = Decimal::first(quantile).filter(|(_, rest)| rest.is_empty()).map(|(part, _)| part.times(10));
-        match per_mille.and_then(|parts| u16::try_from(parts).ok()).filter(|parts| (500..1000).contains(parts)) {
-            Some(parts) => Ok(Self::Learned(Quantile::per_mille(parts))),
-            None => Err(DeError::Because(format!("{} is none of \"p50\" to \"p99.9\"", duration::quoted(text)))),
-        }
+        _ => None,
     }
-}
-
-fn is_off(text: &str) -> bool {
-    matches!(text.trim(), "none" | "off")
 }
