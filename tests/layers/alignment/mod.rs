@@ -2,20 +2,18 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-#[path = "alignment/simulation.rs"]
 mod simulation;
-mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{Gateway, Upstream, Wire, proxy};
 use axum::Router;
 use axum::routing::post;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use support::{Gateway, Upstream, Wire, proxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};

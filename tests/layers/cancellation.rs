@@ -3,8 +3,6 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -14,11 +12,11 @@ use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::support::{Socket, soon};
 use axum::body::Body;
 use http::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use support::{Socket, soon};
 use tokio::io::duplex;
 use tokio::runtime;
 use tower::{Layer, Service, ServiceExt, service_fn};

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod support;
-
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn, ready};
 use std::io;
@@ -13,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::support::{self, ask};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
@@ -20,7 +19,6 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use support::ask;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};

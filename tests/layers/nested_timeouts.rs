@@ -3,17 +3,15 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::support::gateway::{listener, serve};
+use crate::support::{Seen, Upstream, Wire, app};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use hyper::body::Incoming;
-use support::gateway::{listener, serve};
-use support::{Seen, Upstream, Wire, app};
 use tokio::time::{sleep, timeout};
 use tower::Layer;
 use tower_upstream::alignment::{Finding, FindingId};

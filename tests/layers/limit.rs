@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod support;
-
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
@@ -12,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::support::{Wire, ask};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
@@ -19,7 +18,6 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
-use support::{Wire, ask};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout};

@@ -3,13 +3,12 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use crate::support::{self, Seen, Upstream, Wire, ask, gateway, proxy};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -19,7 +18,6 @@ use axum::serve::ListenerExt;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::StatusCode;
-use support::{Seen, Upstream, Wire, ask, gateway, proxy};
 use tokio::sync::mpsc;
 use tower::{Layer, service_fn};
 use tower_upstream::cause::ProxyStatus;

@@ -3,12 +3,10 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use support::{Gateway, Upstream, Wire, proxy, until};
+use crate::support::{Gateway, Upstream, Wire, proxy, until};
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::RetryStop;
 use tower_upstream::retry::{Hedging, RetryBudget, RetryLayer, RetryPolicy};

@@ -3,13 +3,11 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/raw.rs"]
-mod raw;
-mod support;
-
 use std::convert::Infallible;
 use std::io;
 
+use crate::raw::Raw;
+use crate::support::{Upstream, Wire, ask, gateway, proxy};
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
@@ -17,8 +15,6 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use raw::Raw;
-use support::{Upstream, Wire, ask, gateway, proxy};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::body::ResponseBody;
 use tower_upstream::breaker::CircuitBreakerLayer;

@@ -2,17 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, short, soon};
 use axum::body::Body;
 use bytes::Bytes;
 use http::Uri;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioExecutor;
-use support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, short, soon};
 use tokio::net::TcpStream;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::cause::{Connection, Evidence, Phase, Replay};
