@@ -3,8 +3,6 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -12,11 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, soon, until};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::BodyExt;
-use support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Barrier, mpsc, oneshot};

@@ -3,8 +3,6 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{self, Gateway, Socket, Upstream, Wire, app, ask, proxy, short, soon, until};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -27,7 +26,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{Gateway, Socket, Upstream, Wire, app, ask, proxy, short, soon, until};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;

@@ -3,14 +3,13 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::support::{self, Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
 use axum::Router;
 use axum::extract::ws::{self, WebSocketUpgrade};
 use axum::routing::any;
@@ -22,7 +21,6 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use support::{Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::rustls::pki_types::CertificateDer;

@@ -6,18 +6,16 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::future::pending;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{Gateway, Message, Socket, Upstream, Wire, ask, proxy, soon};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{Gateway, Message, Socket, Upstream, Wire, ask, proxy, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Barrier, Notify, mpsc};

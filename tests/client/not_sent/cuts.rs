@@ -14,7 +14,7 @@ use tower_upstream::client::{Connector, HttpVersion, ReverseProxy};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::{ClassifyLayer, Failure};
 
-use crate::wire::{Cut, End, Peer, Protocol, Seen};
+use super::wire::{Cut, End, Peer, Protocol, Seen};
 
 type Upstream = BoxCloneService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
 

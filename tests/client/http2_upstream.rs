@@ -3,8 +3,6 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -14,11 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use crate::support::{self, Gateway, Socket, Upstream, Wire, ask, proxy, short, soon};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
-use support::{Gateway, Socket, Upstream, Wire, ask, proxy, short, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{Barrier, mpsc, watch};
 use tokio::time::{Instant, sleep};
