@@ -6,6 +6,7 @@
 mod attempts;
 mod bodies;
 mod by_type;
+mod config_errors;
 mod differential;
 mod handle;
 mod page;
