@@ -3,8 +3,6 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::future::Future;
@@ -13,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{self, Gateway, Message, Upstream, Wire, ask, proxy, soon};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use support::{Gateway, Message, Upstream, Wire, ask, proxy, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};

@@ -3,14 +3,13 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
+use crate::support::{Seen, Upstream, ask, gateway};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
@@ -20,7 +19,6 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use support::{Seen, Upstream, ask, gateway};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::ProxyStatus;

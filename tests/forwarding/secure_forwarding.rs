@@ -3,18 +3,16 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use crate::support::{Gateway, Message, Socket, Upstream, ask, listener, soon, until};
 use axum::Router;
 use axum::body::Body;
 use http::{Request, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::Connect;
 use hyper_util::rt::TokioExecutor;
-use support::{Gateway, Message, Socket, Upstream, ask, listener, soon, until};
 use tokio::net::TcpStream;
 use tower::{Layer, service_fn};
 use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpConnector};
