@@ -13,8 +13,8 @@ use h2::client::SendRequest;
 use http::{Method, Request};
 use tokio::net::TcpStream;
 
-use crate::plan::{Client, PIPELINED, Plan, Plans};
-use crate::record::{Received, Record};
+use super::plan::{Client, PIPELINED, Plan, Plans};
+use super::record::{Received, Record};
 use crate::support::{Message, PATIENCE, Wire, soon};
 
 /// Streams of one HTTP/2 client at the same time.

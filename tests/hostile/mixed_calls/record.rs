@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use http::Method;
 
-use crate::plan::{PIPELINED, Plan, Plans, Upstream};
+use super::plan::{PIPELINED, Plan, Plans, Upstream};
 
 /// Counts of both ends, and every violation.
 #[derive(Debug, Default)]

@@ -10,8 +10,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use tokio::sync::mpsc;
 
-use crate::plan::{Framing, Plan, Plans, Upstream as Behaviour};
-use crate::record::Record;
+use super::plan::{Framing, Plan, Plans, Upstream as Behaviour};
+use super::record::Record;
 use crate::support::{Message, Upstream, Wire};
 
 /// What becomes of a connection after an exchange.

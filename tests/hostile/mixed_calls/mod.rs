@@ -7,22 +7,16 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod support;
-
-#[path = "exchanges/clients.rs"]
 mod clients;
-#[path = "exchanges/plan.rs"]
 mod plan;
-#[path = "exchanges/record.rs"]
 mod record;
-#[path = "exchanges/upstreams.rs"]
 mod upstreams;
 
 use std::sync::Arc;
 
+use crate::support::{StackGateway, default_proxy, stack};
 use plan::Plans;
 use record::Record;
-use support::{StackGateway, default_proxy, stack};
 use tokio::task::JoinSet;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::client::HttpVersion;

@@ -3,11 +3,9 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::sync::{Arc, Mutex, Once};
 
-use support::{Gateway, Message, Upstream, Wire, ask, gateway, proxy};
+use crate::support::{Gateway, Message, Upstream, Wire, ask, gateway, proxy};
 use tower_upstream::BadGatewayCause as Cause;
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());

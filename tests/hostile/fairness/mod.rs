@@ -5,11 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod support;
-
-#[path = "fairness/hostile.rs"]
 mod hostile;
-#[path = "fairness/others.rs"]
 mod others;
 
 use std::convert::Infallible;
@@ -19,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use crate::support::{PATIENCE, StackGateway, Upstream, Wire, default_proxy, skip, soon, stack};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -28,7 +25,6 @@ use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use others::Outcome;
-use support::{PATIENCE, StackGateway, Upstream, Wire, default_proxy, skip, soon, stack};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
