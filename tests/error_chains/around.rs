@@ -18,9 +18,9 @@ use tower::{Service, ServiceBuilder};
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::Evidence;
 
-use crate::client::{BoxError, Upload, ask, client, failed, get, nothing, url};
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, cause, check, row};
+use super::client::{BoxError, Upload, ask, client, failed, get, nothing, url};
+use super::peer::{Peer, upstream};
+use super::table::{Got, cause, check, row};
 
 async fn over_the_limit() -> Got {
     let address = upstream(Peer::silence);

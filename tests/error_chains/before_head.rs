@@ -14,10 +14,10 @@ use tower::{Service, ServiceBuilder, service_fn};
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Connection, Detail, Evidence, Phase};
 
-use crate::client::{Upload, ask, client, failed, fetch, get, stamped, url};
-use crate::late::Late;
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, cause, check, row};
+use super::client::{Upload, ask, client, failed, fetch, get, stamped, url};
+use super::late::Late;
+use super::peer::{Peer, upstream};
+use super::table::{Got, cause, check, row};
 
 const A_LITTLE: Duration = Duration::from_millis(100);
 
@@ -94,7 +94,7 @@ fn a_fresh_connection_that_was_lost_tells_how_and_whether_the_request_went_out()
             fresh(Cause::ClosedBeforeResponse).phase(Phase::Wait),
         ),
         row("B10", "RST into an upload", upload(reset_early), lost_in_write),
-        row("B11", "early answer to an upload", upload(answer_early), crate::table::answer(413)),
+        row("B11", "early answer to an upload", upload(answer_early), super::table::answer(413)),
         row("B12", "our client's upload broke", upload_that_fails(), cause(Cause::RequestBodyFailed).never()),
         row("B13", "tower's timeout", limited_by_tower(), too_late()),
         row("B14", "tokio's timeout", limited_by_tokio(), too_late()),

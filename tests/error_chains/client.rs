@@ -16,7 +16,7 @@ use tower_upstream::classify::{AttemptContext, ClassifiedBody};
 use tower_upstream::client::Connector;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
-use crate::table::Got;
+use super::table::Got;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Upload = UnsyncBoxBody<Bytes, BoxError>;

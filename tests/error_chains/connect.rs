@@ -16,9 +16,9 @@ use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Evidence, Phase};
 use tower_upstream::client::{Connector, TcpConnector};
 
-use crate::client::{ask, client, dial, failed, get, stamped, url};
-use crate::peer::{FullQueue, closed_port};
-use crate::table::{Got, cause, check, no_connection, row};
+use super::client::{ask, client, dial, failed, get, stamped, url};
+use super::peer::{FullQueue, closed_port};
+use super::table::{Got, cause, check, no_connection, row};
 
 const A_LITTLE: Duration = Duration::from_millis(100);
 

@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower_upstream::BadGatewayCause as Cause;
 
-use crate::client::{dial, url};
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, check, no_connection, row};
+use super::client::{dial, url};
+use super::peer::{Peer, upstream};
+use super::table::{Got, check, no_connection, row};
 
 /// Set in the process that runs the rows.
 const INSIDE: &str = "ERROR_CHAINS_INSIDE";

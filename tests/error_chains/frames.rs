@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::peer::{Peer, upstream};
+use super::peer::{Peer, upstream};
 
 pub const NO_ERROR: u32 = 0;
 pub const PROTOCOL_ERROR: u32 = 1;

@@ -10,11 +10,11 @@ use tonic::transport::{Channel, Endpoint};
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::Evidence;
 
-use crate::client::{ask, failed, url};
-use crate::frames::{REFUSED_STREAM, h2_upstream, reset};
-use crate::peer::{FullQueue, Peer, closed_port};
-use crate::raw::Raw;
-use crate::table::{Got, cause, check, no_connection, row};
+use super::client::{ask, failed, url};
+use super::frames::{REFUSED_STREAM, h2_upstream, reset};
+use super::peer::{FullQueue, Peer, closed_port};
+use super::raw::Raw;
+use super::table::{Got, cause, check, no_connection, row};
 
 const A_LITTLE: Duration = Duration::from_millis(100);
 

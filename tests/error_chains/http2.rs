@@ -10,13 +10,13 @@ use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Connection, Evidence, Phase};
 use tower_upstream::client::Connector;
 
-use crate::client::{HttpClient, ask, fetch_twice, get, url};
-use crate::frames::{
+use super::client::{HttpClient, ask, fetch_twice, get, url};
+use super::frames::{
     CANCEL, ENHANCE_YOUR_CALM, HTTP_1_1_REQUIRED, INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM,
     await_request, data, go_away, h2_upstream, last_data, long_head, ok, ok_of_length, reset,
 };
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, cause, check, cut, row};
+use super::peer::{Peer, upstream};
+use super::table::{Got, cause, check, cut, row};
 
 const A_LITTLE: Duration = Duration::from_millis(50);
 const ALL_STREAMS: u32 = 0x7fff_ffff;

@@ -12,10 +12,10 @@ use tower_http::timeout::ResponseBodyTimeoutLayer;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::timeout::Timeouts;
 
-use crate::client::{BoxError, Upload, ask, client, fetch, get, url};
-use crate::in_head::proxy;
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, answer, check, cut, row};
+use super::client::{BoxError, Upload, ask, client, fetch, get, url};
+use super::in_head::proxy;
+use super::peer::{Peer, upstream};
+use super::table::{Got, answer, check, cut, row};
 
 const A_LITTLE: Duration = Duration::from_millis(100);
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -67,7 +67,7 @@ async fn decompressed(bytes: Vec<u8>) -> Got {
         peer.request().say(all).fin();
     });
     let service = DecompressionLayer::new().layer(client()).map_response(boxed);
-    ask(service, Request::get(url(address)).body(crate::client::nothing()).expect("a good target")).await
+    ask(service, Request::get(url(address)).body(super::client::nothing()).expect("a good target")).await
 }
 
 fn boxed<B>(answer: Response<B>) -> Response<Upload>

@@ -9,9 +9,9 @@ use tower_upstream::client::ReverseProxy;
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::{Timeout, TimeoutLayer, Timeouts};
 
-use crate::client::{Upload, ask, fetch, get, url};
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, cause, check, row};
+use super::client::{Upload, ask, fetch, get, url};
+use super::peer::{Peer, upstream};
+use super::table::{Got, cause, check, row};
 
 /// This crate's own client, with short limits.
 pub fn proxy(

@@ -10,10 +10,10 @@ use tokio::time::sleep;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::Evidence;
 
-use crate::client::{Upload, failed, get};
-use crate::frames::{REFUSED_STREAM, await_request, go_away, h2_upstream, reset, shake_hands};
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, cause, check, row};
+use super::client::{Upload, failed, get};
+use super::frames::{REFUSED_STREAM, await_request, go_away, h2_upstream, reset, shake_hands};
+use super::peer::{Peer, upstream};
+use super::table::{Got, cause, check, row};
 
 const A_LITTLE: Duration = Duration::from_millis(50);
 

@@ -12,13 +12,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::Phase;
 
-use crate::client::{dial, url};
-use crate::connect::limited;
-use crate::descriptors::again_below;
-use crate::peer::{Peer, upstream};
-use crate::resolver::serve_names;
-use crate::table::{Got, check, no_connection, row};
-use crate::two_reqwests::no_such_name;
+use super::client::{dial, url};
+use super::connect::limited;
+use super::descriptors::again_below;
+use super::peer::{Peer, upstream};
+use super::resolver::serve_names;
+use super::table::{Got, check, no_connection, row};
+use super::two_reqwests::no_such_name;
 
 const NAME: &str = "namespace::routes_filters_and_the_c_resolver_are_told_apart";
 

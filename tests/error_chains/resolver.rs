@@ -14,8 +14,8 @@ use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::Phase;
 
-use crate::client::{dial, failed};
-use crate::table::{Got, cause, check, no_connection, row};
+use super::client::{dial, failed};
+use super::table::{Got, cause, check, no_connection, row};
 
 /// Serves names by their first label (RFC 1035 section 4): the code it asks for, or no answer.
 pub fn serve_names(at: &str) -> SocketAddr {

@@ -11,9 +11,9 @@ use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Connection, Phase};
 use tower_upstream::client::Connector;
 
-use crate::client::{HttpClient, ask, client, fetch_twice, get, url};
-use crate::peer::{Peer, upstream};
-use crate::table::{Got, answer, cause, check, row};
+use super::client::{HttpClient, ask, client, fetch_twice, get, url};
+use super::peer::{Peer, upstream};
+use super::table::{Got, answer, cause, check, row};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 

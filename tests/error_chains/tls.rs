@@ -10,10 +10,10 @@ use rustls::version::{TLS12, TLS13};
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::{Detail, Evidence, Phase};
 
-use crate::client::dial;
-use crate::peer::{Peer, closed_port, upstream};
-use crate::table::{Got, answer, cause, check, cut, no_connection, row};
-use crate::tls_peer::{BOTH, Certificate, TlsStream, demanding, open_ended, request, tls_upstream, trusting};
+use super::client::dial;
+use super::peer::{Peer, closed_port, upstream};
+use super::table::{Got, answer, cause, check, cut, no_connection, row};
+use super::tls_peer::{BOTH, Certificate, TlsStream, demanding, open_ended, request, tls_upstream, trusting};
 
 fn https(config: ClientConfig) -> HttpsConnector<HttpConnector> {
     HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build()

@@ -14,7 +14,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use crate::peer::{Peer, accept_into};
+use super::peer::{Peer, accept_into};
 
 pub type TlsStream = StreamOwned<ServerConnection, TcpStream>;
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

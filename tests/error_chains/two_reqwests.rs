@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tower_upstream::BadGatewayCause as Cause;
 
-use crate::client::{broken, failed, url};
-use crate::peer::{FullQueue, Peer, closed_port, upstream};
-use crate::table::{Got, cause, check, cut, no_connection, row};
+use super::client::{broken, failed, url};
+use super::peer::{FullQueue, Peer, closed_port, upstream};
+use super::table::{Got, cause, check, cut, no_connection, row};
 
 const A_LITTLE: Duration = Duration::from_millis(100);
 const MORE: Duration = Duration::from_secs(1);
