@@ -7,7 +7,6 @@
 //! A row is `(id, what, how it is provoked, what must come of it)`; each group is one table, and its test
 //! names every row that is wrong, with its chain.
 
-#![cfg(target_os = "linux")]
 // a test binary exports nothing
 #![allow(unreachable_pub)]
 
@@ -25,7 +24,7 @@ mod late;
 mod low_level;
 mod namespace;
 mod peer;
-#[path = "../support/raw.rs"]
+#[path = "../../support/raw.rs"]
 mod raw;
 mod resolver;
 mod reused;

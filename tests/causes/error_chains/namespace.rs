@@ -20,7 +20,7 @@ use super::resolver::serve_names;
 use super::table::{Got, check, no_connection, row};
 use super::two_reqwests::no_such_name;
 
-const NAME: &str = "namespace::routes_filters_and_the_c_resolver_are_told_apart";
+const NAME: &str = "error_chains::namespace::routes_filters_and_the_c_resolver_are_told_apart";
 
 fn missing() -> Option<&'static str> {
     if fs::metadata("/proc/self").map_or(0, |this| this.uid()) != 0 {

@@ -48,7 +48,7 @@ async fn with_every_descriptor_taken() -> [Got; 2] {
 #[test]
 fn a_gateway_without_descriptors_blames_itself() {
     let limited = ["sh", "-c", "ulimit -n 64 && exec \"$0\" \"$@\""];
-    if again_below(&limited, "descriptors::a_gateway_without_descriptors_blames_itself").is_none() {
+    if again_below(&limited, "error_chains::descriptors::a_gateway_without_descriptors_blames_itself").is_none() {
         let want = no_connection(Cause::GatewayResources).errno(24);
         check(vec![row("A24", "descriptors exhausted", with_every_descriptor_taken(), want)]);
     }
