@@ -14,6 +14,7 @@ mod raw;
 mod axum_apps;
 mod grpc;
 mod hyper_services;
+mod real_servers;
 mod stack;
 mod tower_http_around;
 mod two_reqwests;

@@ -4,11 +4,6 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-#[path = "support/raw.rs"]
-mod raw;
-mod support;
-
-#[path = "real_servers/ping_policy.rs"]
 mod ping_policy;
 
 use std::convert::Infallible;
@@ -18,6 +13,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::support::{self, StackGateway, default_proxy, listener, skip, soon, stack, tls_app};
 use axum::Router;
 use axum::extract::WebSocketUpgrade;
 use axum::extract::ws;
@@ -26,7 +22,6 @@ use bytes::Bytes;
 use futures_util::{SinkExt, Stream, StreamExt, stream};
 use http::Version;
 use http::uri::PathAndQuery;
-use support::{StackGateway, default_proxy, listener, skip, soon, stack, tls_app};
 use tokio_tungstenite::tungstenite::Message;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -38,8 +33,8 @@ use tower_upstream::client::{HttpVersion, ReverseProxy, TcpConnector, TlsConnect
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::Timeouts;
 
+use crate::raw::Raw;
 use ping_policy::PingPolicy;
-use raw::Raw;
 
 const SECOND: Duration = Duration::from_secs(1);
 
