@@ -2,17 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-#[path = "support/package.rs"]
-mod package;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
 
-use self::package::{CRATE, Package};
+use crate::package::{CRATE, Package};
 
-const README: &str = include_str!("../README.md");
+const README: &str = include_str!("../../README.md");
 
 /// The section's first block in this language, as it stands there.
 fn block(language: &str) -> &'static str {

@@ -5,16 +5,13 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-#[path = "support/package.rs"]
-mod package;
-
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::LazyLock;
 
-use self::package::{CRATE, Package};
+use crate::package::{CRATE, Package};
 
 const MENDED: &str = "mended";
 
@@ -33,7 +30,7 @@ static PACKAGE: LazyLock<Package> = LazyLock::new(|| {
 });
 
 fn folder() -> PathBuf {
-    Path::new(CRATE).join("tests/misuse")
+    Path::new(CRATE).join("tests/repo/misuse")
 }
 
 fn programs() -> Vec<String> {
