@@ -6,7 +6,6 @@ use std::alloc::System;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -23,11 +22,10 @@ use tower_upstream::retry::{RetryLayer, RetryOverride, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
+use crate::ALONE;
+
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// The allocator counts for the whole process: one test at a time.
-static ALONE: Mutex<()> = Mutex::new(());
 
 const CALLS: usize = 1000;
 const LIMIT: Duration = Duration::from_secs(30);
@@ -39,7 +37,7 @@ fn allocated<S, B>(mut service: S, request: impl Fn() -> Request<Body>) -> usize
 where
     S: Service<Request<Body>, Response = Response<B>>,
 {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = ALONE.blocking_lock();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let _entered = runtime.enter();
     let mut round = || {

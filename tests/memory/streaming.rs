@@ -6,27 +6,23 @@
 // helpers fail their test
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use crate::ALONE;
+use crate::support::{self, Gateway, PATIENCE, Upstream, Wire, proxy, short};
 use axum::routing::get;
 use hyper::body::Incoming;
-use support::{Gateway, PATIENCE, Upstream, Wire, proxy, short};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
 use tower::Layer;
 use tower_upstream::client::HttpVersion;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::RequestBody;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, UpstreamLayer};
-
-static TURN: Mutex<()> = Mutex::const_new(());
 
 const GIB: u64 = 1 << 30;
 const PIECE: usize = 256 << 10;
@@ -70,7 +66,7 @@ fn patient() -> Timeouts {
 
 #[tokio::test]
 async fn a_download_of_a_gibibyte_takes_no_memory() {
-    let _turn = TURN.lock().await;
+    let _alone = ALONE.lock().await;
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await.unwrap();
         wire.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\n\r\n")).await;
@@ -89,7 +85,7 @@ async fn a_download_of_a_gibibyte_takes_no_memory() {
 
 #[tokio::test]
 async fn an_upload_of_a_gibibyte_takes_no_memory() {
-    let _turn = TURN.lock().await;
+    let _alone = ALONE.lock().await;
     let before = resident();
     let upstream = Upstream::scripted(move |mut wire, _| async move {
         wire.request_head().await.unwrap();
@@ -130,7 +126,7 @@ async fn at_rest(count: &AtomicU64) -> u64 {
 #[tokio::test]
 async fn an_upstream_whose_answer_nobody_reads_has_to_wait() {
     const LENGTH: u64 = 4 * BOUND;
-    let _turn = TURN.lock().await;
+    let _alone = ALONE.lock().await;
     let written = Arc::new(AtomicU64::new(0));
     let count = written.clone();
     let upstream = Upstream::scripted(move |mut wire, _| {
@@ -189,7 +185,7 @@ async fn large() -> Upstream {
 
 #[tokio::test]
 async fn an_answer_that_nobody_reads_gives_its_connection_back() {
-    let _turn = TURN.lock().await;
+    let _alone = ALONE.lock().await;
     let upstream = large().await;
     let builder = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
     let limits = Timeouts::new().response_head(PATIENCE).client_idle(Duration::from_millis(300));
@@ -213,7 +209,7 @@ async fn an_answer_that_nobody_reads_resets_its_stream_and_no_other() {
             self.0.fetch_add(1, SeqCst);
         }
     }
-    let _turn = TURN.lock().await;
+    let _alone = ALONE.lock().await;
     let ended = Arc::<AtomicU64>::default();
     let count = ended.clone();
     let endless = move || {
@@ -239,7 +235,7 @@ async fn an_answer_that_nobody_reads_resets_its_stream_and_no_other() {
 
 #[tokio::test]
 async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_others() {
-    let _turn = TURN.lock().await;
+    let _alone = ALONE.lock().await;
     let upstream = large().await;
     let limits = Timeouts::new().response_head(PATIENCE).client_idle(Duration::from_millis(500));
     let layer = UpstreamLayer::builder("shop")
@@ -275,7 +271,7 @@ async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_ot
 
 #[tokio::test]
 async fn a_client_whose_upload_nobody_reads_has_to_wait() {
-    let _turn = TURN.lock().await;
+    let _alone = ALONE.lock().await;
     let release = Arc::new(tokio::sync::Notify::new());
     let go_on = release.clone();
     let upstream = Upstream::scripted(move |mut wire, _| {
