@@ -30,8 +30,8 @@
 //! outlive its validity. A client that disconnects at its deadline can raise the average; any other disconnect is ignored.
 //!
 //! In a simulation with 8 workers that continue when a client disconnects, exponential service times of 40 ms, deadlines of
-//! 500 ms and twice the load (`tests/admission.rs`, four seeds), 3 to 6 % of the workers' capacity reaches a client without
-//! the layer and 94 to 98 % with it, and 97 % of the admitted requests get their response in time.
+//! 500 ms and twice the load (`tests/layers/admission.rs`, four seeds), 3 to 6 % of the workers' capacity reaches a client without
+//! the layer and 94 to 98 % with it, and 97 % of the admitted requests are answered in time.
 //!
 //! **Concurrency.** Set [`concurrency`](AdmissionLayer::concurrency) if an app mostly waits for others, for example to the size
 //! of its connection pool. With the default, such an app looks slower than it is when a burst follows an idle period;

@@ -1,6 +1,6 @@
 //! Recognizes private error types by their text, the only thing they expose.
 //!
-//! Each text was measured (`tests/error_chains/` fails when a dependency changes one). A text proves nothing: it may give the
+//! Each text was measured (`tests/causes/error_chains/` fails when a dependency changes one). A text proves nothing: it may give the
 //! cause, but "not sent" requires a type. Texts that a service or its client put into errors of their own must not be mistaken
 //! for these: a text matches as a whole or by its prefix, and never in a string that was converted to
 //! an error.

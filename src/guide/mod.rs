@@ -9,7 +9,7 @@
 //! | [`failure_table`] | what counts as a failure, for the circuit breaker, the limiter and retry |
 //! | [`alignment`] | the 18 rules for timeouts that fit together |
 //!
-//! Each page is a Markdown file in `src/guide/`. `tests/guide.rs` compares their tables with the code.
+//! Each page is a Markdown file in `src/guide/`. `tests/repo/guide.rs` compares their tables with the code.
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}

@@ -11,7 +11,7 @@
 //!
 //! The scheme (windowed quantile, timeouts as samples, a cap) is that of Finagle's `BackupRequestFilter`; TCP's
 //! retransmission timer (RFC 6298) was measured as well and cuts off 4 to 14 % of normal responses, because response times
-//! are not distributed like round-trip times. `tests/learning.rs` prints the table.
+//! are not distributed like round-trip times. `tests/layers/adaptive_timeout.rs` prints the table.
 mod guard;
 mod routes;
 

@@ -3,15 +3,11 @@
 //! "Closed" is what the upstream sees: its read ends within 100 ms, counted from the answer (or from
 //! the client's leaving). Where it is not to read, it is the end of the gateway's own socket.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::future::pending;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Gateway, Message, Socket, Upstream, Wire, ask, proxy, soon};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Empty, StreamBody};
@@ -22,6 +18,8 @@ use tokio::sync::{Barrier, Notify, mpsc};
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::client::HttpVersion;
+
+use crate::support::{Gateway, Message, Socket, Upstream, Wire, ask, proxy, soon};
 
 const LIMIT: Duration = Duration::from_millis(100);
 /// More than two sockets hold.

@@ -1,8 +1,5 @@
 //! HTTP/2 upstreams: shared windows, stream limits, PINGs, age and idle limits, dials that hang.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -12,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use crate::support::{self, Gateway, Socket, Upstream, Wire, ask, proxy, short, soon};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri};
@@ -25,6 +21,8 @@ use tower_upstream::cause::{BreakerVerdict, Detail, Evidence, Replay};
 use tower_upstream::client::{Connect, HttpVersion, ReverseProxy, ReverseProxyBuilder};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::{BadGatewayCause, Failure};
+
+use crate::support::{self, Gateway, Socket, Upstream, Wire, ask, proxy, short, soon};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const HOUR: Duration = Duration::from_secs(3600);

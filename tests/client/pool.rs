@@ -1,8 +1,5 @@
 //! Connections are reused, shared, queued for, and never trusted too long.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -10,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, soon, until};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -22,6 +18,8 @@ use tower::{Layer, Service, service_fn};
 use tower_upstream::client::{Connect, HttpVersion, ReverseProxyBuilder};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, Failure};
+
+use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, soon, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";

@@ -1,8 +1,5 @@
 //! The proxy before real servers: hyper, axum, TLS, a Unix socket, nginx.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::{self, Gateway, Socket, Upstream, Wire, app, ask, proxy, short, soon, until};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -34,6 +30,8 @@ use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::client::{Connector, HttpVersion, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::{ForwardingRules, HostPolicy};
+
+use crate::support::{self, Gateway, Socket, Upstream, Wire, app, ask, proxy, short, soon, until};
 
 /// What the upstream saw of a request: its head line by line, then its body.
 async fn mirror(request: Request) -> String {

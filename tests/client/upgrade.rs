@@ -1,15 +1,11 @@
 //! A changed protocol passes both ways, half-closes included, and gives its place back.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::support::{self, Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
 use axum::Router;
 use axum::extract::ws::{self, WebSocketUpgrade};
 use axum::routing::any;
@@ -34,6 +30,8 @@ use tower_upstream::forward::ForwardingRules;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
+
+use crate::support::{self, Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
 
 const FOO: &str = "GET /foo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n";
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

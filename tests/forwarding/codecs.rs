@@ -1,8 +1,5 @@
 //! What one protocol carries and the other's codec refuses is mended, dropped or refused here, and blamed on nobody.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::future::Future;
@@ -11,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{self, Gateway, Message, Upstream, Wire, ask, proxy, soon};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
 use proptest::prelude::*;
@@ -23,6 +19,8 @@ use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::BreakerVerdict;
 use tower_upstream::client::HttpVersion;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
+
+use crate::support::{self, Gateway, Message, Upstream, Wire, ask, proxy, soon};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 

@@ -1,15 +1,11 @@
 //! `ForwardLayer`: the rules of forwarding around clients that have none.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use crate::support::{Seen, Upstream, ask, gateway};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
@@ -24,6 +20,8 @@ use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::forward::{ClientInfo, ForwardBody, ForwardLayer, ForwardingRules, HostPolicy, Scheme};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+use crate::support::{Seen, Upstream, ask, gateway};
 
 fn rules() -> ForwardingRules {
     ForwardingRules::new("edge-1").unwrap()

@@ -1,12 +1,8 @@
 //! What goes out: nothing in clear that was asked for over TLS, nothing unbounded that others wrote.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use crate::support::{Gateway, Message, Socket, Upstream, ask, listener, soon, until};
 use axum::Router;
 use axum::body::Body;
 use http::{Request, Uri};
@@ -19,6 +15,8 @@ use tower_upstream::client::{Connector, ReverseProxy, ReverseProxyBuilder, TcpCo
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{ForwardingRules, Trust};
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
+
+use crate::support::{Gateway, Message, Socket, Upstream, ask, listener, soon, until};
 
 /// What came to an upstream, and how many of its connections have ended.
 type Received = Arc<Mutex<(Vec<u8>, usize)>>;

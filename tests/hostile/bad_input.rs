@@ -1,12 +1,10 @@
 //! Whatever a client or an upstream sends: a clear answer, no panic, and the next request is served.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::sync::{Arc, Mutex, Once};
 
-use crate::support::{Gateway, Message, Upstream, Wire, ask, gateway, proxy};
 use tower_upstream::BadGatewayCause as Cause;
+
+use crate::support::{Gateway, Message, Upstream, Wire, ask, gateway, proxy};
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 

@@ -3,9 +3,8 @@
 //! 50 calls a second, 0.2 % of them hang, 20,000 calls, the first 60 s are not judged. A call slower than the limit is
 //! cut and teaches only that. Time is an argument: nothing here waits. The table is printed by
 //!
-//!     cargo test --test learning -- --nocapture
+//!     cargo test --test layers adaptive_timeout -- --nocapture
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small counts
 
 use std::collections::BinaryHeap;

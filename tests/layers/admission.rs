@@ -1,13 +1,10 @@
 //! `AdmissionLayer` in axum apps, and what it is for: an app that is asked for twice what it can do.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::support::{Wire, ask};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
@@ -24,6 +21,8 @@ use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
+
+use crate::support::{Wire, ask};
 
 /// Waits until something that nobody signals has become true.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -1,7 +1,5 @@
 //! `CircuitBreakerLayer` around services, in axum apps, and beside limits.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn, ready};
 use std::io;
@@ -11,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::support::{self, ask};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
@@ -26,6 +23,8 @@ use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, CircuitHandle,
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+use crate::support::{self, ask};
 
 const SECOND: Duration = Duration::from_secs(1);
 

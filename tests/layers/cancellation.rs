@@ -1,8 +1,5 @@
 //! What a call holds comes back, whatever becomes of the task that owns it: slot, probe, place, dial.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -12,7 +9,6 @@ use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::support::{Socket, soon};
 use axum::body::Body;
 use http::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -25,6 +21,8 @@ use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, State};
 use tower_upstream::client::{HttpVersion, ReverseProxy};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::limit::ConcurrencyLimitLayer;
+
+use crate::support::{Socket, soon};
 
 /// What becomes of the task that owns a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,10 @@
 //! `ClassifyLayer` in axum apps: over fresh connections, handlers, fallbacks and event streams.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
-use crate::support::{self, Seen, Upstream, Wire, ask, gateway, proxy};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -24,6 +20,8 @@ use tower_upstream::cause::ProxyStatus;
 use tower_upstream::classify::Classification;
 use tower_upstream::timeout::TimeoutLayer;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+use crate::support::{self, Seen, Upstream, Wire, ask, gateway, proxy};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 

@@ -1,13 +1,8 @@
 //! `ErrorPageLayer` alone, around the other layers, and in apps over real sockets.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::convert::Infallible;
 use std::io;
 
-use crate::raw::Raw;
-use crate::support::{Upstream, Wire, ask, gateway, proxy};
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
@@ -22,6 +17,9 @@ use tower_upstream::cause::{ProxyStatus, attach};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 use tower_upstream::retry::RetryLayer;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
+
+use crate::raw::Raw;
+use crate::support::{Upstream, Wire, ask, gateway, proxy};
 
 const HTML: &str = "text/html; charset=utf-8";
 

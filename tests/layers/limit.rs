@@ -1,7 +1,5 @@
 //! `ConcurrencyLimitLayer` around services and in axum apps, and what it is for: an upstream that has become slow.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
@@ -10,7 +8,6 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::support::{Wire, ask};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
@@ -27,6 +24,8 @@ use tower_upstream::exchange::UpgradeGuard;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
+
+use crate::support::{Wire, ask};
 
 fn request() -> Request<Body> {
     Request::get("/").body(Body::empty()).unwrap()

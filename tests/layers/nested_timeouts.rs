@@ -1,13 +1,9 @@
 //! Two classics of misaligned limits, over real sockets. The first, a keep-alive that is shorter than the pool's idle
-//! limit, is in `tests/alignment.rs`; here the second: who of caller, gateway and upstream answers first.
-
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//! limit, is in `alignment`; here the second: who of caller, gateway and upstream answers first.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::support::gateway::{listener, serve};
-use crate::support::{Seen, Upstream, Wire, app};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -21,6 +17,9 @@ use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts, Topology};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
+
+use crate::support::gateway::{listener, serve};
+use crate::support::{Seen, Upstream, Wire, app};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -4,9 +4,7 @@
 //! A breaker that only waits out its pause loses seconds after the return; one that is looked after in the background
 //! loses what comes within one interval of its probes, here 20 ms. The table is printed by
 //!
-//!     cargo test --all-features --test outage -- --nocapture
-
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//!     cargo test --test layers outage -- --nocapture
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! A request body between two of hyper's connections: the first lost it half way, the second sends all of it.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! What is sent again, when, and with what: in virtual time, over scripted services.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};

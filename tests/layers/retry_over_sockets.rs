@@ -1,15 +1,13 @@
 //! Retries over real sockets: what an upstream sees of them, and what the client gets.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Gateway, Upstream, Wire, proxy, until};
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::cause::RetryStop;
 use tower_upstream::retry::{Hedging, RetryBudget, RetryLayer, RetryPolicy};
+
+use crate::support::{Gateway, Upstream, Wire, proxy, until};
 
 /// Requests as an upstream read them: their method, their count of attempts, and their body.
 #[derive(Clone, Default)]

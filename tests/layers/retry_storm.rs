@@ -7,9 +7,8 @@
 //! of them, each at another server than the last, after a full jitter of 25 ms to 1 s. From second 10 to 20 all is four times slower.
 //! The table is printed by
 //!
-//!     cargo test --test fleet -- --nocapture
+//!     cargo test --test layers retry_storm -- --nocapture
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small counts
 
 use std::cmp::Reverse;

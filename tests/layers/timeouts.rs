@@ -1,6 +1,5 @@
 //! Every limit in virtual time: just before, exactly at, just after.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 #![allow(clippy::unchecked_time_subtraction)] // of constants
 
 use std::convert::Infallible;

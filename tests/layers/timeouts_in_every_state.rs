@@ -1,7 +1,5 @@
 //! Every limit in every state of an exchange: what ends it, and when; for `TimeoutLayer` alone, for layers, for the stack.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;

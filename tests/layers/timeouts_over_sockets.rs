@@ -1,10 +1,7 @@
 //! The limits of an exchange, over real sockets: each names the phase that ate the time.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::time::Duration;
 
-use crate::support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, short, soon};
 use axum::body::Body;
 use bytes::Bytes;
 use http::Uri;
@@ -18,6 +15,8 @@ use tower_upstream::client::{CaptureLayer, Connect, Connector, ReverseProxy, Rev
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
+
+use crate::support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, short, soon};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const SOON: Duration = Duration::from_millis(300);

@@ -1,7 +1,5 @@
 //! A call that succeeds costs no allocation of ours: exact, without valgrind. What it costs besides, `benches/overhead` tells.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::alloc::System;
 use std::convert::Infallible;
 use std::future::poll_fn;

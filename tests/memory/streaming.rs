@@ -3,16 +3,11 @@
 //! Gateway, upstream and client share this process, and none of them keeps what passes. The tests take
 //! turns, so that each measures itself alone.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used)]
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use crate::ALONE;
-use crate::support::{self, Gateway, PATIENCE, Upstream, Wire, proxy, short};
 use axum::routing::get;
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +18,9 @@ use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::RequestBody;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, UpstreamLayer};
+
+use crate::ALONE;
+use crate::support::{self, Gateway, PATIENCE, Upstream, Wire, proxy, short};
 
 const GIB: u64 = 1 << 30;
 const PIECE: usize = 256 << 10;

@@ -1,4 +1,4 @@
-//! The rows of `tests/error_chains` that need OpenSSL's headers, in a crate of their own.
+//! The rows of `tests/causes/error_chains` that need OpenSSL's headers, in a crate of their own.
 //!
 //! A newcomer's `cargo run` and `cargo test` must not need a C library; CI has it and runs
 //! `cargo test --manifest-path tests/openssl/Cargo.toml`.

@@ -1,8 +1,6 @@
 //! The examples run as a person runs them: without arguments, and with a wrong one.
 //!
-//! `cargo test` builds them; `cargo test --test examples` alone runs those that are there. `gateway.rs` has tests of its own.
-
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//! `cargo test` builds them; `cargo test --test repo` alone runs those that are there. The gateway has tests of its own.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,7 +1,5 @@
 //! The gateway example as a person starts it.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;

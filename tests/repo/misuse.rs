@@ -3,8 +3,6 @@
 //! `misuse/*.rs` are programs, each beside a `.stderr` with what has to be in the compiler's message, line by line: our own
 //! words, which no other toolchain changes. `mended.rs` does the same as all of them, and compiles.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};

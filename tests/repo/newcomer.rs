@@ -1,7 +1,5 @@
 //! A newcomer's path: the app of the README, copied into an empty package, answers for a dead upstream.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

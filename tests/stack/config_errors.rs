@@ -1,7 +1,5 @@
 //! Bad configurations: each is refused with its reason and what to set, all at once, and their good neighbours pass.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 use std::ops::RangeInclusive;
 use std::time::Duration;
 

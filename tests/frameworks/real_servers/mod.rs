@@ -2,8 +2,6 @@
 //!
 //! `tests/grpcio/run` asks grpc-core the same, in real time.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 mod ping_policy;
 
 use std::convert::Infallible;
@@ -13,7 +11,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::support::{self, StackGateway, default_proxy, listener, skip, soon, stack, tls_app};
 use axum::Router;
 use axum::extract::WebSocketUpgrade;
 use axum::extract::ws;
@@ -33,8 +30,9 @@ use tower_upstream::client::{HttpVersion, ReverseProxy, TcpConnector, TlsConnect
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::timeout::Timeouts;
 
+use self::ping_policy::PingPolicy;
 use crate::raw::Raw;
-use ping_policy::PingPolicy;
+use crate::support::{self, StackGateway, default_proxy, listener, skip, soon, stack, tls_app};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,9 +1,7 @@
 //! Fairness: k hostile clients of 100 cost the others at most k % of their requests, and open no circuit.
 //!
 //! Real sockets, the default stack around a `ReverseProxy`, an HTTP/1.1 and an HTTP/2 upstream that are well. The clock is
-//! the real one, but the waits for `client_idle` are skipped by advancing it. `tests/fairness/hostile.rs` has the kinds.
-
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//! the real one, but the waits for `client_idle` are skipped by advancing it. `hostile.rs` has the kinds.
 
 mod hostile;
 mod others;
@@ -15,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use crate::support::{PATIENCE, StackGateway, Upstream, Wire, default_proxy, skip, soon, stack};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -33,6 +30,8 @@ use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::breaker::State;
 use tower_upstream::client::HttpVersion;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
+
+use crate::support::{PATIENCE, StackGateway, Upstream, Wire, default_proxy, skip, soon, stack};
 
 /// Clients in all, hostile ones included.
 const CLIENTS: usize = 100;

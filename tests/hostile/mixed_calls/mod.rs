@@ -1,11 +1,9 @@
-//! Thousands of mixed exchanges through one gateway: no response reaches another client, and no POST is processed twice.
+//! Thousands of mixed calls through one gateway: no response reaches another client, and no POST is processed twice.
 //!
 //! Each request carries a number; the bodies of the request and of its response are derived from it, and both ends check
-//! them. The plan of an exchange (`exchanges/plan.rs`) is derived from the number as well: method, framing, interim
+//! them. The plan of a call (`plan.rs`) is derived from the number as well: method, framing, interim
 //! responses, trailers, what the upstream does (closes, refuses, answers early, cuts) and what the client does (cancels,
-//! pipelines). `EXCHANGES` (default 5,000) and `SEED` in the environment make a longer run or another one.
-
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//! pipelines). `CALLS` (default 5,000) and `SEED` in the environment make a longer run or another one.
 
 mod clients;
 mod plan;
@@ -14,12 +12,13 @@ mod upstreams;
 
 use std::sync::Arc;
 
-use crate::support::{StackGateway, default_proxy, stack};
-use plan::Plans;
-use record::Record;
 use tokio::task::JoinSet;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::client::HttpVersion;
+
+use self::plan::Plans;
+use self::record::Record;
+use crate::support::{StackGateway, default_proxy, stack};
 
 /// Clients of each protocol before each upstream.
 const CLIENTS: u64 = 4;
@@ -28,8 +27,8 @@ fn from_env(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
-/// Runs all exchanges before an upstream of this protocol.
-async fn run(http: HttpVersion, exchanges: u64) {
+/// Runs all calls before an upstream of this protocol.
+async fn run(http: HttpVersion, calls: u64) {
     let plans = Plans::new(from_env("SEED", 12));
     let record = Arc::new(Record::default());
     let upstream = match http {
@@ -41,7 +40,7 @@ async fn run(http: HttpVersion, exchanges: u64) {
     let gateway = StackGateway::start(stack().circuit(never), default_proxy(upstream.address).http(http)).await;
 
     let mut running = JoinSet::new();
-    let share = exchanges / (2 * CLIENTS);
+    let share = calls / (2 * CLIENTS);
     for client in 0..CLIENTS {
         let (by_http1, by_http2) = (2 * client * share, (2 * client + 1) * share);
         let (address, record) = (gateway.address, record.clone());
@@ -56,11 +55,11 @@ async fn run(http: HttpVersion, exchanges: u64) {
 }
 
 #[tokio::test]
-async fn exchanges_with_an_http1_upstream_never_mix() {
-    run(HttpVersion::Auto, from_env("EXCHANGES", 5_000) / 2).await;
+async fn calls_with_an_http1_upstream_never_mix() {
+    run(HttpVersion::Auto, from_env("CALLS", 5_000) / 2).await;
 }
 
 #[tokio::test]
-async fn exchanges_with_an_http2_upstream_never_mix() {
-    run(HttpVersion::H2, from_env("EXCHANGES", 5_000) / 2).await;
+async fn calls_with_an_http2_upstream_never_mix() {
+    run(HttpVersion::H2, from_env("CALLS", 5_000) / 2).await;
 }

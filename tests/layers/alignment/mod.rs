@@ -1,14 +1,11 @@
 //! Limits in the right order never answer a client wrongly; over real sockets, and in a simulation.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
 mod simulation;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Gateway, Upstream, Wire, proxy};
 use axum::Router;
 use axum::routing::post;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -21,6 +18,8 @@ use tokio::sync::Barrier;
 use tower_upstream::BadGatewayCause as Cause;
 use tower_upstream::alignment::{Finding, FindingId, peers};
 use tower_upstream::timeout::{Timeouts, Topology};
+
+use crate::support::{Gateway, Upstream, Wire, proxy};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
 /// The upstream's keep-alive: longer than the second that the rule leaves between both ends.
