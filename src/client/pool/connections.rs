@@ -28,12 +28,12 @@ pub(super) struct Connections<B> {
 
 pub(super) struct Entry<B> {
     pub(super) sender: SendRequest<TrackedUpload<B>>,
-    pub(super) connection: Arc<Shape<B>>,
+    pub(super) connection: Arc<H2Connection<B>>,
     pub(super) lifetime: Lifetime,
 }
 
 /// The state that the streams of one connection share.
-pub(super) struct Shape<B> {
+pub(super) struct H2Connection<B> {
     pub(super) stamp: ConnectionStats,
     pub(super) streams: Streams,
     pub(super) peer: watch::Receiver<PeerState>,
@@ -46,7 +46,7 @@ pub(super) struct Shape<B> {
     pub(super) _in_use: oneshot::Sender<Infallible>,
 }
 
-impl<B> Shape<B> {
+impl<B> H2Connection<B> {
     /// The number of streams that may be open: the peer's limit, or ours if that is less.
     pub(super) fn limit(&self, streams: u32) -> u32 {
         let peer = self.peer.borrow();
@@ -67,7 +67,7 @@ impl<B> Connections<B> {
         self.open.is_empty()
     }
 
-    pub(super) fn position(&self, connection: &Arc<Shape<B>>) -> Option<usize> {
+    pub(super) fn position(&self, connection: &Arc<H2Connection<B>>) -> Option<usize> {
         self.open.iter().position(|entry| Arc::ptr_eq(&entry.connection, connection))
     }
 
@@ -176,7 +176,7 @@ impl<B> Shared<B> {
     }
 
     /// Counts a stream that this side resets.
-    pub(super) fn record_reset(&self, connection: &Arc<Shape<B>>, before_head: bool, now: Instant) {
+    pub(super) fn record_reset(&self, connection: &Arc<H2Connection<B>>, before_head: bool, now: Instant) {
         connection.was_reset.store(true, Relaxed);
         let mut state = self.lock();
         let Some(at) = state.h2.position(connection) else { return };

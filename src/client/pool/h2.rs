@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connections::{Connections, Entry, Shape};
+use super::connections::{Connections, Entry, H2Connection};
 use super::lifetime::Lifetime;
 use super::shared_dial::SharedDial;
 use super::streams::Streams;
@@ -49,7 +49,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The lease of one stream of a shared connection.
 pub(crate) struct H2<B> {
     pub(super) sender: SendRequest<TrackedUpload<B>>,
-    pub(super) connection: Arc<Shape<B>>,
+    pub(super) connection: Arc<H2Connection<B>>,
     pub(super) origin: Weak<Shared<B>>,
     pub(super) stage: StreamStage,
 }
@@ -194,7 +194,7 @@ impl<B: SendBody> Connections<B> {
             Failure::from_error_with(error.into(), &scene)
         })?;
         let (in_use, unused) = oneshot::channel();
-        let shape = Arc::new(Shape {
+        let shared = Arc::new(H2Connection {
             stamp: stamp.clone(),
             streams: Streams::new(),
             peer: peer.clone(),
@@ -204,7 +204,7 @@ impl<B: SendBody> Connections<B> {
             _in_use: in_use,
         });
         let swept = SweptAtEnd(Arc::downgrade(home));
-        let driver = Driver { connection, peer: peer.clone(), shape: Arc::downgrade(&shape), swept };
+        let driver = Driver { connection, peer: peer.clone(), shared: Arc::downgrade(&shared), swept };
         tokio::spawn(async move {
             driver.run().await;
             // no stream uses it any more; a peer that does not read must not keep the socket open
@@ -214,8 +214,8 @@ impl<B: SendBody> Connections<B> {
         });
         // an end of the connection is the first request's to report
         let received = timeout(SETTINGS_WAIT, peer.wait_for(|peer| peer.received));
-        let _ = publishing(Phase::Connect, shape.stamp.peer(), received).await;
-        Ok(NewConnection { sender, connection: shape })
+        let _ = publishing(Phase::Connect, shared.stamp.peer(), received).await;
+        Ok(NewConnection { sender, connection: shared })
     }
 }
 
@@ -244,13 +244,13 @@ fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
 struct Driver<F, B> {
     connection: F,
     peer: watch::Receiver<PeerState>,
-    shape: Weak<Shape<B>>,
+    shared: Weak<H2Connection<B>>,
     swept: SweptAtEnd<B>,
 }
 
 impl<F: Future, B> Driver<F, B> {
     async fn run(self) {
-        let Self { connection, mut peer, shape, swept } = self;
+        let Self { connection, mut peer, shared, swept } = self;
         {
             // its error is reported by the requests that failed
             let mut connection = pin!(connection);
@@ -258,8 +258,8 @@ impl<F: Future, B> Driver<F, B> {
                 let changed = pin!(peer.changed());
                 match select(connection.as_mut(), changed).await {
                     Either::Right((Ok(()), _)) => {
-                        if let (Some(home), Some(shape)) = (swept.0.upgrade(), shape.upgrade()) {
-                            home.hand_streams(&shape);
+                        if let (Some(home), Some(shared)) = (swept.0.upgrade(), shared.upgrade()) {
+                            home.hand_streams(&shared);
                         }
                     }
                     // the I/O is closed
@@ -287,7 +287,7 @@ impl<B> Drop for SweptAtEnd<B> {
 /// A connection that no stream uses yet.
 pub(super) struct NewConnection<B> {
     sender: SendRequest<TrackedUpload<B>>,
-    connection: Arc<Shape<B>>,
+    connection: Arc<H2Connection<B>>,
 }
 
 impl<B> Shared<B> {
@@ -313,14 +313,14 @@ impl<B> Shared<B> {
     }
 
     /// Hands the free streams of a connection to the waiters, in their order.
-    fn hand_streams(self: &Arc<Self>, connection: &Arc<Shape<B>>) {
+    fn hand_streams(self: &Arc<Self>, connection: &Arc<H2Connection<B>>) {
         let mut state = self.lock();
         let handed = self.hand(&mut state, connection);
         drop(state);
         handed.send();
     }
 
-    fn hand(self: &Arc<Self>, state: &mut State<B>, connection: &Arc<Shape<B>>) -> Handed<B> {
+    fn hand(self: &Arc<Self>, state: &mut State<B>, connection: &Arc<H2Connection<B>>) -> Handed<B> {
         let mut handed = Handed { turns: Vec::new(), retired: None };
         let Some(at) = state.h2.position(connection) else { return handed };
         let now = Instant::now();
