@@ -610,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_for_operators_keeps_the_source_to_itself() {
+    fn the_text_for_operators_does_not_quote_the_source() {
         let failure = Failure::builder(BadGatewayCause::InvalidResponse).source("GET /secret").build();
         assert!(!failure.to_string().contains("secret"));
         assert!(!failure.to_string().contains('\n'));
@@ -627,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn a_final_failure_says_why_it_is_final() {
+    fn a_final_failure_names_the_reason_why_it_is_not_retried() {
         let failure = Failure::new(BadGatewayCause::ConnectTimeout);
         assert_eq!(failure.retry_stop(), None);
         let failure = failure.into_builder().retry_stop(RetryStop::Budget).build();
@@ -649,7 +649,7 @@ mod tests {
 
     #[cfg(feature = "serde")]
     #[test]
-    fn it_serialises_in_the_one_vocabulary() {
+    fn it_serializes_under_the_names_of_the_log() {
         let failure = Failure::builder(BadGatewayCause::StaleConnection).elapsed(Duration::from_millis(3)).build();
         let json = serde_json::to_value(&failure).unwrap();
         assert_eq!(json["cause"], "stale_connection");

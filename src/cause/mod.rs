@@ -425,7 +425,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_stands_at_its_own_kind() {
+    fn every_row_is_at_the_index_of_its_cause() {
         for (at, cause) in BadGatewayCause::ALL.iter().enumerate() {
             assert_eq!(*cause as usize, at);
             assert_eq!(cause.facts().cause, *cause);

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_by_its_class() {
+    fn a_cause_is_reported_as_its_rfc_9209_error() {
         assert_eq!(written(&gw(), BadGatewayCause::ConnectionRefused), "gw; error=connection_refused");
         assert_eq!(written(&gw(), BadGatewayCause::DnsNotFound), "gw; error=dns_error");
         for cause in BadGatewayCause::ALL {
@@ -357,13 +357,13 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_told_beside_any_error() {
+    fn a_received_status_is_reported_with_any_error() {
         let failure = Failure::builder(BadGatewayCause::UpgradeFailed).detail(Detail::Status(StatusCode::OK));
         assert_eq!(written(&gw(), failure.build()), "gw; error=http_upgrade_failed; received-status=200");
     }
 
     #[test]
-    fn a_fault_of_the_request_tells_the_status_it_is_answered_with() {
+    fn a_request_error_has_the_status_of_the_response() {
         assert_eq!(
             written(&gw(), BadGatewayCause::UploadStalled),
             "gw; error=http_request_error; status-code=408; status-phrase=\"Request Timeout\""
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tls_alert_is_told_by_number_and_name() {
+    fn a_tls_alert_is_reported_by_number_and_name() {
         let alert = |cause, alert| Failure::builder(cause).detail(Detail::TlsAlert(alert)).build();
         assert_eq!(
             written(&gw(), alert(BadGatewayCause::TlsAlert, 116)),
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inside_is_shown_only_when_asked_for() {
+    fn internals_are_revealed_only_if_configured() {
         let builder = Failure::builder(BadGatewayCause::StaleConnection).upstream("pay \"ments\"\\");
         let named = builder.build();
         let addressed = named.clone().into_builder().peer("[::1]:80".parse::<std::net::SocketAddr>().ok()).build();
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn of_other_hops_only_names_and_errors_are_left() {
+    fn other_hops_are_reduced_to_name_and_error() {
         let reduced = |lines: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for line in lines {
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_string_can_say_is_left_out() {
+    fn a_value_that_is_not_a_string_is_omitted() {
         for name in ["caf\u{e9}", "a\nb", "a\u{7f}"] {
             let failure = Failure::builder(BadGatewayCause::NoRoute).upstream(name).build();
             assert_eq!(written(&gw().next_hop(), failure), "gw; error=destination_not_found", "{name:?}");
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn present_members_are_never_touched() {
+    fn existing_members_are_unchanged() {
         let mut headers = HeaderMap::new();
         headers.append(PROXY_STATUS, HeaderValue::from_static("origin; error=\"broken"));
         headers.append(PROXY_STATUS, HeaderValue::from_static("inner;error=dns_timeout"));
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_map_stays_as_it_is() {
+    fn a_full_map_is_left_unchanged() {
         let mut headers = HeaderMap::new();
         let mut count = 0;
         while headers

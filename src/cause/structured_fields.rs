@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inner_list_is_read_and_told_from_an_item() {
+    fn an_inner_list_is_read_and_distinguished_from_an_item() {
         let entries = list(b"(a;x \"b\");y, c").unwrap();
         assert!(matches!(&entries[0], Entry::InnerList(items, own) if items.len() == 2 && own.len() == 1));
         assert!(matches!(&entries[1], Entry::Item(item) if item.value == Value::Token("c")));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_beyond_the_bound_are_not_even_asked_for() {
+    fn lines_beyond_the_bound_are_not_read() {
         let mut asked = 0;
         let endless = std::iter::repeat_n(&b""[..], 1_000_000).inspect(|_| asked += 1);
         assert_eq!(joined(endless), None);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_told_from_other_text() {
+    fn a_token_is_distinguished_from_other_text() {
         for token in ["gw", "*", "A:/b", "http/1.1", "a!#$%&'*+-.^_`|~0"] {
             assert!(is_token(token), "{token}");
         }

@@ -12,17 +12,17 @@ pub(super) enum MediaType {
 }
 
 /// The media types, in order of preference if a request prefers none of them (`*/*`).
-const FORMS: [MediaType; 3] = [MediaType::Plain, MediaType::Html, MediaType::Problem];
+const MEDIA_TYPES: [MediaType; 3] = [MediaType::Plain, MediaType::Html, MediaType::Problem];
 
 /// How much a request prefers a media type, and by which range.
 #[derive(Clone, Copy, Default)]
 struct Preference {
     /// The specificity of the range for this media type; 0 if it does not match.
-    close: u8,
+    specificity: u8,
     /// In thousandths.
     quality: u16,
     /// The number of ranges before it.
-    place: usize,
+    position: usize,
 }
 
 impl MediaType {
@@ -58,28 +58,33 @@ fn read(field: &[u8]) -> Option<MediaType> {
     if field.len() > MAX_FIELD {
         return None;
     }
-    let mut liked = [Preference::default(); FORMS.len()];
-    for (place, member) in pieces(field, b',').enumerate() {
+    let mut preferences = [Preference::default(); MEDIA_TYPES.len()];
+    for (position, member) in pieces(field, b',').enumerate() {
         if member.is_empty() {
             continue;
         }
         let range = MediaRange::read(member)?;
-        for (form, best) in FORMS.iter().zip(&mut liked) {
-            let close = form.specificity(&range);
-            if close > best.close || close == best.close && range.quality > best.quality {
-                *best = Preference { close, quality: range.quality, place };
+        for (media_type, best) in MEDIA_TYPES.iter().zip(&mut preferences) {
+            let specificity = media_type.specificity(&range);
+            if specificity > best.specificity || specificity == best.specificity && range.quality > best.quality {
+                *best = Preference { specificity, quality: range.quality, position };
             }
         }
     }
     let mut best: Option<(MediaType, Preference)> = None;
-    for (form, liking) in FORMS.into_iter().zip(liked) {
+    for (media_type, preference) in MEDIA_TYPES.into_iter().zip(preferences) {
         // `application/json` is as specific as `text/html`
-        let rank = |liking: &Preference| (liking.quality, liking.close.min(3), usize::MAX - liking.place);
-        if liking.close > 0 && liking.quality > 0 && best.is_none_or(|(_, best)| rank(&liking) > rank(&best)) {
-            best = Some((form, liking));
+        let rank = |preference: &Preference| {
+            (preference.quality, preference.specificity.min(3), usize::MAX - preference.position)
+        };
+        if preference.specificity > 0
+            && preference.quality > 0
+            && best.is_none_or(|(_, best)| rank(&preference) > rank(&best))
+        {
+            best = Some((media_type, preference));
         }
     }
-    best.map(|(form, _)| form)
+    best.map(|(media_type, _)| media_type)
 }
 
 /// One member of the field; parameters other than the weight are ignored.
@@ -157,12 +162,12 @@ mod tests {
 
     use super::*;
 
-    fn form(accept: &str) -> MediaType {
+    fn media_type(accept: &str) -> MediaType {
         MediaType::of(Some(accept.as_bytes()))
     }
 
     #[test]
-    fn the_field_chooses_the_form() {
+    fn the_field_chooses_the_media_type() {
         let chrome = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
         for (accept, wanted) in [
             (chrome, MediaType::Html),
@@ -194,7 +199,7 @@ mod tests {
             (", ,text/html,,", MediaType::Html),
             ("text/html;;q=0.3;", MediaType::Html),
         ] {
-            assert_eq!(form(accept), wanted, "{accept}");
+            assert_eq!(media_type(accept), wanted, "{accept}");
         }
         assert_eq!(MediaType::of(None), MediaType::Plain);
     }
@@ -222,16 +227,16 @@ mod tests {
             "text/html;=x",
             "text/html\u{e9}",
         ] {
-            assert_eq!(form(accept), MediaType::Plain, "{accept}");
+            assert_eq!(media_type(accept), MediaType::Plain, "{accept}");
         }
     }
 
     #[test]
     fn a_huge_field_is_no_field() {
         let ranges = |count: usize| format!("{}text/html", "a/b,".repeat(count));
-        assert_eq!(form(&ranges(1021)), MediaType::Html, "4,093 bytes are read");
-        assert_eq!(form(&ranges(1022)), MediaType::Plain);
-        assert_eq!(form(&"\"\\".repeat(2000)), MediaType::Plain);
+        assert_eq!(media_type(&ranges(1021)), MediaType::Html, "4,093 bytes are read");
+        assert_eq!(media_type(&ranges(1022)), MediaType::Plain);
+        assert_eq!(media_type(&"\"\\".repeat(2000)), MediaType::Plain);
     }
 
     proptest! {
@@ -241,7 +246,7 @@ mod tests {
         }
 
         #[test]
-        fn a_form_that_is_refused_is_chosen_only_where_nothing_is_left(
+        fn a_refused_media_type_is_chosen_only_if_nothing_else_is_left(
             html in 0_u16..=1000, problem in 0_u16..=1000, plain in 0_u16..=1000,
         ) {
             let quality = |thousandths: u16| format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
@@ -249,7 +254,7 @@ mod tests {
                 "text/html;q={}, application/json;q={}, text/plain;q={}",
                 quality(html), quality(problem), quality(plain)
             );
-            let chosen = match form(&accept) {
+            let chosen = match media_type(&accept) {
                 MediaType::Html => html,
                 MediaType::Problem => problem,
                 MediaType::Plain => plain,

@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_must_never_be_repeated_is_not_called_unavailable() {
+    fn a_failure_that_must_not_be_retried_is_not_unavailable() {
         for &cause in BadGatewayCause::ALL {
             // gRPC too maps a connection that broke within a response to Unavailable
             if cause.replay() == Replay::Never && cause != BadGatewayCause::IncompleteBody {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_told_only_where_a_retry_is_safe() {
+    fn a_pushback_is_sent_only_if_a_retry_is_safe() {
         // a rejection by a layer of this crate, or a failure without proof
         let failure = |cause| match cause {
             BadGatewayCause::CircuitOpen => Failure::builder(cause).refusal().build(),

@@ -22,26 +22,26 @@ pub(super) const OWN_POLICY: &str = "default-src 'none'; style-src 'unsafe-inlin
 
 /// The whole page; `rows` are additional entries of the list.
 pub(super) fn html(
-    facts: &ErrorContext<'_>,
-    texts: &Messages,
+    context: &ErrorContext<'_>,
+    messages: &Messages,
     contact: &str,
     rows: &[(&'static str, String)],
 ) -> String {
     let mut page = HtmlPage(String::with_capacity(2048));
-    page.raw("<!DOCTYPE html>\n<html lang=\"").text(&texts.language);
+    page.raw("<!DOCTYPE html>\n<html lang=\"").text(&messages.language);
     page.raw("\" dir=\"auto\">\n<head>\n<meta charset=\"utf-8\">\n");
     page.raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
     page.raw("<meta name=\"color-scheme\" content=\"light dark\">\n<meta name=\"robots\" content=\"noindex\">\n");
-    page.raw("<title>").text(&facts.status_line()).raw("</title>\n");
+    page.raw("<title>").text(&context.status_line()).raw("</title>\n");
     page.raw("<style>").raw(STYLE).raw("</style>\n</head>\n<body>\n<main>\n");
-    page.raw("<h1>").text(&texts.summary).raw("</h1>\n");
-    page.raw("<p>").text(&texts.advice).raw("</p>\n");
+    page.raw("<h1>").text(&messages.summary).raw("</h1>\n");
+    page.raw("<p>").text(&messages.advice).raw("</p>\n");
     page.raw("<dl>\n");
-    if let Some(id) = facts.request_id() {
-        page.raw("<dt>").text(&texts.request_label).raw("</dt><dd>").text(id).raw("</dd>\n");
+    if let Some(id) = context.request_id() {
+        page.raw("<dt>").text(&messages.request_label).raw("</dt><dd>").text(id).raw("</dd>\n");
     }
-    page.raw("<dt>").text(&texts.time_label).raw("</dt><dd><time datetime=\"").text(facts.time()).raw("\">");
-    page.text(facts.time()).raw("</time></dd>\n");
+    page.raw("<dt>").text(&messages.time_label).raw("</dt><dd><time datetime=\"").text(context.time()).raw("\">");
+    page.text(context.time()).raw("</time></dd>\n");
     for (label, value) in rows {
         page.raw("<dt>").text(label).raw("</dt><dd>").text(value).raw("</dd>\n");
     }

@@ -7,28 +7,28 @@ use super::{ErrorContext, Messages};
 /// The members `type` (without it the problem is `about:blank`), `title`, `status`, `detail`, `request_id`, `time`,
 /// `retry_safe`, and the revealed details.
 pub(super) fn problem(
-    facts: &ErrorContext<'_>,
-    texts: &Messages,
+    context: &ErrorContext<'_>,
+    messages: &Messages,
     base: Option<&str>,
     revealed: &[(&'static str, String)],
 ) -> String {
     let mut out = String::with_capacity(512);
     out.push('{');
     if let Some(base) = base {
-        member(&mut out, "type", &format!("{base}{}", facts.cause()));
+        member(&mut out, "type", &format!("{base}{}", context.cause()));
     }
-    if let Some(title) = facts.status().canonical_reason() {
+    if let Some(title) = context.status().canonical_reason() {
         member(&mut out, "title", title);
     }
-    member(&mut out, "detail", &texts.detail());
-    if let Some(id) = facts.request_id() {
+    member(&mut out, "detail", &messages.detail());
+    if let Some(id) = context.request_id() {
         member(&mut out, "request_id", id);
     }
-    member(&mut out, "time", facts.time());
+    member(&mut out, "time", context.time());
     for (name, value) in revealed {
         member(&mut out, name, value);
     }
-    let _ = write!(out, "\"status\":{},\"retry_safe\":{}}}", facts.status().as_u16(), facts.retry_safe());
+    let _ = write!(out, "\"status\":{},\"retry_safe\":{}}}", context.status().as_u16(), context.retry_safe());
     out
 }
 

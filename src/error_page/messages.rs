@@ -13,18 +13,18 @@ type Text = Cow<'static, str>;
 /// use tower_upstream::cause::Advice;
 /// use tower_upstream::error_page::{ErrorPage, Messages};
 ///
-/// let page = ErrorPage::new().messages(|facts| {
-///     let german = facts.accept_language().is_some_and(|languages| languages.starts_with("de"));
+/// let page = ErrorPage::new().messages(|context| {
+///     let german = context.accept_language().is_some_and(|languages| languages.starts_with("de"));
 ///     if !german {
-///         return Messages::english(facts);
+///         return Messages::english(context);
 ///     }
-///     let advice = match facts.advice() {
+///     let advice = match context.advice() {
 ///         Advice::Reload => "Sie können die Seite neu laden.",
 ///         Advice::TryAgain | Advice::TryLater => "Ihre Anfrage wurde nicht ausgeführt. Bitte versuchen Sie es noch einmal.",
 ///         Advice::Futile => "Neu laden hilft erst, wenn der Fehler behoben ist.",
 ///         _ => "Wir wissen nicht, ob Ihre Anfrage ausgeführt wurde. Bitte prüfen Sie das zuerst.",
 ///     };
-///     Messages::english(facts)
+///     Messages::english(context)
 ///         .language("de")
 ///         .summary("Der Dienst ist gestört.")
 ///         .advice(advice)
@@ -45,11 +45,11 @@ pub struct Messages {
 
 impl Messages {
     /// The English messages.
-    pub fn english(facts: &ErrorContext<'_>) -> Self {
+    pub fn english(context: &ErrorContext<'_>) -> Self {
         Self {
             language: Cow::Borrowed("en"),
-            summary: Cow::Borrowed(user_summary(facts.failure(), facts.status())),
-            advice: Cow::Borrowed(facts.advice().text()),
+            summary: Cow::Borrowed(user_summary(context.failure(), context.status())),
+            advice: Cow::Borrowed(context.advice().text()),
             request_label: Cow::Borrowed("Request ID"),
             time_label: Cow::Borrowed("Time (UTC)"),
             contact: None,

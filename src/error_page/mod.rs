@@ -44,10 +44,10 @@
 //!     .service(refused);
 //!
 //! let request = Request::get("/cart").header("accept", "text/html").body(()).unwrap();
-//! let Ok(answer) = gateway.oneshot(request).await;
-//! assert_eq!(answer.status(), 502);
-//! assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
-//! let page = answer.into_body().collect().await.unwrap().to_bytes();
+//! let Ok(response) = gateway.oneshot(request).await;
+//! assert_eq!(response.status(), 502);
+//! assert_eq!(response.headers()["content-type"], "text/html; charset=utf-8");
+//! let page = response.into_body().collect().await.unwrap().to_bytes();
 //! let page = std::str::from_utf8(&page).unwrap();
 //! assert!(page.contains("<h1>The service could not be reached.</h1>"));
 //! assert!(page.contains("It is safe to reload this page."));
@@ -136,10 +136,10 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let wish = self.page.preferences(&request);
+        let preferences = self.page.preferences(&request);
         let calls = ClientCalls::begin();
         let call = self.inner.call(request);
-        ResponseFuture { call, calls: calls.end(), wish, page: self.page.acquire_mut() }
+        ResponseFuture { call, calls: calls.end(), preferences, page: self.page.acquire_mut() }
     }
 }
 
@@ -154,10 +154,10 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn call(&self, request: Request<ReqBody>) -> Self::Future {
-        let wish = self.page.preferences(&request);
+        let preferences = self.page.preferences(&request);
         let calls = ClientCalls::begin();
         let call = self.inner.call(request);
-        ResponseFuture { call, calls: calls.end(), wish, page: self.page.acquire() }
+        ResponseFuture { call, calls: calls.end(), preferences, page: self.page.acquire() }
     }
 }
 
@@ -168,7 +168,7 @@ pin_project! {
         #[pin]
         call: F,
         calls: ClientCalls,
-        wish: ResponsePreferences,
+        preferences: ResponsePreferences,
         page: Ref<ErrorPage>,
     }
 }
@@ -183,8 +183,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         match this.call.poll(cx) {
-            Poll::Ready(Ok(answer)) if answer.status().as_u16() >= 400 => {
-                Poll::Ready(Ok(paged(this.page, this.wish, *this.calls, answer)))
+            Poll::Ready(Ok(response)) if response.status().as_u16() >= 400 => {
+                Poll::Ready(Ok(paged(this.page, this.preferences, *this.calls, response)))
             }
             other => other,
         }
@@ -195,15 +195,15 @@ where
 #[cold]
 fn paged<B: From<Bytes>>(
     page: &ErrorPage,
-    wish: &ResponsePreferences,
+    preferences: &ResponsePreferences,
     calls: ClientCalls,
-    mut answer: Response<B>,
+    mut response: Response<B>,
 ) -> Response<B> {
-    Failure::of_calls(&mut answer, calls);
-    let failure = if is_local(answer.extensions()) { Failure::of(&answer).cloned() } else { None };
-    let Some(failure) = failure else { return answer };
-    let body = page.write(wish, &failure, &mut answer, SystemTime::now());
-    answer.map(|_| body.into())
+    Failure::of_calls(&mut response, calls);
+    let failure = if is_local(response.extensions()) { Failure::of(&response).cloned() } else { None };
+    let Some(failure) = failure else { return response };
+    let body = page.write(preferences, &failure, &mut response, SystemTime::now());
+    response.map(|_| body.into())
 }
 
 impl<F> fmt::Debug for ResponseFuture<F> {

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_told_by_its_content_type() {
+    fn grpc_is_recognized_by_its_content_type() {
         for (kind, protocol) in [
             ("application/grpc", ErrorFormat::Grpc),
             ("Application/gRPC+proto", ErrorFormat::Grpc),

@@ -115,7 +115,7 @@ impl ErrorPage {
     /// ```
     /// use tower_upstream::error_page::ErrorPage;
     ///
-    /// let page = ErrorPage::new().template(|facts, _| format!("<!DOCTYPE html><title>{}</title>", facts.status()));
+    /// let page = ErrorPage::new().template(|context, _| format!("<!DOCTYPE html><title>{}</title>", context.status()));
     /// ```
     pub fn template(mut self, write: impl Fn(&ErrorContext<'_>, &Messages) -> String + Send + Sync + 'static) -> Self {
         self.settings().template = Some(Arc::new(write));
@@ -145,99 +145,102 @@ impl ErrorPage {
     /// `Proxy-Status` and `x-request-id`. A status without content keeps its head. `now` is the time of day.
     pub(crate) fn write<T>(
         &self,
-        wish: &ResponsePreferences,
+        preferences: &ResponsePreferences,
         failure: &Failure,
-        answer: &mut Response<T>,
+        response: &mut Response<T>,
         now: SystemTime,
     ) -> Bytes {
-        let status = answer.status();
+        let status = response.status();
         if has_no_content(status) {
             return Bytes::new();
         }
-        let body = self.compose(wish, failure, status, answer.headers_mut(), now);
-        if !matches!(wish.protocol, ErrorFormat::Http | ErrorFormat::Head) {
-            *answer.status_mut() = StatusCode::OK;
+        let body = self.compose(preferences, failure, status, response.headers_mut(), now);
+        if !matches!(preferences.protocol, ErrorFormat::Http | ErrorFormat::Head) {
+            *response.status_mut() = StatusCode::OK;
         }
         body
     }
 
     fn compose(
         &self,
-        wish: &ResponsePreferences,
+        preferences: &ResponsePreferences,
         failure: &Failure,
         status: StatusCode,
         headers: &mut HeaderMap,
         now: SystemTime,
     ) -> Bytes {
         let id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(shortened);
-        let facts = ErrorContext {
+        let context = ErrorContext {
             failure,
             status,
             request_id: id.as_deref(),
             time: &rfc3339(now),
-            accept_language: wish.language.as_ref().and_then(|language| language.to_str().ok()),
-            safe: wish.safe,
+            accept_language: preferences.language.as_ref().and_then(|language| language.to_str().ok()),
+            safe: preferences.safe,
         };
-        let texts = self.settings.messages.as_ref().map_or_else(|| Messages::english(&facts), |write| write(&facts));
+        let messages =
+            self.settings.messages.as_ref().map_or_else(|| Messages::english(&context), |write| write(&context));
         // fields that described the replaced content
         for stale in [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING] {
             headers.remove(stale);
         }
-        let body = match wish.protocol {
+        let body = match preferences.protocol {
             ErrorFormat::Http | ErrorFormat::Head => {
-                let form = MediaType::of(wish.accept.as_ref().map(HeaderValue::as_bytes));
-                self.content(form, &facts, &texts).put(headers)
+                let form = MediaType::of(preferences.accept.as_ref().map(HeaderValue::as_bytes));
+                self.content(form, &context, &messages).put(headers)
             }
-            protocol => grpc::write(headers, protocol, failure, &self.message(&facts, &texts)),
+            protocol => grpc::write(headers, protocol, failure, &self.message(&context, &messages)),
         };
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if wish.protocol == ErrorFormat::Grpc {
+        if preferences.protocol == ErrorFormat::Grpc {
             return body;
         }
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(CONTENT_LENGTH, body.len().into());
-        if matches!(wish.protocol, ErrorFormat::Http | ErrorFormat::Head) {
+        if matches!(preferences.protocol, ErrorFormat::Http | ErrorFormat::Head) {
             vary(headers, ACCEPT);
             if self.settings.messages.is_some() {
                 vary(headers, http::header::ACCEPT_LANGUAGE);
             }
         }
-        if wish.protocol == ErrorFormat::Head { Bytes::new() } else { body }
+        if preferences.protocol == ErrorFormat::Head { Bytes::new() } else { body }
     }
 
-    fn content(&self, form: MediaType, facts: &ErrorContext<'_>, texts: &Messages) -> Content {
+    fn content(&self, form: MediaType, context: &ErrorContext<'_>, messages: &Messages) -> Content {
         let Settings { template, contact, types, .. } = &*self.settings;
-        let default = if facts.request_id().is_some() { CONTACT } else { CONTACT_WITHOUT_ID };
-        let contact = texts.contact.as_deref().or(contact.as_deref()).unwrap_or(default);
-        let revealed = self.revealed(facts);
+        let default = if context.request_id().is_some() { CONTACT } else { CONTACT_WITHOUT_ID };
+        let contact = messages.contact.as_deref().or(contact.as_deref()).unwrap_or(default);
+        let revealed = self.revealed(context);
         let (kind, text, policy) = match (form, template) {
             (MediaType::Plain, _) => {
-                ("text/plain; charset=utf-8", plain::plain(facts, texts, contact, &revealed), None)
+                ("text/plain; charset=utf-8", plain::plain(context, messages, contact, &revealed), None)
             }
             (MediaType::Problem, _) => {
-                ("application/problem+json", json::problem(facts, texts, types.as_deref(), &revealed), None)
+                ("application/problem+json", json::problem(context, messages, types.as_deref(), &revealed), None)
             }
             (MediaType::Html, None) => {
-                let page = html::html(facts, texts, contact, &revealed);
+                let page = html::html(context, messages, contact, &revealed);
                 ("text/html; charset=utf-8", page, Some(html::POLICY))
             }
-            (MediaType::Html, Some(write)) => ("text/html; charset=utf-8", write(facts, texts), Some(html::OWN_POLICY)),
+            (MediaType::Html, Some(write)) => {
+                ("text/html; charset=utf-8", write(context, messages), Some(html::OWN_POLICY))
+            }
         };
-        Content { kind, text, policy, language: HeaderValue::from_str(&texts.language).ok() }
+        Content { kind, text, policy, language: HeaderValue::from_str(&messages.language).ok() }
     }
 
-    fn revealed(&self, facts: &ErrorContext<'_>) -> Vec<(&'static str, String)> {
+    fn revealed(&self, context: &ErrorContext<'_>) -> Vec<(&'static str, String)> {
         match self.settings.upstream {
             Upstream::Hidden => Vec::new(),
-            Upstream::Revealed => facts.revealed().collect(),
+            Upstream::Revealed => context.revealed().collect(),
         }
     }
 
     /// The single-line message for gRPC.
-    fn message(&self, facts: &ErrorContext<'_>, texts: &Messages) -> String {
-        let revealed = self.revealed(facts);
+    fn message(&self, context: &ErrorContext<'_>, messages: &Messages) -> String {
+        let revealed = self.revealed(context);
         let rows = revealed.iter().map(|(name, value)| format!(" {name}={value}"));
-        texts.detail() + &rows.collect::<String>()
+        messages.detail() + &rows.collect::<String>()
     }
 }
 
@@ -301,22 +304,22 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_795_372_020)
     }
 
-    fn asked(method: Method, name: &str, value: &str) -> Request<()> {
+    fn request_with(method: Method, name: &str, value: &str) -> Request<()> {
         Request::builder().method(method).uri("/").header(name, value).body(()).unwrap()
     }
 
     /// The response to a failure, as text.
     fn response_with_page(page: &ErrorPage, request: &Request<()>, failure: &Failure, id: &str) -> Response<String> {
-        let mut answer = Response::builder().status(failure.status()).header("proxy-status", "edge; error=x");
-        answer = answer.header("x-request-id", id).header("content-encoding", "gzip").header("content-length", "3");
-        let mut answer = answer.body(()).unwrap();
-        let wish = page.preferences(request);
-        let body = page.write(&wish, failure, &mut answer, now());
-        answer.map(|()| String::from_utf8(body.to_vec()).unwrap())
+        let mut response = Response::builder().status(failure.status()).header("proxy-status", "edge; error=x");
+        response = response.header("x-request-id", id).header("content-encoding", "gzip").header("content-length", "3");
+        let mut response = response.body(()).unwrap();
+        let preferences = page.preferences(request);
+        let body = page.write(&preferences, failure, &mut response, now());
+        response.map(|()| String::from_utf8(body.to_vec()).unwrap())
     }
 
     fn html(failure: &Failure, id: &str) -> Response<String> {
-        response_with_page(&ErrorPage::new(), &asked(Method::GET, "accept", HTML), failure, id)
+        response_with_page(&ErrorPage::new(), &request_with(Method::GET, "accept", HTML), failure, id)
     }
 
     fn refused() -> Failure {
@@ -327,8 +330,8 @@ mod tests {
 
     #[test]
     fn a_user_reads_what_happened_whether_to_try_again_when_and_whom_to_contact() {
-        let answer = html(&refused(), "f00");
-        let page = answer.body();
+        let response = html(&refused(), "f00");
+        let page = response.body();
         for part in [
             "<!DOCTYPE html>\n<html lang=\"en\" dir=\"auto\">",
             "<title>502 Bad Gateway</title>",
@@ -348,8 +351,8 @@ mod tests {
         {
             assert!(!page.contains(part), "{part} is in\n{page}");
         }
-        let headers = answer.headers();
-        assert_eq!(answer.status(), 502);
+        let headers = response.headers();
+        assert_eq!(response.status(), 502);
         assert_eq!(headers["content-type"], "text/html; charset=utf-8");
         assert_eq!(headers["content-length"], page.len().to_string());
         assert_eq!(headers["content-language"], "en");
@@ -374,7 +377,12 @@ mod tests {
                 for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT] {
                     let advice = failure.advice(&method).text();
                     let response = |accept| {
-                        response_with_page(&ErrorPage::new(), &asked(method.clone(), "accept", accept), &failure, "f00")
+                        response_with_page(
+                            &ErrorPage::new(),
+                            &request_with(method.clone(), "accept", accept),
+                            &failure,
+                            "f00",
+                        )
                     };
                     if method == Method::HEAD {
                         assert_eq!(response(HTML).body(), "");
@@ -388,7 +396,7 @@ mod tests {
                     assert_eq!(json["retry_safe"], proven || method.is_safe(), "{cause}");
                     assert_eq!(page.contains("was not processed"), proven && !method.is_safe(), "{cause}: {page}");
                 }
-                let call = asked(Method::POST, "content-type", "application/grpc");
+                let call = request_with(Method::POST, "content-type", "application/grpc");
                 let call = response_with_page(&ErrorPage::new(), &call, &failure, "f00");
                 let message = call.headers()["grpc-message"].to_str().unwrap();
                 assert!(message.ends_with(failure.advice(&Method::POST).text()), "{cause}: {message}");
@@ -400,9 +408,9 @@ mod tests {
     fn a_request_id_is_asked_for_only_if_the_response_has_one() {
         let page = ErrorPage::new();
         for accept in [HTML, "*/*"] {
-            let mut answer = Response::builder().status(502).body(()).unwrap();
-            let wish = page.preferences(&asked(Method::GET, "accept", accept));
-            let body = page.write(&wish, &refused(), &mut answer, now());
+            let mut response = Response::builder().status(502).body(()).unwrap();
+            let preferences = page.preferences(&request_with(Method::GET, "accept", accept));
+            let body = page.write(&preferences, &refused(), &mut response, now());
             let text = std::str::from_utf8(&body).unwrap();
             assert!(text.contains("contact the site and give the time."), "{text}");
             assert!(!text.to_lowercase().contains("request id"), "{text}");
@@ -412,20 +420,20 @@ mod tests {
     #[test]
     fn a_missing_route_is_a_page_not_found_if_its_status_is_404() {
         let page = ErrorPage::new();
-        let mut answer = Response::builder().status(404).body(()).unwrap();
-        let wish = page.preferences(&asked(Method::GET, "accept", HTML));
-        let body = page.write(&wish, &Failure::new(BadGatewayCause::NoRoute), &mut answer, now());
+        let mut response = Response::builder().status(404).body(()).unwrap();
+        let preferences = page.preferences(&request_with(Method::GET, "accept", HTML));
+        let body = page.write(&preferences, &Failure::new(BadGatewayCause::NoRoute), &mut response, now());
         let text = std::str::from_utf8(&body).unwrap();
         assert!(text.contains("<h1>Page not found.</h1>\n<p>Reloading will not help"), "{text}");
     }
 
     #[test]
-    fn an_id_from_a_client_is_text_and_bounded() {
+    fn a_request_id_is_escaped_and_bounded() {
         for id in ["<script>alert(1)</script>", "\"><img onerror=x>", "' onload='x", "&lt;", "a\\\"}"] {
             let page = html(&refused(), id).into_body();
             let shown = page.split("<dt>Request ID</dt><dd>").nth(1).unwrap().split("</dd>").next().unwrap();
             assert!(!shown.contains(['<', '>', '"', '\'']), "{shown}");
-            let json = asked(Method::GET, "accept", "application/json");
+            let json = request_with(Method::GET, "accept", "application/json");
             let json = response_with_page(&ErrorPage::new(), &json, &refused(), id).into_body();
             let json: serde_json::Value = serde_json::from_str(&json).unwrap();
             assert_eq!(json["request_id"], id);
@@ -438,11 +446,11 @@ mod tests {
 
     #[test]
     fn a_program_reads_a_problem() {
-        let request = asked(Method::POST, "accept", "application/json");
-        let answer = response_with_page(&ErrorPage::new(), &request, &refused(), "f00");
-        assert_eq!(answer.headers()["content-type"], "application/problem+json");
-        assert!(!answer.headers().contains_key("content-security-policy"));
-        let json: serde_json::Value = serde_json::from_str(answer.body()).unwrap();
+        let request = request_with(Method::POST, "accept", "application/json");
+        let response = response_with_page(&ErrorPage::new(), &request, &refused(), "f00");
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert!(!response.headers().contains_key("content-security-policy"));
+        let json: serde_json::Value = serde_json::from_str(response.body()).unwrap();
         let expected = serde_json::json!({
             "title": "Bad Gateway",
             "status": 502,
@@ -462,19 +470,20 @@ mod tests {
 
     #[test]
     fn a_terminal_reads_lines() {
-        let curl = asked(Method::GET, "accept", "*/*");
-        let answer = response_with_page(&ErrorPage::new().contact("Call 5117."), &curl, &refused(), "f00");
+        let curl = request_with(Method::GET, "accept", "*/*");
+        let response = response_with_page(&ErrorPage::new().contact("Call 5117."), &curl, &refused(), "f00");
         let text = "502 Bad Gateway\n\nThe service could not be reached.\nIt is safe to reload this page.\n\n\
                     Request ID: f00\nTime (UTC): 2026-11-22T18:27:00Z\nCall 5117.\n";
-        assert_eq!(answer.body(), text);
-        let answer = response_with_page(&ErrorPage::new().reveal_upstream(), &curl, &refused(), "f00");
-        assert!(answer.body().contains("cause: connection_refused\nupstream: payments\npeer: 10.0.0.7:8080\n"));
+        assert_eq!(response.body(), text);
+        let response = response_with_page(&ErrorPage::new().reveal_upstream(), &curl, &refused(), "f00");
+        assert!(response.body().contains("cause: connection_refused\nupstream: payments\npeer: 10.0.0.7:8080\n"));
     }
 
     #[test]
     fn a_head_has_the_fields_of_the_get_and_no_body() {
         let get = html(&refused(), "f00");
-        let head = response_with_page(&ErrorPage::new(), &asked(Method::HEAD, "accept", HTML), &refused(), "f00");
+        let head =
+            response_with_page(&ErrorPage::new(), &request_with(Method::HEAD, "accept", HTML), &refused(), "f00");
         assert_eq!(head.headers(), get.headers());
         assert_eq!(head.body(), "");
     }
@@ -482,10 +491,10 @@ mod tests {
     #[test]
     fn a_grpc_call_has_a_status_in_the_head_of_a_200_for_every_cause() {
         for &cause in BadGatewayCause::ALL {
-            let call = asked(Method::POST, "content-type", "application/grpc+proto");
-            let answer = response_with_page(&ErrorPage::new(), &call, &Failure::new(cause), "f00");
-            assert_eq!((answer.status().as_u16(), answer.body().as_str()), (200, ""), "{cause}");
-            let headers = answer.headers();
+            let call = request_with(Method::POST, "content-type", "application/grpc+proto");
+            let response = response_with_page(&ErrorPage::new(), &call, &Failure::new(cause), "f00");
+            assert_eq!((response.status().as_u16(), response.body().as_str()), (200, ""), "{cause}");
+            let headers = response.headers();
             assert_eq!(headers["content-type"], "application/grpc");
             let code: u8 = headers["grpc-status"].to_str().unwrap().parse().unwrap();
             assert!((1..=16).contains(&code), "{cause}");
@@ -495,49 +504,50 @@ mod tests {
                 assert!(!headers.contains_key(absent), "{absent}");
             }
         }
-        let call = asked(Method::POST, "content-type", "application/grpc");
-        let answer = response_with_page(&ErrorPage::new().reveal_upstream(), &call, &refused(), "f00");
+        let call = request_with(Method::POST, "content-type", "application/grpc");
+        let response = response_with_page(&ErrorPage::new().reveal_upstream(), &call, &refused(), "f00");
         let message = "The service could not be reached. Your request was not processed. It is safe to try again. \
                        cause=connection_refused upstream=payments peer=10.0.0.7:8080";
-        assert_eq!(answer.headers()["grpc-status"], "14");
-        assert_eq!(answer.headers()["grpc-message"], message);
+        assert_eq!(response.headers()["grpc-status"], "14");
+        assert_eq!(response.headers()["grpc-message"], message);
     }
 
     #[test]
     fn a_status_without_content_gets_none() {
         for status in [101, 204, 205, 304] {
-            let mut answer = Response::builder().status(status).body(()).unwrap();
+            let mut response = Response::builder().status(status).body(()).unwrap();
             let page = ErrorPage::new();
-            let wish = page.preferences(&asked(Method::GET, "accept", HTML));
-            assert!(page.write(&wish, &refused(), &mut answer, now()).is_empty());
-            assert!(answer.headers().is_empty(), "{status}");
+            let preferences = page.preferences(&request_with(Method::GET, "accept", HTML));
+            assert!(page.write(&preferences, &refused(), &mut response, now()).is_empty());
+            assert!(response.headers().is_empty(), "{status}");
         }
     }
 
     #[test]
-    fn texts_and_templates_are_the_deployments() {
-        let page = ErrorPage::new().contact("Call 5117.").messages(|facts| {
-            assert_eq!(facts.accept_language(), Some("de-CH, en;q=0.5"));
-            Messages::english(facts).language("de").summary("Der <Dienst> ist gestört.").labels("Anfrage", "Zeit")
+    fn messages_and_templates_can_be_replaced() {
+        let page = ErrorPage::new().contact("Call 5117.").messages(|context| {
+            assert_eq!(context.accept_language(), Some("de-CH, en;q=0.5"));
+            Messages::english(context).language("de").summary("Der <Dienst> ist gestört.").labels("Anfrage", "Zeit")
         });
-        let mut request = asked(Method::GET, "accept", HTML);
+        let mut request = request_with(Method::GET, "accept", HTML);
         request.headers_mut().insert("accept-language", HeaderValue::from_static("de-CH, en;q=0.5"));
-        let answer = response_with_page(&page, &request, &refused(), "f00");
+        let response = response_with_page(&page, &request, &refused(), "f00");
         for part in ["<html lang=\"de\"", "<h1>Der &lt;Dienst&gt; ist gestört.</h1>", "<dt>Anfrage</dt>", "Call 5117."]
         {
-            assert!(answer.body().contains(part), "{part}");
+            assert!(response.body().contains(part), "{part}");
         }
-        assert_eq!(answer.headers()["content-language"], "de");
-        assert_eq!(answer.headers().get_all("vary").iter().collect::<Vec<_>>(), ["accept", "accept-language"]);
+        assert_eq!(response.headers()["content-language"], "de");
+        assert_eq!(response.headers().get_all("vary").iter().collect::<Vec<_>>(), ["accept", "accept-language"]);
 
-        let page = ErrorPage::new().template(|facts, texts| format!("{} {}", facts.status().as_u16(), texts.summary));
-        let answer = response_with_page(&page, &asked(Method::GET, "accept", HTML), &refused(), "f00");
-        assert_eq!(answer.body(), "502 The service could not be reached.");
-        assert!(answer.headers()["content-security-policy"].to_str().unwrap().contains("style-src 'unsafe-inline'"));
+        let page = ErrorPage::new()
+            .template(|context, messages| format!("{} {}", context.status().as_u16(), messages.summary));
+        let response = response_with_page(&page, &request_with(Method::GET, "accept", HTML), &refused(), "f00");
+        assert_eq!(response.body(), "502 The service could not be reached.");
+        assert!(response.headers()["content-security-policy"].to_str().unwrap().contains("style-src 'unsafe-inline'"));
     }
 
     #[test]
-    fn what_an_answer_varies_by_is_said_once_and_added_to() {
+    fn vary_keeps_its_members_and_gets_each_name_once() {
         let varies = |lines: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for line in lines {

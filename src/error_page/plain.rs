@@ -4,21 +4,21 @@ use super::{ErrorContext, Messages};
 
 /// Status, summary, advice and details, one per line.
 pub(super) fn plain(
-    facts: &ErrorContext<'_>,
-    texts: &Messages,
+    context: &ErrorContext<'_>,
+    messages: &Messages,
     contact: &str,
     rows: &[(&'static str, String)],
 ) -> String {
     let mut out = String::with_capacity(512);
-    line(&mut out, &facts.status_line());
+    line(&mut out, &context.status_line());
     out.push('\n');
-    line(&mut out, &texts.summary);
-    line(&mut out, &texts.advice);
+    line(&mut out, &messages.summary);
+    line(&mut out, &messages.advice);
     out.push('\n');
-    if let Some(id) = facts.request_id() {
-        line(&mut out, &format!("{}: {id}", texts.request_label));
+    if let Some(id) = context.request_id() {
+        line(&mut out, &format!("{}: {id}", messages.request_label));
     }
-    line(&mut out, &format!("{}: {}", texts.time_label, facts.time()));
+    line(&mut out, &format!("{}: {}", messages.time_label, context.time()));
     for (label, value) in rows {
         line(&mut out, &format!("{label}: {value}"));
     }

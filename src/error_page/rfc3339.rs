@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_what_can_be_written() {
+    fn the_first_and_the_last_second_are_written() {
         assert_eq!(rfc3339(UNIX_EPOCH), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(951_782_400)), "2000-02-29T00:00:00Z");
@@ -54,7 +54,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_second_is_the_one_that_httpdate_names(seconds in 0..=LAST) {
+        fn every_second_is_written_as_by_httpdate(seconds in 0..=LAST) {
             let now = UNIX_EPOCH + Duration::from_secs(seconds);
             prop_assert_eq!(rfc3339(now), by_httpdate(now));
         }

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_megabyte_is_not_looked_at() {
+    fn a_field_of_a_megabyte_is_not_read() {
         let long = "a, ".repeat(400_000) + "a";
         assert_eq!(read(&[long.as_bytes()]), []);
         assert_eq!(read(&[&[b'a'; 1_000][..]; 20]), []);

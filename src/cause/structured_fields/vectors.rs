@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use super::{Entry, Item, Parameters, Value, joined, list};
 
 #[test]
-fn the_httpwg_vectors_are_read_as_they_say() {
+fn the_vectors_of_the_http_working_group_are_read_as_expected() {
     let shared =
         env::var_os("SHARED_DIR").map_or(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")), Into::into);
     let Ok(files) = fs::read_dir(shared.join("sf/vectors")) else {
