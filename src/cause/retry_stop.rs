@@ -1,6 +1,6 @@
 //! Why a failed request was not retried.
 
-use super::words;
+use super::properties::words;
 
 words! {
     /// Why no further attempt was made.

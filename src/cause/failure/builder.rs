@@ -1,0 +1,134 @@
+//! Builds a record.
+
+use std::error::Error;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::origin::Origin;
+use super::{Connection, Detail, Evidence, Failure, Phase, Record};
+use crate::cause::{ClientCall, ProxyStatusEntry, Replay, RetryStop};
+
+/// Builds a failure record.
+#[must_use]
+pub struct FailureBuilder(pub(super) Record);
+
+impl FailureBuilder {
+    /// How far the attempt had come (default: the cause's usual phase).
+    pub fn phase(mut self, phase: Phase) -> Self {
+        self.0.phase = phase;
+        self
+    }
+
+    /// Whether the request may be sent again, and why (default: the cause's row, inferred).
+    ///
+    /// Use [`Replay::NotSent`] only with proof, and only about the very request that gets this failure:
+    /// [inferred](Evidence::Inferred) it is [`Replay::IdempotentOnly`] at most. A failure that a client of this crate made for
+    /// another request proves nothing about this one, and the layers around a handler that returns it account for that.
+    pub fn replay(mut self, replay: Replay, evidence: Evidence) -> Self {
+        self.0.replay = if evidence == Evidence::Inferred { replay.inferred() } else { replay };
+        self.0.evidence = evidence;
+        self.0.origin = Origin::Stated;
+        self
+    }
+
+    /// Marks the request as proven not sent; the call is yet to be identified.
+    pub(crate) fn unsent(mut self, evidence: Evidence) -> Self {
+        (self.0.replay, self.0.evidence, self.0.origin) = (Replay::NotSent, evidence, Origin::Unclaimed);
+        self
+    }
+
+    /// Identifies the call of this record.
+    pub(crate) fn call(mut self, call: ClientCall) -> Self {
+        self.0.origin = Origin::Client(call);
+        self
+    }
+
+    /// Marks the call as refused by a layer of this crate.
+    pub(crate) fn refusal(mut self) -> Self {
+        (self.0.replay, self.0.evidence, self.0.origin) = (Replay::NotSent, Evidence::LocalRefusal, Origin::Refusal);
+        self
+    }
+
+    /// A detail that makes the cause more specific.
+    pub fn detail(mut self, detail: impl Into<Option<Detail>>) -> Self {
+        self.0.detail = detail.into();
+        self
+    }
+
+    /// Whether the connection was reused.
+    pub fn connection(mut self, connection: impl Into<Option<Connection>>) -> Self {
+        self.0.connection = connection.into();
+        self
+    }
+
+    /// The address that was tried.
+    pub fn peer(mut self, peer: impl Into<Option<SocketAddr>>) -> Self {
+        self.0.peer = peer.into();
+        self
+    }
+
+    /// The upstream's name as the deployment calls it.
+    pub fn upstream(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.0.upstream = Some(name.into());
+        self
+    }
+
+    /// Time from the start of this attempt to the failure.
+    pub fn elapsed(mut self, elapsed: Duration) -> Self {
+        self.0.elapsed = Some(elapsed);
+        self
+    }
+
+    /// The number of attempts, this one included (default 1).
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
+        self
+    }
+
+    /// Why no further attempt is made: the failure is final.
+    pub fn retry_stop(mut self, stop: impl Into<Option<RetryStop>>) -> Self {
+        self.0.retry_stop = stop.into();
+        self
+    }
+
+    /// The hop behind the upstream that failed.
+    pub fn remote_hop(mut self, hop: impl Into<Option<ProxyStatusEntry>>) -> Self {
+        self.0.remote_hop = hop.into().map(Box::new);
+        self
+    }
+
+    /// Adds an earlier attempt's failure; beyond [`Failure::MAX_PREVIOUS`] the oldest is dropped.
+    pub fn previous(mut self, earlier: Failure) -> Self {
+        if self.0.previous.len() == Failure::MAX_PREVIOUS {
+            self.0.previous.remove(0);
+        }
+        self.0.previous.push(earlier);
+        self
+    }
+
+    /// The source error.
+    pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into().into());
+        self
+    }
+
+    /// Adds data that was unknown where the record was made.
+    pub(crate) fn fill(mut self, peer: Option<SocketAddr>, connection: Option<Connection>) -> Self {
+        self.0.peer = self.0.peer.or(peer);
+        self.0.connection = self.0.connection.or(connection);
+        self
+    }
+
+    /// The record.
+    pub fn build(self) -> Failure {
+        Failure(Arc::new(self.0))
+    }
+}
+
+impl fmt::Debug for FailureBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FailureBuilder").field("cause", &self.0.cause).finish_non_exhaustive()
+    }
+}

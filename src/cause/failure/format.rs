@@ -1,0 +1,90 @@
+//! A record as text and as JSON.
+
+use std::fmt;
+
+use super::Failure;
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = &*self.0;
+        f.write_str(record.cause.as_str())?;
+        if let Some(class) = record.cause.proxy_status_error() {
+            write!(f, " ({class})")?;
+        }
+        write!(f, " in phase {}", record.phase)?;
+        if let Some(upstream) = &record.upstream {
+            write!(f, ", upstream {upstream}")?;
+        }
+        if let Some(peer) = record.peer {
+            write!(f, ", peer {peer}")?;
+        }
+        if let Some(connection) = record.connection {
+            write!(f, ", {connection} connection")?;
+        }
+        if let Some(detail) = record.detail {
+            write!(f, ", {detail}")?;
+        }
+        if let Some(hop) = &record.remote_hop {
+            write!(f, ", {:?} says {}", hop.name(), hop.error().unwrap_or("nothing"))?;
+        }
+        match (record.attempts, record.retry_stop) {
+            (..=1, None) => {}
+            (..=1, Some(stop)) => write!(f, ", not retried ({})", stop.reason())?,
+            (attempts, None) => write!(f, ", attempt {attempts}")?,
+            (attempts, Some(stop)) => write!(f, ", gave up after {attempts} attempts ({})", stop.reason())?,
+        }
+        match record.elapsed {
+            Some(elapsed) if record.attempts > 1 => write!(f, ", the last took {elapsed:.1?}")?,
+            Some(elapsed) => write!(f, ", after {elapsed:.1?}")?,
+            None => {}
+        }
+        write!(f, ": {}. {}.", record.cause.summary(), record.cause.next_step())
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = &*self.0;
+        f.debug_struct("Failure")
+            .field("cause", &record.cause)
+            .field("phase", &record.phase)
+            .field("replay", &record.replay)
+            .field("evidence", &record.evidence)
+            .field("detail", &record.detail)
+            .field("connection", &record.connection)
+            .field("peer", &record.peer)
+            .field("upstream", &record.upstream)
+            .field("elapsed", &record.elapsed)
+            .field("attempts", &record.attempts)
+            .field("retry_stop", &record.retry_stop)
+            .field("hop", &record.remote_hop)
+            .field("previous", &record.previous)
+            .field("source", &record.source)
+            .finish()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Failure {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let record = &*self.0;
+        let mut out = serializer.serialize_struct("Failure", 15)?;
+        out.serialize_field("cause", &record.cause)?;
+        out.serialize_field("class", &record.cause.proxy_status_error())?;
+        out.serialize_field("status", &self.status().as_u16())?;
+        out.serialize_field("phase", &record.phase)?;
+        out.serialize_field("replay", &record.replay)?;
+        out.serialize_field("evidence", &record.evidence)?;
+        out.serialize_field("detail", &record.detail)?;
+        out.serialize_field("connection", &record.connection)?;
+        out.serialize_field("peer", &record.peer.map(|peer| peer.to_string()))?;
+        out.serialize_field("upstream", &record.upstream.as_deref())?;
+        out.serialize_field("hop", &record.remote_hop.as_ref().map(|hop| hop.name()))?;
+        out.serialize_field("hop_error", &record.remote_hop.as_ref().and_then(|hop| hop.error()))?;
+        out.serialize_field("attempts", &record.attempts)?;
+        out.serialize_field("retry_stop", &record.retry_stop)?;
+        out.serialize_field("elapsed_ms", &record.elapsed.map(|elapsed| elapsed.as_secs_f64() * 1e3))?;
+        out.end()
+    }
+}
