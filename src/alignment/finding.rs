@@ -215,6 +215,23 @@ impl Finding {
         }
     }
 
+    /// The conflict as a sentence: `3 attempts plus backoff can take 180 s, but total is 60 s`.
+    pub fn conflict(&self) -> String {
+        let Self { id, left, right, relation, .. } = self;
+        if *id == FindingId::AttemptsTotal {
+            return format!("{} can take {}, but `{}` is {}", left.name, left.quantity, right.name, right.quantity);
+        }
+        let margin = (!self.margin.is_zero()).then_some(HumanDuration(self.margin));
+        match (relation, margin) {
+            (Relation::Below | Relation::AtMost, Some(margin)) => format!("{left} must be {margin} below {right}"),
+            (Relation::Above | Relation::AtLeast, Some(margin)) => format!("{left} must be {margin} above {right}"),
+            (Relation::Below, None) => format!("{left} must be below {right}"),
+            (Relation::AtMost, None) => format!("{left} must not exceed {right}"),
+            (Relation::Above, None) => format!("{left} must be above {right}"),
+            (Relation::AtLeast, None) => format!("{left} must be at least {right}"),
+        }
+    }
+
     /// The reason, in one sentence.
     pub fn reason(&self) -> &'static str {
         self.reason

@@ -199,7 +199,7 @@ impl UpstreamBuilder {
                 upstream = &*self.name,
                 finding = finding.id().as_str(),
                 set = finding.suggestion(),
-                "{}", finding.inequality()
+                "{}", finding.conflict()
             );
         }
         let recorder = Arc::new(StatsRecorder::new());

@@ -17,8 +17,8 @@ use crate::timeout::{TimeoutLayer, Timeouts, TrackUpload};
 
 /// Adds the layers of this crate to tower's [`ServiceBuilder`], one method each.
 ///
-/// None has the name of one of tower's or tower-http's. What is added first stands outermost; the recommended order is that
-/// of the methods.
+/// No name collides with tower's or tower-http's methods. The first layer added is the outermost; the recommended order is
+/// that of the methods.
 ///
 /// ```
 /// use std::time::Duration;
@@ -45,31 +45,31 @@ use crate::timeout::{TimeoutLayer, Timeouts, TrackUpload};
 /// # }
 /// ```
 pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
-    /// The whole stack.
+    /// Adds the whole stack.
     fn upstream(self, layer: UpstreamLayer) -> ServiceBuilder<Stack<UpstreamLayer, I>>;
 
-    /// A page in place of our own answers.
+    /// Adds an error page for local responses.
     fn error_page(self, page: ErrorPage) -> ServiceBuilder<Stack<ErrorPageLayer, I>>;
 
-    /// Answers in place of errors and unsafe heads, with the defaults of [`ClassifyLayer`].
+    /// Turns errors and unsafe heads into responses with a cause, with the defaults of [`ClassifyLayer`].
     fn classify_failures(self) -> ServiceBuilder<Stack<ClassifyLayer, I>>;
 
-    /// As many calls in flight as the upstream can do.
+    /// Limits the calls in flight.
     fn upstream_limit(self, limit: ConcurrencyLimitLayer) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, I>>;
 
-    /// Failed requests once more, where that is safe.
+    /// Retries failed requests where that is safe.
     fn upstream_retry(self, retry: RetryLayer) -> ServiceBuilder<Stack<RetryLayer, I>>;
 
-    /// A circuit for the upstream of this name, with the defaults of [`CircuitBreakerLayer`].
+    /// Adds a circuit breaker for the upstream of this name, with the defaults of [`CircuitBreakerLayer`].
     fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>>;
 
     /// Adds timeouts; the inner service gets its body as [`TrackedUpload`](crate::body::TrackedUpload).
     fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>>;
 
-    /// The rules of forwarding, for a client that does not keep them.
+    /// Applies the rules of HTTP proxies, for a client that does not.
     fn forward_headers(self, rules: ForwardingRules) -> ServiceBuilder<Stack<ForwardLayer, I>>;
 
-    /// Refuses at once what cannot be answered in time, on the upstream's side.
+    /// Rejects requests that cannot be served before their deadline, on the upstream's side.
     fn admission(self, layer: AdmissionLayer) -> ServiceBuilder<Stack<AdmissionLayer, I>>;
 }
 
@@ -112,7 +112,7 @@ impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {
 }
 
 mod sealed {
-    #[allow(unnameable_types)] // that is its purpose
+    #[allow(unnameable_types)] // seals the trait
     pub trait Sealed {}
     impl<I> Sealed for tower::ServiceBuilder<I> {}
 }

@@ -133,7 +133,7 @@ fn draining() -> Rejection {
     let failure = Failure::builder(BadGatewayCause::GatewayOverload)
         .refusal()
         .retry_stop(RetryStop::LocalRefusal)
-        .detail(Detail::Text("the gateway is being drained"));
+        .detail(Detail::Text("draining: new requests are refused"));
     Rejection::new(failure.build()).retry_after(Duration::from_secs(1))
 }
 
@@ -218,29 +218,29 @@ impl UpstreamHandle {
 
     /// Disables retry, circuit breaker and concurrency limit for this time, at most an hour, from now on.
     ///
-    /// To find out whether they are the ones that refuse calls. Timeouts and classification remain; calls in flight are not
-    /// affected. The bypass ends by itself, or with [`resume`](Self::resume). While calls are being drained, nothing
-    /// happens.
+    /// Shows whether they are what refuses calls. Timeouts and classification remain; calls in flight are not
+    /// affected. The bypass ends by itself, or with [`resume`](Self::resume). It has no effect
+    /// during a drain.
     pub fn bypass(&self, limit: Duration) {
         let limit = limit.min(MAX_BYPASS);
         if matches!(self.shared.live.current().1.handling, Handling::Reject(_)) {
             return;
         }
         self.set_handling(Handling::Bypass(Instant::now() + limit));
-        self.annotate(format!("retry, breaker and limiter stand aside for {limit:?}"));
+        self.annotate(format!("bypass: retry, circuit breaker and concurrency limit are disabled for {limit:?}"));
     }
 
     /// Returns to normal operation: ends a bypass or a drain.
     pub fn resume(&self) {
         self.set_handling(Handling::Normal);
-        self.annotate("it serves as it was built to");
+        self.annotate("normal operation resumed");
     }
 
     fn set_handling(&self, handling: Handling) {
         self.shared.live.change(|config| config.handling = handling);
     }
 
-    /// Changes the time limits for calls that begin from now on.
+    /// Changes the timeouts for calls that start from now on.
     ///
     /// # Errors
     ///
@@ -253,7 +253,7 @@ impl UpstreamHandle {
             config.timeouts.timeouts = timeouts;
             config.requests.retry = config.requests.retry.take().map(|retry| retry.within(timeouts.until_head()));
         });
-        self.annotate("the time limits are others");
+        self.annotate("timeouts changed");
         Ok(())
     }
 
@@ -267,8 +267,8 @@ impl UpstreamHandle {
     pub fn set_limiter(&self, limiter: &ConcurrencyLimitLayer) -> Result<(), ConfigErrors> {
         let mut limit = locked(&self.shared.limit);
         if limit.is_none() {
-            let problem = "the stack was built without a limiter";
-            let found = ConfigError::new("limiter", problem, "build it with `limiter`");
+            let problem = "the stack has no limiter";
+            let found = ConfigError::new("limiter", problem, "build the stack without `without_limiter`");
             return ConfigErrors::into_result(&self.shared.name, vec![found]);
         }
         let mut found = Vec::new();
@@ -304,7 +304,7 @@ impl UpstreamHandle {
         // saturates at a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();
         self.set_handling(Handling::Reject(draining()));
-        self.annotate("it is being drained");
+        self.annotate("draining: new requests are refused");
         let mut pause = Duration::from_millis(1);
         loop {
             let left = self.in_flight();

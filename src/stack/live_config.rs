@@ -1,13 +1,13 @@
-//! The settings of a stack while it runs, and how services notice a change.
+//! The current settings of a stack, which can change at run time.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::spec::Config;
 
-/// The present settings of one stack.
+/// The current settings of one stack.
 ///
-/// A service compares one word at each call; a call keeps the settings with which it began.
+/// A service compares the version at each call; a call keeps the settings it started with.
 pub(super) struct LiveConfig {
     version: AtomicU32,
     config: RwLock<Arc<Config>>,
@@ -23,14 +23,14 @@ impl LiveConfig {
         self.version.load(Ordering::Relaxed)
     }
 
-    /// The settings and their version.
+    /// Returns the settings and their version.
     pub(super) fn current(&self) -> (u32, Arc<Config>) {
         let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
-        // written under the lock
+        // the version is written under the lock
         (self.version.load(Ordering::Relaxed), config.clone())
     }
 
-    /// Changes the settings for calls that begin from now on.
+    /// Changes the settings for calls that start from now on.
     pub(super) fn change(&self, change: impl FnOnce(&mut Config)) {
         let mut config = self.config.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Config::clone(&config);
@@ -59,9 +59,9 @@ mod tests {
         layer.handle().resume();
         layer.handle().resume();
         assert_eq!(layer.live.version(), first + 2);
-        assert!(old.strong_count() > 0, "a service keeps them until its next call");
+        assert!(old.strong_count() > 0, "a service keeps its settings until its next call");
         let request = http::Request::new(http_body_util::Empty::<bytes::Bytes>::new());
         let response = service.call(request).await.unwrap();
-        assert_eq!((response.status().as_u16(), old.strong_count()), (200, 0), "nothing grows with the changes");
+        assert_eq!((response.status().as_u16(), old.strong_count()), (200, 0), "old settings are dropped");
     }
 }

@@ -1,23 +1,24 @@
-//! The whole stack in one layer: the recommended order, checked, in one future.
+//! The recommended layers for one upstream as a single layer, with validated settings.
 //!
-//! [`UpstreamLayer`] does what these layers do one around the other, outermost first; whoever wants another order writes it
-//! with a `ServiceBuilder` of the same layers ([`ServiceBuilderExt`]):
+//! [`UpstreamLayer`] does what these layers do in this order, outermost first. For another order, compose the layers with a
+//! `ServiceBuilder` ([`ServiceBuilderExt`]).
 //!
-//! | | part | left out by |
+//! | | part | removed by |
 //! |---|---|---|
-//! | 1 | [`ErrorPage`](crate::error_page::ErrorPage) | not asking for one |
-//! | 2 | [`ClassifyLayer`](crate::ClassifyLayer): log line, `Proxy-Status`, request id, how the last attempt ended | |
-//! | 3 | counts, and the limiter ([`ConcurrencyLimitLayer`](crate::limit::ConcurrencyLimitLayer)), around all attempts | [`without_limiter`](UpstreamBuilder::without_limiter) |
+//! | 1 | [`ErrorPage`](crate::error_page::ErrorPage) | default: none |
+//! | 2 | [`ClassifyLayer`](crate::ClassifyLayer): reports the failure of the last attempt: log event, `Proxy-Status`, request id | |
+//! | 3 | statistics and the limiter ([`ConcurrencyLimitLayer`](crate::limit::ConcurrencyLimitLayer)), for the whole call | [`without_limiter`](UpstreamBuilder::without_limiter) |
 //! | 4 | [`RetryLayer`](crate::retry::RetryLayer) with its budget | [`without_retry`](UpstreamBuilder::without_retry) |
 //! | 5 | the circuit ([`CircuitBreakerLayer`](crate::breaker::CircuitBreakerLayer)), for each attempt | [`without_circuit`](UpstreamBuilder::without_circuit) |
 //! | 6 | [`TimeoutLayer`](crate::timeout::TimeoutLayer), for each attempt | |
-//! | 7 | a deferred [`ClassifyLayer`](crate::ClassifyLayer): errors and unsafe heads are judged before the retry decides | |
+//! | 7 | an inner [`ClassifyLayer`](crate::ClassifyLayer): classifies errors and unsafe heads before the retry decides | |
 //!
-//! A client that does not keep the rules of forwarding, as hyper's and reqwest's, stands in a
+//! For a client that does not apply the rules of HTTP proxies, such as hyper's or reqwest's, place a
 //! [`ForwardLayer`](crate::forward::ForwardLayer) inside the stack.
 //!
-//! The service never errs; its body is `Default` and `From<Bytes>`. It is always ready: a call waits for the inner service in
-//! its own future, under its limits, and a refusal waits for nothing. All attempts of a call run in one future with one timer.
+//! The service is infallible; its response body implements `Default` and `From<Bytes>`. It is always ready: a call waits for
+//! the inner service in its own future, under its timeouts, and a rejection is immediate. All attempts of a call run in one
+//! future with one timer.
 //!
 //! # Presets
 //!
@@ -35,8 +36,8 @@
 //! | `open` for | 500 ms to 5 s | 1 s to 10 s | 5 s to 60 s | 1 s to 10 s |
 //! | `in flight` | 2 to 200 | 2 to 200 | 2 to 50 | 2 to 1000 |
 //!
-//! An attempt's limit counts from its call: an upload that takes longer needs [`batch`](UpstreamBuilder::batch), or limits of its
-//! own.
+//! The timeout of an attempt includes the upload: an upload that takes longer needs [`batch`](UpstreamBuilder::batch), or
+//! timeouts of its own.
 //!
 //! ```
 //! use http::{Request, Response};
@@ -51,15 +52,15 @@
 //!     Err::<Response<Full<bytes::Bytes>>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
 //! });
 //! let request = Request::new(Full::<bytes::Bytes>::default());
-//! let Ok(answer) = layer.layer(refused).oneshot(request).await;
-//! assert_eq!(answer.status(), 502);
-//! assert_eq!(answer.headers()["proxy-status"], "shop-edge; error=connection_refused");
-//! let counts = layer.handle().snapshot(tokio::time::Instant::now());
-//! assert_eq!(counts.failures, [(BadGatewayCause::ConnectionRefused, 1)]);
+//! let Ok(response) = layer.layer(refused).oneshot(request).await;
+//! assert_eq!(response.status(), 502);
+//! assert_eq!(response.headers()["proxy-status"], "shop-edge; error=connection_refused");
+//! let snapshot = layer.handle().snapshot(tokio::time::Instant::now());
+//! assert_eq!(snapshot.failures, [(BadGatewayCause::ConnectionRefused, 1)]);
 //! # }
 //! ```
 
-// calls that are not inlined move requests and responses about: measured
+// measured: calls that are not inlined copy requests and responses
 #![allow(clippy::inline_always)]
 
 mod builder;
@@ -105,7 +106,7 @@ pub use self::stats::LatencySnapshot;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The whole stack; see the [module](self).
+/// Applies timeouts, retry, circuit breaker, concurrency limit and classification to one upstream; see the [module](self).
 #[derive(Clone)]
 #[must_use]
 pub struct UpstreamLayer {
@@ -114,7 +115,7 @@ pub struct UpstreamLayer {
 }
 
 impl UpstreamLayer {
-    /// A stack for the upstream of this name, which stands in its log events, metrics and snapshots.
+    /// Builds a stack for the upstream of this name, which labels its log events, metrics and snapshots.
     pub fn builder(name: impl Into<Arc<str>>) -> UpstreamBuilder {
         UpstreamBuilder::new(name)
     }
@@ -145,7 +146,7 @@ impl<S: Clone> Layer<S> for UpstreamLayer {
 /// The inner service gets its request body as [`RequestBody`].
 pub struct Upstream<S> {
     exchange: Exchange<S, StackSpec>,
-    /// The version of its settings.
+    /// The version of the settings in `exchange`.
     version: u32,
     live: Arc<LiveConfig>,
 }
@@ -156,17 +157,17 @@ impl<S> Upstream<S> {
         self.exchange.get_ref()
     }
 
-    /// Returns the inner service, to be changed for attempts that are the first of their call.
+    /// Returns the inner service; a change applies to the first attempt of later calls.
     pub fn get_mut(&mut self) -> &mut S {
         self.exchange.get_mut()
     }
 
-    /// Returns the inner service alone.
+    /// Unwraps the inner service.
     pub fn into_inner(self) -> S {
         self.exchange.into_inner()
     }
 
-    /// Takes the settings of the last change.
+    /// Loads the current settings.
     #[cold]
     fn reload(&mut self) {
         let (version, config) = self.live.current();
@@ -212,7 +213,7 @@ where
     }
 }
 
-/// The same without `&mut`: hyper's servers call it without cloning it for each request.
+/// hyper's `Service`: hyper's servers call it without a clone per request.
 impl<S, B, X, E> hyper::service::Service<Request<B>> for Upstream<S>
 where
     S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + Clone,

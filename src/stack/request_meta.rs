@@ -1,4 +1,4 @@
-//! What a stack notes of a request until its response.
+//! The parts of a request that a stack needs until its response.
 
 use http::header::{ACCEPT, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Version};
@@ -7,15 +7,15 @@ use crate::classify::{Expected, REQUEST_ID, RequestSummary};
 use crate::error_page::{ErrorPage, ResponsePreferences};
 use crate::exchange::asks_for_upgrade;
 
-/// What is needed of a request once it is gone.
+/// The parts of a request that are needed after it has been sent.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) ask: RequestSummary,
-    /// What an error page needs, where there is one.
+    /// The input of the error page, if there is one.
     pub(super) wish: Option<ResponsePreferences>,
 }
 
-/// The fields of a request that count.
+/// The header fields that the stack reads.
 struct RelevantHeaders<'a> {
     expected: Expected,
     request_id: Option<&'a HeaderValue>,
@@ -23,7 +23,7 @@ struct RelevantHeaders<'a> {
 }
 
 impl<'a> RelevantHeaders<'a> {
-    /// One walk past all names is cheaper than to hash three: those of the standard are compared by number.
+    /// One iteration over all names is cheaper than hashing three: standard names compare as integers.
     #[inline]
     fn of(version: Version, headers: &'a HeaderMap) -> Self {
         let mut upgrade = false;
@@ -44,7 +44,7 @@ impl<'a> RelevantHeaders<'a> {
     }
 }
 
-/// Takes the place of what was noted before.
+/// Overwrites the notes of the previous request.
 #[inline]
 pub(super) fn note<B>(notes: &mut Notes, request: &Request<B>, page: Option<&ErrorPage>) {
     let seen = RelevantHeaders::of(request.version(), request.headers());

@@ -1,4 +1,4 @@
-//! What a stack counts of its calls.
+//! Statistics of a stack's calls.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,12 +9,12 @@ use crate::cause::BadGatewayCause;
 use crate::exchange::{CallContext, Outcome};
 use crate::stats::{Quantile, WindowedHistogram, default_stripes, stripe};
 
-/// So many calls of a thread are all looked at.
+/// Number of calls per thread whose latency is always recorded.
 const ALL: u64 = 1024;
-/// One of so many later ones is.
-const MIN_SAMPLES: u64 = 4;
+/// After that, one call in `SAMPLE_RATE` is recorded.
+const SAMPLE_RATE: u64 = 4;
 
-/// Counts of calls, of what failed, and the times to the head of the last minute.
+/// Counts calls and failures, and records the times to the response head of the last minute.
 #[derive(Debug)]
 pub(super) struct StatsRecorder {
     stripes: Box<[Stripe]>,
@@ -29,17 +29,17 @@ struct Stripe {
     ended: AtomicU64,
 }
 
-/// How long answers take: a sample of them, without those that were there when first asked for.
+/// Times to the response head, sampled; responses that were ready at the first poll are not included.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LatencySnapshot {
-    /// How many answers of the last 30 to 60 seconds it is made of.
+    /// Number of samples, from the last 30 to 60 seconds.
     pub samples: u64,
-    /// The median time to the head.
+    /// The median time to the response head.
     pub p50: Duration,
-    /// Nine of ten took no longer.
+    /// The 90th percentile.
     pub p90: Duration,
-    /// 99 of 100 took no longer.
+    /// The 99th percentile.
     pub p99: Duration,
 }
 
@@ -55,7 +55,7 @@ impl StatsRecorder {
 
     #[inline]
     fn own(&self) -> &Stripe {
-        // a power of two
+        // the number of stripes is a power of two
         &self.stripes[stripe() & (self.stripes.len() - 1)]
     }
 
@@ -64,14 +64,14 @@ impl StatsRecorder {
         self.own().begun.fetch_add(1, Relaxed);
     }
 
-    /// A head that was waited for: of one that was there at once the time is not looked at.
+    /// Records the latency of a response that was pending at least once.
     ///
-    /// After the first few of each thread one in four is: to take the difference of two times is most of what counting costs.
+    /// Sampled, because the difference of two instants is most of the cost of counting.
     #[inline]
     pub(super) fn head(&self, call: &CallContext, outcome: &Outcome) {
         if outcome.waited() && outcome.is_success() {
             let begun = self.own().begun.load(Relaxed);
-            if begun <= ALL || begun % MIN_SAMPLES == 0 {
+            if begun <= ALL || begun % SAMPLE_RATE == 0 {
                 self.sample(call, outcome.now());
             }
         }
@@ -99,9 +99,9 @@ impl StatsRecorder {
         self.sum(|stripe| &stripe.begun)
     }
 
-    /// Calls that have begun and whose body has not ended.
+    /// Calls whose response body has not ended.
     pub(super) fn in_flight(&self) -> u64 {
-        // what has ended first: a call that begins and ends in between counts as running at most
+        // read `ended` first: a call that starts and ends in between counts as in flight at most
         let ended = self.sum(|stripe| &stripe.ended);
         self.calls().saturating_sub(ended)
     }
@@ -110,7 +110,7 @@ impl StatsRecorder {
         self.stripes.iter().map(|stripe| of(stripe).load(Relaxed)).fold(0, u64::wrapping_add)
     }
 
-    /// What failed, and how often; causes that never came are left out.
+    /// Number of failures by cause; causes without a failure are left out.
     pub(super) fn failures(&self) -> Vec<(BadGatewayCause, u64)> {
         let counts = BadGatewayCause::ALL.iter().map(|&cause| (cause, self.causes[cause as usize].load(Relaxed)));
         counts.filter(|(_, count)| *count > 0).collect()
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_counted_by_whichever_thread_begins_and_ends_them() {
+    fn calls_may_end_on_another_thread_than_they_began() {
         let recorder = StatsRecorder::new();
         recorder.begin();
         recorder.begin();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_counted_by_its_cause_and_an_abandoned_call_by_none() {
+    fn a_failure_is_counted_by_its_cause_and_a_cancelled_call_is_not() {
         let recorder = StatsRecorder::new();
         for cause in [Some(BadGatewayCause::NoRoute), None, Some(BadGatewayCause::NoRoute)] {
             recorder.begin();
@@ -157,16 +157,16 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_answers_that_were_waited_for() {
+    fn latencies_are_those_of_successful_responses() {
         let recorder = StatsRecorder::new();
         let call = CallContext::new(Instant::now());
         let at = call.now + Duration::from_millis(40);
         recorder.head(&call, &Outcome::response(StatusCode::BAD_GATEWAY, None).at(at));
-        assert_eq!(recorder.latency(at), None, "a failure tells nothing of how long answers take");
+        assert_eq!(recorder.latency(at), None, "a failure is not a latency sample");
         recorder.head(&call, &Outcome::response(StatusCode::OK, None).at(at));
         let latency = recorder.latency(at).unwrap();
         assert_eq!(latency.samples, 1);
         assert!(latency.p50 >= Duration::from_millis(38) && latency.p50 <= Duration::from_millis(42), "{latency:?}");
-        assert_eq!(recorder.latency(at + Duration::from_secs(120)), None, "and is forgotten");
+        assert_eq!(recorder.latency(at + Duration::from_secs(120)), None, "samples expire");
     }
 }

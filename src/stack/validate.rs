@@ -124,7 +124,7 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<C
     let report = usable(timeouts).check(topology);
     found.extend(report.refused().map(|finding| {
         let setting = format!("alignment {} {}", finding.id().number(), finding.id().as_str());
-        let problem = format!("{} ({})", finding.inequality(), finding.reason());
+        let problem = format!("{} ({})", finding.conflict(), finding.reason());
         ConfigError::new(setting, problem, format!("set {}", finding.suggestion()))
     }));
     report

@@ -203,7 +203,7 @@ async fn a_drain_refuses_new_calls_and_waits_for_bodies() {
     assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].as_bytes()), (503, b"1".as_slice()));
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.replay()), (Cause::GatewayOverload, Replay::NotSent));
-    assert!(matches!(failure.detail(), Some(Detail::Text(text)) if text.contains("drained")));
+    assert!(matches!(failure.detail(), Some(Detail::Text(text)) if text.contains("draining")));
 
     let waiting = tokio::spawn({
         let handle = handle.clone();
