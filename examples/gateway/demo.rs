@@ -1,4 +1,4 @@
-//! Ten upstreams that misbehave, each behind a gateway of its own, told apart by the path.
+//! Ten upstreams that misbehave, each behind a gateway of its own, selected by the path.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -14,42 +14,48 @@ use hyper::service::Service;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Body, Gateway, Settings, Stack};
+use tower_upstream::body::ResponseBody;
+use tower_upstream::client::ProxyBody;
+use tower_upstream::stack::{RequestBody, Upstream, UpstreamBody};
 
-/// What the upstream does with a connection.
+use super::{Gateway, Proxy, Settings};
+
+type Body = UpstreamBody<ResponseBody<ProxyBody<RequestBody<Incoming>>>>;
+
+/// How an upstream treats a connection.
 #[derive(Clone, Copy)]
-enum Play {
+enum Behavior {
     Reply(&'static [u8]),
-    /// Answers the first request of a connection and drops the second.
+    /// Responds to the first request of a connection and drops the second.
     Stale,
     Hang,
     Reset,
 }
 
-/// Path, what is wrong there, and how it is done; `None`: nobody listens.
-const PLAYS: [(&str, &str, Option<Play>); 10] = [
-    ("refused", "nobody listens", None),
-    ("empty", "reads the request, closes without a byte", Some(Play::Reply(b""))),
-    ("reset", "reads the request, resets", Some(Play::Reset)),
-    ("hang", "reads the request, never answers", Some(Play::Hang)),
-    ("half-head", "ends in the middle of the head", Some(Play::Reply(b"HTTP/1.1 200 OK\r\nContent-Ty"))),
+/// Path, description, and behavior; `None`: nothing listens.
+const UPSTREAMS: [(&str, &str, Option<Behavior>); 10] = [
+    ("refused", "nothing listens there", None),
+    ("empty", "reads the request, closes without a byte", Some(Behavior::Reply(b""))),
+    ("reset", "reads the request, resets", Some(Behavior::Reset)),
+    ("hang", "reads the request, never responds", Some(Behavior::Hang)),
+    ("half-head", "ends in the middle of the head", Some(Behavior::Reply(b"HTTP/1.1 200 OK\r\nContent-Ty"))),
     (
         "half-body",
         "ends in the middle of the body",
-        Some(Play::Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")),
+        Some(Behavior::Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")),
     ),
-    ("garbage", "speaks another protocol", Some(Play::Reply(b"SSH-2.0-OpenSSH_9.2\r\n"))),
+    ("garbage", "speaks another protocol", Some(Behavior::Reply(b"SSH-2.0-OpenSSH_9.2\r\n"))),
     (
         "smuggle",
         "Content-Length beside Transfer-Encoding",
-        Some(Play::Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
+        Some(Behavior::Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
     ),
     (
         "busy",
-        "answers 503 by itself",
-        Some(Play::Reply(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 5\r\n\r\nbusy\n")),
+        "responds with 503 itself",
+        Some(Behavior::Reply(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 5\r\n\r\nbusy\n")),
     ),
-    ("stale", "closes a kept-alive connection on the second request", Some(Play::Stale)),
+    ("stale", "closes a kept-alive connection on the second request", Some(Behavior::Stale)),
 ];
 
 pub(crate) struct Demo {
@@ -62,27 +68,27 @@ impl Demo {
         let settings =
             Settings { read: settings.read.min(Duration::from_secs(2)), breaker: 0, roots: None, ..settings.clone() };
         let mut gateways = HashMap::new();
-        for (path, _, play) in PLAYS {
+        for (path, _, behavior) in UPSTREAMS {
             let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
             let address = listener.local_addr().map_err(|error| error.to_string())?;
             let target = address.to_string().parse().map_err(|error| format!("{error}"))?;
             gateways.insert(path, Gateway::new(&settings, target)?);
-            if let Some(play) = play {
-                tokio::spawn(upstream(listener, play));
+            if let Some(behavior) = behavior {
+                tokio::spawn(upstream(listener, behavior));
             }
         }
         Ok(Self { gateways, listing: listing(settings.listen) })
     }
 
     pub(crate) fn introduce(&self, listen: SocketAddr) {
-        println!("No UPSTREAM is set: here are ten that misbehave. Try");
+        println!("No UPSTREAM is set: these ten misbehave. Try");
         print!("{}", String::from_utf8_lossy(&self.listing));
         println!("and watch this terminal. With an upstream: UPSTREAM=host:port LISTEN={listen}");
     }
 
-    pub(crate) fn for_caller(&self, peer: SocketAddr) -> Pick {
-        let services = self.gateways.iter().map(|(path, gateway)| (*path, gateway.for_caller(peer))).collect();
-        Pick { services, listing: self.listing.clone() }
+    pub(crate) fn for_client(&self, peer: SocketAddr) -> Router {
+        let services = self.gateways.iter().map(|(path, gateway)| (*path, gateway.for_client(peer))).collect();
+        Router { services, listing: self.listing.clone() }
     }
 }
 
@@ -91,16 +97,16 @@ fn listing(listen: SocketAddr) -> Bytes {
         let command = format!("curl -i http://{listen}/{path}");
         format!("  {command:<44} # {what}\n")
     };
-    PLAYS.iter().map(line).collect::<String>().into()
+    UPSTREAMS.iter().map(line).collect::<String>().into()
 }
 
-/// Picks the gateway by the first segment of the path.
-pub(crate) struct Pick {
-    services: HashMap<&'static str, Stack>,
+/// Selects the gateway by the first segment of the path.
+pub(crate) struct Router {
+    services: HashMap<&'static str, Upstream<Proxy>>,
     listing: Bytes,
 }
 
-impl Service<Request<Incoming>> for Pick {
+impl Service<Request<Incoming>> for Router {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -114,28 +120,28 @@ impl Service<Request<Incoming>> for Pick {
     }
 }
 
-async fn upstream(listener: TcpListener, play: Play) {
+async fn upstream(listener: TcpListener, behavior: Behavior) {
     while let Ok((stream, _)) = listener.accept().await {
         tokio::spawn(async move {
-            // the caller's leaving is as good an end as any
-            let _ = answer(stream, play).await;
+            // an error is the gateway closing the connection
+            let _ = respond(stream, behavior).await;
         });
     }
 }
 
-async fn answer(mut stream: TcpStream, play: Play) -> std::io::Result<()> {
+async fn respond(mut stream: TcpStream, behavior: Behavior) -> std::io::Result<()> {
     read_head(&mut stream).await?;
-    match play {
-        Play::Reply(reply) => stream.write_all(reply).await,
-        Play::Hang => {
+    match behavior {
+        Behavior::Reply(reply) => stream.write_all(reply).await,
+        Behavior::Hang => {
             let mut rest = [0; 64];
             while stream.read(&mut rest).await? > 0 {}
             Ok(())
         }
-        // closing without lingering is a reset
-        Play::Reset => stream.set_zero_linger(),
-        Play::Stale => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\nfine, now ask me once more\n").await?;
+        // closing with a linger time of zero sends RST
+        Behavior::Reset => stream.set_zero_linger(),
+        Behavior::Stale => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\nok, request this once more\n").await?;
             read_head(&mut stream).await
         }
     }

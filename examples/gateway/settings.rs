@@ -14,20 +14,23 @@ use tracing_subscriber::EnvFilter;
 
 use super::{HEAD, POOL_IDLE};
 
+/// The longest backoff of the default retry policy.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) upstream: Option<Target>,
-    /// Path and content of a PEM file.
+    /// The path and content of a PEM file.
     pub(crate) roots: Option<(String, Vec<u8>)>,
     pub(crate) http2: bool,
     pub(crate) connect: Duration,
     pub(crate) read: Duration,
     pub(crate) total: Duration,
     pub(crate) attempts: u8,
-    /// So many failures in a row open the circuit; none does where it is zero.
+    /// Consecutive failures that open the circuit; 0 for never.
     pub(crate) breaker: u32,
-    /// So many requests may be in flight at most.
+    /// Maximum number of requests in flight.
     pub(crate) limit: u32,
     pub(crate) deadlines: bool,
     pub(crate) topology: Topology,
@@ -36,7 +39,10 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Reads every variable, or says which one is wrong and why.
+    /// Reads every variable.
+    ///
+    /// # Errors
+    /// The invalid variable, its value and what was expected.
     pub(crate) fn from_env() -> Result<Self, String> {
         let listen: SocketAddr = parsed("LISTEN", "an address like 127.0.0.1:8080")?
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
@@ -51,37 +57,34 @@ impl Settings {
                 Some((path, pem))
             }
         };
-        let http2 = match text("UPSTREAM_HTTP2")?.as_deref() {
-            None | Some("0") => false,
-            Some("1") => true,
-            Some(other) => return Err(format!("UPSTREAM_HTTP2={other}: 0 or 1 is expected")),
-        };
-        let deadlines = match text("TRUST_DEADLINES")?.as_deref() {
-            None | Some("0") => false,
-            Some("1") => true,
-            Some(other) => return Err(format!("TRUST_DEADLINES={other}: 0 or 1 is expected")),
-        };
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Self {
             listen,
             upstream,
             roots,
-            http2,
+            http2: flag("UPSTREAM_HTTP2")?,
             connect: millis("CONNECT_TIMEOUT_MS", 1_000)?,
-            read: millis("READ_TIMEOUT_MS", 30_000)?,
+            read: millis("READ_TIMEOUT_MS", 15_000)?,
             total: millis("TOTAL_TIMEOUT_MS", 60_000)?,
             attempts: parsed("ATTEMPTS", "a number from 1")?.unwrap_or(3),
             breaker: parsed("BREAKER", "a number of failures, 0 for never")?.unwrap_or(5),
             limit: parsed("LIMIT", "a number of requests from 1")?.unwrap_or(1000),
-            deadlines,
+            deadlines: flag("TRUST_DEADLINES")?,
             topology: topology()?,
-            name: text("NAME")?.unwrap_or_else(|| usual_name(listen)),
+            name: text("NAME")?.unwrap_or_else(|| default_name(listen)),
             workers: parsed("WORKERS", "a number of threads from 1")?.unwrap_or(cores),
         })
     }
 
+    /// The timeout of one attempt: its share of the total, so that the retries have time to run.
+    pub(crate) fn attempt(&self) -> Duration {
+        let attempts = u32::from(self.attempts.max(1));
+        let backoff = MAX_BACKOFF * (attempts - 1);
+        (self.total.saturating_sub(backoff) / attempts).max(self.read)
+    }
+
     /// When the circuit opens.
-    pub(crate) fn policy(&self) -> BreakerPolicy {
+    pub(crate) fn circuit(&self) -> BreakerPolicy {
         match self.breaker {
             0 => BreakerPolicy::new().consecutive_failures(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX),
             failures => BreakerPolicy::new().consecutive_failures(failures),
@@ -90,8 +93,8 @@ impl Settings {
 
     pub(crate) fn init_log() {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let colours = std::io::stderr().is_terminal();
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+        let colors = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors).init();
     }
 
     pub(crate) fn runtime(&self) -> Runtime {
@@ -103,10 +106,10 @@ impl Settings {
     }
 }
 
-/// What is declared of the gateway's surroundings; what is not stays unknown.
+/// The timeouts of the neighbours, as far as they are known.
 fn topology() -> Result<Topology, String> {
     let mut topology = Topology::new().pool_idle(POOL_IDLE).server_keep_alive(HEAD);
-    if let Some(limit) = declared("CALLER_TIMEOUT_MS")? {
+    if let Some(limit) = declared("CLIENT_TIMEOUT_MS")? {
         topology = topology.client_timeout(limit);
     }
     if let Some(limit) = declared("BALANCER_IDLE_MS")? {
@@ -121,12 +124,20 @@ fn topology() -> Result<Topology, String> {
     Ok(topology)
 }
 
+fn flag(name: &str) -> Result<bool, String> {
+    match text(name)?.as_deref() {
+        None | Some("0") => Ok(false),
+        Some("1") => Ok(true),
+        Some(other) => Err(format!("{name}={other}: expected 0 or 1")),
+    }
+}
+
 fn declared(name: &str) -> Result<Option<Duration>, String> {
     Ok(parsed(name, "a number of milliseconds")?.map(Duration::from_millis))
 }
 
-/// Unique among hosts and among gateways on one host, as loops are found by it.
-fn usual_name(listen: SocketAddr) -> String {
+/// Returns a name that is unique among hosts and among gateways on one host, because loop detection compares it.
+fn default_name(listen: SocketAddr) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c)).collect();
     let host = if host.is_empty() { "gateway" } else { &host };
@@ -138,19 +149,19 @@ fn text(name: &str) -> Result<Option<String>, String> {
         Ok(text) if text.is_empty() => Ok(None),
         Ok(text) => Ok(Some(text)),
         Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => Err(format!("{name} is not text")),
+        Err(env::VarError::NotUnicode(_)) => Err(format!("{name} is not valid UTF-8")),
     }
 }
 
 fn parsed<T: std::str::FromStr>(name: &str, expected: &str) -> Result<Option<T>, String> {
     let Some(text) = text(name)? else { return Ok(None) };
-    text.parse().map(Some).map_err(|_| format!("{name}={text}: {expected} is expected"))
+    text.parse().map(Some).map_err(|_| format!("{name}={text}: expected {expected}"))
 }
 
-fn millis(name: &str, usual: u64) -> Result<Duration, String> {
-    let millis = parsed(name, "a number of milliseconds from 1")?.unwrap_or(usual);
+fn millis(name: &str, default: u64) -> Result<Duration, String> {
+    let millis = parsed(name, "a number of milliseconds from 1")?.unwrap_or(default);
     if millis == 0 {
-        return Err(format!("{name}=0: a number of milliseconds from 1 is expected"));
+        return Err(format!("{name}=0: expected a number of milliseconds from 1"));
     }
     Ok(Duration::from_millis(millis))
 }

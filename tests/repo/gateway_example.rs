@@ -71,6 +71,7 @@ fn a_bad_value_is_one_clear_line_and_exit_2() {
     let rows = [
         ("LISTEN", "here"),
         ("UPSTREAM", "ftp://files"),
+        ("UPSTREAM", "here"),
         ("UPSTREAM", "http://user@host"),
         ("UPSTREAM_CA", "/no/such/file"),
         ("UPSTREAM_CA", "/dev/null"),
@@ -90,6 +91,33 @@ fn a_bad_value_is_one_clear_line_and_exit_2() {
         assert!(last.contains(name) && last.contains(value), "{name}={value}: {complaint}");
         assert!(!complaint.contains("panicked"), "{complaint}");
     }
+}
+
+#[test]
+fn the_default_settings_start_without_a_warning() {
+    let Some(mut command) = example() else { return };
+    let listen = free_address();
+    command.env("LISTEN", listen.to_string()).env("UPSTREAM", "127.0.0.1:1").env("RUST_LOG", "warn");
+    let mut running = Running(command.spawn().unwrap());
+    // it listens before it reads the settings, and responds after
+    assert!(get(listen, "/").starts_with("HTTP/1.1 502"));
+    running.0.kill().unwrap();
+    let mut log = String::new();
+    running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(!log.contains("attempts_total") && !log.contains("finding="), "{log}");
+}
+
+#[test]
+fn settings_that_conflict_are_a_warning_in_plain_words() {
+    let Some(mut command) = example() else { return };
+    let listen = free_address();
+    command.env("LISTEN", listen.to_string()).env("UPSTREAM", "127.0.0.1:1").env("READ_TIMEOUT_MS", "60000");
+    let mut running = Running(command.spawn().unwrap());
+    assert!(get(listen, "/").starts_with("HTTP/1.1 502"));
+    running.0.kill().unwrap();
+    let mut log = String::new();
+    running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("3 attempts plus backoff can take 180.075 s, but `total` is 60 s"), "{log}");
 }
 
 #[test]

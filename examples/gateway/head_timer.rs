@@ -1,7 +1,7 @@
-//! One timer a connection for the heads that clients are slow to send.
+//! A timer for request heads that is shared by all heads of a connection.
 //!
-//! hyper asks for a timer with every head it waits for; arming tokio's wheel each time costs more than
-//! the rest of the wait. Here the first is armed and left where it is: it looks again when it fires.
+//! hyper starts a timer for every request head, and registering each with tokio's timer wheel costs more than the rest of
+//! the wait. `HeadTimer` registers the first and leaves it in place: when it fires, it is moved to the latest deadline.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,15 +12,15 @@ use std::time::Duration;
 use hyper::rt::{Sleep, Timer};
 use tokio::time::Instant;
 
-/// A timer for one connection.
+/// The timer of one connection.
 #[derive(Clone, Default)]
-pub(crate) struct Patience(Arc<Mutex<Armed>>);
+pub(crate) struct HeadTimer(Arc<Mutex<Armed>>);
 
 #[derive(Default)]
 struct Armed {
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
-    /// Whom the timer will wake.
-    task: Option<Waker>,
+    /// The task that the timer wakes.
+    waker: Option<Waker>,
 }
 
 struct Wait {
@@ -28,12 +28,12 @@ struct Wait {
     armed: Arc<Mutex<Armed>>,
 }
 
-impl Timer for Patience {
+impl Timer for HeadTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
         Box::pin(Wait { until: Instant::now() + duration, armed: self.0.clone() })
     }
 
-    #[allow(clippy::disallowed_types)] // the trait's
+    #[allow(clippy::disallowed_types)] // the trait requires it
     fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn Sleep>> {
         Box::pin(Wait { until: deadline.into(), armed: self.0.clone() })
     }
@@ -45,21 +45,21 @@ impl Future for Wait {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut armed = self.armed.lock().expect("nobody panics here");
-        let Armed { timer, task } = &mut *armed;
+        let mut armed = self.armed.lock().expect("no panic while the lock is held");
+        let Armed { timer, waker } = &mut *armed;
         let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(self.until)));
         if timer.is_elapsed() || timer.deadline() > self.until {
             if timer.is_elapsed() && timer.deadline() >= self.until {
                 return Poll::Ready(());
             }
             timer.as_mut().reset(self.until);
-            *task = None;
+            *waker = None;
         }
-        // armed for this time or an earlier one, and for this task
-        if task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+        // set for this deadline or an earlier one, and for this task
+        if waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
-        *task = Some(cx.waker().clone());
+        *waker = Some(cx.waker().clone());
         timer.as_mut().poll(cx)
     }
 }
