@@ -7,12 +7,12 @@
 // a test binary exports nothing; the tables' helpers serve more rows than these
 #![allow(dead_code, unreachable_pub)]
 
-#[path = "../error_chains/client.rs"]
+#[path = "../causes/error_chains/client.rs"]
 mod client;
 mod openssl;
-#[path = "../error_chains/peer.rs"]
+#[path = "../causes/error_chains/peer.rs"]
 mod peer;
-#[path = "../error_chains/table.rs"]
+#[path = "../causes/error_chains/table.rs"]
 mod table;
-#[path = "../error_chains/tls_peer.rs"]
+#[path = "../causes/error_chains/tls_peer.rs"]
 mod tls_peer;
