@@ -6,7 +6,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -24,6 +24,7 @@ use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
 
+use crate::support::service::{self as scripted, Act, Scripted};
 use crate::support::{self, ask};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -207,79 +208,50 @@ async fn a_classified_error_is_what_opened_it() {
     assert!(!answer.into_body().collect().await.unwrap().to_bytes().is_empty());
 }
 
-/// An upstream whose readiness is watched.
-struct Watched {
-    ready: Arc<AtomicUsize>,
-    asked: Arc<AtomicUsize>,
-    called: Arc<AtomicUsize>,
-    status: Arc<AtomicUsize>,
-}
-
-const BUSY: usize = 0;
-
-impl Service<Request<Body>> for Watched {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.asked.fetch_add(1, Relaxed);
-        if self.ready.load(Relaxed) == BUSY { Poll::Pending } else { Poll::Ready(Ok(())) }
-    }
-
-    fn call(&mut self, _: Request<Body>) -> Self::Future {
-        assert!(self.asked.swap(0, Relaxed) > 0, "it was not asked");
-        self.called.fetch_add(1, Relaxed);
-        let status = u16::try_from(self.status.load(Relaxed)).unwrap();
-        ready(Ok(Response::builder().status(status).body(Body::empty()).unwrap()))
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_neither_calls_nor_waits_for_the_upstream() {
-    let (status, called) = (Arc::new(AtomicUsize::new(502)), Arc::<AtomicUsize>::default());
-    let (readiness, asked) = (Arc::new(AtomicUsize::new(1)), Arc::<AtomicUsize>::default());
-    let watched =
-        Watched { ready: readiness.clone(), asked: asked.clone(), called: called.clone(), status: status.clone() };
+    let (inner, script) = Scripted::new();
+    script.play([Act::Responds(502); 5]);
     let layer = CircuitBreakerLayer::new("test");
-    let mut service = layer.layer(watched);
+    let mut service = layer.layer(inner);
     for _ in 0..5 {
-        assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 502);
+        assert_eq!(scripted::ready(&mut service).await.call(request()).await.unwrap().status(), 502);
     }
-    readiness.store(BUSY, Relaxed);
+    script.close();
+    let polls = script.polls();
     for _ in 0..100 {
-        assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 503);
+        assert_eq!(scripted::ready(&mut service).await.call(request()).await.unwrap().status(), 503);
     }
-    assert_eq!((called.load(Relaxed), asked.load(Relaxed)), (5, 0));
+    assert_eq!((script.calls(), script.polls()), (5, polls));
     assert_eq!(told(&layer.handle()).refused, 100);
 
     // it says that it is ready, and when it is called the pause is over: the upstream was not asked all the same
-    readiness.store(1, Relaxed);
-    status.store(200, Relaxed);
-    service.ready().await.unwrap();
+    script.open();
+    scripted::ready(&mut service).await;
     advance(SECOND).await;
     assert_eq!(service.call(request()).await.unwrap().status(), 503);
     let before = told(&layer.handle());
-    assert_eq!((called.load(Relaxed), before.state, before.probes), (5, State::Open, 0));
-    assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 200);
+    assert_eq!((script.calls(), before.state, before.probes), (5, State::Open, 0));
+    let answer = scripted::ready(&mut service).await.call(request()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    answer.into_body().collect().await.unwrap();
     assert_eq!(told(&layer.handle()).state, State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_is_not_ready_when_the_pause_is_over_holds_no_probe() {
-    let readiness = Arc::new(AtomicUsize::new(1));
-    let (status, called) = (Arc::new(AtomicUsize::new(502)), Arc::<AtomicUsize>::default());
-    let watched = Watched { ready: readiness.clone(), asked: Arc::default(), called: called.clone(), status };
+    let (inner, script) = Scripted::new();
+    script.play([Act::Responds(502); 5]);
     let layer = CircuitBreakerLayer::new("test");
-    let mut service = layer.layer(watched);
+    let mut service = layer.layer(inner);
     for _ in 0..5 {
-        service.ready().await.unwrap().call(request()).await.unwrap();
+        scripted::ready(&mut service).await.call(request()).await.unwrap();
     }
-    readiness.store(BUSY, Relaxed);
+    script.close();
     advance(SECOND).await;
-    let waits = poll_fn(|cx| Poll::Ready(service.poll_ready(cx).is_pending())).await;
+    let waits = poll_fn(|cx| Poll::Ready(Service::<Request<Body>>::poll_ready(&mut service, cx).is_pending())).await;
     assert!(waits, "backpressure is passed on");
-    assert_eq!((told(&layer.handle()).probes, called.load(Relaxed)), (0, 5));
+    assert_eq!((told(&layer.handle()).probes, script.calls()), (0, 5));
 }
 
 #[tokio::test(start_paused = true)]
@@ -480,31 +452,6 @@ async fn routes_and_fresh_connections_share_one_circuit() {
     }
 }
 
-/// A gRPC service whose gateway is broken.
-#[derive(Clone)]
-struct Broken(Arc<AtomicUsize>);
-
-impl tonic::server::NamedService for Broken {
-    const NAME: &'static str = "test.Broken";
-}
-
-impl Service<Request<tonic::body::Body>> for Broken {
-    type Response = Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Request<tonic::body::Body>) -> Self::Future {
-        self.0.fetch_add(1, Relaxed);
-        let mut answer = Response::new(tonic::body::Body::empty());
-        *answer.status_mut() = StatusCode::BAD_GATEWAY;
-        ready(Ok(answer))
-    }
-}
-
 #[tokio::test]
 async fn a_tonic_servers_connections_share_one_circuit() {
     let (layer, called) = (long(), Arc::<AtomicUsize>::default());
@@ -512,8 +459,13 @@ async fn a_tonic_servers_connections_share_one_circuit() {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         free.local_addr().unwrap()
     };
+    let count = called.clone();
+    let broken = Router::new().fallback(move || {
+        count.fetch_add(1, Relaxed);
+        ready(StatusCode::BAD_GATEWAY)
+    });
     let mut server = tonic::transport::Server::builder().accept_http1(true).layer(layer.clone());
-    tokio::spawn(server.add_service(Broken(called.clone())).serve(address));
+    tokio::spawn(server.add_routes(broken.into()).serve(address));
     support::until("it listens", || std::net::TcpStream::connect(address).is_ok()).await;
     for _ in 0..20 {
         let post = "POST /test.Broken/Do HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";

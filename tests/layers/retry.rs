@@ -18,6 +18,8 @@ use tower_upstream::retry::{Attempts, Hedging, RetryBody, RetryBudget, RetryLaye
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, Failure};
 
+use crate::support::service::{self as scripted, Scripted};
+
 /// What one attempt meets.
 #[derive(Clone)]
 enum Act {
@@ -735,28 +737,6 @@ async fn no_duration_is_too_short_or_too_long_for_a_retry() {
     }
 }
 
-/// A service that fails its first call and is never ready again.
-#[derive(Clone)]
-struct Once(Arc<std::sync::atomic::AtomicU32>, Cause);
-
-impl Service<Request<ReplayBody<Full<Bytes>>>> for Once {
-    type Response = Response<Full<Bytes>>;
-    type Error = Failure;
-    type Future = std::future::Ready<Result<Self::Response, Failure>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Failure>> {
-        if self.0.load(std::sync::atomic::Ordering::Relaxed) == 0 {
-            return std::task::Poll::Ready(Ok(()));
-        }
-        std::task::Poll::Pending
-    }
-
-    fn call(&mut self, _: Request<ReplayBody<Full<Bytes>>>) -> Self::Future {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        std::future::ready(Err(failure(self.1)))
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_retry_that_waits_for_its_service_ends_at_the_deadline_with_the_last_failure() {
     let second = Duration::from_secs(1);
@@ -769,7 +749,10 @@ async fn a_retry_that_waits_for_its_service_ends_at_the_deadline_with_the_last_f
             RetryLayer::new().total(second * 5)
         };
         let begun = Instant::now();
-        let service = layer.layer(Once(Arc::default(), Cause::ResetBeforeResponse));
+        let (inner, script) = Scripted::new();
+        script.play([scripted::Act::Fails(Cause::ResetBeforeResponse)]);
+        script.close_after(1);
+        let service = layer.layer(inner);
         let failure = tokio::time::timeout(second * 60, service.oneshot(sent)).await.expect("it ends").unwrap_err();
         assert_eq!(begun.elapsed(), second * 5);
         assert_eq!((failure.cause(), failure.attempts()), (Cause::ResetBeforeResponse, 1));

@@ -1,7 +1,7 @@
 //! Every limit in every state of an exchange: what ends it, and when; for `TimeoutLayer` alone, for layers, for the stack.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -91,17 +91,13 @@ impl Limit {
     }
 }
 
-/// The service inside; it counts the bodies that have not been dropped.
-#[derive(Clone)]
-struct Upstream {
-    state: State,
-    bodies: Arc<AtomicU32>,
-}
+/// How many of the upstream's bodies have not been dropped.
+type Bodies = Arc<AtomicU32>;
 
 struct Frames {
     silent: bool,
     left: u32,
-    bodies: Arc<AtomicU32>,
+    bodies: Bodies,
 }
 
 impl Drop for Frames {
@@ -123,25 +119,20 @@ impl Body for Frames {
     }
 }
 
-impl<B> Service<Request<B>> for Upstream
+/// The service inside.
+fn upstream<B>(
+    state: State,
+    bodies: &Bodies,
+) -> impl Service<Request<B>, Response = Response<Frames>, Error = Failure, Future: Send> + Clone + Send + Sync + 'static
 where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    type Response = Response<Frames>;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Frames>, Failure>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        if self.state == Readiness { Poll::Pending } else { Poll::Ready(Ok(())) }
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (state, bodies) = (self.state, self.bodies.clone());
-        Box::pin(async move {
-            let body = request.into_body();
+    let bodies = bodies.clone();
+    let service = service_fn(move |request: Request<B>| {
+        let bodies = bodies.clone();
+        async move {
             match state {
-                State::Upload => drop(Box::pin(body).collect().await),
+                State::Upload => drop(Box::pin(request.into_body()).collect().await),
                 Head => std::future::pending().await,
                 Pause => return Err(Failure::new(Cause::ConnectionRefused)),
                 _ => {}
@@ -149,8 +140,11 @@ where
             bodies.fetch_add(1, Relaxed);
             let left = if state == BodySilent { 1 } else { u32::MAX };
             Ok(Response::new(Frames { silent: state == BodySilent, left, bodies }))
-        })
-    }
+        }
+    });
+    // a limit of 0 is never ready
+    let unready = (state == Readiness).then(|| tower::limit::ConcurrencyLimitLayer::new(0));
+    ServiceBuilder::new().option_layer(unready).service(service)
 }
 
 /// An upload of a frame each half second.
@@ -202,13 +196,12 @@ where
 }
 
 fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
-    let upstream = Upstream { state, bodies: Arc::default() };
-    let bodies = upstream.bodies.clone();
+    let bodies = Bodies::default();
     let timeouts = limit.timeouts();
     let unread = (limit == Limit::ClientIdle).then_some(LIMIT);
     let slots = ConcurrencyLimitLayer::fixed(9).client_idle(unread);
     match around {
-        Around::Alone => (boxed(TimeoutLayer::new(timeouts).layer(upstream)), Box::new(|| 0)),
+        Around::Alone => (boxed(TimeoutLayer::new(timeouts).layer(upstream(state, &bodies))), Box::new(|| 0)),
         Around::Layers => {
             let places = AdmissionLayer::new(9).client_idle(unread);
             let held = (slots.handle(), places.clone());
@@ -219,7 +212,7 @@ fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
                 .layer(CircuitBreakerLayer::new("shop"))
                 .layer(TimeoutLayer::new(timeouts))
                 .layer(ClassifyLayer::new().report_by_outer())
-                .service(upstream);
+                .service(upstream(state, &bodies));
             (boxed(service), Box::new(move || held.0.in_flight() + u32::try_from(held.1.in_flight()).unwrap()))
         }
         Around::Stack => {
@@ -230,13 +223,14 @@ fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
             let builder = UpstreamLayer::builder("shop").timeouts(timeouts).limiter(slots.clone());
             let layer = builder.retry(RetryLayer::new().policy(policy)).build().unwrap();
             let (handle, limit) = (layer.handle(), slots.handle());
+            let service = boxed(layer.layer(upstream(state, &bodies)));
             let held = move || {
                 let calls = u32::try_from(handle.in_flight()).unwrap();
                 let failures = handle.snapshot(Instant::now()).circuit.unwrap().failures;
                 assert!(failures == 0 || !is_clients(state), "the client's doing is not the upstream's");
                 limit.in_flight() + calls + bodies.load(Relaxed)
             };
-            (boxed(layer.layer(upstream)), Box::new(held))
+            (service, Box::new(held))
         }
     }
 }
@@ -266,7 +260,7 @@ async fn run(around: Around, limit: Limit, state: State) -> Ended {
             }
             let given_back = async {
                 while held() > 0 {
-                    sleep(MS * 10).await;
+                    sleep(MS * 100).await;
                 }
             };
             if timeout(NEVER, given_back).await.is_err() {
@@ -371,9 +365,9 @@ async fn every_limit_of_a_stack_holds_in_every_state() {
 
 #[tokio::test(start_paused = true)]
 async fn readers_that_stop_hold_nothing_after_a_minute_and_others_are_served() {
-    let upstream = Upstream { state: BodyUnread, bodies: Arc::default() };
+    let bodies = Bodies::default();
     let layer = UpstreamLayer::builder("shop").build().unwrap();
-    let service = boxed(layer.layer(upstream.clone()));
+    let service = boxed(layer.layer(upstream(BodyUnread, &bodies)));
     let get = || request(Limit::Absolute, BodyUnread);
     let mut stuck = Vec::new();
     for _ in 0..20 {
@@ -382,7 +376,7 @@ async fn readers_that_stop_hold_nothing_after_a_minute_and_others_are_served() {
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), 503);
     sleep(SECOND * 70).await;
     let snapshot = layer.handle().snapshot(Instant::now());
-    assert_eq!((snapshot.in_flight, snapshot.limit.unwrap().in_flight, upstream.bodies.load(Relaxed)), (0, 0, 0));
+    assert_eq!((snapshot.in_flight, snapshot.limit.unwrap().in_flight, bodies.load(Relaxed)), (0, 0, 0));
     assert_eq!(snapshot.circuit.unwrap().failures, 0);
     assert_eq!(snapshot.failures, [(Cause::ConnectionLimit, 1)], "who does not read is no failure of the upstream");
     assert_eq!(service.oneshot(get()).await.unwrap().status(), 200);
@@ -402,26 +396,16 @@ async fn an_answer_whose_only_frame_came_with_its_head_holds_nothing() {
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "short");
 }
 
-/// Polls of a service that is never done.
-#[derive(Clone, Default)]
-struct Polls(Arc<AtomicU32>);
-
-impl<B> Service<Request<B>> for Polls {
-    type Response = Response<Full<Bytes>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Request<B>) -> Self::Future {
-        let polls = self.0.clone();
-        Box::pin(std::future::poll_fn(move |_| {
+/// A service that is never done; it counts the polls of its calls.
+fn pending<B>(
+    polls: &AtomicU32,
+) -> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> {
+    service_fn(|_| {
+        poll_fn(|_| {
             polls.fetch_add(1, Relaxed);
             Poll::Pending
-        }))
-    }
+        })
+    })
 }
 
 const EXTREMES: [Duration; 3] = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
@@ -441,16 +425,14 @@ async fn no_limit_spins_or_panics_however_short_or_long() {
     for (at, set) in sets.iter().enumerate() {
         for extreme in EXTREMES {
             let timeouts = set(none, extreme);
-            let polls = Polls::default();
-            let call =
-                TimeoutLayer::new(timeouts).without_upload_tracking().layer(polls.clone()).oneshot(Request::new(()));
-            let ended = timeout(NEVER, call).await;
-            assert!(polls.0.load(Relaxed) < 20, "{at} {extreme:?}: {} polls", polls.0.load(Relaxed));
+            let polls = AtomicU32::new(0);
+            let layer = TimeoutLayer::new(timeouts).without_upload_tracking();
+            let ended = timeout(NEVER, layer.layer(pending(&polls)).oneshot(Request::new(()))).await;
+            assert!(polls.load(Relaxed) < 20, "{at} {extreme:?}: {} polls", polls.load(Relaxed));
             let ends = at != 3 && at != 5 && extreme < SECOND;
             assert_eq!(ended.is_ok(), ends, "{at} {extreme:?}");
             // a body too
-            let bodies = Arc::<AtomicU32>::default();
-            let silent = Upstream { state: BodySilent, bodies };
+            let silent = upstream(BodySilent, &Bodies::default());
             let answer = TimeoutLayer::new(timeouts)
                 .without_upload_tracking()
                 .layer(silent)
@@ -459,7 +441,8 @@ async fn no_limit_spins_or_panics_however_short_or_long() {
             // the stack takes it or says why not
             match UpstreamLayer::builder("shop").timeouts(set(none.response_head(SECOND), extreme)).build() {
                 Ok(layer) => {
-                    drop(timeout(NEVER, layer.layer(Polls::default()).oneshot(request(Limit::Head, Head))).await);
+                    let silent = upstream(Head, &Bodies::default());
+                    drop(timeout(NEVER, layer.layer(silent).oneshot(request(Limit::Head, Head))).await);
                 }
                 Err(refused) => assert!(refused.to_string().contains("timeouts") && extreme < SECOND, "{refused}"),
             }
@@ -478,7 +461,7 @@ async fn every_other_duration_is_taken_or_refused_with_a_reason() {
             BreakerPolicy::new().slow_calls(extreme, tower_upstream::retry::Ratio::per_mille(500)),
         ];
         for policy in policies {
-            let fails = Upstream { state: Pause, bodies: Arc::default() };
+            let fails = upstream(Pause, &Bodies::default());
             let layer = CircuitBreakerLayer::new("shop").policy(policy);
             for _ in 0..20 {
                 let _ = layer.layer(fails.clone()).oneshot(request(Limit::Head, Pause)).await;
@@ -490,8 +473,8 @@ async fn every_other_duration_is_taken_or_refused_with_a_reason() {
         for client_idle in [None, Some(extreme)] {
             let admission = AdmissionLayer::new(3).client_idle(client_idle);
             let limit = ConcurrencyLimitLayer::fixed(3).client_idle(client_idle);
-            let upstream = Upstream { state: BodyUnread, bodies: Arc::default() };
-            let service = ServiceBuilder::new().layer(admission.clone()).layer(limit.clone()).service(upstream);
+            let unread = upstream(BodyUnread, &Bodies::default());
+            let service = ServiceBuilder::new().layer(admission.clone()).layer(limit.clone()).service(unread);
             let answer = service.oneshot(request(Limit::Head, BodyUnread)).await.unwrap();
             sleep(SECOND * 5).await;
             let held = usize::from(client_idle.is_none_or(|limit| limit > SECOND));
@@ -499,17 +482,14 @@ async fn every_other_duration_is_taken_or_refused_with_a_reason() {
             drop(answer);
         }
         let hold = ClassifyLayer::new().first_frame_timeout(extreme);
-        let silent = Upstream { state: BodySilent, bodies: Arc::default() };
+        let silent = upstream(BodySilent, &Bodies::default());
         let _ = timeout(NEVER, hold.layer(silent).oneshot(request(Limit::Head, BodySilent))).await.unwrap();
         let deadline = Deadline::after(Instant::now(), extreme);
         let mut late = request(Limit::Head, Head);
         late.extensions_mut().insert(deadline);
-        let polls = Polls::default();
-        let _ = timeout(
-            NEVER,
-            TimeoutLayer::new(Timeouts::new().response_head(None).total(None)).layer(polls.clone()).oneshot(late),
-        )
-        .await;
-        assert!(polls.0.load(Relaxed) < 20, "{extreme:?}");
+        let polls = AtomicU32::new(0);
+        let layer = TimeoutLayer::new(Timeouts::new().response_head(None).total(None));
+        let _ = timeout(NEVER, layer.layer(pending(&polls)).oneshot(late)).await;
+        assert!(polls.load(Relaxed) < 20, "{extreme:?}");
     }
 }

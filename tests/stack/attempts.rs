@@ -16,7 +16,7 @@ use tower_upstream::retry::{Attempts, Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
-use crate::support::{get, ms, post, seen, text};
+use crate::support::service::{get, ms, post, seen, text};
 
 /// Spans and lines of ours, in their order.
 #[derive(Clone, Default)]

@@ -13,7 +13,7 @@ use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
-use crate::support::{get, ms};
+use crate::support::service::{get, ms};
 
 /// What a body does next.
 #[derive(Clone, Copy)]

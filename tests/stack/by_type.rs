@@ -12,7 +12,7 @@ use tower_upstream::compat::MapRequestBodyLayer;
 use tower_upstream::stack::RequestBody;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
-use crate::support::{get, text};
+use crate::support::service::{get, text};
 
 /// A body that is not ours, and no `Clone`, `Default` or `Sync`.
 struct MyBody(std::cell::Cell<u8>);
@@ -30,28 +30,14 @@ impl http_body::Body for MyBody {
     }
 }
 
-/// A client that takes this body alone.
-#[derive(Clone)]
-struct Client;
-
-impl Service<Request<MyBody>> for Client {
-    type Response = Response<MyBody>;
-    type Error = std::io::Error;
-    type Future = std::future::Ready<Result<Response<MyBody>, std::io::Error>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), std::io::Error>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<MyBody>) -> Self::Future {
-        std::future::ready(Ok(Response::new(request.into_body())))
-    }
-}
-
 #[tokio::test]
 async fn a_client_of_one_type_of_body_gets_it_from_an_adaptor() {
     let layer = UpstreamLayer::builder("shop").without_retry().without_upload_tracking().build().unwrap();
-    let client = MapRequestBodyLayer::new(|_: RequestBody<Full<Bytes>>| MyBody(std::cell::Cell::new(1))).layer(Client);
+    // it takes this body alone
+    let client = service_fn(|request: Request<MyBody>| {
+        std::future::ready(Ok::<_, std::io::Error>(Response::new(request.into_body())))
+    });
+    let client = MapRequestBodyLayer::new(|_: RequestBody<Full<Bytes>>| MyBody(std::cell::Cell::new(1))).layer(client);
     let answer = layer.layer(client).oneshot(get()).await.unwrap();
     assert_eq!(text(answer).await, "mine");
 }

@@ -35,7 +35,7 @@ use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
-use crate::support::ms;
+use crate::support::service::ms;
 
 /// What the upstream does with one attempt.
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ use tower_upstream::stack::{DrainOutcome, UpstreamBuilder, UpstreamState};
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
-use crate::support::{Strict, get, ms, ready, seen, text};
+use crate::support::service::{Act, Scripted, get, ms, ready, seen, text};
 
 fn shop() -> UpstreamLayer {
     open_answers().build().unwrap()
@@ -30,12 +30,12 @@ fn open_answers() -> UpstreamBuilder {
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_shows_what_was_counted_and_what_is_set() {
-    let (inner, gate) = Strict::new();
+    let (inner, script) = Scripted::new();
     let layer = shop();
     let service = layer.layer(inner);
-    *gate.takes.lock().unwrap() = ms(20);
+    *script.takes.lock().unwrap() = ms(20);
     let kept = service.clone().oneshot(get()).await.unwrap();
-    gate.failing.store(9, Relaxed);
+    script.play([Act::Responds(503); 9]);
     let answer = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(text(answer).await, "hello");
     layer.handle().annotate("deploy v42");
@@ -59,7 +59,7 @@ async fn a_snapshot_shows_what_was_counted_and_what_is_set() {
 
 #[tokio::test(start_paused = true)]
 async fn a_circuit_is_held_released_and_reset_by_hand() {
-    let (inner, gate) = Strict::new();
+    let (inner, script) = Scripted::new();
     let layer = shop();
     let (service, handle) = (layer.layer(inner), layer.handle());
     let cause = async || Cause::of(&service.clone().oneshot(get()).await.unwrap());
@@ -72,25 +72,25 @@ async fn a_circuit_is_held_released_and_reset_by_hand() {
     assert_eq!(cause().await, None);
     handle.hold_open();
     handle.reset();
-    assert_eq!((cause().await, gate.calls.load(Relaxed)), (None, 3));
+    assert_eq!((cause().await, script.calls()), (None, 3));
     let what: Vec<_> = seen(&layer).changes.into_iter().map(|change| change.description).collect();
     assert_eq!(what.len(), 4, "{what:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_bypass_lets_all_pass_and_ends_by_itself() {
-    let (inner, gate) = Strict::new();
+    let (inner, script) = Scripted::new();
     let layer = open_answers().limiter(ConcurrencyLimitLayer::fixed(1)).build().unwrap();
     let (service, handle) = (layer.layer(inner), layer.handle());
     let slot = service.clone().oneshot(get()).await.unwrap();
     handle.hold_open();
-    gate.failing.store(9, Relaxed);
+    script.play([Act::Responds(503); 9]);
     handle.bypass(Duration::from_secs(60));
     assert!(matches!(seen(&layer).state, UpstreamState::Bypassed(_)));
     let answer = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(answer.status(), 503);
     assert_eq!(Cause::of(&answer), Some(Cause::UpstreamStatus), "the upstream's own answer");
-    assert_eq!(gate.calls.load(Relaxed), 2, "once each");
+    assert_eq!(script.calls(), 2, "once each");
     let shown = seen(&layer);
     assert_eq!((shown.in_flight, shown.limit.unwrap().in_flight), (2, 1));
     drop(answer);
@@ -156,7 +156,7 @@ async fn limits_that_do_not_fit_are_refused_and_change_nothing() {
 
 #[tokio::test]
 async fn a_limiter_is_swapped_while_calls_hold_the_old_one() {
-    let (inner, _) = Strict::new();
+    let (inner, _) = Scripted::new();
     let old = ConcurrencyLimitLayer::fixed(1);
     let layer = open_answers().limiter(old.clone()).build().unwrap();
     let service = layer.layer(inner);
@@ -189,7 +189,7 @@ async fn the_last_changes_are_kept_each_cut_at_a_character() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_refuses_new_calls_and_waits_for_bodies() {
-    let (inner, gate) = Strict::new();
+    let (inner, script) = Scripted::new();
     let layer = shop();
     let (service, handle) = (layer.layer(inner), layer.handle());
     let running = service.clone().oneshot(get()).await.unwrap();
@@ -216,7 +216,7 @@ async fn a_drain_refuses_new_calls_and_waits_for_bodies() {
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), 503, "until somebody resumes");
     handle.resume();
     assert_eq!(service.oneshot(get()).await.unwrap().status(), 200);
-    assert_eq!(gate.calls.load(Relaxed), 2);
+    assert_eq!(script.calls(), 2);
     assert_eq!(seen(&layer).failures, [(Cause::GatewayOverload, 2)]);
 }
 
@@ -268,7 +268,7 @@ async fn a_change_reaches_a_service_that_hyper_calls_without_cloning_it() {
 
 #[tokio::test]
 async fn a_service_that_was_asked_before_a_change_is_called_after_it() {
-    let (inner, _) = Strict::new();
+    let (inner, _) = Scripted::new();
     let layer = shop();
     let mut service = layer.layer(inner);
     ready(&mut service).await;

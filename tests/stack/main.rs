@@ -1,7 +1,9 @@
 //! The whole stack in one layer, held to its word.
 
-// helpers fail their test
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+#[path = "../support/mod.rs"]
+mod support;
 
 mod attempts;
 mod bodies;
@@ -12,5 +14,4 @@ mod handle;
 mod page;
 mod plain;
 mod readiness;
-mod support;
 mod tickets;

@@ -15,7 +15,7 @@ use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
-use crate::support::{Strict, get, look, ms, post, ready, seen, text};
+use crate::support::service::{Act, Scripted, get, look, ms, post, ready, seen, text};
 
 fn limits() -> Timeouts {
     Timeouts::new().response_head(ms(400)).attempt(ms(400)).total(ms(1500)).body_idle(ms(400))
@@ -27,8 +27,8 @@ fn shop() -> UpstreamLayer {
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_is_ready_after_three_polls_is_called_then() {
-    let (inner, gate) = Strict::new();
-    gate.polls.store(3, Relaxed);
+    let (inner, script) = Scripted::new();
+    script.pending_polls.store(3, Relaxed);
     let began = Instant::now();
     let answer = shop().layer(inner).oneshot(get()).await.unwrap();
     assert_eq!((answer.status().as_u16(), began.elapsed()), (200, Duration::ZERO), "it waits for no timer");
@@ -36,28 +36,28 @@ async fn a_service_that_is_ready_after_three_polls_is_called_then() {
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_opens_late_is_called_when_it_opens() {
-    let (inner, gate) = Strict::new();
-    gate.shut();
+    let (inner, script) = Scripted::new();
+    script.close();
     let layer = shop();
     let mut call = pin!(layer.layer(inner).oneshot(get()));
     assert!(look(call.as_mut()).await.is_pending());
     tokio::time::advance(ms(100)).await;
     assert!(look(call.as_mut()).await.is_pending());
-    gate.open();
+    script.open();
     let Poll::Ready(Ok(answer)) = look(call.as_mut()).await else { panic!("it is open") };
     assert_eq!(answer.status(), 200);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_begins_late_is_polled_at_once_and_has_what_is_left_of_its_limits() {
-    let (inner, gate) = Strict::new();
-    gate.shut();
-    *gate.takes.lock().unwrap() = ms(50);
+    let (inner, script) = Scripted::new();
+    script.close();
+    *script.takes.lock().unwrap() = ms(50);
     let layer = shop();
     let mut call = pin!(layer.layer(inner).oneshot(get()));
     assert!(look(call.as_mut()).await.is_pending());
     tokio::time::advance(ms(100)).await;
-    gate.open();
+    script.open();
     let began = Instant::now();
     assert_eq!(call.await.unwrap().status(), 200);
     assert_eq!(began.elapsed(), ms(50), "the call's own timer woke it");
@@ -65,20 +65,20 @@ async fn a_call_that_begins_late_is_polled_at_once_and_has_what_is_left_of_its_l
 
 #[tokio::test(start_paused = true)]
 async fn a_clone_that_nobody_asked_is_asked_before_it_is_called() {
-    let (inner, gate) = Strict::new();
+    let (inner, script) = Scripted::new();
     let mut service = shop().layer(inner);
     // tower's contract asks for poll_ready; a caller that forgets it gets an answer all the same
     assert_eq!(service.clone().call(get()).await.unwrap().status(), 200);
-    gate.polls.store(2, Relaxed);
+    script.pending_polls.store(2, Relaxed);
     assert_eq!(service.call(get()).await.unwrap().status(), 200);
     assert_eq!(service.call(get()).await.unwrap().status(), 200);
-    assert_eq!(gate.calls.load(Relaxed), 3);
+    assert_eq!(script.calls(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_for_the_service_ends_at_the_limit_and_says_that_nothing_was_sent() {
-    let (inner, gate) = Strict::new();
-    gate.shut();
+    let (inner, script) = Scripted::new();
+    script.close();
     let layer = shop();
     let began = Instant::now();
     let answer = layer.layer(inner).oneshot(post("order")).await.unwrap();
@@ -89,13 +89,13 @@ async fn a_wait_for_the_service_ends_at_the_limit_and_says_that_nothing_was_sent
     assert_eq!(began.elapsed(), ms(400));
     let snapshot = seen(&layer);
     assert_eq!((snapshot.in_flight, snapshot.limit.unwrap().in_flight), (0, 0));
-    assert_eq!(gate.calls.load(Relaxed), 0);
+    assert_eq!(script.calls(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_passes_while_the_service_is_not_ready_leaves_nothing_sent() {
-    let (inner, gate) = Strict::new();
-    gate.shut();
+    let (inner, script) = Scripted::new();
+    script.close();
     let limits = Timeouts::new().response_head(ms(900)).attempt(ms(900)).total(ms(1000)).body_idle(ms(400));
     let layer = UpstreamLayer::builder("shop").timeouts(limits).build().unwrap();
     let mut request = post("order");
@@ -108,30 +108,30 @@ async fn a_deadline_that_passes_while_the_service_is_not_ready_leaves_nothing_se
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_breaks_is_a_failure_with_its_cause() {
-    let (inner, gate) = Strict::new();
-    gate.broken.store(true, Relaxed);
+    let (inner, script) = Scripted::new();
+    script.is_broken.store(true, Relaxed);
     let layer = shop();
     let answer = layer.layer(inner.clone()).oneshot(get()).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.attempts()), (Cause::ConnectionRefused, 3), "and is asked again");
 
     // it breaks while a call waits for it
-    gate.broken.store(false, Relaxed);
-    gate.shut();
+    script.is_broken.store(false, Relaxed);
+    script.close();
     let mut call = pin!(layer.layer(inner).oneshot(get()));
     assert!(look(call.as_mut()).await.is_pending());
-    gate.broken.store(true, Relaxed);
-    gate.open();
+    script.is_broken.store(true, Relaxed);
+    script.open();
     let answer = call.await.unwrap();
     assert_eq!(Failure::of(&answer).unwrap().cause(), Cause::ConnectionRefused);
-    assert_eq!(gate.calls.load(Relaxed), 0);
+    assert_eq!(script.calls(), 0);
     assert_eq!(seen(&layer).in_flight, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_open_circuit_refuses_at_once_though_the_service_is_not_ready() {
-    let (inner, gate) = Strict::new();
-    gate.shut();
+    let (inner, script) = Scripted::new();
+    script.close();
     let layer = shop();
     layer.handle().hold_open();
     let began = Instant::now();
@@ -142,13 +142,13 @@ async fn an_open_circuit_refuses_at_once_though_the_service_is_not_ready() {
 
 #[tokio::test(start_paused = true)]
 async fn a_later_attempt_waits_for_its_service_under_its_limits_too() {
-    let (inner, gate) = Strict::new();
-    gate.failing.store(1, Relaxed);
+    let (inner, script) = Scripted::new();
+    script.play([Act::Responds(503); 1]);
     let layer = shop();
     let mut service = layer.layer(inner);
     ready(&mut service).await;
     // the first attempt finds it ready, the next one does not
-    gate.shut();
+    script.close();
     let began = Instant::now();
     let answer =
         tokio::time::timeout(Duration::from_secs(60), service.call(get())).await.expect("no call hangs").unwrap();
@@ -160,22 +160,22 @@ async fn a_later_attempt_waits_for_its_service_under_its_limits_too() {
     );
     assert_eq!((failure.attempts(), failure.previous().len()), (2, 1));
     assert!(began.elapsed() < ms(1500), "{:?}", began.elapsed());
-    assert_eq!((gate.calls.load(Relaxed), seen(&layer).in_flight), (1, 0));
+    assert_eq!((script.calls(), seen(&layer).in_flight), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_later_attempt_goes_on_when_its_service_opens() {
-    let (inner, gate) = Strict::new();
-    gate.failing.store(1, Relaxed);
+    let (inner, script) = Scripted::new();
+    script.play([Act::Responds(503); 1]);
     let layer = shop();
     let mut service = layer.layer(inner);
     ready(&mut service).await;
-    gate.shut();
+    script.close();
     let call = tokio::spawn(service.call(get()));
     tokio::time::sleep(ms(100)).await;
-    gate.open();
+    script.open();
     assert_eq!(call.await.unwrap().unwrap().status(), 200);
-    assert_eq!(gate.calls.load(Relaxed), 2);
+    assert_eq!(script.calls(), 2);
 }
 
 /// Answers when it is told to, one call at a time.
@@ -241,13 +241,13 @@ async fn a_refused_call_leaves_the_line() {
 
 #[tokio::test(start_paused = true)]
 async fn a_buffer_is_waited_for() {
-    let (inner, gate) = Strict::new();
-    gate.shut();
+    let (inner, script) = Scripted::new();
+    script.close();
     let layer = shop();
     let service = layer.layer(ServiceBuilder::new().buffer(1).service(inner));
     let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(get()))).collect();
     tokio::time::sleep(ms(100)).await;
-    gate.open();
+    script.open();
     for call in calls {
         assert_eq!(call.await.unwrap().unwrap().status(), 200);
     }

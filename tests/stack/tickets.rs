@@ -22,7 +22,7 @@ use tower_upstream::stack::UpstreamHandle;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
-use crate::support::{get, look, ms, post};
+use crate::support::service::{get, look, ms, post};
 
 /// What the service inside does with one attempt.
 #[derive(Clone, Copy, Debug)]

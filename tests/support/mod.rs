@@ -5,6 +5,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod gateway;
+pub(crate) mod service;
 pub(crate) mod socket;
 pub(crate) mod stack;
 pub(crate) mod upstream;

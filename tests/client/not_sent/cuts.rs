@@ -30,13 +30,13 @@ fn upstream(kind: Kind, protocol: Protocol, peer: Peer) -> Upstream {
         Kind::HyperUtil => {
             let mut client = Client::builder(TokioExecutor::new());
             client.timer(TokioTimer::new()).http2_only(protocol == Protocol::Http2);
-            collected(ClassifyLayer::new().layer(client.build(Connector::new(peer))))
+            collected(ClassifyLayer::new().layer(client.build(Connector::new(peer.connector()))))
         }
         Kind::ReverseProxy => {
             let proxy =
                 ReverseProxy::builder("http://peer.test".parse().unwrap(), ForwardingRules::new("edge").unwrap());
             let http = if protocol == Protocol::Http2 { HttpVersion::H2 } else { HttpVersion::Auto };
-            collected(ClassifyLayer::new().layer(proxy.connector(peer).http(http).build()))
+            collected(ClassifyLayer::new().layer(proxy.connector(peer.connector()).http(http).build()))
         }
     }
 }

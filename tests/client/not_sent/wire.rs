@@ -12,7 +12,7 @@ use http::Uri;
 use hyper::rt::ReadBufCursor;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::time::Instant;
-use tower::Service;
+use tower::{Service, service_fn};
 
 /// Which protocol the peer speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,34 +74,30 @@ impl Peer {
     pub fn seen(&self) -> Seen {
         *self.seen.lock().unwrap()
     }
-}
 
-impl Service<Uri> for Peer {
-    type Response = Client;
-    type Error = io::Error;
-    type Future = Ready<io::Result<Client>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let is_first = self.opened.fetch_add(1, Relaxed) == 0;
-        ready(Ok(Client {
-            protocol: self.protocol,
-            cut: if is_first { self.cut } else { Cut::Never },
-            end: self.end,
-            is_first,
-            written: 0,
-            read: 0,
-            unparsed: Vec::new(),
-            preface: false,
-            answers: Vec::new(),
-            full_since: None,
-            is_cut: false,
-            reader: None,
-            seen: self.seen.clone(),
-        }))
+    /// Opens connections to the peer.
+    pub fn connector(
+        self,
+    ) -> impl Service<Uri, Response = Client, Error = io::Error, Future = Ready<io::Result<Client>>> + Clone + Send + Sync
+    {
+        service_fn(move |_| {
+            let is_first = self.opened.fetch_add(1, Relaxed) == 0;
+            ready(Ok(Client {
+                protocol: self.protocol,
+                cut: if is_first { self.cut } else { Cut::Never },
+                end: self.end,
+                is_first,
+                written: 0,
+                read: 0,
+                unparsed: Vec::new(),
+                preface: false,
+                answers: Vec::new(),
+                full_since: None,
+                is_cut: false,
+                reader: None,
+                seen: self.seen.clone(),
+            }))
+        })
     }
 }
 
