@@ -19,7 +19,7 @@ use tower_upstream::client::{Connect, HttpVersion, ReverseProxyBuilder};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, Failure};
 
-use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, soon, until};
+use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, repeats, soon, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
@@ -61,7 +61,7 @@ async fn sixteen_callers_need_sixteen_connections() {
             tokio::spawn(async move {
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 stream.set_nodelay(true).unwrap();
-                for _ in 0..2000 {
+                for _ in 0..repeats(300, 2000) {
                     stream.write_all(GET.as_bytes()).await.unwrap();
                     assert!(support::soon(read_up_to(&mut stream, b"there")).await);
                 }

@@ -1,6 +1,6 @@
 //! A total outage of ten seconds, in virtual time: what a stack loses after the upstream's return, with a circuit and without.
 //!
-//! 700 calls a second come whatever happens; the upstream answers in 40 ms, and refuses connections from second 10 to 20.
+//! 700 calls a second come whatever happens; the upstream answers in 40 ms, and refuses connections from second 2 to 12.
 //! A breaker that only waits out its pause loses seconds after the return; one that is looked after in the background
 //! loses what comes within one interval of its probes, here 20 ms. The table is printed by
 //!
@@ -24,9 +24,9 @@ use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
 
 const RATE: u32 = 700;
-const DOWN: Duration = Duration::from_secs(10);
-const BACK: Duration = Duration::from_secs(20);
-const END: Duration = Duration::from_secs(30);
+const DOWN: Duration = Duration::from_secs(2);
+const BACK: Duration = Duration::from_secs(12);
+const END: Duration = Duration::from_secs(20);
 
 type Body = ReplayBody<Empty<Bytes>>;
 

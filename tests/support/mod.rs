@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub(crate) mod clock;
+pub(crate) mod effort;
 pub(crate) mod gateway;
 pub(crate) mod service;
 pub(crate) mod socket;
@@ -15,6 +16,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub(crate) use self::clock::skip;
+pub(crate) use self::effort::repeats;
 pub(crate) use self::gateway::{Gateway, Seen, listener, proxy, serve, short};
 pub(crate) use self::socket::Socket;
 pub(crate) use self::stack::{StackGateway, default_proxy, stack};

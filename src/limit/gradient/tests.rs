@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::super::samples::SampleKind;
 use super::*;
 
-/// The distribution of service times around their mean.
+/// How service times are spread about their mean.
 #[derive(Clone, Copy, Debug)]
 enum Distribution {
     Constant,
@@ -40,30 +40,30 @@ impl Distribution {
     }
 }
 
-/// An upstream with workers, called at a rate through a limiter, in virtual time.
+/// An upstream of some workers, asked at some rate through a limiter, in virtual time.
 struct Upstream {
     gradient: Gradient,
     dice: fastrand::Rng,
     shape: Distribution,
     workers: usize,
-    /// In seconds.
+    /// Seconds.
     service: f64,
-    /// Calls per second.
+    /// A second.
     rate: f64,
     now: Instant,
     next: Instant,
-    /// The end of each call in progress, with its start.
+    /// By when they are done: when they began.
     busy: BinaryHeap<Reverse<(Instant, Instant)>>,
     line: VecDeque<Instant>,
 }
 
-/// The totals of a period.
+/// What became of a stretch of time.
 #[derive(Debug, Default)]
 struct Totals {
     asked: u32,
     refused: u32,
     answered: u32,
-    /// The sum over all responses, in seconds.
+    /// The sums over all answers.
     seconds: f64,
     limit: f64,
     lowest: f64,
@@ -96,7 +96,7 @@ impl Upstream {
         }
     }
 
-    /// The calls that the workers can complete per second.
+    /// What the workers can do in a second.
     fn capacity(&self) -> f64 {
         #[allow(clippy::cast_precision_loss)]
         let workers = self.workers as f64;
@@ -108,7 +108,7 @@ impl Upstream {
         self.busy.push(Reverse((self.now + takes, began)));
     }
 
-    /// Runs for this many seconds, at this share of the capacity.
+    /// Goes on for so long, asked at this share of what it can do.
     fn runs(&mut self, seconds: f64, load: f64) -> Totals {
         let end = self.now + Duration::from_secs_f64(seconds);
         self.rate = self.capacity() * load;
@@ -148,7 +148,7 @@ impl Upstream {
     }
 }
 
-/// The equilibrium of the limit for this many workers, by Little's law; see the module.
+/// Where the limit comes to rest for so many workers, by Little's law; see the module.
 fn rest(workers: usize) -> f64 {
     #[allow(clippy::cast_precision_loss)]
     let twice = 2.0 * workers as f64;
@@ -158,7 +158,7 @@ fn rest(workers: usize) -> f64 {
 const SHAPES: [Distribution; 4] =
     [Distribution::Constant, Distribution::Exponential, Distribution::Bimodal, Distribution::Lognormal];
 
-/// The distance of the limit from its equilibrium, and the share of the workers' time in use, over two minutes.
+/// How far the limit is from where it should rest, and what of the workers' time is used, over two minutes.
 fn rests(upstream: &mut Upstream) -> (f64, f64) {
     let seen = upstream.runs(120.0, 2.0);
     let off = seen.limit() / rest(upstream.workers) - 1.0;
@@ -175,7 +175,7 @@ fn rests(upstream: &mut Upstream) -> (f64, f64) {
     (off, used)
 }
 
-/// The same in three runs: the mean distance, the largest one, and the smallest use.
+/// The same in three runs: how far off on average, at most, and the least use.
 fn rests_in_three(shape: Distribution, workers: usize, before: &[(f64, f64)]) -> (f64, f64, f64) {
     let runs = [1, 2, 7].map(|seed| {
         let mut upstream = Upstream::new(shape, workers, seed);
@@ -192,19 +192,27 @@ fn rests_in_three(shape: Distribution, workers: usize, before: &[(f64, f64)]) ->
     )
 }
 
-#[test]
-fn under_twice_the_load_the_limit_rests_where_littles_law_says_and_no_worker_idles() {
-    for before in [[(20.0, 0.6), (10.0, 2.0)].as_slice(), [(60.0, 2.0)].as_slice()] {
-        for workers in [8, 40] {
-            for shape in [Distribution::Constant, Distribution::Exponential, Distribution::Lognormal] {
-                let (_, most, used) = rests_in_three(shape, workers, before);
-                assert!(most <= 0.2 && used >= 0.95, "{shape:?}, {workers} workers: {most:.3} {used:.3}");
-            }
-            // a window with more slow calls than usual looks like queueing: the limit is lower and less steady
-            let (mean, most, used) = rests_in_three(Distribution::Bimodal, workers, before);
-            assert!(mean.abs() <= 0.3 && most <= 0.35 && used >= 0.92, "{mean:.3} {most:.3} {used:.3}");
+/// Under twice the load, and after this.
+fn rests_where_littles_law_says_and_no_worker_idles(before: &[(f64, f64)]) {
+    for workers in [8, 40] {
+        for shape in [Distribution::Constant, Distribution::Exponential, Distribution::Lognormal] {
+            let (_, most, used) = rests_in_three(shape, workers, before);
+            assert!(most <= 0.2 && used >= 0.95, "{shape:?}, {workers} workers: {most:.3} {used:.3}");
         }
+        // a window with more of the slow ones than usual looks like a line: lower, and less even
+        let (mean, most, used) = rests_in_three(Distribution::Bimodal, workers, before);
+        assert!(mean.abs() <= 0.3 && most <= 0.35 && used >= 0.92, "{mean:.3} {most:.3} {used:.3}");
     }
+}
+
+#[test]
+fn after_normal_load_twice_as_much_settles_at_the_limit_of_littles_law() {
+    rests_where_littles_law_says_and_no_worker_idles(&[(20.0, 0.6), (10.0, 2.0)]);
+}
+
+#[test]
+fn twice_the_load_from_the_start_settles_at_the_limit_of_littles_law() {
+    rests_where_littles_law_says_and_no_worker_idles(&[(60.0, 2.0)]);
 }
 
 #[test]
@@ -222,7 +230,7 @@ fn a_lasting_change_is_followed_in_seconds_both_ways() {
     for shape in SHAPES {
         let mut upstream = Upstream::new(shape, 40, 7);
         upstream.runs(20.0, 0.6);
-        // four times as slow, with four times the workers: no queue, and four times as many calls in flight
+        // four times as slow, with as many more workers: nothing waits in line, and four times as many are in flight
         for (slower, workers) in [(4.0, 160), (1.0, 40)] {
             (upstream.service, upstream.workers) = (0.040 * slower, workers);
             upstream.runs(10.0, 0.6);
@@ -240,7 +248,7 @@ fn a_slow_time_costs_little_of_what_can_be_done_and_leaves_nothing_behind() {
     for shape in [Distribution::Constant, Distribution::Exponential, Distribution::Lognormal] {
         let mut upstream = Upstream::new(shape, 40, 7);
         upstream.runs(20.0, 0.7);
-        // at a load of 70 %, four times slower: 2.8 times the capacity
+        // at a load of 70 %, four times slower: asked for 2.8 times what it can do
         upstream.service = 0.160;
         let slow = upstream.runs(10.0, 2.8);
         let used = f64::from(slow.answered) / 10.0 / upstream.capacity();
@@ -256,7 +264,7 @@ fn a_slow_time_costs_little_of_what_can_be_done_and_leaves_nothing_behind() {
     }
 }
 
-/// Healthy traffic: this many concurrent callers, each of which calls again after a response of this duration.
+/// One caller after the other, in so many lanes at once: what is asked, when that is answered in so long.
 fn healthy(gradient: &mut Gradient, now: &mut Instant, lanes: u32, took: Duration, seconds: u64) {
     let end = *now + Duration::from_secs(seconds);
     while *now < end {
@@ -270,14 +278,14 @@ fn healthy(gradient: &mut Gradient, now: &mut Instant, lanes: u32, took: Duratio
 }
 
 fn sample() -> impl Strategy<Value = (u64, u64, bool, u32)> {
-    // the pause before the call, its duration in microseconds, whether it is overloaded, the calls in flight
+    // the pause before it, its time in microseconds, whether it is bad, how many were in flight
     let took = prop_oneof![0..100_u64, 0..100_000_u64, 0..60_000_000_u64];
     let pause = prop_oneof![8 => 0..10_000_u64, 2 => 0..1_000_000_u64, 1 => 0..100_000_000_u64];
     (pause, took, prop::bool::weighted(0.2), 1..300_u32)
 }
 
 proptest! {
-    // each case simulates two and a half minutes after its history
+    // each plays two minutes and a half after its history
     #![proptest_config(ProptestConfig {
         cases: 48,
         max_shrink_iters: 100,
@@ -303,7 +311,7 @@ proptest! {
                 prop_assert!((least..=200).contains(&gradient.limit()));
             }
         }
-        // half a minute for a probe in progress, a minute without probes, another probe, and time to grow
+        // half a minute for a probe that is under way, a minute of rest after it, another probe, and time to grow
         healthy(&mut gradient, &mut now, lanes, Duration::from_millis(millis), 150);
         // a probe lowers the limit for a moment
         let limit = gradient.probe.as_ref().map_or(gradient.limit, |probe| probe.limit);

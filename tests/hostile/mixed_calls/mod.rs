@@ -3,7 +3,7 @@
 //! Each request carries a number; the bodies of the request and of its response are derived from it, and both ends check
 //! them. The plan of a call (`plan.rs`) is derived from the number as well: method, framing, interim
 //! responses, trailers, what the upstream does (closes, refuses, answers early, cuts) and what the client does (cancels,
-//! pipelines). `CALLS` (default 5,000) and `SEED` in the environment make a longer run or another one.
+//! pipelines). `CALLS` (default 2,000) and `SEED` in the environment make a longer run or another one.
 
 mod clients;
 mod plan;
@@ -56,10 +56,10 @@ async fn run(http: HttpVersion, calls: u64) {
 
 #[tokio::test]
 async fn calls_with_an_http1_upstream_never_mix() {
-    run(HttpVersion::Auto, from_env("CALLS", 5_000) / 2).await;
+    run(HttpVersion::Auto, from_env("CALLS", 2_000) / 2).await;
 }
 
 #[tokio::test]
 async fn calls_with_an_http2_upstream_never_mix() {
-    run(HttpVersion::H2, from_env("CALLS", 5_000) / 2).await;
+    run(HttpVersion::H2, from_env("CALLS", 2_000) / 2).await;
 }
