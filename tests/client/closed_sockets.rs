@@ -1,7 +1,7 @@
-//! However an exchange fails, its upstream socket is closed when its client has the answer.
+//! However a call fails, its upstream socket is closed when its client has the response.
 //!
-//! "Closed" is what the upstream sees: its read ends within 100 ms, counted from the answer (or from
-//! the client's leaving). Where it is not to read, it is the end of the gateway's own socket.
+//! "Closed" is what the upstream sees: its read ends within 100 ms of the response, or of the client's cancellation. If
+//! the upstream must not read, it is the end of the gateway's own socket.
 
 use std::future::pending;
 use std::pin::pin;
@@ -25,13 +25,13 @@ const LIMIT: Duration = Duration::from_millis(100);
 /// More than two sockets hold.
 const LARGE: usize = 32 << 20;
 
-/// An upstream that fails as the path says, and then looks whether its socket is closed in time.
+/// An upstream that fails as the path says, and then checks that its socket is closed in time.
 struct Stage {
     upstream: Upstream,
     gateway: Gateway,
-    /// The client has its answer, or has left.
+    /// The client has its response, or has cancelled.
     over: Arc<Notify>,
-    /// The play has come as far as it goes.
+    /// The upstream has done its part.
     played: mpsc::UnboundedReceiver<()>,
     closed: mpsc::UnboundedReceiver<bool>,
 }
@@ -61,7 +61,7 @@ impl Stage {
         Self { upstream, gateway, over, played, closed }
     }
 
-    /// The answer to a request, and the one failure that was reported of it.
+    /// The response to a request, and the one failure that was reported.
     async fn fails(&mut self, request: impl AsRef<[u8]>) -> (Message, Cause) {
         let mut wire = Wire::connect(self.gateway.address).await;
         wire.write(request).await;
@@ -126,15 +126,15 @@ async fn play(wire: &mut Wire, path: &str) {
 }
 
 #[tokio::test]
-async fn after_an_answer_that_never_came() {
+async fn a_timeout_of_the_response_head_closes_the_socket() {
     let (answer, cause) = Stage::new().await.gets("/silence").await;
     assert_eq!((answer.status(), answer.error()), (504, Some("connection_read_timeout")));
     assert_eq!(cause, Cause::FirstByteTimeout);
 }
 
-/// An answer to an upload, and whether the gateway's end of the connection was closed in time.
+/// Returns the response to an upload, and whether the gateway's end of the connection was closed in time.
 ///
-/// The upstream reads nothing more, so that nothing but the gateway can end a write that is blocked.
+/// The upstream reads nothing more, so that only the gateway can end a write that is blocked.
 async fn uploads_to(upstream: &Upstream, http: HttpVersion) -> (u16, Vec<Cause>) {
     let (open, mut ends) = mpsc::unbounded_channel();
     let address = upstream.address;
@@ -159,7 +159,7 @@ async fn uploads_to(upstream: &Upstream, http: HttpVersion) -> (u16, Vec<Cause>)
 }
 
 #[tokio::test]
-async fn after_an_upload_that_was_never_read() {
+async fn an_upload_that_is_never_read_closes_the_socket() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request_head().await.unwrap();
         pending::<()>().await;
@@ -170,7 +170,7 @@ async fn after_an_upload_that_was_never_read() {
 }
 
 #[tokio::test]
-async fn after_an_upload_that_was_never_read_from_an_http_2_connection() {
+async fn an_upload_that_an_http_2_upstream_never_reads_closes_the_socket() {
     let upstream = Upstream::accepting(|stream, _| async move {
         let mut server = h2::server::Builder::new();
         server.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
@@ -184,7 +184,7 @@ async fn after_an_upload_that_was_never_read_from_an_http_2_connection() {
 }
 
 #[tokio::test]
-async fn after_a_body_that_stalled_or_broke() {
+async fn a_body_that_stalls_or_breaks_closes_the_socket() {
     let mut stage = Stage::new().await;
     for (path, wanted) in [
         ("/stalled-body", Cause::BodyReadTimeout),
@@ -198,7 +198,7 @@ async fn after_a_body_that_stalled_or_broke() {
 }
 
 #[tokio::test]
-async fn after_a_head_that_is_not_whole() {
+async fn an_incomplete_head_closes_the_socket() {
     let mut stage = Stage::new().await;
     for (path, wanted) in [
         ("/half-head", Cause::FirstByteTimeout),
@@ -212,7 +212,7 @@ async fn after_a_head_that_is_not_whole() {
 }
 
 #[tokio::test]
-async fn after_what_is_no_answer() {
+async fn bytes_that_are_no_response_close_the_socket() {
     let mut stage = Stage::new().await;
     for (path, wanted) in [
         ("/garbage", Cause::WrongProtocol),
@@ -227,7 +227,7 @@ async fn after_what_is_no_answer() {
 }
 
 #[tokio::test]
-async fn after_a_client_that_left_while_it_waited() {
+async fn a_client_that_cancels_before_the_head_closes_the_socket() {
     let mut stage = Stage::new().await;
     let mut wire = Wire::connect(stage.gateway.address).await;
     wire.write("GET /silence HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -237,7 +237,7 @@ async fn after_a_client_that_left_while_it_waited() {
 }
 
 #[tokio::test]
-async fn after_a_client_that_left_in_its_upload() {
+async fn a_client_that_cancels_its_upload_closes_the_socket() {
     let mut stage = Stage::new().await;
     let mut wire = Wire::connect(stage.gateway.address).await;
     wire.write("POST /silence HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nbegun").await;
@@ -247,7 +247,7 @@ async fn after_a_client_that_left_in_its_upload() {
 }
 
 #[tokio::test]
-async fn after_a_client_that_left_in_a_download() {
+async fn a_client_that_cancels_its_download_closes_the_socket() {
     let mut stage = Stage::new().await;
     let mut wire = Wire::connect(stage.gateway.address).await;
     wire.write("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -258,7 +258,7 @@ async fn after_a_client_that_left_in_a_download() {
 }
 
 #[tokio::test]
-async fn after_a_client_that_reset_its_stream() {
+async fn a_client_that_resets_its_stream_closes_the_socket() {
     let mut stage = Stage::new().await;
     let stream = TcpStream::connect(stage.gateway.address).await.unwrap();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
@@ -295,7 +295,7 @@ async fn no_failure_keeps_its_place_in_the_pool() {
 }
 
 #[tokio::test]
-async fn after_an_http_2_upstream_that_never_said_a_word() {
+async fn an_http_2_upstream_that_sends_nothing_closes_the_socket() {
     let over = Arc::new(Notify::new());
     let (told, mut closed) = mpsc::unbounded_channel();
     let end = over.clone();
@@ -315,7 +315,7 @@ async fn after_an_http_2_upstream_that_never_said_a_word() {
     assert_eq!(gateway.seen.causes(), [Cause::FirstByteTimeout]);
 }
 
-/// An HTTP/2 upstream that takes streams, answers those to `/healthy` alone, and never reads a body.
+/// An HTTP/2 upstream that takes streams, responds to those to `/healthy` only, and never reads a body.
 async fn silent_h2(over: Arc<Notify>) -> (Upstream, mpsc::UnboundedReceiver<bool>) {
     let (told, closed) = mpsc::unbounded_channel();
     let upstream = Upstream::accepting(move |stream, connection| {
@@ -350,7 +350,7 @@ async fn silent_h2(over: Arc<Notify>) -> (Upstream, mpsc::UnboundedReceiver<bool
 }
 
 #[tokio::test]
-async fn after_an_http_2_stream_that_got_no_answer() {
+async fn an_http_2_stream_without_a_response_closes_the_socket() {
     let over = Arc::new(Notify::new());
     let (upstream, mut closed) = silent_h2(over.clone()).await;
     let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2).max_connections(1)).await;
@@ -362,7 +362,7 @@ async fn after_an_http_2_stream_that_got_no_answer() {
 }
 
 #[tokio::test]
-async fn after_an_http_2_window_that_was_never_opened() {
+async fn an_http_2_stream_whose_window_stays_closed_closes_the_socket() {
     let over = Arc::new(Notify::new());
     let (upstream, mut closed) = silent_h2(over.clone()).await;
     let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2).max_connections(1)).await;

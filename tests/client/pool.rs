@@ -1,4 +1,4 @@
-//! Connections are reused, shared, queued for, and never trusted too long.
+//! The pool: connections are reused, shared and waited for, and not used past their age.
 
 use std::future::Future;
 use std::pin::pin;
@@ -24,7 +24,7 @@ use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
 
-/// Reads up to this text, with less to do than [`Wire`] has: it is done often here.
+/// Reads up to this text; cheaper than [`Wire`], since these tests read often.
 async fn read_up_to(stream: &mut TcpStream, end: &[u8]) -> bool {
     let mut read = Vec::with_capacity(1024);
     while !read.ends_with(end) {
@@ -35,8 +35,8 @@ async fn read_up_to(stream: &mut TcpStream, end: &[u8]) -> bool {
     true
 }
 
-/// Sixteen callers, each with a connection kept alive, all of them at work at the same time once.
-async fn sixteen_callers_need_sixteen_connections() {
+/// Sixteen clients, each on a connection kept alive; once all of them have a request under way at the same time.
+async fn sixteen_clients_need_sixteen_connections() {
     const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nthere";
     let all = Arc::new(Barrier::new(16));
     let upstream = Upstream::accepting(move |mut stream, before| {
@@ -52,7 +52,7 @@ async fn sixteen_callers_need_sixteen_connections() {
         }
     })
     .await;
-    // on a slow machine some rest longer than the default of 4 s, and would rightly be ended
+    // on a slow machine some are idle for longer than the default of 4 s, and would be closed
     let kept = proxy(upstream.address).idle_timeout(Duration::from_secs(600));
     let gateway = Gateway::limited(kept, Timeouts::new()).await;
     let address = gateway.address;
@@ -76,16 +76,16 @@ async fn sixteen_callers_need_sixteen_connections() {
 }
 
 #[tokio::test]
-async fn sixteen_callers_on_one_thread_need_sixteen_connections() {
-    sixteen_callers_need_sixteen_connections().await;
+async fn sixteen_clients_on_one_thread_need_sixteen_connections() {
+    sixteen_clients_need_sixteen_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixteen_callers_on_two_threads_need_sixteen_connections() {
-    sixteen_callers_need_sixteen_connections().await;
+async fn sixteen_clients_on_two_threads_need_sixteen_connections() {
+    sixteen_clients_need_sixteen_connections().await;
 }
 
-/// Answers one request on each connection and closes it at once; tells of each request and each close.
+/// Responds to one request on each connection and closes it; reports each request and each close.
 async fn one_answer_a_connection() -> (Upstream, Arc<AtomicUsize>, mpsc::UnboundedReceiver<()>) {
     let requests = Arc::new(AtomicUsize::new(0));
     let (told, closes) = mpsc::unbounded_channel();
@@ -113,7 +113,7 @@ async fn an_idle_connection_that_the_upstream_closed_is_not_used() {
     for round in 1..=20 {
         assert_eq!(wire.ask(GET).await.status(), 200);
         closes.recv().await.unwrap();
-        // the end travels while others are served
+        // the end of the connection is under way while other tasks run
         for _ in 0..round {
             tokio::task::yield_now().await;
         }
@@ -138,7 +138,7 @@ async fn a_post_that_meets_a_closed_connection_arrives_exactly_once_on_another()
 }
 
 #[tokio::test]
-async fn a_post_that_came_back_unsent_goes_out_again_whole() {
+async fn a_post_that_was_returned_unsent_is_sent_again_whole() {
     let listener = support::gateway::listener().await;
     let mut proxy = proxy(listener.local_addr().unwrap()).build::<Body>();
     let accept = async || Wire::new(listener.accept().await.unwrap().0);
@@ -149,7 +149,7 @@ async fn a_post_that_came_back_unsent_goes_out_again_whole() {
     wire.reply("stay").await;
     assert_eq!(soon(first).await.unwrap(), "stay");
 
-    // both wake in one turn of the runtime: this task first, then the connection's with the end in its socket
+    // both are woken in one turn of the runtime: this task first, then the connection's, whose socket has ended
     let (bell, ear) = UnixStream::pair().unwrap();
     bell.writable().await.unwrap();
     bell.try_write(b"!").unwrap();
@@ -191,7 +191,7 @@ async fn a_post_that_was_sent_before_its_connection_ended_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_request_that_queued_too_long_is_refused() {
+async fn a_request_that_waits_too_long_for_a_connection_is_rejected() {
     let (release, held) = oneshot::channel::<()>();
     let held = Arc::new(Mutex::new(Some(held)));
     let upstream = Upstream::scripted(move |mut wire, _| {
@@ -224,7 +224,7 @@ async fn a_request_that_queued_too_long_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixteen_callers_who_queue_for_two_connections_need_no_third() {
+async fn sixteen_clients_that_wait_for_two_connections_need_no_third() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         while wire.request().await.is_some() {
             wire.reply("").await;
@@ -251,13 +251,13 @@ async fn sixteen_callers_who_queue_for_two_connections_need_no_third() {
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// Begins a call and leaves it where it waits.
+/// Polls a call once; it is pending.
 fn begin(call: &mut std::pin::Pin<Box<impl Future + ?Sized>>) {
     assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }
 
 #[tokio::test]
-async fn those_who_queue_are_served_in_their_order_over_one_connection() {
+async fn waiting_requests_are_served_in_order_over_one_connection() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let paths = order.clone();
     let upstream = Upstream::scripted(move |mut wire, _| {
@@ -292,7 +292,7 @@ async fn those_who_queue_are_served_in_their_order_over_one_connection() {
 }
 
 #[tokio::test]
-async fn those_who_left_the_queue_take_no_turn() {
+async fn a_request_that_was_cancelled_in_the_queue_takes_no_turn() {
     let (release, held) = oneshot::channel::<()>();
     let held = Arc::new(Mutex::new(Some(held)));
     let upstream = Upstream::scripted(move |mut wire, _| {
@@ -327,7 +327,7 @@ async fn those_who_left_the_queue_take_no_turn() {
     assert_eq!(upstream.accepted(), 1);
 }
 
-/// A connector to an upstream in this process that answers every request, so that time may stand still.
+/// A connector to an upstream in this process that responds to every request, so that time can be paused.
 fn in_process(builder: ReverseProxyBuilder) -> (ReverseProxyBuilder<impl Connect<Future: 'static>>, Arc<AtomicUsize>) {
     let connections = Arc::new(AtomicUsize::new(0));
     let count = connections.clone();
@@ -368,7 +368,7 @@ async fn a_connection_past_its_age_takes_no_further_request() {
 }
 
 #[tokio::test]
-async fn what_the_upstream_says_of_its_keep_alive_ends_idle_connections_before_it_does() {
+async fn an_idle_connection_is_closed_before_the_keep_alive_that_the_upstream_announces() {
     let (told, mut ended) = mpsc::unbounded_channel();
     let upstream = Upstream::scripted(move |mut wire, _| {
         let told = told.clone();
@@ -386,20 +386,20 @@ async fn what_the_upstream_says_of_its_keep_alive_ends_idle_connections_before_i
 }
 
 #[tokio::test]
-async fn the_age_at_which_idle_connections_die_ends_the_next_ones_before_the_upstream_does() {
+async fn an_idle_connection_is_closed_before_the_age_at_which_earlier_ones_were_found_dead() {
     let (told, mut ended) = mpsc::unbounded_channel();
     let upstream = Upstream::scripted(move |mut wire, before| {
         let told = told.clone();
         async move {
             wire.request().await.unwrap();
             wire.reply("there").await;
-            // says nothing of its keep-alive, of 3 s; the second would outlive what was learnt, but not 4 s
+            // does not announce its keep-alive of 3 s; the second would outlive what was learned, but not 4 s
             let patience = Duration::from_millis(if before == 0 { 3000 } else { 3700 });
             told.send(wire.ends_within(patience).await).unwrap();
         }
     })
     .await;
-    // 80 % of 3 s are more than half of this, so that one death says it all
+    // 80 % of 3 s are more than half of this, so that one dead connection teaches enough
     let gateway = Gateway::start(proxy(upstream.address).idle_timeout(Duration::from_secs(4))).await;
     assert_eq!(ask(gateway.address, GET).await.status(), 200);
     assert!(!soon(ended.recv()).await.unwrap(), "the upstream ended the first");
@@ -409,7 +409,7 @@ async fn the_age_at_which_idle_connections_die_ends_the_next_ones_before_the_ups
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_the_upload_costs_the_connection_and_not_the_upload() {
+async fn a_response_before_the_end_of_the_upload_costs_the_connection_and_not_the_upload() {
     let (told, mut uploads) = mpsc::unbounded_channel();
     let upstream = Upstream::scripted(move |mut wire, _| {
         let told = told.clone();
@@ -438,16 +438,16 @@ async fn an_answer_before_the_end_of_the_upload_costs_the_connection_and_not_the
         let answer = ask(gateway.address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
         let expected = if other == 2 { "early" } else { "same connection" };
         assert_eq!((answer.status(), answer.text()), (200, expected.to_owned()));
-        // the first is never used again, one whose upload was through is
+        // the first is not used again; one whose upload had ended is
         assert_eq!(upstream.accepted(), 2);
     }
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// More than sockets hold, in one frame, so that the rest of it stays in the gateway's own buffer.
+/// More than sockets hold, in one frame, so that its rest stays in the gateway's buffer.
 const LARGE: usize = 8 << 20;
 
-/// Answers a request of [`LARGE`] before it reads its body; reads that when told to.
+/// Responds to a request of [`LARGE`] before it reads the body, which it reads when it is told to.
 async fn early_upstream() -> (Upstream, oneshot::Sender<()>, mpsc::UnboundedReceiver<usize>) {
     let (release, held) = oneshot::channel::<()>();
     let held = Arc::new(Mutex::new(Some(held)));
@@ -478,7 +478,7 @@ async fn text(
 }
 
 #[tokio::test]
-async fn nobody_is_kept_waiting_behind_an_upload_whose_answer_came_early() {
+async fn no_request_waits_behind_an_upload_whose_response_came_early() {
     let (upstream, release, mut uploads) = early_upstream().await;
     let mut proxy = proxy(upstream.address).build::<Body>();
     let post = Request::post("/").header("host", "a").body(Body::from(vec![b'x'; LARGE])).unwrap();
@@ -491,7 +491,7 @@ async fn nobody_is_kept_waiting_behind_an_upload_whose_answer_came_early() {
 }
 
 #[tokio::test]
-async fn who_queues_for_a_connection_gets_a_new_one_after_the_upload_is_through() {
+async fn a_waiting_request_gets_a_new_connection_after_the_upload_has_ended() {
     let (upstream, release, mut uploads) = early_upstream().await;
     let limited = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
     let mut proxy = limited.build::<Body>();
@@ -512,7 +512,7 @@ async fn who_queues_for_a_connection_gets_a_new_one_after_the_upload_is_through(
 
 type Stream = (Request<h2::RecvStream>, h2::server::SendResponse<Bytes>);
 
-/// An h2c upstream: each stream, with the numbers of its connection and of itself, to a script.
+/// An h2c upstream that passes each stream to a script, with the numbers of its connection and of the stream.
 async fn h2_upstream<F>(script: impl Fn(usize, usize, Stream) -> F + Clone + Send + 'static) -> Upstream
 where
     F: Future<Output = After> + Send + 'static,
@@ -551,7 +551,7 @@ fn ok((_, mut respond): Stream) -> After {
 }
 
 #[tokio::test]
-async fn fifty_requests_at_once_share_one_http_2_connection() {
+async fn fifty_concurrent_requests_share_one_http_2_connection() {
     let all = Arc::new(Barrier::new(50));
     let upstream = h2_upstream(move |_, _, stream| {
         let all = all.clone();
@@ -597,7 +597,7 @@ async fn after_a_goaway_requests_go_to_another_connection_and_running_ones_end()
     running.write(GET).await;
     until("the first is at the upstream", || upstream.accepted() == 1).await;
     assert_eq!(ask(gateway.address, GET).await.status(), 200);
-    // the announcement is on its way: until it is there, answers still come from the first connection
+    // the GOAWAY is under way: until it arrives, responses still come from the first connection
     for _ in 0..100 {
         assert_eq!(ask(gateway.address, GET).await.status(), 200);
         if upstream.accepted() == 2 {
@@ -612,7 +612,7 @@ async fn after_a_goaway_requests_go_to_another_connection_and_running_ones_end()
 }
 
 #[tokio::test]
-async fn a_refused_stream_leaves_its_connection_to_the_others() {
+async fn a_refused_stream_does_not_cost_the_others_their_connection() {
     let upstream = h2_upstream(|_, number, mut stream| async move {
         if number == 1 {
             stream.1.send_reset(h2::Reason::REFUSED_STREAM);

@@ -1,4 +1,4 @@
-//! A changed protocol passes both ways, half-closes included, and gives its place back.
+//! Upgrades: a tunnel carries both directions, half-closes included, and its place in the pool is released.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ async fn a_websocket_passes_both_ways() {
     let echo = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move {
             while let Some(Ok(message)) = socket.recv().await {
-                // that one the library answers by itself
+                // the library responds to that one by itself
                 if !matches!(message, ws::Message::Close(_)) {
                     socket.send(message).await.unwrap();
                 }
@@ -64,7 +64,7 @@ async fn a_websocket_passes_both_ways() {
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// Echoes in a tunnel up to the end of what comes, then says good-bye; answers other requests plainly.
+/// Echoes in a tunnel to its end, then sends a last message; responds to other requests without an upgrade.
 async fn echo_upstream() -> Upstream {
     Upstream::scripted(|mut wire, _| async move {
         while let Some(request) = wire.request().await {
@@ -92,7 +92,7 @@ async fn tunnel(gateway: &Gateway) -> Wire {
 }
 
 #[tokio::test]
-async fn a_tunnel_whose_one_side_has_ended_still_carries_the_other() {
+async fn a_tunnel_with_one_direction_ended_still_carries_the_other() {
     let upstream = echo_upstream().await;
     let gateway = Gateway::before(upstream.address).await;
     let mut wire = tunnel(&gateway).await;
@@ -105,7 +105,7 @@ async fn a_tunnel_whose_one_side_has_ended_still_carries_the_other() {
 }
 
 #[tokio::test]
-async fn bytes_right_behind_the_switch_are_the_tunnels() {
+async fn bytes_right_after_the_101_belong_to_the_tunnel() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await.unwrap();
         wire.write(format!("{SWITCH}hello")).await;
@@ -120,7 +120,7 @@ async fn bytes_right_behind_the_switch_are_the_tunnels() {
 }
 
 #[tokio::test]
-async fn a_tunnels_place_in_the_pool_is_free_after_its_end() {
+async fn a_tunnels_place_in_the_pool_is_released_at_its_end() {
     let upstream = echo_upstream().await;
     let limited = proxy(upstream.address).max_connections(1).queue_timeout(Duration::from_millis(50));
     let gateway = Gateway::start(limited).await;
@@ -139,7 +139,7 @@ async fn a_tunnels_place_in_the_pool_is_free_after_its_end() {
 }
 
 #[tokio::test]
-async fn a_tunnel_in_which_nothing_moves_ends_and_gives_its_place_back() {
+async fn an_idle_tunnel_is_closed_and_its_place_released() {
     // it switches, and then neither reads nor writes nor closes
     let upstream = Upstream::scripted(|mut wire, _| async move {
         while let Some(request) = wire.request().await {
@@ -164,7 +164,7 @@ async fn a_tunnel_in_which_nothing_moves_ends_and_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn a_tunnel_in_which_one_side_speaks_stays_open() {
+async fn a_tunnel_in_which_one_side_sends_stays_open() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await.unwrap();
         wire.write(SWITCH).await;
@@ -180,7 +180,7 @@ async fn a_tunnel_in_which_one_side_speaks_stays_open() {
 }
 
 #[tokio::test]
-async fn tunnels_take_half_of_the_connections_and_others_the_rest() {
+async fn tunnels_take_at_most_half_of_the_connections() {
     let upstream = echo_upstream().await;
     let gateway = Gateway::start(proxy(upstream.address).max_connections(4)).await;
     let mut tunnels = vec![tunnel(&gateway).await, tunnel(&gateway).await];
@@ -204,7 +204,7 @@ async fn tunnels_take_half_of_the_connections_and_others_the_rest() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_the_upstream_refuses_takes_no_place_among_the_tunnels() {
+async fn an_upgrade_that_the_upstream_refuses_does_not_count_as_a_tunnel() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         while wire.request().await.is_some() {
             wire.reply("no foo here").await;
@@ -218,7 +218,7 @@ async fn an_upgrade_that_the_upstream_refuses_takes_no_place_among_the_tunnels()
 }
 
 #[tokio::test]
-async fn upgrades_beyond_the_cap_do_not_shrink_the_limit_of_all_others() {
+async fn upgrades_beyond_the_cap_do_not_lower_the_limit_of_other_calls() {
     let upstream = echo_upstream().await;
     let limit = ConcurrencyLimitLayer::new();
     let proxy = proxy(upstream.address).max_tunnels(0).build::<Incoming>();
@@ -235,7 +235,7 @@ async fn upgrades_beyond_the_cap_do_not_shrink_the_limit_of_all_others() {
 }
 
 #[tokio::test]
-async fn a_tunnel_holds_its_slot_of_a_limit_only_where_it_was_asked_to() {
+async fn a_tunnel_holds_its_slot_of_the_limiter_only_if_that_is_set() {
     let upstream = echo_upstream().await;
     for holds in [true, false] {
         let limit = ConcurrencyLimitLayer::fixed(5);
@@ -258,7 +258,7 @@ async fn a_tunnel_holds_its_slot_of_a_limit_only_where_it_was_asked_to() {
 }
 
 #[tokio::test]
-async fn a_client_that_left_its_tunnel_ends_the_upstreams_side() {
+async fn a_client_that_closes_its_tunnel_ends_the_upstreams_side() {
     let (told, mut ended) = mpsc::unbounded_channel();
     let upstream = Upstream::scripted(move |mut wire, _| {
         let told = told.clone();
@@ -275,7 +275,7 @@ async fn a_client_that_left_its_tunnel_ends_the_upstreams_side() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_the_upstream_refuses_is_a_plain_answer() {
+async fn an_upgrade_that_the_upstream_refuses_is_an_ordinary_response() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         while wire.request().await.is_some() {
             wire.reply("no foo here").await;
@@ -292,7 +292,7 @@ async fn an_upgrade_that_the_upstream_refuses_is_a_plain_answer() {
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// Routes that tell the version of each request, and a socket that echoes once.
+/// Routes that respond with the version of each request, and a WebSocket that echoes once.
 fn routes() -> Router {
     let echo = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move {
@@ -334,7 +334,7 @@ async fn a_websocket_goes_over_http_1_where_the_upstream_also_speaks_http_2() {
     echoes(&gateway).await;
     for round in 0..3 {
         assert_eq!(ask(gateway.address, GET).await.text(), "HTTP/2.0");
-        // also beside a connection that could take the request at once
+        // even if another connection could take the request immediately
         echoes(&gateway).await;
         assert_eq!(upstream.accepted(), 3 + round);
     }
@@ -342,7 +342,7 @@ async fn a_websocket_goes_over_http_1_where_the_upstream_also_speaks_http_2() {
 }
 
 #[tokio::test]
-async fn an_upgrade_finds_room_where_http_2_connections_fill_the_pool() {
+async fn an_upgrade_gets_a_connection_though_http_2_connections_fill_the_pool() {
     let (upstream, pem) = support::tls_app(routes(), &[b"h2", b"http/1.1"]).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let connector = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
@@ -357,7 +357,7 @@ async fn an_upgrade_finds_room_where_http_2_connections_fill_the_pool() {
 
 #[tokio::test]
 async fn an_upgrade_that_only_http_2_could_carry_fails_and_nothing_is_sent() {
-    // a connector that knows HTTP/2 alone, and an upstream that does
+    // a connector and an upstream that speak HTTP/2 only
     for (upstream, gateway) in [(&[&b"h2"[..], b"http/1.1"][..], &[&b"h2"[..]][..]), (&[b"h2"], &[b"h2", b"http/1.1"])]
     {
         let (_upstream, gateway) = before_tls(upstream, gateway).await;
@@ -414,7 +414,7 @@ async fn an_http_2_upstream_that_ends_http_1_connections_has_not_failed() {
     assert_eq!(gateway.seen.take(), [Cause::UpgradeFailed]);
 }
 
-/// A connection that says what ALPN has chosen.
+/// A connection that reports the protocol chosen by ALPN.
 struct Negotiated(TokioIo<TcpStream>, bool);
 
 impl Connection for Negotiated {
@@ -443,7 +443,7 @@ impl Write for Negotiated {
     }
 }
 
-/// What a gateway makes of this answer to this request.
+/// The response of a gateway whose upstream responds with this to this request.
 async fn switched(request: &str, answer: &'static str) -> (u16, Vec<Cause>) {
     let upstream = Upstream::scripted(move |mut wire, _| async move {
         wire.request().await.unwrap();
@@ -458,15 +458,15 @@ async fn switched(request: &str, answer: &'static str) -> (u16, Vec<Cause>) {
 }
 
 #[tokio::test]
-async fn a_switch_that_nobody_asked_for_is_a_failure() {
+async fn a_101_without_an_upgrade_in_the_request_is_a_failure() {
     assert_eq!(switched(GET, SWITCH).await, (502, vec![Cause::UpgradeFailed]));
-    // HTTP inside of HTTP is not passed on, and so was not asked for
+    // an upgrade to HTTP is not forwarded, so that the upstream did not see one
     let h2c = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
     assert_eq!(switched(h2c, SWITCH).await, (502, vec![Cause::UpgradeFailed]));
 }
 
 #[tokio::test]
-async fn a_switch_to_another_protocol_is_a_failure() {
+async fn a_101_to_another_protocol_is_a_failure() {
     let other = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: bar\r\n\r\n";
     assert_eq!(switched(FOO, other).await, (502, vec![Cause::UpgradeFailed]));
     let none = "HTTP/1.1 101 Switching Protocols\r\n\r\n";

@@ -1,4 +1,5 @@
-//! What one protocol carries and the other's codec refuses is mended, dropped or refused here, and blamed on nobody.
+//! What one protocol allows and the other's codec refuses is corrected, dropped or rejected by the gateway, and is no
+//! failure of the upstream.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -53,7 +54,8 @@ struct Sent<'a> {
 }
 
 impl Sent<'_> {
-    /// The message by HTTP/1.1, a request with `Host: a` unless it has another, its body in one chunk unless its fields say otherwise.
+    /// The message by HTTP/1.1: a request with `Host: a` unless it has another, its body in one chunk unless its fields say
+    /// otherwise.
     fn h1(&self, first: &str) -> String {
         let is_framed = |(name, _): &(&str, &str)| matches!(*name, "content-length" | "transfer-encoding");
         let mut message = format!("{first}\r\n");
@@ -127,7 +129,7 @@ async fn read(first: String, head: &HeaderMap, mut body: h2::RecvStream) -> Mess
     message
 }
 
-/// Sends a request to the gateway; without an answer the status is 0.
+/// Sends a request to the gateway; without a response the status is 0.
 async fn request(to: SocketAddr, protocol: Protocol, sent: Sent<'_>) -> Message {
     let (method, target) = sent.first.split_once(' ').unwrap();
     if protocol == H1 {
@@ -168,7 +170,7 @@ fn request_head(method: &str, target: &str, fields: Fields<'_>) -> Request<()> {
     head
 }
 
-/// An upstream that notes each request it got, and answers all of them alike.
+/// An upstream that records each request, and sends the same response to all of them.
 async fn upstream(protocol: Protocol, answer: impl Fn() -> Sent<'static> + Clone + Send + 'static) -> (Upstream, Seen) {
     let seen = Seen::default();
     let notes = seen.clone();
@@ -210,7 +212,7 @@ async fn h2_server(socket: TcpStream, notes: &Seen, answer: Sent<'static>) {
             let first = format!("{} {}", head.method, head.uri.path_and_query().unwrap());
             let mut message = read(first, &head.headers, body).await;
             message.fields.extend(authority);
-            // a head alone answers HEAD
+            // a response to HEAD has no body
             let answer = if head.method == "HEAD" { Sent { body: None, ..answer } } else { answer };
             notes.0.lock().unwrap().push(message);
             let mut response = Response::builder().status(answer.first).body(()).unwrap();
@@ -222,7 +224,7 @@ async fn h2_server(socket: TcpStream, notes: &Seen, answer: Sent<'static>) {
     }
 }
 
-/// The requests that an upstream got.
+/// The requests that reached an upstream.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<Message>>>);
 
@@ -236,17 +238,17 @@ fn ok() -> Sent<'static> {
     Sent { first: "200", fields: &[("content-length", "2")], body: Some("ok"), trailers: &[] }
 }
 
-/// What a breaker would count against the upstream.
+/// Failures that a breaker would count against the upstream.
 fn blamed(causes: &[Cause]) -> bool {
     causes.iter().any(|cause| cause.breaker_verdict() == BreakerVerdict::Failure)
 }
 
-/// What becomes of a request or an answer.
+/// What happens to a request or a response.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
     /// It arrives with this body, these fields or trailers, and none of these names.
     Arrives(&'static str, Fields<'static>, &'static [&'static str]),
-    /// The gateway answers with this status instead.
+    /// The gateway responds with this status instead.
     Answered(u16),
 }
 
@@ -289,7 +291,7 @@ fn row(
 const ONLY_H1: &[Protocol] = &[H1];
 const ONLY_H2: &[Protocol] = &[H2];
 
-/// Sends each row by its protocols to upstreams of both, and an innocent request behind it.
+/// Sends each row by its protocols to upstreams of both, and an ordinary request after it.
 async fn requests(rows: Vec<Row>) {
     for row in rows {
         for (client, to) in row.by.iter().flat_map(|client| BOTH.map(|to| (*client, to))) {
@@ -320,13 +322,13 @@ async fn requests(rows: Vec<Row>) {
     }
 }
 
-/// What a row is made of stays until the test is over.
+/// Leaks the parts of a row, which live as long as the test.
 fn kept<T>(values: Vec<T>) -> &'static [T] {
     values.leak()
 }
 
 #[tokio::test]
-async fn a_trailer_that_http2_forbids_is_dropped_not_blamed_on_the_upstream() {
+async fn a_trailer_that_http2_forbids_is_dropped_and_no_failure_of_the_upstream() {
     const SUM: (&str, &str) = ("x-sum", "1");
     const HEAD: Fields<'static> = &[("trailer", "x-sum")];
     const LACKS: &[&str] =
@@ -366,7 +368,7 @@ async fn a_trailer_section_that_could_end_the_connection_is_dropped() {
     let fields = |count: usize| kept((10..10 + count).map(|name| (&*format!("x-{name}").leak(), value)).collect());
     let names = |count: usize| (10..10 + count).map(|name| format!("x-{name}")).collect::<Vec<_>>().join(", ").leak();
     let head = |count| kept(vec![("trailer", &*names(count))]);
-    // 16 KiB are passed between 63 and 65 fields, counted as HTTP/2 counts them
+    // the limit of 16 KiB is between 63 and 65 fields, counted as HTTP/2 counts them
     let (kept, dropped) = (fields(63), fields(65));
     requests(vec![
         row(&BOTH, "POST /", head(63), Some("body"), kept, Arrives("body", kept, &[])),
@@ -376,7 +378,7 @@ async fn a_trailer_section_that_could_end_the_connection_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_host_that_no_authority_can_carry_is_refused_before_a_connection_is_leased() {
+async fn a_host_that_is_no_valid_authority_is_rejected_before_a_connection_is_taken() {
     let mut rows = Vec::new();
     // an HTTP/2 client sends it without `:authority`
     for host in ["%41", "a%41.example", "%C3%A9.example", "a%", "a@b", "a b", ""] {
@@ -392,7 +394,7 @@ async fn a_host_that_no_authority_can_carry_is_refused_before_a_connection_is_le
 }
 
 #[tokio::test]
-async fn an_expectation_does_not_go_on() {
+async fn an_expectation_is_not_forwarded() {
     const CONTINUE: Fields<'static> = &[("expect", "100-continue")];
     const OTHER: Fields<'static> = &[("expect", "y 100-continue"), ("content-length", "4")];
     for to in BOTH {
@@ -413,7 +415,7 @@ async fn an_expectation_does_not_go_on() {
 }
 
 #[tokio::test]
-async fn a_request_of_ambiguous_length_is_refused_and_one_that_is_clear_goes_on_whole() {
+async fn a_request_of_ambiguous_length_is_rejected_and_one_of_a_clear_length_is_forwarded_whole() {
     const CHUNKED: (&str, &str) = ("transfer-encoding", "chunked");
     const LENGTH: (&str, &str) = ("content-length", "4");
     let mut rows = Vec::new();
@@ -436,7 +438,7 @@ async fn a_request_of_ambiguous_length_is_refused_and_one_that_is_clear_goes_on_
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_answered_here() {
+async fn a_head_that_is_too_large_is_rejected_by_the_gateway() {
     let large = &*"x".repeat(70_000).leak();
     let target = &*format!("GET /{}", &large[..62_000]).leak();
     // HPACK doubles these
@@ -450,9 +452,9 @@ async fn a_head_that_is_too_large_is_answered_here() {
     .await;
 }
 
-/// Asks by both protocols, with this method, for each row's answer from upstreams of its protocols.
+/// Requests each row's response by both protocols, with this method, from upstreams of its protocols.
 #[tokio::test]
-async fn trailers_of_a_response_that_are_too_large_cut_it_whatever_the_protocol() {
+async fn trailers_of_a_response_that_are_too_large_truncate_it_on_both_protocols() {
     let value = &*"x".repeat(220).leak();
     let fields = |count: usize| kept((10..10 + count).map(|name| (&*format!("x-{name}").leak(), value)).collect());
     for (protocol, client, count) in [(H1, H1, 66), (H1, H2, 66), (H2, H1, 65), (H2, H2, 65)] {
@@ -494,7 +496,7 @@ async fn answers(rows: Vec<(&'static str, Row)>) {
 }
 
 #[tokio::test]
-async fn a_length_that_is_said_twice_arrives_once_and_none_that_is_no_number() {
+async fn a_repeated_length_arrives_once_and_an_invalid_one_not_at_all() {
     const ONE: Fields<'static> = &[("content-length", "3")];
     const TWICE: Fields<'static> = &[("content-length", "3"), ("content-length", "3")];
     let mut rows = Vec::new();
@@ -537,7 +539,7 @@ async fn classify_alone_folds_equal_lengths() {
 }
 
 #[tokio::test]
-async fn a_trailer_of_an_answer_that_http2_forbids_costs_the_client_nothing() {
+async fn a_response_trailer_that_http2_forbids_does_not_fail_the_response() {
     const HEAD: Fields<'static> = &[("trailer", "x-sum")];
     const SUM: (&str, &str) = ("x-sum", "1");
     const LACKS: &[&str] = &["connection", "keep-alive", "upgrade", "proxy-connection", "te", "content-length"];
@@ -561,7 +563,7 @@ async fn a_trailer_of_an_answer_that_http2_forbids_costs_the_client_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_without_content_needs_no_body_to_be_read() {
+async fn a_response_without_content_is_complete_without_reading_its_body() {
     const LENGTH: Fields<'static> = &[("content-length", "1234"), ("etag", "1")];
     const ETAG: Fields<'static> = &[("etag", "1")];
     // a body that is not `None` is an empty DATA frame with END_STREAM
@@ -579,7 +581,7 @@ async fn an_answer_without_content_needs_no_body_to_be_read() {
 }
 
 #[tokio::test]
-async fn a_head_of_an_answer_arrives_without_what_the_other_protocol_forbids() {
+async fn a_response_head_arrives_without_what_the_other_protocol_forbids() {
     const HOP: Fields<'static> = &[
         ("connection", "x-named"),
         ("x-named", "1"),
@@ -673,7 +675,7 @@ async fn resetting(announces: Announces) -> (Upstream, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_head_larger_than_the_upstream_takes_is_refused_before_it_is_sent() {
+async fn a_head_larger_than_the_upstream_accepts_is_rejected_before_it_is_sent() {
     let (upstream, heads) = resetting(Announces::AtOnce).await;
     let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let cookie = |size: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}\r\n\r\n", "c".repeat(size));
@@ -686,8 +688,8 @@ async fn a_head_larger_than_the_upstream_takes_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_reset_for_a_head_that_is_too_large_is_not_the_upstreams_failure() {
-    // the first request is on its way before the settings come
+async fn a_reset_for_a_head_that_is_too_large_is_no_failure_of_the_upstream() {
+    // the first request is sent before the settings arrive
     let (upstream, heads) = resetting(Announces::WithTheFirstHead).await;
     let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let cookie = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}\r\n\r\n", "c".repeat(20_000));
@@ -699,8 +701,8 @@ async fn a_reset_for_a_head_that_is_too_large_is_not_the_upstreams_failure() {
 }
 
 #[tokio::test]
-async fn a_large_head_does_not_cost_others_their_streams() {
-    // hyper's own server ends a connection for what is too large
+async fn a_large_head_does_not_end_the_streams_of_others() {
+    // hyper's server ends the connection for a head that is too large
     let upstream = support::app(axum::Router::new().fallback(|body: Bytes| async move { body })).await;
     let gateway = Gateway::start(proxy(upstream.address).http(HttpVersion::H2)).await;
     let mut others = Vec::new();
@@ -722,7 +724,7 @@ async fn a_large_head_does_not_cost_others_their_streams() {
 }
 
 #[tokio::test]
-async fn interim_answers_of_http2_have_an_end() {
+async fn the_number_of_interim_responses_on_http2_is_limited() {
     let (gateway, _upstream) = before_h2(|_, mut respond| async move {
         for _ in 0..100_000 {
             let hint = Response::builder().status(103).header("link", "</a>").body(()).unwrap();
@@ -750,7 +752,7 @@ async fn interim_answers_of_http2_have_an_end() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_too_long_behind_the_base_path_is_the_clients_fault() {
+async fn a_target_that_is_too_long_after_the_base_path_is_the_clients_error() {
     let (upstream, seen) = upstream(H1, ok).await;
     let base = "b".repeat(10_000);
     let target = format!("http://{}/{base}", upstream.address).parse().unwrap();
@@ -763,7 +765,7 @@ async fn a_target_that_is_too_long_behind_the_base_path_is_the_clients_fault() {
     assert_eq!(seen.take().len(), 1);
 }
 
-/// A request of whatever a client may choose.
+/// A request, with all that a client can choose.
 #[derive(Clone, Debug)]
 struct Chosen {
     method: &'static str,
@@ -854,7 +856,7 @@ fn chosen() -> impl Strategy<Value = Chosen> {
         .prop_map(|(method, target, fields, body, trailers)| Chosen { method, target, fields, body, trailers })
 }
 
-/// Sends it as far as this protocol has a form for it, and reads what comes within a moment.
+/// Sends it as far as this protocol can express it, and reads what arrives within a moment.
 async fn send_chosen(to: SocketAddr, protocol: Protocol, chosen: &Chosen) {
     let borrowed = |fields: &[(&'static str, String)]| -> Vec<(&'static str, String)> { fields.to_vec() };
     let (fields, trailers) = (borrowed(&chosen.fields), borrowed(&chosen.trailers));
@@ -904,7 +906,7 @@ async fn send_chosen(to: SocketAddr, protocol: Protocol, chosen: &Chosen) {
 }
 
 #[test]
-fn no_head_that_a_client_may_choose_is_blamed_on_the_upstream() {
+fn no_head_that_a_client_can_choose_is_a_failure_of_the_upstream() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (gateways, _upstreams): (Vec<_>, Vec<_>) = runtime.block_on(async {
         let mut both = Vec::new();
@@ -936,7 +938,7 @@ fn no_head_that_a_client_may_choose_is_blamed_on_the_upstream() {
 }
 
 prop_compose! {
-    /// The bytes of an answer that is well-formed as far as HTTP/1.1 can tell from its lines.
+    /// The bytes of a response whose lines are well-formed HTTP/1.1.
     fn any_answer()(
         status in prop::sample::select(vec![200, 204, 205, 206, 304, 401, 404, 417, 500, 503, 599]),
         lengths in prop::sample::select(vec![&[][..], &[], &["4"], &["4", "4"], &["4, 4"], &["4", "5"], &["abc"]]),
@@ -955,7 +957,7 @@ prop_compose! {
 }
 
 #[test]
-fn no_head_of_an_answer_leaves_a_client_without_one() {
+fn every_response_head_of_an_upstream_gets_the_client_a_response() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let bytes = Arc::new(Mutex::new(String::new()));
     let answer = bytes.clone();

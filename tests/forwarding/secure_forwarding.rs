@@ -1,4 +1,4 @@
-//! What goes out: nothing in clear that was asked for over TLS, nothing unbounded that others wrote.
+//! What leaves the gateway: no request for TLS in clear text, no unbounded or forged text of a client or an upstream.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -18,10 +18,10 @@ use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 use crate::support::{Gateway, Message, Socket, Upstream, ask, listener, soon, until};
 
-/// What came to an upstream, and how many of its connections have ended.
+/// The bytes that reached an upstream, and the number of its connections that have ended.
 type Received = Arc<Mutex<(Vec<u8>, usize)>>;
 
-/// An upstream that answers whatever comes.
+/// An upstream that responds to any bytes.
 async fn listening() -> (Upstream, Received) {
     let received = Received::default();
     let seen = received.clone();
@@ -51,7 +51,7 @@ fn over_tls(upstream: &Upstream) -> ReverseProxyBuilder {
 
 const SECRET: &str = "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n\r\n";
 
-/// What an application would write in a hurry: TCP whatever the scheme.
+/// A connector that ignores the scheme, as an application might write it.
 macro_rules! tcp {
     ($upstream:expr) => {{
         let to = $upstream.address;
@@ -86,7 +86,7 @@ async fn no_byte_is_written_to_a_connection_that_does_not_say_that_it_is_tls() {
     assert_eq!(received.lock().unwrap().0.len(), 0);
 }
 
-/// What a client of hyper-util's says of a request to this upstream over TLS.
+/// The error of hyper-util's client for a request to this upstream over TLS.
 async fn refused_by<C: Connect + Clone + Send + Sync + 'static>(connector: C, upstream: &Upstream) -> Cause {
     let client = Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
     let target = format!("https://{}/", upstream.address);
@@ -95,7 +95,7 @@ async fn refused_by<C: Connect + Clone + Send + Sync + 'static>(connector: C, up
 }
 
 #[tokio::test]
-async fn hyper_utils_client_sends_nothing_in_clear_either() {
+async fn hyper_utils_client_sends_nothing_in_clear_text_either() {
     let (upstream, received) = listening().await;
     assert_eq!(refused_by(Connector::new(TcpConnector::new()), &upstream).await, Cause::InvalidTarget);
     assert_eq!(refused_by(Connector::new(tcp!(upstream)), &upstream).await, Cause::InvalidTarget);
@@ -104,7 +104,7 @@ async fn hyper_utils_client_sends_nothing_in_clear_either() {
 }
 
 #[tokio::test]
-async fn a_connector_that_is_marked_or_declared_as_tls_is_believed() {
+async fn a_connector_that_is_marked_or_declared_as_tls_is_trusted() {
     let (upstream, _) = listening().await;
     let to = upstream.address;
     let marked = service_fn(move |_: Uri| async move { TcpStream::connect(to).await.map(Socket::marked_as_tls) });
@@ -115,7 +115,7 @@ async fn a_connector_that_is_marked_or_declared_as_tls_is_believed() {
     assert_eq!(ask(gateway.address, SECRET).await.status(), 200);
 }
 
-/// What is logged while the guard lives.
+/// Collects the log while the guard lives.
 struct Log(Arc<Mutex<Vec<u8>>>, #[allow(dead_code)] tracing::subscriber::DefaultGuard);
 
 impl Log {
@@ -156,7 +156,7 @@ async fn a_proxy_that_cannot_speak_tls_to_its_https_target_says_so_as_it_is_buil
 }
 
 #[tokio::test]
-async fn a_request_that_would_leave_the_path_of_its_target_reaches_nobody() {
+async fn a_request_that_would_leave_the_path_of_its_target_is_not_sent() {
     let (upstream, _) = listening().await;
     let target = format!("http://{}/v2/public", upstream.address).parse().unwrap();
     let gateway = Gateway::start(ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap())).await;
@@ -228,7 +228,7 @@ async fn a_request_id_writes_no_fields_of_its_own() {
 }
 
 #[tokio::test]
-async fn what_inner_hops_say_of_themselves_is_reduced_where_that_is_the_rule() {
+async fn fields_about_inner_hops_are_reduced_if_the_rules_say_so() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         while let Some(request) = wire.request().await {
             let status = if request.first.contains("/ok") { "200 OK" } else { "502 Bad Gateway" };
@@ -251,7 +251,7 @@ async fn what_inner_hops_say_of_themselves_is_reduced_where_that_is_the_rule() {
     }
 }
 
-/// What reaches the upstream of a request with these fields.
+/// The fields that reach the upstream of a request with these fields.
 async fn passed(rules: ForwardingRules, fields: &[&str]) -> Vec<String> {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         let request = wire.request().await.unwrap();
@@ -275,7 +275,7 @@ fn sorted(names: &[&[&'static str]]) -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn no_field_in_which_a_stranger_could_pretend_reaches_the_upstream() {
+async fn no_field_that_a_client_could_forge_reaches_the_upstream() {
     let origin = [
         "x-forwarded-user",
         "x-forwarded-access-token",

@@ -1,4 +1,4 @@
-//! `AdmissionLayer` in axum apps, and what it is for: an app that is asked for twice what it can do.
+//! `AdmissionLayer` in axum apps, and under twice the load that an app can serve.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tower_upstream::{BadGatewayCause as Cause, Failure};
 
 use crate::support::{Wire, ask};
 
-/// Waits until something that nobody signals has become true.
+/// Waits until a condition holds of which no event tells.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..900 {
         if is_so() {
@@ -79,7 +79,7 @@ async fn routes_and_fresh_connections_share_one_count() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_leaves_its_place() {
+async fn a_client_that_disconnects_releases_its_place() {
     let admission = AdmissionLayer::new(1);
     let app = Router::new().route("/", get(std::future::pending::<()>));
     let address = serve(app.layer(admission.clone())).await;
@@ -108,7 +108,7 @@ async fn a_place_is_held_to_the_end_of_the_body() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_its_cause_and_proves_that_nothing_was_done() {
+async fn a_rejection_names_its_cause_and_says_that_nothing_was_processed() {
     let calls = Arc::new(AtomicU32::new(0));
     let handler = {
         let calls = calls.clone();
@@ -140,7 +140,7 @@ async fn streams_hold_places_under_the_same_cap() {
 }
 
 #[tokio::test]
-async fn a_handler_may_ask_for_the_deadline_or_insist_on_one() {
+async fn a_handler_can_extract_the_deadline_optionally_or_as_required() {
     let asking = |deadline: Option<Deadline>| async move { if deadline.is_some() { "some" } else { "none" } };
     let insisting = |deadline: Deadline| async move {
         let left = deadline.remaining(Instant::now());
@@ -165,7 +165,7 @@ async fn a_handler_may_ask_for_the_deadline_or_insist_on_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_set_further_out_is_seen_further_in() {
+async fn a_deadline_set_by_an_outer_layer_reaches_the_handler() {
     let app = Router::new().route("/", get(|| async { "answer" })).layer(AdmissionLayer::new(9));
     let limits = TimeoutLayer::new(Timeouts::new().total(Duration::ZERO)).without_upload_tracking();
     let limits = limits.deadlines(DeadlinePropagation::new().expose());
@@ -178,7 +178,7 @@ async fn a_deadline_set_further_out_is_seen_further_in() {
 async fn a_deadline_travels_from_hop_to_hop_and_only_shrinks() {
     let left = |deadline: Deadline| async move { deadline.remaining(Instant::now()).as_millis().to_string() };
     let app = Router::new().route("/", get(left)).layer(AdmissionLayer::new(9).deadlines(trusting()));
-    // what a gateway does: some time is gone when the request goes on, as a new one
+    // as a gateway: some time has passed when it sends the request on
     let hop = tower::service_fn(move |request: Request<Body>| {
         let app = app.clone();
         async move {
@@ -200,11 +200,11 @@ async fn a_deadline_travels_from_hop_to_hop_and_only_shrinks() {
 
 const WORKERS: usize = 8;
 const SERVICE: f64 = 0.040;
-/// What the workers can do, in answers a second.
+/// Capacity of the workers, in responses per second.
 const CAPACITY: f64 = 200.0;
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// When its caller leaves: only the test knows it.
+/// When the client of a request cancels; only the test reads it.
 #[derive(Clone, Copy)]
 struct Leaves(Instant);
 
@@ -213,25 +213,25 @@ struct Leaves(Instant);
 struct Done {
     good: u32,
     begun: u32,
-    /// Begun when the caller had left already.
+    /// Begun after the client had cancelled.
     wasted: u32,
 }
 
 impl Done {
-    /// Good answers as a share of what the workers can do in these seconds.
+    /// Good responses as a share of the capacity of the workers in these seconds.
     fn goodput(&self, seconds: f64, slower: f64) -> f64 {
         f64::from(self.good) * slower / (seconds * CAPACITY)
     }
 }
 
-/// Whether work is looked at before it is begun.
+/// Whether workers check the deadline before they begin.
 #[derive(Clone, Copy, PartialEq)]
 enum Workers {
     ReadTheDeadline,
     DoAllTheyGet,
 }
 
-/// An app whose work goes on when its caller has left, asked at this rate; service times are exponential.
+/// An app whose work goes on after its client has cancelled, under this rate of calls; service times are exponential.
 async fn ask_too_much(
     admission: Option<AdmissionLayer>,
     workers: Workers,
@@ -297,7 +297,7 @@ fn admission() -> AdmissionLayer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_app_asked_for_twice_what_it_can_do_still_does_what_it_can() {
+async fn under_twice_its_capacity_an_app_keeps_its_goodput() {
     let done = ask_too_much(None, Workers::ReadTheDeadline, 2.0 * CAPACITY, 1.0, 30.0).await;
     println!("without: {done:?}, goodput {:.3}", done.goodput(30.0, 1.0));
     assert!(done.goodput(30.0, 1.0) < 0.1, "without the layer it collapses: {done:?}");
@@ -314,7 +314,7 @@ async fn an_app_asked_for_twice_what_it_can_do_still_does_what_it_can() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_app_with_room_refuses_next_to_nobody() {
+async fn an_app_below_its_capacity_rejects_nothing() {
     let layer = admission();
     let done = ask_too_much(Some(layer.clone()), Workers::DoAllTheyGet, 0.7 * CAPACITY, 1.0, 30.0).await;
     println!("at 70 %: {done:?} {:?}", layer.rejections());
@@ -322,7 +322,7 @@ async fn an_app_with_room_refuses_next_to_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_time_is_noticed_and_so_is_its_end() {
+async fn a_slow_period_is_noticed_and_its_end_too() {
     let layer = admission();
     for (slower, seconds, at_least) in [(1.0, 10.0, 0.6), (4.0, 20.0, 0.75), (1.0, 10.0, 0.6)] {
         let done = ask_too_much(Some(layer.clone()), Workers::ReadTheDeadline, 0.7 * CAPACITY, slower, seconds).await;
@@ -334,8 +334,8 @@ async fn a_slow_time_is_noticed_and_so_is_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_app_that_mostly_waits_is_soon_known_for_it() {
-    // said to do 4 at once, it does any number; from idleness to 400 in flight
+async fn an_app_that_mostly_waits_is_admitted_more_than_its_workers() {
+    // declared with 4 workers, it serves any number concurrently; from idle to 400 in flight
     let layer = AdmissionLayer::new(10_000).concurrency(4).deadlines(trusting());
     let app = service_fn(|_: Request<Body>| async {
         sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! `CircuitBreakerLayer` around services, in axum apps, and beside limits.
+//! `CircuitBreakerLayer` around services, in axum apps, and together with timeouts.
 
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn, ready};
@@ -29,7 +29,7 @@ use crate::support::{self, ask};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers what it was last told to, and counts how often it was called.
+/// Responds as it was last set to, and counts its calls.
 #[derive(Clone)]
 struct Upstream {
     says: Arc<Mutex<Says>>,
@@ -113,7 +113,7 @@ fn told(circuit: &CircuitHandle) -> CircuitSnapshot {
     circuit.snapshot(Instant::now())
 }
 
-/// Calls to the end of the body; the status, if there is one.
+/// Makes a call and reads its body to the end; returns the status, if there is one.
 async fn call<S, B>(service: &S) -> Option<StatusCode>
 where
     S: Service<Request<Body>, Response = Response<B>> + Clone,
@@ -125,7 +125,7 @@ where
     Some(status)
 }
 
-/// How many of so many calls reach the upstream.
+/// Makes calls; returns how many of them reach the upstream.
 async fn reach<S, B>(upstream: &Upstream, service: &S, calls: usize) -> usize
 where
     S: Service<Request<Body>, Response = Response<B>> + Clone,
@@ -139,7 +139,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_upstream_is_left_alone_after_five_calls_whatever_it_did_before() {
+async fn five_failed_calls_open_the_circuit_whatever_came_before() {
     let upstream = Upstream::new(Says::Status(200));
     let layer = CircuitBreakerLayer::new("test");
     let service = layer.layer(upstream.service());
@@ -149,7 +149,7 @@ async fn a_dead_upstream_is_left_alone_after_five_calls_whatever_it_did_before()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_speaks_against_an_upstream_opens_and_what_does_not_does_not() {
+async fn only_failures_of_the_upstream_open_the_circuit() {
     let failures = [
         Says::Error,
         Says::Status(502),
@@ -186,7 +186,7 @@ async fn what_speaks_against_an_upstream_opens_and_what_does_not_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_classified_error_is_what_opened_it() {
+async fn a_rejection_names_the_failure_that_opened_the_circuit() {
     let upstream = Upstream::new(Says::Error);
     let layer = CircuitBreakerLayer::new("payments");
     let service = layer.layer(ClassifyLayer::new().layer(upstream.service()));
@@ -209,7 +209,7 @@ async fn a_classified_error_is_what_opened_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_refused_neither_calls_nor_waits_for_the_upstream() {
+async fn a_rejected_call_neither_calls_nor_waits_for_the_upstream() {
     let (inner, script) = Scripted::new();
     script.play([Act::Responds(502); 5]);
     let layer = CircuitBreakerLayer::new("test");
@@ -225,7 +225,7 @@ async fn what_is_refused_neither_calls_nor_waits_for_the_upstream() {
     assert_eq!((script.calls(), script.polls()), (5, polls));
     assert_eq!(told(&layer.handle()).refused, 100);
 
-    // it says that it is ready, and when it is called the pause is over: the upstream was not asked all the same
+    // ready while the circuit was open, called after the open duration: the readiness of the upstream was not polled
     script.open();
     scripted::ready(&mut service).await;
     advance(SECOND).await;
@@ -239,7 +239,7 @@ async fn what_is_refused_neither_calls_nor_waits_for_the_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_is_not_ready_when_the_pause_is_over_holds_no_probe() {
+async fn an_upstream_that_is_not_ready_after_the_open_duration_holds_no_probe() {
     let (inner, script) = Scripted::new();
     script.play([Act::Responds(502); 5]);
     let layer = CircuitBreakerLayer::new("test");
@@ -255,7 +255,7 @@ async fn an_upstream_that_is_not_ready_when_the_pause_is_over_holds_no_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_of_a_thousand_at_once_is_the_probe() {
+async fn one_of_a_thousand_concurrent_calls_is_the_probe() {
     let upstream = Upstream::new(Says::Error);
     let layer = CircuitBreakerLayer::new("test");
     let service = layer.layer(upstream.service());
@@ -271,7 +271,7 @@ async fn one_of_a_thousand_at_once_is_the_probe() {
         assert_eq!(calls.join_next().await.unwrap().unwrap(), "1");
     }
     assert_eq!((upstream.called() - before, told(&layer.handle()).state), (1, State::HalfOpen));
-    // the caller of the probe leaves
+    // the client of the probe cancels
     calls.shutdown().await;
     upstream.say(Says::Status(200));
     assert_eq!(call(&service).await, Some(StatusCode::OK));
@@ -279,7 +279,7 @@ async fn one_of_a_thousand_at_once_is_the_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_hangs_gives_its_place_up() {
+async fn a_probe_that_hangs_lets_another_call_be_the_probe() {
     let upstream = Upstream::new(Says::Error);
     let layer = CircuitBreakerLayer::new("test");
     let service = layer.layer(upstream.service());
@@ -299,7 +299,7 @@ async fn a_probe_that_hangs_gives_its_place_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_counts_whether_it_stands_above_or_below() {
+async fn a_timeout_counts_whether_it_is_outside_or_inside_the_breaker() {
     let limits = || TimeoutLayer::new(Timeouts::new().response_head(SECOND)).without_upload_tracking();
     let upstream = Upstream::new(Says::Hang);
     let layer = CircuitBreakerLayer::new("test");
@@ -321,7 +321,7 @@ async fn a_limit_counts_whether_it_stands_above_or_below() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_proves_nothing() {
+async fn a_cancelled_call_counts_neither_way() {
     let upstream = Upstream::new(Says::EndlessBody);
     let layer = CircuitBreakerLayer::new("test");
     let service = layer.layer(upstream.service());
@@ -339,7 +339,7 @@ async fn a_client_that_leaves_proves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probes_long_download_keeps_others_waiting_for_its_limit_only() {
+async fn a_probes_long_download_rejects_others_only_until_the_probe_timeout() {
     let upstream = Upstream::new(Says::Error);
     let layer = CircuitBreakerLayer::new("test");
     let service = layer.layer(upstream.service());
@@ -387,7 +387,7 @@ async fn clones_share_one_circuit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_under_hypers_server_is_refused_without_being_asked() {
+async fn a_service_under_hypers_server_is_rejected_without_a_poll_of_readiness() {
     let called = Arc::<AtomicUsize>::default();
     let counts = called.clone();
     let inner = service_fn(move |_: Request<Body>| {
@@ -405,7 +405,7 @@ async fn a_service_under_hypers_server_is_refused_without_being_asked() {
     assert_eq!((called.load(Relaxed), refused), (5, 45));
 }
 
-/// Three routes of which all fail, behind one circuit.
+/// Three routes that all fail, behind one circuit.
 fn app(layer: &CircuitBreakerLayer) -> (Router, Arc<AtomicUsize>) {
     let called = Arc::<AtomicUsize>::default();
     let handler = || {
@@ -419,7 +419,7 @@ fn app(layer: &CircuitBreakerLayer) -> (Router, Arc<AtomicUsize>) {
     (app.layer(layer.clone()), called)
 }
 
-/// As the defaults, but that no test is slow enough to see the end of the pause.
+/// The defaults, with an open duration longer than any test.
 fn long() -> CircuitBreakerLayer {
     let pause = Duration::from_secs(1800);
     CircuitBreakerLayer::new("app").policy(BreakerPolicy::new().open_duration(pause).max_open_duration(pause))
@@ -475,7 +475,7 @@ async fn a_tonic_servers_connections_share_one_circuit() {
 }
 
 #[tokio::test]
-async fn a_failure_counts_though_nobody_reads_its_body() {
+async fn a_failed_response_counts_though_its_body_is_not_read() {
     let layer = long();
     let service = layer.layer(service_fn(|_: Request<Body>| {
         ready(Ok::<_, Infallible>(Response::builder().status(502).body(Body::from("a page")).unwrap()))
@@ -487,7 +487,7 @@ async fn a_failure_counts_though_nobody_reads_its_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_upstream_has_its_circuit_and_an_open_one_is_the_last_to_make_room() {
+async fn each_upstream_has_its_circuit_and_an_open_one_is_evicted_last() {
     let service = service_fn(|request: Request<Body>| async move {
         match request.uri().host() {
             Some("dead.example") => Err(Failure::new(Cause::ConnectionRefused)),
@@ -524,7 +524,7 @@ async fn each_upstream_has_its_circuit_and_an_open_one_is_the_last_to_make_room(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hand_holds_it_open_and_lets_it_go() {
+async fn an_operator_holds_a_circuit_open_and_releases_it() {
     let upstream = Upstream::new(Says::Status(200));
     let layer = CircuitBreakerLayer::new("test");
     let (service, circuit) = (layer.layer(upstream.service()), layer.handle());
@@ -544,7 +544,7 @@ async fn a_hand_holds_it_open_and_lets_it_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_for_transitions_sees_the_latest() {
+async fn a_subscriber_to_transitions_sees_the_latest() {
     let upstream = Upstream::new(Says::Error);
     let layer = CircuitBreakerLayer::new("test");
     let service = layer.layer(upstream.service());
@@ -563,7 +563,7 @@ async fn whoever_waits_for_transitions_sees_the_latest() {
     assert!(transitions.next().await.is_none());
 }
 
-/// What is written where a log would go.
+/// Collects the log.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -579,7 +579,7 @@ impl io::Write for Lines {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_transition_is_one_line() {
+async fn every_transition_is_one_log_event() {
     let lines = Lines::default();
     let writer = lines.clone();
     let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone()).finish();

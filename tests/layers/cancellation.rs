@@ -1,4 +1,4 @@
-//! What a call holds comes back, whatever becomes of the task that owns it: slot, probe, place, dial.
+//! What a call holds is released, however its task ends: slot, probe, place in the pool, dial.
 
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
@@ -24,7 +24,7 @@ use tower_upstream::limit::ConcurrencyLimitLayer;
 
 use crate::support::{Socket, soon};
 
-/// What becomes of the task that owns a call.
+/// How the task that owns a call ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Unpolled,
@@ -36,7 +36,7 @@ enum End {
 
 const ENDS: [End; 5] = [End::Unpolled, End::PolledOnce, End::Panics, End::RuntimeGone, End::RuntimeGoneUnpolled];
 
-/// Works, or does not, as it was last told.
+/// Whether the service works, as it was last set.
 #[derive(Clone, Default)]
 struct Switch(Arc<AtomicU8>);
 
@@ -70,7 +70,7 @@ where
             let mut call = Box::pin(call());
             assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         }
-        // a dial of its own may panic in its place, and is made again
+        // the dial may panic instead of the call, and is made again
         End::Panics => {
             let call = tokio::spawn(call());
             let _ = tokio::time::timeout(Duration::from_millis(50), call).await;
@@ -81,7 +81,7 @@ where
                 runtime.block_on(async {
                     let mut call = Box::pin(call());
                     poll_fn(|cx| {
-                        // what the call spawns is not polled any more
+                        // tasks that the call has spawned are not polled any more
                         assert!(call.as_mut().poll(cx).is_pending());
                         Poll::Ready(())
                     })
@@ -102,7 +102,7 @@ fn request() -> Request<Body> {
     Request::get("/").header("host", "a").body(Body::empty()).unwrap()
 }
 
-/// A service that works as the switch says.
+/// A service that works if the switch says so.
 fn switched(
     switch: &Switch,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + use<> {
@@ -117,7 +117,7 @@ fn switched(
 }
 
 #[tokio::test]
-async fn a_slot_of_the_limit_comes_back_whatever_becomes_of_its_call() {
+async fn a_slot_of_the_limiter_is_released_however_its_call_ends() {
     let (switch, limit) = (Switch::default(), ConcurrencyLimitLayer::fixed(1));
     let service = limit.layer(switched(&switch));
     for how in ENDS {
@@ -129,7 +129,7 @@ async fn a_slot_of_the_limit_comes_back_whatever_becomes_of_its_call() {
 }
 
 #[tokio::test]
-async fn a_place_of_the_admission_comes_back_whatever_becomes_of_its_call() {
+async fn a_place_of_the_admission_is_released_however_its_call_ends() {
     let (switch, admission) = (Switch::default(), AdmissionLayer::new(1));
     let service = admission.layer(switched(&switch));
     for how in ENDS {
@@ -141,7 +141,7 @@ async fn a_place_of_the_admission_comes_back_whatever_becomes_of_its_call() {
 }
 
 #[tokio::test]
-async fn the_probe_of_a_circuit_comes_back_whatever_becomes_of_its_call() {
+async fn the_probe_of_a_circuit_is_released_however_its_call_ends() {
     for how in ENDS {
         let (switch, broken) = (Switch::default(), Switch::default());
         let policy = BreakerPolicy::new().consecutive_failures(1).open_duration(Duration::from_millis(1));
@@ -169,7 +169,7 @@ async fn the_probe_of_a_circuit_comes_back_whatever_becomes_of_its_call() {
     }
 }
 
-/// A call of a proxy with one connection, which the switch lets pass or not.
+/// A call of a proxy with one connection, through which the switch lets it pass.
 fn proxy(
     switch: &Switch,
     http: HttpVersion,
@@ -196,14 +196,14 @@ fn proxy(
 }
 
 #[tokio::test]
-async fn the_place_of_a_connection_comes_back_whatever_becomes_of_its_call() {
+async fn the_place_of_a_connection_is_released_however_its_call_ends() {
     for http in [HttpVersion::Auto, HttpVersion::H2] {
         for how in ENDS {
             let switch = Switch::default();
             let mut call = proxy(&switch, http);
             let owned = call.clone();
             end(owned, how, &switch).await;
-            // a shared dial outlives its caller, for 5 s at most
+            // a shared dial outlives its call, for 5 s at most
             let waits = http == HttpVersion::H2 && how == End::PolledOnce;
             if waits {
                 tokio::time::pause();
@@ -218,7 +218,7 @@ async fn the_place_of_a_connection_comes_back_whatever_becomes_of_its_call() {
 }
 
 #[tokio::test]
-async fn the_place_of_an_idle_connection_comes_back_after_its_runtime_has_gone() {
+async fn the_place_of_an_idle_connection_is_released_with_its_runtime() {
     for http in [HttpVersion::Auto, HttpVersion::H2] {
         let mut call = proxy(&Switch::default(), http);
         let mut elsewhere = call.clone();

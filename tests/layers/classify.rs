@@ -40,7 +40,7 @@ async fn serve(app: Router) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_failure_is_a_handlers_answer() {
+async fn a_handler_can_respond_with_a_failure() {
     let (layer, seen) = layer();
     let handler = || async {
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
@@ -57,7 +57,7 @@ async fn a_failure_is_a_handlers_answer() {
 }
 
 #[tokio::test]
-async fn a_bare_cause_in_a_handlers_answer_is_understood() {
+async fn a_bare_cause_in_a_handlers_response_is_completed() {
     let (layer, seen) = layer();
     let handler = || async {
         let mut answer = (StatusCode::GATEWAY_TIMEOUT, "my own page").into_response();
@@ -111,7 +111,7 @@ async fn an_event_stream_is_not_held_until_its_first_event() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await.unwrap();
         wire.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\r\n").await;
-        // the client says when the first event may come, and by that that it has the head
+        // the client asks for the first event once it has the head
         assert_eq!(wire.bytes(1).await, b"", "the client left");
     })
     .await;
@@ -168,7 +168,7 @@ impl fmt::Display for Quota {
 impl Error for Quota {}
 
 #[tokio::test]
-async fn a_judge_and_a_status_of_ones_own_are_asked() {
+async fn a_custom_classifier_and_status_are_used() {
     let (layer, seen) = layer();
     let layer = layer
         .classifier(|error| error.is::<Quota>().then(|| Classification::new(Cause::GatewayOverload)))
@@ -191,7 +191,7 @@ async fn a_judge_and_a_status_of_ones_own_are_asked() {
 }
 
 #[tokio::test]
-async fn which_statuses_are_failures_is_the_users_to_say() {
+async fn the_statuses_that_are_failures_can_be_set() {
     let (layer, seen) = layer();
     let layer = layer.failure_statuses([StatusCode::INTERNAL_SERVER_ERROR]);
     let app = Router::new()
@@ -208,7 +208,7 @@ async fn which_statuses_are_failures_is_the_users_to_say() {
 }
 
 #[tokio::test]
-async fn each_failure_is_told_once_also_one_in_the_body() {
+async fn each_failure_is_reported_once_in_the_body_too() {
     let (layer, seen) = layer();
     let broken = || async {
         let frames = stream::iter([Ok("begun"), Err(io::Error::from(io::ErrorKind::ConnectionReset))]);
@@ -225,14 +225,14 @@ async fn each_failure_is_told_once_also_one_in_the_body() {
     assert_eq!((answer.status(), answer.text().as_str(), answer.whole), (200, "begun", false));
     assert_eq!(seen.take(), [Cause::IncompleteBody]);
 
-    // the head was not out yet, and the answer can still be a true one
+    // the head was not sent yet, so that the response can still be the failure's
     let answer = ask(address, "GET /dead HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!((answer.status(), answer.whole), (502, true));
     assert_eq!(seen.take(), [Cause::IncompleteBody]);
 }
 
 #[tokio::test]
-async fn layers_in_each_other_tell_and_append_once() {
+async fn nested_layers_report_and_append_once() {
     let (inner, first) = layer();
     let (outer, second) = layer();
     let failing = || async { Err::<(), _>(Failure::new(Cause::ConnectTimeout)) };
@@ -263,7 +263,7 @@ async fn layers_in_each_other_tell_and_append_once() {
 }
 
 #[tokio::test]
-async fn a_failure_told_inside_still_is_a_true_answer_where_the_outer_layer_holds_the_head() {
+async fn a_failure_reported_inside_is_still_a_response_if_the_outer_layer_holds_the_head() {
     let (inner, first) = layer();
     let (outer, second) = layer();
     let dead = || async { Body::from_stream(stream::iter([Err::<&str, _>(io::Error::other("gone"))])) };
@@ -275,7 +275,7 @@ async fn a_failure_told_inside_still_is_a_true_answer_where_the_outer_layer_hold
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_is_told_from_a_limit_that_passes() {
+async fn a_client_that_cancels_differs_from_a_timeout() {
     use tower::{Layer as _, ServiceExt as _};
     let stuck =
         || service_fn(|_: http::Request<()>| std::future::pending::<Result<http::Response<Body>, std::io::Error>>());

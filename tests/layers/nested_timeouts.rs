@@ -1,5 +1,5 @@
-//! Two classics of misaligned limits, over real sockets. The first, a keep-alive that is shorter than the pool's idle
-//! limit, is in `alignment`; here the second: who of caller, gateway and upstream answers first.
+//! Timeouts of client, gateway and upstream around each other, over real sockets: the shortest decides which of them
+//! ends the call. A keep-alive that is shorter than the pool's idle limit is in `alignment`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::support::{Seen, Upstream, Wire, app};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// An upstream that works for three seconds, and answers by itself after its own limit.
+/// An upstream that works for three seconds, and responds with 504 after its own limit.
 async fn upstream(own_limit: Duration) -> Upstream {
     let work = move || async move {
         match timeout(own_limit, sleep(SECOND * 3)).await {
@@ -34,7 +34,7 @@ async fn upstream(own_limit: Duration) -> Upstream {
     app(Router::new().route("/", get(work))).await
 }
 
-/// A gateway with a total of two seconds that believes its callers' deadlines.
+/// A gateway with a total of two seconds that trusts its clients' deadlines.
 async fn gateway(upstream: SocketAddr) -> (SocketAddr, Seen) {
     let target = upstream.to_string().parse().unwrap();
     let proxy = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap()).build::<Incoming>();
@@ -53,7 +53,7 @@ fn limits() -> Timeouts {
     Timeouts::new().total(SECOND * 2)
 }
 
-/// What a caller gets that leaves after this time: a status and the gateway's word, or nothing.
+/// The status and the gateway's error that a client gets, or nothing if it cancels before, after this time.
 async fn call(gateway: SocketAddr, leaves: Duration, fields: &str) -> Option<(u16, Option<String>)> {
     let mut wire = Wire::connect(gateway).await;
     wire.write(format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).await;
@@ -66,7 +66,7 @@ fn refused(topology: &Topology) -> Vec<FindingId> {
 }
 
 #[tokio::test]
-async fn a_caller_of_one_second_leaves_before_a_gateway_of_two_unless_it_says_so() {
+async fn a_client_of_one_second_cancels_before_a_gateway_of_two_unless_it_sends_its_deadline() {
     let upstream = upstream(SECOND * 9).await;
     let (gateway, seen) = gateway(upstream.address).await;
     assert_eq!(refused(&Topology::new().client_timeout(SECOND)), [FindingId::TotalCaller]);
@@ -74,12 +74,12 @@ async fn a_caller_of_one_second_leaves_before_a_gateway_of_two_unless_it_says_so
 
     let told = call(gateway, SECOND, "X-Request-Timeout-Ms: 1000\r\n").await;
     assert_eq!(told, Some((504, Some("http_response_timeout".to_owned()))));
-    // who left is known, and that it was no failure of the upstream's
+    // the cause is the client's, not the upstream's
     assert_eq!(seen.causes(), [Cause::ClientClosed, Cause::DeadlineExceeded]);
 }
 
 #[tokio::test]
-async fn a_gateway_of_two_seconds_answers_a_caller_of_three() {
+async fn a_gateway_of_two_seconds_responds_to_a_client_of_three() {
     let upstream = upstream(SECOND * 9).await;
     let (gateway, seen) = gateway(upstream.address).await;
     assert_eq!(refused(&Topology::new().client_timeout(SECOND * 3)), []);
@@ -89,7 +89,7 @@ async fn a_gateway_of_two_seconds_answers_a_caller_of_three() {
 }
 
 #[tokio::test]
-async fn an_upstream_of_one_second_answers_for_itself() {
+async fn an_upstream_of_one_second_responds_with_its_own_504() {
     let upstream = upstream(SECOND).await;
     let (gateway, seen) = gateway(upstream.address).await;
     let topology = Topology::new().client_timeout(SECOND * 3).upstream_timeout(SECOND);

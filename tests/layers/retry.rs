@@ -1,4 +1,4 @@
-//! What is sent again, when, and with what: in virtual time, over scripted services.
+//! Which requests are sent again, when, and with what; in virtual time, over scripted services.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -25,15 +25,15 @@ use crate::support::service::{self as scripted, Scripted};
 enum Act {
     /// It fails before anything of its body was read.
     Fails(Failure),
-    /// It fails once it has read so many frames.
+    /// It fails once it has read this number of frames.
     FailsAfter(usize, Failure),
-    /// It answers with this status and `Retry-After`.
+    /// It responds with this status and `Retry-After`.
     Says(u16, Option<&'static str>),
-    /// It reads all, and answers.
+    /// It reads all, and responds.
     Answers,
 }
 
-/// What the attempts brought.
+/// Attempts that reached the service.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<Attempt>>>);
 
@@ -63,7 +63,7 @@ fn refused() -> Failure {
     Failure::builder(Cause::ConnectionRefused).replay(Replay::NotSent, Evidence::NoConnection).build()
 }
 
-/// A service that plays these acts, one an attempt, and the last one for ever.
+/// A service that plays one of these acts per attempt, and repeats the last one.
 fn plays<B>(
     acts: &[Act],
 ) -> (impl Service<Request<ReplayBody<B>>, Response = Response<Full<Bytes>>, Error = Failure, Future: Send> + Clone, Seen)
@@ -134,7 +134,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_not_sent_goes_out_again_at_once_whatever_its_method() {
+async fn a_request_that_was_not_sent_is_sent_again_immediately_whatever_its_method() {
     let begun = Instant::now();
     let acts = [Act::Fails(refused()), Act::Answers];
     let (answer, seen) = send(&RetryLayer::new(), &acts, request(Method::POST, Full::from("order"))).await;
@@ -147,7 +147,7 @@ async fn what_was_not_sent_goes_out_again_at_once_whatever_its_method() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_nobody_read_has_no_cap() {
+async fn a_body_that_was_not_read_has_no_size_limit() {
     let large = Bytes::from(vec![b'x'; 1 << 20]);
     let acts = [Act::Fails(refused()), Act::Answers];
     let post = request(Method::POST, Full::from(large.clone()));
@@ -167,7 +167,7 @@ async fn a_body_that_was_read_in_part_is_sent_again_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_was_read_beyond_the_cap_is_not_sent_again() {
+async fn a_body_that_was_read_beyond_the_limit_is_not_sent_again() {
     let acts = [Act::FailsAfter(2, failure(Cause::ResetBeforeResponse)), Act::Answers];
     let put = request(Method::PUT, slowly(&["one ", "two ", "three"]));
     let (answer, seen) = send(&RetryLayer::new().body_cap(6), &acts, put).await;
@@ -177,7 +177,7 @@ async fn a_body_that_was_read_beyond_the_cap_is_not_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_have_been_processed_is_repeated_only_if_that_is_the_same() {
+async fn a_request_that_may_have_been_processed_is_repeated_only_if_it_is_idempotent() {
     let acts = [Act::Fails(failure(Cause::ResetBeforeResponse)), Act::Answers];
     for (method, status) in [(Method::GET, Some(200)), (Method::DELETE, Some(200)), (Method::POST, None)] {
         let (answer, seen) = send(&RetryLayer::new(), &acts, request(method.clone(), Empty::new())).await;
@@ -186,18 +186,18 @@ async fn what_may_have_been_processed_is_repeated_only_if_that_is_the_same() {
             assert_eq!((failure.retry_stop(), seen.all().len()), (Some(RetryStop::Method), 1));
         }
     }
-    // unless its caller says that it is
+    // unless the request is declared idempotent
     let mut search = request(Method::POST, Empty::new());
     search.extensions_mut().insert(RetryOverride::idempotent());
     assert!(send(&RetryLayer::new(), &acts, search).await.0.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_final_failure_tells_of_all_attempts_and_ends_them_for_outer_layers_too() {
+async fn a_final_failure_lists_all_attempts_and_stops_outer_retries() {
     let acts = [Act::Fails(failure(Cause::ConnectTimeout)), Act::Fails(refused())];
     let layer = RetryLayer::new();
     let (service, seen) = plays(&acts);
-    // an outer layer of ours in the same process
+    // an outer retry layer in the same process
     let inner = layer.clone();
     let outer =
         layer.layer(service_fn(move |request: Request<ReplayBody<_>>| inner.layer(service.clone()).oneshot(request)));
@@ -210,18 +210,18 @@ async fn a_final_failure_tells_of_all_attempts_and_ends_them_for_outer_layers_to
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upstream_is_asked_again_when_it_said() {
+async fn a_retry_waits_as_long_as_retry_after_says() {
     let begun = Instant::now();
     let acts = [Act::Says(503, Some("2")), Act::Answers];
     let (answer, seen) = send(&RetryLayer::new(), &acts, request(Method::GET, Empty::new())).await;
     assert_eq!(answer.unwrap().status(), 200);
-    // and a jitter more, as all who were told the same would come together
+    // and a jitter more, since all clients with the same Retry-After would come back at the same moment
     let after = seen.all()[1].at - begun;
     assert!(after >= Duration::from_secs(2) && after <= Duration::from_millis(2026), "{after:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_beyond_the_deadline() {
+async fn no_retry_waits_beyond_the_deadline() {
     let mut get = request(Method::GET, Empty::new());
     get.extensions_mut().insert(Deadline::after(Instant::now(), Duration::from_secs(1)));
     let begun = Instant::now();
@@ -232,7 +232,7 @@ async fn nobody_waits_beyond_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pauses_grow_and_are_drawn_below_their_ceiling() {
+async fn backoffs_grow_and_are_drawn_below_their_ceiling() {
     let policy =
         RetryPolicy::new().attempts(4).base_backoff(Duration::from_millis(100)).max_backoff(Duration::from_secs(1));
     let layer = RetryLayer::new().policy(policy).budget(RetryBudget::unlimited());
@@ -300,7 +300,7 @@ async fn a_stream_that_was_refused_unprocessed_is_sent_again_once_without_the_bu
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_dropped_in_its_pause_gives_its_token_back() {
+async fn a_call_that_is_dropped_in_its_backoff_returns_its_token() {
     let budget = RetryBudget::new();
     let (service, seen) = plays(&[Act::Says(503, Some("5")), Act::Answers]);
     let layer = RetryLayer::new().budget(budget.clone());
@@ -313,7 +313,7 @@ async fn a_call_that_is_dropped_in_its_pause_gives_its_token_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_listed_extensions_go_with_another_attempt() {
+async fn only_listed_extensions_are_copied_to_another_attempt() {
     for (layer, texts) in [
         (RetryLayer::new(), [Some("mine"), None]),
         (RetryLayer::new().carry::<&'static str>(), [Some("mine"), Some("mine")]),
@@ -336,7 +336,7 @@ async fn an_upgrade_is_never_sent_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_can_be_excepted() {
+async fn a_request_can_be_exempt_from_retries() {
     let acts = [Act::Fails(refused())];
     for (exception, attempts) in
         [(RetryOverride::never(), 1), (RetryOverride::with_attempts(2), 2), (RetryOverride::with_attempts(5), 4)]
@@ -350,7 +350,7 @@ async fn a_request_can_be_excepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_relayed_answer_that_is_no_failure_stays_as_it_is() {
+async fn a_response_that_is_not_a_failure_passes_unchanged() {
     for status in [200, 204, 304, 404, 429, 500] {
         let (answer, seen) =
             send(&RetryLayer::new(), &[Act::Says(status, None)], request(Method::GET, Empty::new())).await;
@@ -361,7 +361,7 @@ async fn a_relayed_answer_that_is_no_failure_stays_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_total_bounds_all_attempts_through_the_limits_inside() {
+async fn the_total_bounds_all_attempts_through_the_timeouts_inside() {
     // each attempt hangs; its head may take two seconds, all attempts three
     let begun = Instant::now();
     let hangs = service_fn(|_: Request<ReplayBody<Empty<Bytes>>>| {
@@ -380,7 +380,7 @@ async fn the_total_bounds_all_attempts_through_the_limits_inside() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_callers_deadline_goes_along_with_each_attempt() {
+async fn a_clients_deadline_is_passed_to_each_attempt() {
     let begun = Instant::now();
     let hangs = service_fn(|_: Request<ReplayBody<Empty<Bytes>>>| {
         std::future::pending::<Result<Response<Full<Bytes>>, Failure>>()
@@ -405,7 +405,7 @@ async fn an_attempt_that_would_come_too_late_is_not_made() {
     }
 }
 
-/// Attempts that each take so long, and then answer with this status, or never.
+/// Attempts that each take a given time, and then respond with a given status, or fail.
 #[derive(Clone, Default)]
 struct Slow {
     begun: Arc<Mutex<Vec<Instant>>>,
@@ -470,7 +470,7 @@ fn hedged(after: u64) -> RetryLayer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_attempt_overtakes_a_late_first_one_and_the_loser_is_dropped() {
+async fn a_hedged_attempt_wins_over_a_late_first_one_which_is_dropped() {
     let (slow, begun) = (Slow::default(), Instant::now());
     let service = hedged(50).layer(slow.service(&[(10_000, 200), (20, 200)]));
     let answer = service.oneshot(request(Method::GET, Full::default())).await.unwrap();
@@ -482,7 +482,7 @@ async fn a_second_attempt_overtakes_a_late_first_one_and_the_loser_is_dropped() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_attempt_that_is_in_time_has_no_second_and_one_that_is_faster_after_all_wins() {
+async fn a_first_attempt_in_time_is_not_hedged_and_one_that_is_faster_after_all_wins() {
     let slow = Slow::default();
     let answer = hedged(50).layer(slow.service(&[(49, 200)])).oneshot(request(Method::GET, Full::default())).await;
     assert_eq!((slow.begun(), Attempts::of(&answer.unwrap()).is_none()), (1, true));
@@ -495,7 +495,7 @@ async fn a_first_attempt_that_is_in_time_has_no_second_and_one_that_is_faster_af
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_one_of_two_fails_the_other_is_waited_for() {
+async fn if_one_of_two_attempts_fails_the_other_is_awaited() {
     for (script, takes) in [(&[(60, 503), (30, 200)], 80), (&[(90, 200), (5, 0)], 90)] {
         let (slow, begun) = (Slow::default(), Instant::now());
         let answer = hedged(50).layer(slow.service(script)).oneshot(request(Method::GET, Full::default())).await;
@@ -507,7 +507,7 @@ async fn where_one_of_two_fails_the_other_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_both_fail_the_later_failure_is_judged_and_has_an_attempt_left() {
+async fn if_both_attempts_fail_the_later_failure_decides_and_an_attempt_is_left() {
     let slow = Slow::default();
     let script = &[(60, 0), (20, 0), (1, 200)];
     let answer = hedged(50).layer(slow.service(script)).oneshot(request(Method::GET, Full::default())).await.unwrap();
@@ -521,7 +521,7 @@ async fn where_both_fail_the_later_failure_is_judged_and_has_an_attempt_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_not_be_sent_twice_has_no_second_attempt() {
+async fn a_request_that_must_not_be_sent_twice_is_not_hedged() {
     // a POST, a body that is still being sent, a budget that is spent, one attempt
     let late = &[(500, 200)];
     let slow = Slow::default();
@@ -539,7 +539,7 @@ async fn what_may_not_be_sent_twice_has_no_second_attempt() {
     once.oneshot(request(Method::GET, Full::default())).await.unwrap();
     assert_eq!(slow.begun(), 2);
 
-    // a body that was read to its end is at hand again
+    // a body that was read to its end can be replayed
     let slow = Slow::default();
     let mut order = request(Method::PUT, Full::from("order"));
     order.extensions_mut().insert(RetryOverride::idempotent());
@@ -548,7 +548,7 @@ async fn what_may_not_be_sent_twice_has_no_second_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hedged_call_that_is_dropped_drops_both_and_a_token_that_was_not_sent_comes_back() {
+async fn a_hedged_call_that_is_dropped_drops_both_attempts_and_returns_the_token_of_an_unsent_one() {
     let budget = RetryBudget::new();
     let slow = Slow::default();
     let service = hedged(50).budget(budget.clone()).layer(slow.service(&[(10_000, 200)]));
@@ -559,7 +559,7 @@ async fn a_hedged_call_that_is_dropped_drops_both_and_a_token_that_was_not_sent_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_delay_is_learned_from_the_answers() {
+async fn the_hedging_delay_is_learned_from_the_responses() {
     let slow = Slow::default();
     let layer = RetryLayer::new().hedging(Hedging::new());
     let quick = layer.layer(slow.service(&[(40, 200)]));
@@ -574,7 +574,7 @@ async fn the_delay_is_learned_from_the_answers() {
     assert!(begun.elapsed() > Duration::from_millis(75) && begun.elapsed() < Duration::from_millis(90));
 }
 
-/// What spans were opened under a subscriber: their fields.
+/// Records the fields of the spans that are opened.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<Vec<String>>>);
 
@@ -628,9 +628,8 @@ async fn each_attempt_has_a_span_with_the_number_of_its_resend() {
     );
 }
 
-/// A store that is late: what reaches it counts from the moment it is written.
 #[tokio::test(start_paused = true)]
-async fn only_what_is_safe_is_hedged_unless_the_request_says_that_it_may_be() {
+async fn only_safe_methods_are_hedged_unless_the_request_is_declared_idempotent() {
     let late = &[(500, 200)];
     for (method, attempts) in [
         (Method::GET, 2),
@@ -654,7 +653,7 @@ async fn only_what_is_safe_is_hedged_unless_the_request_says_that_it_may_be() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_under_a_precondition_is_repeated_only_where_it_was_not_sent() {
+async fn a_write_with_a_precondition_is_repeated_only_if_it_was_not_sent() {
     let lost = || failure(Cause::ClosedBeforeResponse);
     for field in ["if-match", "if-none-match", "if-unmodified-since"] {
         for method in [Method::PUT, Method::DELETE, Method::GET] {
@@ -679,7 +678,7 @@ async fn a_write_under_a_precondition_is_repeated_only_where_it_was_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upgrade_that_is_ignored_takes_no_attempt_away() {
+async fn an_upgrade_that_the_upstream_ignores_is_retried_as_any_request() {
     let ignored: [&[(&str, &str)]; 3] = [
         &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")],
         &[("upgrade", "websocket")],
@@ -724,7 +723,7 @@ async fn no_duration_is_too_short_or_too_long_for_a_retry() {
                 let (_, seen) = send(layer, &acts, request(Method::GET, Empty::new())).await;
                 assert!(matches!(seen.all().len(), 1 | 2), "{duration:?}, layer {at}");
             }
-            // one that is late, twice: what was learned counts for the second
+            // a late one, twice: the learned delay applies to the second
             let slow = Slow::default();
             let service = layer.layer(slow.service(&[(500, 200)]));
             for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! Every limit in virtual time: just before, exactly at, just after.
+//! Every timeout in virtual time: just before it, exactly at it, just after it.
 
 #![allow(clippy::unchecked_time_subtraction)] // of constants
 
@@ -28,12 +28,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// No limit at all, for tests of one.
+/// Timeouts that are all off, for tests of one of them.
 fn none() -> Timeouts {
     Timeouts::new().response_head(None).total(None).body_idle(None)
 }
 
-/// A service that answers after this time.
+/// A service that responds after this time.
 fn answers_after(
     wait: Duration,
 ) -> impl Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone {
@@ -43,7 +43,7 @@ fn answers_after(
     })
 }
 
-/// What a call under these limits got, and when.
+/// The outcome of a call under these timeouts, and when it came.
 async fn ask(timeouts: Timeouts, wait: Duration) -> (StatusCode, Option<Cause>, Duration) {
     asked(timeouts, wait, Request::new(())).await
 }
@@ -57,31 +57,35 @@ async fn asked(timeouts: Timeouts, wait: Duration, request: Request<()>) -> (Sta
     (status, cause, begun.elapsed())
 }
 
-/// The three times around a limit on the head.
+/// Checks a limit on the response head just before it, at it and just after it.
 async fn holds_exactly(timeouts: Timeouts, cause: Cause) {
     assert_eq!(ask(timeouts, LIMIT - MS).await, (StatusCode::OK, None, LIMIT - MS));
-    assert_eq!(ask(timeouts, LIMIT).await, (StatusCode::OK, None, LIMIT), "an answer that is there beats the clock");
+    assert_eq!(
+        ask(timeouts, LIMIT).await,
+        (StatusCode::OK, None, LIMIT),
+        "a response that is there wins over the timer"
+    );
     let late = ask(timeouts, LIMIT + MS).await;
     assert_eq!(late, (StatusCode::GATEWAY_TIMEOUT, Some(cause), LIMIT));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_head_has_to_come_in_time() {
+async fn a_response_head_that_is_late_is_a_first_byte_timeout() {
     holds_exactly(none().response_head(LIMIT), Cause::FirstByteTimeout).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_has_to_be_answered_in_time() {
+async fn an_attempt_that_is_late_is_a_first_byte_timeout() {
     holds_exactly(none().attempt(LIMIT), Cause::FirstByteTimeout).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_total_is_a_deadline_of_its_own() {
+async fn the_total_is_a_deadline() {
     holds_exactly(none().total(LIMIT), Cause::DeadlineExceeded).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_callers_deadline_counts_where_it_is_nearer_than_the_total() {
+async fn the_clients_deadline_applies_if_it_is_earlier_than_the_total() {
     for (deadline, total, until) in [(1, 2, 1), (3, 2, 2)] {
         let mut request = Request::new(());
         request.extensions_mut().insert(Deadline::at(Instant::now() + SECOND * deadline));
@@ -91,7 +95,7 @@ async fn the_callers_deadline_counts_where_it_is_nearer_than_the_total() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_begun_for_a_caller_whose_time_is_up() {
+async fn a_request_whose_deadline_has_passed_is_not_sent() {
     let mut request = Request::new(());
     request.extensions_mut().insert(Deadline::at(Instant::now()));
     let never =
@@ -104,7 +108,7 @@ async fn nothing_is_begun_for_a_caller_whose_time_is_up() {
     assert!(text.ends_with(b"Your request was not processed. It is safe to try again.\n"));
 }
 
-/// What the upstream is told of the deadline when the caller says this.
+/// The deadline that is forwarded to the upstream for this field of the client.
 async fn forwarded(timeouts: Timeouts, said: Option<&'static str>) -> Option<String> {
     let deadlines = DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout());
     let echo = service_fn(|request: Request<()>| async move {
@@ -123,10 +127,10 @@ async fn forwarded(timeouts: Timeouts, said: Option<&'static str>) -> Option<Str
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_upstream_is_told_what_is_left_less_a_margin() {
+async fn the_upstream_receives_the_remaining_time_less_a_margin() {
     let total = none().total(LIMIT);
-    assert_eq!(forwarded(total, None).await.unwrap(), "1980", "the total, where the caller says nothing");
-    assert_eq!(forwarded(total, Some("1S")).await.unwrap(), "940", "the caller's less 50 ms, where that is less");
+    assert_eq!(forwarded(total, None).await.unwrap(), "1980", "the total, without a deadline of the client");
+    assert_eq!(forwarded(total, Some("1S")).await.unwrap(), "940", "the client's less 50 ms, if that is less");
     assert_eq!(forwarded(total, Some("5S")).await.unwrap(), "1980", "it never grows");
     assert_eq!(forwarded(total.attempt(SECOND / 2), Some("1S")).await.unwrap(), "495", "one attempt's");
     assert_eq!(forwarded(total, Some("40m")).await.unwrap(), "25", "never less than three quarters of it");
@@ -134,7 +138,7 @@ async fn the_upstream_is_told_what_is_left_less_a_margin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_only_inferred_says_so() {
+async fn a_deadline_that_was_only_inferred_is_marked_as_such() {
     let layer = TimeoutLayer::new(none().response_head(LIMIT)).without_upload_tracking();
     let answer = layer.layer(answers_after(LIMIT * 2)).oneshot(Request::new(())).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
@@ -146,14 +150,14 @@ async fn what_was_only_inferred_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_has_no_total_but_its_head_is_awaited_no_longer_than_any() {
+async fn a_stream_has_no_total_but_its_head_has_the_usual_timeout() {
     let stream = Timeouts::new().response_head(LIMIT).total(SECOND).unbounded();
     assert_eq!(ask(stream, LIMIT).await.0, 200);
     assert_eq!(ask(stream, LIMIT + MS).await.1, Some(Cause::FirstByteTimeout));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_service_stays_its_own() {
+async fn an_error_of_the_service_passes_unchanged() {
     let fails = service_fn(|_: Request<()>| async { Err::<Response<Full<Bytes>>, _>("its own") });
     let layer = TimeoutLayer::new(Timeouts::new()).without_upload_tracking();
     assert_eq!(layer.layer(fails).oneshot(Request::new(())).await.unwrap_err(), "its own");
@@ -184,7 +188,7 @@ async fn a_dropped_future_leaves_no_timer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answered_future_leaves_no_timer() {
+async fn a_completed_future_leaves_no_timer() {
     let layer = TimeoutLayer::new(none().response_head(LIMIT)).without_upload_tracking();
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
@@ -215,7 +219,7 @@ impl<S: stream::Stream<Item = Duration> + Send> ThenFrame for S {
     }
 }
 
-/// The answer's body, under these limits.
+/// The response's body, under these timeouts.
 async fn body<B>(timeouts: Timeouts, body: B) -> impl Body<Data = Bytes, Error = Box<dyn Error + Send + Sync>> + Unpin
 where
     B: Body<Data = Bytes, Error = Infallible> + Unpin,
@@ -230,7 +234,7 @@ where
     answer.into_body()
 }
 
-/// Reads a body to its end: how many frames, and what it ended with.
+/// Reads a body to its end; returns the number of frames, and how it ended.
 async fn read(
     mut body: impl Body<Data = Bytes, Error = Box<dyn Error + Send + Sync>> + Unpin,
 ) -> (usize, Option<Cause>) {
@@ -261,7 +265,7 @@ async fn a_body_may_be_idle_for_its_limit_from_the_last_frame_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_ends_late_has_stalled_as_well() {
+async fn a_body_whose_end_is_late_is_a_read_timeout() {
     let never_ends = StreamBody::new(Box::pin(stream::once(async { Ok(Frame::data(Bytes::from_static(b"all"))) })))
         .map_err(|never: Infallible| never)
         .boxed_unsync();
@@ -288,7 +292,7 @@ impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Stuck<B> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_does_not_read_is_not_the_upstreams_fault() {
+async fn a_client_that_does_not_read_is_not_a_failure_of_the_upstream() {
     let (send, receive) = tokio::sync::mpsc::channel::<Bytes>(8);
     let frames = stream::unfold(receive, |mut receive| async {
         let bytes = receive.recv().await?;
@@ -298,20 +302,20 @@ async fn a_consumer_that_does_not_read_is_not_the_upstreams_fault() {
     send.send(Bytes::from_static(b"one")).await.unwrap();
     assert!(body.frame().await.unwrap().is_ok());
     advance(LIMIT * 4).await;
-    // nobody has waited until now: the peer has its whole time from here
+    // the body was not polled before: the upstream has the whole time from here
     let late = async {
         sleep(LIMIT - MS).await;
         send.send(Bytes::from_static(b"two")).await.unwrap();
     };
     assert!(tokio::join!(body.frame(), late).0.unwrap().is_ok());
-    // it came while nobody looked, however long ago
+    // it arrived while the body was not polled
     send.send(Bytes::from_static(b"three")).await.unwrap();
     advance(LIMIT * 4).await;
     assert!(body.frame().await.unwrap().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_was_found_waiting_has_to_show_something_when_it_is_asked_again() {
+async fn a_frame_that_has_arrived_wins_over_the_idle_timeout_that_has_passed() {
     let (send, receive) = tokio::sync::mpsc::channel::<Bytes>(8);
     let frames = stream::unfold(receive, |mut receive| async {
         let bytes = receive.recv().await?;
@@ -322,7 +326,7 @@ async fn a_body_that_was_found_waiting_has_to_show_something_when_it_is_asked_ag
     assert!(polled.is_pending());
     advance(LIMIT * 4).await;
     send.send(Bytes::from_static(b"there")).await.unwrap();
-    assert!(body.frame().await.unwrap().is_ok(), "what is there beats the clock");
+    assert!(body.frame().await.unwrap().is_ok(), "a frame that is there wins over the timer");
 }
 
 #[tokio::test(start_paused = true)]
@@ -337,7 +341,7 @@ async fn a_dropped_body_leaves_no_timer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_whole_exchange_has_to_end_by_its_absolute_limit() {
+async fn a_call_ends_at_its_max_duration() {
     let whole = none().max_duration(LIMIT);
     assert_eq!(read(body(whole, frames([SECOND, SECOND - MS])).await).await, (2, None));
     assert_eq!(read(body(whole, frames([SECOND, SECOND])).await).await, (2, None));
@@ -347,7 +351,7 @@ async fn the_whole_exchange_has_to_end_by_its_absolute_limit() {
     assert_eq!((came, cause, begun.elapsed()), (4, Some(Cause::DeadlineExceeded), LIMIT));
 }
 
-/// A service that reads its upload, then answers after this time.
+/// A service that reads its upload, then responds after this time.
 fn reads_then<B>(
     wait: Duration,
 ) -> impl Service<Request<TrackedUpload<B>>, Response = Response<Full<Bytes>>, Error = Infallible>
@@ -362,9 +366,9 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_head_is_awaited_from_the_end_of_the_upload() {
+async fn the_response_head_timeout_starts_at_the_end_of_the_upload() {
     for (wait, status) in [(LIMIT - MS, 200), (LIMIT, 200), (LIMIT + MS, 504)] {
-        // an upload that takes three times the limit, and never stands still for all of it
+        // an upload that takes three times the limit, without a pause as long as the limit
         let request = Request::new(frames([SECOND; 6]));
         let begun = Instant::now();
         let answer =
@@ -375,7 +379,7 @@ async fn the_head_is_awaited_from_the_end_of_the_upload() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_stops_uploading_is_told_so() {
+async fn an_upload_that_stops_is_a_stalled_upload() {
     let request = Request::new(frames([SECOND / 4, SECOND * 60]));
     let answer = TimeoutLayer::new(none().response_head(LIMIT)).layer(reads_then(MS)).oneshot(request).await.unwrap();
     assert_eq!((answer.status(), Cause::of(&answer)), (StatusCode::REQUEST_TIMEOUT, Some(Cause::UploadStalled)));
@@ -383,7 +387,7 @@ async fn a_client_that_stops_uploading_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_does_not_take_the_upload_is_told_from_one_that_does_not_answer() {
+async fn an_upstream_that_does_not_take_the_upload_differs_from_one_that_does_not_respond() {
     let deaf = service_fn(|_: Request<TrackedUpload<Full<Bytes>>>| {
         std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
     });
@@ -393,8 +397,8 @@ async fn an_upstream_that_does_not_take_the_upload_is_told_from_one_that_does_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_goes_on_beside_the_answer_keeps_both_alive() {
-    // the answer's body stands still while the upload moves, three times as long as either may be idle
+async fn progress_of_the_upload_keeps_the_response_alive_too() {
+    // the response's body pauses while the upload moves, for three times the idle limit
     let service = service_fn(|request: Request<TrackedUpload<_>>| async {
         let echo = async move {
             BodyExt::collect(request.into_body()).await.unwrap();
@@ -408,7 +412,7 @@ async fn an_upload_that_goes_on_beside_the_answer_keeps_both_alive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_client_is_blamed_for_an_upload_that_stalls_beside_the_answer() {
+async fn an_upload_that_stalls_during_the_response_is_the_clients_failure() {
     let service = service_fn(|request: Request<TrackedUpload<_>>| async {
         let echo = async move {
             BodyExt::collect(request.into_body()).await.unwrap();
@@ -424,13 +428,13 @@ async fn the_client_is_blamed_for_an_upload_that_stalls_beside_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_empty_goes_unwatched() {
+async fn an_empty_body_is_not_tracked() {
     let answer = TimeoutLayer::new(none().response_head(LIMIT)).layer(reads_then(LIMIT + MS));
     let answer = answer.oneshot(Request::new(Empty::new())).await.unwrap();
     assert_eq!(Cause::of(&answer), Some(Cause::FirstByteTimeout));
 }
 
-/// A layer that learns one route, after 300 answers that each took 40 ms.
+/// A layer that learns one route, after 300 responses of 40 ms each.
 async fn taught(timeouts: Timeouts, mode: LearningMode) -> (TimeoutLayer, Arc<RouteTimeouts>) {
     let limits = Arc::new(RouteTimeouts::new(SECOND * 10, ["/known"]).unwrap().learning(mode));
     let layer = TimeoutLayer::new(timeouts).learned(limits.clone(), |head| Some(head.uri.path()));
@@ -447,7 +451,7 @@ fn known<B>(body: B) -> Request<B> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_learned_limit_cuts_only_where_it_is_told_to() {
+async fn a_learned_timeout_ends_calls_only_if_it_is_enforced() {
     for (mode, route, cause) in [
         (LearningMode::Enforce, "/known", Some(Cause::FirstByteTimeout)),
         (LearningMode::Enforce, "/other", None),
@@ -470,9 +474,9 @@ async fn a_learned_limit_cuts_only_where_it_is_told_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_learned_begins_at_the_end_of_the_upload() {
+async fn a_learned_latency_starts_at_the_end_of_the_upload() {
     let (layer, limits) = taught(none(), LearningMode::Enforce).await;
-    // the upload takes as long as the answer, which is no later than the others
+    // the upload takes as long as the response, which is not later than the others
     for _ in 0..300 {
         let answer = layer.layer(reads_then(MS * 40)).oneshot(known(frames([MS * 10; 4]))).await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -489,8 +493,8 @@ async fn streams_teach_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_is_through_gives_a_body_that_stalls_no_more_time() {
-    // it reads the upload, answers, and then its body stands still
+async fn an_upload_that_has_ended_does_not_extend_the_body_idle_timeout() {
+    // it reads the upload, responds, and then sends nothing more of the body
     let service = service_fn(|request: Request<TrackedUpload<_>>| async {
         BodyExt::collect(request.into_body()).await.unwrap();
         Ok::<_, Infallible>(Response::new(frames([LIMIT * 9])))

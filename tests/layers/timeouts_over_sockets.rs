@@ -1,4 +1,4 @@
-//! The limits of an exchange, over real sockets: each names the phase that ate the time.
+//! Timeouts over real sockets: the failure names the phase in which the time passed.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::support::{Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, shor
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const SOON: Duration = Duration::from_millis(300);
 
-/// Reads every request and answers none.
+/// Reads every request and responds to none.
 async fn silent() -> Upstream {
     Upstream::scripted(|mut wire, _| async move { while wire.request().await.is_some() {} }).await
 }
@@ -48,7 +48,7 @@ async fn the_total_covers_the_wait_for_a_connection() {
     let limits = Timeouts::new().total(SOON);
     let patient = proxy(upstream.address).max_connections(1).queue_timeout(Duration::from_secs(60));
     let gateway = Gateway::limited(patient, limits).await;
-    // its head has come, so that the total no longer counts, and it keeps the only connection
+    // its head has arrived, so that the total no longer applies, and it holds the only connection
     let mut first = Wire::connect(gateway.address).await;
     first.write(GET).await;
     assert_eq!(soon(first.head()).await.status(), 200);
@@ -59,7 +59,7 @@ async fn the_total_covers_the_wait_for_a_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_uploading_is_told_so_and_the_upstream_is_not_blamed() {
+async fn a_client_that_stops_uploading_is_no_failure_of_the_upstream() {
     let upstream = silent().await;
     let gateway = Gateway::limited(proxy(upstream.address), short()).await;
     let mut client = Wire::connect(gateway.address).await;
@@ -88,7 +88,7 @@ async fn an_upload_that_moves_is_never_late_however_long_it_takes() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_slowly_is_not_the_upstreams_fault() {
+async fn a_client_that_reads_slowly_is_no_failure_of_the_upstream() {
     const SIZE: usize = 16 << 20;
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await.unwrap();
@@ -107,7 +107,7 @@ async fn a_client_that_reads_slowly_is_not_the_upstreams_fault() {
 }
 
 #[tokio::test]
-async fn without_limits_an_answer_may_take_its_time() {
+async fn without_timeouts_a_response_may_take_any_time() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await.unwrap();
         tokio::time::sleep(2 * SOON).await;
@@ -119,10 +119,10 @@ async fn without_limits_an_answer_may_take_its_time() {
     assert_eq!(ask(gateway.address, GET).await.text(), "late");
 }
 
-/// The longest any phase below is left to itself.
+/// The timeout of an attempt in each of the phases below.
 const PHASE: Duration = Duration::from_millis(100);
 
-/// A proxy under one limit for the attempt, and what it answers.
+/// Makes a call of a proxy under one timeout, for the attempt; returns its failure.
 async fn attempt<C>(builder: ReverseProxyBuilder<C>) -> Failure
 where
     C: Connect,
@@ -144,7 +144,7 @@ where
     Failure::of(&answer).unwrap().clone()
 }
 
-/// A connector that leaves the rest to the test.
+/// A connector that leaves the connection to the test.
 fn dials(to: std::net::SocketAddr) -> ReverseProxyBuilder {
     ReverseProxy::builder(to.to_string().parse().unwrap(), ForwardingRules::new("edge").unwrap())
 }
@@ -158,7 +158,7 @@ fn unsent(cause: Cause, phase: Phase) -> (Cause, Phase, Replay, Evidence) {
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_resolved_ate_the_time() {
+async fn a_timeout_during_resolution_names_it() {
     let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<_>, std::io::Error>>());
     let target = "nowhere.test".parse().unwrap();
     let named = ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap());
@@ -167,14 +167,14 @@ async fn a_name_that_is_not_resolved_ate_the_time() {
 }
 
 #[tokio::test]
-async fn a_connect_that_nobody_answers_ate_the_time() {
+async fn a_timeout_during_the_connect_names_it() {
     let never = service_fn(|_: Uri| std::future::pending::<Result<Socket<TcpStream>, std::io::Error>>());
     let failure = attempt(dials(([127, 0, 0, 1], 1).into()).connector(never)).await;
     assert_eq!(told(&failure), unsent(Cause::ConnectTimeout, Phase::Connect));
 }
 
 #[tokio::test]
-async fn a_handshake_that_hangs_ate_the_time() {
+async fn a_timeout_during_the_tls_handshake_names_it() {
     let upstream = Upstream::scripted(|mut wire, _| async move { drop(wire.bytes(1 << 20).await) }).await;
     let target = format!("https://localhost:{}", upstream.address.port()).parse().unwrap();
     let failure = attempt(ReverseProxy::builder(target, ForwardingRules::new("edge").unwrap())).await;
@@ -183,12 +183,12 @@ async fn a_handshake_that_hangs_ate_the_time() {
 }
 
 #[tokio::test]
-async fn a_pool_without_room_ate_the_time() {
+async fn a_timeout_in_the_queue_of_the_pool_names_it() {
     let upstream = silent().await;
     let mut proxy = dials(upstream.address).max_connections(1).queue_timeout(PATIENCE).build::<Body>();
     let first = http::Request::get("/").header("host", "a").body(Body::empty()).unwrap();
     let mut first = Box::pin(proxy.call(first));
-    // it has the only connection, which the upstream never answers on
+    // it holds the only connection, on which the upstream never responds
     while upstream.accepted() == 0 {
         let _ = tokio::time::timeout(Duration::from_millis(5), &mut first).await;
     }
@@ -198,7 +198,7 @@ async fn a_pool_without_room_ate_the_time() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_silent_ate_the_time() {
+async fn a_timeout_of_a_silent_upstream_names_the_wait_for_the_first_byte() {
     let upstream = silent().await;
     let failure = attempt(dials(upstream.address)).await;
     let (cause, replay) = (Cause::FirstByteTimeout, Replay::IdempotentOnly);
@@ -217,10 +217,10 @@ where
 }
 
 #[tokio::test]
-async fn hyper_utils_client_tells_the_phases_before_its_connection_by_our_connector() {
+async fn around_hyper_utils_client_our_connector_reports_the_phases_before_a_connection() {
     let silent = service_fn(|_: Name| std::future::pending::<Result<std::vec::IntoIter<_>, std::io::Error>>());
     let failure = attempt_of(legacy(TcpConnector::with_resolver(silent))).await;
-    // whose connection that is nobody says
+    // the client does not say which connection is meant
     let inferred = |cause, phase| (cause, phase, Replay::IdempotentOnly, Evidence::Inferred);
     assert_eq!(told(&failure), inferred(Cause::DnsTimeout, Phase::Resolve));
     let never = service_fn(|_: Uri| std::future::pending::<Result<Socket<TcpStream>, std::io::Error>>());
@@ -232,7 +232,7 @@ async fn hyper_utils_client_tells_the_phases_before_its_connection_by_our_connec
 }
 
 #[tokio::test]
-async fn hyper_utils_client_tells_the_later_phases_where_it_is_captured() {
+async fn around_hyper_utils_client_later_phases_are_known_if_the_connection_is_captured() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await.unwrap();
         wire.write("HTTP/1.1 200 OK\r\nA: ").await;

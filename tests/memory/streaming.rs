@@ -38,7 +38,7 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// Reads so many bytes, looking at the memory now and then; the most it grew.
+/// Reads this number of bytes; returns how many came, and by how much the memory grew at most.
 async fn drain(stream: &mut TcpStream, length: u64, before: u64) -> (u64, u64) {
     let (mut buffer, mut read, mut grown, mut look) = (vec![0; PIECE], 0, 0, 0);
     while read < length {
@@ -115,7 +115,7 @@ async fn a_long_upload_takes_no_memory() {
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// Waits until the count stands still, and says where.
+/// Waits until the count no longer changes, and returns it.
 async fn at_rest(count: &AtomicU64) -> u64 {
     let (mut last, mut still) = (0, 0);
     for _ in 0..900 {
@@ -131,7 +131,7 @@ async fn at_rest(count: &AtomicU64) -> u64 {
 }
 
 #[tokio::test]
-async fn an_upstream_whose_answer_nobody_reads_has_to_wait() {
+async fn an_upstream_whose_response_is_not_read_has_to_wait() {
     const LENGTH: u64 = 4 * BOUND;
     let _alone = ALONE.lock().await;
     let written = Arc::new(AtomicU64::new(0));
@@ -149,7 +149,7 @@ async fn an_upstream_whose_answer_nobody_reads_has_to_wait() {
         }
     })
     .await;
-    // the limits on the upstream rest as long as nobody reads: the wait is longer than they are
+    // the timeouts of the upstream are paused while the client does not read: the wait is longer than they are
     let gateway = Gateway::limited(proxy(upstream.address), short()).await;
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -160,7 +160,7 @@ async fn an_upstream_whose_answer_nobody_reads_has_to_wait() {
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// Reads no more than the kernel does for it, until it is told to.
+/// Sends a request and does not read its response, but for what the kernel buffers.
 async fn ask_and_leave_unread(gateway: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(gateway).await.unwrap();
     stream.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -169,7 +169,7 @@ async fn ask_and_leave_unread(gateway: SocketAddr) -> TcpStream {
 
 const ENDLESS: u64 = 4 * BOUND;
 
-/// Answers `/large` with more than anybody buffers, all else with a word.
+/// Responds to `/large` with more than all buffers hold, and to other requests with a word.
 async fn large() -> Upstream {
     Upstream::scripted(|mut wire, _| async move {
         while let Some(request) = wire.request().await {
@@ -191,7 +191,7 @@ async fn large() -> Upstream {
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_reads_gives_its_connection_back() {
+async fn a_response_that_is_not_read_releases_its_connection() {
     let _alone = ALONE.lock().await;
     let upstream = large().await;
     let builder = proxy(upstream.address).max_connections(1).queue_timeout(PATIENCE);
@@ -209,7 +209,7 @@ async fn an_answer_that_nobody_reads_gives_its_connection_back() {
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_reads_resets_its_stream_and_no_other() {
+async fn a_response_that_is_not_read_resets_its_stream_and_no_other() {
     struct Ended(Arc<AtomicU64>);
     impl Drop for Ended {
         fn drop(&mut self) {
@@ -241,7 +241,7 @@ async fn an_answer_that_nobody_reads_resets_its_stream_and_no_other() {
 }
 
 #[tokio::test]
-async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_others() {
+async fn one_client_connection_with_a_window_of_zero_does_not_use_up_the_limiter() {
     let _alone = ALONE.lock().await;
     let upstream = large().await;
     let limits = Timeouts::new().response_head(PATIENCE).client_idle(Duration::from_millis(500));
@@ -277,7 +277,7 @@ async fn one_connection_whose_window_is_zero_does_not_take_the_limit_from_all_ot
 }
 
 #[tokio::test]
-async fn a_client_whose_upload_nobody_reads_has_to_wait() {
+async fn a_client_whose_upload_is_not_read_has_to_wait() {
     let _alone = ALONE.lock().await;
     let release = Arc::new(tokio::sync::Notify::new());
     let go_on = release.clone();

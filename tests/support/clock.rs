@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// Advances the clock by so many steps; what is due after each runs, and what it sends arrives.
+/// Advances the clock in steps; after each, tasks that are due run, and what they send arrives.
 ///
-/// The clock runs as usual between: one that is paused for good would jump to the next timer whenever all tasks wait, though
-/// bytes may still be under way in the kernel. It needs the runtime of one thread.
+/// Between steps the clock runs as usual: a clock that stays paused would jump to the next timer whenever all tasks wait,
+/// though bytes may still be under way in the kernel. It needs a runtime of one thread.
 pub(crate) async fn skip(steps: u32, step: Duration) {
     for _ in 0..steps {
         tokio::time::pause();

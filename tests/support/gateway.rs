@@ -98,7 +98,7 @@ impl Gateway {
         Self::serving(listener().await, builder, timeouts)
     }
 
-    /// On a socket whose address somebody else has to know before.
+    /// On a socket whose address is needed before.
     pub(crate) fn bound<C>(listener: TcpListener, builder: ReverseProxyBuilder<C>) -> Self
     where
         C: Connect,

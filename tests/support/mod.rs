@@ -23,15 +23,15 @@ pub(crate) use self::stack::{StackGateway, default_proxy, stack};
 pub(crate) use self::upstream::{Upstream, app, tls_app};
 pub(crate) use self::wire::{Message, Wire, ask};
 
-/// What takes longer than this will never come.
+/// The longest wait of a test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(9);
 
-/// Waits for what has to come.
+/// Waits for a future that has to complete.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.expect("it comes in time")
 }
 
-/// Waits until something that nobody signals has become true.
+/// Waits until a condition holds, by polling it.
 pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..900 {
         if is_so() {

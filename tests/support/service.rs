@@ -78,33 +78,33 @@ pub(crate) struct Script {
 }
 
 impl Script {
-    /// The next calls meet these acts, one each; all others are answered with 200.
+    /// Sets the acts of the next calls, one each; later calls are answered with 200.
     pub(crate) fn play(&self, acts: impl IntoIterator<Item = Act>) {
         *self.acts.lock().unwrap() = acts.into_iter().collect();
     }
 
-    /// Is ready from now on.
+    /// Makes it ready.
     pub(crate) fn open(&self) {
         self.open_for.store(u32::MAX, Relaxed);
         self.waiting.lock().unwrap().drain(..).for_each(Waker::wake);
     }
 
-    /// Is not ready until it is opened.
+    /// Makes it not ready until it is opened.
     pub(crate) fn close(&self) {
         self.open_for.store(0, Relaxed);
     }
 
-    /// Is not ready once it has been called this often, until it is opened.
+    /// Makes it not ready after this number of calls, until it is opened.
     pub(crate) fn close_after(&self, calls: u32) {
         self.open_for.store(calls, Relaxed);
     }
 
-    /// How often it was called.
+    /// Number of calls.
     pub(crate) fn calls(&self) -> u32 {
         self.calls.load(Relaxed)
     }
 
-    /// How often its readiness was polled.
+    /// Number of polls of its readiness.
     pub(crate) fn polls(&self) -> u32 {
         self.polls.load(Relaxed)
     }

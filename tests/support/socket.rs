@@ -1,4 +1,4 @@
-//! The gateway's end of an upstream connection, under watch.
+//! The gateway's end of an upstream connection, whose close a test can see.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedSender;
 use tower_upstream::client::TlsInfo;
 
-/// A socket of a connector that the crate does not know; its sender goes when it is closed.
+/// A socket of a connector that is not one of the crate; its sender is dropped when it is closed.
 pub(crate) struct Socket<T> {
     io: TokioIo<T>,
     is_tls: bool,
@@ -27,7 +27,7 @@ impl<T> Socket<T> {
         Self { _open: Some(open), ..Self::new(io) }
     }
 
-    /// Says that it is TLS, which it is not.
+    /// A socket that is marked as TLS, though it is not.
     pub(crate) fn marked_as_tls(io: T) -> Self {
         Self { is_tls: true, ..Self::new(io) }
     }

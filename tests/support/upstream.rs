@@ -32,7 +32,7 @@ impl Drop for Upstream {
 }
 
 impl Upstream {
-    /// Plays `script` on each connection, which is told how many came before.
+    /// Runs `script` on each connection, with the number of connections before it.
     pub(crate) async fn scripted<F>(script: impl Fn(Wire, usize) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,

@@ -9,12 +9,12 @@ use tokio::net::TcpStream;
 
 use super::soon;
 
-/// A connection that reads messages and writes what it is told.
+/// A connection that reads messages and writes bytes.
 pub(crate) struct Wire {
     stream: BufReader<TcpStream>,
 }
 
-/// A message as it came.
+/// A message as it was received.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
     /// Request line or status line.
@@ -22,7 +22,7 @@ pub(crate) struct Message {
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
     pub(crate) trailers: Vec<(String, String)>,
-    /// The framing was satisfied.
+    /// The message is complete by its framing.
     pub(crate) whole: bool,
 }
 
@@ -65,7 +65,7 @@ impl Wire {
         soon(self.stream.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// Writes as far as the other side lets it.
+    /// Writes as far as the other side takes it.
     pub(crate) async fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         soon(self.stream.write_all(bytes.as_ref())).await
     }
@@ -79,7 +79,7 @@ impl Wire {
         self.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads its response.
     pub(crate) async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
         self.write(request).await;
         self.answer().await
@@ -89,18 +89,18 @@ impl Wire {
         soon(self.read_message(Framing::Answer)).await
     }
 
-    /// The answer to HEAD, which has a head alone.
+    /// Reads a response to HEAD, which has no body.
     pub(crate) async fn head(&mut self) -> Message {
         soon(self.read_message(Framing::HeadAlone)).await
     }
 
-    /// The next request; `None` once the other side has left.
+    /// Reads the next request; `None` once the other side has closed.
     pub(crate) async fn request(&mut self) -> Option<Message> {
         let message = soon(self.read_message(Framing::Request)).await;
         message.whole.then_some(message)
     }
 
-    /// The next request without its body; waits as long as it takes.
+    /// Reads the next request without its body; waits without a limit.
     pub(crate) async fn request_head(&mut self) -> Option<Message> {
         let message = self.read_message(Framing::HeadAlone).await;
         message.whole.then_some(message)
@@ -113,21 +113,21 @@ impl Wire {
         if message.whole { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
-    /// So many bytes, or fewer at the end.
+    /// Reads at most this number of bytes; fewer only at the end.
     pub(crate) async fn bytes(&mut self, most: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         let _ = soon((&mut self.stream).take(most as u64).read_to_end(&mut bytes)).await;
         bytes
     }
 
-    /// Whether the other side ends within this time; what it still sends is read and dropped.
+    /// Whether the other side closes within this time; what it still sends is read and dropped.
     pub(crate) async fn ends_within(&mut self, limit: Duration) -> bool {
         let mut rest = vec![0; 64 << 10];
         let drained = async { while self.stream.read(&mut rest).await.is_ok_and(|read| read > 0) {} };
         tokio::time::timeout(limit, drained).await.is_ok()
     }
 
-    /// Bytes that were read from the socket and not asked for yet.
+    /// Number of bytes that were read from the socket and not consumed yet.
     pub(crate) fn buffered(&self) -> usize {
         self.stream.buffer().len()
     }
@@ -138,7 +138,7 @@ impl Wire {
 
     async fn read_message(&mut self, framing: Framing) -> Message {
         let mut message = Message::default();
-        // an error is an end, as far as these tests go
+        // these tests treat an error as an end
         let _ = self.read_into(&mut message, framing).await;
         message
     }
@@ -213,7 +213,7 @@ enum Framing {
     HeadAlone,
 }
 
-/// Asks once, on a connection of its own.
+/// Sends a request on a connection of its own; returns the response.
 pub(crate) async fn ask(to: SocketAddr, request: impl AsRef<[u8]>) -> Message {
     Wire::connect(to).await.ask(request).await
 }

@@ -1,7 +1,7 @@
 //! Fairness: k hostile clients of 100 cost the others at most k % of their requests, and open no circuit.
 //!
-//! Real sockets, the default stack around a `ReverseProxy`, an HTTP/1.1 and an HTTP/2 upstream that are well. The clock is
-//! the real one, but the waits for `client_idle` are skipped by advancing it. `hostile.rs` has the kinds.
+//! Real sockets, the default stack around a `ReverseProxy`, a healthy HTTP/1.1 and a healthy HTTP/2 upstream. The clock
+//! is the real one, but the waits for `client_idle` are skipped by advancing it. `hostile.rs` has the kinds of clients.
 
 mod hostile;
 mod others;
@@ -48,10 +48,10 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// Hostile clients act, the others ask twice: while the hostile act, and long after.
+    /// Hostile clients act; the others send requests meanwhile, and again long after.
     async fn play(kind: Kind, k: usize, http: HttpVersion) -> Self {
         let (upstream, written) = others::upstream().await;
-        // clients that never read hold a connection for each response until `client_idle` passes
+        // clients that never read hold a connection for each response until `client_idle` has passed
         let connections = if kind.is_cured_by_client_idle() { 1024 } else { CONNECTIONS };
         let proxy = default_proxy(upstream.address).http(http).max_connections(connections);
         let gateway = StackGateway::start(stack(), proxy).await;
@@ -135,27 +135,27 @@ async fn is_fair(kind: Kind) {
 }
 
 #[tokio::test]
-async fn clients_that_never_read_an_http1_response_hurt_nobody() {
+async fn clients_that_never_read_an_http1_response_do_no_harm() {
     is_fair(Kind::NeverReadingHttp1).await;
 }
 
 #[tokio::test]
-async fn clients_that_never_read_an_http2_response_hurt_nobody() {
+async fn clients_that_never_read_an_http2_response_do_no_harm() {
     is_fair(Kind::NeverReadingHttp2).await;
 }
 
 #[tokio::test]
-async fn clients_that_read_slowly_hurt_nobody() {
+async fn clients_that_read_slowly_do_no_harm() {
     is_fair(Kind::SlowReader).await;
 }
 
 #[tokio::test]
-async fn clients_that_cancel_before_the_response_head_hurt_nobody() {
+async fn clients_that_cancel_before_the_response_head_do_no_harm() {
     is_fair(Kind::CancelBeforeHead).await;
 }
 
 #[tokio::test]
-async fn clients_that_cancel_their_upload_hurt_nobody() {
+async fn clients_that_cancel_their_upload_do_no_harm() {
     is_fair(Kind::CancelUpload).await;
 }
 
@@ -173,7 +173,7 @@ async fn a_response_that_ends_with_the_clients_upload_is_no_failure_of_the_upstr
     }
 }
 
-/// Breaks an upload off once its response has begun, before an upstream that sends it back; the cause.
+/// Ends an upload with an error once its response has begun, before an upstream that echoes it; returns the cause.
 async fn break_off<S, B>(to: SocketAddr, client: S) -> Cause
 where
     S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
@@ -203,7 +203,7 @@ async fn a_response_that_ends_with_the_clients_upload_is_no_failure_around_any_c
         assert_eq!(break_off(upstream.address, layer.layer(tracked)).await, Cause::RequestBodyFailed, "h2 {h2}");
         assert_eq!(layer.handle().snapshot(Instant::now()).circuit.unwrap().failures, 0, "h2 {h2}");
     }
-    // whatever such a client says of it: a stack watches the request body itself
+    // whatever error such a client returns: a stack tracks the request body itself
     let echo = service_fn(|request: Request<TrackedUpload<ReplayBody<Body>>>| async {
         let body = request.into_body().map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof));
         Ok::<_, Infallible>(Response::new(Box::pin(body)))
@@ -214,39 +214,38 @@ async fn a_response_that_ends_with_the_clients_upload_is_no_failure_around_any_c
 }
 
 #[tokio::test]
-async fn clients_that_cancel_their_download_hurt_nobody() {
+async fn clients_that_cancel_their_download_do_no_harm() {
     is_fair(Kind::CancelDownload).await;
 }
 
 #[tokio::test]
-async fn clients_that_reset_their_streams_hurt_nobody() {
+async fn clients_that_reset_their_streams_do_no_harm() {
     is_fair(Kind::ResetStreams).await;
 }
 
 #[tokio::test]
-async fn clients_that_reset_their_streams_all_at_once_hurt_nobody() {
+async fn clients_that_reset_their_streams_concurrently_do_no_harm() {
     is_fair(Kind::ResetStreamsAtOnce).await;
 }
 
 #[tokio::test]
-async fn clients_with_huge_heads_hurt_nobody() {
+async fn clients_with_huge_heads_do_no_harm() {
     is_fair(Kind::HugeHead).await;
 }
 
 #[tokio::test]
-async fn clients_with_odd_hosts_hurt_nobody() {
+async fn clients_with_odd_hosts_do_no_harm() {
     is_fair(Kind::OddHost).await;
 }
 
 #[tokio::test]
-async fn clients_with_bad_trailers_hurt_nobody() {
+async fn clients_with_bad_trailers_do_no_harm() {
     is_fair(Kind::BadTrailer).await;
 }
 
 #[tokio::test]
-async fn clients_with_silent_tunnels_hurt_nobody() {
+async fn clients_with_silent_tunnels_do_no_harm() {
     is_fair(Kind::SilentTunnel).await;
 }
 
-// Dripping uploads, slow and failing routes and long `Retry-After` join here once outcomes are judged by what the upstream
-// did (DESIGN.md, "Blame follows evidence"): each is a `Kind` and a test.
+// Dripping uploads, slow and failing routes and a long `Retry-After` are not here yet: each is a `Kind` and a test.
