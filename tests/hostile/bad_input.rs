@@ -1,4 +1,4 @@
-//! Whatever a client or an upstream sends: a clear answer, no panic, and the next request is served.
+//! Invalid input of clients and upstreams: a clear response, no panic, and the next request is served.
 
 use std::sync::{Arc, Mutex, Once};
 
@@ -8,7 +8,7 @@ use crate::support::{Gateway, Message, Upstream, Wire, ask, gateway, proxy};
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Notes every panic that is not one of these tests' own.
+/// Records every panic outside of the tests' own code.
 fn note_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -22,11 +22,11 @@ fn note_panics() {
     });
 }
 
-/// A gateway before an upstream that tells what it saw.
+/// A gateway before an upstream that reports the requests it read.
 struct Stage {
     gateway: Gateway,
     _upstream: Upstream,
-    /// The heads that came to the upstream, by the upstream's own framing.
+    /// The heads that reached the upstream, by the upstream's own framing.
     heads: Arc<Mutex<Vec<String>>>,
 }
 
@@ -49,10 +49,10 @@ impl Stage {
         Self { gateway: Gateway::before(upstream.address).await, _upstream: upstream, heads }
     }
 
-    /// The answer to a request of any bytes; the stage stands afterwards.
+    /// Sends any bytes as a request, and returns the response; checks that the gateway works afterwards.
     async fn answer(&self, request: impl AsRef<[u8]>) -> Message {
         let mut wire = Wire::connect(self.gateway.address).await;
-        // the server may have heard enough
+        // the server may stop reading early
         let _ = wire.try_write(request).await;
         let answer = wire.answer().await;
         assert_eq!(ask(self.gateway.address, "GET /after HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
@@ -94,7 +94,7 @@ async fn a_host_that_is_missing_doubled_or_malformed_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_gateway_is_nothing_it_received() {
+async fn a_rejection_by_the_gateway_has_no_received_status() {
     let stage = Stage::new().await;
     let answer = stage.answer("GET / HTTP/1.1\r\n\r\n").await;
     let member = "edge; error=http_request_error; status-code=400; status-phrase=\"Bad Request\"";
@@ -120,7 +120,7 @@ async fn a_tunnel_is_not_opened() {
 }
 
 #[tokio::test]
-async fn a_trace_reaches_nobody_and_shows_nothing() {
+async fn a_trace_is_not_forwarded_and_echoes_nothing() {
     let stage = Stage::new().await;
     for field in ["", "Max-Forwards: 0\r\n", "Max-Forwards: 9\r\n", "Content-Length: 0\r\n"] {
         let trace = format!("TRACE /x HTTP/1.1\r\nHost: a\r\nX-Api-Key: secret\r\n{field}\r\n");
@@ -140,7 +140,7 @@ async fn options_of_the_server_go_to_the_upstream() {
 }
 
 #[tokio::test]
-async fn heads_beyond_the_servers_limits_are_told_so() {
+async fn heads_beyond_the_servers_limits_are_rejected_with_the_reason() {
     let stage = Stage::new().await;
     let with = |fields: String| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
     let many = |count: u32| {
@@ -156,7 +156,7 @@ async fn heads_beyond_the_servers_limits_are_told_so() {
 }
 
 #[tokio::test]
-async fn bytes_beyond_ascii_in_a_field_pass_as_they_are() {
+async fn bytes_beyond_ascii_in_a_field_pass_unchanged() {
     let stage = Stage::new().await;
     let answer = stage.answer(b"GET / HTTP/1.1\r\nHost: a\r\nX-Odd: a\xc3\xa9b\r\nX-Odd: \t\r\n\r\n").await;
     assert!(answer.text().contains("x-odd: a\u{e9}b\n"), "{}", answer.text());
@@ -181,7 +181,7 @@ async fn connection_removes_neither_host_nor_length() {
 }
 
 #[tokio::test]
-async fn a_chain_of_hops_that_cannot_be_read_is_no_reason_to_refuse() {
+async fn a_chain_of_hops_that_cannot_be_parsed_does_not_reject_the_request() {
     let stage = Stage::new().await;
     for field in
         ["Via: ,,;;\"unclosed (((", "Via: \u{fc}\u{fc}", "Forwarded: for=\"unclosed;;,=", "X-Forwarded-For: ,,,"]
@@ -196,7 +196,7 @@ async fn a_chain_of_hops_that_cannot_be_read_is_no_reason_to_refuse() {
 }
 
 #[tokio::test]
-async fn ours_is_appended_to_a_proxy_status_that_cannot_be_read() {
+async fn our_member_is_appended_to_a_proxy_status_that_cannot_be_parsed() {
     note_panics();
     let upstream = Upstream::scripted(|mut wire, _| async move {
         while wire.request().await.is_some() {

@@ -1,7 +1,7 @@
-//! What a learned limit does on five streams of latencies: normal answers cut, hangs found.
+//! A learned timeout on five streams of latencies: how many normal responses it cuts, and how soon it ends hangs.
 //!
-//! 50 calls a second, 0.2 % of them hang, 20,000 calls, the first 60 s are not judged. A call slower than the limit is
-//! cut and teaches only that. Time is an argument: nothing here waits. The table is printed by
+//! 20,000 calls, 50 per second, of which 0.2 % hang; the first 60 s do not count. A call slower than the timeout is
+//! cut, and teaches only that it was slower. Time is an argument, so that nothing waits. The table is printed by
 //!
 //!     DEEP=1 cargo test --test layers adaptive_timeout -- --nocapture
 
@@ -20,13 +20,13 @@ const SEEDS: u64 = 20;
 const CALLS: usize = 20_000;
 const CAP: f64 = 10.0;
 
-/// Where the regime changes, in seconds.
+/// When the latency changes, in seconds.
 const CHANGE: f64 = 200.0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Lognormal,
-    /// 1 % are slow and yet normal.
+    /// 1 % are slow but normal.
     Bimodal,
     Pareto,
     /// Three times slower for good.
@@ -42,7 +42,7 @@ fn lognormal(rng: &mut Rng, median: f64, sigma: f64) -> f64 {
     median * (sigma * radius * (std::f64::consts::TAU * rng.f64()).cos()).exp()
 }
 
-/// When each call begins and how long its answer takes; none for a hang.
+/// When each call begins, and the latency of its response; none for a hang.
 type Stream = Vec<(f64, Option<f64>)>;
 
 fn stream(kind: Kind, seed: u64) -> Stream {
@@ -66,7 +66,7 @@ fn stream(kind: Kind, seed: u64) -> Stream {
     (0..CALLS).map(|_| call()).collect()
 }
 
-/// Whoever says how long a call may take.
+/// An estimator of how long a call may take.
 trait Estimator {
     fn limit(&mut self, at: f64) -> f64;
     fn answered(&mut self, at: f64, elapsed: f64);
@@ -210,7 +210,7 @@ impl PartialOrd for End {
     }
 }
 
-/// What one estimator did on one stream.
+/// The result of one estimator on one stream.
 #[derive(Clone, Copy, Debug)]
 struct Score {
     /// Normal calls that were cut, per cent; those of the 30 s after a change are not among them.
@@ -297,7 +297,7 @@ fn most(of: &[f64]) -> f64 {
 }
 
 #[test]
-fn normal_answers_live_hangs_are_found_and_a_change_for_the_slower_is_survived() {
+fn normal_responses_pass_hangs_are_ended_and_slower_latencies_are_learned() {
     let streams: Vec<Vec<_>> = KINDS.iter().map(|kind| (0..SEEDS).map(|seed| stream(*kind, seed)).collect()).collect();
     let fixed = |limit: f64| row(&streams, || Box::new(Fixed(limit)));
     let simulation = |censored| row(&streams, || Box::new(Reference::new(censored)));
@@ -323,7 +323,7 @@ fn normal_answers_live_hangs_are_found_and_a_change_for_the_slower_is_survived()
         let (score, theirs) = (&ours[at], &reference[at]);
         let cut = all(score, |score| score.cut);
         assert!(mean(&cut) <= 0.1, "{kind:?}: {} % of the normal calls were cut", mean(&cut));
-        // the bar is 17 of a stream's 17,000 calls, and chance is 4 of them
+        // the limit is 17 of a stream's 17,000 calls, and chance is 4 of them
         assert!(most(&cut) <= 0.125, "{kind:?}: {} % were cut with one of the seeds", most(&cut));
         let slowest = most(&all(score, |score| score.hang));
         assert!(slowest <= 3000.0, "{kind:?}: hangs were found after {slowest} ms with one of the seeds");
@@ -333,7 +333,7 @@ fn normal_answers_live_hangs_are_found_and_a_change_for_the_slower_is_survived()
         }
     }
 
-    // what the timeouts teach: without them every regime is worse, and the changes are by far
+    // without samples of timeouts every stream is worse, and those with a change by far
     for at in 0..KINDS.len() {
         let cut = |scores: &[Vec<Score>]| mean(&all(&scores[at], |score| score.cut + score.changed));
         assert!(cut(&deaf) > cut(&ours), "{:?}", KINDS[at]);

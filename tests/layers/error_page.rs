@@ -43,7 +43,7 @@ fn kind<B>(answer: &Response<B>) -> &str {
     answer.headers().get("content-type").map_or("", |kind| kind.to_str().unwrap())
 }
 
-/// Nobody listens where this client connects.
+/// A client whose connections are refused.
 fn refused() -> impl Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>, Error = io::Error, Future: Send>
 + Clone
 + Send
@@ -52,7 +52,7 @@ fn refused() -> impl Service<Request<Full<Bytes>>, Response = Response<Full<Byte
 }
 
 #[tokio::test]
-async fn a_classified_error_becomes_a_page_with_the_fields_of_the_answer() {
+async fn a_classified_error_becomes_a_page_with_the_fields_of_the_response() {
     let classify = ClassifyLayer::new().proxy_status(ProxyStatus::new("edge").unwrap());
     let service = ServiceBuilder::new().layer(layer()).layer(classify).service(refused());
     let Ok(answer) = service.oneshot(browser()).await;
@@ -65,7 +65,7 @@ async fn a_classified_error_becomes_a_page_with_the_fields_of_the_answer() {
 }
 
 #[tokio::test]
-async fn the_status_that_classify_chose_stays() {
+async fn the_status_of_the_classification_is_kept() {
     let classify = ClassifyLayer::new().choose_status(|_| StatusCode::IM_A_TEAPOT);
     let service = ServiceBuilder::new().layer(layer()).layer(classify).service(refused());
     let Ok(answer) = service.oneshot(browser()).await;
@@ -74,7 +74,7 @@ async fn the_status_that_classify_chose_stays() {
 }
 
 #[tokio::test]
-async fn two_layers_of_classify_leave_the_answer_ours() {
+async fn two_classify_layers_keep_the_response_local() {
     let stack = ServiceBuilder::new().layer(layer()).layer(ClassifyLayer::new()).layer(ClassifyLayer::new());
     let Ok(answer) = stack.service(refused()).oneshot(browser()).await;
     assert_eq!(kind(&answer), HTML);
@@ -105,7 +105,7 @@ async fn one_layer_alone_has_its_page_with_and_without_classify() {
 }
 
 #[tokio::test]
-async fn what_retry_hands_on_has_its_page() {
+async fn a_failure_after_retries_has_its_page() {
     let service = ServiceBuilder::new().layer(layer()).layer(RetryLayer::new()).layer(ClassifyLayer::new());
     let client = service_fn(|_: Request<_>| async { Err::<Response<Full<Bytes>>, _>(io::Error::other("no")) });
     let Ok(answer) = service.service(client).oneshot(browser()).await;
@@ -113,7 +113,7 @@ async fn what_retry_hands_on_has_its_page() {
 }
 
 #[tokio::test]
-async fn what_was_relayed_is_never_touched() {
+async fn a_relayed_response_is_never_changed() {
     for status in [200, 204, 304, 404, 500, 502, 503, 504] {
         let upstream = service_fn(move |_: Request<Full<Bytes>>| async move {
             let answer = Response::builder().status(status).header("content-type", "text/x-own");
@@ -129,7 +129,7 @@ async fn what_was_relayed_is_never_touched() {
 }
 
 #[tokio::test]
-async fn an_error_is_handed_on() {
+async fn an_error_passes_unchanged() {
     let error = layer().layer(refused()).oneshot(browser()).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
 }
@@ -198,7 +198,7 @@ async fn an_axum_app_has_pages_for_handlers_and_for_a_gateway() {
 }
 
 #[tokio::test]
-async fn a_head_over_the_wire_is_that_of_the_get_without_a_body() {
+async fn a_response_to_head_has_the_head_of_the_get_and_no_body() {
     let address = app().await;
     let fields = "Accept: text/html\r\nX-Request-Id: f00\r\n";
     let get = ask(address, request("GET", "/elsewhere", fields)).await;

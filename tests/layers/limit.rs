@@ -1,4 +1,4 @@
-//! `ConcurrencyLimitLayer` around services and in axum apps, and what it is for: an upstream that has become slow.
+//! `ConcurrencyLimitLayer` around services, in axum apps, and before an upstream that has become slow.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -39,7 +39,7 @@ fn answers(body: Body) -> std::future::Ready<Result<Response<Body>, Infallible>>
     std::future::ready(Ok(Response::new(body)))
 }
 
-/// Waits until something that nobody signals has become true.
+/// Waits until a condition holds, by polling it.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..900 {
         if is_so() {
@@ -51,7 +51,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_body_that_a_client_of_http2_never_takes_gives_its_slot_back() {
+async fn a_short_body_that_an_http2_client_never_reads_releases_its_slot() {
     let limit = ConcurrencyLimitLayer::fixed(1);
     let service = limit.layer(service_fn(|_: Request<Body>| answers(Body::from("short"))));
     let mut request = request();
@@ -81,7 +81,7 @@ async fn a_slot_is_held_until_the_body_has_ended() {
 }
 
 #[tokio::test]
-async fn a_body_that_fails_gives_its_slot_back() {
+async fn a_body_that_fails_releases_its_slot() {
     let limit = ConcurrencyLimitLayer::fixed(1);
     let broken = || Body::from_stream(stream::iter([Ok("one"), Err(std::io::Error::other("broken"))]));
     let service = limit.layer(service_fn(move |_: Request<Body>| answers(broken())));
@@ -93,7 +93,7 @@ async fn a_body_that_fails_gives_its_slot_back() {
 }
 
 #[tokio::test]
-async fn an_error_gives_its_slot_back() {
+async fn an_error_releases_its_slot() {
     let limit = ConcurrencyLimitLayer::fixed(1);
     let fails = service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("its own") });
     assert_eq!(limit.layer(fails).oneshot(request()).await.unwrap_err(), "its own");
@@ -101,7 +101,7 @@ async fn an_error_gives_its_slot_back() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_dropped_gives_its_slot_back() {
+async fn a_call_that_is_dropped_releases_its_slot() {
     let limit = ConcurrencyLimitLayer::fixed(1);
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let mut service = limit.layer(stuck);
@@ -114,7 +114,7 @@ async fn a_call_that_is_dropped_gives_its_slot_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_time_limit_on_either_side_gives_the_slot_back() {
+async fn a_timeout_inside_or_outside_releases_the_slot() {
     let limits = || TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(2))).without_upload_tracking();
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let limit = ConcurrencyLimitLayer::fixed(1);
@@ -130,7 +130,7 @@ async fn a_time_limit_on_either_side_gives_the_slot_back() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_inner_service_gives_the_slot_back() {
+async fn a_panic_of_the_inner_service_releases_the_slot() {
     let limit = ConcurrencyLimitLayer::fixed(1);
     let panics = service_fn(|_: Request<Body>| async { panic!("inside") as Result<Response<Body>, Infallible> });
     assert!(tokio::spawn(limit.layer(panics).oneshot(request())).await.unwrap_err().is_panic());
@@ -138,7 +138,7 @@ async fn a_panic_of_the_inner_service_gives_the_slot_back() {
 }
 
 #[tokio::test]
-async fn after_a_101_the_slot_is_given_back_at_the_head() {
+async fn a_101_releases_the_slot_at_the_head() {
     let limit = ConcurrencyLimitLayer::fixed(1);
     let upgrades = service_fn(|_: Request<Body>| async {
         let mut answer = Response::new(chunks());
@@ -152,7 +152,7 @@ async fn after_a_101_the_slot_is_given_back_at_the_head() {
 }
 
 #[tokio::test]
-async fn a_slot_that_is_to_be_held_is_given_back_with_the_tunnels_end() {
+async fn a_slot_that_is_held_during_an_upgrade_is_released_at_the_tunnels_end() {
     let limit = ConcurrencyLimitLayer::fixed(1).hold_slot_during_upgrade();
     let (tunnel, end) = UpgradeGuard::new();
     let upgrades = service_fn(move |_: Request<Body>| {
@@ -170,7 +170,7 @@ async fn a_slot_that_is_to_be_held_is_given_back_with_the_tunnels_end() {
 }
 
 #[tokio::test]
-async fn of_a_thousand_at_once_exactly_the_limit_passes() {
+async fn of_a_thousand_concurrent_calls_exactly_the_limit_is_admitted() {
     let go = Arc::new(Semaphore::new(0));
     let calls = Arc::new(AtomicU32::new(0));
     let limit = ConcurrencyLimitLayer::fixed(10);
@@ -206,7 +206,7 @@ async fn of_a_thousand_at_once_exactly_the_limit_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn threads_are_never_above_the_limit_together() {
+async fn several_threads_together_never_exceed_the_limit() {
     const LIMIT: u32 = 5;
     let inside = Arc::new(AtomicU32::new(0));
     let limit = ConcurrencyLimitLayer::fixed(LIMIT);
@@ -272,7 +272,7 @@ async fn routes_and_fresh_connections_share_one_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bad_answers_lower_the_limit_wherever_the_timeout_stands_and_callers_who_left_do_not() {
+async fn failures_lower_the_limit_wherever_the_timeout_is_and_cancelled_calls_do_not() {
     let head = Duration::from_millis(200);
     let limits = || TimeoutLayer::new(Timeouts::new().response_head(head)).without_upload_tracking();
     let stuck = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
@@ -301,7 +301,7 @@ async fn bad_answers_lower_the_limit_wherever_the_timeout_stands_and_callers_who
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_is_a_bad_answer_and_streams_are_none_at_all() {
+async fn a_body_that_stalls_is_a_failed_sample_and_a_stream_is_no_sample() {
     let inner = TimeoutLayer::new(Timeouts::new().body_idle(Duration::from_millis(100))).without_upload_tracking();
     let stalls = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
     let service = inner.layer(service_fn(move |_: Request<Body>| answers(stalls())));
@@ -317,7 +317,7 @@ async fn a_body_that_stalls_is_a_bad_answer_and_streams_are_none_at_all() {
 }
 
 #[tokio::test]
-async fn a_keyed_limit_is_the_upstreams_own_and_a_clients_invention_of_names_grows_nothing() {
+async fn each_upstream_has_its_limit_and_invented_names_grow_no_map() {
     let limits = ConcurrencyLimitLayer::fixed(1).keyed();
     let service = limits.layer(service_fn(|_: Request<Body>| answers(chunks())));
     let of = |uri: &str, host: &str| {
@@ -339,7 +339,7 @@ async fn a_keyed_limit_is_the_upstreams_own_and_a_clients_invention_of_names_gro
     drop(held);
     assert_eq!(limits.snapshot("a.example").unwrap().in_flight, 0);
 
-    // those that find no place share one
+    // names beyond the capacity of the map share one limit
     let mut bodies = Vec::new();
     for name in 0..1_024 {
         bodies.push(of("/", &format!("{name}.example")).await);
@@ -352,7 +352,7 @@ async fn a_keyed_limit_is_the_upstreams_own_and_a_clients_invention_of_names_gro
 const WORKERS: usize = 40;
 const SERVICE: f64 = 0.040;
 
-/// What came of a storm: good answers as a share of what could be answered, while it lasted and from a second after it.
+/// Good responses as a share of the capacity, during a slow period and from a second after it.
 #[derive(Debug)]
 struct Storm {
     during: f64,
@@ -360,7 +360,8 @@ struct Storm {
     lowest: u32,
 }
 
-/// 40 workers at a load of 70 %, four times slower for ten seconds; callers give up after two seconds, the work goes on.
+/// 40 workers under a load of 70 % are four times slower for ten seconds; clients cancel after two seconds, the work
+/// goes on.
 async fn storm(limit: Option<ConcurrencyLimitLayer>) -> Storm {
     let free = Arc::new(Semaphore::new(WORKERS));
     let slower = Arc::new(AtomicU32::new(1));
@@ -387,7 +388,7 @@ async fn storm(limit: Option<ConcurrencyLimitLayer>) -> Storm {
     };
     let good = Arc::new(AtomicU32::new(0));
     let (mut share, mut lowest) = ([0.0; 4], u32::MAX);
-    // before, the storm, a second to recover, after
+    // before, the slow period, a second to recover, after
     for (stretch, (seconds, factor)) in [(10.0, 1), (10.0, 4), (1.0, 1), (10.0, 1)].into_iter().enumerate() {
         slower.store(factor, SeqCst);
         good.store(0, SeqCst);
@@ -414,7 +415,7 @@ async fn storm(limit: Option<ConcurrencyLimitLayer>) -> Storm {
 }
 
 #[tokio::test(start_paused = true)]
-async fn through_a_slow_time_the_upstream_does_what_it_can_and_right_after_it_everything() {
+async fn the_upstream_keeps_its_goodput_in_a_slow_period_and_recovers_within_a_second() {
     let without = storm(None).await;
     let with = storm(Some(ConcurrencyLimitLayer::new())).await;
     println!("without: {without:?}\nwith: {with:?}");
@@ -424,7 +425,7 @@ async fn through_a_slow_time_the_upstream_does_what_it_can_and_right_after_it_ev
 }
 
 #[tokio::test]
-async fn a_refusal_never_reaches_the_inner_service_and_readiness_is_the_inner_ones_own() {
+async fn a_rejected_call_never_reaches_the_inner_service_whose_readiness_passes_through() {
     let limit = ConcurrencyLimitLayer::fixed(1);
     let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let mut service = limit.layer(service);

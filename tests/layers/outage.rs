@@ -1,8 +1,9 @@
-//! A total outage of ten seconds, in virtual time: what a stack loses after the upstream's return, with a circuit and without.
+//! A total outage of ten seconds, in virtual time: how many calls are lost after it, with a circuit breaker and
+//! without.
 //!
-//! 700 calls a second come whatever happens; the upstream answers in 40 ms, and refuses connections from second 2 to 12.
-//! A breaker that only waits out its pause loses seconds after the return; one that is looked after in the background
-//! loses what comes within one interval of its probes, here 20 ms. The table is printed by
+//! 700 calls arrive per second throughout; the upstream responds in 40 ms, and refuses connections from second 2 to 12.
+//! A circuit that waits out its open duration loses calls for seconds after the outage; one with an active probe loses
+//! the calls of one probe interval, here 20 ms. The table is printed by
 //!
 //!     cargo test --test layers outage -- --nocapture
 
@@ -30,7 +31,7 @@ const END: Duration = Duration::from_secs(20);
 
 type Body = ReplayBody<Empty<Bytes>>;
 
-/// The upstream, and how often it was asked for a connection while it was down.
+/// The upstream, and the number of connections that it refused.
 #[derive(Clone)]
 struct Upstream {
     begun: Instant,
@@ -64,17 +65,17 @@ impl Upstream {
     }
 }
 
-/// What became of the calls.
+/// The number of failed calls.
 #[derive(Debug, Default)]
 struct Told {
     before: usize,
     during: usize,
     after: usize,
-    /// How often the upstream was asked in vain.
+    /// Connections and probes that were refused.
     in_vain: usize,
 }
 
-/// How a stack is made around the upstream.
+/// Which circuit breaker is around the upstream.
 enum Stack {
     Without,
     Alone,
@@ -99,7 +100,7 @@ async fn loses(stack: Stack) -> Told {
     told(&upstream, classify.layer(retry.layer(breaker.layer(limits.layer(upstream.service()))))).await
 }
 
-/// Calls in an open loop, and counts those that were answered with a failure by when they came.
+/// Makes calls in an open loop, and counts those that fail by the time of their arrival.
 async fn told<S, B>(upstream: &Upstream, stack: S) -> Told
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible, Future: Send>
@@ -134,7 +135,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_circuit_that_is_looked_after_does_not_prolong_an_outage() {
+async fn a_circuit_with_an_active_probe_does_not_prolong_an_outage() {
     let without = loses(Stack::Without).await;
     let alone = loses(Stack::Alone).await;
     let looked_after = loses(Stack::LookedAfter).await;
@@ -145,9 +146,9 @@ async fn a_circuit_that_is_looked_after_does_not_prolong_an_outage() {
         assert!(told.during <= all, "{what}");
     }
     assert_eq!(without.after, 0);
-    // one interval of the probes: a 500th of the outage
+    // one probe interval: a 500th of the outage
     assert!(looked_after.after <= without.after + RATE as usize / 50, "{looked_after:?}");
-    assert!(alone.after > looked_after.after, "the pauses of a circuit alone are longer than that: {alone:?}");
-    // and the upstream has its rest
+    assert!(alone.after > looked_after.after, "the open duration of a circuit alone is longer than that: {alone:?}");
+    // and the upstream gets fewer connections
     assert!(looked_after.in_vain * 5 < without.in_vain, "{} against {}", looked_after.in_vain, without.in_vain);
 }

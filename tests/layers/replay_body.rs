@@ -1,4 +1,4 @@
-//! A request body between two of hyper's connections: the first lost it half way, the second sends all of it.
+//! A request body that a broken connection returns half sent; the next attempt sends all of it.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -30,7 +30,7 @@ fn fed(cap: usize) -> (UnboundedSender<&'static str>, ReplayBody<Frames>, Replay
     (feed, body, replay)
 }
 
-/// The upstream's end of a connection, its task, and the answer to a PUT on it.
+/// The upstream's end of a connection, the task of the connection, and the response to a PUT on it.
 async fn put(
     body: ReplayBody<Frames>,
 ) -> (DuplexStream, JoinHandle<()>, JoinHandle<hyper::Result<Response<Incoming>>>) {
@@ -61,7 +61,7 @@ async fn sent_again(body: ReplayBody<Frames>, feed: UnboundedSender<&'static str
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_dies_in_the_middle_of_an_upload_gives_it_back() {
+async fn a_connection_that_breaks_in_the_middle_of_an_upload_returns_it() {
     let (feed, body, replay) = fed(100);
     let (mut far, _connection, answer) = put(body).await;
     feed.send("one").unwrap();
@@ -73,17 +73,17 @@ async fn a_connection_that_dies_in_the_middle_of_an_upload_gives_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_in_the_middle_of_an_upload_does_not_keep_it() {
+async fn a_response_in_the_middle_of_an_upload_does_not_keep_it() {
     let (feed, body, replay) = fed(100);
     let (mut far, _connection, answer) = put(body).await;
     feed.send("one").unwrap();
     read_to(&mut far, "one\r\n").await;
-    // the upstream goes on listening, and so does the caller
+    // the upstream keeps reading, and the client keeps waiting
     far.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await.unwrap();
     assert_eq!(answer.await.unwrap().unwrap().status(), 503);
     assert!(replay.replay().is_none());
     let again = timeout(LIMIT, poll_fn(|cx| replay.poll_replay(cx))).await.unwrap();
-    // the first upstream must not take what it has for the whole
+    // the first upstream must not take its part for the whole body
     let mut rest = String::new();
     far.read_to_string(&mut rest).await.unwrap();
     assert_eq!(rest, "");
@@ -91,7 +91,7 @@ async fn an_answer_in_the_middle_of_an_upload_does_not_keep_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_stuck_in_a_write_gives_it_back_only_when_it_ends() {
+async fn a_connection_that_is_blocked_in_a_write_returns_it_only_at_its_end() {
     let (feed, body, replay) = fed(1024);
     let (_far, connection, answer) = put(body).await;
     for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! Retries over real sockets: what an upstream sees of them, and what the client gets.
+//! Retries over real sockets: the requests that reach an upstream, and the response that the client gets.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tower_upstream::retry::{Hedging, RetryBudget, RetryLayer, RetryPolicy};
 
 use crate::support::{Gateway, Upstream, Wire, proxy, until};
 
-/// Requests as an upstream read them: their method, their count of attempts, and their body.
+/// Requests that an upstream read: method, number of the attempt, and body.
 #[derive(Clone, Default)]
 struct Read(Arc<Mutex<Vec<String>>>);
 
@@ -23,17 +23,17 @@ impl Read {
 #[derive(Clone, Copy)]
 enum Does {
     Answers,
-    /// Says 503, and nothing of when.
+    /// Responds with 503 without `Retry-After`.
     Refuses,
     /// Closes the connection once it has read the head.
     Dies,
-    /// Answers, and closes in silence a moment later.
+    /// Responds, and closes the connection a moment later without notice.
     AnswersAndLeaves,
-    /// Reads no more than the head, for ever.
+    /// Reads the head and nothing more.
     Hangs,
 }
 
-/// An upstream that does these with the requests in their order, and the last one for ever.
+/// An upstream that does one of these per request, and repeats the last one.
 async fn upstream(acts: &'static [Does]) -> (Upstream, Read) {
     let read = Read::default();
     let log = read.clone();
@@ -84,7 +84,7 @@ fn request(method: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_idempotent_request_whose_connection_died_is_sent_again_with_all_of_its_body() {
+async fn an_idempotent_request_whose_connection_broke_is_sent_again_with_its_whole_body() {
     let (upstream, read) = upstream(&[Does::Dies, Does::Refuses, Does::Answers]).await;
     let gateway = gateway(&upstream, RetryLayer::new()).await;
     let mut client = Wire::connect(gateway.address).await;
@@ -117,7 +117,7 @@ async fn a_stale_connection_costs_a_get_nothing() {
 }
 
 #[tokio::test]
-async fn what_no_upstream_took_is_refused_with_all_attempts_told() {
+async fn a_request_that_no_connection_took_fails_with_all_attempts_listed() {
     let nobody = {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
@@ -131,7 +131,7 @@ async fn what_no_upstream_took_is_refused_with_all_attempts_told() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_a_pause_ends_the_attempts() {
+async fn a_client_that_cancels_during_a_backoff_ends_the_attempts() {
     let (upstream, read) = upstream(&[Does::Refuses]).await;
     let slow = Duration::from_secs(1000);
     let budget = RetryBudget::new();
@@ -149,7 +149,7 @@ async fn a_client_that_leaves_in_a_pause_ends_the_attempts() {
 }
 
 #[tokio::test]
-async fn a_hedge_goes_out_on_a_connection_of_its_own_and_the_losers_is_closed() {
+async fn a_hedge_uses_a_connection_of_its_own_and_the_losers_is_closed() {
     let (upstream, read) = upstream(&[Does::Hangs, Does::Answers]).await;
     let hedging = Hedging::after(Duration::from_millis(20));
     let gateway = gateway(&upstream, RetryLayer::new().hedging(hedging)).await;

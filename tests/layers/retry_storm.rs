@@ -1,11 +1,12 @@
-//! A fleet of gateways before a cluster that is slow for ten seconds: who comes back, and what the retries add.
+//! A fleet of gateways before a cluster that is slow for ten seconds: how much load retries add, and whether it
+//! recovers.
 //!
 //! A discrete-event simulation in virtual time with the crate's own budget, and with tower's `TpsBudget` on tokio's
-//! paused clock. 5 servers of 8 workers, 40 ms mean service (exponential), so 1000 calls a second; a queue of 400 each,
-//! a full one answers 503 at once; a server does not see that its caller has left. 700 calls a second come whatever
-//! happens, spread over the gateways. A client leaves after 2 s, an attempt ends after 0.5 s, there are up to 4
-//! of them, each at another server than the last, after a full jitter of 25 ms to 1 s. From second 10 to 20 all is four times slower.
-//! The table is printed by
+//! paused clock. 5 servers with 8 workers each and a mean service time of 40 ms (exponential) serve 1000 calls per
+//! second; each has a queue of 400, responds with 503 if it is full, and does not see that a client has cancelled. 700
+//! calls arrive per second throughout, spread over the gateways. A client cancels after 2 s, an attempt times out after
+//! 0.5 s, and there are up to 4 attempts, each at another server than the last, after a backoff with full jitter of 25
+//! ms to 1 s. From second 10 to 20 service takes four times as long. The table is printed by
 //!
 //!     cargo test --test layers retry_storm -- --nocapture
 
@@ -37,12 +38,12 @@ const PATIENCE: Micros = 2 * SECOND;
 const ATTEMPT: Micros = SECOND / 2;
 const ATTEMPTS: u32 = 4;
 const SLOWER: f64 = 4.0;
-/// The seconds in which all is slow.
+/// The seconds in which the servers are slow.
 const SLOW: Range<usize> = 10..20;
-/// Answered for so many seconds in a row, the calls of a second are said to have recovered.
+/// Number of consecutive good seconds after which the fleet counts as recovered.
 const STEADY: usize = 5;
 
-/// What a gateway retries on.
+/// The retry budget of a gateway.
 enum Purse {
     Ours(RetryBudget),
     Towers(TpsBudget),
@@ -71,9 +72,9 @@ impl Purse {
     }
 }
 
-/// What was paid for a retry.
+/// What was withdrawn for a retry.
 enum Price {
-    /// Comes back if the retry is not sent.
+    /// Is refunded if the retry is not sent.
     Token(Withdrawal),
     Spent,
 }
@@ -103,7 +104,7 @@ struct Server {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrive,
-    /// The client leaves.
+    /// The client cancels.
     Leave(usize),
     Send(usize),
     Receive(usize),
@@ -119,7 +120,7 @@ fn second(when: Micros) -> usize {
 }
 
 struct Fleet {
-    /// How many seconds are looked for an end of it.
+    /// Number of seconds after the slow ones in which the fleet may recover.
     look: usize,
     rng: Rng,
     start: Instant,
@@ -131,18 +132,18 @@ struct Fleet {
     servers: Vec<Server>,
     calls: Vec<Call>,
     attempts: Vec<Attempt>,
-    /// By second: calls, attempts, and how many of the second's calls were answered in time.
+    /// Per second: calls, attempts, and the calls that got a response in time.
     begun: Vec<u32>,
     sent: Vec<u32>,
     answered: Vec<u32>,
 }
 
-/// What a run came to.
+/// The result of a run.
 struct Outcome {
-    /// Attempts for each call, in the worst second and over those that were slow.
+    /// Attempts per call, in the worst second and over the slow ones.
     peak: f64,
     slow: f64,
-    /// Seconds until 95 % are answered for five in a row.
+    /// Seconds until 95 % get a response for five seconds in a row.
     recovered: Option<usize>,
     lost: u32,
 }
@@ -168,7 +169,7 @@ impl Fleet {
         }
     }
 
-    /// Runs to the end; tokio's clock, which tower's budget reads, goes along.
+    /// Runs to the end, and advances tokio's clock, which tower's budget reads.
     async fn run(mut self) -> Outcome {
         let mut clock = 0;
         self.at(0, Event::Arrive);
@@ -352,14 +353,14 @@ fn print_head() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fleet_comes_back_with_the_budget_alone() {
+async fn a_fleet_recovers_with_the_retry_budget() {
     print_head();
     for gateways in [5, 100] {
         let mut peaks = 0.0;
         for seed in 1..=3 {
             let outcome = run("RetryBudget", (gateways, seed), 15, || Purse::Ours(RetryBudget::new())).await;
             assert!(outcome.recovered.is_some_and(|seconds| seconds <= 7), "{gateways} gateways, seed {seed}");
-            // one second out of 25, and so a matter of chance: of 20 seeds the worst has 1.26
+            // the worst of 25 seconds is partly chance: of 20 seeds the worst has 1.26
             assert!(outcome.peak <= 1.27, "{gateways} gateways, seed {seed}: {:.3}", outcome.peak);
             peaks += outcome.peak;
         }
@@ -368,11 +369,11 @@ async fn a_fleet_comes_back_with_the_budget_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fixed_floor_in_each_process_keeps_a_fleet_down() {
+async fn a_fixed_minimum_of_retries_per_process_keeps_a_fleet_down() {
     print_head();
     let few = run("tower TpsBudget", (5, 1), 30, || Purse::Towers(TpsBudget::default())).await;
     let many = run("tower TpsBudget", (100, 1), repeats(40, 87), || Purse::Towers(TpsBudget::default())).await;
-    assert!(few.recovered.is_some(), "few large gateways come back");
+    assert!(few.recovered.is_some(), "few large gateways recover");
     assert_eq!(many.recovered, None);
     assert!(many.peak > 3.0, "{:.2}", many.peak);
 }

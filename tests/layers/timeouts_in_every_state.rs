@@ -1,4 +1,5 @@
-//! Every limit in every state of an exchange: what ends it, and when; for `TimeoutLayer` alone, for layers, for the stack.
+//! Every timeout in every state of a call: the cause, and when it ends; for `TimeoutLayer` alone, for layers, for the
+//! stack.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -27,17 +28,17 @@ use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamL
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 const LIMIT: Duration = Duration::from_secs(2);
-/// What has not ended by then has no limit.
+/// A call that has not ended by then has no timeout.
 const NEVER: Duration = Duration::from_secs(60);
 
-/// Where the exchange is when the limit passes.
+/// The state of the call when the timeout passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// The service inside is not ready.
     Readiness,
-    /// The upload moves, and never ends.
+    /// The upload progresses, and never ends.
     Upload,
-    /// Nothing comes of an answer.
+    /// No response arrives.
     Head,
     /// The upstream sends nothing more of the body.
     BodySilent,
@@ -91,7 +92,7 @@ impl Limit {
     }
 }
 
-/// How many of the upstream's bodies have not been dropped.
+/// Number of the upstream's bodies that have not been dropped.
 type Bodies = Arc<AtomicU32>;
 
 struct Frames {
@@ -172,7 +173,7 @@ fn request(limit: Limit, state: State) -> Request<Upload> {
     request
 }
 
-/// How an exchange ended: of what, and after how long.
+/// How a call ended: its cause, and its duration.
 #[derive(Debug)]
 struct Ended {
     cause: Option<Cause>,
@@ -181,7 +182,7 @@ struct Ended {
 
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 type Client = BoxCloneService<Request<Upload>, Answer, BoxError>;
-/// How much is held: slots, places, calls under way, bodies of the upstream.
+/// Number of what is held: slots, places, calls under way, bodies of the upstream.
 type Held = Box<dyn Fn() -> u32>;
 
 fn boxed<S, B>(service: S) -> Client
@@ -301,17 +302,17 @@ fn is_unread(state: State) -> bool {
     matches!(state, BodyUnread | BodyUntouched)
 }
 
-/// What should end it, and the latest time; `None` if nothing does.
+/// The causes that may end it, and the latest time; `None` if nothing ends it.
 fn expected(around: Around, limit: Limit, state: State) -> Option<(&'static [Cause], Duration)> {
     use Limit as L;
     let late: &[Cause] = &[Cause::DeadlineExceeded];
     let of_an_upload: &[Cause] = &[Cause::DeadlineExceeded, Cause::WriteTimeout, Cause::UploadStalled];
     Some(match (state, limit) {
-        // that is under no limit of a layer, as no call has begun
+        // no timeout of a layer applies before the call
         (Readiness, _) if around != Around::Stack => return None,
         (Readiness, L::Head | L::Attempt) => (&[Cause::QueueTimeout], LIMIT),
         (Head, L::Head | L::Attempt) => (&[Cause::FirstByteTimeout], LIMIT),
-        // a head is awaited from the end of an upload that moves: never late here
+        // the timeout of the head starts at the end of an upload that progresses, which is never here
         (State::Upload, L::Attempt | L::Total | L::Absolute | L::Deadline) => (of_an_upload, LIMIT),
         (Readiness | Head, L::Total | L::Absolute | L::Deadline) => (late, LIMIT),
         (BodySilent, L::BodyIdle) => (&[Cause::BodyReadTimeout], LIMIT + MS * 100),
@@ -345,17 +346,17 @@ const STATES: [State; 8] =
     [Readiness, State::Upload, Head, BodySilent, BodySlowlyRead, BodyEndless, BodyUnread, BodyUntouched];
 
 #[tokio::test(start_paused = true)]
-async fn every_limit_of_a_layer_alone_holds_in_every_state() {
+async fn every_timeout_of_a_layer_alone_applies_in_every_state() {
     holds(Around::Alone, &STATES).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_limit_of_layers_around_each_other_holds_in_every_state() {
+async fn every_timeout_of_nested_layers_applies_in_every_state() {
     holds(Around::Layers, &STATES).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_limit_of_a_stack_holds_in_every_state() {
+async fn every_timeout_of_a_stack_applies_in_every_state() {
     holds(Around::Stack, &STATES).await;
     for limit in [Limit::Absolute, Limit::Deadline] {
         let ended = run(Around::Stack, limit, Pause).await;
@@ -364,7 +365,7 @@ async fn every_limit_of_a_stack_holds_in_every_state() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readers_that_stop_hold_nothing_after_a_minute_and_others_are_served() {
+async fn clients_that_stop_reading_hold_nothing_after_a_minute_and_others_are_served() {
     let bodies = Bodies::default();
     let layer = UpstreamLayer::builder("shop").build().unwrap();
     let service = boxed(layer.layer(upstream(BodyUnread, &bodies)));
@@ -387,7 +388,7 @@ async fn readers_that_stop_hold_nothing_after_a_minute_and_others_are_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_whose_only_frame_came_with_its_head_holds_nothing() {
+async fn a_response_whose_only_frame_came_with_its_head_holds_nothing() {
     let layer = UpstreamLayer::builder("shop").build().unwrap();
     let short = service_fn(|_: Request<_>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("short"))) });
     let answer = layer.layer(short).oneshot(request(Limit::Absolute, Head)).await.unwrap();
@@ -411,7 +412,7 @@ fn pending<B>(
 const EXTREMES: [Duration; 3] = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
 
 #[tokio::test(start_paused = true)]
-async fn no_limit_spins_or_panics_however_short_or_long() {
+async fn no_timeout_spins_or_panics_however_short_or_long() {
     type Set = fn(Timeouts, Duration) -> Timeouts;
     let sets: [Set; 6] = [
         Timeouts::response_head,
@@ -438,7 +439,7 @@ async fn no_limit_spins_or_panics_however_short_or_long() {
                 .layer(silent)
                 .oneshot(request(Limit::Head, BodySilent));
             let _ = timeout(NEVER, async { answer.await.unwrap().into_body().collect().await.is_err() }).await;
-            // the stack takes it or says why not
+            // the stack accepts it or says why not
             match UpstreamLayer::builder("shop").timeouts(set(none.response_head(SECOND), extreme)).build() {
                 Ok(layer) => {
                     let silent = upstream(Head, &Bodies::default());
@@ -451,7 +452,7 @@ async fn no_limit_spins_or_panics_however_short_or_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_other_duration_is_taken_or_refused_with_a_reason() {
+async fn every_other_duration_is_accepted_or_refused_with_a_reason() {
     for extreme in EXTREMES {
         let policies = [
             BreakerPolicy::new().open_duration(extreme),

@@ -1,6 +1,7 @@
 //! The examples run as a person runs them: without arguments, and with a wrong one.
 //!
-//! `cargo test` builds them; `cargo test --test repo` alone runs those that are there. The gateway has tests of its own.
+//! `cargo test` builds them; `cargo test --test repo` alone runs those that are there. The gateway has tests of its
+//! own.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -21,7 +22,7 @@ fn example(name: &str) -> Option<Command> {
     Some(command)
 }
 
-/// Ends with the test, whatever becomes of it.
+/// A process that is killed at the end of the test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -32,7 +33,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Waits for the end, which has to come.
+    /// Waits for its end.
     fn ended(&mut self) -> Output {
         for _ in 0..6_000 {
             if let Some(status) = self.0.try_wait().unwrap() {
@@ -48,7 +49,7 @@ impl Running {
         panic!("it never ends");
     }
 
-    /// What it prints, and the address in its first line.
+    /// Its output, and the address in its first line.
     fn introduced(&mut self) -> (BufReader<ChildStdout>, SocketAddr) {
         let mut lines = BufReader::new(self.0.stdout.take().unwrap());
         let (told, said) = std::sync::mpsc::channel();
@@ -57,14 +58,14 @@ impl Running {
             lines.read_line(&mut first).unwrap();
             told.send((lines, first))
         });
-        // one that was built from other sources may say nothing at all
+        // a binary of other sources may print nothing
         let (lines, first) = said.recv_timeout(Duration::from_secs(60)).expect("its first line");
         let address = first.trim().strip_prefix("listening at http://").unwrap_or_else(|| panic!("{first}"));
         (lines, address.parse().unwrap())
     }
 }
 
-/// What an example prints that ends by itself, which is a success.
+/// The output of an example that ends by itself, successfully.
 fn printed(name: &str) -> Option<String> {
     let output = Running(example(name)?.spawn().unwrap()).ended();
     let complaint = String::from_utf8(output.stderr).unwrap();
@@ -101,7 +102,7 @@ fn two_clients_behave_alike_in_one_stack() {
     assert_eq!(lines[1..4], repeated);
     assert!(lines[5].starts_with("502 Bad Gateway, attempts: 1, closed_before_response"), "{said}");
     assert!(lines[5].contains("not retried (the method is not idempotent)"), "{said}");
-    // what was never sent goes out again whatever its method
+    // a request that was not sent is sent again whatever its method
     assert!(lines[7].starts_with("502 Bad Gateway, attempts: 2, connection_refused"), "{said}");
 }
 
@@ -121,14 +122,14 @@ fn a_grpc_client_gets_grpc_statuses() {
 }
 
 #[test]
-fn limits_that_do_not_fit_are_named() {
+fn misaligned_timeouts_are_named() {
     let Some(said) = printed("align") else { return };
     assert_eq!(said.matches("=== ").count(), 5);
     assert!(said.contains("With a total of 10 s"), "{said}");
 }
 
 #[test]
-fn an_axum_app_answers_as_its_curl_lines_say() {
+fn an_axum_app_responds_as_its_curl_lines_say() {
     let Some(mut command) = example("axum_app") else { return };
     let mut running = Running(command.spawn().unwrap());
     let (mut said, address) = running.introduced();
@@ -170,7 +171,7 @@ fn an_axum_app_answers_as_its_curl_lines_say() {
 }
 
 #[test]
-fn an_app_refuses_what_comes_too_late() {
+fn an_app_rejects_a_request_that_is_too_late() {
     let Some(mut command) = example("admission") else { return };
     let mut running = Running(command.env("LISTEN", "127.0.0.1:0").spawn().unwrap());
     let (_said, address) = running.introduced();

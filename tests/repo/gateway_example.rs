@@ -121,7 +121,7 @@ fn settings_that_conflict_are_a_warning_in_plain_words() {
 }
 
 #[test]
-fn without_an_upstream_ten_misbehave_and_each_failure_is_named() {
+fn without_upstream_ten_failing_ones_are_started_and_each_failure_is_named() {
     let Some(mut command) = example() else { return };
     let address = free_address();
     let mut running = Running(command.env("LISTEN", address.to_string()).env("WORKERS", "1").spawn().unwrap());

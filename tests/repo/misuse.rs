@@ -1,7 +1,7 @@
-//! The commonest mistakes with the layers do not compile, and the compiler says what to do.
+//! Common mistakes with the layers do not compile, and the compiler says what to do.
 //!
-//! `misuse/*.rs` are programs, each beside a `.stderr` with what has to be in the compiler's message, line by line: our own
-//! words, which no other toolchain changes. `mended.rs` does the same as all of them, and compiles.
+//! `misuse/*.rs` are programs, each with a `.stderr` whose lines have to be in the compiler's message: our own text,
+//! which no other toolchain changes. `mended.rs` does the same as all of them, and compiles.
 
 use std::fmt::Write;
 use std::fs;
@@ -64,7 +64,7 @@ fn mistakes_do_not_compile_and_the_compiler_says_what_to_do() {
 }
 
 #[test]
-fn mended_they_compile() {
+fn the_corrected_program_compiles() {
     let output = compiled(MENDED);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,4 +1,4 @@
-//! A newcomer's path: the app of the README, copied into an empty package, answers for a dead upstream.
+//! The README's first program, copied into an empty package, compiles and prints the output that the README shows.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ fn block(language: &str) -> &'static str {
     block.split_once("```").unwrap().0
 }
 
-/// Ends with the test, whatever becomes of it; `cargo run` has become the program itself.
+/// A process that is killed at the end of the test; `cargo run` has become the program itself.
 struct Running(Child);
 
 impl Drop for Running {

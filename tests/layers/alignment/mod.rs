@@ -1,4 +1,4 @@
-//! Limits in the right order never answer a client wrongly; over real sockets, and in a simulation.
+//! Aligned timeouts never fail a call wrongly; over real sockets, and in a simulation.
 
 mod simulation;
 
@@ -24,19 +24,19 @@ use crate::support::{Gateway, Upstream, Wire, proxy, repeats};
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
 /// The upstream's keep-alive: longer than the second that the rule leaves between both ends.
 const KEEP_ALIVE: Duration = Duration::from_millis(1250);
-/// What the rule accepts for it.
+/// An idle limit of the pool that the rule accepts for it.
 const ALIGNED: Duration = Duration::from_millis(200);
-/// What it does not: hyper-util's default, from which the pool needs seven deaths to learn its way down.
+/// One that it does not: hyper-util's default, from which the pool needs seven dead connections to learn a shorter one.
 const TOO_LONG: Duration = peers::HYPER_UTIL_POOL_IDLE;
 
-/// How long a message is under way between gateway and upstream: time to cross another one.
+/// Latency between gateway and upstream: long enough for messages to cross.
 const UNDER_WAY: Duration = Duration::from_millis(25);
 
 const CALLERS: usize = 250;
 
 /// axum as its next version serves: with hyper's timer, which ends idle connections.
 async fn axum_with_a_timer() -> Upstream {
-    // so slow that all callers of a round are under way at once, each with a connection to itself
+    // so slow that all requests of a round are under way concurrently, each on its own connection
     let slow = || async { tokio::time::sleep(Duration::from_millis(60)).await };
     let router = Router::new().route("/", post(slow));
     Upstream::accepting(move |stream, _| {
@@ -50,7 +50,7 @@ async fn axum_with_a_timer() -> Upstream {
     .await
 }
 
-/// Passes bytes and their end on, each so much later.
+/// Forwards bytes and their end with a delay.
 async fn slowly(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let mut bytes = vec![0; 4096];
     loop {
@@ -62,7 +62,7 @@ async fn slowly(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     }
 }
 
-/// A network between the gateway and this upstream.
+/// A network with latency between the gateway and this upstream.
 async fn far(upstream: SocketAddr) -> Upstream {
     Upstream::accepting(move |near, _| async move {
         let far = TcpStream::connect(upstream).await.unwrap();
@@ -73,7 +73,7 @@ async fn far(upstream: SocketAddr) -> Upstream {
     .await
 }
 
-/// Rounds of requests, a pool's idle limit after the one before, and sometimes so late that a close is under way.
+/// Sends requests in rounds, an idle limit of the pool apart, and sometimes so late that a close is under way.
 async fn caller(number: u64, gateway: SocketAddr, all: Arc<Barrier>, rounds: u64) -> Vec<u16> {
     let mut statuses = Vec::new();
     let mut wire = Wire::connect(gateway).await;
@@ -88,7 +88,7 @@ async fn caller(number: u64, gateway: SocketAddr, all: Arc<Barrier>, rounds: u64
     statuses
 }
 
-/// Thousands of requests of 250 callers; how many were answered by 502, and the causes.
+/// Sends thousands of requests of 250 clients; returns the number of 502s, and the causes.
 async fn thousands(pool_idle: Duration, rounds: usize) -> (usize, Vec<Cause>) {
     let upstream = axum_with_a_timer().await;
     let far = far(upstream.address).await;
@@ -103,23 +103,23 @@ async fn thousands(pool_idle: Duration, rounds: usize) -> (usize, Vec<Cause>) {
     }
     assert_eq!(statuses.len(), CALLERS * rounds);
     let failed = statuses.iter().filter(|status| **status == 502).count();
-    // a machine that is busy with something else may answer 504, which is not the matter here
+    // on a busy machine there may be a 504, which is not tested here
     assert!(statuses.iter().all(|status| matches!(status, 200 | 502 | 504)));
     let mut causes = gateway.seen.causes();
     causes.retain(|cause| cause.status() == 502);
     (failed, causes)
 }
 
-/// What the checker says of this idle limit.
+/// The rules that refuse this idle limit.
 fn refused(pool_idle: Duration) -> Vec<FindingId> {
     let topology = Topology::new().pool_idle(pool_idle).upstream_keep_alive(KEEP_ALIVE);
     Timeouts::new().check(&topology).refused().map(Finding::id).collect()
 }
 
 #[tokio::test]
-async fn a_pool_that_idles_longer_than_its_upstream_answers_502() {
+async fn a_pool_idle_limit_above_the_upstreams_keep_alive_causes_502s() {
     assert_eq!(refused(TOO_LONG), [FindingId::PoolIdleUpstreamKeepAlive]);
-    // a machine that is busy with something else may miss the moment: it has more than one
+    // a busy machine may miss the moment, so that there are several tries
     for _ in 0..5 {
         let (failed, causes) = thousands(TOO_LONG, 20).await;
         println!("unaligned: {failed} answered 502");
@@ -136,7 +136,7 @@ async fn a_pool_that_idles_longer_than_its_upstream_answers_502() {
 }
 
 #[tokio::test]
-async fn a_pool_that_idles_as_the_checker_says_answers_none() {
+async fn a_pool_idle_limit_that_the_rules_accept_causes_none() {
     assert_eq!(refused(ALIGNED), []);
     assert_eq!(thousands(ALIGNED, repeats(8, 20)).await, (0, vec![]));
 }
