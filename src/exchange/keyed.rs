@@ -1,5 +1,6 @@
 //! Settings and components per upstream, for requests that name different upstreams.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderMap, Uri, header::HOST};
@@ -24,6 +25,12 @@ pub(crate) struct PerKey<P: Spec> {
     make: MakeConfig<P>,
     /// Whether settings that no call uses may be evicted.
     eviction: fn(&Config<P>) -> Eviction,
+}
+
+impl<P: Spec> fmt::Debug for PerKey<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerKey").finish_non_exhaustive()
+    }
 }
 
 impl<P: Spec> PerKey<P> {
@@ -76,6 +83,7 @@ impl<P: Spec> PerKey<P> {
 macro_rules! keyed_middleware {
     ($(#[$doc:meta])* $service:ident, $future:ident, $body:ident, $spec:ty) => {
         $(#[$doc])*
+        #[derive(Clone, Debug)]
         pub struct $service<S> {
             inner: S,
             configs: std::sync::Arc<$crate::exchange::PerKey<$spec>>,
@@ -95,18 +103,6 @@ macro_rules! keyed_middleware {
             /// Returns the inner service alone.
             pub fn into_inner(self) -> S {
                 self.inner
-            }
-        }
-
-        impl<S: Clone> Clone for $service<S> {
-            fn clone(&self) -> Self {
-                Self { inner: self.inner.clone(), configs: self.configs.clone() }
-            }
-        }
-
-        impl<S: std::fmt::Debug> std::fmt::Debug for $service<S> {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct(stringify!($service)).field("inner", &self.inner).finish_non_exhaustive()
             }
         }
 

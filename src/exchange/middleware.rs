@@ -4,6 +4,7 @@
 macro_rules! middleware_service {
     ($(#[$doc:meta])* $service:ident [$($w:ident: $bound:path = $default:ty)?] $spec:ty, $make:ident $(: $clone:ident)?) => {
         $(#[$doc])*
+        #[derive(Clone, Debug)]
         pub struct $service<S $(, $w: $bound = $default)?> {
             exchange: $crate::exchange::Exchange<S, $spec>,
         }
@@ -30,18 +31,6 @@ macro_rules! middleware_service {
                 self.exchange.into_inner()
             }
         }
-
-        impl<S: Clone $(, $w: $bound)?> Clone for $service<S $(, $w)?> {
-            fn clone(&self) -> Self {
-                Self { exchange: self.exchange.clone() }
-            }
-        }
-
-        impl<S: std::fmt::Debug $(, $w: $bound)?> std::fmt::Debug for $service<S $(, $w)?> {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct(stringify!($service)).field("inner", self.get_ref()).finish_non_exhaustive()
-            }
-        }
     };
 }
 
@@ -53,6 +42,7 @@ macro_rules! middleware_future {
     ) => {
         pin_project_lite::pin_project! {
             $(#[$doc])*
+            #[derive(Debug)]
             #[must_use = "futures do nothing unless polled"]
             pub struct $future<S, $b $(, $w: $bound)?>
             where
@@ -74,16 +64,6 @@ macro_rules! middleware_future {
                 Self { call }
             }
         }
-
-        impl<S, $b $(, $w: $bound)?> std::fmt::Debug for $future<S, $b $(, $w)?>
-        where
-            S: $crate::body::WrapBody<$sent>,
-            $($request)*
-        {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct(stringify!($future)).finish_non_exhaustive()
-            }
-        }
     };
 }
 
@@ -92,6 +72,7 @@ macro_rules! middleware_body {
     ($(#[$doc:meta])* $body:ident<$x:ident $(, $w:ident: $bound:path)?> $spec:ty, $inner:ty, $error:ty, { $($where:tt)* }) => {
         pin_project_lite::pin_project! {
             $(#[$doc])*
+            #[derive(Debug)]
             pub struct $body<$x $(, $w: $bound)?> {
                 #[pin]
                 body: $crate::exchange::ExchangeBody<$inner, $spec>,
@@ -138,12 +119,6 @@ macro_rules! middleware_body {
         impl<$x $(, $w: $bound)?> Default for $body<$x $(, $w)?> {
             fn default() -> Self {
                 bytes::Bytes::new().into()
-            }
-        }
-
-        impl<$x $(, $w: $bound)?> std::fmt::Debug for $body<$x $(, $w)?> {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct(stringify!($body)).finish_non_exhaustive()
             }
         }
     };

@@ -1,7 +1,6 @@
 //! The future of a stack, and its response body.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,6 +20,7 @@ use crate::exchange::{ExchangeBody, ExchangeFuture, MakeBody};
 
 pin_project! {
     /// The future of an [`Upstream`](super::Upstream).
+    #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct UpstreamFuture<S, B>
     where
@@ -50,21 +50,11 @@ where
     }
 }
 
-impl<S, B> fmt::Debug for UpstreamFuture<S, B>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-    S: WrapBody<RequestBody<B>>,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamFuture").finish_non_exhaustive()
-    }
-}
-
 pin_project! {
     /// The response body of an [`Upstream`](super::Upstream): the inner service's, or that of a local response.
     ///
     /// Its error is a [`Failure`], reported once. `Default` and `From<Bytes>`.
+    #[derive(Debug)]
     pub struct UpstreamBody<X> {
         #[pin]
         body: ExchangeBody<SharedBody<X>, StackSpec>,
@@ -109,11 +99,5 @@ impl<X> From<Bytes> for UpstreamBody<X> {
 impl<X> Default for UpstreamBody<X> {
     fn default() -> Self {
         Bytes::new().into()
-    }
-}
-
-impl<X> fmt::Debug for UpstreamBody<X> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamBody").finish_non_exhaustive()
     }
 }

@@ -8,6 +8,7 @@ use super::spec::Config;
 /// The current settings of one stack.
 ///
 /// A service compares the version at each call; a call keeps the settings it started with.
+#[derive(Debug)]
 pub(super) struct LiveConfig {
     version: AtomicU32,
     config: RwLock<Arc<Config>>,

@@ -79,7 +79,6 @@ mod spec;
 mod stats;
 mod validate;
 
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -107,7 +106,7 @@ pub use self::stats::LatencySnapshot;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Applies timeouts, retry, circuit breaker, concurrency limit and classification to one upstream; see the [module](self).
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct UpstreamLayer {
     live: Arc<LiveConfig>,
@@ -126,12 +125,6 @@ impl UpstreamLayer {
     }
 }
 
-impl fmt::Debug for UpstreamLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamLayer").field("handle", &self.handle).finish_non_exhaustive()
-    }
-}
-
 impl<S: Clone> Layer<S> for UpstreamLayer {
     type Service = Upstream<S>;
 
@@ -144,6 +137,7 @@ impl<S: Clone> Layer<S> for UpstreamLayer {
 /// The service of [`UpstreamLayer`].
 ///
 /// The inner service gets its request body as [`RequestBody`].
+#[derive(Clone, Debug)]
 pub struct Upstream<S> {
     exchange: Exchange<S, StackSpec>,
     /// The version of the settings in `exchange`.
@@ -173,18 +167,6 @@ impl<S> Upstream<S> {
         let (version, config) = self.live.current();
         self.version = version;
         self.exchange.set_config(config);
-    }
-}
-
-impl<S: Clone> Clone for Upstream<S> {
-    fn clone(&self) -> Self {
-        Self { exchange: self.exchange.clone(), version: self.version, live: self.live.clone() }
-    }
-}
-
-impl<S: fmt::Debug> fmt::Debug for Upstream<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("inner", self.get_ref()).finish_non_exhaustive()
     }
 }
 
