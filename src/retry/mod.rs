@@ -101,9 +101,9 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::mode::{Recorded, RetryDeadlines};
+use self::mode::{Recorded, RetryDeadlines, Unwrapped};
+pub(crate) use self::mode::{Resend, WrapReplay};
 use self::request_template::carry;
-pub(crate) use self::retry_state::{RetryState, StartedState, begin_at};
 use self::settings::MedianSource;
 pub(crate) use self::settings::Settings;
 use crate::body::{ReplayBody, WrapBody};
@@ -211,12 +211,6 @@ impl RetryLayer {
         self
     }
 
-    /// The same total as that of the timeouts inside.
-    pub(crate) fn within(mut self, total: Option<Duration>) -> Self {
-        self.settings.total = total;
-        self
-    }
-
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -233,7 +227,8 @@ impl<S: Clone> Layer<S> for RetryLayer {
 
     fn layer(&self, inner: S) -> Retry<S> {
         let deadlines = RetryDeadlines(self.settings.deadlines.clone());
-        Retry::new(inner, Arc::new(Config::new((), (), deadlines, self.settings.clone(), Recorded)))
+        let requests = Resend { settings: Some(self.settings.clone()), wrap: Unwrapped };
+        Retry::new(inner, Arc::new(Config::new((), (), deadlines, requests, Recorded)))
     }
 }
 
@@ -247,7 +242,7 @@ impl Spec for RetrySpec {
     type PerCall = ();
     type PerAttempt = ();
     type Timeouts = RetryDeadlines;
-    type Requests = Settings;
+    type Requests = Resend<Unwrapped>;
     type Errors = Recorded;
 
     const WAITS: bool = false;

@@ -20,15 +20,46 @@ use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassErrors, Req
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
+/// Makes the request body of an attempt from one that can be sent again.
+pub(crate) trait WrapReplay<B>: Send + Sync + 'static {
+    type Body;
+
+    fn wrap(&self, body: ReplayBody<B>, now: Instant, upload: &mut Option<Arc<UploadCounters>>) -> Self::Body;
+}
+
+/// Keeps requests for another attempt.
+#[derive(Clone, Debug)]
+pub(crate) struct Resend<W> {
+    /// `None`: requests are sent once.
+    pub(crate) settings: Option<Settings>,
+    pub(crate) wrap: W,
+}
+
+/// The inner service gets the [`ReplayBody`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unwrapped;
+
+impl<B> WrapReplay<B> for Unwrapped {
     type Body = ReplayBody<B>;
+
+    #[inline]
+    fn wrap(&self, body: ReplayBody<B>, _: Instant, _: &mut Option<Arc<UploadCounters>>) -> ReplayBody<B> {
+        body
+    }
+}
+
+impl<B: Body<Data = Bytes>, W: WrapReplay<B>> RequestMode<B> for Resend<W> {
+    type Body = W::Body;
     type Started = StartedState;
     type RetryState = RetryState<B>;
     type Replay = ReplayBody<B>;
 
     #[inline]
     fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> StartedState {
-        if once { StartedState::without_retry(request) } else { begin_at(self, request, call.now, call.deadline) }
+        match &self.settings {
+            Some(settings) if !once => begin_at(settings, request, call.now, call.deadline),
+            _ => StartedState::without_retry(request),
+        }
     }
 
     #[inline]
@@ -36,10 +67,12 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
         &self,
         started: StartedState,
         body: B,
-        _: Instant,
-        _: &mut Option<Arc<UploadCounters>>,
-    ) -> (RetryState<B>, ReplayBody<B>) {
-        started.with_body(self.body_cap, body)
+        now: Instant,
+        upload: &mut Option<Arc<UploadCounters>>,
+    ) -> (RetryState<B>, W::Body) {
+        let cap = self.settings.as_ref().map_or(0, |settings| settings.body_cap);
+        let (retry_state, body) = started.with_body(cap, body);
+        (retry_state, self.wrap.wrap(body, now, upload))
     }
 
     #[inline]
@@ -49,21 +82,25 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
 
     #[inline]
     fn is_final<R>(&self, retry_state: &RetryState<B>, response: &Response<R>) -> bool {
-        retry_state.is_final(response)
+        self.settings.is_none() || retry_state.is_final(response)
     }
 
     #[inline]
     fn on_success<R>(&self, retry_state: &mut RetryState<B>, response: &mut Response<R>) {
-        retry_state.within_deadline(self);
-        retry_state.on_success(self, response);
+        if let Some(settings) = &self.settings {
+            retry_state.within_deadline(settings);
+            retry_state.on_success(settings, response);
+        }
     }
 
     fn on_response<R>(&self, retry_state: &mut RetryState<B>, response: &mut Response<R>) -> NextStep {
-        retry_state.on_response(self, response)
+        let Some(settings) = &self.settings else { return NextStep::Respond };
+        retry_state.on_response(settings, response)
     }
 
     fn on_failure(&self, retry_state: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
-        retry_state.on_error(self, failure)
+        let Some(settings) = &self.settings else { return Err(failure) };
+        retry_state.on_error(settings, failure)
     }
 
     fn body_was_read(&self, retry_state: &RetryState<B>) -> bool {
@@ -78,9 +115,9 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
         &self,
         retry_state: &mut RetryState<B>,
         body: ReplayBody<B>,
-        _: &mut Option<Arc<UploadCounters>>,
-    ) -> Option<(Request<ReplayBody<B>>, u32)> {
-        retry_state.next_request(self, body)
+        upload: &mut Option<Arc<UploadCounters>>,
+    ) -> Option<(Request<W::Body>, u32)> {
+        retry_state.next_request(self.settings.as_ref()?, self.wrap.wrap(body, Instant::now(), upload))
     }
 
     fn final_failure(&self, retry_state: &mut RetryState<B>, stop: RetryStop) -> Failure {
@@ -97,20 +134,20 @@ impl<B: Body<Data = Bytes>> RequestMode<B> for Settings {
     }
 
     fn hedge_at(&self, retry_state: &RetryState<B>) -> Option<Instant> {
-        retry_state.hedge_at(self)
+        retry_state.hedge_at(self.settings.as_ref()?)
     }
 
     fn hedge_body(&self, retry_state: &mut RetryState<B>) -> Option<ReplayBody<B>> {
-        retry_state.hedge(self)
+        retry_state.hedge(self.settings.as_ref()?)
     }
 
     fn hedge_request(
         &self,
         retry_state: &mut RetryState<B>,
         body: ReplayBody<B>,
-        _: &mut Option<Arc<UploadCounters>>,
-    ) -> Option<(Request<ReplayBody<B>>, u32)> {
-        retry_state.concurrent_attempt(self, body)
+        upload: &mut Option<Arc<UploadCounters>>,
+    ) -> Option<(Request<W::Body>, u32)> {
+        retry_state.concurrent_attempt(self.settings.as_ref()?, self.wrap.wrap(body, Instant::now(), upload))
     }
 
     fn on_concurrent_failure(&self, retry_state: &mut RetryState<B>, failure: Option<Failure>) {

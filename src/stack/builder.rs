@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::config_error::{ConfigError, ConfigErrors};
 use super::errors::Errors;
 use super::live_config::LiveConfig;
-use super::requests::Requests;
+use super::requests::TrackUploads;
 use super::spec::{Config, PerCall};
 use super::stats::StatsRecorder;
 use super::validate::{self, Validated};
@@ -18,7 +18,7 @@ use crate::deadline::DeadlinePropagation;
 use crate::error_page::ErrorPage;
 use crate::event::Observer;
 use crate::limit::ConcurrencyLimitLayer;
-use crate::retry::{RetryBudget, RetryLayer};
+use crate::retry::{self, Resend, RetryBudget, RetryLayer};
 use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts, Topology};
 
 /// Builds an [`UpstreamLayer`]; see its [module](super) for the defaults.
@@ -206,10 +206,8 @@ impl UpstreamBuilder {
         let limiter = self.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&self.name));
         let timeouts = self.limits.limits().clone();
         let until_head = timeouts.timeouts.until_head();
-        let requests = Requests {
-            retry: self.retry.clone().map(|retry| retry.within(until_head)),
-            tracks_uploads: self.tracks_uploads,
-        };
+        let retry = self.retry.as_ref().map(|retry| retry::Settings { total: until_head, ..retry.settings().clone() });
+        let requests = Resend { settings: retry, wrap: TrackUploads(self.tracks_uploads) };
         let errors = Errors {
             name: self.name.clone(),
             classify: Classified { settings: self.classify.settings().clone() },

@@ -251,7 +251,9 @@ impl UpstreamHandle {
         ConfigErrors::into_result(&self.shared.name, found)?;
         self.shared.live.change(|config| {
             config.timeouts.timeouts = timeouts;
-            config.requests.retry = config.requests.retry.take().map(|retry| retry.within(timeouts.until_head()));
+            if let Some(retry) = &mut config.requests.settings {
+                retry.total = timeouts.until_head();
+            }
         });
         self.annotate("timeouts changed");
         Ok(())

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::errors::Errors;
-use super::requests::Requests;
+use super::requests::TrackUploads;
 use super::stats::StatsRecorder;
 use crate::breaker::Breaker;
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
 use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, UpgradeGuard};
 use crate::limit::Limit;
+use crate::retry::Resend;
 use crate::timeout::EnforcedTimeouts;
 
 /// A stack's settings as they stand; what is changed at run time is changed in a copy.
@@ -24,7 +25,7 @@ impl Spec for StackSpec {
     type PerCall = PerCall;
     type PerAttempt = Option<Breaker>;
     type Timeouts = EnforcedTimeouts;
-    type Requests = Requests;
+    type Requests = Resend<TrackUploads>;
     type Errors = Errors;
 
     const WAITS: bool = true;
