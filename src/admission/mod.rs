@@ -101,10 +101,10 @@ pub use self::controller::{Permit, RejectionCounts};
 
 passing_middleware! {
     /// The service of [`AdmissionLayer`].
-    Admitted,
-    /// The future of [`Admitted`].
+    Admission,
+    /// The future of [`Admission`].
     AdmissionFuture,
-    /// The response body of [`Admitted`]: the inner service's, or that of a rejection.
+    /// The response body of [`Admission`]: the inner service's, or that of a rejection.
     ///
     /// Its error is the inner body's own, boxed, or a [`Failure`] where a limit has passed.
     AdmissionBody,
@@ -195,10 +195,10 @@ impl AdmissionLayer {
 }
 
 impl<S> Layer<S> for AdmissionLayer {
-    type Service = Admitted<S>;
+    type Service = Admission<S>;
 
-    fn layer(&self, inner: S) -> Admitted<S> {
-        Admitted::new(inner, self.config.clone())
+    fn layer(&self, inner: S) -> Admission<S> {
+        Admission::new(inner, self.config.clone())
     }
 }
 

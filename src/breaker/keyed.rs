@@ -7,19 +7,9 @@ use http::{HeaderMap, Uri};
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use super::{
-    BreakerPolicy, BreakerSpec, CircuitBreakerBody, CircuitBreakerFuture, CircuitBreakerLayer, CircuitHandle,
-    CircuitSnapshot, State,
-};
-use crate::exchange::{Config, Key, PerKey, keyed_middleware};
+use super::{BreakerPolicy, BreakerSpec, CircuitBreaker, CircuitBreakerLayer, CircuitHandle, CircuitSnapshot, State};
+use crate::exchange::{Config, Key, PerKey};
 use crate::keyed_map::Eviction;
-
-keyed_middleware! {
-    /// The service of [`KeyedCircuitBreakerLayer`].
-    ///
-    /// The inner service is polled for readiness before a request is seen, so that a rejection waits for that.
-    KeyedCircuitBreaker, CircuitBreakerFuture, CircuitBreakerBody, BreakerSpec
-}
 
 /// One circuit per upstream; made by [`CircuitBreakerLayer::keyed`].
 #[derive(Clone)]
@@ -58,7 +48,7 @@ impl KeyedCircuitBreakerLayer {
     }
 
     /// The handle of the fallback circuit: for upstreams beyond the 1,024 and for requests without a key.
-    pub fn others(&self) -> CircuitHandle {
+    pub fn fallback(&self) -> CircuitHandle {
         CircuitHandle { core: self.configs.fallback().per_attempt.core.clone() }
     }
 }
@@ -79,10 +69,10 @@ fn configs(name: &Arc<str>, policy: BreakerPolicy, key: Option<Key>) -> PerKey<B
 }
 
 impl<S> Layer<S> for KeyedCircuitBreakerLayer {
-    type Service = KeyedCircuitBreaker<S>;
+    type Service = CircuitBreaker<S>;
 
-    fn layer(&self, inner: S) -> KeyedCircuitBreaker<S> {
-        KeyedCircuitBreaker { inner, configs: self.configs.clone() }
+    fn layer(&self, inner: S) -> CircuitBreaker<S> {
+        CircuitBreaker::new(inner, self.configs.clone())
     }
 }
 

@@ -113,7 +113,7 @@ use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_mid
 use crate::stats::default_stripes;
 
 pub use self::handle::{CircuitHandle, CircuitSnapshot, StateChange, Transitions};
-pub use self::keyed::{KeyedCircuitBreaker, KeyedCircuitBreakerLayer};
+pub use self::keyed::KeyedCircuitBreakerLayer;
 pub use self::packed_state::{Permit, State};
 pub use self::policy::BreakerPolicy;
 pub use crate::stats::Ratio;

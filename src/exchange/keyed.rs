@@ -1,12 +1,11 @@
 //! Settings and components per upstream, for requests that name different upstreams.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderMap, Uri, header::HOST};
 
-use super::Ref;
 use super::spec::{Config, Spec};
+use super::{LocalArc, Ref};
 use crate::keyed_map::{Eviction, KeyedMap};
 
 /// The maximum number of upstreams with components of their own.
@@ -25,12 +24,6 @@ pub(crate) struct PerKey<P: Spec> {
     make: MakeConfig<P>,
     /// Whether settings that no call uses may be evicted.
     eviction: fn(&Config<P>) -> Eviction,
-}
-
-impl<P: Spec> fmt::Debug for PerKey<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PerKey").finish_non_exhaustive()
-    }
 }
 
 impl<P: Spec> PerKey<P> {
@@ -79,52 +72,48 @@ impl<P: Spec> PerKey<P> {
     }
 }
 
-/// Declares the service of a keyed middleware, whose future and body are those of the middleware itself.
-macro_rules! keyed_middleware {
-    ($(#[$doc:meta])* $service:ident, $future:ident, $body:ident, $spec:ty) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug)]
-        pub struct $service<S> {
-            inner: S,
-            configs: std::sync::Arc<$crate::exchange::PerKey<$spec>>,
-        }
-
-        impl<S> $service<S> {
-            /// Returns the inner service.
-            pub fn get_ref(&self) -> &S {
-                &self.inner
-            }
-
-            /// Returns the inner service, to be changed.
-            pub fn get_mut(&mut self) -> &mut S {
-                &mut self.inner
-            }
-
-            /// Returns the inner service alone.
-            pub fn into_inner(self) -> S {
-                self.inner
-            }
-        }
-
-        impl<S, B, X, E> tower_service::Service<http::Request<B>> for $service<S>
-        where
-            S: $crate::body::WrapBody<B, Body = X, ServiceError = E>,
-            X: http_body::Body<Data = bytes::Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
-            E: 'static,
-        {
-            type Response = http::Response<$body<X>>;
-            type Error = E;
-            type Future = $future<S, B>;
-
-            fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), E>> {
-                self.inner.poll_ready(cx)
-            }
-
-            fn call(&mut self, request: http::Request<B>) -> Self::Future {
-                $future::new($crate::exchange::call_keyed(&mut self.inner, &self.configs, request))
-            }
-        }
-    };
+/// Where a service finds the settings of a call.
+pub(crate) enum ConfigSource<P: Spec> {
+    /// All calls have the same.
+    Shared(LocalArc<Config<P>>),
+    /// The request names its upstream.
+    PerKey(Arc<PerKey<P>>),
 }
 
-pub(crate) use keyed_middleware;
+impl<P: Spec> ConfigSource<P> {
+    #[inline]
+    pub(super) fn acquire_mut(&mut self, uri: &Uri, headers: &HeaderMap) -> Ref<Config<P>> {
+        match self {
+            Self::Shared(config) => config.acquire_mut(),
+            Self::PerKey(configs) => configs.of(uri, headers),
+        }
+    }
+
+    pub(super) fn acquire(&self, uri: &Uri, headers: &HeaderMap) -> Ref<Config<P>> {
+        match self {
+            Self::Shared(config) => config.acquire(),
+            Self::PerKey(configs) => configs.of(uri, headers),
+        }
+    }
+}
+
+impl<P: Spec> From<Arc<Config<P>>> for ConfigSource<P> {
+    fn from(config: Arc<Config<P>>) -> Self {
+        Self::Shared(LocalArc::new(config))
+    }
+}
+
+impl<P: Spec> From<Arc<PerKey<P>>> for ConfigSource<P> {
+    fn from(configs: Arc<PerKey<P>>) -> Self {
+        Self::PerKey(configs)
+    }
+}
+
+impl<P: Spec> Clone for ConfigSource<P> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Shared(config) => Self::Shared(config.clone()),
+            Self::PerKey(configs) => Self::PerKey(configs.clone()),
+        }
+    }
+}

@@ -10,7 +10,7 @@ macro_rules! middleware_service {
         }
 
         impl<S $(, $w: $bound)?> $service<S $(, $w)?> {
-            pub(crate) fn new(inner: S, config: std::sync::Arc<$crate::exchange::Config<$spec>>) -> Self
+            pub(crate) fn new(inner: S, config: impl Into<$crate::exchange::ConfigSource<$spec>>) -> Self
             $(where S: $clone)?
             {
                 Self { exchange: $crate::exchange::Exchange::$make(inner, config) }

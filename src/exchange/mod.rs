@@ -81,7 +81,7 @@ pub(crate) use self::body::{ExchangeBody, MakeBody, set_retry_after};
 pub(crate) use self::component::{CancelReason, Component, Outcome, Rejection, ResponseSummary};
 pub(crate) use self::detachable::{Detach, Detachable};
 pub(crate) use self::future::ExchangeFuture;
-pub(crate) use self::keyed::{Key, PerKey, keyed_middleware};
+pub(crate) use self::keyed::{ConfigSource, Key, PerKey};
 pub(crate) use self::local_arc::{LocalArc, Ref};
 pub(crate) use self::middleware::{
     middleware_body, middleware_future, middleware_service, middleware_spec, passing_middleware,
@@ -89,7 +89,7 @@ pub(crate) use self::middleware::{
 #[cfg(feature = "client")]
 pub(crate) use self::progress::set_call;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
-pub(crate) use self::service::{Exchange, call_keyed};
+pub(crate) use self::service::Exchange;
 pub(crate) use self::single_attempt::{PassErrors, SendOnce};
 pub(crate) use self::spec::*;
 pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};

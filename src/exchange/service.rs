@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::active::{Active, Split};
 use super::future::{ExchangeFuture, State};
-use super::keyed::PerKey;
+use super::keyed::ConfigSource;
 use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec};
 use super::{BoxError, Component, LocalArc, Ref, Rejection, TimeoutPolicy};
 use crate::body::WrapBody;
@@ -18,7 +18,7 @@ use crate::cause::{ClientCall, ClientCalls};
 /// A service under the components, timeouts and modes of `P`.
 pub(crate) struct Exchange<S, P: Spec> {
     inner: S,
-    config: LocalArc<Config<P>>,
+    config: ConfigSource<P>,
     /// For attempts after the first; `None` if there are none and backpressure is passed on.
     template: Option<LocalArc<Template<S>>>,
     readiness: Readiness,
@@ -58,17 +58,17 @@ enum Readiness {
 
 impl<S, P: Spec> Exchange<S, P> {
     /// For a spec with one attempt, which passes backpressure on.
-    pub(crate) fn once(inner: S, config: Arc<Config<P>>) -> Self {
-        Self { inner, config: LocalArc::new(config), template: None, readiness: Readiness::NotPolled }
+    pub(crate) fn once(inner: S, config: impl Into<ConfigSource<P>>) -> Self {
+        Self { inner, config: config.into(), template: None, readiness: Readiness::NotPolled }
     }
 
     /// For a spec with several attempts, or one that waits for the inner service.
-    pub(crate) fn repeating(inner: S, config: Arc<Config<P>>) -> Self
+    pub(crate) fn repeating(inner: S, config: impl Into<ConfigSource<P>>) -> Self
     where
         S: Clone,
     {
         let template = Some(LocalArc::new(Arc::new(Template::new(inner.clone()))));
-        Self { inner, config: LocalArc::new(config), template, readiness: Readiness::NotPolled }
+        Self { inner, config: config.into(), template, readiness: Readiness::NotPolled }
     }
 
     pub(crate) fn get_ref(&self) -> &S {
@@ -85,7 +85,7 @@ impl<S, P: Spec> Exchange<S, P> {
 
     /// Replaces the settings for calls that begin from now on.
     pub(crate) fn set_config(&mut self, config: Arc<Config<P>>) {
-        self.config = LocalArc::new(config);
+        self.config = config.into();
     }
 
     #[inline]
@@ -96,9 +96,11 @@ impl<S, P: Spec> Exchange<S, P> {
         S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     {
         if P::PerAttempt::REJECTS_EARLY && !P::WAITS {
-            if let Some((now, rejection)) = self.config.per_attempt.reject_early() {
-                self.readiness = Readiness::Rejected(Box::new((now, rejection)));
-                return Poll::Ready(Ok(()));
+            if let ConfigSource::Shared(config) = &self.config {
+                if let Some(rejected) = config.per_attempt.reject_early() {
+                    self.readiness = Readiness::Rejected(Box::new(rejected));
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
         if matches!(self.readiness, Readiness::Failed(_)) && !P::WAITS {
@@ -122,7 +124,7 @@ impl<S, P: Spec> Exchange<S, P> {
         S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
     {
         let readiness = std::mem::take(&mut self.readiness);
-        let config = self.config.acquire_mut();
+        let config = self.config.acquire_mut(request.uri(), request.headers());
         let template = self.template.as_mut().map(|template| move || template.acquire_mut());
         begin(&mut self.inner, readiness, config, template, request)
     }
@@ -150,7 +152,7 @@ impl<S, P: Spec> Exchange<S, P> {
             },
             Poll::Pending => Readiness::Pending,
         };
-        let config = config.map_or_else(|| self.config.acquire(), Ref::new);
+        let config = config.map_or_else(|| self.config.acquire(request.uri(), request.headers()), Ref::new);
         let template = self.template.as_ref().map(|template| || template.acquire());
         begin(&mut inner, readiness, config, template, request)
     }
@@ -158,23 +160,6 @@ impl<S, P: Spec> Exchange<S, P> {
 
 /// The error of an exchange.
 pub(crate) type ErrorOf<P, E, X> = <<P as Spec>::Errors as ResponseMode<E, X>>::Error;
-
-/// Calls a ready service with the settings of the upstream that the request names.
-pub(crate) fn call_keyed<S, B, P, X, E>(
-    inner: &mut S,
-    configs: &PerKey<P>,
-    request: Request<B>,
-) -> ExchangeFuture<S, B, P>
-where
-    P: Spec,
-    P::Requests: RequestMode<B>,
-    P::Errors: ResponseMode<E, X>,
-    S: WrapBody<RequestBodyOf<P, B>, Body = X, ServiceError = E>,
-{
-    let config = configs.of(request.uri(), request.headers());
-    let no_template: Option<fn() -> Ref<Template<S>>> = None;
-    begin(inner, Readiness::Ready, config, no_template, request)
-}
 
 /// Begins a call.
 #[inline]

@@ -7,16 +7,9 @@ use http::{HeaderMap, Uri};
 use tower_layer::Layer;
 
 use super::limiter::LimitSnapshot;
-use super::{ConcurrencyLimitLayer, LimitBody, LimitFuture, LimitSpec};
-use crate::exchange::{Key, PerKey, keyed_middleware};
+use super::{ConcurrencyLimit, ConcurrencyLimitLayer, LimitSpec};
+use crate::exchange::{Key, PerKey};
 use crate::keyed_map::Eviction;
-
-keyed_middleware! {
-    /// The service of [`KeyedLimitLayer`].
-    ///
-    /// The inner service is polled for readiness before a request is seen, so that a rejection waits for that.
-    KeyedLimit, LimitFuture, LimitBody, LimitSpec
-}
 
 /// One concurrency limit per upstream; made by [`ConcurrencyLimitLayer::keyed`].
 #[derive(Clone)]
@@ -52,7 +45,7 @@ impl KeyedLimitLayer {
     }
 
     /// The fallback limit: for upstreams beyond the 1,024 and for requests without a key.
-    pub fn others(&self) -> LimitSnapshot {
+    pub fn fallback(&self) -> LimitSnapshot {
         self.configs.fallback().per_call.limiter.snapshot()
     }
 }
@@ -63,10 +56,10 @@ fn configs(template: &ConcurrencyLimitLayer, key: Option<Key>) -> PerKey<LimitSp
 }
 
 impl<S> Layer<S> for KeyedLimitLayer {
-    type Service = KeyedLimit<S>;
+    type Service = ConcurrencyLimit<S>;
 
-    fn layer(&self, inner: S) -> KeyedLimit<S> {
-        KeyedLimit { inner, configs: self.configs.clone() }
+    fn layer(&self, inner: S) -> ConcurrencyLimit<S> {
+        ConcurrencyLimit::new(inner, self.configs.clone())
     }
 }
 

@@ -97,15 +97,15 @@ use crate::stats::reachable;
 use crate::stats::{default_stripes, stripe};
 
 pub use self::gradient::LimitChangeReason;
-pub use self::keyed::{KeyedLimit, KeyedLimitLayer};
+pub use self::keyed::KeyedLimitLayer;
 pub use self::limiter::LimitSnapshot;
 
 passing_middleware! {
     /// The service of [`ConcurrencyLimitLayer`].
-    Limited,
-    /// The future of [`Limited`].
+    ConcurrencyLimit,
+    /// The future of [`ConcurrencyLimit`].
     LimitFuture,
-    /// The response body of [`Limited`]: the inner service's, or that of a rejection.
+    /// The response body of [`ConcurrencyLimit`]: the inner service's, or that of a rejection.
     ///
     /// Its error is the inner body's own, boxed, or a [`Failure`] where a limit has passed.
     LimitBody,
@@ -264,10 +264,10 @@ impl Default for ConcurrencyLimitLayer {
 }
 
 impl<S> Layer<S> for ConcurrencyLimitLayer {
-    type Service = Limited<S>;
+    type Service = ConcurrencyLimit<S>;
 
-    fn layer(&self, inner: S) -> Limited<S> {
-        Limited::new(inner, self.config.clone())
+    fn layer(&self, inner: S) -> ConcurrencyLimit<S> {
+        ConcurrencyLimit::new(inner, self.config.clone())
     }
 }
 

@@ -511,7 +511,7 @@ async fn each_upstream_has_its_circuit_and_an_open_one_is_evicted_last() {
     dead.reset();
     assert!(ask("dead.example").await.is_err());
     assert!(circuits.handle("h0.example").is_none());
-    assert_eq!(circuits.others().snapshot(now).calls, 0);
+    assert_eq!(circuits.fallback().snapshot(now).calls, 0);
 
     // by another name
     let routes = long().keyed().key(|uri, _| uri.path().split('/').nth(1));

@@ -346,7 +346,7 @@ async fn each_upstream_has_its_limit_and_invented_names_grow_no_map() {
     }
     let (first, second) = (of("/", "b.example").await, of("/", "c.example").await);
     assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 503));
-    assert_eq!((limits.snapshots().len(), limits.others().in_flight), (1024, 1));
+    assert_eq!((limits.snapshots().len(), limits.fallback().in_flight), (1024, 1));
 }
 
 const WORKERS: usize = 40;
@@ -430,7 +430,7 @@ async fn a_rejected_call_never_reaches_the_inner_service_whose_readiness_passes_
     let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let mut service = limit.layer(service);
     handle.allow(0);
-    let ready = |service: &mut tower_upstream::limit::Limited<_>| {
+    let ready = |service: &mut tower_upstream::limit::ConcurrencyLimit<_>| {
         Service::<Request<Body>>::poll_ready(service, &mut Context::from_waker(Waker::noop()))
     };
     assert!(ready(&mut service).is_pending(), "the inner service is not ready");
