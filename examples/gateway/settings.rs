@@ -48,6 +48,10 @@ impl Settings {
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
         let upstream = match text("UPSTREAM")? {
             None => None,
+            // a host alone is an address too, but here it is usually a mistake
+            Some(text) if !text.contains(':') => {
+                return Err(format!("UPSTREAM={text}: expected host:port, or an http or https URL"));
+            }
             Some(text) => Some(text.parse().map_err(|error| format!("UPSTREAM={text}: {error}"))?),
         };
         let roots = match text("UPSTREAM_CA")? {
