@@ -40,7 +40,7 @@ type Upstream = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 fn upstream(name: &str, address: SocketAddr) -> Result<(Upstream, UpstreamHandle), BoxError> {
     let proxy = ReverseProxy::builder(address.to_string().parse()?, ForwardingRules::new("axum-app")?).build();
     let stack = UpstreamLayer::builder(name)
-        .timeouts(Timeouts::new().response_head(ms(700)).total(ms(4_000)))
+        .timeouts(|timeouts| timeouts.response_head(ms(700)).attempt(ms(1_200)).total(ms(4_000)))
         // the remaining time is forwarded to the upstream
         .deadlines(DeadlinePropagation::new().forward(DeadlineHeader::request_timeout()))
         .proxy_status("axum-app")

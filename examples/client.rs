@@ -22,7 +22,6 @@ use tower_upstream::body::{ReplayBody, TrackedUpload};
 use tower_upstream::compat::{HttpCompatLayer, MapRequestBodyLayer};
 use tower_upstream::retry::Attempts;
 use tower_upstream::stack::ConfigErrors;
-use tower_upstream::timeout::Timeouts;
 use tower_upstream::{Failure, UpstreamLayer};
 
 /// The request body that the inner client gets: tracked, and kept for a retry.
@@ -47,8 +46,9 @@ where
         + 'static,
     R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
-    let limits = Timeouts::new().response_head(Duration::from_secs(2)).total(Duration::from_secs(6));
-    Ok(UpstreamLayer::builder("shop").timeouts(limits).build()?.layer(client))
+    let stack = UpstreamLayer::builder("shop")
+        .timeouts(|timeouts| timeouts.attempt(Duration::from_millis(1_900)).total(Duration::from_secs(6)));
+    Ok(stack.build()?.layer(client))
 }
 
 #[tokio::main(flavor = "current_thread")]

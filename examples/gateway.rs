@@ -44,10 +44,7 @@ use tower_upstream::client::{DefaultConnector, HttpVersion, ReverseProxy, Target
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
-use tower_upstream::limit::ConcurrencyLimitLayer;
-use tower_upstream::retry::{RetryLayer, RetryPolicy};
 use tower_upstream::stack::{RequestBody, Upstream};
-use tower_upstream::timeout::Timeouts;
 
 use settings::Settings;
 
@@ -77,17 +74,14 @@ impl Gateway {
                 TlsConnector::with_roots(tcp, pem).map_err(|error| format!("UPSTREAM_CA={path}: {error}"))?
             }
         };
-        let timeouts = Timeouts::new()
-            .response_head(settings.read)
-            .body_idle(settings.read)
-            .attempt(settings.attempt())
-            .total(settings.total);
+        let Settings { connect, read, total, attempts, limit, .. } = *settings;
+        let (attempt, circuit) = (settings.attempt(), settings.circuit());
         let mut stack = UpstreamLayer::builder(target.authority().to_string())
-            .timeouts(timeouts)
-            .topology(settings.topology.clone().connect(settings.connect))
-            .retry(RetryLayer::new().policy(RetryPolicy::new().attempts(settings.attempts)))
-            .circuit(settings.circuit())
-            .limiter(ConcurrencyLimitLayer::new().bounds(settings.limit.min(MIN_LIMIT)..=settings.limit))
+            .timeouts(move |timeouts| timeouts.response_head(read).body_idle(read).attempt(attempt).total(total))
+            .topology(settings.topology.clone().connect(connect))
+            .retry_policy(move |policy| policy.attempts(attempts))
+            .circuit(move |_| circuit)
+            .limiter(move |limiter| limiter.bounds(limit.min(MIN_LIMIT)..=limit))
             .proxy_status(&settings.name)
             .error_page(ErrorPage::new())
             // the proxy tracks its uploads itself

@@ -154,13 +154,16 @@ where
 }
 
 fn fused(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
-    let layer =
-        UpstreamLayer::builder("bench").circuit(stays_open()).without_upload_tracking().build().expect("it fits");
+    let layer = UpstreamLayer::builder("bench")
+        .circuit(move |_| stays_open())
+        .without_upload_tracking()
+        .build()
+        .expect("it fits");
     layer.layer(upstream)
 }
 
 /// The same where every call needs a retry.
 fn fused_repeating(upstream: Upstream<Failure>) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
-    let builder = UpstreamLayer::builder("bench").circuit(stays_closed()).budget(RetryBudget::unlimited());
+    let builder = UpstreamLayer::builder("bench").circuit(move |_| stays_closed()).budget(RetryBudget::unlimited());
     builder.without_upload_tracking().build().expect("it fits").layer(upstream)
 }

@@ -1,11 +1,14 @@
-//! What a stack is told before it is built.
+//! Settings of a stack, until it is built.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::config_error::{ConfigError, ConfigErrors};
 use super::errors::Errors;
+use super::handle::Shared;
 use super::live_config::LiveConfig;
+use super::presets::Preset;
 use super::requests::TrackUploads;
 use super::spec::{Config, PerCall};
 use super::stats::StatsRecorder;
@@ -18,205 +21,350 @@ use crate::deadline::DeadlinePropagation;
 use crate::error_page::ErrorPage;
 use crate::event::Observer;
 use crate::limit::ConcurrencyLimitLayer;
-use crate::retry::{self, Resend, RetryBudget, RetryLayer};
+use crate::retry::{self, Resend, RetryBudget, RetryLayer, RetryPolicy};
 use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts, Topology};
 
 /// Builds an [`UpstreamLayer`]; see its [module](super) for the defaults.
-#[derive(Clone, Debug)]
+///
+/// The order of the calls does not matter: [`build`](Self::build) applies every change to the settings of the
+/// [`Preset`], changes of the same part in the order they were made.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_upstream::UpstreamLayer;
+/// use tower_upstream::stack::Preset;
+///
+/// let layer = UpstreamLayer::builder("payments")
+///     .timeouts(|timeouts| timeouts.body_idle(Duration::from_secs(5)))
+///     .retry_policy(|policy| policy.attempts(3).max_backoff(Duration::from_millis(20)))
+///     .preset(Preset::LatencyCritical)
+///     .build()
+///     .unwrap();
+/// ```
 #[must_use]
+#[allow(clippy::struct_excessive_bools)] // one for each part that can be removed
 pub struct UpstreamBuilder {
     pub(super) name: Arc<str>,
-    pub(super) limits: TimeoutLayer,
-    pub(super) retry: Option<RetryLayer>,
-    pub(super) limiter: Option<ConcurrencyLimitLayer>,
-    pub(super) circuit: Option<CircuitBreakerLayer>,
-    /// For the checks: a layer does not show its policy.
-    pub(super) policy: Option<BreakerPolicy>,
-    pub(super) tracks_uploads: bool,
-    pub(super) topology: Topology,
-    pub(super) classify: ClassifyLayer,
-    pub(super) page: Option<ErrorPage>,
+    preset: Preset,
+    timeouts: Changes<Timeouts>,
+    retry: Changes<RetryLayer>,
+    retry_policy: Changes<RetryPolicy>,
+    budget: Option<RetryBudget>,
+    circuit: Changes<BreakerPolicy>,
+    limiter: Changes<ConcurrencyLimitLayer>,
+    has_retry: bool,
+    has_circuit: bool,
+    has_limiter: bool,
+    /// Everything about timeouts except the timeouts themselves.
+    timeout_layer: TimeoutLayer,
+    tracks_uploads: bool,
+    topology: Topology,
+    classify: ClassifyLayer,
+    /// What the stack adds to `classify`.
+    reporting: Changes<ClassifyLayer>,
+    page: Option<ErrorPage>,
     pub(super) learned: Option<Arc<RouteTimeouts>>,
+    pub(super) found: Vec<ConfigError>,
+}
+
+/// Changes of one part, applied in order.
+struct Changes<T>(Vec<Box<dyn FnOnce(T) -> T + Send>>);
+
+impl<T> Changes<T> {
+    const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    fn push(&mut self, change: impl FnOnce(T) -> T + Send + 'static) {
+        self.0.push(Box::new(change));
+    }
+
+    fn apply(self, settings: T) -> T {
+        self.0.into_iter().fold(settings, |settings, change| change(settings))
+    }
+}
+
+/// The settings after all changes; `None` for a part that is left out.
+pub(super) struct Resolved {
+    pub(super) timeouts: Timeouts,
+    pub(super) retry: Option<RetryLayer>,
+    pub(super) circuit: Option<BreakerPolicy>,
+    pub(super) limiter: Option<ConcurrencyLimitLayer>,
+    pub(super) classify: ClassifyLayer,
+    /// As declared, with the stack's own attempts, backoff, hedging and idle timeout.
+    pub(super) topology: Topology,
+    pub(super) page: Option<ErrorPage>,
+    pub(super) timeout_layer: TimeoutLayer,
     pub(super) found: Vec<ConfigError>,
 }
 
 impl UpstreamBuilder {
     pub(super) fn new(name: impl Into<Arc<str>>) -> Self {
-        let name = name.into();
-        let builder = Self {
-            limits: TimeoutLayer::new(Timeouts::new()),
-            retry: Some(RetryLayer::new()),
-            limiter: Some(ConcurrencyLimitLayer::new()),
-            circuit: Some(CircuitBreakerLayer::new(name.clone())),
-            policy: Some(BreakerPolicy::new()),
+        Self {
+            name: name.into(),
+            preset: Preset::Standard,
+            timeouts: Changes::new(),
+            retry: Changes::new(),
+            retry_policy: Changes::new(),
+            budget: None,
+            circuit: Changes::new(),
+            limiter: Changes::new(),
+            has_retry: true,
+            has_circuit: true,
+            has_limiter: true,
+            timeout_layer: TimeoutLayer::new(Timeouts::new()),
             tracks_uploads: true,
             topology: Topology::new(),
             classify: ClassifyLayer::new(),
+            reporting: Changes::new(),
             page: None,
             learned: None,
             found: Vec::new(),
-            name,
-        };
-        builder.standard()
+        }
     }
 
-    /// The time limits (default: the preset's).
-    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
-        self.limits = self.limits.with(timeouts);
+    /// Sets the values that the other settings change (default: [`Preset::Standard`]).
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.preset = preset;
         self
     }
 
-    /// What is known of the neighbours' limits (default: nothing): what does not fit is refused by [`build`](Self::build).
+    /// Changes the timeouts.
     ///
-    /// Attempts, pauses and hedging are taken from the stack itself, and the idle limit of [`pool_idle`](Self::pool_idle).
+    /// The preset's timeouts of the head and of an attempt are lowered to a shorter total.
+    pub fn timeouts(mut self, change: impl FnOnce(Timeouts) -> Timeouts + Send + 'static) -> Self {
+        self.timeouts.push(change);
+        self
+    }
+
+    /// Declares the timeouts of the neighbours (default: none); [`build`](Self::build) refuses settings that conflict with them.
+    ///
+    /// Attempts, backoff and hedging are the stack's own, and the idle timeout is that of [`pool_idle`](Self::pool_idle).
     pub fn topology(mut self, topology: Topology) -> Self {
         self.topology = topology;
         self
     }
 
-    /// Reads the caller's deadline and writes the one that goes out (default: neither), as
-    /// [`TimeoutLayer::deadlines`] says.
+    /// Reads the client's deadline and writes the one sent upstream (default: neither); see [`TimeoutLayer::deadlines`].
     pub fn deadlines(mut self, deadlines: DeadlinePropagation) -> Self {
-        self.limits = self.limits.deadlines(deadlines);
+        self.timeout_layer = self.timeout_layer.deadlines(deadlines);
         self
     }
 
-    /// Learns how long the heads of these routes take (default: not at all), as [`TimeoutLayer::learned`] says.
+    /// Learns the response times of these routes (default: none); see [`TimeoutLayer::learned`].
     pub fn learned(
         mut self,
         limits: Arc<RouteTimeouts>,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
         self.learned = Some(limits.clone());
-        self.limits = self.limits.learned(limits, route);
+        self.timeout_layer = self.timeout_layer.learned(limits, route);
         self
     }
 
-    /// Says how long the client inside keeps idle connections (default: not known), as [`TimeoutLayer::pool_idle`] says.
+    /// Declares how long the inner client keeps idle connections (default: unknown); see [`TimeoutLayer::pool_idle`].
     pub fn pool_idle(mut self, limit: Duration) -> Self {
         self.topology = self.topology.pool_idle(limit);
-        self.limits = self.limits.pool_idle(limit);
+        self.timeout_layer = self.timeout_layer.pool_idle(limit);
         self
     }
 
-    /// How errors and unsafe heads become answers (default: [`ClassifyLayer::new`]).
+    /// Sets how errors and unsafe heads become responses (default: [`ClassifyLayer::new`]).
     ///
-    /// It takes the place of what [`proxy_status`](Self::proxy_status) and [`observer`](Self::observer) said before.
+    /// [`proxy_status`](Self::proxy_status) and [`observer`](Self::observer) add to it.
     pub fn classify(mut self, classify: ClassifyLayer) -> Self {
         self.classify = classify;
         self
     }
 
-    /// Adds this deployment's member to `Proxy-Status` (RFC 9209) on failures (default: none).
+    /// Adds this deployment's entry to `Proxy-Status` (RFC 9209) on failures (default: none).
     pub fn proxy_status(mut self, name: &str) -> Self {
         match ProxyStatus::new(name) {
-            Ok(member) => self.classify = self.classify.proxy_status(member),
+            Ok(entry) => self.reporting.push(|classify| classify.proxy_status(entry)),
             Err(error) => self.found.push(ConfigError::new(
                 "proxy_status",
-                format!("{name:?} cannot stand in the field: {error}"),
+                format!("{name:?} is not a valid name: {error}"),
                 "set a token such as \"shop-edge\"",
             )),
         }
         self
     }
 
-    /// Tells this one of failures as well (default: [`TracingObserver`](crate::event::TracingObserver) alone).
+    /// Adds an observer of failures (default: [`TracingObserver`](crate::event::TracingObserver) alone).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.classify = self.classify.also(observer);
+        self.reporting.push(|classify| classify.also(observer));
         self
     }
 
-    /// Writes a page in place of the short text of our own answers (default: none).
+    /// Writes an error page for local responses (default: a short text).
     pub fn error_page(mut self, page: ErrorPage) -> Self {
         self.page = Some(page);
         self
     }
 
-    /// Leaves the limiter out.
+    /// Removes the concurrency limit.
     pub fn without_limiter(mut self) -> Self {
-        self.limiter = None;
+        self.has_limiter = false;
         self
     }
 
-    /// Leaves the circuit breaker out.
+    /// Removes the circuit breaker.
     pub fn without_circuit(mut self) -> Self {
-        (self.circuit, self.policy) = (None, None);
+        self.has_circuit = false;
         self
     }
 
-    /// Leaves the retry out: no request is sent twice, and no request body is kept.
+    /// Removes the retry: no request is sent twice, and no request body is buffered.
     pub fn without_retry(mut self) -> Self {
-        self.retry = None;
+        self.has_retry = false;
         self
     }
 
-    /// How many calls may be in flight (default: [`ConcurrencyLimitLayer::new`], from 2 to 200 as the upstream can bear).
-    pub fn limiter(mut self, limiter: ConcurrencyLimitLayer) -> Self {
-        self.limiter = Some(limiter);
-        self
-    }
-
-    /// When the circuit opens, and for how long (default: [`BreakerPolicy::new`]).
-    pub fn circuit(mut self, policy: BreakerPolicy) -> Self {
-        self.circuit = Some(CircuitBreakerLayer::new(self.name.clone()).policy(policy));
-        self.policy = Some(policy);
-        self
-    }
-
-    /// What is sent again (default: [`RetryLayer::new`]); its total is that of the [time limits](Self::timeouts).
-    pub fn retry(mut self, retry: RetryLayer) -> Self {
-        self.retry = Some(retry);
-        self
-    }
-
-    /// What retries and hedges are paid from (default: a budget of its own), for stacks before the same upstream.
+    /// Changes the concurrency limit.
     ///
-    /// Without a retry it is not used.
+    /// To share a limit among stacks, return a clone of its layer: `.limiter(|_| shared)`.
+    pub fn limiter(
+        mut self,
+        change: impl FnOnce(ConcurrencyLimitLayer) -> ConcurrencyLimitLayer + Send + 'static,
+    ) -> Self {
+        self.limiter.push(change);
+        self
+    }
+
+    /// Changes when the circuit opens, and for how long.
+    pub fn circuit(mut self, change: impl FnOnce(BreakerPolicy) -> BreakerPolicy + Send + 'static) -> Self {
+        self.circuit.push(change);
+        self
+    }
+
+    /// Changes which failures are retried, how often, and after what backoff.
+    pub fn retry_policy(mut self, change: impl FnOnce(RetryPolicy) -> RetryPolicy + Send + 'static) -> Self {
+        self.retry_policy.push(change);
+        self
+    }
+
+    /// Changes everything else about retries: hedging, buffer size, headers; its total is that of the
+    /// [timeouts](Self::timeouts).
+    pub fn retry(mut self, change: impl FnOnce(RetryLayer) -> RetryLayer + Send + 'static) -> Self {
+        self.retry.push(change);
+        self
+    }
+
+    /// Pays for retries and hedges from this budget (default: one of its own), for several stacks of one upstream.
     pub fn budget(mut self, budget: RetryBudget) -> Self {
-        self.retry = self.retry.map(|retry| retry.budget(budget));
+        self.budget = Some(budget);
         self
     }
 
-    /// Does not track the progress of request bodies, for an inner service that tracks it itself, as `ReverseProxy` does.
+    /// Does not track the progress of request bodies, for an inner service that tracks it itself, such as `ReverseProxy`.
     ///
-    /// For others the limit on the head begins at the call then, however long the upload takes.
+    /// With any other service the timeout of the head then starts at the call, however long the upload takes.
     pub fn without_upload_tracking(mut self) -> Self {
         self.tracks_uploads = false;
         self
     }
 
-    /// The layer, if everything fits.
+    /// Applies all changes to the preset.
+    pub(super) fn resolve(self) -> Resolved {
+        let preset = self.preset.timeouts();
+        let timeouts = within_total(self.timeouts.apply(preset), &preset);
+        let retry = self.has_retry.then(|| {
+            let layer = self.retry.apply(self.preset.retry());
+            let policy = self.retry_policy.apply(layer.settings().policy);
+            let layer = layer.policy(policy);
+            self.budget.into_iter().fold(layer, RetryLayer::budget)
+        });
+        let mut topology = self.topology;
+        if let Some(idle) = self.timeout_layer.pool() {
+            // `topology` may have been called after `pool_idle`
+            topology = topology.pool_idle(idle);
+        }
+        Resolved {
+            timeouts,
+            topology: validate::with_retry(topology, retry.as_ref()),
+            retry,
+            circuit: self.has_circuit.then(|| self.circuit.apply(self.preset.circuit())),
+            limiter: self.has_limiter.then(|| self.limiter.apply(self.preset.limiter())),
+            classify: self.reporting.apply(self.classify),
+            page: self.page,
+            timeout_layer: self.timeout_layer.with(timeouts),
+            found: self.found,
+        }
+    }
+
+    /// Builds the layer.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong at once, each with what to set.
+    /// Every invalid or conflicting setting at once, each with what to set.
     pub fn build(self) -> Result<UpstreamLayer, ConfigErrors> {
-        let Validated { errors: found, report } = validate::check(&self);
-        ConfigErrors::into_result(&self.name, found)?;
+        let (name, learned, tracks_uploads) = (self.name.clone(), self.learned.clone(), self.tracks_uploads);
+        let settings = self.resolve();
+        let Validated { errors, report } = validate::check(&name, &settings);
+        ConfigErrors::into_result(&name, errors)?;
         for finding in report.findings() {
             tracing::warn!(
                 target: "tower_upstream",
-                upstream = &*self.name,
+                upstream = &*name,
                 finding = finding.id().as_str(),
                 set = finding.suggestion(),
                 "{}", finding.conflict()
             );
         }
-        let recorder = Arc::new(StatsRecorder::new());
-        let limiter = self.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&self.name));
-        let timeouts = self.limits.limits().clone();
+        let circuit = settings.circuit.map(|policy| CircuitBreakerLayer::new(name.clone()).policy(policy));
+        let limiter = settings.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&name));
+        let timeouts = settings.timeout_layer.limits().clone();
         let until_head = timeouts.timeouts.until_head();
-        let retry = self.retry.as_ref().map(|retry| retry::Settings { total: until_head, ..retry.settings().clone() });
-        let requests = Resend { settings: retry, wrap: TrackUploads(self.tracks_uploads) };
+        let budget = settings.retry.as_ref().map(|retry| retry.settings().budget.clone());
+        let retry =
+            settings.retry.as_ref().map(|retry| retry::Settings { total: until_head, ..retry.settings().clone() });
+        let requests = Resend { settings: retry, wrap: TrackUploads(tracks_uploads) };
         let errors = Errors {
-            name: self.name.clone(),
-            classify: Classified { settings: self.classify.settings().clone() },
-            page: self.page.clone(),
+            name: name.clone(),
+            classify: Classified { settings: settings.classify.settings().clone() },
+            page: settings.page,
         };
-        let circuit = self.circuit.as_ref().map(CircuitBreakerLayer::component);
-        let config = Config::new(PerCall { recorder, limiter }, circuit, timeouts, requests, errors);
+        let recorder = Arc::new(StatsRecorder::new());
+        let per_call = PerCall { recorder: recorder.clone(), limiter };
+        let config =
+            Config::new(per_call, circuit.as_ref().map(CircuitBreakerLayer::component), timeouts, requests, errors);
         let live = Arc::new(LiveConfig::new(config));
-        let handle = UpstreamHandle::new(&live, &self);
+        let handle = UpstreamHandle::new(Shared {
+            name,
+            live: live.clone(),
+            topology: settings.topology,
+            recorder,
+            circuit: circuit.as_ref().map(CircuitBreakerLayer::handle),
+            limit: Mutex::new(settings.limiter.as_ref().map(ConcurrencyLimitLayer::handle)),
+            budget,
+            learned,
+            changes: Mutex::default(),
+        });
         Ok(UpstreamLayer { live, handle })
+    }
+}
+
+/// Lowers the preset's timeouts of the head and of an attempt to a shorter total, which was set on purpose.
+fn within_total(mut timeouts: Timeouts, preset: &Timeouts) -> Timeouts {
+    let total = timeouts.until_head();
+    let lower = |limit: Option<Duration>| limit.map(|limit| total.map_or(limit, |total| limit.min(total)));
+    if timeouts.attempt == preset.attempt {
+        timeouts.attempt = lower(timeouts.attempt);
+    }
+    if timeouts.response_head == preset.response_head {
+        timeouts.response_head = lower(timeouts.response_head);
+        if let (Some(head), Some(attempt)) = (timeouts.response_head, timeouts.attempt) {
+            timeouts.response_head = Some(head.min(attempt));
+        }
+    }
+    timeouts
+}
+
+impl fmt::Debug for UpstreamBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamBuilder")
+            .field("name", &self.name)
+            .field("preset", &self.preset)
+            .finish_non_exhaustive()
     }
 }

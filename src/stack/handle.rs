@@ -7,12 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::builder::UpstreamBuilder;
 use super::config_error::{ConfigError, ConfigErrors};
 use super::live_config::LiveConfig;
 use super::stats::{LatencySnapshot, StatsRecorder};
 use super::validate;
-use crate::breaker::{self, CircuitBreakerLayer, CircuitHandle};
+use crate::breaker::{self, CircuitHandle};
 use crate::cause::{BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
 use crate::exchange::Handling;
@@ -50,16 +49,17 @@ pub struct UpstreamHandle {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    name: Arc<str>,
-    live: Arc<LiveConfig>,
-    topology: Topology,
-    recorder: Arc<StatsRecorder>,
-    circuit: Option<CircuitHandle>,
-    limit: Mutex<Option<LimitHandle>>,
-    budget: Option<RetryBudget>,
-    learned: Option<Arc<RouteTimeouts>>,
-    changes: Mutex<VecDeque<StackChange>>,
+/// The parts of a stack that its handles reach.
+pub(super) struct Shared {
+    pub(super) name: Arc<str>,
+    pub(super) live: Arc<LiveConfig>,
+    pub(super) topology: Topology,
+    pub(super) recorder: Arc<StatsRecorder>,
+    pub(super) circuit: Option<CircuitHandle>,
+    pub(super) limit: Mutex<Option<LimitHandle>>,
+    pub(super) budget: Option<RetryBudget>,
+    pub(super) learned: Option<Arc<RouteTimeouts>>,
+    pub(super) changes: Mutex<VecDeque<StackChange>>,
 }
 
 /// A change that was annotated or made through the handle.
@@ -138,18 +138,7 @@ fn draining() -> Rejection {
 }
 
 impl UpstreamHandle {
-    pub(super) fn new(live: &Arc<LiveConfig>, builder: &UpstreamBuilder) -> Self {
-        let shared = Shared {
-            name: builder.name.clone(),
-            live: live.clone(),
-            topology: validate::topology(builder),
-            recorder: live.current().1.per_call.recorder.clone(),
-            circuit: builder.circuit.as_ref().map(CircuitBreakerLayer::handle),
-            limit: Mutex::new(builder.limiter.as_ref().map(ConcurrencyLimitLayer::handle)),
-            budget: builder.retry.as_ref().map(|layer| layer.settings().budget.clone()),
-            learned: builder.learned.clone(),
-            changes: Mutex::default(),
-        };
+    pub(super) fn new(shared: Shared) -> Self {
         Self { shared: Arc::new(shared) }
     }
 
@@ -244,7 +233,7 @@ impl UpstreamHandle {
     ///
     /// # Errors
     ///
-    /// Invalid settings, as [`build`](UpstreamBuilder::build) would refuse them; the timeouts are unchanged then.
+    /// Invalid settings, as [`build`](super::UpstreamBuilder::build) would refuse them; the timeouts are unchanged then.
     pub fn set_timeouts(&self, timeouts: Timeouts) -> Result<(), ConfigErrors> {
         let mut found = Vec::new();
         validate::limits(&timeouts, &self.shared.topology, &mut found);
@@ -265,7 +254,7 @@ impl UpstreamHandle {
     ///
     /// # Errors
     ///
-    /// If the stack was built without a limit, or [`build`](UpstreamBuilder::build) would refuse this one.
+    /// If the stack was built without a limit, or [`build`](super::UpstreamBuilder::build) would refuse this one.
     pub fn set_limiter(&self, limiter: &ConcurrencyLimitLayer) -> Result<(), ConfigErrors> {
         let mut limit = locked(&self.shared.limit);
         if limit.is_none() {

@@ -22,21 +22,21 @@
 //!
 //! # Presets
 //!
-//! | | [`latency_critical`](UpstreamBuilder::latency_critical) | [`standard`](UpstreamBuilder::standard), the default | [`batch`](UpstreamBuilder::batch) | [`streaming`](UpstreamBuilder::streaming) |
+//! | | [`LatencyCritical`](Preset::LatencyCritical) | [`Standard`](Preset::Standard), the default | [`Batch`](Preset::Batch) | [`Streaming`](Preset::Streaming) |
 //! |---|---|---|---|---|
-//! | `head` | 450 ms | 9 s | 120 s | 9 s |
+//! | `response_head` | 450 ms | 9 s | 120 s | 9 s |
 //! | `attempt` | 450 ms | 9 s | 300 s | none |
 //! | `total` | 1 s | 30 s | 960 s | none |
 //! | `body_idle` | 1 s | 30 s | 120 s | 90 s |
 //! | `client_idle` | 60 s | 60 s | 60 s | 60 s |
 //! | `attempts` | 2 | 3 | 3 | 3 |
-//! | `pauses` | 5 ms to 50 ms | 25 ms to 1 s | 1 s to 30 s | 25 ms to 1 s |
+//! | `backoff` | 5 ms to 50 ms | 25 ms to 1 s | 1 s to 30 s | 25 ms to 1 s |
 //! | `hedging` | p95 | none | none | none |
 //! | `window` of the circuit | 10 s | 10 s | 60 s | 10 s |
-//! | `open` for | 500 ms to 5 s | 1 s to 10 s | 5 s to 60 s | 1 s to 10 s |
+//! | `open_duration` | 500 ms to 5 s | 1 s to 10 s | 5 s to 60 s | 1 s to 10 s |
 //! | `in flight` | 2 to 200 | 2 to 200 | 2 to 50 | 2 to 1000 |
 //!
-//! The timeout of an attempt includes the upload: an upload that takes longer needs [`batch`](UpstreamBuilder::batch), or
+//! The timeout of an attempt includes the upload: an upload that takes longer needs [`Batch`](Preset::Batch), or
 //! timeouts of its own.
 //!
 //! ```
@@ -100,6 +100,7 @@ pub use self::config_error::{ConfigError, ConfigErrors};
 pub use self::ext::ServiceBuilderExt;
 pub use self::future::{UpstreamBody, UpstreamFuture};
 pub use self::handle::{DrainOutcome, StackChange, UpstreamHandle, UpstreamSnapshot, UpstreamState};
+pub use self::presets::Preset;
 pub use self::requests::RequestBody;
 pub use self::stats::LatencySnapshot;
 

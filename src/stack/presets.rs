@@ -1,8 +1,7 @@
-//! Numbers that fit together, for four kinds of traffic.
+//! Presets: values that fit together, for four kinds of traffic.
 
 use std::time::Duration;
 
-use super::builder::UpstreamBuilder;
 use crate::breaker::BreakerPolicy;
 use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{Hedging, RetryLayer, RetryPolicy};
@@ -16,71 +15,137 @@ const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Each takes the place of what was set before of the limits, the retry, the circuit and the limiter.
-impl UpstreamBuilder {
-    /// For calls that a person waits for in a chain of others: short limits, a second attempt beside a late one.
-    pub fn latency_critical(self) -> Self {
-        let policy = RetryPolicy::new().attempts(2).base_backoff(ms(5)).max_backoff(ms(50)).max_retry_after(s(1));
-        self.timeouts(Timeouts::new().response_head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)))
-            .retry(RetryLayer::new().policy(policy).hedging(Hedging::new()))
-            .circuit(BreakerPolicy::new().open_duration(ms(500)).max_open_duration(s(5)).probe_timeout(ms(450)))
-            .limiter(ConcurrencyLimitLayer::new())
+/// Values that fit together, for four kinds of traffic; see the [table](super#presets).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Preset {
+    /// For calls that a person waits for, in a chain of other calls: short timeouts, hedging.
+    LatencyCritical,
+    /// For pages and APIs; the default.
+    #[default]
+    Standard,
+    /// For jobs, reports and large uploads that run unattended: long timeouts, long backoff.
+    Batch,
+    /// For event streams, WebSocket, gRPC streams and long polls: no total, but a timeout for idle bodies.
+    Streaming,
+}
+
+impl Preset {
+    pub(super) fn timeouts(self) -> Timeouts {
+        let timeouts = Timeouts::new();
+        match self {
+            Self::LatencyCritical => timeouts.response_head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)),
+            Self::Standard => timeouts.response_head(s(9)).attempt(s(9)).total(s(30)).body_idle(s(30)),
+            Self::Batch => timeouts.response_head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)),
+            Self::Streaming => timeouts.response_head(s(9)).body_idle(s(90)).unbounded(),
+        }
     }
 
-    /// For pages and APIs; what a stack has that is told nothing.
-    pub fn standard(self) -> Self {
-        self.timeouts(Timeouts::new().response_head(s(9)).attempt(s(9)).total(s(30)).body_idle(s(30)))
-            .retry(RetryLayer::new())
-            .circuit(BreakerPolicy::new())
-            .limiter(ConcurrencyLimitLayer::new())
+    pub(super) fn retry(self) -> RetryLayer {
+        let policy = RetryPolicy::new();
+        match self {
+            Self::LatencyCritical => {
+                let policy = policy.attempts(2).base_backoff(ms(5)).max_backoff(ms(50)).max_retry_after(s(1));
+                RetryLayer::new().policy(policy).hedging(Hedging::new())
+            }
+            Self::Batch => RetryLayer::new().policy(policy.base_backoff(s(1)).max_backoff(s(30))),
+            Self::Standard | Self::Streaming => RetryLayer::new(),
+        }
     }
 
-    /// For jobs, reports and large uploads, which nobody looks at: long limits, long pauses.
-    pub fn batch(self) -> Self {
-        let policy = RetryPolicy::new().base_backoff(s(1)).max_backoff(s(30));
-        self.timeouts(Timeouts::new().response_head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)))
-            .retry(RetryLayer::new().policy(policy))
-            .circuit(BreakerPolicy::new().window(s(60)).open_duration(s(5)).max_open_duration(s(60)))
-            .limiter(ConcurrencyLimitLayer::new().bounds(2..=50))
+    pub(super) fn circuit(self) -> BreakerPolicy {
+        let policy = BreakerPolicy::new();
+        match self {
+            Self::LatencyCritical => policy.open_duration(ms(500)).max_open_duration(s(5)).probe_timeout(ms(450)),
+            Self::Batch => policy.window(s(60)).open_duration(s(5)).max_open_duration(s(60)),
+            Self::Standard | Self::Streaming => policy,
+        }
     }
 
-    /// For event streams, WebSocket, gRPC streams and long polls: no end, but a limit on silence.
-    pub fn streaming(self) -> Self {
-        self.timeouts(Timeouts::new().response_head(s(9)).body_idle(s(90)).unbounded())
-            .retry(RetryLayer::new())
-            .circuit(BreakerPolicy::new())
-            .limiter(ConcurrencyLimitLayer::new().bounds(2..=1000))
+    pub(super) fn limiter(self) -> ConcurrencyLimitLayer {
+        let layer = ConcurrencyLimitLayer::new();
+        match self {
+            Self::LatencyCritical | Self::Standard => layer,
+            Self::Batch => layer.bounds(2..=50),
+            Self::Streaming => layer.bounds(2..=1000),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::UpstreamLayer;
+    use super::super::validate;
     use super::*;
+    use crate::classify::ClassifyLayer;
     use crate::timeout::Topology;
 
-    type Preset = fn(UpstreamBuilder) -> UpstreamBuilder;
+    const ALL: [Preset; 4] = [Preset::LatencyCritical, Preset::Standard, Preset::Batch, Preset::Streaming];
 
     #[test]
-    fn every_preset_fits_together_without_a_word() {
-        let presets: [Preset; 4] = [
-            UpstreamBuilder::latency_critical,
-            UpstreamBuilder::standard,
-            UpstreamBuilder::batch,
-            UpstreamBuilder::streaming,
-        ];
-        for preset in presets {
-            let builder = preset(UpstreamLayer::builder("shop"));
-            let report = super::super::validate::check(&builder);
-            assert!(report.errors.is_empty(), "{:?}", report.errors);
-            assert!(report.report.findings().is_empty(), "{}", report.report);
+    fn every_preset_is_valid_without_a_warning() {
+        for preset in ALL {
+            let settings = UpstreamLayer::builder("shop").preset(preset).resolve();
+            let checked = validate::check("shop", &settings);
+            assert!(checked.errors.is_empty(), "{:?}", checked.errors);
+            assert!(checked.report.findings().is_empty(), "{}", checked.report);
         }
-        let streams = UpstreamLayer::builder("events").streaming().topology(Topology::new().heartbeat(s(30)));
-        assert!(streams.build().is_ok());
+        let streams = UpstreamLayer::builder("events").preset(Preset::Streaming);
+        assert!(streams.topology(Topology::new().heartbeat(s(30))).build().is_ok());
     }
 
     #[test]
-    fn the_table_in_the_docs_is_the_code() {
+    fn a_change_keeps_the_presets_other_values_in_any_order() {
+        let change = |timeouts: Timeouts| timeouts.body_idle(s(5));
+        let one = UpstreamLayer::builder("shop").preset(Preset::LatencyCritical).timeouts(change);
+        let other = UpstreamLayer::builder("shop").timeouts(change).preset(Preset::LatencyCritical);
+        let expected = Preset::LatencyCritical.timeouts().body_idle(s(5));
+        assert_eq!((one.resolve().timeouts, other.resolve().timeouts), (expected, expected));
+
+        let change = |policy: RetryPolicy| policy.attempts(4);
+        let one =
+            UpstreamLayer::builder("shop").preset(Preset::Batch).retry_policy(change).retry(|retry| retry.body_cap(9));
+        let other =
+            UpstreamLayer::builder("shop").retry(|retry| retry.body_cap(9)).retry_policy(change).preset(Preset::Batch);
+        for builder in [one, other] {
+            let settings = builder.resolve();
+            let retry = settings.retry.expect("a retry").settings().clone();
+            assert_eq!((retry.policy.attempts, retry.policy.max_backoff, retry.body_cap), (4, s(30), 9));
+            assert_eq!(settings.circuit.expect("a circuit").window, s(60));
+        }
+
+        let builder = UpstreamLayer::builder("shop").circuit(|policy| policy.window(s(20))).preset(Preset::Batch);
+        let circuit = builder.resolve().circuit.expect("a circuit");
+        assert_eq!((circuit.window, circuit.open_duration), (s(20), s(5)));
+        let builder = UpstreamLayer::builder("shop").without_retry().preset(Preset::Batch).retry(|retry| retry);
+        assert!(builder.resolve().retry.is_none());
+    }
+
+    #[test]
+    fn the_presets_timeouts_give_way_to_a_shorter_total() {
+        let settings = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.total(s(5))).resolve();
+        assert_eq!((settings.timeouts.response_head, settings.timeouts.attempt), (Some(s(5)), Some(s(5))));
+        let settings = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.attempt(s(2))).resolve();
+        assert_eq!((settings.timeouts.response_head, settings.timeouts.attempt), (Some(s(2)), Some(s(2))));
+        // values that were set are checked, not changed
+        let settings = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.attempt(s(8)).total(s(5))).resolve();
+        assert_eq!(settings.timeouts.attempt, Some(s(8)));
+    }
+
+    #[test]
+    fn proxy_status_does_not_depend_on_the_order() {
+        let classify = || ClassifyLayer::new().first_frame_timeout(ms(3));
+        let one = UpstreamLayer::builder("shop").proxy_status("edge").classify(classify());
+        let other = UpstreamLayer::builder("shop").classify(classify()).proxy_status("edge");
+        for builder in [one, other] {
+            let settings = format!("{:?}", builder.resolve().classify);
+            assert!(settings.contains("edge") && settings.contains("3ms"), "{settings}");
+        }
+    }
+
+    #[test]
+    fn the_table_in_the_docs_has_the_presets_values() {
         let text = include_str!("mod.rs");
         let table: Vec<_> = text.lines().filter(|line| line.starts_with("//! | `")).collect();
         let cell = |row: &str, column: usize| {
@@ -92,32 +157,23 @@ mod tests {
             Some(limit) if limit < s(1) => format!("{} ms", limit.as_millis()),
             Some(limit) => format!("{} s", limit.as_secs()),
         };
-        let builders = [
-            UpstreamLayer::builder("a").latency_critical(),
-            UpstreamLayer::builder("a").standard(),
-            UpstreamLayer::builder("a").batch(),
-            UpstreamLayer::builder("a").streaming(),
-        ];
-        for (column, builder) in (1..).zip(&builders) {
-            let limits = builder.limits.limits().timeouts;
-            assert_eq!(cell("head", column), shown(limits.response_head));
-            assert_eq!(cell("attempt", column), shown(limits.attempt));
-            assert_eq!(cell("total", column), shown(limits.total));
-            assert_eq!(cell("body_idle", column), shown(limits.body_idle));
-            assert_eq!(cell("client_idle", column), shown(limits.client_idle));
-            let retry = builder.retry.as_ref().expect("a retry").settings();
+        for (column, preset) in (1..).zip(ALL) {
+            let settings = UpstreamLayer::builder("a").preset(preset).resolve();
+            assert_eq!(cell("response_head", column), shown(settings.timeouts.response_head));
+            assert_eq!(cell("attempt", column), shown(settings.timeouts.attempt));
+            assert_eq!(cell("total", column), shown(settings.timeouts.total));
+            assert_eq!(cell("body_idle", column), shown(settings.timeouts.body_idle));
+            assert_eq!(cell("client_idle", column), shown(settings.timeouts.client_idle));
+            let retry = settings.retry.as_ref().expect("a retry").settings();
+            let range = |from, to| format!("{} to {}", shown(Some(from)), shown(Some(to)));
             assert_eq!(cell("attempts", column), retry.policy.attempts.to_string());
-            let pauses =
-                format!("{} to {}", shown(Some(retry.policy.base_backoff)), shown(Some(retry.policy.max_backoff)));
-            assert_eq!(cell("pauses", column), pauses);
+            assert_eq!(cell("backoff", column), range(retry.policy.base_backoff, retry.policy.max_backoff));
             assert_eq!(cell("hedging", column), if retry.hedging.is_some() { "p95" } else { "none" });
-            let circuit = builder.policy.expect("a circuit");
+            let circuit = settings.circuit.expect("a circuit");
             assert_eq!(cell("window", column), shown(Some(circuit.window)));
-            let pauses =
-                format!("{} to {}", shown(Some(circuit.open_duration)), shown(Some(circuit.max_open_duration)));
-            assert_eq!(cell("open", column), pauses);
-            let (least, most) = builder.limiter.as_ref().expect("a limiter").effective_bounds();
-            assert_eq!(cell("in flight", column), format!("{least} to {most}"));
+            assert_eq!(cell("open_duration", column), range(circuit.open_duration, circuit.max_open_duration));
+            let (min, max) = settings.limiter.as_ref().expect("a limiter").effective_bounds();
+            assert_eq!(cell("in flight", column), format!("{min} to {max}"));
         }
     }
 }

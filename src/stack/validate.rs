@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::builder::UpstreamBuilder;
+use super::builder::Resolved;
 use super::config_error::ConfigError;
 use crate::alignment::HedgeBudget;
 use crate::breaker::BreakerPolicy;
@@ -27,43 +27,34 @@ pub(super) struct Validated {
     pub(super) report: Report,
 }
 
-pub(super) fn check(builder: &UpstreamBuilder) -> Validated {
-    let given = builder.limits.limits().timeouts;
+pub(super) fn check(name: &str, settings: &Resolved) -> Validated {
+    let given = settings.timeouts;
     let timeouts = usable(&given);
-    let mut found = builder.found.clone();
-    name(&builder.name, &mut found);
-    if let Some(retry) = &builder.retry {
-        self::retry(retry, &timeouts, &mut found);
+    let mut found = settings.found.clone();
+    self::name(name, &mut found);
+    if let Some(layer) = &settings.retry {
+        retry(layer, &timeouts, &mut found);
     }
-    if let Some(policy) = &builder.policy {
+    if let Some(policy) = &settings.circuit {
         circuit(policy, &timeouts, &mut found);
     }
-    if let Some(layer) = &builder.limiter {
+    if let Some(layer) = &settings.limiter {
         limiter(layer.configured_bounds(), &mut found);
     }
-    let settings = builder.classify.settings();
-    classify(settings.first_frame_timeout(), settings.failure_statuses(), &timeouts, &mut found);
-    if !settings.reports() {
+    let classifier = settings.classify.settings();
+    classify(classifier.first_frame_timeout(), classifier.failure_statuses(), &timeouts, &mut found);
+    if !classifier.reports() {
         let problem = "the stack would neither log failures nor add `Proxy-Status`";
-        found.push(ConfigError::new(
-            "classify.report_by_outer",
-            problem,
-            "remove it: the stack reports failures itself",
-        ));
+        let suggestion = "remove it: the stack reports failures itself";
+        found.push(ConfigError::new("classify.report_by_outer", problem, suggestion));
     }
-    let topology = topology(builder);
-    let report = limits(&given, &topology, &mut found);
+    let report = limits(&given, &settings.topology, &mut found);
     Validated { errors: found, report }
 }
 
-/// The declared topology, with the stack's own attempts, backoff and hedging.
-pub(super) fn topology(builder: &UpstreamBuilder) -> Topology {
-    let mut topology = builder.topology.clone();
-    if let Some(idle) = builder.limits.pool() {
-        // `topology` may have been called after `pool_idle`
-        topology = topology.pool_idle(idle);
-    }
-    let Some(layer) = &builder.retry else { return topology.attempts(1) };
+/// Completes a declared topology with the stack's own attempts, backoff and hedging.
+pub(super) fn with_retry(topology: Topology, retry: Option<&RetryLayer>) -> Topology {
+    let Some(layer) = retry else { return topology.attempts(1) };
     let settings = layer.settings();
     let policy = settings.policy;
     let mut topology = topology.attempts(policy.attempts.into());

@@ -106,6 +106,36 @@ impl Timeouts {
         self
     }
 
+    /// The timeout of the response head.
+    pub const fn get_response_head(&self) -> Option<Duration> {
+        self.response_head
+    }
+
+    /// The timeout of an attempt.
+    pub const fn get_attempt(&self) -> Option<Duration> {
+        self.attempt
+    }
+
+    /// The timeout of all attempts together.
+    pub const fn get_total(&self) -> Option<Duration> {
+        self.total
+    }
+
+    /// The timeout of idle bodies.
+    pub const fn get_body_idle(&self) -> Option<Duration> {
+        self.body_idle
+    }
+
+    /// The limit of the whole call.
+    pub const fn get_max_duration(&self) -> Option<Duration> {
+        self.max_duration
+    }
+
+    /// The timeout of a client that does not read.
+    pub const fn get_client_idle(&self) -> Option<Duration> {
+        self.client_idle
+    }
+
     /// The limit on all attempts together: the total, or the maximum duration if that is shorter.
     pub(crate) fn until_head(&self) -> Option<Duration> {
         match (self.total, self.max_duration) {

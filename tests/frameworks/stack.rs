@@ -79,9 +79,9 @@ impl Stack {
         let seen = Seen::default();
         let times = Timeouts::new().response_head(Duration::from_secs(3)).body_idle(Duration::from_secs(3));
         let layer = UpstreamLayer::builder(name)
-            .timeouts(times.total(Duration::from_secs(20)))
+            .timeouts(move |_| times.total(Duration::from_secs(20)))
             .deadlines(trusting())
-            .circuit(BreakerPolicy::new().open_duration(pause).max_open_duration(Duration::from_secs(60)))
+            .circuit(move |_| BreakerPolicy::new().open_duration(pause).max_open_duration(Duration::from_secs(60)))
             .proxy_status(name)
             .error_page(ErrorPage::new())
             .observer(seen.clone())

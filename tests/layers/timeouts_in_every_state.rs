@@ -221,8 +221,11 @@ fn service(around: Around, limit: Limit, state: State) -> (Client, Held) {
             let timeouts = if ends { timeouts } else { timeouts.response_head(NEVER * 2) };
             let attempts = if state == Pause { 2 } else { 1 };
             let policy = RetryPolicy::new().attempts(attempts).base_backoff(SECOND * 60).max_backoff(SECOND * 60);
-            let builder = UpstreamLayer::builder("shop").timeouts(timeouts).limiter(slots.clone());
-            let layer = builder.retry(RetryLayer::new().policy(policy)).build().unwrap();
+            let builder = UpstreamLayer::builder("shop").timeouts(move |_| timeouts).limiter({
+                let shared = slots.clone();
+                move |_| shared
+            });
+            let layer = builder.retry(move |_| RetryLayer::new().policy(policy)).build().unwrap();
             let (handle, limit) = (layer.handle(), slots.handle());
             let service = boxed(layer.layer(upstream(state, &bodies)));
             let held = move || {
@@ -440,7 +443,8 @@ async fn no_timeout_spins_or_panics_however_short_or_long() {
                 .oneshot(request(Limit::Head, BodySilent));
             let _ = timeout(NEVER, async { answer.await.unwrap().into_body().collect().await.is_err() }).await;
             // the stack accepts it or says why not
-            match UpstreamLayer::builder("shop").timeouts(set(none.response_head(SECOND), extreme)).build() {
+            let changed = set(none.response_head(SECOND), extreme);
+            match UpstreamLayer::builder("shop").timeouts(move |_| changed).build() {
                 Ok(layer) => {
                     let silent = upstream(Head, &Bodies::default());
                     drop(timeout(NEVER, layer.layer(silent).oneshot(request(Limit::Head, Head))).await);
@@ -467,7 +471,7 @@ async fn every_other_duration_is_accepted_or_refused_with_a_reason() {
             for _ in 0..20 {
                 let _ = layer.layer(fails.clone()).oneshot(request(Limit::Head, Pause)).await;
             }
-            if let Err(refused) = UpstreamLayer::builder("shop").circuit(policy).build() {
+            if let Err(refused) = UpstreamLayer::builder("shop").circuit(move |_| policy).build() {
                 assert!(!refused.errors().is_empty(), "{refused}");
             }
         }

@@ -246,8 +246,8 @@ async fn one_client_connection_with_a_window_of_zero_does_not_use_up_the_limiter
     let upstream = large().await;
     let limits = Timeouts::new().response_head(PATIENCE).client_idle(Duration::from_millis(500));
     let layer = UpstreamLayer::builder("shop")
-        .timeouts(limits)
-        .limiter(ConcurrencyLimitLayer::fixed(20))
+        .timeouts(move |_| limits)
+        .limiter(move |_| ConcurrencyLimitLayer::fixed(20))
         .without_upload_tracking();
     let layer = layer.build().unwrap();
     let (handle, proxy) = (layer.handle(), proxy(upstream.address).build::<RequestBody<Incoming>>());

@@ -89,7 +89,11 @@ fn request() -> Request<Full<Bytes>> {
 
 async fn by_the_stack(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: bool) -> Vec<String> {
     let policy = RetryPolicy::new().base_backoff(Duration::ZERO).max_backoff(Duration::ZERO);
-    let layer = UpstreamLayer::builder("shop").limiter(limit).retry(RetryLayer::new().policy(policy)).build().unwrap();
+    let layer = UpstreamLayer::builder("shop")
+        .limiter(move |_| limit)
+        .retry(move |_| RetryLayer::new().policy(policy))
+        .build()
+        .unwrap();
     if held {
         layer.handle().circuit().unwrap().hold_open();
     }
@@ -166,7 +170,8 @@ async fn what_the_limiter_refuses_is_no_attempt() {
 
 #[tokio::test(start_paused = true)]
 async fn a_circuit_that_opens_between_attempts_refuses_the_next_one() {
-    let layer = UpstreamLayer::builder("shop").circuit(BreakerPolicy::new().consecutive_failures(2)).build().unwrap();
+    let layer =
+        UpstreamLayer::builder("shop").circuit(move |_| BreakerPolicy::new().consecutive_failures(2)).build().unwrap();
     let answer = layer.layer(upstream(&[Ok(503)])).oneshot(get()).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.retry_stop()), (Cause::CircuitOpen, Some(RetryStop::LocalRefusal)));
@@ -180,7 +185,7 @@ async fn a_circuit_that_opens_between_attempts_refuses_the_next_one() {
 
 #[tokio::test]
 async fn an_asked_for_tunnel_passes_and_settles_at_its_head() {
-    let layer = UpstreamLayer::builder("shop").limiter(ConcurrencyLimitLayer::fixed(1)).build().unwrap();
+    let layer = UpstreamLayer::builder("shop").limiter(move |_| ConcurrencyLimitLayer::fixed(1)).build().unwrap();
     let service = layer.layer(upstream(&[Ok(101)]));
     let upgrade = || {
         let asks = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");
@@ -217,7 +222,7 @@ fn late_at_first<B: Send + 'static>() -> impl Service<
 async fn a_late_first_attempt_gets_a_second_beside_it() {
     let hedged = || {
         let retry = RetryLayer::new().hedging(Hedging::after(ms(50)));
-        UpstreamLayer::builder("shop").retry(retry).build().unwrap()
+        UpstreamLayer::builder("shop").retry(move |_| retry).build().unwrap()
     };
     let layer = hedged();
     let began = Instant::now();
@@ -248,7 +253,11 @@ async fn a_late_first_attempt_gets_a_second_beside_it() {
 #[tokio::test(start_paused = true)]
 async fn no_delay_of_a_hedge_is_too_long_for_a_stack() {
     let hedging = RetryLayer::new().hedging(Hedging::after(Duration::MAX));
-    let layer = UpstreamLayer::builder("shop").streaming().retry(hedging).build().unwrap();
+    let layer = UpstreamLayer::builder("shop")
+        .preset(tower_upstream::stack::Preset::Streaming)
+        .retry(move |_| hedging)
+        .build()
+        .unwrap();
     let late = tower::service_fn(|_: Request<_>| async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         Ok::<_, Failure>(Response::new(Full::<Bytes>::from("late")))

@@ -173,7 +173,7 @@ async fn a_body_that_breaks_before_its_first_frame_is_a_failure_with_a_head_of_i
 async fn a_body_that_stalls_is_cut_at_the_idle_limit() {
     let short = |builder: UpstreamBuilder| {
         let limits = Timeouts::new().response_head(ms(9000)).attempt(ms(9000)).total(ms(30_000)).body_idle(ms(700));
-        builder.timeouts(limits)
+        builder.timeouts(move |_| limits)
     };
     for later in [false, true] {
         let (layer, mut answer) = answer(&[Data("one"), Waits(600), Data("two"), Stalls], later, short).await;

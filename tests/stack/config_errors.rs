@@ -9,7 +9,7 @@ use tower_upstream::alignment::peers;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
-use tower_upstream::stack::{ConfigErrors, UpstreamBuilder, UpstreamConfig};
+use tower_upstream::stack::{ConfigErrors, Preset, UpstreamBuilder, UpstreamConfig};
 use tower_upstream::timeout::{Timeouts, Topology};
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
@@ -35,19 +35,19 @@ fn limits() -> Timeouts {
 }
 
 fn aligned(topology: Topology) -> UpstreamBuilder {
-    shop().timeouts(limits()).topology(topology)
+    shop().timeouts(move |_| limits()).topology(topology)
 }
 
 fn retry(policy: RetryPolicy) -> UpstreamBuilder {
-    shop().retry(RetryLayer::new().policy(policy))
+    shop().retry(move |_| RetryLayer::new().policy(policy))
 }
 
 fn hedging(hedging: Hedging) -> UpstreamBuilder {
-    shop().retry(RetryLayer::new().hedging(hedging))
+    shop().retry(move |_| RetryLayer::new().hedging(hedging))
 }
 
 fn circuit(policy: BreakerPolicy) -> UpstreamBuilder {
-    shop().circuit(policy)
+    shop().circuit(move |_| policy)
 }
 
 fn classify(layer: ClassifyLayer) -> UpstreamBuilder {
@@ -90,27 +90,33 @@ fn names_and_limits() -> Vec<Row> {
         (built!(UpstreamLayer::builder("shop ")), ["name", "a space", "\"payments\""]),
         (built!(UpstreamLayer::builder("shop\n2")), ["name", "control characters", "short name"]),
         (built!(UpstreamLayer::builder("s".repeat(129))), ["name", "longer than 128 bytes", "short name"]),
-        (built!(shop().proxy_status("")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
+        (built!(shop().proxy_status("")), ["proxy_status", "is not a valid name", "\"shop-edge\""]),
         (built!(shop().proxy_status("käse")), ["proxy_status", "käse", "\"shop-edge\""]),
-        (built!(shop().proxy_status("a\r\nb")), ["proxy_status", "cannot stand", "\"shop-edge\""]),
+        (built!(shop().proxy_status("a\r\nb")), ["proxy_status", "is not a valid name", "\"shop-edge\""]),
         (
-            built!(shop().timeouts(limits().response_head(s(0)))),
+            built!(shop().timeouts(move |_| limits().response_head(s(0)))),
             ["timeouts.response_head", "fails every call", "`None`"],
         ),
-        (built!(shop().timeouts(limits().attempt(s(0)))), ["timeouts.attempt", "fails every call", "`None`"]),
-        (built!(shop().timeouts(limits().total(s(0)))), ["timeouts.total", "fails every call", "`None`"]),
-        (built!(shop().timeouts(limits().body_idle(s(0)))), ["timeouts.body_idle", "fails every call", "`None`"]),
-        (built!(shop().timeouts(limits().max_duration(s(0)))), ["timeouts.max_duration", "fails every call", "`None`"]),
+        (built!(shop().timeouts(move |_| limits().attempt(s(0)))), ["timeouts.attempt", "fails every call", "`None`"]),
+        (built!(shop().timeouts(move |_| limits().total(s(0)))), ["timeouts.total", "fails every call", "`None`"]),
         (
-            built!(shop().timeouts(limits().response_head(Duration::from_micros(300)))),
+            built!(shop().timeouts(move |_| limits().body_idle(s(0)))),
+            ["timeouts.body_idle", "fails every call", "`None`"],
+        ),
+        (
+            built!(shop().timeouts(move |_| limits().max_duration(s(0)))),
+            ["timeouts.max_duration", "fails every call", "`None`"],
+        ),
+        (
+            built!(shop().timeouts(move |_| limits().response_head(Duration::from_micros(300)))),
             ["timeouts.response_head", "300µs is below the timer resolution", "at least 1 ms"],
         ),
         (
-            built!(shop().timeouts(Timeouts::new().response_head(None).total(None))),
+            built!(shop().timeouts(move |_| Timeouts::new().response_head(None).total(None))),
             ["timeouts", "no timeout ends a call", "one of `response_head`, `attempt`, `total`"],
         ),
         (
-            built!(shop().timeouts(Timeouts::new().response_head(None).unbounded())),
+            built!(shop().timeouts(move |_| Timeouts::new().response_head(None).unbounded())),
             ["timeouts", "no timeout ends a call", "one of `response_head`"],
         ),
     ]
@@ -121,12 +127,15 @@ fn inequalities() -> Vec<Row> {
     vec![
         (built!(aligned(Topology::new().connect(s(3)))), ["alignment 1 ", "still connects", "the connect limit"]),
         (
-            built!(shop().timeouts(limits().response_head(s(4)))),
+            built!(shop().timeouts(move |_| limits().response_head(s(4)))),
             ["alignment 2 ", "fires first", "the head limit to at most 3 s"],
         ),
-        (built!(shop().timeouts(limits().attempt(s(11)))), ["alignment 2 ", "outlives", "the attempt to at most 10 s"]),
         (
-            built!(shop().timeouts(limits().max_duration(s(1)))),
+            built!(shop().timeouts(move |_| limits().attempt(s(11)))),
+            ["alignment 2 ", "outlives", "the attempt to at most 10 s"],
+        ),
+        (
+            built!(shop().timeouts(move |_| limits().max_duration(s(1)))),
             ["alignment 2 ", "outlives", "the attempt to at most 1 s"],
         ),
         (built!(aligned(Topology::new().client_timeout(s(10)))), ["alignment 4 ", "leaves first", "the total below"]),
@@ -152,7 +161,7 @@ fn inequalities() -> Vec<Row> {
         ),
         (built!(aligned(Topology::new().streaming())), ["alignment 10 ", "forgotten", "unbounded()"]),
         (
-            built!(hedging(Hedging::after(s(3))).timeouts(limits())),
+            built!(hedging(Hedging::after(s(3))).timeouts(move |_| limits())),
             ["alignment 15 ", "before its hedge begins", "the hedge delay below 3 s"],
         ),
         (
@@ -173,22 +182,24 @@ fn retries() -> Vec<Row> {
             ["retry.base_backoff", "leaves no time", "below the total"],
         ),
         (
-            built!(shop().retry(RetryLayer::new().body_cap(usize::MAX))),
+            built!(shop().retry(move |_| RetryLayer::new().body_cap(usize::MAX))),
             ["retry.body_cap", "its request body", "at most 64 MiB"],
         ),
         (
-            built!(shop().retry(RetryLayer::new().total(s(5)))),
+            built!(shop().retry(move |_| RetryLayer::new().total(s(5)))),
             ["retry.total", "5s differs from `timeouts.total`, 30s", "remove it"],
         ),
         (
-            built!(shop().streaming().retry(RetryLayer::new().total(s(5)))),
+            built!(shop().preset(Preset::Streaming).retry(move |_| RetryLayer::new().total(s(5)))),
             ["retry.total", "differs from `timeouts.total`, none", "remove it"],
         ),
         (built!(hedging(Hedging::after(s(0)))), ["retry.hedging", "sent twice", "95th percentile"]),
         (built!(hedging(Hedging::after(s(30)))), ["alignment 15 ", "before its hedge", "the hedge delay below 9 s"]),
         (built!(hedging(Hedging::new().at_least(s(9)))), ["retry.hedging", "ends after 9s", "`at_least` below"]),
         (
-            built!(shop().retry(RetryLayer::new().policy(RetryPolicy::new().attempts(1)).hedging(Hedging::new()))),
+            built!(
+                shop().retry(move |_| RetryLayer::new().policy(RetryPolicy::new().attempts(1)).hedging(Hedging::new()))
+            ),
             ["retry.hedging", "a hedge is a second attempt", "two attempts"],
         ),
     ]
@@ -218,14 +229,18 @@ fn circuits() -> Vec<Row> {
             ["circuit.slow_calls", "every call counts as slow", "above 0"],
         ),
         (
-            built!(shop().streaming().circuit(BreakerPolicy::new().slow_calls(s(5), Ratio::per_mille(500)))),
+            built!(
+                shop()
+                    .preset(Preset::Streaming)
+                    .circuit(move |_| BreakerPolicy::new().slow_calls(s(5), Ratio::per_mille(500)))
+            ),
             ["circuit.slow_calls", "unbounded calls would count as slow", "remove it"],
         ),
         (
             built!(
                 shop()
-                    .timeouts(limits().max_duration(s(20)))
-                    .circuit(BreakerPolicy::new().slow_calls(s(20), Ratio::per_mille(500)))
+                    .timeouts(move |_| limits().max_duration(s(20)))
+                    .circuit(move |_| BreakerPolicy::new().slow_calls(s(20), Ratio::per_mille(500)))
             ),
             ["circuit.slow_calls", "no call lasts 20s", "below `timeouts.max_duration`"],
         ),
@@ -234,17 +249,22 @@ fn circuits() -> Vec<Row> {
 
 fn the_rest() -> Vec<Row> {
     vec![
-        (built!(shop().limiter(ConcurrencyLimitLayer::fixed(0))), ["limiter", "refuses every call", "1 or more"]),
         (
-            built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(0..=10))),
+            built!(shop().limiter(move |_| ConcurrencyLimitLayer::fixed(0))),
             ["limiter", "refuses every call", "1 or more"],
         ),
         (
-            built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(RangeInclusive::new(100, 10)).unbounded())),
+            built!(shop().limiter(move |_| ConcurrencyLimitLayer::new().bounds(0..=10))),
+            ["limiter", "refuses every call", "1 or more"],
+        ),
+        (
+            built!(
+                shop().limiter(move |_| ConcurrencyLimitLayer::new().bounds(RangeInclusive::new(100, 10)).unbounded())
+            ),
             ["limiter", "the lower bound, 100, is above", "the lower bound first"],
         ),
         (
-            built!(shop().limiter(ConcurrencyLimitLayer::fixed(u32::MAX).hold_slot_during_upgrade())),
+            built!(shop().limiter(move |_| ConcurrencyLimitLayer::fixed(u32::MAX).hold_slot_during_upgrade())),
             ["limiter", "never applies", "at most a million"],
         ),
         (
@@ -253,7 +273,8 @@ fn the_rest() -> Vec<Row> {
         ),
         (
             built!(
-                classify(ClassifyLayer::new().first_frame_timeout(ms(500))).timeouts(limits().response_head(ms(500)))
+                classify(ClassifyLayer::new().first_frame_timeout(ms(500)))
+                    .timeouts(move |_| limits().response_head(ms(500)))
             ),
             ["classify.first_frame_timeout", "held for 500ms", "milliseconds"],
         ),
@@ -272,7 +293,7 @@ fn the_rest() -> Vec<Row> {
 const IN_FILES: [(&str, [&str; 3]); 27] = [
     ("preset = \"fast\"", ["preset", "unknown value \"fast\"", "latency_critical, standard, batch, streaming"]),
     ("preset = \"streeming\"", ["preset", "\"streeming\"", "`streaming`"]),
-    ("proxy_status = \"\"", ["proxy_status", "cannot stand", "\"shop-edge\""]),
+    ("proxy_status = \"\"", ["proxy_status", "is not a valid name", "\"shop-edge\""]),
     ("timeouts.response_head = \"0s\"", ["timeouts.response_head", "fails every call", "at least 1 ms"]),
     (
         "timeouts.response_head = \"10us\"",
@@ -287,7 +308,7 @@ const IN_FILES: [(&str, [&str; 3]); 27] = [
         ["timeouts.unbounded", "cannot have a total", "one of `unbounded` and `total`"],
     ),
     ("preset = \"streaming\"\ntimeouts.unbounded = false", ["timeouts.unbounded", "are unbounded", "a `total`"]),
-    ("timeouts.total = \"5s\"", ["alignment 2 ", "outlives", "the attempt to at most 5 s"]),
+    ("timeouts = { attempt = \"8s\", total = \"5s\" }", ["alignment 2 ", "outlives", "the attempt to at most 5 s"]),
     ("topology.client_timeout = \"30s\"", ["alignment 4 ", "leaves first", "the total below"]),
     (
         "topology = { upstream_keep_alive = \"5s\", pool_idle = \"90s\" }",
@@ -342,11 +363,13 @@ fn a_bad_thing_alone_is_told_alone() {
 fn everything_wrong_is_told_at_once() {
     let error = UpstreamLayer::builder("")
         .proxy_status("\u{7f}")
-        .timeouts(limits().response_head(s(4)).body_idle(s(0)))
+        .timeouts(move |_| limits().response_head(s(4)).body_idle(s(0)))
         .topology(Topology::new().client_timeout(s(1)).connect(s(5)))
-        .retry(RetryLayer::new().policy(RetryPolicy::new().base_backoff(s(2)).max_backoff(s(1))).body_cap(usize::MAX))
-        .circuit(BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
-        .limiter(ConcurrencyLimitLayer::fixed(0))
+        .retry(move |_| {
+            RetryLayer::new().policy(RetryPolicy::new().base_backoff(s(2)).max_backoff(s(1))).body_cap(usize::MAX)
+        })
+        .circuit(move |_| BreakerPolicy::new().open_duration(s(0)).probe_timeout(s(0)))
+        .limiter(move |_| ConcurrencyLimitLayer::fixed(0))
         .classify(ClassifyLayer::new().first_frame_timeout(s(9)))
         .build()
         .unwrap_err();
@@ -370,7 +393,7 @@ fn everything_wrong_is_told_at_once() {
     assert_eq!(error.to_string().lines().count(), 1 + expected.len());
 
     let text = "retry = { attempts = 0, budget = 2 }\ncircuit.ratio = 7\nlimiter.min = 0\n\
-                timeouts = { attempt = \"1s\", total = \"0s\" }";
+                timeouts = { response_head = \"8s\", attempt = \"1s\", total = \"0s\" }";
     let error = from_file(text).unwrap_err();
     for setting in ["retry.attempts", "retry.budget", "circuit.ratio", "limiter", "timeouts.total", "alignment 2"] {
         assert!(error.errors().iter().any(|found| found.setting().starts_with(setting)), "{setting}: {error}");
@@ -383,15 +406,15 @@ fn good_neighbours_pass() {
         built!(UpstreamLayer::builder("s".repeat(128))),
         built!(UpstreamLayer::builder("the shop's käse")),
         built!(shop().proxy_status("shop edge")),
-        built!(shop().timeouts(limits().response_head(ms(6)))),
-        built!(shop().timeouts(limits().response_head(s(3)))),
-        built!(shop().timeouts(limits().attempt(s(10)))),
-        built!(shop().timeouts(limits().max_duration(s(3)))),
-        built!(shop().timeouts(limits().body_idle(None))),
-        built!(shop().timeouts(Timeouts::new().response_head(None).attempt(None).total(s(30)))),
-        built!(shop().timeouts(Timeouts::new().response_head(s(9)).total(None))),
-        built!(shop().timeouts(Timeouts::new().response_head(None).total(None).max_duration(s(60)))),
-        built!(shop().timeouts(limits().total(Duration::MAX))),
+        built!(shop().timeouts(move |_| limits().response_head(ms(6)))),
+        built!(shop().timeouts(move |_| limits().response_head(s(3)))),
+        built!(shop().timeouts(move |_| limits().attempt(s(10)))),
+        built!(shop().timeouts(move |_| limits().max_duration(s(3)))),
+        built!(shop().timeouts(move |_| limits().body_idle(None))),
+        built!(shop().timeouts(move |_| Timeouts::new().response_head(None).attempt(None).total(s(30)))),
+        built!(shop().timeouts(move |_| Timeouts::new().response_head(s(9)).total(None))),
+        built!(shop().timeouts(move |_| Timeouts::new().response_head(None).total(None).max_duration(s(60)))),
+        built!(shop().timeouts(move |_| limits().total(Duration::MAX))),
         built!(aligned(Topology::new().connect(ms(2999)))),
         built!(aligned(Topology::new().client_timeout(s(11)))),
         built!(aligned(Topology::new().client_deadline(s(1)))),
@@ -400,24 +423,24 @@ fn good_neighbours_pass() {
         built!(shop().pool_idle(s(3)).topology(Topology::new().upstream(peers::NODE))),
         built!(shop().pool_idle(s(90))),
         built!(aligned(Topology::new().load_balancer_idle(s(60)).server_keep_alive(s(75)))),
-        built!(shop().streaming().topology(Topology::new().streaming())),
+        built!(shop().preset(Preset::Streaming).topology(Topology::new().streaming())),
         built!(shop().without_retry().topology(Topology::new().load_balancer_propagation(s(5)).drain_delay(s(5)))),
-        built!(hedging(Hedging::after(ms(2999))).timeouts(limits())),
+        built!(hedging(Hedging::after(ms(2999))).timeouts(move |_| limits())),
         built!(hedging(Hedging::new().at_least(ms(8999)))),
         built!(hedging(Hedging::new().at_least(s(0)))),
         built!(retry(RetryPolicy::new().base_backoff(s(1)).max_backoff(s(1)))),
         built!(retry(RetryPolicy::new().base_backoff(s(0)).max_backoff(s(0)))),
         built!(retry(RetryPolicy::new().attempts(1).base_backoff(s(60)).max_backoff(s(60)))),
-        built!(shop().retry(RetryLayer::new().body_cap(64 << 20))),
-        built!(shop().retry(RetryLayer::new().body_cap(0))),
-        built!(shop().retry(RetryLayer::new().total(s(30)))),
+        built!(shop().retry(move |_| RetryLayer::new().body_cap(64 << 20))),
+        built!(shop().retry(move |_| RetryLayer::new().body_cap(0))),
+        built!(shop().retry(move |_| RetryLayer::new().total(s(30)))),
         built!(circuit(BreakerPolicy::new().open_duration(s(10)))),
         built!(circuit(BreakerPolicy::new().open_duration(ms(1)).max_open_duration(s(3600)).probe_timeout(s(3600)))),
         built!(circuit(BreakerPolicy::new().consecutive_failures(u32::MAX))),
         // a body may take longer than the attempt's limit, which ends at the head
         built!(circuit(BreakerPolicy::new().slow_calls(s(15), Ratio::per_mille(500)))),
-        built!(shop().limiter(ConcurrencyLimitLayer::fixed(1))),
-        built!(shop().limiter(ConcurrencyLimitLayer::new().bounds(1..=1_000_000))),
+        built!(shop().limiter(move |_| ConcurrencyLimitLayer::fixed(1))),
+        built!(shop().limiter(move |_| ConcurrencyLimitLayer::new().bounds(1..=1_000_000))),
         built!(shop().without_limiter().without_circuit().without_retry()),
         built!(classify(ClassifyLayer::new().first_frame_timeout(s(0)))),
         built!(classify(ClassifyLayer::new().first_frame_timeout(ms(999)))),
@@ -433,6 +456,7 @@ fn good_neighbours_pass() {
         "preset = \"streaming\"\ntopology = { heartbeat = \"30s\" }",
         "preset = \"streaming\"\ntimeouts = { total = \"60s\", unbounded = false }",
         "preset = \"streaming\"\ntimeouts = { total = \"none\", unbounded = true }",
+        "timeouts.total = \"5s\"",
         "timeouts = { total = \"5s\", attempt = \"5s\", response_head = \"5s\" }",
         "timeouts = { response_head = \"none\", attempt = \"none\" }",
         "topology.client_timeout = \"32s\"",
@@ -500,9 +524,9 @@ proptest! {
         topology = around.1.map_or(topology.clone(), |limit| topology.load_balancer_idle(limit));
         topology = around.2.map_or(topology.clone(), |limit| topology.upstream_keep_alive(limit));
         topology = around.3.map_or(topology.clone(), |limit| topology.connect(limit));
-        let builder = shop().timeouts(timeouts).retry(retry).circuit(circuit).topology(topology);
-        let builder = around.4.map_or(builder.clone(), |limit| builder.pool_idle(limit));
-        let builder = builder.limiter(ConcurrencyLimitLayer::new().bounds(u32::from(bounds.0)..=bounds.1));
+        let builder = shop().timeouts(move |_| timeouts).retry(move |_| retry).circuit(move |_| circuit).topology(topology);
+        let builder = if let Some(limit) = around.4 { builder.pool_idle(limit) } else { builder };
+        let builder = builder.limiter(move |_| ConcurrencyLimitLayer::new().bounds(u32::from(bounds.0)..=bounds.1));
         match builder.build() {
             Ok(layer) => prop_assert!(layer.handle().name() == "shop"),
             Err(error) => {

@@ -434,10 +434,13 @@ fn fused(script: &Script) -> Vec<String> {
         let builder = UpstreamLayer::builder("shop");
         let builder = script.deadlines.iter().cloned().fold(builder, UpstreamBuilder::deadlines);
         let layer = builder
-            .timeouts(parts.times)
-            .limiter(parts.limit.clone())
-            .retry(parts.retry)
-            .circuit(parts.circuit)
+            .timeouts(move |_| parts.times)
+            .limiter({
+                let shared = parts.limit.clone();
+                move |_| shared
+            })
+            .retry(move |_| parts.retry)
+            .circuit(move |_| parts.circuit)
             .classify(parts.classify)
             .build()
             .unwrap();

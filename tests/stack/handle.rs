@@ -80,7 +80,7 @@ async fn a_circuit_is_held_released_and_reset_by_hand() {
 #[tokio::test(start_paused = true)]
 async fn a_bypass_lets_all_pass_and_ends_by_itself() {
     let (inner, script) = Scripted::new();
-    let layer = open_answers().limiter(ConcurrencyLimitLayer::fixed(1)).build().unwrap();
+    let layer = open_answers().limiter(move |_| ConcurrencyLimitLayer::fixed(1)).build().unwrap();
     let (service, handle) = (layer.layer(inner), layer.handle());
     let slot = service.clone().oneshot(get()).await.unwrap();
     handle.hold_open();
@@ -158,7 +158,13 @@ async fn limits_that_do_not_fit_are_refused_and_change_nothing() {
 async fn a_limiter_is_swapped_while_calls_hold_the_old_one() {
     let (inner, _) = Scripted::new();
     let old = ConcurrencyLimitLayer::fixed(1);
-    let layer = open_answers().limiter(old.clone()).build().unwrap();
+    let layer = open_answers()
+        .limiter({
+            let shared = old.clone();
+            move |_| shared
+        })
+        .build()
+        .unwrap();
     let service = layer.layer(inner);
     let kept = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), 503);

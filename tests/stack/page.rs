@@ -132,7 +132,7 @@ trait LimiterOfOne {
 
 impl LimiterOfOne for UpstreamBuilder {
     fn limiter_of_one(self) -> Self {
-        self.limiter(ConcurrencyLimitLayer::fixed(1))
+        self.limiter(move |_| ConcurrencyLimitLayer::fixed(1))
     }
 }
 

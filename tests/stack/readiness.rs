@@ -22,7 +22,7 @@ fn limits() -> Timeouts {
 }
 
 fn shop() -> UpstreamLayer {
-    UpstreamLayer::builder("shop").timeouts(limits()).build().unwrap()
+    UpstreamLayer::builder("shop").timeouts(move |_| limits()).build().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,7 +97,7 @@ async fn a_deadline_that_passes_while_the_service_is_not_ready_leaves_nothing_se
     let (inner, script) = Scripted::new();
     script.close();
     let limits = Timeouts::new().response_head(ms(900)).attempt(ms(900)).total(ms(1000)).body_idle(ms(400));
-    let layer = UpstreamLayer::builder("shop").timeouts(limits).build().unwrap();
+    let layer = UpstreamLayer::builder("shop").timeouts(move |_| limits).build().unwrap();
     let mut request = post("order");
     request.extensions_mut().insert(tower_upstream::deadline::Deadline::after(Instant::now(), ms(300)));
     let answer = layer.layer(inner).oneshot(request).await.unwrap();
@@ -214,7 +214,7 @@ async fn calls_stand_in_the_line_of_a_concurrency_limit_in_their_order() {
 async fn a_service_that_is_kept_holds_no_place_that_its_call_does_not_use() {
     let policy = RetryPolicy::new().attempts(2);
     let retry = RetryLayer::new().policy(policy).hedging(Hedging::after(ms(300)));
-    let layer = UpstreamLayer::builder("shop").timeouts(limits()).retry(retry).build().unwrap();
+    let layer = UpstreamLayer::builder("shop").timeouts(move |_| limits()).retry(move |_| retry).build().unwrap();
     let mut service = layer.layer(one_at_a_time(ms(100)));
     for _ in 0..2 {
         // the first attempt is made by a clone, as it may be hedged

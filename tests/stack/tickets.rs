@@ -215,17 +215,20 @@ async fn holds(script: &Script) {
     let retry = if script.hedges { retry.hedging(Hedging::after(ms(40))) } else { retry };
     let first = ConcurrencyLimitLayer::fixed(3);
     let layer = UpstreamLayer::builder("shop")
-        .timeouts(limits(200))
-        .limiter(first.clone())
-        .retry(retry)
+        .timeouts(move |_| limits(200))
+        .limiter({
+            let shared = first.clone();
+            move |_| shared
+        })
+        .retry(move |_| retry)
         // a probe's place is given back by who has it, and not by time
-        .circuit(
+        .circuit(move |_| {
             BreakerPolicy::new()
                 .consecutive_failures(3)
                 .open_duration(ms(100))
                 .max_open_duration(ms(400))
-                .probe_timeout(Duration::from_secs(3_600)),
-        )
+                .probe_timeout(Duration::from_secs(3_600))
+        })
         .build()
         .unwrap();
     let acts = Arc::new(Mutex::new(script.acts.iter().copied().collect::<VecDeque<_>>()));
@@ -347,7 +350,7 @@ impl Wake for Woken {
 
 /// A call that is kept after it was answered wakes nobody any more.
 async fn leaves_no_timer(answer: impl Fn() -> Result<Response<Frames>, Failure> + Clone + Send + Sync + 'static) {
-    let layer = UpstreamLayer::builder("shop").timeouts(limits(200)).without_retry().build().unwrap();
+    let layer = UpstreamLayer::builder("shop").timeouts(move |_| limits(200)).without_retry().build().unwrap();
     let inner = service_fn(move |_| {
         let answer = answer.clone();
         async move {
@@ -391,7 +394,13 @@ async fn an_answered_call_leaves_no_timer_though_it_is_kept() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_dropped_gives_its_slot_back_at_once() {
     let limit = ConcurrencyLimitLayer::fixed(1);
-    let layer = UpstreamLayer::builder("shop").limiter(limit.clone()).build().unwrap();
+    let layer = UpstreamLayer::builder("shop")
+        .limiter({
+            let shared = limit.clone();
+            move |_| shared
+        })
+        .build()
+        .unwrap();
     let inner =
         service_fn(|_| async { Ok::<_, Failure>(Response::new(Frames { after: After::Frames(3), pause: None })) });
     let service = layer.layer(inner);

@@ -33,7 +33,7 @@ impl Drop for StackGateway {
 ///
 /// The default limiter begins at 20 calls in flight: its refusals would hide what these tests look for.
 pub(crate) fn stack() -> UpstreamBuilder {
-    UpstreamLayer::builder("shop").without_upload_tracking().limiter(ConcurrencyLimitLayer::fixed(1024))
+    UpstreamLayer::builder("shop").without_upload_tracking().limiter(move |_| ConcurrencyLimitLayer::fixed(1024))
 }
 
 /// A proxy with its own defaults.

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use super::super::builder::UpstreamBuilder;
 use super::super::config_error::ConfigError;
-use super::tables::{
-    self, Circuit, ErrorPage, Hedge, Limit, Limiter, Preset, Retry, Root, Time, Timeouts, Topology, When,
-};
+use super::super::presets::Preset;
+use super::tables::{Circuit, ErrorPage, Hedge, Limit, Limiter, Part, Retry, Root, Time, Timeouts, Topology, When};
 use super::value::read;
 use crate::breaker::BreakerPolicy;
 use crate::error_page;
@@ -17,45 +16,39 @@ use crate::timeout;
 
 impl Root {
     pub(super) fn apply(self, errors: &mut Vec<ConfigError>) -> UpstreamBuilder {
-        let mut builder = UpstreamBuilder::new(self.name.unwrap_or_default());
-        builder = match self.preset {
-            None | Some(Preset::Standard) => builder,
-            Some(Preset::LatencyCritical) => builder.latency_critical(),
-            Some(Preset::Batch) => builder.batch(),
-            Some(Preset::Streaming) => builder.streaming(),
-        };
+        let preset = self.preset.unwrap_or_default();
+        let mut builder = UpstreamBuilder::new(self.name.unwrap_or_default()).preset(preset);
         if let Some(entries) = self.timeouts {
             let timeouts = read::<Timeouts>("timeouts", entries, errors);
-            let timeouts = timeouts.apply(builder.limits.limits().timeouts, errors);
-            builder = builder.timeouts(timeouts);
+            timeouts.check(preset, errors);
+            builder = builder.timeouts(|base| timeouts.apply(base));
         }
-        builder = match self.retry {
-            None => builder,
-            Some(tables::Part(None)) => builder.without_retry(),
-            Some(tables::Part(Some(entries))) => {
+        match self.retry {
+            None => {}
+            Some(Part(None)) => builder = builder.without_retry(),
+            Some(Part(Some(entries))) => {
                 let retry = read::<Retry>("retry", entries, errors);
-                let layer = retry.apply(builder.retry.clone().unwrap_or_default());
-                builder.retry(layer)
+                builder = builder.retry(|layer| retry.apply(layer));
             }
-        };
-        builder = match self.circuit {
-            None => builder,
-            Some(tables::Part(None)) => builder.without_circuit(),
-            Some(tables::Part(Some(entries))) => {
+        }
+        match self.circuit {
+            None => {}
+            Some(Part(None)) => builder = builder.without_circuit(),
+            Some(Part(Some(entries))) => {
                 let circuit = read::<Circuit>("circuit", entries, errors);
-                let policy = circuit.apply(builder.policy.unwrap_or_default(), errors);
-                builder.circuit(policy)
+                circuit.check(errors);
+                builder = builder.circuit(|policy| circuit.apply(policy));
             }
-        };
-        builder = match self.limiter {
-            None => builder,
-            Some(tables::Part(None)) => builder.without_limiter(),
-            Some(tables::Part(Some(entries))) => {
+        }
+        match self.limiter {
+            None => {}
+            Some(Part(None)) => builder = builder.without_limiter(),
+            Some(Part(Some(entries))) => {
                 let limiter = read::<Limiter>("limiter", entries, errors);
-                let layer = limiter.apply(builder.limiter.clone().unwrap_or_default(), errors);
-                builder.limiter(layer)
+                limiter.check(errors);
+                builder = builder.limiter(|layer| limiter.apply(layer));
             }
-        };
+        }
         if let Some(entries) = self.topology {
             let topology = read::<Topology>("topology", entries, errors);
             if let Some(Time(idle)) = topology.pool_idle {
@@ -86,7 +79,21 @@ fn set<S, T>(settings: S, value: Option<T>, setter: impl FnOnce(S, T) -> S) -> S
 }
 
 impl Timeouts {
-    fn apply(self, mut timeouts: timeout::Timeouts, errors: &mut Vec<ConfigError>) -> timeout::Timeouts {
+    fn check(&self, preset: Preset, errors: &mut Vec<ConfigError>) {
+        match (self.unbounded, &self.total) {
+            (Some(true), Some(Limit(Some(_)))) => {
+                let problem = "an unbounded call cannot have a total";
+                contradiction(errors, "timeouts.unbounded", problem, "set one of `unbounded` and `total`");
+            }
+            (Some(false), None | Some(Limit(None))) if preset.timeouts().kind == CallKind::Unbounded => {
+                let problem = "the preset's calls are unbounded, and no total limits them";
+                contradiction(errors, "timeouts.unbounded", problem, "set a `total`, or another preset");
+            }
+            _ => {}
+        }
+    }
+
+    fn apply(self, mut timeouts: timeout::Timeouts) -> timeout::Timeouts {
         type Setter = fn(timeout::Timeouts, Option<Duration>) -> timeout::Timeouts;
         let limits: [(Option<Limit>, Setter); 6] = [
             (self.response_head, timeout::Timeouts::response_head),
@@ -94,24 +101,12 @@ impl Timeouts {
             (self.body_idle, timeout::Timeouts::body_idle),
             (self.max_duration, timeout::Timeouts::max_duration),
             (self.client_idle, timeout::Timeouts::client_idle),
-            (self.total.clone(), timeout::Timeouts::total),
+            (self.total, timeout::Timeouts::total),
         ];
         for (limit, setter) in limits {
             timeouts = set(timeouts, limit, |timeouts, Limit(limit)| setter(timeouts, limit));
         }
-        match (self.unbounded, self.total) {
-            (Some(true), Some(Limit(Some(_)))) => {
-                let problem = "an unbounded call cannot have a total";
-                contradiction(errors, "timeouts.unbounded", problem, "set one of `unbounded` and `total`");
-            }
-            (Some(true), _) => timeouts = timeouts.unbounded(),
-            (Some(false), _) if timeouts.kind == CallKind::Unbounded => {
-                let problem = "the preset's calls are unbounded, and no total limits them";
-                contradiction(errors, "timeouts.unbounded", problem, "set a `total`, or another preset");
-            }
-            _ => {}
-        }
-        timeouts
+        if self.unbounded == Some(true) { timeouts.unbounded() } else { timeouts }
     }
 }
 
@@ -140,41 +135,46 @@ impl Retry {
 }
 
 impl Circuit {
-    fn apply(self, policy: BreakerPolicy, errors: &mut Vec<ConfigError>) -> BreakerPolicy {
-        let ratio = self.ratio.map_or(policy.ratio, |ratio| ratio.0);
-        let min_calls = self.min_calls.map_or(policy.min_calls, |calls| calls.0);
-        let mut policy = policy.ratio(ratio, min_calls);
-        policy = set(policy, self.consecutive_failures, |policy, failures| policy.consecutive_failures(failures.0));
-        policy = set(policy, self.window, |policy, Time(window)| {
-            if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&window) {
-                let problem = format!("{window:?} is out of range");
-                contradiction(errors, "circuit.window", &problem, "set a duration from \"1s\" to \"1h\"");
-            }
-            policy.window(window)
-        });
-        policy = set(policy, self.open_duration, |policy, time| policy.open_duration(time.0));
-        policy = set(policy, self.max_open_duration, |policy, time| policy.max_open_duration(time.0));
-        policy = set(policy, self.probe_timeout, |policy, time| policy.probe_timeout(time.0));
+    fn check(&self, errors: &mut Vec<ConfigError>) {
+        let window = self.window.as_ref().map(|window| window.0);
+        if let Some(window) =
+            window.filter(|window| !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(window))
+        {
+            let problem = format!("{window:?} is out of range");
+            contradiction(errors, "circuit.window", &problem, "set a duration from \"1s\" to \"1h\"");
+        }
         if self.slow_calls.is_none() && self.slow_ratio.is_some() {
             let problem = "no setting says which calls are slow";
             contradiction(errors, "circuit.slow_ratio", problem, "set `slow_calls` as well");
         }
+    }
+
+    fn apply(self, policy: BreakerPolicy) -> BreakerPolicy {
+        let ratio = self.ratio.map_or(policy.ratio, |ratio| ratio.0);
+        let min_calls = self.min_calls.map_or(policy.min_calls, |calls| calls.0);
+        let mut policy = policy.ratio(ratio, min_calls);
+        policy = set(policy, self.consecutive_failures, |policy, failures| policy.consecutive_failures(failures.0));
+        policy = set(policy, self.window, |policy, time| policy.window(time.0));
+        policy = set(policy, self.open_duration, |policy, time| policy.open_duration(time.0));
+        policy = set(policy, self.max_open_duration, |policy, time| policy.max_open_duration(time.0));
+        policy = set(policy, self.probe_timeout, |policy, time| policy.probe_timeout(time.0));
         let ratio = self.slow_ratio.map_or(Ratio::per_mille(500), |ratio| ratio.0);
         set(policy, self.slow_calls, |policy, time| policy.slow_calls(time.0, ratio))
     }
 }
 
 impl Limiter {
-    fn apply(self, layer: ConcurrencyLimitLayer, errors: &mut Vec<ConfigError>) -> ConcurrencyLimitLayer {
+    fn check(&self, errors: &mut Vec<ConfigError>) {
+        if self.fixed.is_some() && (self.min.is_some() || self.max.is_some()) {
+            let problem = "a fixed limit has no `min` and no `max`";
+            contradiction(errors, "limiter.fixed", problem, "set either `fixed`, or `min` and `max`");
+        }
+    }
+
+    fn apply(self, layer: ConcurrencyLimitLayer) -> ConcurrencyLimitLayer {
         let (min, max) = layer.configured_bounds();
         let bounds = match self.fixed {
-            Some(fixed) => {
-                if self.min.is_some() || self.max.is_some() {
-                    let problem = "a fixed limit has no `min` and no `max`";
-                    contradiction(errors, "limiter.fixed", problem, "set either `fixed`, or `min` and `max`");
-                }
-                fixed.0..=fixed.0
-            }
+            Some(fixed) => fixed.0..=fixed.0,
             None => self.min.map_or(min, |min| min.0)..=self.max.map_or(max, |max| max.0),
         };
         let layer = layer.bounds(bounds);

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::super::presets::Preset;
 use super::value::{Entries, Fault, Value, cut};
 use crate::retry::{Quantile, Ratio, RetryPolicy};
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Root {
     pub(super) name: Option<String>,
@@ -21,16 +22,7 @@ pub(super) struct Root {
     pub(super) error_page: Option<Entries>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Preset {
-    LatencyCritical,
-    Standard,
-    Batch,
-    Streaming,
-}
-
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
     pub(super) response_head: Option<Limit>,
@@ -42,7 +34,7 @@ pub(super) struct Timeouts {
     pub(super) unbounded: Option<bool>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Retry {
     pub(super) attempts: Option<Count<{ RetryPolicy::MAX_ATTEMPTS as u32 }>>,
@@ -56,7 +48,7 @@ pub(super) struct Retry {
     pub(super) repeat_too_many_requests: Option<bool>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Circuit {
     pub(super) consecutive_failures: Option<Count>,
@@ -70,7 +62,7 @@ pub(super) struct Circuit {
     pub(super) slow_ratio: Option<Fraction>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limiter {
     pub(super) min: Option<Count>,
@@ -79,7 +71,7 @@ pub(super) struct Limiter {
     pub(super) hold_slot_during_upgrade: Option<bool>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Topology {
     pub(super) client_timeout: Option<Time>,
@@ -97,7 +89,7 @@ pub(super) struct Topology {
     pub(super) grace: Option<Time>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ErrorPage {
     pub(super) contact: Option<String>,

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::super::builder::UpstreamBuilder;
+use super::super::presets::Preset;
 use super::*;
 
 fn toml(text: &str) -> UpstreamConfig {
@@ -86,22 +87,23 @@ const WHOLE: &str = r#"
 fn every_setting_reaches_the_builder() {
     let builder = toml(WHOLE).builder();
     assert_eq!(&*builder.name, "payments");
-    let limits = builder.limits.limits().timeouts;
+    let settings = builder.resolve();
+    let limits = settings.timeouts;
     assert_eq!((limits.response_head, limits.attempt, limits.total), (Some(ms(1500)), Some(ms(2000)), Some(ms(8000))));
     assert_eq!((limits.body_idle, limits.max_duration), (Some(ms(90_000)), None));
-    let retry = builder.retry.as_ref().unwrap().settings();
+    let retry = settings.retry.as_ref().unwrap().settings();
     assert_eq!((retry.policy.attempts, retry.policy.base_backoff, retry.policy.max_backoff), (2, ms(10), ms(500)));
     assert_eq!((retry.policy.max_retry_after, retry.body_cap), (ms(5000), 64 * 1024));
     assert!(retry.policy.trusts_keys && retry.policy.repeats_too_many);
     assert!(retry.hedging.as_ref().is_some_and(|hedging| hedging.fixed().is_none()));
-    let circuit = builder.policy.unwrap();
+    let circuit = settings.circuit.unwrap();
     assert_eq!((circuit.consecutive_failures, circuit.ratio.as_per_mille(), circuit.min_calls), (3, 250, 50));
     assert_eq!((circuit.window, circuit.open_duration, circuit.max_open_duration), (ms(30_000), ms(2000), ms(20_000)));
     assert_eq!(circuit.probe_timeout, ms(3000));
     assert_eq!(circuit.slow.map(|(longer, share)| (longer, share.as_per_mille())), Some((ms(1000), 750)));
-    assert_eq!(builder.limiter.as_ref().unwrap().effective_bounds(), (4, 64));
-    assert!(builder.page.is_some() && builder.found.is_empty());
-    assert!(builder.build().is_ok());
+    assert_eq!(settings.limiter.as_ref().unwrap().effective_bounds(), (4, 64));
+    assert!(settings.page.is_some() && settings.found.is_empty());
+    assert!(toml(WHOLE).builder().build().is_ok());
 }
 
 #[test]
@@ -125,35 +127,30 @@ fn every_key_is_documented_and_read() {
 
 #[test]
 fn a_missing_key_takes_the_presets_value() {
-    type Preset = fn(UpstreamBuilder) -> UpstreamBuilder;
-    let presets: [(&str, Preset); 4] = [
-        ("latency_critical", UpstreamBuilder::latency_critical),
-        ("standard", UpstreamBuilder::standard),
-        ("batch", UpstreamBuilder::batch),
-        ("streaming", UpstreamBuilder::streaming),
+    let presets = [
+        ("latency_critical", Preset::LatencyCritical),
+        ("standard", Preset::Standard),
+        ("batch", Preset::Batch),
+        ("streaming", Preset::Streaming),
     ];
     for (name, preset) in presets {
         let text = format!("name = \"a\"\npreset = \"{name}\"\n[timeouts]\n[retry]\n[circuit]\n[limiter]\n[topology]");
-        let (read, built) = (toml(&text).builder(), preset(UpstreamBuilder::new("a")));
-        assert_eq!(read.limits.limits().timeouts, built.limits.limits().timeouts);
+        let (read, built) = (toml(&text).builder().resolve(), UpstreamBuilder::new("a").preset(preset).resolve());
+        assert_eq!(read.timeouts, built.timeouts);
         let (one, other) = (read.retry.as_ref().unwrap().settings(), built.retry.as_ref().unwrap().settings());
         assert_eq!(
             (one.policy, one.body_cap, one.hedging.is_some()),
             (other.policy, other.body_cap, other.hedging.is_some())
         );
-        assert_eq!(format!("{:?}", read.policy), format!("{:?}", built.policy));
-        assert_eq!(
-            read.limiter.as_ref().unwrap().effective_bounds(),
-            built.limiter.as_ref().unwrap().effective_bounds()
-        );
+        assert_eq!(format!("{:?}", read.circuit), format!("{:?}", built.circuit));
+        assert_eq!(read.limiter.unwrap().effective_bounds(), built.limiter.unwrap().effective_bounds());
         assert_eq!(read.topology, built.topology);
         assert!(read.page.is_none());
-        assert!(read.build().is_ok());
+        assert!(toml(&text).builder().build().is_ok());
     }
-    let calm = toml("name = \"a\"\npreset = \"latency_critical\"\nretry.hedging = \"off\"").builder();
-    assert!(calm.retry.as_ref().unwrap().settings().hedging.is_none());
-    let fixed = toml("name = \"a\"\nretry.hedging = \"80ms\"").builder();
-    assert_eq!(fixed.retry.as_ref().unwrap().settings().hedging.as_ref().unwrap().fixed(), Some(ms(80)));
+    let hedging = |text| toml(text).builder().resolve().retry.unwrap().settings().hedging.clone();
+    assert!(hedging("preset = \"latency_critical\"\nretry.hedging = \"off\"").is_none());
+    assert_eq!(hedging("retry.hedging = \"80ms\"").unwrap().fixed(), Some(ms(80)));
 }
 
 #[test]
@@ -162,8 +159,8 @@ fn json_is_read_like_toml() {
         "name": "shop", "timeouts": { "response_head": "2s", "total": "30s" },
         "retry": { "body_cap": 1000, "budget": 1, "hedging": "0.1s" }, "limiter": { "fixed": 7 },
     });
-    let builder = serde_json::from_value::<UpstreamConfig>(text.clone()).unwrap().builder();
-    assert_eq!(builder.limits.limits().timeouts.response_head, Some(ms(2000)));
+    let builder = serde_json::from_value::<UpstreamConfig>(text.clone()).unwrap().builder().resolve();
+    assert_eq!(builder.timeouts.response_head, Some(ms(2000)));
     assert_eq!(builder.retry.as_ref().unwrap().settings().body_cap, 1000);
     assert_eq!(builder.limiter.as_ref().unwrap().effective_bounds(), (7, 7));
     let again: UpstreamConfig = serde_json::from_slice(text.to_string().as_bytes()).unwrap();
@@ -239,24 +236,25 @@ fn a_fault_is_named_with_its_key_and_what_to_write() {
 #[test]
 fn durations_sizes_and_fractions_are_read_as_people_write_them() {
     for (text, millis) in [("1500ms", 1500), ("1m 30s", 90_000), ("1m30s", 90_000), ("1.5s", 1500), ("1h", 3_600_000)] {
-        let builder = toml(&format!("timeouts.total = \"{text}\"")).builder();
-        assert_eq!(builder.limits.limits().timeouts.total, Some(ms(millis)), "{text}");
+        let settings = toml(&format!("timeouts.total = \"{text}\"")).builder().resolve();
+        assert_eq!(settings.timeouts.total, Some(ms(millis)), "{text}");
     }
     for (text, bytes) in [("1000", 1000), ("\"64 KiB\"", 65_536), ("\"1MB\"", 1_000_000), ("\"9B\"", 9)] {
-        let builder = toml(&format!("retry.body_cap = {text}")).builder();
-        assert_eq!(builder.retry.unwrap().settings().body_cap, bytes, "{text}");
+        let settings = toml(&format!("retry.body_cap = {text}")).builder().resolve();
+        assert_eq!(settings.retry.unwrap().settings().body_cap, bytes, "{text}");
     }
     for (text, per_mille) in [("1", 1000), ("0.25", 250), ("\"25%\"", 250), ("\"0.1 %\"", 1), ("\"0.5\"", 500)] {
-        let builder = toml(&format!("circuit.ratio = {text}")).builder();
-        assert_eq!(builder.policy.unwrap().ratio.as_per_mille(), per_mille, "{text}");
+        let settings = toml(&format!("circuit.ratio = {text}")).builder().resolve();
+        assert_eq!(settings.circuit.unwrap().ratio.as_per_mille(), per_mille, "{text}");
     }
 }
 
 #[test]
 fn a_part_is_left_out_by_false() {
-    let builder = toml("name = \"shop\"\nretry = false\ncircuit = false\nlimiter = false").builder();
-    assert!(builder.retry.is_none() && builder.policy.is_none() && builder.limiter.is_none());
-    assert!(builder.build().is_ok());
+    let text = "name = \"shop\"\nretry = false\ncircuit = false\nlimiter = false";
+    let settings = toml(text).builder().resolve();
+    assert!(settings.retry.is_none() && settings.circuit.is_none() && settings.limiter.is_none());
+    assert!(toml(text).builder().build().is_ok());
 }
 
 #[test]

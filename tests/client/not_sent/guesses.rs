@@ -373,7 +373,7 @@ async fn the_progress_of_another_call_is_no_proof() {
             hangs().oneshot(second.unwrap())
         });
         let failure = if in_stack {
-            let layer = UpstreamLayer::builder("shop").timeouts(limits).build().unwrap();
+            let layer = UpstreamLayer::builder("shop").timeouts(move |_| limits).build().unwrap();
             Failure::of(&layer.layer(handler).oneshot(order()).await.unwrap()).cloned()
         } else {
             let limited = TimeoutLayer::new(limits).layer(handler);
@@ -394,7 +394,7 @@ async fn the_progress_of_another_call_is_no_proof() {
 async fn the_progress_of_the_call_itself_is_one() {
     let second = Duration::from_secs(1);
     let limits = Timeouts::new().response_head(second).attempt(second).total(second * 20);
-    let layer = UpstreamLayer::builder("shop").timeouts(limits).build().unwrap();
+    let layer = UpstreamLayer::builder("shop").timeouts(move |_| limits).build().unwrap();
     let answer = layer.layer(hangs()).oneshot(order()).await.unwrap();
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::NoConnection));

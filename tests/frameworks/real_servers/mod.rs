@@ -94,7 +94,8 @@ async fn grpc() -> (StackGateway, PingPolicy, tonic::client::Grpc<Channel>) {
     let long = Duration::from_secs(2 * 60 * 60);
     let limits = Timeouts::new().response_head(long).attempt(long).body_idle(long).total(long);
     let gateway =
-        StackGateway::start(stack().timeouts(limits), default_proxy(policy.address).http(HttpVersion::H2)).await;
+        StackGateway::start(stack().timeouts(move |_| limits), default_proxy(policy.address).http(HttpVersion::H2))
+            .await;
     let channel = Endpoint::try_from(format!("http://{}", gateway.address)).unwrap().connect().await.unwrap();
     (gateway, policy, tonic::client::Grpc::new(channel))
 }

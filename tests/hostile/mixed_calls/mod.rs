@@ -37,7 +37,8 @@ async fn run(http: HttpVersion, calls: u64) {
     };
     // the upstream fails often: an open circuit would leave little to look at
     let never = BreakerPolicy::new().consecutive_failures(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX);
-    let gateway = StackGateway::start(stack().circuit(never), default_proxy(upstream.address).http(http)).await;
+    let gateway =
+        StackGateway::start(stack().circuit(move |_| never), default_proxy(upstream.address).http(http)).await;
 
     let mut running = JoinSet::new();
     let share = calls / (2 * CLIENTS);
