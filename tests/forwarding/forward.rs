@@ -1,4 +1,4 @@
-//! `ForwardLayer`: the rules of forwarding around clients that have none.
+//! `ForwardLayer`: the rules of forwarding around clients that do not apply them.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,7 +31,7 @@ fn layer() -> ForwardLayer {
     ForwardLayer::new(rules())
 }
 
-/// A request as it comes to the client inside.
+/// A request as it reaches the inner client.
 type Forwarded = Request<ForwardBody<Full<Bytes>>>;
 
 async fn text<B: http_body::Body<Error: std::fmt::Debug>>(answer: Response<B>) -> String {
@@ -46,7 +46,7 @@ fn lines<B>(request: &Request<B>) -> String {
     format!("{} {} {:?}\n{}", request.method(), request.uri(), request.version(), lines.join("\n"))
 }
 
-/// A client that answers with the head it got, and with fields of a connection.
+/// A client that responds with the head that it got, and with fields of a connection.
 fn echo() -> impl Service<Forwarded, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone {
     service_fn(|request: Forwarded| async move {
         let answer = Response::builder().version(Version::HTTP_2).header("connection", "close, x-hop");
@@ -70,7 +70,7 @@ async fn sent(layer: ForwardLayer, request: Request<Full<Bytes>>) -> String {
 }
 
 #[tokio::test]
-async fn fields_of_a_connection_stay_on_it_both_ways() {
+async fn connection_fields_are_removed_both_ways() {
     let fields = [("host", "shop.example"), ("connection", "x-mine, keep-alive"), ("x-mine", "1"), ("x-other", "1")];
     let mut request = get("/cart?a", &fields);
     request.extensions_mut().insert(ClientInfo::new(Some([192, 0, 2, 60].into()), Scheme::Https));
@@ -83,7 +83,7 @@ async fn fields_of_a_connection_stay_on_it_both_ways() {
 }
 
 #[tokio::test]
-async fn the_caller_is_the_requests_else_the_layers_else_unknown() {
+async fn the_client_is_that_of_the_request_else_of_the_layer_else_unknown() {
     let caller = |last: u8| ClientInfo::new(Some([192, 0, 2, last].into()), Scheme::Http);
     let plain = || get("/", &[("host", "a")]);
     assert!(!sent(layer(), plain()).await.contains("x-forwarded-for"));
@@ -114,7 +114,7 @@ async fn the_uri_is_in_origin_form_or_the_upstreams() {
 }
 
 #[tokio::test]
-async fn a_head_of_http2_goes_on_as_the_client_speaks() {
+async fn a_head_of_http2_is_forwarded_in_the_inner_clients_version() {
     let request = || {
         let fields = [("te", "trailers"), ("cookie", "a=1"), ("cookie", "b=2")];
         let mut request = get("http://shop.example/", &fields);
@@ -131,7 +131,7 @@ async fn a_head_of_http2_goes_on_as_the_client_speaks() {
 }
 
 #[tokio::test]
-async fn what_the_rules_reject_is_answered_here() {
+async fn a_request_that_the_rules_reject_is_not_forwarded() {
     let never = service_fn(|_: Forwarded| async {
         panic!("it was not to go on");
         #[allow(unreachable_code)]
@@ -168,7 +168,7 @@ async fn classify_around_it_reports_a_loop_and_no_rejection() {
     assert_eq!(seen.causes(), [Cause::LoopDetected]);
 }
 
-/// A client whose answer is a 101 to this protocol.
+/// A client that responds with a 101 to this protocol.
 fn switching(
     to: &'static str,
 ) -> impl Service<Forwarded, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> {
@@ -179,7 +179,7 @@ fn switching(
 }
 
 #[tokio::test]
-async fn a_101_passes_where_it_was_asked_for() {
+async fn a_101_passes_if_it_was_requested() {
     let asks = [("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")];
     let answer = layer().layer(switching("websocket")).oneshot(get("/", &asks)).await.unwrap();
     assert_eq!((answer.status().as_u16(), &answer.headers()["upgrade"]), (101, &"websocket".parse().unwrap()));
@@ -194,7 +194,7 @@ async fn a_101_passes_where_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn an_error_is_handed_on() {
+async fn an_error_passes_unchanged() {
     let broken = service_fn(|_: Forwarded| async { Err::<Response<Full<Bytes>>, _>(io::Error::other("broken")) });
     let error = layer().layer(broken).oneshot(get("/", &[("host", "a")])).await.unwrap_err();
     assert_eq!(error.to_string(), "broken");
@@ -300,7 +300,7 @@ impl http_body::Body for Trailed {
     }
 }
 
-/// What is left of these trailers in a request, and in its response.
+/// The trailers that pass of these, in a request and in its response.
 async fn trailers_after(sent: &[(&'static str, String)]) -> (Vec<String>, Result<Vec<String>, Cause>) {
     let names = |trailers: Option<&HeaderMap>| {
         let mut names: Vec<_> = trailers.into_iter().flat_map(HeaderMap::keys).map(ToString::to_string).collect();
@@ -325,7 +325,7 @@ async fn trailers_after(sent: &[(&'static str, String)]) -> (Vec<String>, Result
 }
 
 #[tokio::test]
-async fn trailers_keep_nothing_that_belongs_to_a_head_or_a_connection_both_ways() {
+async fn trailers_lose_fields_of_a_head_or_a_connection_both_ways() {
     let names =
         ["connection", "x-named", "te", "content-length", "host", "x-forwarded-for", "x_real_ip", "authorization"];
     let sent: Vec<_> = names.into_iter().chain(["x-sum"]).map(|name| (name, "x-named".to_owned())).collect();

@@ -29,7 +29,7 @@ async fn post_to(address: SocketAddr, path: &str) -> u16 {
     ask(address, request).await.status()
 }
 
-/// A route that fails, and how often it was reached.
+/// A route that fails, and the number of its calls.
 fn failing() -> (MethodRouter, Arc<AtomicUsize>) {
     let reached = Arc::<AtomicUsize>::default();
     let counts = reached.clone();
@@ -69,7 +69,7 @@ async fn the_circuit_of_a_make_service_opens_as_well() {
 }
 
 #[tokio::test]
-async fn what_is_nested_under_a_layer_is_no_concern_of_its_neighbours() {
+async fn a_layer_around_nested_routes_does_not_affect_others() {
     let (stack, (route, reached)) = (Stack::new("app"), failing());
     let inner = Router::new().route("/{item}", route).layer(stack.for_routes());
     let app = Router::new()
@@ -120,12 +120,12 @@ async fn a_gateway_is_the_fallback_of_an_app_and_of_a_nested_one() {
         let answer = ask(address, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await;
         assert_eq!((answer.status(), answer.text().as_str()), (200, text));
     }
-    // connections of clients share the pool, however often the service was made
+    // connections of clients share the pool, though each has a service of its own
     assert_eq!((upstream.accepted(), stack.in_flight()), (1, 0));
 }
 
 #[tokio::test]
-async fn a_dead_upstream_is_a_502_that_says_why() {
+async fn a_refused_connection_is_a_502_with_its_cause() {
     let dead = listener().await.local_addr().unwrap();
     let stack = Stack::new("edge");
     let address = serve(Router::new().fallback_service(stack.around::<_, Body, _>(proxy(dead).build()))).await;
@@ -136,9 +136,9 @@ async fn a_dead_upstream_is_a_502_that_says_why() {
 }
 
 #[tokio::test]
-async fn an_upload_that_failed_unsent_goes_out_again() {
+async fn an_upload_that_was_not_sent_is_sent_again() {
     let upstream = Upstream::scripted(|mut wire, before| async move {
-        // the first connection is dead before a byte is read
+        // the first connection is closed before a byte is read
         if before > 0 {
             while let Some(request) = wire.request().await {
                 wire.reply(&request.text()).await;
@@ -156,7 +156,7 @@ async fn an_upload_that_failed_unsent_goes_out_again() {
 }
 
 #[tokio::test]
-async fn a_handler_names_its_failure_and_the_stack_takes_its_word() {
+async fn a_failure_in_a_handlers_response_is_retried_and_counts_for_the_circuit() {
     let reached = Arc::<AtomicUsize>::default();
     let counts = reached.clone();
     let handler = move || async move {
@@ -170,7 +170,7 @@ async fn a_handler_names_its_failure_and_the_stack_takes_its_word() {
 }
 
 #[tokio::test]
-async fn what_a_handler_means_by_a_status_passes_unchanged() {
+async fn a_handlers_own_response_passes_unchanged() {
     let stack = Stack::new("app");
     let app = Router::new()
         .route("/404", get(|| async { (StatusCode::NOT_FOUND, "no such cart").into_response() }))

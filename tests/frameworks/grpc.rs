@@ -1,4 +1,4 @@
-//! tonic: a channel inside the stack, a server below it; one call, a stream, trailers alone, a deadline.
+//! tonic: a channel inside the stack, and a server inside it; a unary call, a stream, trailers-only, a deadline.
 
 use std::convert::Infallible;
 use std::future::{Future, ready};
@@ -27,7 +27,7 @@ use crate::raw::Raw;
 use crate::stack::Stack;
 use crate::support::{listener, soon, until};
 
-/// What `tonic-build` would have made of a file with one service.
+/// A service as `tonic-build` generates it.
 #[derive(Clone, Default)]
 struct Shop {
     called: Arc<AtomicUsize>,
@@ -62,7 +62,7 @@ impl Service<http::Request<Body>> for Shop {
                     .await
                 }
                 "/test.Shop/Limit" => {
-                    // what is left of the caller's time, as the upstream sees it
+                    // the client's remaining time, as the upstream sees it
                     let left = request.headers().get("grpc-timeout").map(|left| left.as_bytes().to_vec());
                     let left = Bytes::from(left.unwrap_or_default());
                     grpc.unary(service_fn(move |_: Request<Bytes>| ready(Ok(Response::new(left.clone())))), request)
@@ -132,7 +132,7 @@ fn message(text: &'static str) -> Request<Bytes> {
 }
 
 #[tokio::test]
-async fn one_call_goes_through_and_back() {
+async fn a_unary_call_passes_both_ways() {
     let (stack, shop) = (Stack::new("shop"), Shop::default());
     let mut client = channel(&stack, served(shop).await);
     for _ in 0..3 {
@@ -156,7 +156,7 @@ async fn a_stream_passes_message_by_message_and_holds_its_slot() {
 }
 
 #[tokio::test]
-async fn an_answer_of_trailers_alone_is_the_upstreams_own_word() {
+async fn a_trailers_only_response_passes_unchanged() {
     let (stack, shop) = (Stack::new("shop"), Shop::default());
     let mut client = channel(&stack, served(shop.clone()).await);
     for _ in 0..8 {
@@ -168,7 +168,7 @@ async fn an_answer_of_trailers_alone_is_the_upstreams_own_word() {
 }
 
 #[tokio::test]
-async fn a_method_that_nobody_serves_is_no_failure_of_the_upstream() {
+async fn an_unimplemented_method_is_no_failure_of_the_upstream() {
     let (stack, shop) = (Stack::new("shop"), Shop::default());
     let mut client = channel(&stack, served(shop).await);
     let status = client.unary("/test.Other/Echo", message("tea")).await.unwrap_err();
@@ -194,7 +194,7 @@ async fn a_deadline_is_passed_on_and_ends_the_call() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_down_is_unavailable_and_then_left_alone() {
+async fn an_upstream_that_is_down_is_unavailable_and_opens_the_circuit() {
     let dead = listener().await.local_addr().unwrap();
     let stack = Stack::new("shop");
     let mut client = channel(&stack, dead);
@@ -208,7 +208,7 @@ async fn an_upstream_that_is_down_is_unavailable_and_then_left_alone() {
 }
 
 #[tokio::test]
-async fn a_channel_whose_upstream_comes_back_is_used_again() {
+async fn a_channel_whose_upstream_recovers_is_used_again() {
     let free = listener().await;
     let address = free.local_addr().unwrap();
     drop(free);

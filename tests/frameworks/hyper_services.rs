@@ -47,7 +47,7 @@ async fn get(address: SocketAddr, path: &str) -> Message {
     ask(address, format!("GET {path} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n")).await
 }
 
-/// What the upstream was asked for, and by which host.
+/// Responds with the target and the host of the request.
 async fn echo() -> Upstream {
     let say = |request: axum::extract::Request| async move {
         let host = request.headers().get("host").map(|host| host.to_str().unwrap().to_owned());
@@ -111,7 +111,7 @@ async fn hyper_utils_client_sends_a_gateways_requests_to_its_origin() {
     let address = serve(TowerToHyperService::new(stack.around(client))).await;
     let answer = get(address, "/a//b?c=d").await;
     assert_eq!((answer.status(), answer.text().as_str()), (200, "GET /a//b?c=d shop.example "));
-    // the host that a client names in its target is the client's word
+    // the host in the target is chosen by the client
     let absolute = "GET http://evil.example/a HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n";
     assert_eq!(ask(address, absolute).await.text(), "GET /a shop.example ");
     let put = "PUT /order HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 3\r\nConnection: close\r\n\r\ntea";
@@ -120,7 +120,7 @@ async fn hyper_utils_client_sends_a_gateways_requests_to_its_origin() {
 }
 
 #[tokio::test]
-async fn hyper_utils_client_is_asked_for_an_absolute_address() {
+async fn hyper_utils_client_gets_an_absolute_target() {
     let stack = Stack::new("edge");
     let address = serve(TowerToHyperService::new(
         stack.around(Client::builder(TokioExecutor::new()).build_http::<crate::stack::Sent<Incoming>>()),
@@ -132,7 +132,7 @@ async fn hyper_utils_client_is_asked_for_an_absolute_address() {
 }
 
 #[tokio::test]
-async fn a_client_of_one_body_type_gets_it() {
+async fn a_client_of_one_body_type_gets_a_converted_body() {
     let upstream = echo().await;
     let stack = Stack::new("edge");
     let origin: OriginLayer = format!("http://{}", upstream.address).parse().unwrap();

@@ -31,7 +31,7 @@ async fn get_from(address: SocketAddr, path: &str) -> Message {
     ask(address, format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n")).await
 }
 
-/// A gateway to nobody.
+/// A gateway whose upstream refuses connections.
 async fn to_nobody(stack: &Stack) -> Router {
     let dead = listener().await.local_addr().unwrap();
     Router::new().fallback_service(stack.around::<_, Body, _>(proxy(dead).build()))
@@ -57,7 +57,7 @@ impl MakeRequestId for Counted {
 }
 
 #[tokio::test]
-async fn the_request_id_made_above_is_the_one_in_the_log_and_on_the_page() {
+async fn the_request_id_of_an_outer_layer_is_in_the_log_and_on_the_page() {
     let stack = Stack::new("edge");
     let ids = ServiceBuilder::new()
         .layer(SetRequestIdLayer::x_request_id(Counted::default()))
@@ -71,7 +71,7 @@ async fn the_request_id_made_above_is_the_one_in_the_log_and_on_the_page() {
 }
 
 #[tokio::test]
-async fn a_local_answer_is_compressed_above_like_any_other() {
+async fn a_local_response_is_compressed_by_an_outer_layer() {
     let stack = Stack::new("edge");
     let app = to_nobody(&stack).await.layer(TraceLayer::new_for_http()).layer(CompressionLayer::new());
     let address = serve(app).await;
@@ -82,7 +82,7 @@ async fn a_local_answer_is_compressed_above_like_any_other() {
 }
 
 #[tokio::test]
-async fn a_cut_body_stays_cut_through_compression() {
+async fn a_truncated_body_stays_truncated_through_compression() {
     let upstream = Upstream::scripted(|mut wire, _| async move {
         wire.request().await;
         wire.write("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 99\r\n\r\nhalf a text").await;
@@ -97,7 +97,7 @@ async fn a_cut_body_stays_cut_through_compression() {
     assert_eq!((stack.in_flight(), stack.circuit().failures), (0, 1));
 }
 
-/// Panics while it is told to.
+/// A route that panics as often as the counter says.
 fn panicking() -> (MethodRouter, Arc<AtomicUsize>) {
     let left = Arc::<AtomicUsize>::default();
     let counts = left.clone();
@@ -109,7 +109,7 @@ fn panicking() -> (MethodRouter, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_panic_that_is_caught_above_frees_what_it_held() {
+async fn a_panic_that_an_outer_layer_catches_releases_what_the_call_held() {
     let (stack, (route, panics)) = (Stack::new("app"), panicking());
     let app = Router::new().route("/", route).layer(stack.for_routes()).layer(CatchPanicLayer::new());
     let address = serve(app).await;
@@ -117,12 +117,12 @@ async fn a_panic_that_is_caught_above_frees_what_it_held() {
     for _ in 0..30 {
         assert_eq!(get_from(address, "/").await.status(), 500);
     }
-    // more than the limit begins with: none of them kept its slot
+    // more than the initial limit: none of them kept its slot
     assert_eq!((stack.in_flight(), get_from(address, "/").await.status()), (0, 200));
 }
 
 #[tokio::test]
-async fn a_probe_that_panics_makes_room_for_the_next() {
+async fn a_probe_that_panics_lets_another_call_be_the_probe() {
     let (stack, (route, panics)) = (Stack::new("app").pause(Duration::from_millis(20)), panicking());
     let app = Router::new()
         .route("/", route)
@@ -149,7 +149,7 @@ async fn a_probe_that_panics_makes_room_for_the_next() {
 }
 
 #[tokio::test]
-async fn a_panic_that_is_caught_below_is_an_answer() {
+async fn a_panic_that_an_inner_layer_catches_is_a_response() {
     let (stack, (route, panics)) = (Stack::new("app"), panicking());
     let inner = CatchPanicLayer::new().layer(Router::new().route("/", route));
     let app = Router::new().fallback_service(stack.around::<_, Body, _>(inner));
@@ -159,7 +159,7 @@ async fn a_panic_that_is_caught_below_is_an_answer() {
     assert_eq!((stack.in_flight(), stack.circuit().failures), (0, 0));
 }
 
-/// A gateway with a limit above it, and how often its upstream was reached.
+/// A gateway inside a body limit, and the number of requests that reach its upstream.
 async fn limited(stack: &Stack) -> (Upstream, Arc<AtomicUsize>, SocketAddr) {
     let reached = Arc::<AtomicUsize>::default();
     let counts = reached.clone();
@@ -175,7 +175,7 @@ async fn limited(stack: &Stack) -> (Upstream, Arc<AtomicUsize>, SocketAddr) {
 }
 
 #[tokio::test]
-async fn an_upload_over_a_limit_above_is_not_the_upstreams_fault() {
+async fn an_upload_over_an_outer_limit_is_no_failure_of_the_upstream() {
     let stack = Stack::new("edge");
     let (_upstream, reached, address) = limited(&stack).await;
     for _ in 0..6 {
@@ -189,7 +189,7 @@ async fn an_upload_over_a_limit_above_is_not_the_upstreams_fault() {
 }
 
 #[tokio::test]
-async fn an_upload_that_grows_over_a_limit_above_is_the_clients_fault() {
+async fn an_upload_that_grows_over_an_outer_limit_is_the_clients_failure() {
     let stack = Stack::new("edge");
     let (_upstream, reached, address) = limited(&stack).await;
     for _ in 0..6 {
@@ -205,7 +205,7 @@ async fn an_upload_that_grows_over_a_limit_above_is_the_clients_fault() {
 }
 
 #[tokio::test]
-async fn a_foreign_limit_above_takes_the_call_with_all_that_it_held() {
+async fn a_timeout_of_an_outer_layer_releases_what_the_call_held() {
     let stack = Stack::new("app");
     let app = Router::new()
         .route("/", get(std::future::pending::<()>))
@@ -220,7 +220,7 @@ async fn a_foreign_limit_above_takes_the_call_with_all_that_it_held() {
 }
 
 #[tokio::test]
-async fn a_foreign_limit_below_is_the_upstreams_failure() {
+async fn a_timeout_of_an_inner_layer_is_a_failure_of_the_upstream() {
     let stack = Stack::new("app");
     let app = Router::new()
         .route("/", post(std::future::pending::<()>))
@@ -235,7 +235,7 @@ async fn a_foreign_limit_below_is_the_upstreams_failure() {
 }
 
 #[tokio::test]
-async fn layers_below_see_requests_and_answers_as_they_are() {
+async fn inner_layers_see_requests_and_responses_unchanged() {
     let text = "a text that is long enough to be worth it, ".repeat(9);
     let expected = text.clone();
     let upstream = upstream::app(

@@ -29,7 +29,7 @@ fn to(address: SocketAddr, path: &str) -> http::request::Builder {
     Request::builder().uri(format!("http://{address}{path}"))
 }
 
-/// Says what it was sent; is not there at first; points elsewhere.
+/// An upstream that echoes, one that fails at first, and one that redirects.
 async fn shop() -> (Upstream, Arc<AtomicUsize>) {
     let reached = Arc::<AtomicUsize>::default();
     let counts = reached.clone();

@@ -1,4 +1,5 @@
-//! A call that succeeds costs no allocation of ours: exact, without valgrind. What it costs besides, `benches/overhead` tells.
+//! A call that succeeds costs no allocation of ours; exact, without valgrind. Instructions are counted by
+//! `benches/overhead`.
 
 use std::alloc::System;
 use std::convert::Infallible;
@@ -30,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 type Body = Full<Bytes>;
 
-/// What `CALLS` calls allocate once the service is warm; requests are made before.
+/// Allocations of `CALLS` calls of a warm service; the requests are made before.
 fn allocated<S, B>(mut service: S, request: impl Fn() -> Request<Body>) -> usize
 where
     S: Service<Request<Body>, Response = Response<B>>,
@@ -48,11 +49,11 @@ where
         change.allocations + change.reallocations
     };
     round();
-    // the thread that prints the tests' names allocates now and then; what a call allocates is in every round
+    // the thread that prints the tests' names allocates now and then; allocations of calls are in every round
     (0..3).map(|_| round()).min().unwrap()
 }
 
-/// One call that is answered well after at most two polls.
+/// A call that succeeds after at most two polls.
 fn call<S, B>(service: &mut S, request: Request<Body>)
 where
     S: Service<Request<Body>, Response = Response<B>>,
@@ -68,7 +69,7 @@ where
     assert!(answer.is_ok_and(|answer| answer.status() == StatusCode::OK));
 }
 
-/// Its copy allocates nothing, nor does that of what hyper has read; the first copy of an owned string would.
+/// A static string, whose copy allocates nothing, as that of a target that hyper has parsed.
 fn target() -> Uri {
     Uri::from_static("http://svc.internal/items?id=1")
 }
@@ -77,18 +78,18 @@ fn get() -> Request<Body> {
     Request::get(target()).header("accept", HeaderValue::from_static("*/*")).body(Body::default()).unwrap()
 }
 
-/// It may not be repeated.
+/// A request that must not be repeated.
 fn post() -> Request<Body> {
     let request = Request::post(target()).extension(RetryOverride::never());
     request.body(Body::from("sixteen bytes ok")).unwrap()
 }
 
-/// Answers at once.
+/// Responds at the first poll.
 fn upstream<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone {
     service_fn(|_| std::future::ready(Ok(Response::new(Body::default()))))
 }
 
-/// Answers when it is polled for the second time, so that timers are armed.
+/// Responds at the second poll, so that timers are armed.
 fn slow<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone {
     service_fn(|_| {
         let mut asked = false;
@@ -117,7 +118,7 @@ fn a_closed_circuit_allocates_nothing() {
 }
 
 #[test]
-fn a_limit_allocates_nothing_whether_it_learns_or_not() {
+fn a_limiter_allocates_nothing_whether_it_is_adaptive_or_not() {
     assert_eq!(allocated(ConcurrencyLimitLayer::new().layer(upstream()), get), 0);
     assert_eq!(allocated(ConcurrencyLimitLayer::fixed(9).layer(upstream()), get), 0);
 }
@@ -128,19 +129,19 @@ fn admission_allocates_nothing() {
 }
 
 #[test]
-fn classification_of_a_good_answer_allocates_nothing() {
+fn classification_of_a_good_response_allocates_nothing() {
     assert_eq!(allocated(ClassifyLayer::new().layer(upstream()), get), 0);
 }
 
 #[test]
-fn a_time_limit_allocates_nothing_though_its_timer_is_armed() {
+fn a_timeout_allocates_nothing_though_its_timer_is_armed() {
     let layer = TimeoutLayer::new(timeouts());
     assert_eq!(allocated(layer.layer(upstream()), get), 0);
     assert_eq!(allocated(layer.layer(slow()), get), 0);
 }
 
 #[test]
-fn an_upload_that_is_watched_shares_one_allocation_with_its_watch() {
+fn a_tracked_upload_and_its_handle_share_one_allocation() {
     let layer = TimeoutLayer::new(timeouts());
     assert_eq!(allocated(layer.clone().layer(upstream()), post), 1000);
     assert_eq!(allocated(layer.without_upload_tracking().layer(upstream()), post), 0);

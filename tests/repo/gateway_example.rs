@@ -35,7 +35,7 @@ fn free_address() -> SocketAddr {
     }
 }
 
-/// Ends with the test, whatever becomes of it.
+/// A process that is killed at the end of the test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -60,7 +60,7 @@ fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = connect(address);
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = Vec::new();
-    // a cut answer ends in an error, and what came before it is what counts
+    // a truncated response ends in an error; the bytes before it are what is tested
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -147,13 +147,13 @@ fn without_upstream_ten_failing_ones_are_started_and_each_failure_is_named() {
         assert!(answer.contains(says), "{path}: {answer}");
         assert!(curls.iter().any(|curl| curl.contains(&format!("{path} "))), "{path} is not among {curls:?}");
     }
-    // its keep-alive is gone once the first answer is read
+    // its connection is closed after the first response
     assert!(get(address, "/stale").starts_with("HTTP/1.1 "));
     assert!(get(address, "/").contains("curl -i"));
 }
 
 #[test]
-fn sigterm_lets_what_runs_end_and_takes_nothing_new() {
+fn sigterm_completes_running_calls_and_accepts_no_new_ones() {
     let Some(mut command) = example() else { return };
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free_address();
@@ -169,7 +169,7 @@ fn sigterm_lets_what_runs_end_and_takes_nothing_new() {
 
     let pid = running.0.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    // the idle connection ends at once, which shows that the word has arrived
+    // the idle connection is closed immediately, which shows that the signal has arrived
     assert_eq!(idle.read(&mut head).unwrap(), 0);
     behind.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").unwrap();
     let mut answer = String::new();

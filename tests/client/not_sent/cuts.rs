@@ -24,7 +24,7 @@ enum Kind {
     ReverseProxy,
 }
 
-/// The service, which answers with the body collected; a failure stands in the extensions.
+/// The service, whose response has its body collected; a failure is in the extensions.
 fn upstream(kind: Kind, protocol: Protocol, peer: Peer) -> Upstream {
     match kind {
         Kind::HyperUtil => {
@@ -71,7 +71,7 @@ fn run(kind: Kind, protocol: Protocol, reused: bool, body: usize, cut: Cut, end:
     runtime.block_on(async {
         if reused {
             let _ = service.clone().oneshot(get()).await;
-            // the pool takes the connection back in a task of its own
+            // another task returns the connection to the pool
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let call = service.oneshot(post(body));
@@ -85,7 +85,7 @@ fn run(kind: Kind, protocol: Protocol, reused: bool, body: usize, cut: Cut, end:
     })
 }
 
-/// Whether the request is said not to be sent, which must not be so where the peer parsed something of it.
+/// Whether the request is reported as not sent, which is wrong if the peer parsed some of it.
 fn holds(kind: Kind, protocol: Protocol, reused: bool, body: usize, cut: Cut, end: End) -> bool {
     let (failure, seen) = run(kind, protocol, reused, body, cut, end);
     let unsent = failure.as_ref().is_some_and(|failure| failure.replay() == Replay::NotSent);
@@ -142,7 +142,7 @@ fn the_reverse_proxy_over_http2_says_not_sent_only_where_the_peer_parsed_nothing
     every_cut(Kind::ReverseProxy, Protocol::Http2);
 }
 
-/// A blocked upload, an interim response or a part of a final one, and the end.
+/// A blocked upload, an interim response or a part of a final one, and the end of the connection.
 #[test]
 fn an_upload_that_was_answered_by_an_interim_response_was_sent() {
     let interim = ["HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 103 Early", "HTTP/1.1 200 OK\r\nx: ", "HTTP/1.1 2"];

@@ -1,4 +1,5 @@
-//! What looks like a proof and is none: an error kind, a text, the failure or the progress of another call.
+//! What looks like a proof that nothing was sent, but is not one: an error kind, a text, the failure or the progress of
+//! another call.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -59,7 +60,7 @@ fn proxy<B>(target: &str) -> ReverseProxy<tower_upstream::client::DefaultConnect
     ReverseProxy::builder(target.parse().unwrap(), ForwardingRules::new("edge").unwrap()).build()
 }
 
-/// A service that books, and then meets this error.
+/// A service that books, and then fails with this error.
 fn charge<B: Send + 'static>(
     orders: &Orders,
     error: impl Fn() -> BoxError + Clone + Send + 'static,
@@ -75,7 +76,7 @@ fn charge<B: Send + 'static>(
     })
 }
 
-/// How often a service books that meets this error, under a retry and in the whole stack.
+/// Number of bookings of a service that fails with this error, under a retry and in the whole stack.
 async fn booked(error: impl Fn() -> BoxError + Clone + Send + 'static) -> [usize; 2] {
     let (alone, stack) = (Orders::default(), Orders::default());
     let retry = RetryLayer::new().layer(ClassifyLayer::new().layer(charge(&alone, error.clone())));
@@ -108,7 +109,7 @@ async fn a_tls_error_of_a_service_is_no_proof() {
     assert_eq!(booked(|| rustls::Error::NoCertificatesPresented.into()).await, [1, 1]);
 }
 
-/// An error of a service's own that says what a client wrote.
+/// An error of the service whose text a client has chosen.
 #[derive(Debug)]
 struct Says(&'static str);
 
@@ -145,7 +146,7 @@ async fn no_text_is_a_proof() {
 }
 
 #[test]
-fn the_words_of_a_client_do_not_change_the_cause() {
+fn a_text_that_a_client_has_chosen_does_not_change_the_cause() {
     let cause = |error: BoxError| classify(&*error, &AttemptContext::default()).cause();
     for text in TEXTS {
         assert_eq!(cause(text.into()), Cause::Unknown, "a string is no error of a library: {text}");
@@ -182,7 +183,7 @@ async fn a_bare_cause_is_no_proof() {
     assert_eq!(inferred.replay(), Replay::IdempotentOnly);
 }
 
-/// A handler that books with one upstream and hands on the failure of another that refuses.
+/// A handler that books with one upstream, and returns the failure of another that refuses connections.
 fn books_then_is_refused(orders: &Orders, how: HandsOn) -> axum::Router {
     let (orders, target) = (orders.clone(), refuses());
     axum::Router::new().fallback(move |_: Request<Body>| {
@@ -255,7 +256,7 @@ async fn the_failure_of_another_call_is_no_proof_in_the_stack() {
     }
 }
 
-/// A handler that reads the order, books it, and meets the connect error of a client that it asks for something else.
+/// A handler that reads the order, books it, and fails with the connect error of a client for something else.
 fn reads_and_is_refused<B>(
     orders: &Orders,
 ) -> impl Service<Request<B>, Response = Response<hyper::body::Incoming>, Error = BoxError, Future: Send> + Clone + use<B>
@@ -275,7 +276,7 @@ where
 }
 
 #[tokio::test]
-async fn the_connect_error_of_another_client_is_no_proof_where_the_body_was_read() {
+async fn the_connect_error_of_another_client_is_no_proof_if_the_body_was_read() {
     let orders = Orders::default();
     let retry = RetryLayer::new().layer(ClassifyLayer::new().layer(reads_and_is_refused(&orders)));
     let answer = retry.oneshot(order()).await.unwrap();
@@ -296,7 +297,7 @@ async fn text(answer: Response<impl http_body::Body<Data = Bytes, Error: fmt::De
 }
 
 #[tokio::test]
-async fn a_page_says_that_nothing_was_processed_only_where_that_is_proven() {
+async fn a_page_says_that_nothing_was_processed_only_if_that_is_proven() {
     for how in ALL {
         let orders = Orders::default();
         let router = books_then_is_refused(&orders, how);
@@ -323,7 +324,7 @@ async fn a_page_says_that_nothing_was_processed_only_where_that_is_proven() {
 }
 
 #[tokio::test]
-async fn what_the_gateways_own_client_did_not_send_is_repeated_and_known_as_such_by_all_layers() {
+async fn a_request_that_our_client_did_not_send_is_repeated_and_known_as_unsent_by_all_layers() {
     let inner = RetryLayer::new().layer(ClassifyLayer::new().layer(proxy(&refuses())));
     let answer = ErrorPageLayer::default().layer(inner).oneshot(order()).await.unwrap();
     let failure = Failure::of(&answer).unwrap();

@@ -1,7 +1,7 @@
 //! "Not sent" is said only by a witness that saw the wire.
 //!
-//! [`wire`] is a connection in memory that is cut at every byte of both directions; [`cuts`] is the property over it, and
-//! [`guesses`] are errors that only look like a proof.
+//! [`wire`] is a connection in memory that is cut at every byte of both directions; [`cuts`] is the property over it,
+//! and [`guesses`] are errors that only look like a proof.
 
 #![allow(unreachable_pub)]
 

@@ -1,4 +1,4 @@
-//! Servers as they are in use behind the default stack: gRPC, and WebSocket where TLS offers HTTP/2.
+//! Real servers behind the default stack: gRPC, and WebSocket over TLS that also offers HTTP/2.
 //!
 //! `tests/grpcio/run` asks grpc-core the same, in real time.
 
@@ -182,7 +182,7 @@ async fn version(gateway: SocketAddr) -> String {
 async fn a_websocket_passes_where_alpn_offers_http2_as_well() {
     let (gateway, _upstream) = tls_gateway(&[b"h2", b"http/1.1"]).await;
     echoes(gateway.address).await;
-    // what is no upgrade still goes by HTTP/2, on a connection that is kept
+    // other requests still use HTTP/2, on a connection that is kept
     assert_eq!(version(gateway.address).await, "HTTP/2.0");
     echoes(gateway.address).await;
     assert_eq!(version(gateway.address).await, "HTTP/2.0");
