@@ -306,7 +306,7 @@ mod tests {
             Self { budget, now: Instant::now() }
         }
 
-        /// Calls at an even pace that all succeed, or all fail and are tried again as often as may be; the retries.
+        /// Makes calls at an even pace that all succeed, or all fail and are retried if allowed; returns the number of retries.
         fn runs(&mut self, per_second: u32, seconds: u32, succeed: bool) -> usize {
             let mut retries = 0;
             for _ in 0..per_second * seconds {
@@ -321,7 +321,7 @@ mod tests {
             retries
         }
 
-        /// Takes all that is there.
+        /// Withdraws all tokens, and returns their number.
         fn spends(&self) -> usize {
             let taken = std::iter::from_fn(|| self.budget.withdraw(self.now).map(Withdrawal::sent));
             taken.take(100_000).count()
@@ -446,7 +446,7 @@ mod tests {
         ]
     }
 
-    /// Bursts, a steady pace, and now and then a silence; in microseconds.
+    /// Bursts, a steady pace, and sometimes a gap; in microseconds.
     fn pause() -> impl Strategy<Value = u64> {
         prop_oneof![8 => 0..50_u64, 8 => 0..20_000_u64, 4 => 0..400_000_u64, 1 => 0..10_000_000_u64]
     }
@@ -457,7 +457,7 @@ mod tests {
         prop::collection::vec((pause(), step(), times), 1..150)
     }
 
-    /// A budget in a history, and all that happened to it.
+    /// A budget, and the events of its history.
     struct Played {
         budget: RetryBudget,
         now: Instant,
@@ -539,7 +539,7 @@ mod tests {
             history in history(),
         ) {
             let mut played = Played::new(ratio);
-            // a rate under which there is room
+            // a rate whose cap is not reached
             for _ in 0..20 {
                 (0..400).for_each(|_| played.budget.begin(played.now));
                 played.now += Duration::from_millis(100);
@@ -554,7 +554,7 @@ mod tests {
             let lost = |billionths: u64| billionths / 1_000_000 > account.cap().into();
             for (pause, step, times) in history {
                 played.now += Duration::from_micros(pause);
-                // a silence is paid for up to two seconds from when the clock was last looked at
+                // a gap is credited for up to two seconds after the last reading of the clock
                 billionths += u64::try_from((played.now - paid).as_micros().min(2_000_000)).unwrap() * u64::from(floor);
                 account.accrue(account.tick(played.now));
                 (paid, floor) = (played.now, account.sampler.floor());

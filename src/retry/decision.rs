@@ -72,7 +72,7 @@ pub enum Replayability {
 /// The result of [`decide`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// There is; a token has been withdrawn for it, if it needs one.
+    /// Retry; a token has been withdrawn, if one is needed.
     Retry {
         /// The backoff before it.
         after: Duration,
@@ -96,11 +96,10 @@ pub enum RetryTarget {
 
 /// Decides whether a failed request is sent again.
 ///
-/// Without a look at the attempts before, a request that was proven not to be sent is repeated whatever its method,
-/// all others if they are idempotent (RFC 9110 section 9.2.2) or were said to be. A write under a precondition is not: where
-/// the first attempt was processed, a second one is answered with 412. `withdraw` takes a token from the
-/// budget; it is called last, once, and only if everything else allows the attempt. All values of `random` are
-/// equally likely.
+/// A request that was proven not to be sent may be retried whatever its method, all others if they are idempotent
+/// (RFC 9110 section 9.2.2) or declared to be. A write under a precondition may not: if the first attempt was processed,
+/// a second one would get a 412. `withdraw` takes a token from the budget; it is called last, once, and only if
+/// everything else allows the attempt. All values of `random` are equally likely.
 ///
 /// The first retry of a stream that the upstream refused unprocessed takes no token: `REFUSED_STREAM`, or a GOAWAY below it
 /// (RFC 9113 section 8.7). It is gRPC's "transparent retry" (proposal A6), one for each call.
@@ -128,7 +127,7 @@ fn is_transparent(situation: &RetryContext<'_>) -> bool {
             if failure.cause() == Cause::StreamRefused && failure.replay() == Replay::NotSent)
 }
 
-/// What the rules make of a failure.
+/// The class of a failure, for the rules.
 #[derive(Clone, Copy)]
 struct FailureKind {
     replay: Replay,

@@ -45,7 +45,7 @@ mod sealed {
     pub trait Convert: Sized {
         fn into_failure(self) -> Failure;
 
-        /// The error of this failure; the failure itself, where failures are responses.
+        /// Converts a failure to the error; returns the failure itself if failures are responses.
         fn from_failure(failure: Failure) -> Result<Self, Failure>;
     }
 }

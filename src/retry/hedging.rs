@@ -159,7 +159,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// Answers at 100 a second: twenty-four of twenty-five take so long, the others ten times that.
+    /// Records 100 responses a second: 24 of 25 take this long, the others ten times that.
     fn learns(hedging: &Hedging, mut now: Instant, answers: u32, takes: Duration) -> Instant {
         for answer in 0..answers {
             now += millis(10);

@@ -139,7 +139,7 @@ impl RetryLayer {
         Self::default()
     }
 
-    /// Which failures are repeated, how often, after what pauses.
+    /// Sets which failures are retried, how often, and with which backoff.
     pub fn policy(mut self, policy: RetryPolicy) -> Self {
         self.settings.policy = policy;
         self
@@ -151,9 +151,9 @@ impl RetryLayer {
         self
     }
 
-    /// How many bytes of a request body are kept (default 64 KiB).
+    /// Sets how many bytes of a request body are kept (default 64 KiB).
     ///
-    /// A longer one goes on all the same; once an attempt has read more of it, it is simply not sent again.
+    /// A longer body is sent as usual; once an attempt has read more of it, it is not sent again.
     pub fn body_cap(mut self, bytes: usize) -> Self {
         self.settings.body_cap = bytes;
         self
@@ -161,9 +161,9 @@ impl RetryLayer {
 
     /// Limits the time from the call to the last attempt's response head (default: none).
     ///
-    /// It has no timer of its own, so that a call has one timer and not two: pauses end before it, and later attempts carry
-    /// what is left as a [`Deadline`](crate::deadline::Deadline), which a [`TimeoutLayer`](crate::timeout::TimeoutLayer) inside
-    /// enforces. Give that layer the same total, for the first attempt.
+    /// It has no timer of its own, so that a call has one timer and not two: backoffs end before it, and later attempts carry
+    /// the remaining time as a [`Deadline`](crate::deadline::Deadline), which a [`TimeoutLayer`](crate::timeout::TimeoutLayer)
+    /// inside enforces. Give that layer the same total, for the first attempt.
     pub fn total(mut self, limit: Duration) -> Self {
         self.settings.total = Some(limit);
         self

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Which failures are retried, how often, and with which backoff.
+/// The rules for retries: which failures, how often, and with which backoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub(crate) attempts: u8,

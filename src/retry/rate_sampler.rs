@@ -174,7 +174,7 @@ mod tests {
         pace.update(&pace.try_lock(u64::from(tick) * TICK).expect("a tick of its own"), begun);
     }
 
-    /// So many calls a tick for so many ticks.
+    /// A sampler after this many calls per tick, for this many ticks.
     fn paced(calls: u64, ticks: u32) -> RateSampler {
         let pace = RateSampler::new(200, 2);
         for tick in 1..=ticks {

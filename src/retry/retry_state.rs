@@ -49,14 +49,14 @@ pub(super) struct AttemptHistory {
     withdrawal: Option<Withdrawal>,
 }
 
-/// A request that begins: the copy of its head, where another attempt is possible as seen from here.
+/// The state of a request that begins: a copy of its head, if a retry may be possible.
 pub(crate) struct StartedState {
     template: Option<Box<RequestTemplate>>,
     request: RequestFacts,
 }
 
 impl StartedState {
-    /// Takes the body as well, of which `body_cap` bytes are kept at most.
+    /// Adds the body, of which at most `body_cap` bytes are kept.
     ///
     /// The request is neither an argument nor a result: moving it would be most of the layer's cost.
     #[inline]
@@ -215,7 +215,7 @@ impl<B> RetryState<B> {
         }
     }
 
-    /// Looks at a failure: when another attempt follows, or the failure of the call.
+    /// Decides on a failure: returns when the next attempt follows, or the final failure of the call.
     pub(crate) fn on_error(&mut self, settings: &Settings, failure: Failure) -> Result<Option<Instant>, Failure> {
         match self.decide(settings, FailureSignal::Failure(&failure), None) {
             Ok(at) => {
@@ -231,7 +231,7 @@ impl<B> RetryState<B> {
         FailureSignal::of(response, self.request.protocol).map(record_of)
     }
 
-    /// One of two attempts has failed while the other is under way.
+    /// Records that one of two attempts failed while the other is in flight.
     pub(crate) fn concurrent_failed(&mut self, record: Option<Failure>) {
         let Some(past) = self.history_mut() else { return };
         // it was counted as superseded so far
@@ -316,7 +316,7 @@ impl<B> RetryState<B> {
         self.source.is_some()
     }
 
-    /// Whether an attempt has asked for the request's body, as far as that is known here.
+    /// Whether an attempt has polled the request's body, as far as that is known here.
     pub(crate) fn body_was_read(&self) -> bool {
         // for a retry, the body was read by the first attempt
         self.history().is_none() && self.source.as_ref().is_some_and(|kept| kept.body.was_polled())
@@ -327,12 +327,12 @@ impl<B> RetryState<B> {
         self.history().map_or(1, |past| past.attempts.count())
     }
 
-    /// The kept body's right to be sent again.
+    /// The handle of the kept body.
     pub(crate) fn body(&self) -> Option<&ReplayHandle<B>> {
         self.source.as_ref().map(|kept| &kept.body)
     }
 
-    /// The request once more; its token is spent.
+    /// Creates the next request, and spends its token.
     pub(crate) fn next_request<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
         let mut request = self.source.as_ref()?.template.request(body);
         let attempt = self.attempt();
@@ -347,12 +347,12 @@ impl<B> RetryState<B> {
         Some((request, attempt - 1))
     }
 
-    /// Until when the next attempt has to begin.
+    /// The time by which the next attempt has to begin.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         Some(self.source.as_ref()?.template.deadline?.instant())
     }
 
-    /// The failure to tell where another attempt was decided and is not made.
+    /// The final failure if a retry was decided on and is not made.
     pub(crate) fn final_failure(&mut self, stop: RetryStop) -> Failure {
         let attempts = self.take_history().unwrap_or_default().attempts;
         let nothing = || Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build();
@@ -371,14 +371,14 @@ impl<B> RetryState<B> {
         }
     }
 
-    /// When the second attempt is due, if there is to be one.
+    /// When the hedge is due, if there is to be one.
     pub(crate) fn hedge_at(&self, settings: &Settings) -> Option<Instant> {
         let begun = self.source.as_ref()?.template.hedge_start?;
         // a delay beyond the range of the clock never elapses
         begun.checked_add(settings.hedging.as_ref()?.delay(begun)?)
     }
 
-    /// The first attempt is late: the body of the second, if it is at hand and the budget pays for it.
+    /// Begins a hedge, because the first attempt is late: returns its body, if available and if the budget has a token.
     pub(crate) fn hedge(&mut self, settings: &Settings) -> Option<ReplayBody<B>> {
         let now = Instant::now();
         self.learn(settings, now);
@@ -393,7 +393,7 @@ impl<B> RetryState<B> {
         Some(body)
     }
 
-    /// The second attempt's request, now that its service takes it: as a rule one of the two will be in vain.
+    /// Creates the request of the second attempt, once its service is ready; one of the two will be superseded.
     pub(crate) fn concurrent_attempt<T>(&mut self, settings: &Settings, body: T) -> Option<(Request<T>, u32)> {
         let attempts = &mut self.history_mut()?.attempts;
         // not if the first has failed in the meantime
@@ -401,7 +401,7 @@ impl<B> RetryState<B> {
         self.next_request(settings, body)
     }
 
-    /// The first attempt got its response before the second was due.
+    /// Records that the first attempt got its response before the second was due.
     #[inline]
     pub(crate) fn within_deadline(&mut self, settings: &Settings) {
         if self.can_hedge() {

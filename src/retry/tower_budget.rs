@@ -60,7 +60,7 @@ pub struct TowerBudget {
 }
 
 impl From<RetryBudget> for TowerBudget {
-    /// Shares the account of this budget.
+    /// Shares the tokens of this budget.
     fn from(budget: RetryBudget) -> Self {
         Self { budget }
     }
@@ -99,7 +99,7 @@ mod tests {
             assert_eq!(granted(&tps), towers);
 
             let budget = RetryBudget::new().ratio(Ratio::per_mille(per_mille));
-            // a rate under which a thousand deposits find room
+            // a rate whose cap holds a thousand deposits
             warm(&budget).await;
             assert_eq!(granted(&TowerBudget::from(budget)), usize::from(per_mille));
         }

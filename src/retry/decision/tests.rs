@@ -8,7 +8,7 @@ use crate::cause::{Detail, Failure};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Proven not sent, where somebody saw it; the kind alone proves nothing.
+/// Not sent, if a client observed it; the cause alone proves nothing.
 const NOT_SENT: [Cause; 13] = [
     Cause::GatewayResources,
     Cause::DnsTimeout,
@@ -41,11 +41,11 @@ const PERHAPS_PROCESSED: [Cause; 12] = [
     Cause::Unknown,
 ];
 
-/// Our own word.
+/// Rejections of the gateway itself.
 const REFUSED: [Cause; 5] =
     [Cause::NoHealthyUpstream, Cause::CircuitOpen, Cause::ConnectionLimit, Cause::QueueTimeout, Cause::GatewayOverload];
 
-/// No attempt would be of use, or the answer was under way.
+/// A retry would not help, or the response had begun.
 const IN_VAIN: [Cause; 18] = [
     Cause::NoRoute,
     Cause::InvalidTarget,
@@ -186,7 +186,7 @@ fn a_stale_connection_is_met_with_one_more_attempt_on_a_fresh_one() {
     assert_eq!(granted(&stale), at_once);
     (stale.attempt, stale.saw_stale_connection) = (2, true);
     assert_eq!(stopped(&stale), Some(RetryStop::Attempts));
-    // another failure after it has what attempts are left
+    // after it, another failure may use the remaining attempts
     let refused = RetryContext { signal: FailureSignal::Cause(Cause::ConnectionRefused), ..stale };
     assert_eq!(stopped(&refused), None);
 }
@@ -246,14 +246,14 @@ fn what_was_not_sent_goes_out_again_at_once_and_then_after_pauses() {
             Decision::Stop(stop) => panic!("{stop}"),
         }
     };
-    // half of what they are drawn from
+    // half of their ceiling
     assert_eq!([1, 2, 3].map(|attempt| pause(Cause::ConnectionRefused, attempt)), [Duration::ZERO, MS * 25, MS * 50]);
     assert_eq!([1, 2, 9].map(|attempt| pause(Cause::UpstreamStatus, attempt)), [MS * 25 / 2, MS * 25, MS * 500]);
-    // what nobody saw is no reason to hurry
+    // an unproven "not sent" does not make the retry immediate
     let guessed = RetryContext::new(FailureSignal::Cause(Cause::ConnectionRefused), &Method::GET);
     let decided = decide(&RetryPolicy::new(), &guessed, u64::MAX / 2 + 1, || true);
     assert!(matches!(decided, Decision::Retry { after, .. } if after == MS * 25 / 2));
-    // descriptors do not come back at once
+    // descriptors are not released immediately
     assert_eq!(pause(Cause::GatewayResources, 1), MS * 25 / 2);
 }
 
@@ -287,7 +287,7 @@ fn a_pause_that_was_asked_for_is_kept_within_patience_and_time() {
     assert_eq!(pause(&asked(60_001 * MS, None)), Decision::Stop(RetryStop::Pushback));
     assert_eq!(pause(&asked(2000 * MS, Some(2100 * MS))), other(2000 * MS));
     assert_eq!(pause(&asked(2001 * MS, Some(2100 * MS))), Decision::Stop(RetryStop::Pushback));
-    // a date that has passed asks for nothing
+    // a date in the past requires no wait
     assert_eq!(pause(&asked(Duration::ZERO, None)), other(25 * MS / 2));
 }
 
@@ -322,7 +322,7 @@ fn a_token_is_withdrawn_only_for_an_attempt_that_is_made() {
     assert_eq!(asked.get(), 2);
 }
 
-/// A situation, owned.
+/// An owned `RetryContext`.
 #[derive(Debug)]
 struct Drawn {
     failure: Failure,
@@ -410,11 +410,11 @@ proptest! {
     fn whatever_is_repeated_may_be(drawn in drawn(), random: u64) {
         let situation = drawn.situation();
         let Decision::Retry { after, .. } = decide(&drawn.policy, &situation, random, || true) else { return Ok(()) };
-        // within the attempts, and with something to send that nobody has an answer to
+        // within the attempts, with a request that can be sent again
         let limit = drawn.exception.and_then(|exception| exception.0).unwrap_or(drawn.policy.attempts);
         prop_assert!(situation.attempt < limit && limit <= RetryPolicy::MAX_ATTEMPTS);
         prop_assert_eq!(situation.replayability, Replayability::Replayable);
-        // in time, and not before it was asked for
+        // in time, and not earlier than the pushback
         let usual = after + situation.median.unwrap_or_default();
         let in_time = situation.remaining.is_none_or(|remaining| !remaining.is_zero() && usual <= remaining);
         prop_assert!(in_time);
@@ -423,7 +423,7 @@ proptest! {
             Some(Pushback::Never) => prop_assert!(false, "the upstream forbade it"),
             None => prop_assert!(after <= drawn.policy.max_backoff),
         }
-        // never our own refusal, never in vain, and what may have been processed only if that is no harm
+        // never a local rejection or a futile retry, and a possibly processed request only if it is repeatable
         let (replay, cause) = match situation.signal {
             FailureSignal::Failure(failure) => {
                 prop_assert_ne!(failure.evidence(), Evidence::LocalRefusal);
