@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, uri::PathAndQuery};
 
 use crate::cause::{BadGatewayCause, Connection, Failure, ProxyStatusEntry, RetryStop};
 
-/// Something worth an operator's attention.
+/// An event that an operator may want to know about.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -61,8 +61,8 @@ pub trait Observer: Send + Sync {
 
 /// Writes each failure as one `tracing` event at level `WARN`, target `tower_upstream`.
 ///
-/// A client that disconnected before its response is logged at level `INFO`: many of these mean that an upstream is slow. Calls
-/// refused by an open circuit are logged at level `DEBUG`: the circuit logs its opening and closing itself.
+/// A client that disconnected is logged at level `INFO`: many of these mean that the upstream is slow. Calls rejected by an
+/// open circuit are logged at level `DEBUG`: the circuit itself logs its opening and closing.
 ///
 /// The message is the cause's [`summary`](BadGatewayCause::summary).
 ///
@@ -72,7 +72,7 @@ pub trait Observer: Send + Sync {
 /// | `class` | its RFC 9209 error type |
 /// | `hop`, `hop.error` | the hop behind the upstream that failed, according to its own `Proxy-Status` |
 /// | `phase`, `peer`, `upstream`, `elapsed_ms`, `detail` | from the [`Failure`] |
-/// | `attempts`, `retry_stop` | the number of attempts, if more than one, and why there was no further one |
+/// | `attempts`, `retry_stop` | the number of attempts, if more than one, and why no further one was made |
 /// | `http.request.method`, `url.path` | of the request, without the query |
 /// | `http.response.status_code` | the status of the response, or that of the cause if the body failed |
 /// | `hint` | the cause's [`next_step`](BadGatewayCause::next_step) |

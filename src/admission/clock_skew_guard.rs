@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_callers_whose_clock_is_wrong_a_fifth_is_refused() {
+    fn a_fifth_of_the_calls_with_a_wrong_clock_is_rejected() {
         let guard = ClockSkewGuard::default();
         let refused = (0..1000).filter(|call| {
             guard.record_call(call / 100);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn one_late_caller_among_many_is_refused() {
+    fn one_late_call_among_many_is_rejected() {
         let guard = ClockSkewGuard::default();
         for _ in 0..5 {
             guard.record_call(0);

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_answered_too_late_is_refused_and_the_rest_is_not() {
+    fn only_calls_that_would_be_too_late_are_rejected() {
         let now = Instant::now();
         let desk = learned(9, MS * 30, now);
         let first = desk.admit(&call(now, MS), 1);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_house_says_when_there_is_room_again() {
+    fn a_rejection_at_the_cap_has_the_estimated_drain_time() {
         let now = Instant::now();
         let desk = learned(3, MS * 1500, now);
         for _ in 0..3 {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_hold_their_place_and_delay_nobody() {
+    fn streams_hold_their_place_and_delay_no_other_call() {
         let now = Instant::now();
         let desk = learned(4, MS * 30, now);
         let stream = CallContext { kind: CallKind::Unbounded, ..call(now, None) };
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_clock_shuts_nobody_out() {
+    fn a_wrong_clock_does_not_lock_clients_out() {
         let (desk, now) = (AdmissionController::new(999), Instant::now());
         let refused = (0..100).filter(|_| desk.admit(&by_client_clock(now, Duration::ZERO), 1).is_err()).count();
         assert_eq!((refused, desk.rejections().expired, desk.rejections().tolerated), (20, 20, 80));

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_take_a_place_and_stand_in_nobodys_way() {
+    fn streams_take_a_place_and_do_not_delay_others() {
         let places = InFlight::new(9);
         for _ in 0..5 {
             assert_eq!(places.try_acquire(CallKind::Unbounded, |number| number == 1), Ok(1));

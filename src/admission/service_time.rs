@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn few_answers_say_nothing() {
+    fn there_is_no_estimate_from_few_responses() {
         let service = ServiceTime::default();
         for _ in 1..ENOUGH {
             service.learn(MS * 900, 1, 1);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_estimate_grows_with_what_is_ahead() {
+    fn an_estimate_grows_with_the_calls_ahead() {
         let service = learned(MS * 30, 1, 8);
         assert_eq!(service.estimate(8, 8), None, "a worker is free");
         assert_eq!(service.estimate(16, 8), Some(MS * 100));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_more_at_once_than_it_was_said_to_is_found_out() {
+    fn a_higher_concurrency_than_configured_shortens_the_estimate() {
         // 200 calls that wait 50 ms for a database, with a configured concurrency of 4
         let service = learned(MS * 50, 200, 4);
         assert!(service.estimate(200, 4) < Some(MS * 70));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_app_of_which_nobody_gets_an_answer_is_known_to_be_slow() {
+    fn cancelled_calls_raise_the_estimate_of_a_slow_app() {
         let service = ServiceTime::default();
         for number in 0..20 {
             service.learn_at_least(MS * 500, 40 + number, 8);

@@ -8,7 +8,7 @@ use super::quantity::{HumanDuration, Quantity};
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $word:literal;)*) => {
-        /// Which of the 18 inequalities a finding is about.
+        /// The inequality that a finding is about, one of 18.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
         pub enum FindingId {

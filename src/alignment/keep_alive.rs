@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_holds_less_a_second_and_down_to_the_floor() {
+    fn an_announced_timeout_counts_less_a_second_and_down_to_the_floor() {
         let learnt = KeepAliveEstimator::new(secs(90), Instant::now());
         for (field, limit) in [("timeout=600", secs(90)), ("timeout=5", secs(4)), ("timeout=75", secs(4))] {
             learnt.observe_header(field);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_rises_once_in_a_quiet_time_however_often_it_is_asked() {
+    fn the_limit_rises_once_per_quiet_period() {
         let start = Instant::now();
         let learnt = KeepAliveEstimator::new(secs(90), start);
         learnt.observe_stale(secs(60), start);
@@ -263,7 +263,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_stays_between_the_floor_and_what_was_configured(configured in 0u64..120_000, deeds in deeds()) {
+        fn it_stays_between_the_floor_and_the_configured_limit(configured in 0u64..120_000, deeds in deeds()) {
             let configured = ms(configured);
             let start = Instant::now();
             let learnt = KeepAliveEstimator::new(configured, start);
@@ -287,7 +287,7 @@ mod tests {
         }
 
         #[test]
-        fn an_earlier_death_never_leaves_a_longer_limit(
+        fn a_younger_dead_connection_never_leaves_a_longer_limit(
             configured in 0u64..120_000, deeds in deeds(), one in 0u64..120_000, other in 0u64..120_000,
         ) {
             let start = Instant::now();
@@ -305,7 +305,7 @@ mod tests {
         }
 
         #[test]
-        fn deaths_at_one_age_end_below_it_and_quiet_ends_at_what_was_configured(
+        fn the_limit_ends_below_the_age_of_dead_connections_and_recovers_when_quiet(
             configured in 500u64..90_000, keep_alive in 500u64..90_000,
         ) {
             let mut now = Instant::now();

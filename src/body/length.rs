@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_single_number_is_no_length() {
+    fn anything_but_a_single_number_is_an_invalid_length() {
         for invalid in [
             &[""][..],
             &["abc"],

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[cfg(not(all(test, loom)))]
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What the owner requests from the holder.
+/// The request of the owner to the holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecallRequest {
     /// Return the value when done with it.

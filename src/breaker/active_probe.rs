@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_holds_it_open_is_not_overruled_and_the_task_ends_with_the_circuit() {
+    async fn a_held_circuit_stays_open_and_the_task_ends_with_the_circuit() {
         let watched = ProbedCircuit::new();
         watched.fails(Cause::ConnectionRefused).await;
         tokio::time::sleep(millis(50)).await;

@@ -5,7 +5,7 @@ use http::StatusCode;
 use crate::cause::{BadGatewayCause, BreakerVerdict};
 use crate::exchange::{CancelReason, Outcome};
 
-/// What the end of a call means for the circuit.
+/// The meaning of the end of a call for the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallResult {
     /// The upstream is healthy.
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn every_500_counts_where_one_says_so_and_overload_never_does() {
+    fn every_500_counts_if_configured_and_overload_never_does() {
         let all = BreakerPolicy::new().statuses(|status| status.is_server_error() || status == 429);
         assert_eq!(
             [500, 501, 429].map(|status| verdict(status, None, all)),

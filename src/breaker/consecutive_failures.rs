@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_from_before_a_transition_neither_adds_nor_ends() {
+    fn a_result_from_before_a_transition_changes_nothing() {
         let streak = ConsecutiveFailures::new();
         assert_eq!([streak.record_failure(3), streak.record_failure(3)], [1, 2]);
         assert_eq!(streak.record_failure(2), 0);

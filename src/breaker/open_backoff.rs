@@ -58,7 +58,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pause_is_between_half_and_all_of_what_was_set(
+        fn an_open_duration_is_between_half_and_all_of_the_setting(
             first: u64, longest: u64, rung in 0_u32..99, random: u64,
         ) {
             let pauses = OpenBackoff { first, max: longest, decay_after: 1 };

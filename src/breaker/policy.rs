@@ -113,7 +113,7 @@ impl BreakerPolicy {
         self
     }
 
-    /// Which statuses of the upstream's own responses count as failures (default 502, 503 and 504).
+    /// Sets the statuses of the upstream's own responses that count as failures (default 502, 503 and 504).
     ///
     /// A 500 does not count by default: one broken route says nothing about the others. Use `|status| status.is_server_error()`
     /// where all calls are alike. A 429, and a 503 with `Retry-After`, never count.
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_never_work_cannot_be_said() {
+    fn settings_that_could_never_work_are_clamped() {
         let policy =
             BreakerPolicy::new().consecutive_failures(0).ratio(Ratio::per_mille(100), 0).window(Duration::ZERO);
         assert_eq!((policy.consecutive_failures, policy.min_calls, policy.window), (1, 1, Duration::from_secs(1)));

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_costs_does_not_grow_with_what_it_holds() {
+    fn the_cost_does_not_grow_with_the_number_of_calls() {
         let window = RollingWindow::new(4);
         let cells = || window.cells().count();
         assert_eq!(cells(), 40);
@@ -191,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_counts_what_a_list_of_the_calls_counts(
+        fn it_counts_like_a_list_of_the_calls(
             calls in prop::collection::vec((0_u64..24, 0_usize..8, any::<bool>()), 1..300),
         ) {
             let window = RollingWindow::new(4);

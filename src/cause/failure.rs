@@ -109,7 +109,7 @@ impl Failure {
         }
     }
 
-    /// How far the attempt had come.
+    /// The phase that the attempt had reached.
     pub fn phase(&self) -> Phase {
         self.0.phase
     }
@@ -129,7 +129,7 @@ impl Failure {
         Advice::of(self, method.is_safe())
     }
 
-    /// Errno, h2 code, TLS alert or status, if there is one.
+    /// The errno, h2 code, TLS alert, status or text that makes the cause more specific.
     pub fn detail(&self) -> Option<Detail> {
         self.0.detail
     }
@@ -144,7 +144,7 @@ impl Failure {
         self.0.peer
     }
 
-    /// The upstream's name as the deployment calls it.
+    /// The upstream's name as configured by the deployment.
     pub fn upstream(&self) -> Option<&str> {
         self.0.upstream.as_deref()
     }

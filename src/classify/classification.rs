@@ -78,15 +78,15 @@ impl Classification {
         Self { cause, phase: None, replay: None, detail: None }
     }
 
-    /// How far the attempt had come (default: the cause's usual phase).
+    /// Sets the phase that the attempt had reached (default: the cause's usual one).
     pub const fn phase(mut self, phase: Phase) -> Self {
         self.phase = Some(phase);
         self
     }
 
-    /// Whether the request may be sent again, and why (default: the cause's row, inferred).
+    /// Sets whether the request may be sent again, and the evidence (default: those of the cause, inferred).
     ///
-    /// What is inferred is [`Replay::IdempotentOnly`] at most, as in [`FailureBuilder::replay`].
+    /// Inferred, it is [`Replay::IdempotentOnly`] at most, as in [`FailureBuilder::replay`].
     pub const fn replay(mut self, replay: Replay, evidence: Evidence) -> Self {
         self.replay = Some((replay, evidence));
         self
@@ -100,7 +100,7 @@ impl Classification {
         }
     }
 
-    /// A detail that makes the cause more specific.
+    /// Sets a detail that makes the cause more specific.
     pub const fn detail(mut self, detail: Detail) -> Self {
         self.detail = Some(detail);
         self

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_banner_before_the_first_request_is_its_answer() {
+    fn bytes_before_the_first_request_count_as_its_response() {
         let stamp = ConnectionStats::new(None);
         stamp.record_read(b"SSH-2.0");
         stamp.begin();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_begins_does_not_reset_what_the_others_watch() {
+    fn a_new_stream_does_not_reset_the_counters_of_others() {
         let stamp = ConnectionStats::new(None);
         stamp.multiplexed();
         stamp.begin();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_begins_by_itself_only_after_the_answer_before_it_was_handed_on() {
+    fn a_request_start_is_inferred_only_after_the_previous_response() {
         let stamp = ConnectionStats::new(None);
         stamp.record_write(40);
         stamp.record_read(b"HTTP/1.1 103 Early Hints\r\n\r\n");

@@ -24,7 +24,7 @@ mod tests {
     use crate::cause::{BadGatewayCause, BreakerVerdict, Evidence, Failure, Replay};
 
     #[tokio::test]
-    async fn what_h2_refuses_to_send_is_neither_io_nor_the_peers() {
+    async fn a_request_that_h2_refuses_to_send_is_a_user_error() {
         let (io, _peer) = duplex(1 << 16);
         let (client, _connection) = h2::client::handshake(io).await.unwrap();
         let mut client: h2::client::SendRequest<Bytes> = client.ready().await.unwrap();

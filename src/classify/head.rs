@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_of_an_http_2_answer_is_a_number_too() {
+    fn the_length_of_an_http_2_response_is_checked_too() {
         for (length, cause) in [("5", None), ("5, 5", None), ("abc", Some(Cause::InvalidResponse))] {
             let response = http::Response::builder().version(Version::HTTP_2).header("content-length", length);
             let verdict = check_head(&response.body(()).unwrap(), Expected::Response);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn an_http_1_0_answer_has_no_transfer_coding() {
+    fn an_http_1_0_response_has_no_transfer_coding() {
         let response = http::Response::builder().version(Version::HTTP_10).header("transfer-encoding", "chunked");
         let head = response.body(()).unwrap();
         assert!(check_head(&head, Expected::Response).is_some());

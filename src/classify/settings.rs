@@ -34,11 +34,11 @@ pub(crate) struct Settings {
     pub(super) classifier: Option<Arc<ErrorClassifier>>,
     pub(super) choose_status: Option<Arc<ChooseStatus>>,
     pub(super) observer: Arc<dyn Observer>,
-    /// Which layer reports failures.
+    /// The layer that reports failures.
     pub(super) reporter: Reporter,
 }
 
-/// Which of two nested classify layers reports the failure.
+/// The one of two nested classify layers that reports a failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Reporter {
     #[default]

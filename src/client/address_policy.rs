@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-/// Which addresses the gateway may connect to.
+/// The addresses that the gateway may connect to.
 ///
 /// Checked for every address after name resolution: a name controlled by a client cannot lead to a denied
 /// address. A denied address fails as
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_of_ianas_registries_is_judged_as_it_says() {
+    fn every_row_of_ianas_registries_is_followed() {
         let policy = AddressPolicy::public_only();
         for (address, length, reachable) in ROWS {
             for end in ends(address, length) {
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_beside_the_special_ranges_are_public() {
+    fn addresses_next_to_the_special_ranges_are_public() {
         let policy = AddressPolicy::public_only();
         for address in [
             "1.0.0.0",

@@ -23,7 +23,7 @@ const END_STREAM: u8 = 1;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 const MAX_HEADER_LIST_SIZE: u16 = 6;
 
-/// What an HTTP/2 peer has announced (RFC 9113 sections 6.5.2 and 6.8).
+/// The announcements of an HTTP/2 peer (RFC 9113 sections 6.5.2 and 6.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PeerState {
     /// The peer's first frame has come, or bytes that are not HTTP/2.
@@ -82,7 +82,7 @@ impl Frames {
         }
     }
 
-    /// What the peer has announced so far.
+    /// The announcements of the peer so far.
     #[cfg(feature = "http2")]
     pub(super) fn peer(&self) -> PeerState {
         self.peer

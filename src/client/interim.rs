@@ -45,7 +45,7 @@ impl Interim {
         }
     }
 
-    /// What an HTTP/2 peer has announced so far.
+    /// The announcements of an HTTP/2 peer so far.
     #[cfg(feature = "http2")]
     pub(super) fn peer(&self) -> PeerState {
         match &self.frames {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_101_is_not_looked_at() {
+    fn bytes_after_a_101_are_not_inspected() {
         let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
         bytes.extend_from_slice(&HINTS.repeat(9));
         assert!(feed(0, &bytes, 5));

@@ -176,7 +176,7 @@ impl<B> State<B> {
     }
 }
 
-/// What a waiting request receives.
+/// The message to a waiting request.
 enum Handoff<B> {
     Connection(H1<B>),
     Slot(Slot<B>),

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn no_spelling_of_a_dot_segment_leaves_the_base() {
+    fn no_encoding_of_a_dot_segment_leaves_the_base() {
         let target: Target = "http://h/v2/public".parse().unwrap();
         for path in [
             "/..",

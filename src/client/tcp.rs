@@ -106,7 +106,7 @@ impl<R> TcpConnector<R> {
         self
     }
 
-    /// Which addresses may be connected to (default: all).
+    /// Sets the addresses that may be connected to (default: all).
     pub fn policy(mut self, policy: AddressPolicy) -> Self {
         self.policy = policy;
         self
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keep_alive_probes_are_sent_where_the_setting_asks_for_them() {
+    async fn keep_alive_probes_are_sent_if_configured() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         for (time, probes) in [
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_policy_is_asked_about_what_a_name_resolves_to() {
+    async fn the_policy_checks_resolved_addresses() {
         let connector = TcpConnector::with_resolver(resolver(&["127.0.0.1"])).policy(AddressPolicy::public_only());
         let failure = connector.oneshot("http://rebound.test".parse().unwrap()).await.unwrap_err();
         assert_eq!(failure.cause(), BadGatewayCause::TargetProhibited);

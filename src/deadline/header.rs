@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_means_what_each_owner_says() {
+    fn zero_has_the_meaning_of_each_convention() {
         let [grpc, expected, upstream, linkerd, relative, _] = all();
         assert_eq!((says(&grpc, "0S"), says(&relative, "0"), says(&relative, "-20")), (ms(0), ms(0), ms(0)));
         for (field, zero) in [(expected, "0"), (upstream, "0"), (linkerd.clone(), "0"), (linkerd, "0s")] {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_or_absurd_is_nonsense() {
+    fn malformed_and_implausible_values_are_invalid() {
         let [grpc, envoy, _, linkerd, relative, absolute] = all();
         for text in ["", "S", "1", "1s", "123456789m", "1 S", "+1S", "-1S", "1.5S", "25H", "99999999H", "1SS", "１S"] {
             assert_eq!(says(&grpc, text), Parsed::Invalid, "{text:?}");
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_day_is_told_by_the_callers_clock() {
+    fn a_time_of_day_is_by_the_clients_clock() {
         let absolute = &all()[5];
         let left = |ms| Parsed::RemainingByClientClock(Duration::from_millis(ms));
         assert_eq!(says(absolute, &(NOW + 250).to_string()), left(250));
@@ -308,7 +308,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read_as_at_most_that(left in 1_000_000_u64..86_400_000_000_000) {
+        fn a_written_deadline_is_read_as_at_most_that(left in 1_000_000_u64..86_400_000_000_000) {
             let left = Duration::from_nanos(left);
             for field in all() {
                 match field.read(field.value(left, wall).as_bytes(), wall) {

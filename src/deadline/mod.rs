@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_ready_at_the_last_moment_counts() {
+    async fn a_result_that_is_ready_at_the_deadline_counts() {
         let deadline = Deadline::after(Instant::now(), Duration::from_secs(1));
         let at_the_last = async {
             tokio::time::sleep_until(deadline.instant()).await;
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_is_a_failure_that_says_504() {
+    fn the_error_is_a_failure_with_status_504() {
         let failure = Failure::from(Elapsed);
         assert_eq!((failure.cause(), failure.status().as_u16()), (BadGatewayCause::DeadlineExceeded, 504));
         assert!(std::error::Error::source(&failure).is_some_and(<dyn std::error::Error>::is::<Elapsed>));

@@ -259,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_trusted_until_said_so() {
+    fn no_client_is_trusted_by_default() {
         let asked = [("grpc-timeout", "1S")];
         assert_eq!(left(&DeadlinePropagation::new(), &asked), None);
         assert_eq!(left(&DeadlinePropagation::new().trust_everyone(), &asked), Some(1000));
     }
 
     #[test]
-    fn trust_is_decided_by_what_is_known_of_the_caller() {
+    fn trust_is_decided_by_the_requests_extensions() {
         let deadlines = DeadlinePropagation::new().trust(|extensions| extensions.get() == Some(&"neighbour"));
         let mut request = request(&[("l5d-timeout", "2s")]);
         let read = |request: &Request<()>| deadlines.extract(request.headers(), request.extensions(), Instant::now());
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_out_is_what_is_left_less_the_margin() {
+    fn the_remaining_time_less_the_margin_is_forwarded() {
         let second = Some(Duration::from_secs(1));
         for (field, value) in [
             (DeadlineHeader::grpc(), "990000u"),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn no_callers_field_passes_for_ours() {
+    fn deadline_fields_of_clients_are_not_forwarded_as_ours() {
         let asked = [("grpc-timeout", "9S"), ("l5d-timeout", "9s"), ("x-mine", "9"), ("x-other", "9")];
         let own = DeadlineHeader::relative(HeaderName::from_static("x-mine"));
         let deadlines = DeadlinePropagation::new().fields([own]).forward(DeadlineHeader::envoy_expected());
@@ -362,7 +362,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_callers_send_is_read_or_counted(values in proptest::collection::vec(any::<Vec<u8>>(), 0..6)) {
+        fn any_value_is_read_or_counted(values in proptest::collection::vec(any::<Vec<u8>>(), 0..6)) {
             let (deadlines, now) = (DeadlinePropagation::new().trust_everyone(), Instant::now());
             let mut headers = HeaderMap::new();
             for value in &values {

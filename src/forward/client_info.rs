@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_claimed_of_an_unknown_caller() {
+    fn an_unknown_client_has_no_values() {
         let caller = ClientInfo::unknown();
         assert_eq!((caller.address(), caller.proto()), (None, None));
         assert_eq!(caller.element(), "for=unknown");

@@ -199,7 +199,7 @@ pub(super) mod tests {
     const F: &str = "forwarded: for=\"[2001:db8::17]\";proto=https;host=\"example.com:8080\"";
 
     #[test]
-    fn nothing_of_what_a_stranger_claims_survives() {
+    fn claims_of_an_untrusted_client_are_removed() {
         let stamped = |fields| stamped(Trust::None, fields, &caller(), &SPOOFED);
         assert_eq!(stamped(ForwardedFields::XForwarded), X);
         assert_eq!(stamped(ForwardedFields::Forwarded), [F]);
@@ -208,14 +208,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn of_an_unknown_stranger_nothing_is_said_but_that() {
+    fn an_unknown_client_is_reported_as_unknown() {
         let stamped = |fields| stamped(Trust::None, fields, &ClientInfo::unknown(), &SPOOFED);
         assert_eq!(stamped(ForwardedFields::XForwarded), [X[1]]);
         assert_eq!(stamped(ForwardedFields::Forwarded), ["forwarded: for=unknown;host=\"example.com:8080\""]);
     }
 
     #[test]
-    fn a_trusted_callers_claims_are_kept_and_added_to() {
+    fn claims_of_a_trusted_client_are_kept_and_extended() {
         let received = [
             ("forwarded", "for=192.0.2.43, for=\"[2001:db8:cafe::17]:4711\""),
             ("x-forwarded-for", "192.0.2.43"),
@@ -260,7 +260,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_forwarded_field_that_nobody_could_read_is_dropped() {
+    fn a_malformed_forwarded_field_is_dropped() {
         let received = [("forwarded", "for=192.0.2.43"), ("forwarded", "for=\"192.0.2.43")];
         assert_eq!(stamped(Trust::Client, ForwardedFields::Forwarded, &caller(), &received), [F]);
         assert_eq!(stamped(Trust::Client, ForwardedFields::None, &caller(), &received), [""; 0]);

@@ -363,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_in_order_of_length_and_leaves_bits_for_the_fields_it_does_not_name() {
+    fn the_table_is_sorted_by_length_and_leaves_bits_for_other_fields() {
         assert!(NAMES.is_sorted_by_key(|name| name.len()));
         assert!(NAMES.len() < 31);
         assert!(NAMES.iter().zip(&HEADERS).all(|(name, header)| header == name));

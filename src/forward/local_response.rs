@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_says_why_in_plain_text() {
+    fn a_rejection_has_its_reason_in_plain_text() {
         let answer = LocalResponse::bad_request("the request has two Host fields");
         assert_eq!(Rejection::from(answer.clone()).to_string(), "400: the request has two Host fields");
         let response = answer.into_response::<Bytes>();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_answer_says_that_it_is_empty() {
+    fn an_empty_response_has_a_length_of_zero() {
         let response = LocalResponse::empty("here ends Max-Forwards").into_response::<Bytes>();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()[CONTENT_LENGTH], "0");

@@ -105,19 +105,19 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_forwards_goes_on_one_less() {
+    fn max_forwards_is_decremented() {
         assert_eq!(sent_on("OPTIONS", "1").unwrap(), "0");
         assert_eq!(sent_on("TRACE", "0000000000000000010").unwrap(), "9");
     }
 
     #[test]
-    fn a_number_beyond_counting_goes_on_as_the_largest_we_know() {
+    fn a_number_too_large_is_forwarded_as_the_largest_supported() {
         assert_eq!(sent_on("TRACE", "99999999999999999999").unwrap(), "4294967294");
         assert_eq!(sent_on("TRACE", &"9".repeat(10_000)).unwrap(), "4294967294");
     }
 
     #[test]
-    fn what_is_no_number_stays_as_it_is() {
+    fn an_invalid_number_is_forwarded_unchanged() {
         for odd in ["", "-1", "+1", "1.0", "0x1", "1, 2", "\u{661}"] {
             assert_eq!(sent_on("OPTIONS", odd), None, "{odd}");
         }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn options_ends_here_with_an_empty_answer() {
+    fn options_at_zero_gets_an_empty_response_from_the_gateway() {
         let response = forwards("OPTIONS", &[("max-forwards", "0")]).unwrap_err().into_response::<Bytes>();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-length"], "0");

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_on_its_way_back_is_whole() {
+    fn a_response_head_is_complete() {
         let back = |status: u16, asked: Option<&'static str>| {
             let answer = Response::builder().status(status).version(Version::HTTP_2).header("content-length", "0");
             let answer = answer.header("connection", "upgrade").header("upgrade", "websocket");

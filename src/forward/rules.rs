@@ -52,7 +52,7 @@ pub enum Trust {
     Client,
 }
 
-/// Which authority is sent in `Host`.
+/// The authority that is sent in `Host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HostPolicy {
     /// The client's; the target's if an HTTP/1.0 request has none.
@@ -62,7 +62,7 @@ pub enum HostPolicy {
     Upstream,
 }
 
-/// Which fields report to the upstream where a request came from.
+/// The fields that report to the upstream where a request came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForwardedFields {
     /// `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.

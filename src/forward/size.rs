@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_compresses_badly_counts_as_what_it_becomes() {
+    fn a_head_that_compresses_badly_counts_with_its_encoded_size() {
         assert!(fits("", &"a".repeat(60_000)));
         assert!(fits("", &"~".repeat(30_000)));
         assert!(fits("", &"\u{ff}".repeat(8_000)));

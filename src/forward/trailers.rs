@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_a_head_or_a_connection_does_not_pass_as_a_trailer() {
+    fn fields_of_a_head_or_a_connection_are_removed_from_trailers() {
         let fields = [
             ("authorization", "Basic eA=="),
             ("connection", "close, x-named"),

@@ -75,14 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn what_would_tunnel_http_or_is_no_protocol_is_ignored() {
+    fn a_tunnel_of_http_and_an_invalid_protocol_are_ignored() {
         for bad in ["h2c", "websocket, H2C", "HTTP/2.0", "TLS/1.0", "", ",", "web socket", "a/", "/1", "a/b/c"] {
             assert_eq!(asks(Version::HTTP_11, &[("connection", "upgrade"), ("upgrade", bad)]), None, "{bad}");
         }
     }
 
     #[test]
-    fn only_what_was_asked_for_is_accepted() {
+    fn only_a_requested_protocol_is_accepted() {
         let asked = HeaderValue::from_static("foo/2, websocket");
         let accepts = |answer: &str| accepted(&head("GET", "/", &[("upgrade", answer)]).headers, &asked);
         assert_eq!(accepts("WebSocket").unwrap(), "WebSocket");

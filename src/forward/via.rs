@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_only_mentions_this_gateway_is_none() {
+    fn a_member_that_only_mentions_this_gateway_is_not_a_loop() {
         for line in [
             &b""[..],
             b"edge-1",

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_became_quicker_is_soon_believed_and_one_quick_window_is_not() {
+    fn the_baseline_follows_lasting_speed_and_not_one_fast_window() {
         let mut told = Fixture::new(0.160);
         told.hears(0.010, 1);
         assert!(told.baseline() > 0.150);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_slow_asks_for_a_probe_and_the_probe_is_believed() {
+    fn lasting_slowness_causes_a_probe_and_the_probe_is_trusted() {
         let mut told = Fixture::new(0.040);
         assert_eq!(told.hears(0.200, 100), Some(20));
         assert!((told.baseline() - 0.040).abs() < 1e-9, "it is not the probe");

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_calls_few_are_looked_at_and_of_few_all() {
+    fn few_of_many_calls_are_sampled_and_all_of_few() {
         let (limiter, mut now) = (Limiter::new(2, 200, 1), Instant::now());
         works(&limiter, &mut now, 20, MS, 3000);
         assert!(limiter.sample_mask.load(Relaxed) >= 7);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_limit_looks_at_nobody() {
+    fn a_fixed_limit_samples_no_call() {
         let limiter = Limiter::new(3, 3, 4);
         let taken: Vec<_> = (0..5).map(|_| limiter.try_acquire(0)).collect();
         assert_eq!(taken.iter().filter(|taken| matches!(taken, Ok((_, false)))).count(), 3);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_refused_is_told_to_come_back_when_those_in_flight_are_done() {
+    fn a_rejection_has_the_response_time_as_its_retry_after() {
         let (limiter, mut now) = (Limiter::new(2, 200, 1), Instant::now());
         works(&limiter, &mut now, 20, MS * 2500, 4);
         let _held: Vec<_> = (0..200).map_while(|_| limiter.try_acquire(0).ok()).collect();
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_the_wrong_way_round_are_a_fixed_limit() {
+    fn reversed_bounds_are_a_fixed_limit() {
         for (least, most, limit) in [(9, 3, 9), (0, 0, 1)] {
             let limiter = Limiter::new(least, most, 1);
             assert_eq!(limiter.snapshot().limit, limit);

@@ -1,4 +1,4 @@
-//! Which calls are samples of the upstream's load, and of which kind.
+//! Decides which calls are samples of the upstream's load, and of which kind.
 
 use http::StatusCode;
 
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn good_answers_are_samples_of_time() {
+    fn good_responses_are_samples_of_latency() {
         for status in [200, 204, 304] {
             assert_eq!(kind_of(status, None), Some(SampleKind::Success), "{status}");
         }
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_for_another_reason_tells_nothing() {
+    fn failures_unrelated_to_load_are_not_samples() {
         for status in [101, 400, 404, 500, 502, 504] {
             assert_eq!(kind_of(status, None), None, "{status}");
         }

@@ -15,7 +15,7 @@ pub(super) struct Sample {
     pub(super) kind: SampleKind,
 }
 
-/// What a call says about the load of the upstream.
+/// The kind of a sample: what it shows about the load of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SampleKind {
     /// A response whose latency counts.

@@ -254,7 +254,7 @@ fn with_one_released(word: u64) -> u64 {
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // there are 16 stripes at most, and of the turns the low bits do
 fn slot(at: usize, word: u64) -> SlotRef {
-    // spread the generations: slots that are acquired and released in bulk would fall into few residue classes
+    // multiply to spread the generations: slots acquired in bulk have few different low bits
     let turn = ((word / GENERATION) as u32).wrapping_mul(0x9E37_79B9) >> 24;
     SlotRef { stripe: at as u8, generation: turn as u8 }
 }
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_below_what_is_in_flight_refuses_until_enough_have_left() {
+    fn a_limit_below_the_calls_in_flight_rejects_until_enough_have_ended() {
         let slots = StripedSemaphore::new(8, 4);
         let mut held = drain(&slots);
         slots.resize(3);
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_rises_again_forgives_what_is_owed() {
+    fn a_limit_that_rises_again_cancels_the_deficit() {
         let slots = StripedSemaphore::new(8, 2);
         let held = drain(&slots);
         slots.resize(2);

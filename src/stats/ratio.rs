@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_success_could_pay_cannot_be_said() {
+    fn a_ratio_is_clamped_to_its_range() {
         let told = [0, 1, 600, 1000, u16::MAX].map(|told| Ratio::per_mille(told).as_per_mille());
         assert_eq!(told, [1, 1, 600, 1000, 1000]);
     }

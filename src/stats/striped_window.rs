@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_tells_what_came_since_another() {
+    fn a_bookmark_counts_the_samples_since_another() {
         let window = StripedWindow::new(2, 1);
         let look = |second| window.read(second, |_, _| ());
         window.record(28, 0, 0);
@@ -275,7 +275,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_counts_what_a_list_of_the_samples_counts(
+        fn it_counts_like_a_list_of_the_samples(
             samples in prop::collection::vec((0_u32..75, 0_usize..8, 0_usize..3), 1..400),
         ) {
             let window = StripedWindow::new(4, 3);

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_who_asks_in_a_second_has_its_duty() {
+    fn the_first_thread_of_a_second_gets_the_lock() {
         let duty = TickLock::new();
         assert!(duty.try_lock(0).is_none(), "there is nothing to do yet");
         let taken = duty.try_lock(3).unwrap();
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_duty_can_be_taken_again_but_not_beside_itself() {
+    fn the_lock_can_be_taken_again_but_not_twice_at_once() {
         let duty = TickLock::new();
         drop(duty.try_lock(3));
         let again = duty.try_relock().unwrap();

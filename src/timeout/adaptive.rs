@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_answers_nothing_lets_the_limit_climb_to_the_cap_and_comes_back() {
+    fn the_limit_climbs_to_the_cap_while_the_upstream_hangs_and_comes_back() {
         let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         assert!(upstream.runs(60, millis(40)) < millis(100));
         assert_eq!(upstream.runs(5, None), CAP);
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_cuts_everything_lengthens_until_the_answers_fit() {
+    fn a_limit_below_all_response_times_grows_until_they_fit() {
         let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
         upstream.runs(60, millis(40));
         let limit = upstream.runs(3, millis(3000));
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_estimate_tells_what_it_rests_on() {
+    fn an_estimate_has_its_samples_and_quantile() {
         let limit = AdaptiveTimeout::new(CAP);
         let start = Instant::now();
         let nothing = limit.snapshot(start);

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_says_less_than_the_pool_keeps_is_warned_of_once() {
+    fn a_keep_alive_shorter_than_the_pools_is_warned_of_once() {
         let pool = KeepAliveCheck::new(MINUTE_AND_A_HALF);
         assert_eq!(warned(&pool, "", None), None);
         assert_eq!(warned(&pool, "timeout=120", None), None);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_died_of_it_is_a_word_too() {
+    fn a_stale_connection_is_warned_of_too() {
         let pool = KeepAliveCheck::new(MINUTE_AND_A_HALF);
         assert_eq!(warned(&pool, "", Some(BadGatewayCause::ConnectionRefused)), None);
         assert!(warned(&pool, "", Some(BadGatewayCause::StaleConnection)).is_some());

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_drips_is_told_from_one_that_stalls() {
+    fn a_slow_head_is_distinguished_from_a_stalled_one() {
         let drip = |second: u32, _| AttemptProgress { read: second.into(), ..AttemptProgress::default() };
         assert_eq!(run(drip), (2, BadGatewayCause::HeadTimeout));
         let stall = |_, _| AttemptProgress { read: 9, ..AttemptProgress::default() };
@@ -166,13 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_was_not_flushed_is_not_the_answers_fault() {
+    fn an_unflushed_request_is_a_write_timeout() {
         let seen = |_, _| AttemptProgress { blocked: true, ..AttemptProgress::default() };
         assert_eq!(run(seen), (2, BadGatewayCause::WriteTimeout));
     }
 
     #[test]
-    fn what_ate_the_time_before_there_was_a_connection_is_named() {
+    fn the_phase_before_a_connection_is_named() {
         let stages = [
             (Phase::Pool, BadGatewayCause::QueueTimeout),
             (Phase::Resolve, BadGatewayCause::DnsTimeout),

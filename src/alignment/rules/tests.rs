@@ -51,7 +51,7 @@ fn verdict(timeouts: Timeouts, topology: &Topology, id: FindingId) -> Option<Sev
 }
 
 #[test]
-fn no_1_connecting_ends_within_an_attempt_and_leaves_half_of_it() {
+fn no_1_connecting_takes_at_most_half_of_an_attempt() {
     let of = |connect| {
         let limits = bare().attempt(ms(1000)).total(secs(2));
         verdict(limits, &there().connect(connect), FindingId::ConnectAttempt)
@@ -96,7 +96,7 @@ fn no_3_every_attempt_and_pause_fits_into_the_total() {
 }
 
 #[test]
-fn no_4_the_gateway_gives_up_before_its_caller() {
+fn no_4_the_gateway_gives_up_before_its_client() {
     let of = |total, topology: &Topology| verdict(bare().total(total), topology, FindingId::TotalCaller);
     let declared = there().client_timeout(secs(21));
     assert_eq!(of(secs(20), &declared), Some(Severity::Refuse), "20 s and 1 s are not below 21 s");
@@ -114,7 +114,7 @@ fn no_4_the_gateway_gives_up_before_its_caller() {
 }
 
 #[test]
-fn no_5_the_upstream_tells_its_own_reason_first() {
+fn no_5_the_upstream_responds_before_the_gateway_gives_up() {
     let of = |limits: Timeouts| verdict(limits, &there().upstream_timeout(secs(2)), FindingId::UpstreamTimeoutAttempt);
     let limits = bare().total(secs(9));
     assert_eq!(of(limits.attempt(ms(2100))), None);
@@ -155,7 +155,7 @@ fn no_7_the_pool_lets_go_a_second_before_the_upstream() {
 }
 
 #[test]
-fn a_pool_that_cannot_be_told_is_warned_of() {
+fn a_pool_that_cannot_learn_gets_a_warning() {
     let warned = |idle, learnt| super::pool_idle_finding(idle, learnt).map(|finding| finding.severity());
     assert_eq!(warned(secs(90), Some(secs(5))), Some(Severity::Warn));
     assert_eq!(warned(secs(4), Some(secs(5))), Some(Severity::Warn));
@@ -233,7 +233,7 @@ fn no_13_the_budget_remembers_a_whole_exchange() {
 }
 
 #[test]
-fn no_14_no_pause_is_longer_than_what_remains() {
+fn no_14_no_wait_is_longer_than_the_remaining_time() {
     let of = |total, pause| verdict(bare().total(total), &there().retry_after(pause), FindingId::RetryAfterTotal);
     assert_eq!(of(secs(10), secs(10)), None);
     assert_eq!(of(secs(10), over(secs(10))), Some(Severity::Clamp));
@@ -251,7 +251,7 @@ fn no_15_a_hedge_begins_within_its_attempt_and_pays_as_a_retry() {
 }
 
 #[test]
-fn no_16_a_rollout_waits_for_the_load_balancer_and_for_what_runs() {
+fn no_16_a_rollout_waits_for_the_load_balancer_and_for_calls_in_flight() {
     let of = |topology: Topology| verdict(bare().total(secs(10)), &topology, FindingId::DrainGrace);
     let spread = there().load_balancer_propagation(secs(10));
     assert_eq!(of(spread.clone().drain_delay(secs(10))), None);
@@ -271,7 +271,7 @@ fn no_17_all_replay_buffers_fit_into_memory() {
 }
 
 #[test]
-fn no_18_the_quantile_leaves_room_for_what_hangs() {
+fn no_18_the_quantile_leaves_room_for_calls_that_hang() {
     let of = |hangs| {
         let topology = there().learned_quantile(Fraction::per_mille(995)).hang_share(Fraction::per_million(hangs));
         verdict(bare(), &topology, FindingId::LearnedQuantile)
@@ -281,7 +281,7 @@ fn no_18_the_quantile_leaves_room_for_what_hangs() {
 }
 
 #[test]
-fn what_is_unknown_is_not_spoken_of() {
+fn unknown_numbers_are_not_reported() {
     assert_eq!(Timeouts::new().check(&there()).findings(), []);
     assert_eq!(bare().check(&there()).findings(), []);
     let nameless = there().load_balancer(Hop::preset("a")).server(Hop::preset("b"));
@@ -319,7 +319,7 @@ fn the_longest_limits_there_are_overflow_nothing() {
 }
 
 #[test]
-fn an_error_prints_what_is_refused_and_nothing_else() {
+fn an_error_prints_the_refused_findings_only() {
     let limits = bare().attempt(secs(2)).total(secs(3));
     let topology = there().client_timeout(secs(3)).attempts(3);
     let misaligned = limits.checked(&topology).unwrap_err();
@@ -332,7 +332,7 @@ fn an_error_prints_what_is_refused_and_nothing_else() {
 }
 
 #[test]
-fn what_a_finding_says_to_set_is_then_accepted() {
+fn a_suggested_value_is_accepted() {
     let topology = there().client_timeout(secs(7)).server_keep_alive(ms(63_001)).load_balancer_idle(secs(60));
     let limits = |total| bare().body_idle(secs(1)).total(total);
     let report = limits(secs(7)).check(&topology);

@@ -95,7 +95,7 @@ fn each_frame_is_handed_on_when_it_comes() {
 }
 
 #[tokio::test]
-async fn a_retry_sends_what_was_read_and_then_the_rest() {
+async fn a_retry_sends_the_frames_that_were_read_and_then_the_rest() {
     let (feed, mut first, replay) = fed(100);
     for step in ["one ", "two ", "three "] {
         feed.send(Some(Ok(data(step)))).unwrap();
@@ -116,7 +116,7 @@ async fn a_retry_sends_what_was_read_and_then_the_rest() {
 }
 
 #[tokio::test]
-async fn beyond_the_cap_the_request_goes_on_and_only_its_replay_is_gone() {
+async fn beyond_the_cap_the_request_continues_and_only_the_replay_is_lost() {
     for (cap, possible) in [(8, true), (7, false)] {
         let (feed, mut first, replay) = fed(cap);
         for step in ["1234", "5678"] {
@@ -148,7 +148,7 @@ fn trailers_and_frames_without_data_are_bounded_too() {
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_has_read_needs_no_copy_and_no_cap() {
+async fn an_unread_body_needs_no_copy_and_no_cap() {
     let (_feed, steps) = unbounded_channel();
     let (first, replay) = ReplayBody::new(Fed { steps, left: Some(10 << 30) }, 0);
     drop(first);
@@ -275,7 +275,7 @@ fn a_body_that_panicked_is_not_sent_again() {
 }
 
 #[test]
-fn once_nobody_can_ask_for_a_copy_nothing_is_kept() {
+fn without_a_handle_nothing_is_kept() {
     let (feed, mut first, replay) = fed(100);
     let kept = Bytes::from(vec![7; 40]);
     feed.send(Some(Ok(Frame::data(kept.clone())))).unwrap();

@@ -89,7 +89,7 @@ fn a_dead_upstream_is_noticed_after_five_calls_whatever_it_did_before() {
 }
 
 #[test]
-fn a_success_ends_the_row_and_what_says_nothing_does_not() {
+fn a_success_resets_the_count_and_a_neutral_result_does_not() {
     let scene = usual();
     scene.calls(4, CallResult::Failure);
     scene.call(CallResult::Success);
@@ -122,7 +122,7 @@ fn a_window_forgets_old_successes() {
 }
 
 #[test]
-fn slow_calls_open_it_where_that_was_asked_for() {
+fn slow_calls_open_the_circuit_if_configured() {
     let slow = |scene: &Fixture| {
         (0..50)
             .filter(|_| {
@@ -152,7 +152,7 @@ fn slow_calls_open_it_where_that_was_asked_for() {
 }
 
 #[test]
-fn who_is_told_of_an_opening_is_told_how_long_it_lasts() {
+fn an_opening_reports_its_open_duration() {
     let mut scene = usual();
     scene.wait(SECOND * 77);
     scene.calls(4, CallResult::Failure);
@@ -164,7 +164,7 @@ fn who_is_told_of_an_opening_is_told_how_long_it_lasts() {
 }
 
 #[test]
-fn a_pause_doubles_while_probes_fail_and_says_how_long_it_is() {
+fn the_open_duration_doubles_while_probes_fail() {
     let mut scene = usual();
     scene.calls(5, CallResult::Failure);
     for seconds in [1, 2, 4, 8, 10, 10] {
@@ -209,7 +209,7 @@ fn one_of_a_thousand_passes_as_a_probe() {
 }
 
 #[test]
-fn a_probe_whose_caller_left_makes_room_for_the_next() {
+fn a_cancelled_probe_lets_the_next_call_be_one() {
     let mut scene = usual();
     scene.half_open();
     let probe = scene.probe();
@@ -303,7 +303,7 @@ fn probes_that_come_seldom_do_not_stick() {
 }
 
 #[test]
-fn an_answer_from_before_the_trip_neither_closes_nor_opens() {
+fn a_result_from_before_the_opening_neither_closes_nor_opens() {
     let mut scene = usual();
     let late: Vec<_> = (0..12).map(|_| scene.begin().unwrap()).collect();
     scene.half_open();
@@ -353,7 +353,7 @@ fn who_knocks_when_it_has_just_closed_passes_as_all_others() {
 }
 
 #[test]
-fn a_look_from_beside_that_began_before_the_opening_does_not_close() {
+fn an_active_probe_from_before_the_opening_does_not_close() {
     let mut scene = usual();
     let before = scene.now;
     scene.wait(SECOND);
@@ -367,7 +367,7 @@ fn a_look_from_beside_that_began_before_the_opening_does_not_close() {
 }
 
 #[test]
-fn calls_wait_for_the_look_from_beside_that_is_due() {
+fn calls_are_no_probes_while_an_active_probe_is_due() {
     let mut scene = usual();
     scene.calls(5, CallResult::Failure);
     scene.circuit.record_still_down(scene.now + SECOND * 5);
@@ -381,7 +381,7 @@ fn calls_wait_for_the_look_from_beside_that_is_due() {
 }
 
 #[test]
-fn what_is_refused_without_a_knock_is_counted_as_well() {
+fn a_call_rejected_without_an_attempt_to_acquire_is_counted() {
     let scene = usual();
     scene.calls(5, CallResult::Failure);
     assert!(scene.circuit.rejection(scene.now).is_some());
@@ -391,7 +391,7 @@ fn what_is_refused_without_a_knock_is_counted_as_well() {
 }
 
 #[test]
-fn what_is_held_open_waits_for_the_hand() {
+fn a_held_circuit_waits_for_its_release() {
     let mut scene = usual();
     let under_way = scene.begin().unwrap();
     assert_eq!(scene.circuit.hold(scene.now).unwrap().state, State::HeldOpen);

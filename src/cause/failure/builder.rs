@@ -15,13 +15,13 @@ use crate::cause::{ClientCall, ProxyStatusEntry, Replay, RetryStop};
 pub struct FailureBuilder(pub(super) Record);
 
 impl FailureBuilder {
-    /// How far the attempt had come (default: the cause's usual phase).
+    /// Sets the phase that the attempt had reached (default: the cause's usual one).
     pub fn phase(mut self, phase: Phase) -> Self {
         self.0.phase = phase;
         self
     }
 
-    /// Whether the request may be sent again, and why (default: the cause's row, inferred).
+    /// Sets whether the request may be sent again, and the evidence (default: those of the cause, inferred).
     ///
     /// Use [`Replay::NotSent`] only with proof, and only about the very request that gets this failure:
     /// [inferred](Evidence::Inferred) it is [`Replay::IdempotentOnly`] at most. A failure that a client of this crate made for
@@ -51,49 +51,49 @@ impl FailureBuilder {
         self
     }
 
-    /// A detail that makes the cause more specific.
+    /// Sets a detail that makes the cause more specific.
     pub fn detail(mut self, detail: impl Into<Option<Detail>>) -> Self {
         self.0.detail = detail.into();
         self
     }
 
-    /// Whether the connection was reused.
+    /// Sets whether the connection was reused.
     pub fn connection(mut self, connection: impl Into<Option<Connection>>) -> Self {
         self.0.connection = connection.into();
         self
     }
 
-    /// The address that was tried.
+    /// Sets the address that was tried.
     pub fn peer(mut self, peer: impl Into<Option<SocketAddr>>) -> Self {
         self.0.peer = peer.into();
         self
     }
 
-    /// The upstream's name as the deployment calls it.
+    /// Sets the upstream's name as configured by the deployment.
     pub fn upstream(mut self, name: impl Into<Arc<str>>) -> Self {
         self.0.upstream = Some(name.into());
         self
     }
 
-    /// Time from the start of this attempt to the failure.
+    /// Sets the time from the start of this attempt to the failure.
     pub fn elapsed(mut self, elapsed: Duration) -> Self {
         self.0.elapsed = Some(elapsed);
         self
     }
 
-    /// The number of attempts, this one included (default 1).
+    /// Sets the number of attempts, this one included (default 1).
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.0.attempts = attempts;
         self
     }
 
-    /// Why no further attempt is made: the failure is final.
+    /// Sets why no further attempt is made, which makes the failure final.
     pub fn retry_stop(mut self, stop: impl Into<Option<RetryStop>>) -> Self {
         self.0.retry_stop = stop.into();
         self
     }
 
-    /// The hop behind the upstream that failed.
+    /// Sets the hop behind the upstream that failed.
     pub fn remote_hop(mut self, hop: impl Into<Option<ProxyStatusEntry>>) -> Self {
         self.0.remote_hop = hop.into().map(Box::new);
         self
@@ -108,7 +108,7 @@ impl FailureBuilder {
         self
     }
 
-    /// The source error.
+    /// Sets the source error.
     pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into().into());
         self
@@ -121,7 +121,7 @@ impl FailureBuilder {
         self
     }
 
-    /// The record.
+    /// Builds the record.
     pub fn build(self) -> Failure {
         Failure(Arc::new(self.0))
     }

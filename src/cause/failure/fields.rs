@@ -7,7 +7,7 @@ use http::StatusCode;
 use crate::cause::properties::words;
 
 words! {
-    /// How far an attempt got.
+    /// The phase that an attempt reached.
     Phase {
         /// In the gateway, before any attempt: routing, policy, its own limits.
         Gateway = "gateway",

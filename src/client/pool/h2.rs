@@ -102,7 +102,7 @@ impl<B> H2<B> {
         &mut self.sender
     }
 
-    /// What the peer has announced so far.
+    /// The announcements of the peer so far.
     pub(crate) fn peer(&self) -> PeerState {
         *self.connection.peer.borrow()
     }

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_streams_open_than_the_limit_says() {
+    fn no_more_streams_are_opened_than_the_limit() {
         let streams = Streams::new();
         assert!(!streams.try_open(0), "a server that drains announces a limit of 0");
         assert!(streams.try_open(2) && streams.try_open(2) && !streams.try_open(2));

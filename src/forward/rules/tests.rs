@@ -24,7 +24,7 @@ fn status(result: Result<ForwardedRequest, Rejection>) -> u16 {
 }
 
 #[test]
-fn an_ordinary_request_goes_on_with_four_fields_more() {
+fn an_ordinary_request_is_forwarded_with_four_more_fields() {
     let mut parts = head("GET", "/a?b", &[("host", "example.com"), ("connection", "keep-alive"), ("accept", "*/*")]);
     let passage = pass(&rules(), &mut parts).unwrap();
     assert_eq!((passage.authority(), passage.upgrade(), passage.takes_trailers()), (Some("example.com"), None, false));
@@ -43,7 +43,7 @@ fn an_ordinary_request_goes_on_with_four_fields_more() {
 }
 
 #[test]
-fn the_host_is_the_callers_or_by_rule_the_upstreams() {
+fn the_host_is_the_clients_or_by_rule_the_upstreams() {
     let mut parts = head("GET", "http://a.example/x", &[("host", "b.example")]);
     let passage = pass(&rules(), &mut parts).unwrap();
     assert_eq!(parts.headers["host"], "a.example");
@@ -105,7 +105,7 @@ fn the_thirty_third_connection_option_is_refused() {
 }
 
 #[test]
-fn via_is_added_behind_what_is_there_even_if_that_is_malformed() {
+fn via_is_appended_even_to_a_malformed_field() {
     let mut parts = head("GET", "/", &[("host", "a"), ("via", "\u{e9}(")]);
     pass(&rules(), &mut parts).unwrap();
     let via: Vec<_> = parts.headers.get_all("via").iter().map(HeaderValue::as_bytes).collect();
@@ -113,7 +113,7 @@ fn via_is_added_behind_what_is_there_even_if_that_is_malformed() {
 }
 
 #[test]
-fn an_upgrade_goes_on_and_its_101_comes_back() {
+fn an_upgrade_and_its_101_are_forwarded() {
     let fields = [("host", "a"), ("connection", "Upgrade, x-one"), ("upgrade", "websocket"), ("te", "trailers")];
     let mut parts = head("GET", "/", &fields);
     let passage = pass(&rules(), &mut parts).unwrap();
@@ -160,7 +160,7 @@ fn a_request_that_does_not_go_on_is_left_as_it_was() {
 }
 
 #[test]
-fn options_goes_on_one_forward_less() {
+fn options_is_forwarded_with_a_decremented_max_forwards() {
     let mut parts = head("OPTIONS", "*", &[("host", "a"), ("max-forwards", "7")]);
     pass(&rules(), &mut parts).unwrap();
     assert_eq!(parts.headers["max-forwards"], "6");
@@ -259,7 +259,7 @@ fn an_expectation_is_met_here_or_refused() {
 }
 
 #[test]
-fn a_name_is_told_and_checked() {
+fn a_name_is_checked_and_returned() {
     assert_eq!(rules().name(), "edge-1");
     assert!(ForwardingRules::new("edge 1").unwrap_err().to_string().starts_with("the name is no token"));
 }
@@ -332,7 +332,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_comes_in_what_goes_out_is_fit_to_send(rules in any_rules(), received in any_head()) {
+    fn any_head_is_rejected_or_becomes_one_that_can_be_sent(rules in any_rules(), received in any_head()) {
         let mut parts = received.clone();
         let passage = match pass(&rules, &mut parts) {
             Ok(passage) => passage,
@@ -377,7 +377,7 @@ proptest! {
     }
 
     #[test]
-    fn no_response_head_keeps_what_was_for_us(
+    fn no_response_head_keeps_hop_by_hop_fields(
         received in any_head(),
         status in prop::sample::select(vec![101, 200, 407]),
     ) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::AdaptiveTimeout;
 
-/// What is done with learned timeouts.
+/// The use of learned timeouts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LearningMode {
     /// They are reported; the configured timeout applies.
@@ -75,7 +75,7 @@ impl RouteTimeouts {
         Ok(Self { mode: LearningMode::default(), limits })
     }
 
-    /// Sets what is done with the timeouts (default: [`LearningMode::Report`]).
+    /// Sets the use of the timeouts (default: [`LearningMode::Report`]).
     pub fn learning(mut self, mode: LearningMode) -> Self {
         self.mode = mode;
         self
@@ -94,7 +94,7 @@ impl RouteTimeouts {
         self
     }
 
-    /// What is done with the timeouts.
+    /// The use of the timeouts.
     pub fn mode(&self) -> LearningMode {
         self.mode
     }
@@ -128,7 +128,7 @@ mod tests {
     const CAP: Duration = Duration::from_secs(10);
 
     #[test]
-    fn what_one_route_learns_another_does_not_know() {
+    fn routes_learn_separately() {
         let limits = RouteTimeouts::new(CAP, ["search", "cart"]).unwrap();
         let start = Instant::now();
         let (cart, search) = (limits.get("cart").unwrap(), limits.get("search").unwrap());
