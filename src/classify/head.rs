@@ -70,12 +70,12 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Option<Classification
     let coding = if version < Version::HTTP_2 { headers.get(TRANSFER_ENCODING) } else { None };
     let Some(coding) = coding else {
         return match content_length(headers) {
-            Length::Invalid => invalid("a Content-Length that is no single number"),
+            Length::Invalid => invalid("a Content-Length that is not a single number"),
             Length::Plain | Length::Repeated(_) => None,
         };
     };
     if headers.contains_key(CONTENT_LENGTH) {
-        return invalid("Content-Length beside Transfer-Encoding");
+        return invalid("both Content-Length and Transfer-Encoding");
     }
     let once = headers.get_all(TRANSFER_ENCODING).iter().count() == 1;
     if once && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 {

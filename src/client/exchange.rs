@@ -92,7 +92,7 @@ fn prepare<C, B: SendBody>(
         })
     })?;
     if !parts.uri.path_and_query().is_none_or(|path| upstream.target.confines(path)) {
-        let answer = LocalResponse::bad_request("the path leaves that of the upstream");
+        let answer = LocalResponse::bad_request("the path leads outside of the upstream's path");
         return Err(Box::new(Ok(answer.into_rejected_response())));
     }
     if request_target::rewrite(&upstream.target, parts).is_none() {

@@ -16,7 +16,7 @@ pub(super) fn request(parts: &request::Parts, seen: HeaderLists) -> Result<Optio
     let headers = &parts.headers;
     if seen.has(HeaderLists::TRANSFER_ENCODING) {
         if seen.has(HeaderLists::CONTENT_LENGTH) {
-            return Err(LocalResponse::bad_request("the request has Content-Length beside Transfer-Encoding"));
+            return Err(LocalResponse::bad_request("the request has both Content-Length and Transfer-Encoding"));
         }
         if parts.version != Version::HTTP_11 {
             return Err(LocalResponse::bad_request("only HTTP/1.1 has a Transfer-Encoding field"));
@@ -24,7 +24,7 @@ pub(super) fn request(parts: &request::Parts, seen: HeaderLists) -> Result<Optio
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         let is_chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
         if !codings.next().is_some_and(is_chunked) || codings.next().is_some() {
-            let reason = "the request has a transfer coding other than one chunked";
+            let reason = "the only supported transfer coding is a single chunked";
             return Err(LocalResponse::refusal(StatusCode::NOT_IMPLEMENTED, reason));
         }
     }
@@ -34,7 +34,7 @@ pub(super) fn request(parts: &request::Parts, seen: HeaderLists) -> Result<Optio
     match content_length(headers) {
         Length::Plain => Ok(None),
         Length::Repeated(length) => Ok(Some(length)),
-        Length::Invalid => Err(LocalResponse::bad_request("the Content-Length field is no single number")),
+        Length::Invalid => Err(LocalResponse::bad_request("the Content-Length field is not a single number")),
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn target(parts: &request::Parts, seen: HeaderLists) -> Result<Target
     if path.starts_with('/') || path == "*" && parts.method == Method::OPTIONS {
         Ok(Target::Field(field(parts, seen)?.cloned()))
     } else {
-        Err(LocalResponse::bad_request("the request target has no form that is allowed here"))
+        Err(LocalResponse::bad_request("the form of the request target is not allowed here"))
     }
 }
 

@@ -16,9 +16,9 @@ pub(super) fn connect(parts: &request::Parts) -> LocalResponse {
     let is_extended = parts.version >= Version::HTTP_2 && parts.uri.scheme().is_some();
     let names_a_port = parts.uri.scheme().is_none() && parts.uri.authority().is_some_and(|it| has_port(it.as_str()));
     if is_extended || names_a_port {
-        LocalResponse::refusal(StatusCode::NOT_IMPLEMENTED, "this gateway opens no tunnels")
+        LocalResponse::refusal(StatusCode::NOT_IMPLEMENTED, "this gateway does not support CONNECT")
     } else {
-        LocalResponse::bad_request("the target of CONNECT is no host with a port")
+        LocalResponse::bad_request("the target of CONNECT is not a host with a port")
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) fn max_forwards(parts: &request::Parts, seen: HeaderLists) -> Result<
         return Ok(None);
     }
     if is_trace && has_content(parts, seen) {
-        return Err(LocalResponse::bad_request("a TRACE request has no content"));
+        return Err(LocalResponse::bad_request("a TRACE request must not have content"));
     }
     if !seen.has(HeaderLists::MAX_FORWARDS) {
         return Ok(None);

@@ -226,7 +226,7 @@ impl ForwardingRules {
         }
         if parts.method == Method::TRACE && !self.allows_trace {
             let status = StatusCode::METHOD_NOT_ALLOWED;
-            return Err(LocalResponse::refusal(status, "this gateway passes no TRACE on").into());
+            return Err(LocalResponse::refusal(status, "this gateway does not forward TRACE").into());
         }
         if parts.headers.keys_len() > MAX_FIELDS {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -237,7 +237,7 @@ impl ForwardingRules {
         let target = host::target(parts, seen)?;
         let length = framing::request(parts, seen)?;
         if seen.has(HeaderLists::EXPECT) && !expects_only_100(&parts.headers) {
-            let reason = "the only expectation that is met here is 100-continue";
+            let reason = "the only supported expectation is 100-continue";
             return Err(LocalResponse::refusal(StatusCode::EXPECTATION_FAILED, reason).into());
         }
         let options = ConnectionOptions::read(&parts.headers, seen);
