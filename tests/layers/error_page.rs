@@ -186,6 +186,11 @@ async fn an_axum_app_has_pages_for_handlers_and_for_a_gateway() {
         assert!(answer.whole && answer.text().ends_with("</html>\n"), "{path}");
         assert_eq!(answer.all("content-length"), [answer.body.len().to_string()]);
         assert_eq!(answer.get("x-request-id").is_some(), path != "/failing", "classify gives the id");
+        assert_eq!(
+            answer.text().contains("the request ID"),
+            path != "/failing",
+            "only an id that was given is asked for"
+        );
         let answer = ask(address, request("GET", path, "Accept: application/json\r\n")).await;
         let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(problem["status"], answer.status());
