@@ -216,7 +216,7 @@ fn twice_the_load_from_the_start_settles_at_the_limit_of_littles_law() {
 }
 
 #[test]
-fn with_room_to_spare_nobody_is_refused() {
+fn with_spare_capacity_no_call_is_rejected() {
     for shape in SHAPES {
         let mut upstream = Upstream::new(shape, 40, 7);
         upstream.runs(10.0, 0.7);
@@ -244,7 +244,7 @@ fn a_lasting_change_is_followed_in_seconds_both_ways() {
 }
 
 #[test]
-fn a_slow_time_costs_little_of_what_can_be_done_and_leaves_nothing_behind() {
+fn a_slow_period_costs_little_throughput_and_has_no_lasting_effect() {
     for shape in [Distribution::Constant, Distribution::Exponential, Distribution::Lognormal] {
         let mut upstream = Upstream::new(shape, 40, 7);
         upstream.runs(20.0, 0.7);
@@ -294,7 +294,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_has_been_the_limit_stays_in_its_bounds_and_grows_again_to_what_is_needed(
+    fn after_any_history_the_limit_is_in_its_bounds_and_grows_to_the_demand(
         least in 1..10_u32,
         history in prop::collection::vec((sample(), 1..100_usize), 0..40),
         lanes in 1..80_u32,
@@ -335,7 +335,7 @@ fn refusals_and_timeouts_lower_it_once_in_a_window() {
 }
 
 #[test]
-fn one_bad_answer_in_ten_is_borne() {
+fn one_overloaded_response_in_ten_is_tolerated() {
     for (every, grows) in [(10, true), (9, false)] {
         let (mut gradient, mut now) = (Gradient::new(2, 200), Instant::now());
         for number in 1..=400 {
