@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use divan::Bencher;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use tokio::time::Instant;
@@ -25,7 +25,6 @@ use tower_upstream::deadline::DeadlinePropagation;
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::{ClientInfo, ForwardingRules, Scheme};
 use tower_upstream::limit::ConcurrencyLimitLayer;
-use tower_upstream::retry::{FailureSignal, RetryContext, RetryPolicy, decide};
 use tower_upstream::retry::{RetryBudget, Withdrawal};
 use tower_upstream::timeout::AdaptiveTimeout;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
@@ -220,13 +219,6 @@ fn a_body_of_eight_frames_is_sent_again(bencher: Bencher<'_, '_>) {
         replay
     };
     bencher.with_inputs(kept).bench_values(|replay| (replay.replay().map(read), replay));
-}
-
-#[divan::bench]
-fn a_retry_is_decided(bencher: Bencher<'_, '_>) {
-    let (policy, failure) = (RetryPolicy::new(), Failure::new(BadGatewayCause::ClosedBeforeResponse));
-    let situation = RetryContext { attempt: 2, ..RetryContext::new(FailureSignal::Failure(&failure), &Method::GET) };
-    bencher.bench(|| decide(black_box(&policy), black_box(&situation), black_box(7 << 60), || true));
 }
 
 /// A budget that has seen 50,000 calls a second for two seconds, and the time at their end.

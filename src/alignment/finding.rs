@@ -112,7 +112,7 @@ impl fmt::Display for Severity {
 
 /// A quantity and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedQuantity {
+pub(super) struct NamedQuantity {
     pub(super) name: Cow<'static, str>,
     pub(super) quantity: Quantity,
 }
@@ -120,16 +120,6 @@ pub struct NamedQuantity {
 impl NamedQuantity {
     pub(super) fn new(name: impl Into<Cow<'static, str>>, amount: impl Into<Quantity>) -> Self {
         Self { name: name.into(), quantity: amount.into() }
-    }
-
-    /// The name: `total`, `load balancer's idle limit`.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The quantity.
-    pub fn quantity(&self) -> Quantity {
-        self.quantity
     }
 }
 
@@ -186,21 +176,6 @@ impl Finding {
     /// The severity.
     pub fn severity(&self) -> Severity {
         self.severity
-    }
-
-    /// The quantity on the left, usually our own.
-    pub fn left(&self) -> &NamedQuantity {
-        &self.left
-    }
-
-    /// The quantity on the right.
-    pub fn right(&self) -> &NamedQuantity {
-        &self.right
-    }
-
-    /// The required margin between them; zero if the inequality has none.
-    pub fn margin(&self) -> Duration {
-        self.margin
     }
 
     /// The inequality as it should hold: `total (60 s) + 3 s < load balancer's idle limit (60 s)`.

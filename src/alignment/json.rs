@@ -30,15 +30,15 @@ fn millis(time: Duration) -> f64 {
 impl Serialize for NamedQuantity {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut out = serializer.serialize_struct("Quantity", 3)?;
-        out.serialize_field("name", self.name())?;
-        match self.quantity() {
+        out.serialize_field("name", &self.name)?;
+        match self.quantity {
             Quantity::Time(time) => out.serialize_field("ms", &millis(time))?,
             Quantity::Unlimited => out.serialize_field("ms", &None::<f64>)?,
             Quantity::Count(number) => out.serialize_field("count", &number)?,
             Quantity::Bytes(bytes) => out.serialize_field("bytes", &bytes)?,
             Quantity::Fraction(share) => out.serialize_field("share", &share.to_string())?,
         }
-        out.serialize_field("text", &self.quantity().to_string())?;
+        out.serialize_field("text", &self.quantity.to_string())?;
         out.end()
     }
 }
@@ -49,10 +49,10 @@ impl Serialize for Finding {
         out.serialize_field("id", &self.id())?;
         out.serialize_field("number", &self.id().number())?;
         out.serialize_field("severity", &self.severity())?;
-        out.serialize_field("left", self.left())?;
+        out.serialize_field("left", &self.left)?;
         out.serialize_field("relation", self.relation.as_str())?;
-        out.serialize_field("right", self.right())?;
-        out.serialize_field("margin_ms", &millis(self.margin()))?;
+        out.serialize_field("right", &self.right)?;
+        out.serialize_field("margin_ms", &millis(self.margin))?;
         out.serialize_field("why", self.reason())?;
         out.serialize_field("client_sees", self.client_sees())?;
         out.serialize_field("set", self.suggestion())?;

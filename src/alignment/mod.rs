@@ -82,10 +82,10 @@ mod rules;
 mod timeline;
 mod topology;
 
-pub use self::finding::{Finding, FindingId, NamedQuantity, Severity};
+pub use self::finding::{Finding, FindingId, Severity};
 pub use self::keep_alive::KeepAliveEstimator;
 pub use self::peers::Hop;
-pub use self::quantity::{Fraction, Quantity};
+pub use self::quantity::Fraction;
 pub use self::report::{MisalignedTimeouts, Report};
 pub use self::rules::pool_idle_finding;
 pub use self::topology::{HedgeBudget, Topology};

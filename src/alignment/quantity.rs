@@ -6,8 +6,7 @@ use std::time::Duration;
 
 /// One side of an inequality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Quantity {
+pub(super) enum Quantity {
     /// A time.
     Time(Duration),
     /// No limit.

@@ -93,22 +93,6 @@ where
     }
 }
 
-/// hyper's `Service`, if the inner service implements it: a server calls it without a clone.
-impl<S, F, B, C> hyper::service::Service<Request<B>> for MapRequestBody<S, F>
-where
-    S: hyper::service::Service<Request<C>>,
-    F: Fn(B) -> C,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    #[inline]
-    fn call(&self, request: Request<B>) -> S::Future {
-        self.inner.call(request.map(&self.convert))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -126,15 +110,6 @@ mod tests {
         assert_eq!((seen.method().as_str(), seen.uri().to_string().as_str()), ("PUT", "http://a.example/b?c"));
         assert_eq!(seen.headers()["x"], "y");
         assert_eq!((seen.extensions().get(), seen.body().as_str()), (Some(&5_u8), "7"));
-    }
-
-    #[tokio::test]
-    async fn it_is_hypers_service_where_the_inner_one_is() {
-        let echo = hyper::service::service_fn(|request: Request<String>| async {
-            Ok::<_, Infallible>(http::Response::new(request.into_body()))
-        });
-        let service = MapRequestBodyLayer::new(|body: u32| body.to_string()).layer(echo);
-        assert_eq!(hyper::service::Service::call(&service, Request::new(7)).await.unwrap().body(), "7");
     }
 
     #[test]

@@ -128,21 +128,6 @@ where
     }
 }
 
-/// hyper's `Service`, if the inner service implements it: a server calls it without a clone.
-impl<S, B> hyper::service::Service<Request<B>> for Origin<S>
-where
-    S: hyper::service::Service<Request<B>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn call(&self, mut request: Request<B>) -> S::Future {
-        self.origin.put_before(request.uri_mut());
-        self.inner.call(request)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -143,24 +143,6 @@ where
     }
 }
 
-/// hyper's `Service`, if the inner service implements it.
-impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for ErrorPageService<S>
-where
-    S: hyper::service::Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: From<Bytes>,
-{
-    type Response = Response<ResBody>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
-
-    fn call(&self, request: Request<ReqBody>) -> Self::Future {
-        let preferences = self.page.preferences(&request);
-        let calls = ClientCalls::begin();
-        let call = self.inner.call(request);
-        ResponseFuture { call, calls: calls.end(), preferences, page: self.page.acquire() }
-    }
-}
-
 pin_project! {
     /// The future of [`ErrorPageService`].
     #[must_use = "futures do nothing unless polled"]

@@ -133,23 +133,6 @@ where
     }
 }
 
-/// hyper's `Service`, if the inner service implements it.
-impl<S, ReqBody, ResBody> hyper::service::Service<Request<ReqBody>> for Forward<S>
-where
-    S: hyper::service::Service<Request<ForwardBody<ReqBody>>, Response = Response<ResBody>>,
-    ReqBody: Body,
-    ResBody: From<Bytes>,
-{
-    type Response = Response<ForwardBody<ResBody>>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future, ResBody>;
-
-    fn call(&self, request: Request<ReqBody>) -> Self::Future {
-        let settings = self.settings.acquire();
-        ResponseFuture::of(settings, request, |request| self.inner.call(request))
-    }
-}
-
 pin_project! {
     /// The future of [`Forward`].
     #[must_use = "futures do nothing unless polled"]

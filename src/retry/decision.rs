@@ -14,34 +14,34 @@ const UNAVAILABLE: u8 = 14;
 
 /// The input of a decision, in addition to the policy.
 #[derive(Clone, Copy, Debug)]
-pub struct RetryContext<'a> {
+pub(crate) struct RetryContext<'a> {
     /// The failure signal of the last attempt.
-    pub signal: FailureSignal<'a>,
+    pub(crate) signal: FailureSignal<'a>,
     /// The request's method.
-    pub method: &'a Method,
+    pub(crate) method: &'a Method,
     /// The request has an `Idempotency-Key`.
-    pub has_idempotency_key: bool,
+    pub(crate) has_idempotency_key: bool,
     /// The request has a precondition: `If-Match`, `If-None-Match`, `If-Unmodified-Since`.
-    pub conditional: bool,
+    pub(crate) conditional: bool,
     /// Whether the request can be replayed.
-    pub replayability: Replayability,
+    pub(crate) replayability: Replayability,
     /// The number of the attempt that failed; the first is 1.
-    pub attempt: u8,
+    pub(crate) attempt: u8,
     /// An attempt before this one met a stale connection.
-    pub saw_stale_connection: bool,
+    pub(crate) saw_stale_connection: bool,
     /// The remaining time for all attempts; `None` if unlimited.
-    pub remaining: Option<Duration>,
+    pub(crate) remaining: Option<Duration>,
     /// The median duration of an attempt; `None` if unknown.
-    pub median: Option<Duration>,
+    pub(crate) median: Option<Duration>,
     /// The upstream's statement about further attempts.
-    pub pushback: Option<Pushback>,
+    pub(crate) pushback: Option<Pushback>,
     /// The per-request override.
-    pub exception: Option<RetryOverride>,
+    pub(crate) exception: Option<RetryOverride>,
 }
 
 impl<'a> RetryContext<'a> {
     /// A first attempt that can be replayed, without a time limit.
-    pub const fn new(shown: FailureSignal<'a>, method: &'a Method) -> Self {
+    pub(crate) const fn new(shown: FailureSignal<'a>, method: &'a Method) -> Self {
         Self {
             signal: shown,
             method,
@@ -60,7 +60,7 @@ impl<'a> RetryContext<'a> {
 
 /// Whether the request can be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replayability {
+pub(crate) enum Replayability {
     /// The request can be sent again.
     Replayable,
     /// The request cannot be sent again: no copy was made, or its body exceeded the cap.
@@ -71,7 +71,7 @@ pub enum Replayability {
 
 /// The result of [`decide`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Retry; a token has been withdrawn, if one is needed.
     Retry {
         /// The backoff before it.
@@ -85,7 +85,7 @@ pub enum Decision {
 
 /// The target of a retry, if there is a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryTarget {
+pub(crate) enum RetryTarget {
     /// Any peer, the same one included.
     SamePeer,
     /// The same peer, on a new connection.
@@ -103,7 +103,7 @@ pub enum RetryTarget {
 ///
 /// The first retry of a stream that the upstream refused unprocessed takes no token: `REFUSED_STREAM`, or a GOAWAY below it
 /// (RFC 9113 section 8.7). It is gRPC's "transparent retry" (proposal A6), one for each call.
-pub fn decide(
+pub(crate) fn decide(
     policy: &RetryPolicy,
     situation: &RetryContext<'_>,
     random: u64,

@@ -9,8 +9,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether a response has an RPC status in addition to HTTP's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RpcProtocol {
+pub(crate) enum RpcProtocol {
     /// The HTTP status only.
     #[default]
     Http,
@@ -20,7 +19,7 @@ pub enum RpcProtocol {
 
 impl RpcProtocol {
     /// The protocol of a request, by its method and `Content-Type`.
-    pub fn of(method: &Method, headers: &HeaderMap) -> Self {
+    pub(crate) fn of(method: &Method, headers: &HeaderMap) -> Self {
         // gRPC uses POST; skip the header lookup for other methods
         let kind = if *method == Method::POST { headers.get(CONTENT_TYPE) } else { None };
         match kind {
@@ -39,8 +38,7 @@ fn is_grpc(kind: &[u8]) -> bool {
 
 /// The failure signal of a response: the record, else a bare cause, else a status.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum FailureSignal<'a> {
+pub(crate) enum FailureSignal<'a> {
     /// The record in its extensions.
     Failure(&'a Failure),
     /// A cause without a record, attached by a service of the user's: its table row applies, but it proves nothing.
@@ -54,7 +52,7 @@ pub enum FailureSignal<'a> {
 impl<'a> FailureSignal<'a> {
     /// Reads a response; `None` if it is not a failure that a retry could fix.
     #[inline]
-    pub fn of<B>(response: &'a Response<B>, protocol: RpcProtocol) -> Option<Self> {
+    pub(crate) fn of<B>(response: &'a Response<B>, protocol: RpcProtocol) -> Option<Self> {
         let extensions = response.extensions();
         if let Some(failure) = extensions.get::<Failure>() {
             return Some(Self::Failure(failure));

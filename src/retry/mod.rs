@@ -101,8 +101,11 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use self::decision::{Decision, Replayability, RetryContext, decide};
+use self::failure_signal::{FailureSignal, RpcProtocol};
 use self::mode::{Recorded, RetryDeadlines, Unwrapped};
 pub(crate) use self::mode::{Resend, WrapReplay};
+use self::pushback::Pushback;
 use self::request_template::carry;
 use self::settings::MedianSource;
 pub(crate) use self::settings::Settings;
@@ -113,12 +116,9 @@ use crate::free_list::free_list;
 
 pub use self::attempts::Attempts;
 pub use self::budget::{BudgetSnapshot, RetryBudget, Withdrawal};
-pub use self::decision::{Decision, Replayability, RetryContext, RetryTarget, decide};
-pub use self::failure_signal::{FailureSignal, RpcProtocol};
 pub use self::has_failure::HasFailure;
 pub use self::hedging::Hedging;
 pub use self::policy::{RetryOverride, RetryPolicy};
-pub use self::pushback::Pushback;
 pub use self::retry_after::retry_after;
 #[cfg(feature = "tower-retry")]
 pub use self::tower_budget::TowerBudget;

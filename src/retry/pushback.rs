@@ -10,7 +10,7 @@ const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-m
 
 /// The upstream's statement about further attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushback {
+pub(crate) enum Pushback {
     /// Retry not before this time has elapsed.
     After(Duration),
     /// Do not retry.
@@ -21,7 +21,7 @@ impl Pushback {
     /// Reads `grpc-retry-pushback-ms` of a gRPC response (gRPC proposal A6), else `Retry-After`.
     ///
     /// A pushback that is negative or malformed rules out further attempts, as A6 specifies.
-    pub fn of(headers: &HeaderMap, protocol: RpcProtocol, now: SystemTime) -> Option<Self> {
+    pub(crate) fn of(headers: &HeaderMap, protocol: RpcProtocol, now: SystemTime) -> Option<Self> {
         let told = match protocol {
             RpcProtocol::Grpc => headers.get(GRPC_PUSHBACK),
             RpcProtocol::Http => None,

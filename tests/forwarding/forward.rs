@@ -201,19 +201,6 @@ async fn an_error_passes_unchanged() {
 }
 
 #[tokio::test]
-async fn hypers_service_is_one_too() {
-    let inner = hyper::service::service_fn(|request: Forwarded| async move {
-        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(lines(&request)))))
-    });
-    let service = layer().layer(inner);
-    for _ in 0..3 {
-        let answer = hyper::service::Service::call(&service, get("/", &[("host", "a")])).await.unwrap();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(body, "GET / HTTP/1.1\nhost: a\nvia: 1.1 edge-1\nx-forwarded-host: a");
-    }
-}
-
-#[tokio::test]
 async fn an_axum_handler_is_an_upstream() {
     let handler = |headers: HeaderMap| async move { headers["via"].to_str().unwrap().to_owned() };
     let app = Router::new().route("/", any(handler)).layer(layer());
