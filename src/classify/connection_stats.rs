@@ -29,7 +29,7 @@ struct Shared {
     begun: AtomicU32,
     served: AtomicU32,
     /// The number of requests before the one that the I/O side inferred last.
-    #[cfg_attr(not(feature = "client"), allow(dead_code))] // used by the client only
+    #[cfg(feature = "client")]
     guessed: AtomicU32,
     written: AtomicU64,
     written_before: AtomicU64,
@@ -81,6 +81,7 @@ impl ConnectionStats {
             h2: AtomicBool::new(false),
             begun: AtomicU32::new(0),
             served: AtomicU32::new(0),
+            #[cfg(feature = "client")]
             guessed: AtomicU32::new(0),
             written: AtomicU64::new(0),
             written_before: AtomicU64::new(0),

@@ -62,8 +62,7 @@ pub(super) enum TlsFacts {
     Other,
 }
 
-// constructed only with feature `http2`
-#[cfg_attr(not(feature = "http2"), allow(dead_code))]
+#[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "only h2's errors have them"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum H2Facts {
     /// The peer's GOAWAY excluded our stream.

@@ -33,9 +33,8 @@ pub enum Expected {
 pub fn check_head<B>(head: &Response<B>, expected: Expected) -> Option<Classification> {
     let status = head.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return (expected == Expected::Response).then(|| {
-            Classification::new(Cause::UpgradeFailed).detail(Detail::Text("a 101 that nobody had asked for"))
-        });
+        return (expected == Expected::Response)
+            .then(|| Classification::new(Cause::UpgradeFailed).detail(Detail::Text("a 101 that was not requested")));
     }
     if status.as_u16() > 599 {
         return Some(Classification::new(Cause::InvalidResponse).detail(Detail::Status(status)));

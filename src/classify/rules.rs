@@ -132,8 +132,7 @@ fn local_error(clues: &ErrorFacts, scene: &AttemptContext) -> Option<Classificat
 }
 
 /// Classifies errors of a TLS handshake: a reset or an end belongs to the handshake.
-// called by `TlsConnector` only
-#[cfg_attr(not(all(feature = "client", feature = "rustls")), allow(dead_code))]
+#[cfg(all(feature = "client", feature = "rustls"))]
 pub(super) fn handshaking(clues: &ErrorFacts) -> Classification {
     match clues.tls {
         Some(tls) => shaking(tls),

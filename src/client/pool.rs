@@ -102,7 +102,6 @@ pub(super) struct Pool<C, B> {
 /// How to make a connection.
 struct Dial<C> {
     uri: Uri,
-    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
     http: HttpVersion,
     connector: Connector<C>,
 }
@@ -112,9 +111,9 @@ pub(super) struct Shared<B> {
     /// Estimates the age at which idle connections are closed: the limit, or less as learned from the upstream.
     keep_alive: KeepAliveEstimator,
     /// The last connection spoke HTTP/2, so that the next dial is worth sharing.
-    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is no choice
     seems_h2: AtomicBool,
-    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // HTTP/2 connections count their idle time from it
+    /// HTTP/2 connections count their idle time from it.
+    #[cfg(feature = "http2")]
     start: Instant,
     state: Mutex<State<B>>,
 }
@@ -138,7 +137,7 @@ const MIN_CLEAR: usize = 1024;
 /// A request in the queue.
 struct Waiter<B> {
     sender: oneshot::Sender<Handoff<B>>,
-    #[cfg_attr(not(feature = "http2"), allow(dead_code))] // without HTTP/2 there is nothing else
+    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "without HTTP/2 all wait for the same"))]
     waits_for: WaitsFor,
 }
 
@@ -276,6 +275,7 @@ impl<C, B> Pool<C, B> {
             limits,
             keep_alive: KeepAliveEstimator::new(limits.idle, start),
             seems_h2: AtomicBool::new(http.is_h2()),
+            #[cfg(feature = "http2")]
             start,
             state: Mutex::new(state),
         };

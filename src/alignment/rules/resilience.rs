@@ -116,7 +116,7 @@ fn retry_after(scene: &RuleInput<'_>) -> Option<Finding> {
 fn replay(scene: &RuleInput<'_>) -> Option<Finding> {
     let replay = scene.topology.replay?;
     let all = Quantity::Bytes(replay.cap.saturating_mul(replay.in_flight));
-    let all = NamedQuantity::new("all replay buffers at once", all);
+    let all = NamedQuantity::new("all replay buffers together", all);
     let memory = NamedQuantity::new("memory for them", Quantity::Bytes(replay.memory));
     let each = Quantity::Bytes(replay.memory / replay.in_flight.max(1));
     Check::new(FindingId::ReplayMemory, all, Relation::AtMost, memory).or_explain(Severity::Warn, || Explanation {
