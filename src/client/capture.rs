@@ -104,7 +104,7 @@ impl<F: Future> Future for CaptureFuture<F> {
     }
 }
 
-/// The progress of the connection, if there is one and it has [`ConnectionStats`](crate::classify::ConnectionStats).
+/// The progress of the connection, if there is one and it has [`ConnectionStats`].
 fn progress(captured: &CaptureConnection) -> Option<AttemptProgress> {
     let mut extras = Extensions::new();
     captured.connection_metadata().as_ref()?.get_extras(&mut extras);

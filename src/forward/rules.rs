@@ -43,7 +43,7 @@ impl Error for InvalidPseudonym {}
 /// Whose fields of origin are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// The client's [fields of origin](self#fields-of-origin) are removed or overwritten.
+    /// The client's [fields of origin](super#fields-of-origin) are removed or overwritten.
     #[default]
     None,
     /// The client is a gateway of ours.
