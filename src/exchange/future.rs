@@ -100,7 +100,7 @@ where
         retry_state: Option<RetryStateOf<P, B>>,
         template: Option<Ref<Template<S>>>,
     ) -> Self {
-        Self { state, hedge: None, active, retry_state: retry_state, template }
+        Self { state, hedge: None, active, retry_state, template }
     }
 }
 

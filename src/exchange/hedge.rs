@@ -128,7 +128,7 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
                     match begin_attempt(config, call, attempt, template.service(), request, resends, cx) {
                         StartedAttempt::Called(call) => this.state.set(HedgeState::Attempt { call }),
                         StartedAttempt::NotReady(waiting) => {
-                            this.state.set(HedgeState::NotReady { waiting: Some(waiting) })
+                            this.state.set(HedgeState::NotReady { waiting: Some(waiting) });
                         }
                         StartedAttempt::Rejected(rejection) => return Poll::Ready(HedgeEvent::Rejected(rejection)),
                         StartedAttempt::Failed(error) => return Poll::Ready(HedgeEvent::Error(error)),
