@@ -19,6 +19,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::BreakerVerdict;
 use tower_upstream::client::HttpVersion;
+use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
 use crate::support::{self, Gateway, Message, Upstream, Wire, ask, proxy, soon};
@@ -912,7 +913,10 @@ fn no_head_that_a_client_can_choose_is_a_failure_of_the_upstream() {
         let mut both = Vec::new();
         for to in BOTH {
             let upstream = support::app(axum::Router::new().fallback(|body: Bytes| async move { body })).await;
-            both.push(((to, Gateway::start(proxy(upstream.address).http(to.http())).await), upstream));
+            // a busy machine is late, and an upstream that hangs is found before the client cancels
+            let limits = Timeouts::new().response_head(Duration::from_secs(2)).body_idle(Duration::from_secs(2));
+            let gateway = Gateway::limited(proxy(upstream.address).http(to.http()), limits).await;
+            both.push(((to, gateway), upstream));
         }
         both.into_iter().unzip()
     });
