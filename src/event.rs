@@ -59,6 +59,13 @@ pub trait Observer: Send + Sync {
     fn on_event(&self, event: &Event<'_>);
 }
 
+/// Shares an observer, so that its counters can be read later.
+impl<T: Observer + ?Sized> Observer for std::sync::Arc<T> {
+    fn on_event(&self, event: &Event<'_>) {
+        (**self).on_event(event);
+    }
+}
+
 /// Writes each failure as one `tracing` event at level `WARN`, target `tower_upstream`.
 ///
 /// A client that disconnected is logged at level `INFO`: many of these mean that the upstream is slow. Calls rejected by an

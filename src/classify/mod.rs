@@ -253,10 +253,14 @@ impl ClassifyLayer {
     }
 
     /// Sets a classifier that is called first; if it returns `None`, the crate's rules decide.
-    pub fn classifier<J>(mut self, judge: J) -> Self
+    ///
+    /// It returns a [`BadGatewayCause`], or a [`Classification`] with more detail.
+    pub fn classifier<J, C>(mut self, judge: J) -> Self
     where
-        J: Fn(&(dyn Error + 'static)) -> Option<Classification> + Send + Sync + 'static,
+        J: Fn(&(dyn Error + 'static)) -> Option<C> + Send + Sync + 'static,
+        C: Into<Classification>,
     {
+        let judge = move |error: &(dyn Error + 'static)| judge(error).map(Into::into);
         Arc::make_mut(&mut self.settings).classifier = Some(Arc::new(judge));
         self
     }

@@ -17,7 +17,6 @@ use http::StatusCode;
 use tokio::sync::mpsc;
 use tower::{Layer, service_fn};
 use tower_upstream::cause::ProxyStatus;
-use tower_upstream::classify::Classification;
 use tower_upstream::timeout::TimeoutLayer;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure};
 
@@ -170,11 +169,12 @@ impl Error for Quota {}
 #[tokio::test]
 async fn a_custom_classifier_and_status_are_used() {
     let (layer, seen) = layer();
-    let layer = layer
-        .classifier(|error| error.is::<Quota>().then(|| Classification::new(Cause::GatewayOverload)))
-        .choose_status(|failure| match failure.cause() {
-            Cause::GatewayOverload => StatusCode::TOO_MANY_REQUESTS,
-            _ => failure.status(),
+    let layer =
+        layer.classifier(|error| error.is::<Quota>().then_some(Cause::GatewayOverload)).choose_status(|failure| {
+            match failure.cause() {
+                Cause::GatewayOverload => StatusCode::TOO_MANY_REQUESTS,
+                _ => failure.status(),
+            }
         });
     let failing = service_fn(|request: Request| async move {
         let error: tower::BoxError = match request.uri().path() {
