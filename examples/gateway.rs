@@ -74,28 +74,26 @@ impl Gateway {
                 TlsConnector::with_roots(tcp, pem).map_err(|error| format!("UPSTREAM_CA={path}: {error}"))?
             }
         };
+        let proxy = ReverseProxy::builder(target, rules)
+            .connector(tls.timeout(settings.connect))
+            .idle_timeout(POOL_IDLE)
+            .http(if settings.http2 { HttpVersion::H2 } else { HttpVersion::Auto })
+            .build();
         let Settings { connect, read, total, attempts, limit, .. } = *settings;
         let (attempt, circuit) = (settings.attempt(), settings.circuit());
-        let mut stack = UpstreamLayer::builder(target.authority().to_string())
+        let mut stack = UpstreamLayer::for_proxy(&proxy)
             .timeouts(move |timeouts| timeouts.response_head(read).body_idle(read).attempt(attempt).total(total))
             .topology(settings.topology.clone().connect(connect))
             .retry_policy(move |policy| policy.attempts(attempts))
             .circuit(move |_| circuit)
             .limiter(move |limiter| limiter.bounds(limit.min(MIN_LIMIT)..=limit))
             .proxy_status(&settings.name)
-            .error_page(ErrorPage::new())
-            // the proxy tracks its uploads itself
-            .without_upload_tracking();
+            .error_page(ErrorPage::new());
         if settings.deadlines {
             stack =
                 stack.deadlines(DeadlinePropagation::new().trust_everyone().forward(DeadlineHeader::request_timeout()));
         }
         let stack = stack.build().map_err(|errors| errors.to_string())?;
-        let proxy = ReverseProxy::builder(target, rules)
-            .connector(tls.timeout(settings.connect))
-            .idle_timeout(POOL_IDLE)
-            .http(if settings.http2 { HttpVersion::H2 } else { HttpVersion::Auto })
-            .build();
         if let Some(circuit) = stack.handle().circuit() {
             // detects the recovery of the upstream without a client's request
             tokio::spawn(circuit.active_probe(proxy.connect_probe()));

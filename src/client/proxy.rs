@@ -90,6 +90,11 @@ impl ReverseProxy<DefaultConnector, ()> {
 }
 
 impl<C, B> ReverseProxy<C, B> {
+    /// The upstream's name in log events, failures and metrics.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.upstream.name
+    }
+
     /// A clone for the requests of this client: create one for each accepted connection.
     pub fn client_info(&self, caller: ClientInfo) -> Self {
         Self { upstream: self.upstream.clone(), client_info: Arc::new(caller) }

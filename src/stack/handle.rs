@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until};
 
 use super::config_error::{ConfigError, ConfigErrors};
-use super::live_config::LiveConfig;
+use super::live_config::{LiveConfig, set_timeouts};
 use super::stats::{LatencySnapshot, StatsRecorder};
 use super::validate;
 use crate::breaker::{self, CircuitHandle};
@@ -215,18 +215,18 @@ impl UpstreamHandle {
         if matches!(self.shared.live.current().1.handling, Handling::Reject(_)) {
             return;
         }
-        self.set_handling(Handling::Bypass(Instant::now() + limit));
+        self.set_handling(&Handling::Bypass(Instant::now() + limit));
         self.annotate(format!("bypass: retry, circuit breaker and concurrency limit are disabled for {limit:?}"));
     }
 
     /// Returns to normal operation: ends a bypass or a drain.
     pub fn resume(&self) {
-        self.set_handling(Handling::Normal);
+        self.set_handling(&Handling::Normal);
         self.annotate("normal operation resumed");
     }
 
-    fn set_handling(&self, handling: Handling) {
-        self.shared.live.change(|config| config.handling = handling);
+    fn set_handling(&self, handling: &Handling) {
+        self.shared.live.change(|config| config.handling = handling.clone());
     }
 
     /// Changes the timeouts for calls that start from now on.
@@ -235,17 +235,22 @@ impl UpstreamHandle {
     ///
     /// Invalid settings, as [`build`](super::UpstreamBuilder::build) would refuse them; the timeouts are unchanged then.
     pub fn set_timeouts(&self, timeouts: Timeouts) -> Result<(), ConfigErrors> {
-        let mut found = Vec::new();
-        validate::limits(&timeouts, &self.shared.topology, &mut found);
-        ConfigErrors::into_result(&self.shared.name, found)?;
-        self.shared.live.change(|config| {
-            config.timeouts.timeouts = timeouts;
-            if let Some(retry) = &mut config.requests.settings {
-                retry.total = timeouts.until_head();
-            }
-        });
+        self.check_timeouts(&timeouts)?;
+        self.shared.live.change_own(|config| set_timeouts(config, timeouts));
         self.annotate("timeouts changed");
         Ok(())
+    }
+
+    fn check_timeouts(&self, timeouts: &Timeouts) -> Result<(), ConfigErrors> {
+        let mut found = Vec::new();
+        validate::limits(timeouts, &self.shared.topology, &mut found);
+        ConfigErrors::into_result(&self.shared.name, found)
+    }
+
+    /// The settings of a layer with other timeouts.
+    pub(super) fn variant(&self, base: &LiveConfig, timeouts: Timeouts) -> Result<Arc<LiveConfig>, ConfigErrors> {
+        self.check_timeouts(&timeouts)?;
+        Ok(self.shared.live.variant(base, timeouts))
     }
 
     /// Replaces the concurrency limit for calls that start from now on.
@@ -266,7 +271,7 @@ impl UpstreamHandle {
         validate::limiter(limiter.configured_bounds(), &mut found);
         ConfigErrors::into_result(&self.shared.name, found)?;
         let component = limiter.component().with_upstream(&self.shared.name);
-        self.shared.live.change(|config| config.per_call.limiter = Some(component));
+        self.shared.live.change(|config| config.per_call.limiter = Some(component.clone()));
         *limit = Some(limiter.handle());
         drop(limit);
         self.annotate("limiter replaced");
@@ -294,7 +299,7 @@ impl UpstreamHandle {
     pub async fn drain(&self, limit: Duration) -> DrainOutcome {
         // saturates at a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();
-        self.set_handling(Handling::Reject(draining()));
+        self.set_handling(&Handling::Reject(draining()));
         self.annotate("draining: new requests are refused");
         let mut pause = Duration::from_millis(1);
         loop {

@@ -1,9 +1,10 @@
 //! The current settings of a stack, which can change at run time.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::spec::Config;
+use crate::timeout::Timeouts;
 
 /// The current settings of one stack.
 ///
@@ -12,11 +13,13 @@ use super::spec::Config;
 pub(super) struct LiveConfig {
     version: AtomicU32,
     config: RwLock<Arc<Config>>,
+    /// The settings of layers with other timeouts; every other change applies to them too.
+    variants: Mutex<Vec<Weak<LiveConfig>>>,
 }
 
 impl LiveConfig {
     pub(super) fn new(config: Config) -> Self {
-        Self { version: AtomicU32::new(0), config: RwLock::new(Arc::new(config)) }
+        Self { version: AtomicU32::new(0), config: RwLock::new(Arc::new(config)), variants: Mutex::default() }
     }
 
     #[inline]
@@ -31,13 +34,44 @@ impl LiveConfig {
         (self.version.load(Ordering::Relaxed), config.clone())
     }
 
-    /// Changes the settings for calls that start from now on.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Config)) {
+    /// Adds a variant of `base` with other timeouts.
+    pub(super) fn variant(&self, base: &Self, timeouts: Timeouts) -> Arc<Self> {
+        let mut variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
+        let variant = Arc::new(Self::new(base.with_timeouts(timeouts)));
+        variants.retain(|other| other.strong_count() > 0);
+        variants.push(Arc::downgrade(&variant));
+        variant
+    }
+
+    /// The current settings with other timeouts.
+    pub(super) fn with_timeouts(&self, timeouts: Timeouts) -> Config {
+        let mut config = Config::clone(&self.current().1);
+        set_timeouts(&mut config, timeouts);
+        config
+    }
+
+    /// Changes the settings, and those of all variants, for calls that start from now on.
+    pub(super) fn change(&self, change: impl Fn(&mut Config)) {
+        let variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change_own(&change);
+        variants.iter().filter_map(Weak::upgrade).for_each(|variant| variant.change_own(&change));
+    }
+
+    /// Changes these settings alone.
+    pub(super) fn change_own(&self, change: impl FnOnce(&mut Config)) {
         let mut config = self.config.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Config::clone(&config);
         change(&mut next);
         *config = Arc::new(next);
         self.version.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Sets the timeouts of the attempts and the total of their retries.
+pub(super) fn set_timeouts(config: &mut Config, timeouts: Timeouts) {
+    config.timeouts.timeouts = timeouts;
+    if let Some(retry) = &mut config.requests.settings {
+        retry.total = timeouts.until_head();
     }
 }
 

@@ -89,9 +89,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::live_config::LiveConfig;
-use self::spec::StackSpec;
+use self::spec::{Config, StackSpec};
 use crate::body::WrapBody;
 use crate::exchange::Exchange;
+use crate::timeout::Timeouts;
 
 pub use self::builder::UpstreamBuilder;
 #[cfg(feature = "serde")]
@@ -118,6 +119,36 @@ impl UpstreamLayer {
     /// Builds a stack for the upstream of this name, which labels its log events, metrics and snapshots.
     pub fn builder(name: impl Into<Arc<str>>) -> UpstreamBuilder {
         UpstreamBuilder::new(name)
+    }
+
+    /// Builds a stack for this proxy: it has the proxy's name, and leaves the tracking of uploads to the proxy.
+    #[cfg(feature = "client")]
+    pub fn for_proxy<C, B>(proxy: &crate::client::ReverseProxy<C, B>) -> UpstreamBuilder {
+        Self::builder(proxy.name().clone()).without_upload_tracking()
+    }
+
+    /// Creates a layer with other timeouts that shares everything else: circuit, limiter, retry budget, statistics, handle.
+    ///
+    /// For routes of one upstream that take longer than the others; create it once per route.
+    /// [`UpstreamHandle::set_timeouts`] does not change its timeouts. For a single request, add [`Timeouts`] to the request's
+    /// extensions: they replace the stack's for that call, unchecked, at the price of a copy of the settings.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_upstream::UpstreamLayer;
+    ///
+    /// let usual = UpstreamLayer::builder("backend").build().unwrap();
+    /// let reports = usual
+    ///     .with_timeouts(|timeouts| timeouts.response_head(Duration::from_secs(60)).attempt(None).total(Duration::from_secs(90)))
+    ///     .unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The timeouts are invalid, or conflict with each other or the topology.
+    pub fn with_timeouts(&self, change: impl FnOnce(Timeouts) -> Timeouts) -> Result<Self, ConfigErrors> {
+        let timeouts = change(self.live.current().1.timeouts.timeouts);
+        Ok(Self { live: self.handle.variant(&self.live, timeouts)?, handle: self.handle.clone() })
     }
 
     /// Returns the handle that observes and controls the stack.
@@ -171,6 +202,15 @@ impl<S> Upstream<S> {
     }
 }
 
+/// The settings with the timeouts of the request's extensions, which apply to this stack only.
+#[cold]
+fn requested<B>(live: &LiveConfig, request: &mut Request<B>) -> Arc<Config> {
+    match request.extensions_mut().remove::<Timeouts>() {
+        Some(timeouts) => Arc::new(live.with_timeouts(timeouts)),
+        None => live.current().1,
+    }
+}
+
 impl<S, B, X, E> Service<Request<B>> for Upstream<S>
 where
     S: WrapBody<RequestBody<B>, Body = X, ServiceError = E>,
@@ -188,7 +228,13 @@ where
     }
 
     #[inline]
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if request.extensions().get::<Timeouts>().is_some() {
+            self.exchange.set_config(requested(&self.live, &mut request));
+            let call = self.exchange.call(request);
+            self.reload();
+            return UpstreamFuture { call };
+        }
         if self.version != self.live.version() {
             self.reload();
         }
@@ -209,7 +255,11 @@ where
     type Future = UpstreamFuture<S, B>;
 
     #[inline]
-    fn call(&self, request: Request<B>) -> Self::Future {
+    fn call(&self, mut request: Request<B>) -> Self::Future {
+        if request.extensions().get::<Timeouts>().is_some() {
+            let config = requested(&self.live, &mut request);
+            return UpstreamFuture { call: self.exchange.call_shared(Some(config), request) };
+        }
         let changed = (self.version != self.live.version()).then(|| self.live.current().1);
         UpstreamFuture { call: self.exchange.call_shared(changed, request) }
     }

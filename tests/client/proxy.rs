@@ -28,6 +28,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use tower::service_fn;
 use tower_upstream::BadGatewayCause as Cause;
+use tower_upstream::UpstreamLayer;
 use tower_upstream::client::{Connector, HttpVersion, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::{ForwardingRules, HostPolicy};
 
@@ -442,4 +443,14 @@ async fn nginx_that_keeps_connections_for_a_second_never_makes_a_stale_one() {
         soon(caller).await.unwrap();
     }
     assert_eq!(gateway.seen.causes(), []);
+}
+
+#[test]
+fn a_stack_for_a_proxy_has_the_proxys_name() {
+    let rules = || ForwardingRules::new("edge").unwrap();
+    let proxy: ReverseProxy<_, ()> = ReverseProxy::builder("127.0.0.1:9000".parse().unwrap(), rules()).build();
+    assert_eq!(UpstreamLayer::for_proxy(&proxy).build().unwrap().handle().name(), "127.0.0.1:9000");
+    let builder = ReverseProxy::builder("127.0.0.1:9000".parse().unwrap(), rules()).name("shop");
+    let proxy: ReverseProxy<_, ()> = builder.build();
+    assert_eq!(UpstreamLayer::for_proxy(&proxy).build().unwrap().handle().name(), "shop");
 }

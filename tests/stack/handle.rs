@@ -283,3 +283,54 @@ async fn a_service_that_was_asked_before_a_change_is_called_after_it() {
     layer.handle().resume();
     assert_eq!(tower::Service::call(&mut service, get()).await.unwrap().status(), 200);
 }
+
+/// A stack whose upstream takes `takes` for each response, and a request that is not repeated.
+fn slow(takes: Duration) -> (UpstreamLayer, Scripted) {
+    let (inner, script) = Scripted::new();
+    *script.takes.lock().unwrap() = takes;
+    let layer = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.attempt(ms(100)).total(ms(900)));
+    (layer.without_retry().build().unwrap(), inner)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_with_other_timeouts_shares_everything_else() {
+    let (layer, inner) = slow(ms(300));
+    let patient = layer.with_timeouts(|timeouts| timeouts.response_head(ms(500)).attempt(ms(500))).unwrap();
+    let (service, reports) = (layer.layer(inner.clone()), patient.layer(inner));
+    let timed_out = service.clone().oneshot(get()).await.unwrap();
+    assert_eq!(timed_out.status(), 504);
+    assert_eq!(text(reports.clone().oneshot(get()).await.unwrap()).await, "hello");
+    assert_eq!((seen(&layer).calls, seen(&patient).calls), (2, 2));
+    assert_eq!(seen(&layer).circuit.unwrap().calls, 2);
+
+    layer.handle().hold_open();
+    let refused = reports.clone().oneshot(get()).await.unwrap();
+    assert_eq!(Cause::of(&refused), Some(Cause::CircuitOpen));
+    layer.handle().reset();
+    // a change of the handle reaches both, and the timeouts stay apart
+    layer.handle().set_timeouts(Timeouts::new().response_head(ms(50)).total(ms(50))).unwrap();
+    assert_eq!(text(reports.clone().oneshot(get()).await.unwrap()).await, "hello");
+    let _ = layer.handle().drain(Duration::ZERO).await;
+    let refused = reports.oneshot(get()).await.unwrap();
+    assert_eq!(Cause::of(&refused), Some(Cause::GatewayOverload));
+
+    let invalid = layer.with_timeouts(|timeouts| timeouts.total(Duration::ZERO)).unwrap_err();
+    assert_eq!(invalid.errors()[0].setting(), "timeouts.total");
+}
+
+#[tokio::test(start_paused = true)]
+async fn timeouts_in_the_extensions_of_a_request_replace_the_stacks_for_its_call() {
+    let (layer, inner) = slow(ms(300));
+    let mut service = layer.layer(inner);
+    let timeouts = Timeouts::new().response_head(ms(500)).total(ms(900));
+    let request = || {
+        let mut request = get();
+        request.extensions_mut().insert(timeouts);
+        request
+    };
+    assert_eq!(text(tower::Service::call(&mut service, request()).await.unwrap()).await, "hello");
+    assert_eq!(tower::Service::call(&mut service, get()).await.unwrap().status(), 504);
+    assert_eq!(text(hyper::service::Service::call(&service, request()).await.unwrap()).await, "hello");
+    assert_eq!(hyper::service::Service::call(&service, get()).await.unwrap().status(), 504);
+    assert_eq!(seen(&layer).circuit.unwrap().calls, 4);
+}
