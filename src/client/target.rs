@@ -45,14 +45,13 @@ impl std::error::Error for InvalidTarget {}
 impl FromStr for Target {
     type Err = InvalidTarget;
 
-    /// Reads `host:port` or an `http` or `https` URL.
+    /// Reads `host`, `host:port` or an `http` or `https` URL.
     ///
     /// # Errors
     /// [`InvalidTarget`] for another scheme, a missing host, user information, a query, or dot segments.
     fn from_str(text: &str) -> Result<Self, InvalidTarget> {
-        const NO_ADDRESS: InvalidTarget = InvalidTarget("expected host:port, or an http or https URL");
-        let has_scheme = text.contains("://");
-        let url = if has_scheme { text.to_owned() } else { format!("http://{text}") };
+        const NO_ADDRESS: InvalidTarget = InvalidTarget("expected host, host:port, or an http or https URL");
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let parts = url.parse::<Uri>().map_err(|_| NO_ADDRESS)?.into_parts();
         let scheme = match parts.scheme {
             Some(scheme) if scheme == Scheme::HTTP || scheme == Scheme::HTTPS => scheme,
@@ -68,9 +67,6 @@ impl FromStr for Target {
         let port = authority.as_str()[authority.host().len()..].strip_prefix(':');
         if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
             return Err(InvalidTarget("the port is not between 1 and 65535"));
-        }
-        if !has_scheme && port.is_none() {
-            return Err(NO_ADDRESS);
         }
         let path = parts.path_and_query.as_ref();
         if path.is_some_and(|path| path.query().is_some()) {
@@ -226,23 +222,12 @@ mod tests {
 
     #[test]
     fn only_host_and_port_or_a_url_is_accepted() {
-        for text in [
-            "",
-            "http://",
-            "http://u@h",
-            "h:0",
-            "h:99999",
-            "h:x",
-            "http://h/?q",
-            "/only/path",
-            "a b",
-            "h:1/a/%2e./b",
-            "h",
-            "here",
-        ] {
+        for text in
+            ["", "http://", "http://u@h", "h:0", "h:99999", "h:x", "http://h/?q", "/only/path", "a b", "h:1/a/%2e./b"]
+        {
             assert!(text.parse::<Target>().is_err(), "{text:?}");
         }
-        for text in ["h:1", "http://h", "h:1/base", "[::1]:80", "https://h:443/base"] {
+        for text in ["h", "h:1", "http://h", "h:1/base", "[::1]:80", "https://h:443/base"] {
             assert!(text.parse::<Target>().is_ok(), "{text:?}");
         }
     }
