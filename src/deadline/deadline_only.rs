@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
-use tokio::time::Instant;
 
 use super::{Deadline, DeadlinePropagation};
-use crate::exchange::{
-    AttemptProgress, BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, TimeoutPolicy, TimerDecision,
-};
+use crate::exchange::{BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, TimeoutPolicy};
 
 /// Sets no timer, only the call's deadline from the request.
 #[derive(Clone, Debug)]
@@ -37,14 +34,6 @@ impl TimeoutPolicy for DeadlineOnly {
             call.deadline = Deadline::min(call.deadline, read);
             deadlines.inject(request, call);
         }
-    }
-
-    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
-        None
-    }
-
-    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
-        unreachable!("no look was ever due")
     }
 
     fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {

@@ -9,6 +9,8 @@ use super::{AttemptProgress, CallContext, Outcome, Rejection};
 use crate::cause::{BadGatewayCause, Phase};
 
 /// Decides when an attempt has timed out, from the time and the attempt's progress; pure.
+///
+/// A policy has no timer and no timeouts of the body unless it overrides the methods for them.
 pub(crate) trait TimeoutPolicy: Send + Sync + 'static {
     /// Kept for one attempt between timer events.
     type State: Default + Send + 'static;
@@ -22,16 +24,22 @@ pub(crate) trait TimeoutPolicy: Send + Sync + 'static {
     }
 
     /// When the timer first fires; called once the inner future is pending.
-    fn first_deadline(&self, state: &Self::State, call: &CallContext) -> Option<Instant>;
+    fn first_deadline(&self, state: &Self::State, call: &CallContext) -> Option<Instant> {
+        let _ = (state, call);
+        None
+    }
 
-    /// The timer has fired.
+    /// The timer that [`first_deadline`](Self::first_deadline) set has fired.
     fn on_timer(
         &self,
         state: &mut Self::State,
         call: &CallContext,
         now: Instant,
         progress: &AttemptProgress,
-    ) -> TimerDecision;
+    ) -> TimerDecision {
+        let _ = (state, call, now, progress);
+        unreachable!("the policy sets no timer")
+    }
 
     /// Rejects a call whose deadline had passed before it began.
     fn reject(&self, call: &CallContext) -> Option<Rejection> {
@@ -45,7 +53,10 @@ pub(crate) trait TimeoutPolicy: Send + Sync + 'static {
     }
 
     /// The timeouts of the response body.
-    fn body_timeouts(&self, call: &CallContext) -> BodyTimeouts;
+    fn body_timeouts(&self, call: &CallContext) -> BodyTimeouts {
+        let _ = call;
+        BodyTimeouts::default()
+    }
 }
 
 /// An attempt at its response head.
@@ -92,16 +103,4 @@ impl TimeoutPolicy for () {
     type State = ();
 
     fn on_request<B>(&self, _: &mut CallContext, _: &mut Request<B>) {}
-
-    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
-        None
-    }
-
-    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
-        unreachable!("there is no timer without a timeout")
-    }
-
-    fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {
-        BodyTimeouts::default()
-    }
 }

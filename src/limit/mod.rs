@@ -89,8 +89,8 @@ use self::samples::{Sample, SampleKind};
 use self::striped_semaphore::SlotRef;
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::exchange::{
-    AttemptProgress, BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection,
-    TimeoutPolicy, TimerDecision, UpgradeGuard,
+    BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection, TimeoutPolicy,
+    UpgradeGuard,
 };
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::reachable;
@@ -447,14 +447,6 @@ impl TimeoutPolicy for NoTimeouts {
     #[inline]
     fn on_request<B>(&self, call: &mut CallContext, _: &mut Request<B>) {
         call.kind = self.kind;
-    }
-
-    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
-        None
-    }
-
-    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
-        unreachable!("no look was ever due")
     }
 
     fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {

@@ -15,8 +15,8 @@ use super::settings::Settings;
 use crate::body::{ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
 use crate::deadline::{Deadline, DeadlinePropagation};
-use crate::exchange::{AttemptProgress, BodyTimeouts, CallContext, Expired, Outcome, TimeoutPolicy, TimerDecision};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassErrors, RequestMode, ResponseMode};
+use crate::exchange::{CallContext, Expired, Outcome, TimeoutPolicy};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -281,17 +281,5 @@ impl TimeoutPolicy for RetryDeadlines {
 
     fn on_later_attempt<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
         call.deadline = Deadline::of(request.extensions());
-    }
-
-    fn first_deadline(&self, (): &(), _: &CallContext) -> Option<Instant> {
-        None
-    }
-
-    fn on_timer(&self, (): &mut (), _: &CallContext, _: Instant, _: &AttemptProgress) -> TimerDecision {
-        unreachable!("no timer was armed")
-    }
-
-    fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {
-        BodyTimeouts::default()
     }
 }

@@ -436,7 +436,9 @@ fn record_of(shown: FailureSignal<'_>) -> Failure {
         FailureSignal::Status(status) => {
             Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Status(status)).build()
         }
-        FailureSignal::Grpc(_) => Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Text("grpc-status")).build(),
+        FailureSignal::Grpc(_) => {
+            Failure::builder(BadGatewayCause::UpstreamStatus).detail(Detail::Text("grpc-status")).build()
+        }
     }
 }
 
