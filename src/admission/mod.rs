@@ -86,14 +86,16 @@ mod service_time;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Request, StatusCode};
 use tokio::time::Instant;
 use tower_layer::Layer;
 
 use self::controller::{AdmissionController, RejectReason};
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
-use crate::deadline::{DeadlineOnly, DeadlinePropagation};
-use crate::exchange::{CallContext, CallKind, CancelReason, Component, Outcome, Rejection};
+use crate::deadline::{Deadline, DeadlinePropagation};
+use crate::exchange::{
+    BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection, TimeoutPolicy,
+};
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::reachable;
 
@@ -263,4 +265,37 @@ fn rejection_records() -> [Failure; 3] {
 
 fn count(at_once: usize) -> u32 {
     u32::try_from(at_once).unwrap_or(u32::MAX).max(1)
+}
+
+/// Sets no timer, only the call's deadline from the request.
+#[derive(Clone, Debug)]
+pub(crate) struct DeadlineOnly {
+    deadlines: Option<Arc<DeadlinePropagation>>,
+    kind: CallKind,
+    client_idle: Option<Duration>,
+}
+
+impl Default for DeadlineOnly {
+    fn default() -> Self {
+        Self { deadlines: None, kind: CallKind::default(), client_idle: Some(CLIENT_IDLE) }
+    }
+}
+
+impl TimeoutPolicy for DeadlineOnly {
+    type State = ();
+
+    #[inline]
+    fn on_request<B>(&self, call: &mut CallContext, request: &mut Request<B>) {
+        call.kind = self.kind;
+        call.deadline = Deadline::of(request.extensions());
+        if let Some(deadlines) = &self.deadlines {
+            let read = deadlines.extract(request.headers(), request.extensions(), call.now);
+            call.deadline = Deadline::min(call.deadline, read);
+            deadlines.inject(request, call);
+        }
+    }
+
+    fn body_timeouts(&self, _: &CallContext) -> BodyTimeouts {
+        BodyTimeouts { client_idle: self.client_idle, ..BodyTimeouts::default() }
+    }
 }

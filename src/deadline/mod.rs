@@ -23,7 +23,6 @@
 //! # }
 //! ```
 
-mod deadline_only;
 #[cfg(feature = "axum")]
 mod extract;
 mod header;
@@ -38,7 +37,6 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cause::{BadGatewayCause, Failure};
 
-pub use self::deadline_only::DeadlineOnly;
 #[cfg(feature = "axum")]
 pub use self::extract::NoDeadline;
 pub use self::header::DeadlineHeader;
