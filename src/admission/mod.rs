@@ -291,7 +291,7 @@ impl TimeoutPolicy for DeadlineOnly {
         if let Some(deadlines) = &self.deadlines {
             let read = deadlines.extract(request.headers(), request.extensions(), call.now);
             call.deadline = Deadline::min(call.deadline, read);
-            deadlines.inject(request, call);
+            deadlines.inject(request, call.deadline, call.now);
         }
     }
 

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::header::Parsed;
 use super::{Deadline, DeadlineHeader};
-use crate::exchange::CallContext;
 
 /// Settings: which deadlines are read from clients, and which are passed on to upstreams and handlers.
 ///
@@ -182,21 +181,21 @@ impl DeadlinePropagation {
         earliest
     }
 
-    /// Writes the field, with the remaining time less the margin, and the extension, each if configured.
-    pub fn inject<B>(&self, request: &mut Request<B>, call: &CallContext) {
+    /// Writes the field, with the remaining time of `deadline` less the margin, and the extension, each if configured.
+    pub fn inject<B>(&self, request: &mut Request<B>, deadline: Option<Deadline>, now: Instant) {
         if let Some(field) = &self.forward {
             let headers = request.headers_mut();
             for read in self.fields.iter().chain(&self.known) {
                 headers.remove(read.name());
             }
             headers.remove(field.name());
-            if let Some(deadline) = call.deadline {
-                let left = deadline.remaining(call.now);
+            if let Some(deadline) = deadline {
+                let left = deadline.remaining(now);
                 let left = left.saturating_sub(self.margin.max(left / 100));
                 headers.insert(field.name().clone(), field.value(left, SystemTime::now));
             }
         }
-        if let (true, Some(deadline)) = (self.expose, call.deadline) {
+        if let (true, Some(deadline)) = (self.expose, deadline) {
             request.extensions_mut().insert(deadline);
         }
     }
@@ -245,9 +244,8 @@ mod tests {
 
     /// The forwarded fields if this much time remains.
     fn out(deadlines: &DeadlinePropagation, mut request: Request<()>, left: Option<Duration>) -> Request<()> {
-        let mut call = CallContext::new(Instant::now());
-        call.deadline = left.map(|left| Deadline::after(call.now, left));
-        deadlines.inject(&mut request, &call);
+        let now = Instant::now();
+        deadlines.inject(&mut request, left.map(|left| Deadline::after(now, left)), now);
         request
     }
 

@@ -32,7 +32,7 @@ impl TimeoutExtensions {
             // our own response has to arrive before the client gives up
             let read = read.map(|deadline| deadline.minus_response_margin(call.now));
             call.deadline = Deadline::min(call.deadline, read);
-            deadlines.inject(request, &CallContext { deadline: Deadline::min(call.deadline, ends), ..*call });
+            deadlines.inject(request, Deadline::min(call.deadline, ends), call.now);
         }
         self.routes.as_ref().filter(|_| call.kind == CallKind::Bounded)?.observe(request)
     }
@@ -46,7 +46,7 @@ impl TimeoutExtensions {
         request: &mut Request<B>,
     ) -> Option<Observation> {
         if let Some(deadlines) = &self.deadlines {
-            deadlines.inject(request, &CallContext { deadline: Deadline::min(call.deadline, ends), ..*call });
+            deadlines.inject(request, Deadline::min(call.deadline, ends), call.now);
         }
         self.routes.as_ref().filter(|_| call.kind == CallKind::Bounded)?.observe(request)
     }
