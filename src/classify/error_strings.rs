@@ -12,7 +12,7 @@ use std::io::{
     ErrorKind::{InvalidData, InvalidInput, Other},
 };
 
-use super::evidence::{ErrorFacts, IoFacts, TextFacts, TlsFacts};
+use super::facts::{ErrorFacts, IoFacts, TextFacts, TlsFacts};
 
 /// Whole texts of private types in hyper-util, hyper-rustls, hyper-tls, reqwest, tonic, tower-http,
 /// http-body-util and url.

@@ -1,6 +1,6 @@
 //! Reads `h2::Error`.
 
-use super::evidence::H2Facts;
+use super::facts::H2Facts;
 
 pub(super) fn read(error: &h2::Error) -> H2Facts {
     let Some(reason) = error.reason() else {

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::evidence::HyperFacts;
+use super::facts::HyperFacts;
 
 /// User and canceled errors are checked first: a client's failed upload carries `ConnectionReset` further inside.
 pub(super) fn read(error: &hyper::Error) -> HyperFacts {

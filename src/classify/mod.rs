@@ -50,6 +50,7 @@ mod classification;
 mod connection_stats;
 mod error_strings;
 mod evidence;
+mod facts;
 #[cfg(feature = "http2")]
 mod h2;
 mod head;
@@ -105,12 +106,12 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// assert_eq!(classify(&error, &AttemptContext::default()).cause(), BadGatewayCause::ResetBeforeResponse);
 /// ```
 pub fn classify(error: &(dyn Error + 'static), scene: &AttemptContext) -> Classification {
-    rules::before_head(&evidence::ErrorFacts::collect(error), scene)
+    rules::before_head(&facts::ErrorFacts::collect(error), scene)
 }
 
 /// Classifies an error that ended a response body.
 pub fn classify_body(error: &(dyn Error + 'static)) -> Classification {
-    rules::in_body(&evidence::ErrorFacts::collect(error), &AttemptContext::default())
+    rules::in_body(&facts::ErrorFacts::collect(error), &AttemptContext::default())
 }
 
 impl Failure {
@@ -149,8 +150,8 @@ impl Failure {
     /// Classifies an error of a TCP connect without a protocol on top.
     #[cfg(feature = "client")]
     pub(crate) fn connecting_tcp(error: std::io::Error, peer: std::net::SocketAddr) -> Self {
-        let judge = |clues: &evidence::ErrorFacts| {
-            rules::connecting(&evidence::ErrorFacts { tcp: true, io: clues.io, ..Default::default() })
+        let judge = |clues: &facts::ErrorFacts| {
+            rules::connecting(&facts::ErrorFacts { tcp: true, io: clues.io, ..Default::default() })
         };
         Self::classified_by_connector(error.into(), judge, &AttemptContext::default().peer(peer))
     }
@@ -163,7 +164,7 @@ impl Failure {
 
     /// Like [`from_error_with`](Self::from_error_with), by the layer that made these client calls.
     pub(crate) fn of_call(error: BoxError, scene: &AttemptContext, calls: ClientCalls) -> Self {
-        let clues = evidence::ErrorFacts::collect(&*error);
+        let clues = facts::ErrorFacts::collect(&*error);
         // a connector's record belongs to the client whose error it is in; any other may belong to another call
         let foreign = clues.failure.is_some() && !clues.typed;
         let failure = Self::from_facts(error, &clues, |clues| rules::before_head(clues, scene), scene);
@@ -172,10 +173,10 @@ impl Failure {
 
     fn classified(
         error: BoxError,
-        judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
+        judge: impl FnOnce(&facts::ErrorFacts) -> Classification,
         scene: &AttemptContext,
     ) -> Self {
-        let clues = evidence::ErrorFacts::collect(&*error);
+        let clues = facts::ErrorFacts::collect(&*error);
         Self::from_facts(error, &clues, judge, scene)
     }
 
@@ -183,17 +184,17 @@ impl Failure {
     #[cfg(feature = "client")]
     fn classified_by_connector(
         error: BoxError,
-        judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
+        judge: impl FnOnce(&facts::ErrorFacts) -> Classification,
         scene: &AttemptContext,
     ) -> Self {
-        let clues = evidence::ErrorFacts::collect_connecting(&*error);
+        let clues = facts::ErrorFacts::collect_connecting(&*error);
         Self::from_facts(error, &clues, judge, scene)
     }
 
     fn from_facts(
         error: BoxError,
-        clues: &evidence::ErrorFacts,
-        judge: impl FnOnce(&evidence::ErrorFacts) -> Classification,
+        clues: &facts::ErrorFacts,
+        judge: impl FnOnce(&facts::ErrorFacts) -> Classification,
         scene: &AttemptContext,
     ) -> Self {
         if let Some(failure) = &clues.failure {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use super::classification::{AttemptContext, Classification, UploadState};
 use super::connection_stats::WireSnapshot;
-use super::evidence::{ErrorFacts, H2Facts, HyperFacts, IoFacts, TextFacts, TlsFacts};
+use super::facts::{ErrorFacts, H2Facts, HyperFacts, IoFacts, TextFacts, TlsFacts};
 use crate::cause::BadGatewayCause as Cause;
 use crate::cause::{Detail, Evidence, Phase, Replay};
 

@@ -2,7 +2,7 @@
 
 use rustls::Error;
 
-use super::evidence::TlsFacts;
+use super::facts::TlsFacts;
 
 pub(super) fn read(error: &Error) -> TlsFacts {
     match error {
