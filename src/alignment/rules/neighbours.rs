@@ -6,7 +6,7 @@ use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severit
 use super::super::peers::{Confidence, HYPER_UTIL_POOL_IDLE};
 use super::super::quantity::{HumanDuration, Quantity, below, margin};
 use super::super::topology::ClientHop;
-use super::{Check, Explanation, RuleInput};
+use super::check::{Check, Explanation, RuleInput};
 
 /// `Keep-Alive` announces whole seconds, and the two ends may start counting up to a second apart.
 const POOL_MARGIN: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
 use super::super::quantity::{Fraction, HumanDuration, Quantity, below};
 use super::super::topology::HedgeBudget;
-use super::{Check, Explanation, RuleInput};
+use super::check::{Check, Explanation, RuleInput};
 
 pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
     found.extend(connect(scene));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
 use super::super::quantity::Quantity;
-use super::{Check, Explanation, RuleInput};
+use super::check::{Check, Explanation, RuleInput};
 
 /// The longest `Retry-After` that is waited for.
 const RETRY_AFTER_CAP: Duration = Duration::from_secs(60);

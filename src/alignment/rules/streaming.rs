@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
 use super::super::quantity::Quantity;
-use super::{Check, Explanation, RuleInput};
+use super::check::{Check, Explanation, RuleInput};
 
 pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
     found.extend(gap(scene));
