@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use super::call_result::CallResult;
 use super::consecutive_failures::ConsecutiveFailures;
-use super::handle::CircuitSnapshot;
 use super::open_backoff::OpenBackoff;
 use super::packed_state::{Permit, State};
 use super::policy::BreakerPolicy;
@@ -29,6 +28,38 @@ pub(super) struct Circuit {
     slow: Option<RollingWindow>,
     /// The length of one window cell, in nanoseconds.
     cell: u64,
+}
+
+/// A circuit's state and counters.
+///
+/// Each number is exact, but under concurrent calls they may be from slightly different moments.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CircuitSnapshot {
+    /// The state.
+    pub state: State,
+    /// When the state began.
+    pub since: Instant,
+    /// The failure that opened the circuit; `None` while closed or held open by an operator.
+    pub cause: Option<Failure>,
+    /// While open: when the next call may be admitted as a probe.
+    pub next_probe: Option<Instant>,
+    /// Calls in the window that were a success or a failure.
+    pub calls: u64,
+    /// Failed calls in the window.
+    pub failures: u64,
+    /// Slow calls in the window; 0 unless [`BreakerPolicy::slow_calls`](super::BreakerPolicy::slow_calls) is set.
+    pub slow: u64,
+    /// Consecutive failures.
+    pub consecutive_failures: u32,
+    /// Number of openings, those after a failed probe included.
+    pub opened: u64,
+    /// Number of probes.
+    pub probes: u64,
+    /// Number of probes that timed out, so that another call became a probe.
+    pub probes_timed_out: u64,
+    /// Number of calls refused.
+    pub refused: u64,
 }
 
 /// How an admitted call ended.

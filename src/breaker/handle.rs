@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::circuit::Circuit;
+use super::circuit::{Circuit, CircuitSnapshot};
 use super::packed_state::State;
 use super::state_machine::Transition;
 use crate::cause::{Detail, Failure};
@@ -32,38 +32,6 @@ pub struct StateChange {
     pub cause: Option<Failure>,
     /// Increases with every transition, not always by one.
     pub number: u64,
-}
-
-/// A circuit's state and counters.
-///
-/// Each number is exact, but under concurrent calls they may be from slightly different moments.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct CircuitSnapshot {
-    /// The state.
-    pub state: State,
-    /// When the state began.
-    pub since: Instant,
-    /// The failure that opened the circuit; `None` while closed or held open by an operator.
-    pub cause: Option<Failure>,
-    /// While open: when the next call may be admitted as a probe.
-    pub next_probe: Option<Instant>,
-    /// Calls in the window that were a success or a failure.
-    pub calls: u64,
-    /// Failed calls in the window.
-    pub failures: u64,
-    /// Slow calls in the window; 0 unless [`BreakerPolicy::slow_calls`](super::BreakerPolicy::slow_calls) is set.
-    pub slow: u64,
-    /// Consecutive failures.
-    pub consecutive_failures: u32,
-    /// Number of openings, those after a failed probe included.
-    pub opened: u64,
-    /// Number of probes.
-    pub probes: u64,
-    /// Number of probes that timed out, so that another call became a probe.
-    pub probes_timed_out: u64,
-    /// Number of calls refused.
-    pub refused: u64,
 }
 
 impl CircuitShared {

@@ -112,7 +112,8 @@ use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::default_stripes;
 
-pub use self::handle::{CircuitHandle, CircuitSnapshot, StateChange, Transitions};
+pub use self::circuit::CircuitSnapshot;
+pub use self::handle::{CircuitHandle, StateChange, Transitions};
 pub use self::keyed::KeyedCircuitBreakerLayer;
 pub use self::packed_state::{Permit, State};
 pub use self::policy::BreakerPolicy;
