@@ -5,11 +5,36 @@ use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use super::client_info::ClientInfo;
 use super::header_lists::HeaderLists;
 use super::syntax::{is_token, joined, token_length};
-use super::{ForwardedFields, Trust};
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Whose fields of origin are trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// The client's [fields of origin](super#fields-of-origin) are removed or overwritten.
+    #[default]
+    None,
+    /// The client is a gateway of ours.
+    ///
+    /// Its chain is extended, and its scheme and host are kept.
+    Client,
+}
+
+/// The fields that report to the upstream where a request came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardedFields {
+    /// `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.
+    #[default]
+    XForwarded,
+    /// `Forwarded` (RFC 7239), which costs an allocation per request.
+    Forwarded,
+    /// All four.
+    Both,
+    /// None of them.
+    None,
+}
 
 /// Settings: the fields to write, and whether the client's are trusted.
 #[derive(Clone, Debug, Default)]

@@ -89,6 +89,7 @@ mod via;
 
 pub use self::body::ForwardBody;
 pub use self::client_info::{ClientInfo, Scheme};
+pub use self::forwarded::{ForwardedFields, Trust};
 #[cfg(feature = "client")]
 pub(crate) use self::framing::name_length;
 pub use self::hop::strip_hop_by_hop;
@@ -96,9 +97,10 @@ pub use self::layer::{Forward, ForwardLayer, ResponseFuture};
 pub use self::local_response::{LocalResponse, Rejection};
 #[cfg(feature = "client")]
 pub(crate) use self::rewrite::UnsolicitedUpgrade;
-pub use self::rules::{ForwardedFields, ForwardedRequest, ForwardingRules, HostPolicy, InvalidPseudonym, Trust};
+pub use self::rules::{ForwardedRequest, ForwardingRules, HostPolicy};
 #[cfg(all(feature = "client", feature = "http2"))]
 pub(crate) use self::size::{encodes_well, field_section_size, target_size};
 pub use self::trailers::strip_trailers;
 #[cfg(feature = "client")]
 pub(crate) use self::trailers::{strip_request_trailers, strip_response_trailers};
+pub use self::via::InvalidPseudonym;

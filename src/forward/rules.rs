@@ -1,21 +1,19 @@
 //! The forwarding rules, and their application to heads.
 
-use std::error::Error;
-use std::fmt;
-
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 
 use super::client_info::ClientInfo;
-use super::forwarded::ForwardedBuilder;
+use super::forwarded::{ForwardedBuilder, ForwardedFields, Trust};
 use super::header_lists::HeaderLists;
 use super::hop::{ConnectionOptions, strip, takes_trailers};
 use super::host::Target;
 use super::local_response::{LocalResponse, Rejection};
 use super::size::{encodes_well, target_size};
-use super::via::Pseudonym;
+use super::via::{InvalidPseudonym, Pseudonym};
 use super::{framing, host, methods, syntax, upgrade};
 use crate::body::{Length, content_length};
 use crate::cause;
+
 /// Far below the capacity of a `HeaderMap`, so that adding a field never fails, even if names collide.
 const MAX_FIELDS: usize = 4096;
 
@@ -28,30 +26,6 @@ const MAX_OPTIONS: usize = 32;
 static TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 static UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
-/// The name is not a token (RFC 9110 section 5.6.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidPseudonym(pub(super) ());
-
-impl fmt::Display for InvalidPseudonym {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the name is no token: letters, digits and !#$%&'*+-.^_`|~ only")
-    }
-}
-
-impl Error for InvalidPseudonym {}
-
-/// Whose fields of origin are trusted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Trust {
-    /// The client's [fields of origin](super#fields-of-origin) are removed or overwritten.
-    #[default]
-    None,
-    /// The client is a gateway of ours.
-    ///
-    /// Its chain is extended, and its scheme and host are kept.
-    Client,
-}
-
 /// The authority that is sent in `Host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HostPolicy {
@@ -60,20 +34,6 @@ pub enum HostPolicy {
     Preserve,
     /// The target's.
     Upstream,
-}
-
-/// The fields that report to the upstream where a request came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ForwardedFields {
-    /// `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.
-    #[default]
-    XForwarded,
-    /// `Forwarded` (RFC 7239), which costs an allocation per request.
-    Forwarded,
-    /// All four.
-    Both,
-    /// None of them.
-    None,
 }
 
 /// A gateway's rules for the heads it forwards.

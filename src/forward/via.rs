@@ -1,12 +1,26 @@
 //! `Via`: the chain of gateways, and loop detection (RFC 9110 section 7.6.3).
 
+use std::error::Error;
+use std::fmt;
+
 use http::{HeaderMap, HeaderValue, Version, header};
 
-use super::InvalidPseudonym;
 use super::syntax::is_token;
 
 /// More members than this count as a loop.
 const MAX_MEMBERS: usize = 64;
+
+/// The name is not a token (RFC 9110 section 5.6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidPseudonym(());
+
+impl fmt::Display for InvalidPseudonym {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name is no token: letters, digits and !#$%&'*+-.^_`|~ only")
+    }
+}
+
+impl Error for InvalidPseudonym {}
 
 /// A gateway's own member, prepared for each received version.
 #[derive(Debug)]
