@@ -39,18 +39,20 @@ mod target;
 mod tcp;
 #[cfg(feature = "rustls")]
 mod tls;
+mod tls_info;
 mod tunnel;
 
 pub use self::address_policy::AddressPolicy;
 pub use self::capture::{Capture, CaptureFuture, CaptureLayer};
-pub use self::connector::{Connector, TlsInfo};
+pub use self::connector::Connector;
 pub use self::counted_io::CountedIo;
 pub use self::pool::{Connect, SendBody};
-pub use self::proxy::{DefaultConnector, ExchangeFuture, HttpVersion, ReverseProxy, ReverseProxyBuilder};
+pub use self::proxy::{DefaultConnector, ExchangeFuture, ReverseProxy, ReverseProxyBuilder};
 pub use self::proxy_body::ProxyBody;
-pub use self::target::{InvalidTarget, Target};
+pub use self::target::{HttpVersion, InvalidTarget, Target};
 pub use self::tcp::TcpConnector;
 #[cfg(feature = "rustls")]
 pub use self::tls::{InvalidRoots, MaybeTls, TlsConnector};
+pub use self::tls_info::TlsInfo;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -13,9 +13,9 @@ use http_body::Body;
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
-use super::connector::{NOT_TLS, wants_tls};
 use super::pool::{Limits, Pool};
-use super::{BoxError, Connect, Connector, ProxyBody, Target, TcpConnector, exchange};
+use super::tls_info::{NOT_TLS, wants_tls};
+use super::{BoxError, Connect, Connector, HttpVersion, ProxyBody, Target, TcpConnector, exchange};
 use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{ClientInfo, ForwardingRules};
@@ -31,25 +31,6 @@ pub type DefaultConnector = TcpConnector;
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// The maximum number of streams: the smallest windows fit into that of their connection.
 const MAX_STREAMS: u32 = MAX_WINDOW / 65_535 - 1;
-
-/// The HTTP version of the upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HttpVersion {
-    /// HTTP/1.1, or what TLS negotiates by ALPN.
-    #[default]
-    Auto,
-    /// HTTP/2 with prior knowledge (RFC 9113 section 3.3). Upgrades, WebSocket among them, fail.
-    #[cfg(feature = "http2")]
-    H2,
-}
-
-impl HttpVersion {
-    /// Whether HTTP/2 is used without negotiation.
-    pub(super) fn is_h2(self) -> bool {
-        self != Self::Auto
-    }
-}
 
 /// Forwards requests to one upstream.
 ///

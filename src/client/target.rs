@@ -1,4 +1,4 @@
-//! The upstream's address.
+//! The upstream's address and HTTP version.
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,6 +28,25 @@ pub struct Target {
     authority: Authority,
     /// Without its trailing slash; empty if none.
     base: String,
+}
+
+/// The HTTP version of the upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HttpVersion {
+    /// HTTP/1.1, or what TLS negotiates by ALPN.
+    #[default]
+    Auto,
+    /// HTTP/2 with prior knowledge (RFC 9113 section 3.3). Upgrades, WebSocket among them, fail.
+    #[cfg(feature = "http2")]
+    H2,
+}
+
+impl HttpVersion {
+    /// Whether HTTP/2 is used without negotiation.
+    pub(super) fn is_h2(self) -> bool {
+        self != Self::Auto
+    }
 }
 
 /// The text is not an upstream address; the message says why.

@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use super::connector::{not_tls, wants_tls};
 use super::progress::publishing;
+use super::tls_info::{not_tls, wants_tls};
 use super::{AddressPolicy, BoxError};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, Phase};
 

@@ -22,8 +22,8 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::connector::wants_tls;
 use super::progress::publishing;
+use super::tls_info::wants_tls;
 use super::{BoxError, TlsInfo};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 
