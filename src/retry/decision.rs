@@ -5,7 +5,9 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::backoff::{ceiling, full_jitter};
-use super::{FailureSignal, Pushback, RetryOverride, RetryPolicy};
+use super::failure_signal::FailureSignal;
+use super::pushback::Pushback;
+use super::{RetryOverride, RetryPolicy};
 use crate::cause::{BadGatewayCause as Cause, Evidence, Prospect, Replay, RetryStop};
 
 /// The gRPC status codes that the rules distinguish.

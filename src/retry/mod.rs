@@ -101,11 +101,8 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::decision::{Decision, Replayability, RetryContext, decide};
-use self::failure_signal::{FailureSignal, RpcProtocol};
 use self::mode::{Recorded, RetryDeadlines, Unwrapped};
 pub(crate) use self::mode::{Resend, WrapReplay};
-use self::pushback::Pushback;
 use self::request_template::carry;
 use self::settings::MedianSource;
 pub(crate) use self::settings::Settings;

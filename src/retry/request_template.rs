@@ -4,7 +4,7 @@ use http::header::{IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, UPGRADE};
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use tokio::time::Instant;
 
-use super::retry_state::AttemptHistory;
+use super::{Attempts, Withdrawal};
 use crate::deadline::Deadline;
 use crate::exchange::asks_for_upgrade;
 use crate::free_list::free_list;
@@ -39,6 +39,13 @@ pub(super) struct RequestTemplate {
     /// The start of the call, if it may be hedged.
     pub(super) hedge_start: Option<Instant>,
     pub(super) history: Option<Box<AttemptHistory>>,
+}
+
+/// The earlier attempts; created by the first failure that is retried.
+#[derive(Debug, Default)]
+pub(super) struct AttemptHistory {
+    pub(super) attempts: Attempts,
+    pub(super) withdrawal: Option<Withdrawal>,
 }
 
 /// A head with more fields than this is not recycled, so that one large request cannot hold memory indefinitely.

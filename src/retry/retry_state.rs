@@ -3,13 +3,12 @@
 use http::{Method, Request, Response};
 use tokio::time::Instant;
 
-use super::decision::{is_idempotent, is_safe};
-use super::request_template::RequestTemplate;
+use super::RetryOverride;
+use super::decision::{Decision, Replayability, RetryContext, decide, is_idempotent, is_safe};
+use super::failure_signal::{FailureSignal, RpcProtocol};
+use super::pushback::Pushback;
+use super::request_template::{AttemptHistory, RequestTemplate};
 use super::settings::Settings;
-use super::{
-    Attempts, Decision, FailureSignal, Pushback, Replayability, RetryContext, RetryOverride, RpcProtocol, Withdrawal,
-    decide,
-};
 use crate::body::{ReplayBody, ReplayHandle};
 use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
@@ -40,13 +39,6 @@ struct RequestFacts {
 struct ReplaySource<B> {
     template: Box<RequestTemplate>,
     body: ReplayHandle<B>,
-}
-
-/// The earlier attempts; created in the template by the first failure that is retried.
-#[derive(Debug, Default)]
-pub(super) struct AttemptHistory {
-    attempts: Attempts,
-    withdrawal: Option<Withdrawal>,
 }
 
 /// The state of a request that begins: a copy of its head, if a retry may be possible.
@@ -445,7 +437,7 @@ fn record_of(shown: FailureSignal<'_>) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retry::{RetryBudget, RetryPolicy};
+    use crate::retry::{Attempts, RetryBudget, RetryPolicy};
 
     fn begin(settings: &Settings, request: &Request<()>) -> StartedState {
         begin_at(settings, request, Instant::now(), None)
