@@ -80,15 +80,14 @@ use self::keepalive_check::KeepAliveCheck;
 use self::route_learner::RouteLearner;
 use crate::body::WrapBody;
 use crate::deadline::DeadlinePropagation;
-use crate::exchange::Sweep;
-use crate::exchange::{Config, PassErrors, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
+use crate::exchange::{Config, PassErrors, Sweep, middleware_body, middleware_future, middleware_service};
 
 pub use self::adaptive::{AdaptiveEstimate, AdaptiveTimeout, LearningMode, RouteTimeouts, TooManyRoutes};
 pub(crate) use self::policy::EnforcedTimeouts;
 pub use self::route_learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
-use self::upload_mode::{Uploads, sealed::Mode};
+use self::upload_mode::{TimeoutSpec, Uploads, sealed::Mode};
 pub use crate::alignment::{MisalignedTimeouts, Report, Topology};
 pub use crate::stats::Quantile;
 
@@ -149,27 +148,6 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.project().call.poll_as(cx)
-    }
-}
-
-/// Timeouts alone.
-#[derive(Debug)]
-#[allow(unnameable_types)]
-pub(crate) struct TimeoutSpec<W>(PhantomData<fn() -> W>);
-
-impl<W: Mode> Spec for TimeoutSpec<W> {
-    type PerCall = ();
-    type PerAttempt = ();
-    type Timeouts = EnforcedTimeouts;
-    type Requests = Uploads<W>;
-    type Errors = PassErrors;
-
-    const WAITS: bool = false;
-    const SPANS: bool = false;
-
-    #[inline]
-    fn spare_calls() -> &'static SpareCalls<Self> {
-        W::spare_calls()
     }
 }
 

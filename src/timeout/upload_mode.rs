@@ -9,10 +9,9 @@ use http::Request;
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::TimeoutSpec;
+use super::policy::EnforcedTimeouts;
 use crate::body::{TrackedUpload, UploadCounters};
-use crate::exchange::CallContext;
-use crate::exchange::{ActiveCall, RequestMode, SpareCalls};
+use crate::exchange::{ActiveCall, CallContext, PassErrors, RequestMode, SpareCalls, Spec};
 use crate::free_list::free_list;
 
 /// How a request body is handed to the inner service: [`TrackUpload`] or [`PassThrough`].
@@ -61,6 +60,27 @@ impl<B> sealed::Wrap<B> for PassThrough {
     #[inline]
     fn wrap(body: B, _: Instant, _: &mut Option<Arc<UploadCounters>>) -> B {
         body
+    }
+}
+
+/// Timeouts alone.
+#[derive(Debug)]
+#[allow(unnameable_types)]
+pub(crate) struct TimeoutSpec<W>(PhantomData<fn() -> W>);
+
+impl<W: sealed::Mode> Spec for TimeoutSpec<W> {
+    type PerCall = ();
+    type PerAttempt = ();
+    type Timeouts = EnforcedTimeouts;
+    type Requests = Uploads<W>;
+    type Errors = PassErrors;
+
+    const WAITS: bool = false;
+    const SPANS: bool = false;
+
+    #[inline]
+    fn spare_calls() -> &'static SpareCalls<Self> {
+        W::spare_calls()
     }
 }
 
