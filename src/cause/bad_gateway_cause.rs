@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 
 use super::table;
-use super::{BreakerVerdict, Category, Failure, Prospect, Replay, Responsible};
+use super::{BreakerVerdict, Category, Prospect, Replay, Responsible};
 
 /// The cause of a failure: why the gateway could not return a good response.
 ///
@@ -198,15 +198,6 @@ impl BadGatewayCause {
         self.facts().next_step
     }
 
-    /// The cause attached to a response, by this crate or by a user's own service.
-    pub fn of<B>(response: &Response<B>) -> Option<Self> {
-        let extensions = response.extensions();
-        match extensions.get::<Failure>() {
-            Some(failure) => Some(failure.cause()),
-            None => extensions.get::<Self>().copied(),
-        }
-    }
-
     pub(super) const fn facts(self) -> &'static table::CauseFacts {
         &table::FACTS[self as usize]
     }
@@ -355,13 +346,5 @@ mod tests {
     fn it_is_one_byte() {
         assert_eq!(size_of::<BadGatewayCause>(), 1);
         assert_eq!(size_of::<Option<BadGatewayCause>>(), 1);
-    }
-
-    #[test]
-    fn a_bare_cause_of_a_users_own_service_is_understood() {
-        let mut response = Response::new(());
-        assert_eq!(BadGatewayCause::of(&response), None);
-        response.extensions_mut().insert(BadGatewayCause::NoRoute);
-        assert_eq!(BadGatewayCause::of(&response), Some(BadGatewayCause::NoRoute));
     }
 }

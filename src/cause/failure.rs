@@ -10,13 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Response, StatusCode};
+use http::{Response, StatusCode};
 
 pub use self::builder::FailureBuilder;
 pub(crate) use self::fields::TUNNEL_LIMIT;
 pub use self::fields::{Connection, Detail, Evidence, Phase};
 use self::origin::Origin;
-use super::{Advice, BadGatewayCause, ProxyStatusEntry, Replay, RetryStop};
+use super::{BadGatewayCause, ProxyStatusEntry, Replay, RetryStop};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
 
@@ -122,11 +122,6 @@ impl Failure {
     /// The evidence for [`replay`](Self::replay).
     pub fn evidence(&self) -> Evidence {
         self.0.evidence
-    }
-
-    /// The advice for the user of a request with this method, as far as it is proven.
-    pub fn advice(&self, method: &Method) -> Advice {
-        Advice::of(self, method.is_safe())
     }
 
     /// The errno, h2 code, TLS alert, status or text that makes the cause more specific.

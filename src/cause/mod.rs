@@ -46,3 +46,27 @@ pub fn attach<B>(response: &mut Response<B>, failure: Failure) {
     extensions.insert(failure.cause());
     extensions.insert(failure);
 }
+
+impl BadGatewayCause {
+    /// The cause attached to a response, by this crate or by a user's own service.
+    pub fn of<B>(response: &Response<B>) -> Option<Self> {
+        let extensions = response.extensions();
+        match extensions.get::<Failure>() {
+            Some(failure) => Some(failure.cause()),
+            None => extensions.get::<Self>().copied(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_cause_of_a_users_own_service_is_understood() {
+        let mut response = Response::new(());
+        assert_eq!(BadGatewayCause::of(&response), None);
+        response.extensions_mut().insert(BadGatewayCause::NoRoute);
+        assert_eq!(BadGatewayCause::of(&response), Some(BadGatewayCause::NoRoute));
+    }
+}

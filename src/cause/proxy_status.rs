@@ -9,15 +9,14 @@ mod member;
 use std::fmt;
 use std::sync::Arc;
 
-use http::header::{HeaderName, HeaderValue};
+use http::header::HeaderValue;
 use http::{HeaderMap, StatusCode};
 
+use self::entry::PROXY_STATUS;
 pub use self::entry::{ProxyStatusEntry, entries};
 use self::member::{ProxyStatusMember, alert_name, quote};
 use super::structured_fields::{is_string, is_token};
 use super::{BadGatewayCause, Detail, Failure};
-
-const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// Writes this deployment's member of `Proxy-Status` (RFC 9209).
 ///
@@ -231,6 +230,8 @@ fn request_error(member: &mut ProxyStatusMember<'_>, status: StatusCode) {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn written(status: &ProxyStatus, failure: impl Into<Failure>) -> String {

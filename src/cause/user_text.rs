@@ -1,6 +1,6 @@
 //! Texts for users about a failure: a summary, and the advice whether to try again.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 
 use super::{BadGatewayCause, Failure, Prospect, Replay};
 
@@ -66,6 +66,13 @@ impl Advice {
             (_, BadGatewayCause::UploadStalled | BadGatewayCause::RequestBodyFailed) => Self::CheckUpload,
             _ => Self::CheckFirst,
         }
+    }
+}
+
+impl Failure {
+    /// The advice for the user of a request with this method, as far as it is proven.
+    pub fn advice(&self, method: &Method) -> Advice {
+        Advice::of(self, method.is_safe())
     }
 }
 
@@ -136,8 +143,6 @@ pub(crate) fn user_summary(failure: &Failure, status: StatusCode) -> &'static st
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-
-    use http::Method;
 
     use super::*;
     use crate::cause::Evidence;

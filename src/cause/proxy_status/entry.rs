@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
+use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
 
-use super::PROXY_STATUS;
 use crate::cause::structured_fields::{Entry, Item, Value, is_token, joined, list};
+
+pub(super) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// One hop's member, as read (RFC 9209 section 2).
 ///
