@@ -14,6 +14,10 @@
 //! hyper-util's client and reqwest return errors: place [`ClassifyLayer`](crate::ClassifyLayer) around the adaptors, so that
 //! every layer above sees causes. hyper's `Incoming` also lacks `Default`, which layers that refuse need; the classified body has it.
 //!
+//! If an adaptor is missing, `service.oneshot(request)` does not compile, and the compiler does not say why: "the method exists,
+//! but its trait bounds were not satisfied". Written as `ServiceExt::oneshot(service, request)`, it names the missing bound and
+//! the adaptor. `ServiceBuilder::check_service` does the same without a call.
+//!
 //! # reqwest under the layers
 //!
 //! ```

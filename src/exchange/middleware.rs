@@ -6,6 +6,7 @@ macro_rules! middleware_service {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $service<S $(, $w: $bound = $default)?> {
+            // to see the missing bound, write `ServiceExt::oneshot(service, request)`
             exchange: $crate::exchange::Exchange<S, $spec>,
         }
 

@@ -170,7 +170,8 @@ impl<S: Clone> Layer<S> for UpstreamLayer {
 ///
 /// The inner service gets its request body as [`RequestBody`].
 #[derive(Clone, Debug)]
-pub struct Upstream<S> {
+#[rustfmt::skip] // the compiler shows the whole line where a method lacks a bound
+pub struct Upstream<S> { // to see the missing bound, write `ServiceExt::oneshot(service, request)`
     exchange: Exchange<S, StackSpec>,
     /// The version of the settings in `exchange`.
     version: u32,

@@ -60,7 +60,7 @@ fn mistakes_do_not_compile_and_the_compiler_says_what_to_do() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
-    assert_eq!(programs().len(), 6);
+    assert_eq!(programs().len(), 9);
 }
 
 #[test]

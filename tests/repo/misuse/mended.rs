@@ -9,11 +9,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::{Body, Incoming};
-use tower::{BoxError, Layer, Service, service_fn};
-use tower_upstream::ClassifyLayer;
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_upstream::compat::MapRequestBodyLayer;
 use tower_upstream::retry::RetryLayer;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
+use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
 type OneBody = BoxBody<Bytes, BoxError>;
 
@@ -55,4 +55,7 @@ fn main() {
     serves(RetryLayer::new().layer(MapRequestBodyLayer::new(one_body).layer(Channel)));
     serves(TimeoutLayer::new(Timeouts::new()).layer(MapRequestBodyLayer::new(one_body).layer(Channel)));
     serves_numbers(TimeoutLayer::new(Timeouts::new()).without_upload_tracking().layer(service_fn(raw)));
+    let stack = UpstreamLayer::builder("shop").build().unwrap();
+    let channel = stack.layer(MapRequestBodyLayer::new(one_body).layer(Channel));
+    let _ = channel.oneshot(Request::new(Full::<Bytes>::default()));
 }
