@@ -39,9 +39,9 @@ impl ErrorMode for Errors {
 
     #[inline]
     fn forget(notes: &mut Notes) {
-        notes.ask.clear();
-        if notes.wish.is_some() {
-            notes.wish = None;
+        notes.summary.clear();
+        if notes.preferences.is_some() {
+            notes.preferences = None;
         }
     }
 
@@ -62,22 +62,22 @@ impl ErrorMode for Errors {
     }
 
     fn on_cancel(&self, notes: &mut Notes) {
-        self.classify.on_cancel(&mut notes.ask);
+        self.classify.on_cancel(&mut notes.summary);
     }
 
     fn annotate<R>(&self, notes: &mut Notes, response: &mut Response<R>) {
-        self.classify.annotate(&mut notes.ask, response);
+        self.classify.annotate(&mut notes.summary, response);
     }
 
     fn render_page<R>(&self, notes: &mut Notes, response: &mut Response<R>) -> Option<Bytes> {
         let page = self.page.as_ref()?;
-        let wish = notes.wish.take()?;
+        let preferences = notes.preferences.take()?;
         let failure = if is_local(response.extensions()) { Failure::of(response)?.clone() } else { return None };
-        Some(page.write(&wish, &failure, response, SystemTime::now()))
+        Some(page.write(&preferences, &failure, response, SystemTime::now()))
     }
 
     fn local_response(&self, notes: &mut Notes, failure: &Failure, after: Option<Duration>) -> Response<Bytes> {
-        self.classify.local_response(&mut notes.ask, failure, after)
+        self.classify.local_response(&mut notes.summary, failure, after)
     }
 
     fn body_error(error: BoxError) -> (Failure, BadGatewayCause, Option<Failure>) {
@@ -85,11 +85,11 @@ impl ErrorMode for Errors {
     }
 
     fn report_body(&self, notes: &mut Notes, failure: Failure) -> Failure {
-        self.classify.report_body(&mut notes.ask, failure)
+        self.classify.report_body(&mut notes.summary, failure)
     }
 
     fn report_expired(&self, notes: &mut Notes, expired: Expired, failure: Failure) -> Failure {
-        self.classify.report_expired(&mut notes.ask, expired, failure)
+        self.classify.report_expired(&mut notes.summary, expired, failure)
     }
 }
 
@@ -126,12 +126,12 @@ where
         calls: ClientCalls,
         known_as: Option<ClientCall>,
     ) -> Option<Failure> {
-        <Classified as ResponseMode<E, X>>::check(&self.classify, &notes.ask, response, calls, known_as)
+        <Classified as ResponseMode<E, X>>::check(&self.classify, &notes.summary, response, calls, known_as)
     }
 
     #[inline]
     fn waits_for_first_frame(&self, notes: &Notes, response: &Response<X>) -> bool {
-        <Classified as ResponseMode<E, X>>::waits_for_first_frame(&self.classify, &notes.ask, response)
+        <Classified as ResponseMode<E, X>>::waits_for_first_frame(&self.classify, &notes.summary, response)
     }
 
     fn first_frame_timeout(&self) -> Duration {

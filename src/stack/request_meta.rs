@@ -10,9 +10,9 @@ use crate::exchange::asks_for_upgrade;
 /// The parts of a request that are needed after it has been sent.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    pub(super) ask: RequestSummary,
+    pub(super) summary: RequestSummary,
     /// The input of the error page, if there is one.
-    pub(super) wish: Option<ResponsePreferences>,
+    pub(super) preferences: Option<ResponsePreferences>,
 }
 
 /// The header fields that the stack reads.
@@ -48,8 +48,8 @@ impl<'a> RelevantHeaders<'a> {
 #[inline]
 pub(super) fn note<B>(notes: &mut Notes, request: &Request<B>, page: Option<&ErrorPage>) {
     let seen = RelevantHeaders::of(request.version(), request.headers());
-    notes.ask.update(request, seen.expected, seen.request_id);
+    notes.summary.update(request, seen.expected, seen.request_id);
     if let Some(page) = page {
-        notes.wish = Some(page.preferences_with(request, seen.accept));
+        notes.preferences = Some(page.preferences_with(request, seen.accept));
     }
 }
