@@ -14,3 +14,6 @@ pub use self::replay::{BodyReclaimed, ReplayBody, ReplayHandle};
 pub use self::response::ResponseBody;
 pub use self::upload::TrackedUpload;
 pub(crate) use self::upload::UploadCounters;
+
+/// The error of a body of any type.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

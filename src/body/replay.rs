@@ -11,10 +11,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::BoxError;
 use super::buffered::{CopyState, ReplayBuffer};
 use super::loan::{Loan, RecallRequest};
 
-type BoxError = Box<dyn Error + Send + Sync>;
 /// The buffer lent to an attempt; boxed, so that it stays pinned while it changes owners.
 type BoxedBuffer<B> = Pin<Box<ReplayBuffer<B>>>;
 

@@ -10,7 +10,7 @@ use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::BoxError;
+use crate::body::BoxError;
 use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::exchange::{Detach, Detachable};
 

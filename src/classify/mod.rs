@@ -82,7 +82,7 @@ use self::settings::Reporter;
 #[cfg(feature = "client")]
 pub(crate) use self::settings::upstream_status;
 pub(crate) use self::settings::{REQUEST_ID, RequestSummary, Settings};
-use crate::body::WrapBody;
+use crate::body::{BoxError, WrapBody};
 use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
 use crate::exchange::{Config, SendOnce, middleware_body, middleware_future, middleware_service, middleware_spec};
@@ -94,8 +94,6 @@ pub use self::classification::{AttemptContext, Classification, UploadState};
 pub use self::connection_stats::{ConnectionStats, WireSnapshot};
 pub use self::head::{Expected, check_head};
 pub(crate) use self::mode::Classified;
-
-type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Classifies an error returned instead of a response head.
 ///

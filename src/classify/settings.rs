@@ -10,10 +10,11 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
+use super::ConnectionStats;
 use super::classification::{AttemptContext, Classification};
 use super::head::{Expected, check_head, fold_length, is_plainly_framed};
 use super::markers::{AlreadyReported, RelayedFailure, is_reported, reported};
-use super::{BoxError, ConnectionStats};
+use crate::body::BoxError;
 use crate::cause::{
     self, BadGatewayCause, ClientCalls, CompleteResponse, Detail, Evidence, Failure, FailureBuilder, LocalResponse,
     ProxyStatus, ProxyStatusEntry, RejectedRequest, Replay,

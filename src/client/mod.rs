@@ -55,4 +55,4 @@ pub use self::tcp::TcpConnector;
 pub use self::tls::{InvalidRoots, MaybeTls, TlsConnector};
 pub use self::tls_info::TlsInfo;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::body::BoxError;

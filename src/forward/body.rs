@@ -1,6 +1,5 @@
 //! The body of a message that is forwarded.
 
-use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -10,9 +9,8 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::trailers::{strip_request_trailers, strip_response_trailers};
+use crate::body::BoxError;
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase, Replay};
-
-type BoxError = Box<dyn Error + Send + Sync>;
 
 pin_project! {
     /// A request or response body that passes a [`ForwardLayer`](super::ForwardLayer).

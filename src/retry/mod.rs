@@ -106,7 +106,7 @@ pub(crate) use self::mode::{Resend, WrapReplay};
 use self::request_template::carry;
 use self::settings::MedianSource;
 pub(crate) use self::settings::Settings;
-use crate::body::{ReplayBody, WrapBody};
+use crate::body::{BoxError, ReplayBody, WrapBody};
 use crate::deadline::DeadlinePropagation;
 use crate::exchange::{ActiveCall, Config, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 use crate::free_list::free_list;
@@ -267,8 +267,6 @@ middleware_body! {
     /// Its error is the inner body's own, boxed.
     RetryBody<X> RetrySpec, X, BoxError, { X: Body<Data = Bytes>, X::Error: Into<BoxError>, }
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl<S, B, X, E> Service<Request<B>> for Retry<S>
 where

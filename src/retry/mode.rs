@@ -12,13 +12,11 @@ use tokio::time::Instant;
 use super::has_failure::HasFailure;
 use super::retry_state::{RetryState, StartedState, begin_at};
 use super::settings::Settings;
-use crate::body::{ReplayBody, UploadCounters};
+use crate::body::{BoxError, ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
 use crate::deadline::{Deadline, DeadlinePropagation};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassErrors, RequestMode, ResponseMode};
 use crate::exchange::{CallContext, Expired, Outcome, TimeoutPolicy};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Makes the request body of an attempt from one that can be sent again.
 pub(crate) trait WrapReplay<B>: Send + Sync + 'static {

@@ -78,7 +78,7 @@ use tower_service::Service;
 use self::attachments::TimeoutExtensions;
 use self::keepalive_check::KeepAliveCheck;
 use self::route_learner::RouteLearner;
-use crate::body::WrapBody;
+use crate::body::{BoxError, WrapBody};
 use crate::deadline::DeadlinePropagation;
 use crate::exchange::{Config, PassErrors, Sweep, middleware_body, middleware_future, middleware_service};
 
@@ -90,8 +90,6 @@ pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
 use self::upload_mode::{TimeoutSpec, Uploads, sealed::Mode};
 pub use crate::alignment::{MisalignedTimeouts, Report, Topology};
 pub use crate::stats::Quantile;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 middleware_service! {
     /// The service of [`TimeoutLayer`].
