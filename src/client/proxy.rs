@@ -7,15 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
-use http_body::Body;
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
 use super::pool::{Limits, Pool};
 use super::tls_info::{NOT_TLS, wants_tls};
-use super::{BoxError, Connect, Connector, HttpVersion, ProxyBody, Target, TcpConnector, exchange};
+use super::{Connect, Connector, HttpVersion, ProxyBody, SendBody, Target, TcpConnector, exchange};
 use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{ClientInfo, ForwardingRules};
@@ -86,8 +84,7 @@ impl<C, B> ReverseProxy<C, B>
 where
     C: Connect,
     C::Future: 'static,
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<BoxError>,
+    B: SendBody,
 {
     /// A probe for [`CircuitHandle::active_probe`](crate::breaker::CircuitHandle::active_probe): whether the upstream accepts a
     /// connection, including TLS.
@@ -118,8 +115,7 @@ impl<C, B> Service<Request<B>> for ReverseProxy<C, B>
 where
     C: Connect,
     C::Future: 'static,
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<BoxError>,
+    B: SendBody,
 {
     type Response = Response<ResponseBody<ProxyBody<B>>>;
     type Error = Failure;
@@ -140,8 +136,7 @@ impl<C, B> hyper::service::Service<Request<B>> for ReverseProxy<C, B>
 where
     C: Connect,
     C::Future: 'static,
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<BoxError>,
+    B: SendBody,
 {
     type Response = Response<ResponseBody<ProxyBody<B>>>;
     type Error = Failure;
