@@ -23,7 +23,7 @@ impl<T> FreeList<T> {
     /// Returns a box for reuse; it should not keep references to the call's data.
     #[inline]
     pub(crate) fn recycle(&self, used: T) {
-        // a thread that is ending has no shelf any more
+        // a thread that is ending has no list any more
         let _ = self.0.try_with(|boxes| {
             let mut boxes = boxes.borrow_mut();
             if boxes.len() < MAX_FREE {

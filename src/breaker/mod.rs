@@ -134,7 +134,7 @@ passing_middleware! {
 middleware_spec! {
     /// A circuit breaker alone.
     BreakerSpec,
-    per_call = (), per_attempt = Breaker, timeouts = (), requests = SendOnce, errors = PassErrors
+    per_call = (), per_attempt = BreakerComponent, timeouts = (), requests = SendOnce, errors = PassErrors
 }
 
 /// Circuit breaker of one upstream; see the [module](self).
@@ -164,7 +164,7 @@ impl CircuitBreakerLayer {
         CircuitHandle { core: self.config.per_attempt.core.clone() }
     }
 
-    pub(crate) fn component(&self) -> Breaker {
+    pub(crate) fn component(&self) -> BreakerComponent {
         self.config.per_attempt.clone()
     }
 
@@ -216,7 +216,7 @@ impl CircuitBreakerLayer {
     fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize) -> Self {
         let now = Instant::now();
         let core = Arc::new(CircuitShared::new(Circuit::new(policy, name, stripes, now), now));
-        Self { config: Arc::new(Config::new((), Breaker { core }, (), SendOnce, PassErrors)) }
+        Self { config: Arc::new(Config::new((), BreakerComponent { core }, (), SendOnce, PassErrors)) }
     }
 }
 
@@ -230,12 +230,12 @@ impl<S> Layer<S> for CircuitBreakerLayer {
 
 /// The component of [`CircuitBreakerLayer`].
 #[derive(Clone, Debug)]
-pub(crate) struct Breaker {
+pub(crate) struct BreakerComponent {
     core: Arc<CircuitShared>,
 }
 
 #[allow(clippy::inline_always)] // on the path of every call: measured
-impl Component for Breaker {
+impl Component for BreakerComponent {
     type Permit = Permit;
 
     const REJECTS_EARLY: bool = true;
@@ -284,7 +284,7 @@ impl Component for Breaker {
     }
 }
 
-impl Breaker {
+impl BreakerComponent {
     #[cold]
     fn try_acquire_slow(&self, now: Instant) -> Result<Permit, Rejection> {
         let (passed, turn) = self.core.circuit.try_acquire_slow(now);

@@ -115,7 +115,7 @@ passing_middleware! {
 middleware_spec! {
     /// A limiter alone.
     LimitSpec,
-    per_call = Limit, per_attempt = (), timeouts = NoTimeouts, requests = SendOnce, errors = PassErrors
+    per_call = LimitComponent, per_attempt = (), timeouts = NoTimeouts, requests = SendOnce, errors = PassErrors
 }
 
 const BOUNDS: (u32, u32) = (2, 200);
@@ -155,7 +155,8 @@ impl ConcurrencyLimitLayer {
     fn of(least: u32, most: u32, stripes: usize, name: Option<&str>, limits: NoTimeouts) -> Self {
         let limiter = Arc::new(Limiter::new(least, most, stripes));
         let name: Option<Arc<str>> = name.map(Arc::from);
-        let parts = Limit { limiter, rejection: rejection(name.as_ref()), name, holds_slot_during_upgrade: false };
+        let parts =
+            LimitComponent { limiter, rejection: rejection(name.as_ref()), name, holds_slot_during_upgrade: false };
         Self { config: Arc::new(Config::new(parts, (), limits, SendOnce, PassErrors)), configured: (least, most) }
     }
 
@@ -236,7 +237,7 @@ impl ConcurrencyLimitLayer {
         KeyedLimitLayer::new(self)
     }
 
-    pub(crate) fn component(&self) -> Limit {
+    pub(crate) fn component(&self) -> LimitComponent {
         self.config.per_call.clone()
     }
 
@@ -297,7 +298,7 @@ impl fmt::Debug for LimitHandle {
 
 /// The component of [`ConcurrencyLimitLayer`].
 #[derive(Clone, Debug)]
-pub(crate) struct Limit {
+pub(crate) struct LimitComponent {
     limiter: Arc<Limiter>,
     /// The record that all refusals share: a rejection has to be cheap.
     rejection: Failure,
@@ -314,7 +315,7 @@ pub(crate) struct SlotPermit {
     sampled: bool,
 }
 
-impl Limit {
+impl LimitComponent {
     /// The same slots, with refusals that name the upstream.
     pub(crate) fn with_upstream(mut self, name: &Arc<str>) -> Self {
         self.name.get_or_insert_with(|| name.clone());
@@ -323,7 +324,7 @@ impl Limit {
     }
 }
 
-impl Component for Limit {
+impl Component for LimitComponent {
     type Permit = SlotPermit;
 
     #[inline]
@@ -386,7 +387,7 @@ impl Drop for UpgradePermit {
     }
 }
 
-impl Limit {
+impl LimitComponent {
     #[inline]
     fn release(&self, slot: Option<SlotRef>) {
         if let Some(slot) = slot {

@@ -52,7 +52,7 @@ pub(super) struct AttemptHistory {
 const FIELDS: usize = 64;
 
 // a request carries only the pointer; a list is cleared and filled again without an allocation; a map would be hashed anew
-free_list!(SHELF: Box<RequestTemplate>);
+free_list!(SPARE: Box<RequestTemplate>);
 
 impl RequestTemplate {
     /// Copies a request head; `None` for a request for a tunnel, which belongs to a single attempt.
@@ -61,7 +61,7 @@ impl RequestTemplate {
         if *request.method() == Method::CONNECT {
             return None;
         }
-        let mut kept = SHELF.acquire().unwrap_or_default();
+        let mut kept = SPARE.acquire().unwrap_or_default();
         kept.headers.reserve(request.headers().len());
         for (name, value) in request.headers() {
             if *name == UPGRADE && asks_for_upgrade(request.version(), request.headers()) {
@@ -120,7 +120,7 @@ impl RequestTemplate {
         if self.headers.capacity() > FIELDS {
             return;
         }
-        SHELF.recycle(self);
+        SPARE.recycle(self);
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shelved_head_leaves_nothing_to_the_next_request() {
+    fn a_recycled_head_leaves_nothing_to_the_next_request() {
         RequestTemplate::of(&request(), &[carry::<u8>, carry::<&'static str>]).unwrap().recycle();
         let next = RequestTemplate::of(&Request::new(()), &[]).unwrap().request(());
         assert_eq!((next.method(), next.uri().path(), next.headers().len()), (&Method::GET, "/", 0));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shelf_is_bounded_in_heads_and_in_their_size() {
+    fn spare_heads_are_bounded_in_number_and_size() {
         let mut large = request();
         for field in 0..=FIELDS {
             large.headers_mut().append("x", HeaderValue::from(field));
@@ -165,8 +165,8 @@ mod tests {
         RequestTemplate::of(&large, &[]).unwrap().recycle();
         let heads: Vec<_> = (0..200).map(|_| RequestTemplate::of(&request(), &[]).unwrap()).collect();
         heads.into_iter().for_each(RequestTemplate::recycle);
-        let shelved: Vec<_> = std::iter::from_fn(|| SHELF.acquire()).collect();
-        assert!((1..200).contains(&shelved.len()));
-        assert!(shelved.iter().all(|head| head.headers.capacity() <= FIELDS));
+        let spare: Vec<_> = std::iter::from_fn(|| SPARE.acquire()).collect();
+        assert!((1..200).contains(&spare.len()));
+        assert!(spare.iter().all(|head| head.headers.capacity() <= FIELDS));
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::errors::Errors;
 use super::requests::TrackUploads;
 use super::stats::StatsRecorder;
-use crate::breaker::Breaker;
+use crate::breaker::BreakerComponent;
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
 use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, UpgradeGuard};
-use crate::limit::Limit;
+use crate::limit::LimitComponent;
 use crate::retry::Resend;
 use crate::timeout::EnforcedTimeouts;
 
@@ -23,7 +23,7 @@ crate::free_list::free_list!(SPARE: std::pin::Pin<Box<ActiveCall<StackSpec>>>);
 
 impl Spec for StackSpec {
     type PerCall = PerCall;
-    type PerAttempt = Option<Breaker>;
+    type PerAttempt = Option<BreakerComponent>;
     type Timeouts = EnforcedTimeouts;
     type Requests = Resend<TrackUploads>;
     type Errors = Errors;
@@ -41,12 +41,12 @@ impl Spec for StackSpec {
 #[derive(Clone, Debug)]
 pub(super) struct PerCall {
     pub(super) recorder: Arc<StatsRecorder>,
-    pub(super) limiter: Option<Limit>,
+    pub(super) limiter: Option<LimitComponent>,
 }
 
 impl Component for PerCall {
     /// A slot; `None` in a bypass.
-    type Permit = Option<<Limit as Component>::Permit>;
+    type Permit = Option<<LimitComponent as Component>::Permit>;
 
     fn on_rejected(&self, rejection: &Rejection) {
         self.recorder.begin();
