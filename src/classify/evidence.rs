@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 
 use super::chain::Chain;
+#[cfg(feature = "rustls")]
+use super::facts::TlsFacts;
 use super::facts::{ErrorFacts, IoFacts, TextFacts};
 use crate::cause::Failure;
 
@@ -85,9 +87,22 @@ impl ErrorFacts {
         }
         #[cfg(feature = "rustls")]
         if let Some(error) = link.downcast_ref::<rustls::Error>() {
-            self.tls.get_or_insert_with(|| super::tls::read(error));
+            self.tls.get_or_insert_with(|| read_tls(error));
             return true;
         }
         false
+    }
+}
+
+#[cfg(feature = "rustls")]
+fn read_tls(error: &rustls::Error) -> TlsFacts {
+    use rustls::Error;
+    match error {
+        Error::AlertReceived(alert) => TlsFacts::Alert(u8::from(*alert)),
+        Error::InvalidCertificate(_) | Error::NoCertificatesPresented | Error::InvalidCertRevocationList(_) => {
+            TlsFacts::Certificate
+        }
+        Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => TlsFacts::Foreign,
+        _ => TlsFacts::Other,
     }
 }

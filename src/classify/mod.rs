@@ -59,8 +59,6 @@ mod markers;
 mod mode;
 mod rules;
 mod settings;
-#[cfg(feature = "rustls")]
-mod tls;
 
 use std::convert::Infallible;
 use std::error::Error;
