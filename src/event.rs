@@ -79,6 +79,7 @@ impl<T: Observer + ?Sized> Observer for std::sync::Arc<T> {
 /// | `class` | its RFC 9209 error type |
 /// | `hop`, `hop.error` | the hop behind the upstream that failed, according to its own `Proxy-Status` |
 /// | `phase`, `peer`, `upstream`, `elapsed_ms`, `detail` | from the [`Failure`] |
+/// | `opened_by` | the cause that opened the circuit, if an open circuit rejected the call |
 /// | `attempts`, `retry_stop` | the number of attempts, if more than one, and why no further one was made |
 /// | `http.request.method`, `url.path` | of the request, without the query |
 /// | `http.response.status_code` | the status of the response, or that of the cause if the body failed |
@@ -111,6 +112,7 @@ macro_rules! line {
             attempts = ($failure.attempts() > 1).then(|| $failure.attempts()),
             retry_stop = $failure.retry_stop().map(RetryStop::as_str),
             detail = $failure.detail().map(tracing::field::display),
+            opened_by = $failure.opened_by().map(|failure| failure.cause().as_str()),
             hint = $failure.cause().next_step(),
             "{}", $failure.cause().summary()
         )

@@ -213,7 +213,7 @@ impl Circuit {
         CircuitSnapshot {
             state: look.state,
             since: self.at(look.since),
-            cause: why.and_then(|opening| opening.previous().last().cloned()),
+            cause: why.and_then(|opening| opening.opened_by().cloned()),
             next_probe: (look.state == State::Open).then(|| self.at(look.until)),
             calls: held.calls,
             failures: held.failures,
@@ -273,7 +273,7 @@ impl Circuit {
 
     /// The record of an opening, with the failure that caused it.
     fn opening_record(&self, why: &'static str, failure: Failure) -> Failure {
-        self.failure_builder(why).previous(failure).build()
+        self.failure_builder(why).opened_by(failure).build()
     }
 
     fn failure_builder(&self, why: &'static str) -> crate::cause::FailureBuilder {

@@ -53,7 +53,7 @@ impl CircuitShared {
             state: turn.state,
             at: self.circuit.at(turn.at),
             open_for: Duration::from_nanos(turn.open_for),
-            cause: turn.cause.as_ref().and_then(|opening| opening.previous().last().cloned()),
+            cause: turn.cause.as_ref().and_then(|opening| opening.opened_by().cloned()),
             number: turn.epoch,
         };
         let detail = turn.cause.as_ref().and_then(Failure::detail);

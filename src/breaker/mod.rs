@@ -38,7 +38,7 @@
 //! was sent after the open duration. Its failure is ignored.
 //!
 //! **A rejection** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the open duration in whole seconds, 1 while
-//! a probe is in flight), and the failure that opened the circuit in [`Failure::previous`](crate::Failure::previous). Its replay
+//! a probe is in flight), and the failure that opened the circuit in [`Failure::opened_by`](crate::Failure::opened_by). Its replay
 //! safety is `not_sent` by `local_refusal`. The inner service is neither called nor polled for readiness. Retry layers do not
 //! retry it.
 //!
@@ -80,7 +80,7 @@
 //! assert_eq!((refused.status(), &refused.headers()["retry-after"]), (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap()));
 //! let failure = Failure::of(&refused).unwrap();
 //! assert_eq!(failure.cause(), BadGatewayCause::CircuitOpen);
-//! assert_eq!(failure.previous()[0].cause(), BadGatewayCause::UpstreamStatus);
+//! assert_eq!(failure.opened_by().unwrap().cause(), BadGatewayCause::UpstreamStatus);
 //! assert_eq!(circuit.snapshot(tokio::time::Instant::now()).state, State::Open);
 //! # }
 //! ```

@@ -36,6 +36,7 @@ struct Record {
     retry_stop: Option<RetryStop>,
     remote_hop: Option<Box<ProxyStatusEntry>>,
     previous: Vec<Failure>,
+    opened_by: Option<Failure>,
     source: Option<SharedError>,
 }
 
@@ -82,6 +83,7 @@ impl Failure {
             retry_stop: None,
             remote_hop: None,
             previous: Vec::new(),
+            opened_by: None,
             source: None,
         })
     }
@@ -169,6 +171,11 @@ impl Failure {
     /// Earlier attempts' failures, oldest first, at most [`MAX_PREVIOUS`](Self::MAX_PREVIOUS).
     pub fn previous(&self) -> &[Failure] {
         &self.0.previous
+    }
+
+    /// The failure that opened the circuit, for the cause `circuit_open`; `None` if an operator holds the circuit open.
+    pub fn opened_by(&self) -> Option<&Failure> {
+        self.0.opened_by.as_ref()
     }
 }
 
@@ -284,5 +291,7 @@ mod tests {
         assert_eq!(json["replay"], "idempotent_only");
         assert_eq!(json["retry_stop"], serde_json::Value::Null);
         assert_eq!(json["elapsed_ms"], 3.0);
+        let refused = Failure::builder(BadGatewayCause::CircuitOpen).opened_by(failure).build();
+        assert_eq!(serde_json::to_value(&refused).unwrap()["opened_by"], "stale_connection");
     }
 }

@@ -199,9 +199,10 @@ async fn a_rejection_names_the_failure_that_opened_the_circuit() {
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.phase()), (Cause::CircuitOpen, Phase::Gateway));
     assert_eq!((failure.replay(), failure.evidence()), (Replay::NotSent, Evidence::LocalRefusal));
-    assert_eq!((failure.upstream(), failure.previous().len()), (Some("payments"), 1));
-    let opened_by = &failure.previous()[0];
+    assert_eq!((failure.upstream(), failure.previous().len()), (Some("payments"), 0));
+    let opened_by = failure.opened_by().unwrap();
     assert_eq!((opened_by.cause(), opened_by.phase()), (Cause::ConnectionRefused, Phase::Connect));
+    assert!(failure.to_string().contains(", opened by connection_refused"), "{failure}");
     let told = told(&layer.handle());
     assert_eq!((told.state, told.refused, told.opened), (State::Open, 1, 1));
     assert!(told.next_probe.unwrap() - Instant::now() >= SECOND / 2);

@@ -176,6 +176,8 @@ async fn a_circuit_that_opens_between_attempts_refuses_the_next_one() {
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.retry_stop()), (Cause::CircuitOpen, Some(RetryStop::LocalRefusal)));
     assert_eq!(failure.attempts(), 3, "the refused one is the third");
+    assert_eq!(failure.previous().iter().map(Failure::cause).collect::<Vec<_>>(), [Cause::UpstreamStatus; 2]);
+    assert_eq!(failure.opened_by().unwrap().cause(), Cause::UpstreamStatus);
     let shown = seen(&layer);
     let circuit = shown.circuit.unwrap();
     assert_eq!((circuit.state, circuit.opened, circuit.calls), (State::Open, 1, 2));

@@ -108,6 +108,12 @@ impl FailureBuilder {
         self
     }
 
+    /// Sets the failure that opened the circuit.
+    pub(crate) fn opened_by(mut self, failure: Failure) -> Self {
+        self.0.opened_by = Some(failure);
+        self
+    }
+
     /// Sets the source error.
     pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into().into());

@@ -24,6 +24,9 @@ impl fmt::Display for Failure {
         if let Some(detail) = record.detail {
             write!(f, ", {detail}")?;
         }
+        if let Some(failure) = &record.opened_by {
+            write!(f, ", opened by {}", failure.cause().as_str())?;
+        }
         if let Some(hop) = &record.remote_hop {
             write!(f, ", {:?} says {}", hop.name(), hop.error().unwrap_or("nothing"))?;
         }
@@ -59,6 +62,7 @@ impl fmt::Debug for Failure {
             .field("retry_stop", &record.retry_stop)
             .field("hop", &record.remote_hop)
             .field("previous", &record.previous)
+            .field("opened_by", &record.opened_by)
             .field("source", &record.source)
             .finish()
     }
@@ -69,7 +73,7 @@ impl serde::Serialize for Failure {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
         let record = &*self.0;
-        let mut out = serializer.serialize_struct("Failure", 15)?;
+        let mut out = serializer.serialize_struct("Failure", 16)?;
         out.serialize_field("cause", &record.cause)?;
         out.serialize_field("class", &record.cause.proxy_status_error())?;
         out.serialize_field("status", &self.status().as_u16())?;
@@ -80,6 +84,7 @@ impl serde::Serialize for Failure {
         out.serialize_field("connection", &record.connection)?;
         out.serialize_field("peer", &record.peer.map(|peer| peer.to_string()))?;
         out.serialize_field("upstream", &record.upstream.as_deref())?;
+        out.serialize_field("opened_by", &record.opened_by.as_ref().map(Failure::cause))?;
         out.serialize_field("hop", &record.remote_hop.as_ref().map(|hop| hop.name()))?;
         out.serialize_field("hop_error", &record.remote_hop.as_ref().and_then(|hop| hop.error()))?;
         out.serialize_field("attempts", &record.attempts)?;
