@@ -17,9 +17,9 @@ use hyper_util::rt::TokioExecutor;
 use reqwest13 as reqwest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceExt};
 use tower_upstream::body::{ReplayBody, TrackedUpload};
-use tower_upstream::compat::{HttpCompatLayer, MapRequestBodyLayer};
+use tower_upstream::compat::HttpCompatLayer;
 use tower_upstream::retry::Attempts;
 use tower_upstream::stack::ConfigErrors;
 use tower_upstream::{Failure, UpstreamLayer};
@@ -64,11 +64,7 @@ async fn main() -> Result<(), BoxError> {
         .no_proxy()
         .pool_idle_timeout(Duration::from_secs(4))
         .build()?;
-    let reqwest = ServiceBuilder::new()
-        .layer(MapRequestBodyLayer::new(reqwest::Body::wrap))
-        .layer(HttpCompatLayer::new())
-        .service(reqwest);
-    show("reqwest", around(reqwest)?).await
+    show("reqwest", around(HttpCompatLayer::new(reqwest::Body::wrap).layer(reqwest))?).await
 }
 
 /// Starts an upstream and makes three calls.

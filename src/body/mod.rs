@@ -26,7 +26,7 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
     message = "`{Self}` does not accept requests with the body `{B}`, which this layer passes on",
     label = "the layer around it passes on `Request<{B}>`",
     note = "put `compat::MapRequestBodyLayer` around a client that accepts a single body type: \
-            `MapRequestBodyLayer::new(tonic::body::Body::new)`, `MapRequestBodyLayer::new(reqwest::Body::wrap)`",
+            `MapRequestBodyLayer::new(tonic::body::Body::new)`; around reqwest, `HttpCompatLayer::new(reqwest::Body::wrap)`",
     note = "a `TimeoutLayer` passes the body on unchanged if it is `without_upload_tracking()`"
 )]
 pub trait WrapBody<B>: Service<Request<B>, Response = Response<Self::Body>, Error = Self::ServiceError> {

@@ -11,14 +11,16 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::SyncBody;
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Failure, Phase};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Calls a client that has its own request and response types with those of `http`.
+/// Calls a client that has its own request, response and body types, such as reqwest's, with those of `http`.
 ///
-/// For reqwest, `Q` is `reqwest::Request` and `R` is `reqwest::Body`; the compiler infers both. Any client works whose request is
-/// `TryFrom<http::Request<B>>` and whose response is `Into<http::Response<R>>`. See the
+/// [`new`](Self::new) takes the function that makes the client's request body, which is called with a [`SyncBody`]. `T` names
+/// the client's types as `fn(Request) -> ResponseBody`, for reqwest `fn(reqwest::Request) -> reqwest::Body`; the compiler infers
+/// it. Any client works whose request is `TryFrom<http::Request<C>>` and whose response is `Into<http::Response<R>>`. See the
 /// [module](super) for the settings of reqwest.
 ///
 /// A request that cannot be converted, such as one without scheme and host for reqwest, is not sent: the error is
@@ -32,75 +34,60 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let client = HttpCompatLayer::new().layer(reqwest::Client::new());
-/// let error = client.oneshot(http::Request::get("/no/host").body("").unwrap()).await.unwrap_err();
+/// let client = HttpCompatLayer::new(reqwest::Body::wrap).layer(reqwest::Client::new());
+/// let error = client.oneshot(http::Request::get("/no/host").body(axum::body::Body::empty()).unwrap()).await.unwrap_err();
 /// assert_eq!(Failure::from_error(error).cause(), BadGatewayCause::InvalidTarget);
 /// # }
 /// ```
+#[derive(Clone, Copy)]
 #[must_use]
-pub struct HttpCompatLayer<Q, R> {
-    types: PhantomData<fn(Q) -> R>,
+pub struct HttpCompatLayer<F, T> {
+    wrap: F,
+    types: PhantomData<T>,
 }
 
-impl<Q, R> HttpCompatLayer<Q, R> {
-    /// The layer; it has no settings.
-    pub fn new() -> Self {
-        Self { types: PhantomData }
+impl<F, Q, R> HttpCompatLayer<F, fn(Q) -> R> {
+    /// Makes the client's request body by this function, usually its constructor: `reqwest::Body::wrap`.
+    pub fn new(wrap: F) -> Self {
+        Self { wrap, types: PhantomData }
     }
 }
 
-impl<Q, R> Default for HttpCompatLayer<Q, R> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<Q, R> Clone for HttpCompatLayer<Q, R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<Q, R> Copy for HttpCompatLayer<Q, R> {}
-
-impl<Q, R> fmt::Debug for HttpCompatLayer<Q, R> {
+impl<F, T> fmt::Debug for HttpCompatLayer<F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HttpCompatLayer")
     }
 }
 
-impl<S, Q, R> Layer<S> for HttpCompatLayer<Q, R> {
-    type Service = HttpCompat<S, Q, R>;
+impl<S, F: Clone, T> Layer<S> for HttpCompatLayer<F, T> {
+    type Service = HttpCompat<S, F, T>;
 
-    fn layer(&self, inner: S) -> HttpCompat<S, Q, R> {
-        HttpCompat { inner, types: PhantomData }
+    fn layer(&self, inner: S) -> HttpCompat<S, F, T> {
+        HttpCompat { inner, wrap: self.wrap.clone(), types: PhantomData }
     }
 }
 
 /// The service of [`HttpCompatLayer`].
-pub struct HttpCompat<S, Q, R> {
+#[derive(Clone)]
+pub struct HttpCompat<S, F, T> {
     inner: S,
-    types: PhantomData<fn(Q) -> R>,
+    wrap: F,
+    types: PhantomData<T>,
 }
 
-impl<S: Clone, Q, R> Clone for HttpCompat<S, Q, R> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), types: PhantomData }
-    }
-}
-
-impl<S: fmt::Debug, Q, R> fmt::Debug for HttpCompat<S, Q, R> {
+impl<S: fmt::Debug, F, T> fmt::Debug for HttpCompat<S, F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpTypes").field("inner", &self.inner).finish()
+        f.debug_struct("HttpCompat").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
-impl<S, Q, R, B> Service<Request<B>> for HttpCompat<S, Q, R>
+impl<S, F, Q, R, B, C> Service<Request<B>> for HttpCompat<S, F, fn(Q) -> R>
 where
     S: Service<Q>,
     S::Response: Into<Response<R>>,
     S::Error: Into<BoxError>,
-    Q: TryFrom<Request<B>>,
+    F: Fn(SyncBody<B>) -> C,
+    Q: TryFrom<Request<C>>,
     Q::Error: Into<BoxError>,
 {
     type Response = Response<R>;
@@ -117,7 +104,7 @@ where
             let why = invalid_target().detail(Detail::Text("`*` is no absolute URL")).build();
             State::Refused { error: Some(why.into()) }
         } else {
-            match Q::try_from(request) {
+            match Q::try_from(request.map(|body| (self.wrap)(SyncBody::new(body)))) {
                 Ok(request) => State::Call { call: self.inner.call(request) },
                 Err(error) => State::Refused { error: Some(refused(error.into())) },
             }
@@ -160,7 +147,7 @@ pin_project! {
 
 impl<F, R> fmt::Debug for HttpCompatFuture<F, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpTypesFuture").finish_non_exhaustive()
+        f.debug_struct("HttpCompatFuture").finish_non_exhaustive()
     }
 }
 
@@ -175,7 +162,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProjection::Call { call } => Poll::Ready(ready!(call.poll(cx)).map(Into::into).map_err(Into::into)),
-            StateProjection::Refused { error } => Poll::Ready(Err(error.take().expect("polled after its answer"))),
+            StateProjection::Refused { error } => Poll::Ready(Err(error.take().expect("polled after its response"))),
         }
     }
 }
@@ -216,7 +203,8 @@ mod tests {
             if request.0 > 9 { Err(io::Error::other("too much")) } else { Ok(Doubled(2 * request.0)) }
         });
         let request = Request::options(target).body(body).unwrap();
-        let answer = HttpCompatLayer::<Number, u32>::new().layer(doubles).oneshot(request).await;
+        let answer =
+            HttpCompatLayer::<_, fn(Number) -> u32>::new(SyncBody::into_inner).layer(doubles).oneshot(request).await;
         answer.map(Response::into_body).map_err(|error| match error.downcast::<Failure>() {
             Ok(failure) => *failure,
             Err(error) => Failure::builder(BadGatewayCause::Unknown).source(error).build(),
@@ -256,9 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn the_types_it_only_names_say_nothing_of_send() {
+    fn it_is_send_and_sync_whatever_types_it_names() {
         fn is_send<T: Send + Sync>() {}
-        is_send::<HttpCompat<(), *const (), std::cell::Cell<()>>>();
+        is_send::<HttpCompat<(), (), fn(*const ()) -> std::cell::Cell<()>>>();
         is_send::<HttpCompatFuture<std::future::Ready<Result<(), Infallible>>, *const ()>>();
     }
 }

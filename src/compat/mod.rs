@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | axum's `Router`, `ReverseProxy`, hyper-util's client | any body | nothing; [`OriginLayer`] for the last |
 //! | tonic's `Channel` | `tonic::body::Body` | `MapRequestBodyLayer::new(tonic::body::Body::new)` |
-//! | reqwest's `Client`, 0.12 and 0.13 | `reqwest::Request` with an absolute URL | `MapRequestBodyLayer::new(reqwest::Body::wrap)`, [`OriginLayer`] in a gateway, [`HttpCompatLayer`] |
+//! | reqwest's `Client`, 0.12 and 0.13 | `reqwest::Request` with an absolute URL | [`OriginLayer`] in a gateway, `HttpCompatLayer::new(reqwest::Body::wrap)` |
 //!
 //! hyper-util's client and reqwest return errors: place [`ClassifyLayer`](crate::ClassifyLayer) around the adaptors, so that
 //! every layer above sees causes. hyper's `Incoming` also lacks `Default`, which layers that refuse need; the classified body has it.
@@ -26,7 +26,7 @@
 //! use std::time::Duration;
 //! use http_body_util::Full;
 //! use tower::{ServiceBuilder, ServiceExt};
-//! use tower_upstream::compat::{HttpCompatLayer, MapRequestBodyLayer};
+//! use tower_upstream::compat::HttpCompatLayer;
 //! use tower_upstream::retry::RetryLayer;
 //! use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 //! use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
@@ -45,8 +45,7 @@
 //!     .layer(RetryLayer::new())
 //!     .layer(TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(5)).total(Duration::from_secs(20))))
 //!     .layer(ClassifyLayer::new())
-//!     .layer(MapRequestBodyLayer::new(reqwest::Body::wrap))
-//!     .layer(HttpCompatLayer::new())
+//!     .layer(HttpCompatLayer::new(reqwest::Body::wrap))
 //!     .service(client);
 //!
 //! let request = http::Request::get("http://127.0.0.1:1/cart").body(Full::<bytes::Bytes>::default()).unwrap();
@@ -68,8 +67,7 @@
 //! | adds `Accept: */*` if absent, and `default_headers` | | |
 //! | parses the address as a URL (WHATWG): `/a/../b` becomes `/b` | | use `ReverseProxy` where paths must stay unchanged |
 //!
-//! A request body that is not `Sync`, such as axum's, needs another wrapper, because `reqwest::Body::wrap` requires `Sync`:
-//! `MapRequestBodyLayer::new(|body| reqwest::Body::wrap(SyncBody::new(body)))`; see [`SyncBody`].
+//! `reqwest::Body::wrap` requires a body that is `Sync`, which axum's is not: [`HttpCompatLayer`] passes it a [`SyncBody`].
 //!
 //! # tonic's channel under the layers
 //!

@@ -53,8 +53,8 @@ async fn shop() -> (Upstream, Arc<AtomicUsize>) {
 macro_rules! inside_the_stack {
     ($reqwest:ident, $client:expr) => {
         mod $reqwest {
-            use tower::ServiceBuilder;
-            use tower_upstream::compat::{HttpCompatLayer, OriginLayer, MapRequestBodyLayer, SyncBody};
+            use tower::{Layer, ServiceBuilder};
+            use tower_upstream::compat::{HttpCompatLayer, OriginLayer};
 
             use super::*;
 
@@ -64,11 +64,7 @@ macro_rules! inside_the_stack {
             }
 
             fn around(stack: &Stack) -> impl Answering<Full<Bytes>> + use<> {
-                let client = ServiceBuilder::new()
-                    .layer(MapRequestBodyLayer::new(::$reqwest::Body::wrap))
-                    .layer(HttpCompatLayer::new())
-                    .service(client());
-                stack.around(client)
+                stack.around(HttpCompatLayer::new(::$reqwest::Body::wrap).layer(client()))
             }
 
             #[tokio::test]
@@ -148,10 +144,9 @@ macro_rules! inside_the_stack {
                 let (stack, (upstream, _)) = (Stack::new("edge"), shop().await);
                 let origin: OriginLayer = format!("http://{}", upstream.address).parse().unwrap();
                 let client = ServiceBuilder::new()
-                    // axum's body is not `Sync`
-                    .layer(MapRequestBodyLayer::new(|body| ::$reqwest::Body::wrap(SyncBody::new(body))))
                     .layer(origin)
-                    .layer(HttpCompatLayer::new())
+                    // axum's body is not `Sync`
+                    .layer(HttpCompatLayer::new(::$reqwest::Body::wrap))
                     .service(client());
                 let gateway = stack.around::<_, axum::body::Body, _>(client);
                 let address = serve(Router::new().fallback_service(gateway)).await;
