@@ -106,6 +106,10 @@ impl Classification {
         self
     }
 
+    pub(super) const fn has_detail(&self) -> bool {
+        self.detail.is_some()
+    }
+
     /// The cause.
     pub const fn cause(&self) -> BadGatewayCause {
         self.cause

@@ -44,6 +44,7 @@
 //! # }
 //! ```
 
+mod attempt_outcome;
 mod body;
 mod chain;
 mod classification;
@@ -85,6 +86,7 @@ use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
 use crate::exchange::{Config, SendOnce, middleware_body, middleware_future, middleware_service, middleware_spec};
 
+pub use self::attempt_outcome::AttemptOutcome;
 pub(crate) use self::body::SharedBody;
 use self::body::{truncated, was_truncated};
 pub use self::chain::Chain;
@@ -249,15 +251,29 @@ impl ClassifyLayer {
         self
     }
 
-    /// Sets a classifier that is called first; if it returns `None`, the crate's rules decide.
+    /// Sets a classifier that is called first, for every error and response head; if it returns `None`, the crate's rules decide.
     ///
-    /// It returns a [`BadGatewayCause`], or a [`Classification`] with more detail.
+    /// It returns a [`BadGatewayCause`](crate::BadGatewayCause), or a [`Classification`] with more detail, which counts as a failure
+    /// for the log, the retry layer and the circuit. An error and a response with a status below 400 are replaced by a local
+    /// response; another response is relayed unchanged and carries the cause. A response that has a cause already, and one with
+    /// status 101, is not classified again.
+    ///
+    /// ```
+    /// use tower_upstream::{BadGatewayCause, ClassifyLayer, classify::AttemptOutcome};
+    ///
+    /// let layer = ClassifyLayer::new().classifier(|attempt: &AttemptOutcome<'_>| {
+    ///     let failed = attempt.headers().is_some_and(|headers| headers.contains_key("x-error"));
+    ///     let refused = attempt.find_error::<std::num::ParseIntError>().is_some();
+    ///     (failed || refused).then_some(BadGatewayCause::UpstreamStatus)
+    /// });
+    /// # let _ = layer;
+    /// ```
     pub fn classifier<J, C>(mut self, judge: J) -> Self
     where
-        J: Fn(&(dyn Error + 'static)) -> Option<C> + Send + Sync + 'static,
+        J: Fn(&AttemptOutcome<'_>) -> Option<C> + Send + Sync + 'static,
         C: Into<Classification>,
     {
-        let judge = move |error: &(dyn Error + 'static)| judge(error).map(Into::into);
+        let judge = move |attempt: &AttemptOutcome<'_>| judge(attempt).map(Into::into);
         Arc::make_mut(&mut self.settings).classifier = Some(Arc::new(judge));
         self
     }

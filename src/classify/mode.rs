@@ -56,9 +56,9 @@ impl ErrorMode for Classified {
         calls.end_or_claim()
     }
 
-    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure {
+    fn classify_not_ready(&self, notes: &RequestSummary, error: BoxError, calls: ClientCalls) -> Failure {
         let scene = scene_of(&*error);
-        self.settings.judge(error, &scene, calls)
+        self.settings.judge(&notes.request, error, &scene, calls)
     }
 
     fn on_cancel(&self, notes: &mut RequestSummary) {
@@ -96,8 +96,8 @@ where
     type Error = std::convert::Infallible;
     type Inner = SharedBody<X>;
 
-    fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
-        Ok(self.classify_not_ready(error.into(), calls))
+    fn failure(&self, notes: &RequestSummary, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
+        Ok(self.classify_not_ready(notes, error.into(), calls))
     }
 
     fn error_outcome(error: &Self::Error) -> Outcome {
@@ -109,8 +109,8 @@ where
     }
 
     #[inline]
-    fn is_ordinary(response: &Response<X>) -> bool {
-        is_plain_head(response)
+    fn is_ordinary(&self, response: &Response<X>) -> bool {
+        !self.settings.has_classifier() && is_plain_head(response)
     }
 
     fn check(
@@ -131,7 +131,7 @@ where
                 response.extensions_mut().insert(failure.known_as(known_as));
             }
         }
-        None
+        self.settings.judge_response(&notes.request, response)
     }
 
     #[inline]

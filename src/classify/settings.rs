@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::Body;
 
 use super::ConnectionStats;
+use super::attempt_outcome::AttemptOutcome;
 use super::classification::{AttemptContext, Classification};
 use super::head::{Expected, check_head, fold_length, is_plainly_framed};
 use super::markers::{AlreadyReported, RelayedFailure, is_reported, reported};
@@ -22,7 +23,7 @@ use crate::cause::{
 use crate::event::{Event, Observer, RequestInfo, TracingObserver};
 use crate::exchange::{CancelReason, drop_reason};
 
-type ErrorClassifier = dyn Fn(&(dyn Error + 'static)) -> Option<Classification> + Send + Sync;
+type Classifier = dyn Fn(&AttemptOutcome<'_>) -> Option<Classification> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -32,7 +33,7 @@ pub(crate) struct Settings {
     pub(super) proxy_status: Option<ProxyStatus>,
     pub(super) failure_statuses: Vec<StatusCode>,
     pub(super) first_frame_timeout: Duration,
-    pub(super) classifier: Option<Arc<ErrorClassifier>>,
+    pub(super) classifier: Option<Arc<Classifier>>,
     pub(super) choose_status: Option<Arc<ChooseStatus>>,
     pub(super) observer: Arc<dyn Observer>,
     /// The layer that reports failures.
@@ -142,12 +143,41 @@ impl Settings {
     }
 
     /// Classifies the error of a service whose `call` made these client calls.
-    pub(crate) fn judge(&self, error: BoxError, scene: &AttemptContext, calls: ClientCalls) -> Failure {
-        let verdict = self.classifier.as_ref().and_then(|judge| judge(&*error));
+    pub(crate) fn judge(
+        &self,
+        request: &RequestInfo,
+        error: BoxError,
+        scene: &AttemptContext,
+        calls: ClientCalls,
+    ) -> Failure {
+        let verdict = self.classifier.as_ref().and_then(|judge| judge(&AttemptOutcome::error_of(request, &*error)));
         match verdict {
             Some(verdict) => verdict.into_failure(scene).source(error).build(),
             None => Failure::of_call(error, scene, calls),
         }
+    }
+
+    pub(crate) fn has_classifier(&self) -> bool {
+        self.classifier.is_some()
+    }
+
+    /// Asks the user's classifier about a response: an error status gets its failure attached, that of another is returned.
+    pub(crate) fn judge_response<B>(&self, request: &RequestInfo, response: &mut Response<B>) -> Option<Failure> {
+        let judge = self.classifier.as_ref()?;
+        let (status, extensions) = (response.status(), response.extensions());
+        let is_classified = BadGatewayCause::of(response).is_some() || extensions.get::<RejectedRequest>().is_some();
+        if is_classified || status == StatusCode::SWITCHING_PROTOCOLS {
+            return None;
+        }
+        let verdict = judge(&AttemptOutcome::response_of(request, status, response.headers()))?;
+        let peer = extensions.get::<ConnectionStats>().and_then(ConnectionStats::peer);
+        let failure = verdict.into_failure(&AttemptContext::default().peer(peer));
+        if status.as_u16() < 400 {
+            return Some(failure.build());
+        }
+        let failure = if verdict.has_detail() { failure } else { failure.detail(Detail::Status(status)) };
+        cause::attach(response, failure.build());
+        None
     }
 
     /// Whether the head waits for the first frame.

@@ -166,7 +166,8 @@ where
     #[inline]
     fn is_ordinary(&self, response: &Response<X>) -> bool {
         let (Some(retry_state), None) = (&self.retry_state, &self.hedge) else { return false };
-        P::Errors::is_ordinary(response) && self.active.get().config().requests.is_final(retry_state, response)
+        let config = self.active.get().config();
+        config.errors.is_ordinary(response) && config.requests.is_final(retry_state, response)
     }
 
     #[inline]
@@ -311,7 +312,7 @@ where
             StateProjection::Failed { error } => {
                 let error = *error.take().expect(POLLED_AGAIN);
                 let state = self.active.get();
-                let failure = state.config().errors.classify_not_ready(error, state.attempt.calls);
+                let failure = state.config().errors.classify_not_ready(&state.notes, error, state.attempt.calls);
                 self.on_failed(failure, None, cx)
             }
             StateProjection::Rejected { rejection } => {
@@ -334,7 +335,7 @@ where
 
     /// A head has come.
     fn on_response(&mut self, mut response: Response<X>, cx: &mut Context<'_>) -> Step<P, E, X> {
-        if !P::Errors::is_ordinary(&response) {
+        if !self.active.get().config().errors.is_ordinary(&response) {
             if let Some(failure) = self.check(&mut response) {
                 return self.on_failed(failure, local_retry_after(&response), cx);
             }
@@ -492,7 +493,7 @@ where
     fn on_error(&mut self, error: E, cx: &mut Context<'_>) -> Step<P, E, X> {
         self.clear_timer();
         let state = self.active.get();
-        match state.config().errors.failure(error, state.attempt.calls) {
+        match state.config().errors.failure(&state.notes, error, state.attempt.calls) {
             Ok(failure) => self.on_failed(failure, None, cx),
             Err(error) => {
                 let seen = P::Errors::error_outcome(&error);
@@ -638,7 +639,7 @@ where
             HedgeEvent::NotMade => (None, None),
             HedgeEvent::Response(mut response) => {
                 let notes = &self.active.get().notes;
-                let checked = if P::Errors::is_ordinary(&response) {
+                let checked = if config.errors.is_ordinary(&response) {
                     None
                 } else {
                     config.errors.check(notes, &mut response, attempt.calls, known_as)
@@ -657,7 +658,7 @@ where
                     (record, drain(response, cx).then_some(outcome))
                 }
             }
-            HedgeEvent::Error(error) => match config.errors.failure(error, attempt.calls) {
+            HedgeEvent::Error(error) => match config.errors.failure(&self.active.get().notes, error, attempt.calls) {
                 Ok(failure) => {
                     let outcome = Outcome::failure(&failure);
                     attempt.on_no_head(config, context, &outcome);

@@ -45,7 +45,7 @@ impl ErrorMode for PassErrors {
     const FLUSHES: bool = false;
     const SWEEPS_SHORT: bool = false;
 
-    fn classify_not_ready(&self, error: BoxError, _: ClientCalls) -> Failure {
+    fn classify_not_ready(&self, (): &(), error: BoxError, _: ClientCalls) -> Failure {
         Failure::builder(BadGatewayCause::Unknown).source(error).build()
     }
 
@@ -86,7 +86,7 @@ where
     type Error = E;
     type Inner = X;
 
-    fn failure(&self, error: E, _: ClientCalls) -> Result<Failure, E> {
+    fn failure(&self, (): &(), error: E, _: ClientCalls) -> Result<Failure, E> {
         Err(error)
     }
 
@@ -99,7 +99,7 @@ where
     }
 
     #[inline]
-    fn is_ordinary(_: &Response<X>) -> bool {
+    fn is_ordinary(&self, _: &Response<X>) -> bool {
         true
     }
 

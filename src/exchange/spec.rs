@@ -300,7 +300,7 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
     }
 
     /// Classifies the error of an inner service that never becomes ready.
-    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure;
+    fn classify_not_ready(&self, notes: &Self::Notes, error: BoxError, calls: ClientCalls) -> Failure;
 
     /// Adds what only this layer knows to a failure.
     fn complete_failure(&self, failure: Failure) -> Failure {
@@ -358,7 +358,7 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     /// # Errors
     ///
     /// The error, if it is passed on.
-    fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error>;
+    fn failure(&self, notes: &Self::Notes, error: E, calls: ClientCalls) -> Result<Failure, Self::Error>;
 
     /// The outcome of an error that is passed on.
     fn error_outcome(error: &Self::Error) -> Outcome;
@@ -385,7 +385,7 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     }
 
     /// Whether a head shows no sign of a failure.
-    fn is_ordinary(response: &Response<X>) -> bool;
+    fn is_ordinary(&self, response: &Response<X>) -> bool;
 
     /// Checks a head that is not [ordinary](Self::is_ordinary); returns its failure, if any.
     fn check(

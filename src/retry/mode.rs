@@ -169,8 +169,8 @@ impl ErrorMode for Recorded {
     const TRACKS_BODY: bool = false;
     const SWEEPS_SHORT: bool = false;
 
-    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure {
-        PassErrors.classify_not_ready(error, calls)
+    fn classify_not_ready(&self, (): &(), error: BoxError, calls: ClientCalls) -> Failure {
+        PassErrors.classify_not_ready(&(), error, calls)
     }
 
     /// Replaces a response that was discarded before: without a body text.
@@ -199,7 +199,7 @@ where
     type Error = E;
     type Inner = X;
 
-    fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, E> {
+    fn failure(&self, (): &(), error: E, calls: ClientCalls) -> Result<Failure, E> {
         Ok(error.into_failure().about(calls))
     }
 
@@ -219,7 +219,7 @@ where
     }
 
     #[inline]
-    fn is_ordinary(response: &Response<X>) -> bool {
+    fn is_ordinary(&self, response: &Response<X>) -> bool {
         response.extensions().is_empty()
     }
 

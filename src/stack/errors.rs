@@ -50,8 +50,8 @@ impl ErrorMode for Errors {
         Classified::count(calls)
     }
 
-    fn classify_not_ready(&self, error: BoxError, calls: ClientCalls) -> Failure {
-        self.classify.classify_not_ready(error, calls)
+    fn classify_not_ready(&self, notes: &Notes, error: BoxError, calls: ClientCalls) -> Failure {
+        self.classify.classify_not_ready(&notes.summary, error, calls)
     }
 
     fn complete_failure(&self, failure: Failure) -> Failure {
@@ -102,8 +102,8 @@ where
     type Error = std::convert::Infallible;
     type Inner = SharedBody<X>;
 
-    fn failure(&self, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
-        Ok(self.classify_not_ready(error.into(), calls))
+    fn failure(&self, notes: &Notes, error: E, calls: ClientCalls) -> Result<Failure, Self::Error> {
+        Ok(self.classify_not_ready(notes, error.into(), calls))
     }
 
     fn error_outcome(error: &Self::Error) -> Outcome {
@@ -115,8 +115,8 @@ where
     }
 
     #[inline]
-    fn is_ordinary(response: &Response<X>) -> bool {
-        <Classified as ResponseMode<E, X>>::is_ordinary(response)
+    fn is_ordinary(&self, response: &Response<X>) -> bool {
+        <Classified as ResponseMode<E, X>>::is_ordinary(&self.classify, response)
     }
 
     fn check(

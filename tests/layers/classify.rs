@@ -169,12 +169,11 @@ impl Error for Quota {}
 #[tokio::test]
 async fn a_custom_classifier_and_status_are_used() {
     let (layer, seen) = layer();
-    let layer =
-        layer.classifier(|error| error.is::<Quota>().then_some(Cause::GatewayOverload)).choose_status(|failure| {
-            match failure.cause() {
-                Cause::GatewayOverload => StatusCode::TOO_MANY_REQUESTS,
-                _ => failure.status(),
-            }
+    let layer = layer
+        .classifier(|attempt| attempt.find_error::<Quota>().map(|_| Cause::GatewayOverload))
+        .choose_status(|failure| match failure.cause() {
+            Cause::GatewayOverload => StatusCode::TOO_MANY_REQUESTS,
+            _ => failure.status(),
         });
     let failing = service_fn(|request: Request| async move {
         let error: tower::BoxError = match request.uri().path() {
@@ -188,6 +187,32 @@ async fn a_custom_classifier_and_status_are_used() {
     assert_eq!(ask(address, "GET /other HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 502);
     assert_eq!(seen.causes(), [Cause::GatewayOverload, Cause::ConnectionRefused]);
     assert!(seen.failures()[0].source().unwrap().is::<Quota>());
+}
+
+#[tokio::test]
+async fn a_classifier_can_count_a_response_as_a_failure() {
+    let (layer, seen) = layer();
+    let layer = layer.classifier(|attempt| {
+        let is_missing_item = attempt.status() == Some(StatusCode::NOT_FOUND) && attempt.request().path() == "/item";
+        let is_error = attempt.headers().is_some_and(|headers| headers.contains_key("x-error"));
+        (is_missing_item || is_error).then_some(Cause::UpstreamStatus)
+    });
+    let app = Router::new()
+        .route("/item", get(|| async { (StatusCode::NOT_FOUND, "no such item") }))
+        .route("/error", get(|| async { ([("x-error", "1")], "failed") }))
+        .route("/tea", get(|| async { "tea" }))
+        .layer(layer);
+    let address = serve(app).await;
+    for (path, status, text, causes) in [
+        ("/item", 404, "no such item", vec![Cause::UpstreamStatus]),
+        ("/error", 502, "Bad Gateway", vec![Cause::UpstreamStatus]),
+        ("/tea", 200, "tea", vec![]),
+        ("/other", 404, "", vec![]),
+    ] {
+        let answer = ask(address, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert_eq!((answer.status(), answer.text().lines().next().unwrap_or_default()), (status, text), "{path}");
+        assert_eq!(seen.take(), causes, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -169,6 +169,26 @@ async fn what_the_limiter_refuses_is_no_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_response_that_a_classifier_counts_as_a_failure_is_retried() {
+    let classify = ClassifyLayer::new().classifier(|attempt| {
+        let is_error = attempt.headers().is_some_and(|headers| headers.contains_key("x-error"));
+        is_error.then_some(Cause::ClosedBeforeResponse)
+    });
+    let calls = Arc::new(AtomicU32::new(0));
+    let upstream = service_fn(|_: Request<_>| {
+        let is_first = calls.fetch_add(1, Relaxed) == 0;
+        let response = Response::builder().header(if is_first { "x-error" } else { "x-fine" }, "1");
+        std::future::ready(Ok::<_, Failure>(response.body(Full::<Bytes>::from("tea")).unwrap()))
+    });
+    let layer = UpstreamLayer::builder("shop").classify(classify).build().unwrap();
+    let answer = layer.layer(upstream).oneshot(get()).await.unwrap();
+    assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (200, None));
+    let attempts = Attempts::of(&answer).unwrap();
+    assert_eq!((attempts.count(), attempts.previous()[0].cause()), (2, Cause::ClosedBeforeResponse));
+    assert_eq!((seen(&layer).circuit.unwrap().failures, text(answer).await.as_str()), (1, "tea"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_circuit_that_opens_between_attempts_refuses_the_next_one() {
     let layer =
         UpstreamLayer::builder("shop").circuit(move |_| BreakerPolicy::new().consecutive_failures(2)).build().unwrap();
