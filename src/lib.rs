@@ -22,6 +22,8 @@ pub mod limit;
 pub mod retry;
 pub mod stack;
 mod stats;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 pub mod timeout;
 
 pub use cause::{BadGatewayCause, Failure};

@@ -16,8 +16,8 @@ const LAYERS: [&[&str]; 5] = [
     &["admission", "alignment", "breaker", "classify", "compat", "error_page", "forward", "limit", "retry", "timeout"],
     // the client
     &["client"],
-    // the stack, and the pages of the guide
-    &["guide", "stack"],
+    // the stack, the pages of the guide, and the scripted upstream of users' tests
+    &["guide", "stack", "test_util"],
 ];
 
 /// Modules of one layer that import from each other: `Timeouts::check` is defined beside the rules that it applies, and the
