@@ -4,6 +4,7 @@ use std::future::{self, Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body;
@@ -11,25 +12,26 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::upgrade::OnUpgrade;
 use pin_project_lite::pin_project;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 #[cfg(feature = "http2")]
 use super::head_size;
-use super::pool::{Checkout, Needs, SendBody};
+use super::pool::{Checkout, Needs, Pool, SendBody};
 #[cfg(feature = "http2")]
 use super::pool::{ENHANCE_YOUR_CALM, H2};
 use super::progress::{publish, publish_poll, signing, snapshot};
-use super::proxy::ProxyTarget;
 use super::tunnel::{self, Terms};
-use super::{Connect, ProxyBody, request_target};
+use super::{Connect, ProxyBody, Target, request_target};
 use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
 use crate::classify::{
     self, AttemptContext, Classification, ConnectionStats, Expected, RelayedFailure, check_head, upstream_status,
 };
 use crate::exchange::AttemptProgress;
-use crate::forward::{ClientInfo, LocalResponse, Rejection, UnsolicitedUpgrade, name_length, strip_request_trailers};
+use crate::forward::{
+    ClientInfo, ForwardingRules, LocalResponse, Rejection, UnsolicitedUpgrade, name_length, strip_request_trailers,
+};
 
 pub(super) type Outcome<B> = Result<Response<ResponseBody<ProxyBody<B>>>, Failure>;
 pub(super) type BoxFuture<B> = Pin<Box<dyn Future<Output = Outcome<B>> + Send>>;
@@ -42,6 +44,19 @@ type UpgradeRequest = (Option<UpgradeProtocols>, Option<(OnUpgrade, OwnedSemapho
 
 /// How often a request returned unsent by a stale connection is sent again before its failure is returned.
 const MAX_STALE_RETRIES: u32 = 2;
+
+/// The shared state of all exchanges.
+pub(super) struct ProxyTarget<C, B> {
+    pub(super) name: Arc<str>,
+    pub(super) target: Target,
+    pub(super) host: HeaderValue,
+    pub(super) rules: ForwardingRules,
+    pub(super) upload_idle: Duration,
+    pub(super) tunnel_idle: Option<Duration>,
+    /// Slots for tunnels, fewer than the pool's.
+    pub(super) tunnels: Arc<Semaphore>,
+    pub(super) pool: Pool<C, B>,
+}
 
 /// Starts an exchange: immediately on an idle connection, else once there is a connection.
 ///

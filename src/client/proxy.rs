@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
+use super::exchange::{self, ProxyTarget};
 use super::pool::{Limits, Pool};
 use super::tls_info::{NOT_TLS, wants_tls};
-use super::{Connect, Connector, HttpVersion, ProxyBody, SendBody, Target, TcpConnector, exchange};
+use super::{Connect, Connector, HttpVersion, ProxyBody, SendBody, Target, TcpConnector};
 use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{ClientInfo, ForwardingRules};
@@ -43,19 +44,6 @@ const MAX_STREAMS: u32 = MAX_WINDOW / 65_535 - 1;
 pub struct ReverseProxy<C, B> {
     upstream: Arc<ProxyTarget<C, B>>,
     client_info: Arc<ClientInfo>,
-}
-
-/// The shared state of all exchanges.
-pub(super) struct ProxyTarget<C, B> {
-    pub(super) name: Arc<str>,
-    pub(super) target: Target,
-    pub(super) host: HeaderValue,
-    pub(super) rules: ForwardingRules,
-    pub(super) upload_idle: Duration,
-    pub(super) tunnel_idle: Option<Duration>,
-    /// Slots for tunnels, fewer than the pool's.
-    pub(super) tunnels: Arc<Semaphore>,
-    pub(super) pool: Pool<C, B>,
 }
 
 impl ReverseProxy<DefaultConnector, ()> {
