@@ -172,7 +172,7 @@ impl BadGatewayCause {
 
     /// Whether the request may be sent again, if the attempt was observed to fail in this way.
     ///
-    /// The value for a particular attempt is [`Failure::replay`]: without evidence, it is [`Replay::IdempotentOnly`] at
+    /// The value for a particular attempt is [`Failure::replay`](super::Failure::replay): without evidence, it is [`Replay::IdempotentOnly`] at
     /// most.
     pub const fn replay(self) -> Replay {
         self.facts().replay

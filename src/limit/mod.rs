@@ -182,7 +182,7 @@ impl ConcurrencyLimitLayer {
     /// Holds the slot of a 101 until its tunnel ends (default: the slot is released at the head).
     ///
     /// For upstreams to which a WebSocket costs as much as a request. The inner service has to report the end of the tunnel by a
-    /// [`Tunnel`] in its response, as `ReverseProxy` does; without one the slot is released at the head.
+    /// [`UpgradeGuard`] in its response, as `ReverseProxy` does; without one the slot is released at the head.
     pub fn hold_slot_during_upgrade(mut self) -> Self {
         Arc::make_mut(&mut self.config).per_call.holds_slot_during_upgrade = true;
         self

@@ -1,8 +1,8 @@
 //! Retries failed requests where that is safe, promising, and paid for by a budget.
 //!
 //! [`RetryLayer`] wraps a service that classifies its failures: one whose error is a [`Failure`](crate::Failure) or that never
-//! returns an error. [`decide`] is the single place that decides on each failed attempt: by the [signal](FailureSignal) of the
-//! response, the method, the attempts made, the remaining time, and last the budget.
+//! returns an error. One pure function decides on each failed attempt: by the failure that the response
+//! carries, the method, the attempts made, the remaining time, and last the budget.
 //!
 //! | failure | retried |
 //! |---|---|
