@@ -14,7 +14,7 @@
 //! | is a POST of `application/grpc-web`, `-web-text` | HTTP 200 and the same as trailers in the body |
 //! | is a HEAD | the head that a GET would get |
 //!
-//! Users read one of six [advices](crate::cause::Advice), by the request's method and by what is proven: a GET can be
+//! Users read one of six [pieces of advice](crate::cause::Advice), by the request's method and by what is proven: a GET can be
 //! reloaded whatever happened, and "was not processed" is said only with proof. `retry_safe` agrees with it: the method is
 //! safe, or it is proven that nothing was processed. No media type names the upstream, address, cause or software unless
 //! [configured](ErrorPage::reveal_upstream). `Accept` is parsed (RFC 9110 section 12.5.1) only once a request has failed.
