@@ -446,7 +446,7 @@ async fn nginx_that_keeps_connections_for_a_second_never_makes_a_stale_one() {
 }
 
 #[test]
-fn a_stack_for_a_proxy_has_the_proxy_names_name() {
+fn a_stack_for_a_proxy_has_the_name_of_the_proxy() {
     let rules = || ForwardingRules::new("edge").unwrap();
     let proxy: ReverseProxy<_, ()> = ReverseProxy::builder("127.0.0.1:9000".parse().unwrap(), rules()).build();
     assert_eq!(UpstreamLayer::for_proxy(&proxy).build().unwrap().handle().name(), "127.0.0.1:9000");
