@@ -2,15 +2,14 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::spec::{BodyMode, ErrorMode, FirstFrame, RequestMode, ResponseMode};
+use super::spec::{BodyMode, ErrorMode, RequestMode, ResponseMode};
 use super::{BoxError, CallContext, Expired, Outcome};
 use crate::body::UploadCounters;
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse};
@@ -105,19 +104,6 @@ where
 
     fn check(&self, (): &(), _: &mut Response<X>, _: ClientCalls, _: Option<ClientCall>) -> Option<Failure> {
         None
-    }
-
-    #[inline]
-    fn waits_for_first_frame(&self, (): &(), _: &Response<X>) -> bool {
-        false
-    }
-
-    fn first_frame_timeout(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn poll_first_frame(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
-        Poll::Pending
     }
 
     #[inline]

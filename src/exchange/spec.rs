@@ -397,13 +397,22 @@ pub(crate) trait ResponseMode<E, X>: ErrorMode + BodyMode<Self::Inner> {
     ) -> Option<Failure>;
 
     /// Whether the head waits for the first frame of its body.
-    fn waits_for_first_frame(&self, notes: &Self::Notes, response: &Response<X>) -> bool;
+    #[inline]
+    fn waits_for_first_frame(&self, notes: &Self::Notes, response: &Response<X>) -> bool {
+        let _ = (notes, response);
+        false
+    }
 
     /// How long a head waits for the first frame of its body.
-    fn first_frame_timeout(&self) -> Duration;
+    fn first_frame_timeout(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Polls the body of a head that was not returned yet.
-    fn poll_first_frame(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame>;
+    fn poll_first_frame(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
+        let _ = (body, version, cx);
+        Poll::Pending
+    }
 
     /// Wraps the body of a response that is returned.
     fn inner(body: X) -> Self::Inner;

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use super::settings::Settings;
 use crate::body::{BoxError, ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
 use crate::deadline::{Deadline, DeadlinePropagation};
-use crate::exchange::{BodyMode, ErrorMode, FirstFrame, NextStep, PassErrors, RequestMode, ResponseMode};
+use crate::exchange::{BodyMode, ErrorMode, NextStep, PassErrors, RequestMode, ResponseMode};
 use crate::exchange::{CallContext, Expired, Outcome, TimeoutPolicy};
 
 /// Makes the request body of an attempt from one that can be sent again.
@@ -234,19 +234,6 @@ where
             response.extensions_mut().insert(failure.about(calls).known_as(known_as));
         }
         None
-    }
-
-    #[inline]
-    fn waits_for_first_frame(&self, (): &(), _: &Response<X>) -> bool {
-        false
-    }
-
-    fn first_frame_timeout(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn poll_first_frame(_: &mut X, _: Version, _: &mut Context<'_>) -> Poll<FirstFrame> {
-        Poll::Pending
     }
 
     #[inline]
