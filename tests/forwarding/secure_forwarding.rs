@@ -135,7 +135,7 @@ impl Log {
         let writer = Writer(lines.clone());
         let log =
             tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone()).finish();
-        Self(lines, tracing::subscriber::set_default(log))
+        Self(lines, crate::support::subscribe(log))
     }
 
     fn text(&self) -> String {

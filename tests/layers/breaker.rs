@@ -584,7 +584,7 @@ async fn every_transition_is_one_log_event() {
     let lines = Lines::default();
     let writer = lines.clone();
     let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone()).finish();
-    let _log = tracing::subscriber::set_default(log);
+    let _log = crate::support::subscribe(log);
     let upstream = Upstream::new(Says::Error);
     let service = CircuitBreakerLayer::new("payments").layer(ClassifyLayer::new().layer(upstream.service()));
     reach(&upstream, &service, 50).await;

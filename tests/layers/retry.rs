@@ -612,7 +612,7 @@ impl tracing::Subscriber for Spans {
 #[tokio::test(start_paused = true)]
 async fn each_attempt_has_a_span_with_the_number_of_its_resend() {
     let spans = Spans::default();
-    let guard = tracing::subscriber::set_default(spans.clone());
+    let guard = crate::support::subscribe(spans.clone());
     let acts = [Act::Fails(failure(Cause::ResetBeforeResponse)), Act::Says(503, None), Act::Answers];
     let get = Request::get("http://shop.internal/cart").body(Empty::new()).unwrap();
     send(&RetryLayer::new(), &acts, get).await.0.unwrap();

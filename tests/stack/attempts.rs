@@ -98,7 +98,7 @@ async fn by_the_stack(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: 
         layer.handle().circuit().unwrap().hold_open();
     }
     let told = Told::default();
-    let _guard = tracing::subscriber::set_default(told.clone());
+    let _guard = crate::support::subscribe(told.clone());
     let _ = layer.layer(upstream(acts)).oneshot(request()).await;
     std::mem::take(&mut *told.0.lock().unwrap())
 }
@@ -123,7 +123,7 @@ async fn by_layers(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: boo
         .layer(ClassifyLayer::new().report_by_outer())
         .service(upstream(acts));
     let told = Told::default();
-    let _guard = tracing::subscriber::set_default(told.clone());
+    let _guard = crate::support::subscribe(told.clone());
     let _ = service.oneshot(request()).await;
     std::mem::take(&mut *told.0.lock().unwrap())
 }

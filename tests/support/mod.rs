@@ -13,7 +13,10 @@ pub(crate) mod upstream;
 pub(crate) mod wire;
 
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::Duration;
+
+use tracing::subscriber::{DefaultGuard, NoSubscriber, Subscriber, set_default};
 
 pub(crate) use self::clock::skip;
 pub(crate) use self::effort::repeats;
@@ -25,6 +28,15 @@ pub(crate) use self::wire::{Message, Wire, ask};
 
 /// The longest wait of a test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(9);
+
+/// Makes a subscriber the default of this thread until the guard is dropped.
+pub(crate) fn subscribe(subscriber: impl Subscriber + Send + Sync + 'static) -> DefaultGuard {
+    // if there is one dispatcher alone, tracing asks the subscriber of the thread that meets a callsite first: a test without
+    // one would disable it for all
+    static SECOND: OnceLock<tracing::Dispatch> = OnceLock::new();
+    SECOND.get_or_init(|| tracing::Dispatch::new(NoSubscriber::default()));
+    set_default(subscriber)
+}
 
 /// Waits for a future that has to complete.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
