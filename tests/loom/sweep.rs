@@ -27,7 +27,7 @@ fn body() -> (Body, Arc<AtomicUsize>) {
 
 /// As a pass over one body whose idle limit is over; whether it has expired.
 fn sweep(body: &Body) -> bool {
-    body.look() == Activity::Unread
+    body.sample() == Activity::Unread
         && body.try_expire(true, |permit| {
             drop(permit);
             "unread"
@@ -63,7 +63,7 @@ fn what_a_body_keeps_is_given_back_once_by_the_sweep_or_by_its_consumer() {
 fn a_body_that_was_read_since_the_last_look_does_not_expire() {
     loom::model(|| {
         let (body, returned) = body();
-        assert_eq!(body.look(), Activity::Read);
+        assert_eq!(body.sample(), Activity::Read);
         let sweeps = {
             let body = body.clone();
             // one look alone: what it saw may be old by now
