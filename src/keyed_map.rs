@@ -169,7 +169,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_client_grows_it_and_nobody_loses_what_he_holds(
+        fn no_client_grows_it_and_a_held_entry_stays(
             cap in 0_usize..6,
             steps in prop::collection::vec((0_u8..12, any::<bool>()), 0..200),
         ) {

@@ -1,6 +1,6 @@
 //! The next peer's layers, measured like ours: `benches/overhead` runs this and prints the table.
 
-#![allow(dead_code)] // the bench's files are shared whole
+#![allow(dead_code)] // the peers use only a part of the bench's files
 
 #[path = "../overhead/cell.rs"]
 mod cell;

@@ -40,7 +40,7 @@ impl KeyedCircuitBreakerLayer {
         self.configs.snapshot(|config| config.per_attempt.core.circuit.snapshot(now))
     }
 
-    /// The handle of an upstream's circuit; `None` if there is none.
+    /// Returns the handle of an upstream's circuit, or `None` for an unknown key.
     ///
     /// A closed circuit without calls in flight may be evicted; a handle to it then refers to a circuit that is no longer used.
     pub fn handle(&self, key: &str) -> Option<CircuitHandle> {

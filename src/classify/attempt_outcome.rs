@@ -1,4 +1,4 @@
-//! What a user's classifier sees of an attempt.
+//! The outcome of an attempt, as a custom classifier gets it.
 
 use std::error::Error;
 

@@ -283,7 +283,7 @@ mod tests {
         let stamp = ConnectionStats::new(None);
         stamp.record_write(40);
         stamp.record_read(b"HTTP/1.1 103 Early Hints\r\n\r\n");
-        assert!(!stamp.infer_request_start(), "an interim response is none");
+        assert!(!stamp.infer_request_start(), "an interim response does not end the request");
         stamp.record_read(b"HTTP/1.1 200 OK\r\n\r\n");
         stamp.record_response();
         assert!(stamp.infer_request_start());

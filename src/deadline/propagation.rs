@@ -204,9 +204,9 @@ impl DeadlinePropagation {
 impl fmt::Debug for DeadlinePropagation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let trust = match self.trust {
-            TrustedClients::None => "nobody",
-            TrustedClients::All => "everyone",
-            TrustedClients::Matching(_) => "those",
+            TrustedClients::None => "none",
+            TrustedClients::All => "all",
+            TrustedClients::Matching(_) => "matching",
         };
         f.debug_struct("DeadlinePropagation")
             .field("fields", &self.fields)

@@ -54,7 +54,7 @@ impl<T> MakeBody<T> for T {
 
 /// The frame or error that the next poll of a body returns.
 pub(crate) enum BodyStage<E> {
-    /// That of the inner body.
+    /// The inner body's next frame.
     Reading,
     /// Bytes that were read before the head was returned.
     Data(Bytes),

@@ -158,7 +158,7 @@ pub(crate) enum CancelReason {
     Superseded,
 }
 
-/// What a response head says of success or failure, and later how the body ended.
+/// The success or failure of a response: that of its head, later that of its body.
 #[derive(Clone, Debug)]
 pub(crate) struct ResponseSummary {
     status: Option<StatusCode>,

@@ -344,7 +344,7 @@ where
         self.on_first(response, first, cx)
     }
 
-    /// What is wrong with a head.
+    /// Returns the failure that a head shows, if any.
     fn check(&self, response: &mut Response<X>) -> Option<Failure> {
         let state = self.active.get();
         state.config().errors.check(&state.notes, response, state.attempt.calls, state.known_as)

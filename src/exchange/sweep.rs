@@ -409,7 +409,7 @@ mod tests {
         let (body, returned) = register(&sweep, unread_for(LIMIT));
         for _ in 0..20 {
             sleep(LIMIT * 15 / 16).await;
-            assert_eq!(poll(&body, true), None, "whoever reads in time is left alone");
+            assert_eq!(poll(&body, true), None, "a body that is read in time does not expire");
         }
         let took = until_returned(&returned).await;
         assert!(took >= LIMIT && took <= LIMIT * 9 / 8 + Duration::from_millis(100), "{took:?}");
@@ -475,7 +475,7 @@ mod tests {
         let sweep = Arc::<Sweep>::default();
         let runtime =
             || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        // nobody to sweep, and nobody who panics
+        // without a runtime nothing is swept, and nothing panics
         let (unswept, _) = register(&sweep, unread_for(LIMIT));
         // dropped unpolled, and polled once
         for polls in [false, true] {

@@ -1,5 +1,5 @@
 //! The events that the components of a call get, and their order.
-#![allow(dead_code, unreachable_pub)] // of what the macros declare
+#![allow(dead_code, unreachable_pub)] // the middleware macros declare public accessors that these tests do not call
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -90,7 +90,7 @@ impl BodyTimeouts {
     }
 }
 
-/// What follows from a timer event.
+/// The decision after a timer event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TimerDecision {
     /// The timer fires again at this time.

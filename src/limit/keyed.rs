@@ -39,7 +39,7 @@ impl KeyedLimitLayer {
         self.configs.snapshot(|config| config.per_call.limiter.snapshot())
     }
 
-    /// Snapshot of an upstream's limit; `None` if there is none.
+    /// Returns a snapshot of an upstream's limit, or `None` for an unknown key.
     pub fn snapshot(&self, key: &str) -> Option<LimitSnapshot> {
         self.configs.get(key, |config| config.per_call.limiter.snapshot())
     }

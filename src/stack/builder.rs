@@ -60,7 +60,7 @@ pub struct UpstreamBuilder {
     tracks_uploads: bool,
     topology: Topology,
     classify: ClassifyLayer,
-    /// What the stack adds to `classify`.
+    /// Changes that the stack applies to `classify`.
     reporting: Changes<ClassifyLayer>,
     page: Option<ErrorPage>,
     pub(super) learned: Option<Arc<RouteTimeouts>>,

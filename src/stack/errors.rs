@@ -1,4 +1,4 @@
-//! What a stack does with errors: classification, the upstream's name on failures, and an error page.
+//! The error mode of a stack: classification, the upstream's name on failures, and the error page.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

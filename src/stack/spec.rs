@@ -37,7 +37,7 @@ impl Spec for StackSpec {
     }
 }
 
-/// What a stack does around a call: it counts, and limits concurrency.
+/// The component around a call: statistics and the concurrency limit.
 #[derive(Clone, Debug)]
 pub(super) struct PerCall {
     pub(super) recorder: Arc<StatsRecorder>,

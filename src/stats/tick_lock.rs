@@ -84,7 +84,7 @@ mod tests {
         let taken = duty.try_lock(3).unwrap();
         assert_eq!(taken.since(), 3);
         assert!(duty.try_lock(3).is_none());
-        assert!(duty.try_lock(4).is_none(), "somebody is still at it");
+        assert!(duty.try_lock(4).is_none(), "the lock is still held");
         drop(taken);
         assert!(duty.try_lock(3).is_none());
         assert!(duty.try_lock(2).is_none(), "a clock that lags has no duty");

@@ -230,7 +230,7 @@ impl<W> TimeoutLayer<W> {
     /// let limits = Arc::new(RouteTimeouts::new(Duration::from_secs(10), ["/cart/{id}", "/search"]).unwrap());
     /// let layer = TimeoutLayer::new(Timeouts::new())
     ///     .learned(limits.clone(), |head| head.extensions.get().map(MatchedPath::as_str));
-    /// // and now and then, for whoever looks at it
+    /// // periodically, for a log or a status page
     /// for (route, limit) in limits.iter() {
     ///     println!("{route}: {:?}", limit.snapshot(tokio::time::Instant::now()));
     /// }

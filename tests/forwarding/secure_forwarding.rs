@@ -116,7 +116,10 @@ async fn a_connector_that_is_marked_or_declared_as_tls_is_trusted() {
 }
 
 /// Collects the log while the guard lives.
-struct Log(Arc<Mutex<Vec<u8>>>, #[allow(dead_code)] tracing::subscriber::DefaultGuard);
+struct Log {
+    lines: Arc<Mutex<Vec<u8>>>,
+    _guard: tracing::subscriber::DefaultGuard,
+}
 
 impl Log {
     fn new() -> Self {
@@ -135,11 +138,11 @@ impl Log {
         let writer = Writer(lines.clone());
         let log =
             tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone()).finish();
-        Self(lines, crate::support::subscribe(log))
+        Self { lines, _guard: crate::support::subscribe(log) }
     }
 
     fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(self.lines.lock().unwrap().clone()).unwrap()
     }
 }
 

@@ -2,7 +2,7 @@
 //! streams on a shared connection and of bodies that a sweep ends for loom: the interleavings of a few steps.
 
 #![cfg(test)]
-#![allow(dead_code, unused_imports, unreachable_pub)] // the crate uses more of the files than the models do
+#![allow(dead_code, unused_imports, unreachable_pub)] // the models call only a part of the crate's files that they include
 
 #[path = "../../src/exchange"]
 mod exchange {

@@ -4,7 +4,7 @@
 //! `cargo test --manifest-path tests/openssl/Cargo.toml`.
 
 #![cfg(target_os = "linux")]
-// a test binary exports nothing; the tables' helpers serve more rows than these
+// a test binary exports nothing, and these rows use only a part of the tables' helpers
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "../causes/error_chains/client.rs"]

@@ -1,6 +1,6 @@
-//! What the tests over real sockets share: a gateway, upstreams, and a client that writes bytes.
+//! Helpers of the tests: a gateway, upstreams, and a client that writes bytes.
 
-// each test binary takes what it needs
+// each test binary uses only a part of the helpers
 #![allow(dead_code, unused_imports)]
 
 pub(crate) mod clock;

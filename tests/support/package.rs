@@ -1,6 +1,6 @@
 //! A package as a user of the crate has it, for tests of what compiles there.
 
-// each test binary takes what it needs
+// each test binary uses only a part of the helpers
 #![allow(dead_code)]
 
 use std::fs;

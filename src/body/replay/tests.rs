@@ -255,7 +255,7 @@ async fn a_body_that_failed_is_not_sent_again() {
     let error = first.frame().await.unwrap().unwrap_err();
     assert!(error.is::<io::Error>(), "the error is the body's own");
     assert!(!replay.is_possible());
-    // whatever the handle requests after that
+    // the first attempt still gets the rest, though the body cannot be replayed
     assert_eq!(next(&mut first), "more");
     drop(first);
     assert!(replay.replay().is_none());

@@ -475,7 +475,7 @@ proptest! {
                         prop_assert!(shut.remaining > 0 && shut.remaining <= 10_000_000_000 && shut.cause.is_some());
                         let vacant = before.state == State::HalfOpen && place.is_none();
                         let over = before.next_probe.is_some_and(|at| at <= scene.now);
-                        prop_assert!(!vacant && !over, "nobody tries");
+                        prop_assert!(!vacant && !over, "no probe is due");
                     }
                 },
                 Step::Head(which) if !open.is_empty() => {

@@ -95,7 +95,7 @@ mod tests {
         assert!(!streams.close().ends_connection);
         assert!(streams.close().ends_connection);
         assert!(!streams.evict(), "it has been ended");
-        assert!(Streams::new().evict(), "without a stream whoever evicts it ends it");
+        assert!(Streams::new().evict(), "evicting a connection without streams ends it");
     }
 
     #[test]

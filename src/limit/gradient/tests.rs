@@ -57,7 +57,7 @@ struct Upstream {
     line: VecDeque<Instant>,
 }
 
-/// What became of a stretch of time.
+/// The calls of a period, by how they ended.
 #[derive(Debug, Default)]
 struct Totals {
     asked: u32,
@@ -96,7 +96,7 @@ impl Upstream {
         }
     }
 
-    /// What the workers can do in a second.
+    /// The number of calls that the workers complete in a second.
     fn capacity(&self) -> f64 {
         #[allow(clippy::cast_precision_loss)]
         let workers = self.workers as f64;

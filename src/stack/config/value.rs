@@ -28,7 +28,7 @@ pub(super) enum Value {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entries(Vec<(String, Value)>);
 
-/// What is wrong with a value, and what was expected.
+/// A fault of a value: the problem, and the form that was expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) problem: String,
