@@ -231,12 +231,10 @@ where
     #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if request.extensions().get::<Timeouts>().is_some() {
+            // the next call reloads the stack's own settings, also if this one panics
+            self.version = self.live.version().wrapping_sub(1);
             self.exchange.set_config(requested(&self.live, &mut request));
-            let call = self.exchange.call(request);
-            self.reload();
-            return UpstreamFuture { call };
-        }
-        if self.version != self.live.version() {
+        } else if self.version != self.live.version() {
             self.reload();
         }
         UpstreamFuture { call: self.exchange.call(request) }
