@@ -9,7 +9,6 @@ mod attempts;
 mod bodies;
 mod by_type;
 mod config_errors;
-mod differential;
 mod handle;
 mod page;
 mod plain;
