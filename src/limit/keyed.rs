@@ -36,17 +36,17 @@ impl KeyedLimitLayer {
 
     /// Snapshots of all limits, in the order of their keys.
     pub fn snapshots(&self) -> Vec<(Box<str>, LimitSnapshot)> {
-        self.configs.snapshot(|config| config.per_call.limiter.snapshot())
+        self.configs.snapshot(|config| config.per_attempt.limiter.snapshot())
     }
 
     /// Returns a snapshot of an upstream's limit, or `None` for an unknown key.
     pub fn snapshot(&self, key: &str) -> Option<LimitSnapshot> {
-        self.configs.get(key, |config| config.per_call.limiter.snapshot())
+        self.configs.get(key, |config| config.per_attempt.limiter.snapshot())
     }
 
     /// The fallback limit: for upstreams beyond the 1,024 and for requests without a key.
     pub fn fallback(&self) -> LimitSnapshot {
-        self.configs.fallback().per_call.limiter.snapshot()
+        self.configs.fallback().per_attempt.limiter.snapshot()
     }
 }
 

@@ -115,7 +115,7 @@ passing_middleware! {
 middleware_spec! {
     /// A limiter alone.
     LimitSpec,
-    per_call = LimitComponent, per_attempt = (), timeouts = NoTimeouts, requests = SendOnce, errors = PassErrors
+    per_call = (), per_attempt = LimitComponent, timeouts = NoTimeouts, requests = SendOnce, errors = PassErrors
 }
 
 const BOUNDS: (u32, u32) = (2, 200);
@@ -157,15 +157,15 @@ impl ConcurrencyLimitLayer {
         let name: Option<Arc<str>> = name.map(Arc::from);
         let parts =
             LimitComponent { limiter, rejection: rejection(name.as_ref()), name, holds_slot_during_upgrade: false };
-        Self { config: Arc::new(Config::new(parts, (), limits, SendOnce, PassErrors)), configured: (least, most) }
+        Self { config: Arc::new(Config::new((), parts, limits, SendOnce, PassErrors)), configured: (least, most) }
     }
 
     /// A new limit with the same settings, for one of many upstreams.
     fn with_name(&self, name: Option<&str>) -> Self {
-        let (least, most) = self.config.per_call.limiter.bounds();
+        let (least, most) = self.config.per_attempt.limiter.bounds();
         // counters per core and per upstream would use much memory for little traffic
         let layer = Self::of(least, most, 1, name, self.config.timeouts);
-        if self.config.per_call.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
+        if self.config.per_attempt.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
     /// Bounds the limit (default: 2 to 200 calls). If `max < min`, `min` is used for both.
@@ -176,7 +176,7 @@ impl ConcurrencyLimitLayer {
     pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
         let mut layer = Self::between(*bounds.start(), *bounds.end());
         Arc::make_mut(&mut layer.config).timeouts = self.config.timeouts;
-        if self.config.per_call.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
+        if self.config.per_attempt.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
     /// Holds the slot of a 101 until its tunnel ends (default: the slot is released at the head).
@@ -184,7 +184,7 @@ impl ConcurrencyLimitLayer {
     /// For upstreams to which a WebSocket costs as much as a request. The inner service has to report the end of the tunnel by a
     /// [`UpgradeGuard`] in its response, as `ReverseProxy` does; without one the slot is released at the head.
     pub fn hold_slot_during_upgrade(mut self) -> Self {
-        Arc::make_mut(&mut self.config).per_call.holds_slot_during_upgrade = true;
+        Arc::make_mut(&mut self.config).per_attempt.holds_slot_during_upgrade = true;
         self
     }
 
@@ -238,7 +238,7 @@ impl ConcurrencyLimitLayer {
     }
 
     pub(crate) fn component(&self) -> LimitComponent {
-        self.config.per_call.clone()
+        self.config.per_attempt.clone()
     }
 
     /// The bounds as configured, for validation: the layer itself clamps any two numbers to a range.
@@ -249,12 +249,12 @@ impl ConcurrencyLimitLayer {
     /// The bounds after clamping.
     #[cfg(test)]
     pub(crate) fn effective_bounds(&self) -> (u32, u32) {
-        self.config.per_call.limiter.bounds()
+        self.config.per_attempt.limiter.bounds()
     }
 
     /// The handle that shows the limit.
     pub fn handle(&self) -> LimitHandle {
-        LimitHandle { limiter: self.config.per_call.limiter.clone() }
+        LimitHandle { limiter: self.config.per_attempt.limiter.clone() }
     }
 }
 

@@ -10,7 +10,7 @@ use super::handle::Shared;
 use super::live_config::LiveConfig;
 use super::presets::Preset;
 use super::requests::TrackUploads;
-use super::spec::{Config, PerCall};
+use super::spec::Config;
 use super::stats::StatsRecorder;
 use super::validate::{self, Validated};
 use super::{UpstreamHandle, UpstreamLayer};
@@ -325,9 +325,8 @@ impl UpstreamBuilder {
             page: settings.page,
         };
         let recorder = Arc::new(StatsRecorder::new());
-        let per_call = PerCall { recorder: recorder.clone(), limiter };
-        let config =
-            Config::new(per_call, circuit.as_ref().map(CircuitBreakerLayer::component), timeouts, requests, errors);
+        let per_attempt = (circuit.as_ref().map(CircuitBreakerLayer::component), limiter);
+        let config = Config::new(recorder.clone(), per_attempt, timeouts, requests, errors);
         let live = Arc::new(LiveConfig::new(config));
         let handle = UpstreamHandle::new(Shared {
             name,

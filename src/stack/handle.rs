@@ -271,7 +271,7 @@ impl UpstreamHandle {
         validate::limiter(limiter.configured_bounds(), &mut found);
         ConfigErrors::into_result(&self.shared.name, found)?;
         let component = limiter.component().with_upstream(&self.shared.name);
-        self.shared.live.change(|config| config.per_call.limiter = Some(component.clone()));
+        self.shared.live.change(|config| config.per_attempt.1 = Some(component.clone()));
         *limit = Some(limiter.handle());
         drop(limit);
         self.annotate("limiter replaced");
