@@ -1,19 +1,22 @@
 //! The circuit: counts calls, decides when to open, and admits calls.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::call_result::CallResult;
 use super::consecutive_failures::ConsecutiveFailures;
 use super::open_backoff::OpenBackoff;
 use super::packed_state::{Permit, State};
 use super::policy::BreakerPolicy;
+use super::routes::RouteResults;
+use super::silence::Silence;
 use super::state_machine::{CircuitMachine, Rejected, Transition};
 use super::window::{CELLS, RollingWindow};
-use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop};
+use crate::cause::{BadGatewayCause, Blame, Detail, Failure, Phase, RetryStop};
+use crate::exchange::RouteKey;
 use crate::stats::{Ratio, stripe};
 
 /// The circuit of one upstream. Each opening creates one record, which all calls that it rejects share.
@@ -23,7 +26,14 @@ pub(super) struct Circuit {
     name: Arc<str>,
     origin: Instant,
     machine: CircuitMachine<Failure>,
+    /// Calls in a row that failed.
     failures: ConsecutiveFailures,
+    /// Calls in a row that were answered with an error.
+    errors: ConsecutiveFailures,
+    silence: Silence,
+    routes: RouteResults,
+    /// The circuit was opened by responses: a probe with such a response has failed.
+    opened_by_responses: AtomicBool,
     window: RollingWindow,
     slow: Option<RollingWindow>,
     /// The length of one window cell, in nanoseconds.
@@ -65,9 +75,15 @@ pub struct CircuitSnapshot {
 /// How an admitted call ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallEnd {
-    pub(super) result: CallResult,
+    pub(super) blame: Blame,
     pub(super) now: Instant,
-    pub(super) duration: Duration,
+    /// No connection could be made.
+    pub(super) before_request: bool,
+    /// The upstream took longer than [`BreakerPolicy::slow_calls`] allows.
+    pub(super) slow: bool,
+    pub(super) route: Option<RouteKey>,
+    /// An earlier attempt of the same request has counted as a failure.
+    pub(super) counted: bool,
 }
 
 impl Circuit {
@@ -81,6 +97,10 @@ impl Circuit {
             origin: now,
             machine: CircuitMachine::new(pauses, nanos(policy.probe_timeout)),
             failures: ConsecutiveFailures::new(),
+            errors: ConsecutiveFailures::new(),
+            silence: Silence::default(),
+            routes: RouteResults::default(),
+            opened_by_responses: AtomicBool::new(false),
             window: RollingWindow::new(stripes),
             slow: policy.slow.map(|_| RollingWindow::new(stripes)),
             cell: nanos(policy.window) / CELLS,
@@ -98,7 +118,8 @@ impl Circuit {
         &self,
         now: Instant,
     ) -> (Result<Permit, Rejected<Failure>>, Option<Transition<Failure>>) {
-        self.machine.try_acquire_slow(self.tick_at(now), || self.clear())
+        let now = self.tick_at(now);
+        self.machine.try_acquire_slow(now, || self.clear(now))
     }
 
     /// The rejection a call would get now; `None` if it would be admitted. Nothing is counted.
@@ -122,13 +143,31 @@ impl Circuit {
         self.slow.is_some()
     }
 
+    /// Whether a call that took this long to its response head is slow.
+    pub(super) fn is_slow(&self, duration: Duration) -> bool {
+        self.policy.slow.is_some_and(|(limit, _)| duration > limit)
+    }
+
+    /// Whether the route of a call that begins now matters.
+    #[inline]
+    pub(super) fn records_routes(&self, now: Instant) -> bool {
+        self.routes.are_recorded(|| self.tick(now))
+    }
+
     /// The fast path of a success whose duration is not needed: counts it if the circuit is still closed.
     #[inline]
     pub(super) fn count_success(&self, permit: &Permit, now: Instant) {
         if self.machine.is_current(permit) {
-            self.failures.record_success(permit.epoch());
+            self.record_success(permit.epoch(), self.tick_at(now));
             self.window.record(self.tick(now), stripe(), false);
         }
+    }
+
+    #[inline]
+    fn record_success(&self, epoch: u64, now: u64) {
+        self.failures.record_success(epoch);
+        self.errors.record_success(epoch);
+        self.silence.end(now);
     }
 
     /// Records any other end. `random` and `record` are evaluated only if the circuit opens.
@@ -140,53 +179,98 @@ impl Circuit {
         record: impl FnOnce() -> Failure,
     ) -> Option<Transition<Failure>> {
         let now = self.tick_at(end.now);
-        let slow = self.policy.slow.is_some_and(|(limit, _)| end.duration > limit);
         if permit.is_probe() {
-            return match end.result {
-                CallResult::Neutral => {
+            return match end.blame {
+                Blame::Nothing => {
                     self.machine.on_probe_cancelled(permit);
                     None
                 }
-                CallResult::Failure => {
-                    self.machine.on_probe_failure(permit, now, random(), || self.opening_record(PROBE, record()))
+                Blame::Failure => self.on_probe_failure(permit, now, random(), PROBE, record),
+                Blame::ErrorResponse if self.opened_by_responses.load(Relaxed) => {
+                    self.on_probe_failure(permit, now, random(), PROBE, record)
                 }
-                CallResult::Success if slow => {
-                    self.machine.on_probe_failure(permit, now, random(), || self.opening_record(SLOW_PROBE, record()))
-                }
-                CallResult::Success | CallResult::Overload => {
-                    self.machine.on_probe_success(permit, now, || self.clear())
+                Blame::Success if end.slow => self.on_probe_failure(permit, now, random(), SLOW_PROBE, record),
+                // the upstream responds, which is what was in doubt
+                Blame::Success | Blame::Overload | Blame::ErrorResponse => {
+                    self.machine.on_probe_success(permit, now, || self.clear(now))
                 }
             };
         }
-        if matches!(end.result, CallResult::Neutral | CallResult::Overload) || !self.machine.is_current(permit) {
+        if matches!(end.blame, Blame::Nothing | Blame::Overload) || !self.machine.is_current(permit) {
             return None;
         }
-        let (tick, stripe, failed) = (self.tick(end.now), stripe(), end.result == CallResult::Failure);
+        if end.blame == Blame::Success {
+            self.record_success(permit.epoch(), now);
+        }
+        // one request is one vote, however many attempts it took
+        if end.counted {
+            return None;
+        }
+        let (tick, stripe) = (self.tick(end.now), stripe());
+        let failed = end.blame.is_failure();
+        if failed {
+            self.routes.start(tick);
+        }
+        if let Some(route) = end.route {
+            self.routes.record(route, tick, failed);
+        }
         self.window.record(tick, stripe, failed);
         if let Some(window) = &self.slow {
-            window.record(tick, stripe, slow);
+            window.record(tick, stripe, end.slow);
         }
-        let in_a_row = if failed {
-            self.failures.record_failure(permit.epoch())
-        } else {
-            self.failures.record_success(permit.epoch());
-            0
-        };
-        let why = if in_a_row >= self.policy.consecutive_failures {
-            CONSECUTIVE
-        } else if failed && self.exceeds(&self.window, tick, self.policy.ratio) {
-            RATIO
-        } else if slow && self.has_too_many_slow_calls(tick) {
+        let why = if failed {
+            self.reason_to_open(permit.epoch(), end)?
+        } else if end.slow && self.has_too_many_slow_calls(tick) {
             SLOW
         } else {
             return None;
         };
-        self.machine.open(permit, now, random(), || self.opening_record(why, record()))
+        let opened = self.machine.open(permit, now, random(), || self.opening_record(why, record()));
+        if opened.is_some() {
+            self.opened_by_responses.store(end.blame == Blame::ErrorResponse, Relaxed);
+        }
+        opened
+    }
+
+    /// Why the circuit opens after a failure, if it does.
+    fn reason_to_open(&self, epoch: u64, end: CallEnd) -> Option<&'static str> {
+        let (now, tick) = (self.tick_at(end.now), self.tick(end.now));
+        let counts = self.window.sum(tick);
+        let silent = || self.silence.is_long(now, self.cell * CELLS, counts.calls.saturating_sub(counts.failures));
+        let in_a_row = if end.blame == Blame::ErrorResponse {
+            // a response proves that the upstream lives, so it takes as many as for a share
+            self.failures.record_success(epoch);
+            self.errors.record_failure(epoch) >= self.policy.min_calls && silent()
+        } else {
+            let enough = self.failures.record_failure(epoch) >= self.policy.consecutive_failures;
+            // no route explains that no connection can be made
+            enough && (end.before_request || silent())
+        };
+        if in_a_row && self.policy.consecutive_failures < u32::MAX {
+            Some(CONSECUTIVE)
+        } else if self.exceeds(&self.window, tick, self.policy.ratio) && self.routes.most_fail(tick, self.policy.ratio)
+        {
+            Some(RATIO)
+        } else {
+            None
+        }
+    }
+
+    fn on_probe_failure(
+        &self,
+        permit: &Permit,
+        now: u64,
+        random: u64,
+        why: &'static str,
+        record: impl FnOnce() -> Failure,
+    ) -> Option<Transition<Failure>> {
+        self.machine.on_probe_failure(permit, now, random, || self.opening_record(why, record()))
     }
 
     /// An active probe that started at `begun` succeeded.
     pub(super) fn record_recovery(&self, begun: Instant, now: Instant) -> Option<Transition<Failure>> {
-        self.machine.record_recovery(self.tick_at(begun), self.tick_at(now), || self.clear())
+        let now = self.tick_at(now);
+        self.machine.record_recovery(self.tick_at(begun), now, || self.clear(now))
     }
 
     /// An active probe failed; the next one is due before `until`.
@@ -203,7 +287,8 @@ impl Circuit {
     }
 
     pub(super) fn reset(&self, now: Instant) -> Option<Transition<Failure>> {
-        self.machine.reset(self.tick_at(now), || self.clear())
+        let now = self.tick_at(now);
+        self.machine.reset(now, || self.clear(now))
     }
 
     pub(super) fn snapshot(&self, now: Instant) -> CircuitSnapshot {
@@ -264,8 +349,10 @@ impl Circuit {
     }
 
     /// Clears the windows: their counts belong to an earlier epoch.
-    fn clear(&self) {
+    fn clear(&self, now: u64) {
         self.window.clear();
+        self.routes.clear();
+        self.silence.restart(now);
         if let Some(window) = &self.slow {
             window.clear();
         }

@@ -86,7 +86,6 @@
 //! ```
 
 mod active_probe;
-mod call_result;
 mod circuit;
 mod consecutive_failures;
 mod handle;
@@ -94,21 +93,23 @@ mod keyed;
 mod open_backoff;
 mod packed_state;
 mod policy;
+mod routes;
+mod silence;
 mod state_machine;
 mod window;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use self::call_result::CallResult;
 use self::circuit::{CallEnd, Circuit};
 use self::handle::CircuitShared;
 use self::state_machine::Rejected;
-use crate::cause::{BadGatewayCause, Detail, Failure};
-use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
+use crate::cause::{BadGatewayCause, Blame, CountedAttempt, Detail, Failure, Phase, Protocol};
+use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, RouteKey};
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::default_stripes;
 
@@ -234,15 +235,23 @@ pub(crate) struct BreakerComponent {
     core: Arc<CircuitShared>,
 }
 
-#[allow(clippy::inline_always)] // on the path of every call: measured
 impl Component for BreakerComponent {
-    type Permit = Permit;
+    type Permit = BreakerPermit;
 
     const REJECTS_EARLY: bool = true;
 
     #[inline]
     fn reject_early(&self) -> Option<(Instant, Rejection)> {
         if self.core.circuit.try_acquire().is_some() { None } else { self.rejection() }
+    }
+
+    #[inline]
+    fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
+        call.protocol = Some(Protocol::of(request.method(), request.headers()));
+        call.counted = request.extensions().get::<CountedAttempt>().is_some();
+        if self.core.circuit.records_routes(call.now) {
+            call.route = Some(RouteKey::of(request.uri().path()));
+        }
     }
 
     fn on_rejected(&self, rejection: &Rejection) {
@@ -252,36 +261,49 @@ impl Component for BreakerComponent {
     }
 
     #[inline]
-    fn admit(&self, call: &CallContext) -> Result<Permit, Rejection> {
-        self.core.circuit.try_acquire().map_or_else(|| self.try_acquire_slow(call.now), Ok)
+    fn admit(&self, call: &CallContext) -> Result<BreakerPermit, Rejection> {
+        let permit = self.core.circuit.try_acquire().map_or_else(|| self.try_acquire_slow(call.now), Ok);
+        permit.map(|permit| BreakerPermit { permit, slow: false })
     }
 
     #[inline]
-    fn on_response(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
-        if !outcome.is_success() || permit.is_probe() {
+    fn on_response(&self, permit: &mut BreakerPermit, call: &CallContext, outcome: &Outcome) {
+        let circuit = &self.core.circuit;
+        if circuit.needs_duration() {
+            permit.slow = circuit.is_slow(call.work_time(outcome.now()));
+        }
+        if !outcome.is_success() || permit.permit.is_probe() {
             self.head(permit, call, outcome);
         }
     }
 
     #[inline]
-    fn complete(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
+    fn complete(&self, permit: BreakerPermit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
-        let verdict = CallResult::of(outcome, circuit.statuses());
-        if verdict == CallResult::Success && !circuit.needs_duration() && !permit.is_probe() {
-            return circuit.count_success(&permit, outcome.approx_now(call));
+        if outcome.is_success() && call.is_first_vote() && !circuit.needs_duration() && !permit.permit.is_probe() {
+            return circuit.count_success(&permit.permit, outcome.approx_now(call));
         }
-        self.record_end(&permit, verdict, call, outcome.now(), || record(outcome));
+        self.record_outcome(&permit, call, outcome);
     }
 
-    fn cancel(&self, permit: Permit, call: &CallContext, why: CancelReason) {
+    fn cancel(&self, permit: BreakerPermit, call: &CallContext, why: CancelReason) {
         let cause = match why {
             CancelReason::TimedOut(cause) => cause,
             // most cancelled calls are not probes and have nothing to release
-            _ if !permit.is_probe() => return,
+            _ if !permit.permit.is_probe() => return,
             _ => BadGatewayCause::Unknown,
         };
-        self.record_end(&permit, CallResult::of_cancelled(why), call, Instant::now(), || Failure::new(cause));
+        let failure = Failure::new(cause);
+        self.record_end(&permit, why.blame(), call, Instant::now(), Some(failure.phase()), || failure);
     }
+}
+
+/// The permit of an admitted call.
+#[derive(Debug)]
+pub(crate) struct BreakerPermit {
+    permit: Permit,
+    /// The time to the response head was longer than [`BreakerPolicy::slow_calls`] allows.
+    slow: bool,
 }
 
 impl BreakerComponent {
@@ -303,34 +325,50 @@ impl BreakerComponent {
     /// Handles a response head that is not a plain success, or belongs to a probe.
     #[cold]
     #[inline(never)]
-    fn head(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
+    fn head(&self, permit: &mut BreakerPermit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
-        match CallResult::of(outcome, circuit.statuses()) {
+        match outcome.blame(circuit.statuses()) {
             // recorded now: callers often do not read the body of a failure
-            CallResult::Failure => {
-                let permit = std::mem::replace(permit, Permit::consumed());
-                self.record_end(&permit, CallResult::Failure, call, outcome.now(), || record(outcome));
+            Blame::Failure | Blame::ErrorResponse => {
+                let consumed = BreakerPermit { permit: Permit::consumed(), slow: false };
+                let permit = std::mem::replace(permit, consumed);
+                self.record_outcome(&permit, call, outcome);
             }
-            CallResult::Success | CallResult::Overload => {
-                if permit.is_probe() {
-                    circuit.on_probe_head(permit);
+            Blame::Success | Blame::Overload => {
+                if permit.permit.is_probe() {
+                    circuit.on_probe_head(&permit.permit);
                 }
             }
-            CallResult::Neutral => {}
+            Blame::Nothing => {}
         }
+    }
+
+    #[cold]
+    fn record_outcome(&self, permit: &BreakerPermit, call: &CallContext, outcome: &Outcome) {
+        let blame = outcome.blame(self.core.circuit.statuses());
+        let phase = outcome.known_failure().map(Failure::phase);
+        self.record_end(permit, blame, call, outcome.now(), phase, || record(outcome));
     }
 
     #[cold]
     fn record_end(
         &self,
-        permit: &Permit,
-        verdict: CallResult,
+        permit: &BreakerPermit,
+        blame: Blame,
         call: &CallContext,
         now: Instant,
+        phase: Option<Phase>,
         record: impl FnOnce() -> Failure,
     ) {
-        let end = CallEnd { result: verdict, now, duration: now.saturating_duration_since(call.now) };
-        if let Some(turn) = self.core.circuit.record(permit, end, || fastrand::u64(..), record) {
+        let end = CallEnd {
+            blame,
+            now,
+            before_request: matches!(phase, Some(Phase::Resolve | Phase::Connect | Phase::Tls)),
+            slow: permit.slow,
+            route: call.route,
+            counted: call.counted,
+        };
+        if let Some(turn) = self.core.circuit.record(&permit.permit, end, || fastrand::u64(..), record) {
             self.core.publish(&turn);
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::cause::is_gateway_error;
 use crate::stats::Ratio;
 
 /// When a circuit opens and for how long; the defaults are in the [module's table](super).
@@ -44,7 +45,7 @@ impl BreakerPolicy {
             open_duration: Duration::from_secs(1),
             max_open_duration: Duration::from_secs(10),
             probe_timeout: Duration::from_secs(1),
-            statuses: gateway_errors,
+            statuses: is_gateway_error,
         }
     }
 
@@ -121,10 +122,6 @@ impl BreakerPolicy {
         self.statuses = failures;
         self
     }
-}
-
-fn gateway_errors(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 502..=504)
 }
 
 impl Default for BreakerPolicy {

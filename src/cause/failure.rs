@@ -16,7 +16,7 @@ pub use self::builder::FailureBuilder;
 pub(crate) use self::fields::TUNNEL_LIMIT;
 pub use self::fields::{Connection, Detail, Evidence, Phase};
 use self::origin::Origin;
-use super::{BadGatewayCause, ProxyStatusEntry, Replay, RetryStop};
+use super::{BadGatewayCause, BreakerVerdict, ProxyStatusEntry, Replay, RetryStop};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
 
@@ -34,6 +34,8 @@ struct Record {
     elapsed: Option<Duration>,
     attempts: u32,
     retry_stop: Option<RetryStop>,
+    /// It says nothing about the upstream, whatever its cause usually says.
+    neutral: bool,
     remote_hop: Option<Box<ProxyStatusEntry>>,
     previous: Vec<Failure>,
     opened_by: Option<Failure>,
@@ -81,6 +83,7 @@ impl Failure {
             elapsed: None,
             attempts: 1,
             retry_stop: None,
+            neutral: false,
             remote_hop: None,
             previous: Vec::new(),
             opened_by: None,
@@ -161,6 +164,17 @@ impl Failure {
     /// A failure with a reason is final: an outer retry layer makes no further attempt either.
     pub fn retry_stop(&self) -> Option<RetryStop> {
         self.0.retry_stop
+    }
+
+    /// Whether it says nothing about the upstream, whatever its cause usually says.
+    pub(crate) fn is_neutral(&self) -> bool {
+        self.0.neutral
+    }
+
+    /// Whether a circuit breaker counts it as a failure of the upstream.
+    pub(crate) fn counts_against_upstream(&self) -> bool {
+        let verdict = self.cause().breaker_verdict();
+        !self.is_neutral() && (verdict == BreakerVerdict::Failure || self.cause() == BadGatewayCause::UpstreamStatus)
     }
 
     /// The hop behind the upstream that failed, according to the upstream's own `Proxy-Status`.

@@ -23,6 +23,10 @@ pub(crate) struct CompleteResponse;
 #[derive(Clone, Copy)]
 pub(crate) struct RejectedRequest;
 
+/// Marks a later attempt of a request whose earlier one has counted against the upstream: one request is one vote.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CountedAttempt;
+
 /// Whether a failure response is local: neither relayed nor written by a service of the user's own.
 pub(crate) fn is_local(extensions: &Extensions) -> bool {
     extensions.get::<CompleteResponse>().is_some() || extensions.get::<LocalResponse>().is_some()

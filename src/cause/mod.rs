@@ -15,8 +15,10 @@
 //! The causes, their RFC 9209 classes and their texts for operators are data in one static table.
 
 mod bad_gateway_cause;
+mod blame;
 mod client_call;
 mod failure;
+mod grpc;
 mod markers;
 mod properties;
 mod proxy_status;
@@ -28,9 +30,13 @@ mod user_text;
 use http::Response;
 
 pub use self::bad_gateway_cause::{BadGatewayCause, UnknownCause};
+pub(crate) use self::blame::{Blame, CallEnding, blame, is_gateway_error};
 pub(crate) use self::client_call::{ClientCall, ClientCalls};
 pub(crate) use self::failure::TUNNEL_LIMIT;
-pub(crate) use self::markers::{CompleteResponse, LocalResponse, RejectedRequest, is_local, local_response};
+pub(crate) use self::grpc::{Protocol, RESOURCE_EXHAUSTED, UNAVAILABLE};
+pub(crate) use self::markers::{
+    CompleteResponse, CountedAttempt, LocalResponse, RejectedRequest, is_local, local_response,
+};
 
 pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
 pub use self::properties::{BreakerVerdict, Category, Prospect, Replay, Responsible};

@@ -29,11 +29,10 @@ mod header;
 mod propagation;
 
 use std::fmt;
-use std::future::Future;
 use std::time::Duration;
 
 use http::Extensions;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::cause::{BadGatewayCause, Failure};
 
@@ -47,6 +46,8 @@ pub use self::propagation::DeadlinePropagation;
 pub struct Deadline {
     at: Instant,
     clock: Clock,
+    /// A client has set it, not this program.
+    of_client: bool,
 }
 
 /// The clock a deadline refers to.
@@ -61,7 +62,7 @@ pub enum Clock {
 impl Deadline {
     /// A deadline at this time.
     pub fn at(at: Instant) -> Self {
-        Self { at, clock: Clock::Own }
+        Self { at, clock: Clock::Own, of_client: false }
     }
 
     /// A deadline after this time; more than a hundred years count as a hundred.
@@ -73,6 +74,16 @@ impl Deadline {
     /// The same time, marked as given by the client's clock.
     pub(crate) fn by_client_clock(self) -> Self {
         Self { clock: Clock::Client, ..self }
+    }
+
+    /// The same time, marked as set by a client.
+    pub(crate) fn of_client(self) -> Self {
+        Self { of_client: true, ..self }
+    }
+
+    /// Whether a client has set it: then that it has elapsed says nothing about the upstream.
+    pub(crate) fn is_of_client(&self) -> bool {
+        self.of_client
     }
 
     /// The deadline in a request's extensions.
@@ -114,23 +125,6 @@ impl Deadline {
         let left = self.remaining(now);
         let margin = (left / 20).max(Duration::from_millis(50)).min(left / 4);
         Self { at: self.at - margin, ..self }
-    }
-
-    /// Runs a future until this deadline; if the deadline has elapsed, the future is not polled.
-    ///
-    /// A result that is ready exactly at the deadline counts. Takes `self` by value so that
-    /// `tokio::spawn(deadline.bound(work))` works; see the [module](self) for an example.
-    ///
-    /// # Errors
-    /// [`Elapsed`] at the deadline; the future is dropped then.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime with time enabled, like every timer.
-    pub async fn bound<F: Future>(self, future: F) -> Result<F::Output, Elapsed> {
-        if self.has_elapsed(Instant::now()) {
-            return Err(Elapsed);
-        }
-        timeout_at(self.at, future).await.map_err(|_| Elapsed)
     }
 }
 

@@ -178,7 +178,7 @@ impl DeadlinePropagation {
                 earliest = Deadline::min(earliest, Some(deadline));
             }
         }
-        earliest
+        earliest.map(Deadline::of_client)
     }
 
     /// Writes the field, with the remaining time of `deadline` less the margin, and the extension, each if configured.

@@ -96,9 +96,14 @@ impl<P: Spec> AttemptState<P> {
         response: &Response<X>,
         outcome: &Outcome,
     ) {
-        let context = self.context.as_ref().unwrap_or(call);
+        let mut context = self.context.as_ref().unwrap_or(call);
         let head = head_seen(outcome, Some(response.headers()), self.upload.as_ref());
         config.timeouts.on_response(&self.timeouts, context, &head);
+        let after_upload;
+        if head.uploaded.is_some() {
+            after_upload = CallContext { uploaded: head.uploaded, ..*context };
+            context = &after_upload;
+        }
         if let Some(permit) = &mut self.permit {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 if let Some(guard) = response.extensions().get::<UpgradeGuard>() {
@@ -187,8 +192,9 @@ impl<P: Spec> CallState<P> {
     /// The head of the call's response goes to the client.
     #[inline]
     pub(super) fn on_response(&mut self, outcome: &Outcome) {
-        let Split { config, context, permit, .. } = self.split();
+        let Split { config, context, permit, attempt, .. } = self.split();
         if let Some(permit) = permit {
+            context.uploaded = attempt.upload.as_ref().and_then(|upload| upload.ended());
             config.per_call.on_response(permit, context, outcome);
         }
     }

@@ -215,10 +215,12 @@ impl<P: Spec> CallState<P> {
         let evidence = if progress.reported { Evidence::Counted } else { Evidence::Inferred };
         let context = if whole_call { &self.context } else { self.attempt.context(&self.context) };
         // the head was returned: whatever the cause, the request is never sent again
-        timeout_failure(cause, Phase::Body, progress, ClientCalls::default(), context, now)
+        let failure = timeout_failure(cause, Phase::Body, progress, ClientCalls::default(), context, now)
             .into_builder()
-            .replay(Replay::Never, evidence)
-            .build()
+            .replay(Replay::Never, evidence);
+        // a long response is no failure; one that stood still for most of the call is
+        let stood_still = self.body.waiting && (now - self.body.since) * 2 >= now - self.context.now;
+        if whole_call && !stood_still { failure.neutral().build() } else { failure.build() }
     }
 
     /// Polls the inner body under the timeouts.
@@ -242,12 +244,25 @@ impl<P: Spec> CallState<P> {
         }
         self.body.waiting = false;
         polled.map(|frame| match frame {
-            Some(Ok(frame)) if inner.is_end_stream() => BodyEvent::Last(frame),
+            Some(Ok(frame)) if inner.is_end_stream() || frame.is_trailers() => {
+                self.note_trailers(&frame);
+                BodyEvent::Last(frame)
+            }
             Some(Ok(_)) if self.is_overdue() => BodyEvent::Overdue,
             Some(Ok(frame)) => BodyEvent::Frame(frame),
             Some(Err(error)) => BodyEvent::Failed(self.blame(error.into())),
             None => BodyEvent::End,
         })
+    }
+
+    /// Notes the gRPC status in the trailers.
+    #[inline]
+    fn note_trailers(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(trailers), Some(protocol)) = (frame.trailers_ref(), self.context.protocol) {
+            if let Some(summary) = &mut self.body.summary {
+                summary.add_fields(trailers, protocol);
+            }
+        }
     }
 
     /// Classifies the error of a body that was cut as the client's, if the client's upload has failed.
@@ -507,7 +522,7 @@ where
             BodyCall::Over | BodyCall::Swept(_) => failure,
         };
         let cause = failure.cause();
-        drop_with_reason(CancelReason::TimedOut(cause), || self.inner.set(None));
+        drop_with_reason(CancelReason::of(&failure), || self.inner.set(None));
         (failure.clone().into(), cause, Some(failure))
     }
 

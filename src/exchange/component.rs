@@ -4,11 +4,11 @@ use std::any::Any;
 use std::cell::OnceCell;
 use std::time::Duration;
 
-use http::{Extensions, HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::Instant;
 
 use super::{CallContext, UpgradeGuard};
-use crate::cause::{BadGatewayCause, Failure};
+use crate::cause::{BadGatewayCause, Blame, BreakerVerdict, CallEnding, Failure, Protocol, blame};
 
 /// Admits calls and learns their outcome: a limiter, a circuit.
 ///
@@ -26,6 +26,12 @@ pub(crate) trait Component: Send + Sync + 'static {
     /// Checked before the inner service is polled for readiness: a call that is rejected does not wait for it.
     fn reject_early(&self) -> Option<(Instant, Rejection)> {
         None
+    }
+
+    /// Notes what is needed of a request once it is gone.
+    #[inline]
+    fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
+        let _ = (call, request);
     }
 
     /// A call was rejected before this component could admit it, by this component or another.
@@ -76,6 +82,12 @@ impl<A: Component, B: Component> Component for (A, B) {
 
     fn reject_early(&self) -> Option<(Instant, Rejection)> {
         self.0.reject_early().or_else(|| self.1.reject_early())
+    }
+
+    #[inline]
+    fn on_request<T>(&self, call: &mut CallContext, request: &Request<T>) {
+        self.0.on_request(call, request);
+        self.1.on_request(call, request);
     }
 
     fn on_rejected(&self, rejection: &Rejection) {
@@ -152,44 +164,79 @@ pub(crate) enum CancelReason {
     Dropped,
     /// A timeout of this layer or of an outer one passed, with this cause.
     TimedOut(BadGatewayCause),
+    /// A limit passed that says nothing about the upstream, such as the client's deadline.
+    Overdue,
     /// Another component rejected the call.
     Rejected(BadGatewayCause),
     /// Another attempt of the same call responded first.
     Superseded,
 }
 
+impl CancelReason {
+    /// The reason for a drop after this failure.
+    pub(crate) fn of(failure: &Failure) -> Self {
+        if failure.is_neutral() { Self::Overdue } else { Self::TimedOut(failure.cause()) }
+    }
+
+    /// What the end of the call says about the upstream.
+    pub(crate) fn blame(self) -> Blame {
+        match self {
+            Self::TimedOut(cause) if cause.breaker_verdict() == BreakerVerdict::Failure => Blame::Failure,
+            _ => Blame::Nothing,
+        }
+    }
+}
+
 /// The success or failure of a response: that of its head, later that of its body.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ResponseSummary {
     status: Option<StatusCode>,
+    /// The HTTP equivalent of gRPC's status.
+    rpc_status: Option<StatusCode>,
     cause: Option<BadGatewayCause>,
     failure: Option<Failure>,
     has_retry_after: bool,
 }
 
 impl ResponseSummary {
-    /// Summarizes a head; its fields and extensions are read only if the status is 400 or above.
+    /// Summarizes a head; its fields and extensions are read only if the status is 400 or above, or for gRPC.
     #[inline]
-    pub(crate) fn of<B>(response: &Response<B>) -> Self {
+    pub(crate) fn of<B>(response: &Response<B>, call: &CallContext) -> Self {
         let status = response.status();
-        let mut summary = Self { status: Some(status), cause: None, failure: None, has_retry_after: false };
-        if status.as_u16() >= 400 {
-            summary.inspect_failure(response.headers(), response.extensions());
+        let mut summary = Self { status: Some(status), ..Self::default() };
+        let protocol = call.protocol.unwrap_or_default();
+        if status.as_u16() >= 400 || protocol != Protocol::Http {
+            summary.inspect(response.headers(), response.extensions(), protocol);
         }
         summary
     }
 
     #[cold]
-    fn inspect_failure(&mut self, headers: &HeaderMap, extensions: &Extensions) {
-        self.failure = extensions.get::<Failure>().cloned();
-        let bare = || extensions.get::<BadGatewayCause>().copied();
-        self.cause = self.failure.as_ref().map(Failure::cause).or_else(bare);
-        self.has_retry_after = headers.contains_key(RETRY_AFTER);
+    fn inspect(&mut self, headers: &HeaderMap, extensions: &Extensions, protocol: Protocol) {
+        if self.status.is_some_and(|status| status.as_u16() >= 400) {
+            self.failure = extensions.get::<Failure>().cloned();
+            let bare = || extensions.get::<BadGatewayCause>().copied();
+            self.cause = self.failure.as_ref().map(Failure::cause).or_else(bare);
+            self.has_retry_after = headers.contains_key(RETRY_AFTER);
+        }
+        self.add_fields(headers, protocol);
+    }
+
+    /// Adds the gRPC status in these header or trailer fields.
+    #[cold]
+    pub(crate) fn add_fields(&mut self, fields: &HeaderMap, protocol: Protocol) {
+        let status = protocol.status(fields).and_then(|code| protocol.http_equivalent(code));
+        self.rpc_status = status.or(self.rpc_status);
     }
 
     /// Adds the failure of the body.
     pub(crate) fn with_body_failure(self, cause: BadGatewayCause, failure: Option<Failure>) -> Self {
         Self { cause: Some(cause), failure, ..self }
+    }
+
+    fn of_failure(failure: &Failure) -> Self {
+        let (status, cause) = (Some(failure.status()), Some(failure.cause()));
+        Self { status, cause, failure: Some(failure.clone()), ..Self::default() }
     }
 }
 
@@ -210,13 +257,12 @@ impl Outcome {
     /// A response with this status and cause.
     #[cfg(test)]
     pub(crate) fn response(status: StatusCode, cause: Option<BadGatewayCause>) -> Self {
-        Self::of(ResponseSummary { status: Some(status), cause, failure: None, has_retry_after: false }, false)
+        Self::of(ResponseSummary { status: Some(status), cause, ..ResponseSummary::default() }, false)
     }
 
     /// A failure of this layer.
     pub(crate) fn failure(failure: &Failure) -> Self {
-        let (status, cause) = (Some(failure.status()), Some(failure.cause()));
-        Self::of(ResponseSummary { status, cause, failure: Some(failure.clone()), has_retry_after: false }, false)
+        Self::of(ResponseSummary::of_failure(failure), false)
     }
 
     /// The inner service's error: a [`Failure`], as that of `ReverseProxy`, or one that no layer has classified.
@@ -224,9 +270,7 @@ impl Outcome {
     pub(crate) fn error<E: 'static>(error: &E) -> Self {
         match (error as &dyn Any).downcast_ref::<Failure>() {
             Some(failure) => Self::failure(failure),
-            None => {
-                Self::of(ResponseSummary { status: None, cause: None, failure: None, has_retry_after: false }, false)
-            }
+            None => Self::of(ResponseSummary::default(), false),
         }
     }
 
@@ -249,20 +293,25 @@ impl Outcome {
         self.summary.cause
     }
 
-    /// Whether the status is below 400 and the body has not failed.
+    /// Whether the status is below 400, gRPC's status is not a failure, and the body has not failed.
     #[inline]
     pub(crate) fn is_success(&self) -> bool {
-        self.summary.cause.is_none() && self.summary.status.is_some_and(|status| status.as_u16() < 400)
+        let ResponseSummary { status, rpc_status, cause, .. } = &self.summary;
+        cause.is_none() && rpc_status.is_none() && status.is_some_and(|status| status.as_u16() < 400)
+    }
+
+    /// What the outcome says about the upstream; `fails`: the statuses of its own responses that stand for a failure.
+    pub(crate) fn blame(&self, fails: fn(StatusCode) -> bool) -> Blame {
+        let ResponseSummary { status, rpc_status, cause, failure, has_retry_after } = &self.summary;
+        if failure.as_ref().is_some_and(Failure::is_neutral) {
+            return Blame::Nothing;
+        }
+        blame(CallEnding { status: rpc_status.or(*status), cause: *cause, has_retry_after: *has_retry_after }, fails)
     }
 
     /// The failure, if there is one.
     pub(crate) fn known_failure(&self) -> Option<&Failure> {
         self.summary.failure.as_ref()
-    }
-
-    /// Whether an unsuccessful response has `Retry-After`.
-    pub(crate) fn has_retry_after(&self) -> bool {
-        self.summary.has_retry_after
     }
 
     /// The time to the nearest second: when the call began, if the response was ready at the first poll.

@@ -1,7 +1,11 @@
 //! The context of a call.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
+use super::RouteKey;
+use crate::cause::Protocol;
 use crate::deadline::Deadline;
 
 /// The context of one call; passed by value, not in extensions.
@@ -22,6 +26,14 @@ pub struct CallContext {
     pub(crate) flow_controlled: bool,
     /// Neither retry nor components apply.
     pub(crate) bypass: bool,
+    /// The protocol, if a component asks for it.
+    pub(crate) protocol: Option<Protocol>,
+    /// The route, if a component asks for it.
+    pub(crate) route: Option<RouteKey>,
+    /// An earlier attempt of the same request has counted against the upstream.
+    pub(crate) counted: bool,
+    /// When the request body had ended, if its upload is tracked.
+    pub(crate) uploaded: Option<Instant>,
 }
 
 /// Whether a call is expected to end.
@@ -45,6 +57,21 @@ impl CallContext {
             waited: false,
             flow_controlled: false,
             bypass: false,
+            protocol: None,
+            route: None,
+            counted: false,
+            uploaded: None,
         }
+    }
+
+    /// How long the upstream has worked at `now`: since the end of the upload, if there was one.
+    pub(crate) fn work_time(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.uploaded.unwrap_or(self.now))
+    }
+
+    /// Whether only the end of this attempt is to be counted: no route, no earlier attempt.
+    #[inline]
+    pub(crate) fn is_first_vote(&self) -> bool {
+        self.route.is_none() && !self.counted
     }
 }

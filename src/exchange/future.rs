@@ -24,7 +24,7 @@ use super::spec::{
 use super::timer::{TimedPoll, poll_timed};
 use super::{BoxError, CancelReason, Outcome, Ref, Rejection, ResponseSummary, drop_with_reason, set_retry_after};
 use crate::body::WrapBody;
-use crate::cause::{Failure, RetryStop, is_local};
+use crate::cause::{BadGatewayCause, Failure, RetryStop, is_local};
 
 /// The body of a failed response is read up to this size, if it is available: its connection can then be reused.
 const MAX_DRAIN: usize = 16 * 1024;
@@ -397,7 +397,7 @@ where
             let failure = failure.where_body_was_read(config.requests.body_was_read(retry_state));
             response.extensions_mut().insert(failure);
         }
-        let outcome = Outcome::of(ResponseSummary::of(&response), false);
+        let outcome = Outcome::of(ResponseSummary::of(&response, attempt.context(context)), false);
         attempt.on_head(config, context, &response, &outcome);
         let Some(retry_state) = self.retry_state.as_mut() else {
             return Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))));
@@ -415,7 +415,7 @@ where
             return Poll::Ready(None);
         }
         self.supersede_hedge();
-        let outcome = Outcome::of(ResponseSummary::of(&response), false);
+        let outcome = Outcome::of(ResponseSummary::of(&response, &self.active.get().context), false);
         Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))))
     }
 
@@ -427,7 +427,7 @@ where
         stage: BodyStage<BodyErrorOf<P>>,
     ) -> Response<T> {
         let Split { config, context, attempt, .. } = self.active.state().split();
-        let outcome = Outcome::of(ResponseSummary::of(&response), !context.waited);
+        let outcome = Outcome::of(ResponseSummary::of(&response, context), !context.waited);
         attempt.on_head(config, context, &response, &outcome);
         if let Some(retry_state) = self.retry_state.as_mut() {
             config.requests.on_success(retry_state, &mut response);
@@ -452,7 +452,7 @@ where
         // an upstream's error status has its cause only now
         let outcome = match outcome.cause() {
             Some(_) => outcome,
-            None => Outcome::of(ResponseSummary::of(&response), !context.waited),
+            None => Outcome::of(ResponseSummary::of(&response, context), !context.waited),
         };
         let Some(page) = config.errors.render_page(notes, &mut response) else {
             return self.finish(response, stage, outcome);
@@ -482,7 +482,11 @@ where
             None
         } else {
             call.responded = true;
-            call.body.begin(response.version(), outcome.into_summary());
+            let mut summary = outcome.into_summary();
+            if let (BodyStage::Trailers(trailers), Some(protocol)) = (&stage, call.context.protocol) {
+                summary.add_fields(trailers, protocol);
+            }
+            call.body.begin(response.version(), summary);
             Some(active)
         };
         response.map(|body| T::make(ExchangeBody::new(P::Errors::inner(body), stage, active)))
@@ -520,7 +524,7 @@ where
     #[cold]
     fn on_timeout(&mut self, failure: Failure, now: Instant) -> Step<P, E, X> {
         self.clear_timer();
-        drop_with_reason(CancelReason::TimedOut(failure.cause()), || self.state.set(State::Done));
+        drop_with_reason(CancelReason::of(&failure), || self.state.set(State::Done));
         let Split { config, context, attempt, .. } = self.active.state().split();
         attempt.complete(config, context, &Outcome::failure(&failure).at(now));
         self.decide(failure, None)
@@ -595,8 +599,11 @@ where
             StartedAttempt::Called(call) => self.state.set(State::Attempt { call }),
             StartedAttempt::NotReady(waiting) => self.state.set(State::NotReady { waiting: Some(waiting) }),
             StartedAttempt::Rejected(rejection) => {
-                let (failure, after) = rejection.into_parts();
-                return self.decide(failure, after);
+                // the failure of the last attempt says more than that no further one was admitted
+                let late = rejection.failure().cause() == BadGatewayCause::DeadlineExceeded;
+                let stop = if late { RetryStop::Deadline } else { RetryStop::LocalRefusal };
+                let failure = config.requests.final_failure(retry_state, stop);
+                return Poll::Ready(Some(self.respond_failure(failure, rejection.into_parts().1)));
             }
             StartedAttempt::Failed(error) => return self.on_error(error, cx),
         }
@@ -652,7 +659,7 @@ where
                     attempt.on_no_head(config, context, &outcome);
                     (Some(failure), Some(outcome))
                 } else {
-                    let outcome = Outcome::of(ResponseSummary::of(&response), false);
+                    let outcome = Outcome::of(ResponseSummary::of(&response, context), false);
                     attempt.on_head(config, context, &response, &outcome);
                     let record = config.requests.failure_of(retry_state, &response);
                     (record, drain(response, cx).then_some(outcome))

@@ -183,7 +183,7 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
                         TimedPoll::Ready(Ok(response)) => HedgeEvent::Response(response),
                         TimedPoll::Ready(Err(error)) => HedgeEvent::Error(error),
                         TimedPoll::TimedOut(failure, now) => {
-                            super::drop_with_reason(super::CancelReason::TimedOut(failure.cause()), || {
+                            super::drop_with_reason(super::CancelReason::of(&failure), || {
                                 this.state.set(HedgeState::Done);
                             });
                             HedgeEvent::TimedOut(failure, now)

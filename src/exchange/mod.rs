@@ -55,6 +55,7 @@
 
 mod active;
 mod body;
+mod bound;
 mod component;
 mod context;
 mod detachable;
@@ -66,6 +67,7 @@ mod local_arc;
 mod middleware;
 mod next_attempt;
 mod progress;
+mod route_key;
 mod service;
 mod single_attempt;
 mod span;
@@ -89,6 +91,7 @@ pub(crate) use self::middleware::{
 #[cfg(feature = "client")]
 pub(crate) use self::progress::set_call;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
+pub(crate) use self::route_key::{DEPTHS, RouteKey};
 pub(crate) use self::service::Exchange;
 pub(crate) use self::single_attempt::{PassErrors, SendOnce};
 pub(crate) use self::spec::*;

@@ -11,7 +11,7 @@ use super::active::AttemptState;
 use super::span::AttemptSpan;
 use super::spec::{Config, ErrorMode, Spec};
 use super::timer::{TimedPoll, poll_timed};
-use super::{AttemptProgress, CallContext, Rejection, TimeoutPolicy, publish};
+use super::{AttemptProgress, CallContext, Component as _, Rejection, TimeoutPolicy, publish};
 use crate::body::WrapBody;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, Phase};
 
@@ -45,6 +45,7 @@ where
         attempt.span = AttemptSpan::open(&request, resends);
     }
     attempt.timeouts = config.timeouts.on_later_attempt(&mut context, &mut request);
+    config.per_attempt.on_request(&mut context, &request);
     attempt.context = Some(context);
     if let Some(rejection) = config.timeouts.reject(&context) {
         return StartedAttempt::Rejected(rejection);

@@ -11,7 +11,7 @@ use super::active::{Active, Split};
 use super::future::{ExchangeFuture, State};
 use super::keyed::ConfigSource;
 use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec};
-use super::{BoxError, Component, LocalArc, Ref, Rejection, TimeoutPolicy};
+use super::{BoxError, CallContext, Component, LocalArc, Outcome, Ref, Rejection, TimeoutPolicy};
 use crate::body::WrapBody;
 use crate::cause::{ClientCall, ClientCalls};
 
@@ -108,12 +108,28 @@ impl<S, P: Spec> Exchange<S, P> {
         }
         self.readiness = match self.inner.poll_ready(cx) {
             Poll::Ready(Ok(())) => Readiness::Ready,
-            Poll::Ready(Err(error)) => Readiness::Failed(Box::new(P::Errors::not_ready(error)?)),
+            Poll::Ready(Err(error)) => match P::Errors::not_ready(error) {
+                Ok(error) => Readiness::Failed(Box::new(error)),
+                Err(error) => {
+                    self.record_not_ready(&P::Errors::error_outcome(&error));
+                    return Poll::Ready(Err(error));
+                }
+            },
             // a call waits in its own future, under its timeouts
             Poll::Pending if P::WAITS => Readiness::Pending,
             Poll::Pending => return Poll::Pending,
         };
         Poll::Ready(Ok(()))
+    }
+
+    /// The inner service never becomes ready: its components learn it, though no call begins.
+    #[cold]
+    fn record_not_ready(&self, outcome: &Outcome) {
+        let ConfigSource::Shared(config) = &self.config else { return };
+        let call = CallContext::new(outcome.now());
+        if let Ok(permit) = config.per_attempt.admit(&call) {
+            config.per_attempt.complete(permit, &call, outcome);
+        }
     }
 
     #[inline]
@@ -199,15 +215,16 @@ where
             Err(own) => rejection = Some(own),
         }
     }
+    if rejection.is_none() && !context.bypass {
+        config.per_attempt.on_request(context, &request);
+        rejection = attempt.admit(config, context).err();
+    }
     if P::SPANS && rejection.is_none() {
         attempt.span = super::span::AttemptSpan::open(&request, 0);
     }
-    // a retry budget counts no call that is not admitted
+    // a retry budget counts no call that is not admitted, and no copy is kept of its request
     let once = rejection.is_some() || context.bypass;
     let started = config.requests.begin(&request, context, once);
-    if rejection.is_none() && !context.bypass {
-        rejection = attempt.admit(config, context).err();
-    }
     if let Some(rejection) = rejection {
         give_back(inner, template, &readiness);
         return reject(active, started, request.into_body(), rejection);

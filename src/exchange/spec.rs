@@ -461,6 +461,13 @@ impl<C: Component> Component for Option<C> {
         self.as_ref()?.reject_early()
     }
 
+    #[inline]
+    fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
+        if let Some(component) = self {
+            component.on_request(call, request);
+        }
+    }
+
     fn on_rejected(&self, rejection: &Rejection) {
         if let Some(component) = self {
             component.on_rejected(rejection);

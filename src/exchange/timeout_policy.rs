@@ -97,6 +97,8 @@ pub(crate) enum TimerDecision {
     RearmAt(Instant),
     /// A timeout has passed, with this cause and in this phase.
     TimedOut(BadGatewayCause, Phase),
+    /// The client's deadline has elapsed in this phase, which says nothing about the upstream.
+    DeadlineElapsed(Phase),
 }
 
 impl TimeoutPolicy for () {

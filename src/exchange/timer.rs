@@ -47,6 +47,11 @@ pub(super) fn poll_timed<P: Spec, T>(
         let now = Instant::now();
         match timeouts.on_timer(&mut attempt.timeouts, &context, now, &progress) {
             TimerDecision::RearmAt(at) => sleep.reset(at),
+            TimerDecision::DeadlineElapsed(phase) => {
+                let cause = BadGatewayCause::DeadlineExceeded;
+                let failure = timeout_failure(cause, phase, progress, calls, &context, now).into_builder().neutral();
+                return Poll::Ready(TimedPoll::TimedOut(failure.build(), now));
+            }
             TimerDecision::TimedOut(cause, phase) => {
                 let failure = timeout_failure(cause, phase, progress, calls, &context, now);
                 return Poll::Ready(TimedPoll::TimedOut(failure, now));

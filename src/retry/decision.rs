@@ -8,11 +8,7 @@ use super::backoff::{ceiling, full_jitter};
 use super::failure_signal::FailureSignal;
 use super::pushback::Pushback;
 use super::{RetryOverride, RetryPolicy};
-use crate::cause::{BadGatewayCause as Cause, Evidence, Prospect, Replay, RetryStop};
-
-/// The gRPC status codes that the rules distinguish.
-const RESOURCE_EXHAUSTED: u8 = 8;
-const UNAVAILABLE: u8 = 14;
+use crate::cause::{BadGatewayCause as Cause, Evidence, Prospect, RESOURCE_EXHAUSTED, Replay, RetryStop, UNAVAILABLE};
 
 /// The input of a decision, in addition to the policy.
 #[derive(Clone, Copy, Debug)]

@@ -1,40 +1,8 @@
 //! The failure signal of a response.
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{Response, StatusCode};
 
-use crate::cause::{BadGatewayCause, Failure};
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-
-/// Whether a response has an RPC status in addition to HTTP's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum RpcProtocol {
-    /// The HTTP status only.
-    #[default]
-    Http,
-    /// `grpc-status`: in the head if nothing else follows, else in a trailer.
-    Grpc,
-}
-
-impl RpcProtocol {
-    /// The protocol of a request, by its method and `Content-Type`.
-    pub(crate) fn of(method: &Method, headers: &HeaderMap) -> Self {
-        // gRPC uses POST; skip the header lookup for other methods
-        let kind = if *method == Method::POST { headers.get(CONTENT_TYPE) } else { None };
-        match kind {
-            Some(kind) if is_grpc(kind.as_bytes()) => Self::Grpc,
-            _ => Self::Http,
-        }
-    }
-}
-
-/// `application/grpc`, alone or with a format (`+proto`) or parameters; gRPC-Web is another protocol.
-fn is_grpc(kind: &[u8]) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    let named = kind.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC));
-    named && matches!(kind.get(GRPC.len()), None | Some(b'+' | b';' | b' ' | b'\t'))
-}
+use crate::cause::{BadGatewayCause, Failure, Protocol};
 
 /// The failure signal of a response: the record, else a bare cause, else a status.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +20,7 @@ pub(crate) enum FailureSignal<'a> {
 impl<'a> FailureSignal<'a> {
     /// Reads a response; `None` if it is not a failure that a retry could fix.
     #[inline]
-    pub(crate) fn of<B>(response: &'a Response<B>, protocol: RpcProtocol) -> Option<Self> {
+    pub(crate) fn of<B>(response: &'a Response<B>, protocol: Protocol) -> Option<Self> {
         let extensions = response.extensions();
         if let Some(failure) = extensions.get::<Failure>() {
             return Some(Self::Failure(failure));
@@ -67,11 +35,7 @@ impl<'a> FailureSignal<'a> {
         if matches!(status.as_u16(), 429 | 502..=504) {
             return Some(Self::Status(status));
         }
-        if protocol == RpcProtocol::Http {
-            return None;
-        }
-        let code = response.headers().get(GRPC_STATUS).and_then(code)?;
-        (code != 0).then_some(Self::Grpc(code))
+        protocol.status(response.headers()).filter(|code| *code != 0).map(Self::Grpc)
     }
 
     /// Whether the record itself rules out further attempts.
@@ -80,14 +44,14 @@ impl<'a> FailureSignal<'a> {
     }
 }
 
-fn code(value: &HeaderValue) -> Option<u8> {
-    value.to_str().ok()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cause::attach;
+    use http::{HeaderName, HeaderValue};
+
+    const GRPC: Protocol = Protocol::Grpc { has_deadline: false };
+    const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
     fn response(status: u16) -> Response<()> {
         let mut response = Response::new(());
@@ -99,16 +63,16 @@ mod tests {
     fn the_record_comes_before_a_cause_and_a_cause_before_the_status() {
         let mut answer = response(503);
         assert!(matches!(
-            FailureSignal::of(&answer, RpcProtocol::Http),
+            FailureSignal::of(&answer, Protocol::Http),
             Some(FailureSignal::Status(StatusCode::SERVICE_UNAVAILABLE))
         ));
         answer.extensions_mut().insert(BadGatewayCause::TlsTimeout);
         assert!(matches!(
-            FailureSignal::of(&answer, RpcProtocol::Http),
+            FailureSignal::of(&answer, Protocol::Http),
             Some(FailureSignal::Cause(BadGatewayCause::TlsTimeout))
         ));
         attach(&mut answer, Failure::new(BadGatewayCause::ConnectionRefused));
-        assert!(matches!(FailureSignal::of(&answer, RpcProtocol::Http), Some(FailureSignal::Failure(_))));
+        assert!(matches!(FailureSignal::of(&answer, Protocol::Http), Some(FailureSignal::Failure(_))));
     }
 
     #[test]
@@ -116,7 +80,7 @@ mod tests {
         let mut answer = response(504);
         answer.extensions_mut().insert(BadGatewayCause::UpstreamStatus);
         assert!(matches!(
-            FailureSignal::of(&answer, RpcProtocol::Http),
+            FailureSignal::of(&answer, Protocol::Http),
             Some(FailureSignal::Status(StatusCode::GATEWAY_TIMEOUT))
         ));
     }
@@ -124,8 +88,8 @@ mod tests {
     #[test]
     fn an_answer_that_no_retry_mends_shows_nothing() {
         for status in [200, 204, 304, 404, 500, 501, 505] {
-            assert!(FailureSignal::of(&response(status), RpcProtocol::Http).is_none());
-            assert!(FailureSignal::of(&response(status), RpcProtocol::Grpc).is_none());
+            assert!(FailureSignal::of(&response(status), Protocol::Http).is_none());
+            assert!(FailureSignal::of(&response(status), GRPC).is_none());
         }
     }
 
@@ -134,27 +98,12 @@ mod tests {
         for (value, code) in [("14", Some(14)), ("8", Some(8)), ("0", None), ("", None), ("x", None), ("999", None)] {
             let mut answer = response(200);
             answer.headers_mut().insert(GRPC_STATUS, HeaderValue::from_static(value));
-            assert!(FailureSignal::of(&answer, RpcProtocol::Http).is_none());
-            let shown = FailureSignal::of(&answer, RpcProtocol::Grpc).map(|shown| match shown {
+            assert!(FailureSignal::of(&answer, Protocol::Http).is_none());
+            let shown = FailureSignal::of(&answer, GRPC).map(|shown| match shown {
                 FailureSignal::Grpc(code) => code,
                 other => panic!("{other:?}"),
             });
             assert_eq!(shown, code, "{value:?}");
         }
-    }
-
-    #[test]
-    fn grpc_is_told_by_its_content_type() {
-        let spoken = |method: &Method, kind: &'static str| {
-            RpcProtocol::of(method, &HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]))
-        };
-        for kind in ["application/grpc", "Application/gRPC+proto", "application/grpc; charset=utf-8"] {
-            assert_eq!(spoken(&Method::POST, kind), RpcProtocol::Grpc, "{kind}");
-        }
-        for kind in ["application/grpc-web", "application/grpcish", "application/json", "application/grp"] {
-            assert_eq!(spoken(&Method::POST, kind), RpcProtocol::Http, "{kind}");
-        }
-        assert_eq!(spoken(&Method::GET, "application/grpc"), RpcProtocol::Http);
-        assert_eq!(RpcProtocol::of(&Method::POST, &HeaderMap::new()), RpcProtocol::Http);
     }
 }

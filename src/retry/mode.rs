@@ -55,7 +55,7 @@ impl<B: Body<Data = Bytes>, W: WrapReplay<B>> RequestMode<B> for Resend<W> {
     #[inline]
     fn begin(&self, request: &Request<B>, call: &CallContext, once: bool) -> StartedState {
         match &self.settings {
-            Some(settings) if !once => begin_at(settings, request, call.now, call.deadline),
+            Some(settings) if !once => begin_at(settings, request, call),
             _ => StartedState::without_retry(request),
         }
     }

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName};
 
-use super::failure_signal::RpcProtocol;
 use super::retry_after;
+use crate::cause::Protocol;
 
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -22,10 +22,10 @@ impl Pushback {
     /// Reads `grpc-retry-pushback-ms` of a gRPC response (gRPC proposal A6), else `Retry-After`.
     ///
     /// A pushback that is negative or malformed rules out further attempts, as A6 specifies.
-    pub(crate) fn of(headers: &HeaderMap, protocol: RpcProtocol, now: SystemTime) -> Option<Self> {
+    pub(crate) fn of(headers: &HeaderMap, protocol: Protocol, now: SystemTime) -> Option<Self> {
         let told = match protocol {
-            RpcProtocol::Grpc => headers.get(GRPC_PUSHBACK),
-            RpcProtocol::Http => None,
+            Protocol::Grpc { .. } => headers.get(GRPC_PUSHBACK),
+            Protocol::Http => None,
         };
         match told {
             Some(value) => Some(millis(value.as_bytes()).map_or(Self::Never, Self::After)),
@@ -53,8 +53,8 @@ mod tests {
 
     fn grpc(value: &'static str) -> Option<Pushback> {
         let headers = HeaderMap::from_iter([(GRPC_PUSHBACK, HeaderValue::from_static(value))]);
-        assert_eq!(Pushback::of(&headers, RpcProtocol::Http, SystemTime::UNIX_EPOCH), None);
-        Pushback::of(&headers, RpcProtocol::Grpc, SystemTime::UNIX_EPOCH)
+        assert_eq!(Pushback::of(&headers, Protocol::Http, SystemTime::UNIX_EPOCH), None);
+        Pushback::of(&headers, Protocol::Grpc { has_deadline: false }, SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -74,10 +74,13 @@ mod tests {
     #[test]
     fn without_it_retry_after_counts() {
         let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("2"))]);
-        for protocol in [RpcProtocol::Http, RpcProtocol::Grpc] {
+        for protocol in [Protocol::Http, Protocol::Grpc { has_deadline: false }] {
             let pushback = Pushback::of(&headers, protocol, SystemTime::UNIX_EPOCH);
             assert_eq!(pushback, Some(Pushback::After(Duration::from_secs(2))));
         }
-        assert_eq!(Pushback::of(&HeaderMap::new(), RpcProtocol::Grpc, SystemTime::UNIX_EPOCH), None);
+        assert_eq!(
+            Pushback::of(&HeaderMap::new(), Protocol::Grpc { has_deadline: false }, SystemTime::UNIX_EPOCH),
+            None
+        );
     }
 }

@@ -5,15 +5,15 @@ use tokio::time::Instant;
 
 use super::RetryOverride;
 use super::decision::{Decision, Replayability, RetryContext, decide, is_idempotent, is_safe};
-use super::failure_signal::{FailureSignal, RpcProtocol};
+use super::failure_signal::FailureSignal;
 use super::pushback::Pushback;
 use super::request_template::{AttemptHistory, RequestTemplate};
 use super::settings::Settings;
 use crate::body::{ReplayBody, ReplayHandle};
-use crate::cause::{self, BadGatewayCause, Detail, Failure, RetryStop};
+use crate::cause::{self, BadGatewayCause, CountedAttempt, Detail, Failure, Protocol, RetryStop};
 use crate::deadline::Deadline;
 use crate::event::excerpt;
-use crate::exchange::NextStep;
+use crate::exchange::{CallContext, NextStep};
 
 /// The retry state of a call.
 ///
@@ -28,7 +28,7 @@ pub(crate) struct RetryState<B> {
 #[derive(Clone, Copy)]
 struct RequestFacts {
     exception: Option<RetryOverride>,
-    protocol: RpcProtocol,
+    protocol: Protocol,
     idempotent: bool,
     safe: bool,
     /// Whether the budget has counted the call.
@@ -70,18 +70,14 @@ impl StartedState {
 
 /// Collects the facts of a request, and copies its head if a retry may be possible.
 #[inline]
-pub(crate) fn begin_at<B>(
-    settings: &Settings,
-    request: &Request<B>,
-    now: Instant,
-    deadline: Option<Deadline>,
-) -> StartedState {
+pub(crate) fn begin_at<B>(settings: &Settings, request: &Request<B>, call: &CallContext) -> StartedState {
     let facts = RequestFacts::of(request);
     if !settings.policy.allows_more(facts.exception) {
         return StartedState { template: None, request: facts };
     }
-    let total = settings.total.map(|total| Deadline::after(now, total));
-    StartedState::record_call(settings, request, facts, now, Deadline::min(deadline, total))
+    let total = settings.total.map(|total| Deadline::after(call.now, total));
+    let deadline = Deadline::min(call.deadline, total);
+    StartedState::record_call(settings, request, facts, call.now, call.protocol, deadline)
 }
 
 impl RequestFacts {
@@ -90,7 +86,7 @@ impl RequestFacts {
         let extensions = request.extensions();
         let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
         let (safe, idempotent) = (is_safe(request.method()), is_idempotent(request.method()));
-        Self { exception, protocol: RpcProtocol::Http, idempotent, safe, counted: false }
+        Self { exception, protocol: Protocol::Http, idempotent, safe, counted: false }
     }
 
     /// A method with the same safety and idempotency.
@@ -127,11 +123,12 @@ impl StartedState {
         request: &Request<B>,
         mut facts: RequestFacts,
         now: Instant,
+        protocol: Option<Protocol>,
         deadline: Option<Deadline>,
     ) -> Self {
         settings.budget.begin(now);
         facts.counted = true;
-        facts.protocol = RpcProtocol::of(request.method(), request.headers());
+        facts.protocol = protocol.unwrap_or_else(|| Protocol::of(request.method(), request.headers()));
         if !settings.may_repeat(facts.exception) {
             return Self { template: None, request: facts };
         }
@@ -333,6 +330,9 @@ impl<B> RetryState<B> {
             // the remaining time, for the timeouts inside
             request.extensions_mut().insert(deadline);
         }
+        if self.history().is_some_and(|past| past.attempts.previous().iter().any(Failure::counts_against_upstream)) {
+            request.extensions_mut().insert(CountedAttempt);
+        }
         if let Some(token) = self.history_mut().and_then(|past| past.withdrawal.take()) {
             token.sent();
         }
@@ -440,7 +440,7 @@ mod tests {
     use crate::retry::{Attempts, RetryBudget, RetryPolicy};
 
     fn begin(settings: &Settings, request: &Request<()>) -> StartedState {
-        begin_at(settings, request, Instant::now(), None)
+        begin_at(settings, request, &CallContext::new(Instant::now()))
     }
 
     fn copied(settings: &Settings, request: &Request<()>) -> bool {

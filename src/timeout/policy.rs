@@ -34,7 +34,12 @@ pub(crate) struct TimeoutState {
 impl EnforcedTimeouts {
     /// The client's deadline, the end of the total or of the maximum duration, whichever comes first.
     fn deadline(&self, call: &CallContext) -> Option<Instant> {
-        min(self.timeouts.until_head().map(|limit| call.now + limit), call.deadline.map(|deadline| deadline.instant()))
+        min(self.total_end(call), call.deadline.map(|deadline| deadline.instant()))
+    }
+
+    /// The end of the total or of the maximum duration.
+    fn total_end(&self, call: &CallContext) -> Option<Instant> {
+        self.timeouts.until_head().map(|limit| call.now + limit)
     }
 
     /// The learner and observation of a call that is a sample.
@@ -70,7 +75,6 @@ fn min(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     }
 }
 
-#[allow(clippy::inline_always)] // on the path of every call: measured
 impl TimeoutPolicy for EnforcedTimeouts {
     type State = TimeoutState;
 
@@ -104,8 +108,10 @@ impl TimeoutPolicy for EnforcedTimeouts {
     }
 
     fn first_deadline(&self, state: &TimeoutState, call: &CallContext) -> Option<Instant> {
-        let head = self.head(state, call.now).map(|limit| StallDetector::first_check(call.now, limit));
-        min(min(head, self.attempt_end(call)), self.deadline(call))
+        let own = [self.head(state, call.now), self.timeouts.attempt, self.timeouts.until_head()];
+        // the second of two checks shows whether an upload still moved
+        let first = own.into_iter().flatten().min().map(|limit| call.now + limit / 2);
+        min(first, call.deadline.map(|deadline| deadline.instant()))
     }
 
     fn on_timer(
@@ -115,31 +121,36 @@ impl TimeoutPolicy for EnforcedTimeouts {
         now: Instant,
         progress: &AttemptProgress,
     ) -> TimerDecision {
-        let (deadline, attempt) = (self.deadline(call), self.attempt_end(call));
-        if deadline.is_some_and(|deadline| deadline <= now) {
-            return TimerDecision::TimedOut(BadGatewayCause::DeadlineExceeded, phase(progress));
-        }
-        if attempt.is_some_and(|attempt| attempt <= now) {
-            let read = state.stall.as_ref().map_or(0, |stall| stall.read());
-            let (cause, phase) = cause_and_phase(progress, read);
-            return TimerDecision::TimedOut(cause, phase);
-        }
-        let next = min(attempt, deadline);
-        let begun = state.stall.as_ref().map(|stall| stall.limit());
-        let Some(limit) = begun.or_else(|| self.head(state, now)) else {
+        let head = if state.stall.is_none() { self.head(state, now) } else { None };
+        let stall = state.stall.get_or_insert_with(|| Box::new(StallDetector::new(call.now, head)));
+        let (check, limit) = (stall.check(now, progress), stall.limit());
+        let (attempt, total) = (self.attempt_end(call), self.total_end(call));
+        let deadline = call.deadline.map(|deadline| deadline.instant());
+        let has_passed = |end: Option<Instant>| end.is_some_and(|end| end <= now);
+        let stalled = has_passed(check.due);
+        let (attempt_passed, total_passed) = (has_passed(attempt), has_passed(total));
+        if !(stalled || attempt_passed || total_passed || has_passed(deadline)) {
+            let next = [check.due, attempt, total, deadline].into_iter().flatten().min();
             return TimerDecision::RearmAt(next.unwrap_or(now + LATER));
-        };
-        let stall = state.stall.get_or_insert_with(|| Box::new(StallDetector::new(call.now, limit)));
-        match stall.check(now, progress) {
-            TimerDecision::RearmAt(at) => TimerDecision::RearmAt(min(Some(at), next).unwrap_or(at)),
-            TimerDecision::TimedOut(cause, phase) => {
-                // only timeouts of the wait for the upstream are samples of its latency
-                let its_own = matches!(cause, BadGatewayCause::FirstByteTimeout | BadGatewayCause::HeadTimeout);
-                if let Some((learner, lesson)) = self.observation(state).filter(|_| its_own) {
-                    learner.timed_out(lesson, limit, now);
-                }
-                TimerDecision::TimedOut(cause, phase)
+        }
+        let (cause, late) = cause_and_phase(progress, check.read_before);
+        if stalled {
+            // only timeouts of the wait for the upstream are samples of its latency
+            let its_own = matches!(cause, BadGatewayCause::FirstByteTimeout | BadGatewayCause::HeadTimeout);
+            if let Some(((learner, lesson), limit)) = self.observation(state).filter(|_| its_own).zip(limit) {
+                learner.timed_out(lesson, limit, now);
             }
+            return TimerDecision::TimedOut(cause, late);
+        }
+        if check.client_uploads {
+            return TimerDecision::TimedOut(BadGatewayCause::UploadStalled, Phase::Send);
+        }
+        if attempt_passed || (total_passed && self.timeouts.response_head.is_some()) {
+            TimerDecision::TimedOut(cause, late)
+        } else if total_passed {
+            TimerDecision::TimedOut(BadGatewayCause::DeadlineExceeded, phase(progress))
+        } else {
+            TimerDecision::DeadlineElapsed(phase(progress))
         }
     }
 

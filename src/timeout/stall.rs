@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cause::{BadGatewayCause, Phase};
-use crate::exchange::{AttemptProgress, TimerDecision};
+use crate::exchange::AttemptProgress;
 
 /// The resolution of timers.
 const TICK: Duration = Duration::from_millis(1);
@@ -16,7 +16,8 @@ const TICK: Duration = Duration::from_millis(1);
 /// The state of one attempt between two checks.
 #[derive(Debug)]
 pub(super) struct StallDetector {
-    limit: Duration,
+    /// The longest stall; `None`: unlimited.
+    limit: Option<Duration>,
     /// Time of the last progress; after the upload, the time it ended.
     last_progress: Instant,
     uploading: bool,
@@ -25,19 +26,25 @@ pub(super) struct StallDetector {
     read: u64,
 }
 
+/// What a check has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Check {
+    /// The next check is due; the timeout has passed if that is now.
+    pub(super) due: Option<Instant>,
+    /// The upload is not finished, and it is the client's turn or was between the checks.
+    pub(super) client_uploads: bool,
+    /// Bytes read at the check before.
+    pub(super) read_before: u64,
+}
+
 impl StallDetector {
     /// Starts at the time the call started.
-    pub(super) fn new(begun: Instant, limit: Duration) -> Self {
+    pub(super) fn new(begun: Instant, limit: Option<Duration>) -> Self {
         Self { limit, last_progress: begun, uploading: true, written: 0, frames: 0, read: 0 }
     }
 
-    /// When the first check is due; the detector itself may be created then.
-    pub(super) fn first_check(begun: Instant, limit: Duration) -> Instant {
-        begun + limit / 2
-    }
-
     /// Compares the progress with that of the previous check.
-    pub(super) fn check(&mut self, now: Instant, progress: &AttemptProgress) -> TimerDecision {
+    pub(super) fn check(&mut self, now: Instant, progress: &AttemptProgress) -> Check {
         let (uploading, taken) = (is_uploading(progress), progress.upload.map_or(0, |upload| upload.frames));
         let moved = progress.written != self.written || taken != self.frames;
         if uploading && moved {
@@ -48,28 +55,26 @@ impl StallDetector {
         }
         let read_before = std::mem::replace(&mut self.read, progress.read);
         (self.uploading, self.written, self.frames) = (uploading, progress.written, taken);
-        let due = self.last_progress + self.limit;
-        if now < due {
+        let due = self.limit.map(|limit| {
+            let due = self.last_progress + limit;
             // never twice at the same time, however short the limit
-            return TimerDecision::RearmAt(due.min(now + (self.limit / 2).max(TICK)));
-        }
-        let (cause, phase) = cause_and_phase(progress, read_before);
-        TimerDecision::TimedOut(cause, phase)
+            if due <= now { now } else { due.min(now + (limit / 2).max(TICK)) }
+        });
+        Check { due, client_uploads: uploading && (moved || is_client_late(progress)), read_before }
     }
 
     /// The timeout.
-    pub(super) fn limit(&self) -> Duration {
+    pub(super) fn limit(&self) -> Option<Duration> {
         self.limit
-    }
-
-    /// Bytes read at the last check.
-    pub(super) fn read(&self) -> u64 {
-        self.read
     }
 }
 
 fn is_uploading(progress: &AttemptProgress) -> bool {
     progress.upload.is_some_and(|upload| upload.ended.is_none())
+}
+
+fn is_client_late(progress: &AttemptProgress) -> bool {
+    progress.upload.is_some_and(|upload| upload.client_stalled)
 }
 
 /// The phase an attempt is in.
@@ -90,9 +95,7 @@ pub(super) fn cause_and_phase(progress: &AttemptProgress, read_before: u64) -> (
         Phase::Resolve => BadGatewayCause::DnsTimeout,
         Phase::Connect => BadGatewayCause::ConnectTimeout,
         Phase::Tls => BadGatewayCause::TlsTimeout,
-        Phase::Send if is_uploading(progress) && progress.upload.is_some_and(|upload| upload.client_stalled) => {
-            BadGatewayCause::UploadStalled
-        }
+        Phase::Send if is_uploading(progress) && is_client_late(progress) => BadGatewayCause::UploadStalled,
         Phase::Send => BadGatewayCause::WriteTimeout,
         Phase::Head if progress.read != read_before => BadGatewayCause::HeadTimeout,
         _ => BadGatewayCause::FirstByteTimeout,
@@ -111,17 +114,18 @@ mod tests {
     /// Checks when a check is due, with the progress of that second.
     fn run(seen: impl Fn(u32, Instant) -> AttemptProgress) -> (u32, BadGatewayCause) {
         let start = Instant::now();
-        let mut state = StallDetector::new(start, LIMIT);
-        let mut due = StallDetector::first_check(start, LIMIT);
+        let mut state = StallDetector::new(start, Some(LIMIT));
+        let mut due = start + LIMIT / 2;
         for _ in 0..60 {
             let second = u32::try_from((due - start).as_secs()).unwrap();
-            match state.check(due, &seen(second, start)) {
-                TimerDecision::RearmAt(next) => {
-                    assert!(next > due, "a look leads forward");
-                    due = next;
-                }
-                TimerDecision::TimedOut(cause, _) => return (second, cause),
+            let progress = seen(second, start);
+            let check = state.check(due, &progress);
+            let next = check.due.unwrap();
+            if next == due {
+                return (second, cause_and_phase(&progress, check.read_before).0);
             }
+            assert!(next > due);
+            due = next;
         }
         panic!("the limit never passed");
     }
@@ -163,6 +167,20 @@ mod tests {
     fn an_upload_stands_still_for_its_client_or_for_the_upstream() {
         assert_eq!(run(|_, _| upload(0, true, None)), (2, BadGatewayCause::UploadStalled));
         assert_eq!(run(|_, _| upload(0, false, None)), (2, BadGatewayCause::WriteTimeout));
+    }
+
+    #[test]
+    fn an_unfinished_upload_is_the_clients_while_it_moves_and_while_it_waits_for_the_client() {
+        let start = Instant::now();
+        let looks = |seen: [AttemptProgress; 2]| {
+            let mut state = StallDetector::new(start, None);
+            seen.map(|progress| state.check(start, &progress).client_uploads)
+        };
+        let written = |bytes| AttemptProgress { written: bytes, ..upload(1, false, None) };
+        assert_eq!(looks([written(1), written(2)]), [true, true]);
+        assert_eq!(looks([written(1), written(1)]), [true, false], "the upstream does not read");
+        assert_eq!(looks([upload(1, true, None), upload(1, true, None)]), [true, true]);
+        assert_eq!(looks([upload(1, false, Some(start)), upload(1, true, Some(start))]), [false, false]);
     }
 
     #[test]

@@ -45,11 +45,11 @@ async fn the_circuit_of_a_served_app_opens_over_fresh_connections() {
     let (stack, (route, reached)) = (Stack::new("app"), failing());
     let address = serve(Router::new().route("/a", route.clone()).route("/b", route).layer(stack.for_routes())).await;
     let mut answers = Vec::new();
-    for n in 0..20 {
+    for n in 0..30 {
         answers.push(post_to(address, if n % 2 == 0 { "/a" } else { "/b" }).await);
     }
-    assert_eq!((reached.load(Relaxed), stack.circuit().state), (5, State::Open));
-    assert_eq!((&answers[..5], &answers[5..]), (&[502; 5][..], &[503; 15][..]));
+    assert_eq!((reached.load(Relaxed), stack.circuit().state), (20, State::Open));
+    assert_eq!((&answers[..20], &answers[20..]), (&[502; 20][..], &[503; 10][..]));
     assert_eq!(stack.in_flight(), 0);
     assert_eq!(stack.seen().causes().last(), Some(&Cause::CircuitOpen));
 }
@@ -62,10 +62,10 @@ async fn the_circuit_of_a_make_service_opens_as_well() {
     let address = listener.local_addr().unwrap();
     let app = app.into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async move { axum::serve(listener, app).await });
-    for _ in 0..10 {
+    for _ in 0..30 {
         post_to(address, "/").await;
     }
-    assert_eq!((reached.load(Relaxed), stack.circuit().refused), (5, 5));
+    assert_eq!((reached.load(Relaxed), stack.circuit().refused), (20, 10));
 }
 
 #[tokio::test]
@@ -77,10 +77,10 @@ async fn a_layer_around_nested_routes_does_not_affect_others() {
         .route("/healthz", post(|| async { "ok" }))
         .fallback(|| async { StatusCode::IM_A_TEAPOT });
     let address = serve(app).await;
-    for _ in 0..10 {
+    for _ in 0..30 {
         post_to(address, "/shop/cart/7").await;
     }
-    assert_eq!((reached.load(Relaxed), stack.circuit().state), (5, State::Open));
+    assert_eq!((reached.load(Relaxed), stack.circuit().state), (20, State::Open));
     assert_eq!(post_to(address, "/healthz").await, 200);
     assert_eq!(post_to(address, "/other").await, 418);
     assert_eq!(post_to(address, "/shop/cart/7").await, 503);
@@ -93,11 +93,11 @@ async fn each_route_may_have_a_stack_of_its_own() {
         .route("/broken", route.layer(broken.for_routes()))
         .route("/sound", post(|| async { "ok" }).layer(sound.for_routes()));
     let address = serve(app).await;
-    for _ in 0..8 {
+    for _ in 0..23 {
         post_to(address, "/broken").await;
         assert_eq!(post_to(address, "/sound").await, 200);
     }
-    assert_eq!(reached.load(Relaxed), 5);
+    assert_eq!(reached.load(Relaxed), 20);
     assert_eq!((broken.circuit().state, sound.circuit().state), (State::Open, State::Closed));
 }
 

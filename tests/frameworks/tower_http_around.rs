@@ -130,7 +130,7 @@ async fn a_probe_that_panics_lets_another_call_be_the_probe() {
         .layer(stack.for_routes())
         .layer(CatchPanicLayer::new());
     let address = serve(app).await;
-    for _ in 0..5 {
+    for _ in 0..20 {
         get_from(address, "/fail").await;
     }
     assert_eq!(stack.circuit().state, State::Open);
@@ -227,10 +227,10 @@ async fn a_timeout_of_an_inner_layer_is_a_failure_of_the_upstream() {
         .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_millis(20)))
         .layer(stack.for_routes());
     let address = serve(app).await;
-    for _ in 0..6 {
+    for _ in 0..21 {
         ask(address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
     }
-    assert_eq!((stack.circuit().failures, stack.circuit().state), (5, State::Open));
+    assert_eq!((stack.circuit().failures, stack.circuit().state), (20, State::Open));
     assert_eq!(stack.circuit().cause.unwrap().cause(), Cause::UpstreamStatus);
 }
 

@@ -84,8 +84,8 @@ async fn a_gateway_of_two_seconds_responds_to_a_client_of_three() {
     let (gateway, seen) = gateway(upstream.address).await;
     assert_eq!(refused(&Topology::new().client_timeout(SECOND * 3)), []);
     let told = call(gateway, SECOND * 3, "").await;
-    assert_eq!(told, Some((504, Some("http_response_timeout".to_owned()))));
-    assert_eq!(seen.causes(), [Cause::DeadlineExceeded]);
+    assert_eq!(told, Some((504, Some("connection_read_timeout".to_owned()))));
+    assert_eq!(seen.causes(), [Cause::FirstByteTimeout]);
 }
 
 #[tokio::test]

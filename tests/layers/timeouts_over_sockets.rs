@@ -27,14 +27,14 @@ async fn silent() -> Upstream {
 }
 
 #[tokio::test]
-async fn the_total_is_the_deadline_of_the_head() {
+async fn the_total_keeps_the_phase_of_a_silent_upstream() {
     let upstream = silent().await;
     let limits = Timeouts::new().total(SOON);
     let gateway = Gateway::limited(proxy(upstream.address), limits).await;
     let answer = ask(gateway.address, GET).await;
-    assert_eq!((answer.status(), answer.error()), (504, Some("http_response_timeout")));
+    assert_eq!((answer.status(), answer.error()), (504, Some("connection_read_timeout")));
     let failure = gateway.seen.failures().pop().unwrap();
-    assert_eq!((failure.cause(), failure.phase()), (Cause::DeadlineExceeded, Phase::Wait));
+    assert_eq!((failure.cause(), failure.phase()), (Cause::FirstByteTimeout, Phase::Wait));
 }
 
 #[tokio::test]
@@ -52,9 +52,9 @@ async fn the_total_covers_the_wait_for_a_connection() {
     let mut first = Wire::connect(gateway.address).await;
     first.write(GET).await;
     assert_eq!(soon(first.head()).await.status(), 200);
-    assert_eq!(ask(gateway.address, GET).await.status(), 504);
+    assert_eq!(ask(gateway.address, GET).await.status(), 503);
     let failure = gateway.seen.failures().pop().unwrap();
-    assert_eq!(failure.cause(), Cause::DeadlineExceeded);
+    assert_eq!(failure.cause(), Cause::QueueTimeout);
     assert_eq!((failure.phase(), failure.replay()), (Phase::Pool, Replay::NotSent));
 }
 

@@ -6,6 +6,7 @@
 mod support;
 
 mod attempts;
+mod blame;
 mod bodies;
 mod by_type;
 mod config_errors;

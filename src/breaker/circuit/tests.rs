@@ -27,19 +27,25 @@ impl Fixture {
         self.circuit.try_acquire().map_or_else(|| self.circuit.try_acquire_slow(self.now).0, Ok)
     }
 
-    fn end(&self, permit: &Permit, verdict: CallResult) -> Option<State> {
+    fn end(&self, permit: &Permit, verdict: Blame) -> Option<State> {
         self.end_after(permit, verdict, Duration::ZERO)
     }
 
-    fn end_after(&self, permit: &Permit, verdict: CallResult, took: Duration) -> Option<State> {
-        let end = CallEnd { result: verdict, now: self.now, duration: took };
+    fn end_after(&self, permit: &Permit, verdict: Blame, took: Duration) -> Option<State> {
+        let end = self.ending(verdict, took);
         let record = || Failure::new(BadGatewayCause::ConnectionRefused);
         self.circuit.record(permit, end, || u64::MAX, record).map(|turn| turn.state)
     }
 
-    fn call(&self, verdict: CallResult) -> bool {
+    /// The end of a call that failed before its request was sent, if it failed.
+    fn ending(&self, blame: Blame, took: Duration) -> CallEnd {
+        let slow = self.circuit.is_slow(took);
+        CallEnd { blame, now: self.now, before_request: true, slow, route: None, counted: false }
+    }
+
+    fn call(&self, verdict: Blame) -> bool {
         let Ok(permit) = self.begin() else { return false };
-        if verdict == CallResult::Success && !permit.is_probe() && !self.circuit.needs_duration() {
+        if verdict == Blame::Success && !permit.is_probe() && !self.circuit.needs_duration() {
             self.circuit.count_success(&permit, self.now);
         } else {
             self.end(&permit, verdict);
@@ -48,7 +54,7 @@ impl Fixture {
     }
 
     /// Makes this many calls, and returns how many were admitted.
-    fn calls(&self, calls: usize, verdict: CallResult) -> usize {
+    fn calls(&self, calls: usize, verdict: Blame) -> usize {
         (0..calls).filter(|_| self.call(verdict)).count()
     }
 
@@ -58,7 +64,7 @@ impl Fixture {
 
     /// Opens it, and waits until a probe may pass.
     fn half_open(&mut self) {
-        self.calls(5, CallResult::Failure);
+        self.calls(5, Blame::Failure);
         assert_eq!(self.state(), State::Open);
         self.wait(SECOND * 10);
     }
@@ -82,8 +88,8 @@ fn by_share() -> BreakerPolicy {
 #[test]
 fn a_dead_upstream_is_noticed_after_five_calls_whatever_it_did_before() {
     let scene = usual();
-    assert_eq!(scene.calls(20_000, CallResult::Success), 20_000);
-    assert_eq!(scene.calls(100, CallResult::Failure), 5);
+    assert_eq!(scene.calls(20_000, Blame::Success), 20_000);
+    assert_eq!(scene.calls(100, Blame::Failure), 5);
     let told = scene.circuit.snapshot(scene.now);
     assert_eq!((told.opened, told.refused, told.cause.unwrap().cause()), (1, 95, BadGatewayCause::ConnectionRefused));
 }
@@ -91,34 +97,34 @@ fn a_dead_upstream_is_noticed_after_five_calls_whatever_it_did_before() {
 #[test]
 fn a_success_resets_the_count_and_a_neutral_result_does_not() {
     let scene = usual();
-    scene.calls(4, CallResult::Failure);
-    scene.call(CallResult::Success);
-    scene.calls(4, CallResult::Failure);
-    scene.calls(9, CallResult::Neutral);
-    scene.calls(9, CallResult::Overload);
+    scene.calls(4, Blame::Failure);
+    scene.call(Blame::Success);
+    scene.calls(4, Blame::Failure);
+    scene.calls(9, Blame::Nothing);
+    scene.calls(9, Blame::Overload);
     let told = scene.circuit.snapshot(scene.now);
     assert_eq!((told.state, told.consecutive_failures, told.calls, told.failures), (State::Closed, 4, 9, 8));
-    assert_eq!(scene.calls(9, CallResult::Failure), 1);
+    assert_eq!(scene.calls(9, Blame::Failure), 1);
 }
 
 #[test]
 fn half_of_the_windows_calls_may_not_fail() {
     let scene = Fixture::new(by_share());
-    scene.calls(11, CallResult::Success);
-    assert_eq!(scene.calls(99, CallResult::Failure), 11, "no sooner than at 50 %");
+    scene.calls(11, Blame::Success);
+    assert_eq!(scene.calls(99, Blame::Failure), 11, "no sooner than at 50 %");
     let few = Fixture::new(by_share());
-    assert_eq!(few.calls(99, CallResult::Failure), 20, "nor before there are twenty");
+    assert_eq!(few.calls(99, Blame::Failure), 20, "nor before there are twenty");
     let spread = usual();
-    let pairs = (0..50).filter(|_| spread.call(CallResult::Failure) && spread.call(CallResult::Success)).count();
+    let pairs = (0..50).filter(|_| spread.call(Blame::Failure) && spread.call(Blame::Success)).count();
     assert_eq!((pairs, spread.state()), (10, State::Open), "never two in a row");
 }
 
 #[test]
 fn a_window_forgets_old_successes() {
     let mut scene = Fixture::new(by_share());
-    scene.calls(10_000, CallResult::Success);
+    scene.calls(10_000, Blame::Success);
     scene.wait(SECOND * 10);
-    assert_eq!(scene.calls(9000, CallResult::Failure), 20);
+    assert_eq!(scene.calls(9000, Blame::Failure), 20);
 }
 
 #[test]
@@ -127,7 +133,7 @@ fn slow_calls_open_the_circuit_if_configured() {
         (0..50)
             .filter(|_| {
                 scene.begin().is_ok_and(|permit| {
-                    scene.end_after(&permit, CallResult::Success, SECOND * 2);
+                    scene.end_after(&permit, Blame::Success, SECOND * 2);
                     true
                 })
             })
@@ -135,18 +141,18 @@ fn slow_calls_open_the_circuit_if_configured() {
     };
     assert_eq!(slow(&usual()), 50);
     let mut scene = Fixture::new(BreakerPolicy::new().slow_calls(SECOND, Ratio::per_mille(800)));
-    assert_eq!(scene.calls(4, CallResult::Success), 4);
+    assert_eq!(scene.calls(4, Blame::Success), 4);
     assert_eq!((slow(&scene), scene.state()), (16, State::Open));
     scene.wait(SECOND);
     let probe = scene.probe();
-    assert_eq!(scene.end_after(&probe, CallResult::Success, SECOND * 2), Some(State::Open), "a slow probe has failed");
+    assert_eq!(scene.end_after(&probe, Blame::Success, SECOND * 2), Some(State::Open), "a slow probe has failed");
     scene.wait(SECOND * 2);
-    assert!(scene.call(CallResult::Success), "a quick one has not");
+    assert!(scene.call(Blame::Success), "a quick one has not");
     let told = scene.circuit.snapshot(scene.now);
     assert_eq!((told.state, told.slow, told.calls), (State::Closed, 0, 0));
     for _ in 0..50 {
         let permit = scene.begin().unwrap();
-        scene.end_after(&permit, CallResult::Success, SECOND);
+        scene.end_after(&permit, Blame::Success, SECOND);
     }
     assert_eq!(scene.circuit.snapshot(scene.now).slow, 0, "exactly in time is in time");
 }
@@ -155,8 +161,8 @@ fn slow_calls_open_the_circuit_if_configured() {
 fn an_opening_reports_its_open_duration() {
     let mut scene = usual();
     scene.wait(SECOND * 77);
-    scene.calls(4, CallResult::Failure);
-    let end = CallEnd { result: CallResult::Failure, now: scene.now, duration: Duration::ZERO };
+    scene.calls(4, Blame::Failure);
+    let end = scene.ending(Blame::Failure, Duration::ZERO);
     let record = || Failure::new(BadGatewayCause::ConnectionRefused);
     let turn = scene.circuit.record(&scene.begin().unwrap(), end, || u64::MAX, record).unwrap();
     assert_eq!((turn.state, Duration::from_nanos(turn.open_for + 1)), (State::Open, SECOND));
@@ -166,7 +172,7 @@ fn an_opening_reports_its_open_duration() {
 #[test]
 fn the_open_duration_doubles_while_probes_fail() {
     let mut scene = usual();
-    scene.calls(5, CallResult::Failure);
+    scene.calls(5, Blame::Failure);
     for seconds in [1, 2, 4, 8, 10, 10] {
         let shut = scene.begin().unwrap_err();
         assert_eq!(Duration::from_nanos(shut.remaining + 1), SECOND * seconds);
@@ -175,7 +181,7 @@ fn the_open_duration_doubles_while_probes_fail() {
         scene.wait(MS * (1000 * seconds - 1));
         assert!(scene.begin().is_err());
         scene.wait(MS);
-        assert!(scene.call(CallResult::Failure));
+        assert!(scene.call(Blame::Failure));
     }
     assert_eq!(scene.circuit.snapshot(scene.now).opened, 7);
 }
@@ -184,15 +190,15 @@ fn the_open_duration_doubles_while_probes_fail() {
 fn health_takes_the_pauses_back_step_by_step() {
     let mut scene = usual();
     scene.half_open();
-    scene.call(CallResult::Failure);
+    scene.call(Blame::Failure);
     scene.wait(SECOND * 10);
-    assert!(scene.call(CallResult::Success));
+    assert!(scene.call(Blame::Success));
     // two consecutive openings, and one healthy window
     scene.wait(SECOND * 10);
-    scene.calls(5, CallResult::Failure);
+    scene.calls(5, Blame::Failure);
     assert_eq!(scene.begin().unwrap_err().remaining + 1, 2_000_000_000);
     scene.circuit.reset(scene.now);
-    scene.calls(5, CallResult::Failure);
+    scene.calls(5, Blame::Failure);
     assert_eq!(scene.begin().unwrap_err().remaining + 1, 1_000_000_000, "a reset forgets them all");
 }
 
@@ -204,8 +210,8 @@ fn one_of_a_thousand_passes_as_a_probe() {
     assert_eq!(passed.len(), 1);
     let shut = scene.begin().unwrap_err();
     assert_eq!((shut.remaining, scene.state()), (1_000_000_000, State::HalfOpen));
-    assert_eq!(scene.end(&passed[0], CallResult::Success), Some(State::Closed));
-    assert_eq!(scene.calls(1000, CallResult::Success), 1000);
+    assert_eq!(scene.end(&passed[0], Blame::Success), Some(State::Closed));
+    assert_eq!(scene.calls(1000, Blame::Success), 1000);
 }
 
 #[test]
@@ -214,9 +220,9 @@ fn a_cancelled_probe_lets_the_next_call_be_one() {
     scene.half_open();
     let probe = scene.probe();
     assert!(scene.begin().is_err());
-    assert_eq!(scene.end(&probe, CallResult::Neutral), None);
+    assert_eq!(scene.end(&probe, Blame::Nothing), None);
     assert_eq!(scene.state(), State::HalfOpen, "it proved nothing");
-    assert_eq!(scene.end(&scene.probe(), CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.end(&scene.probe(), Blame::Success), Some(State::Closed));
 }
 
 #[test]
@@ -234,11 +240,11 @@ fn a_probe_that_hangs_gives_its_place_up() {
     scene.wait(MS);
     let next = scene.probe();
     assert_eq!(counts(&scene), (2, 1));
-    assert_eq!(scene.end(&hung, CallResult::Failure), None, "it proves nothing any more");
+    assert_eq!(scene.end(&hung, Blame::Failure), None, "it proves nothing any more");
     assert!(scene.begin().is_err(), "nor does it free the place of the next");
-    scene.end(&hung, CallResult::Neutral);
+    scene.end(&hung, Blame::Nothing);
     assert!(scene.begin().is_err());
-    assert_eq!(scene.end(&next, CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.end(&next, Blame::Success), Some(State::Closed));
     assert_eq!(scene.circuit.snapshot(scene.now).probes_timed_out, 1);
 }
 
@@ -251,9 +257,9 @@ fn an_upstream_that_is_slower_than_the_limit_of_a_probe_is_let_back_in() {
         probes.push(scene.probe());
         scene.wait(SECOND);
     }
-    assert_eq!(scene.end(&probes[0], CallResult::Success), Some(State::Closed));
-    assert_eq!(scene.end(&probes[1], CallResult::Failure), None);
-    assert_eq!(scene.end(&probes[2], CallResult::Failure), None);
+    assert_eq!(scene.end(&probes[0], Blame::Success), Some(State::Closed));
+    assert_eq!(scene.end(&probes[1], Blame::Failure), None);
+    assert_eq!(scene.end(&probes[2], Blame::Failure), None);
     assert_eq!(scene.circuit.snapshot(scene.now).consecutive_failures, 0);
 }
 
@@ -263,16 +269,16 @@ fn a_probe_from_before_the_last_opening_does_not_close() {
     scene.half_open();
     let hung = scene.probe();
     scene.wait(SECOND);
-    assert!(scene.call(CallResult::Failure), "the next probe opens it again");
-    assert_eq!(scene.end(&hung, CallResult::Success), None, "in the pause");
+    assert!(scene.call(Blame::Failure), "the next probe opens it again");
+    assert_eq!(scene.end(&hung, Blame::Success), None, "in the pause");
     scene.wait(SECOND * 10);
     let hung = scene.begin().unwrap();
     scene.wait(SECOND);
-    scene.call(CallResult::Failure);
+    scene.call(Blame::Failure);
     scene.wait(SECOND * 10);
     let probe = scene.probe();
-    assert_eq!(scene.end(&hung, CallResult::Success), None, "nor beside a later probe");
-    assert_eq!(scene.end(&probe, CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.end(&hung, Blame::Success), None, "nor beside a later probe");
+    assert_eq!(scene.end(&probe, Blame::Success), Some(State::Closed));
 }
 
 #[test]
@@ -285,7 +291,7 @@ fn a_probe_with_a_long_body_closes_at_its_limit() {
     scene.wait(SECOND);
     assert!(!scene.begin().unwrap().is_probe());
     assert_eq!(scene.state(), State::Closed);
-    assert_eq!(scene.end(&download, CallResult::Failure), None);
+    assert_eq!(scene.end(&download, Blame::Failure), None);
 }
 
 #[test]
@@ -293,13 +299,11 @@ fn probes_that_come_seldom_do_not_stick() {
     let mut scene = usual();
     scene.half_open();
     // each an hour after the previous one, and half of them without a result
-    for verdict in
-        [CallResult::Neutral, CallResult::Failure, CallResult::Neutral, CallResult::Neutral, CallResult::Success]
-    {
+    for verdict in [Blame::Nothing, Blame::Failure, Blame::Nothing, Blame::Nothing, Blame::Success] {
         scene.wait(SECOND * 3600);
         assert!(scene.call(verdict));
     }
-    assert_eq!((scene.calls(40, CallResult::Success), scene.state()), (40, State::Closed));
+    assert_eq!((scene.calls(40, Blame::Success), scene.state()), (40, State::Closed));
 }
 
 #[test]
@@ -309,12 +313,12 @@ fn a_result_from_before_the_opening_neither_closes_nor_opens() {
     scene.half_open();
     scene.circuit.count_success(&late[0], scene.now);
     let probe = scene.probe();
-    assert_eq!(scene.end(&late[1], CallResult::Success), None);
-    assert_eq!(scene.end(&late[2], CallResult::Failure), None);
+    assert_eq!(scene.end(&late[1], Blame::Success), None);
+    assert_eq!(scene.end(&late[2], Blame::Failure), None);
     assert_eq!(scene.state(), State::HalfOpen, "only the probe decides");
-    assert_eq!(scene.end(&probe, CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.end(&probe, Blame::Success), Some(State::Closed));
     for permit in &late[3..] {
-        assert_eq!(scene.end(permit, CallResult::Failure), None);
+        assert_eq!(scene.end(permit, Blame::Failure), None);
     }
     let told = scene.circuit.snapshot(scene.now);
     assert_eq!((told.state, told.consecutive_failures, told.calls), (State::Closed, 0, 0));
@@ -323,15 +327,15 @@ fn a_result_from_before_the_opening_neither_closes_nor_opens() {
 #[test]
 fn overload_is_proof_of_life() {
     let mut scene = usual();
-    assert_eq!(scene.calls(100, CallResult::Overload), 100);
+    assert_eq!(scene.calls(100, Blame::Overload), 100);
     scene.half_open();
-    assert_eq!(scene.end(&scene.probe(), CallResult::Overload), Some(State::Closed));
+    assert_eq!(scene.end(&scene.probe(), Blame::Overload), Some(State::Closed));
 }
 
 #[test]
 fn all_refusals_of_an_opening_share_one_record() {
     let mut scene = usual();
-    scene.calls(5, CallResult::Failure);
+    scene.calls(5, Blame::Failure);
     let [one, other] = [(); 2].map(|()| scene.begin().unwrap_err().cause.unwrap());
     assert!(std::ptr::eq(one.opened_by().unwrap(), other.opened_by().unwrap()));
     assert_eq!((one.cause(), one.phase()), (BadGatewayCause::CircuitOpen, Phase::Gateway));
@@ -341,7 +345,7 @@ fn all_refusals_of_an_opening_share_one_record() {
     let probe = scene.probe();
     let meanwhile = scene.begin().unwrap_err().cause.unwrap();
     assert!(std::ptr::eq(meanwhile.opened_by().unwrap(), one.opened_by().unwrap()));
-    scene.end(&probe, CallResult::Failure);
+    scene.end(&probe, Blame::Failure);
     assert_eq!(scene.begin().unwrap_err().cause.unwrap().detail(), Some(Detail::Text(PROBE)));
 }
 
@@ -357,7 +361,7 @@ fn an_active_probe_from_before_the_opening_does_not_close() {
     let mut scene = usual();
     let before = scene.now;
     scene.wait(SECOND);
-    scene.calls(5, CallResult::Failure);
+    scene.calls(5, Blame::Failure);
     let opened = scene.now;
     assert!(scene.circuit.record_recovery(before, scene.now).is_none());
     assert_eq!(scene.state(), State::Open);
@@ -369,25 +373,25 @@ fn an_active_probe_from_before_the_opening_does_not_close() {
 #[test]
 fn calls_are_no_probes_while_an_active_probe_is_due() {
     let mut scene = usual();
-    scene.calls(5, CallResult::Failure);
+    scene.calls(5, Blame::Failure);
     scene.circuit.record_still_down(scene.now + SECOND * 5);
     scene.circuit.record_still_down(scene.now + SECOND * 3);
     scene.wait(Duration::from_millis(4999));
-    assert!(!scene.call(CallResult::Success));
+    assert!(!scene.call(Blame::Success));
     scene.wait(Duration::from_millis(1));
-    assert!(scene.call(CallResult::Success));
+    assert!(scene.call(Blame::Success));
     scene.circuit.record_still_down(scene.now + SECOND * 5);
-    assert!(scene.call(CallResult::Success), "it says nothing of a closed circuit");
+    assert!(scene.call(Blame::Success), "it says nothing of a closed circuit");
 }
 
 #[test]
 fn a_call_rejected_without_an_attempt_to_acquire_is_counted() {
     let scene = usual();
-    scene.calls(5, CallResult::Failure);
+    scene.calls(5, Blame::Failure);
     assert!(scene.circuit.rejection(scene.now).is_some());
     assert_eq!(scene.circuit.refused(), 0, "it was only asked");
     scene.circuit.count_refused();
-    assert_eq!((scene.calls(2, CallResult::Success), scene.circuit.refused()), (0, 3));
+    assert_eq!((scene.calls(2, Blame::Success), scene.circuit.refused()), (0, 3));
 }
 
 #[test]
@@ -405,16 +409,16 @@ fn a_held_circuit_waits_for_its_release() {
     assert!(scene.circuit.release(scene.now).is_none(), "once");
     let probe = scene.probe();
     assert!(scene.begin().is_err());
-    assert_eq!(scene.end(&probe, CallResult::Success), Some(State::Closed));
+    assert_eq!(scene.end(&probe, Blame::Success), Some(State::Closed));
     scene.circuit.hold(scene.now);
     scene.circuit.reset(scene.now);
-    assert_eq!(scene.calls(9, CallResult::Success), 9);
+    assert_eq!(scene.calls(9, Blame::Success), 9);
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Begin,
-    End(usize, CallResult),
+    End(usize, Blame),
     Head(usize),
     Wait(u64),
     Hold,
@@ -424,10 +428,10 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let verdict = prop_oneof![
-        4 => Just(CallResult::Failure),
-        2 => Just(CallResult::Success),
-        1 => Just(CallResult::Neutral),
-        1 => Just(CallResult::Overload),
+        4 => Just(Blame::Failure),
+        2 => Just(Blame::Success),
+        1 => Just(Blame::Nothing),
+        1 => Just(Blame::Overload),
     ];
     let step = prop_oneof![
         30 => Just(Step::Begin),
@@ -492,12 +496,12 @@ proptest! {
                     let turn = scene.end(&permit, verdict);
                     match (before.state, turn) {
                         (State::Closed, Some(state)) => {
-                            prop_assert!(current && verdict == CallResult::Failure && state == State::Open);
+                            prop_assert!(current && verdict == Blame::Failure && state == State::Open);
                         }
-                        (State::HalfOpen, Some(State::Open)) => prop_assert!(holds && verdict == CallResult::Failure),
+                        (State::HalfOpen, Some(State::Open)) => prop_assert!(holds && verdict == Blame::Failure),
                         (State::HalfOpen, Some(State::Closed)) => {
                             prop_assert!(probes.contains(&permit.epoch()));
-                            prop_assert!(matches!(verdict, CallResult::Success | CallResult::Overload));
+                            prop_assert!(matches!(verdict, Blame::Success | Blame::Overload));
                         }
                         (_, None) => prop_assert_eq!(scene.state(), before.state),
                         (_, Some(state)) => prop_assert!(false, "{} became {state}", before.state),
@@ -519,8 +523,8 @@ proptest! {
         // a healthy upstream and time close the circuit, whatever happened before
         scene.circuit.release(scene.now);
         scene.wait(SECOND * 10);
-        prop_assert!(scene.call(CallResult::Success));
+        prop_assert!(scene.call(Blame::Success));
         prop_assert_eq!(scene.state(), State::Closed);
-        prop_assert_eq!(scene.calls(50, CallResult::Success), 50);
+        prop_assert_eq!(scene.calls(50, Blame::Success), 50);
     }
 }

@@ -51,6 +51,12 @@ impl FailureBuilder {
         self
     }
 
+    /// Marks a failure that says nothing about the upstream, such as the client's own deadline.
+    pub(crate) fn neutral(mut self) -> Self {
+        self.0.neutral = true;
+        self
+    }
+
     /// Sets a detail that makes the cause more specific.
     pub fn detail(mut self, detail: impl Into<Option<Detail>>) -> Self {
         self.0.detail = detail.into();
