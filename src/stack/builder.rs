@@ -220,9 +220,10 @@ impl UpstreamBuilder {
         self
     }
 
-    /// Changes the concurrency limit.
+    /// Changes the concurrency limit: 1,024 calls, as in Envoy.
     ///
-    /// To share a limit among stacks, return a clone of its layer: `.limiter(|_| shared)`.
+    /// One that learns what the upstream can handle is
+    /// `.limiter(|_| ConcurrencyLimitLayer::adaptive())`. To share a limit among stacks, return a clone of its layer: `.limiter(|_| shared)`.
     pub fn limiter(
         mut self,
         change: impl FnOnce(ConcurrencyLimitLayer) -> ConcurrencyLimitLayer + Send + 'static,
@@ -284,7 +285,7 @@ impl UpstreamBuilder {
             topology: validate::with_retry(topology, retry.as_ref()),
             retry,
             circuit: self.has_circuit.then(|| self.circuit.apply(self.preset.circuit())),
-            limiter: self.has_limiter.then(|| self.limiter.apply(self.preset.limiter())),
+            limiter: self.has_limiter.then(|| self.limiter.apply(Preset::limiter())),
             classify: self.reporting.apply(self.classify),
             page: self.page,
             timeout_layer: self.timeout_layer.with(timeouts),

@@ -34,7 +34,7 @@
 //! | `hedging` | p95 | none | none | none |
 //! | `window` of the circuit | 10 s | 10 s | 60 s | 10 s |
 //! | `open_duration` | 500 ms to 5 s | 1 s to 10 s | 5 s to 60 s | 1 s to 10 s |
-//! | `in flight` | 2 to 200 | 2 to 200 | 2 to 50 | 2 to 1000 |
+//! | `in flight` | 1,024 | 1,024 | 1,024 | 1,024 |
 //!
 //! The timeout of an attempt includes the upload: an upload that takes longer needs [`Batch`](Preset::Batch), or
 //! timeouts of its own.

@@ -165,19 +165,26 @@ impl Circuit {
 
 impl Limiter {
     fn check(&self, errors: &mut Vec<ConfigError>) {
-        if self.fixed.is_some() && (self.min.is_some() || self.max.is_some()) {
-            let problem = "a fixed limit has no `min` and no `max`";
-            contradiction(errors, "limiter.fixed", problem, "set either `fixed`, or `min` and `max`");
+        let is_bounded = self.min.is_some() || self.max.is_some();
+        if self.fixed.is_some() && (is_bounded || self.adaptive == Some(true)) {
+            let problem = "a fixed limit has no `min` and no `max`, and is not adaptive";
+            contradiction(errors, "limiter.fixed", problem, "set either `fixed`, or `adaptive`, `min` and `max`");
+        }
+        if self.adaptive == Some(false) && is_bounded {
+            let problem = "only an adaptive limit has a `min` and a `max`";
+            contradiction(errors, "limiter.adaptive", problem, "set `fixed`, or leave `adaptive = false` out");
         }
     }
 
     fn apply(self, layer: ConcurrencyLimitLayer) -> ConcurrencyLimitLayer {
-        let (min, max) = layer.configured_bounds();
-        let bounds = match self.fixed {
-            Some(fixed) => fixed.0..=fixed.0,
-            None => self.min.map_or(min, |min| min.0)..=self.max.map_or(max, |max| max.0),
+        let layer = match (self.fixed, self.min, self.max) {
+            (Some(fixed), ..) => layer.bounds(fixed.0..=fixed.0),
+            (None, None, None) if self.adaptive != Some(true) => layer,
+            (None, min, max) => {
+                let (least, most) = ConcurrencyLimitLayer::adaptive().configured_bounds();
+                layer.bounds(min.map_or(least, |min| min.0)..=max.map_or(most, |max| max.0))
+            }
         };
-        let layer = layer.bounds(bounds);
         if self.hold_slot_during_upgrade == Some(true) { layer.hold_slot_during_upgrade() } else { layer }
     }
 }

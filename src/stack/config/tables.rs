@@ -65,9 +65,10 @@ pub(super) struct Circuit {
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limiter {
+    pub(super) fixed: Option<Count>,
+    pub(super) adaptive: Option<bool>,
     pub(super) min: Option<Count>,
     pub(super) max: Option<Count>,
-    pub(super) fixed: Option<Count>,
     pub(super) hold_slot_during_upgrade: Option<bool>,
 }
 

@@ -61,6 +61,7 @@ const WHOLE: &str = r#"
     slow_ratio = "75%"
 
     [limiter]
+    adaptive = true
     min = 4
     max = 64
     hold_slot_during_upgrade = true
@@ -168,6 +169,24 @@ fn json_is_read_like_toml() {
 }
 
 #[test]
+fn the_limit_is_fixed_unless_the_file_says_adaptive_or_sets_a_bound() {
+    for (keys, bounds) in [
+        ("", (1024, 1024)),
+        ("adaptive = false", (1024, 1024)),
+        ("fixed = 7", (7, 7)),
+        ("adaptive = true", (2, 1024)),
+        ("max = 64", (2, 64)),
+        ("adaptive = true\nmin = 8", (8, 1024)),
+    ] {
+        let builder = toml(&format!("name = \"a\"\n[limiter]\n{keys}")).builder();
+        assert_eq!(builder.resolve().limiter.unwrap().effective_bounds(), bounds, "{keys}");
+    }
+    for keys in ["fixed = 7\nadaptive = true", "adaptive = false\nmax = 7"] {
+        assert!(toml(&format!("name = \"a\"\n[limiter]\n{keys}")).builder().build().is_err(), "{keys}");
+    }
+}
+
+#[test]
 fn a_fault_is_named_with_its_key_and_what_to_write() {
     for (text, error) in [
         ("retry.atempts = 2", "retry.atempts: unknown key: did you mean `attempts`?"),
@@ -177,7 +196,7 @@ fn a_fault_is_named_with_its_key_and_what_to_write() {
         ("[retry]\nname = \"a\"", "retry.name: unknown key: `name` belongs to the top level, above all tables"),
         (
             "limiter.breaker = 1",
-            "limiter.breaker: unknown key: expected one of min, max, fixed, hold_slot_during_upgrade",
+            "limiter.breaker: unknown key: expected one of fixed, adaptive, min, max, hold_slot_during_upgrade",
         ),
         ("timeouts.total = 30", "timeouts.total: missing unit: write \"30s\" or \"30ms\""),
         ("timeouts.total = 1.5", "timeouts.total: missing unit: write \"1.5s\" or \"1.5ms\""),
@@ -300,7 +319,7 @@ fn every_fault_of_a_file_is_named_in_one_pass() {
         ("circuit.min_calls", "expected a whole number from 1"),
         ("circuit.slow_ratio", "set `slow_calls` as well"),
         ("circuit.window", "set a duration from \"1s\" to \"1h\""),
-        ("limiter.fixed", "set either `fixed`, or `min` and `max`"),
+        ("limiter.fixed", "set either `fixed`, or `adaptive`, `min` and `max`"),
         ("topology.client_deadline", "set one of"),
         ("error_page.contact", "write a sentence"),
     ];
