@@ -125,22 +125,26 @@ impl AdmissionController {
         }
     }
 
-    /// A call ended: its duration is a sample.
-    pub(super) fn complete(&self, permit: &Permit, took: Duration, at_once: u32) {
-        self.in_flight.release(permit.kind);
-        match (permit.kind, permit.probe) {
-            (CallKind::Unbounded, _) => {}
-            (CallKind::Bounded, false) => self.service.learn(took, permit.number, at_once),
-            (CallKind::Bounded, true) => self.service.confirm(took, permit.number, at_once),
+    /// A call has its response head: the time until then is a sample, and the call no longer delays others.
+    pub(super) fn respond(&self, permit: &mut Permit, took: Duration, at_once: u32) {
+        if permit.kind == CallKind::Unbounded {
+            return;
+        }
+        permit.kind = CallKind::Unbounded;
+        self.in_flight.responded();
+        if permit.probe {
+            self.service.confirm(took, permit.number, at_once);
+        } else {
+            self.service.learn(took, permit.number, at_once);
         }
     }
 
-    /// A call ended whose duration is not a sample.
+    /// A call ended.
     pub(super) fn release(&self, permit: &Permit) {
         self.in_flight.release(permit.kind);
     }
 
-    /// The client disconnected. If it had waited until its deadline, the response would have taken even longer.
+    /// The client disconnected before the response head. If it had waited until its deadline, the response would have taken even longer.
     pub(super) fn cancel(
         &self,
         permit: &Permit,
@@ -226,12 +230,18 @@ mod tests {
         call
     }
 
+    /// Ends a call with a response after this time.
+    fn complete(desk: &AdmissionController, mut permit: Permit, took: Duration, at_once: u32) {
+        desk.respond(&mut permit, took, at_once);
+        desk.release(&permit);
+    }
+
     /// A controller that has learned this service time, with one worker.
     fn learned(cap: usize, service: Duration, now: Instant) -> AdmissionController {
         let desk = AdmissionController::new(cap);
         for _ in 0..16 {
             let permit = desk.admit(&call(now, None), 1).unwrap();
-            desk.complete(&permit, service, 1);
+            complete(&desk, permit, service, 1);
         }
         assert_eq!(desk.service_time(), Some(service));
         desk
@@ -284,7 +294,7 @@ mod tests {
         let mut let_in = 0;
         for ms in 0..10_000 {
             if let Ok(permit) = desk.admit(&call(now + MS * ms, MS * 500), 1) {
-                desk.complete(&permit, MS * 20, 1);
+                complete(&desk, permit, MS * 20, 1);
                 let_in += 1;
             }
         }
@@ -297,7 +307,7 @@ mod tests {
         let now = Instant::now();
         let desk = learned(9, MS * 30, now);
         let asked = call(now, MS * 500);
-        for (after, average) in [(MS * 300, 30), (MS * 495, 59)] {
+        for (after, average) in [(MS * 300, 30), (MS * 495, 35)] {
             let permit = desk.admit(&asked, 1).unwrap();
             desk.cancel(&permit, asked.deadline, now, now + after, 1);
             assert_eq!(desk.service_time().unwrap().as_millis(), average);
@@ -305,7 +315,7 @@ mod tests {
         let wrong = by_client_clock(now, MS * 9000);
         let permit = desk.admit(&wrong, 1).unwrap();
         desk.cancel(&permit, wrong.deadline, now, now + MS * 9000, 1);
-        assert_eq!(desk.service_time().unwrap().as_millis(), 59, "its deadline may be another than it meant");
+        assert_eq!(desk.service_time().unwrap().as_millis(), 35, "its deadline may be another than it meant");
         assert_eq!(desk.in_flight(), 0);
     }
 
@@ -317,10 +327,28 @@ mod tests {
         let streams: Vec<_> = (0..3).map(|_| desk.admit(&stream, 1).unwrap()).collect();
         assert_eq!(no(&desk, &call(now, MS * 31)), None);
         assert!(matches!(no(&desk, &call(now, MS * 31)), Some(RejectReason::Overloaded(_))));
-        for permit in &streams {
-            desk.complete(permit, Duration::from_secs(3600), 1);
+        for permit in streams {
+            complete(&desk, permit, Duration::from_secs(3600), 1);
         }
         assert_eq!((desk.in_flight(), desk.service_time()), (1, Some(MS * 30)));
+    }
+
+    #[test]
+    fn who_reads_a_response_holds_a_place_and_delays_no_other_call() {
+        let now = Instant::now();
+        let desk = learned(4, MS * 30, now);
+        let mut reading: Vec<_> = (0..3).map(|_| desk.admit(&call(now, None), 1).unwrap()).collect();
+        assert_eq!(no(&desk, &call(now, MS * 31)), Some(RejectReason::TooLate));
+        for permit in &mut reading {
+            desk.respond(permit, MS * 30, 1);
+        }
+        assert_eq!(desk.in_flight(), 3);
+        assert_eq!(no(&desk, &call(now, MS * 31)), None);
+        assert!(matches!(no(&desk, &call(now, MS * 31)), Some(RejectReason::Overloaded(_))), "the cap counts them");
+        for permit in &reading {
+            desk.release(permit);
+        }
+        assert_eq!(desk.in_flight(), 1);
     }
 
     #[test]
@@ -394,7 +422,7 @@ mod tests {
                     }
                     Step::Settle(which) if !open.is_empty() => {
                         let (permit, call) = open.swap_remove(which % open.len());
-                        desk.complete(&permit, now - call.now, at_once);
+                        complete(&desk, permit, now - call.now, at_once);
                     }
                     Step::Abandon(which) if !open.is_empty() => {
                         let (permit, call) = open.swap_remove(which % open.len());

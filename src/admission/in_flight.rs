@@ -1,4 +1,6 @@
 //! The number of calls in flight, under a cap.
+//!
+//! A call that only waits for its client to read counts as an unbounded one.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -64,6 +66,11 @@ impl InFlight {
                 Err(now) => taken = now,
             }
         }
+    }
+
+    /// A bounded call has its response head: it keeps its place, and delays no other call.
+    pub(super) fn responded(&self) {
+        self.taken.fetch_add(UNBOUNDED - BOUNDED, Relaxed);
     }
 
     /// Frees a place that was taken.
@@ -154,11 +161,15 @@ mod tests {
         #[test]
         fn places_are_never_more_than_the_cap_and_never_lost(
             cap in 1_usize..8,
-            steps in proptest::collection::vec((any::<bool>(), any::<bool>(), 0_u32..6), 0..60),
+            steps in proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 0_u32..6), 0..60),
         ) {
             let places = InFlight::new(cap);
             let mut held: Vec<CallKind> = Vec::new();
-            for (take, stream, most) in steps {
+            for (take, stream, responded, most) in steps {
+                if let Some(kind) = held.iter_mut().find(|kind| responded && **kind == CallKind::Bounded) {
+                    places.responded();
+                    *kind = CallKind::Unbounded;
+                }
                 let kind = if stream { CallKind::Unbounded } else { CallKind::Bounded };
                 let bounded = held.iter().filter(|kind| **kind == CallKind::Bounded).count();
                 if take {

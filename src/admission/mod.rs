@@ -22,9 +22,12 @@
 //! | [`unbounded`](AdmissionLayer::unbounded) | off: calls are expected to end |
 //! | responses before the estimate counts | 16 |
 //!
-//! **The estimate.** A request is in flight from admission to the end of the response body, and that time is the sample. The
-//! layer keeps an average of the service time: the sample without the wait for requests ahead. With `n` worked on at the
-//! same time and this request the `p`th in flight, it is admitted if the deadline leaves `service * (2 + 4/3 * (p - n) / n)`:
+//! **The estimate.** A request is in flight from admission to the end of the response body, and the cap counts it so long. The
+//! app works on it until the response head: that time is the sample, and then the request delays no others, however slowly its
+//! client reads. An app that works while it sends the body looks faster than it is; there the cap has to suffice. The
+//! layer keeps an average of the service time: the sample without the wait for requests ahead, at most four times the
+//! average, so that a few slow routes or uploads among many requests say little. With `n` worked on at the
+//! same time and this request the `p`th of those without a head, it is admitted if the deadline leaves `service * (2 + 4/3 * (p - n) / n)`:
 //! more than the mean, because half of all responses take longer than that. While a worker is free (`p <= n`) only an elapsed
 //! deadline refuses, and after a second without an admission the next request is admitted: an estimate cannot
 //! outlive its validity. A client that disconnects at its deadline can raise the average; any other disconnect is ignored.
@@ -170,7 +173,7 @@ impl AdmissionLayer {
     /// Limits how long a client may leave a response body unread (default 60 s; `None`: no limit).
     ///
     /// Then the request no longer counts and the body ends with an error, as described for
-    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle); its duration is not a sample.
+    /// [`Timeouts::client_idle`](crate::timeout::Timeouts::client_idle).
     pub fn client_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         Arc::make_mut(&mut self.config).timeouts.client_idle = limit.into().map(reachable);
         self
@@ -220,25 +223,33 @@ impl Component for AdmissionComponent {
         self.controller.admit(call, self.concurrency).map_err(|no| self.rejection(no))
     }
 
-    fn complete(&self, permit: Permit, call: &CallContext, outcome: &Outcome) {
-        if outcome.status() == Some(StatusCode::SWITCHING_PROTOCOLS) {
-            return self.controller.release(&permit);
+    fn on_response(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
+        if outcome.status() != Some(StatusCode::SWITCHING_PROTOCOLS) {
+            self.learn(permit, call, outcome);
         }
-        self.controller.complete(&permit, outcome.now().saturating_duration_since(call.now), self.concurrency);
+    }
+
+    fn complete(&self, mut permit: Permit, call: &CallContext, outcome: &Outcome) {
+        // an error of the inner service has no head
+        if outcome.status().is_none() {
+            self.learn(&mut permit, call, outcome);
+        }
+        self.controller.release(&permit);
     }
 
     fn cancel(&self, permit: Permit, call: &CallContext, why: CancelReason) {
         match why {
-            // the time a client takes to read says nothing about the service time
-            CancelReason::Rejected(_) | CancelReason::TimedOut(BadGatewayCause::ClientClosed) => {
-                self.controller.release(&permit);
-            }
+            CancelReason::Rejected(_) => self.controller.release(&permit),
             _ => self.controller.cancel(&permit, call.deadline, call.now, Instant::now(), self.concurrency),
         }
     }
 }
 
 impl AdmissionComponent {
+    fn learn(&self, permit: &mut Permit, call: &CallContext, outcome: &Outcome) {
+        self.controller.respond(permit, outcome.now().saturating_duration_since(call.now), self.concurrency);
+    }
+
     #[cold]
     fn rejection(&self, reason: RejectReason) -> Rejection {
         let [passed, late, full] = &self.rejections;

@@ -23,6 +23,11 @@ const ENOUGH: u64 = 16;
 const WEIGHT: u64 = 16;
 const NANOSECONDS: u64 = (1 << 48) - 1;
 
+/// A sample counts as at most this many times the average, or as a millisecond: a few clients that call a slow route or
+/// upload slowly must not make the app look slow.
+const MOST: u64 = 4;
+const MILLISECOND: u64 = 1_000_000;
+
 impl ServiceTime {
     /// Adds the sample of a response; `number` is the position of the request among those in flight.
     pub(super) fn learn(&self, took: Duration, number: u32, at_once: u32) {
@@ -42,12 +47,13 @@ impl ServiceTime {
     fn update(&self, weight: u64, sample: impl Fn(u64) -> u64) {
         let update = |learned: u64| {
             let (samples, average) = (learned >> 48, learned & NANOSECONDS);
-            let sample = sample(average);
+            let most = if samples < ENOUGH { NANOSECONDS } else { (average * MOST).max(MILLISECOND) };
+            let sample = sample(average).min(most);
             let samples = (samples + 1).min(u64::from(u16::MAX));
             let weight = samples.min(weight);
-            // both are below 2^48
+            // both are below 2^50
             let average = (average * (weight - 1) + sample) / weight;
-            Some(samples << 48 | average)
+            Some(samples << 48 | average.min(NANOSECONDS))
         };
         // the closure never declines
         let _ = self.learned.fetch_update(Relaxed, Relaxed, update);
@@ -143,8 +149,20 @@ mod tests {
         let service = learned(MS * 40, 1, 8);
         service.learn_at_least(MS * 10, 1, 8);
         assert_eq!(service.average(), Some(MS * 40));
-        service.learn_at_least(MS * 200, 1, 8);
-        assert_eq!(service.average(), Some(MS * 50));
+        service.learn_at_least(MS * 160, 1, 8);
+        assert_eq!(service.average(), Some(Duration::from_micros(47_500)));
+    }
+
+    #[test]
+    fn a_few_slow_calls_among_many_say_little_and_many_are_learned_at_once() {
+        let service = learned(MS * 5, 1, 8);
+        for _ in 0..1_000 {
+            service.learn(MS * 5_000, 1, 8);
+            (0..9).for_each(|_| service.learn(MS * 5, 1, 8));
+        }
+        assert!(service.average() < Some(MS * 9), "{:?}", service.average());
+        (0..40).for_each(|_| service.learn(MS * 50, 1, 8));
+        assert!(service.average() > Some(MS * 40), "{:?}", service.average());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `AdmissionLayer` in axum apps, and under twice the load that an app can serve.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -360,4 +361,50 @@ async fn an_app_that_mostly_waits_is_admitted_more_than_its_workers() {
     }
     println!("an app that waits: {:?}", layer.rejections());
     assert!(layer.rejections().too_late < 1_000, "{:?}", layer.rejections());
+}
+
+/// Takes 5 ms, and sends a body of two frames.
+async fn answer_in_two_frames(_: Request<Body>) -> Result<Response<Body>, Infallible> {
+    sleep(Duration::from_millis(5)).await;
+    Ok(Response::new(Body::from_stream(stream::iter(["one", "two"]).map(Ok::<_, std::io::Error>))))
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_does_not_make_the_app_look_slow() {
+    let layer = AdmissionLayer::new(200).concurrency(4).deadlines(trusting());
+    let app = layer.layer(service_fn(answer_in_two_frames));
+    let read_after = |pause| {
+        let answer = app.clone().oneshot(get_with(None));
+        async move {
+            let answer = answer.await.unwrap();
+            sleep(pause).await;
+            answer.into_body().collect().await.unwrap();
+        }
+    };
+    futures_util::future::join_all((0..32).map(|_| read_after(Duration::from_secs(8)))).await;
+    assert!(layer.service_time() < Some(Duration::from_millis(10)), "{:?}", layer.service_time());
+    let reading = futures_util::future::join_all((0..8).map(|_| app.clone().oneshot(get_with(None)))).await;
+    assert_eq!(app.oneshot(get_with(Some("2000"))).await.unwrap().status(), 200);
+    drop(reading);
+    assert_eq!((layer.in_flight(), layer.rejections().too_late), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn downloads_beside_quick_calls_refuse_none_of_them() {
+    let layer = AdmissionLayer::new(200).concurrency(2).deadlines(trusting());
+    let app = layer.layer(service_fn(answer_in_two_frames));
+    for _ in 0..10 {
+        let app = app.clone();
+        tokio::spawn(async move {
+            loop {
+                let answer = app.clone().oneshot(get_with(None)).await.unwrap();
+                sleep(Duration::from_secs(5)).await;
+                answer.into_body().collect().await.unwrap();
+            }
+        });
+    }
+    for _ in 0..1_000 {
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(app.clone().oneshot(get_with(Some("1000"))).await.unwrap().status(), 200);
+    }
 }
