@@ -66,7 +66,7 @@ fn a_closed_circuit_lets_a_request_pass(bencher: Bencher<'_, '_>) {
 fn a_limit_lets_a_request_pass(bencher: Bencher<'_, '_>) {
     let runtime = runtime();
     let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
-    let mut service = ConcurrencyLimitLayer::new().layer(inner);
+    let mut service = ConcurrencyLimitLayer::adaptive().layer(inner);
     bencher.bench_local(|| runtime.block_on(Service::call(&mut service, Request::new(()))));
 }
 

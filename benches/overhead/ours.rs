@@ -41,7 +41,7 @@ fn layers() -> Vec<Row> {
         Row::new(WHO, &job::BREAKER, |upstream: Bare| breaker().layer(upstream)),
         Row::new(WHO, &job::BREAKER_OPEN, |upstream: Bare| breaker().layer(upstream)),
         Row::new(WHO, &job::LIMIT, |upstream: Bare| ConcurrencyLimitLayer::fixed(IN_FLIGHT).layer(upstream)),
-        Row::new(WHO, &job::LIMIT_ADAPTIVE, |upstream: Bare| ConcurrencyLimitLayer::new().layer(upstream)),
+        Row::new(WHO, &job::LIMIT_ADAPTIVE, |upstream: Bare| ConcurrencyLimitLayer::adaptive().layer(upstream)),
         Row::new(WHO, &job::RETRY, |upstream: Told| RetryLayer::new().layer(upstream)),
         Row::dressed(WHO, &job::RETRY_NOT, not_again, |upstream: Told| RetryLayer::new().layer(upstream)),
         Row::new(WHO, &job::RETRY_OFF, retry_off),
@@ -146,7 +146,7 @@ where
 {
     ServiceBuilder::new()
         .layer(ClassifyLayer::new())
-        .layer(ConcurrencyLimitLayer::new())
+        .layer(ConcurrencyLimitLayer::adaptive())
         .layer(retry.total(LIMIT))
         .layer(breaker)
         .layer(TimeoutLayer::new(Timeouts::new().response_head(LIMIT)).without_upload_tracking())

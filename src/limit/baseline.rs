@@ -1,12 +1,14 @@
 //! The baseline latency: the time to the response head without queueing in the upstream.
 //!
-//! It is a long average of the windows' means, with three rules. *Down*: a shorter mean is accepted, because load never
+//! It is a long average of the windows' latencies, with four rules. *Down*: a shorter latency is accepted, because load never
 //! makes responses faster; after three windows in a row that are much shorter, quickly. *Up*: the average rises to at most
-//! 25 % above the last confirmed value, so that a slowly rising load does not raise it. *Confirmation*: after two
-//! seconds of saturation (means 50 % above the confirmed value, or all slots in use) the limiter probes: it lowers its limit to a
-//! quarter for a moment. Those responses hardly queue, and their mean is the new confirmed value. So the baseline follows
+//! 25 % above the last confirmed value, so that a slowly rising load does not raise it. *Patience*: if latencies are 50 %
+//! above the confirmed value for two seconds while nothing is refused, the latest is the new confirmed value: a queue whose
+//! length nothing limits, and that does not grow, is none. *Confirmation*: if calls are refused in these two seconds,
+//! the limiter probes: it lowers its limit to a
+//! quarter for a moment. Those responses hardly queue, and their latency is the new confirmed value. So the baseline follows
 //! lasting changes both ways and does not mistake overload for one. (BBR probes its round-trip time and Envoy's gradient
-//! its minRTT in this way, but periodically; this limiter probes only while saturated.)
+//! its minRTT in this way, but periodically; this limiter probes only while it refuses calls to a slow upstream.)
 //!
 //! The interval between probes doubles from 2 to 32 s while they confirm the baseline, and is at least 32 times as long as
 //! the last probe took, 60 s at most: during lasting overload about one thirtieth of the time is spent on probes.
@@ -17,6 +19,9 @@ use tokio::time::Instant;
 
 /// Number of samples after which old and new weigh equally.
 const MEMORY: f64 = 320.0;
+
+/// Number of first samples that have equal weight, whatever they are.
+const EARLY: f64 = 64.0;
 
 /// The largest ratio between the average and the confirmed value, either way.
 const DRIFT: f64 = 1.25;
@@ -37,8 +42,8 @@ const PROBE_SHARE: u32 = 32;
 /// Summary of one window.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LatencySample {
-    /// The mean time to the response head, in seconds.
-    pub(super) mean: f64,
+    /// The time that a quarter of the good responses did not exceed, in seconds.
+    pub(super) latency: f64,
     pub(super) samples: u32,
     /// All slots were in use.
     pub(super) full: bool,
@@ -54,6 +59,8 @@ pub(super) struct LatencyBaseline {
     /// Start of the current run of saturated windows, or of healthy ones.
     saturated_since: Option<Instant>,
     healthy_since: Option<Instant>,
+    /// Start of the current run of slow windows in which nothing was refused.
+    slow_since: Option<Instant>,
     /// Earliest time of the next probe.
     next_probe: Option<Instant>,
     probe_interval: Duration,
@@ -68,6 +75,7 @@ impl LatencyBaseline {
             fast_windows: 0,
             saturated_since: None,
             healthy_since: None,
+            slow_since: None,
             next_probe: None,
             probe_interval: PROBE_INTERVAL.0,
         }
@@ -85,14 +93,13 @@ impl LatencyBaseline {
 
     /// Adds a window and returns whether a probe is due.
     pub(super) fn update(&mut self, seen: LatencySample, now: Instant) -> bool {
-        // the first samples have equal weight
-        let slow = self.samples >= MEMORY && seen.mean > self.confirmed * SLOW;
-        if slow {
-            self.fast_windows = 0;
-        } else {
+        let slow = self.samples >= EARLY && seen.latency > self.confirmed * SLOW;
+        if !slow {
             self.update_average(seen);
-        }
-        if !slow && !seen.full {
+            self.slow_since = None;
+            if seen.full {
+                return false;
+            }
             self.saturated_since = None;
             let well = *self.healthy_since.get_or_insert(now);
             if now.saturating_duration_since(well) >= PROBE_AFTER {
@@ -100,14 +107,23 @@ impl LatencyBaseline {
             }
             return false;
         }
-        self.healthy_since = None;
-        let pressed = *self.saturated_since.get_or_insert(now);
-        now.saturating_duration_since(pressed) >= PROBE_AFTER && self.next_probe.is_none_or(|rested| rested <= now)
+        (self.fast_windows, self.healthy_since) = (0, None);
+        let saturated = *self.saturated_since.get_or_insert(now);
+        if !seen.full {
+            // a queue that does not grow, though nothing is refused, is no queue
+            let since = *self.slow_since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= PROBE_AFTER {
+                self.confirm(seen.latency, Duration::ZERO, now);
+            }
+            return false;
+        }
+        self.slow_since = None;
+        now.saturating_duration_since(saturated) >= PROBE_AFTER && self.next_probe.is_none_or(|rested| rested <= now)
     }
 
     fn update_average(&mut self, seen: LatencySample) {
-        let (mean, samples) = (seen.mean, f64::from(seen.samples));
-        let early = self.samples < MEMORY;
+        let (mean, samples) = (seen.latency, f64::from(seen.samples));
+        let early = self.samples < EARLY;
         self.samples = (self.samples + samples).min(MEMORY);
         let much = if self.fast_windows < FAST_WINDOWS { SLOW } else { FAST };
         self.fast_windows = if mean * much < self.average { self.fast_windows + 1 } else { 0 };
@@ -140,7 +156,7 @@ impl LatencyBaseline {
     /// Schedules the next probe; also after a probe without a result.
     pub(super) fn reset(&mut self, took: Duration, now: Instant) {
         let rest = self.probe_interval.max((took * PROBE_SHARE).min(MAX_PROBE_INTERVAL));
-        (self.next_probe, self.saturated_since) = (Some(now + rest), None);
+        (self.next_probe, self.saturated_since, self.slow_since) = (Some(now + rest), None, None);
     }
 }
 
@@ -158,8 +174,13 @@ mod tests {
         }
 
         /// Adds windows of 100 ms with 16 samples; returns how many passed before a probe was due.
-        fn hears(&mut self, mean: f64, windows: u32) -> Option<u32> {
-            self.is_told(LatencySample { mean, samples: 16, full: false }, windows)
+        fn hears(&mut self, latency: f64, windows: u32) -> Option<u32> {
+            self.is_told(LatencySample { latency, samples: 16, full: false }, windows)
+        }
+
+        /// The same while all slots are in use.
+        fn is_pressed(&mut self, latency: f64, windows: u32) -> Option<u32> {
+            self.is_told(LatencySample { latency, samples: 16, full: true }, windows)
         }
 
         fn is_told(&mut self, seen: LatencySample, windows: u32) -> Option<u32> {
@@ -185,7 +206,7 @@ mod tests {
         assert!((0.0499..=0.0501).contains(&told.baseline()), "{}", told.baseline());
         // a slowly rising load raises it no further
         for step in 0..1000_u32 {
-            told.hears(0.055 + f64::from(step) * 0.001, 1);
+            told.is_pressed(0.055 + f64::from(step) * 0.001, 1);
         }
         assert!(told.baseline() <= 0.0501);
     }
@@ -198,33 +219,33 @@ mod tests {
         told.hears(0.160, 100);
         told.hears(0.040, 12);
         assert!(told.baseline() < 0.045, "{}", told.baseline());
-        assert!(told.hears(0.080, 100).is_some(), "and it is proven");
+        assert!(told.is_pressed(0.080, 100).is_some(), "and it is proven");
     }
 
     #[test]
     fn lasting_slowness_causes_a_probe_and_the_probe_is_trusted() {
         let mut told = Fixture::new(0.040);
-        assert_eq!(told.hears(0.200, 100), Some(20));
+        assert_eq!(told.is_pressed(0.200, 100), Some(20));
         assert!((told.baseline() - 0.040).abs() < 1e-9, "it is not the probe");
         told.proves(0.200, 50);
         assert!((told.baseline() - 0.200).abs() < 1e-9);
-        assert_eq!(told.hears(0.200, 100), None);
+        assert_eq!(told.is_pressed(0.200, 100), None);
     }
 
     #[test]
-    fn who_refuses_calls_makes_sure_now_and_then_that_it_has_to() {
-        let mut told = Fixture::new(0.160);
-        let full = LatencySample { mean: 0.180, samples: 16, full: true };
-        assert_eq!(told.is_told(full, 100), Some(20));
-        told.proves(0.040, 50);
-        assert!((told.baseline() - 0.040).abs() < 1e-9);
+    fn slow_responses_while_nothing_is_refused_are_believed_after_two_seconds() {
+        let mut told = Fixture::new(0.010);
+        assert_eq!(told.hears(0.400, 20), None);
+        assert!((told.baseline() - 0.010).abs() < 1e-9, "a moment proves nothing");
+        assert_eq!(told.hears(0.400, 1), None);
+        assert!((told.baseline() - 0.400).abs() < 1e-9);
     }
 
     #[test]
     fn probes_that_find_nothing_new_become_rare_and_good_times_make_them_ready_again() {
         let mut told = Fixture::new(0.040);
         let waits = [(); 7].map(|()| {
-            let windows = told.hears(0.100, 10_000);
+            let windows = told.is_pressed(0.100, 10_000);
             told.proves(0.040, 50);
             // one fast window while the queue grows again proves nothing
             told.hears(0.040, 1);
@@ -232,16 +253,16 @@ mod tests {
         });
         assert_eq!(waits, [20, 38, 78, 158, 318, 318, 318]);
         told.hears(0.040, 30);
-        assert_eq!(told.hears(0.100, 1000), Some(20));
+        assert_eq!(told.is_pressed(0.100, 1000), Some(20));
     }
 
     #[test]
     fn a_long_probe_is_paid_for_with_a_long_rest() {
         let mut told = Fixture::new(0.040);
-        told.hears(0.100, 30);
+        told.is_pressed(0.100, 30);
         told.proves(0.040, 1_000);
-        assert_eq!(told.hears(0.100, 1000), Some(319));
+        assert_eq!(told.is_pressed(0.100, 1000), Some(319));
         told.proves(0.040, 9_000);
-        assert_eq!(told.hears(0.100, 1000), Some(599));
+        assert_eq!(told.is_pressed(0.100, 1000), Some(599));
     }
 }

@@ -66,10 +66,11 @@ pub struct LimitSnapshot {
     pub limit: u32,
     /// Calls in flight.
     pub in_flight: u32,
-    /// Time to the response head without queueing; `None` before the first window and for a fixed limit.
+    /// The latency without queueing; `None` before the first window and for a fixed limit.
     pub baseline: Option<Duration>,
-    /// Mean time to the response head in the last window; `None` before the first and for a fixed limit.
-    pub mean: Option<Duration>,
+    /// The latency in the last window: the time to the response head that a quarter of the good responses did not exceed.
+    /// `None` before the first window and for a fixed limit.
+    pub latency: Option<Duration>,
     /// Calls refused since the layer was created.
     pub refused: u64,
     /// Why the limit changed last; `None` if it never did.
@@ -101,13 +102,39 @@ impl Limiter {
 
     /// Takes a slot and returns whether the call is to be sampled; if none is free, returns `Retry-After`.
     #[inline]
-    pub(super) fn try_acquire(&self, stripe: usize) -> Result<(SlotRef, bool), Duration> {
-        match self.semaphore.try_acquire(stripe) {
+    pub(super) fn try_acquire(&self, stripe: usize, now: Instant) -> Result<(SlotRef, bool), Duration> {
+        let slot = self.semaphore.try_acquire(stripe).or_else(|| self.recover(stripe, now));
+        match slot {
             Some(slot) => {
                 let looked_at = self.adaptive.is_some() && slot.is_sampled(self.sample_mask.load(Relaxed));
                 Ok((slot, looked_at))
             }
             None => Err(self.reject()),
+        }
+    }
+
+    /// Takes a slot after all, if the limit has been too low for long enough.
+    #[cold]
+    fn recover(&self, stripe: usize, now: Instant) -> Option<SlotRef> {
+        let mut learned = self.try_lock()?;
+        if learned.gradient.is_starved(now) {
+            self.sample_mask.store(0, Relaxed);
+        }
+        let before = learned.gradient.limit();
+        learned.gradient.recover(now);
+        let limit = learned.gradient.limit();
+        if limit <= before {
+            return None;
+        }
+        self.semaphore.resize(limit);
+        self.semaphore.try_acquire(stripe)
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, AdaptiveState>> {
+        match self.adaptive.as_ref()?.0.try_lock() {
+            Ok(learned) => Some(learned),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
@@ -131,11 +158,7 @@ impl Limiter {
     ///
     /// Uses `try_lock`: a busy estimator drops the sample rather than delay the call.
     pub(super) fn learn(&self, sample: &Sample) -> Option<LimitChange> {
-        let mut learned = match self.adaptive.as_ref()?.0.try_lock() {
-            Ok(learned) => learned,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        let mut learned = self.try_lock()?;
         let before = learned.gradient.limit();
         learned.samples += 1;
         if learned.samples >= MANY_SAMPLES {
@@ -146,8 +169,8 @@ impl Limiter {
         if let Some((took, samples)) = learned.gradient.sample(sample) {
             learned.samples = 0;
             self.adjust_sampling(took, samples);
-            let mean = learned.gradient.mean().unwrap_or_default();
-            self.retry_after.store(u32::try_from(mean.as_millis()).unwrap_or(u32::MAX), Relaxed);
+            let latency = learned.gradient.latency().unwrap_or_default();
+            self.retry_after.store(u32::try_from(latency.as_millis()).unwrap_or(u32::MAX), Relaxed);
         }
         let limit = learned.gradient.limit();
         if limit == before {
@@ -174,7 +197,7 @@ impl Limiter {
             limit: self.semaphore.limit(),
             in_flight: self.in_flight(),
             baseline: gradient.and_then(Gradient::baseline),
-            mean: gradient.and_then(Gradient::mean),
+            latency: gradient.and_then(Gradient::latency),
             refused: self.refused.0.load(Relaxed),
             moved: gradient.and_then(Gradient::moved),
         }
@@ -198,28 +221,32 @@ impl AdaptiveState {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
     use super::super::samples::SampleKind;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Runs batches of this many concurrent calls, each of this duration.
+    /// Runs batches of this many concurrent calls, which each end like this after this time.
     fn works(
         limiter: &Limiter,
         now: &mut Instant,
         at_once: usize,
         took: Duration,
+        kind: SampleKind,
         batches: u32,
     ) -> Vec<(Instant, LimitChange)> {
         let mut changes = Vec::new();
         for _ in 0..batches {
-            let began = *now;
-            let taken: Vec<_> = (0..at_once).filter_map(|_| limiter.try_acquire(0).ok()).collect();
+            let taken: Vec<_> = (0..at_once).filter_map(|_| limiter.try_acquire(0, *now).ok()).collect();
             *now += took;
             for (slot, looked_at) in taken {
                 if looked_at {
                     let in_flight = limiter.in_flight();
-                    let sample = Sample { started: began, now: *now, in_flight, kind: SampleKind::Success };
+                    let sample = Sample { now: *now, in_flight, kind, took, route: [0; 3] };
                     changes.extend(limiter.learn(&sample).map(|change| (*now, change)));
                 }
                 limiter.release(slot);
@@ -231,12 +258,14 @@ mod tests {
     #[test]
     fn the_slots_follow_the_gradient_and_lines_are_few() {
         let (limiter, mut now) = (Limiter::new(2, 200, 1), Instant::now());
-        assert_eq!(limiter.snapshot().limit, 20);
-        let changes = works(&limiter, &mut now, 500, MS * 10, 500);
-        assert!(limiter.snapshot().limit > 100, "{:?}", limiter.snapshot());
-        assert!(limiter.snapshot().moved.is_some());
+        assert_eq!(limiter.snapshot().limit, 200);
+        let mut changes = works(&limiter, &mut now, 500, MS * 10, SampleKind::Overloaded, 300);
+        assert!(limiter.snapshot().limit < 10, "{:?}", limiter.snapshot());
         assert!(limiter.snapshot().refused > 0);
-        assert!((2..=5).contains(&changes.len()), "{changes:?}");
+        changes.extend(works(&limiter, &mut now, 500, MS * 10, SampleKind::Success, 1000));
+        assert_eq!(limiter.snapshot().limit, 200);
+        assert!(limiter.snapshot().moved.is_some());
+        assert!((3..=8).contains(&changes.len()), "{changes:?}");
         for pair in changes.windows(2) {
             assert!(pair[1].0 - pair[0].0 >= LOG_INTERVAL);
             assert_eq!(pair[1].1.from, pair[0].1.to);
@@ -246,16 +275,16 @@ mod tests {
     #[test]
     fn few_of_many_calls_are_sampled_and_all_of_few() {
         let (limiter, mut now) = (Limiter::new(2, 200, 1), Instant::now());
-        works(&limiter, &mut now, 20, MS, 3000);
+        works(&limiter, &mut now, 20, MS, SampleKind::Success, 3000);
         assert!(limiter.sample_mask.load(Relaxed) >= 7);
-        works(&limiter, &mut now, 1, MS * 50, 16 * 16 * 3);
+        works(&limiter, &mut now, 1, MS * 50, SampleKind::Success, 16 * 16 * 3);
         assert_eq!(limiter.sample_mask.load(Relaxed), 0);
     }
 
     #[test]
     fn a_fixed_limit_samples_no_call() {
-        let limiter = Limiter::new(3, 3, 4);
-        let taken: Vec<_> = (0..5).map(|_| limiter.try_acquire(0)).collect();
+        let (limiter, now) = (Limiter::new(3, 3, 4), Instant::now());
+        let taken: Vec<_> = (0..5).map(|_| limiter.try_acquire(0, now)).collect();
         assert_eq!(taken.iter().filter(|taken| matches!(taken, Ok((_, false)))).count(), 3);
         assert!(matches!(taken[4], Err(after) if after == MS * 1000));
         let snapshot = limiter.snapshot();
@@ -265,9 +294,9 @@ mod tests {
     #[test]
     fn a_rejection_has_the_response_time_as_its_retry_after() {
         let (limiter, mut now) = (Limiter::new(2, 200, 1), Instant::now());
-        works(&limiter, &mut now, 20, MS * 2500, 4);
-        let _held: Vec<_> = (0..200).map_while(|_| limiter.try_acquire(0).ok()).collect();
-        assert_eq!(limiter.try_acquire(0).err(), Some(MS * 2500));
+        works(&limiter, &mut now, 20, MS * 2500, SampleKind::Success, 4);
+        let _held: Vec<_> = (0..200).map_while(|_| limiter.try_acquire(0, now).ok()).collect();
+        assert_eq!(limiter.try_acquire(0, now).err(), Some(MS * 2500));
     }
 
     #[test]
@@ -276,6 +305,76 @@ mod tests {
             let limiter = Limiter::new(least, most, 1);
             assert_eq!(limiter.snapshot().limit, limit);
             assert!(limiter.adaptive.is_none());
+        }
+    }
+
+    /// The next call in a history: how many at once, how long each takes in microseconds, how it ends, how often, and the
+    /// pause after it.
+    fn batches() -> impl Strategy<Value = (usize, u64, u8, u32, u64)> {
+        let took = prop_oneof![0..100_u64, 0..100_000_u64, 0..10_000_000_u64];
+        let pause = prop_oneof![4 => 0..1_000_u64, 1 => 0..100_000_000_u64];
+        (1..300_usize, took, 0..4_u8, 1..60_u32, pause)
+    }
+
+    fn plays(limiter: &Limiter, now: &mut Instant, history: Vec<(usize, u64, u8, u32, u64)>) {
+        for (at_once, took, kind, times, pause) in history {
+            let took = Duration::from_micros(took);
+            let kind = match kind {
+                0 => SampleKind::Overloaded,
+                1 => SampleKind::Responded,
+                _ => SampleKind::Success,
+            };
+            works(limiter, now, at_once, took, kind, times);
+            *now += Duration::from_micros(pause);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn after_any_history_a_healthy_upstream_is_not_refused_after_two_seconds_of_a_thousand_calls_each(
+            most in 100..2000_u32,
+            history in prop::collection::vec(batches(), 0..20),
+            millis in 1..=20_u64,
+        ) {
+            let (limiter, mut now) = (Limiter::new(2, most, 1), Instant::now());
+            plays(&limiter, &mut now, history);
+            let (began, took) = (now, MS * u32::try_from(millis).unwrap());
+            let mut under_way = VecDeque::new();
+            for _ in 0..6_000 {
+                now += MS;
+                while under_way.front().is_some_and(|(begun, _)| *begun + took <= now) {
+                    let Some((_, (slot, looked_at))) = under_way.pop_front() else { break };
+                    if looked_at {
+                        let (in_flight, kind) = (limiter.in_flight(), SampleKind::Success);
+                        limiter.learn(&Sample { now, in_flight, kind, took, route: [0; 3] });
+                    }
+                    limiter.release(slot);
+                }
+                match limiter.try_acquire(0, now) {
+                    Ok(taken) => under_way.push_back((now, taken)),
+                    Err(_) => prop_assert!(now - began < MS * 2_000, "{:?} after {:?}", limiter, now - began),
+                }
+            }
+        }
+
+        #[test]
+        fn after_any_history_a_healthy_upstream_is_not_refused_after_a_minute_of_few_calls(
+            history in prop::collection::vec(batches(), 0..20),
+            at_once in 1..50_usize,
+            pause in 1..=30_u32,
+        ) {
+            let (limiter, mut now) = (Limiter::new(2, 1024, 1), Instant::now());
+            plays(&limiter, &mut now, history);
+            let began = now;
+            while now - began < MS * 200_000 {
+                let before = limiter.snapshot().refused;
+                let at = now;
+                works(&limiter, &mut now, at_once, MS * 20, SampleKind::Success, 1);
+                prop_assert!(limiter.snapshot().refused == before || at - began < MS * 60_000, "{:?}", limiter);
+                now += MS * 1000 * pause;
+            }
         }
     }
 }

@@ -1,43 +1,64 @@
 //! Concurrency limit: bounds the calls in flight to an upstream by what it can handle.
 //!
 //! An upstream with more requests than it can handle does not do more work, it only responds later. [`ConcurrencyLimitLayer`]
-//! derives from response times how long the upstream's queue is, and immediately refuses calls that would only lengthen it.
-//! It never queues: a call is admitted or refused, and the layer adds no readiness of its own.
+//! immediately refuses calls that would only lengthen its queue: beyond a fixed number, or one that it learns from response
+//! times. It never queues: a call is admitted or refused, and the layer adds no readiness of its own.
 //!
 //! | refused when | response | cause |
 //! |---|---|---|
 //! | the calls in flight have reached the limit | 503 with `Retry-After` | `connection_limit` |
 //!
-//! The replay safety of a rejection is `not_sent` by `local_refusal`. `Retry-After` is the mean response time, 1 s to 60 s: the
-//! calls in flight should be done by then.
+//! The replay safety of a rejection is `not_sent` by `local_refusal`. `Retry-After` is 1 s; of an adaptive limit the latency, at
+//! most 60 s.
 //!
 //! A slot is held from the call to the end, failure or drop of the response body. After a 101 it is released at the head,
 //! unless it is [held](ConcurrencyLimitLayer::hold_slot_during_upgrade). A panic of the inner service releases it as well.
 //!
-//! | setting | default |
+//! | setting | |
 //! |---|---|
-//! | [`bounds`](ConcurrencyLimitLayer::bounds) | 2 to 200 calls, initially 20 |
-//! | [`fixed`](ConcurrencyLimitLayer::fixed) | both bounds equal: no clock is read and nothing is learned |
-//! | [`unbounded`](ConcurrencyLimitLayer::unbounded) | off: calls are expected to end |
-//! | [`keyed`](ConcurrencyLimitLayer::keyed): one limit per upstream | one limit for all |
+//! | [`fixed`](ConcurrencyLimitLayer::fixed) | so many calls; no clock is read and nothing is learned. The [stack](crate::stack) has 1,024 |
+//! | [`adaptive`](ConcurrencyLimitLayer::adaptive) | learned, from 2 to 1,024 calls; other [`bounds`](ConcurrencyLimitLayer::bounds) can be set |
+//! | [`unbounded`](ConcurrencyLimitLayer::unbounded) | calls need not end (default: they are expected to) |
+//! | [`keyed`](ConcurrencyLimitLayer::keyed) | one limit per upstream (default: one for all) |
 //!
-//! **Samples.** The latency of a call is the time to the response head. The end of the body is delayed by slow clients and by
-//! streams, which say nothing about the upstream's queue; an upstream that responds at once and works while it sends is limited
-//! by `bounds` alone. A slow upload lengthens the latency; where most requests are uploads, use fixed bounds. Responses below 400
-//! are samples of latency. 429, 503, and this crate's timeouts and limits further inside are signs of overload. Everything else is
-//! ignored, a client that disconnected included. A call that a timeout around this layer dropped counts as timed out.
+//! # The adaptive limit
 //!
-//! **Algorithm.** A window lasts 100 ms, or the mean response time if that is longer, and has at least 16 samples. Then
-//! `limit = limit * clamp(2 * baseline / mean, 1/2, 1) + sqrt(limit)`, or `limit * 0.7` if more than a tenth of the samples are
-//! signs of overload. It grows only if at least half of it was in use. Under constant overload it settles slightly above twice
-//! the number of calls that the upstream works on concurrently: all workers busy, one call queued for each. The *baseline* is the
-//! latency without queueing. It follows falling latencies directly; a rise is accepted only from a probe, for which the limit
-//! drops to a quarter for a moment. A probe happens after two seconds of slow responses or exhausted slots, or before the limit
-//! falls below a quarter; then again after 2 to 32 s, so that probes take at most a thirtieth of the time. A lasting change is
-//! followed within seconds, and the limit cannot get stuck at its minimum.
+//! It begins at its upper bound and comes down on evidence that the upstream is overloaded:
+//!
+//! | evidence | for example |
+//! |---|---|
+//! | latency: good responses (below 400) take more than twice as long as without a queue, and all slots are in use | a database behind it has become slow |
+//! | more than a tenth of the calls end with 429, 503 or a timeout of this crate, those of more than one route | it refuses work |
+//!
+//! *Latency* is the time to the response head that a quarter of the good responses of a window do not exceed: a queue delays
+//! all calls, also those of the fast routes, and slow routes beside them change nothing. It is measured from the end of the
+//! request body, where a layer around it tracks that ([`UpstreamLayer`](crate::UpstreamLayer) does); requests with a body of
+//! which the end is unknown are no samples of it. The time that a client takes to read the response is not part of it.
+//! A route is a path up to its first, second or third segment; one route that refuses or hangs is no evidence.
+//! Other 4xx and 5xx are responses, whose time says nothing. Failed connections and clients that disconnect are ignored. A call
+//! that a timeout around this layer dropped counts as timed out.
+//!
+//! While the latency is high and slots are free, nothing is refused: the limit only comes down to twice the calls in flight,
+//! and if the calls in flight do not reach it in two seconds, that is what responses take now. So neither a slow deployment
+//! nor a slow route costs a request.
+//!
+//! **It recovers** with samples: by its square root in each window in which half of it was used, whatever the statuses. And
+//! with time: it doubles every five seconds without evidence, however few calls there are. A healthy upstream that is asked a
+//! thousand times a second is refused nothing after two seconds, whatever was before; one that is asked twice a minute, after
+//! one minute.
+//!
+//! **Algorithm.** A window lasts 100 ms, or one latency if that is longer, and has at least 16 samples. Then
+//! `limit = limit * clamp(2 * baseline / latency, 1/2, 1) + sqrt(limit)`, or `limit * 0.7` after refusals and timeouts. Under
+//! constant overload it settles where all workers are busy and the queue takes as long as a fast response: at twice
+//! the number of workers, and a little, if all calls take equally long; at 1.4 to 1.6 times their number if times are spread
+//! (exponential, lognormal). The *baseline* is the latency without queueing. It follows falling latencies directly. While calls
+//! are refused, a rise is accepted only from a probe, for which the limit drops to a quarter for a moment: after two seconds, or
+//! before the limit falls below a quarter; then again after 2 to 32 s, so that probes take at most a thirtieth of the time.
 //!
 //! The limiter has to see most of the upstream's traffic. One of many gateways with little traffic each cannot
 //! see the load of the others: there the upstream itself has to refuse, with [`AdmissionLayer`](crate::admission::AdmissionLayer).
+//! With callers of a limited number, which wait for one response before they send the next request, nothing grows without bound,
+//! and nothing is refused below the upper bound.
 //!
 //! **Telemetry.** A change of the limit by more than a quarter is one `tracing` event, target `tower_upstream`, at most one per
 //! second: `DEBUG` when it rose, `INFO` when it fell, with `limit`, `before`, `reason` and, if keyed, `upstream`. [`LimitHandle`] has the rest.
@@ -118,7 +139,8 @@ middleware_spec! {
     per_call = (), per_attempt = LimitComponent, timeouts = NoTimeouts, requests = SendOnce, errors = PassErrors
 }
 
-const BOUNDS: (u32, u32) = (2, 200);
+/// The bounds of an adaptive limit: the upper one is that of Envoy's circuit breakers.
+const BOUNDS: (u32, u32) = (2, 1024);
 
 /// Limits the calls in flight to an upstream; see the [module](self).
 ///
@@ -132,14 +154,14 @@ pub struct ConcurrencyLimitLayer {
 }
 
 impl ConcurrencyLimitLayer {
-    /// An adaptive limit of 2 to 200 calls.
-    pub fn new() -> Self {
-        Self::between(BOUNDS.0, BOUNDS.1)
-    }
-
     /// A fixed limit; 0 counts as 1, and more than about a million as that.
     pub fn fixed(limit: u32) -> Self {
         Self::between(limit, limit)
+    }
+
+    /// An adaptive limit of 2 to 1,024 calls, which begins at 1,024.
+    pub fn adaptive() -> Self {
+        Self::between(BOUNDS.0, BOUNDS.1)
     }
 
     fn between(least: u32, most: u32) -> Self {
@@ -168,10 +190,10 @@ impl ConcurrencyLimitLayer {
         if self.config.per_attempt.holds_slot_during_upgrade { layer.hold_slot_during_upgrade() } else { layer }
     }
 
-    /// Bounds the limit (default: 2 to 200 calls). If `max < min`, `min` is used for both.
+    /// Makes the limit adaptive between these bounds. If `max < min`, `min` is used for both.
     ///
-    /// The upper bound is the largest number of concurrent calls; a high one costs nothing but a longer queue if
-    /// latencies to the head do not show load. With a lower bound of one, a single stuck call would block all others. It starts
+    /// The upper bound is the limit at the beginning and while nothing is overloaded, the lower one is what every upstream
+    /// takes. With a lower bound of one, a single stuck call could block all others. It starts
     /// with a new limit: clones made before keep the old one.
     pub fn bounds(self, bounds: RangeInclusive<u32>) -> Self {
         let mut layer = Self::between(*bounds.start(), *bounds.end());
@@ -258,12 +280,6 @@ impl ConcurrencyLimitLayer {
     }
 }
 
-impl Default for ConcurrencyLimitLayer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = ConcurrencyLimit<S>;
 
@@ -329,7 +345,7 @@ impl Component for LimitComponent {
 
     #[inline]
     fn admit(&self, call: &CallContext) -> Result<SlotPermit, Rejection> {
-        match self.limiter.try_acquire(stripe()) {
+        match self.limiter.try_acquire(stripe(), call.now) {
             Ok((slot, looked_at)) => {
                 Ok(SlotPermit { slot: Some(slot), sampled: looked_at && call.kind == CallKind::Bounded })
             }
@@ -401,14 +417,15 @@ impl LimitComponent {
         let end = sample_kind::sample_kind(outcome.status(), outcome.cause()).filter(|_| !tunnels);
         let Some(end) = end else { return };
         // an overloaded call is sampled once
-        permit.sampled = end == SampleKind::Success;
+        permit.sampled = end != SampleKind::Overloaded;
         self.learn(call, outcome.now(), end);
     }
 
     #[cold]
     #[inline(never)] // of many calls few are looked at
     fn learn(&self, call: &CallContext, now: Instant, end: SampleKind) {
-        let sample = Sample { started: call.now, now, in_flight: self.limiter.in_flight(), kind: end };
+        let took = now.saturating_duration_since(call.now);
+        let sample = Sample { now, in_flight: self.limiter.in_flight(), kind: end, took, route: [0; 3] };
         if let Some(change) = self.limiter.learn(&sample) {
             self.log(change);
         }

@@ -7,15 +7,15 @@ use crate::cause::BadGatewayCause as Cause;
 
 /// The kind of sample of a call that ended with this status and cause; `None` if it is not a sample.
 ///
-/// Failures that are unrelated to load are fast or slow for other reasons, and so are 4xx responses: they are not samples.
+/// A 4xx or a 500 may come sooner or later than a good response: it shows that the upstream is not overloaded, and not how
+/// fast it is. Failures that are unrelated to load are not samples.
 pub(super) fn sample_kind(status: Option<StatusCode>, cause: Option<Cause>) -> Option<SampleKind> {
-    match (status?, cause) {
+    match (status?.as_u16(), cause) {
         (_, Some(cause)) if is_overload(cause) => Some(SampleKind::Overloaded),
-        (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, None | Some(Cause::UpstreamStatus)) => {
-            Some(SampleKind::Overloaded)
-        }
-        (StatusCode::SWITCHING_PROTOCOLS, _) => None,
-        (status, None) if status.as_u16() < 400 => Some(SampleKind::Success),
+        (429 | 503, None | Some(Cause::UpstreamStatus)) => Some(SampleKind::Overloaded),
+        (101, _) => None,
+        (..=399, None) => Some(SampleKind::Success),
+        (400..=501, None | Some(Cause::UpstreamStatus)) => Some(SampleKind::Responded),
         _ => None,
     }
 }
@@ -65,8 +65,16 @@ mod tests {
     }
 
     #[test]
+    fn other_errors_show_that_the_upstream_responds() {
+        for status in [400, 404, 500, 501] {
+            assert_eq!(kind_of(status, None), Some(SampleKind::Responded), "{status}");
+            assert_eq!(kind_of(status, Cause::UpstreamStatus), Some(SampleKind::Responded), "{status}");
+        }
+    }
+
+    #[test]
     fn failures_unrelated_to_load_are_not_samples() {
-        for status in [101, 400, 404, 500, 502, 504] {
+        for status in [101, 502, 504] {
             assert_eq!(kind_of(status, None), None, "{status}");
         }
         for cause in [Cause::ConnectionRefused, Cause::CircuitOpen, Cause::UploadStalled, Cause::DnsTimeout] {

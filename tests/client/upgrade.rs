@@ -220,7 +220,7 @@ async fn an_upgrade_that_the_upstream_refuses_does_not_count_as_a_tunnel() {
 #[tokio::test]
 async fn upgrades_beyond_the_cap_do_not_lower_the_limit_of_other_calls() {
     let upstream = echo_upstream().await;
-    let limit = ConcurrencyLimitLayer::new();
+    let limit = ConcurrencyLimitLayer::adaptive();
     let proxy = proxy(upstream.address).max_tunnels(0).build::<Incoming>();
     let (layer, listener) = (limit.clone(), support::listener().await);
     let address = listener.local_addr().unwrap();

@@ -283,10 +283,10 @@ async fn failures_lower_the_limit_wherever_the_timeout_is_and_cancelled_calls_do
         Ok::<_, Infallible>(answer)
     });
     let (around, inside, refusing, left) = (
-        ConcurrencyLimitLayer::new(),
-        ConcurrencyLimitLayer::new(),
-        ConcurrencyLimitLayer::new(),
-        ConcurrencyLimitLayer::new(),
+        ConcurrencyLimitLayer::adaptive(),
+        ConcurrencyLimitLayer::adaptive(),
+        ConcurrencyLimitLayer::adaptive(),
+        ConcurrencyLimitLayer::adaptive(),
     );
     for _ in 0..400 {
         let impatient = timeout(head, left.layer(stuck).oneshot(request()));
@@ -297,7 +297,7 @@ async fn failures_lower_the_limit_wherever_the_timeout_is_and_cancelled_calls_do
     for lowered in [around, inside, refusing] {
         assert_eq!(lowered.handle().snapshot().limit, 2, "{:?}", lowered.handle());
     }
-    assert_eq!(left.handle().snapshot().limit, 20);
+    assert_eq!(left.handle().snapshot().limit, 1024);
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +305,7 @@ async fn a_body_that_stalls_is_a_failed_sample_and_a_stream_is_no_sample() {
     let inner = TimeoutLayer::new(Timeouts::new().body_idle(Duration::from_millis(100))).without_upload_tracking();
     let stalls = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
     let service = inner.layer(service_fn(move |_: Request<Body>| answers(stalls())));
-    let (bounded, streams) = (ConcurrencyLimitLayer::new(), ConcurrencyLimitLayer::new().unbounded());
+    let (bounded, streams) = (ConcurrencyLimitLayer::adaptive(), ConcurrencyLimitLayer::adaptive().unbounded());
     for _ in 0..100 {
         for limit in [&bounded, &streams] {
             let answer = limit.layer(service.clone()).oneshot(request()).await.unwrap();
@@ -313,7 +313,7 @@ async fn a_body_that_stalls_is_a_failed_sample_and_a_stream_is_no_sample() {
         }
     }
     assert!(bounded.handle().snapshot().limit < 20);
-    assert_eq!((streams.handle().snapshot().limit, streams.handle().snapshot().mean), (20, None));
+    assert_eq!((streams.handle().snapshot().limit, streams.handle().snapshot().latency), (1024, None));
 }
 
 #[tokio::test]
@@ -417,7 +417,7 @@ async fn storm(limit: Option<ConcurrencyLimitLayer>) -> Storm {
 #[tokio::test(start_paused = true)]
 async fn the_upstream_keeps_its_goodput_in_a_slow_period_and_recovers_within_a_second() {
     let without = storm(None).await;
-    let with = storm(Some(ConcurrencyLimitLayer::new())).await;
+    let with = storm(Some(ConcurrencyLimitLayer::adaptive())).await;
     println!("without: {without:?}\nwith: {with:?}");
     assert!(without.during < 0.4 && without.after < 0.7, "{without:?}");
     assert!(with.during > 0.7 && with.after > 0.98, "{with:?}");

@@ -119,7 +119,7 @@ fn a_closed_circuit_allocates_nothing() {
 
 #[test]
 fn a_limiter_allocates_nothing_whether_it_is_adaptive_or_not() {
-    assert_eq!(allocated(ConcurrencyLimitLayer::new().layer(upstream()), get), 0);
+    assert_eq!(allocated(ConcurrencyLimitLayer::adaptive().layer(upstream()), get), 0);
     assert_eq!(allocated(ConcurrencyLimitLayer::fixed(9).layer(upstream()), get), 0);
 }
 
@@ -159,7 +159,7 @@ fn retry_allocates_nothing_before_a_retry() {
 fn the_recommended_order_allocates_nothing() {
     let order = ServiceBuilder::new()
         .layer(ClassifyLayer::new())
-        .layer(ConcurrencyLimitLayer::new())
+        .layer(ConcurrencyLimitLayer::adaptive())
         .layer(RetryLayer::new().total(LIMIT))
         .layer(CircuitBreakerLayer::new("x"))
         .layer(TimeoutLayer::new(timeouts()).without_upload_tracking());

@@ -139,8 +139,8 @@ async fn spans_and_lines_are_those_of_the_layers() {
         &[Ok(503)],
     ];
     for acts in scripts {
-        let stack = by_the_stack(acts, ConcurrencyLimitLayer::new(), false).await;
-        let layers = by_layers(acts, ConcurrencyLimitLayer::new(), false).await;
+        let stack = by_the_stack(acts, ConcurrencyLimitLayer::adaptive(), false).await;
+        let layers = by_layers(acts, ConcurrencyLimitLayer::adaptive(), false).await;
         assert_eq!(but_for_the_name(&stack), but_for_the_name(&layers), "{acts:?}");
         let spans = stack.iter().filter(|told| told.starts_with("span")).count();
         assert_eq!(
@@ -153,7 +153,7 @@ async fn spans_and_lines_are_those_of_the_layers() {
 
 #[tokio::test(start_paused = true)]
 async fn what_the_circuit_refuses_is_no_attempt() {
-    let stack = by_the_stack(&[Ok(200)], ConcurrencyLimitLayer::new(), true).await;
+    let stack = by_the_stack(&[Ok(200)], ConcurrencyLimitLayer::adaptive(), true).await;
     assert!(stack.iter().any(|told| told.contains("error.type=\"circuit_open\"")), "{stack:#?}");
     assert!(stack.iter().all(|told| !told.starts_with("span")), "{stack:#?}");
 }

@@ -254,12 +254,13 @@ fn the_rest() -> Vec<Row> {
             ["limiter", "refuses every call", "1 or more"],
         ),
         (
-            built!(shop().limiter(move |_| ConcurrencyLimitLayer::new().bounds(0..=10))),
+            built!(shop().limiter(move |_| ConcurrencyLimitLayer::fixed(1).bounds(0..=10))),
             ["limiter", "refuses every call", "1 or more"],
         ),
         (
             built!(
-                shop().limiter(move |_| ConcurrencyLimitLayer::new().bounds(RangeInclusive::new(100, 10)).unbounded())
+                shop()
+                    .limiter(move |_| ConcurrencyLimitLayer::fixed(1).bounds(RangeInclusive::new(100, 10)).unbounded())
             ),
             ["limiter", "the lower bound, 100, is above", "the lower bound first"],
         ),
@@ -440,7 +441,7 @@ fn good_neighbours_pass() {
         // a body may take longer than the attempt's limit, which ends at the head
         built!(circuit(BreakerPolicy::new().slow_calls(s(15), Ratio::per_mille(500)))),
         built!(shop().limiter(move |_| ConcurrencyLimitLayer::fixed(1))),
-        built!(shop().limiter(move |_| ConcurrencyLimitLayer::new().bounds(1..=1_000_000))),
+        built!(shop().limiter(move |_| ConcurrencyLimitLayer::fixed(1).bounds(1..=1_000_000))),
         built!(shop().without_limiter().without_circuit().without_retry()),
         built!(classify(ClassifyLayer::new().first_frame_timeout(s(0)))),
         built!(classify(ClassifyLayer::new().first_frame_timeout(ms(999)))),
@@ -526,7 +527,7 @@ proptest! {
         topology = around.3.map_or(topology.clone(), |limit| topology.connect(limit));
         let builder = shop().timeouts(move |_| timeouts).retry(move |_| retry).circuit(move |_| circuit).topology(topology);
         let builder = if let Some(limit) = around.4 { builder.pool_idle(limit) } else { builder };
-        let builder = builder.limiter(move |_| ConcurrencyLimitLayer::new().bounds(u32::from(bounds.0)..=bounds.1));
+        let builder = builder.limiter(move |_| ConcurrencyLimitLayer::fixed(1).bounds(u32::from(bounds.0)..=bounds.1));
         match builder.build() {
             Ok(layer) => prop_assert!(layer.handle().name() == "shop"),
             Err(error) => {
