@@ -95,7 +95,7 @@ pub struct BudgetSnapshot {
     pub deposits: u64,
     /// Withdrawn tokens.
     pub withdrawals: u64,
-    /// Refused withdrawals.
+    /// Retries that were not made for want of a token.
     pub refusals: u64,
     /// Refunded tokens, whose retries were never sent.
     pub refunds: u64,
@@ -179,6 +179,11 @@ impl RetryBudget {
             }
         }
         Some(Withdrawal { inner: Some(self.inner.clone()) })
+    }
+
+    /// Counts a retry for which no token was asked, because there was none when its call began.
+    pub(crate) fn record_refusal(&self) {
+        self.inner.bucket.record_refusal(stripe());
     }
 
     /// The current state.

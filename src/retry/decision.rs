@@ -63,6 +63,8 @@ pub(crate) enum Replayability {
     Replayable,
     /// The request cannot be sent again: no copy was made, or its body exceeded the cap.
     NotReplayable,
+    /// No copy was made, because the budget was empty when the call began.
+    WithoutBudget,
     /// A response head has been returned to the client already.
     Committed,
 }
@@ -100,7 +102,8 @@ pub(crate) enum RetryTarget {
 /// everything else allows the attempt. All values of `random` are equally likely.
 ///
 /// The first retry of a stream that the upstream refused unprocessed takes no token: `REFUSED_STREAM`, or a GOAWAY below it
-/// (RFC 9113 section 8.7). It is gRPC's "transparent retry" (proposal A6), one for each call.
+/// (RFC 9113 section 8.7). It is gRPC's "transparent retry" (proposal A6), one for each call. A call that began while the
+/// budget was empty has none: no copy of it was kept.
 pub(crate) fn decide(
     policy: &RetryPolicy,
     situation: &RetryContext<'_>,
@@ -111,8 +114,9 @@ pub(crate) fn decide(
         let after = delay(policy, situation, kind, random)?;
         Ok(Decision::Retry { after, target: kind.target })
     });
+    let is_copied = situation.replayability == Replayability::Replayable;
     match planned {
-        Ok(retry) if is_transparent(situation) || withdraw() => retry,
+        Ok(retry) if is_transparent(situation) || (withdraw() && is_copied) => retry,
         Ok(_) => Decision::Stop(RetryStop::Budget),
         Err(stop) => Decision::Stop(stop),
     }
@@ -121,6 +125,7 @@ pub(crate) fn decide(
 /// Whether a retry needs no token: the upstream has refused the stream unprocessed, for the first time.
 fn is_transparent(situation: &RetryContext<'_>) -> bool {
     situation.attempt == 1
+        && situation.replayability == Replayability::Replayable
         && matches!(situation.signal, FailureSignal::Failure(failure)
             if failure.cause() == Cause::StreamRefused && failure.replay() == Replay::NotSent)
 }

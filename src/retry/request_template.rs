@@ -14,6 +14,32 @@ const PRECONDITIONS: [HeaderName; 4] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_S
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// What is known of a request of which no copy is kept, because the budget is empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct UncopiedHead {
+    /// It has a precondition that its own first attempt may have changed.
+    pub(super) conditional: bool,
+    /// It has an `Idempotency-Key`.
+    pub(super) has_idempotency_key: bool,
+}
+
+impl UncopiedHead {
+    /// Reads a head; `None` for a request for a tunnel, which would not be sent again in any case.
+    pub(super) fn of<B>(request: &Request<B>) -> Option<Self> {
+        let headers = request.headers();
+        let upgrades = headers.contains_key(UPGRADE) && asks_for_upgrade(request.version(), headers);
+        if upgrades || *request.method() == Method::CONNECT {
+            return None;
+        }
+        // a safe method needs neither
+        if request.method().is_safe() {
+            return Some(Self::default());
+        }
+        let conditional = PRECONDITIONS.iter().any(|name| headers.contains_key(name));
+        Some(Self { conditional, has_idempotency_key: headers.contains_key(IDEMPOTENCY_KEY) })
+    }
+}
+
 /// Copies one type of extension to a retry.
 pub(super) type ExtensionCopier = fn(&Extensions, &mut Extensions);
 

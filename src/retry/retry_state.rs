@@ -7,7 +7,7 @@ use super::RetryOverride;
 use super::decision::{Decision, Replayability, RetryContext, decide, is_idempotent, is_safe};
 use super::failure_signal::FailureSignal;
 use super::pushback::Pushback;
-use super::request_template::{AttemptHistory, RequestTemplate};
+use super::request_template::{AttemptHistory, RequestTemplate, UncopiedHead};
 use super::settings::Settings;
 use crate::body::{ReplayBody, ReplayHandle};
 use crate::cause::{self, BadGatewayCause, CountedAttempt, Detail, Failure, Protocol, RetryStop};
@@ -33,6 +33,8 @@ struct RequestFacts {
     safe: bool,
     /// Whether the budget has counted the call.
     counted: bool,
+    /// Present if no copy was made because the budget was empty.
+    uncopied: Option<UncopiedHead>,
 }
 
 /// A copy of the request for replays.
@@ -86,7 +88,7 @@ impl RequestFacts {
         let extensions = request.extensions();
         let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
         let (safe, idempotent) = (is_safe(request.method()), is_idempotent(request.method()));
-        Self { exception, protocol: Protocol::Http, idempotent, safe, counted: false }
+        Self { exception, protocol: Protocol::Http, idempotent, safe, counted: false, uncopied: None }
     }
 
     /// A method with the same safety and idempotency.
@@ -117,6 +119,12 @@ impl StartedState {
         }
     }
 
+    /// A request that is not copied, because the budget could not pay for another attempt.
+    #[cold]
+    fn without_budget<B>(request: &Request<B>, facts: RequestFacts) -> Self {
+        Self { template: None, request: RequestFacts { uncopied: UncopiedHead::of(request), ..facts } }
+    }
+
     #[inline]
     fn record_call<B>(
         settings: &Settings,
@@ -129,8 +137,8 @@ impl StartedState {
         settings.budget.begin(now);
         facts.counted = true;
         facts.protocol = protocol.unwrap_or_else(|| Protocol::of(request.method(), request.headers()));
-        if !settings.may_repeat(facts.exception) {
-            return Self { template: None, request: facts };
+        if !settings.budget.may_retry() {
+            return Self::without_budget(request, facts);
         }
         let mut head = RequestTemplate::of(request, &settings.extension_copiers);
         if let Some(head) = &mut head {
@@ -239,12 +247,14 @@ impl<B> RetryState<B> {
         let now = Instant::now();
         let spare = match &self.source {
             Some(kept) if kept.body.is_possible() => Replayability::Replayable,
+            None if self.request.uncopied.is_some() => Replayability::WithoutBudget,
             _ => Replayability::NotReplayable,
         };
         let head = self.source.as_ref().map(|kept| &kept.template);
+        let uncopied = self.request.uncopied.unwrap_or_default();
         let situation = RetryContext {
-            has_idempotency_key: head.is_some_and(|head| head.has_idempotency_key()),
-            conditional: !self.request.safe && head.is_some_and(|head| head.is_conditional()),
+            has_idempotency_key: head.map_or(uncopied.has_idempotency_key, |head| head.has_idempotency_key()),
+            conditional: !self.request.safe && head.map_or(uncopied.conditional, |head| head.is_conditional()),
             replayability: spare,
             attempt: u8::try_from(self.attempt()).unwrap_or(u8::MAX),
             saw_stale_connection: self.history().is_some_and(|past| past.attempts.saw_stale_connection()),
@@ -256,7 +266,11 @@ impl<B> RetryState<B> {
         };
         let mut token = None;
         let decision = decide(&settings.policy, &situation, settings.random(), || {
-            token = settings.budget.withdraw(now);
+            if spare == Replayability::WithoutBudget {
+                settings.budget.record_refusal();
+            } else {
+                token = settings.budget.withdraw(now);
+            }
             token.is_some()
         });
         match decision {
@@ -467,6 +481,53 @@ mod tests {
             token.sent();
         }
         assert!(!copied(&spent, &get()));
+    }
+
+    /// The reason why a call that began without a token is not retried.
+    fn stopped_without_budget(request: &Request<()>, failure: Failure) -> (Option<RetryStop>, u64) {
+        let settings = Settings { budget: RetryBudget::new(), ..Settings::default() };
+        while let Some(token) = settings.budget.withdraw(Instant::now()) {
+            token.sent();
+        }
+        let refusals = || settings.budget.snapshot(Instant::now()).refusals;
+        let before = refusals();
+        let body = http_body_util::Empty::<bytes::Bytes>::new();
+        let (mut state, _) = begin(&settings, request).with_body(settings.body_cap, body);
+        let stop = state.on_error(&settings, failure).unwrap_err().retry_stop();
+        (stop, refusals() - before)
+    }
+
+    #[test]
+    fn a_call_that_began_without_a_token_reports_the_budget_and_counts_as_refused() {
+        let lost = || Failure::new(BadGatewayCause::ResetBeforeResponse);
+        let unsent = Failure::builder(BadGatewayCause::StreamRefused)
+            .replay(crate::cause::Replay::NotSent, crate::cause::Evidence::RefusedStream)
+            .build();
+        for (request, failure) in [
+            (get(), lost()),
+            (Request::put("/").body(()).unwrap(), lost()),
+            (Request::post("/").body(()).unwrap(), unsent),
+            (Request::get("/").header("upgrade", "ignored").body(()).unwrap(), lost()),
+        ] {
+            assert_eq!(stopped_without_budget(&request, failure), (Some(RetryStop::Budget), 1), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_would_not_be_retried_with_a_token_reports_its_own_reason() {
+        let lost = || Failure::new(BadGatewayCause::ResetBeforeResponse);
+        let upgrade = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");
+        let once = RetryOverride::with_attempts(1);
+        for (request, failure, stop) in [
+            (Request::post("/").body(()).unwrap(), lost(), RetryStop::Method),
+            (Request::put("/").header("if-match", "\"1\"").body(()).unwrap(), lost(), RetryStop::Method),
+            (upgrade.body(()).unwrap(), lost(), RetryStop::NotReplayable),
+            (get(), Failure::new(BadGatewayCause::WrongProtocol), RetryStop::NotRetryable),
+            (Request::get("/").extension(once).body(()).unwrap(), lost(), RetryStop::Attempts),
+            (get(), lost().into_builder().retry_stop(RetryStop::Budget).build(), RetryStop::Budget),
+        ] {
+            assert_eq!(stopped_without_budget(&request, failure), (Some(stop), 0), "{request:?}");
+        }
     }
 
     #[test]

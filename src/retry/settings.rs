@@ -54,12 +54,6 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether a copy is worth making, as far as it does not depend on the request's head.
-    #[inline]
-    pub(crate) fn may_repeat(&self, exception: Option<RetryOverride>) -> bool {
-        self.policy.allows_more(exception) && self.budget.may_retry()
-    }
-
     /// Counts an attempt on its request.
     pub(crate) fn count_attempt<B>(&self, request: &mut Request<B>, attempt: u32) {
         if let Some(name) = &self.attempt_count_header {

@@ -127,6 +127,11 @@ impl StripedTokenBucket {
         taken
     }
 
+    /// Counts a withdrawal that was not tried.
+    pub(crate) fn record_refusal(&self, stripe: usize) {
+        self.count(stripe, |stripe| &stripe.refused);
+    }
+
     /// Refunds a token, up to the cap.
     pub(crate) fn refund(&self, cap: u32, stripe: usize) {
         // the closure never declines
