@@ -56,7 +56,7 @@
 //! | 11 | `breaker_attempt` | open >= attempt; window >= 2 x attempt; probe <= attempt | warn | outcomes that fall into a later window |
 //! | 12 | `breaker_min_requests` | rate x window >= smallest number of calls | warn | a circuit that can never open |
 //! | 13 | `budget_window_total` | budget's window >= total | warn | withdrawals without their deposits |
-//! | 14 | `retry_after_total` | longest `Retry-After` <= total, and <= 60 s | clamp | a wait beyond the deadline |
+//! | 14 | `retry_after_total` | longest `Retry-After` <= total | clamp | a wait beyond the deadline |
 //! | 15 | `hedge_attempt` | hedge delay < attempt; hedges draw on the retry budget | refuse | twice the load during an overload |
 //! | 16 | `drain_grace` | drain delay >= propagation; grace >= drain delay + total + d | refuse; warn | 502s at every rollout |
 //! | 17 | `replay_memory` | replay cap x requests in flight <= memory | warn | buffers without a bound |

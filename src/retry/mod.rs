@@ -9,7 +9,7 @@
 //! | proven not sent (no connection, refused stream, returned by the pool) | any method, the first time without backoff |
 //! | a reused connection had died | once more, if idempotent; with `Idempotency-Key` by opt-in |
 //! | sent and lost, or its attempt timed out | if idempotent (RFC 9110 section 9.2.2), and not a write under `If-Match` or another precondition |
-//! | 502, 503 or 504 of the upstream | if idempotent, after `Retry-After` |
+//! | 502, 503 or 504 of the upstream | if idempotent, after a `Retry-After` of at most 1 s |
 //! | 429, gRPC's `RESOURCE_EXHAUSTED` | by opt-in |
 //! | refusals of this gateway, and failures that no retry can fix | never |
 //!
@@ -17,7 +17,7 @@
 //! |---|---|
 //! | [`policy`](RetryLayer::policy): attempts | 3, the first one included |
 //! | [`policy`](RetryLayer::policy): backoff before a retry | full jitter, 25 ms doubled up to 1 s; none before the first retry of a request that was not sent |
-//! | [`policy`](RetryLayer::policy): longest `Retry-After` that is waited for | 60 s |
+//! | [`policy`](RetryLayer::policy): longest `Retry-After` that is waited for | 1 s; a longer one is passed on with the response |
 //! | [`budget`](RetryLayer::budget) | its own: 20 % of the successes, see [`RetryBudget`] |
 //! | [`body_cap`](RetryLayer::body_cap): bytes kept of a request body while it is sent | 64 KiB; an unread body is not capped |
 //! | [`carry`](RetryLayer::carry): extensions copied to retries | [`Deadline`](crate::deadline::Deadline), [`RetryOverride`] |

@@ -17,13 +17,13 @@ impl RetryPolicy {
     /// The maximum number of attempts, the first one included.
     pub const MAX_ATTEMPTS: u8 = 10;
 
-    /// The defaults: 3 attempts, backoff of 25 ms to 1 s, `Retry-After` up to 60 s, no opt-ins.
+    /// The defaults: 3 attempts, backoff of 25 ms to 1 s, `Retry-After` up to 1 s, no opt-ins.
     pub const fn new() -> Self {
         Self {
             attempts: 3,
             base_backoff: Duration::from_millis(25),
             max_backoff: Duration::from_secs(1),
-            max_retry_after: Duration::from_secs(60),
+            max_retry_after: Duration::from_secs(1),
             trusts_keys: false,
             repeats_too_many: false,
         }
@@ -60,9 +60,10 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the longest `Retry-After` that is waited for (default 60 s).
+    /// Sets the longest `Retry-After` that is waited for (default 1 s).
     ///
-    /// A longer one ends the attempts. The client's response is delayed by the wait.
+    /// A longer one ends the attempts: the client gets the upstream's response with its `Retry-After` at once, and decides
+    /// itself. A gateway that waits instead keeps the client waiting without a word, and holds its request in memory.
     pub const fn max_retry_after(mut self, patience: Duration) -> Self {
         self.max_retry_after = patience;
         self

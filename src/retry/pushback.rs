@@ -21,7 +21,7 @@ pub(crate) enum Pushback {
 impl Pushback {
     /// Reads `grpc-retry-pushback-ms` of a gRPC response (gRPC proposal A6), else `Retry-After`.
     ///
-    /// A pushback that is negative or malformed rules out further attempts, as A6 specifies.
+    /// A pushback that is negative, malformed or too large for 32 bits rules out further attempts, as A6 specifies.
     pub(crate) fn of(headers: &HeaderMap, protocol: Protocol, now: SystemTime) -> Option<Self> {
         let told = match protocol {
             Protocol::Grpc { .. } => headers.get(GRPC_PUSHBACK),
@@ -34,7 +34,7 @@ impl Pushback {
     }
 }
 
-/// A signed 32-bit integer without leading zeros; `None` if it is negative.
+/// A signed 32-bit integer without leading zeros; `None` if it is negative or too large.
 fn millis(value: &[u8]) -> Option<Duration> {
     let (digits, padded) = (value.iter().all(u8::is_ascii_digit), value.len() > 1 && value[0] == b'0');
     if !digits || padded {
@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn what_is_negative_or_cannot_be_read_asks_for_no_further_attempt() {
-        for value in ["-1", "", "soon", "+1", "01", "1.5", "2147483648", " "] {
+        // a number too large is as final as a pushback longer than any wait: it is not absent
+        for value in ["-1", "", "soon", "+1", "01", "1.5", "2147483648", "18446744073709551616", " "] {
             assert_eq!(grpc(value), Some(Pushback::Never), "{value:?}");
         }
     }

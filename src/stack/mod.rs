@@ -31,6 +31,7 @@
 //! | `client_idle` | 60 s | 60 s | 60 s | 60 s |
 //! | `attempts` | 2 | 3 | 3 | 3 |
 //! | `backoff` | 5 ms to 50 ms | 25 ms to 1 s | 1 s to 30 s | 25 ms to 1 s |
+//! | `max_retry_after` | 1 s | 1 s | 30 s | 1 s |
 //! | `hedging` | p95 | none | none | none |
 //! | `window` of the circuit | 10 s | 10 s | 60 s | 10 s |
 //! | `open_duration` | 500 ms to 5 s | 1 s to 10 s | 5 s to 60 s | 1 s to 10 s |
@@ -38,6 +39,10 @@
 //!
 //! The timeout of an attempt includes the upload: an upload that takes longer needs [`Batch`](Preset::Batch), or
 //! timeouts of its own.
+//!
+//! A `Retry-After` longer than `max_retry_after` is passed on to the client at once. [`Batch`](Preset::Batch) waits for one of
+//! up to 30 s, as long as for its own backoff: its clients are jobs that would wait themselves, and a gateway in front of
+//! people must not use it.
 //!
 //! ```
 //! use http::{Request, Response};

@@ -46,10 +46,12 @@ impl Preset {
         let policy = RetryPolicy::new();
         match self {
             Self::LatencyCritical => {
-                let policy = policy.attempts(2).base_backoff(ms(5)).max_backoff(ms(50)).max_retry_after(s(1));
+                let policy = policy.attempts(2).base_backoff(ms(5)).max_backoff(ms(50));
                 RetryLayer::new().policy(policy).hedging(Hedging::new())
             }
-            Self::Batch => RetryLayer::new().policy(policy.base_backoff(s(1)).max_backoff(s(30))),
+            Self::Batch => {
+                RetryLayer::new().policy(policy.base_backoff(s(1)).max_backoff(s(30)).max_retry_after(s(30)))
+            }
             Self::Standard | Self::Streaming => RetryLayer::new(),
         }
     }
@@ -164,6 +166,7 @@ mod tests {
             assert_eq!(cell("attempts", column), retry.policy.attempts.to_string());
             assert_eq!(cell("backoff", column), range(retry.policy.base_backoff, retry.policy.max_backoff));
             assert_eq!(cell("hedging", column), if retry.hedging.is_some() { "p95" } else { "none" });
+            assert_eq!(cell("max_retry_after", column), shown(Some(retry.policy.max_retry_after)));
             let circuit = settings.circuit.expect("a circuit");
             assert_eq!(cell("window", column), shown(Some(circuit.window)));
             assert_eq!(cell("open_duration", column), range(circuit.open_duration, circuit.max_open_duration));

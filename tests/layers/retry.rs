@@ -212,20 +212,55 @@ async fn a_final_failure_lists_all_attempts_and_stops_outer_retries() {
 #[tokio::test(start_paused = true)]
 async fn a_retry_waits_as_long_as_retry_after_says() {
     let begun = Instant::now();
-    let acts = [Act::Says(503, Some("2")), Act::Answers];
+    let acts = [Act::Says(503, Some("1")), Act::Answers];
     let (answer, seen) = send(&RetryLayer::new(), &acts, request(Method::GET, Empty::new())).await;
     assert_eq!(answer.unwrap().status(), 200);
     // and a jitter more, since all clients with the same Retry-After would come back at the same moment
     let after = seen.all()[1].at - begun;
-    assert!(after >= Duration::from_secs(2) && after <= Duration::from_millis(2026), "{after:?}");
+    assert!(after >= Duration::from_secs(1) && after <= Duration::from_millis(1026), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_retry_after_is_passed_on_at_once_with_the_response() {
+    let begun = Instant::now();
+    let digits: &'static str = "9".repeat(400).leak();
+    for (status, after) in [
+        (502, "7"),
+        (503, "2"),
+        (504, "60"),
+        (503, "18446744073709551616"),
+        (502, digits),
+        (503, "Fri, 31 Dec 9999 23:59:59 GMT"),
+    ] {
+        let acts = [Act::Says(status, Some(after)), Act::Answers];
+        let (answer, seen) = send(&RetryLayer::new(), &acts, request(Method::GET, Empty::new())).await;
+        let answer = answer.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].to_str().unwrap()), (status, after));
+        assert_eq!((begun.elapsed(), seen.all().len()), (Duration::ZERO, 1), "{after}");
+    }
+    // a client that has the time says so by the policy
+    let patient = RetryLayer::new().policy(RetryPolicy::new().max_retry_after(Duration::from_secs(10)));
+    let (answer, _) =
+        send(&patient, &[Act::Says(502, Some("7")), Act::Answers], request(Method::GET, Empty::new())).await;
+    assert_eq!(answer.unwrap().status(), 200);
+    assert!(begun.elapsed() >= Duration::from_secs(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_malformed_retry_after_does_not_keep_a_request_from_its_retry() {
+    for after in ["-1", "7.5", "soon", "1e9", ""] {
+        let acts = [Act::Says(503, Some(after)), Act::Answers];
+        let (answer, seen) = send(&RetryLayer::new(), &acts, request(Method::GET, Empty::new())).await;
+        assert_eq!((answer.unwrap().status().as_u16(), seen.all().len()), (200, 2), "{after:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_retry_waits_beyond_the_deadline() {
     let mut get = request(Method::GET, Empty::new());
-    get.extensions_mut().insert(Deadline::after(Instant::now(), Duration::from_secs(1)));
+    get.extensions_mut().insert(Deadline::after(Instant::now(), Duration::from_millis(900)));
     let begun = Instant::now();
-    let (answer, seen) = send(&RetryLayer::new(), &[Act::Says(503, Some("2")), Act::Answers], get).await;
+    let (answer, seen) = send(&RetryLayer::new(), &[Act::Says(503, Some("1")), Act::Answers], get).await;
     let answer = answer.unwrap();
     assert_eq!((answer.status().as_u16(), begun.elapsed(), seen.all().len()), (503, Duration::ZERO, 1));
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "said", "relayed as it came");
@@ -303,10 +338,10 @@ async fn a_stream_that_was_refused_unprocessed_is_sent_again_once_without_the_bu
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_dropped_in_its_backoff_returns_its_token() {
     let budget = RetryBudget::new();
-    let (service, seen) = plays(&[Act::Says(503, Some("5")), Act::Answers]);
+    let (service, seen) = plays(&[Act::Says(503, Some("1")), Act::Answers]);
     let layer = RetryLayer::new().budget(budget.clone());
     let call = layer.layer(service).oneshot(request(Method::GET, Empty::<Bytes>::new()));
-    assert!(tokio::time::timeout(Duration::from_secs(1), call).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(500), call).await.is_err());
     let balance = budget.snapshot(Instant::now());
     assert_eq!((balance.withdrawals, balance.refunds, seen.all().len()), (1, 1, 1));
     sleep(Duration::from_secs(60)).await;

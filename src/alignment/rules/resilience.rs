@@ -1,13 +1,8 @@
 //! Circuit breaker, budget, backoff, memory and learned timeouts: 11, 12, 13, 14, 17 and 18.
 
-use std::time::Duration;
-
 use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
 use super::super::quantity::Quantity;
 use super::check::{Check, Explanation, RuleInput};
-
-/// The longest `Retry-After` that is waited for.
-const RETRY_AFTER_CAP: Duration = Duration::from_secs(60);
 
 pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
     found.extend(breaker_open(scene));
@@ -98,18 +93,13 @@ fn budget_window(scene: &RuleInput<'_>) -> Option<Finding> {
 
 fn retry_after(scene: &RuleInput<'_>) -> Option<Finding> {
     let pause = NamedQuantity::new("longest Retry-After", scene.topology.retry_after?);
-    let total = scene.total();
-    let most = Quantity::Time(RETRY_AFTER_CAP);
-    let bound = match total {
-        total if total.is_below(most) => NamedQuantity::new("total", total),
-        _ => NamedQuantity::new("cap", most),
-    };
-    let set = format!("the longest Retry-After to at most {}", bound.quantity);
-    Check::new(FindingId::RetryAfterTotal, pause, Relation::AtMost, bound).or_explain(Severity::Clamp, || Explanation {
+    let total = NamedQuantity::new("total", scene.total());
+    let set = format!("the longest Retry-After to at most {}", total.quantity);
+    Check::new(FindingId::RetryAfterTotal, pause, Relation::AtMost, total).or_explain(Severity::Clamp, || Explanation {
         reason: "a wait that is longer than the remaining time ends after the deadline",
         client_sees: "504 after the whole total instead of the upstream's immediate 503",
         suggestion: set,
-        mitigation: Some("no retry if Retry-After is longer than the remaining time, or than 60 s"),
+        mitigation: Some("no retry if Retry-After is longer than the remaining time"),
     })
 }
 
