@@ -135,10 +135,14 @@ async fn run(settings: &Settings) -> Result<(), String> {
     if let Some(target) = settings.upstream.clone() {
         let gateway = Gateway::new(settings, target.clone())?;
         tracing::info!(listen = %settings.listen, upstream = %target, name = settings.name, "gateway started");
-        server::serve(listener, |peer| gateway.for_client(peer)).await
+        let handle = gateway.stack.handle();
+        let upgraded = async move {
+            let _ = handle.drain(Duration::MAX).await;
+        };
+        server::serve(listener, |peer| gateway.for_client(peer), upgraded).await
     } else {
         let demo = demo::Demo::start(settings).await?;
         demo.introduce(settings.listen);
-        server::serve(listener, |peer| demo.for_client(peer)).await
+        server::serve(listener, |peer| demo.for_client(peer), std::future::ready(())).await
     }
 }

@@ -1,6 +1,7 @@
 //! Serves HTTP/1.1 and h2c until SIGTERM or ctrl-c, then drains.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -19,11 +20,17 @@ use super::head_timer::HeadTimer;
 
 /// The largest request head, and the most that is buffered of a response for a client that does not read.
 const BUFFER: usize = 16 << 10;
-/// How long requests in flight may take after SIGTERM.
+/// How long requests in flight, and WebSocket connections, may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// Serves each accepted connection with a service of its own.
-pub(crate) async fn serve<S, B>(listener: TcpListener, mut service: impl FnMut(SocketAddr) -> S) -> Result<(), String>
+///
+/// `upgraded` ends when no upgraded connection is open: hyper no longer knows of those.
+pub(crate) async fn serve<S, B>(
+    listener: TcpListener,
+    mut service: impl FnMut(SocketAddr) -> S,
+    upgraded: impl Future<Output = ()>,
+) -> Result<(), String>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + Sync + 'static,
     S::Future: Send,
@@ -51,8 +58,12 @@ where
     }
     drop((listener, stop));
     tracing::info!("draining");
-    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still in flight after {DRAIN:?}");
+    let ended = async {
+        graceful.shutdown().await;
+        upgraded.await;
+    };
+    if tokio::time::timeout(DRAIN, ended).await.is_err() {
+        tracing::warn!("requests or WebSocket connections were still in flight after {DRAIN:?}");
     }
     Ok(())
 }

@@ -86,7 +86,10 @@ pub struct UpstreamSnapshot {
     pub state: UpstreamState,
     /// Calls since the layer was created, refused ones included.
     pub calls: u64,
-    /// Calls whose response has not ended.
+    /// Calls whose response has not ended, and connections after a 101 (WebSocket) that have not.
+    ///
+    /// A connection after a 101 is known if its service inserts an [`UpgradeGuard`](crate::exchange::UpgradeGuard), as
+    /// `ReverseProxy` does.
     pub in_flight: u64,
     /// Failed calls by cause; calls whose retry succeeded are not included.
     pub failures: Vec<(BadGatewayCause, u64)>,
@@ -122,9 +125,9 @@ pub enum UpstreamState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum DrainOutcome {
-    /// No call is in flight.
+    /// No call is in flight, and no upgraded connection is open.
     Complete,
-    /// This many calls were still in flight when the time was up.
+    /// This many calls and upgraded connections were still in flight when the time was up.
     TimedOut(u64),
 }
 
@@ -173,7 +176,7 @@ impl UpstreamHandle {
         }
     }
 
-    /// Calls in flight: their responses have not ended.
+    /// Calls in flight, as in [`UpstreamSnapshot::in_flight`].
     pub fn in_flight(&self) -> u64 {
         self.shared.recorder.in_flight()
     }
@@ -295,7 +298,9 @@ impl UpstreamHandle {
 
     /// Refuses new calls from now on, with 503 and `Retry-After`, and waits until calls in flight have ended or `limit` has elapsed.
     ///
-    /// Calls are refused until [`resume`](Self::resume).
+    /// Calls are refused until [`resume`](Self::resume). WebSocket and other upgraded connections count as calls in flight,
+    /// and nothing ends them but their client, their upstream, their idle timeout or the end of the process: with open ones a
+    /// drain takes the whole `limit`.
     pub async fn drain(&self, limit: Duration) -> DrainOutcome {
         // saturates at a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::errors::Errors;
 use super::requests::TrackUploads;
-use super::stats::StatsRecorder;
+use super::stats::{OpenTunnel, StatsRecorder};
 use crate::breaker::BreakerComponent;
 use crate::exchange::{self, ActiveCall, SpareCalls, Spec};
-use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
+use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, UpgradeGuard};
 use crate::limit::LimitComponent;
 use crate::retry::Resend;
 use crate::timeout::EnforcedTimeouts;
@@ -56,6 +56,11 @@ impl Component for Arc<StatsRecorder> {
     #[inline]
     fn on_response(&self, (): &mut (), call: &CallContext, outcome: &Outcome) {
         self.head(call, outcome);
+    }
+
+    fn on_upgrade(&self, (): &mut (), guard: &UpgradeGuard) {
+        // its call ends at the 101
+        guard.attach(OpenTunnel::begin(self));
     }
 
     #[inline]

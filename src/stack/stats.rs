@@ -1,5 +1,6 @@
 //! Statistics of a stack's calls.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const SAMPLE_RATE: u64 = 4;
 #[derive(Debug)]
 pub(super) struct StatsRecorder {
     stripes: Box<[Stripe]>,
+    /// Upgraded connections that have not ended.
+    tunnels: AtomicU64,
     causes: [AtomicU64; BadGatewayCause::ALL.len()],
     times: WindowedHistogram,
 }
@@ -48,6 +51,7 @@ impl StatsRecorder {
         let stripes = default_stripes();
         Self {
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
+            tunnels: AtomicU64::new(0),
             causes: [const { AtomicU64::new(0) }; BadGatewayCause::ALL.len()],
             times: WindowedHistogram::new(stripes),
         }
@@ -99,11 +103,12 @@ impl StatsRecorder {
         self.sum(|stripe| &stripe.begun)
     }
 
-    /// Calls whose response body has not ended.
+    /// Calls whose response body has not ended, and upgraded connections that have not.
     pub(super) fn in_flight(&self) -> u64 {
         // read `ended` first: a call that starts and ends in between counts as in flight at most
         let ended = self.sum(|stripe| &stripe.ended);
-        self.calls().saturating_sub(ended)
+        let tunnels = self.tunnels.load(Relaxed);
+        self.calls().saturating_sub(ended).saturating_add(tunnels)
     }
 
     fn sum(&self, of: impl Fn(&Stripe) -> &AtomicU64) -> u64 {
@@ -125,6 +130,22 @@ impl StatsRecorder {
             p90: quantile(900)?,
             p99: quantile(990)?,
         })
+    }
+}
+
+/// Counts an upgraded connection until it is dropped.
+pub(super) struct OpenTunnel(Arc<StatsRecorder>);
+
+impl OpenTunnel {
+    pub(super) fn begin(recorder: &Arc<StatsRecorder>) -> Self {
+        recorder.tunnels.fetch_add(1, Relaxed);
+        Self(recorder.clone())
+    }
+}
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Relaxed);
     }
 }
 

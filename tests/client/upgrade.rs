@@ -28,10 +28,13 @@ use tower_upstream::cause::Replay;
 use tower_upstream::client::{HttpVersion, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::limit::ConcurrencyLimitLayer;
+use tower_upstream::stack::DrainOutcome;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
-use crate::support::{self, Gateway, PATIENCE, Upstream, Wire, app, ask, proxy, soon};
+use crate::support::{
+    self, Gateway, PATIENCE, StackGateway, Upstream, Wire, app, ask, default_proxy, proxy, soon, stack,
+};
 
 const FOO: &str = "GET /foo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n";
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -255,6 +258,24 @@ async fn a_tunnel_holds_its_slot_of_the_limiter_only_if_that_is_set() {
         support::until("the slot is free", || limit.handle().in_flight() == 0).await;
         gateway.abort();
     }
+}
+
+#[tokio::test]
+async fn a_tunnel_is_in_flight_in_its_stack_until_it_ends() {
+    let upstream = echo_upstream().await;
+    let gateway = StackGateway::start(stack(), default_proxy(upstream.address)).await;
+    let mut wire = Wire::connect(gateway.address).await;
+    wire.write(FOO).await;
+    assert_eq!(wire.head().await.status(), 101);
+    wire.write("ping").await;
+    assert_eq!(wire.bytes(4).await, b"ping");
+    assert_eq!(gateway.in_flight(), 1);
+    assert_eq!(gateway.handle.drain(Duration::from_millis(20)).await, DrainOutcome::TimedOut(1));
+    wire.write("pong").await;
+    assert_eq!(wire.bytes(4).await, b"pong", "a drain does not cut it");
+    drop(wire);
+    support::until("the tunnel has ended", || gateway.in_flight() == 0).await;
+    assert_eq!(gateway.handle.drain(Duration::ZERO).await, DrainOutcome::Complete);
 }
 
 #[tokio::test]

@@ -178,3 +178,36 @@ fn sigterm_completes_running_calls_and_accepts_no_new_ones() {
     assert!(running.0.wait().unwrap().success());
     assert!(TcpStream::connect(address).is_err());
 }
+
+#[test]
+fn sigterm_lets_an_open_tunnel_end_before_the_process_does() {
+    let Some(mut command) = example() else { return };
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free_address();
+    let to = upstream.local_addr().unwrap().to_string();
+    let mut running = Running(command.env("LISTEN", address.to_string()).env("UPSTREAM", to).spawn().unwrap());
+
+    let mut idle = connect(address);
+    let mut client = connect(address);
+    write!(client, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n").unwrap();
+    let (mut behind, _) = upstream.accept().unwrap();
+    let mut read = [0; 1024];
+    assert!(behind.read(&mut read).unwrap() > 0);
+    behind.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n").unwrap();
+    let head = client.read(&mut read).unwrap();
+    assert!(read[..head].starts_with(b"HTTP/1.1 101 "));
+
+    let pid = running.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(idle.read(&mut read).unwrap(), 0, "the signal has arrived");
+    for _ in 0..10 {
+        client.write_all(b"ping").unwrap();
+        behind.read_exact(&mut read[..4]).unwrap();
+        behind.write_all(&read[..4]).unwrap();
+        client.read_exact(&mut read[..4]).unwrap();
+        assert!(running.0.try_wait().unwrap().is_none());
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    drop((client, behind));
+    assert!(running.0.wait().unwrap().success());
+}

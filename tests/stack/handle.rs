@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::breaker::State;
 use tower_upstream::cause::{Detail, Replay};
+use tower_upstream::exchange::UpgradeGuard;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::{DrainOutcome, UpstreamBuilder, UpstreamState};
 use tower_upstream::timeout::Timeouts;
@@ -225,6 +226,34 @@ async fn a_drain_refuses_new_calls_and_waits_for_bodies() {
     assert_eq!(service.oneshot(get()).await.unwrap().status(), 200);
     assert_eq!(script.calls(), 2);
     assert_eq!(seen(&layer).failures, [(Cause::GatewayOverload, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_upgraded_connections() {
+    let (guard, end) = UpgradeGuard::new();
+    let upgrades = tower::service_fn(move |_| {
+        let guard = guard.clone();
+        async move {
+            let mut switch = Response::builder().status(101).body(Full::<Bytes>::default()).unwrap();
+            switch.extensions_mut().insert(guard);
+            Ok::<_, Failure>(switch)
+        }
+    });
+    let layer = shop();
+    let handle = layer.handle();
+    let request = Request::get("/ws").header("connection", "upgrade").header("upgrade", "websocket");
+    let switch = layer.layer(upgrades).oneshot(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+    assert_eq!(switch.status(), 101);
+    drop(switch);
+    assert_eq!((handle.in_flight(), seen(&layer).in_flight), (1, 1));
+    assert_eq!(handle.drain(Duration::from_secs(30)).await, DrainOutcome::TimedOut(1));
+
+    let waiting = tokio::spawn(async move { handle.drain(Duration::MAX).await });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!waiting.is_finished());
+    drop(end);
+    assert_eq!(waiting.await.unwrap(), DrainOutcome::Complete);
+    assert_eq!((seen(&layer).in_flight, seen(&layer).calls), (0, 1));
 }
 
 #[tokio::test]
