@@ -78,9 +78,9 @@ impl<T: Observer + ?Sized> Observer for std::sync::Arc<T> {
 /// | `error.type` | the cause, e.g. `stale_connection` |
 /// | `class` | its RFC 9209 error type |
 /// | `hop`, `hop.error` | the hop behind the upstream that failed, according to its own `Proxy-Status` |
-/// | `phase`, `peer`, `upstream`, `elapsed_ms`, `detail` | from the [`Failure`] |
+/// | `phase`, `peer`, `upstream`, `elapsed_ms`, `detail` | from the [`Failure`]; `elapsed_ms` is the time of the last attempt |
 /// | `opened_by` | the cause that opened the circuit, if an open circuit rejected the call |
-/// | `attempts`, `retry_stop` | the number of attempts, if more than one, and why no further one was made |
+/// | `attempts`, `total_ms`, `retry_stop` | the number of attempts and the time of all of them, if more than one, and why no further one was made |
 /// | `http.request.method`, `url.path` | of the request, without the query |
 /// | `http.response.status_code` | the status of the response, or that of the cause if the body failed |
 /// | `hint` | the cause's [`next_step`](BadGatewayCause::next_step) |
@@ -109,12 +109,13 @@ macro_rules! line {
             peer = $failure.peer().map(tracing::field::display),
             connection = $failure.connection().map(Connection::as_str),
             elapsed_ms = $failure.elapsed().map(millis),
+            total_ms = $failure.total_elapsed().map(millis),
             attempts = ($failure.attempts() > 1).then(|| $failure.attempts()),
             retry_stop = $failure.retry_stop().map(RetryStop::as_str),
             detail = $failure.detail().map(tracing::field::display),
             opened_by = $failure.opened_by().map(|failure| failure.cause().as_str()),
-            hint = $failure.cause().next_step(),
-            "{}", $failure.cause().summary()
+            hint = $failure.hints().1,
+            "{}", $failure.hints().0
         )
     };
 }

@@ -360,7 +360,7 @@ impl Circuit {
 
     /// The record of an opening, with the failure that caused it.
     fn opening_record(&self, why: &'static str, failure: Failure) -> Failure {
-        self.failure_builder(why).opened_by(failure).build()
+        self.failure_builder(why).opened_by(failure.named(&self.name)).build()
     }
 
     fn failure_builder(&self, why: &'static str) -> crate::cause::FailureBuilder {

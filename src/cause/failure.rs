@@ -10,11 +10,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 
 pub use self::builder::FailureBuilder;
-pub(crate) use self::fields::TUNNEL_LIMIT;
 pub use self::fields::{Connection, Detail, Evidence, Phase};
+pub(crate) use self::fields::{DRAINING, TUNNEL_LIMIT};
 use self::origin::Origin;
 use super::{BadGatewayCause, BreakerVerdict, ProxyStatusEntry, Replay, RetryStop};
 
@@ -31,7 +31,10 @@ struct Record {
     connection: Option<Connection>,
     peer: Option<SocketAddr>,
     upstream: Option<Arc<str>>,
+    /// The client named the upstream, and a stack around it may have another name for it.
+    named_by_client: bool,
     elapsed: Option<Duration>,
+    total_elapsed: Option<Duration>,
     attempts: u32,
     retry_stop: Option<RetryStop>,
     /// It says nothing about the upstream, whatever its cause usually says.
@@ -39,6 +42,7 @@ struct Record {
     remote_hop: Option<Box<ProxyStatusEntry>>,
     previous: Vec<Failure>,
     opened_by: Option<Failure>,
+    request_id: Option<HeaderValue>,
     source: Option<SharedError>,
 }
 
@@ -80,13 +84,16 @@ impl Failure {
             connection: None,
             peer: None,
             upstream: None,
+            named_by_client: false,
             elapsed: None,
+            total_elapsed: None,
             attempts: 1,
             retry_stop: None,
             neutral: false,
             remote_hop: None,
             previous: Vec::new(),
             opened_by: None,
+            request_id: None,
             source: None,
         })
     }
@@ -152,6 +159,24 @@ impl Failure {
     /// Time from the start of this attempt to the failure.
     pub fn elapsed(&self) -> Option<Duration> {
         self.0.elapsed
+    }
+
+    /// Time from the start of the call to the failure of its last attempt; `None` if there was only one attempt.
+    pub fn total_elapsed(&self) -> Option<Duration> {
+        self.0.total_elapsed
+    }
+
+    /// The request id under which the failure was reported.
+    pub(crate) fn request_id(&self) -> Option<&HeaderValue> {
+        self.0.request_id.as_ref()
+    }
+
+    /// The record under the stack's name for the upstream, unless it has a name other than the client's.
+    pub(crate) fn named(self, name: &Arc<str>) -> Self {
+        match &self.0.upstream {
+            Some(_) if !self.0.named_by_client => self,
+            _ => self.into_builder().upstream(name.clone()).build(),
+        }
     }
 
     /// The number of attempts, this one included.
@@ -281,12 +306,31 @@ mod tests {
         let failure = failure.into_builder().retry_stop(RetryStop::Budget).build();
         assert_eq!(failure.retry_stop(), Some(RetryStop::Budget));
         assert!(failure.to_string().contains(", not retried (retry budget exhausted): "), "{failure}");
-        let failure = failure.into_builder().attempts(3).retry_stop(RetryStop::Attempts);
-        let failure = failure.elapsed(Duration::from_secs(2)).build().to_string();
-        assert!(
-            failure.contains(", gave up after 3 attempts (attempt limit reached), the last took 2.0s: "),
-            "{failure}"
-        );
+        let failure = failure.into_builder().attempts(3).retry_stop(RetryStop::Attempts).build();
+        assert!(failure.to_string().contains(", gave up after 3 attempts (attempt limit reached): "), "{failure}");
+    }
+
+    #[test]
+    fn the_text_tells_the_time_of_the_call_from_that_of_its_last_attempt() {
+        let failure = Failure::builder(BadGatewayCause::FirstByteTimeout).elapsed(Duration::from_secs(2));
+        let once = failure.build();
+        assert!(once.to_string().contains(", after 2.0s: "), "{once}");
+        let failure = once.into_builder().attempts(3).retry_stop(RetryStop::Attempts);
+        let failure = failure.total_elapsed(Duration::from_millis(6060)).build();
+        let text = ", gave up after 3 attempts in 6.1s (attempt limit reached), the last took 2.0s: ";
+        assert!(failure.to_string().contains(text), "{failure}");
+    }
+
+    #[test]
+    fn a_name_given_by_the_user_is_kept_and_that_of_the_client_replaced() {
+        let stack: Arc<str> = "backend".into();
+        let failure = || Failure::builder(BadGatewayCause::ConnectionRefused);
+        let named = |failure: FailureBuilder| failure.build().named(&stack).upstream().unwrap().to_owned();
+        assert_eq!(named(failure()), "backend");
+        assert_eq!(named(failure().client_upstream("127.0.0.1:1")), "backend");
+        assert_eq!(named(failure().upstream("database")), "database");
+        let inner = failure().client_upstream("127.0.0.1:1").build().named(&"database".into());
+        assert_eq!(named(inner.into_builder()), "database", "of a stack inside");
     }
 
     #[test]

@@ -32,7 +32,7 @@ use http::Response;
 pub use self::bad_gateway_cause::{BadGatewayCause, UnknownCause};
 pub(crate) use self::blame::{Blame, CallEnding, blame, is_gateway_error};
 pub(crate) use self::client_call::{ClientCall, ClientCalls};
-pub(crate) use self::failure::TUNNEL_LIMIT;
+pub(crate) use self::failure::{DRAINING, TUNNEL_LIMIT};
 pub(crate) use self::grpc::{Protocol, RESOURCE_EXHAUSTED, UNAVAILABLE};
 pub(crate) use self::markers::{
     CompleteResponse, CountedAttempt, LocalResponse, RejectedRequest, is_local, local_response,

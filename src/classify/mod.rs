@@ -210,9 +210,13 @@ impl Failure {
 impl axum_core::response::IntoResponse for Failure {
     /// The local response that [`ClassifyLayer`] would return: status, cause and a short text.
     ///
-    /// A [`ClassifyLayer`] around the handler completes it like its own.
+    /// A [`ClassifyLayer`] around the handler completes it like its own. A failure that a stack or a [`ClassifyLayer`] has
+    /// reported keeps the request id of that report, in `x-request-id`.
     fn into_response(self) -> Response<axum_core::body::Body> {
         let mut answer = crate::cause::local_response(&self, self.status(), None);
+        if let Some(id) = self.request_id() {
+            answer.headers_mut().insert(REQUEST_ID, id.clone());
+        }
         answer.extensions_mut().insert(crate::cause::LocalResponse);
         answer.map(axum_core::body::Body::from)
     }

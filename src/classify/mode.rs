@@ -61,6 +61,10 @@ impl ErrorMode for Classified {
         self.settings.judge(&notes.request, error, &scene, calls)
     }
 
+    fn complete_failure(&self, failure: Failure) -> Failure {
+        self.settings.name_upstream(failure)
+    }
+
     fn on_cancel(&self, notes: &mut RequestSummary) {
         self.settings.on_client_gone(notes);
     }

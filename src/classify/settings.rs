@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(super) classifier: Option<Arc<Classifier>>,
     pub(super) choose_status: Option<Arc<ChooseStatus>>,
     pub(super) observer: Arc<dyn Observer>,
+    /// The stack's name for its upstream.
+    upstream: Option<Arc<str>>,
     /// The layer that reports failures.
     pub(super) reporter: Reporter,
 }
@@ -62,6 +64,7 @@ impl Default for Settings {
             classifier: None,
             choose_status: None,
             observer: Arc::new(TracingObserver),
+            upstream: None,
             reporter: Reporter::default(),
         }
     }
@@ -128,6 +131,19 @@ impl Default for RequestSummary {
 }
 
 impl Settings {
+    /// These settings for a stack that has this name for its upstream.
+    pub(crate) fn named(&self, upstream: &Arc<str>) -> Arc<Self> {
+        Arc::new(Self { upstream: Some(upstream.clone()), ..self.clone() })
+    }
+
+    /// Returns a record under the stack's name for its upstream.
+    pub(crate) fn name_upstream(&self, failure: Failure) -> Failure {
+        match &self.upstream {
+            Some(name) => failure.named(name),
+            None => failure,
+        }
+    }
+
     /// Whether this layer reports failures.
     pub(crate) fn reports(&self) -> bool {
         self.reporter == Reporter::This
@@ -189,18 +205,27 @@ impl Settings {
         !late && !is_event_stream(answer)
     }
 
-    pub(crate) fn report(&self, exchange: &mut RequestInfo, failure: &Failure) {
-        if self.reporter == Reporter::Outer || is_reported(failure) {
-            return;
+    /// Reports a failure; returns its record under the request id of the report.
+    pub(crate) fn report(&self, exchange: &mut RequestInfo, failure: Failure) -> Failure {
+        if self.reporter == Reporter::Outer || is_reported(&failure) {
+            return failure;
         }
         if exchange.request_id.as_ref().is_some_and(|id| !is_fit(id)) {
             exchange.request_id = None;
         }
         // generate an id only when it is reported; not for the many calls an open circuit refuses
         if failure.cause() != BadGatewayCause::CircuitOpen {
-            exchange.request_id.get_or_insert_with(random_id);
+            // the failure of an inner layer's call may be known under an id already
+            exchange.request_id.get_or_insert_with(|| failure.request_id().cloned().unwrap_or_else(random_id));
         }
-        self.observer.on_event(&Event::Failed(exchange, failure));
+        self.observer.on_event(&Event::Failed(exchange, &failure));
+        match &exchange.request_id {
+            // rejections of an open circuit share one record, which is not copied for each
+            Some(id) if failure.cause() != BadGatewayCause::CircuitOpen => {
+                failure.into_builder().request_id(id).build()
+            }
+            _ => failure,
+        }
     }
 
     /// Reports a body's failure and marks it as reported.
@@ -208,8 +233,7 @@ impl Settings {
         if self.reporter == Reporter::Outer {
             return failure;
         }
-        self.report(exchange, &failure);
-        reported(failure)
+        reported(self.report(exchange, self.name_upstream(failure)))
     }
 
     /// The call was dropped before its response: the client disconnected, unless a layer of this crate dropped it.
@@ -217,13 +241,13 @@ impl Settings {
     pub(crate) fn on_client_gone(&self, ask: &mut RequestSummary) {
         if self.reporter == Reporter::This && drop_reason() == CancelReason::Dropped && !std::thread::panicking() {
             let failure = Failure::builder(BadGatewayCause::ClientClosed).replay(Replay::Never, Evidence::Inferred);
-            self.report(&mut ask.request, &failure.build());
+            self.report(&mut ask.request, self.name_upstream(failure.build()));
         }
     }
 
     /// Makes the local response for a failure.
     pub(crate) fn refuse(&self, ask: &mut RequestSummary, failure: &Failure) -> Response<Bytes> {
-        self.report(&mut ask.request, failure);
+        let failure = &self.report(&mut ask.request, failure.clone());
         let status = self.choose_status.as_ref().map_or_else(|| failure.status(), |choose| choose(failure));
         let mut answer = cause::local_response(failure, status, Some(&ask.request.method));
         if self.reporter == Reporter::Outer {
@@ -295,7 +319,7 @@ impl Settings {
             let met = answer.extensions_mut().remove::<RelayedFailure>();
             met.map_or_else(|| upstream_status(status), |met| met.0.into_builder()).remote_hop(hop).build()
         };
-        self.report(&mut ask.request, &failure);
+        let failure = self.report(&mut ask.request, self.name_upstream(failure));
         if local {
             self.complete(answer, ask, &failure);
             answer.extensions_mut().insert(CompleteResponse);

@@ -339,7 +339,7 @@ impl<C, B> Exchange<C, B> {
     }
 
     fn complete(&self, failure: Failure) -> Failure {
-        let failure = failure.into_builder().upstream(self.upstream.name.clone());
+        let failure = failure.into_builder().client_upstream(self.upstream.name.clone());
         failure.elapsed(self.begun.elapsed()).call(self.call).build()
     }
 }
@@ -352,7 +352,7 @@ impl<C, B> ProxyTarget<C, B> {
     }
 
     fn refusal(&self, cause: BadGatewayCause, call: ClientCall) -> Failure {
-        let failure = Failure::builder(cause).phase(Phase::Gateway).upstream(self.name.clone());
+        let failure = Failure::builder(cause).phase(Phase::Gateway).client_upstream(self.name.clone());
         failure.unsent(Evidence::LocalRefusal).call(call).build()
     }
 }

@@ -165,7 +165,7 @@ impl<B> OpenResponse<B> {
     /// Ends the connection, or the stream on it.
     fn failed(mut self, failure: Failure) -> Failure {
         let failure = self.lease.failed(failure);
-        failure.into_builder().upstream(self.upstream).elapsed(self.begun.elapsed()).build()
+        failure.into_builder().client_upstream(self.upstream).elapsed(self.begun.elapsed()).build()
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) fn timeout_failure(
     };
     let failure = failure.peer(progress.peer).connection(progress.connection).attempts(call.attempt.into());
     match progress.upstream {
-        Some(upstream) => failure.upstream(upstream).build(),
+        Some(upstream) => failure.client_upstream(upstream).build(),
         None => failure.build(),
     }
 }

@@ -149,7 +149,8 @@ impl<B: Body<Data = Bytes>, W: WrapReplay<B>> RequestMode<B> for Resend<W> {
     }
 
     fn on_concurrent_failure(&self, retry_state: &mut RetryState<B>, failure: Option<Failure>) {
-        retry_state.concurrent_failed(failure);
+        let Some(settings) = &self.settings else { return };
+        retry_state.concurrent_failed(settings, failure);
     }
 
     fn failure_of<R>(&self, retry_state: &RetryState<B>, response: &Response<R>) -> Option<Failure> {

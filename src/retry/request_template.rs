@@ -60,6 +60,8 @@ pub(super) struct RequestTemplate {
     version: Version,
     headers: Vec<(HeaderName, HeaderValue)>,
     extensions: Extensions,
+    /// The start of the call.
+    pub(super) begun: Option<Instant>,
     /// The deadline of the call.
     pub(super) deadline: Option<Deadline>,
     /// The start of the call, if it may be hedged.
@@ -111,6 +113,10 @@ impl RequestTemplate {
         &self.method
     }
 
+    pub(super) fn authority(&self) -> Option<&str> {
+        self.uri.authority().map(http::uri::Authority::as_str)
+    }
+
     /// Whether the request has an `Idempotency-Key`.
     pub(super) fn has_idempotency_key(&self) -> bool {
         self.headers.iter().any(|(name, _)| *name == IDEMPOTENCY_KEY)
@@ -140,7 +146,7 @@ impl RequestTemplate {
     pub(super) fn recycle(mut self: Box<Self>) {
         self.headers.clear();
         self.extensions.clear();
-        (self.deadline, self.hedge_start, self.history) = (None, None, None);
+        (self.begun, self.deadline, self.hedge_start, self.history) = (None, None, None, None);
         // release the values of this request now
         self.uri = Uri::default();
         if self.headers.capacity() > FIELDS {

@@ -3,12 +3,12 @@
 use http::{Method, Request, Response};
 use tokio::time::Instant;
 
-use super::RetryOverride;
 use super::decision::{Decision, Replayability, RetryContext, decide, is_idempotent, is_safe};
 use super::failure_signal::FailureSignal;
 use super::pushback::Pushback;
 use super::request_template::{AttemptHistory, RequestTemplate, UncopiedHead};
 use super::settings::Settings;
+use super::{Attempts, RetryOverride};
 use crate::body::{ReplayBody, ReplayHandle};
 use crate::cause::{self, BadGatewayCause, CountedAttempt, Detail, Failure, Protocol, RetryStop};
 use crate::deadline::Deadline;
@@ -142,7 +142,7 @@ impl StartedState {
         }
         let mut head = RequestTemplate::of(request, &settings.extension_copiers);
         if let Some(head) = &mut head {
-            head.deadline = deadline;
+            (head.begun, head.deadline) = (Some(now), deadline);
             head.hedge_start = settings.hedging.as_ref().filter(|_| facts.may_hedge()).map(|_| now);
         }
         Self { template: head, request: facts }
@@ -197,7 +197,7 @@ impl<B> RetryState<B> {
         let record = record_of(shown);
         match self.decide(settings, shown, pushback) {
             Ok(at) => {
-                self.record_failure(record);
+                self.record_failure(settings, record);
                 NextStep::Retry(at)
             }
             Err(stop) => {
@@ -205,7 +205,7 @@ impl<B> RetryState<B> {
                 if response.status().is_client_error() && !told {
                     self.on_success(settings, response);
                 } else if told || self.history().is_some() {
-                    cause::attach(response, self.final_record(record, stop));
+                    cause::attach(response, self.final_record(settings, record, stop));
                 }
                 NextStep::Respond
             }
@@ -216,10 +216,10 @@ impl<B> RetryState<B> {
     pub(crate) fn on_error(&mut self, settings: &Settings, failure: Failure) -> Result<Option<Instant>, Failure> {
         match self.decide(settings, FailureSignal::Failure(&failure), None) {
             Ok(at) => {
-                self.record_failure(failure);
+                self.record_failure(settings, failure);
                 Ok(at)
             }
-            Err(stop) => Err(self.final_record(failure, stop)),
+            Err(stop) => Err(self.final_record(settings, failure, stop)),
         }
     }
 
@@ -229,12 +229,12 @@ impl<B> RetryState<B> {
     }
 
     /// Records that one of two attempts failed while the other is in flight.
-    pub(crate) fn concurrent_failed(&mut self, record: Option<Failure>) {
+    pub(crate) fn concurrent_failed(&mut self, settings: &Settings, record: Option<Failure>) {
         let Some(past) = self.history_mut() else { return };
         // it was counted as superseded so far
         past.attempts.superseded = past.attempts.superseded.saturating_sub(1);
         if let Some(record) = record {
-            self.record_failure(record);
+            self.record_failure(settings, record);
         }
     }
 
@@ -286,8 +286,11 @@ impl<B> RetryState<B> {
         }
     }
 
-    fn record_failure(&mut self, record: Failure) {
+    fn record_failure(&mut self, settings: &Settings, record: Failure) {
+        let record = settings.named(record);
         let resends = self.history().map_or(0, |past| past.attempts.count());
+        // a retry layer alone has no name for its upstream
+        let authority = self.source.as_ref().and_then(|kept| kept.template.authority());
         // logged here, because no outer layer sees this failure
         tracing::info!(
             target: "tower_upstream",
@@ -296,7 +299,7 @@ impl<B> RetryState<B> {
             class = record.cause().proxy_status_error(),
             phase = record.phase().as_str(),
             http.request.resend_count = resends,
-            upstream = record.upstream().map(excerpt).as_deref(),
+            upstream = record.upstream().or(authority).map(excerpt).as_deref(),
             "retrying the request"
         );
         if let Some(past) = self.history_mut() {
@@ -305,11 +308,21 @@ impl<B> RetryState<B> {
     }
 
     /// The record of the last attempt, with the earlier ones and the reason why there is no further attempt.
-    fn final_record(&mut self, record: Failure, stop: RetryStop) -> Failure {
+    fn final_record(&mut self, settings: &Settings, record: Failure, stop: RetryStop) -> Failure {
+        let record = settings.named(record);
         match self.take_history() {
             // an inner layer has made the record complete
             None if record.retry_stop().is_some() => record,
-            past => past.map(|past| past.attempts).unwrap_or_default().into_final_failure(record, stop),
+            None => Attempts::default().into_final_failure(record, stop),
+            Some(past) => self.with_total(past.attempts.into_final_failure(record, stop)),
+        }
+    }
+
+    /// Adds the time of all attempts to the record of the last.
+    fn with_total(&self, last: Failure) -> Failure {
+        match self.source.as_ref().and_then(|kept| kept.template.begun) {
+            Some(begun) => last.into_builder().total_elapsed(begun.elapsed()).build(),
+            None => last,
         }
     }
 
@@ -362,7 +375,7 @@ impl<B> RetryState<B> {
     pub(crate) fn final_failure(&mut self, stop: RetryStop) -> Failure {
         let attempts = self.take_history().unwrap_or_default().attempts;
         let nothing = || Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build();
-        attempts.end(stop).unwrap_or_else(nothing)
+        self.with_total(attempts.end(stop).unwrap_or_else(nothing))
     }
 }
 
@@ -451,7 +464,7 @@ fn record_of(shown: FailureSignal<'_>) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retry::{Attempts, RetryBudget, RetryPolicy};
+    use crate::retry::{RetryBudget, RetryPolicy};
 
     fn begin(settings: &Settings, request: &Request<()>) -> StartedState {
         begin_at(settings, request, &CallContext::new(Instant::now()))
@@ -537,7 +550,7 @@ mod tests {
         let body = http_body_util::Empty::<bytes::Bytes>::new();
         let (mut round, _) = begin(&settings, &get()).with_body(settings.body_cap, body);
         assert!(round.hedge(&settings).is_some());
-        round.concurrent_failed(Some(Failure::new(BadGatewayCause::ResetBeforeResponse)));
+        round.concurrent_failed(&settings, Some(Failure::new(BadGatewayCause::ResetBeforeResponse)));
         let (request, resends) = round.concurrent_attempt(&settings, ()).unwrap();
         assert_eq!((resends, request.headers()["x-envoy-attempt-count"].as_bytes()), (1, b"2".as_slice()));
         let mut answer = Response::new(());

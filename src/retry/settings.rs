@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::request_template::{ExtensionCopier, carry};
 use super::{Hedging, RetryBudget, RetryOverride, RetryPolicy};
+use crate::cause::Failure;
 use crate::deadline::{Deadline, DeadlinePropagation};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -25,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) deadlines: Option<DeadlinePropagation>,
     pub(crate) median: Option<MedianSource>,
     pub(crate) hedging: Option<Hedging>,
+    /// The stack's name for its upstream.
+    pub(crate) upstream: Option<Arc<str>>,
 }
 
 /// The source of the median duration of attempts.
@@ -49,11 +52,20 @@ impl Default for Settings {
             deadlines: None,
             median: None,
             hedging: None,
+            upstream: None,
         }
     }
 }
 
 impl Settings {
+    /// Returns a record under the stack's name for its upstream.
+    pub(crate) fn named(&self, failure: Failure) -> Failure {
+        match &self.upstream {
+            Some(name) => failure.named(name),
+            None => failure,
+        }
+    }
+
     /// Counts an attempt on its request.
     pub(crate) fn count_attempt<B>(&self, request: &mut Request<B>, attempt: u32) {
         if let Some(name) = &self.attempt_count_header {

@@ -317,12 +317,14 @@ impl UpstreamBuilder {
         let timeouts = settings.timeout_layer.limits().clone();
         let until_head = timeouts.timeouts.until_head();
         let budget = settings.retry.as_ref().map(|retry| retry.settings().budget.clone());
-        let retry =
-            settings.retry.as_ref().map(|retry| retry::Settings { total: until_head, ..retry.settings().clone() });
+        let retry = settings.retry.as_ref().map(|retry| retry::Settings {
+            total: until_head,
+            upstream: Some(name.clone()),
+            ..retry.settings().clone()
+        });
         let requests = Resend { settings: retry, wrap: TrackUploads(tracks_uploads) };
         let errors = Errors {
-            name: name.clone(),
-            classify: Classified { settings: settings.classify.settings().clone() },
+            classify: Classified { settings: settings.classify.settings().named(&name) },
             page: settings.page,
         };
         let recorder = Arc::new(StatsRecorder::new());

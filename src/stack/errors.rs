@@ -1,4 +1,4 @@
-//! The error mode of a stack: classification, the upstream's name on failures, and the error page.
+//! The error mode of a stack: classification and the error page.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +20,6 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A stack's error mode.
 #[derive(Clone)]
 pub(super) struct Errors {
-    pub(super) name: Arc<str>,
     pub(super) classify: Classified,
     pub(super) page: Option<ErrorPage>,
 }
@@ -55,10 +54,7 @@ impl ErrorMode for Errors {
     }
 
     fn complete_failure(&self, failure: Failure) -> Failure {
-        match failure.upstream() {
-            Some(_) => failure,
-            None => failure.into_builder().upstream(self.name.clone()).build(),
-        }
+        self.classify.complete_failure(failure)
     }
 
     fn on_cancel(&self, notes: &mut Notes) {

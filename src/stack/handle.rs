@@ -12,7 +12,7 @@ use super::live_config::{LiveConfig, set_timeouts};
 use super::stats::{LatencySnapshot, StatsRecorder};
 use super::validate;
 use crate::breaker::{self, CircuitHandle};
-use crate::cause::{BadGatewayCause, Detail, Failure, RetryStop};
+use crate::cause::{BadGatewayCause, DRAINING, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
 use crate::exchange::Handling;
 use crate::exchange::Rejection;
@@ -136,7 +136,7 @@ fn draining() -> Rejection {
     let failure = Failure::builder(BadGatewayCause::GatewayOverload)
         .refusal()
         .retry_stop(RetryStop::LocalRefusal)
-        .detail(Detail::Text("draining: new requests are refused"));
+        .detail(Detail::Text(DRAINING));
     Rejection::new(failure.build()).retry_after(Duration::from_secs(1))
 }
 
@@ -305,7 +305,7 @@ impl UpstreamHandle {
         // saturates at a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();
         self.set_handling(&Handling::Reject(draining()));
-        self.annotate("draining: new requests are refused");
+        self.annotate(DRAINING);
         let mut pause = Duration::from_millis(1);
         loop {
             let left = self.in_flight();

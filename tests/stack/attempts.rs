@@ -103,9 +103,10 @@ async fn by_the_stack(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: 
     std::mem::take(&mut *told.0.lock().unwrap())
 }
 
-/// The stack knows its upstream's name where layers around a client that has none do not.
+/// The stack knows its upstream's name where layers around a client that has none know the request's authority at most.
 fn but_for_the_name(told: &[String]) -> Vec<String> {
-    told.iter().map(|line| line.replace("upstream=\"shop\" ", "")).collect()
+    let names = ["upstream=\"shop\" ", "upstream=\"shop.internal\" "];
+    told.iter().map(|line| names.iter().fold(line.clone(), |line, name| line.replace(name, ""))).collect()
 }
 
 async fn by_layers(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: bool) -> Vec<String> {

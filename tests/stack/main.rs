@@ -14,4 +14,5 @@ mod handle;
 mod page;
 mod plain;
 mod readiness;
+mod reasons;
 mod tickets;

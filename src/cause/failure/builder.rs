@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use super::origin::Origin;
 use super::{Connection, Detail, Evidence, Failure, Phase, Record};
 use crate::cause::{ClientCall, ProxyStatusEntry, Replay, RetryStop};
@@ -78,12 +80,32 @@ impl FailureBuilder {
     /// Sets the upstream's name as configured by the deployment.
     pub fn upstream(mut self, name: impl Into<Arc<str>>) -> Self {
         self.0.upstream = Some(name.into());
+        self.0.named_by_client = false;
+        self
+    }
+
+    /// Sets the name by which the client knows the upstream, often its address.
+    pub(crate) fn client_upstream(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.0.upstream = Some(name.into());
+        self.0.named_by_client = true;
         self
     }
 
     /// Sets the time from the start of this attempt to the failure.
     pub fn elapsed(mut self, elapsed: Duration) -> Self {
         self.0.elapsed = Some(elapsed);
+        self
+    }
+
+    /// Sets the time from the start of the call to the failure of its last attempt.
+    pub(crate) fn total_elapsed(mut self, elapsed: Duration) -> Self {
+        self.0.total_elapsed = Some(elapsed);
+        self
+    }
+
+    /// Sets the request id under which the failure is reported.
+    pub(crate) fn request_id(mut self, id: &HeaderValue) -> Self {
+        self.0.request_id = Some(id.clone());
         self
     }
 

@@ -83,6 +83,9 @@ pub enum Detail {
 /// The detail of a refused upgrade: caused by clients, not a sign of an overloaded upstream.
 pub(crate) const TUNNEL_LIMIT: &str = "the limit of open tunnels is reached";
 
+/// The detail of a call that is refused during a drain: planned, and not a sign of overload.
+pub(crate) const DRAINING: &str = "draining: new requests are refused";
+
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,7 +2,20 @@
 
 use std::fmt;
 
-use super::Failure;
+use super::{DRAINING, Detail, Failure};
+
+impl Failure {
+    /// The cause's summary for operators, and the next step, as far as the detail does not say more.
+    pub(crate) fn hints(&self) -> (&'static str, &'static str) {
+        match self.0.detail {
+            Some(Detail::Text(DRAINING)) => (
+                "Not sent: this gateway is draining",
+                "Expected during a shutdown: send requests to another instance, or end the drain",
+            ),
+            _ => (self.0.cause.summary(), self.0.cause.next_step()),
+        }
+    }
+}
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,14 +47,21 @@ impl fmt::Display for Failure {
             (..=1, None) => {}
             (..=1, Some(stop)) => write!(f, ", not retried ({})", stop.reason())?,
             (attempts, None) => write!(f, ", attempt {attempts}")?,
-            (attempts, Some(stop)) => write!(f, ", gave up after {attempts} attempts ({})", stop.reason())?,
+            (attempts, Some(stop)) => {
+                write!(f, ", gave up after {attempts} attempts")?;
+                if let Some(total) = record.total_elapsed {
+                    write!(f, " in {total:.1?}")?;
+                }
+                write!(f, " ({})", stop.reason())?;
+            }
         }
         match record.elapsed {
             Some(elapsed) if record.attempts > 1 => write!(f, ", the last took {elapsed:.1?}")?,
             Some(elapsed) => write!(f, ", after {elapsed:.1?}")?,
             None => {}
         }
-        write!(f, ": {}. {}.", record.cause.summary(), record.cause.next_step())
+        let (summary, next_step) = self.hints();
+        write!(f, ": {summary}. {next_step}.")
     }
 }
 
@@ -58,6 +78,7 @@ impl fmt::Debug for Failure {
             .field("peer", &record.peer)
             .field("upstream", &record.upstream)
             .field("elapsed", &record.elapsed)
+            .field("total_elapsed", &record.total_elapsed)
             .field("attempts", &record.attempts)
             .field("retry_stop", &record.retry_stop)
             .field("hop", &record.remote_hop)
@@ -72,8 +93,11 @@ impl fmt::Debug for Failure {
 impl serde::Serialize for Failure {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
+        use std::time::Duration;
+
         let record = &*self.0;
-        let mut out = serializer.serialize_struct("Failure", 16)?;
+        let millis = |elapsed: Option<Duration>| elapsed.map(|elapsed| elapsed.as_secs_f64() * 1e3);
+        let mut out = serializer.serialize_struct("Failure", 17)?;
         out.serialize_field("cause", &record.cause)?;
         out.serialize_field("class", &record.cause.proxy_status_error())?;
         out.serialize_field("status", &self.status().as_u16())?;
@@ -89,7 +113,8 @@ impl serde::Serialize for Failure {
         out.serialize_field("hop_error", &record.remote_hop.as_ref().and_then(|hop| hop.error()))?;
         out.serialize_field("attempts", &record.attempts)?;
         out.serialize_field("retry_stop", &record.retry_stop)?;
-        out.serialize_field("elapsed_ms", &record.elapsed.map(|elapsed| elapsed.as_secs_f64() * 1e3))?;
+        out.serialize_field("elapsed_ms", &millis(record.elapsed))?;
+        out.serialize_field("total_ms", &millis(record.total_elapsed))?;
         out.end()
     }
 }
