@@ -23,7 +23,7 @@
 //! | [`failure_statuses`](ClassifyLayer::failure_statuses) that count as the upstream's failure | 502, 503, 504 |
 //! | [`first_frame_timeout`](ClassifyLayer::first_frame_timeout): the head, until the first frame | 5 ms; not for HEAD, 101, event streams |
 //! | [`proxy_status`](ClassifyLayer::proxy_status) | off: needs the name of the deployment |
-//! | [`observer`](ClassifyLayer::observer) | [`TracingObserver`](crate::event::TracingObserver): one `tracing` event per failure |
+//! | [`observer`](ClassifyLayer::observer), [`without_log`](ClassifyLayer::without_log) | [`TracingObserver`](crate::event::TracingObserver): one `tracing` event per failure |
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -288,13 +288,6 @@ impl ClassifyLayer {
         self
     }
 
-    /// Adds an observer.
-    pub(crate) fn also(mut self, observer: impl Observer + 'static) -> Self {
-        let settings = Arc::make_mut(&mut self.settings);
-        settings.observer = Arc::new(Tee(settings.observer.clone(), observer));
-        self
-    }
-
     /// Lets an outer `ClassifyLayer` do the reporting (default: this one reports).
     ///
     /// For the inner one of two around a retry layer: it turns errors and unsafe heads into responses, on which the retry layer
@@ -308,20 +301,16 @@ impl ClassifyLayer {
         &self.settings
     }
 
-    /// Sets the observer of failures (default: [`TracingObserver`](crate::event::TracingObserver)).
+    /// Adds an observer of failures (default: [`TracingObserver`](crate::event::TracingObserver) alone).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        Arc::make_mut(&mut self.settings).observer = Arc::new(observer);
+        Arc::make_mut(&mut self.settings).observers.push(Arc::new(observer));
         self
     }
-}
 
-/// Two observers, called in this order.
-struct Tee<O>(Arc<dyn Observer>, O);
-
-impl<O: Observer> Observer for Tee<O> {
-    fn on_event(&self, event: &crate::event::Event<'_>) {
-        self.0.on_event(event);
-        self.1.on_event(event);
+    /// Removes the [`TracingObserver`](crate::event::TracingObserver): failures reach the added observers only.
+    pub fn without_log(mut self) -> Self {
+        Arc::make_mut(&mut self.settings).logs = false;
+        self
     }
 }
 

@@ -35,7 +35,9 @@ pub(crate) struct Settings {
     pub(super) first_frame_timeout: Duration,
     pub(super) classifier: Option<Arc<Classifier>>,
     pub(super) choose_status: Option<Arc<ChooseStatus>>,
-    pub(super) observer: Arc<dyn Observer>,
+    /// Whether failures are written to the log.
+    pub(super) logs: bool,
+    pub(super) observers: Vec<Arc<dyn Observer>>,
     /// The stack's name for its upstream.
     upstream: Option<Arc<str>>,
     /// The layer that reports failures.
@@ -63,7 +65,8 @@ impl Default for Settings {
             first_frame_timeout: Duration::from_millis(5),
             classifier: None,
             choose_status: None,
-            observer: Arc::new(TracingObserver),
+            logs: true,
+            observers: Vec::new(),
             upstream: None,
             reporter: Reporter::default(),
         }
@@ -218,7 +221,11 @@ impl Settings {
             // the failure of an inner layer's call may be known under an id already
             exchange.request_id.get_or_insert_with(|| failure.request_id().cloned().unwrap_or_else(random_id));
         }
-        self.observer.on_event(&Event::Failed(exchange, &failure));
+        let event = Event::Failed(exchange, &failure);
+        if self.logs {
+            TracingObserver.on_event(&event);
+        }
+        self.observers.iter().for_each(|observer| observer.on_event(&event));
         match &exchange.request_id {
             // rejections of an open circuit share one record, which is not copied for each
             Some(id) if failure.cause() != BadGatewayCause::CircuitOpen => {

@@ -190,9 +190,10 @@ impl UpstreamBuilder {
         self
     }
 
-    /// Adds an observer of failures (default: [`TracingObserver`](crate::event::TracingObserver) alone).
+    /// Adds an observer of failures (default: [`TracingObserver`](crate::event::TracingObserver) alone, which
+    /// [`ClassifyLayer::without_log`] removes).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.reporting.push(|classify| classify.also(observer));
+        self.reporting.push(|classify| classify.observer(observer));
         self
     }
 

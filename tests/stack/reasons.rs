@@ -17,7 +17,7 @@ use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 use tower_upstream::event::{Event, Observer};
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::retry::RetryLayer;
-use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
 use crate::support::service::{Act, Scripted, get, ms, post, seen, text};
 use crate::support::subscribe;
@@ -218,4 +218,20 @@ async fn a_failure_has_the_time_of_the_call_and_that_of_its_last_attempt() {
 
     let answer = UpstreamLayer::builder("shop").build().unwrap().layer(fails()).oneshot(get()).await.unwrap();
     assert_eq!(Failure::of(&answer).unwrap().total_elapsed(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn observers_add_to_the_log_unless_it_is_removed() {
+    let (one, other) = (Reported::default(), Reported::default());
+    let classify = || ClassifyLayer::new().observer(one.clone()).observer(other.clone());
+    let stack = |classify| UpstreamLayer::builder("shop").classify(classify).observer(other.clone()).build().unwrap();
+
+    let (lines, _log) = Lines::record();
+    classify().layer(fails()).oneshot(get()).await.unwrap();
+    stack(classify()).layer(fails()).oneshot(get()).await.unwrap();
+    assert_eq!((one.all().len(), other.all().len(), lines.all().len()), (2, 3, 2));
+
+    classify().without_log().layer(fails()).oneshot(get()).await.unwrap();
+    stack(classify().without_log()).layer(fails()).oneshot(get()).await.unwrap();
+    assert_eq!((one.all().len(), other.all().len(), lines.all().len()), (4, 6, 2));
 }
