@@ -12,7 +12,7 @@
 //! | `UPSTREAM_CA` | PEM file with the roots to trust | the platform's |
 //! | `UPSTREAM_HTTP2` | `1`: HTTP/2 with prior knowledge | ALPN decides |
 //! | `CONNECT_TIMEOUT_MS` | timeout for each of name resolution, connect and TLS handshake | 1000 |
-//! | `READ_TIMEOUT_MS` | timeout for the response head, and for each pause of a body | 15000 |
+//! | `READ_TIMEOUT_MS` | timeout for the response head, and for each pause of a body | 4500 for the head, 15000 for a body |
 //! | `TOTAL_TIMEOUT_MS` | timeout from the request to the response head; each attempt gets an equal share | 60000 |
 //! | `ATTEMPTS` | how often a request is sent at most, from 1 to 10 | 3 |
 //! | `BREAKER` | number of consecutive failures that open the circuit; 0: it never opens | 5 |
@@ -79,10 +79,10 @@ impl Gateway {
             .idle_timeout(POOL_IDLE)
             .http(if settings.http2 { HttpVersion::H2 } else { HttpVersion::Auto })
             .build();
-        let Settings { connect, read, total, attempts, limit, .. } = *settings;
+        let Settings { connect, read, body_idle, total, attempts, limit, .. } = *settings;
         let (attempt, circuit) = (settings.attempt(), settings.circuit());
         let mut stack = UpstreamLayer::for_proxy(&proxy)
-            .timeouts(move |timeouts| timeouts.response_head(read).body_idle(read).attempt(attempt).total(total))
+            .timeouts(move |timeouts| timeouts.response_head(read).body_idle(body_idle).attempt(attempt).total(total))
             .topology(settings.topology.clone().connect(connect))
             .retry_policy(move |policy| policy.attempts(attempts))
             .circuit(move |_| circuit)

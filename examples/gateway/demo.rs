@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -65,8 +64,7 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) async fn start(settings: &Settings) -> Result<Self, String> {
-        let settings =
-            Settings { read: settings.read.min(Duration::from_secs(2)), breaker: 0, roots: None, ..settings.clone() };
+        let settings = Settings { breaker: 0, roots: None, ..settings.clone() };
         let mut gateways = HashMap::new();
         for (path, _, behavior) in UPSTREAMS {
             let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;

@@ -26,6 +26,7 @@ pub(crate) struct Settings {
     pub(crate) http2: bool,
     pub(crate) connect: Duration,
     pub(crate) read: Duration,
+    pub(crate) body_idle: Duration,
     pub(crate) total: Duration,
     pub(crate) attempts: u8,
     /// Consecutive failures that open the circuit; 0 for never.
@@ -68,7 +69,9 @@ impl Settings {
             roots,
             http2: flag("UPSTREAM_HTTP2")?,
             connect: millis("CONNECT_TIMEOUT_MS", 1_000)?,
-            read: millis("READ_TIMEOUT_MS", 15_000)?,
+            // as the preset's: a client is answered within 5 s if the upstream hangs
+            read: millis("READ_TIMEOUT_MS", 4_500)?,
+            body_idle: millis("READ_TIMEOUT_MS", 15_000)?,
             total: millis("TOTAL_TIMEOUT_MS", 60_000)?,
             attempts: parsed("ATTEMPTS", "a number from 1")?.unwrap_or(3),
             breaker: parsed("BREAKER", "a number of failures, 0 for never")?.unwrap_or(5),

@@ -151,7 +151,7 @@ impl Relation {
 
 /// One inequality that does not hold.
 ///
-/// It prints as a block of lines: severity, id and number; both quantities; the reason; the effect on clients; the
+/// It prints as a block of lines: severity, id and number; the conflict as a sentence; the inequality as it should hold; the reason; the effect on clients; the
 /// suggestion; and the correction at run time, if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -231,7 +231,8 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<7} {} (no. {})", self.severity, self.id, self.id.number())?;
-        writeln!(f, "        broken  {}", self.inequality())?;
+        writeln!(f, "        found   {}", self.conflict())?;
+        writeln!(f, "        rule    {}", self.inequality())?;
         writeln!(f, "        why     {}", self.reason)?;
         writeln!(f, "        client  {}", self.client_sees)?;
         write!(f, "        set     {}", self.suggestion)?;

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) attempt_count_header: Option<HeaderName>,
     /// From the call to the response head of the last attempt.
     pub(crate) total: Option<Duration>,
+    /// The part of the total in which a stack retries, as its preset sets it.
+    pub(crate) within: Option<Duration>,
     pub(crate) deadlines: Option<DeadlinePropagation>,
     pub(crate) median: Option<MedianSource>,
     pub(crate) hedging: Option<Hedging>,
@@ -49,6 +51,7 @@ impl Default for Settings {
             extension_copiers: vec![carry::<Deadline>, carry::<RetryOverride>],
             attempt_count_header: Some(ATTEMPT_COUNT),
             total: None,
+            within: None,
             deadlines: None,
             median: None,
             hedging: None,

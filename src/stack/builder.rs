@@ -88,6 +88,8 @@ impl<T> Changes<T> {
 pub(super) struct Resolved {
     pub(super) timeouts: Timeouts,
     pub(super) retry: Option<RetryLayer>,
+    /// How long after the start of a call its retries end; `None`: the total.
+    pub(super) retries_within: Option<Duration>,
     pub(super) circuit: Option<BreakerPolicy>,
     pub(super) limiter: Option<ConcurrencyLimitLayer>,
     pub(super) classify: ClassifyLayer,
@@ -269,7 +271,11 @@ impl UpstreamBuilder {
     /// Applies all changes to the preset.
     pub(super) fn resolve(self) -> Resolved {
         let preset = self.preset.timeouts();
-        let timeouts = within_total(self.timeouts.apply(preset), &preset);
+        let timeouts = self.timeouts.apply(preset);
+        let window = self.preset.retries_within().filter(|_| timeouts.response_head == preset.response_head);
+        // the preset's attempts are not meant to follow each other in full length
+        let in_full = window.is_none() || timeouts.attempt != preset.attempt;
+        let timeouts = within_total(timeouts, &preset);
         let retry = self.has_retry.then(|| {
             let layer = self.retry.apply(self.preset.retry());
             let policy = self.retry_policy.apply(layer.settings().policy);
@@ -283,8 +289,9 @@ impl UpstreamBuilder {
         }
         Resolved {
             timeouts,
-            topology: validate::with_retry(topology, retry.as_ref()),
+            topology: validate::with_retry(topology, retry.as_ref(), in_full),
             retry,
+            retries_within: window,
             circuit: self.has_circuit.then(|| self.circuit.apply(self.preset.circuit())),
             limiter: self.has_limiter.then(|| self.limiter.apply(Preset::limiter())),
             classify: self.reporting.apply(self.classify),
@@ -309,17 +316,16 @@ impl UpstreamBuilder {
                 target: "tower_upstream",
                 upstream = &*name,
                 finding = finding.id().as_str(),
-                set = finding.suggestion(),
-                "{}", finding.conflict()
+                "{}: {}; set {}", finding.conflict(), finding.reason(), finding.suggestion()
             );
         }
         let circuit = settings.circuit.map(|policy| CircuitBreakerLayer::new(name.clone()).policy(policy));
         let limiter = settings.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&name));
         let timeouts = settings.timeout_layer.limits().clone();
-        let until_head = timeouts.timeouts.until_head();
         let budget = settings.retry.as_ref().map(|retry| retry.settings().budget.clone());
         let retry = settings.retry.as_ref().map(|retry| retry::Settings {
-            total: until_head,
+            total: retries_end(&timeouts.timeouts, settings.retries_within),
+            within: settings.retries_within,
             upstream: Some(name.clone()),
             ..retry.settings().clone()
         });
@@ -345,6 +351,11 @@ impl UpstreamBuilder {
         });
         Ok(UpstreamLayer { live, handle })
     }
+}
+
+/// The time from the start of a call in which it may be retried.
+pub(super) fn retries_end(timeouts: &Timeouts, within: Option<Duration>) -> Option<Duration> {
+    timeouts.until_head().into_iter().chain(within).min()
 }
 
 /// Lowers the preset's timeouts of the head and of an attempt to a shorter total, which was set on purpose.

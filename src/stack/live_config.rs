@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use super::builder::retries_end;
 use super::spec::Config;
 use crate::timeout::Timeouts;
 
@@ -69,9 +70,11 @@ impl LiveConfig {
 
 /// Sets the timeouts of the attempts and the total of their retries.
 pub(super) fn set_timeouts(config: &mut Config, timeouts: Timeouts) {
-    config.timeouts.timeouts = timeouts;
+    let before = std::mem::replace(&mut config.timeouts.timeouts, timeouts);
     if let Some(retry) = &mut config.requests.settings {
-        retry.total = timeouts.until_head();
+        // the preset's window belongs to its timeout of the head
+        retry.within = retry.within.filter(|_| timeouts.response_head == before.response_head);
+        retry.total = retries_end(&timeouts, retry.within);
     }
 }
 

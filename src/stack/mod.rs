@@ -24,18 +24,26 @@
 //!
 //! | | [`LatencyCritical`](Preset::LatencyCritical) | [`Standard`](Preset::Standard), the default | [`Batch`](Preset::Batch) | [`Streaming`](Preset::Streaming) |
 //! |---|---|---|---|---|
-//! | `response_head` | 450 ms | 9 s | 120 s | 9 s |
+//! | `response_head` | 450 ms | 4.5 s | 120 s | 4.5 s |
 //! | `attempt` | 450 ms | 9 s | 300 s | none |
 //! | `total` | 1 s | 30 s | 960 s | none |
 //! | `body_idle` | 1 s | 30 s | 120 s | 90 s |
 //! | `client_idle` | 60 s | 60 s | 60 s | 60 s |
 //! | `attempts` | 2 | 3 | 3 | 3 |
+//! | `retries within` | 1 s | 4.5 s | 960 s | 4.5 s |
 //! | `backoff` | 5 ms to 50 ms | 25 ms to 1 s | 1 s to 30 s | 25 ms to 1 s |
 //! | `max_retry_after` | 1 s | 1 s | 30 s | 1 s |
 //! | `hedging` | p95 | none | none | none |
 //! | `window` of the circuit | 10 s | 10 s | 60 s | 10 s |
 //! | `open_duration` | 500 ms to 5 s | 1 s to 10 s | 5 s to 60 s | 1 s to 10 s |
 //! | `in flight` | 1,024 | 1,024 | 1,024 | 1,024 |
+//!
+//! The presets for clients that wait answer within 5 s if the upstream hangs: after `response_head`, which begins at the end
+//! of the request body. Their retries end that long after the call began, so that a first attempt that hung is not repeated,
+//! while one that failed at once is. This window belongs to the preset's `response_head`: with another one, retries end
+//! with the total. A page or long poll that takes longer than 4.5 s needs a longer `response_head`
+//! ([`with_timeouts`](UpstreamLayer::with_timeouts) for its route). [`Batch`](Preset::Batch) is for work that takes minutes,
+//! and waits as long.
 //!
 //! The timeout of an attempt includes the upload: an upload that takes longer needs [`Batch`](Preset::Batch), or
 //! timeouts of its own.

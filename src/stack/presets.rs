@@ -36,9 +36,20 @@ impl Preset {
         let timeouts = Timeouts::new();
         match self {
             Self::LatencyCritical => timeouts.response_head(ms(450)).attempt(ms(450)).total(s(1)).body_idle(s(1)),
-            Self::Standard => timeouts.response_head(s(9)).attempt(s(9)).total(s(30)).body_idle(s(30)),
+            Self::Standard => timeouts.response_head(ms(4500)).attempt(s(9)).total(s(30)).body_idle(s(30)),
             Self::Batch => timeouts.response_head(s(120)).attempt(s(300)).total(s(960)).body_idle(s(120)),
-            Self::Streaming => timeouts.response_head(s(9)).body_idle(s(90)).unbounded(),
+            Self::Streaming => timeouts.response_head(ms(4500)).body_idle(s(90)).unbounded(),
+        }
+    }
+
+    /// How long after the start of a call its retries end, as long as the head's timeout is the preset's; `None`: the total.
+    ///
+    /// A first attempt that hangs is then the last, and the client is answered after the head's timeout. The total is
+    /// longer for the sake of uploads.
+    pub(super) const fn retries_within(self) -> Option<Duration> {
+        match self {
+            Self::Standard | Self::Streaming => Some(ms(4500)),
+            Self::LatencyCritical | Self::Batch => None,
         }
     }
 
@@ -72,8 +83,8 @@ impl Preset {
 
 #[cfg(test)]
 mod tests {
-    use super::super::UpstreamLayer;
     use super::super::validate;
+    use super::super::{UpstreamBuilder, UpstreamLayer};
     use super::*;
     use crate::classify::ClassifyLayer;
     use crate::timeout::Topology;
@@ -122,12 +133,101 @@ mod tests {
     #[test]
     fn the_presets_timeouts_give_way_to_a_shorter_total() {
         let settings = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.total(s(5))).resolve();
-        assert_eq!((settings.timeouts.response_head, settings.timeouts.attempt), (Some(s(5)), Some(s(5))));
+        assert_eq!((settings.timeouts.response_head, settings.timeouts.attempt), (Some(ms(4500)), Some(s(5))));
+        let settings = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.total(s(3))).resolve();
+        assert_eq!((settings.timeouts.response_head, settings.timeouts.attempt), (Some(s(3)), Some(s(3))));
         let settings = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.attempt(s(2))).resolve();
         assert_eq!((settings.timeouts.response_head, settings.timeouts.attempt), (Some(s(2)), Some(s(2))));
         // values that were set are checked, not changed
         let settings = UpstreamLayer::builder("shop").timeouts(|timeouts| timeouts.attempt(s(8)).total(s(5))).resolve();
         assert_eq!(settings.timeouts.attempt, Some(s(8)));
+    }
+
+    fn findings(builder: UpstreamBuilder) -> Vec<String> {
+        let settings = builder.resolve();
+        let checked = validate::check("shop", &settings);
+        let errors = checked.errors.iter().map(ToString::to_string);
+        errors.chain(checked.report.findings().iter().map(ToString::to_string)).collect()
+    }
+
+    #[test]
+    fn one_change_of_a_preset_yields_no_finding_about_its_other_values() {
+        let shop = |preset| UpstreamLayer::builder("shop").preset(preset);
+        for seconds in [1, 2, 3, 5, 10, 20, 45, 90] {
+            let total = move |timeouts: Timeouts| timeouts.total(s(seconds));
+            assert_eq!(findings(shop(Preset::Standard).timeouts(total)), [] as [String; 0], "{seconds} s");
+        }
+        for attempts in 1..=RetryPolicy::MAX_ATTEMPTS {
+            assert_eq!(
+                findings(shop(Preset::Standard).retry_policy(move |policy| policy.attempts(attempts))),
+                [] as [String; 0]
+            );
+        }
+        // what was set and does not fit is still found
+        let three_of_two = |timeouts: Timeouts| timeouts.attempt(s(2)).total(s(5));
+        assert!(findings(shop(Preset::Standard).timeouts(three_of_two))[0].contains("attempts_total"));
+    }
+
+    /// The changes of the timeouts in the examples and the guide.
+    #[test]
+    fn the_settings_of_examples_and_guide_yield_no_finding() {
+        let changes: [(&str, &str, fn(Timeouts) -> Timeouts); 4] = [
+            (
+                include_str!("../../examples/axum_app.rs"),
+                "timeouts.response_head(ms(700)).attempt(ms(1_200)).total(ms(4_000))",
+                |timeouts| timeouts.response_head(ms(700)).attempt(ms(1_200)).total(ms(4_000)),
+            ),
+            (
+                include_str!("../../examples/client.rs"),
+                "timeouts.attempt(Duration::from_millis(1_900)).total(Duration::from_secs(6))",
+                |timeouts| timeouts.attempt(ms(1_900)).total(s(6)),
+            ),
+            (
+                include_str!("../guide/cookbook.md"),
+                "timeouts.attempt(Duration::from_millis(600)).total(Duration::from_secs(2))",
+                |timeouts| timeouts.attempt(ms(600)).total(s(2)),
+            ),
+            (include_str!("../guide/testing.md"), "timeouts.response_head(Duration::from_secs(3))", |timeouts| {
+                timeouts.response_head(s(3))
+            }),
+        ];
+        for (text, shown, change) in changes {
+            // so that this list follows them
+            assert_eq!(text.matches("    .timeouts(|timeouts| ").count(), 1, "{shown}");
+            assert!(text.contains(&format!(".timeouts(|timeouts| {shown})")), "{shown}");
+            assert_eq!(findings(UpstreamLayer::builder("shop").timeouts(change)), [] as [String; 0], "{shown}");
+        }
+        for text in [include_str!("../../README.md"), include_str!("../../examples/grpc.rs")] {
+            assert!(!text.contains(".timeouts("));
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn the_files_in_readme_and_docs_yield_no_finding() {
+        let mut files = 0;
+        for text in [include_str!("../../README.md"), include_str!("config/mod.rs")] {
+            for file in text.split("toml::from_str(r#\"").skip(1) {
+                let file = file.split("\"#").next().unwrap().replace("///", "");
+                if file.contains("atempts") {
+                    // shows the errors
+                    continue;
+                }
+                let config: super::super::UpstreamConfig = toml::from_str(&file).unwrap();
+                assert_eq!(findings(config.builder()), [] as [String; 0], "{file}");
+                files += 1;
+            }
+        }
+        assert!(files >= 2);
+    }
+
+    #[test]
+    fn the_window_of_the_retries_belongs_to_the_presets_head_timeout() {
+        let within =
+            |change: fn(Timeouts) -> Timeouts| UpstreamLayer::builder("shop").timeouts(change).resolve().retries_within;
+        assert_eq!(within(|timeouts| timeouts.body_idle(s(5)).total(s(60)).attempt(s(20))), Some(ms(4500)));
+        assert_eq!(within(|timeouts| timeouts.response_head(s(10))), None);
+        assert_eq!(within(|timeouts| timeouts.response_head(None)), None);
     }
 
     #[test]
@@ -152,7 +252,7 @@ mod tests {
         let shown = |limit: Option<Duration>| match limit {
             None => "none".to_owned(),
             Some(limit) if limit < s(1) => format!("{} ms", limit.as_millis()),
-            Some(limit) => format!("{} s", limit.as_secs()),
+            Some(limit) => format!("{} s", limit.as_secs_f64()),
         };
         for (column, preset) in (1..).zip(ALL) {
             let settings = UpstreamLayer::builder("a").preset(preset).resolve();
@@ -164,6 +264,8 @@ mod tests {
             let retry = settings.retry.as_ref().expect("a retry").settings();
             let range = |from, to| format!("{} to {}", shown(Some(from)), shown(Some(to)));
             assert_eq!(cell("attempts", column), retry.policy.attempts.to_string());
+            let within = settings.retries_within.or(settings.timeouts.total);
+            assert_eq!(cell("retries within", column), shown(within));
             assert_eq!(cell("backoff", column), range(retry.policy.base_backoff, retry.policy.max_backoff));
             assert_eq!(cell("hedging", column), if retry.hedging.is_some() { "p95" } else { "none" });
             assert_eq!(cell("max_retry_after", column), shown(Some(retry.policy.max_retry_after)));

@@ -53,11 +53,13 @@ pub(super) fn check(name: &str, settings: &Resolved) -> Validated {
 }
 
 /// Completes a declared topology with the stack's own attempts, backoff and hedging.
-pub(super) fn with_retry(topology: Topology, retry: Option<&RetryLayer>) -> Topology {
+///
+/// `in_full`: whether an attempt may follow one that took its whole time, so that the total has to hold them all.
+pub(super) fn with_retry(topology: Topology, retry: Option<&RetryLayer>, in_full: bool) -> Topology {
     let Some(layer) = retry else { return topology.attempts(1) };
     let settings = layer.settings();
     let policy = settings.policy;
-    let mut topology = topology.attempts(policy.attempts.into());
+    let mut topology = topology.attempts(if in_full { policy.attempts.into() } else { 1 });
     if policy.attempts > 1 {
         topology = topology.backoff(policy.base_backoff, policy.max_backoff.max(policy.base_backoff));
     }

@@ -29,8 +29,7 @@ impl KeepAliveCheck {
             tracing::warn!(
                 target: "tower_upstream",
                 finding = finding.id().as_str(),
-                set = finding.suggestion(),
-                "{}: {}", finding.inequality(), finding.reason()
+                "{}: {}; set {}", finding.conflict(), finding.reason(), finding.suggestion()
             );
         }
     }

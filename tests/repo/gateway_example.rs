@@ -108,6 +108,18 @@ fn the_default_settings_start_without_a_warning() {
 }
 
 #[test]
+fn the_ten_failing_upstreams_start_without_a_warning() {
+    let Some(mut command) = example() else { return };
+    let listen = free_address();
+    let mut running = Running(command.env("LISTEN", listen.to_string()).spawn().unwrap());
+    assert!(get(listen, "/").contains("curl -i"));
+    running.0.kill().unwrap();
+    let mut log = String::new();
+    running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(!log.contains("WARN"), "{log}");
+}
+
+#[test]
 fn settings_that_conflict_are_a_warning_in_plain_words() {
     let Some(mut command) = example() else { return };
     let listen = free_address();
@@ -117,7 +129,8 @@ fn settings_that_conflict_are_a_warning_in_plain_words() {
     running.0.kill().unwrap();
     let mut log = String::new();
     running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-    assert!(log.contains("3 attempts plus backoff can take 180.075 s, but `total` is 60 s"), "{log}");
+    assert!(log.contains("3 attempts plus backoff can take 180.075 s, but `total` is 60 s: "), "{log}");
+    assert!(log.contains("; set the total to at least 180.075 s"), "{log}");
 }
 
 #[test]

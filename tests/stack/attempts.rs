@@ -235,7 +235,7 @@ fn late_at_first<B: Send + 'static>() -> impl Service<
     service_fn(move |_: Request<B>| {
         let call = calls.fetch_add(1, Relaxed);
         async move {
-            tokio::time::sleep(ms(if call == 0 { 5000 } else { 10 })).await;
+            tokio::time::sleep(ms(if call == 0 { 3000 } else { 10 })).await;
             Ok(Response::new(Full::from(if call == 0 { "first" } else { "second" })))
         }
     })
@@ -264,7 +264,7 @@ async fn a_late_first_attempt_gets_a_second_beside_it() {
     let layer = hedged();
     let began = Instant::now();
     let answer = layer.layer(late_at_first()).oneshot(post("order")).await.unwrap();
-    assert_eq!((began.elapsed(), Attempts::of(&answer).is_none()), (ms(5000), true));
+    assert_eq!((began.elapsed(), Attempts::of(&answer).is_none()), (ms(3000), true));
     assert_eq!(text(answer).await, "first");
     // and nothing is hedged while all that may stand aside does
     let layer = hedged();

@@ -135,7 +135,7 @@ async fn a_call_keeps_the_limits_that_it_began_with() {
         ms(2000),
         "a clone of before takes them at its next call"
     );
-    assert_eq!(running.await.unwrap(), ms(9000));
+    assert_eq!(running.await.unwrap(), ms(4500));
 }
 
 #[tokio::test]

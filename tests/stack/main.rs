@@ -13,6 +13,7 @@ mod config_errors;
 mod handle;
 mod page;
 mod plain;
+mod presets;
 mod readiness;
 mod reasons;
 mod tickets;

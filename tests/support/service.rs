@@ -59,6 +59,7 @@ pub(crate) struct Scripted {
 pub(crate) enum Act {
     Responds(u16),
     Fails(BadGatewayCause),
+    Hangs,
 }
 
 /// What all clones of a [`Scripted`] share: what a test tells them, and what it reads of them.
@@ -168,6 +169,7 @@ impl<B> Service<Request<B>> for Scripted {
             match act {
                 Act::Responds(status) => Ok(Response::builder().status(status).body(Full::from("hello")).unwrap()),
                 Act::Fails(cause) => Err(Failure::new(cause)),
+                Act::Hangs => std::future::pending().await,
             }
         })
     }
