@@ -317,7 +317,7 @@ mod tests {
         assert!(once.to_string().contains(", after 2.0s: "), "{once}");
         let failure = once.into_builder().attempts(3).retry_stop(RetryStop::Attempts);
         let failure = failure.total_elapsed(Duration::from_millis(6060)).build();
-        let text = ", gave up after 3 attempts in 6.1s (attempt limit reached), the last took 2.0s: ";
+        let text = ", gave up after 3 attempts (attempt limit reached), the last took 2.0s of 6.1s in all: ";
         assert!(failure.to_string().contains(text), "{failure}");
     }
 

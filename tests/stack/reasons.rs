@@ -214,7 +214,7 @@ async fn a_failure_has_the_time_of_the_call_and_that_of_its_last_attempt() {
     assert_eq!((failure.attempts(), failure.retry_stop()), (3, Some(RetryStop::Attempts)));
     assert_eq!((failure.elapsed(), failure.total_elapsed()), (Some(ms(400)), Some(begun.elapsed())));
     assert!(begun.elapsed() >= ms(900));
-    assert!(failure.to_string().contains(", the last took 400.0ms: "), "{failure}");
+    assert!(failure.to_string().contains(", the last took 400.0ms of "), "{failure}");
 
     let answer = UpstreamLayer::builder("shop").build().unwrap().layer(fails()).oneshot(get()).await.unwrap();
     assert_eq!(Failure::of(&answer).unwrap().total_elapsed(), None);

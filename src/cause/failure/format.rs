@@ -47,18 +47,13 @@ impl fmt::Display for Failure {
             (..=1, None) => {}
             (..=1, Some(stop)) => write!(f, ", not retried ({})", stop.reason())?,
             (attempts, None) => write!(f, ", attempt {attempts}")?,
-            (attempts, Some(stop)) => {
-                write!(f, ", gave up after {attempts} attempts")?;
-                if let Some(total) = record.total_elapsed {
-                    write!(f, " in {total:.1?}")?;
-                }
-                write!(f, " ({})", stop.reason())?;
-            }
+            (attempts, Some(stop)) => write!(f, ", gave up after {attempts} attempts ({})", stop.reason())?,
         }
-        match record.elapsed {
-            Some(elapsed) if record.attempts > 1 => write!(f, ", the last took {elapsed:.1?}")?,
-            Some(elapsed) => write!(f, ", after {elapsed:.1?}")?,
-            None => {}
+        match (record.elapsed, record.total_elapsed) {
+            (Some(elapsed), Some(total)) => write!(f, ", the last took {elapsed:.1?} of {total:.1?} in all")?,
+            (Some(elapsed), None) if record.attempts > 1 => write!(f, ", the last took {elapsed:.1?}")?,
+            (Some(elapsed), None) => write!(f, ", after {elapsed:.1?}")?,
+            (None, _) => {}
         }
         let (summary, next_step) = self.hints();
         write!(f, ": {summary}. {next_step}.")
