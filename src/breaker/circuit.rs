@@ -66,7 +66,7 @@ pub struct CircuitSnapshot {
     pub opened: u64,
     /// Number of probes.
     pub probes: u64,
-    /// Number of probes that timed out, so that another call became a probe.
+    /// Number of probes that timed out; each opened the circuit again.
     pub probes_timed_out: u64,
     /// Number of calls refused.
     pub refused: u64,
@@ -117,13 +117,14 @@ impl Circuit {
     pub(super) fn try_acquire_slow(
         &self,
         now: Instant,
+        random: impl FnOnce() -> u64,
     ) -> (Result<Permit, Rejected<Failure>>, Option<Transition<Failure>>) {
         let now = self.tick_at(now);
-        self.machine.try_acquire_slow(now, || self.clear(now))
+        self.machine.try_acquire_slow(now, random, || self.clear(now))
     }
 
     /// The rejection a call would get now; `None` if it would be admitted. Nothing is counted.
-    pub(super) fn rejection(&self, now: Instant) -> Option<Rejected<Failure>> {
+    pub(super) fn rejection(&self, now: Instant) -> (Option<Rejected<Failure>>, Option<Transition<Failure>>) {
         self.machine.rejection(self.tick_at(now))
     }
 

@@ -26,16 +26,17 @@
 //! | [`max_open_duration`](BreakerPolicy::max_open_duration) | 10 s; one minute if [`clustered`](BreakerPolicy::clustered) |
 //! | consecutive openings | one less for each window length the circuit was closed |
 //! | after the open duration | one call is admitted as a probe; its success closes the circuit |
-//! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the next call becomes a probe as well |
+//! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the probe counts as failed |
 //!
 //! **Earlier recovery**: a task that probes the upstream in the background ([`CircuitHandle::active_probe`]) closes the circuit
 //! as soon as the upstream is back, and no call is used as a probe. With feature `client`, `ReverseProxy::connect_probe` is such
 //! a probe: `tokio::spawn(breaker.handle().active_probe(proxy.connect_probe()))`.
 //!
-//! **A circuit cannot get stuck.** A probe that hangs or is cancelled lets the next call be one, and results from an earlier
-//! epoch are ignored. A probe whose response head was good when it timed out closes the circuit: a long download is not a
-//! failure. A probe that times out continues; if it succeeds before the next transition it closes the circuit, because it
-//! was sent after the open duration. Its failure is ignored.
+//! **A circuit cannot get stuck.** A probe that is cancelled lets the next call be one, and results from an earlier epoch are
+//! ignored. A probe whose response head was good when it timed out closes the circuit: a long download is not a failure. A
+//! probe that times out without a head opens the circuit again, so that an upstream that hangs is called as rarely as one
+//! that is down. It continues; if it succeeds before a later probe fails it closes the circuit, because it was sent after the
+//! open duration.
 //!
 //! **A rejection** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the open duration in whole seconds, 1 while
 //! a probe is in flight), and the failure that opened the circuit in [`Failure::opened_by`](crate::Failure::opened_by). Its replay
@@ -309,7 +310,7 @@ pub(crate) struct BreakerPermit {
 impl BreakerComponent {
     #[cold]
     fn try_acquire_slow(&self, now: Instant) -> Result<Permit, Rejection> {
-        let (passed, turn) = self.core.circuit.try_acquire_slow(now);
+        let (passed, turn) = self.core.circuit.try_acquire_slow(now, || fastrand::u64(..));
         if let Some(turn) = turn {
             self.core.publish(&turn);
         }
@@ -319,7 +320,11 @@ impl BreakerComponent {
     #[cold]
     fn rejection(&self) -> Option<(Instant, Rejection)> {
         let now = Instant::now();
-        self.core.circuit.rejection(now).map(|shut| (now, rejection(shut)))
+        let (rejected, turn) = self.core.circuit.rejection(now);
+        if let Some(turn) = turn {
+            self.core.publish(&turn);
+        }
+        rejected.map(|shut| (now, rejection(shut)))
     }
 
     /// Handles a response head that is not a plain success, or belongs to a probe.

@@ -105,10 +105,11 @@ impl BreakerPolicy {
         self.max_open_duration(Duration::from_secs(60))
     }
 
-    /// How long a probe blocks further probes (default 1 s); after that the next call becomes a probe as well.
+    /// How long a probe may take until its response head (default 1 s); after that it counts as failed, and the circuit is open
+    /// again for the next, longer open duration.
     ///
-    /// It does not end the call. A longer timeout sends fewer probes to an upstream that hangs, and delays recovery when a
-    /// probe is lost.
+    /// It does not end the call, whose success closes the circuit also later. A longer timeout delays recovery when a probe
+    /// is lost.
     pub const fn probe_timeout(mut self, limit: Duration) -> Self {
         self.probe_timeout = limit;
         self

@@ -7,9 +7,12 @@
 //! Invariants under any interleaving (`tests/loom` checks them): at most one probe is in flight, and a permit of an
 //! earlier epoch neither opens nor closes the circuit.
 //!
-//! There is one exception: a probe that outlived its timeout and then succeeds closes the circuit if there was no
-//! transition since it started. It was sent after the open duration, so it proves what a probe has to prove; without this
-//! an upstream slower than the timeout would never be used again. Its failure is ignored.
+//! A probe that outlives its timeout without a response head counts as failed: the next call becomes a probe only after the
+//! next, longer open duration. So an upstream that hangs is called as rarely as one that is down.
+//!
+//! There is one exception to the epochs: a probe that outlived its timeout and then succeeds closes the circuit unless a
+//! later probe failed. It was sent after the open duration, so it proves what a probe has to prove; without this an upstream
+//! slower than the timeout would never be used again. Its failure was counted before, and is ignored.
 //!
 //! Times are nanoseconds since an origin that the owner chooses.
 use std::fmt;
@@ -69,8 +72,10 @@ struct Inner<T> {
     since: u64,
     /// When the open state ends, or when the probe times out.
     until: u64,
-    /// The first epoch of the current half-open state.
-    half_open_epoch: u64,
+    /// When the next call becomes a probe, if the probe in flight times out without a response head.
+    next_probe: u64,
+    /// Probes from this epoch on may close the circuit: no probe has failed since.
+    first_valid_epoch: u64,
     /// The probe in flight has received a response head that is not a failure.
     has_good_head: bool,
     cause: Option<T>,
@@ -88,7 +93,8 @@ impl<T: Clone> CircuitMachine<T> {
             open_count: 0,
             since: 0,
             until: 0,
-            half_open_epoch: 0,
+            next_probe: 0,
+            first_valid_epoch: 0,
             has_good_head: false,
             cause: None,
             opened: 0,
@@ -113,20 +119,25 @@ impl<T: Clone> CircuitMachine<T> {
     }
 
     /// Admits or refuses a call while the circuit is not closed; `forget` runs before it closes.
+    ///
+    /// If it opens and half-opens at once, only the latter is published.
     pub(crate) fn try_acquire_slow(
         &self,
         now: u64,
+        random: impl FnOnce() -> u64,
         forget: impl FnOnce(),
     ) -> (Result<Permit, Rejected<T>>, Option<Transition<T>>) {
         let mut book = self.lock();
+        let reopened = self.time_out_probe(&mut book, now);
         let word = self.word();
         let (word, turn) = match word & MASK {
             CLOSED => (word, None),
             // a good response head suffices: the body may be long
-            PROBING if now >= book.until && book.has_good_head => self.close_locked(&mut book, now, forget),
-            _ if remaining(word, &book, now).is_none() => self.start_probe(&mut book, word, now),
+            PROBING if now >= book.until => self.close_locked(&mut book, now, forget),
+            _ if remaining(word, &book, now).is_none() => self.start_probe(&mut book, word, now, random()),
             _ => (0, None),
         };
+        let turn = turn.or(reopened);
         if let Some(permit) = Permit::of(word) {
             return (Ok(permit), turn);
         }
@@ -136,10 +147,11 @@ impl<T: Clone> CircuitMachine<T> {
     }
 
     /// The rejection a call would get now, without counting it; `None` if it would be admitted.
-    pub(crate) fn rejection(&self, now: u64) -> Option<Rejected<T>> {
-        let book = self.lock();
-        let word = self.word();
-        remaining(word, &book, now).map(|rest| Rejected { cause: book.cause.clone(), remaining: rest })
+    pub(crate) fn rejection(&self, now: u64) -> (Option<Rejected<T>>, Option<Transition<T>>) {
+        let mut book = self.lock();
+        let reopened = self.time_out_probe(&mut book, now);
+        let rest = remaining(self.word(), &book, now);
+        (rest.map(|rest| Rejected { cause: book.cause.clone(), remaining: rest }), reopened)
     }
 
     /// Counts a call that was refused with the result of [`rejection`](Self::rejection).
@@ -174,8 +186,9 @@ impl<T: Clone> CircuitMachine<T> {
     pub(crate) fn on_probe_success(&self, permit: &Permit, now: u64, forget: impl FnOnce()) -> Option<Transition<T>> {
         let mut book = self.lock();
         let word = self.word();
-        let half_open = matches!(word & MASK, AWAITING_PROBE | PROBING);
-        if half_open && permit.epoch() >= book.half_open_epoch {
+        // open: the probe had timed out
+        let not_closed = matches!(word & MASK, OPEN | AWAITING_PROBE | PROBING);
+        if not_closed && permit.epoch() >= book.first_valid_epoch {
             self.close_locked(&mut book, now, forget).1
         } else {
             None
@@ -242,7 +255,7 @@ impl<T: Clone> CircuitMachine<T> {
             return None;
         }
         let word = self.set_kind(word, AWAITING_PROBE);
-        (book.since, book.until, book.half_open_epoch) = (now, now, word >> KIND_BITS);
+        (book.since, book.until, book.first_valid_epoch) = (now, now, word >> KIND_BITS);
         Some(transition(word, &book))
     }
 
@@ -276,7 +289,20 @@ impl<T: Clone> CircuitMachine<T> {
         (book.since, book.until, book.cause) = (now, now.saturating_add(pause), Some(why));
         book.opened += 1;
         let word = self.set_kind(self.word(), OPEN);
+        book.first_valid_epoch = word >> KIND_BITS;
         transition(word, book)
+    }
+
+    /// Opens the circuit again if the probe in flight has timed out without a response head.
+    fn time_out_probe(&self, book: &mut Inner<T>, now: u64) -> Option<Transition<T>> {
+        if self.word() & MASK != PROBING || now < book.until || book.has_good_head {
+            return None;
+        }
+        book.open_count = book.backoff.escalate(book.open_count);
+        (book.since, book.until) = (book.until, book.next_probe);
+        book.opened += 1;
+        book.probes_timed_out += 1;
+        Some(transition(self.set_kind(self.word(), OPEN), book))
     }
 
     fn close_locked(&self, book: &mut Inner<T>, now: u64, forget: impl FnOnce()) -> (u64, Option<Transition<T>>) {
@@ -287,14 +313,14 @@ impl<T: Clone> CircuitMachine<T> {
     }
 
     /// Starts a probe; only the first one after an open state is a transition.
-    fn start_probe(&self, book: &mut Inner<T>, before: u64, now: u64) -> (u64, Option<Transition<T>>) {
+    fn start_probe(&self, book: &mut Inner<T>, before: u64, now: u64, random: u64) -> (u64, Option<Transition<T>>) {
         let begins = before & MASK == OPEN;
-        book.probes_timed_out += u64::from(before & MASK == PROBING);
         let word = self.set_kind(before, PROBING);
         if begins {
-            (book.since, book.half_open_epoch) = (now, word >> KIND_BITS);
+            book.since = now;
         }
         book.until = now.saturating_add(book.probe_timeout);
+        book.next_probe = book.until.saturating_add(book.backoff.open_duration(book.open_count, random));
         book.has_good_head = false;
         book.probes += 1;
         (word, begins.then(|| transition(word, book)))

@@ -43,7 +43,7 @@ impl Circuit {
     }
 
     fn begin(&self, now: u64) -> Option<Permit> {
-        self.machine.try_acquire().or_else(|| self.machine.try_acquire_slow(now, || self.window.clear()).0.ok())
+        self.machine.try_acquire().or_else(|| self.machine.try_acquire_slow(now, || 0, || self.window.clear()).0.ok())
     }
 
     fn state(&self) -> State {
@@ -151,18 +151,32 @@ fn an_answer_from_before_the_trip_changes_nothing_beside_a_probe() {
 }
 
 #[test]
-fn a_probe_that_is_given_up_beside_its_answer_decides_or_does_not() {
+fn a_probe_that_times_out_beside_its_answer_opens_once() {
     search(|| {
         let circuit = Circuit::new();
         circuit.opened();
         let hung = circuit.begin(100).unwrap();
         let other = circuit.clone();
         let failing = thread::spawn(move || other.fail(&hung, 150));
-        let next = circuit.begin(150);
+        assert!(circuit.begin(150).is_none(), "its limit has passed, and the pause runs");
         failing.join().unwrap();
-        // either it failed first, and the pause runs, or it had given its place up
-        let state = if next.is_some() { State::HalfOpen } else { State::Open };
-        assert_eq!(circuit.state(), state);
+        let (told, _) = circuit.machine.view();
+        assert_eq!((told.state, told.opened), (State::Open, 2));
+    });
+}
+
+#[test]
+fn a_probe_that_timed_out_closes_beside_one_who_comes_late() {
+    search(|| {
+        let circuit = Circuit::new();
+        circuit.opened();
+        let slow = circuit.begin(100).unwrap();
+        assert!(circuit.begin(150).is_none());
+        let other = circuit.clone();
+        let coming = thread::spawn(move || other.begin(250).is_some());
+        circuit.succeed(&slow, 250);
+        assert!(coming.join().unwrap(), "as a probe, or as any other");
+        assert_eq!(circuit.state(), State::Closed);
     });
 }
 

@@ -24,7 +24,7 @@ impl Fixture {
     }
 
     fn begin(&self) -> Result<Permit, Rejected<Failure>> {
-        self.circuit.try_acquire().map_or_else(|| self.circuit.try_acquire_slow(self.now).0, Ok)
+        self.circuit.try_acquire().map_or_else(|| self.circuit.try_acquire_slow(self.now, || u64::MAX).0, Ok)
     }
 
     fn end(&self, permit: &Permit, verdict: Blame) -> Option<State> {
@@ -226,26 +226,66 @@ fn a_cancelled_probe_lets_the_next_call_be_one() {
 }
 
 #[test]
-fn a_probe_that_hangs_gives_its_place_up() {
+fn a_probe_that_hangs_has_failed_after_its_limit() {
     let mut scene = usual();
     scene.half_open();
     let hung = scene.probe();
     let counts = |scene: &Fixture| {
         let told = scene.circuit.snapshot(scene.now);
-        (told.probes, told.probes_timed_out)
+        (told.opened, told.probes, told.probes_timed_out)
     };
-    assert_eq!(counts(&scene), (1, 0));
+    assert_eq!(counts(&scene), (1, 1, 0));
     scene.wait(MS * 999);
     assert!(scene.begin().is_err());
+    assert_eq!((scene.state(), counts(&scene)), (State::HalfOpen, (1, 1, 0)));
     scene.wait(MS);
-    let next = scene.probe();
-    assert_eq!(counts(&scene), (2, 1));
-    assert_eq!(scene.end(&hung, Blame::Failure), None, "it proves nothing any more");
-    assert!(scene.begin().is_err(), "nor does it free the place of the next");
-    scene.end(&hung, Blame::Nothing);
-    assert!(scene.begin().is_err());
-    assert_eq!(scene.end(&next, Blame::Success), Some(State::Closed));
-    assert_eq!(scene.circuit.snapshot(scene.now).probes_timed_out, 1);
+    assert_eq!(scene.begin().unwrap_err().remaining + 1, 2_000_000_000, "the next open duration, from its limit on");
+    assert_eq!((scene.state(), counts(&scene)), (State::Open, (2, 1, 1)));
+    assert_eq!(scene.end(&hung, Blame::Failure), None, "that was counted before");
+    assert!(scene.begin().is_err(), "and it frees no place");
+    scene.wait(SECOND * 2);
+    assert_eq!(scene.end(&scene.probe(), Blame::Success), Some(State::Closed));
+    assert_eq!(counts(&scene), (2, 2, 1));
+}
+
+#[test]
+fn the_pause_after_a_probe_that_hung_runs_from_its_limit_also_if_nobody_comes() {
+    let mut scene = usual();
+    scene.half_open();
+    let _hung = scene.probe();
+    // 1 s of the limit, 2 s of the pause
+    scene.wait(SECOND * 3);
+    let _next = scene.probe();
+    assert_eq!(scene.circuit.snapshot(scene.now).opened, 2);
+}
+
+/// The calls that reach an upstream in nine minutes of ten calls a second, when each fails after this time.
+fn reach(fails_after: Duration) -> (usize, u64) {
+    let mut scene = usual();
+    let mut under_way = std::collections::VecDeque::new();
+    let mut reached = 0;
+    for _ in 0..5400 {
+        while under_way.front().is_some_and(|(ends, _)| *ends <= scene.now) {
+            let (_, permit) = under_way.pop_front().unwrap();
+            scene.end(&permit, Blame::Failure);
+        }
+        if let Ok(permit) = scene.begin() {
+            reached += 1;
+            under_way.push_back((scene.now + fails_after, permit));
+        }
+        scene.wait(MS * 100);
+    }
+    (reached, scene.circuit.snapshot(scene.now).opened)
+}
+
+#[test]
+fn an_upstream_that_hangs_is_left_alone_as_one_that_is_dead() {
+    let (dead, opened) = reach(Duration::ZERO);
+    let (hung, opened_hung) = reach(SECOND * 9);
+    // those that came before the first failure was known
+    let before = 90;
+    assert!(hung <= dead + before, "{hung} and {dead}");
+    assert!(opened_hung + 10 >= opened, "{opened_hung} and {opened}: the backoff goes on");
 }
 
 #[test]
@@ -253,14 +293,21 @@ fn an_upstream_that_is_slower_than_the_limit_of_a_probe_is_let_back_in() {
     let mut scene = usual();
     scene.half_open();
     let mut probes = Vec::new();
-    for _ in 0..3 {
+    for seconds in [3, 5, 9] {
         probes.push(scene.probe());
-        scene.wait(SECOND);
+        scene.wait(SECOND * seconds);
     }
+    assert!(scene.begin().is_ok_and(|permit| permit.is_probe()));
     assert_eq!(scene.end(&probes[0], Blame::Success), Some(State::Closed));
     assert_eq!(scene.end(&probes[1], Blame::Failure), None);
     assert_eq!(scene.end(&probes[2], Blame::Failure), None);
     assert_eq!(scene.circuit.snapshot(scene.now).consecutive_failures, 0);
+    let mut scene = usual();
+    scene.half_open();
+    let slow = scene.probe();
+    scene.wait(SECOND * 2);
+    assert!(scene.begin().is_err());
+    assert_eq!(scene.end(&slow, Blame::Success), Some(State::Closed), "in the pause after its limit");
 }
 
 #[test]
@@ -268,13 +315,13 @@ fn a_probe_from_before_the_last_opening_does_not_close() {
     let mut scene = usual();
     scene.half_open();
     let hung = scene.probe();
-    scene.wait(SECOND);
+    scene.wait(SECOND * 3);
     assert!(scene.call(Blame::Failure), "the next probe opens it again");
     assert_eq!(scene.end(&hung, Blame::Success), None, "in the pause");
     scene.wait(SECOND * 10);
     let hung = scene.begin().unwrap();
-    scene.wait(SECOND);
-    scene.call(Blame::Failure);
+    scene.wait(SECOND * 11);
+    assert!(scene.call(Blame::Failure));
     scene.wait(SECOND * 10);
     let probe = scene.probe();
     assert_eq!(scene.end(&hung, Blame::Success), None, "nor beside a later probe");
@@ -352,7 +399,7 @@ fn all_refusals_of_an_opening_share_one_record() {
 #[test]
 fn who_knocks_when_it_has_just_closed_passes_as_all_others() {
     let scene = usual();
-    let (permit, turn) = scene.circuit.try_acquire_slow(scene.now);
+    let (permit, turn) = scene.circuit.try_acquire_slow(scene.now, || 0);
     assert!(permit.is_ok_and(|permit| !permit.is_probe()) && turn.is_none());
 }
 
@@ -388,7 +435,7 @@ fn calls_are_no_probes_while_an_active_probe_is_due() {
 fn a_call_rejected_without_an_attempt_to_acquire_is_counted() {
     let scene = usual();
     scene.calls(5, Blame::Failure);
-    assert!(scene.circuit.rejection(scene.now).is_some());
+    assert!(scene.circuit.rejection(scene.now).0.is_some());
     assert_eq!(scene.circuit.refused(), 0, "it was only asked");
     scene.circuit.count_refused();
     assert_eq!((scene.calls(2, Blame::Success), scene.circuit.refused()), (0, 3));
@@ -452,7 +499,7 @@ proptest! {
         let mut open: Vec<Permit> = Vec::new();
         // the probe that holds the place, and when that ends
         let mut place: Option<(u64, Instant)> = None;
-        // probes that began in this half-open state
+        // probes that began since the last one failed
         let mut probes: Vec<u64> = Vec::new();
         for step in steps {
             let before = scene.circuit.snapshot(scene.now);
@@ -463,7 +510,8 @@ proptest! {
                         prop_assert!(matches!(before.state, State::Open | State::HalfOpen));
                         prop_assert!(before.next_probe.is_none_or(|at| at <= scene.now), "in a pause");
                         if let Some((_, until)) = place {
-                            prop_assert!(until <= scene.now, "two probes at once");
+                            // it had no head, and the next open duration has passed as well
+                            prop_assert!(until + SECOND <= scene.now + Duration::from_nanos(1), "two probes at once");
                         }
                         place = Some((permit.epoch(), scene.now + SECOND));
                         probes.push(permit.epoch());
@@ -499,7 +547,7 @@ proptest! {
                             prop_assert!(current && verdict == Blame::Failure && state == State::Open);
                         }
                         (State::HalfOpen, Some(State::Open)) => prop_assert!(holds && verdict == Blame::Failure),
-                        (State::HalfOpen, Some(State::Closed)) => {
+                        (State::HalfOpen | State::Open, Some(State::Closed)) => {
                             prop_assert!(probes.contains(&permit.epoch()));
                             prop_assert!(matches!(verdict, Blame::Success | Blame::Overload));
                         }
@@ -509,22 +557,32 @@ proptest! {
                     if holds {
                         place = None;
                     }
+                    if turn.is_some() {
+                        probes.clear();
+                    }
                 }
                 Step::Hold => { scene.circuit.hold(scene.now); }
-                Step::Release => { scene.circuit.release(scene.now); }
-                Step::Reset => { scene.circuit.reset(scene.now); }
-                Step::Head(_) | Step::End(..) => {}
+                Step::Release if before.state == State::HeldOpen => {
+                    scene.circuit.release(scene.now);
+                    probes.clear();
+                }
+                Step::Reset => {
+                    scene.circuit.reset(scene.now);
+                    probes.clear();
+                }
+                Step::Head(_) | Step::End(..) | Step::Release => {}
             }
             if scene.state() != State::HalfOpen {
                 place = None;
-                probes.clear();
             }
         }
-        // a healthy upstream and time close the circuit, whatever happened before
+        // a healthy upstream with a call each 30 s: none is refused, whatever happened before
         scene.circuit.release(scene.now);
-        scene.wait(SECOND * 10);
-        prop_assert!(scene.call(Blame::Success));
-        prop_assert_eq!(scene.state(), State::Closed);
+        for _ in 0..3 {
+            scene.wait(SECOND * 30);
+            prop_assert!(scene.call(Blame::Success));
+            prop_assert_eq!(scene.state(), State::Closed);
+        }
         prop_assert_eq!(scene.calls(50, Blame::Success), 50);
     }
 }
