@@ -292,7 +292,8 @@ async fn a_probe_that_hangs_lets_another_call_be_the_probe() {
     sleep(SECOND / 2).await;
     upstream.say(Says::Status(200));
     assert_eq!(call(&service).await, Some(StatusCode::SERVICE_UNAVAILABLE));
-    sleep(SECOND / 2).await;
+    // the rest of its timeout, then the next open duration
+    sleep(SECOND / 2 + SECOND * 2).await;
     assert_eq!(call(&service).await, Some(StatusCode::OK));
     assert_eq!(reach(&upstream, &service, 100).await, 100);
     hung.abort();

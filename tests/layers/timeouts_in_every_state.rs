@@ -370,7 +370,7 @@ async fn every_timeout_of_a_stack_applies_in_every_state() {
 #[tokio::test(start_paused = true)]
 async fn clients_that_stop_reading_hold_nothing_after_a_minute_and_others_are_served() {
     let bodies = Bodies::default();
-    let layer = UpstreamLayer::builder("shop").build().unwrap();
+    let layer = UpstreamLayer::builder("shop").limiter(|_| ConcurrencyLimitLayer::fixed(20)).build().unwrap();
     let service = boxed(layer.layer(upstream(BodyUnread, &bodies)));
     let get = || request(Limit::Absolute, BodyUnread);
     let mut stuck = Vec::new();

@@ -101,7 +101,7 @@ async fn logs_snapshots_and_failures_have_one_name_for_the_upstream() {
     let reported = Reported::default();
     let layer = UpstreamLayer::builder("backend").without_upload_tracking().observer(reported.clone()).build().unwrap();
     let service = layer.layer(proxy.build());
-    for mut request in [get(), post("once"), get(), get()] {
+    for mut request in [get(), post("once"), get(), get(), get(), get()] {
         request.headers_mut().insert("host", HeaderValue::from_static("shop.example"));
         let answer = service.clone().oneshot(request).await.unwrap();
         let failure = Failure::of(&answer).unwrap();
