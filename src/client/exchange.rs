@@ -402,13 +402,10 @@ impl<B> Checkout<B> {
     }
 
     /// Handles an error: a shared connection is kept only if the error was that of its stream alone. Returns the failure,
-    /// which is another one if the connection was ended because of other clients.
+    /// which is another one if the connection was ended because of other clients, or was not idle for long enough to be stale.
     pub(super) fn failed(&mut self, failure: Failure) -> Failure {
         match self {
-            Self::H1(h1) => {
-                h1.failed(&failure);
-                failure
-            }
+            Self::H1(h1) => h1.failed(failure),
             #[cfg(feature = "http2")]
             Self::H2(h2) => stream_failed(h2, failure),
         }

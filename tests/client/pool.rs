@@ -19,7 +19,7 @@ use tower_upstream::client::{Connect, HttpVersion, ReverseProxyBuilder};
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause, Failure};
 
-use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, repeats, soon, until};
+use crate::support::{self, Gateway, PATIENCE, Socket, Upstream, Wire, ask, proxy, repeats, skip, soon, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
@@ -186,8 +186,44 @@ async fn a_post_that_was_sent_before_its_connection_ended_is_not_repeated() {
     assert_eq!(wire.ask(GET).await.status(), 200);
     let answer = wire.ask(POST).await;
     assert_eq!((answer.status(), answer.error()), (502, Some("connection_terminated")));
-    assert_eq!(gateway.seen.causes(), [BadGatewayCause::StaleConnection]);
+    assert_eq!(gateway.seen.causes(), [BadGatewayCause::ClosedBeforeResponse], "it was not idle");
     assert_eq!((posts.load(SeqCst), upstream.accepted()), (1, 1));
+}
+
+/// Answers a GET, and closes the connection of a POST without an answer.
+async fn crashes_at_posts() -> Upstream {
+    Upstream::scripted(|mut wire, _| async move {
+        while wire.request().await.is_some_and(|request| request.first.starts_with("GET")) {
+            wire.reply("there").await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_path_that_crashes_teaches_no_short_keep_alive() {
+    let upstream = crashes_at_posts().await;
+    let gateway = Gateway::limited(proxy(upstream.address), Timeouts::new()).await;
+    for _ in 0..6 {
+        assert_eq!(ask(gateway.address, GET).await.status(), 200);
+        skip(10, Duration::from_millis(100)).await;
+        assert_eq!(ask(gateway.address, POST).await.status(), 502);
+    }
+    assert_eq!(gateway.seen.causes(), [BadGatewayCause::ClosedBeforeResponse; 6], "the circuit sees them");
+    assert_eq!(ask(gateway.address, GET).await.status(), 200);
+    let connections = upstream.accepted();
+    skip(28, Duration::from_millis(100)).await;
+    assert_eq!((ask(gateway.address, GET).await.status(), upstream.accepted()), (200, connections), "kept for 3 s");
+}
+
+#[tokio::test]
+async fn a_request_that_was_lost_near_the_idle_limit_met_a_stale_connection() {
+    let upstream = crashes_at_posts().await;
+    let gateway = Gateway::limited(proxy(upstream.address), Timeouts::new()).await;
+    assert_eq!(ask(gateway.address, GET).await.status(), 200);
+    skip(28, Duration::from_millis(100)).await;
+    assert_eq!(ask(gateway.address, POST).await.status(), 502);
+    assert_eq!(gateway.seen.causes(), [BadGatewayCause::StaleConnection]);
 }
 
 #[tokio::test]

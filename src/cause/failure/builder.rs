@@ -10,6 +10,8 @@ use http::HeaderValue;
 
 use super::origin::Origin;
 use super::{Connection, Detail, Evidence, Failure, Phase, Record};
+#[cfg(feature = "client")]
+use crate::cause::BadGatewayCause;
 use crate::cause::{ClientCall, ProxyStatusEntry, Replay, RetryStop};
 
 /// Builds a failure record.
@@ -145,6 +147,13 @@ impl FailureBuilder {
     /// Sets the source error.
     pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into().into());
+        self
+    }
+
+    /// Replaces the cause, and keeps everything else.
+    #[cfg(feature = "client")]
+    pub(crate) fn cause(mut self, cause: BadGatewayCause) -> Self {
+        self.0.cause = cause;
         self
     }
 

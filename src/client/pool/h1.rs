@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::{Handoff, SendBody, Shared, Slot, TrackedUpload};
-use crate::cause::{BadGatewayCause, Failure};
+use crate::cause::{BadGatewayCause, Detail, Failure};
 use crate::classify::{AttemptContext, ConnectionStats};
 use crate::client::CountedIo;
 
@@ -61,12 +61,18 @@ impl<B> H1<B> {
         }
     }
 
-    /// Learns from a failure, if the upstream's keep-alive caused it.
-    pub(crate) fn failed(&self, failure: &Failure) {
-        let stale = matches!(failure.cause(), BadGatewayCause::StaleConnection | BadGatewayCause::NotDispatched);
-        if let (true, Some(age), Some(home)) = (stale, self.idle_for, self.origin.upgrade()) {
-            home.keep_alive.observe_stale(age, Instant::now());
+    /// Learns from a connection that was closed before the request was written. Returns the failure, which is another one if
+    /// the request was written and the upstream's keep-alive does not explain that it was lost.
+    pub(crate) fn failed(&self, failure: Failure) -> Failure {
+        let Some(home) = self.origin.upgrade() else { return failure };
+        match (failure.cause(), self.idle_for) {
+            (BadGatewayCause::NotDispatched, Some(age)) => home.keep_alive.observe_stale(age, Instant::now()),
+            (BadGatewayCause::StaleConnection, age) if !home.keep_alive.explains(age.unwrap_or_default()) => {
+                return crashed(failure);
+            }
+            _ => {}
         }
+        failure
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -83,6 +89,15 @@ impl<B> H1<B> {
         self.sender = None;
         self.slot.take()
     }
+}
+
+/// The failure of a request whose connection was not idle for long enough to be closed for that: a crash.
+fn crashed(stale: Failure) -> Failure {
+    let cause = match stale.detail() {
+        Some(Detail::Errno(_)) => BadGatewayCause::ResetBeforeResponse,
+        _ => BadGatewayCause::ClosedBeforeResponse,
+    };
+    stale.into_builder().cause(cause).build()
 }
 
 impl<B: SendBody> H1<B> {

@@ -124,10 +124,12 @@ async fn a_pool_idle_limit_above_the_upstreams_keep_alive_causes_502s() {
         let (failed, causes) = thousands(TOO_LONG, 20).await;
         println!("unaligned: {failed} answered 502");
         assert_eq!(causes.len(), failed);
-        assert!(
-            causes.iter().all(|cause| matches!(cause, Cause::StaleConnection | Cause::NotDispatched)),
-            "{causes:?}"
-        );
+        // until an idle connection was found dead, the pool cannot know why others are lost at that age
+        let lost = |cause: &Cause| {
+            matches!(cause, Cause::StaleConnection | Cause::NotDispatched)
+                || matches!(cause, Cause::ClosedBeforeResponse | Cause::ResetBeforeResponse)
+        };
+        assert!(causes.iter().all(lost), "{causes:?}");
         if failed > 0 {
             return;
         }
