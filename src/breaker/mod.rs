@@ -3,23 +3,28 @@
 //! Each call to an upstream that is down costs a timeout and adds load. [`CircuitBreakerLayer`] counts how calls end;
 //! when too many fail, it opens and refuses calls immediately, until one of them, admitted as a probe, succeeds.
 //!
-//! **What counts.** The [cause](crate::cause) of the response, if it carries one, by its
-//! [`breaker_verdict`](crate::BadGatewayCause::breaker_verdict). Otherwise, and for responses of the upstream itself, the
-//! status: 502, 503 and 504 are failures. An unclassified error is a failure. Failures are recorded at the response head. Any
-//! other call ends with its response body: a body that fails is a failure, whatever the status was. After a 101 the call
-//! ends at the head.
+//! **What counts** is the crate's [table of failures](crate::guide::failure_table): the cause of a response decides, if it has
+//! one, otherwise its status. Failures are recorded at the response head. Any other call ends with its response body: a body
+//! that fails is a failure, whatever the status was. After a 101 the call ends at the head.
 //! | end of a call | while closed | as a probe |
 //! |---|---|---|
-//! | a response, also a 404 or a 500 | success: resets the consecutive failures | closes |
-//! | a cause that counts against the upstream; 502, 503, 504; a body that failed; a timeout inside or around this layer | failure | opens again |
-//! | 429, or 503 with `Retry-After`, of the upstream itself | ignored: overload is the limiter's concern | closes: the upstream responds |
-//! | the client disconnected; a rejection of our own; a stale connection | ignored | the next call becomes the probe |
+//! | a response, also a 404 or a 500 | success: resets the failures in a row | closes |
+//! | no connection, or no complete response: a cause that counts against the upstream, an unclassified error, a body that failed, a timeout inside or around this layer | failure | opens again |
+//! | 502, 503, 504 of the upstream itself, and gRPC's `UNAVAILABLE` and `DEADLINE_EXCEEDED` | failure, by share only | closes, unless such responses opened the circuit |
+//! | 429, 503 with `Retry-After`, gRPC's `RESOURCE_EXHAUSTED` | ignored: overload is the limiter's concern | closes: the upstream responds |
+//! | the client disconnected or uploads too slowly, or its deadline elapsed; a rejection of our own; a stale connection | ignored | the next call becomes the probe |
+//!
+//! One request is one vote, however many attempts it took. Clients choose which routes they call and how often. So failures
+//! in a row count, unless no connection could be made, only while the successes are missing that were to be expected among
+//! them; and a share counts only if most routes that were called of late have it. A route is as much of a path as its first,
+//! second or third segment. One route that fails or hangs does not open the circuit while others succeed.
 //!
 //! **When it opens**, and how it closes again:
 //!
 //! | | default |
 //! |---|---|
-//! | [`consecutive_failures`](BreakerPolicy::consecutive_failures) failures | 5 |
+//! | [`consecutive_failures`](BreakerPolicy::consecutive_failures) failures | 5 in a row |
+//! | error responses in a row | as many as `ratio` asks for: 20 |
 //! | [`ratio`](BreakerPolicy::ratio) of failures in the [`window`](BreakerPolicy::window) | 50 % of at least 20 calls in 10 s |
 //! | [`slow_calls`](BreakerPolicy::slow_calls) | off |
 //! | [`open_duration`](BreakerPolicy::open_duration) | 1 s, doubled by each consecutive opening, the second half of it random |
@@ -74,7 +79,7 @@
 //! let app = Router::new().route("/", get(|| async { StatusCode::BAD_GATEWAY })).layer(breaker);
 //!
 //! let ask = || app.clone().oneshot(Request::get("/").body(Body::empty()).unwrap());
-//! for _ in 0..5 {
+//! for _ in 0..20 {
 //!     assert_eq!(ask().await.unwrap().status(), 502);
 //! }
 //! let refused = ask().await.unwrap();

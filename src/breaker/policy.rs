@@ -51,6 +51,7 @@ impl BreakerPolicy {
 
     /// Opens after this many consecutive failures (default 5); 0 counts as 1, `u32::MAX` means never.
     ///
+    /// Error responses of the upstream itself are not among them; the [module](super) says when a row counts.
     /// A higher value lets more calls fail before the circuit of a dead upstream opens.
     pub const fn consecutive_failures(mut self, failures: u32) -> Self {
         self.consecutive_failures = if failures == 0 { 1 } else { failures };
@@ -79,10 +80,10 @@ impl BreakerPolicy {
         self
     }
 
-    /// Also opens when this share of the window's calls took longer than `longer` (default: off).
+    /// Also opens when this share of the window's calls took longer than `longer` to their response head (default: off).
     ///
-    /// Do not use it for downloads and event streams, whose long responses would count as slow. It reads the clock once
-    /// more per call. The minimum number of calls is that of [`ratio`](Self::ratio); a slow probe counts as failed.
+    /// The time starts at the end of an upload that is tracked, and ends before the body: how fast clients send and read does
+    /// not count. It reads the clock once more per call. The minimum number of calls is that of [`ratio`](Self::ratio); a slow probe counts as failed.
     pub const fn slow_calls(mut self, longer: Duration, share: Ratio) -> Self {
         self.slow = Some((longer, share));
         self

@@ -36,6 +36,14 @@ pub(crate) enum Kind {
     BadTrailer,
     /// Upgrades, and then says nothing.
     SilentTunnel,
+    /// Uploads a byte now and then, without an end.
+    DrippingUpload,
+    /// Calls a route that never responds.
+    HungRoute,
+    /// Calls a route that always responds with an error, again and again.
+    FailingRoute,
+    /// Calls a route in maintenance, which asks to wait.
+    MaintenanceRoute,
 }
 
 /// What a hostile client keeps open.
@@ -107,6 +115,11 @@ impl Kind {
         matches!(self, Self::NeverReadingHttp1 | Self::NeverReadingHttp2)
     }
 
+    /// What its calls meet looks like an outage, unless others are served at the same time.
+    pub(crate) fn looks_like_an_outage(self) -> bool {
+        matches!(self, Self::DrippingUpload | Self::HungRoute | Self::FailingRoute | Self::MaintenanceRoute)
+    }
+
     /// How many clients act at the same time; what others have opened stays open.
     pub(crate) fn at_once(self) -> usize {
         if matches!(self, Self::ResetStreamsAtOnce) { 100 } else { 2 }
@@ -133,6 +146,10 @@ impl Kind {
             Self::OddHost => send_odd_hosts(gateway).await,
             Self::BadTrailer => send_bad_trailers(gateway).await,
             Self::SilentTunnel => open_silent_tunnels(gateway).await,
+            Self::DrippingUpload => drip(gateway).await,
+            Self::HungRoute => vec![send(gateway, b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n").await],
+            Self::FailingRoute => call_often(gateway, "/fail").await,
+            Self::MaintenanceRoute => call_often(gateway, "/later").await,
         }
     }
 }
@@ -303,6 +320,25 @@ async fn send_bad_trailers(gateway: SocketAddr) -> Held {
         }
     }
     held.push(Box::new((sender, connection)));
+    held
+}
+
+async fn drip(gateway: SocketAddr) -> Held {
+    let mut stream = connect(gateway).await;
+    stream.write_all(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n").await.unwrap();
+    let upload = tokio::spawn(async move {
+        while stream.write_all(b".").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    vec![Box::new(AbortOnDrop(upload))]
+}
+
+async fn call_often(gateway: SocketAddr, path: &str) -> Held {
+    let mut held = Held::new();
+    for _ in 0..30 {
+        held.push(send(gateway, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await);
+    }
     held
 }
 

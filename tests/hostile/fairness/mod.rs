@@ -76,8 +76,18 @@ impl Scenario {
             all_acted.recv().await.unwrap();
         }
         let mut outcome = others::ask_all(address, CLIENTS - k, 3).await;
+        while kind.looks_like_an_outage() && all_acted.len() < k {
+            outcome += others::ask_all(address, CLIENTS - k, 1).await;
+        }
         for _ in 0..k {
             all_acted.recv().await.unwrap();
+        }
+        if kind.looks_like_an_outage() {
+            // until the timeouts of its calls have passed
+            for _ in 0..12 {
+                skip(1, Duration::from_secs(1)).await;
+                outcome += others::ask_all(address, CLIENTS - k, 1).await;
+            }
         }
         loop {
             if kind.is_cured_by_client_idle() {
@@ -248,4 +258,22 @@ async fn clients_with_silent_tunnels_do_no_harm() {
     is_fair(Kind::SilentTunnel).await;
 }
 
-// Dripping uploads, slow and failing routes and a long `Retry-After` are not here yet: each is a `Kind` and a test.
+#[tokio::test]
+async fn clients_that_upload_a_byte_at_a_time_do_no_harm() {
+    is_fair(Kind::DrippingUpload).await;
+}
+
+#[tokio::test]
+async fn clients_of_a_route_that_hangs_do_no_harm() {
+    is_fair(Kind::HungRoute).await;
+}
+
+#[tokio::test]
+async fn clients_of_a_route_that_fails_do_no_harm() {
+    is_fair(Kind::FailingRoute).await;
+}
+
+#[tokio::test]
+async fn clients_of_a_route_in_maintenance_do_no_harm() {
+    is_fair(Kind::MaintenanceRoute).await;
+}

@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::WebSocketUpgrade;
 use axum::routing::{any, get, post};
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -51,7 +51,10 @@ pub(crate) async fn upstream() -> (Upstream, Written) {
         .route("/echo", post(|body: Body| async { body }))
         .route("/big", get(big))
         .route("/slow", get(slow).post(slow))
-        .route("/tunnel", any(tunnel));
+        .route("/tunnel", any(tunnel))
+        .route("/hang", get(std::future::pending::<()>))
+        .route("/fail", get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
+        .route("/later", get(|| async { (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "20")]) }));
     (app(routes).await, written)
 }
 
