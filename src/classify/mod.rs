@@ -241,7 +241,11 @@ impl ClassifyLayer {
         self
     }
 
-    /// Sets which relayed statuses count as the upstream's failure (default 502, 503, 504).
+    /// Sets which relayed statuses count as the upstream's failure (default 502, 503, 504): they are reported, and a retry layer
+    /// sends an idempotent request again after them.
+    ///
+    /// After a 502, 503 or 504 it does so in any case. Which statuses count for a circuit is
+    /// [`BreakerPolicy::failure_statuses`](crate::breaker::BreakerPolicy::failure_statuses).
     pub fn failure_statuses(mut self, statuses: impl IntoIterator<Item = StatusCode>) -> Self {
         Arc::make_mut(&mut self.settings).failure_statuses = statuses.into_iter().collect();
         self

@@ -135,7 +135,11 @@ where
                 response.extensions_mut().insert(failure.known_as(known_as));
             }
         }
-        self.settings.judge_response(&notes.request, response)
+        let failure = self.settings.judge_response(&notes.request, response);
+        if failure.is_none() {
+            self.settings.attach_declared(response);
+        }
+        failure
     }
 
     #[inline]

@@ -180,6 +180,21 @@ impl Settings {
         self.classifier.is_some()
     }
 
+    /// Attaches the failure of a status that only the user counts as one, before a retry is decided on.
+    #[cold]
+    pub(crate) fn attach_declared<B>(&self, response: &mut Response<B>) {
+        let status = response.status();
+        let is_declared = self.failure_statuses.contains(&status) && !matches!(status.as_u16(), 0..=499 | 502..=504);
+        let is_classified =
+            BadGatewayCause::of(response).is_some() || response.extensions().get::<RejectedRequest>().is_some();
+        if is_declared && !is_classified {
+            let hop = failed_hop(response.headers());
+            let met = response.extensions_mut().remove::<RelayedFailure>();
+            let failure = met.map_or_else(|| upstream_status(status), |met| met.0.into_builder());
+            cause::attach(response, failure.remote_hop(hop).build());
+        }
+    }
+
     /// Asks the user's classifier about a response: an error status gets its failure attached, that of another is returned.
     pub(crate) fn judge_response<B>(&self, request: &RequestInfo, response: &mut Response<B>) -> Option<Failure> {
         let judge = self.classifier.as_ref()?;

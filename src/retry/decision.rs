@@ -182,15 +182,15 @@ fn classify(policy: &RetryPolicy, shown: FailureSignal<'_>) -> Result<FailureKin
     match shown {
         FailureSignal::Failure(failure) if failure.evidence() == Evidence::LocalRefusal => Err(RetryStop::LocalRefusal),
         FailureSignal::Failure(failure) if failure.cause() == Cause::UpstreamStatus => {
-            relayed(policy, failure.status(), failure.replay())
+            relayed(policy, failure.status(), failure.replay(), StatusCode::is_server_error)
         }
         FailureSignal::Failure(failure) => of_cause(failure.cause(), failure.replay()),
         FailureSignal::Cause(Cause::UpstreamStatus) => {
-            relayed(policy, Cause::UpstreamStatus.status(), Replay::IdempotentOnly)
+            relayed(policy, Cause::UpstreamStatus.status(), Replay::IdempotentOnly, is_repeated)
         }
         // a cause without a record proves nothing
         FailureSignal::Cause(cause) => of_cause(cause, cause.replay().inferred()),
-        FailureSignal::Status(status) => relayed(policy, status, Replay::IdempotentOnly),
+        FailureSignal::Status(status) => relayed(policy, status, Replay::IdempotentOnly, is_repeated),
         FailureSignal::Grpc(code) => relayed_grpc(policy, code),
     }
 }
@@ -229,13 +229,21 @@ fn of_cause(cause: Cause, replay: Replay) -> Result<FailureKind, RetryStop> {
     }
 }
 
+/// The statuses after which a request is repeated without a record of a failure.
+fn is_repeated(status: &StatusCode) -> bool {
+    matches!(*status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
 /// A failure response of the upstream itself.
-fn relayed(policy: &RetryPolicy, status: StatusCode, replay: Replay) -> Result<FailureKind, RetryStop> {
-    let repeated = match status {
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => true,
-        StatusCode::TOO_MANY_REQUESTS => policy.repeats_too_many,
-        _ => false,
-    };
+///
+/// With a record, somebody counts its status as a failure: by default 502, 503 and 504, and others as the user says.
+fn relayed(
+    policy: &RetryPolicy,
+    status: StatusCode,
+    replay: Replay,
+    repeats: fn(&StatusCode) -> bool,
+) -> Result<FailureKind, RetryStop> {
+    let repeated = repeats(&status) || (status == StatusCode::TOO_MANY_REQUESTS && policy.repeats_too_many);
     match replay {
         replay @ (Replay::NotSent | Replay::IdempotentOnly) if repeated => {
             Ok(FailureKind { replay, delay: Delay::Backoff, target: RetryTarget::OtherPeer, stale: false })
@@ -255,7 +263,7 @@ fn relayed_grpc(policy: &RetryPolicy, code: u8) -> Result<FailureKind, RetryStop
         RESOURCE_EXHAUSTED => StatusCode::TOO_MANY_REQUESTS,
         _ => return Err(RetryStop::NotRetryable),
     };
-    relayed(policy, status, Replay::IdempotentOnly)
+    relayed(policy, status, Replay::IdempotentOnly, is_repeated)
 }
 
 /// Whether a request that may have been processed can be sent again with the same result.

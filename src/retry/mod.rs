@@ -10,6 +10,7 @@
 //! | a reused connection had died | once more, if idempotent; with `Idempotency-Key` by opt-in |
 //! | sent and lost, or its attempt timed out | if idempotent (RFC 9110 section 9.2.2), and not a write under `If-Match` or another precondition |
 //! | 502, 503 or 504 of the upstream | if idempotent, after a `Retry-After` of at most 1 s |
+//! | another 5xx that the [`ClassifyLayer`](crate::ClassifyLayer) inside [counts as a failure](crate::ClassifyLayer::failure_statuses) | if idempotent |
 //! | 429, gRPC's `RESOURCE_EXHAUSTED` | by opt-in |
 //! | refusals of this gateway, and failures that no retry can fix | never |
 //!

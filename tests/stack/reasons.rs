@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -218,6 +218,33 @@ async fn a_failure_has_the_time_of_the_call_and_that_of_its_last_attempt() {
 
     let answer = UpstreamLayer::builder("shop").build().unwrap().layer(fails()).oneshot(get()).await.unwrap();
     assert_eq!(Failure::of(&answer).unwrap().total_elapsed(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_the_user_counts_as_a_failure_is_repeated_for_idempotent_methods() {
+    let declared = || ClassifyLayer::new().failure_statuses([StatusCode::INTERNAL_SERVER_ERROR]);
+    let (inner, script) = Scripted::new();
+    let service = UpstreamLayer::builder("shop").classify(declared()).build().unwrap().layer(inner.clone());
+    let layers = RetryLayer::new().layer(declared().layer(inner.clone()));
+    let around = declared().layer(RetryLayer::new().layer(declared().report_by_outer().layer(inner.clone())));
+    let mut before = 0;
+    for (request, attempts, status) in [(get as fn() -> _, 3, 200), (|| post("order"), 1, 500)] {
+        let acts = [Act::Responds(500), Act::Responds(500), Act::Responds(200)];
+        script.play(acts);
+        assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), status);
+        assert_eq!(std::mem::replace(&mut before, script.calls()) + attempts, script.calls());
+        script.play(acts);
+        assert_eq!(layers.clone().oneshot(request()).await.unwrap().status(), status);
+        assert_eq!(std::mem::replace(&mut before, script.calls()) + attempts, script.calls());
+        script.play(acts);
+        assert_eq!(around.clone().oneshot(request()).await.unwrap().status(), status);
+        assert_eq!(std::mem::replace(&mut before, script.calls()) + attempts, script.calls());
+    }
+    // without the setting, a 500 is the upstream's word
+    script.play([Act::Responds(500)]);
+    let usual = UpstreamLayer::builder("shop").build().unwrap().layer(inner);
+    assert_eq!(usual.oneshot(get()).await.unwrap().status(), 500);
+    assert_eq!(script.calls(), before + 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -161,7 +161,7 @@ fn a_final_failure_stays_final_for_the_reason_it_has() {
 }
 
 #[test]
-fn only_three_statuses_are_repeated_and_a_fourth_by_opt_in() {
+fn only_three_statuses_are_repeated_unless_the_user_counts_others_as_failures() {
     for status in 400..=599 {
         let repeated = [502, 503, 504].contains(&status);
         assert_eq!(stopped(&after_status(status, &Method::GET)).is_none(), repeated, "{status}");
@@ -169,9 +169,11 @@ fn only_three_statuses_are_repeated_and_a_fourth_by_opt_in() {
         let relayed = Failure::builder(Cause::UpstreamStatus).detail(Detail::Status(status)).build();
         assert_eq!(
             stopped(&RetryContext::new(FailureSignal::Failure(&relayed), &Method::GET)).is_none(),
-            repeated,
-            "{status}"
+            status.is_server_error(),
+            "{status}: its record says that it counts"
         );
+        let post = stopped(&RetryContext::new(FailureSignal::Failure(&relayed), &Method::POST));
+        assert!(post.is_some(), "{status}");
     }
     let policy = RetryPolicy::new().repeat_too_many_requests();
     assert!(matches!(decide(&policy, &after_status(429, &Method::GET), 0, || true), Decision::Retry { .. }));
