@@ -12,7 +12,9 @@
 //! | the cap of requests in flight is reached; there is no queue | 503 with `Retry-After` | `gateway_overload` |
 //!
 //! The replay safety of each is `not_sent` by `local_refusal`. Only the 503 has `Retry-After`, because a client whose
-//! deadline has elapsed has no use for it: the estimated drain time of the current load, 1 s to 60 s.
+//! deadline has elapsed has no use for it: the estimated drain time of the current load, 1 s to 60 s. An inner service that was ready keeps its place, such as a
+//! permit of tower's concurrency limit, until it is called again or dropped: without a clone it cannot give it back.
+//! [`UpstreamLayer`](crate::UpstreamLayer) does.
 //!
 //! | setting | default |
 //! |---|---|

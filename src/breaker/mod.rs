@@ -45,8 +45,10 @@
 //!
 //! **A rejection** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the open duration in whole seconds, 1 while
 //! a probe is in flight), and the failure that opened the circuit in [`Failure::opened_by`](crate::Failure::opened_by). Its replay
-//! safety is `not_sent` by `local_refusal`. The inner service is neither called nor polled for readiness. Retry layers do not
-//! retry it.
+//! safety is `not_sent` by `local_refusal`. The inner service is neither called nor, if the circuit is open by then, polled
+//! for readiness. Retry layers do not retry it. If the circuit opens between `poll_ready` and `call`, an inner service that was
+//! ready keeps its place, such as a permit of tower's concurrency limit, until it is called again or dropped: without a
+//! clone it cannot give it back. [`UpstreamLayer`](crate::UpstreamLayer) does.
 //!
 //! **Placement**: around the client and inside of retry, so that it counts attempts. Around a
 //! [`ClassifyLayer`](crate::ClassifyLayer) it sees causes. Its state is created in [`new`](CircuitBreakerLayer::new) and shared by

@@ -286,9 +286,11 @@ where
 }
 
 /// Drops the readiness of an inner service that is not called, so that another call can use it.
+///
+/// A service without a template is not cloned: it keeps its readiness for its next call.
 #[cold]
 fn give_back<S>(inner: &mut S, template: Option<impl FnOnce() -> Ref<Template<S>>>, readiness: &Readiness) {
-    if let (Readiness::Pending, Some(hold)) = (readiness, template) {
+    if let (Readiness::Ready | Readiness::Pending, Some(hold)) = (readiness, template) {
         *inner = (hold().clone)(inner);
     }
 }

@@ -10,6 +10,8 @@
 //!
 //! The replay safety of a rejection is `not_sent` by `local_refusal`. `Retry-After` is 1 s; of an adaptive limit the latency, at
 //! most 60 s.
+//! An inner service that was ready keeps its place, such as a permit of tower's concurrency limit, until it is called again
+//! or dropped: without a clone it cannot give it back. [`UpstreamLayer`](crate::UpstreamLayer) does.
 //!
 //! A slot is held from the call to the end, failure or drop of the response body. After a 101 it is released at the head,
 //! unless it is [held](ConcurrencyLimitLayer::hold_slot_during_upgrade). A panic of the inner service releases it as well.

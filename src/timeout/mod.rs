@@ -29,7 +29,10 @@
 //! evidence is `inferred`. An upload is checked twice, half a timeout apart, so that no clock is read per frame: an upload
 //! that makes progress never times out.
 //!
-//! The wait for `poll_ready` is not limited, because the call has not started.
+//! The wait for `poll_ready` is not limited, because the call has not started. A call whose deadline has passed already is
+//! rejected. An inner service that was ready keeps its place, such as a
+//! permit of tower's concurrency limit, until it is called again or dropped: without a clone it cannot give it back.
+//! [`UpstreamLayer`](crate::UpstreamLayer) does.
 //!
 //! ```
 //! use std::time::Duration;

@@ -1,6 +1,7 @@
 //! Inner services that are not ready: a call waits in its own future, under its limits.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
@@ -9,8 +10,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use tokio::time::Instant;
+use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_upstream::cause::{Phase, Replay, RetryStop};
+use tower_upstream::deadline::Deadline;
+use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
@@ -252,4 +256,42 @@ async fn a_buffer_is_waited_for() {
         assert_eq!(call.await.unwrap().unwrap().status(), 200);
     }
     assert_eq!(seen(&layer).in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_call_gives_back_its_place_beneath() {
+    let places = Arc::new(tokio::sync::Semaphore::new(2));
+    let shared = GlobalConcurrencyLimitLayer::with_semaphore(places.clone());
+    let (inner, script) = Scripted::new();
+    *script.takes.lock().unwrap() = ms(100);
+    let layer = UpstreamLayer::builder("shop").limiter(|_| ConcurrencyLimitLayer::fixed(1)).build().unwrap();
+    let service = layer.layer(shared.layer(inner));
+
+    let running = tokio::spawn(service.clone().oneshot(get()));
+    tokio::task::yield_now().await;
+    // services that were refused, and live on
+    let mut refused = Vec::new();
+    for reason in ["limit", "circuit", "deadline", "drain"] {
+        let mut other = service.clone();
+        let mut request = get();
+        match reason {
+            "circuit" => layer.handle().hold_open(),
+            "deadline" => {
+                layer.handle().reset();
+                request.extensions_mut().insert(Deadline::at(Instant::now()));
+            }
+            "drain" => drop(layer.handle().drain(ms(0)).await),
+            _ => {}
+        }
+        let answer = ready(&mut other).await.call(request).await.unwrap();
+        assert!(matches!(answer.status().as_u16(), 503 | 504), "{reason}: {}", answer.status());
+        assert_eq!(places.available_permits(), 1, "{reason}: one place is the running call's");
+        refused.push(other);
+    }
+    layer.handle().resume();
+    assert_eq!(running.await.unwrap().unwrap().status(), 200);
+    for mut other in refused {
+        assert_eq!(ready(&mut other).await.call(get()).await.unwrap().status(), 200, "it can be called again");
+    }
+    assert_eq!((places.available_permits(), script.calls()), (2, 5));
 }
