@@ -26,6 +26,10 @@ use super::{BreakerVerdict, Category, Prospect, Replay, Responsible};
 #[repr(u8)]
 pub enum BadGatewayCause {
     /// No upstream is configured for this host or path.
+    ///
+    /// Its status is 404: most such requests are scanners' and misspelled addresses, which are the client's errors and must not
+    /// raise the rate of 5xx that alerts watch. RFC 9209 section 2.3.3 recommends 500 for `destination_not_found`, for proxies
+    /// whose every destination is meant to exist; [`choose_status`](crate::ClassifyLayer::choose_status) sets it.
     NoRoute,
     /// The configured upstream address cannot be used: scheme, host or HTTP version.
     InvalidTarget,
@@ -115,6 +119,10 @@ pub enum BadGatewayCause {
     TransferCoding,
     /// The response body does not match its Content-Encoding.
     ContentCoding,
+    /// The response body is valid HTTP, and a handler cannot use its content: JSON that does not parse, a missing field.
+    ///
+    /// Only handlers report it: `Failure::builder(BadGatewayCause::UnusableBody).source(error)`.
+    UnusableBody,
     /// The upstream itself responded with a 5xx; its status is attached.
     UpstreamStatus,
     /// The client's upload failed.
@@ -285,7 +293,6 @@ mod tests {
         let registry = [
             ("dns_timeout", 504),
             ("dns_error", 502),
-            ("destination_not_found", 500),
             ("destination_unavailable", 503),
             ("destination_ip_prohibited", 502),
             ("destination_ip_unroutable", 502),
@@ -311,7 +318,8 @@ mod tests {
             ("proxy_configuration_error", 500),
             ("proxy_loop_detected", 502),
         ];
-        let free = ["http_request_error", "proxy_internal_response"];
+        // `destination_not_found` is a 404 here, where the registry recommends 500: see `BadGatewayCause::NoRoute`
+        let free = ["http_request_error", "proxy_internal_response", "destination_not_found"];
         for cause in BadGatewayCause::ALL {
             let Some(token) = cause.proxy_status_error() else { continue };
             match registry.iter().find(|row| row.0 == token) {

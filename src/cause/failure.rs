@@ -248,7 +248,8 @@ fn usual_phase(cause: BadGatewayCause) -> Phase {
         | C::BodyTooLarge
         | C::TrailerTooLarge
         | C::TransferCoding
-        | C::ContentCoding => Phase::Body,
+        | C::ContentCoding
+        | C::UnusableBody => Phase::Body,
         C::NoRoute
         | C::InvalidTarget
         | C::LoopDetected

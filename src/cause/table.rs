@@ -37,12 +37,12 @@ pub(super) const ALL: [BadGatewayCause; FACTS.len()] = {
 };
 
 /// In the order of the enum: a cause's discriminant is its row.
-pub(super) const FACTS: [CauseFacts; 49] = [
+pub(super) const FACTS: [CauseFacts; 50] = [
     CauseFacts {
         cause: Cause::NoRoute,
         name: "no_route",
         error: Some("destination_not_found"),
-        status: 500,
+        status: 404,
         categories: &[ProxyConfig],
         responsible: &[Admin, Developer],
         replay: Replay::NotSent,
@@ -653,6 +653,20 @@ pub(super) const FACTS: [CauseFacts; 49] = [
         summary: "The response body does not match its Content-Encoding",
         next_step: "Check compression in the application and in proxies between",
         user_summary: UserSummary::Truncated,
+    },
+    CauseFacts {
+        cause: Cause::UnusableBody,
+        name: "unusable_body",
+        error: None,
+        status: 502,
+        categories: &[SlowOrBroken, ProxyConfig],
+        responsible: &[Developer],
+        replay: Replay::Never,
+        prospect: Futile,
+        breaker: BreakerVerdict::Neutral,
+        summary: "The content of the response body is not what the handler expects",
+        next_step: "Compare it with what the handler reads: another version, media type, or an error page with status 200",
+        user_summary: UserSummary::Undeliverable,
     },
     CauseFacts {
         cause: Cause::UpstreamStatus,

@@ -203,7 +203,8 @@ mod tests {
     #[test]
     fn a_summary_is_one_plain_sentence() {
         let summaries: HashSet<_> = failures().map(|failure| user_summary(&failure, failure.status())).collect();
-        assert_eq!(summaries.len(), UserSummary::Internal as usize + 1);
+        // and that of a page that was not found
+        assert_eq!(summaries.len(), UserSummary::Internal as usize + 2);
         for summary in summaries {
             assert!(summary.len() < 70 && summary.ends_with('.'), "{summary}");
             assert_eq!(summary.matches('.').count(), 1, "{summary}");
@@ -216,8 +217,8 @@ mod tests {
     #[test]
     fn a_route_that_does_not_exist_is_a_page_that_was_not_found_where_the_status_is_404() {
         let failure = Failure::new(BadGatewayCause::NoRoute);
-        assert_eq!(user_summary(&failure, StatusCode::NOT_FOUND), "Page not found.");
-        assert!(user_summary(&failure, failure.status()).contains("configuration"));
+        assert_eq!(user_summary(&failure, failure.status()), "Page not found.");
+        assert!(user_summary(&failure, StatusCode::INTERNAL_SERVER_ERROR).contains("configuration"));
         let refused = Failure::new(BadGatewayCause::ConnectionRefused);
         assert_eq!(user_summary(&refused, StatusCode::NOT_FOUND), "The service could not be reached.");
     }

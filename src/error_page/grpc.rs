@@ -40,6 +40,7 @@ impl Code {
             | C::UpgradeFailed
             | C::TransferCoding
             | C::ContentCoding
+            | C::UnusableBody
             | C::GatewayInternal => Self::Internal,
             C::ConnectionLimit
             | C::QueueTimeout

@@ -11,7 +11,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_upstream::cause::RetryStop;
+use tower_upstream::cause::{Detail, RetryStop};
 use tower_upstream::client::ReverseProxy;
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 use tower_upstream::event::{Event, Observer};
@@ -245,6 +245,44 @@ async fn a_status_that_the_user_counts_as_a_failure_is_repeated_for_idempotent_m
     let usual = UpstreamLayer::builder("shop").build().unwrap().layer(inner);
     assert_eq!(usual.oneshot(get()).await.unwrap().status(), 500);
     assert_eq!(script.calls(), before + 1);
+}
+
+/// The text of the log event and the response of a failure that a handler returns.
+async fn returned(failure: Failure) -> (String, Response<axum::body::Body>) {
+    let (lines, _log) = Lines::record();
+    let handler = service_fn(move |_: Request<Full<Bytes>>| {
+        let answer = failure.clone().into_response();
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let answer = ClassifyLayer::new().layer(handler).oneshot(get()).await.unwrap();
+    (lines.all().pop().unwrap(), answer.map(axum::body::Body::new))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_says_that_it_cannot_use_a_body() {
+    let error = serde_json::from_str::<u32>("<html>").unwrap_err();
+    let (line, answer) = returned(Failure::builder(Cause::UnusableBody).source(error).build()).await;
+    assert_eq!((answer.status().as_u16(), Cause::of(&answer)), (502, Some(Cause::UnusableBody)));
+    for said in ["error.type=\"unusable_body\"", "phase=\"body\"", "not what the handler expects"] {
+        assert!(line.contains(said), "{line}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_404_that_a_handler_turns_into_a_failure_is_reported_as_a_404() {
+    let missing = Failure::builder(Cause::UpstreamStatus).detail(Detail::Status(StatusCode::NOT_FOUND)).build();
+    let (line, answer) = returned(missing.clone()).await;
+    assert_eq!(answer.status(), 404);
+    for said in [line, missing.to_string()] {
+        assert!(said.contains("status 404") && !said.contains("5xx"), "{said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_without_a_route_is_a_404_and_no_5xx() {
+    let (_, answer) = returned(Failure::new(Cause::NoRoute)).await;
+    assert_eq!(answer.status(), 404);
+    assert!(text(answer).await.contains("Page not found."));
 }
 
 #[tokio::test(start_paused = true)]

@@ -46,7 +46,7 @@ const REFUSED: [Cause; 5] =
     [Cause::NoHealthyUpstream, Cause::CircuitOpen, Cause::ConnectionLimit, Cause::QueueTimeout, Cause::GatewayOverload];
 
 /// A retry would not help, or the response had begun.
-const IN_VAIN: [Cause; 18] = [
+const IN_VAIN: [Cause; 19] = [
     Cause::NoRoute,
     Cause::InvalidTarget,
     Cause::LoopDetected,
@@ -63,6 +63,7 @@ const IN_VAIN: [Cause; 18] = [
     Cause::TrailerTooLarge,
     Cause::TransferCoding,
     Cause::ContentCoding,
+    Cause::UnusableBody,
     Cause::RequestBodyFailed,
     Cause::ClientClosed,
 ];
