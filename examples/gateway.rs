@@ -95,7 +95,7 @@ impl Gateway {
         }
         let stack = stack.build().map_err(|errors| errors.to_string())?;
         if let Some(circuit) = stack.handle().circuit() {
-            // detects the recovery of the upstream without a client's request
+            // detects that the upstream listens again also if no request comes that the stack can copy as a probe
             tokio::spawn(circuit.active_probe(proxy.connect_probe()));
         }
         Ok(Self { proxy, stack })

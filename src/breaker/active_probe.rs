@@ -28,7 +28,7 @@ impl CircuitHandle {
     ///
     /// A success counts only if the probe could have seen the failure: the circuit was opened by a failure to connect, or
     /// `probe` itself has failed since. For an upstream that accepts connections but responds with errors, the open duration
-    /// and probing by calls apply as usual.
+    /// and probing by calls apply as usual, and the probes of an [`UpstreamLayer`](crate::stack#probes).
     ///
     /// | probes | |
     /// |---|---|
@@ -102,13 +102,12 @@ impl OutageProbe {
     /// The time between the end of the last probe and the next one.
     fn interval(&self) -> Duration {
         let (ended, took) = self.last_probe;
-        (ended.saturating_duration_since(self.since) / INTERVAL_RATIO).max(took).clamp(MIN_INTERVAL, MAX_INTERVAL)
+        interval(ended.saturating_duration_since(self.since)).max(took).min(MAX_INTERVAL)
     }
 
     /// When the next probe is due; `random` is uniform over its range.
     fn next_at(&self, random: u32) -> Instant {
-        let apart = self.interval();
-        self.last_probe.0 + apart - apart / 4 + (apart / 4).mul_f64(f64::from(random) / f64::from(u32::MAX))
+        self.last_probe.0 + jittered(self.interval(), random)
     }
 
     /// Before a probe: no call is used as one until its result is known.
@@ -131,6 +130,16 @@ impl OutageProbe {
         }
         true
     }
+}
+
+/// The time between two probes after an outage of this length.
+pub(super) fn interval(outage: Duration) -> Duration {
+    (outage / INTERVAL_RATIO).clamp(MIN_INTERVAL, MAX_INTERVAL)
+}
+
+/// Takes off up to a quarter at random, so that the probes of many gateways spread; `random` is uniform over its range.
+pub(super) fn jittered(interval: Duration, random: u32) -> Duration {
+    interval.mul_f64(0.75 + 0.25 * f64::from(random) / f64::from(u32::MAX))
 }
 
 /// Whether a failure in this phase is a failure to connect.

@@ -16,7 +16,7 @@ use super::silence::Silence;
 use super::state_machine::{CircuitMachine, Rejected, Transition};
 use super::window::{CELLS, RollingWindow};
 use crate::cause::{BadGatewayCause, Blame, Detail, Failure, Phase, RetryStop};
-use crate::exchange::RouteKey;
+use crate::exchange::{Outcome, RouteKey};
 use crate::stats::{Ratio, stripe};
 
 /// The circuit of one upstream. Each opening creates one record, which all calls that it rejects share.
@@ -64,7 +64,7 @@ pub struct CircuitSnapshot {
     pub consecutive_failures: u32,
     /// Number of openings, those after a failed probe included.
     pub opened: u64,
-    /// Number of probes.
+    /// Number of probes: of calls, and of requests that a stack sent on its own.
     pub probes: u64,
     /// Number of probes that timed out; each opened the circuit again.
     pub probes_timed_out: u64,
@@ -181,20 +181,15 @@ impl Circuit {
     ) -> Option<Transition<Failure>> {
         let now = self.tick_at(end.now);
         if permit.is_probe() {
-            return match end.blame {
-                Blame::Nothing => {
+            return match self.judge_probe(end.blame, end.slow) {
+                None => {
                     self.machine.on_probe_cancelled(permit);
                     None
                 }
-                Blame::Failure => self.on_probe_failure(permit, now, random(), PROBE, record),
-                Blame::ErrorResponse if self.opened_by_responses.load(Relaxed) => {
-                    self.on_probe_failure(permit, now, random(), PROBE, record)
+                Some(Err(why)) => {
+                    self.machine.on_probe_failure(permit, now, random(), || self.opening_record(why, record()))
                 }
-                Blame::Success if end.slow => self.on_probe_failure(permit, now, random(), SLOW_PROBE, record),
-                // the upstream responds, which is what was in doubt
-                Blame::Success | Blame::Overload | Blame::ErrorResponse => {
-                    self.machine.on_probe_success(permit, now, || self.clear(now))
-                }
+                Some(Ok(())) => self.machine.on_probe_success(permit, now, || self.clear(now)),
             };
         }
         if matches!(end.blame, Blame::Nothing | Blame::Overload) || !self.machine.is_current(permit) {
@@ -257,17 +252,6 @@ impl Circuit {
         }
     }
 
-    fn on_probe_failure(
-        &self,
-        permit: &Permit,
-        now: u64,
-        random: u64,
-        why: &'static str,
-        record: impl FnOnce() -> Failure,
-    ) -> Option<Transition<Failure>> {
-        self.machine.on_probe_failure(permit, now, random, || self.opening_record(why, record()))
-    }
-
     /// An active probe that started at `begun` succeeded.
     pub(super) fn record_recovery(&self, begun: Instant, now: Instant) -> Option<Transition<Failure>> {
         let now = self.tick_at(now);
@@ -277,6 +261,28 @@ impl Circuit {
     /// An active probe failed; the next one is due before `until`.
     pub(super) fn record_still_down(&self, until: Instant) {
         self.machine.record_still_down(self.tick_at(until));
+    }
+
+    /// Whether the upstream has recovered, by the outcome of a probe; `None` if that says nothing.
+    pub(super) fn recovered(&self, outcome: &Outcome, took: Duration) -> Option<bool> {
+        self.judge_probe(outcome.blame(self.policy.statuses), self.is_slow(took)).map(|verdict| verdict.is_ok())
+    }
+
+    /// What the end of a probe says; an error is why the upstream has not recovered.
+    fn judge_probe(&self, blame: Blame, slow: bool) -> Option<Result<(), &'static str>> {
+        Some(match blame {
+            Blame::Nothing => return None,
+            Blame::Failure => Err(PROBE),
+            Blame::ErrorResponse if self.opened_by_responses.load(Relaxed) => Err(PROBE),
+            Blame::Success if slow => Err(SLOW_PROBE),
+            // the upstream responds, which is what was in doubt
+            Blame::Success | Blame::Overload | Blame::ErrorResponse => Ok(()),
+        })
+    }
+
+    /// Counts a probe that was no call.
+    pub(super) fn count_probe(&self) {
+        self.machine.count_probe();
     }
 
     pub(super) fn hold(&self, now: Instant) -> Option<Transition<Failure>> {

@@ -9,12 +9,14 @@ use tokio::time::Instant;
 
 use super::circuit::{Circuit, CircuitSnapshot};
 use super::packed_state::State;
+use super::request_probe::RequestProbes;
 use super::state_machine::Transition;
 use crate::cause::{Detail, Failure};
 
 /// A circuit and the subscribers of its transitions.
 pub(super) struct CircuitShared {
     pub(super) circuit: Circuit,
+    pub(super) probes: RequestProbes,
     changes: watch::Sender<StateChange>,
 }
 
@@ -37,7 +39,7 @@ pub struct StateChange {
 impl CircuitShared {
     pub(super) fn new(circuit: Circuit, now: Instant) -> Self {
         let closed = StateChange { state: State::Closed, at: now, open_for: Duration::ZERO, cause: None, number: 0 };
-        Self { circuit, changes: watch::Sender::new(closed) }
+        Self { circuit, probes: RequestProbes::default(), changes: watch::Sender::new(closed) }
     }
 
     pub(super) fn record_recovery(&self, begun: Instant, now: Instant) {
@@ -49,6 +51,9 @@ impl CircuitShared {
     /// Logs a transition and sends it to the subscribers.
     #[cold]
     pub(super) fn publish(&self, turn: &Transition<Failure>) {
+        if matches!(turn.state, State::Closed | State::HeldOpen) {
+            self.probes.end_outage();
+        }
         let change = StateChange {
             state: turn.state,
             at: self.circuit.at(turn.at),

@@ -33,9 +33,11 @@
 //! | after the open duration | one call is admitted as a probe; its success closes the circuit |
 //! | [`probe_timeout`](BreakerPolicy::probe_timeout) | 1 s, then the probe counts as failed |
 //!
-//! **Earlier recovery**: a task that probes the upstream in the background ([`CircuitHandle::active_probe`]) closes the circuit
-//! as soon as the upstream is back, and no call is used as a probe. With feature `client`, `ReverseProxy::connect_probe` is such
-//! a probe: `tokio::spawn(breaker.handle().active_probe(proxy.connect_probe()))`.
+//! **Earlier recovery**: an [`UpstreamLayer`](crate::UpstreamLayer) tests the upstream with [requests of its
+//! own](crate::stack#probes) while its circuit is open. A layer alone does not: there, a task that probes the upstream in the
+//! background ([`CircuitHandle::active_probe`]) closes the circuit as soon as the upstream is back, and no call is used as a
+//! probe. With feature `client`, `ReverseProxy::connect_probe` is such a probe, for failures to connect:
+//! `tokio::spawn(breaker.handle().active_probe(proxy.connect_probe()))`.
 //!
 //! **A circuit cannot get stuck.** A probe that is cancelled lets the next call be one, and results from an earlier epoch are
 //! ignored. A probe whose response head was good when it timed out closes the circuit: a long download is not a failure. A
@@ -101,6 +103,7 @@ mod keyed;
 mod open_backoff;
 mod packed_state;
 mod policy;
+mod request_probe;
 mod routes;
 mod silence;
 mod state_machine;
@@ -126,6 +129,7 @@ pub use self::handle::{CircuitHandle, StateChange, Transitions};
 pub use self::keyed::KeyedCircuitBreakerLayer;
 pub use self::packed_state::{Permit, State};
 pub use self::policy::BreakerPolicy;
+pub(crate) use self::request_probe::RequestProbe;
 pub use crate::stats::Ratio;
 
 passing_middleware! {

@@ -159,6 +159,11 @@ impl<T: Clone> CircuitMachine<T> {
         self.lock().refused += 1;
     }
 
+    /// Counts a probe that was no call.
+    pub(crate) fn count_probe(&self) {
+        self.lock().probes += 1;
+    }
+
     /// Opens the circuit, if it is still in the epoch of this permit.
     pub(crate) fn open(
         &self,

@@ -102,6 +102,14 @@ where
     ) -> Self {
         Self { state, hedge: None, active, retry_state, template }
     }
+
+    /// Why the call was rejected before its first attempt, until it is polled.
+    pub(crate) fn rejection(&self) -> Option<&Rejection> {
+        match &self.state {
+            State::Rejected { rejection } => rejection.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 type BodyOf<P, E, X> = ExchangeBody<<<P as Spec>::Errors as ResponseMode<E, X>>::Inner, P>;

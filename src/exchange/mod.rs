@@ -92,7 +92,7 @@ pub(crate) use self::middleware::{
 pub(crate) use self::progress::set_call;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
 pub(crate) use self::route_key::{DEPTHS, RouteKey};
-pub(crate) use self::service::Exchange;
+pub(crate) use self::service::{Exchange, Template};
 pub(crate) use self::single_attempt::{PassErrors, SendOnce};
 pub(crate) use self::spec::*;
 pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};

@@ -38,7 +38,7 @@ impl<S: Clone> Template<S> {
 }
 
 impl<S> Template<S> {
-    pub(super) fn service(&self) -> S {
+    pub(crate) fn service(&self) -> S {
         (self.clone)(&self.service.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -69,6 +69,11 @@ impl<S, P: Spec> Exchange<S, P> {
     {
         let template = Some(LocalArc::new(Arc::new(Template::new(inner.clone()))));
         Self { inner, config: config.into(), template, readiness: Readiness::NotPolled }
+    }
+
+    /// A service for calls of its own, where there are attempts after the first.
+    pub(crate) fn template(&self) -> Option<Ref<Template<S>>> {
+        self.template.as_ref().map(LocalArc::acquire)
     }
 
     pub(crate) fn get_ref(&self) -> &S {

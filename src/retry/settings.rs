@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue, Request};
+use http::{Extensions, HeaderName, HeaderValue, Request};
 use tokio::time::Instant;
 
 use super::request_template::{ExtensionCopier, carry};
@@ -66,6 +66,13 @@ impl Settings {
         match &self.upstream {
             Some(name) => failure.named(name),
             None => failure,
+        }
+    }
+
+    /// Copies the extensions that a retry has.
+    pub(crate) fn carry_extensions(&self, from: &Extensions, to: &mut Extensions) {
+        for carry in &self.extension_copiers {
+            carry(from, to);
         }
     }
 

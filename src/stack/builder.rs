@@ -4,11 +4,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http::Request;
+
 use super::config_error::{ConfigError, ConfigErrors};
 use super::errors::Errors;
 use super::handle::Shared;
 use super::live_config::LiveConfig;
 use super::presets::Preset;
+use super::probe::{ProbeSource, Prober};
 use super::requests::TrackUploads;
 use super::spec::Config;
 use super::stats::StatsRecorder;
@@ -55,6 +58,8 @@ pub struct UpstreamBuilder {
     has_retry: bool,
     has_circuit: bool,
     has_limiter: bool,
+    /// `None`: no probe is sent.
+    probe: Option<ProbeSource>,
     /// Everything about timeouts except the timeouts themselves.
     timeout_layer: TimeoutLayer,
     tracks_uploads: bool,
@@ -92,6 +97,7 @@ pub(super) struct Resolved {
     pub(super) retries_within: Option<Duration>,
     pub(super) circuit: Option<BreakerPolicy>,
     pub(super) limiter: Option<ConcurrencyLimitLayer>,
+    pub(super) probe: Option<ProbeSource>,
     pub(super) classify: ClassifyLayer,
     /// As declared, with the stack's own attempts, backoff, hedging and idle timeout.
     pub(super) topology: Topology,
@@ -114,6 +120,7 @@ impl UpstreamBuilder {
             has_retry: true,
             has_circuit: true,
             has_limiter: true,
+            probe: Some(ProbeSource::default()),
             timeout_layer: TimeoutLayer::new(Timeouts::new()),
             tracks_uploads: true,
             topology: Topology::new(),
@@ -217,6 +224,21 @@ impl UpstreamBuilder {
         self
     }
 
+    /// Tests the upstream with this request while the circuit is open (default: a copy of a refused `GET` or `HEAD`).
+    ///
+    /// For an upstream of which a `GET` may have an effect, or that gets none, such as gRPC: a request that shows whether it works,
+    /// such as `GET /health`. Any response but those that count as failures closes the circuit.
+    pub fn probe_request(mut self, request: Request<()>) -> Self {
+        self.probe = Some(ProbeSource::Fixed(Arc::new(request)));
+        self
+    }
+
+    /// Sends no request of its own while the circuit is open: calls become probes, after each open duration.
+    pub fn without_probe(mut self) -> Self {
+        self.probe = None;
+        self
+    }
+
     /// Removes the retry: no request is sent twice, and no request body is buffered.
     pub fn without_retry(mut self) -> Self {
         self.has_retry = false;
@@ -294,6 +316,7 @@ impl UpstreamBuilder {
             retries_within: window,
             circuit: self.has_circuit.then(|| self.circuit.apply(self.preset.circuit())),
             limiter: self.has_limiter.then(|| self.limiter.apply(Preset::limiter())),
+            probe: self.probe,
             classify: self.reporting.apply(self.classify),
             page: self.page,
             timeout_layer: self.timeout_layer.with(timeouts),
@@ -337,7 +360,9 @@ impl UpstreamBuilder {
         let recorder = Arc::new(StatsRecorder::new());
         let per_attempt = (circuit.as_ref().map(CircuitBreakerLayer::component), limiter);
         let config = Config::new(recorder.clone(), per_attempt, timeouts, requests, errors);
-        let live = Arc::new(LiveConfig::new(config));
+        let prober = circuit.as_ref().zip(settings.probe);
+        let prober = prober.map(|(circuit, source)| Prober::new(circuit.handle(), source, recorder.clone()));
+        let live = Arc::new(LiveConfig::new(config, prober));
         let handle = UpstreamHandle::new(Shared {
             name,
             live: live.clone(),

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::builder::retries_end;
+use super::probe::Prober;
 use super::spec::Config;
 use crate::timeout::Timeouts;
 
@@ -16,11 +17,20 @@ pub(super) struct LiveConfig {
     config: RwLock<Arc<Config>>,
     /// The settings of layers with other timeouts; every other change applies to them too.
     variants: Mutex<Vec<Weak<LiveConfig>>>,
+    /// Chooses the probes; `None`: no probe is sent.
+    prober: Option<Prober>,
 }
 
 impl LiveConfig {
-    pub(super) fn new(config: Config) -> Self {
-        Self { version: AtomicU32::new(0), config: RwLock::new(Arc::new(config)), variants: Mutex::default() }
+    pub(super) fn new(config: Config, prober: Option<Prober>) -> Self {
+        let config = RwLock::new(Arc::new(config));
+        Self { version: AtomicU32::new(0), config, variants: Mutex::default(), prober }
+    }
+
+    /// Chooses the probes, while the circuit is not closed.
+    #[inline]
+    pub(super) fn prober(&self) -> Option<&Prober> {
+        self.prober.as_ref().filter(|prober| !prober.is_idle())
     }
 
     #[inline]
@@ -38,7 +48,7 @@ impl LiveConfig {
     /// Adds a variant of `base` with other timeouts.
     pub(super) fn variant(&self, base: &Self, timeouts: Timeouts) -> Arc<Self> {
         let mut variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
-        let variant = Arc::new(Self::new(base.with_timeouts(timeouts)));
+        let variant = Arc::new(Self::new(base.with_timeouts(timeouts), base.prober.clone()));
         variants.retain(|other| other.strong_count() > 0);
         variants.push(Arc::downgrade(&variant));
         variant

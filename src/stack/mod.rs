@@ -20,6 +20,26 @@
 //! the inner service in its own future, under its timeouts, and a rejection is immediate. All attempts of a call run in one
 //! future with one timer.
 //!
+//! # Probes
+//!
+//! While the circuit is open, the stack tests the upstream with requests of its own, so that an outage of any kind ends for the
+//! clients when the upstream responds again. A probe is a copy of the head of a `GET` or `HEAD` without a body that was just
+//! refused; its client has its 503 already, and the response is dropped. Any response but those that count as failures closes
+//! the circuit.
+//!
+//! | probes | |
+//! |---|---|
+//! | at most | one at a time, one for 32 refused calls |
+//! | interval | 1/500 of the outage so far, 5 ms to 1 s; up to a quarter less at random |
+//! | limit | 4 times the time within which nine of ten responses came before, 10 ms to the [`probe_timeout`](crate::breaker::BreakerPolicy::probe_timeout) |
+//! | never | a request with `Upgrade` or `Expect`, or with a head of more than 8 KiB |
+//! | another request | [`probe_request`](UpstreamBuilder::probe_request), for an upstream whose calls are no `GET`, such as gRPC |
+//! | none | [`without_probe`](UpstreamBuilder::without_probe): after each open duration a call is the probe, as it is beside them |
+//! | telemetry | an event at level DEBUG with `probe = true`, in a span `probe`; [`CircuitSnapshot::probes`](crate::breaker::CircuitSnapshot::probes) |
+//!
+//! A probe passes neither retry nor limiter, and is not counted as a call. It is a task of the runtime of the call that was
+//! refused, which is why the inner service, and its future, have to be `Send` and `'static`.
+//!
 //! # Presets
 //!
 //! | | [`LatencyCritical`](Preset::LatencyCritical) | [`Standard`](Preset::Standard), the default | [`Batch`](Preset::Batch) | [`Streaming`](Preset::Streaming) |
@@ -86,6 +106,7 @@ mod future;
 mod handle;
 mod live_config;
 mod presets;
+mod probe;
 mod request_meta;
 mod requests;
 mod spec;
@@ -102,9 +123,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::live_config::LiveConfig;
+use self::probe::{ProbeDraft, Prober, SendService};
 use self::spec::{Config, StackSpec};
 use crate::body::WrapBody;
-use crate::exchange::Exchange;
+use crate::cause::BadGatewayCause;
+use crate::exchange::{Exchange, ExchangeFuture};
 use crate::timeout::Timeouts;
 
 pub use self::builder::UpstreamBuilder;
@@ -227,8 +250,8 @@ fn requested<B>(live: &LiveConfig, request: &mut Request<B>) -> Arc<Config> {
 
 impl<S, B, X, E> Service<Request<B>> for Upstream<S>
 where
-    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E>,
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + SendService<RequestBody<B>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     E: Into<BoxError>,
 {
@@ -250,15 +273,40 @@ where
         } else if self.version != self.live.version() {
             self.reload();
         }
+        if let Some(prober) = self.live.prober() {
+            let draft = prober.draft(&request, &self.live);
+            let call = self.exchange.call(request);
+            offer::<S, B, X, E>(prober, &self.exchange, &call, draft);
+            return UpstreamFuture { call };
+        }
         UpstreamFuture { call: self.exchange.call(request) }
+    }
+}
+
+/// Offers a probe, if the circuit has refused the call.
+#[cold]
+fn offer<S, B, X, E>(
+    prober: &Prober,
+    exchange: &Exchange<S, StackSpec>,
+    call: &ExchangeFuture<S, B, StackSpec>,
+    draft: Option<Box<ProbeDraft>>,
+) where
+    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + SendService<RequestBody<B>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
+    X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    E: Into<BoxError>,
+{
+    if call.rejection().is_some_and(|rejection| rejection.failure().cause() == BadGatewayCause::CircuitOpen) {
+        let parts = draft.zip(exchange.template());
+        prober.on_refused(parts.map(|(draft, template)| draft.probe::<S, B, X, E>(template)));
     }
 }
 
 /// hyper's `Service`: hyper's servers call it without a clone per request.
 impl<S, B, X, E> hyper::service::Service<Request<B>> for Upstream<S>
 where
-    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + Clone,
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + SendService<RequestBody<B>> + Clone,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     E: Into<BoxError>,
 {
@@ -273,6 +321,12 @@ where
             return UpstreamFuture { call: self.exchange.call_shared(Some(config), request) };
         }
         let changed = (self.version != self.live.version()).then(|| self.live.current().1);
+        if let Some(prober) = self.live.prober() {
+            let draft = prober.draft(&request, &self.live);
+            let call = self.exchange.call_shared(changed, request);
+            offer::<S, B, X, E>(prober, &self.exchange, &call, draft);
+            return UpstreamFuture { call };
+        }
         UpstreamFuture { call: self.exchange.call_shared(changed, request) }
     }
 }

@@ -90,7 +90,7 @@ fn upstream<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = 
 }
 
 /// Responds at the second poll, so that timers are armed.
-fn slow<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone {
+fn slow<B>() -> impl Service<Request<B>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone {
     service_fn(|_| {
         let mut asked = false;
         poll_fn(move |_| {

@@ -178,7 +178,7 @@ async fn a_response_that_a_classifier_counts_as_a_failure_is_retried() {
         is_error.then_some(Cause::ClosedBeforeResponse)
     });
     let calls = Arc::new(AtomicU32::new(0));
-    let upstream = service_fn(|_: Request<_>| {
+    let upstream = service_fn(move |_: Request<_>| {
         let is_first = calls.fetch_add(1, Relaxed) == 0;
         let response = Response::builder().header(if is_first { "x-error" } else { "x-fine" }, "1");
         std::future::ready(Ok::<_, Failure>(response.body(Full::<Bytes>::from("tea")).unwrap()))

@@ -11,6 +11,8 @@ mod bodies;
 mod by_type;
 mod config_errors;
 mod handle;
+mod outage;
+mod outage_probe;
 mod page;
 mod plain;
 mod presets;

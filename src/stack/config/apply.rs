@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::super::builder::UpstreamBuilder;
 use super::super::config_error::ConfigError;
 use super::super::presets::Preset;
-use super::tables::{Circuit, ErrorPage, Hedge, Limit, Limiter, Part, Retry, Root, Time, Timeouts, Topology, When};
+use super::tables::{
+    Circuit, ErrorPage, Hedge, Limit, Limiter, Part, Probe, Retry, Root, Time, Timeouts, Topology, When,
+};
 use super::value::read;
 use crate::breaker::BreakerPolicy;
 use crate::error_page;
@@ -37,6 +39,14 @@ impl Root {
             Some(Part(Some(entries))) => {
                 let circuit = read::<Circuit>("circuit", entries, errors);
                 circuit.check(errors);
+                builder = set(builder, circuit.probe.clone(), |builder, Probe(path)| match path {
+                    Some(path) => {
+                        let mut request = http::Request::new(());
+                        *request.uri_mut() = path;
+                        builder.probe_request(request)
+                    }
+                    None => builder.without_probe(),
+                });
                 builder = builder.circuit(|policy| circuit.apply(policy));
             }
         }

@@ -20,7 +20,7 @@ use super::builder::UpstreamBuilder;
 /// | | `name`, `preset` (`"latency_critical"`, `"standard"`, `"batch"` or `"streaming"`), `proxy_status` |
 /// | `timeouts` | `response_head`, `attempt`, `total`, `body_idle`, `max_duration`, `client_idle`: a duration or `"none"`; `unbounded` |
 /// | `retry` | `attempts`, `base_backoff`, `max_backoff`, `max_retry_after`, `body_cap`, `budget`, `hedging` (`"p95"`, a duration or `"off"`), `trust_idempotency_keys`, `repeat_too_many_requests` |
-/// | `circuit` | `consecutive_failures`, `ratio`, `min_calls`, `window`, `open_duration`, `max_open_duration`, `probe_timeout`, `slow_calls` (a duration), `slow_ratio` (default 50 %) |
+/// | `circuit` | `consecutive_failures`, `ratio`, `min_calls`, `window`, `open_duration`, `max_open_duration`, `probe_timeout`, `slow_calls` (a duration), `slow_ratio` (default 50 %), `probe` (a path, or `"off"`) |
 /// | `limiter` | `fixed`, or `adaptive`, `min` and `max`; `hold_slot_during_upgrade` |
 /// | `topology` | `client_timeout` or `client_deadline`, `load_balancer_idle`, `load_balancer_propagation`, `server_keep_alive`, `upstream_keep_alive`, `upstream_timeout`, `connect`, `pool_idle`, `heartbeat`, `streaming`, `drain_delay`, `grace` |
 /// | `error_page` | `contact`, `reveal_upstream`; without the table there is no page, and an empty table is the default page |

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::Uri;
 use serde::Deserialize;
 
 use super::super::presets::Preset;
@@ -60,6 +61,7 @@ pub(super) struct Circuit {
     pub(super) probe_timeout: Option<Time>,
     pub(super) slow_calls: Option<Time>,
     pub(super) slow_ratio: Option<Fraction>,
+    pub(super) probe: Option<Probe>,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -130,6 +132,16 @@ values! {
 
     /// A timeout, or none.
     Limit (Option<Duration>) = |value| if is_off(&value) { Ok(None) } else { duration(value).map(Some) };
+
+    /// The path of a probe, or none.
+    Probe (Option<Uri>) = |value| {
+        let path = match &value {
+            value if is_off(value) => return Ok(None),
+            Value::String(text) if text.starts_with('/') => text.parse().ok(),
+            _ => None,
+        };
+        path.map(Some).ok_or_else(|| value.expected("a path such as \"/health\", or \"off\""))
+    };
 
     Count [const MAX: u32 = { u32::MAX }] (u32) = |value| match value {
         Value::Unsigned(number) if (1..=u64::from(MAX)).contains(&number) => Ok(u32::try_from(number).unwrap_or(MAX)),

@@ -5,6 +5,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::builder::UpstreamBuilder;
 use super::super::presets::Preset;
+use super::super::probe::ProbeSource;
 use super::*;
 
 fn toml(text: &str) -> UpstreamConfig {
@@ -59,6 +60,7 @@ const WHOLE: &str = r#"
     probe_timeout = "3s"
     slow_calls = "1s"
     slow_ratio = "75%"
+    probe = "/health"
 
     [limiter]
     adaptive = true
@@ -101,6 +103,7 @@ fn every_setting_reaches_the_builder() {
     assert_eq!((circuit.consecutive_failures, circuit.ratio.as_per_mille(), circuit.min_calls), (3, 250, 50));
     assert_eq!((circuit.window, circuit.open_duration, circuit.max_open_duration), (ms(30_000), ms(2000), ms(20_000)));
     assert_eq!(circuit.probe_timeout, ms(3000));
+    assert!(matches!(&settings.probe, Some(ProbeSource::Fixed(request)) if request.uri() == "/health"));
     assert_eq!(circuit.slow.map(|(longer, share)| (longer, share.as_per_mille())), Some((ms(1000), 750)));
     assert_eq!(settings.limiter.as_ref().unwrap().effective_bounds(), (4, 64));
     assert!(settings.page.is_some() && settings.found.is_empty());
@@ -296,6 +299,7 @@ fn every_fault_of_a_file_is_named_in_one_pass() {
         min_calls = 0
         slow_ratio = 0.5
         window = "1ms"
+        probe = "health"
         [limiter]
         fixed = 10
         min = 2
@@ -318,6 +322,7 @@ fn every_fault_of_a_file_is_named_in_one_pass() {
         ("circuit.ratio", "expected a fraction"),
         ("circuit.min_calls", "expected a whole number from 1"),
         ("circuit.slow_ratio", "set `slow_calls` as well"),
+        ("circuit.probe", "expected a path such as"),
         ("circuit.window", "set a duration from \"1s\" to \"1h\""),
         ("limiter.fixed", "set either `fixed`, or `adaptive`, `min` and `max`"),
         ("topology.client_deadline", "set one of"),

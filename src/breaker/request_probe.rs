@@ -1,0 +1,248 @@
+//! Tests an upstream with requests while its circuit is open, so that recovery does not wait for the open duration.
+//!
+//! A stack offers one request for every [`CALLS_PER_PROBE`] calls that the circuit refuses, usually a copy of the refused one. A
+//! task sends it; if the upstream responds, the circuit closes. So an outage of any kind ends when the upstream responds again:
+//! a connect probe sees only that it accepts connections.
+//!
+//! The task runs from an offer to the end of its probe. It is spawned by the offer that finds none, which a drop guard makes
+//! possible again when the task panics or its runtime ends; without a runtime nothing is probed. Whatever becomes of it, calls
+//! become probes as without it: it changes the circuit only by a success.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
+
+use super::active_probe::{interval, jittered};
+use super::handle::{CircuitHandle, CircuitShared};
+use super::packed_state::State;
+use crate::cause::BadGatewayCause;
+use crate::exchange::Outcome;
+
+/// The upstream gets one probe for this many refused calls, 3 %, also where the schedule allows for more.
+const CALLS_PER_PROBE: u32 = 32;
+/// A probe is given up no sooner than after this time.
+const MIN_LIMIT: Duration = Duration::from_millis(10);
+/// A probe is given up after the usual time of a response, times this: the first one also connects, with three round trips.
+const LIMIT_FACTOR: u32 = 4;
+
+/// A request to send, within the deadline that is its argument; and its outcome.
+pub(crate) type RequestProbe = Box<dyn FnOnce(Instant) -> BoxFuture + Send>;
+type BoxFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// The probes of one circuit.
+#[derive(Default)]
+pub(super) struct RequestProbes {
+    /// Calls to refuse until the next one is offered; 0 at the start of an outage.
+    left: AtomicU32,
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// The latest offer.
+    next: Option<Offer>,
+    outage: Option<Outage>,
+    running: bool,
+}
+
+struct Offer {
+    probe: RequestProbe,
+    limit: Duration,
+}
+
+/// The schedule of one outage.
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    since: Instant,
+    /// When the latest probe began.
+    last: Instant,
+}
+
+impl Outage {
+    fn new(now: Instant) -> Self {
+        Self { since: now, last: now }
+    }
+
+    /// When the next probe is due; `random` is uniform over its range.
+    fn next_at(&self, random: u32) -> Instant {
+        self.last + jittered(interval(self.last.saturating_duration_since(self.since)), random)
+    }
+}
+
+/// How long a probe may take, if a response usually takes `usual`; within the limit of a call that is a probe.
+fn limit(usual: Option<Duration>, most: Duration) -> Duration {
+    usual.map_or(most, |usual| usual.saturating_mul(LIMIT_FACTOR).max(MIN_LIMIT).min(most))
+}
+
+impl RequestProbes {
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The outage is over: drops the offer, and forgets the schedule.
+    pub(super) fn end_outage(&self) {
+        let mut slot = self.lock();
+        let offer = slot.next.take();
+        slot.outage = None;
+        drop(slot);
+        self.left.store(0, Relaxed);
+        // not under the lock: it holds a user's service
+        drop(offer);
+    }
+}
+
+impl CircuitHandle {
+    /// Whether the circuit is closed: one load.
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.core.circuit.try_acquire().is_some()
+    }
+
+    /// Whether a refused call should offer its request as a probe.
+    pub(crate) fn wants_probe(&self) -> bool {
+        self.core.probes.left.load(Relaxed) == 0
+    }
+
+    /// The circuit refused a call, which may offer its request as a probe; a response usually takes `usual`.
+    pub(crate) fn on_refused(&self, probe: Option<RequestProbe>, usual: Option<Duration>) {
+        let core = &self.core;
+        let Some(probe) = probe else {
+            let _ = core.probes.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+            return;
+        };
+        let Ok(runtime) = Handle::try_current() else { return };
+        core.probes.left.store(CALLS_PER_PROBE - 1, Relaxed);
+        let offer = Offer { probe, limit: limit(usual, core.circuit.policy().probe_timeout) };
+        let mut slot = core.probes.lock();
+        let earlier = slot.next.replace(offer);
+        slot.outage.get_or_insert_with(|| Outage::new(Instant::now()));
+        let spawns = !std::mem::replace(&mut slot.running, true);
+        drop(slot);
+        drop(earlier);
+        if spawns {
+            runtime.spawn(Running { circuit: Arc::downgrade(core), armed: true }.run());
+        }
+    }
+}
+
+/// Held by the task; dropping it allows another task.
+struct Running {
+    circuit: Weak<CircuitShared>,
+    armed: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let (true, Some(core)) = (self.armed, self.circuit.upgrade()) {
+            core.probes.lock().running = false;
+            // this also drops the offer, which nobody would take
+            core.probes.end_outage();
+        }
+    }
+}
+
+impl Running {
+    async fn run(mut self) {
+        while let Some(due) = self.next_at() {
+            sleep_until(due).await;
+            let Some((probe, limit, name)) = self.take() else { continue };
+            let begun = Instant::now();
+            let span = tracing::debug_span!(target: "tower_upstream", "probe", upstream = &*name);
+            let outcome = probe(begun + limit).instrument(span).await;
+            let Some(core) = self.circuit.upgrade() else { break };
+            core.on_probed(begun, &outcome);
+        }
+    }
+
+    /// When the next probe is due; `None` if there is no offer, so that the task ends.
+    fn next_at(&mut self) -> Option<Instant> {
+        let core = self.circuit.upgrade()?;
+        let mut slot = core.probes.lock();
+        let outage = slot.outage.filter(|_| slot.next.is_some());
+        (slot.running, self.armed) = (outage.is_some(), outage.is_some());
+        outage.map(|outage| outage.next_at(fastrand::u32(..)))
+    }
+
+    /// The latest offer, unless the circuit has closed in the meantime.
+    fn take(&self) -> Option<(RequestProbe, Duration, Arc<str>)> {
+        let core = self.circuit.upgrade()?;
+        if !matches!(core.circuit.state(), State::Open | State::HalfOpen) {
+            core.probes.end_outage();
+            return None;
+        }
+        let mut slot = core.probes.lock();
+        let offer = slot.next.take()?;
+        if let Some(outage) = &mut slot.outage {
+            outage.last = Instant::now();
+        }
+        Some((offer.probe, offer.limit, core.circuit.name().clone()))
+    }
+}
+
+impl CircuitShared {
+    /// Reports the outcome of a probe that began at `begun` to the circuit.
+    fn on_probed(&self, begun: Instant, outcome: &Outcome) {
+        let now = Instant::now();
+        let recovered = self.circuit.recovered(outcome, now.saturating_duration_since(begun));
+        tracing::debug!(
+            target: "tower_upstream",
+            upstream = &**self.circuit.name(),
+            probe = true,
+            error.type = outcome.cause().map(BadGatewayCause::as_str),
+            http.response.status_code = outcome.status().map(|status| status.as_u16()),
+            "{}",
+            match recovered {
+                Some(true) => "a probe found the upstream responding",
+                Some(false) => "a probe found the upstream failing",
+                None => "a probe showed nothing about the upstream",
+            }
+        );
+        self.circuit.count_probe();
+        if recovered == Some(true) {
+            self.record_recovery(begun, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_probe_has_four_times_as_long_as_usual_and_no_longer_than_a_call() {
+        for (usual, expected) in [
+            (None, SECOND),
+            (Some(Duration::ZERO), 10 * MS),
+            (Some(2 * MS), 10 * MS),
+            (Some(40 * MS), 160 * MS),
+            (Some(SECOND), SECOND),
+            (Some(Duration::MAX), SECOND),
+        ] {
+            assert_eq!(limit(usual, SECOND), expected, "{usual:?}");
+        }
+        assert_eq!(limit(Some(MS), 3 * MS), 3 * MS);
+    }
+
+    #[test]
+    fn probes_are_frequent_at_first() {
+        let since = Instant::now();
+        for (outage, least, most) in [(Duration::ZERO, 3, 5), (3 * SECOND, 4, 6), (60 * SECOND, 90, 120)] {
+            let outage = Outage { since, last: since + outage };
+            for random in [0, u32::MAX / 2, u32::MAX] {
+                let apart = outage.next_at(random) - outage.last;
+                assert!(apart >= least * MS && apart <= most * MS, "{apart:?}");
+            }
+        }
+        let long = Outage { since, last: since + 10_000 * SECOND };
+        assert_eq!(long.next_at(u32::MAX), long.last + SECOND);
+    }
+}
