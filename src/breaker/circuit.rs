@@ -236,7 +236,8 @@ impl Circuit {
         let in_a_row = if end.blame == Blame::ErrorResponse {
             // a response proves that the upstream lives, so it takes as many as for a share
             self.failures.record_success(epoch);
-            self.errors.record_failure(epoch) >= self.policy.min_calls && silent()
+            let enough = self.errors.record_failure(epoch) >= self.policy.min_calls;
+            enough && silent() && self.routes.most_fail(tick, self.policy.ratio)
         } else {
             let enough = self.failures.record_failure(epoch) >= self.policy.consecutive_failures;
             // no route explains that no connection can be made

@@ -5,15 +5,24 @@
 //! routes that were called of late fail. Where a path ends and its parameters begin is unknown; most routes have to fail
 //! whether a route is one segment of the path, two or three.
 //!
-//! Results are recorded only from the first failure on, until a window has passed without one: the calls of a healthy
-//! upstream cost one load. A route's cell keeps its last 16 results. Routes whose hashes collide share a cell.
+//! While nothing fails, one call in [`SAMPLE_RATE`] is recorded, so that the routes that work are known; from the first
+//! failure on, until a window has passed without one, all are. A route's cell keeps its last 16 results. Routes whose hashes
+//! collide share a cell.
 
+use std::cell::Cell as StdCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::window::CELLS;
 use crate::exchange::{DEPTHS, RouteKey};
 use crate::stats::Ratio;
+
+/// Of the calls of a healthy upstream, one in `SAMPLE_RATE` is recorded; a power of two.
+const SAMPLE_RATE: u32 = 16;
+
+thread_local! {
+    static CALLS: StdCell<u32> = const { StdCell::new(0) };
+}
 
 /// The cells of one depth, one for each hash.
 const CELL_COUNT: usize = 256;
@@ -36,7 +45,7 @@ impl RouteResults {
     #[inline]
     pub(super) fn are_recorded(&self, tick: impl FnOnce() -> u64) -> bool {
         let until = self.until.load(Relaxed);
-        until != 0 && tick() <= until
+        is_sampled() || (until != 0 && tick() <= until)
     }
 
     /// A call has failed: results are recorded for the length of a window.
@@ -74,6 +83,10 @@ impl RouteResults {
             cell.store(0, Relaxed);
         }
     }
+}
+
+fn is_sampled() -> bool {
+    CALLS.with(|calls| calls.replace(calls.get().wrapping_add(1))) % SAMPLE_RATE == 0
 }
 
 /// The latest results of one route.
@@ -127,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_recorded_before_the_first_failure_and_a_window_after_the_last() {
+    fn one_call_in_sixteen_is_recorded_and_each_from_the_first_failure_to_a_window_after_the_last() {
         let routes = RouteResults::default();
-        assert!(!routes.are_recorded(|| panic!("the clock is not read")));
+        let recorded = |tick| (0..32).filter(|_| routes.are_recorded(|| tick)).count();
+        assert_eq!(recorded(1), 2);
         routes.start(5);
-        assert!(routes.are_recorded(|| 15));
-        assert!(!routes.are_recorded(|| 16));
+        assert_eq!((recorded(15), recorded(16)), (32, 2));
         routes.clear();
-        assert!(!routes.are_recorded(|| 6));
+        assert_eq!(recorded(6), 2);
     }
 
     #[test]
