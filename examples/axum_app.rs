@@ -125,6 +125,7 @@ async fn run() -> Result<(), BoxError> {
         let _ = tokio::signal::ctrl_c().await;
         println!("drained: {:?}", handle.drain(ms(5_000)).await);
     };
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     Ok(axum::serve(listener, app).with_graceful_shutdown(stopped).await?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::HeaderValue;
+use http::{Extensions, HeaderValue};
 
 /// The scheme of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,10 @@ impl Scheme {
 }
 
 /// The client of a request; create one per connection, with its field values prepared.
+///
+/// A request's own is the one in its extensions, else that of the proxy or layer. With the feature `axum`, where neither is
+/// known, it is axum's `ConnectInfo<SocketAddr>`: serve the app by `into_make_service_with_connect_info::<SocketAddr>()`.
+/// It says nothing about the scheme, so that `X-Forwarded-Proto` is not written.
 #[derive(Clone, Debug)]
 pub struct ClientInfo {
     address: Option<HeaderValue>,
@@ -36,12 +40,7 @@ impl ClientInfo {
     ///
     /// An IPv4-mapped address of a dual-stack socket is written as IPv4.
     pub fn new(address: Option<IpAddr>, scheme: Scheme) -> Self {
-        let node = match address.map(|address| address.to_canonical()) {
-            Some(IpAddr::V4(address)) => address.to_string(),
-            // brackets and colons are not allowed in a token, hence the quotes (RFC 7239 section 6)
-            Some(IpAddr::V6(address)) => format!("\"[{address}]\""),
-            None => "unknown".to_owned(),
-        };
+        let node = node(address);
         Self {
             address: address.and_then(|address| HeaderValue::try_from(address.to_canonical().to_string()).ok()),
             scheme: Some(scheme),
@@ -53,6 +52,39 @@ impl ClientInfo {
     /// A client with unknown address and scheme.
     pub fn unknown() -> Self {
         Self { address: None, scheme: None, element: HeaderValue::from_static("for=unknown") }
+    }
+
+    /// The client of this request, unless `known` is all that is known of it.
+    pub(super) fn of_request(extensions: &Extensions, known: &Self) -> Option<Self> {
+        let own = extensions.get::<Self>().cloned();
+        own.or_else(
+            || if known.address.is_none() && known.scheme.is_none() { Self::accepted(extensions) } else { None },
+        )
+    }
+
+    /// The client that axum's server accepted.
+    #[cfg(feature = "axum")]
+    fn accepted(extensions: &Extensions) -> Option<Self> {
+        use axum::extract::ConnectInfo;
+
+        let ConnectInfo(client) = extensions.get::<ConnectInfo<std::net::SocketAddr>>()?;
+        Some(Self::at(client.ip()))
+    }
+
+    #[cfg(not(feature = "axum"))]
+    fn accepted(_: &Extensions) -> Option<Self> {
+        None
+    }
+
+    /// A client with this address and an unknown scheme.
+    #[cfg(feature = "axum")]
+    fn at(address: IpAddr) -> Self {
+        let element = format!("for={}", node(Some(address)));
+        Self {
+            address: HeaderValue::try_from(address.to_canonical().to_string()).ok(),
+            scheme: None,
+            element: HeaderValue::try_from(element).unwrap_or(HeaderValue::from_static("for=unknown")),
+        }
     }
 
     /// The value for `X-Forwarded-For`.
@@ -71,9 +103,37 @@ impl ClientInfo {
     }
 }
 
+/// The node of `Forwarded` (RFC 7239 section 6).
+fn node(address: Option<IpAddr>) -> String {
+    match address.map(|address| address.to_canonical()) {
+        Some(IpAddr::V4(address)) => address.to_string(),
+        // brackets and colons are not allowed in a token, hence the quotes
+        Some(IpAddr::V6(address)) => format!("\"[{address}]\""),
+        None => "unknown".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "axum")]
+    #[test]
+    fn the_client_that_axum_accepted_is_used_where_no_other_is_known() {
+        use std::net::SocketAddr;
+
+        let mut extensions = Extensions::new();
+        extensions.insert(axum::extract::ConnectInfo(SocketAddr::from(([192, 0, 2, 7], 4711))));
+        let of = |extensions: &Extensions, known| {
+            let client = ClientInfo::of_request(extensions, &known)?;
+            Some((client.address()?.to_str().unwrap().to_owned(), client.element().to_str().unwrap().to_owned()))
+        };
+        let accepted = Some(("192.0.2.7".to_owned(), "for=192.0.2.7".to_owned()));
+        assert_eq!(of(&extensions, ClientInfo::unknown()), accepted);
+        assert_eq!(of(&extensions, ClientInfo::new(Some([192, 0, 2, 9].into()), Scheme::Http)), None);
+        extensions.insert(ClientInfo::new(Some([192, 0, 2, 8].into()), Scheme::Https));
+        assert_eq!(of(&extensions, ClientInfo::unknown()).unwrap().1, "for=192.0.2.8;proto=https");
+    }
 
     fn said(address: &str, scheme: Scheme) -> (String, String) {
         let caller = ClientInfo::new(Some(address.parse().unwrap()), scheme);

@@ -19,7 +19,7 @@ impl UnsolicitedUpgrade {
 }
 
 impl ForwardingRules {
-    /// Like [`request`](Self::request); the client is the one in the request's extensions, else this one.
+    /// Like [`request`](Self::request); the client is the one in the request's extensions, else this one; see [`ClientInfo`].
     #[inline]
     pub(crate) fn forward_request(
         &self,
@@ -27,7 +27,7 @@ impl ForwardingRules {
         caller: &ClientInfo,
         upstream: &HeaderValue,
     ) -> Result<ForwardedRequest, Rejection> {
-        let named = parts.extensions.get::<ClientInfo>().cloned();
+        let named = ClientInfo::of_request(&parts.extensions, caller);
         self.request(parts, named.as_ref().unwrap_or(caller), upstream)
     }
 

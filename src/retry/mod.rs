@@ -203,7 +203,8 @@ impl RetryLayer {
     /// Copies this type of request extension for later attempts (default: [`Deadline`](crate::deadline::Deadline) and
     /// [`RetryOverride`] alone).
     ///
-    /// Do not copy extensions that belong to a single attempt: hyper's `OnUpgrade`, a captured connection.
+    /// Around a proxy, copy the [`ClientInfo`](crate::forward::ClientInfo) of your requests; the stack does. Do not copy extensions
+    /// that belong to a single attempt: hyper's `OnUpgrade`, a captured connection.
     pub fn carry<T: Clone + Send + Sync + 'static>(mut self) -> Self {
         self.settings.extension_copiers.push(carry::<T>);
         self

@@ -23,6 +23,7 @@ use crate::classify::{Classified, ClassifyLayer};
 use crate::deadline::DeadlinePropagation;
 use crate::error_page::ErrorPage;
 use crate::event::Observer;
+use crate::forward::ClientInfo;
 use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{self, Resend, RetryBudget, RetryLayer, RetryPolicy};
 use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts, Topology};
@@ -346,7 +347,7 @@ impl UpstreamBuilder {
         let limiter = settings.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&name));
         let timeouts = settings.timeout_layer.limits().clone();
         let budget = settings.retry.as_ref().map(|retry| retry.settings().budget.clone());
-        let retry = settings.retry.as_ref().map(|retry| retry::Settings {
+        let retry = settings.retry.map(carry_client).map(|retry| retry::Settings {
             total: retries_end(&timeouts.timeouts, settings.retries_within),
             within: settings.retries_within,
             upstream: Some(name.clone()),
@@ -376,6 +377,14 @@ impl UpstreamBuilder {
         });
         Ok(UpstreamLayer { live, handle })
     }
+}
+
+/// Gives later attempts the client's address, which a proxy inside forwards.
+fn carry_client(retry: RetryLayer) -> RetryLayer {
+    let retry = retry.carry::<ClientInfo>();
+    #[cfg(feature = "axum")]
+    let retry = retry.carry::<axum::extract::ConnectInfo<std::net::SocketAddr>>();
+    retry
 }
 
 /// The time from the start of a call in which it may be retried.

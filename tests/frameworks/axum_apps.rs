@@ -1,19 +1,20 @@
 //! axum: per route and per app, nested, as a fallback, over fresh connections.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, any, get, post};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
+use tower::Layer;
 use tower_upstream::breaker::State;
-use tower_upstream::{BadGatewayCause as Cause, Failure};
+use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 use crate::stack::Stack;
-use crate::support::{Upstream, ask, listener, proxy, upstream};
+use crate::support::{Upstream, app, ask, listener, proxy, upstream};
 
 /// Serves as axum does, which makes the layers' services anew for every connection.
 pub async fn serve(app: Router) -> SocketAddr {
@@ -66,6 +67,30 @@ async fn the_circuit_of_a_make_service_opens_as_well() {
         post_to(address, "/").await;
     }
     assert_eq!((reached.load(Relaxed), stack.circuit().refused), (20, 10));
+}
+
+#[tokio::test]
+async fn the_upstream_of_an_axum_app_gets_the_clients_address_with_every_attempt() {
+    let seen = Arc::<Mutex<Vec<_>>>::default();
+    let log = seen.clone();
+    let echo = move |headers: HeaderMap| {
+        let field = |name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        let mut seen = log.lock().unwrap();
+        seen.push((field("x-forwarded-for"), field("x-forwarded-proto")));
+        std::future::ready(if seen.len() == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK })
+    };
+    let upstream = app(Router::new().fallback(echo)).await;
+    let proxy = proxy(upstream.address).build();
+    let stack = UpstreamLayer::for_proxy(&proxy).build().unwrap();
+    let app = Router::new().route("/healthz", get(|| async { "ok" })).fallback_service(stack.layer(proxy));
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let answer = ask(address, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(answer.status(), 200);
+    // the server may be behind TLS: the scheme is unknown
+    assert_eq!(*seen.lock().unwrap(), vec![(Some("127.0.0.1".to_owned()), None); 2]);
 }
 
 #[tokio::test]
