@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::time::Instant;
 
 use super::Ratio;
-use super::rate_sampler::{MIN_CAP, RateSampler};
+use super::rate_sampler::{Minimum, RateSampler};
 use super::token_bucket::{StripedTokenBucket, TOKEN};
 use crate::stats::{TickGuard, default_stripes, stripe};
 
@@ -20,7 +20,7 @@ use crate::stats::{TickGuard, default_stripes, stripe};
 /// |---|---|---|
 /// | [`ratio`](Self::ratio) | 20 % | of a token per success, of first attempts and retries |
 /// | price | 1 token | per retry; refunded if it was never sent |
-/// | floor | 2 % of the rate, at most 10 per second | tokens added over time |
+/// | floor | 2 % of the rate, at most 10 per second | tokens added over time; next to nothing where traffic is low |
 /// | cap | the ratio times the calls of a second, at least 3 | maximum number of tokens; a new budget has 3 |
 /// | rate | over 2 s | exponentially weighted average of the calls started |
 ///
@@ -34,6 +34,8 @@ use crate::stats::{TickGuard, default_stripes, stripe};
 /// thread and settled atomically with each withdrawal. Only the tokens added over time may be late under concurrency,
 /// by the length of an atomic operation or two,
 /// or as long as a thread is suspended between them.
+///
+/// These values suit a process of a fleet. [`single_process`](Self::single_process) is for an application that runs alone.
 ///
 /// Clones share one budget: use one for each upstream, shared by all layers and routes that call it. Recording a call and its
 /// success only touches counters of the thread's stripe; there is no lock.
@@ -71,6 +73,7 @@ pub struct RetryBudget {
 struct BudgetInner {
     /// The deposit of a success; `None` if unlimited.
     ratio: Option<Ratio>,
+    minimum: Minimum,
     /// The first time passed in: the origin of the ticks.
     epoch: OnceLock<Instant>,
     bucket: StripedTokenBucket,
@@ -104,19 +107,38 @@ pub struct BudgetSnapshot {
 impl RetryBudget {
     /// A budget of 20 %, with three initial tokens.
     pub fn new() -> Self {
-        Self::of(Some(Ratio::USUAL))
+        Self::of(Some(Ratio::USUAL), Minimum::FLEET)
     }
 
     /// A budget of 10 %: half the extra load, but it hides half as many errors.
     pub fn conservative() -> Self {
-        Self::of(Some(Ratio::CONSERVATIVE))
+        Self::of(Some(Ratio::CONSERVATIVE), Minimum::FLEET)
+    }
+
+    /// A budget of 20 % for an application that runs in one process, or in few: it has ten initial tokens, a cap of at least
+    /// ten, and a floor of at least one token per second.
+    ///
+    /// A share of little traffic is next to nothing: with [`new`](Self::new), an application with 10 calls a minute has the
+    /// three tokens it began with, and hides few errors after those. Here a process may add a retry per second to an upstream
+    /// in an outage, and a fleet of 100 processes 100.
+    ///
+    /// ```
+    /// use tower_upstream::UpstreamLayer;
+    /// use tower_upstream::retry::RetryBudget;
+    ///
+    /// let layer = UpstreamLayer::builder("prices").budget(RetryBudget::single_process()).build().unwrap();
+    /// let budget = layer.handle().snapshot(tokio::time::Instant::now()).budget.unwrap();
+    /// assert_eq!((budget.tokens, budget.floor), (10.0, 1.0));
+    /// ```
+    pub fn single_process() -> Self {
+        Self::of(Some(Ratio::USUAL), Minimum::SINGLE)
     }
 
     /// An unlimited budget: for tests only.
     ///
     /// With it a slow upstream receives each call as often as the policy allows. It still counts.
     pub fn unlimited() -> Self {
-        Self::of(None)
+        Self::of(None, Minimum::FLEET)
     }
 
     /// Sets the deposit per success (default 20 %).
@@ -124,18 +146,19 @@ impl RetryBudget {
     /// A higher one hides more errors but adds more load to a failing upstream: hiding 20 % of random errors needs 25 %.
     /// It starts with a new budget: clones made before keep the old one.
     pub fn ratio(self, ratio: Ratio) -> Self {
-        Self::of(Some(ratio))
+        Self::of(Some(ratio), self.inner.minimum)
     }
 
-    fn of(ratio: Option<Ratio>) -> Self {
+    fn of(ratio: Option<Ratio>, minimum: Minimum) -> Self {
         let per_mille = ratio.map_or(0, Ratio::as_per_mille);
-        let tokens = if ratio.is_some() { MIN_CAP } else { u32::MAX };
+        let tokens = if ratio.is_some() { minimum.cap } else { u32::MAX };
         let stripes = default_stripes();
         let account = BudgetInner {
             ratio,
+            minimum,
             epoch: OnceLock::new(),
             bucket: StripedTokenBucket::new(per_mille, tokens, stripes),
-            sampler: RateSampler::new(per_mille, stripes),
+            sampler: RateSampler::new(per_mille, minimum, stripes),
         };
         Self { inner: Arc::new(account) }
     }
@@ -353,6 +376,24 @@ mod tests {
     }
 
     #[test]
+    fn an_application_that_runs_alone_hides_an_error_a_second_at_any_rate() {
+        let mut client = Client::new(RetryBudget::single_process());
+        // ten to begin with, and one a second
+        let retries = client.runs(1, 60, false);
+        assert!((69..=70).contains(&retries), "{retries}");
+        let mut client = Client::new(RetryBudget::single_process().ratio(Ratio::CONSERVATIVE));
+        assert_eq!(client.spends(), 10, "another ratio keeps the rest");
+        let retries = client.runs(10, 60, false);
+        assert!((59..=61).contains(&retries), "{retries}");
+        // a share of the traffic where that is more
+        client.runs(1000, 30, true);
+        assert_eq!(client.spends(), 99);
+        // after a silence, no more than it holds without traffic
+        client.now += Duration::from_secs(600);
+        assert_eq!(client.spends(), 10);
+    }
+
+    #[test]
     fn a_large_client_in_an_outage_adds_ten_a_second() {
         let mut client = Client::new(RetryBudget::new());
         client.runs(2000, 10, true);
@@ -508,7 +549,7 @@ mod tests {
         ) {
             let start = start.index(history.len());
             let mut played = Played::new(ratio);
-            let mut highest_cap = MIN_CAP;
+            let mut highest_cap = Minimum::FLEET.cap;
             let mut window = None;
             for (place, (pause, step, times)) in history.into_iter().enumerate() {
                 // in the window floor and cap are read without settling anything

@@ -182,7 +182,7 @@ fn classify(policy: &RetryPolicy, shown: FailureSignal<'_>) -> Result<FailureKin
     match shown {
         FailureSignal::Failure(failure) if failure.evidence() == Evidence::LocalRefusal => Err(RetryStop::LocalRefusal),
         FailureSignal::Failure(failure) if failure.cause() == Cause::UpstreamStatus => {
-            relayed(policy, failure.status(), failure.replay(), StatusCode::is_server_error)
+            relayed(policy, failure.status(), failure.replay(), |status| status.is_server_error())
         }
         FailureSignal::Failure(failure) => of_cause(failure.cause(), failure.replay()),
         FailureSignal::Cause(Cause::UpstreamStatus) => {
@@ -230,8 +230,8 @@ fn of_cause(cause: Cause, replay: Replay) -> Result<FailureKind, RetryStop> {
 }
 
 /// The statuses after which a request is repeated without a record of a failure.
-fn is_repeated(status: &StatusCode) -> bool {
-    matches!(*status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+fn is_repeated(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
 /// A failure response of the upstream itself.
@@ -241,9 +241,9 @@ fn relayed(
     policy: &RetryPolicy,
     status: StatusCode,
     replay: Replay,
-    repeats: fn(&StatusCode) -> bool,
+    repeats: fn(StatusCode) -> bool,
 ) -> Result<FailureKind, RetryStop> {
-    let repeated = repeats(&status) || (status == StatusCode::TOO_MANY_REQUESTS && policy.repeats_too_many);
+    let repeated = repeats(status) || (status == StatusCode::TOO_MANY_REQUESTS && policy.repeats_too_many);
     match replay {
         replay @ (Replay::NotSent | Replay::IdempotentOnly) if repeated => {
             Ok(FailureKind { replay, delay: Delay::Backoff, target: RetryTarget::OtherPeer, stale: false })

@@ -33,8 +33,21 @@ const SAMPLES_PER_TICK: u64 = 8;
 /// At least one call in this many checks the clock, so that a tick is noticed soon after traffic drops suddenly.
 const MAX_SAMPLING_INTERVAL: u64 = 16;
 
-/// The smallest cap, in thousandths of a token.
-pub(crate) const MIN_CAP: u32 = 3 * TOKEN;
+/// The smallest cap and floor of a budget, whatever the rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Minimum {
+    /// In thousandths of a token.
+    pub(crate) cap: u32,
+    /// In thousandths of a token per second.
+    pub(crate) floor: u32,
+}
+
+impl Minimum {
+    /// For a process of a fleet: nothing that does not depend on the traffic, but three tokens to begin with.
+    pub(crate) const FLEET: Self = Self { cap: 3 * TOKEN, floor: 0 };
+    /// For a process that is alone, or one of few.
+    pub(crate) const SINGLE: Self = Self { cap: 10 * TOKEN, floor: TOKEN };
+}
 
 /// The largest floor, in thousandths of a token per second.
 const MAX_FLOOR: u64 = 10 * TOKEN as u64;
@@ -46,6 +59,7 @@ const FLOOR_PERCENT: u64 = 2;
 #[derive(Debug)]
 pub(crate) struct RateSampler {
     ratio: u64,
+    minimum: Minimum,
     stripes: u64,
     tick_lock: TickLock,
     /// Sampling mask: one call in `mask + 1` is sampled.
@@ -63,17 +77,18 @@ pub(crate) struct RateSampler {
 }
 
 impl RateSampler {
-    pub(crate) fn new(ratio: u16, stripes: usize) -> Self {
+    pub(crate) fn new(ratio: u16, minimum: Minimum, stripes: usize) -> Self {
         Self {
             ratio: ratio.into(),
+            minimum,
             stripes: stripes as u64,
             tick_lock: TickLock::new(),
             sample_mask: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             seen_calls: AtomicU64::new(0),
             paid_until: AtomicU64::new(0),
-            floor: AtomicU32::new(0),
-            cap: AtomicU32::new(MIN_CAP),
+            floor: AtomicU32::new(minimum.floor),
+            cap: AtomicU32::new(minimum.cap),
         }
     }
 
@@ -98,8 +113,8 @@ impl RateSampler {
         let rate = decayed(average(self.rate.load(Ordering::Relaxed), new), taken.since().saturating_sub(1));
         self.seen_calls.store(begun, Ordering::Relaxed);
         self.rate.store(rate, Ordering::Relaxed);
-        self.floor.store(floor(rate), Ordering::Relaxed);
-        self.cap.store(cap(rate, self.ratio), Ordering::Relaxed);
+        self.floor.store(floor(rate).max(self.minimum.floor), Ordering::Relaxed);
+        self.cap.store(cap(rate, self.ratio).max(self.minimum.cap), Ordering::Relaxed);
         self.sample_mask.store(sampling_interval(rate / CALL / TICKS / self.stripes) - 1, Ordering::Relaxed);
     }
 
@@ -161,9 +176,9 @@ fn floor(rate: u64) -> u32 {
     u32::try_from(floor).unwrap_or(u32::MAX)
 }
 
-/// The deposits of the successes of one second, at least three tokens.
+/// The deposits of the successes of one second.
 fn cap(rate: u64, ratio: u64) -> u32 {
-    u32::try_from(rate * ratio / CALL).unwrap_or(u32::MAX).max(MIN_CAP)
+    u32::try_from(rate * ratio / CALL).unwrap_or(u32::MAX)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -176,7 +191,7 @@ mod tests {
 
     /// A sampler after this many calls per tick, for this many ticks.
     fn paced(calls: u64, ticks: u32) -> RateSampler {
-        let pace = RateSampler::new(200, 2);
+        let pace = RateSampler::new(200, Minimum::FLEET, 2);
         for tick in 1..=ticks {
             turn(&pace, tick, calls * u64::from(tick));
         }
@@ -203,7 +218,7 @@ mod tests {
         // 10 calls a second: a retry in 5 s, and three tokens at most
         let pace = paced(1, 300);
         assert!((190..=200).contains(&pace.floor()), "{}", pace.floor());
-        assert_eq!(pace.cap(), MIN_CAP);
+        assert_eq!(pace.cap(), Minimum::FLEET.cap);
     }
 
     #[test]
@@ -236,12 +251,12 @@ mod tests {
 
     #[test]
     fn nothing_overflows() {
-        let pace = RateSampler::new(1000, 2);
+        let pace = RateSampler::new(1000, Minimum::FLEET, 2);
         for tick in [1, 2, 3, 1000, u32::MAX >> 1] {
             turn(&pace, tick, (u64::MAX / 7).wrapping_mul(tick.into()));
             pace.take_due(u64::from(tick) * TICK);
         }
-        let pace = RateSampler::new(1000, 2);
+        let pace = RateSampler::new(1000, Minimum::FLEET, 2);
         (1..1000).for_each(|tick| turn(&pace, tick, u64::from(tick) * MAX_CALLS));
         assert_eq!(pace.cap(), u32::MAX);
     }

@@ -168,10 +168,12 @@ mod tests {
         assert!(findings(shop(Preset::Standard).timeouts(three_of_two))[0].contains("attempts_total"));
     }
 
+    type Change = fn(Timeouts) -> Timeouts;
+
     /// The changes of the timeouts in the examples and the guide.
     #[test]
     fn the_settings_of_examples_and_guide_yield_no_finding() {
-        let changes: [(&str, &str, fn(Timeouts) -> Timeouts); 4] = [
+        let changes: [(&str, &str, Change); 4] = [
             (
                 include_str!("../../examples/axum_app.rs"),
                 "timeouts.response_head(ms(700)).attempt(ms(1_200)).total(ms(4_000))",

@@ -45,7 +45,7 @@ use loom::thread;
 use limit::striped_semaphore::{SlotRef, StripedSemaphore};
 use stats::{StripedWindow, TickLock};
 use retry::token_bucket::{StripedTokenBucket, TOKEN, TokenCounts};
-use retry::rate_sampler::RateSampler;
+use retry::rate_sampler::{Minimum, RateSampler};
 
 /// The counts by bucket, and their sum by slice.
 fn counts(window: &StripedWindow, second: u32) -> ([u32; 2], u32, u32) {
@@ -278,7 +278,7 @@ fn the_clock_is_paid_for_once() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {
-        let shared = Arc::new((RateSampler::new(500, 1), StripedTokenBucket::new(500, 0, 1)));
+        let shared = Arc::new((RateSampler::new(500, Minimum::FLEET, 1), StripedTokenBucket::new(500, 0, 1)));
         // 100,000 calls in the first tick: the whole floor of 10 a second
         shared.0.update(&shared.0.try_lock(100_000).unwrap(), 100_000);
         let looks = |shared: &(RateSampler, StripedTokenBucket), micros| {

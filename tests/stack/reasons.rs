@@ -52,9 +52,12 @@ impl Lines {
     }
 }
 
+/// A failure, and the id of its request.
+type Report = (Failure, Option<String>);
+
 /// The reported failures.
 #[derive(Clone, Default)]
-struct Reported(Arc<Mutex<Vec<(Failure, Option<String>)>>>);
+struct Reported(Arc<Mutex<Vec<Report>>>);
 
 impl Observer for Reported {
     fn on_event(&self, event: &Event<'_>) {
@@ -66,7 +69,7 @@ impl Observer for Reported {
 }
 
 impl Reported {
-    fn all(&self) -> Vec<(Failure, Option<String>)> {
+    fn all(&self) -> Vec<Report> {
         self.0.lock().unwrap().clone()
     }
 }
