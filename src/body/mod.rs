@@ -14,7 +14,7 @@ pub(crate) use self::length::{Length, content_length, is_plain_number};
 pub use self::replay::{BodyReclaimed, ReplayBody, ReplayHandle};
 pub use self::response::ResponseBody;
 pub use self::upload::TrackedUpload;
-pub(crate) use self::upload::UploadCounters;
+pub(crate) use self::upload::{UploadCounters, announces_body};
 
 /// The error of a body of any type.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -6,10 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Request};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
+
+/// Whether a request has a body, as far as its head tells: HTTP/2 does not announce it.
+pub(crate) fn announces_body<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    match headers.get(CONTENT_LENGTH) {
+        Some(length) => *length != HeaderValue::from_static("0"),
+        None => headers.contains_key(TRANSFER_ENCODING) || !request.method().is_safe(),
+    }
+}
 
 /// The progress of an upload, shared with the code that waits for the response.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
 //! An adaptive timeout for the response head, learned from response times.
 //!
 //! The timeout is twice the 99.5th percentile of the last minute: it leaves room for the slowest normal response, and a
-//! hang is detected in a fraction of the time of a fixed timeout. Three rules keep it from locking itself in:
+//! hang is detected in a fraction of the time of a fixed timeout. Four rules keep it from locking itself in:
 //!
 //! - A call that timed out counts as a sample of twice its timeout. Without it, only the fast responses would be left to
 //!   learn from, and after the upstream became slower the timeout would stay low.
 //! - With fewer than 200 samples the cap applies.
+//! - A call is cut at the timeout only if another one of its route that began after it has been answered in time: that proves
+//!   that it hangs. Without such proof the whole route may have become slower, and it is cut at 16 times the timeout.
 //! - If more than 2 % of a second's calls timed out (of 20 or more), the timeout is the suspect, not the upstream: a guard
 //!   doubles it for each such second, up to 16 times, and decays by a tenth per second.
 //!
@@ -15,7 +17,8 @@
 mod guard;
 mod routes;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -73,7 +76,14 @@ pub struct AdaptiveTimeout {
     /// In microseconds: one hour fits.
     limit: AtomicU32,
     guard: RegressionGuard,
+    /// The first time that was an argument: the origin of `answered`.
+    origin: OnceLock<Instant>,
+    /// When the last call began that was answered in time, in microseconds.
+    answered: AtomicU64,
 }
+
+/// A call that may be only slow is cut at this many times the timeout.
+const PATIENCE: u32 = 16;
 
 /// Snapshot of an adaptive timeout.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -102,6 +112,8 @@ impl AdaptiveTimeout {
             histogram: WindowedHistogram::new(default_stripes().min(MOST_STRIPES)),
             limit: AtomicU32::new(micros(cap)),
             guard: RegressionGuard::new(),
+            origin: OnceLock::new(),
+            answered: AtomicU64::new(0),
         }
     }
 
@@ -160,6 +172,26 @@ impl AdaptiveTimeout {
         let second = self.histogram.second(now);
         self.learn(second);
         self.histogram.record(second, elapsed);
+        if micros(elapsed) <= self.limit.load(Ordering::Relaxed) {
+            let elapsed = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+            self.answered.fetch_max(self.since_origin(now).saturating_sub(elapsed), Ordering::Relaxed);
+        }
+    }
+
+    /// The next timeout of a call that has waited since `begun` and may be only slow; `None` if it hangs.
+    ///
+    /// It hangs if a later one has been answered in time, or if the wait is [`PATIENCE`] times the timeout.
+    pub(super) fn more_time(&self, begun: Instant, now: Instant) -> Option<Duration> {
+        let limit = self.limit(now);
+        let waited = now.saturating_duration_since(begun);
+        let overtaken = self.since_origin(begun) < self.answered.load(Ordering::Relaxed);
+        let longest = if overtaken { limit } else { limit.saturating_mul(PATIENCE).min(self.cap) };
+        (waited < longest).then(|| (waited + limit).min(longest))
+    }
+
+    fn since_origin(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(*self.origin.get_or_init(|| now));
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Records a call that timed out at this limit, learned or not.
@@ -308,6 +340,23 @@ mod tests {
         let limit = upstream.runs(3, millis(3000));
         assert!(limit >= millis(3000), "{limit:?}");
         assert!(is_about(upstream.runs(120, millis(3000)), millis(6000)));
+    }
+
+    #[test]
+    fn only_a_call_that_was_overtaken_hangs_at_once() {
+        let mut upstream = Upstream::new(AdaptiveTimeout::new(CAP));
+        let timeout = upstream.runs(60, millis(40));
+        let (begun, limit) = (upstream.now, &upstream.limit);
+        let after = |times: u32| begun + timeout * times;
+        assert_eq!(limit.more_time(begun, after(1)), Some(timeout * 2), "all may have become slower");
+        assert_eq!(limit.more_time(begun, after(15)), Some(timeout * 16));
+        assert_eq!(limit.more_time(begun, after(16)), None, "nobody waits for ever");
+        limit.record(after(5), timeout * 5);
+        assert_eq!(limit.more_time(begun, after(5)), Some(timeout * 6), "they have");
+        limit.record(begun + millis(45), millis(40));
+        assert_eq!(limit.more_time(begun, after(1)), None, "a later one took 40 ms");
+        let later = begun + millis(5);
+        assert_eq!(limit.more_time(later, later + timeout), Some(timeout * 2));
     }
 
     #[test]

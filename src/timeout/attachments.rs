@@ -54,7 +54,7 @@ impl TimeoutExtensions {
     #[cold]
     #[inline(never)]
     pub(super) fn on_response(&self, lesson: Option<Observation>, call: &CallContext, head: &HeadSeen<'_>) {
-        let taught = self.routes.as_ref().zip(lesson).filter(|_| head.outcome.status().is_some());
+        let taught = self.routes.as_ref().zip(lesson).filter(|_| head.outcome.is_success());
         if let Some((learner, lesson)) = taught {
             learner.record_response(lesson, call.now, head.uploaded, head.outcome.now());
         }

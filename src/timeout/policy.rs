@@ -122,8 +122,16 @@ impl TimeoutPolicy for EnforcedTimeouts {
         progress: &AttemptProgress,
     ) -> TimerDecision {
         let head = if state.stall.is_none() { self.head(state, now) } else { None };
+        let learned = self.observation(state);
         let stall = state.stall.get_or_insert_with(|| Box::new(StallDetector::new(call.now, head)));
-        let (check, limit) = (stall.check(now, progress), stall.limit());
+        let mut check = stall.check(now, progress);
+        if let (Some((learner, lesson)), true) = (learned, check.due.is_some_and(|due| due <= now)) {
+            // a learned timeout cuts only what hangs, the configured one every call
+            if let Some(longer) = learner.more_time(lesson, stall.last_progress(), now) {
+                check.due = stall.extend(longer, self.timeouts.response_head);
+            }
+        }
+        let limit = stall.limit();
         let (attempt, total) = (self.attempt_end(call), self.total_end(call));
         let deadline = call.deadline.map(|deadline| deadline.instant());
         let has_passed = |end: Option<Instant>| end.is_some_and(|end| end <= now);

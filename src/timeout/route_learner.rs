@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Uri};
+use http::{Extensions, HeaderMap, Method, Request, Uri};
 use tokio::time::Instant;
 
 use super::{AdaptiveTimeout, LearningMode, RouteTimeouts};
+use crate::body::announces_body;
 
 /// The request data from which its route is derived.
 #[derive(Clone, Copy, Debug)]
@@ -53,17 +53,14 @@ impl RouteLearner {
         let (uri, headers) = (request.uri(), request.headers());
         let head = RequestHead { method: request.method(), uri, headers, extensions: request.extensions() };
         let route = self.limits.index((self.route)(head)?)?;
-        let empty = HeaderValue::from_static("0");
-        let uploads = headers.contains_key(TRANSFER_ENCODING)
-            || headers.get(CONTENT_LENGTH).is_some_and(|length| *length != empty);
-        Some(Observation { route, uploads })
+        Some(Observation { route, uploads: announces_body(request) })
     }
 
     fn limit(&self, lesson: Observation) -> Option<&AdaptiveTimeout> {
         self.limits.at(lesson.route)
     }
 
-    /// The timeout of a call: the learned one if enforced, at most the configured one.
+    /// The timeout of a call, if it hangs: the learned one if enforced, at most the configured one.
     pub(super) fn response_head_limit(
         &self,
         lesson: Observation,
@@ -88,6 +85,14 @@ impl RouteLearner {
         if let Some(limit) = self.limit(lesson) {
             limit.record(now, now.saturating_duration_since(uploaded.unwrap_or(begun)));
         }
+    }
+
+    /// The timeout of a call that has waited since `begun` for its response head, but is not cut yet.
+    pub(super) fn more_time(&self, lesson: Observation, begun: Instant, now: Instant) -> Option<Duration> {
+        if self.limits.mode() == LearningMode::Report {
+            return None;
+        }
+        self.limit(lesson)?.more_time(begun, now)
     }
 
     /// Records a call that timed out at this limit.

@@ -63,6 +63,17 @@ impl StallDetector {
         Check { due, client_uploads: uploading && (moved || is_client_late(progress)), read_before }
     }
 
+    /// Lengthens the timeout, to `most` at most; returns when it passes.
+    pub(super) fn extend(&mut self, limit: Duration, most: Option<Duration>) -> Option<Instant> {
+        self.limit = Some(most.map_or(limit, |most| limit.min(most)));
+        self.limit.map(|limit| self.last_progress + limit)
+    }
+
+    /// Time of the last progress; after the upload, the time it ended.
+    pub(super) fn last_progress(&self) -> Instant {
+        self.last_progress
+    }
+
     /// The timeout.
     pub(super) fn limit(&self) -> Option<Duration> {
         self.limit

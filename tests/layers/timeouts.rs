@@ -16,9 +16,11 @@ use futures_util::stream;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::TrackedUpload;
+use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::cause::{Evidence, Phase, Replay};
 use tower_upstream::deadline::{Deadline, DeadlineHeader, DeadlinePropagation};
 use tower_upstream::timeout::{LearningMode, RouteTimeouts, TimeoutLayer, Timeouts};
@@ -463,13 +465,68 @@ async fn a_learned_timeout_ends_calls_only_if_it_is_enforced() {
         assert!(learned.limit >= MS * 78 && learned.limit <= MS * 84, "{learned:?}");
         let begun = Instant::now();
         let request = Request::get(route).body(Empty::new()).unwrap();
-        let answer = layer.layer(reads_then(SECOND)).oneshot(request).await.unwrap();
-        assert_eq!(Cause::of(&answer), cause);
+        // another call, which begins later, is answered in time
+        let quick = async {
+            sleep(MS).await;
+            layer.layer(reads_then(MS * 40)).oneshot(known(Empty::new())).await
+        };
+        let (answer, _) = tokio::join!(layer.layer(reads_then(SECOND)).oneshot(request), quick);
+        assert_eq!(Cause::of(&answer.unwrap()), cause);
         if cause.is_some() {
             assert!(begun.elapsed() <= learned.limit + MS, "{:?}", begun.elapsed());
             let samples = limits.get("/known").unwrap().snapshot(Instant::now()).samples;
-            assert_eq!(samples, 301, "what was cut is a sample");
+            assert_eq!(samples, 302, "what was cut is a sample");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_hangs_is_found_in_sixteen_times_its_learned_timeout() {
+    let (layer, limits) = taught(none().response_head(SECOND * 5), LearningMode::Enforce).await;
+    let learned = limits.get("/known").unwrap().limit(Instant::now());
+    let begun = Instant::now();
+    let answer = layer.layer(reads_then(SECOND * 9)).oneshot(known(Empty::new())).await.unwrap();
+    assert_eq!(Cause::of(&answer), Some(Cause::FirstByteTimeout));
+    assert!(begun.elapsed() >= learned * 16 && begun.elapsed() <= learned * 16 + MS * 2, "{:?}", begun.elapsed());
+}
+
+/// A circuit around a learned timeout, asked ten times a second: how many calls fail in this time.
+async fn failures_of(
+    layer: &TimeoutLayer,
+    breaker: &CircuitBreakerLayer,
+    takes: Duration,
+    status: u16,
+    calls: u32,
+) -> u32 {
+    let mut tasks = JoinSet::new();
+    for _ in 0..calls {
+        sleep(MS * 10).await;
+        let service =
+            breaker.layer(layer.layer(service_fn(move |_: Request<TrackedUpload<Empty<Bytes>>>| async move {
+                sleep(takes).await;
+                Ok::<_, Infallible>(Response::builder().status(status).body(Empty::<Bytes>::new()).unwrap())
+            })));
+        tasks.spawn(async move { service.oneshot(known(Empty::new())).await.unwrap().status().as_u16() });
+    }
+    let mut failed = 0;
+    while let Some(got) = tasks.join_next().await {
+        failed += u32::from(got.unwrap() != status);
+    }
+    failed
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_becomes_slower_for_good_loses_no_call_and_no_circuit_opens() {
+    for (before, quick) in [(200, MS), (404, MS), (429, MS), (500, MS)] {
+        let limits = Arc::new(RouteTimeouts::new(SECOND * 10, ["/known"]).unwrap().learning(LearningMode::Enforce));
+        let layer =
+            TimeoutLayer::new(none().response_head(SECOND * 5)).learned(limits.clone(), |head| Some(head.uri.path()));
+        let breaker = CircuitBreakerLayer::new("shop");
+        assert_eq!(failures_of(&layer, &breaker, quick, before, 3_000).await, 0);
+        assert_eq!(failures_of(&layer, &breaker, MS * 400, 200, 3_000).await, 0, "after {before}");
+        assert_eq!(breaker.handle().snapshot(Instant::now()).opened, 0);
+        let learned = limits.get("/known").unwrap().limit(Instant::now());
+        assert!(learned >= MS * 780 && learned <= MS * 840, "{learned:?}");
     }
 }
 
