@@ -34,6 +34,16 @@ pub struct CallContext {
     pub(crate) counted: bool,
     /// When the request body had ended, if its upload is tracked.
     pub(crate) uploaded: Option<Instant>,
+    /// What an adaptive limit has to know of the request, if there is one.
+    pub(crate) load: Option<RequestLoad>,
+}
+
+/// What an adaptive limit has to know of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestLoad {
+    pub(crate) route: RouteKey,
+    /// It has a body.
+    pub(crate) uploads: bool,
 }
 
 /// Whether a call is expected to end.
@@ -61,12 +71,18 @@ impl CallContext {
             route: None,
             counted: false,
             uploaded: None,
+            load: None,
         }
     }
 
     /// How long the upstream has worked at `now`: since the end of the upload, if there was one.
     pub(crate) fn work_time(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.uploaded.unwrap_or(self.now))
+    }
+
+    /// Whether it is known when the upstream had the whole request.
+    pub(crate) fn knows_upload(&self) -> bool {
+        self.uploaded.is_some() || !self.load.is_some_and(|load| load.uploads)
     }
 
     /// Whether only the end of this attempt is to be counted: no route, no earlier attempt.

@@ -148,7 +148,7 @@ impl Gradient {
         self.sum.total() < ENOUGH && open.is_none_or(|open| open > WINDOW * 2)
     }
 
-    /// Adds a sample. If it completes a window or a probe, returns its duration and number of samples.
+    /// Adds a sample. If it completes a window or a probe, returns its duration and number of healthy samples.
     pub(super) fn sample(&mut self, sample: &Sample) -> Option<(Duration, u32)> {
         self.recover(sample.now);
         let limit = self.limit();
@@ -156,7 +156,7 @@ impl Gradient {
             if !probe.add(sample, limit, &mut self.sum) {
                 return None;
             }
-            let (took, samples) = (probe.elapsed(sample.now), self.sum.total());
+            let (took, samples) = (probe.elapsed(sample.now), self.sum.healthy());
             self.end_probe(sample.now);
             return Some((took, samples));
         }
@@ -166,7 +166,7 @@ impl Gradient {
         let long = self.latency.map_or(WINDOW, |latency| duration(latency).clamp(WINDOW, LONGEST));
         let enough = self.sum.total() >= ENOUGH;
         if enough && open >= long {
-            let samples = self.sum.total();
+            let samples = self.sum.healthy();
             self.end_window(sample.now);
             self.reopen(sample.now);
             return Some((open, samples));
@@ -203,7 +203,7 @@ impl Gradient {
         let latency = self.sum.latency();
         self.latency = latency.or(self.latency);
         let in_use = f64::from(self.sum.max_in_flight);
-        if self.sum.is_overloaded() {
+        if self.sum.is_overloaded(now) {
             self.calm_since = Some(now);
             return self.set(self.limit.min(in_use * HEADROOM) * CUT, LimitChangeReason::Overloaded);
         }
@@ -245,7 +245,7 @@ impl Gradient {
     fn end_probe(&mut self, now: Instant) {
         let Some(probe) = self.probe.take() else { return };
         let took = probe.elapsed(now);
-        let is_complete = self.sum.total() >= ENOUGH && !self.sum.is_overloaded();
+        let is_complete = self.sum.total() >= ENOUGH && !self.sum.is_overloaded(now);
         match self.sum.latency() {
             Some(latency) if is_complete => {
                 self.latency = Some(latency);

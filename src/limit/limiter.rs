@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::gradient::{Gradient, LimitChangeReason};
-use super::samples::Sample;
+use super::samples::{Sample, SampleKind};
 use super::striped_semaphore::{MAX_LIMIT, SlotRef, StripedSemaphore};
 
 /// Samples per 100 ms above which the sampling rate is halved: more samples add nothing.
@@ -100,6 +100,11 @@ impl Limiter {
         self.bounds
     }
 
+    #[inline]
+    pub(super) fn is_adaptive(&self) -> bool {
+        self.adaptive.is_some()
+    }
+
     /// Takes a slot and returns whether the call is to be sampled; if none is free, returns `Retry-After`.
     #[inline]
     pub(super) fn try_acquire(&self, stripe: usize, now: Instant) -> Result<(SlotRef, bool), Duration> {
@@ -160,7 +165,8 @@ impl Limiter {
     pub(super) fn learn(&self, sample: &Sample) -> Option<LimitChange> {
         let mut learned = self.try_lock()?;
         let before = learned.gradient.limit();
-        learned.samples += 1;
+        // a route that refuses each call at once must not hide the others
+        learned.samples += u32::from(sample.kind != SampleKind::Overloaded);
         if learned.samples >= MANY_SAMPLES {
             // adjust immediately, not at the end of the window: sampling costs most at the start of a burst
             learned.samples = 0;
@@ -225,7 +231,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::samples::SampleKind;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);

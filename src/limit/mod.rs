@@ -108,12 +108,14 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 
 use self::limiter::{LimitChange, Limiter};
+use self::sample_kind::{is_overload, sample_kind};
 use self::samples::{Sample, SampleKind};
 use self::striped_semaphore::SlotRef;
-use crate::cause::{BadGatewayCause, Detail, Failure, Phase, RetryStop, TUNNEL_LIMIT};
+use crate::body::announces_body;
+use crate::cause::{BadGatewayCause, Detail, Failure, Phase, Protocol, RetryStop, TUNNEL_LIMIT};
 use crate::exchange::{
-    BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection, TimeoutPolicy,
-    UpgradeGuard,
+    BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection, RequestLoad,
+    RouteKey, TimeoutPolicy, UpgradeGuard,
 };
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::reachable;
@@ -346,6 +348,15 @@ impl Component for LimitComponent {
     type Permit = SlotPermit;
 
     #[inline]
+    fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
+        if self.limiter.is_adaptive() {
+            call.protocol = Some(Protocol::of(request.method(), request.headers()));
+            let route = RouteKey::of(request.uri().path());
+            call.load = Some(RequestLoad { route, uploads: announces_body(request) });
+        }
+    }
+
+    #[inline]
     fn admit(&self, call: &CallContext) -> Result<SlotPermit, Rejection> {
         match self.limiter.try_acquire(stripe(), call.now) {
             Ok((slot, looked_at)) => {
@@ -374,8 +385,8 @@ impl Component for LimitComponent {
 
     #[inline]
     fn complete(&self, mut permit: SlotPermit, call: &CallContext, outcome: &Outcome) {
-        // the head was a sample already; a failure after it has a cause
-        if permit.sampled && outcome.cause().is_some_and(sample_kind::is_overload) {
+        // the head was a sample already, and only overload is told of afterwards: a timeout, gRPC's status in the trailers
+        if permit.sampled && !outcome.is_success() && sample_kind(outcome) == Some(SampleKind::Overloaded) {
             self.record_outcome(&mut permit, call, outcome);
         }
         self.release(permit.slot);
@@ -383,7 +394,7 @@ impl Component for LimitComponent {
 
     fn cancel(&self, permit: SlotPermit, call: &CallContext, why: CancelReason) {
         if let (true, CancelReason::TimedOut(cause)) = (permit.sampled, why) {
-            if sample_kind::is_overload(cause) {
+            if is_overload(cause) {
                 self.learn(call, Instant::now(), SampleKind::Overloaded);
             }
         }
@@ -416,18 +427,19 @@ impl LimitComponent {
     /// Learns from an outcome, while the slot is still held.
     fn record_outcome(&self, permit: &mut SlotPermit, call: &CallContext, outcome: &Outcome) {
         let tunnels = outcome.known_failure().and_then(Failure::detail) == Some(Detail::Text(TUNNEL_LIMIT));
-        let end = sample_kind::sample_kind(outcome.status(), outcome.cause()).filter(|_| !tunnels);
-        let Some(end) = end else { return };
+        let Some(kind) = sample_kind(outcome).filter(|_| !tunnels) else { return };
         // an overloaded call is sampled once
-        permit.sampled = end != SampleKind::Overloaded;
-        self.learn(call, outcome.now(), end);
+        permit.sampled = kind != SampleKind::Overloaded;
+        let kind = if kind == SampleKind::Success && !call.knows_upload() { SampleKind::Responded } else { kind };
+        self.learn(call, outcome.now(), kind);
     }
 
     #[cold]
     #[inline(never)] // of many calls few are looked at
-    fn learn(&self, call: &CallContext, now: Instant, end: SampleKind) {
-        let took = now.saturating_duration_since(call.now);
-        let sample = Sample { now, in_flight: self.limiter.in_flight(), kind: end, took, route: [0; 3] };
+    fn learn(&self, call: &CallContext, now: Instant, kind: SampleKind) {
+        let route = call.load.map(|load| load.route.depths()).unwrap_or_default();
+        let (took, in_flight) = (call.work_time(now), self.limiter.in_flight());
+        let sample = Sample { now, in_flight, kind, took, route };
         if let Some(change) = self.limiter.learn(&sample) {
             self.log(change);
         }

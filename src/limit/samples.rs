@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::exchange::DEPTHS;
+
 /// More than one overloaded sample in this many means overload.
 const ONE_OF: u32 = 10;
 
@@ -13,10 +15,11 @@ const MOST_TIMES: usize = 128;
 /// The latency is the time that one in so many good responses does not exceed.
 const QUARTER: usize = 4;
 
-/// How many leading segments of a path are told apart.
-const DEPTHS: usize = 3;
 /// The routes of one depth; those whose hashes collide count as one.
 const CELLS: usize = 64;
+
+/// Routes with a good response are remembered for one to two of these.
+const MEMORY: Duration = Duration::from_secs(5);
 
 /// The route of a call: hashes of its path up to the first, second and third segment. All zero if it is unknown.
 pub(super) type Route = [u8; DEPTHS];
@@ -62,6 +65,40 @@ pub(super) struct SampleSum {
     /// The time of every `stride`th good response is kept.
     stride: u32,
     routes: Box<[[Counts; CELLS]; DEPTHS]>,
+    good_routes: GoodRoutes,
+}
+
+/// The routes that had a good response of late; they outlive a series.
+#[derive(Clone, Copy, Debug, Default)]
+struct GoodRoutes {
+    since: Option<Instant>,
+    /// A bit for each cell, in this period and in the one before.
+    cells: [[u64; DEPTHS]; 2],
+}
+
+impl GoodRoutes {
+    fn add(&mut self, route: Route, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= MEMORY {
+            self.since = Some(now);
+            self.cells = [[0; DEPTHS], self.cells[0]];
+        }
+        for (cells, hash) in self.cells[0].iter_mut().zip(route) {
+            *cells |= 1 << (usize::from(hash) % CELLS);
+        }
+    }
+
+    /// Whether another route than that of a cell had one.
+    fn has_others(&self, depth: usize, cell: usize, now: Instant) -> bool {
+        let Some(since) = self.since else { return false };
+        let periods = now.saturating_duration_since(since).as_secs() / MEMORY.as_secs();
+        let good = match periods {
+            0 => self.cells[0][depth] | self.cells[1][depth],
+            1 => self.cells[0][depth],
+            _ => 0,
+        };
+        good & !(1 << cell) != 0
+    }
 }
 
 impl SampleSum {
@@ -73,6 +110,7 @@ impl SampleSum {
             times: Vec::new(),
             stride: 1,
             routes: Box::new([[Counts::default(); CELLS]; DEPTHS]),
+            good_routes: GoodRoutes::default(),
         }
     }
 
@@ -92,6 +130,9 @@ impl SampleSum {
         }
         if sample.kind == SampleKind::Success {
             self.add_time(sample.took);
+        }
+        if sample.kind != SampleKind::Overloaded {
+            self.good_routes.add(sample.route, sample.now);
         }
     }
 
@@ -127,16 +168,23 @@ impl SampleSum {
 
     /// Whether more than a tenth of the calls were overloaded, also without those of any single route.
     ///
-    /// A route that is in maintenance or hangs is not the upstream, and its clients decide how often it is called. Where a
+    /// A route that is in maintenance or hangs is not the upstream, and its clients decide how often it is called. If others
+    /// were not called, they are not overloaded as long as they were not lately. Where a
     /// path ends and its parameters begin is unknown: the single route may be one segment of the path, two or three.
-    pub(super) fn is_overloaded(&self) -> bool {
+    pub(super) fn is_overloaded(&self, now: Instant) -> bool {
         let all = self.counts;
         all.is_overloaded()
-            && self.routes.iter().all(|cells| {
-                let worst = cells.iter().max_by_key(|cell| cell.overloaded).copied().unwrap_or_default();
-                let others = Counts { total: all.total - worst.total, overloaded: all.overloaded - worst.overloaded };
-                others.total == 0 || others.is_overloaded()
+            && self.routes.iter().enumerate().all(|(depth, cells)| {
+                let worst = cells.iter().enumerate().max_by_key(|(_, counts)| counts.overloaded);
+                let (cell, worst) = worst.map(|(cell, counts)| (cell, *counts)).unwrap_or_default();
+                let others = all.without(worst);
+                others.is_overloaded() || (others.total == 0 && !self.good_routes.has_others(depth, cell, now))
             })
+    }
+
+    /// The number of samples that were not overloaded.
+    pub(super) fn healthy(&self) -> u32 {
+        self.counts.total - self.counts.overloaded
     }
 }
 
@@ -144,6 +192,10 @@ impl Counts {
     fn add(&mut self, overloaded: u32) {
         self.total += 1;
         self.overloaded += overloaded;
+    }
+
+    fn without(self, some: Self) -> Self {
+        Self { total: self.total - some.total, overloaded: self.overloaded - some.overloaded }
     }
 
     fn is_overloaded(self) -> bool {
@@ -187,15 +239,37 @@ mod tests {
     fn more_than_one_overloaded_call_in_ten_is_overload() {
         for (every, overloaded) in [(10, false), (9, true)] {
             let calls = (1..=90).map(|call| (if call % every == 0 { Overloaded } else { Success }, 1, call % 7));
-            assert_eq!(sum(calls).is_overloaded(), overloaded, "{every}");
+            assert_eq!(sum(calls).is_overloaded(Instant::now()), overloaded, "{every}");
         }
     }
 
     #[test]
     fn one_route_that_refuses_is_not_the_upstream_unless_it_is_the_only_one() {
         let refused = || std::iter::repeat_n((Overloaded, 1, 7), 50);
-        assert!(sum(refused()).is_overloaded());
-        assert!(!sum(refused().chain([(Success, 1, 8)])).is_overloaded());
-        assert!(sum(refused().chain([(Overloaded, 1, 8), (Success, 1, 8)])).is_overloaded());
+        assert!(sum(refused()).is_overloaded(Instant::now()));
+        assert!(!sum(refused().chain([(Success, 1, 8)])).is_overloaded(Instant::now()));
+        assert!(sum(refused().chain([(Overloaded, 1, 8), (Success, 1, 8)])).is_overloaded(Instant::now()));
+    }
+
+    #[test]
+    fn one_route_that_refuses_is_the_upstream_once_no_other_has_responded_for_ten_seconds() {
+        let mut sum = SampleSum::new();
+        let start = Instant::now();
+        let sample = |seconds, kind, route| {
+            let (now, took) = (start + Duration::from_secs(seconds), Duration::ZERO);
+            Sample { now, in_flight: 1, kind, took, route: [0, route, route] }
+        };
+        sum.add(&sample(0, Responded, 8));
+        for (seconds, overloaded) in [(1, false), (9, false), (11, true)] {
+            sum.clear();
+            let refused = sample(seconds, Overloaded, 7);
+            sum.add(&refused);
+            assert_eq!(sum.is_overloaded(refused.now), overloaded, "{seconds}");
+        }
+        sum.add(&sample(12, Success, 9));
+        sum.clear();
+        let refused = sample(18, Overloaded, 7);
+        sum.add(&refused);
+        assert!(!sum.is_overloaded(refused.now));
     }
 }

@@ -17,6 +17,7 @@ use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::cause::{Evidence, Phase, Replay};
@@ -442,4 +443,186 @@ async fn a_rejected_call_never_reaches_the_inner_service_whose_readiness_passes_
     let (_, respond) = handle.next_request().await.unwrap();
     respond.send_response(Response::new(Body::empty()));
     assert_eq!(first.await.unwrap().status(), 200);
+}
+
+/// Answers in virtual time: `/slow` after this time, `/503` at once, others after 10 ms; reads the upload first.
+fn routes(
+    slow: Duration,
+) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send {
+    service_fn(move |request: Request<Body>| async move {
+        let path = request.uri().path().to_owned();
+        let _ = request.into_body().collect().await;
+        let mut answer = Response::new(Body::empty());
+        match path.as_str() {
+            "/slow" => sleep(slow).await,
+            "/503" => *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
+            _ => sleep(Duration::from_millis(10)).await,
+        }
+        Ok(answer)
+    })
+}
+
+/// Calls `/` so many times, this often a second, and returns how many were refused.
+async fn refused<S>(service: &S, calls: u32, rate: u32) -> usize
+where
+    S: Service<Request<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response: AnyResponse>,
+{
+    let (mut tasks, mut next) = (JoinSet::new(), Instant::now());
+    for _ in 0..calls {
+        next += Duration::from_secs(1) / rate;
+        sleep_until(next).await;
+        tasks.spawn(service.clone().oneshot(request()));
+    }
+    tasks.join_all().await.into_iter().filter(|answer| answer.as_ref().unwrap().code() == 503).count()
+}
+
+trait AnyResponse: Send + 'static {
+    fn code(&self) -> u16;
+}
+
+impl<B: Send + 'static> AnyResponse for Response<B> {
+    fn code(&self) -> u16 {
+        self.status().as_u16()
+    }
+}
+
+/// So many callers that each call as soon as their last call has ended.
+fn callers<S, R>(service: &S, count: usize, request: R) -> JoinSet<()>
+where
+    S: Service<Request<Body>, Error = Infallible, Future: Send, Response: Send> + Clone + Send + 'static,
+    R: Fn() -> Request<Body> + Clone + Send + 'static,
+{
+    let mut tasks = JoinSet::new();
+    for _ in 0..count {
+        let (service, request) = (service.clone(), request.clone());
+        tasks.spawn(async move {
+            loop {
+                let _ = service.clone().oneshot(request()).await;
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    tasks
+}
+
+/// A body of 30 bytes, one each 100 ms.
+fn drips() -> Body {
+    Body::from_stream(stream::unfold(0, |sent| async move {
+        sleep(Duration::from_millis(100)).await;
+        (sent < 30).then(|| (Ok::<_, Infallible>(Bytes::from_static(b"x")), sent + 1))
+    }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_routes_and_slow_uploads_beside_a_fast_route_lower_no_limit() {
+    for (slow, rate) in [(1, 100), (5, 100), (5, 500)] {
+        let limit = ConcurrencyLimitLayer::adaptive().bounds(2..=200);
+        let service = limit.layer(routes(Duration::from_secs(slow)));
+        let _slow = callers(&service, 20, || Request::get("/slow").body(Body::empty()).unwrap());
+        let _uploads = callers(&service, 20, || Request::post("/").body(drips()).unwrap());
+        assert_eq!(refused(&service, 20 * rate, rate).await, 0, "{slow} s at {rate}/s");
+        assert_eq!(limit.handle().snapshot().limit, 200, "{slow} s at {rate}/s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_in_maintenance_or_one_that_hangs_does_not_limit_the_others() {
+    let limit = ConcurrencyLimitLayer::adaptive();
+    let timeouts = TimeoutLayer::new(Timeouts::new().response_head(Duration::from_secs(1))).without_upload_tracking();
+    let service = limit.layer(timeouts.layer(routes(Duration::from_secs(3600))));
+    for path in ["/503", "/slow"] {
+        let _failing = callers(&service, 20, move || Request::get(path).body(Body::empty()).unwrap());
+        assert_eq!(refused(&service, 300, 20).await, 0, "{path}");
+        assert_eq!(limit.handle().snapshot().limit, 1024, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_overload_has_lowered_grows_again_whatever_the_statuses() {
+    for status in [200, 304, 401, 404, 500] {
+        let limit = ConcurrencyLimitLayer::adaptive().bounds(2..=200);
+        let now = Arc::new(AtomicU32::new(429));
+        let service = {
+            let now = now.clone();
+            limit.layer(service_fn(move |_: Request<Body>| {
+                let status = u16::try_from(now.load(SeqCst)).unwrap();
+                async move {
+                    sleep(Duration::from_millis(50)).await;
+                    Ok::<_, Infallible>(Response::builder().status(status).body(Body::empty()).unwrap())
+                }
+            }))
+        };
+        let _callers = callers(&service, 100, request);
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(limit.handle().snapshot().limit, 2);
+        now.store(status, SeqCst);
+        sleep(Duration::from_secs(4)).await;
+        let before = limit.handle().snapshot();
+        assert!(before.limit >= 100, "{status}: {before:?}");
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(limit.handle().snapshot().refused, before.refused, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lowered_limit_refuses_nothing_a_minute_after_the_overload_however_few_calls_there_are() {
+    for (at_once, pause) in [(1, 30), (4, 10), (20, 10), (20, 30)] {
+        let limit = ConcurrencyLimitLayer::adaptive();
+        let busy = Arc::new(AtomicU32::new(1));
+        let service = {
+            let busy = busy.clone();
+            limit.layer(service_fn(move |_: Request<Body>| {
+                let busy = busy.load(SeqCst) == 1;
+                async move {
+                    sleep(Duration::from_millis(20)).await;
+                    let status = if busy { 429 } else { 200 };
+                    Ok::<_, Infallible>(Response::builder().status(status).body(Body::empty()).unwrap())
+                }
+            }))
+        };
+        let burst = || futures_util::future::join_all((0..at_once).map(|_| service.clone().oneshot(request())));
+        for _ in 0..600 {
+            burst().await;
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(limit.handle().snapshot().limit, 2);
+        busy.store(0, SeqCst);
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(600) {
+            let statuses = burst().await;
+            let refused = statuses.iter().filter(|answer| answer.as_ref().unwrap().status() == 503).count();
+            assert!(refused == 0 || began.elapsed() < Duration::from_secs(60), "{at_once} each {pause} s");
+            sleep(Duration::from_secs(pause)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_statuses_of_overload_lower_the_limit_in_the_head_and_in_the_trailers() {
+    for in_trailers in [false, true] {
+        for (code, lowered) in [("8", true), ("14", true), ("5", false)] {
+            let limit = ConcurrencyLimitLayer::adaptive();
+            let service = limit.layer(service_fn(move |_: Request<Body>| async move {
+                sleep(Duration::from_millis(20)).await;
+                let mut status = http::HeaderMap::new();
+                status.insert("grpc-status", code.parse().unwrap());
+                let mut answer = Response::new(Body::empty());
+                if in_trailers {
+                    let frames = [Ok::<_, Infallible>(http_body::Frame::trailers(status))];
+                    *answer.body_mut() = Body::new(http_body_util::StreamBody::new(stream::iter(frames)));
+                } else {
+                    answer.headers_mut().extend(status);
+                }
+                Ok::<_, Infallible>(answer)
+            }));
+            for _ in 0..300 {
+                let request = Request::post("/").header("content-type", "application/grpc").body(Body::empty());
+                let answer = service.clone().oneshot(request.unwrap()).await.unwrap();
+                answer.into_body().collect().await.unwrap();
+            }
+            let seen = limit.handle().snapshot();
+            assert_eq!(seen.limit < 1024, lowered, "{code}, in trailers: {in_trailers}: {seen:?}");
+        }
+    }
 }
