@@ -35,7 +35,7 @@ use tokio::time::Instant;
 /// assert_eq!(learnt.idle_limit(), Duration::from_secs(71));
 /// learnt.observe_stale(Duration::from_secs(60), start);
 /// assert_eq!(learnt.idle_limit(), Duration::from_secs(48));
-/// learnt.relax(start + KeepAliveEstimator::UNCONFIRMED);
+/// learnt.relax(start + Duration::from_secs(60));
 /// assert_eq!(learnt.idle_limit(), Duration::from_secs(71));
 /// ```
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl KeepAliveEstimator {
     /// The time after the last lowering until the limit rises.
     pub const QUIET: Duration = Duration::from_secs(300);
     /// The time after which a limit is forgotten that no second connection has confirmed.
-    pub const UNCONFIRMED: Duration = Duration::from_secs(60);
+    const UNCONFIRMED: Duration = Duration::from_secs(60);
     /// Dead connections within this time count as one.
     pub const ONE_EVENT: Duration = Duration::from_secs(1);
 
