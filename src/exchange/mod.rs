@@ -1,7 +1,7 @@
 //! The driver: the one service, future and response body behind every middleware.
 //!
 //! An `Exchange` drives a *call*: a client's request with all its *attempts*. A middleware is a `Spec` of it: a component
-//! around the call (a limiter), one around each attempt (a circuit), timeouts, a `RequestMode` (requests are sent once,
+//! around the call (statistics), one around each attempt (a circuit, a limiter), timeouts, a `RequestMode` (requests are sent once,
 //! tracked, or kept for another attempt) and an `ErrorMode` (errors are passed on, or classified). A single middleware leaves
 //! the other components empty (`()`); the stack has all of them. No step has a second implementation.
 //!

@@ -7,11 +7,12 @@
 //! |---|---|---|
 //! | 1 | [`ErrorPage`](crate::error_page::ErrorPage) | default: none |
 //! | 2 | [`ClassifyLayer`](crate::ClassifyLayer): reports the failure of the last attempt: log event, `Proxy-Status`, request id | |
-//! | 3 | statistics and the limiter ([`ConcurrencyLimitLayer`](crate::limit::ConcurrencyLimitLayer)), for the whole call | [`without_limiter`](UpstreamBuilder::without_limiter) |
+//! | 3 | statistics, for the whole call | |
 //! | 4 | [`RetryLayer`](crate::retry::RetryLayer) with its budget | [`without_retry`](UpstreamBuilder::without_retry) |
 //! | 5 | the circuit ([`CircuitBreakerLayer`](crate::breaker::CircuitBreakerLayer)), for each attempt | [`without_circuit`](UpstreamBuilder::without_circuit) |
-//! | 6 | [`TimeoutLayer`](crate::timeout::TimeoutLayer), for each attempt | |
-//! | 7 | an inner [`ClassifyLayer`](crate::ClassifyLayer): classifies errors and unsafe heads before the retry decides | |
+//! | 6 | the limiter ([`ConcurrencyLimitLayer`](crate::limit::ConcurrencyLimitLayer)), for each attempt: a call that waits for its next attempt holds no slot | [`without_limiter`](UpstreamBuilder::without_limiter) |
+//! | 7 | [`TimeoutLayer`](crate::timeout::TimeoutLayer), for each attempt | |
+//! | 8 | an inner [`ClassifyLayer`](crate::ClassifyLayer): classifies errors and unsafe heads before the retry decides | |
 //!
 //! For a client that does not apply the rules of HTTP proxies, such as hyper's or reqwest's, place a
 //! [`ForwardLayer`](crate::forward::ForwardLayer) inside the stack.
