@@ -210,6 +210,36 @@ async fn an_upload_that_its_client_does_not_finish_is_the_clients_whichever_limi
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_upload_without_an_end_that_moves_is_no_failure_of_the_upstream() {
+    let layer = with_timeouts(|limits| limits.attempt(SECOND * 5).total(SECOND * 20)).build().unwrap();
+    let slow = service_fn(|request: Request<tower_upstream::stack::RequestBody<ClientBody>>| async move {
+        let mut body = std::pin::pin!(request.into_body());
+        while body.as_mut().frame().await.is_some() {
+            sleep(ms(100)).await;
+        }
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let service = layer.layer(slow);
+    for _ in 0..5 {
+        let frames =
+            futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"data"))));
+        let endless = Request::post("/").body(BodyExt::boxed(StreamBody::new(frames))).unwrap();
+        let response = service.clone().oneshot(endless).await.unwrap();
+        assert_eq!((response.status().as_u16(), Cause::of(&response)), (408, Some(Cause::UploadStalled)));
+    }
+    assert_eq!(circuit(&layer), State::Closed);
+    // one that the upstream does not read is
+    let stuck =
+        layer.layer(service_fn(|request: Request<tower_upstream::stack::RequestBody<ClientBody>>| async move {
+            let _unread = request.into_body();
+            pending::<Result<Response<Full<Bytes>>, Infallible>>().await
+        }));
+    let response = stuck.oneshot(dripping(ms(1))).await.unwrap();
+    assert_eq!(Cause::of(&response), Some(Cause::WriteTimeout));
+    assert_eq!(seen(&layer).circuit.unwrap().failures, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_limit_that_passes_while_the_upstream_is_silent_keeps_its_phase() {
     for head in [5, 9] {
         let layer =
