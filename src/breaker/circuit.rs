@@ -195,14 +195,18 @@ impl Circuit {
         if matches!(end.blame, Blame::Nothing | Blame::Overload) || !self.machine.is_current(permit) {
             return None;
         }
+        let (tick, stripe) = (self.tick(end.now), stripe());
         if end.blame == Blame::Success {
             self.record_success(permit.epoch(), now);
         }
-        // one request is one vote, however many attempts it took
         if end.counted {
+            // one request is one vote: that of its last attempt
+            if end.blame == Blame::Success {
+                self.window.retract(tick, stripe);
+                end.route.into_iter().for_each(|route| self.routes.retract(route));
+            }
             return None;
         }
-        let (tick, stripe) = (self.tick(end.now), stripe());
         let failed = end.blame.is_failure();
         if failed {
             self.routes.start(tick);

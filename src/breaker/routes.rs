@@ -63,6 +63,13 @@ impl RouteResults {
         }
     }
 
+    /// The last call by this route has succeeded after all.
+    pub(super) fn retract(&self, route: RouteKey) {
+        for (cells, hash) in self.cells.get().into_iter().flat_map(|cells| cells.iter().zip(route.depths())) {
+            cells[usize::from(hash)].fetch_and(!1, Relaxed);
+        }
+    }
+
     /// Whether most of the routes called in the window that ends at `tick` fail at least this share of their calls.
     ///
     /// True if no route is known.

@@ -74,6 +74,17 @@ impl RollingWindow {
         }
     }
 
+    /// A call that was counted as a failure has succeeded after all.
+    ///
+    /// Takes the failure from the current cell; one that was counted in an earlier cell stays.
+    pub(crate) fn retract(&self, tick: u64, stripe: usize) {
+        let Some(Stripe(cells)) = self.stripes.get(stripe & self.mask) else { return };
+        #[allow(clippy::cast_possible_truncation)] // less than ten
+        let Some(cell) = cells.get((tick % CELLS) as usize) else { return };
+        let fewer = |seen: u64| (seen >> TICK == tick & TICKS && seen & LOW > 0).then(|| seen - 1);
+        let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+    }
+
     /// The totals of the window that ends with this tick.
     pub(crate) fn sum(&self, tick: u64) -> WindowCounts {
         let mut sum = WindowCounts::default();
@@ -136,6 +147,17 @@ mod tests {
         assert_eq!(window.sum(13), sum(0, 0));
         window.record(13, 0, true);
         assert_eq!(window.sum(13), sum(1, 1));
+    }
+
+    #[test]
+    fn a_failure_that_is_taken_back_was_a_success() {
+        let window = RollingWindow::new(1);
+        window.record(3, 0, true);
+        window.retract(3, 0);
+        assert_eq!(window.sum(3), sum(1, 0));
+        window.retract(3, 0);
+        window.retract(4, 0);
+        assert_eq!(window.sum(4), sum(1, 0), "there is none");
     }
 
     #[test]

@@ -150,6 +150,22 @@ async fn one_request_is_one_vote_however_many_attempts_it_took() {
     let shown = seen(&layer).circuit.unwrap();
     assert_eq!((shown.state, shown.failures), (State::Closed, 2));
 
+    // a request that succeeds in the end votes for the upstream
+    let calls = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let first_fails = service_fn(move |_: Request<_>| {
+        let first = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2 == 0;
+        let response = Response::builder().status(if first { 503 } else { 200 });
+        std::future::ready(Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap()))
+    });
+    let layer = UpstreamLayer::builder("shop").build().unwrap();
+    let service = layer.layer(first_fails);
+    // as many as a new budget pays for
+    for _ in 0..3 {
+        assert_eq!(service.clone().oneshot(request("/")).await.unwrap().status(), 200);
+    }
+    let shown = seen(&layer).circuit.unwrap();
+    assert_eq!((shown.state, shown.calls, shown.failures), (State::Closed, 3, 0));
+
     // and by the layers alone
     let breaker = CircuitBreakerLayer::new("shop");
     let inner = ClassifyLayer::new().report_by_outer().layer(upstream(|_| (503, ms(2))));
