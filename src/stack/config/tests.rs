@@ -401,3 +401,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_total_alone_in_a_file_is_accepted_without_a_finding() {
+    for total in ["1s", "5s", "8s", "30s"] {
+        let config: UpstreamConfig =
+            toml::from_str(&format!("name = \"shop\"\n[timeouts]\ntotal = \"{total}\"")).unwrap();
+        let settings = config.builder().resolve();
+        let checked = super::super::validate::check("shop", &settings);
+        assert!(
+            checked.errors.is_empty() && checked.report.findings().is_empty(),
+            "{:?} {}",
+            checked.errors,
+            checked.report
+        );
+    }
+}
