@@ -245,7 +245,7 @@ impl ClassifyLayer {
     /// sends an idempotent request again after them.
     ///
     /// After a 502, 503 or 504 it does so in any case. Which statuses count for a circuit is
-    /// [`BreakerPolicy::failure_statuses`](crate::breaker::BreakerPolicy::failure_statuses).
+    /// [`BreakerPolicy::statuses`](crate::breaker::BreakerPolicy::statuses).
     pub fn failure_statuses(mut self, statuses: impl IntoIterator<Item = StatusCode>) -> Self {
         Arc::make_mut(&mut self.settings).failure_statuses = statuses.into_iter().collect();
         self
