@@ -17,7 +17,7 @@ words! {
         NotReplayable = "not_replayable",
         /// All attempts were made; after a stale connection there is only one more.
         Attempts = "attempts",
-        /// The upstream's retry budget had no token left.
+        /// The upstream's retry budget had no token left, or none when the call began, so that no copy was kept.
         Budget = "budget",
         /// The remaining time was shorter than an attempt usually takes.
         Deadline = "deadline",
