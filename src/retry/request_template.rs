@@ -15,12 +15,15 @@ const PRECONDITIONS: [HeaderName; 4] = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_S
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// What is known of a request of which no copy is kept, because the budget is empty.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct UncopiedHead {
+///
+/// One byte: it moves with the future of the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UncopiedHead {
+    Plain,
     /// It has a precondition that its own first attempt may have changed.
-    pub(super) conditional: bool,
-    /// It has an `Idempotency-Key`.
-    pub(super) has_idempotency_key: bool,
+    Conditional,
+    /// It has an `Idempotency-Key`, and no precondition.
+    Keyed,
 }
 
 impl UncopiedHead {
@@ -33,10 +36,12 @@ impl UncopiedHead {
         }
         // a safe method needs neither
         if request.method().is_safe() {
-            return Some(Self::default());
+            return Some(Self::Plain);
         }
-        let conditional = PRECONDITIONS.iter().any(|name| headers.contains_key(name));
-        Some(Self { conditional, has_idempotency_key: headers.contains_key(IDEMPOTENCY_KEY) })
+        if PRECONDITIONS.iter().any(|name| headers.contains_key(name)) {
+            return Some(Self::Conditional);
+        }
+        Some(if headers.contains_key(IDEMPOTENCY_KEY) { Self::Keyed } else { Self::Plain })
     }
 }
 

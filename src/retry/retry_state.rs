@@ -29,12 +29,20 @@ pub(crate) struct RetryState<B> {
 struct RequestFacts {
     exception: Option<RetryOverride>,
     protocol: Protocol,
-    idempotent: bool,
-    safe: bool,
+    method: MethodClass,
     /// Whether the budget has counted the call.
     counted: bool,
     /// Present if no copy was made because the budget was empty.
     uncopied: Option<UncopiedHead>,
+}
+
+/// The safety of a method.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MethodClass {
+    Safe,
+    /// Idempotent, and not safe.
+    Idempotent,
+    Other,
 }
 
 /// A copy of the request for replays.
@@ -87,16 +95,20 @@ impl RequestFacts {
     fn of<B>(request: &Request<B>) -> Self {
         let extensions = request.extensions();
         let exception = if extensions.is_empty() { None } else { extensions.get::<RetryOverride>().copied() };
-        let (safe, idempotent) = (is_safe(request.method()), is_idempotent(request.method()));
-        Self { exception, protocol: Protocol::Http, idempotent, safe, counted: false, uncopied: None }
+        let method = match request.method() {
+            method if is_safe(method) => MethodClass::Safe,
+            method if is_idempotent(method) => MethodClass::Idempotent,
+            _ => MethodClass::Other,
+        };
+        Self { exception, protocol: Protocol::Http, method, counted: false, uncopied: None }
     }
 
     /// A method with the same safety and idempotency.
     fn equivalent_method(self) -> &'static Method {
-        match (self.safe, self.idempotent) {
-            (true, _) => &Method::GET,
-            (false, true) => &Method::PUT,
-            (false, false) => &Method::POST,
+        match self.method {
+            MethodClass::Safe => &Method::GET,
+            MethodClass::Idempotent => &Method::PUT,
+            MethodClass::Other => &Method::POST,
         }
     }
 
@@ -105,7 +117,7 @@ impl RequestFacts {
     /// Idempotency does not suffice: a late attempt could undo a write made after the other one.
     #[inline]
     fn may_hedge(self) -> bool {
-        self.safe || self.exception.is_some_and(|exception| exception.idempotent)
+        self.method == MethodClass::Safe || self.exception.is_some_and(|exception| exception.idempotent)
     }
 }
 
@@ -251,10 +263,11 @@ impl<B> RetryState<B> {
             _ => Replayability::NotReplayable,
         };
         let head = self.source.as_ref().map(|kept| &kept.template);
-        let uncopied = self.request.uncopied.unwrap_or_default();
+        let uncopied = |kind| self.request.uncopied == Some(kind);
         let situation = RetryContext {
-            has_idempotency_key: head.map_or(uncopied.has_idempotency_key, |head| head.has_idempotency_key()),
-            conditional: !self.request.safe && head.map_or(uncopied.conditional, |head| head.is_conditional()),
+            has_idempotency_key: head.map_or(uncopied(UncopiedHead::Keyed), |head| head.has_idempotency_key()),
+            conditional: self.request.method != MethodClass::Safe
+                && head.map_or(uncopied(UncopiedHead::Conditional), |head| head.is_conditional()),
             replayability: spare,
             attempt: u8::try_from(self.attempt()).unwrap_or(u8::MAX),
             saw_stale_connection: self.history().is_some_and(|past| past.attempts.saw_stale_connection()),
@@ -541,6 +554,11 @@ mod tests {
         ] {
             assert_eq!(stopped_without_budget(&request, failure), (Some(stop), 0), "{request:?}");
         }
+    }
+
+    #[test]
+    fn the_facts_of_a_request_fit_into_a_word() {
+        assert!(size_of::<RequestFacts>() <= 8, "{}", size_of::<RequestFacts>());
     }
 
     #[test]
