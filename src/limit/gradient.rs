@@ -163,9 +163,13 @@ impl Gradient {
         let opened = *self.opened.get_or_insert(sample.now);
         self.sum.add(sample);
         let open = sample.now.saturating_duration_since(opened);
-        let long = self.latency.map_or(WINDOW, |latency| duration(latency).clamp(WINDOW, LONGEST));
         let enough = self.sum.total() >= ENOUGH;
-        if enough && open >= long {
+        // the last latency, unless it was that of an outage
+        let last = self.latency.unwrap_or_default();
+        let long = |sum: &mut SampleSum| {
+            duration(sum.latency().map_or(0.0, |latency| last.min(latency * HEADROOM))).clamp(WINDOW, LONGEST)
+        };
+        if enough && open >= WINDOW && open >= long(&mut self.sum) {
             let samples = self.sum.healthy();
             self.end_window(sample.now);
             self.reopen(sample.now);

@@ -11,6 +11,7 @@ mod bodies;
 mod by_type;
 mod config_errors;
 mod handle;
+mod limits;
 mod outage;
 mod outage_probe;
 mod page;
