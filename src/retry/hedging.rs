@@ -30,7 +30,7 @@ const MOST_STRIPES: usize = 8;
 /// of the attempts, and is boxed when it starts. The first response that is not a failure is returned, and the other attempt is
 /// dropped; if one fails, the other is waited for, and the later failure is decided on as usual.
 ///
-/// Samples are the times from the call to the response head. A superseded first attempt counts with the time it had taken
+/// Samples are the times from the call to the response head of responses below 400. A superseded first attempt counts with the time it had taken
 /// so far. The delay is updated once per second. Clones share their samples.
 ///
 /// ```

@@ -86,7 +86,10 @@ impl<B: Body<Data = Bytes>, W: WrapReplay<B>> RequestMode<B> for Resend<W> {
     #[inline]
     fn on_success<R>(&self, retry_state: &mut RetryState<B>, response: &mut Response<R>) {
         if let Some(settings) = &self.settings {
-            retry_state.within_deadline(settings);
+            // an error response may come from a part that does no work
+            if response.status().as_u16() < 400 {
+                retry_state.within_deadline(settings);
+            }
             retry_state.on_success(settings, response);
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::cause::BadGatewayCause;
@@ -32,7 +33,10 @@ struct Stripe {
     ended: AtomicU64,
 }
 
-/// Times to the response head, sampled; responses that were ready at the first poll are not included.
+/// Times from the end of the request body to the response head, of responses below 400, sampled.
+///
+/// Responses that were ready at the first poll are not included. The time of a call with several attempts is that of all
+/// of them, with the pauses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LatencySnapshot {
@@ -73,7 +77,7 @@ impl StatsRecorder {
     /// Sampled, because the difference of two instants is most of the cost of counting.
     #[inline]
     pub(super) fn head(&self, call: &CallContext, outcome: &Outcome) {
-        if outcome.waited() && outcome.is_success() {
+        if outcome.waited() && outcome.is_success() && outcome.status() != Some(StatusCode::SWITCHING_PROTOCOLS) {
             let begun = self.own().begun.load(Relaxed);
             if begun <= ALL || begun % SAMPLE_RATE == 0 {
                 self.sample(call, outcome.now());
@@ -83,7 +87,7 @@ impl StatsRecorder {
 
     #[inline(never)]
     fn sample(&self, call: &CallContext, now: Instant) {
-        self.times.record(self.times.second(now), now.saturating_duration_since(call.now));
+        self.times.record(self.times.second(now), call.work_time(now));
     }
 
     #[inline]
@@ -151,8 +155,6 @@ impl Drop for OpenTunnel {
 
 #[cfg(test)]
 mod tests {
-    use http::StatusCode;
-
     use super::*;
 
     #[test]
@@ -189,5 +191,17 @@ mod tests {
         assert_eq!(latency.samples, 1);
         assert!(latency.p50 >= Duration::from_millis(38) && latency.p50 <= Duration::from_millis(42), "{latency:?}");
         assert_eq!(recorder.latency(at + Duration::from_secs(120)), None, "samples expire");
+    }
+
+    #[test]
+    fn a_latency_begins_at_the_end_of_the_upload_and_a_tunnel_has_none() {
+        let recorder = StatsRecorder::new();
+        let now = Instant::now();
+        let at = now + Duration::from_secs(3);
+        let call = CallContext { uploaded: Some(at - Duration::from_millis(40)), ..CallContext::new(now) };
+        recorder.head(&call, &Outcome::response(StatusCode::SWITCHING_PROTOCOLS, None).at(at));
+        assert_eq!(recorder.latency(at), None);
+        recorder.head(&call, &Outcome::response(StatusCode::OK, None).at(at));
+        assert!(recorder.latency(at).unwrap().p50 <= Duration::from_millis(42));
     }
 }
