@@ -11,7 +11,7 @@
 //!
 //! or, if more than a tenth of the samples were refusals or timeouts of more than one route, the lower of the limit and of
 //! twice the calls in flight, x 0.7. The limit grows only if at least half of it was in flight at some sample of the window, and
-//! it never falls below twice the calls in flight unless all of it was in use. It doubles every five seconds without
+//! it never falls below twice the calls in flight and an eighth of the upper bound unless all of it was in use. It doubles every five seconds without
 //! evidence of overload, whatever was in use: at the latest a minute after the upstream is healthy, nothing is refused.
 //!
 //! **Equilibrium.** An upstream with `K` workers and a service time of `S` that is always busy completes `K / S` calls per
@@ -36,6 +36,9 @@ const WINDOW: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 const ENOUGH: u32 = 16;
 
+/// A window that takes so long to fill shows a burst of calls, unless each of them takes long.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// A window that is not filled by then restarts: its first samples are outdated.
 const STALE: Duration = Duration::from_secs(60);
 
@@ -47,6 +50,9 @@ const PROBE: f64 = 0.25;
 
 /// A limit is at least this many times what is in flight, until something presses against it.
 const HEADROOM: f64 = 2.0;
+
+/// Nor is it less than the upper bound divided by this.
+const ROOM: f64 = 8.0;
 
 /// Without evidence of overload for so long, the limit doubles.
 const CALM: Duration = Duration::from_secs(5);
@@ -171,7 +177,7 @@ impl Gradient {
         };
         if enough && open >= WINDOW && open >= long(&mut self.sum) {
             let samples = self.sum.healthy();
-            self.end_window(sample.now);
+            self.end_window(open, sample.now);
             self.reopen(sample.now);
             return Some((open, samples));
         }
@@ -203,7 +209,7 @@ impl Gradient {
         self.sum.clear();
     }
 
-    fn end_window(&mut self, now: Instant) {
+    fn end_window(&mut self, open: Duration, now: Instant) {
         let latency = self.sum.latency();
         self.latency = latency.or(self.latency);
         let in_use = f64::from(self.sum.max_in_flight);
@@ -211,7 +217,9 @@ impl Gradient {
             self.calm_since = Some(now);
             return self.set(self.limit.min(in_use * HEADROOM) * CUT, LimitChangeReason::Overloaded);
         }
-        let full = self.sum.max_in_flight >= self.limit();
+        // of two slots that are always in use, 16 calls take eight latencies
+        let is_idle = open >= IDLE && latency.is_none_or(|latency| open.as_secs_f64() > latency * f64::from(ENOUGH));
+        let full = self.sum.max_in_flight >= self.limit() && !is_idle;
         let is_used = in_use * HEADROOM >= self.limit.floor();
         let Some(latency) = latency else {
             if is_used {
@@ -230,7 +238,8 @@ impl Gradient {
         let limit = self.limit * gradient + self.limit.sqrt();
         if limit < self.limit && !full {
             // nothing is refused: only bounds by how much more may be in flight
-            self.set(limit.max(in_use * HEADROOM).min(self.limit), LimitChangeReason::Slow);
+            let least = (in_use * HEADROOM).max(self.most / ROOM);
+            self.set(limit.max(least).min(self.limit), LimitChangeReason::Slow);
             self.unpressed = self.limit;
         } else if limit < self.limit {
             self.set(limit, LimitChangeReason::Slow);

@@ -41,13 +41,13 @@
 //! that a timeout around this layer dropped counts as timed out.
 //!
 //! While the latency is high and slots are free, nothing is refused: the limit only comes down to twice the calls in flight,
-//! and if the calls in flight do not reach it in two seconds, that is what responses take now. So neither a slow deployment
+//! or an eighth of the upper bound, and if the calls in flight do not reach it in two seconds, that is what responses take now. So neither a slow deployment
 //! nor a slow route costs a request.
 //!
 //! **It recovers** with samples: by its square root in each window in which half of it was used, whatever the statuses. And
 //! with time: it doubles every five seconds without evidence, however few calls there are. A healthy upstream that is asked a
 //! thousand times a second is refused nothing after two seconds, whatever was before; one that is asked twice a minute, after
-//! one minute.
+//! one minute. If its responses have become more than twice as slow during an overload, the next probe has to find that out.
 //!
 //! **Algorithm.** A window lasts 100 ms, or one latency if that is longer, and has at least 16 samples. Then
 //! `limit = limit * clamp(2 * baseline / latency, 1/2, 1) + sqrt(limit)`, or `limit * 0.7` after refusals and timeouts. Under

@@ -445,7 +445,7 @@ async fn a_rejected_call_never_reaches_the_inner_service_whose_readiness_passes_
     assert_eq!(first.await.unwrap().status(), 200);
 }
 
-/// Answers in virtual time: `/slow` after this time, `/503` at once, others after 10 ms; reads the upload first.
+/// Answers in virtual time: `/slow` after this time, `/503` and `/quick` at once, others after 10 ms; reads the upload first.
 fn routes(
     slow: Duration,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send {
@@ -456,6 +456,7 @@ fn routes(
         match path.as_str() {
             "/slow" => sleep(slow).await,
             "/503" => *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
+            "/quick" => {}
             _ => sleep(Duration::from_millis(10)).await,
         }
         Ok(answer)
@@ -536,6 +537,33 @@ async fn a_route_in_maintenance_or_one_that_hangs_does_not_limit_the_others() {
         assert_eq!(refused(&service, 300, 20).await, 0, "{path}");
         assert_eq!(limit.handle().snapshot().limit, 1024, "{path}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_client_takes_slots_from_the_others_by_what_it_calls_and_when_it_stops() {
+    let limit = ConcurrencyLimitLayer::adaptive();
+    let service = limit.layer(routes(Duration::from_secs(1)));
+    let others = {
+        let service = service.clone();
+        tokio::spawn(async move {
+            let mut refused = 0;
+            for _ in 0..600 {
+                sleep(Duration::from_millis(50)).await;
+                let burst = futures_util::future::join_all((0..20).map(|_| service.clone().oneshot(request()))).await;
+                refused += burst.iter().filter(|answer| answer.as_ref().unwrap().status() == 503).count();
+            }
+            refused
+        })
+    };
+    while !others.is_finished() {
+        for path in ["/quick", "/slow", "/503", "/other"] {
+            let hostile = callers(&service, 20, move || Request::get(path).body(Body::empty()).unwrap());
+            sleep(Duration::from_millis(1_700)).await;
+            drop(hostile);
+            sleep(Duration::from_millis(1_300)).await;
+        }
+    }
+    assert_eq!(others.await.unwrap(), 0, "{:?}", limit.handle());
 }
 
 #[tokio::test(start_paused = true)]
