@@ -14,6 +14,7 @@ use tower_upstream::UpstreamLayer;
 use tower_upstream::breaker::State;
 use tower_upstream::stack::{RequestBody, UpstreamBuilder};
 
+use crate::reasons::Lines;
 use crate::support::service::{get, ms, post, seen};
 
 /// An upstream that responds with one status, and what it got.
@@ -110,6 +111,18 @@ async fn a_copy_of_a_refused_request_finds_out_that_the_upstream_is_back() {
     // 20 calls and these two, of which one was refused: the probe is no call of a client
     let seen = seen(&open.layer);
     assert_eq!((seen.calls, seen.circuit.unwrap().probes), (22, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_is_marked_in_the_log() {
+    let (lines, _guard) = Lines::record();
+    let open = open(stack()).await;
+    open.ask(get()).await;
+    sleep(ms(9)).await;
+    let probes: Vec<_> = lines.all().into_iter().filter(|line| line.contains("probe=true")).collect();
+    let [line] = &probes[..] else { panic!("{probes:?}") };
+    assert!(line.contains("a probe found the upstream failing"), "{line}");
+    assert!(line.contains("upstream=\"shop\"") && line.contains("http.response.status_code=502"), "{line}");
 }
 
 #[tokio::test(start_paused = true)]

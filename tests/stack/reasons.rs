@@ -24,7 +24,7 @@ use crate::support::subscribe;
 
 /// What was logged by this thread.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -38,7 +38,7 @@ impl io::Write for Lines {
 }
 
 impl Lines {
-    fn record() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn record() -> (Self, tracing::subscriber::DefaultGuard) {
         let lines = Self::default();
         let writer = lines.clone();
         let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone());
@@ -46,7 +46,7 @@ impl Lines {
     }
 
     /// The events of the crate.
-    fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         text.lines().filter(|line| line.contains(" tower_upstream: ")).map(str::to_owned).collect()
     }
