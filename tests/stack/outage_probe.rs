@@ -1,7 +1,7 @@
 //! The probes of a stack: which requests they are, what they may not do, and that no circuit depends on them.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tower_upstream::stack::{RequestBody, UpstreamBuilder};
 
 use crate::reasons::Lines;
 use crate::support::service::{get, ms, post, seen};
+use crate::support::{self, PATIENCE, StackGateway, ask, default_proxy, until};
 
 /// An upstream that responds with one status, and what it got.
 #[derive(Clone, Default)]
@@ -291,4 +292,44 @@ async fn a_healthy_upstream_with_a_thousand_calls_a_second_is_not_refused_after_
             sleep(ms(1)).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_probe_through_a_proxy_is_on_the_wire_what_the_request_would_have_been() {
+    let (is_down, got) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+    let (down, requests) = (is_down.clone(), got.clone());
+    let upstream = support::Upstream::scripted(move |mut wire, _| {
+        let (down, requests) = (down.clone(), requests.clone());
+        async move {
+            while let Some(request) = wire.request().await {
+                requests.lock().unwrap().push((request.first, request.fields));
+                if down.load(Relaxed) {
+                    return;
+                }
+                wire.reply("there").await;
+            }
+        }
+    })
+    .await;
+    let gateway = StackGateway::start(support::stack(), default_proxy(upstream.address)).await;
+    for _ in 0..5 {
+        let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nonce";
+        assert_eq!(ask(gateway.address, post).await.status(), 502);
+    }
+    assert_eq!(gateway.circuit().state, State::Open);
+    got.lock().unwrap().clear();
+    let get = "GET /cart?id=7 HTTP/1.1\r\nHost: a\r\nCookie: a=1\r\nRange: bytes=0-1\r\n\r\n";
+    assert_eq!(ask(gateway.address, get).await.status(), 503);
+    until("a probe", || !got.lock().unwrap().is_empty()).await;
+    is_down.store(false, Relaxed);
+    for _ in 0..PATIENCE.as_millis() {
+        if ask(gateway.address, get).await.status() == 200 {
+            break;
+        }
+        sleep(ms(1)).await;
+    }
+    assert_eq!(gateway.circuit().state, State::Closed);
+    let got = got.lock().unwrap();
+    assert!(got.len() >= 3, "a probe that failed, one that did not, and the client's: {got:?}");
+    assert!(got.iter().all(|request| *request == got[0]), "{got:?}");
 }
