@@ -70,6 +70,8 @@ struct Inner<T> {
     /// Consecutive openings, less those that decayed.
     open_count: u32,
     since: u64,
+    /// When the failure came that last opened the circuit; a probe that timed out is none.
+    failed_at: u64,
     /// When the open state ends, or when the probe times out.
     until: u64,
     /// When the next call becomes a probe, if the probe in flight times out without a response head.
@@ -92,6 +94,7 @@ impl<T: Clone> CircuitMachine<T> {
             probe_timeout: limit,
             open_count: 0,
             since: 0,
+            failed_at: 0,
             until: 0,
             next_probe: 0,
             first_valid_epoch: 0,
@@ -226,7 +229,7 @@ impl<T: Clone> CircuitMachine<T> {
         let mut book = self.lock();
         match self.word() & MASK {
             // a probe that started earlier may have seen the state before the outage
-            OPEN if begun < book.since => None,
+            OPEN if begun < book.failed_at => None,
             OPEN | AWAITING_PROBE | PROBING => self.close_locked(&mut book, now, forget).1,
             _ => None,
         }
@@ -291,7 +294,8 @@ impl<T: Clone> CircuitMachine<T> {
     fn open_locked(&self, book: &mut Inner<T>, now: u64, random: u64, why: T) -> Transition<T> {
         let pause = book.backoff.open_duration(book.open_count, random);
         book.open_count = book.backoff.escalate(book.open_count);
-        (book.since, book.until, book.cause) = (now, now.saturating_add(pause), Some(why));
+        (book.since, book.failed_at) = (now, now);
+        (book.until, book.cause) = (now.saturating_add(pause), Some(why));
         book.opened += 1;
         let word = self.set_kind(self.word(), OPEN);
         book.first_valid_epoch = word >> KIND_BITS;

@@ -418,6 +418,19 @@ fn an_active_probe_from_before_the_opening_does_not_close() {
 }
 
 #[test]
+fn a_call_that_hangs_as_a_probe_does_not_void_the_success_of_another_probe() {
+    let mut scene = usual();
+    scene.half_open();
+    let _hung = scene.probe();
+    scene.wait(MS * 990);
+    let begun = scene.now;
+    scene.wait(MS * 20);
+    assert!(scene.begin().is_err());
+    assert_eq!(scene.state(), State::Open, "its limit has passed");
+    assert_eq!(scene.circuit.record_recovery(begun, scene.now).map(|turn| turn.state), Some(State::Closed));
+}
+
+#[test]
 fn calls_are_no_probes_while_an_active_probe_is_due() {
     let mut scene = usual();
     scene.calls(5, Blame::Failure);
