@@ -260,7 +260,8 @@ impl Component for BreakerComponent {
     #[inline]
     fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
         call.protocol = Some(Protocol::of(request.method(), request.headers()));
-        call.counted = request.extensions().get::<CountedAttempt>().is_some();
+        let extensions = request.extensions();
+        call.counted = !extensions.is_empty() && extensions.get::<CountedAttempt>().is_some();
         if self.core.circuit.records_routes(call.now) {
             call.route = Some(RouteKey::of(request.uri().path()));
         }

@@ -274,13 +274,13 @@ where
         } else if self.version != self.live.version() {
             self.reload();
         }
-        if let Some(prober) = self.live.prober() {
-            let draft = prober.draft(&request, &self.live);
-            let call = self.exchange.call(request);
+        // `None` while the circuit is closed
+        let prober = self.live.prober().map(|prober| (prober, prober.draft(&request, &self.live)));
+        let call = self.exchange.call(request);
+        if let Some((prober, draft)) = prober {
             offer::<S, B, X, E>(prober, &self.exchange, &call, draft);
-            return UpstreamFuture { call };
         }
-        UpstreamFuture { call: self.exchange.call(request) }
+        UpstreamFuture { call }
     }
 }
 
@@ -322,12 +322,11 @@ where
             return UpstreamFuture { call: self.exchange.call_shared(Some(config), request) };
         }
         let changed = (self.version != self.live.version()).then(|| self.live.current().1);
-        if let Some(prober) = self.live.prober() {
-            let draft = prober.draft(&request, &self.live);
-            let call = self.exchange.call_shared(changed, request);
+        let prober = self.live.prober().map(|prober| (prober, prober.draft(&request, &self.live)));
+        let call = self.exchange.call_shared(changed, request);
+        if let Some((prober, draft)) = prober {
             offer::<S, B, X, E>(prober, &self.exchange, &call, draft);
-            return UpstreamFuture { call };
         }
-        UpstreamFuture { call: self.exchange.call_shared(changed, request) }
+        UpstreamFuture { call }
     }
 }
