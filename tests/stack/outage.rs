@@ -210,6 +210,11 @@ async fn an_upstream_that_flaps_is_served_in_its_good_seconds() {
 /// The liveness that the bounds above are worth: without probes the open duration decides.
 #[tokio::test(start_paused = true)]
 async fn without_probes_recovery_waits_for_the_open_duration() {
-    let told = outage(Hung, SECOND * 10, stack().without_probe()).await;
+    let long = SECOND * 30;
+    let patient =
+        |stack: UpstreamBuilder| stack.circuit(move |policy| policy.open_duration(long).max_open_duration(long));
+    let told = outage(Hung, SECOND * 3, patient(stack()).without_probe()).await;
     assert!(told.lost_after > 2 * FEW, "{told:?}");
+    let told = outage(Hung, SECOND * 3, patient(stack())).await;
+    assert!(told.lost_after <= FEW, "{told:?}");
 }
