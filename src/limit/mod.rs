@@ -41,8 +41,8 @@
 //! that a timeout around this layer dropped counts as timed out.
 //!
 //! While the latency is high and slots are free, nothing is refused: the limit only comes down to twice the calls in flight,
-//! or an eighth of the upper bound, and if the calls in flight do not reach it in two seconds, that is what responses take now. So neither a slow deployment
-//! nor a slow route costs a request.
+//! or an eighth of the upper bound. If the calls in flight do not reach it in two seconds, that is what responses take now. So
+//! neither a slower deployment nor a slow route costs a request.
 //!
 //! **It recovers** with samples: by its square root in each window in which half of it was used, whatever the statuses. And
 //! with time: it doubles every five seconds without evidence, however few calls there are. A healthy upstream that is asked a
