@@ -16,7 +16,7 @@ use super::silence::Silence;
 use super::state_machine::{CircuitMachine, Rejected, Transition};
 use super::window::{CELLS, RollingWindow};
 use crate::cause::{BadGatewayCause, Blame, Detail, Failure, Phase, RetryStop};
-use crate::exchange::{Outcome, RouteKey};
+use crate::exchange::{Outcome, Vote};
 use crate::stats::{Ratio, stripe};
 
 /// The circuit of one upstream. Each opening creates one record, which all calls that it rejects share.
@@ -81,9 +81,7 @@ pub(super) struct CallEnd {
     pub(super) before_request: bool,
     /// The upstream took longer than [`BreakerPolicy::slow_calls`] allows.
     pub(super) slow: bool,
-    pub(super) route: Option<RouteKey>,
-    /// An earlier attempt of the same request has counted as a failure.
-    pub(super) counted: bool,
+    pub(super) vote: Vote,
 }
 
 impl Circuit {
@@ -199,11 +197,11 @@ impl Circuit {
         if end.blame == Blame::Success {
             self.record_success(permit.epoch(), now);
         }
-        if end.counted {
+        if end.vote.counted {
             // one request is one vote: that of its last attempt
             if end.blame == Blame::Success {
                 self.window.retract(tick, stripe);
-                end.route.into_iter().for_each(|route| self.routes.retract(route));
+                end.vote.route.into_iter().for_each(|route| self.routes.retract(route));
             }
             return None;
         }
@@ -211,7 +209,7 @@ impl Circuit {
         if failed {
             self.routes.start(tick);
         }
-        if let Some(route) = end.route {
+        if let Some(route) = end.vote.route {
             self.routes.record(route, tick, failed);
         }
         self.window.record(tick, stripe, failed);

@@ -261,9 +261,9 @@ impl Component for BreakerComponent {
     fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
         call.protocol = Some(Protocol::of(request.method(), request.headers()));
         let extensions = request.extensions();
-        call.counted = !extensions.is_empty() && extensions.get::<CountedAttempt>().is_some();
+        call.vote.counted = !extensions.is_empty() && extensions.get::<CountedAttempt>().is_some();
         if self.core.circuit.records_routes(call.now) {
-            call.route = Some(RouteKey::of(request.uri().path()));
+            call.vote.route = Some(RouteKey::of(request.uri().path()));
         }
     }
 
@@ -293,7 +293,7 @@ impl Component for BreakerComponent {
     #[inline]
     fn complete(&self, permit: BreakerPermit, call: &CallContext, outcome: &Outcome) {
         let circuit = &self.core.circuit;
-        if outcome.is_success() && call.is_first_vote() && !circuit.needs_duration() && !permit.permit.is_probe() {
+        if outcome.is_success() && call.vote.is_plain() && !circuit.needs_duration() && !permit.permit.is_probe() {
             return circuit.count_success(&permit.permit, outcome.approx_now(call));
         }
         self.record_outcome(&permit, call, outcome);
@@ -382,8 +382,7 @@ impl BreakerComponent {
             now,
             before_request: matches!(phase, Some(Phase::Resolve | Phase::Connect | Phase::Tls)),
             slow: permit.slow,
-            route: call.route,
-            counted: call.counted,
+            vote: call.vote,
         };
         if let Some(turn) = self.core.circuit.record(&permit.permit, end, || fastrand::u64(..), record) {
             self.core.publish(&turn);

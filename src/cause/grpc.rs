@@ -76,7 +76,7 @@ mod tests {
 
     fn protocol(method: &Method, fields: &[(HeaderName, &'static str)]) -> Protocol {
         let fields = fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
-        Protocol::of(method, &HeaderMap::from_iter(fields))
+        Protocol::of(method, &fields.collect())
     }
 
     #[test]

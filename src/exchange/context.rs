@@ -28,14 +28,21 @@ pub struct CallContext {
     pub(crate) bypass: bool,
     /// The protocol, if a component asks for it.
     pub(crate) protocol: Option<Protocol>,
-    /// The route, if a component asks for it.
-    pub(crate) route: Option<RouteKey>,
-    /// An earlier attempt of the same request has counted against the upstream.
-    pub(crate) counted: bool,
+    /// How the end of the attempt counts.
+    pub(crate) vote: Vote,
     /// When the request body had ended, if its upload is tracked.
     pub(crate) uploaded: Option<Instant>,
     /// What an adaptive limit has to know of the request, if there is one.
     pub(crate) load: Option<RequestLoad>,
+}
+
+/// How the end of an attempt counts for a circuit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Vote {
+    /// The route, if it is recorded.
+    pub(crate) route: Option<RouteKey>,
+    /// An earlier attempt of the same request has counted against the upstream.
+    pub(crate) counted: bool,
 }
 
 /// What an adaptive limit has to know of a request.
@@ -68,8 +75,7 @@ impl CallContext {
             flow_controlled: false,
             bypass: false,
             protocol: None,
-            route: None,
-            counted: false,
+            vote: Vote::default(),
             uploaded: None,
             load: None,
         }
@@ -84,10 +90,12 @@ impl CallContext {
     pub(crate) fn knows_upload(&self) -> bool {
         self.uploaded.is_some() || !self.load.is_some_and(|load| load.uploads)
     }
+}
 
-    /// Whether only the end of this attempt is to be counted: no route, no earlier attempt.
+impl Vote {
+    /// Whether a success is just one more: of no route that is recorded, and of a first attempt.
     #[inline]
-    pub(crate) fn is_first_vote(&self) -> bool {
+    pub(crate) fn is_plain(self) -> bool {
         self.route.is_none() && !self.counted
     }
 }

@@ -99,8 +99,8 @@ pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};
 pub(crate) use self::timeout_policy::{BodyTimeouts, HeadSeen, TimeoutPolicy, TimerDecision};
 pub(crate) use self::upgrade::asks_for_upgrade;
 
-pub(crate) use self::context::RequestLoad;
 pub use self::context::{CallContext, CallKind};
+pub(crate) use self::context::{RequestLoad, Vote};
 pub use self::upgrade_guard::{UpgradeEnd, UpgradeGuard};
 
 #[cfg(test)]

@@ -350,7 +350,7 @@ impl Component for LimitComponent {
     #[inline]
     fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
         if self.limiter.is_adaptive() {
-            call.protocol = Some(Protocol::of(request.method(), request.headers()));
+            call.protocol.get_or_insert_with(|| Protocol::of(request.method(), request.headers()));
             let route = RouteKey::of(request.uri().path());
             call.load = Some(RequestLoad { route, uploads: announces_body(request) });
         }

@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +26,9 @@ use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, UpstreamLayer};
 use crate::support::service::{ms, seen};
 
 type ClientBody = BoxBody<Bytes, Infallible>;
+
+/// The status of the response to a path, and when it comes.
+type Act = fn(&str) -> (u16, Duration);
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -78,13 +83,7 @@ fn circuit(layer: &UpstreamLayer) -> State {
 }
 
 /// How many of the others' calls are answered, while one client makes `rate` calls a second by its own path.
-async fn served(
-    hostile: &'static str,
-    rate: u32,
-    others: u32,
-    seconds: u32,
-    act: fn(&str) -> (u16, Duration),
-) -> (u32, u32) {
+async fn served(hostile: &'static str, rate: u32, others: u32, seconds: u32, act: Act) -> (u32, u32) {
     let layer = UpstreamLayer::builder("shop").build().unwrap();
     let service = layer.layer(upstream(act));
     let calls = |path: &'static str, rate: u32| {
@@ -112,7 +111,7 @@ async fn served(
 
 #[tokio::test(start_paused = true)]
 async fn one_route_that_fails_takes_no_other_route_away_however_often_it_is_called() {
-    let fails: [(&'static str, fn(&str) -> (u16, Duration)); 3] = [
+    let fails: [(&'static str, Act); 3] = [
         ("/partner", |path| if path == "/partner" { (503, ms(2)) } else { (200, ms(2)) }),
         ("/api/partner/7", |path| if path == "/api/partner/7" { (502, ms(2)) } else { (200, ms(2)) }),
         ("/report", |path| if path == "/report" { (200, SECOND * 60) } else { (200, ms(2)) }),
@@ -151,9 +150,9 @@ async fn one_request_is_one_vote_however_many_attempts_it_took() {
     assert_eq!((shown.state, shown.failures), (State::Closed, 2));
 
     // a request that succeeds in the end votes for the upstream
-    let calls = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let calls = Arc::new(AtomicU32::new(0));
     let first_fails = service_fn(move |_: Request<_>| {
-        let first = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2 == 0;
+        let first = calls.fetch_add(1, Relaxed) % 2 == 0;
         let response = Response::builder().status(if first { 503 } else { 200 });
         std::future::ready(Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap()))
     });
@@ -183,10 +182,10 @@ async fn calls_that_wait_to_be_sent_again_hold_no_slot() {
         .build()
         .unwrap();
     let service = layer.layer(service_fn(|request: Request<_>| {
-        let later = request.uri().path() == "/later";
+        let in_maintenance = request.uri().path() == "/later";
         let _: Request<tower_upstream::stack::RequestBody<ClientBody>> = request;
-        let response = Response::builder().status(if later { 503 } else { 200 });
-        let response = if later { response.header("retry-after", "15") } else { response };
+        let response = Response::builder().status(if in_maintenance { 503 } else { 200 });
+        let response = if in_maintenance { response.header("retry-after", "15") } else { response };
         std::future::ready(Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap()))
     }));
     let waiting: Vec<_> = (0..30).map(|_| tokio::spawn(service.clone().oneshot(request("/later")))).collect();
@@ -378,10 +377,10 @@ async fn a_grpc_deadline_of_the_client_is_no_failure_of_the_upstream() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_answered_closes_a_circuit_that_connections_opened() {
     let breaker = CircuitBreakerLayer::new("shop");
-    let refuses = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let now = refuses.clone();
+    let down = Arc::new(AtomicBool::new(true));
+    let is_down = down.clone();
     let service = breaker.layer(service_fn(move |_: Request<ClientBody>| {
-        let refused = now.load(std::sync::atomic::Ordering::Relaxed);
+        let refused = is_down.load(Relaxed);
         let response = Response::builder().status(503).body(Full::<Bytes>::default()).unwrap();
         std::future::ready(if refused {
             Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
@@ -393,7 +392,7 @@ async fn a_probe_that_is_answered_closes_a_circuit_that_connections_opened() {
         assert!(service.clone().oneshot(request("/")).await.is_err());
     }
     assert_eq!(state(&breaker.handle()), State::Open);
-    refuses.store(false, std::sync::atomic::Ordering::Relaxed);
+    down.store(false, Relaxed);
     sleep(SECOND).await;
     assert_eq!(service.clone().oneshot(request("/")).await.unwrap().status(), 503);
     assert_eq!(state(&breaker.handle()), State::Closed);

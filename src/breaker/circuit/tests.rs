@@ -40,7 +40,7 @@ impl Fixture {
     /// The end of a call that failed before its request was sent, if it failed.
     fn ending(&self, blame: Blame, took: Duration) -> CallEnd {
         let slow = self.circuit.is_slow(took);
-        CallEnd { blame, now: self.now, before_request: true, slow, route: None, counted: false }
+        CallEnd { blame, now: self.now, before_request: true, slow, vote: Vote::default() }
     }
 
     fn call(&self, verdict: Blame) -> bool {
