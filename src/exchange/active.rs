@@ -87,6 +87,14 @@ impl<P: Spec> AttemptState<P> {
         Ok(())
     }
 
+    /// The attempt is pending.
+    #[inline]
+    pub(super) fn on_pending(&mut self, config: &Config<P>) {
+        if let (Some(upload), Some(permit)) = (&self.upload, &mut self.permit) {
+            config.per_attempt.on_upload(permit, upload.ended().is_none() && upload.client_stalled());
+        }
+    }
+
     /// A response head was received.
     #[inline]
     pub(super) fn on_head<X>(

@@ -46,6 +46,11 @@ pub(crate) trait Component: Send + Sync + 'static {
     /// The [`Rejection`], if the call must not reach the inner service.
     fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection>;
 
+    /// The attempt is pending: whether it waits for its client to send more of the request.
+    fn on_upload(&self, permit: &mut Self::Permit, awaits_client: bool) {
+        let _ = (permit, awaits_client);
+    }
+
     /// The response head was received; its body may follow.
     fn on_response(&self, permit: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
         let _ = (permit, call, outcome);
@@ -104,6 +109,11 @@ impl<A: Component, B: Component> Component for (A, B) {
                 Err(rejection)
             }
         }
+    }
+
+    fn on_upload(&self, permit: &mut Self::Permit, awaits_client: bool) {
+        self.0.on_upload(&mut permit.0, awaits_client);
+        self.1.on_upload(&mut permit.1, awaits_client);
     }
 
     fn on_response(&self, permit: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {

@@ -254,6 +254,7 @@ where
                     Poll::Ready(result) => Poll::Ready(TimedPoll::Ready(result)),
                     Poll::Pending => {
                         let Split { config, context, attempt, .. } = state.split();
+                        attempt.on_pending(config);
                         poll_timed(config, context, attempt, timer, calls, cx, poll)
                     }
                 };

@@ -479,6 +479,12 @@ impl<C: Component> Component for Option<C> {
         self.as_ref().map(|component| component.admit(call)).transpose()
     }
 
+    fn on_upload(&self, permit: &mut Self::Permit, awaits_client: bool) {
+        if let (Some(component), Some(permit)) = (self, permit) {
+            component.on_upload(permit, awaits_client);
+        }
+    }
+
     #[inline]
     fn on_response(&self, permit: &mut Self::Permit, call: &CallContext, outcome: &Outcome) {
         if let (Some(component), Some(permit)) = (self, permit) {

@@ -150,6 +150,11 @@ impl Limiter {
         after.clamp(RETRY_AFTER.0, RETRY_AFTER.1)
     }
 
+    /// Takes a slot for a call that was admitted before, beyond the limit if none is free.
+    pub(super) fn acquire_again(&self, stripe: usize) -> Option<SlotRef> {
+        self.semaphore.acquire_beyond(stripe)
+    }
+
     #[inline]
     pub(super) fn release(&self, slot: SlotRef) {
         self.semaphore.release(slot);

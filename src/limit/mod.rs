@@ -333,6 +333,8 @@ pub(crate) struct SlotPermit {
     /// `None` once the slot is released.
     slot: Option<SlotRef>,
     sampled: bool,
+    /// The slot is released until the client has sent more of the request.
+    awaits_client: bool,
 }
 
 impl LimitComponent {
@@ -360,7 +362,8 @@ impl Component for LimitComponent {
     fn admit(&self, call: &CallContext) -> Result<SlotPermit, Rejection> {
         match self.limiter.try_acquire(stripe(), call.now) {
             Ok((slot, looked_at)) => {
-                Ok(SlotPermit { slot: Some(slot), sampled: looked_at && call.kind == CallKind::Bounded })
+                let sampled = looked_at && call.kind == CallKind::Bounded;
+                Ok(SlotPermit { slot: Some(slot), sampled, awaits_client: false })
             }
             Err(after) => Err(Rejection::new(self.rejection.clone()).retry_after(after)),
         }
@@ -370,6 +373,16 @@ impl Component for LimitComponent {
         if self.holds_slot_during_upgrade {
             let slot = permit.slot.take();
             guard.attach(UpgradePermit { slot, limiter: self.limiter.clone() });
+        }
+    }
+
+    fn on_upload(&self, permit: &mut SlotPermit, awaits_client: bool) {
+        if awaits_client && permit.slot.is_some() {
+            permit.awaits_client = true;
+            self.release(permit.slot.take());
+        } else if !awaits_client && permit.awaits_client {
+            permit.awaits_client = false;
+            permit.slot = self.limiter.acquire_again(stripe());
         }
     }
 

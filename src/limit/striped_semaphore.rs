@@ -6,11 +6,11 @@
 //!
 //! Lowering the limit removes free slots from the quotas. Slots in use beyond the new limit are the deficit, and stripes
 //! are marked: a slot released in a marked stripe is removed together with its quota until the deficit is repaid. No call
-//! is interrupted, and none is admitted before enough have ended.
+//! is interrupted, and none is admitted before enough have ended. A slot that is taken beyond the limit is a deficit as well.
 //!
 //! Invariants under any interleaving (`tests/loom` checks them):
 //!
-//! - No more calls are in flight than the limit allows, except those admitted before it was lowered.
+//! - No more calls are in flight than the limit allows, except those admitted before it was lowered or beyond it.
 //! - A call is refused only if all slots were in use at one moment: each word counts the releases, and the second pass has
 //!   to find all words unchanged.
 //! - No slot is lost or duplicated, also while the limit changes.
@@ -107,6 +107,29 @@ impl StripedSemaphore {
             // a slot of an earlier stripe may have been released while a later one was checked
             if order().all(|at| self.stripes[at].0.load(Ordering::Acquire) == full[at]) {
                 return None;
+            }
+        }
+    }
+
+    /// Takes a slot, beyond the limit if none is free; `None` only at [`MAX_LIMIT`].
+    pub(crate) fn acquire_beyond(&self, stripe: usize) -> Option<SlotRef> {
+        self.try_acquire(stripe).or_else(|| self.overcommit(stripe & self.mask))
+    }
+
+    #[cold]
+    fn overcommit(&self, at: usize) -> Option<SlotRef> {
+        let Stripe(word) = self.stripes.get(at)?;
+        // before the word: a release that sees the mark has to see the deficit
+        self.deficit.fetch_add(1, Ordering::AcqRel);
+        let one_more = |seen: u64| {
+            let taken = with_one_acquired(seen) + QUOTA;
+            (quota(seen) < u64::from(MAX_LIMIT)).then(|| taken.wrapping_add(GENERATION) | OVERCOMMITTED)
+        };
+        match word.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(seen) => Some(slot(at, seen)),
+            Err(_) => {
+                self.repay(1);
+                None
             }
         }
     }
@@ -299,6 +322,21 @@ mod tests {
         slots.release(held.pop().unwrap());
         assert!(slots.try_acquire(0).is_some());
         assert!(slots.try_acquire(0).is_none());
+    }
+
+    #[test]
+    fn a_slot_beyond_the_limit_is_repaid_before_another_is_given() {
+        for stripes in [1, 4] {
+            let slots = StripedSemaphore::new(3, stripes);
+            let mut held = drain(&slots);
+            held.extend((0..3).map(|own| slots.acquire_beyond(own).unwrap()));
+            assert_eq!(slots.in_flight(), 6);
+            held.drain(..).for_each(|slot| slots.release(slot));
+            assert_eq!((slots.in_flight(), drain(&slots).len()), (0, 3));
+        }
+        let full = StripedSemaphore::new(u32::MAX, 1);
+        let _held = drain(&full);
+        assert!(full.acquire_beyond(0).is_none());
     }
 
     #[test]

@@ -199,6 +199,42 @@ async fn calls_that_wait_to_be_sent_again_hold_no_slot() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_waits_for_its_client_holds_no_slot() {
+    let limit = ConcurrencyLimitLayer::fixed(2);
+    let layer = UpstreamLayer::builder("shop").limiter(move |_| limit).build().unwrap();
+    let service = layer.layer(upstream(|_| (200, SECOND)));
+    let in_flight = || seen(&layer).limit.unwrap().in_flight;
+    let frames = |count| {
+        let frames = futures_util::stream::unfold(count, move |left: u32| async move {
+            sleep(SECOND).await;
+            left.checked_sub(1).map(|left| (Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"."))), left))
+        });
+        Request::post("/").body(BodyExt::boxed(SyncStream(Box::pin(frames)))).unwrap()
+    };
+    let slow: Vec<_> = (0..20)
+        .map(|_| {
+            let service = service.clone();
+            let call = service.oneshot(frames(1));
+            tokio::spawn(call)
+        })
+        .collect();
+    sleep(ms(1500)).await;
+    assert_eq!(in_flight(), 0);
+    assert_eq!(service.clone().oneshot(request("/")).await.unwrap().status(), 200);
+    // they were admitted: once they are sent, they count, also beyond the limit
+    sleep(ms(100)).await;
+    let (admitted, refused): (Vec<_>, Vec<_>) = {
+        let mut statuses = Vec::new();
+        for call in slow {
+            statuses.push(call.await.unwrap().unwrap().status().as_u16());
+        }
+        statuses.into_iter().partition(|status| *status == 200)
+    };
+    assert!(admitted.len() >= 2 && refused.iter().all(|status| *status == 503), "{refused:?}");
+    assert_eq!(in_flight(), 0);
+}
+
 fn with_timeouts(change: impl FnOnce(Timeouts) -> Timeouts + Send + 'static) -> UpstreamBuilder {
     UpstreamLayer::builder("shop").without_retry().timeouts(change)
 }
