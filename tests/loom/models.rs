@@ -372,6 +372,17 @@ fn slots_given_back_beside_a_lower_limit_are_neither_lost_nor_too_many() {
     share(2, [gives, gives], |slots| slots.resize(1));
 }
 
+/// Takes a slot beyond the limit, and gives back both.
+fn goes_beyond(slots: &StripedSemaphore, held: Option<SlotRef>) {
+    gives(slots, slots.acquire_beyond(1));
+    gives(slots, held);
+}
+
+#[test]
+fn slots_beyond_the_limit_are_repaid_beside_slots_given_back() {
+    share(2, [goes_beyond, gives], |slots| gives(slots, slots.acquire_beyond(0)));
+}
+
 #[test]
 fn a_limit_lowered_beside_calls_that_go_on_comes_to_hold() {
     share(2, [goes_on, gives], |slots| slots.resize(1));
