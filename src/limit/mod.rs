@@ -15,6 +15,8 @@
 //!
 //! A slot is held from the call to the end, failure or drop of the response body. After a 101 it is released at the head,
 //! unless it is [held](ConcurrencyLimitLayer::hold_slot_during_upgrade). A panic of the inner service releases it as well.
+//! In a stack it is held for an attempt, and released while a tracked upload waits for its client: when the client goes on,
+//! the attempt takes a slot again, beyond the limit if none is free.
 //!
 //! | setting | |
 //! |---|---|
