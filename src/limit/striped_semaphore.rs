@@ -125,13 +125,11 @@ impl StripedSemaphore {
             let taken = with_one_acquired(seen) + QUOTA;
             (quota(seen) < u64::from(MAX_LIMIT)).then(|| taken.wrapping_add(GENERATION) | OVERCOMMITTED)
         };
-        match word.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
-            Ok(seen) => Some(slot(at, seen)),
-            Err(_) => {
-                self.repay(1);
-                None
-            }
+        let taken = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        if taken.is_err() {
+            self.repay(1);
         }
+        taken.ok().map(|seen| slot(at, seen))
     }
 
     /// Releases a slot.
