@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::pending;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -46,20 +45,7 @@ fn dripping(pause: Duration) -> Request<ClientBody> {
         sleep(pause).await;
         Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"."))), ()))
     });
-    Request::post("/").body(BodyExt::boxed(SyncStream(Box::pin(frames)))).unwrap()
-}
-
-/// A stream as a body that can be shared.
-struct SyncStream<S>(Pin<Box<S>>);
-
-// it is polled through `&mut self` alone
-impl<S: futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>>> Body for SyncStream<S> {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.as_mut().poll_next(cx)
-    }
+    Request::post("/").body(BodyExt::boxed(StreamBody::new(frames))).unwrap()
 }
 
 /// Responds to each path as told: the status, after a time.
@@ -210,7 +196,7 @@ async fn an_upload_that_waits_for_its_client_holds_no_slot() {
             sleep(SECOND).await;
             left.checked_sub(1).map(|left| (Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"."))), left))
         });
-        Request::post("/").body(BodyExt::boxed(SyncStream(Box::pin(frames)))).unwrap()
+        Request::post("/").body(BodyExt::boxed(StreamBody::new(frames))).unwrap()
     };
     let slow: Vec<_> = (0..20)
         .map(|_| {
