@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{EXPECT, UPGRADE};
-use http::{Method, Request};
+use http::{HeaderMap, Method, Request};
 use http_body::Body;
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
@@ -21,7 +21,7 @@ use super::spec::Config;
 use super::stats::StatsRecorder;
 use crate::body::WrapBody;
 use crate::breaker::{CircuitHandle, RequestProbe};
-use crate::cause::{BadGatewayCause, ClientCalls, Failure};
+use crate::cause::{BadGatewayCause, ClientCalls, Failure, Protocol};
 use crate::deadline::Deadline;
 use crate::exchange::{CallContext, ErrorMode, Outcome, Ref, ResponseMode, ResponseSummary, Template};
 
@@ -150,13 +150,22 @@ impl ProbeDraft {
     {
         Box::new(move |deadline| {
             Box::pin(async move {
+                let protocol = Protocol::of(self.head.method(), self.head.headers());
                 let response = match respond(template, &self.config.errors, self.head, deadline).await {
                     Ok(response) => response,
                     Err(failure) => return Outcome::failure(&failure),
                 };
-                let summary = ResponseSummary::of(&response, &CallContext::new(deadline));
+                let mut summary = ResponseSummary::of(
+                    &response,
+                    &CallContext { protocol: Some(protocol), ..CallContext::new(deadline) },
+                );
                 match read(response.into_body(), deadline).await {
-                    Ok(()) => Outcome::of(summary, false),
+                    Ok(trailers) => {
+                        if let Some(trailers) = trailers {
+                            summary.add_fields(&trailers, protocol);
+                        }
+                        Outcome::of(summary, false)
+                    }
                     Err((cause, failure)) => Outcome::of(summary.with_body_failure(cause, failure), false),
                 }
             })
@@ -189,8 +198,8 @@ where
     checked.map_or(Ok(response), Err)
 }
 
-/// Reads and drops a body, up to its bound and until the deadline.
-async fn read<X>(mut body: X, deadline: Instant) -> Result<(), (BadGatewayCause, Option<Failure>)>
+/// Reads and drops a body, up to its bound and until the deadline; returns its trailers.
+async fn read<X>(mut body: X, deadline: Instant) -> Result<Option<HeaderMap>, (BadGatewayCause, Option<Failure>)>
 where
     X: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
@@ -198,12 +207,15 @@ where
     loop {
         let polled = timeout_at(deadline, std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx))).await;
         // that a body is long is no failure
-        let Ok(Some(frame)) = polled else { return Ok(()) };
+        let Ok(Some(frame)) = polled else { return Ok(None) };
         let frame = frame.map_err(|error| {
             let (_, cause, failure) = Errors::body_error(error.into());
             (cause, failure)
         })?;
-        let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return Ok(()) };
+        let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return Ok(None) };
         left = rest;
+        if let Ok(trailers) = frame.into_trailers() {
+            return Ok(Some(trailers));
+        }
     }
 }
