@@ -16,7 +16,7 @@ use super::{
     UploadProgress, drop_reason,
 };
 use crate::body::UploadCounters;
-use crate::cause::{ClientCall, ClientCalls};
+use crate::cause::{ClientCall, ClientCalls, Failure};
 use crate::free_list::FreeList;
 
 /// The boxes of earlier calls on this thread.
@@ -85,6 +85,13 @@ impl<P: Spec> AttemptState<P> {
     pub(super) fn admit(&mut self, config: &Config<P>, call: &CallContext) -> Result<(), super::Rejection> {
         self.permit = Some(config.per_attempt.admit(self.context.as_ref().unwrap_or(call))?);
         Ok(())
+    }
+
+    /// A concurrent attempt of the same request has ended with this failure: one request is one vote.
+    pub(super) fn on_concurrent_failure(&mut self, call: &CallContext, failure: &Failure) {
+        let mut context = *self.context(call);
+        context.vote.counted |= failure.counts_against_upstream();
+        self.context = Some(context);
     }
 
     /// The attempt is pending.

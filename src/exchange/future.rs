@@ -411,8 +411,11 @@ where
         let Some(retry_state) = self.retry_state.as_mut() else {
             return Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))));
         };
-        if self.hedge.as_ref().is_some_and(|hedge| hedge.is_under_way()) {
+        if let Some(hedge) = self.hedge.as_mut().filter(|hedge| hedge.is_under_way()) {
             let record = config.requests.failure_of(retry_state, &response);
+            if let Some(failure) = &record {
+                hedge.as_mut().on_concurrent_failure(failure);
+            }
             config.requests.on_concurrent_failure(retry_state, record);
             self.discard(response, &stage, &outcome, cx);
             self.state.set(State::HedgeOnly);
@@ -551,7 +554,8 @@ where
         if requests.may_repeat(retry_state) {
             failure = failure.where_body_was_read(requests.body_was_read(retry_state)).known_as(state.known_as);
         }
-        if self.hedge.as_ref().is_some_and(|hedge| hedge.is_under_way()) {
+        if let Some(hedge) = self.hedge.as_mut().filter(|hedge| hedge.is_under_way()) {
+            hedge.as_mut().on_concurrent_failure(&failure);
             requests.on_concurrent_failure(retry_state, Some(failure));
             self.state.set(State::HedgeOnly);
             return Poll::Ready(None);
@@ -696,6 +700,8 @@ where
             let failure = config.errors.complete_failure(failure);
             attempt.span.on_failure(&failure);
             let failure = failure.where_body_was_read(config.requests.body_was_read(retry_state)).known_as(known_as);
+            let Split { context, attempt, .. } = self.active.state().split();
+            attempt.on_concurrent_failure(context, &failure);
             config.requests.on_concurrent_failure(retry_state, Some(failure));
         }
         // the hedge stays, so that no other one is made

@@ -90,6 +90,12 @@ impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
         (config, call, attempt)
     }
 
+    /// The first attempt has ended with this failure.
+    pub(super) fn on_concurrent_failure(self: Pin<&mut Self>, failure: &Failure) {
+        let HedgeAttempt { call, attempt, .. } = self.project().attempt;
+        attempt.on_concurrent_failure(call, failure);
+    }
+
     /// The hedged attempt has ended.
     pub(super) fn end(self: Pin<&mut Self>) {
         let mut this = self.project();

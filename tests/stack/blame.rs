@@ -17,10 +17,10 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_upstream::breaker::{CircuitBreakerLayer, CircuitHandle, State};
 use tower_upstream::deadline::{Deadline, DeadlinePropagation};
 use tower_upstream::limit::ConcurrencyLimitLayer;
-use tower_upstream::retry::RetryLayer;
+use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::timeout::{TimeoutLayer, Timeouts};
-use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, UpstreamLayer};
+use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamLayer};
 
 use crate::support::service::{ms, seen};
 
@@ -380,6 +380,56 @@ async fn the_status_of_a_grpc_call_counts_as_the_http_status_with_its_meaning() 
             response.into_body().collect().await.unwrap();
             assert_eq!(circuit(&layer), end, "{status}, in trailers: {in_trailers}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_probe_closes_the_circuit_once_it_is_told_ok_and_not_before() {
+    for in_trailers in [false, true] {
+        let is_down = Arc::new(AtomicBool::new(true));
+        let down = is_down.clone();
+        let health = Request::post("/grpc.health.v1.Health/Check").header("content-type", "application/grpc");
+        let layer = UpstreamLayer::builder("shop").probe_request(health.body(()).unwrap()).build().unwrap();
+        let service = layer.layer(service_fn(move |_: Request<_>| {
+            let status = if down.load(Relaxed) { "14" } else { "0" };
+            std::future::ready(Ok::<_, Infallible>(grpc_response(status, in_trailers)))
+        }));
+        let calls = async |count: u32| {
+            for _ in 0..count {
+                let response = service.clone().oneshot(grpc("/shop.Carts/Get")).await.unwrap();
+                response.into_body().collect().await.unwrap();
+                sleep(ms(1)).await;
+            }
+        };
+        calls(200).await;
+        let shown = seen(&layer).circuit.unwrap();
+        assert!(shown.state == State::Open && shown.probes > 0, "{shown:?}");
+        is_down.store(false, Relaxed);
+        calls(100).await;
+        assert_eq!(circuit(&layer), State::Closed, "in trailers: {in_trailers}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_concurrent_attempts_of_one_request_are_one_vote() {
+    for first_fails_first in [true, false] {
+        let calls = Arc::new(AtomicU32::new(0));
+        let policy = |policy: RetryPolicy| policy.attempts(2);
+        let layer = UpstreamLayer::builder("shop")
+            .retry(|retry| retry.hedging(Hedging::after(ms(100))))
+            .retry_policy(policy)
+            .build()
+            .unwrap();
+        let service = layer.layer(service_fn(move |_: Request<_>| {
+            let is_first = calls.fetch_add(1, Relaxed) == 0;
+            async move {
+                sleep(if is_first == first_fails_first { ms(200) } else { ms(400) }).await;
+                Err::<Response<Full<Bytes>>, _>(Failure::new(Cause::ResetBeforeResponse))
+            }
+        }));
+        let response = service.oneshot(request("/")).await.unwrap();
+        assert_eq!(Failure::of(&response).unwrap().attempts(), 2);
+        assert_eq!(seen(&layer).circuit.unwrap().failures, 1, "the first fails first: {first_fails_first}");
     }
 }
 
