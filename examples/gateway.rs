@@ -108,6 +108,12 @@ impl Gateway {
 }
 
 fn main() -> ExitCode {
+    if let Some(argument) = std::env::args_os().nth(1) {
+        eprintln!(
+            "gateway: unexpected argument {argument:?}: all settings are environment variables, such as UPSTREAM and LISTEN"
+        );
+        return ExitCode::from(2);
+    }
     let settings = match Settings::from_env() {
         Ok(settings) => settings,
         Err(error) => {

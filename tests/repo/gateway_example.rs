@@ -66,6 +66,15 @@ fn get(address: SocketAddr, path: &str) -> String {
 }
 
 #[test]
+fn an_argument_is_one_clear_line_and_exit_2() {
+    let Some(mut command) = example() else { return };
+    let output = command.arg("--listen").output().unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), complaint.lines().count()), (Some(2), 1), "{complaint}");
+    assert!(complaint.contains("--listen") && complaint.contains("UPSTREAM"), "{complaint}");
+}
+
+#[test]
 fn a_bad_value_is_one_clear_line_and_exit_2() {
     let Some(_) = example() else { return };
     let rows = [
@@ -165,14 +174,18 @@ fn without_upstream_ten_failing_ones_are_started_and_each_failure_is_named() {
     assert!(get(address, "/").contains("curl -i"));
 }
 
+/// The example before a listener that the test answers for, and the example's address.
+fn before_a_silent_upstream() -> Option<(Running, TcpListener, SocketAddr)> {
+    let mut command = example()?;
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, to) = (free_address(), upstream.local_addr().unwrap().to_string());
+    let running = Running(command.env("LISTEN", address.to_string()).env("UPSTREAM", to).spawn().unwrap());
+    Some((running, upstream, address))
+}
+
 #[test]
 fn sigterm_completes_running_calls_and_accepts_no_new_ones() {
-    let Some(mut command) = example() else { return };
-    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free_address();
-    let to = upstream.local_addr().unwrap().to_string();
-    let mut running = Running(command.env("LISTEN", address.to_string()).env("UPSTREAM", to).spawn().unwrap());
-
+    let Some((mut running, upstream, address)) = before_a_silent_upstream() else { return };
     let mut idle = connect(address);
     let mut client = connect(address);
     write!(client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -194,12 +207,7 @@ fn sigterm_completes_running_calls_and_accepts_no_new_ones() {
 
 #[test]
 fn sigterm_lets_an_open_tunnel_end_before_the_process_does() {
-    let Some(mut command) = example() else { return };
-    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free_address();
-    let to = upstream.local_addr().unwrap().to_string();
-    let mut running = Running(command.env("LISTEN", address.to_string()).env("UPSTREAM", to).spawn().unwrap());
-
+    let Some((mut running, upstream, address)) = before_a_silent_upstream() else { return };
     let mut idle = connect(address);
     let mut client = connect(address);
     write!(client, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n").unwrap();
