@@ -355,7 +355,7 @@ impl Component for LimitComponent {
     fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
         if self.limiter.is_adaptive() {
             call.protocol.get_or_insert_with(|| Protocol::of(request.method(), request.headers()));
-            let route = RouteKey::of(request.uri().path());
+            let route = call.vote.route.unwrap_or_else(|| RouteKey::of(request.uri().path()));
             call.load = Some(RequestLoad { route, uploads: announces_body(request) });
         }
     }
