@@ -268,12 +268,12 @@ impl Circuit {
         self.machine.record_still_down(self.tick_at(until));
     }
 
-    /// Whether the upstream has recovered, by the outcome of a probe; `None` if that says nothing.
+    /// Whether the upstream has recovered, by the outcome of a probe; `None` without a verdict.
     pub(super) fn recovered(&self, outcome: &Outcome, took: Duration) -> Option<bool> {
         self.judge_probe(outcome.blame(self.policy.statuses), self.is_slow(took)).map(|verdict| verdict.is_ok())
     }
 
-    /// What the end of a probe says; an error is why the upstream has not recovered.
+    /// Judges the end of a probe: `Ok` if the upstream has recovered, else the reason why not; `None` without a verdict.
     fn judge_probe(&self, blame: Blame, slow: bool) -> Option<Result<(), &'static str>> {
         Some(match blame {
             Blame::Nothing => return None,

@@ -141,7 +141,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let (true, Some(core)) = (self.armed, self.circuit.upgrade()) {
             core.probes.lock().running = false;
-            // this also drops the offer, which nobody would take
+            // also drops the offer: no task is left to send it
             core.probes.end_outage();
         }
     }

@@ -200,7 +200,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever one client does by a route of its own, others that succeed by another keep the circuit closed.
+        /// A client that calls one failing route does not open the circuit while other clients succeed on another route.
         #[test]
         fn no_client_outvotes_the_others(calls in prop::collection::vec((0_u64..30, "[a-z]{1,8}"), 0..200)) {
             let routes = RouteResults::default();

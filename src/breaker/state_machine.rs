@@ -70,7 +70,7 @@ struct Inner<T> {
     /// Consecutive openings, less those that decayed.
     open_count: u32,
     since: u64,
-    /// When the failure came that last opened the circuit; a probe that timed out is none.
+    /// Time of the failure that last opened the circuit; a probe that timed out does not change it.
     failed_at: u64,
     /// When the open state ends, or when the probe times out.
     until: u64,

@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(window.sum(3), sum(1, 0));
         window.retract(3, 0);
         window.retract(4, 0);
-        assert_eq!(window.sum(4), sum(1, 0), "there is none");
+        assert_eq!(window.sum(4), sum(1, 0), "no failure is left to take back");
     }
 
     #[test]

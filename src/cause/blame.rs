@@ -1,4 +1,4 @@
-//! Blame: what the end of a call says about the upstream.
+//! Blame: whether the end of a call counts against the upstream.
 //!
 //! The one table that the circuit breaker, the limiter, learned timeouts, retry and the statistics read; the page
 //! [`failure_table`](crate::guide::failure_table) shows it.
@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use super::{BadGatewayCause, BreakerVerdict};
 
-/// What the end of a call says about the upstream.
+/// The verdict on the upstream at the end of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blame {
     /// It works.
@@ -18,7 +18,7 @@ pub(crate) enum Blame {
     ErrorResponse,
     /// It failed to respond, or to respond completely.
     Failure,
-    /// Nothing: the client, the gateway or chance ended the call.
+    /// No verdict: the client, the gateway or chance ended the call.
     Nothing,
 }
 

@@ -188,7 +188,7 @@ impl CancelReason {
         if failure.is_neutral() { Self::Overdue } else { Self::TimedOut(failure.cause()) }
     }
 
-    /// What the end of the call says about the upstream.
+    /// The verdict on the upstream.
     pub(crate) fn blame(self) -> Blame {
         match self {
             Self::TimedOut(cause) if cause.breaker_verdict() == BreakerVerdict::Failure => Blame::Failure,
@@ -310,7 +310,7 @@ impl Outcome {
         cause.is_none() && rpc_status.is_none() && status.is_some_and(|status| status.as_u16() < 400)
     }
 
-    /// What the outcome says about the upstream; `fails`: the statuses of its own responses that stand for a failure.
+    /// The verdict on the upstream; `fails` returns whether a status of its own responses stands for a failure.
     pub(crate) fn blame(&self, fails: fn(StatusCode) -> bool) -> Blame {
         let ResponseSummary { status, rpc_status, cause, failure, has_retry_after } = &self.summary;
         if failure.as_ref().is_some_and(Failure::is_neutral) {

@@ -32,7 +32,7 @@ pub struct CallContext {
     pub(crate) vote: Vote,
     /// When the request body had ended, if its upload is tracked.
     pub(crate) uploaded: Option<Instant>,
-    /// What an adaptive limit has to know of the request, if there is one.
+    /// The facts that an adaptive limit reads, if there is one.
     pub(crate) load: Option<RequestLoad>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Vote {
     pub(crate) counted: bool,
 }
 
-/// What an adaptive limit has to know of a request.
+/// The facts about a request that an adaptive limit reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestLoad {
     pub(crate) route: RouteKey,

@@ -282,7 +282,7 @@ fn reach(fails_after: Duration) -> (usize, u64) {
 fn an_upstream_that_hangs_is_left_alone_as_one_that_is_dead() {
     let (dead, opened) = reach(Duration::ZERO);
     let (hung, opened_hung) = reach(SECOND * 9);
-    // those that came before the first failure was known
+    // calls made before the first failure ended
     let before = 90;
     assert!(hung <= dead + before, "{hung} and {dead}");
     assert!(opened_hung + 10 >= opened, "{opened_hung} and {opened}: the backoff goes on");
