@@ -3,6 +3,8 @@
 
 pub mod admission;
 pub mod alignment;
+#[cfg(feature = "balance")]
+pub mod balance;
 pub mod body;
 pub mod breaker;
 pub mod cause;

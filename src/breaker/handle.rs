@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -18,6 +19,8 @@ pub(super) struct CircuitShared {
     pub(super) circuit: Circuit,
     pub(super) probes: RequestProbes,
     changes: watch::Sender<StateChange>,
+    /// Set at each transition, for a pool of which this is the circuit of one endpoint.
+    changed: Option<Arc<AtomicBool>>,
 }
 
 /// A state transition of a circuit.
@@ -37,9 +40,9 @@ pub struct StateChange {
 }
 
 impl CircuitShared {
-    pub(super) fn new(circuit: Circuit, now: Instant) -> Self {
+    pub(super) fn new(circuit: Circuit, changed: Option<Arc<AtomicBool>>, now: Instant) -> Self {
         let closed = StateChange { state: State::Closed, at: now, open_for: Duration::ZERO, cause: None, number: 0 };
-        Self { circuit, probes: RequestProbes::default(), changes: watch::Sender::new(closed) }
+        Self { circuit, probes: RequestProbes::default(), changes: watch::Sender::new(closed), changed }
     }
 
     pub(super) fn record_recovery(&self, begun: Instant, now: Instant) {
@@ -53,6 +56,9 @@ impl CircuitShared {
     pub(super) fn publish(&self, turn: &Transition<Failure>) {
         if matches!(turn.state, State::Closed | State::HeldOpen) {
             self.probes.end_outage();
+        }
+        if let Some(changed) = &self.changed {
+            changed.store(true, Relaxed);
         }
         let change = StateChange {
             state: turn.state,
@@ -150,6 +156,12 @@ impl CircuitHandle {
         let mut changes = self.core.changes.subscribe();
         changes.mark_changed();
         Transitions { changes }
+    }
+
+    /// A call that was sent although the circuit was open has succeeded.
+    #[cfg(feature = "balance")]
+    pub(crate) fn on_recovery(&self, begun: Instant, now: Instant) {
+        self.core.record_recovery(begun, now);
     }
 
     fn publish(&self, turn: Option<Transition<Failure>>) {

@@ -110,6 +110,7 @@ mod state_machine;
 mod window;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::Request;
@@ -223,12 +224,18 @@ impl CircuitBreakerLayer {
     }
 
     fn with_policy(policy: BreakerPolicy, name: Arc<str>) -> Self {
-        Self::striped(policy, name, default_stripes())
+        Self::striped(policy, name, default_stripes(), None)
     }
 
-    fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize) -> Self {
+    /// A circuit for one of many endpoints, which sets `changed` at each transition.
+    #[cfg(feature = "balance")]
+    pub(crate) fn for_endpoint(policy: BreakerPolicy, name: Arc<str>, changed: Arc<AtomicBool>) -> Self {
+        Self::striped(policy, name, 1, Some(changed))
+    }
+
+    fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize, changed: Option<Arc<AtomicBool>>) -> Self {
         let now = Instant::now();
-        let core = Arc::new(CircuitShared::new(Circuit::new(policy, name, stripes, now), now));
+        let core = Arc::new(CircuitShared::new(Circuit::new(policy, name, stripes, now), changed, now));
         Self { config: Arc::new(Config::new((), BreakerComponent { core }, (), SendOnce, PassErrors)) }
     }
 }

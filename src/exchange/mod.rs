@@ -90,6 +90,8 @@ pub(crate) use self::middleware::{
 };
 #[cfg(feature = "client")]
 pub(crate) use self::progress::set_call;
+#[cfg(feature = "balance")]
+pub(crate) use self::progress::set_endpoint;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
 pub(crate) use self::route_key::{DEPTHS, RouteKey};
 pub(crate) use self::service::{Exchange, Template};

@@ -39,6 +39,8 @@ pub(crate) struct AttemptProgress {
     pub connection: Option<Connection>,
     /// The upstream's configured name.
     pub upstream: Option<Arc<str>>,
+    /// The endpoint of a pool to which the attempt was sent.
+    pub endpoint: Option<u64>,
 }
 
 /// The progress of a request body.
@@ -111,6 +113,16 @@ pub(crate) fn set_call(call: ClientCall) {
     if QUERIED.get() {
         let told = REPORTED.take().map(|told| AttemptProgress { call: told.call.or(Some(call)), ..told });
         REPORTED.set(told);
+    }
+}
+
+/// Adds the endpoint of a pool to the published progress.
+#[cfg(feature = "balance")]
+#[inline]
+pub(crate) fn set_endpoint(endpoint: u64) {
+    if QUERIED.get() {
+        let told = REPORTED.take().unwrap_or_default();
+        REPORTED.set(Some(AttemptProgress { endpoint: told.endpoint.or(Some(endpoint)), ..told }));
     }
 }
 

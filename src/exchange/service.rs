@@ -88,6 +88,20 @@ impl<S, P: Spec> Exchange<S, P> {
         self.inner
     }
 
+    /// A call that is rejected without an inner service.
+    pub(crate) fn reject<B>(
+        config: Arc<Config<P>>,
+        now: Instant,
+        rejection: Rejection,
+        request: Request<B>,
+    ) -> ExchangeFuture<S, B, P>
+    where
+        P::Requests: RequestMode<B>,
+        S: WrapBody<RequestBodyOf<P, B>>,
+    {
+        begin_rejected(Ref::new(config), now, rejection, request)
+    }
+
     /// Replaces the settings for calls that begin from now on.
     pub(crate) fn set_config(&mut self, config: Arc<Config<P>>) {
         self.config = config.into();

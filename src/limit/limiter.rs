@@ -164,6 +164,11 @@ impl Limiter {
         self.semaphore.in_flight()
     }
 
+    #[cfg(feature = "balance")]
+    pub(super) fn is_full(&self) -> bool {
+        self.semaphore.in_flight() >= self.semaphore.limit()
+    }
+
     /// Adds a sample; returns a change of the limit that is to be logged.
     ///
     /// Uses `try_lock`: a busy estimator drops the sample rather than delay the call.

@@ -188,6 +188,12 @@ impl ConcurrencyLimitLayer {
         Self { config: Arc::new(Config::new((), parts, limits, SendOnce, PassErrors)), configured: (least, most) }
     }
 
+    /// A new limit with the same settings, for one of many endpoints.
+    #[cfg(feature = "balance")]
+    pub(crate) fn for_endpoint(&self, key: &str) -> Self {
+        self.with_name(Some(key))
+    }
+
     /// A new limit with the same settings, for one of many upstreams.
     fn with_name(&self, name: Option<&str>) -> Self {
         let (least, most) = self.config.per_attempt.limiter.bounds();
@@ -304,6 +310,12 @@ impl LimitHandle {
     /// The current numbers; under concurrent calls they may be from slightly different moments.
     pub fn snapshot(&self) -> LimitSnapshot {
         self.limiter.snapshot()
+    }
+
+    /// Whether a call would be rejected.
+    #[cfg(feature = "balance")]
+    pub(crate) fn is_full(&self) -> bool {
+        self.limiter.is_full()
     }
 
     /// Calls in flight.

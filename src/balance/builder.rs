@@ -1,0 +1,109 @@
+//! Settings of a pool, until it is built.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Balance;
+use super::handle::BalanceHandle;
+use super::member::Member;
+use super::membership::InvalidMembers;
+use super::pool::{Pool, PoolState};
+use super::settings::Settings;
+use crate::breaker::BreakerPolicy;
+use crate::classify::ClassifyLayer;
+use crate::limit::ConcurrencyLimitLayer;
+
+type Make<S> = Box<dyn Fn(&Member) -> S + Send + Sync>;
+
+/// Builds a [`Balance`]; see its [module](super).
+#[must_use]
+pub struct BalanceBuilder<S> {
+    name: Arc<str>,
+    make: Make<S>,
+    members: Vec<Member>,
+    settings: Settings,
+}
+
+impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
+    pub(super) fn new(name: Arc<str>, make: Make<S>) -> Self {
+        Self { name, make, members: Vec::new(), settings: Settings::default() }
+    }
+
+    /// Sets the first members (default: none, until the [handle](Balance::handle) gets some).
+    pub fn members(mut self, members: impl IntoIterator<Item = Member>) -> Self {
+        self.members = members.into_iter().collect();
+        self
+    }
+
+    /// Changes when the circuit of an endpoint opens, and for how long (default: [`BreakerPolicy::clustered`]).
+    pub fn circuit(mut self, change: impl FnOnce(BreakerPolicy) -> BreakerPolicy) -> Self {
+        self.settings.circuit = self.settings.circuit.map(change);
+        self
+    }
+
+    /// Removes the circuits: no endpoint is ejected for failed calls.
+    pub fn without_circuit(mut self) -> Self {
+        self.settings.circuit = None;
+        self
+    }
+
+    /// Limits the calls in flight to each endpoint (default: no limit). An endpoint at its limit is not chosen.
+    pub fn limiter(mut self, limiter: ConcurrencyLimitLayer) -> Self {
+        self.settings.limiter = Some(limiter);
+        self
+    }
+
+    /// Sets how errors of endpoints become responses (default: [`ClassifyLayer::new`]). The layer around the pool reports them.
+    pub fn classify(mut self, classify: ClassifyLayer) -> Self {
+        self.settings.classify = classify;
+        self
+    }
+
+    /// Sets how long an endpoint takes less than its share of calls after it was added or has returned (default 10 s).
+    ///
+    /// It begins with 10 %, and does not apply where all endpoints are new.
+    pub fn slow_start(mut self, duration: Duration) -> Self {
+        self.settings.slow_start = duration;
+        self
+    }
+
+    /// Prefers endpoints of this zone (default: none). The others take calls if too few of its endpoints are available.
+    ///
+    /// Each zone has to bear the calls of its own gateways.
+    pub fn zone(mut self, zone: impl Into<Arc<str>>) -> Self {
+        self.settings.zone = Some(zone.into());
+        self
+    }
+
+    /// Refuses calls while no endpoint is available, instead of sending them to endpoints that fail.
+    pub fn refuse_in_panic(mut self) -> Self {
+        self.settings.refuses_in_panic = true;
+        self
+    }
+
+    /// Builds the pool.
+    ///
+    /// # Errors
+    ///
+    /// The first members cannot be used.
+    pub fn build(self) -> Result<Balance<S>, InvalidMembers> {
+        let Self { name, make, members, mut settings } = self;
+        settings.classify = settings.classify.report_by_outer();
+        let state = Arc::new(PoolState::new(name, settings, Instant::now()));
+        let pool = Arc::new(Pool::new(state.clone(), make));
+        let handle = BalanceHandle { state, pool: pool.clone() };
+        if !members.is_empty() {
+            let _ = handle.replace(members)?;
+        }
+        Ok(Balance { pool, handle })
+    }
+}
+
+impl<S> fmt::Debug for BalanceBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BalanceBuilder").field("name", &self.name).finish_non_exhaustive()
+    }
+}

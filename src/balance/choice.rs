@@ -1,0 +1,335 @@
+//! The choice of an endpoint: power of two choices by cost. Pure: load, time and random numbers are arguments.
+//!
+//! Two candidates are drawn by weight, and the cheaper one is taken (Mitzenmacher, "The Power of Two Choices in Randomized
+//! Load Balancing"). Costs within a factor of two count as equal. Then the first candidate is taken, as it was drawn by weight;
+//! if all weights are equal, the one that was unused for longer, which keeps equal endpoints equally busy. Of fewer than four
+//! endpoints all are compared, because two of them do not respect the weights (as Finagle's documentation says).
+
+/// What the choice asks of an endpoint.
+pub(super) trait Candidate {
+    /// Whether it takes calls: not ejected, not found unhealthy, not full.
+    fn is_available(&self) -> bool;
+    /// Its identity.
+    fn id(&self) -> u64;
+    /// The cost of one more call.
+    fn cost(&self, now: u64, share: f32) -> f32;
+    /// When it was last used.
+    fn used_at(&self) -> u64;
+    /// The part of its share that it takes at `now`, 0 to 1: less than 1 during its slow start.
+    fn ramp(&self, now: u64) -> f32;
+}
+
+/// How often two candidates are drawn before all are compared.
+const DRAWS: u32 = 5;
+/// With fewer endpoints all are compared.
+const COMPARE_ALL: usize = 4;
+/// Costs within this factor count as equal.
+const EQUAL: f32 = 2.0;
+
+/// The relative weights of the endpoints of a tier, and a table to draw by them in constant time (Walker's alias method).
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// The mean weight divided by that of the endpoint; empty if all are equal.
+    shares: Box<[f32]>,
+    /// For each endpoint the probability that it keeps its draw, of 2^32, and the one to which it passes it on.
+    alias: Box<[(u32, u32)]>,
+}
+
+impl Weights {
+    /// The weights of endpoints; at least one is not 0.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    pub(super) fn new(weights: &[f32]) -> Self {
+        if weights.windows(2).all(|pair| (pair[0] - pair[1]).abs() < f32::EPSILON) {
+            return Self { shares: Box::new([]), alias: Box::new([]) };
+        }
+        let mean = weights.iter().map(|weight| f64::from(*weight)).sum::<f64>() / weights.len() as f64;
+        let shares = weights.iter().map(|weight| (mean / f64::from(*weight)) as f32).collect();
+        let mut scaled: Vec<_> = weights.iter().map(|weight| f64::from(*weight) / mean).collect();
+        let mut alias: Vec<_> = (0..weights.len()).map(|own| (u32::MAX, own as u32)).collect();
+        let (mut small, mut large): (Vec<_>, Vec<_>) = (0..weights.len()).partition(|&index| scaled[index] < 1.0);
+        while let (Some(less), Some(&more)) = (small.pop(), large.last()) {
+            alias[less] = ((scaled[less] * f64::from(u32::MAX)) as u32, more as u32);
+            scaled[more] -= 1.0 - scaled[less];
+            if scaled[more] < 1.0 {
+                large.pop();
+                small.push(more);
+            }
+        }
+        Self { shares, alias: alias.into() }
+    }
+
+    fn are_equal(&self) -> bool {
+        self.shares.is_empty()
+    }
+
+    /// An index drawn by weight, unless all weights are equal.
+    fn drawn_by(&self, random: &mut impl FnMut() -> u64, count: usize) -> Option<usize> {
+        (!self.are_equal()).then(|| self.draw(random(), count))
+    }
+
+    #[inline]
+    fn share(&self, index: usize) -> f32 {
+        self.shares.get(index).copied().unwrap_or(1.0)
+    }
+
+    /// The index to which a random number leads, of `count`.
+    #[inline]
+    fn draw(&self, random: u64, count: usize) -> usize {
+        let index = scale(random >> 32, count);
+        match self.alias.get(index) {
+            #[allow(clippy::cast_possible_truncation)] // the lower half
+            Some((keeps, other)) if random as u32 >= *keeps => *other as usize,
+            _ => index,
+        }
+    }
+
+    /// Another index than `first`; with weights it may be the same, which a heavy endpoint is due.
+    #[inline]
+    fn draw_other(&self, first: usize, random: u64, count: usize) -> usize {
+        if self.alias.is_empty() {
+            let index = scale(random >> 32, count - 1);
+            index + usize::from(index >= first)
+        } else {
+            self.draw(random, count)
+        }
+    }
+}
+
+/// Maps 32 random bits to a number below `count`.
+#[inline]
+#[allow(clippy::cast_possible_truncation)] // below `count`
+fn scale(random: u64, count: usize) -> usize {
+    ((random * count as u64) >> 32) as usize
+}
+
+/// The circumstances of one choice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice<'a> {
+    /// Nanoseconds of the pool's clock.
+    pub(super) now: u64,
+    /// The endpoints that earlier attempts of the call were sent to; another one is preferred.
+    pub(super) tried: &'a [u64],
+    /// Whether endpoints that are not available are used too.
+    pub(super) all: bool,
+    /// Whether slow starts count; they do not where all endpoints are new.
+    pub(super) ramps: bool,
+}
+
+impl Choice<'_> {
+    /// Chooses one of the endpoints; `None` if none may be used.
+    #[inline]
+    pub(super) fn choose<C: Candidate>(
+        &self,
+        endpoints: &[C],
+        weights: &Weights,
+        mut random: impl FnMut() -> u64,
+    ) -> Option<usize> {
+        let count = endpoints.len();
+        if count >= COMPARE_ALL {
+            for _ in 0..DRAWS {
+                let first = weights.draw(random(), count);
+                let second = weights.draw_other(first, random(), count);
+                match (self.usable(endpoints, first, &mut random), self.usable(endpoints, second, &mut random)) {
+                    (Some(first), Some(second)) => return Some(self.better(endpoints, weights, first, second)),
+                    (Some(only), None) | (None, Some(only)) => return Some(only),
+                    (None, None) => {}
+                }
+            }
+        }
+        self.compare_all(endpoints, weights, random)
+    }
+
+    /// Compares all endpoints: where there are few, or where draws have found none that may be used.
+    #[cold]
+    fn compare_all<C: Candidate>(
+        &self,
+        endpoints: &[C],
+        weights: &Weights,
+        mut random: impl FnMut() -> u64,
+    ) -> Option<usize> {
+        // among equal costs the first one stays, which is drawn by weight
+        let mut best = weights.drawn_by(&mut random, endpoints.len());
+        best = best.and_then(|index| self.usable(endpoints, index, &mut random));
+        for index in 0..endpoints.len() {
+            if best == Some(index) {
+                continue;
+            }
+            if let Some(index) = self.usable(endpoints, index, &mut random) {
+                best = Some(best.map_or(index, |best| self.better(endpoints, weights, best, index)));
+            }
+        }
+        if best.is_none() && self.ramps {
+            return Self { ramps: false, ..*self }.compare_all(endpoints, weights, random);
+        }
+        if best.is_none() && !self.tried.is_empty() {
+            return Self { tried: &[], ..*self }.compare_all(endpoints, weights, random);
+        }
+        best
+    }
+
+    /// The index, if its endpoint may be used.
+    #[inline]
+    fn usable<C: Candidate>(&self, endpoints: &[C], index: usize, random: &mut impl FnMut() -> u64) -> Option<usize> {
+        let endpoint = &endpoints[index];
+        let is_usable = (self.all || endpoint.is_available())
+            && (self.tried.is_empty() || !self.tried.contains(&endpoint.id()))
+            && (!self.ramps || takes_its_turn(endpoint.ramp(self.now), random));
+        is_usable.then_some(index)
+    }
+
+    /// The cheaper of two endpoints, or the one that was unused for longer.
+    #[inline]
+    fn better<C: Candidate>(&self, endpoints: &[C], weights: &Weights, first: usize, second: usize) -> usize {
+        let (one, other) = (&endpoints[first], &endpoints[second]);
+        let (share, other_share) = (weights.share(first), weights.share(second));
+        let (cost, other_cost) = (one.cost(self.now, share), other.cost(self.now, other_share));
+        let takes_first = if cost > other_cost * EQUAL {
+            false
+        } else if other_cost > cost * EQUAL {
+            true
+        } else {
+            !weights.are_equal() || one.used_at() <= other.used_at()
+        };
+        if takes_first { first } else { second }
+    }
+}
+
+/// Whether an endpoint in its slow start takes a call: with a probability of `ramp`.
+#[inline]
+fn takes_its_turn(ramp: f32, random: &mut impl FnMut() -> u64) -> bool {
+    #[allow(clippy::cast_precision_loss)]
+    let mut draw = || (random() >> 40) as f32 / (1_u32 << 24) as f32;
+    ramp >= 1.0 || draw() < ramp
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An endpoint whose calls end at once.
+    #[derive(Clone, Debug)]
+    struct Endpoint {
+        id: u64,
+        available: bool,
+        cost: f32,
+        used_at: u64,
+        ramp: f32,
+        calls: u32,
+    }
+
+    impl Candidate for Endpoint {
+        fn is_available(&self) -> bool {
+            self.available
+        }
+
+        fn id(&self) -> u64 {
+            self.id
+        }
+
+        fn cost(&self, _: u64, _: f32) -> f32 {
+            self.cost
+        }
+
+        fn used_at(&self) -> u64 {
+            self.used_at
+        }
+
+        fn ramp(&self, _: u64) -> f32 {
+            self.ramp
+        }
+    }
+
+    const CHOICE: Choice<'static> = Choice { now: 0, tried: &[], all: false, ramps: true };
+
+    fn endpoints(count: u64) -> Vec<Endpoint> {
+        let of = |id| Endpoint { id, available: true, cost: 1.0, used_at: 0, ramp: 1.0, calls: 0 };
+        (1..=count).map(of).collect()
+    }
+
+    fn drive(endpoints: &mut [Endpoint], weights: &Weights, choice: Choice<'_>, calls: u64) {
+        let mut random = fastrand::Rng::with_seed(7);
+        for now in 1..=calls {
+            let now = now * 1_000;
+            let chosen = Choice { now, ..choice }.choose(endpoints, weights, || random.u64(..)).unwrap();
+            endpoints[chosen].used_at = now;
+            endpoints[chosen].calls += 1;
+        }
+    }
+
+    #[test]
+    fn endpoints_are_used_in_proportion_to_their_weights() {
+        for weights in
+            [vec![1.0; 7], vec![1.0, 3.0], vec![0.5, 1.0, 1.0], vec![4.0, 1.0, 1.0, 1.0, 3.0], vec![9.0, 1.0, 1.0, 1.0]]
+        {
+            let mut endpoints = endpoints(weights.len() as u64);
+            drive(&mut endpoints, &Weights::new(&weights), CHOICE, 20_000);
+            let sum: f32 = weights.iter().sum();
+            for (endpoint, weight) in endpoints.iter().zip(&weights) {
+                let share = endpoint.calls as f32 / 20_000.0 / (weight / sum);
+                assert!((0.85..1.15).contains(&share), "{weights:?}: weight {weight} got {share} of its share");
+            }
+        }
+    }
+
+    #[test]
+    fn the_cheaper_of_two_is_used_and_costs_within_a_factor_of_two_are_equal() {
+        let mut two = endpoints(2);
+        two[0].cost = 2.1;
+        drive(&mut two, &Weights::new(&[1.0; 2]), CHOICE, 100);
+        assert_eq!(two[0].calls, 0);
+        let mut two = endpoints(2);
+        two[0].cost = 1.9;
+        drive(&mut two, &Weights::new(&[1.0; 2]), CHOICE, 100);
+        assert_eq!(two[0].calls, 50);
+    }
+
+    #[test]
+    fn a_newcomer_takes_a_part_of_its_share_and_all_of_it_if_it_is_alone() {
+        for count in [2, 10] {
+            let mut some = endpoints(count);
+            some[0].ramp = 0.1;
+            drive(&mut some, &Weights::new(&[]), CHOICE, 20_000);
+            let share = some[0].calls as f32 / 20_000.0 * count as f32;
+            assert!((0.05..0.25).contains(&share), "{count}: {share}");
+        }
+        let mut alone = endpoints(1);
+        alone[0].ramp = 0.1;
+        drive(&mut alone, &Weights::new(&[1.0]), CHOICE, 50);
+        assert_eq!(alone[0].calls, 50);
+    }
+
+    #[test]
+    fn another_attempt_goes_to_an_endpoint_that_was_not_tried() {
+        for count in [2, 3, 20] {
+            let mut some = endpoints(count);
+            let tried: Vec<_> = (2..=count).collect();
+            drive(&mut some, &Weights::new(&[]), Choice { tried: &tried, ..CHOICE }, 50);
+            assert_eq!(some[0].calls, 50);
+            some[0].available = false;
+            let again = Choice { tried: &tried, ..CHOICE }.choose(&some, &Weights::new(&[]), || 3);
+            assert!(again.is_some(), "one that was tried is better than none");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_endpoint_is_found_if_and_only_if_one_is_available(
+            available in proptest::collection::vec(any::<bool>(), 1..40),
+            all in any::<bool>(),
+            weighted in any::<bool>(),
+            seed in any::<u64>(),
+        ) {
+            let mut some = endpoints(available.len() as u64);
+            for (endpoint, available) in some.iter_mut().zip(&available) {
+                endpoint.available = *available;
+            }
+            let weights: Vec<_> = some.iter().map(|endpoint| if weighted { endpoint.id as f32 } else { 1.0 }).collect();
+            let mut random = fastrand::Rng::with_seed(seed);
+            let chosen = Choice { all, ..CHOICE }.choose(&some, &Weights::new(&weights), || random.u64(..));
+            prop_assert_eq!(chosen.is_some(), all || available.contains(&true));
+            prop_assert!(chosen.is_none_or(|chosen| all || available[chosen]));
+        }
+    }
+}

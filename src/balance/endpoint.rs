@@ -1,0 +1,404 @@
+//! One endpoint of a pool: its service, and what is known about it.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::choice::Candidate;
+use super::load::Load;
+use super::member::Member;
+use crate::body::{TrackedUpload, UploadCounters};
+use crate::breaker::{BreakerComponent, CircuitHandle, State};
+use crate::cause::Blame;
+use crate::classify::Classified;
+use crate::exchange::{
+    ActiveCall, CallContext, CancelReason, Component, Exchange, Outcome, Rejection, RequestMode, SpareCalls, Spec,
+    UpgradeGuard,
+};
+use crate::limit::{LimitComponent, LimitHandle};
+
+/// A failure counts as at least this response time: one that comes fast must not attract calls.
+const PENALTY: Duration = Duration::from_secs(1);
+
+/// What health checks have found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// Nothing: it takes calls.
+    #[default]
+    Unknown,
+    /// It takes calls.
+    Healthy,
+    /// It takes no calls.
+    Unhealthy,
+    /// It asked for no new calls, such as by the agent word `maint` or `drain`.
+    Draining,
+}
+
+impl Health {
+    const ALL: [Self; 4] = [Self::Unknown, Self::Healthy, Self::Unhealthy, Self::Draining];
+
+    fn takes_calls(self) -> bool {
+        matches!(self, Self::Unknown | Self::Healthy)
+    }
+}
+
+/// An endpoint and its service.
+pub(super) struct Endpoint<S> {
+    pub(super) exchange: Exchange<S, EndpointSpec>,
+    pub(super) state: Arc<EndpointState>,
+}
+
+/// What is known about an endpoint.
+#[derive(Debug)]
+pub(super) struct EndpointState {
+    /// Unique in the process.
+    pub(super) id: u64,
+    pub(super) load: Load,
+    pub(super) circuit: Option<CircuitHandle>,
+    pub(super) limit: Option<LimitHandle>,
+    health: AtomicU8,
+    /// The weight in percent that its agent asks for.
+    weight_percent: AtomicU32,
+    /// When its slow start began, and 0 without one.
+    slow_since: AtomicU64,
+    slow_start: u64,
+    /// Its level panics: a call is sent also while the circuit is open.
+    pub(super) panics: AtomicBool,
+    /// Whether it was available when that was last checked.
+    pub(super) was_available: AtomicBool,
+    member: Mutex<Arc<Member>>,
+    /// The origin of the pool's clock.
+    origin: Instant,
+}
+
+/// The parts of an endpoint that its member does not change.
+pub(super) struct Parts {
+    pub(super) circuit: Option<CircuitHandle>,
+    pub(super) limit: Option<LimitHandle>,
+    pub(super) slow_start: Duration,
+    pub(super) origin: Instant,
+}
+
+impl EndpointState {
+    pub(super) fn new(member: Arc<Member>, average: f32, now: u64, parts: Parts) -> Self {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: IDS.fetch_add(1, Relaxed),
+            load: Load::new(average, now),
+            circuit: parts.circuit,
+            limit: parts.limit,
+            health: AtomicU8::new(0),
+            weight_percent: AtomicU32::new(100),
+            slow_since: AtomicU64::new(0),
+            slow_start: nanos(parts.slow_start),
+            panics: AtomicBool::new(false),
+            was_available: AtomicBool::new(true),
+            member: Mutex::new(member),
+            origin: parts.origin,
+        }
+    }
+
+    pub(super) fn member(&self) -> Arc<Member> {
+        self.lock().clone()
+    }
+
+    pub(super) fn set_member(&self, member: Arc<Member>) {
+        *self.lock() = member;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Member>> {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn health(&self) -> Health {
+        Health::ALL[usize::from(self.health.load(Relaxed))]
+    }
+
+    /// Returns whether this is a change.
+    pub(super) fn set_health(&self, health: Health) -> bool {
+        self.health.swap(health as u8, Relaxed) != health as u8
+    }
+
+    pub(super) fn weight_percent(&self) -> u32 {
+        self.weight_percent.load(Relaxed)
+    }
+
+    /// Returns whether this is a change.
+    pub(super) fn set_weight_percent(&self, percent: u32) -> bool {
+        self.weight_percent.swap(percent, Relaxed) != percent
+    }
+
+    pub(super) fn begin_slow_start(&self, now: u64) {
+        self.slow_since.store(now.max(1), Relaxed);
+    }
+
+    pub(super) fn is_in_slow_start(&self, now: u64) -> bool {
+        self.ramp(now) < 1.0
+    }
+
+    /// Whether it takes calls: not ejected, not found unhealthy, not full.
+    #[inline]
+    pub(super) fn is_available(&self) -> bool {
+        self.circuit.as_ref().is_none_or(CircuitHandle::is_closed)
+            && self.health().takes_calls()
+            && self.limit.as_ref().is_none_or(|limit| !limit.is_full())
+    }
+
+    /// When a call may be sent as a probe, if its circuit is open.
+    pub(super) fn next_probe(&self, now: Instant) -> Option<Instant> {
+        let circuit = self.circuit.as_ref().filter(|circuit| !circuit.is_closed())?;
+        let snapshot = circuit.snapshot(now);
+        match snapshot.state {
+            State::Open => Some(snapshot.next_probe.unwrap_or(now)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn at(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.origin))
+    }
+}
+
+impl<S> Candidate for Arc<Endpoint<S>> {
+    #[inline]
+    fn is_available(&self) -> bool {
+        self.state.is_available()
+    }
+
+    #[inline]
+    fn id(&self) -> u64 {
+        self.state.id
+    }
+
+    #[inline]
+    fn cost(&self, now: u64, share: f32) -> f32 {
+        self.state.load.cost(now, share)
+    }
+
+    #[inline]
+    fn used_at(&self) -> u64 {
+        self.state.load.used_at()
+    }
+
+    #[inline]
+    fn ramp(&self, now: u64) -> f32 {
+        self.state.ramp(now)
+    }
+}
+
+/// The part of its share that an endpoint takes when its slow start begins.
+const FIRST_SHARE: f32 = 0.1;
+
+impl EndpointState {
+    /// The part of its share that it takes, which grows linearly during the slow start.
+    #[inline]
+    fn ramp(&self, now: u64) -> f32 {
+        let since = self.slow_since.load(Relaxed);
+        if since == 0 { 1.0 } else { self.ramp_since(since, now) }
+    }
+
+    #[cold]
+    #[allow(clippy::cast_precision_loss)]
+    fn ramp_since(&self, since: u64, now: u64) -> f32 {
+        let elapsed = now.saturating_sub(since);
+        if elapsed >= self.slow_start {
+            // another slow start may have begun in the meantime
+            let _ = self.slow_since.compare_exchange(since, 0, Relaxed, Relaxed);
+            return 1.0;
+        }
+        FIRST_SHARE + (1.0 - FIRST_SHARE) * (elapsed as f32 / self.slow_start as f32)
+    }
+}
+
+/// Nanoseconds, at most 584 years.
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An endpoint as an exchange: each call is one attempt.
+#[derive(Debug)]
+#[allow(unnameable_types)]
+pub(crate) enum EndpointSpec {}
+
+crate::free_list::free_list!(SPARE: std::pin::Pin<Box<ActiveCall<EndpointSpec>>>);
+
+impl Spec for EndpointSpec {
+    type PerCall = ();
+    type PerAttempt = EndpointComponent;
+    type Timeouts = ();
+    type Requests = TrackUploads;
+    type Errors = Classified;
+
+    const WAITS: bool = true;
+    const SPANS: bool = false;
+
+    #[inline]
+    fn spare_calls() -> &'static SpareCalls<Self> {
+        &SPARE
+    }
+}
+
+/// Tracks the upload of request bodies, so that a slow client is not taken for a slow endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrackUploads;
+
+impl<B: http_body::Body> RequestMode<B> for TrackUploads {
+    type Body = TrackedUpload<B>;
+    type Started = ();
+    type RetryState = ();
+    type Replay = std::convert::Infallible;
+
+    #[inline]
+    fn begin(&self, _: &http::Request<B>, _: &CallContext, _: bool) {}
+
+    #[inline]
+    fn wrap(&self, (): (), body: B, now: Instant, upload: &mut Option<Arc<UploadCounters>>) -> ((), TrackedUpload<B>) {
+        let body = TrackedUpload::new(body, now);
+        *upload = body.counters();
+        ((), body)
+    }
+}
+
+/// The circuit, the limit and the load of an endpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointComponent {
+    /// `None`: of a pool that rejects a call because it has no endpoint.
+    pub(super) state: Option<Arc<EndpointState>>,
+    pub(super) circuit: Option<BreakerComponent>,
+    pub(super) limit: Option<LimitComponent>,
+}
+
+/// The permit of a call to an endpoint.
+#[derive(Debug)]
+pub(crate) struct EndpointPermit {
+    /// `None` also for a call that was sent although the circuit was open.
+    circuit: Option<<BreakerComponent as Component>::Permit>,
+    limit: Option<<LimitComponent as Component>::Permit>,
+    /// Its response time was recorded.
+    recorded: bool,
+}
+
+impl Component for EndpointComponent {
+    type Permit = EndpointPermit;
+
+    #[inline]
+    fn on_request<B>(&self, call: &mut CallContext, request: &http::Request<B>) {
+        self.circuit.on_request(call, request);
+        self.limit.on_request(call, request);
+    }
+
+    fn on_rejected(&self, rejection: &Rejection) {
+        self.circuit.on_rejected(rejection);
+    }
+
+    #[inline]
+    fn admit(&self, call: &CallContext) -> Result<EndpointPermit, Rejection> {
+        let circuit = match self.circuit.admit(call) {
+            Ok(permit) => permit,
+            Err(_) if self.state.as_ref().is_some_and(|state| state.panics.load(Relaxed)) => None,
+            Err(rejection) => return Err(rejection),
+        };
+        let limit = match self.limit.admit(call) {
+            Ok(permit) => permit,
+            Err(rejection) => {
+                self.circuit.cancel(circuit, call, CancelReason::Rejected(rejection.failure().cause()));
+                return Err(rejection);
+            }
+        };
+        if let Some(state) = &self.state {
+            state.load.begin(state.at(call.now));
+        }
+        Ok(EndpointPermit { circuit, limit, recorded: false })
+    }
+
+    fn on_upload(&self, permit: &mut EndpointPermit, awaits_client: bool) {
+        self.limit.on_upload(&mut permit.limit, awaits_client);
+    }
+
+    #[inline]
+    fn on_response(&self, permit: &mut EndpointPermit, call: &CallContext, outcome: &Outcome) {
+        self.limit.on_response(&mut permit.limit, call, outcome);
+        self.circuit.on_response(&mut permit.circuit, call, outcome);
+        self.record(permit, call, outcome);
+    }
+
+    fn on_upgrade(&self, permit: &mut EndpointPermit, guard: &UpgradeGuard) {
+        self.limit.on_upgrade(&mut permit.limit, guard);
+    }
+
+    #[inline]
+    fn complete(&self, mut permit: EndpointPermit, call: &CallContext, outcome: &Outcome) {
+        if !outcome.is_success() {
+            permit.recorded = false;
+            self.record(&mut permit, call, outcome);
+        }
+        if let Some(state) = &self.state {
+            state.load.end();
+        }
+        self.limit.complete(permit.limit, call, outcome);
+        self.circuit.complete(permit.circuit, call, outcome);
+    }
+
+    fn cancel(&self, permit: EndpointPermit, call: &CallContext, why: CancelReason) {
+        if let Some(state) = &self.state {
+            let now = Instant::now();
+            if why.blame() == Blame::Failure {
+                state.load.record(call.work_time(now).max(PENALTY), state.at(now));
+            }
+            state.load.end();
+        }
+        self.limit.cancel(permit.limit, call, why);
+        self.circuit.cancel(permit.circuit, call, why);
+    }
+}
+
+impl EndpointComponent {
+    /// Records the response time, or the penalty of a failure.
+    #[inline]
+    fn record(&self, permit: &mut EndpointPermit, call: &CallContext, outcome: &Outcome) {
+        let Some(state) = &self.state else { return };
+        if std::mem::replace(&mut permit.recorded, true) {
+            return;
+        }
+        let now = outcome.now();
+        let took = call.work_time(now);
+        if outcome.is_success() {
+            state.load.record(took, state.at(now));
+        } else {
+            state.record_slow(took, outcome, now);
+        }
+        if permit.circuit.is_none() && self.circuit.is_some() && outcome.is_success() {
+            state.on_success_in_panic(call.now, now);
+        }
+    }
+}
+
+impl EndpointState {
+    #[cold]
+    fn record_slow(&self, took: Duration, outcome: &Outcome, now: Instant) {
+        match outcome.blame(counts_as_failure) {
+            Blame::Success => self.load.record(took, self.at(now)),
+            Blame::Overload | Blame::ErrorResponse | Blame::Failure => {
+                self.load.record(took.max(PENALTY), self.at(now));
+            }
+            Blame::Nothing => {}
+        }
+    }
+
+    /// A call that was sent although the circuit was open has succeeded: the endpoint is back.
+    #[cold]
+    fn on_success_in_panic(&self, begun: Instant, now: Instant) {
+        if let Some(circuit) = &self.circuit {
+            circuit.on_recovery(begun, now);
+        }
+    }
+}
+
+/// A server that fails fast attracts calls: every 5xx counts, not only those that a circuit counts.
+fn counts_as_failure(status: StatusCode) -> bool {
+    status.is_server_error()
+}

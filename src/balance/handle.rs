@@ -1,0 +1,225 @@
+//! The handle of a pool: its members, its endpoints, and what is known about them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::endpoint::{EndpointState, Health};
+use super::levels::ALL;
+use super::member::Member;
+use super::membership::{InvalidMembers, Membership, SnapshotOutcome, SourceStatus};
+use super::pool::{Follow, PoolState, locked};
+use crate::breaker::{CircuitHandle, CircuitSnapshot};
+use crate::limit::{LimitHandle, LimitSnapshot};
+
+/// Changes and observes the endpoints of a [`Balance`](super::Balance); clones refer to the same pool.
+#[derive(Clone)]
+pub struct BalanceHandle {
+    pub(super) state: Arc<PoolState>,
+    pub(super) pool: Arc<dyn Follow>,
+}
+
+/// Snapshot of a pool.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BalanceSnapshot {
+    /// The pool's name.
+    pub name: Arc<str>,
+    /// The endpoints, in the order of the members.
+    pub endpoints: Vec<EndpointSnapshot>,
+    /// The number of endpoints that take no calls at present.
+    pub unavailable: usize,
+    /// The number of levels (a tier, or the part of a tier in one zone) of which too few endpoints are available, so that all
+    /// are used or calls are refused.
+    pub panicking: usize,
+    /// The source of the members.
+    pub source: SourceStatus,
+}
+
+/// Snapshot of an endpoint.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EndpointSnapshot {
+    /// Its member.
+    pub member: Arc<Member>,
+    /// Whether it takes calls: its circuit is closed, and no health check has found it unhealthy.
+    pub is_available: bool,
+    /// What health checks have found.
+    pub health: Health,
+    /// The part of its weight, in percent, that its agent asks for.
+    pub weight_percent: u32,
+    /// Calls whose response has not ended.
+    pub in_flight: u32,
+    /// The moving average of its response times, in which a failure counts as at least 1 s; `None` before the first.
+    pub latency: Option<Duration>,
+    /// Its circuit, if there is one.
+    pub circuit: Option<CircuitSnapshot>,
+    /// Its concurrency limit, if there is one.
+    pub limit: Option<LimitSnapshot>,
+}
+
+impl BalanceHandle {
+    /// The pool's name.
+    pub fn name(&self) -> &str {
+        &self.state.name
+    }
+
+    /// Replaces the members.
+    ///
+    /// Members that keep their key and addresses keep their state. Endpoints of removed members finish their calls.
+    ///
+    /// # Errors
+    ///
+    /// The list cannot be used; the members are unchanged.
+    pub fn replace(&self, members: impl IntoIterator<Item = Member>) -> Result<SnapshotOutcome, InvalidMembers> {
+        let members = members.into_iter().collect();
+        self.change(|membership, now| membership.replace(members, now))
+    }
+
+    /// Replaces the members by a snapshot of a source that may err, such as DNS.
+    ///
+    /// A snapshot of less than half of the current members is applied when the next one is equal to it.
+    ///
+    /// # Errors
+    ///
+    /// The snapshot cannot be used; the members are unchanged.
+    pub fn update(&self, members: impl IntoIterator<Item = Member>) -> Result<SnapshotOutcome, InvalidMembers> {
+        let members = members.into_iter().collect();
+        self.change(|membership, now| membership.update(members, now))
+    }
+
+    /// Adds a member, or replaces the one with its key.
+    ///
+    /// # Errors
+    ///
+    /// The pool has 65,536 members.
+    pub fn upsert(&self, member: Member) -> Result<SnapshotOutcome, InvalidMembers> {
+        self.change(|membership, now| membership.upsert(member, now))
+    }
+
+    /// Removes the member with this key, if there is one. The last member drains instead, until another one is added.
+    pub fn remove(&self, key: &str) -> SnapshotOutcome {
+        let removed = self.change(|membership, now| Ok(membership.remove(key, now)));
+        removed.unwrap_or(SnapshotOutcome::Unchanged)
+    }
+
+    /// Records that the source of the members has failed or ended: the members stay.
+    pub fn source_failed(&self, problem: impl fmt::Display) {
+        let mut membership = locked(&self.state.membership);
+        membership.fail(&problem);
+        let (members, age) = (membership.members().len(), membership.status(Instant::now()).age);
+        drop(membership);
+        tracing::warn!(
+            target: "tower_upstream",
+            upstream = &*self.state.name,
+            members,
+            age_s = age.as_secs(),
+            "the source of the members failed, they stay as they are: {problem}"
+        );
+    }
+
+    /// The current members, and each change from now on.
+    pub fn members(&self) -> watch::Receiver<Arc<[Arc<Member>]>> {
+        self.state.members.subscribe()
+    }
+
+    /// Sets what health checks have found about the endpoint with this key.
+    pub fn set_health(&self, key: &str, health: Health) {
+        if self.endpoint(key).is_some_and(|endpoint| endpoint.set_health(health)) {
+            self.state.stale.store(true, Relaxed);
+        }
+    }
+
+    /// Sets the part of its weight, in percent, that the endpoint with this key takes (default 100; at most 1,000).
+    pub fn set_weight_percent(&self, key: &str, percent: u32) {
+        if self.endpoint(key).is_some_and(|endpoint| endpoint.set_weight_percent(percent.min(1000))) {
+            self.follow();
+        }
+    }
+
+    /// Sets the part of their weight that the members of a group take, 0 to 1 (default 1).
+    pub fn set_group_share(&self, group: &str, share: f64) {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a clamped fraction
+        let share = (share.clamp(0.0, 1.0) * f64::from(ALL)) as u32;
+        let mut groups = locked(&self.state.groups);
+        let before = if share == ALL { groups.remove(group) } else { groups.insert(group.into(), share) };
+        drop(groups);
+        if before.unwrap_or(ALL) != share {
+            self.follow();
+        }
+    }
+
+    /// The handle of the circuit of the endpoint with this key.
+    pub fn circuit(&self, key: &str) -> Option<CircuitHandle> {
+        self.endpoint(key)?.circuit.clone()
+    }
+
+    /// A snapshot at `now`.
+    pub fn snapshot(&self, now: Instant) -> BalanceSnapshot {
+        let membership = locked(&self.state.membership);
+        let (members, source) = (membership.members().clone(), membership.status(now));
+        drop(membership);
+        let endpoints = locked(&self.state.endpoints);
+        let states: Vec<_> = members.iter().filter_map(|member| endpoints.get(&member.key).cloned()).collect();
+        drop(endpoints);
+        BalanceSnapshot {
+            name: self.state.name.clone(),
+            endpoints: states.iter().map(|state| state.snapshot(now)).collect(),
+            unavailable: self.state.unavailable.load(Relaxed),
+            panicking: self.state.panicking.load(Relaxed),
+            source,
+        }
+    }
+
+    fn endpoint(&self, key: &str) -> Option<Arc<EndpointState>> {
+        locked(&self.state.endpoints).get(key).cloned()
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Membership, Instant) -> Result<SnapshotOutcome, InvalidMembers>,
+    ) -> Result<SnapshotOutcome, InvalidMembers> {
+        let now = Instant::now();
+        // held until the endpoints follow, so that changes take effect in their order
+        let mut membership = locked(&self.state.membership);
+        let outcome = change(&mut membership, now)?;
+        if outcome == SnapshotOutcome::Applied {
+            let members = membership.members().clone();
+            self.pool.follow(&members, now);
+            self.state.members.send_replace(members);
+        }
+        Ok(outcome)
+    }
+
+    /// Applies the weights again.
+    fn follow(&self) {
+        let membership = locked(&self.state.membership);
+        self.pool.follow(membership.members(), Instant::now());
+    }
+}
+
+impl EndpointState {
+    fn snapshot(&self, now: Instant) -> EndpointSnapshot {
+        let average = self.load.average(self.at(now));
+        EndpointSnapshot {
+            member: self.member(),
+            is_available: self.is_available(),
+            health: self.health(),
+            weight_percent: self.weight_percent(),
+            in_flight: self.load.in_flight(),
+            latency: (average > 0.0).then(|| Duration::from_secs_f32(average)),
+            circuit: self.circuit.as_ref().map(|circuit| circuit.snapshot(now)),
+            limit: self.limit.as_ref().map(LimitHandle::snapshot),
+        }
+    }
+}
+
+impl fmt::Debug for BalanceHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BalanceHandle").field("name", &self.state.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,174 @@
+//! The load of one endpoint: calls in flight, and a peak-sensitive moving average of its response times.
+//!
+//! The average is that of Finagle's `PeakEwma`: a longer response time replaces it, shorter ones lower it with a time
+//! constant of 10 s, and so does time without responses. Measured against 1 s and 3 s, 10 s keeps a hundred gateways, which
+//! see 1.4 calls per second and endpoint each, away from a slow endpoint.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// The time constant of the average, in seconds.
+const DECAY: f32 = 10.0;
+/// The shortest average, in seconds: below it, an endpoint would look idle however many calls it has.
+const MIN: f32 = 0.000_1;
+/// One tick of the clock of the average is 2^23 ns, 8.4 ms.
+const TICK_BITS: u32 = 23;
+
+/// The load of one endpoint; times are nanoseconds of the pool's clock.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct Load {
+    in_flight: AtomicU32,
+    /// When the latest call was sent here.
+    used_at: AtomicU64,
+    /// The average in seconds as the bits of an `f32`, and above it the tick of its last change.
+    average: AtomicU64,
+}
+
+impl Load {
+    /// Starts with this average, in seconds; 0 if nothing is known.
+    pub(super) fn new(average: f32, now: u64) -> Self {
+        Self { in_flight: AtomicU32::new(0), used_at: AtomicU64::new(0), average: AtomicU64::new(pack(average, now)) }
+    }
+
+    /// A call is sent here.
+    #[inline]
+    pub(super) fn begin(&self, now: u64) {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.used_at.store(now, Relaxed);
+    }
+
+    /// A call has ended.
+    #[inline]
+    pub(super) fn end(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// When the latest call was sent here; 0 before the first.
+    #[inline]
+    pub(super) fn used_at(&self) -> u64 {
+        self.used_at.load(Relaxed)
+    }
+
+    /// Records a response time. Of two that are recorded at the same moment one may be lost.
+    #[inline]
+    pub(super) fn record(&self, took: Duration, now: u64) {
+        let average = self.average.load(Relaxed);
+        let (before, weight) = decay(average, now);
+        let took = took.as_secs_f32();
+        // a peak counts in full; the rest by the time since the last sample
+        let next = if took >= before { took } else { before + took * (1.0 - weight) };
+        if next.to_bits() != value(average).to_bits() || weight < 1.0 {
+            self.average.store(pack(next, now), Relaxed);
+        }
+    }
+
+    /// The average at `now`, in seconds; 0 if nothing is known.
+    #[inline]
+    pub(super) fn average(&self, now: u64) -> f32 {
+        decay(self.average.load(Relaxed), now).0
+    }
+
+    /// The cost of one more call: the average, times the calls that it would share the endpoint with.
+    ///
+    /// `share` is the mean weight of the tier divided by the endpoint's: an endpoint of twice the weight takes twice the calls
+    /// for the same cost, and an idle one costs the same whatever its weight.
+    #[inline]
+    pub(super) fn cost(&self, now: u64, share: f32) -> f32 {
+        #[allow(clippy::cast_precision_loss)] // 16 million calls in flight at one endpoint are exact enough
+        let in_flight = self.in_flight() as f32;
+        self.average(now).max(MIN) * (in_flight * share + 1.0)
+    }
+}
+
+fn pack(average: f32, now: u64) -> u64 {
+    #[allow(clippy::cast_possible_truncation)] // ticks wrap after 417 days, and their difference with them
+    let tick = (now >> TICK_BITS) as u32;
+    u64::from(tick) << 32 | u64::from(average.to_bits())
+}
+
+#[allow(clippy::cast_possible_truncation)] // the lower half
+fn value(average: u64) -> f32 {
+    f32::from_bits(average as u32)
+}
+
+/// The average at `now`, and the factor by which it has decayed.
+#[inline]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // the upper half; hours of ticks are exact
+fn decay(average: u64, now: u64) -> (f32, f32) {
+    let ticks = ((now >> TICK_BITS) as u32).wrapping_sub((average >> 32) as u32);
+    // another thread may have recorded a later time
+    if ticks == 0 || ticks > u32::MAX / 2 {
+        return (value(average), 1.0);
+    }
+    let weight = factor(ticks as f32 * ((1_u64 << TICK_BITS) as f32 * 1e-9 / DECAY));
+    (value(average) * weight, weight)
+}
+
+/// `exp(-x)` by its rational approximation (1 + x/4)^-4, which falls more slowly for long pauses; it needs no call.
+fn factor(x: f32) -> f32 {
+    let root = 1.0 + x * 0.25;
+    let square = root * root;
+    1.0 / (square * square)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_peak_counts_at_once_and_fades_within_tens_of_seconds() {
+        let load = Load::new(0.0, 0);
+        load.record(40 * MS, 0);
+        load.record(200 * MS, SECOND);
+        assert!((load.average(SECOND) - 0.2).abs() < 0.001);
+        let mut now = SECOND;
+        for _ in 0..300 {
+            now += SECOND / 10;
+            load.record(40 * MS, now);
+        }
+        let average = load.average(now);
+        assert!((0.04..0.06).contains(&average), "{average}");
+        assert!(load.average(now + 60 * SECOND) < 0.01, "an endpoint that is not used is tried again");
+    }
+
+    #[test]
+    fn an_idle_endpoint_costs_the_same_whatever_its_weight() {
+        let load = Load::new(0.02, 0);
+        assert!((load.cost(0, 0.5) - load.cost(0, 2.0)).abs() < f32::EPSILON);
+        load.begin(7);
+        load.begin(9);
+        assert_eq!((load.in_flight(), load.used_at()), (2, 9));
+        assert!((load.cost(0, 0.5) - 0.04).abs() < 1e-6 && (load.cost(0, 2.0) - 0.1).abs() < 1e-6);
+        load.end();
+        assert_eq!(load.in_flight(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_average_stays_between_zero_and_the_longest_response_time(
+            samples in proptest::collection::vec((0_u64..10_000, 0_u64..20_000), 1..50),
+        ) {
+            let load = Load::new(0.0, 0);
+            let (mut now, mut longest) = (0, 0);
+            for (took, pause) in samples {
+                now += pause * 1_000_000;
+                load.record(took as u32 * MS, now);
+                longest = longest.max(took);
+                let average = load.average(now);
+                prop_assert!(average >= took as f32 / 1e3 * 0.999 || average > 0.0 || took == 0);
+                prop_assert!(average <= longest as f32 / 1e3 * 1.001 && average >= 0.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The members of a pool, and which snapshots of their source replace them. Pure: time is an argument.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::member::{Member, MemberState};
+
+/// The largest number of members of a pool.
+const MAX_MEMBERS: usize = 65_536;
+/// The largest size of the text of an error that is kept, in bytes.
+const MAX_TEXT: usize = 200;
+
+/// The members cannot be used; the pool keeps those it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidMembers {
+    /// The list is empty.
+    Empty,
+    /// Two members have this key.
+    DuplicateKey(Arc<str>),
+    /// The weight of every active member is 0.
+    NoWeight,
+    /// The list has more than 65,536 members.
+    TooMany(usize),
+}
+
+impl fmt::Display for InvalidMembers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the list of members is empty"),
+            Self::DuplicateKey(key) => write!(f, "two members have the key {key:?}"),
+            Self::NoWeight => f.write_str("every active member has the weight 0"),
+            Self::TooMany(count) => write!(f, "{count} members are more than {MAX_MEMBERS}"),
+        }
+    }
+}
+
+impl std::error::Error for InvalidMembers {}
+
+/// What became of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum SnapshotOutcome {
+    /// It replaced the members.
+    Applied,
+    /// It has the members that the pool has.
+    Unchanged,
+    /// It has less than half of the members, and is applied if the next snapshot is equal to it.
+    AwaitsConfirmation,
+}
+
+/// The state of a pool's source.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SourceStatus {
+    /// The age of the members: how long ago the source last confirmed or changed them.
+    pub age: Duration,
+    /// Why the latest snapshot was not applied; `None` if it was.
+    pub problem: Option<String>,
+}
+
+/// The current members.
+pub(super) type Members = Arc<[Arc<Member>]>;
+
+/// The current members, and what their source last said.
+#[derive(Debug)]
+pub(super) struct Membership {
+    members: Members,
+    /// A snapshot of less than half of the members, which an equal one confirms.
+    shrunk: Option<Vec<Arc<Member>>>,
+    confirmed_at: Instant,
+    problem: Option<String>,
+}
+
+impl Membership {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { members: Arc::new([]), shrunk: None, confirmed_at: now, problem: None }
+    }
+
+    pub(super) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    pub(super) fn status(&self, now: Instant) -> SourceStatus {
+        SourceStatus { age: now.saturating_duration_since(self.confirmed_at), problem: self.problem.clone() }
+    }
+
+    /// Replaces the members. A draining member counts as absent for the checks.
+    pub(super) fn replace(&mut self, members: Vec<Member>, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
+        let members = self.checked(members)?;
+        Ok(self.apply(members, now))
+    }
+
+    /// Replaces the members by a snapshot of their source, unless it has less than half of them: then it has to come twice.
+    pub(super) fn update(&mut self, members: Vec<Member>, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
+        let members = self.checked(members)?;
+        if members.len() * 2 < self.members.len() && self.shrunk.as_ref() != Some(&members) {
+            let (now_has, had) = (members.len(), self.members.len());
+            self.fail(&format_args!("the snapshot has {now_has} instead of {had} members: it awaits an equal one"));
+            self.shrunk = Some(members);
+            return Ok(SnapshotOutcome::AwaitsConfirmation);
+        }
+        Ok(self.apply(members, now))
+    }
+
+    /// Adds a member, or replaces the one with its key.
+    pub(super) fn upsert(&mut self, member: Member, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
+        let position = self.members.iter().position(|known| known.key == member.key);
+        let mut members: Vec<_> = self.members.to_vec();
+        match position {
+            Some(position) if *members[position] == member => return Ok(self.confirm(now)),
+            Some(position) => members[position] = Arc::new(member),
+            None if members.len() == MAX_MEMBERS => return Err(InvalidMembers::TooMany(MAX_MEMBERS + 1)),
+            None => members.push(Arc::new(member)),
+        }
+        Ok(self.apply(members, now))
+    }
+
+    /// Removes a member; the last one drains instead, so that a source that lost everything does not stop all calls.
+    pub(super) fn remove(&mut self, key: &str, now: Instant) -> SnapshotOutcome {
+        let mut members: Vec<_> = self.members.to_vec();
+        let Some(position) = members.iter().position(|member| &*member.key == key) else {
+            return self.confirm(now);
+        };
+        if members.len() == 1 {
+            if members[0].state == MemberState::Draining {
+                return self.confirm(now);
+            }
+            members[0] = Arc::new(Member::clone(&members[0]).state(MemberState::Draining));
+        } else {
+            members.remove(position);
+        }
+        self.apply(members, now)
+    }
+
+    /// The source has failed or ended: the members stay.
+    pub(super) fn fail(&mut self, problem: &dyn fmt::Display) {
+        let mut text = problem.to_string();
+        let end = (0..=MAX_TEXT.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+        text.truncate(end);
+        self.problem = Some(text);
+    }
+
+    fn checked(&mut self, members: Vec<Member>) -> Result<Vec<Arc<Member>>, InvalidMembers> {
+        let members = check(members);
+        if let Err(error) = &members {
+            self.fail(error);
+        }
+        members
+    }
+
+    fn apply(&mut self, members: Vec<Arc<Member>>, now: Instant) -> SnapshotOutcome {
+        if *self.members == *members {
+            return self.confirm(now);
+        }
+        self.members = members.into();
+        let _ = self.confirm(now);
+        SnapshotOutcome::Applied
+    }
+
+    fn confirm(&mut self, now: Instant) -> SnapshotOutcome {
+        (self.shrunk, self.problem, self.confirmed_at) = (None, None, now);
+        SnapshotOutcome::Unchanged
+    }
+}
+
+fn check(members: Vec<Member>) -> Result<Vec<Arc<Member>>, InvalidMembers> {
+    if members.is_empty() {
+        return Err(InvalidMembers::Empty);
+    }
+    if members.len() > MAX_MEMBERS {
+        return Err(InvalidMembers::TooMany(members.len()));
+    }
+    if members.iter().all(|member| member.weight == 0 || member.state == MemberState::Draining)
+        && members.iter().any(|member| member.state == MemberState::Active)
+    {
+        return Err(InvalidMembers::NoWeight);
+    }
+    let mut keys = HashSet::with_capacity(members.len());
+    for member in &members {
+        if !keys.insert(&*member.key) {
+            return Err(InvalidMembers::DuplicateKey(member.key.clone()));
+        }
+    }
+    Ok(members.into_iter().map(Arc::new).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn list(keys: &[&str]) -> Vec<Member> {
+        keys.iter().map(|key| Member::new(*key)).collect()
+    }
+
+    fn keys(membership: &Membership) -> Vec<&str> {
+        membership.members().iter().map(|member| &*member.key).collect()
+    }
+
+    fn of(members: &[&str]) -> (Membership, Instant) {
+        let now = Instant::now();
+        let mut membership = Membership::new(now);
+        assert_eq!(membership.replace(list(members), now), Ok(SnapshotOutcome::Applied));
+        (membership, now)
+    }
+
+    #[test]
+    fn an_unusable_list_leaves_the_members_as_they_are_and_says_why() {
+        let (mut pool, now) = of(&["a", "b"]);
+        let twice = list(&["a", "a"]);
+        let weightless = vec![Member::new("a").weight(0), Member::new("b").state(MemberState::Draining)];
+        for (members, error) in [
+            (Vec::new(), InvalidMembers::Empty),
+            (twice, InvalidMembers::DuplicateKey("a".into())),
+            (weightless, InvalidMembers::NoWeight),
+        ] {
+            assert_eq!(pool.replace(members.clone(), now), Err(error.clone()));
+            assert_eq!(pool.update(members, now + SECOND), Err(error.clone()));
+            assert_eq!(keys(&pool), ["a", "b"]);
+            let status = pool.status(now + 2 * SECOND);
+            assert_eq!((status.age, status.problem), (2 * SECOND, Some(error.to_string())));
+        }
+        assert_eq!(pool.update(list(&["a", "b"]), now + SECOND), Ok(SnapshotOutcome::Unchanged));
+        assert_eq!(pool.status(now + SECOND).problem, None);
+    }
+
+    #[test]
+    fn a_list_of_draining_members_is_applied() {
+        let (mut pool, now) = of(&["a", "b"]);
+        let draining = list(&["a", "b"]).into_iter().map(|member| member.state(MemberState::Draining)).collect();
+        assert_eq!(pool.update(draining, now), Ok(SnapshotOutcome::Applied));
+    }
+
+    #[test]
+    fn a_snapshot_of_less_than_half_of_the_members_has_to_come_twice() {
+        let (mut pool, now) = of(&["a", "b", "c", "d", "e"]);
+        assert_eq!(pool.update(list(&["a", "b", "c"]), now), Ok(SnapshotOutcome::Applied));
+        assert_eq!(pool.update(list(&["a"]), now), Ok(SnapshotOutcome::AwaitsConfirmation));
+        assert_eq!(keys(&pool), ["a", "b", "c"]);
+        assert_eq!(pool.update(list(&["b"]), now), Ok(SnapshotOutcome::AwaitsConfirmation), "another one");
+        assert_eq!(pool.update(list(&["a", "b", "c"]), now), Ok(SnapshotOutcome::Unchanged));
+        assert_eq!(pool.update(list(&["b"]), now), Ok(SnapshotOutcome::AwaitsConfirmation), "no longer in a row");
+        assert_eq!(pool.update(list(&["b"]), now), Ok(SnapshotOutcome::Applied));
+        assert_eq!(keys(&pool), ["b"]);
+        assert_eq!(pool.replace(list(&["c"]), now), Ok(SnapshotOutcome::Applied), "an operator is not asked twice");
+    }
+
+    #[test]
+    fn the_last_member_drains_instead_of_being_removed() {
+        let (mut pool, now) = of(&["a", "b"]);
+        assert_eq!(pool.remove("x", now), SnapshotOutcome::Unchanged);
+        assert_eq!(pool.remove("a", now), SnapshotOutcome::Applied);
+        assert_eq!(pool.remove("b", now), SnapshotOutcome::Applied);
+        assert_eq!(pool.remove("b", now), SnapshotOutcome::Unchanged);
+        assert_eq!((keys(&pool), pool.members()[0].state), (vec!["b"], MemberState::Draining));
+        assert_eq!(pool.upsert(Member::new("b"), now), Ok(SnapshotOutcome::Applied));
+        assert_eq!(pool.members()[0].state, MemberState::Active);
+    }
+
+    #[test]
+    fn a_member_that_is_added_again_replaces_itself() {
+        let (mut pool, now) = of(&["a"]);
+        assert_eq!(pool.upsert(Member::new("a").weight(3), now), Ok(SnapshotOutcome::Applied));
+        assert_eq!(pool.upsert(Member::new("a").weight(3), now), Ok(SnapshotOutcome::Unchanged));
+        assert_eq!((keys(&pool), pool.members()[0].weight), (vec!["a"], 3));
+    }
+
+    #[test]
+    fn the_text_of_an_error_is_bounded() {
+        let (mut pool, now) = of(&["a"]);
+        pool.fail(&"ä".repeat(1000));
+        assert_eq!(pool.status(now).problem.unwrap().len(), 200);
+    }
+}

@@ -1,0 +1,189 @@
+//! Many endpoints behind one service: choice by load, ejection of endpoints that fail, and a membership that changes.
+//!
+//! [`Balance`] sends each call to one of the endpoints of an upstream. Each endpoint has a circuit, a latency estimate and, by
+//! opt-in, a concurrency limit of its own. It has no queue and no background task for calls: an empty pool responds at once.
+//!
+//! Retry, total deadline, error page and statistics belong around all endpoints, so that a second attempt goes to another one:
+//! place an [`UpstreamLayer`](crate::UpstreamLayer) built `without_circuit` and `without_limiter` around it.
+//!
+//! # Choice
+//!
+//! | step | rule |
+//! |---|---|
+//! | level | members of the lowest tier, of the own [zone](BalanceBuilder::zone) first; if less than 1/1.4 of them are available, the rest of the calls goes to the next level; draining members last |
+//! | candidates | two at random by weight; of fewer than four endpoints, all |
+//! | cost | peak-sensitive average of the response times (time constant 10 s) x (calls in flight / relative weight + 1) |
+//! | failures | count as a response time of at least 1 s, so that an endpoint that fails fast attracts no calls |
+//! | equal costs | within a factor of 2: in proportion to the weights; if these are equal, the endpoint that was unused for longer |
+//! | newcomers | start with the median of the others' response times, and with 10 % of their share, which grows to all of it in [`slow_start`](BalanceBuilder::slow_start) |
+//! | later attempts | an endpoint that the call was not sent to yet |
+//!
+//! # Ejection
+//!
+//! An endpoint takes no calls while its [circuit](crate::breaker) is open or a health check has found it unhealthy. If less
+//! than half of a level is available and no other level can take over, the level *panics*: calls are sent to all of its
+//! endpoints, because most endpoints seldom fail for reasons of their own. With
+//! [`refuse_in_panic`](BalanceBuilder::refuse_in_panic), calls are sent to what is available, and refused if nothing is.
+//!
+//! An endpoint whose open duration has passed gets one call with a safe method as its probe.
+//!
+//! A call without an endpoint is refused with a 503 and the cause `no_healthy_upstream`.
+//!
+//! # Membership
+//!
+//! A [`Member`] describes an endpoint; a factory makes its service. The members change through the [`BalanceHandle`]: as a
+//! whole or one by one. Members that keep their key keep their state. A removed endpoint gets no new calls and finishes those
+//! it has.
+//!
+//! | telemetry | |
+//! |---|---|
+//! | an endpoint is ejected or returns | the events of its [circuit](crate::breaker), with `upstream` = `pool/key` |
+//! | a level panics, or no longer does | an event at level WARN or INFO, target `tower_upstream`, with `upstream`, `tier`, `endpoints` |
+//! | the source of the members fails | an event at level WARN with `members`, `age_s` |
+//! | [`BalanceHandle::snapshot`] | endpoints with state, calls in flight and latency; the source's state |
+//!
+//! ```
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use tower::{Service, ServiceExt, service_fn};
+//! use tower_upstream::balance::{Balance, Member};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! // a factory makes the service of each endpoint; here it responds with the endpoint's key
+//! let make = |member: &Member| {
+//!     let key = member.key.clone();
+//!     service_fn(move |_: Request<_>| {
+//!         let response = Response::new(Full::new(bytes::Bytes::copy_from_slice(key.as_bytes())));
+//!         std::future::ready(Ok::<_, std::io::Error>(response))
+//!     })
+//! };
+//! let members = [Member::new("10.0.0.1:80"), Member::new("10.0.0.2:80")];
+//! let mut balance = Balance::builder("shop", make).members(members).build().unwrap();
+//! for _ in 0..10 {
+//!     let request = Request::new(Full::<bytes::Bytes>::default());
+//!     let Ok(response) = balance.ready().await.unwrap().call(request).await;
+//!     assert_eq!(response.status(), 200);
+//! }
+//! balance.handle().remove("10.0.0.1:80");
+//! assert_eq!(balance.handle().snapshot(tokio::time::Instant::now()).endpoints.len(), 1);
+//! # }
+//! ```
+
+mod builder;
+mod choice;
+mod endpoint;
+mod future;
+mod handle;
+mod levels;
+mod load;
+mod member;
+mod membership;
+mod pool;
+mod settings;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use self::pool::Pool;
+use crate::body::{BoxError, TrackedUpload, WrapBody};
+use crate::cause::{BadGatewayCause, Failure, Phase, TriedEndpoints};
+use crate::exchange::{Exchange, Rejection};
+
+pub use self::builder::BalanceBuilder;
+pub use self::endpoint::Health;
+pub use self::future::{BalanceBody, BalanceFuture};
+pub use self::handle::{BalanceHandle, BalanceSnapshot, EndpointSnapshot};
+pub use self::member::{Member, MemberState};
+pub use self::membership::{InvalidMembers, SnapshotOutcome, SourceStatus};
+
+/// Sends each call to one of many endpoints; see the [module](self).
+///
+/// It is always ready and never errs: a call waits for its endpoint in its own future, and every failure is a response.
+/// Clones share the endpoints. The service of an endpoint gets its request body as [`TrackedUpload`].
+pub struct Balance<S> {
+    pool: Arc<Pool<S>>,
+    handle: BalanceHandle,
+}
+
+impl<S> Clone for Balance<S> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool.clone(), handle: self.handle.clone() }
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> Balance<S> {
+    /// Builds a pool of this name, whose endpoints have the services that `make` returns.
+    pub fn builder(
+        name: impl Into<Arc<str>>,
+        make: impl Fn(&Member) -> S + Send + Sync + 'static,
+    ) -> BalanceBuilder<S> {
+        BalanceBuilder::new(name.into(), Box::new(make))
+    }
+}
+
+impl<S> Balance<S> {
+    /// Returns the handle that changes and observes the endpoints.
+    pub fn handle(&self) -> BalanceHandle {
+        self.handle.clone()
+    }
+}
+
+impl<S, B, X, E> Service<Request<B>> for Balance<S>
+where
+    S: WrapBody<TrackedUpload<B>, Body = X, ServiceError = E> + Clone + Send + Sync + 'static,
+    B: Body,
+    X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    E: Into<BoxError>,
+{
+    type Response = Response<BalanceBody<X>>;
+    type Error = Infallible;
+    type Future = BalanceFuture<S, B>;
+
+    #[inline]
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let now = Instant::now();
+        let extensions = request.extensions();
+        let tried = if extensions.is_empty() { None } else { extensions.get::<TriedEndpoints>() };
+        let tried = tried.map_or(&[][..], |tried| &tried.0);
+        match self.pool.choose(now, tried, request.method().is_safe()) {
+            Some(endpoint) => BalanceFuture::new(endpoint.exchange.call_shared(None, request), endpoint.state.id),
+            None => BalanceFuture::new(self.reject(now, request), 0),
+        }
+    }
+}
+
+impl<S> Balance<S> {
+    /// Responds to a call for which there is no endpoint.
+    #[cold]
+    fn reject<B, X, E>(&self, now: Instant, request: Request<B>) -> future::Call<S, B>
+    where
+        S: WrapBody<TrackedUpload<B>, Body = X, ServiceError = E> + Clone,
+        B: Body,
+        X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+        E: Into<BoxError>,
+    {
+        let failure = Failure::builder(BadGatewayCause::NoHealthyUpstream).phase(Phase::Gateway).refusal();
+        let rejection = Rejection::new(failure.upstream(self.pool.state.name.clone()).build());
+        Exchange::reject(self.pool.rejecting.clone(), now, rejection, request)
+    }
+}
+
+impl<S> fmt::Debug for Balance<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balance").field("name", &self.pool.state.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,340 @@
+//! The endpoints of a pool, as calls see them, and how they follow its members.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::choice::{Candidate, Choice, Weights};
+use super::endpoint::{Endpoint, EndpointComponent, EndpointSpec, EndpointState, Parts, TrackUploads, nanos};
+use super::levels::{ALL, LevelCount, shares};
+use super::member::{Member, MemberState};
+use super::membership::{Members, Membership};
+use super::settings::Settings;
+use crate::breaker::CircuitBreakerLayer;
+use crate::exchange::{Config, Exchange};
+use crate::limit::ConcurrencyLimitLayer;
+
+/// No probe is due.
+const NEVER: u64 = u64::MAX;
+
+/// The state of a pool that does not depend on the service of its endpoints.
+#[derive(Debug)]
+pub(super) struct PoolState {
+    pub(super) name: Arc<str>,
+    pub(super) settings: Settings,
+    pub(super) membership: Mutex<Membership>,
+    pub(super) endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointState>>>,
+    /// The share of its calls that each group takes, in 65,536ths, while it is not all.
+    pub(super) groups: Mutex<HashMap<Arc<str>, u32>>,
+    pub(super) members: watch::Sender<Members>,
+    /// The availability of an endpoint has changed since the shares of the levels were computed.
+    pub(super) stale: Arc<AtomicBool>,
+    /// When an endpoint whose circuit is open may get a call as a probe.
+    probe_at: AtomicU64,
+    /// Endpoints that take no calls.
+    pub(super) unavailable: AtomicUsize,
+    /// Levels of which all endpoints are used.
+    pub(super) panicking: AtomicUsize,
+    pub(super) origin: Instant,
+}
+
+impl PoolState {
+    pub(super) fn new(name: Arc<str>, settings: Settings, now: Instant) -> Self {
+        Self {
+            name,
+            settings,
+            membership: Mutex::new(Membership::new(now)),
+            endpoints: Mutex::default(),
+            groups: Mutex::default(),
+            members: watch::Sender::new(Arc::new([])),
+            stale: Arc::new(AtomicBool::new(false)),
+            probe_at: AtomicU64::new(NEVER),
+            unavailable: AtomicUsize::new(0),
+            panicking: AtomicUsize::new(0),
+            origin: now,
+        }
+    }
+
+    #[inline]
+    pub(super) fn at(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.origin))
+    }
+
+    /// The weight of a member, after its agent and a shift between groups.
+    #[allow(clippy::cast_precision_loss)]
+    fn weight(&self, member: &Member, endpoint: &EndpointState) -> f32 {
+        let groups = locked(&self.groups);
+        let group = member.group.as_ref().and_then(|group| groups.get(group)).copied().unwrap_or(ALL);
+        member.weight as f32 * (endpoint.weight_percent() as f32 / 100.0) * (group as f32 / ALL as f32)
+    }
+}
+
+/// A pool with endpoints of one kind of service.
+pub(super) struct Pool<S> {
+    pub(super) state: Arc<PoolState>,
+    make: Box<dyn Fn(&Member) -> S + Send + Sync>,
+    table: ArcSwap<Table<S>>,
+    endpoints: Mutex<HashMap<Arc<str>, Arc<Endpoint<S>>>>,
+    /// The settings of calls that are rejected because there is no endpoint.
+    pub(super) rejecting: Arc<Config<EndpointSpec>>,
+}
+
+/// The endpoints by level.
+struct Table<S> {
+    levels: Vec<Level<S>>,
+}
+
+/// The endpoints that take calls together.
+struct Level<S> {
+    endpoints: Box<[Arc<Endpoint<S>>]>,
+    weights: Weights,
+    /// See [`LevelShare`](super::levels::LevelShare).
+    up_to: AtomicU32,
+    panics: AtomicBool,
+    /// Some endpoints are in their slow start, and others are not.
+    ramps: AtomicBool,
+}
+
+impl<S: Clone> Pool<S> {
+    pub(super) fn new(state: Arc<PoolState>, make: Box<dyn Fn(&Member) -> S + Send + Sync>) -> Self {
+        let rejecting = EndpointComponent { state: None, circuit: None, limit: None };
+        let rejecting = Config::new((), rejecting, (), TrackUploads, state.settings.classified());
+        Self {
+            state,
+            make,
+            table: ArcSwap::from_pointee(Table { levels: Vec::new() }),
+            endpoints: Mutex::default(),
+            rejecting: Arc::new(rejecting),
+        }
+    }
+
+    /// Chooses the endpoint of a call; `None` if there is none.
+    ///
+    /// `may_probe`: the call may be sent to an endpoint whose circuit is open, as its probe.
+    #[inline]
+    pub(super) fn choose(&self, now: Instant, tried: &[u64], may_probe: bool) -> Option<Arc<Endpoint<S>>> {
+        let table = self.table.load();
+        let at = self.state.at(now);
+        if self.state.stale.load(Relaxed) {
+            self.refresh(&table, now);
+        }
+        if may_probe && at >= self.state.probe_at.load(Relaxed) {
+            if let Some(endpoint) = self.probe(&table, now) {
+                return Some(endpoint);
+            }
+        }
+        let level = match &*table.levels {
+            [level] => level,
+            [] => return None,
+            levels => {
+                let draw = fastrand::u32(..ALL);
+                levels.iter().find(|level| draw < level.up_to.load(Relaxed))?
+            }
+        };
+        let (all, ramps) = (level.panics.load(Relaxed), level.ramps.load(Relaxed));
+        let choice = Choice { now: at, tried, all, ramps };
+        match choice.choose(&level.endpoints, &level.weights, || fastrand::u64(..)) {
+            Some(chosen) => Some(level.endpoints[chosen].clone()),
+            None => self.choose_elsewhere(&table, choice),
+        }
+    }
+
+    /// Chooses an endpoint of any level, because that of the call has none.
+    #[cold]
+    fn choose_elsewhere(&self, table: &Table<S>, choice: Choice<'_>) -> Option<Arc<Endpoint<S>>> {
+        let refuses = self.state.settings.refuses_in_panic;
+        let of = |all: bool, level: &Level<S>| {
+            let chosen = Choice { all, ..choice }.choose(&level.endpoints, &level.weights, || fastrand::u64(..))?;
+            Some(level.endpoints[chosen].clone())
+        };
+        let available = table.levels.iter().find_map(|level| of(false, level));
+        // the shares are computed again by the next call
+        self.state.stale.store(true, Relaxed);
+        available.or_else(|| if refuses { None } else { table.levels.iter().find_map(|level| of(true, level)) })
+    }
+
+    /// Returns an endpoint whose circuit may admit a call as its probe.
+    #[cold]
+    fn probe(&self, table: &Table<S>, now: Instant) -> Option<Arc<Endpoint<S>>> {
+        let mut next = NEVER;
+        let mut due: Option<(Instant, &Arc<Endpoint<S>>)> = None;
+        for endpoint in table.levels.iter().flat_map(|level| &level.endpoints) {
+            let Some(at) = endpoint.state.next_probe(now) else { continue };
+            match due {
+                Some((earliest, _)) if at >= earliest => next = next.min(self.state.at(at)),
+                _ if at <= now => {
+                    next = due.map_or(next, |(at, _)| next.min(self.state.at(at)));
+                    due = Some((at, endpoint));
+                }
+                _ => next = next.min(self.state.at(at)),
+            }
+        }
+        self.state.probe_at.store(next, Relaxed);
+        due.map(|(_, endpoint)| endpoint.clone())
+    }
+
+    /// Computes the shares of the levels, after the availability of an endpoint has changed.
+    #[cold]
+    fn refresh(&self, table: &Table<S>, now: Instant) {
+        self.state.stale.store(false, Relaxed);
+        let at = self.state.at(now);
+        let (mut probe_at, mut unavailable) = (NEVER, 0);
+        let mut counts = Vec::with_capacity(table.levels.len());
+        for level in &table.levels {
+            let (mut available, mut slow) = (0, 0);
+            for endpoint in &level.endpoints {
+                let state = &endpoint.state;
+                let is_available = endpoint.is_available();
+                let was_available = state.was_available.swap(is_available, Relaxed);
+                if is_available && !was_available {
+                    state.begin_slow_start(at);
+                }
+                available += usize::from(is_available);
+                slow += usize::from(is_available && state.is_in_slow_start(at));
+                if let Some(next) = state.next_probe(now) {
+                    probe_at = probe_at.min(self.state.at(next));
+                }
+            }
+            level.ramps.store(slow > 0 && slow < available, Relaxed);
+            unavailable += level.endpoints.len() - available;
+            counts.push(LevelCount { available, total: level.endpoints.len() });
+        }
+        let mut panicking = 0;
+        for (level, share) in table.levels.iter().zip(shares(&counts)) {
+            let panics = share.panics && !self.state.settings.refuses_in_panic;
+            panicking += usize::from(share.panics);
+            level.up_to.store(share.up_to, Relaxed);
+            if level.panics.swap(panics, Relaxed) != panics {
+                self.report_panic(level, panics);
+            }
+            level.endpoints.iter().for_each(|endpoint| endpoint.state.panics.store(panics, Relaxed));
+        }
+        self.state.probe_at.store(probe_at, Relaxed);
+        self.state.unavailable.store(unavailable, Relaxed);
+        self.state.panicking.store(panicking, Relaxed);
+    }
+
+    fn report_panic(&self, level: &Level<S>, panics: bool) {
+        let (upstream, endpoints) = (&*self.state.name, level.endpoints.len());
+        let tier = level.endpoints.first().map(|endpoint| endpoint.state.member().tier);
+        if panics {
+            tracing::warn!(
+                target: "tower_upstream", upstream, tier, endpoints,
+                "less than half of the endpoints are available: calls are sent to all of them"
+            );
+        } else {
+            tracing::info!(target: "tower_upstream", upstream, tier, endpoints, "calls are sent to available endpoints only");
+        }
+    }
+}
+
+/// Follows the members of a pool.
+pub(super) trait Follow: Send + Sync {
+    /// Makes the endpoints of these members.
+    fn follow(&self, members: &Members, now: Instant);
+}
+
+impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
+    fn follow(&self, members: &Members, now: Instant) {
+        let mut known = locked(&self.endpoints);
+        let average = self.median(&known, now);
+        let is_first = known.is_empty();
+        let mut next = HashMap::with_capacity(members.len());
+        for member in members.iter() {
+            let endpoint = match known.remove(&member.key) {
+                Some(endpoint) if endpoint.state.member().addresses == member.addresses => {
+                    endpoint.state.set_member(member.clone());
+                    endpoint
+                }
+                _ => {
+                    let endpoint = Arc::new(self.endpoint(member.clone(), average, now));
+                    if !is_first {
+                        endpoint.state.begin_slow_start(self.state.at(now));
+                    }
+                    endpoint
+                }
+            };
+            next.insert(member.key.clone(), endpoint);
+        }
+        *locked(&self.state.endpoints) =
+            next.iter().map(|(key, endpoint)| (key.clone(), endpoint.state.clone())).collect();
+        let table = Table { levels: self.levels(members, &next) };
+        self.refresh(&table, now);
+        self.table.store(Arc::new(table));
+        // a refresh of the old table may have run in the meantime
+        self.state.stale.store(true, Relaxed);
+        let removed = std::mem::replace(&mut *known, next);
+        drop(known);
+        // not under the lock: it drops services of the user
+        drop(removed);
+    }
+}
+
+impl<S: Clone> Pool<S> {
+    fn endpoint(&self, member: Arc<Member>, average: f32, now: Instant) -> Endpoint<S> {
+        let settings = &self.state.settings;
+        let circuit = settings.circuit_for(&member, &self.state);
+        let limit = settings.limiter_for(&member);
+        let service = (self.make)(&member);
+        let parts = Parts {
+            circuit: circuit.as_ref().map(CircuitBreakerLayer::handle),
+            limit: limit.as_ref().map(ConcurrencyLimitLayer::handle),
+            slow_start: settings.slow_start,
+            origin: self.state.origin,
+        };
+        let state = Arc::new(EndpointState::new(member, average, self.state.at(now), parts));
+        let component = EndpointComponent {
+            state: Some(state.clone()),
+            circuit: circuit.map(|circuit| circuit.component()),
+            limit: limit.map(|limit| limit.component()),
+        };
+        let config = Config::new((), component, (), TrackUploads, settings.classified());
+        Endpoint { exchange: Exchange::repeating(service, Arc::new(config)), state }
+    }
+
+    /// The median response time of the endpoints that have one, in seconds; 0 if none has.
+    fn median(&self, endpoints: &HashMap<Arc<str>, Arc<Endpoint<S>>>, now: Instant) -> f32 {
+        let at = self.state.at(now);
+        let averages = endpoints.values().map(|endpoint| endpoint.state.load.average(at));
+        let mut averages: Vec<_> = averages.filter(|average| *average > 0.0).collect();
+        averages.sort_by(f32::total_cmp);
+        averages.get(averages.len() / 2).copied().unwrap_or_default()
+    }
+
+    /// The levels in the order in which they take calls: by tier, the own zone first; draining members last.
+    fn levels(&self, members: &Members, endpoints: &HashMap<Arc<str>, Arc<Endpoint<S>>>) -> Vec<Level<S>> {
+        let zone = self.state.settings.zone.as_deref();
+        let mut sorted: Vec<_> = members
+            .iter()
+            .filter_map(|member| {
+                let endpoint = endpoints.get(&member.key)?;
+                let is_draining = member.state == MemberState::Draining;
+                let weight = if is_draining { 1.0 } else { self.state.weight(member, &endpoint.state) };
+                let is_far = zone.is_some() && member.zone.as_deref() != zone;
+                (weight > 0.0).then_some(((is_draining, member.tier, is_far), endpoint, weight))
+            })
+            .collect();
+        sorted.sort_by_key(|(level, ..)| *level);
+        sorted
+            .chunk_by(|one, other| one.0 == other.0)
+            .map(|level| {
+                let weights: Vec<_> = level.iter().map(|(.., weight)| *weight).collect();
+                Level {
+                    endpoints: level.iter().map(|(_, endpoint, _)| Arc::clone(endpoint)).collect(),
+                    weights: Weights::new(&weights),
+                    up_to: AtomicU32::new(ALL),
+                    panics: AtomicBool::new(false),
+                    ramps: AtomicBool::new(false),
+                }
+            })
+            .collect()
+    }
+}
+
+pub(super) fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,53 @@
+//! The settings of a pool.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::member::Member;
+use super::pool::PoolState;
+use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
+use crate::classify::{Classified, ClassifyLayer};
+use crate::limit::ConcurrencyLimitLayer;
+
+/// The settings of a pool.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) circuit: Option<BreakerPolicy>,
+    pub(super) limiter: Option<ConcurrencyLimitLayer>,
+    pub(super) classify: ClassifyLayer,
+    pub(super) slow_start: Duration,
+    pub(super) zone: Option<Arc<str>>,
+    /// Calls are refused while too few endpoints are available; otherwise all endpoints are used.
+    pub(super) refuses_in_panic: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            circuit: Some(BreakerPolicy::new().clustered()),
+            limiter: None,
+            classify: ClassifyLayer::new(),
+            slow_start: Duration::from_secs(10),
+            zone: None,
+            refuses_in_panic: false,
+        }
+    }
+}
+
+impl Settings {
+    /// How the errors of endpoints become failures; an outer layer reports them.
+    pub(super) fn classified(&self) -> Classified {
+        Classified { settings: self.classify.settings().clone() }
+    }
+
+    /// The circuit of a new endpoint, which marks the shares of the pool as stale when it changes.
+    pub(super) fn circuit_for(&self, member: &Member, pool: &PoolState) -> Option<CircuitBreakerLayer> {
+        let name = format!("{}/{}", pool.name, member.key);
+        self.circuit.map(|policy| CircuitBreakerLayer::for_endpoint(policy, name.into(), pool.stale.clone()))
+    }
+
+    /// The limiter of a new endpoint.
+    pub(super) fn limiter_for(&self, member: &Member) -> Option<ConcurrencyLimitLayer> {
+        self.limiter.as_ref().map(|limiter| limiter.for_endpoint(&member.key))
+    }
+}
