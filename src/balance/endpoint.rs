@@ -16,12 +16,9 @@ use crate::cause::Blame;
 use crate::classify::Classified;
 use crate::exchange::{
     ActiveCall, CallContext, CancelReason, Component, Exchange, Outcome, Rejection, RequestMode, SpareCalls, Spec,
-    UpgradeGuard,
+    TriedEndpoints, UpgradeGuard,
 };
 use crate::limit::{LimitComponent, LimitHandle};
-
-/// A failure counts as at least this response time: one that comes fast must not attract calls.
-const PENALTY: Duration = Duration::from_secs(1);
 
 /// What health checks have found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -288,6 +285,10 @@ impl Component for EndpointComponent {
     #[inline]
     fn on_request<B>(&self, call: &mut CallContext, request: &http::Request<B>) {
         self.circuit.on_request(call, request);
+        if call.vote.counted {
+            // a request has one vote at each endpoint that it was sent to
+            call.vote.counted = self.was_tried(request.extensions());
+        }
         self.limit.on_request(call, request);
     }
 
@@ -347,7 +348,10 @@ impl Component for EndpointComponent {
         if let Some(state) = &self.state {
             let now = Instant::now();
             if why.blame() == Blame::Failure {
-                state.load.record(call.work_time(now).max(PENALTY), state.at(now));
+                state.load.record_failure(call.work_time(now), state.at(now));
+            } else if why == CancelReason::Superseded && !permit.recorded {
+                // it would have taken at least this long
+                state.load.record_peak(call.work_time(now), state.at(now));
             }
             state.load.end();
         }
@@ -357,6 +361,13 @@ impl Component for EndpointComponent {
 }
 
 impl EndpointComponent {
+    /// Whether an earlier attempt of a request was sent to this endpoint.
+    #[cold]
+    fn was_tried(&self, extensions: &http::Extensions) -> bool {
+        let own = self.state.as_ref().map(|state| state.id);
+        extensions.get::<TriedEndpoints>().is_none_or(|tried| own.is_some_and(|own| tried.0.contains(&own)))
+    }
+
     /// Records the response time, or the penalty of a failure.
     #[inline]
     fn record(&self, permit: &mut EndpointPermit, call: &CallContext, outcome: &Outcome) {
@@ -383,7 +394,7 @@ impl EndpointState {
         match outcome.blame(counts_as_failure) {
             Blame::Success => self.load.record(took, self.at(now)),
             Blame::Overload | Blame::ErrorResponse | Blame::Failure => {
-                self.load.record(took.max(PENALTY), self.at(now));
+                self.load.record_failure(took, self.at(now));
             }
             Blame::Nothing => {}
         }

@@ -14,7 +14,7 @@ use super::endpoint::EndpointSpec;
 use crate::body::{BoxError, TrackedUpload, WrapBody};
 use crate::cause::Failure;
 use crate::classify::SharedBody;
-use crate::exchange::{ExchangeFuture, middleware_body, set_endpoint};
+use crate::exchange::{ExchangeFuture, middleware_body};
 
 /// The call to an endpoint.
 pub(super) type Call<S, B> = ExchangeFuture<S, B, EndpointSpec>;
@@ -30,7 +30,6 @@ pin_project! {
     {
         #[pin]
         call: Call<S, B>,
-        endpoint: u64,
     }
 }
 
@@ -40,8 +39,8 @@ where
     B: Body,
 {
     #[inline]
-    pub(super) fn new(call: Call<S, B>, endpoint: u64) -> Self {
-        Self { call, endpoint }
+    pub(super) fn new(call: Call<S, B>) -> Self {
+        Self { call }
     }
 }
 
@@ -56,12 +55,7 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let polled = this.call.poll_as(cx);
-        if polled.is_pending() {
-            set_endpoint(*this.endpoint);
-        }
-        polled
+        self.project().call.poll_as(cx)
     }
 }
 

@@ -54,7 +54,7 @@ pub struct EndpointSnapshot {
     pub weight_percent: u32,
     /// Calls whose response has not ended.
     pub in_flight: u32,
-    /// The moving average of its response times, in which a failure counts as at least 1 s; `None` before the first.
+    /// The moving average of its response times, in which a failure counts as at least 5 s; `None` before the first.
     pub latency: Option<Duration>,
     /// Its circuit, if there is one.
     pub circuit: Option<CircuitSnapshot>,

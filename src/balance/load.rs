@@ -3,12 +3,18 @@
 //! The average is that of Finagle's `PeakEwma`: a longer response time replaces it, shorter ones lower it with a time
 //! constant of 10 s, and so does time without responses. Measured against 1 s and 3 s, 10 s keeps a hundred gateways, which
 //! see 1.4 calls per second and endpoint each, away from a slow endpoint.
+//!
+//! A failure counts as a response time of 5 s (linkerd's penalty), because one that comes fast would attract calls. It is no
+//! peak: it adds to the average by its share of the calls. As a peak, one failure in a hundred at every endpoint would outweigh
+//! all differences between their response times.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The time constant of the average, in seconds.
 const DECAY: f32 = 10.0;
+/// The response time that a failure counts as at least.
+const PENALTY: Duration = Duration::from_secs(5);
 /// The shortest average, in seconds: below it, an endpoint would look idle however many calls it has.
 const MIN: f32 = 0.000_1;
 /// One tick of the clock of the average is 2^23 ns, 8.4 ms.
@@ -55,6 +61,27 @@ impl Load {
         self.used_at.load(Relaxed)
     }
 
+    /// Starts again with this average, in seconds.
+    pub(super) fn reset(&self, average: f32, now: u64) {
+        self.average.store(pack(average, now), Relaxed);
+    }
+
+    /// Records that a response would have taken longer than this.
+    pub(super) fn record_peak(&self, took: Duration, now: u64) {
+        if took.as_secs_f32() > self.average(now) {
+            self.record(took, now);
+        }
+    }
+
+    /// Records a failure that came after this time.
+    pub(super) fn record_failure(&self, took: Duration, now: u64) {
+        let average = self.average.load(Relaxed);
+        // at least one tick: failures in a burst count too
+        let (before, weight) = decay(average, now.max(tick_after(average, now)));
+        let next = before + took.max(PENALTY).as_secs_f32() * (1.0 - weight);
+        self.average.store(pack(next, now), Relaxed);
+    }
+
     /// Records a response time. Of two that are recorded at the same moment one may be lost.
     #[inline]
     pub(super) fn record(&self, took: Duration, now: u64) {
@@ -86,6 +113,12 @@ impl Load {
     }
 }
 
+/// A time at least one tick after the last change of an average, and not before `now`.
+fn tick_after(average: u64, now: u64) -> u64 {
+    let changed = average >> 32;
+    if (now >> TICK_BITS) & u64::from(u32::MAX) == changed { now + (1 << TICK_BITS) } else { now }
+}
+
 fn pack(average: f32, now: u64) -> u64 {
     #[allow(clippy::cast_possible_truncation)] // ticks wrap after 417 days, and their difference with them
     let tick = (now >> TICK_BITS) as u32;
@@ -110,11 +143,11 @@ fn decay(average: u64, now: u64) -> (f32, f32) {
     (value(average) * weight, weight)
 }
 
-/// `exp(-x)` by its rational approximation (1 + x/4)^-4, which falls more slowly for long pauses; it needs no call.
+/// About `exp(-x)`, as (1 + x/16)^-16: it needs no call, and falls more slowly for long pauses.
 fn factor(x: f32) -> f32 {
-    let root = 1.0 + x * 0.25;
-    let square = root * root;
-    1.0 / (square * square)
+    let base = 1.0 + x / 16.0;
+    let (square, times) = (base * base, |value: f32| value * value);
+    1.0 / times(times(times(square)))
 }
 
 #[cfg(test)]
@@ -140,6 +173,24 @@ mod tests {
         let average = load.average(now);
         assert!((0.04..0.06).contains(&average), "{average}");
         assert!(load.average(now + 60 * SECOND) < 0.01, "an endpoint that is not used is tried again");
+    }
+
+    #[test]
+    fn failures_count_by_their_share_of_the_calls() {
+        let average = |every: u32| {
+            let load = Load::new(0.04, 0);
+            for call in 1..=3_000_u32 {
+                let now = u64::from(call) * SECOND / 100;
+                if call % every == 0 { load.record_failure(MS, now) } else { load.record(40 * MS, now) }
+            }
+            load.average(30 * SECOND)
+        };
+        let (rare, often) = (average(100), average(2));
+        assert!((0.06..0.12).contains(&rare), "{rare}");
+        assert!((2.0..3.0).contains(&often), "{often}");
+        let burst = Load::new(0.0, 0);
+        (0..10).for_each(|_| burst.record_failure(MS, 7));
+        assert!(burst.average(7) > 0.02, "{}", burst.average(7));
     }
 
     #[test]

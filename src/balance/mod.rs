@@ -3,8 +3,8 @@
 //! [`Balance`] sends each call to one of the endpoints of an upstream. Each endpoint has a circuit, a latency estimate and, by
 //! opt-in, a concurrency limit of its own. It has no queue and no background task for calls: an empty pool responds at once.
 //!
-//! Retry, total deadline, error page and statistics belong around all endpoints, so that a second attempt goes to another one:
-//! place an [`UpstreamLayer`](crate::UpstreamLayer) built `without_circuit` and `without_limiter` around it.
+//! Retry, timeouts, error page and statistics belong around all endpoints, so that a second attempt goes to another one:
+//! [`UpstreamLayer::for_pool`](crate::UpstreamLayer::for_pool) builds that layer.
 //!
 //! # Choice
 //!
@@ -13,7 +13,7 @@
 //! | level | members of the lowest tier, of the own [zone](BalanceBuilder::zone) first; if less than 1/1.4 of them are available, the rest of the calls goes to the next level; draining members last |
 //! | candidates | two at random by weight; of fewer than four endpoints, all |
 //! | cost | peak-sensitive average of the response times (time constant 10 s) x (calls in flight / relative weight + 1) |
-//! | failures | count as a response time of at least 1 s, so that an endpoint that fails fast attracts no calls |
+//! | failures | count as a response time of at least 5 s, so that an endpoint that fails fast attracts no calls |
 //! | equal costs | within a factor of 2: in proportion to the weights; if these are equal, the endpoint that was unused for longer |
 //! | newcomers | start with the median of the others' response times, and with 10 % of their share, which grows to all of it in [`slow_start`](BalanceBuilder::slow_start) |
 //! | later attempts | an endpoint that the call was not sent to yet |
@@ -95,8 +95,8 @@ use tower_service::Service;
 
 use self::pool::Pool;
 use crate::body::{BoxError, TrackedUpload, WrapBody};
-use crate::cause::{BadGatewayCause, Failure, Phase, TriedEndpoints};
-use crate::exchange::{Exchange, Rejection};
+use crate::cause::{BadGatewayCause, Failure, Phase};
+use crate::exchange::{ChosenEndpoint, Exchange, Rejection, TriedEndpoints, note_endpoint};
 
 pub use self::builder::BalanceBuilder;
 pub use self::endpoint::Health;
@@ -159,9 +159,15 @@ where
         let extensions = request.extensions();
         let tried = if extensions.is_empty() { None } else { extensions.get::<TriedEndpoints>() };
         let tried = tried.map_or(&[][..], |tried| &tried.0);
+        let tried_count = tried.len();
         match self.pool.choose(now, tried, request.method().is_safe()) {
-            Some(endpoint) => BalanceFuture::new(endpoint.exchange.call_shared(None, request), endpoint.state.id),
-            None => BalanceFuture::new(self.reject(now, request), 0),
+            Some(endpoint) => {
+                let call = endpoint.exchange.call_shared(None, request);
+                let has_others = self.pool.has_others(tried_count);
+                note_endpoint(ChosenEndpoint { id: endpoint.state.id, has_others });
+                BalanceFuture::new(call)
+            }
+            None => BalanceFuture::new(self.reject(now, request)),
         }
     }
 }

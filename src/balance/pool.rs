@@ -35,6 +35,8 @@ pub(super) struct PoolState {
     pub(super) stale: Arc<AtomicBool>,
     /// When an endpoint whose circuit is open may get a call as a probe.
     probe_at: AtomicU64,
+    /// Endpoints that take calls.
+    available: AtomicUsize,
     /// Endpoints that take no calls.
     pub(super) unavailable: AtomicUsize,
     /// Levels of which all endpoints are used.
@@ -53,6 +55,7 @@ impl PoolState {
             members: watch::Sender::new(Arc::new([])),
             stale: Arc::new(AtomicBool::new(false)),
             probe_at: AtomicU64::new(NEVER),
+            available: AtomicUsize::new(0),
             unavailable: AtomicUsize::new(0),
             panicking: AtomicUsize::new(0),
             origin: now,
@@ -112,6 +115,12 @@ impl<S: Clone> Pool<S> {
         }
     }
 
+    /// Whether there are available endpoints beside that of a call, and this many that it was sent to before.
+    #[inline]
+    pub(super) fn has_others(&self, tried: usize) -> bool {
+        self.state.available.load(Relaxed) > tried + 1
+    }
+
     /// Chooses the endpoint of a call; `None` if there is none.
     ///
     /// `may_probe`: the call may be sent to an endpoint whose circuit is open, as its probe.
@@ -162,7 +171,7 @@ impl<S: Clone> Pool<S> {
     fn probe(&self, table: &Table<S>, now: Instant) -> Option<Arc<Endpoint<S>>> {
         let mut next = NEVER;
         let mut due: Option<(Instant, &Arc<Endpoint<S>>)> = None;
-        for endpoint in table.levels.iter().flat_map(|level| &level.endpoints) {
+        for endpoint in endpoints(table) {
             let Some(at) = endpoint.state.next_probe(now) else { continue };
             match due {
                 Some((earliest, _)) if at >= earliest => next = next.min(self.state.at(at)),
@@ -184,6 +193,7 @@ impl<S: Clone> Pool<S> {
         let at = self.state.at(now);
         let (mut probe_at, mut unavailable) = (NEVER, 0);
         let mut counts = Vec::with_capacity(table.levels.len());
+        let mut average = None;
         for level in &table.levels {
             let (mut available, mut slow) = (0, 0);
             for endpoint in &level.endpoints {
@@ -191,6 +201,8 @@ impl<S: Clone> Pool<S> {
                 let is_available = endpoint.is_available();
                 let was_available = state.was_available.swap(is_available, Relaxed);
                 if is_available && !was_available {
+                    // its failures are over: it returns as a newcomer
+                    state.load.reset(*average.get_or_insert_with(|| median(endpoints(table), at)), at);
                     state.begin_slow_start(at);
                 }
                 available += usize::from(is_available);
@@ -214,6 +226,7 @@ impl<S: Clone> Pool<S> {
             level.endpoints.iter().for_each(|endpoint| endpoint.state.panics.store(panics, Relaxed));
         }
         self.state.probe_at.store(probe_at, Relaxed);
+        self.state.available.store(counts.iter().map(|count| count.available).sum(), Relaxed);
         self.state.unavailable.store(unavailable, Relaxed);
         self.state.panicking.store(panicking, Relaxed);
     }
@@ -232,6 +245,10 @@ impl<S: Clone> Pool<S> {
     }
 }
 
+fn endpoints<S>(table: &Table<S>) -> impl Iterator<Item = &Arc<Endpoint<S>>> {
+    table.levels.iter().flat_map(|level| &level.endpoints)
+}
+
 /// Follows the members of a pool.
 pub(super) trait Follow: Send + Sync {
     /// Makes the endpoints of these members.
@@ -241,7 +258,7 @@ pub(super) trait Follow: Send + Sync {
 impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
     fn follow(&self, members: &Members, now: Instant) {
         let mut known = locked(&self.endpoints);
-        let average = self.median(&known, now);
+        let average = median(known.values(), self.state.at(now));
         let is_first = known.is_empty();
         let mut next = HashMap::with_capacity(members.len());
         for member in members.iter() {
@@ -296,15 +313,6 @@ impl<S: Clone> Pool<S> {
         Endpoint { exchange: Exchange::repeating(service, Arc::new(config)), state }
     }
 
-    /// The median response time of the endpoints that have one, in seconds; 0 if none has.
-    fn median(&self, endpoints: &HashMap<Arc<str>, Arc<Endpoint<S>>>, now: Instant) -> f32 {
-        let at = self.state.at(now);
-        let averages = endpoints.values().map(|endpoint| endpoint.state.load.average(at));
-        let mut averages: Vec<_> = averages.filter(|average| *average > 0.0).collect();
-        averages.sort_by(f32::total_cmp);
-        averages.get(averages.len() / 2).copied().unwrap_or_default()
-    }
-
     /// The levels in the order in which they take calls: by tier, the own zone first; draining members last.
     fn levels(&self, members: &Members, endpoints: &HashMap<Arc<str>, Arc<Endpoint<S>>>) -> Vec<Level<S>> {
         let zone = self.state.settings.zone.as_deref();
@@ -333,6 +341,14 @@ impl<S: Clone> Pool<S> {
             })
             .collect()
     }
+}
+
+/// The median response time of the endpoints that have one, in seconds; 0 if none has.
+fn median<'a, S: 'a>(endpoints: impl Iterator<Item = &'a Arc<Endpoint<S>>>, now: u64) -> f32 {
+    let averages = endpoints.map(|endpoint| endpoint.state.load.average(now));
+    let mut averages: Vec<_> = averages.filter(|average| *average > 0.0).collect();
+    averages.sort_by(f32::total_cmp);
+    averages.get(averages.len() / 2).copied().unwrap_or_default()
 }
 
 pub(super) fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {

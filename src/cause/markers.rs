@@ -27,11 +27,6 @@ pub(crate) struct RejectedRequest;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CountedAttempt;
 
-/// The endpoints of a pool that earlier attempts of a request were sent to.
-#[cfg(feature = "balance")]
-#[derive(Clone, Debug)]
-pub(crate) struct TriedEndpoints(pub(crate) Vec<u64>);
-
 /// Whether a failure response is local: neither relayed nor written by a service of the user's own.
 pub(crate) fn is_local(extensions: &Extensions) -> bool {
     extensions.get::<CompleteResponse>().is_some() || extensions.get::<LocalResponse>().is_some()

@@ -34,8 +34,6 @@ pub(crate) use self::blame::{Blame, CallEnding, blame, is_gateway_error};
 pub(crate) use self::client_call::{ClientCall, ClientCalls};
 pub(crate) use self::failure::{DRAINING, TUNNEL_LIMIT};
 pub(crate) use self::grpc::{Protocol, RESOURCE_EXHAUSTED, UNAVAILABLE};
-#[cfg(feature = "balance")]
-pub(crate) use self::markers::TriedEndpoints;
 pub(crate) use self::markers::{
     CompleteResponse, CountedAttempt, LocalResponse, RejectedRequest, is_local, local_response,
 };

@@ -9,11 +9,12 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
 use super::body::BodyState;
+use super::progress::set_upload;
 use super::span::AttemptSpan;
 use super::spec::{Config, ErrorMode, NotesOf, PermitOf, Spec, TimeoutState};
 use super::{
-    AttemptProgress, CallContext, CancelReason, Component, HeadSeen, Outcome, Ref, TimeoutPolicy, UpgradeGuard,
-    UploadProgress, drop_reason,
+    AttemptProgress, CallContext, CancelReason, ChosenEndpoint, Component, HeadSeen, Outcome, Ref, TimeoutPolicy,
+    UpgradeGuard, UploadProgress, drop_reason,
 };
 use crate::body::UploadCounters;
 use crate::cause::{ClientCall, ClientCalls, Failure};
@@ -58,6 +59,8 @@ pub(super) struct AttemptState<P: Spec> {
     pub(super) timeouts: TimeoutState<P>,
     /// The client calls made by the call of the inner service.
     pub(super) calls: ClientCalls,
+    /// The endpoint of a pool to which it was sent.
+    pub(super) endpoint: Option<ChosenEndpoint>,
     pub(super) upload: Option<Arc<UploadCounters>>,
     pub(super) span: AttemptSpan,
 }
@@ -69,6 +72,7 @@ impl<P: Spec> Default for AttemptState<P> {
             permit: None,
             timeouts: TimeoutState::<P>::default(),
             calls: ClientCalls::default(),
+            endpoint: None,
             upload: None,
             span: AttemptSpan::default(),
         }
@@ -153,13 +157,19 @@ impl<P: Spec> AttemptState<P> {
 
     /// Adds the progress of the request body, if it is tracked here.
     pub(super) fn merge_upload(&self, progress: &mut AttemptProgress) {
-        if let (None, Some(upload)) = (progress.upload, &self.upload) {
-            progress.upload = Some(UploadProgress {
-                frames: upload.frames(),
-                client_stalled: upload.client_stalled(),
-                ended: upload.ended(),
-            });
+        progress.upload = progress.upload.or(self.upload_progress());
+    }
+
+    /// Publishes the progress of the request body, if it is tracked here and queried.
+    pub(super) fn publish_upload(&self) {
+        if let Some(upload) = self.upload_progress() {
+            set_upload(upload);
         }
+    }
+
+    fn upload_progress(&self) -> Option<UploadProgress> {
+        let upload = self.upload.as_ref()?;
+        Some(UploadProgress { frames: upload.frames(), client_stalled: upload.client_stalled(), ended: upload.ended() })
     }
 }
 

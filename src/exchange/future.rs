@@ -411,6 +411,9 @@ where
         let Some(retry_state) = self.retry_state.as_mut() else {
             return Poll::Ready(Some(Ok(self.finish_annotated(response, stage, outcome))));
         };
+        if let Some(endpoint) = attempt.endpoint {
+            config.requests.on_tried(retry_state, endpoint);
+        }
         if let Some(hedge) = self.hedge.as_mut().filter(|hedge| hedge.is_under_way()) {
             let record = config.requests.failure_of(retry_state, &response);
             if let Some(failure) = &record {
@@ -551,6 +554,9 @@ where
         let Some(retry_state) = self.retry_state.as_mut() else {
             return Poll::Ready(Some(self.respond_failure(failure, after)));
         };
+        if let Some(endpoint) = state.attempt.endpoint {
+            requests.on_tried(retry_state, endpoint);
+        }
         if requests.may_repeat(retry_state) {
             failure = failure.where_body_was_read(requests.body_was_read(retry_state)).known_as(state.known_as);
         }
@@ -641,6 +647,9 @@ where
                 return Poll::Pending;
             }
             let due = requests.hedge_at(retry_state);
+            if let Some(endpoint) = state.attempt.endpoint.filter(|_| due.is_some()) {
+                requests.on_tried(retry_state, endpoint);
+            }
             *self.hedge = Some(Box::pin(HedgeFuture::new(state.config_ref(), state.context, due)));
         }
         let (Some(hedge), Some(template)) = (self.hedge.as_mut(), self.template.as_ref()) else { return Poll::Pending };

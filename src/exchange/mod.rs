@@ -59,6 +59,7 @@ mod bound;
 mod component;
 mod context;
 mod detachable;
+mod endpoint;
 mod entry;
 mod future;
 mod hedge;
@@ -82,6 +83,9 @@ pub(crate) use self::active::{ActiveCall, SpareCalls};
 pub(crate) use self::body::{ExchangeBody, MakeBody, set_retry_after};
 pub(crate) use self::component::{CancelReason, Component, Outcome, Rejection, ResponseSummary};
 pub(crate) use self::detachable::{Detach, Detachable};
+#[cfg(feature = "balance")]
+pub(crate) use self::endpoint::note_endpoint;
+pub(crate) use self::endpoint::{ChosenEndpoint, TriedEndpoints};
 pub(crate) use self::future::ExchangeFuture;
 pub(crate) use self::keyed::{ConfigSource, Key, PerKey};
 pub(crate) use self::local_arc::{LocalArc, Ref};
@@ -90,8 +94,6 @@ pub(crate) use self::middleware::{
 };
 #[cfg(feature = "client")]
 pub(crate) use self::progress::set_call;
-#[cfg(feature = "balance")]
-pub(crate) use self::progress::set_endpoint;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
 pub(crate) use self::route_key::{DEPTHS, RouteKey};
 pub(crate) use self::service::{Exchange, Template};

@@ -8,6 +8,7 @@ use http::Request;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::active::AttemptState;
+use super::endpoint::with_endpoint;
 use super::span::AttemptSpan;
 use super::spec::{Config, ErrorMode, Spec};
 use super::timer::{TimedPoll, poll_timed};
@@ -58,7 +59,8 @@ where
     match ready {
         Poll::Ready(Ok(())) => {
             let entered = attempt.span.enter();
-            let future = service.call(request);
+            let (future, endpoint) = with_endpoint(|| service.call(request));
+            attempt.endpoint = endpoint;
             drop(entered);
             attempt.calls = P::Errors::count(calls);
             StartedAttempt::Called(future)
@@ -122,10 +124,11 @@ pub(super) fn call_promised<P: Spec, S: WrapBody<W>, W>(
 ) -> S::Future {
     let entered = attempt.span.enter();
     let made = ClientCalls::begin();
-    let future = match attempt.calls.claim() {
+    let (future, endpoint) = with_endpoint(|| match attempt.calls.claim() {
         Some(number) => number.make(|| service.call(request)),
         None => service.call(request),
-    };
+    });
+    attempt.endpoint = endpoint;
     let made = made.end();
     drop(entered);
     attempt.calls = attempt.calls.made(made);

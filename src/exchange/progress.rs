@@ -39,8 +39,6 @@ pub(crate) struct AttemptProgress {
     pub connection: Option<Connection>,
     /// The upstream's configured name.
     pub upstream: Option<Arc<str>>,
-    /// The endpoint of a pool to which the attempt was sent.
-    pub endpoint: Option<u64>,
 }
 
 /// The progress of a request body.
@@ -116,13 +114,11 @@ pub(crate) fn set_call(call: ClientCall) {
     }
 }
 
-/// Adds the endpoint of a pool to the published progress.
-#[cfg(feature = "balance")]
-#[inline]
-pub(crate) fn set_endpoint(endpoint: u64) {
+/// Adds the progress of the request body to the published progress, unless it has that.
+pub(super) fn set_upload(upload: UploadProgress) {
     if QUERIED.get() {
         let told = REPORTED.take().unwrap_or_default();
-        REPORTED.set(Some(AttemptProgress { endpoint: told.endpoint.or(Some(endpoint)), ..told }));
+        REPORTED.set(Some(AttemptProgress { upload: told.upload.or(Some(upload)), ..told }));
     }
 }
 

@@ -8,6 +8,7 @@ use http::{Request, Version};
 use tokio::time::Instant;
 
 use super::active::{Active, Split};
+use super::endpoint::with_endpoint;
 use super::future::{ExchangeFuture, State};
 use super::keyed::ConfigSource;
 use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec};
@@ -89,6 +90,7 @@ impl<S, P: Spec> Exchange<S, P> {
     }
 
     /// A call that is rejected without an inner service.
+    #[cfg(feature = "balance")]
     pub(crate) fn reject<B>(
         config: Arc<Config<P>>,
         now: Instant,
@@ -261,7 +263,8 @@ where
     };
     let entered = attempt.span.enter();
     let calls = ClientCalls::begin();
-    let call = inner.call(request);
+    let (call, endpoint) = with_endpoint(|| inner.call(request));
+    attempt.endpoint = endpoint;
     drop(entered);
     attempt.calls = P::Errors::count(calls);
     let template = if config.requests.may_repeat(&retry_state) { template.map(|hold| hold()) } else { None };

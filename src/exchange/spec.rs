@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::active::SpareCalls;
 use super::{
-    BoxError, CallContext, CancelReason, Component, Detach, Expired, Outcome, Rejection, Sweep, TimeoutPolicy,
+    BoxError, CallContext, CancelReason, ChosenEndpoint, Component, Detach, Expired, Outcome, Rejection, Sweep,
+    TimeoutPolicy,
 };
 use crate::body::UploadCounters;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, RetryStop};
@@ -188,6 +189,11 @@ pub(crate) trait RequestMode<B> {
     fn on_failure(&self, retry_state: &mut Self::RetryState, failure: Failure) -> Result<Option<Instant>, Failure> {
         let _ = retry_state;
         Err(failure)
+    }
+
+    /// An attempt that has failed, or is late, was sent to this endpoint of a pool.
+    fn on_tried(&self, retry_state: &mut Self::RetryState, endpoint: ChosenEndpoint) {
+        let _ = (retry_state, endpoint);
     }
 
     /// Whether an attempt has read the request body, as far as is known.

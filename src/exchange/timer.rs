@@ -32,7 +32,11 @@ pub(super) fn poll_timed<P: Spec, T>(
     let timeouts = &config.timeouts;
     let context = *attempt.context(call);
     if timer.is_none() {
-        let Some(first) = timeouts.first_deadline(&attempt.timeouts, &context) else { return Poll::Pending };
+        let Some(first) = timeouts.first_deadline(&attempt.timeouts, &context) else {
+            // an outer layer may have timeouts
+            attempt.publish_upload();
+            return Poll::Pending;
+        };
         timer.set(Some(sleep_until(first)));
     }
     loop {

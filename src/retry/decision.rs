@@ -12,6 +12,7 @@ use crate::cause::{BadGatewayCause as Cause, Evidence, Prospect, RESOURCE_EXHAUS
 
 /// The input of a decision, in addition to the policy.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools)] // independent facts
 pub(crate) struct RetryContext<'a> {
     /// The failure signal of the last attempt.
     pub(crate) signal: FailureSignal<'a>,
@@ -35,6 +36,8 @@ pub(crate) struct RetryContext<'a> {
     pub(crate) pushback: Option<Pushback>,
     /// The per-request override.
     pub(crate) exception: Option<RetryOverride>,
+    /// A pool has endpoints that the request was not sent to yet.
+    pub(crate) has_others: bool,
 }
 
 impl<'a> RetryContext<'a> {
@@ -52,6 +55,7 @@ impl<'a> RetryContext<'a> {
             median: None,
             pushback: None,
             exception: None,
+            has_others: false,
         }
     }
 }
@@ -299,8 +303,10 @@ fn delay(
         Some(_) => return Err(RetryStop::Pushback),
     };
     let retries = situation.attempt.saturating_sub(1);
+    // another endpoint needs no time to recover from what this one did
+    let elsewhere = situation.has_others && kind.target == RetryTarget::OtherPeer;
     let spread = match kind.delay {
-        Delay::Immediate if retries == 0 && asked.is_zero() => Duration::ZERO,
+        Delay::Immediate if (retries == 0 || elsewhere) && asked.is_zero() => Duration::ZERO,
         // never earlier than requested, and spread so that clients do not retry at the same moment
         _ => ceiling(policy.base_backoff, policy.max_backoff, retries).min(room.saturating_sub(asked)),
     };

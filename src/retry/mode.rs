@@ -16,7 +16,7 @@ use crate::body::{BoxError, ReplayBody, UploadCounters};
 use crate::cause::{self, BadGatewayCause, ClientCall, ClientCalls, Failure, LocalResponse, RetryStop};
 use crate::deadline::{Deadline, DeadlinePropagation};
 use crate::exchange::{BodyMode, ErrorMode, NextStep, PassErrors, RequestMode, ResponseMode};
-use crate::exchange::{CallContext, Expired, Outcome, TimeoutPolicy};
+use crate::exchange::{CallContext, ChosenEndpoint, Expired, Outcome, TimeoutPolicy};
 
 /// Makes the request body of an attempt from one that can be sent again.
 pub(crate) trait WrapReplay<B>: Send + Sync + 'static {
@@ -102,6 +102,10 @@ impl<B: Body<Data = Bytes>, W: WrapReplay<B>> RequestMode<B> for Resend<W> {
     fn on_failure(&self, retry_state: &mut RetryState<B>, failure: Failure) -> Result<Option<Instant>, Failure> {
         let Some(settings) = &self.settings else { return Err(failure) };
         retry_state.on_error(settings, failure)
+    }
+
+    fn on_tried(&self, retry_state: &mut RetryState<B>, endpoint: ChosenEndpoint) {
+        retry_state.on_tried(endpoint);
     }
 
     fn body_was_read(&self, retry_state: &RetryState<B>) -> bool {

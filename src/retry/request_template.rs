@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Attempts, Withdrawal};
 use crate::deadline::Deadline;
-use crate::exchange::asks_for_upgrade;
+use crate::exchange::{TriedEndpoints, asks_for_upgrade};
 use crate::free_list::free_list;
 
 /// Fields that make a write conditional (RFC 9110 section 13.1, RFC 4918 section 10.4).
@@ -72,6 +72,10 @@ pub(super) struct RequestTemplate {
     /// The start of the call, if it may be hedged.
     pub(super) hedge_start: Option<Instant>,
     pub(super) history: Option<Box<AttemptHistory>>,
+    /// The endpoints of a pool that attempts were sent to.
+    pub(super) tried: TriedEndpoints,
+    /// The pool has endpoints that the request was not sent to yet.
+    pub(super) has_others: bool,
 }
 
 /// The earlier attempts; created by the first failure that is retried.
@@ -151,6 +155,8 @@ impl RequestTemplate {
     pub(super) fn recycle(mut self: Box<Self>) {
         self.headers.clear();
         self.extensions.clear();
+        self.tried.0.clear();
+        self.has_others = false;
         (self.begun, self.deadline, self.hedge_start, self.history) = (None, None, None, None);
         // release the values of this request now
         self.uri = Uri::default();

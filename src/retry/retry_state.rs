@@ -13,7 +13,7 @@ use crate::body::{ReplayBody, ReplayHandle};
 use crate::cause::{self, BadGatewayCause, CountedAttempt, Detail, Failure, Protocol, RetryStop};
 use crate::deadline::Deadline;
 use crate::event::excerpt;
-use crate::exchange::{CallContext, NextStep};
+use crate::exchange::{CallContext, ChosenEndpoint, NextStep};
 
 /// The retry state of a call.
 ///
@@ -250,6 +250,16 @@ impl<B> RetryState<B> {
         }
     }
 
+    /// An attempt was sent to this endpoint of a pool.
+    pub(crate) fn on_tried(&mut self, endpoint: ChosenEndpoint) {
+        let Some(kept) = &mut self.source else { return };
+        kept.template.has_others = endpoint.has_others;
+        let tried = &mut kept.template.tried.0;
+        if !tried.contains(&endpoint.id) {
+            tried.push(endpoint.id);
+        }
+    }
+
     fn decide(
         &mut self,
         settings: &Settings,
@@ -275,6 +285,7 @@ impl<B> RetryState<B> {
             median: settings.median.as_ref().and_then(|median| median.0(now)),
             pushback,
             exception: self.request.exception,
+            has_others: head.is_some_and(|head| head.has_others),
             ..RetryContext::new(shown, self.request.equivalent_method())
         };
         let mut token = None;
@@ -372,6 +383,9 @@ impl<B> RetryState<B> {
         }
         if self.history().is_some_and(|past| past.attempts.previous().iter().any(Failure::counts_against_upstream)) {
             request.extensions_mut().insert(CountedAttempt);
+        }
+        if let Some(tried) = self.source.as_ref().map(|kept| &kept.template.tried).filter(|tried| !tried.0.is_empty()) {
+            request.extensions_mut().insert(tried.clone());
         }
         if let Some(token) = self.history_mut().and_then(|past| past.withdrawal.take()) {
             token.sent();

@@ -64,6 +64,8 @@ pub struct UpstreamBuilder {
     /// Everything about timeouts except the timeouts themselves.
     timeout_layer: TimeoutLayer,
     tracks_uploads: bool,
+    #[cfg(feature = "balance")]
+    pool: Option<crate::balance::BalanceHandle>,
     topology: Topology,
     classify: ClassifyLayer,
     /// Changes that the stack applies to `classify`.
@@ -124,6 +126,8 @@ impl UpstreamBuilder {
             probe: Some(ProbeSource::default()),
             timeout_layer: TimeoutLayer::new(Timeouts::new()),
             tracks_uploads: true,
+            #[cfg(feature = "balance")]
+            pool: None,
             topology: Topology::new(),
             classify: ClassifyLayer::new(),
             reporting: Changes::new(),
@@ -291,6 +295,12 @@ impl UpstreamBuilder {
         self
     }
 
+    #[cfg(feature = "balance")]
+    pub(super) fn pool(mut self, pool: crate::balance::BalanceHandle) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
     /// Applies all changes to the preset.
     pub(super) fn resolve(self) -> Resolved {
         let preset = self.preset.timeouts();
@@ -332,6 +342,8 @@ impl UpstreamBuilder {
     /// Every invalid or conflicting setting at once, each with what to set.
     pub fn build(self) -> Result<UpstreamLayer, ConfigErrors> {
         let (name, learned, tracks_uploads) = (self.name.clone(), self.learned.clone(), self.tracks_uploads);
+        #[cfg(feature = "balance")]
+        let pool = self.pool.clone();
         let settings = self.resolve();
         let Validated { errors, report } = validate::check(&name, &settings);
         ConfigErrors::into_result(&name, errors)?;
@@ -373,6 +385,8 @@ impl UpstreamBuilder {
             limit: Mutex::new(settings.limiter.as_ref().map(ConcurrencyLimitLayer::handle)),
             budget,
             learned,
+            #[cfg(feature = "balance")]
+            pool,
             changes: Mutex::default(),
         });
         Ok(UpstreamLayer { live, handle })

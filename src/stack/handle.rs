@@ -59,6 +59,8 @@ pub(super) struct Shared {
     pub(super) limit: Mutex<Option<LimitHandle>>,
     pub(super) budget: Option<RetryBudget>,
     pub(super) learned: Option<Arc<RouteTimeouts>>,
+    #[cfg(feature = "balance")]
+    pub(super) pool: Option<crate::balance::BalanceHandle>,
     pub(super) changes: Mutex<VecDeque<StackChange>>,
 }
 
@@ -105,6 +107,9 @@ pub struct UpstreamSnapshot {
     pub budget: Option<BudgetSnapshot>,
     /// The adaptive timeout of each route.
     pub learned: Vec<(String, AdaptiveEstimate)>,
+    /// The endpoints, if the stack is [for a pool](super::UpstreamLayer::for_pool).
+    #[cfg(feature = "balance")]
+    pub pool: Option<crate::balance::BalanceSnapshot>,
     /// The latest changes, the most recent one last.
     pub changes: Vec<StackChange>,
 }
@@ -172,6 +177,8 @@ impl UpstreamHandle {
             limit: locked(&shared.limit).as_ref().map(LimitHandle::snapshot),
             budget: shared.budget.as_ref().map(|budget| budget.snapshot(now)),
             learned: learned.map(|(route, limit)| (route.to_owned(), limit.snapshot(now))).collect(),
+            #[cfg(feature = "balance")]
+            pool: shared.pool.as_ref().map(|pool| pool.snapshot(now)),
             changes: locked(&shared.changes).iter().cloned().collect(),
         }
     }

@@ -164,6 +164,14 @@ impl UpstreamLayer {
         Self::builder(proxy.name().clone()).without_upload_tracking()
     }
 
+    /// Builds a stack for the endpoints of this pool: it has the pool's name, and leaves circuits, concurrency limits and the
+    /// tracking of uploads to the pool, which has them for each endpoint.
+    #[cfg(feature = "balance")]
+    pub fn for_pool<S>(pool: &crate::balance::Balance<S>) -> UpstreamBuilder {
+        let builder = Self::builder(pool.handle().name());
+        builder.without_circuit().without_limiter().without_upload_tracking().pool(pool.handle())
+    }
+
     /// Creates a layer with other timeouts that shares everything else: circuit, limiter, retry budget, statistics, handle.
     ///
     /// For routes of one upstream that take longer than the others; create it once per route.

@@ -365,6 +365,7 @@ impl Drawn {
                 never: false,
                 idempotent,
             }),
+            has_others: self.status % 3 == 0,
         }
     }
 }

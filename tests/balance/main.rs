@@ -1,0 +1,9 @@
+//! Many endpoints behind one service.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod attempts;
+mod pool;
