@@ -1,7 +1,7 @@
 //! The circuit: counts calls, decides when to open, and admits calls.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -22,7 +22,8 @@ use crate::stats::{Ratio, stripe};
 /// The circuit of one upstream. Each opening creates one record, which all calls that it rejects share.
 #[derive(Debug)]
 pub(super) struct Circuit {
-    policy: BreakerPolicy,
+    /// Read where a call has failed; what every call reads is below.
+    policy: RwLock<BreakerPolicy>,
     name: Arc<str>,
     origin: Instant,
     machine: CircuitMachine<Failure>,
@@ -35,9 +36,13 @@ pub(super) struct Circuit {
     /// The circuit was opened by responses: a probe with such a response has failed.
     opened_by_responses: AtomicBool,
     window: RollingWindow,
-    slow: Option<RollingWindow>,
+    /// Created when slow calls begin to count.
+    slow: OnceLock<RollingWindow>,
+    /// A call that takes longer is slow, in nanoseconds; `u64::MAX` if slow calls do not count.
+    slow_limit: AtomicU64,
     /// The length of one window cell, in nanoseconds.
-    cell: u64,
+    cell: AtomicU64,
+    stripes: usize,
 }
 
 /// A circuit's state and counters.
@@ -87,22 +92,43 @@ pub(super) struct CallEnd {
 impl Circuit {
     /// A closed circuit; its ticks count from `now`.
     pub(super) fn new(policy: BreakerPolicy, name: Arc<str>, stripes: usize, now: Instant) -> Self {
-        let (first, longest) = (nanos(policy.open_duration), nanos(policy.max_open_duration));
-        let pauses = OpenBackoff { first, max: longest, decay_after: nanos(policy.window) };
-        Self {
-            policy,
+        let circuit = Self {
+            policy: RwLock::new(policy),
             name,
             origin: now,
-            machine: CircuitMachine::new(pauses, nanos(policy.probe_timeout)),
+            machine: CircuitMachine::new(backoff(&policy), nanos(policy.probe_timeout)),
             failures: ConsecutiveFailures::new(),
             errors: ConsecutiveFailures::new(),
             silence: Silence::default(),
             routes: RouteResults::default(),
             opened_by_responses: AtomicBool::new(false),
             window: RollingWindow::new(stripes),
-            slow: policy.slow.map(|_| RollingWindow::new(stripes)),
-            cell: nanos(policy.window) / CELLS,
+            slow: OnceLock::new(),
+            slow_limit: AtomicU64::new(u64::MAX),
+            cell: AtomicU64::new(1),
+            stripes,
+        };
+        circuit.follow(&policy);
+        circuit
+    }
+
+    /// Replaces the policy. The state is kept; the counts begin again if the window has another length.
+    pub(super) fn set_policy(&self, policy: BreakerPolicy, now: Instant) {
+        let before = std::mem::replace(&mut *self.policy.write().unwrap_or_else(PoisonError::into_inner), policy);
+        self.machine.set_timing(backoff(&policy), nanos(policy.probe_timeout));
+        self.follow(&policy);
+        if before.window != policy.window {
+            self.clear(self.tick_at(now));
         }
+    }
+
+    /// Sets what every call reads of the policy.
+    fn follow(&self, policy: &BreakerPolicy) {
+        if policy.slow.is_some() {
+            self.slow.get_or_init(|| RollingWindow::new(self.stripes));
+        }
+        self.slow_limit.store(policy.slow.map_or(u64::MAX, |(limit, _)| nanos(limit)), Relaxed);
+        self.cell.store((nanos(policy.window) / CELLS).max(1), Relaxed);
     }
 
     /// Admits a call while the circuit is closed: one load.
@@ -139,12 +165,12 @@ impl Circuit {
     /// Whether the duration of a call is needed: slow calls count.
     #[inline]
     pub(super) fn needs_duration(&self) -> bool {
-        self.slow.is_some()
+        self.slow_limit.load(Relaxed) != u64::MAX
     }
 
     /// Whether a call that took this long to its response head is slow.
     pub(super) fn is_slow(&self, duration: Duration) -> bool {
-        self.policy.slow.is_some_and(|(limit, _)| duration > limit)
+        nanos(duration) > self.slow_limit.load(Relaxed)
     }
 
     /// Whether the route of a call that begins now matters.
@@ -160,7 +186,7 @@ impl Circuit {
             // one difference of instants: it is most of the cost
             let now = self.tick_at(now);
             self.record_success(permit.epoch(), now);
-            self.window.record(now / self.cell, stripe(), false);
+            self.window.record(now / self.cell.load(Relaxed), stripe(), false);
         }
     }
 
@@ -215,7 +241,7 @@ impl Circuit {
             self.routes.record(route, tick, failed);
         }
         self.window.record(tick, stripe, failed);
-        if let Some(window) = &self.slow {
+        if let Some(window) = self.slow.get() {
             window.record(tick, stripe, end.slow);
         }
         let why = if failed {
@@ -235,22 +261,21 @@ impl Circuit {
     /// Why the circuit opens after a failure, if it does.
     fn reason_to_open(&self, epoch: u64, end: CallEnd) -> Option<&'static str> {
         let (now, tick) = (self.tick_at(end.now), self.tick(end.now));
-        let counts = self.window.sum(tick);
-        let silent = || self.silence.is_long(now, self.cell * CELLS, counts.calls.saturating_sub(counts.failures));
+        let (counts, policy) = (self.window.sum(tick), self.policy());
+        let silent = || self.silence.is_long(now, nanos(policy.window), counts.calls.saturating_sub(counts.failures));
         let in_a_row = if end.blame == Blame::ErrorResponse {
             // a response proves that the upstream lives, so it takes as many as for a share
             self.failures.record_success(epoch);
-            let enough = self.errors.record_failure(epoch) >= self.policy.min_calls;
-            enough && silent() && self.routes.most_fail(tick, self.policy.ratio)
+            let enough = self.errors.record_failure(epoch) >= policy.min_calls;
+            enough && silent() && self.routes.most_fail(tick, policy.ratio)
         } else {
-            let enough = self.failures.record_failure(epoch) >= self.policy.consecutive_failures;
+            let enough = self.failures.record_failure(epoch) >= policy.consecutive_failures;
             // no route explains that no connection can be made
             enough && (end.before_request || silent())
         };
-        if in_a_row && self.policy.consecutive_failures < u32::MAX {
+        if in_a_row && policy.consecutive_failures < u32::MAX {
             Some(CONSECUTIVE)
-        } else if self.exceeds(&self.window, tick, self.policy.ratio) && self.routes.most_fail(tick, self.policy.ratio)
-        {
+        } else if self.exceeds(&self.window, tick, policy.ratio) && self.routes.most_fail(tick, policy.ratio) {
             Some(RATIO)
         } else {
             None
@@ -270,7 +295,7 @@ impl Circuit {
 
     /// Whether the upstream has recovered, by the outcome of a probe; `None` without a verdict.
     pub(super) fn recovered(&self, outcome: &Outcome, took: Duration) -> Option<bool> {
-        self.judge_probe(outcome.blame(self.policy.statuses), self.is_slow(took)).map(|verdict| verdict.is_ok())
+        self.judge_probe(outcome.blame(self.statuses()), self.is_slow(took)).map(|verdict| verdict.is_ok())
     }
 
     /// Judges the end of a probe: `Ok` if the upstream has recovered, else the reason why not; `None` without a verdict.
@@ -314,7 +339,7 @@ impl Circuit {
             next_probe: (look.state == State::Open).then(|| self.at(look.until)),
             calls: held.calls,
             failures: held.failures,
-            slow: self.slow.as_ref().map_or(0, |window| window.sum(tick).failures),
+            slow: self.slow.get().map_or(0, |window| window.sum(tick).failures),
             consecutive_failures: self.failures.count(look.epoch),
             opened: look.opened,
             probes: look.probes,
@@ -327,8 +352,8 @@ impl Circuit {
         &self.name
     }
 
-    pub(super) fn policy(&self) -> &BreakerPolicy {
-        &self.policy
+    pub(super) fn policy(&self) -> BreakerPolicy {
+        *self.policy.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn state(&self) -> super::State {
@@ -341,7 +366,7 @@ impl Circuit {
     }
 
     pub(super) fn statuses(&self) -> fn(StatusCode) -> bool {
-        self.policy.statuses
+        self.policy().statuses
     }
 
     /// Converts a tick of this circuit to an instant.
@@ -351,12 +376,12 @@ impl Circuit {
 
     fn exceeds(&self, window: &RollingWindow, tick: u64, share: Ratio) -> bool {
         let held = window.sum(tick);
-        held.calls >= self.policy.min_calls.into()
+        held.calls >= self.policy().min_calls.into()
             && held.failures * 1000 >= held.calls * u64::from(share.as_per_mille())
     }
 
     fn has_too_many_slow_calls(&self, tick: u64) -> bool {
-        let slow = self.slow.as_ref().zip(self.policy.slow);
+        let slow = self.slow.get().zip(self.policy().slow);
         slow.is_some_and(|(window, (_, share))| self.exceeds(window, tick, share))
     }
 
@@ -365,7 +390,7 @@ impl Circuit {
         self.window.clear();
         self.routes.clear();
         self.silence.restart(now);
-        if let Some(window) = &self.slow {
+        if let Some(window) = self.slow.get() {
             window.clear();
         }
     }
@@ -387,7 +412,7 @@ impl Circuit {
 
     #[inline]
     fn tick(&self, now: Instant) -> u64 {
-        self.tick_at(now) / self.cell
+        self.tick_at(now) / self.cell.load(Relaxed)
     }
 
     #[inline]
@@ -404,6 +429,11 @@ const SLOW: &str = "slow-call ratio exceeded";
 const PROBE: &str = "the probe failed";
 const SLOW_PROBE: &str = "the probe was slow";
 const HELD: &str = "held open by an operator";
+
+fn backoff(policy: &BreakerPolicy) -> OpenBackoff {
+    let (first, max) = (nanos(policy.open_duration), nanos(policy.max_open_duration));
+    OpenBackoff { first, max, decay_after: nanos(policy.window) }
+}
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::circuit::{Circuit, CircuitSnapshot};
 use super::packed_state::State;
+use super::policy::BreakerPolicy;
 use super::request_probe::RequestProbes;
 use super::state_machine::Transition;
 use crate::cause::{Detail, Failure};
@@ -149,6 +150,13 @@ impl CircuitHandle {
     /// Closes the circuit from any state and clears its counts and its backoff.
     pub fn reset(&self) {
         self.publish(self.core.circuit.reset(Instant::now()));
+    }
+
+    /// Replaces the policy, and keeps the state.
+    ///
+    /// An open circuit stays open for as long as it was to be. The counts begin again if the window has another length.
+    pub fn set_policy(&self, policy: BreakerPolicy) {
+        self.core.circuit.set_policy(policy, Instant::now());
     }
 
     /// The current state, followed by each transition from now on.

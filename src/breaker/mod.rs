@@ -220,7 +220,7 @@ impl CircuitBreakerLayer {
     /// ```
     pub fn keyed(self) -> KeyedCircuitBreakerLayer {
         let circuit = &self.config.per_attempt.core.circuit;
-        KeyedCircuitBreakerLayer::new(circuit.name().clone(), *circuit.policy())
+        KeyedCircuitBreakerLayer::new(circuit.name().clone(), circuit.policy())
     }
 
     fn with_policy(policy: BreakerPolicy, name: Arc<str>) -> Self {

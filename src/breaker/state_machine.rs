@@ -108,6 +108,12 @@ impl<T: Clone> CircuitMachine<T> {
         Self { word: AtomicU64::new(1 << KIND_BITS), inner: Mutex::new(book) }
     }
 
+    /// Replaces the open durations and the time limit of a probe, from the next opening and the next probe on.
+    pub(crate) fn set_timing(&self, backoff: OpenBackoff, probe_timeout: u64) {
+        let mut book = self.lock();
+        (book.backoff, book.probe_timeout) = (backoff, probe_timeout);
+    }
+
     /// Returns a permit if the circuit is closed.
     #[inline]
     pub(crate) fn try_acquire(&self) -> Option<Permit> {

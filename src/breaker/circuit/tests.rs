@@ -599,3 +599,38 @@ proptest! {
         prop_assert_eq!(scene.calls(50, Blame::Success), 50);
     }
 }
+
+#[test]
+fn a_policy_that_changes_at_run_time_applies_to_the_next_call_and_keeps_the_state() {
+    let mut fixture = Fixture::new(BreakerPolicy::new());
+    assert_eq!(fixture.calls(2, Blame::Failure), 2);
+    fixture.circuit.set_policy(BreakerPolicy::new().consecutive_failures(3).open_duration(10 * SECOND), fixture.now);
+    assert_eq!(fixture.calls(5, Blame::Failure), 1, "the failures before the change count");
+    fixture.circuit.set_policy(BreakerPolicy::new().open_duration(20 * SECOND), fixture.now);
+    assert_eq!(fixture.circuit.state(), State::Open);
+    fixture.wait(10 * SECOND);
+    assert!(fixture.call(Blame::Success), "it stays open for as long as it was to be");
+    assert_eq!(fixture.circuit.state(), State::Closed);
+}
+
+#[test]
+fn the_counts_begin_again_if_the_window_has_another_length() {
+    let fixture = Fixture::new(BreakerPolicy::new());
+    fixture.calls(15, Blame::Success);
+    fixture.circuit.set_policy(BreakerPolicy::new().ratio(Ratio::per_mille(500), 30), fixture.now);
+    assert_eq!(fixture.circuit.snapshot(fixture.now).calls, 15);
+    fixture.circuit.set_policy(BreakerPolicy::new().window(60 * SECOND), fixture.now);
+    assert_eq!(fixture.circuit.snapshot(fixture.now).calls, 0);
+}
+
+#[test]
+fn slow_calls_begin_and_cease_to_count_at_run_time() {
+    let fixture = Fixture::new(BreakerPolicy::new());
+    let policy = BreakerPolicy::new().slow_calls(SECOND, Ratio::per_mille(500));
+    fixture.circuit.set_policy(policy, fixture.now);
+    let slow = || fixture.begin().map(|permit| fixture.end_after(&permit, Blame::Success, 2 * SECOND)).ok().flatten();
+    assert_eq!((0..20).filter_map(|_| slow()).last(), Some(State::Open));
+    fixture.circuit.reset(fixture.now);
+    fixture.circuit.set_policy(BreakerPolicy::new(), fixture.now);
+    assert_eq!((0..40).filter_map(|_| slow()).last(), None);
+}
