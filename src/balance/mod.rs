@@ -35,6 +35,8 @@
 //! whole or one by one. Members that keep their key keep their state. A removed endpoint gets no new calls and finishes those
 //! it has.
 //!
+//! `reverse_proxies` (feature `client`) makes the factory of a pool of [`ReverseProxy`](crate::client::ReverseProxy)s.
+//!
 //! | telemetry | |
 //! |---|---|
 //! | an endpoint is ejected or returns | the events of its [circuit](crate::breaker), with `upstream` = `pool/key` |
@@ -80,6 +82,8 @@ mod load;
 mod member;
 mod membership;
 mod pool;
+#[cfg(feature = "client")]
+mod proxies;
 mod settings;
 
 use std::convert::Infallible;
@@ -104,6 +108,8 @@ pub use self::future::{BalanceBody, BalanceFuture};
 pub use self::handle::{BalanceHandle, BalanceSnapshot, EndpointSnapshot};
 pub use self::member::{Member, MemberState};
 pub use self::membership::{InvalidMembers, SnapshotOutcome, SourceStatus};
+#[cfg(feature = "client")]
+pub use self::proxies::reverse_proxies;
 
 /// Sends each call to one of many endpoints; see the [module](self).
 ///

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tower_service::Service;
 use super::interim::Interim;
 use super::progress::publishing;
 use super::tls_info::{TlsInfo, not_tls, wants_tls};
-use super::{BoxError, CountedIo, TcpConnector};
+use super::{BoxError, ConnectTo, CountedIo, InvalidTarget, TcpConnector};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase};
 use crate::classify::ConnectionStats;
 
@@ -50,12 +51,14 @@ pub struct Connector<C> {
     timeout: Option<Duration>,
     max_interim: u32,
     assume_tls: bool,
+    /// Why nothing can be connected to.
+    refuses: Option<InvalidTarget>,
 }
 
 impl<C> Connector<C> {
     /// Wraps `inner`.
     pub fn new(inner: C) -> Self {
-        Self { inner, timeout: None, max_interim: 64, assume_tls: false }
+        Self { inner, timeout: None, max_interim: 64, assume_tls: false, refuses: None }
     }
 
     /// Limits name, connect and TLS together (default: none).
@@ -90,12 +93,24 @@ impl<C> Connector<C> {
         self
     }
 
+    /// Fails each connection as an invalid target.
+    pub(super) fn refuse(mut self, why: InvalidTarget) -> Self {
+        self.refuses = Some(why);
+        self
+    }
+
     /// Whether its connections cannot be TLS, as far as known before connecting.
     pub(super) fn is_plain(&self) -> bool
     where
         C: 'static,
     {
         !self.assume_tls && (&self.inner as &dyn Any).is::<TcpConnector>()
+    }
+}
+
+impl<C: ConnectTo> ConnectTo for Connector<C> {
+    fn connect_to(self, addresses: &[SocketAddr]) -> Self {
+        Self { inner: self.inner.connect_to(addresses), ..self }
     }
 }
 
@@ -115,6 +130,9 @@ where
     }
 
     fn call(&mut self, target: Uri) -> Self::Future {
+        if let Some(why) = self.refuses {
+            return Box::pin(async move { Err(why.into_failure()) });
+        }
         let (limit, max_interim) = (self.timeout, self.max_interim);
         let needs_tls_info = !self.assume_tls && wants_tls(&target);
         // an inner connector of this crate has a more specific failure

@@ -50,7 +50,7 @@ pub use self::pool::{Connect, SendBody};
 pub use self::proxy::{DefaultConnector, ExchangeFuture, ReverseProxy, ReverseProxyBuilder};
 pub use self::proxy_body::ProxyBody;
 pub use self::target::{HttpVersion, InvalidTarget, Target};
-pub use self::tcp::TcpConnector;
+pub use self::tcp::{ConnectTo, TcpConnector};
 #[cfg(feature = "rustls")]
 pub use self::tls::{InvalidRoots, MaybeTls, TlsConnector};
 pub use self::tls_info::TlsInfo;

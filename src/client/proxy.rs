@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,10 +12,12 @@ use http::{Request, Response};
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
+#[cfg(feature = "balance")]
+use super::InvalidTarget;
 use super::exchange::{self, ProxyTarget};
 use super::pool::{Limits, Pool};
 use super::tls_info::{NOT_TLS, wants_tls};
-use super::{Connect, Connector, HttpVersion, ProxyBody, SendBody, Target, TcpConnector};
+use super::{Connect, ConnectTo, Connector, HttpVersion, ProxyBody, SendBody, Target, TcpConnector};
 use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{ClientInfo, ForwardingRules};
@@ -156,6 +159,7 @@ pub type ExchangeFuture<B> =
 /// | [`max_age`](Self::max_age) of a connection for further requests | 10 min +-10 % |
 /// | [`http2_stream_window`](Self::http2_stream_window) | 65,535 bytes |
 /// | [`http2_keep_alive`](Self::http2_keep_alive) | no PING is sent |
+/// | [`connect_to`](Self::connect_to) addresses | those of the target's host |
 /// | [`connector`](Self::connector) | [`TcpConnector`], under [`TlsConnector`](super::TlsConnector) with feature `rustls` |
 ///
 /// Requests for an `https` target are never sent in clear: without TLS each fails as
@@ -204,6 +208,30 @@ impl<C> ReverseProxyBuilder<C> {
     /// Sets the upstream's name in failures (default: its authority).
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Replaces the target, with the upstream's name if that is not set.
+    pub fn target(mut self, target: Target) -> Self {
+        self.target = target;
+        self
+    }
+
+    /// Connects to these addresses in place of those of the target's host (default: none, it is resolved).
+    ///
+    /// They are the addresses of one server, tried in turns, with ports of their own. The name in TLS stays the target's.
+    pub fn connect_to(mut self, addresses: &[SocketAddr]) -> Self
+    where
+        C: ConnectTo,
+    {
+        self.connector = self.connector.connect_to(addresses);
+        self
+    }
+
+    /// Fails each request, because there is no target.
+    #[cfg(feature = "balance")]
+    pub(crate) fn refuse(mut self, why: InvalidTarget) -> Self {
+        self.connector = self.connector.refuse(why);
         self
     }
 

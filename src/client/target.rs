@@ -6,6 +6,8 @@ use std::str::FromStr;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 
+use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
+
 /// An upstream's address: scheme, authority, and a path that requests' paths are appended to.
 ///
 /// A request cannot leave that path: dot segments (RFC 3986 section 5.2.4) that would do so are rejected with 400. Servers
@@ -60,6 +62,14 @@ impl fmt::Display for InvalidTarget {
 }
 
 impl std::error::Error for InvalidTarget {}
+
+impl InvalidTarget {
+    /// The failure of a request to it; nothing is sent.
+    pub(super) fn into_failure(self) -> Failure {
+        let failure = Failure::builder(BadGatewayCause::InvalidTarget).phase(Phase::Gateway);
+        failure.unsent(Evidence::LocalRefusal).detail(Detail::Text(self.0)).build()
+    }
+}
 
 impl FromStr for Target {
     type Err = InvalidTarget;

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -59,6 +60,25 @@ pub struct TcpConnector<R = GaiResolver> {
     policy: AddressPolicy,
     enforce_http: bool,
     keep_alive: Option<Duration>,
+    /// Connected to in place of the target's host; empty if that is to be resolved.
+    addresses: Arc<[SocketAddr]>,
+}
+
+/// A connector that can connect to given addresses in place of those of the target's host.
+///
+/// For connectors that wrap [`TcpConnector`]: [`ReverseProxyBuilder::connect_to`](super::ReverseProxyBuilder::connect_to) needs it.
+pub trait ConnectTo {
+    /// Connects to these addresses, with their ports. If there are none, the target's host is resolved.
+    #[must_use]
+    fn connect_to(self, addresses: &[SocketAddr]) -> Self;
+}
+
+impl<R> ConnectTo for TcpConnector<R> {
+    /// They are tried in turns as the addresses of a name are; the [policy](TcpConnector::policy) and the time limit apply.
+    fn connect_to(mut self, addresses: &[SocketAddr]) -> Self {
+        self.addresses = addresses.into();
+        self
+    }
 }
 
 impl Default for TcpConnector {
@@ -79,7 +99,8 @@ impl<R> TcpConnector<R> {
     pub fn with_resolver(resolver: R) -> Self {
         let second = Duration::from_secs(1);
         let policy = AddressPolicy::allow_all();
-        Self { resolver, dns_timeout: second, connect_timeout: second, policy, enforce_http: true, keep_alive: None }
+        let (enforce_http, keep_alive, addresses) = (true, None, Arc::new([]));
+        Self { resolver, dns_timeout: second, connect_timeout: second, policy, enforce_http, keep_alive, addresses }
     }
 
     /// Limits the resolution (default 1 s).
@@ -137,6 +158,9 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, Failure>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if !self.addresses.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         self.resolver.poll_ready(cx).map_err(|error| name_failure(error.into()))
     }
 
@@ -148,10 +172,14 @@ where
             if this.enforce_http && wants_tls(&target) {
                 return Err(not_tls());
             }
-            let (host, port) = host_and_port(&target)?;
-            let addresses = match host.parse::<IpAddr>() {
-                Ok(address) => VecDeque::from([SocketAddr::new(address, port)]),
-                Err(_) => this.resolve(host, port).await?,
+            let addresses = if this.addresses.is_empty() {
+                let (host, port) = host_and_port(&target)?;
+                match host.parse::<IpAddr>() {
+                    Ok(address) => VecDeque::from([SocketAddr::new(address, port)]),
+                    Err(_) => this.resolve(host, port).await?,
+                }
+            } else {
+                take_turns(this.addresses.iter().copied().take(MAX_ADDRESSES))
             };
             let first = addresses.front().copied();
             let allowed: VecDeque<_> = addresses.into_iter().filter(|peer| this.policy.allows(peer.ip())).collect();
@@ -323,6 +351,24 @@ mod tests {
         let connector = TcpConnector::with_resolver(resolver(&["127.0.0.2", "127.0.0.1"]));
         let stream = connector.oneshot(format!("http://two.test:{port}").parse().unwrap()).await.unwrap();
         assert_eq!(stream.inner().peer_addr().unwrap().ip().to_string(), "127.0.0.1");
+    }
+
+    #[tokio::test]
+    async fn given_addresses_are_connected_to_without_resolving_the_target() {
+        let never = || service_fn(|_: Name| async { Err::<std::vec::IntoIter<_>, _>(io::Error::other("resolved")) });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let living = listener.local_addr().unwrap();
+        let dead = SocketAddr::from(([127, 0, 0, 2], living.port()));
+        let connector = TcpConnector::with_resolver(never()).connect_to(&[dead, living]);
+        let stream = connector.clone().oneshot("http://shop.test".parse().unwrap()).await.unwrap();
+        assert_eq!(stream.inner().peer_addr().unwrap(), living);
+
+        let refused = connector.clone().policy(AddressPolicy::public_only());
+        let failure = refused.oneshot("http://shop.test".parse().unwrap()).await.unwrap_err();
+        assert_eq!((failure.cause(), failure.peer()), (BadGatewayCause::TargetProhibited, Some(dead)));
+
+        let failure = connector.connect_to(&[]).oneshot("http://shop.test".parse().unwrap()).await.unwrap_err();
+        assert_eq!(failure.cause(), BadGatewayCause::DnsFailure);
     }
 
     #[tokio::test]

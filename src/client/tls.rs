@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -24,7 +25,7 @@ use tower_service::Service;
 
 use super::progress::publishing;
 use super::tls_info::wants_tls;
-use super::{BoxError, TlsInfo};
+use super::{BoxError, ConnectTo, TlsInfo};
 use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 
 /// Speaks TLS if the target's scheme is `https`, and passes other connections on unchanged.
@@ -185,6 +186,13 @@ impl<C> TlsConnector<C> {
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self
+    }
+}
+
+/// The name in TLS stays the target's host.
+impl<C: ConnectTo> ConnectTo for TlsConnector<C> {
+    fn connect_to(self, addresses: &[SocketAddr]) -> Self {
+        Self { inner: self.inner.connect_to(addresses), ..self }
     }
 }
 

@@ -7,3 +7,4 @@ mod support;
 
 mod attempts;
 mod pool;
+mod sources;

@@ -1,0 +1,3 @@
+//! Sources of members.
+
+mod proxies;
