@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::endpoint::{EndpointState, Health};
 use super::levels::ALL;
 use super::member::Member;
-use super::membership::{InvalidMembers, Membership, SnapshotOutcome, SourceStatus};
+use super::membership::{Changes, InvalidMembers, Membership, SnapshotOutcome, SourceStatus};
 use super::pool::{Follow, PoolState, locked};
 use crate::breaker::{CircuitHandle, CircuitSnapshot};
 use crate::limit::{LimitHandle, LimitSnapshot};
@@ -90,6 +90,11 @@ impl BalanceHandle {
     pub fn update(&self, members: impl IntoIterator<Item = Member>) -> Result<SnapshotOutcome, InvalidMembers> {
         let members = members.into_iter().collect();
         self.change(|membership, now| membership.update(members, now))
+    }
+
+    /// Applies changes of a source as one [`update`](Self::update).
+    pub(super) fn merge(&self, changes: &Changes) -> Result<SnapshotOutcome, InvalidMembers> {
+        self.change(|membership, now| membership.merge(changes, now))
     }
 
     /// Adds a member, or replaces the one with its key.

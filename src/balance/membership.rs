@@ -1,6 +1,6 @@
 //! The members of a pool, and which snapshots of their source replace them. Pure: time is an argument.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::member::{Member, MemberState};
 
 /// The largest number of members of a pool.
-const MAX_MEMBERS: usize = 65_536;
+pub(super) const MAX_MEMBERS: usize = 65_536;
 /// The largest size of the text of an error that is kept, in bytes.
 const MAX_TEXT: usize = 200;
 
@@ -66,6 +66,9 @@ pub struct SourceStatus {
 /// The current members.
 pub(super) type Members = Arc<[Arc<Member>]>;
 
+/// Changes of members by their key; `None` is a removal.
+pub(super) type Changes = BTreeMap<Arc<str>, Option<Arc<Member>>>;
+
 /// The current members, and what their source last said.
 #[derive(Debug)]
 pub(super) struct Membership {
@@ -91,12 +94,31 @@ impl Membership {
 
     /// Replaces the members. A draining member counts as absent for the checks.
     pub(super) fn replace(&mut self, members: Vec<Member>, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
-        let members = self.checked(members)?;
+        let members = self.checked(members.into_iter().map(Arc::new).collect())?;
         Ok(self.apply(members, now))
     }
 
     /// Replaces the members by a snapshot of their source, unless it has less than half of them: then it has to come twice.
     pub(super) fn update(&mut self, members: Vec<Member>, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
+        self.update_to(members.into_iter().map(Arc::new).collect(), now)
+    }
+
+    /// Applies changes of a source as one [update](Self::update). Members without a change stay, in their order.
+    pub(super) fn merge(&mut self, changes: &Changes, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
+        let mut known = HashSet::with_capacity(self.members.len());
+        let mut members = Vec::with_capacity(self.members.len() + changes.len());
+        for member in self.members.iter() {
+            known.insert(&member.key);
+            match changes.get(&member.key) {
+                None => members.push(member.clone()),
+                Some(member) => members.extend(member.clone()),
+            }
+        }
+        members.extend(changes.iter().filter(|(key, _)| !known.contains(key)).filter_map(|(_, member)| member.clone()));
+        self.update_to(members, now)
+    }
+
+    fn update_to(&mut self, members: Vec<Arc<Member>>, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
         let members = self.checked(members)?;
         if members.len() * 2 < self.members.len() && self.shrunk.as_ref() != Some(&members) {
             let (now_has, had) = (members.len(), self.members.len());
@@ -145,7 +167,7 @@ impl Membership {
         self.problem = Some(text);
     }
 
-    fn checked(&mut self, members: Vec<Member>) -> Result<Vec<Arc<Member>>, InvalidMembers> {
+    fn checked(&mut self, members: Vec<Arc<Member>>) -> Result<Vec<Arc<Member>>, InvalidMembers> {
         let members = check(members);
         if let Err(error) = &members {
             self.fail(error);
@@ -168,7 +190,7 @@ impl Membership {
     }
 }
 
-fn check(members: Vec<Member>) -> Result<Vec<Arc<Member>>, InvalidMembers> {
+fn check(members: Vec<Arc<Member>>) -> Result<Vec<Arc<Member>>, InvalidMembers> {
     if members.is_empty() {
         return Err(InvalidMembers::Empty);
     }
@@ -186,7 +208,8 @@ fn check(members: Vec<Member>) -> Result<Vec<Arc<Member>>, InvalidMembers> {
             return Err(InvalidMembers::DuplicateKey(member.key.clone()));
         }
     }
-    Ok(members.into_iter().map(Arc::new).collect())
+    drop(keys);
+    Ok(members)
 }
 
 #[cfg(test)]
@@ -249,6 +272,24 @@ mod tests {
         assert_eq!(pool.update(list(&["b"]), now), Ok(SnapshotOutcome::Applied));
         assert_eq!(keys(&pool), ["b"]);
         assert_eq!(pool.replace(list(&["c"]), now), Ok(SnapshotOutcome::Applied), "an operator is not asked twice");
+    }
+
+    #[test]
+    fn changes_of_a_source_are_applied_as_one_snapshot() {
+        let (mut pool, now) = of(&["a", "b", "c"]);
+        let put = |key: &str| (Arc::from(key), Some(Arc::new(Member::new(key))));
+        let removed = |key: &str| (Arc::from(key), None);
+        assert_eq!(
+            pool.merge(&Changes::from([put("d"), removed("b"), removed("x")]), now),
+            Ok(SnapshotOutcome::Applied)
+        );
+        assert_eq!(keys(&pool), ["a", "c", "d"]);
+        assert_eq!(pool.merge(&Changes::from([put("a"), removed("b")]), now), Ok(SnapshotOutcome::Unchanged));
+        let two = Changes::from([removed("a"), removed("c")]);
+        assert_eq!(pool.merge(&two, now), Ok(SnapshotOutcome::AwaitsConfirmation));
+        assert_eq!(pool.merge(&two, now), Ok(SnapshotOutcome::Applied));
+        assert_eq!(pool.merge(&Changes::from([removed("d")]), now), Err(InvalidMembers::Empty));
+        assert_eq!(keys(&pool), ["d"]);
     }
 
     #[test]

@@ -35,6 +35,18 @@
 //! whole or one by one. Members that keep their key keep their state. A removed endpoint gets no new calls and finishes those
 //! it has.
 //!
+//! # Sources
+//!
+//! A source keeps the members up to date in a task of its own, which ends with the pool and polls whether there are calls or
+//! not:
+//!
+//! | source | |
+//! |---|---|
+//! | [`follow_changes`](BalanceHandle::follow_changes) | a stream of tower's `discover::Change` |
+//!
+//! A source that fails, ends or loses all members changes nothing: the pool keeps the members it has, says so in a log event
+//! and in [`SourceStatus`], with their age. Half of the members do not leave on one answer alone.
+//!
 //! `reverse_proxies` (feature `client`) makes the factory of a pool of [`ReverseProxy`](crate::client::ReverseProxy)s.
 //!
 //! | telemetry | |
@@ -42,6 +54,7 @@
 //! | an endpoint is ejected or returns | the events of its [circuit](crate::breaker), with `upstream` = `pool/key` |
 //! | a level panics, or no longer does | an event at level WARN or INFO, target `tower_upstream`, with `upstream`, `tier`, `endpoints` |
 //! | the source of the members fails | an event at level WARN with `members`, `age_s` |
+//! | it works again | an event at level INFO |
 //! | [`BalanceHandle::snapshot`] | endpoints with state, calls in flight and latency; the source's state |
 //!
 //! ```
@@ -85,6 +98,7 @@ mod pool;
 #[cfg(feature = "client")]
 mod proxies;
 mod settings;
+mod source;
 
 use std::convert::Infallible;
 use std::fmt;

@@ -1,0 +1,105 @@
+//! Sources of members: each has a task of its own, which does not keep the pool alive.
+
+mod changes;
+
+use std::fmt::Write;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+
+use futures_util::future::select;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::handle::BalanceHandle;
+use super::membership::{InvalidMembers, SnapshotOutcome};
+use super::pool::{Follow, PoolState, locked};
+use crate::body::BoxError;
+
+/// The largest size of a reported error, in characters.
+const MAX_TEXT: usize = 500;
+
+/// The pool as a source sees it.
+struct Source {
+    state: Weak<PoolState>,
+    pool: Weak<dyn Follow>,
+    /// The problem that was logged; it is logged again when it changes.
+    problem: Option<String>,
+}
+
+impl BalanceHandle {
+    /// Runs a source until it ends or the pool is dropped.
+    fn spawn_source<R>(&self, run: impl FnOnce(Source) -> R) -> JoinHandle<()>
+    where
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let source = Source { state: Arc::downgrade(&self.state), pool: Arc::downgrade(&self.pool), problem: None };
+        let run = run(source);
+        // the receiver does not keep the pool alive, and errs when it is dropped
+        let mut members = self.state.members.subscribe();
+        tokio::spawn(async move {
+            let dropped = async move { while members.changed().await.is_ok() {} };
+            select(pin!(dropped), pin!(run)).await;
+        })
+    }
+}
+
+impl Source {
+    fn handle(&self) -> Option<BalanceHandle> {
+        Some(BalanceHandle { state: self.state.upgrade()?, pool: self.pool.upgrade()? })
+    }
+
+    /// Changes the members, and reports why they could not be changed. Does nothing once the pool is dropped.
+    fn change(
+        &mut self,
+        change: impl FnOnce(&BalanceHandle) -> Result<SnapshotOutcome, InvalidMembers>,
+    ) -> Result<SnapshotOutcome, InvalidMembers> {
+        let Some(handle) = self.handle() else { return Ok(SnapshotOutcome::Unchanged) };
+        let changed = change(&handle);
+        match &changed {
+            Ok(SnapshotOutcome::AwaitsConfirmation) => {
+                let status = locked(&handle.state.membership).status(Instant::now());
+                self.report(&status.problem.unwrap_or_default());
+            }
+            Ok(_) if self.problem.take().is_some() => {
+                let upstream = handle.name();
+                tracing::info!(target: "tower_upstream", upstream, "the source of the members works again");
+            }
+            Ok(_) => {}
+            Err(error) => self.report(&text(&error.clone().into())),
+        }
+        changed
+    }
+
+    fn report(&mut self, problem: &str) {
+        let Some(handle) = self.handle() else { return };
+        if self.problem.as_deref() == Some(problem) {
+            locked(&handle.state.membership).fail(&problem);
+        } else {
+            handle.source_failed(problem);
+            self.problem = Some(problem.to_owned());
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.report("the source of the members panicked: it is no longer followed");
+        }
+    }
+}
+
+/// An error with its sources, unless its own text has them.
+fn text(error: &BoxError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            let _ = write!(text, ": {inner}");
+        }
+        source = error.source();
+    }
+    text.chars().take(MAX_TEXT).collect()
+}
