@@ -43,6 +43,8 @@
 //! | source | |
 //! |---|---|
 //! | [`follow_changes`](BalanceHandle::follow_changes) | a stream of tower's `discover::Change` |
+//! | `follow_dns` (feature `client`) | all addresses of a name, asked for every 5 s |
+//! | [`poll_source`](BalanceHandle::poll_source) | anything that an async closure returns, such as SRV records or a registry |
 //!
 //! A source that fails, ends or loses all members changes nothing: the pool keeps the members it has, says so in a log event
 //! and in [`SourceStatus`], with their age. Half of the members do not leave on one answer alone.

@@ -1,6 +1,9 @@
 //! Sources of members: each has a task of its own, which does not keep the pool alive.
 
 mod changes;
+#[cfg(feature = "client")]
+mod dns;
+mod poll;
 
 use std::fmt::Write;
 use std::future::Future;

@@ -1,6 +1,7 @@
 //! Sources of members, in virtual time.
 
 mod changes;
+mod poll;
 mod proxies;
 
 use std::sync::Arc;
