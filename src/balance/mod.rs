@@ -44,6 +44,7 @@
 //! |---|---|
 //! | [`follow_changes`](BalanceHandle::follow_changes) | a stream of tower's `discover::Change` |
 //! | `follow_dns` (feature `client`) | all addresses of a name, asked for every 5 s |
+//! | [`watch_file`](BalanceHandle::watch_file) | a file, checked every second |
 //! | [`poll_source`](BalanceHandle::poll_source) | anything that an async closure returns, such as SRV records or a registry |
 //!
 //! A source that fails, ends or loses all members changes nothing: the pool keeps the members it has, says so in a log event

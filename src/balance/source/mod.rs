@@ -3,6 +3,7 @@
 mod changes;
 #[cfg(feature = "client")]
 mod dns;
+mod file;
 mod poll;
 
 use std::fmt::Write;

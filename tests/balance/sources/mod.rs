@@ -1,6 +1,7 @@
 //! Sources of members, in virtual time.
 
 mod changes;
+mod file;
 mod poll;
 mod proxies;
 
