@@ -90,15 +90,21 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
     ///
     /// The first members cannot be used.
     pub fn build(self) -> Result<Balance<S>, InvalidMembers> {
+        let (members, pool) = self.without_members();
+        if !members.is_empty() {
+            let _ = pool.handle.replace(members)?;
+        }
+        Ok(pool)
+    }
+
+    /// Builds an empty pool; returns also its first members.
+    pub(crate) fn without_members(self) -> (Vec<Member>, Balance<S>) {
         let Self { name, make, members, mut settings } = self;
         settings.classify = settings.classify.report_by_outer();
         let state = Arc::new(PoolState::new(name, settings, Instant::now()));
         let pool = Arc::new(Pool::new(state.clone(), make));
         let handle = BalanceHandle { state, pool: pool.clone() };
-        if !members.is_empty() {
-            let _ = handle.replace(members)?;
-        }
-        Ok(Balance { pool, handle })
+        (members, Balance { pool, handle })
     }
 }
 

@@ -13,7 +13,7 @@ use super::levels::ALL;
 use super::member::Member;
 use super::membership::{Changes, InvalidMembers, Membership, SnapshotOutcome, SourceStatus};
 use super::pool::{Follow, PoolState, locked};
-use crate::breaker::{CircuitHandle, CircuitSnapshot};
+use crate::breaker::{BreakerPolicy, CircuitHandle, CircuitSnapshot};
 use crate::limit::{LimitHandle, LimitSnapshot};
 
 /// Changes and observes the endpoints of a [`Balance`](super::Balance); clones refer to the same pool.
@@ -155,6 +155,21 @@ impl BalanceHandle {
         drop(groups);
         if before.unwrap_or(ALL) != share {
             self.follow();
+        }
+    }
+
+    /// Replaces the policy of all circuits, which keep their states; those of later endpoints have it too.
+    ///
+    /// Does nothing for a pool without circuits.
+    pub fn set_circuit_policy(&self, policy: BreakerPolicy) {
+        let endpoints = locked(&self.state.endpoints);
+        let mut current = locked(&self.state.circuit);
+        if current.is_some() {
+            *current = Some(policy);
+            endpoints
+                .values()
+                .filter_map(|endpoint| endpoint.circuit.as_ref())
+                .for_each(|circuit| circuit.set_policy(policy));
         }
     }
 

@@ -14,7 +14,7 @@ use super::levels::{ALL, LevelCount, shares};
 use super::member::{Member, MemberState};
 use super::membership::{Members, Membership};
 use super::settings::Settings;
-use crate::breaker::CircuitBreakerLayer;
+use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::exchange::{Config, Exchange};
 use crate::limit::ConcurrencyLimitLayer;
 
@@ -26,6 +26,8 @@ const NEVER: u64 = u64::MAX;
 pub(super) struct PoolState {
     pub(super) name: Arc<str>,
     pub(super) settings: Settings,
+    /// The policy of the circuits of new endpoints.
+    pub(super) circuit: Mutex<Option<BreakerPolicy>>,
     pub(super) membership: Mutex<Membership>,
     pub(super) endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointState>>>,
     /// The share of its calls that each group takes, in 65,536ths, while it is not all.
@@ -48,6 +50,7 @@ impl PoolState {
     pub(super) fn new(name: Arc<str>, settings: Settings, now: Instant) -> Self {
         Self {
             name,
+            circuit: Mutex::new(settings.circuit),
             settings,
             membership: Mutex::new(Membership::new(now)),
             endpoints: Mutex::default(),
@@ -294,7 +297,7 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
 impl<S: Clone> Pool<S> {
     fn endpoint(&self, member: Arc<Member>, average: f32, now: Instant) -> Endpoint<S> {
         let settings = &self.state.settings;
-        let circuit = settings.circuit_for(&member, &self.state);
+        let circuit = Settings::circuit_for(&member, &self.state);
         let limit = settings.limiter_for(&member);
         let service = (self.make)(&member);
         let parts = Parts {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::member::Member;
-use super::pool::PoolState;
+use super::pool::{PoolState, locked};
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::classify::{Classified, ClassifyLayer};
 use crate::limit::ConcurrencyLimitLayer;
@@ -41,9 +41,9 @@ impl Settings {
     }
 
     /// The circuit of a new endpoint, which marks the shares of the pool as stale when it changes.
-    pub(super) fn circuit_for(&self, member: &Member, pool: &PoolState) -> Option<CircuitBreakerLayer> {
+    pub(super) fn circuit_for(member: &Member, pool: &PoolState) -> Option<CircuitBreakerLayer> {
         let name = format!("{}/{}", pool.name, member.key);
-        self.circuit.map(|policy| CircuitBreakerLayer::for_endpoint(policy, name.into(), pool.stale.clone()))
+        locked(&pool.circuit).map(|policy| CircuitBreakerLayer::for_endpoint(policy, name.into(), pool.stale.clone()))
     }
 
     /// The limiter of a new endpoint.

@@ -281,7 +281,7 @@ impl ConcurrencyLimitLayer {
     }
 
     /// The bounds after clamping.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "serde"))]
     pub(crate) fn effective_bounds(&self) -> (u32, u32) {
         self.config.per_attempt.limiter.bounds()
     }
@@ -352,6 +352,11 @@ pub(crate) struct SlotPermit {
 }
 
 impl LimitComponent {
+    #[cfg(feature = "serde")]
+    pub(crate) fn bounds(&self) -> (u32, u32) {
+        self.limiter.bounds()
+    }
+
     /// The same slots, with refusals that name the upstream.
     pub(crate) fn with_upstream(mut self, name: &Arc<str>) -> Self {
         self.name.get_or_insert_with(|| name.clone());

@@ -149,6 +149,11 @@ impl RetryBudget {
         Self::of(Some(ratio), self.inner.minimum)
     }
 
+    #[cfg(feature = "serde")]
+    pub(crate) fn ratio_in_use(&self) -> Option<u16> {
+        self.inner.ratio.map(Ratio::as_per_mille)
+    }
+
     fn of(ratio: Option<Ratio>, minimum: Minimum) -> Self {
         let per_mille = ratio.map_or(0, Ratio::as_per_mille);
         let tokens = if ratio.is_some() { minimum.cap } else { u32::MAX };

@@ -69,6 +69,16 @@ impl Settings {
         }
     }
 
+    /// Takes over what a file sets of other settings; the budget is kept if it has the same ratio.
+    #[cfg(feature = "serde")]
+    pub(crate) fn change(&mut self, other: &Self) {
+        (self.policy, self.body_cap) = (other.policy, other.body_cap);
+        self.hedging.clone_from(&other.hedging);
+        if self.budget.ratio_in_use() != other.budget.ratio_in_use() {
+            self.budget = other.budget.clone();
+        }
+    }
+
     /// Copies the extensions that a retry has.
     pub(crate) fn carry_extensions(&self, from: &Extensions, to: &mut Extensions) {
         for carry in &self.extension_copiers {

@@ -358,7 +358,6 @@ impl UpstreamBuilder {
         let circuit = settings.circuit.map(|policy| CircuitBreakerLayer::new(name.clone()).policy(policy));
         let limiter = settings.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&name));
         let timeouts = settings.timeout_layer.limits().clone();
-        let budget = settings.retry.as_ref().map(|retry| retry.settings().budget.clone());
         let retry = settings.retry.map(carry_client).map(|retry| retry::Settings {
             total: retries_end(&timeouts.timeouts, settings.retries_within),
             within: settings.retries_within,
@@ -379,11 +378,10 @@ impl UpstreamBuilder {
         let handle = UpstreamHandle::new(Shared {
             name,
             live: live.clone(),
-            topology: settings.topology,
+            topology: Mutex::new(settings.topology),
             recorder,
             circuit: circuit.as_ref().map(CircuitBreakerLayer::handle),
             limit: Mutex::new(settings.limiter.as_ref().map(ConcurrencyLimitLayer::handle)),
-            budget,
             learned,
             #[cfg(feature = "balance")]
             pool,

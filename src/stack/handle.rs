@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
 
+#[cfg(feature = "serde")]
+use super::builder::retries_end;
 use super::config_error::{ConfigError, ConfigErrors};
 use super::live_config::{LiveConfig, set_timeouts};
 use super::stats::{LatencySnapshot, StatsRecorder};
@@ -17,7 +19,7 @@ use crate::deadline::Deadline;
 use crate::exchange::Handling;
 use crate::exchange::Rejection;
 use crate::limit::{ConcurrencyLimitLayer, LimitHandle, LimitSnapshot};
-use crate::retry::{BudgetSnapshot, RetryBudget};
+use crate::retry::BudgetSnapshot;
 use crate::timeout::{AdaptiveEstimate, RouteTimeouts, Timeouts, Topology};
 
 /// The number of changes kept.
@@ -53,11 +55,10 @@ pub struct UpstreamHandle {
 pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) live: Arc<LiveConfig>,
-    pub(super) topology: Topology,
+    pub(super) topology: Mutex<Topology>,
     pub(super) recorder: Arc<StatsRecorder>,
     pub(super) circuit: Option<CircuitHandle>,
     pub(super) limit: Mutex<Option<LimitHandle>>,
-    pub(super) budget: Option<RetryBudget>,
     pub(super) learned: Option<Arc<RouteTimeouts>>,
     #[cfg(feature = "balance")]
     pub(super) pool: Option<crate::balance::BalanceHandle>,
@@ -175,7 +176,7 @@ impl UpstreamHandle {
             timeouts: config.timeouts.timeouts,
             circuit: shared.circuit.as_ref().map(|circuit| circuit.snapshot(now)),
             limit: locked(&shared.limit).as_ref().map(LimitHandle::snapshot),
-            budget: shared.budget.as_ref().map(|budget| budget.snapshot(now)),
+            budget: config.requests.settings.as_ref().map(|retry| retry.budget.snapshot(now)),
             learned: learned.map(|(route, limit)| (route.to_owned(), limit.snapshot(now))).collect(),
             #[cfg(feature = "balance")]
             pool: shared.pool.as_ref().map(|pool| pool.snapshot(now)),
@@ -253,7 +254,7 @@ impl UpstreamHandle {
 
     fn check_timeouts(&self, timeouts: &Timeouts) -> Result<(), ConfigErrors> {
         let mut found = Vec::new();
-        validate::limits(timeouts, &self.shared.topology, &mut found);
+        validate::limits(timeouts, &locked(&self.shared.topology), &mut found);
         ConfigErrors::into_result(&self.shared.name, found)
     }
 
@@ -261,6 +262,82 @@ impl UpstreamHandle {
     pub(super) fn variant(&self, base: &LiveConfig, timeouts: Timeouts) -> Result<Arc<LiveConfig>, ConfigErrors> {
         self.check_timeouts(&timeouts)?;
         Ok(self.shared.live.variant(base, timeouts))
+    }
+
+    /// Applies the settings of a changed file to calls that start from now on.
+    ///
+    /// Circuit, budget, statistics and connections are kept; the limiter is replaced if its bounds have changed. What code has
+    /// set beside the file stays as it is, except for timeouts, retry policy, hedging, circuit and limiter, which are the file's.
+    ///
+    /// # Errors
+    ///
+    /// The settings are invalid, or differ in what cannot change while the stack runs: the name, `proxy_status`, and whether
+    /// there are retry, circuit and limiter. Nothing has changed then.
+    #[cfg(feature = "serde")]
+    pub fn apply(&self, config: super::UpstreamConfig) -> Result<(), ConfigErrors> {
+        self.apply_builder(config.builder(), || Ok(()))
+    }
+
+    /// Applies the settings of a builder, after `then` has succeeded.
+    #[cfg(feature = "serde")]
+    pub(super) fn apply_builder(
+        &self,
+        builder: super::UpstreamBuilder,
+        then: impl FnOnce() -> Result<(), ConfigError>,
+    ) -> Result<(), ConfigErrors> {
+        let shared = &*self.shared;
+        let name = builder.name.clone();
+        let settings = builder.resolve();
+        let mut found = validate::check(&shared.name, &settings).errors;
+        let running = shared.live.current().1;
+        for (setting, is_same) in [
+            ("name", name == shared.name),
+            ("retry", settings.retry.is_some() == running.requests.settings.is_some()),
+            ("circuit", settings.circuit.is_some() == shared.circuit.is_some()),
+            ("limiter", settings.limiter.is_some() == locked(&shared.limit).is_some()),
+        ] {
+            if !is_same {
+                let suggestion = "leave it as it was, or build the stack again";
+                found.push(ConfigError::new(setting, "cannot change while the stack runs", suggestion));
+            }
+        }
+        if found.is_empty() {
+            found.extend(then().err());
+        }
+        ConfigErrors::into_result(&shared.name, found)?;
+        if let Some((circuit, policy)) = shared.circuit.as_ref().zip(settings.circuit) {
+            circuit.set_policy(policy);
+        }
+        if let Some(limiter) = settings.limiter.filter(|limiter| !self.has_bounds(limiter)) {
+            self.set_limiter(&limiter)?;
+        }
+        let retry = settings.retry.as_ref().map(|retry| retry.settings().clone());
+        let page = settings.page;
+        shared.live.change(|config| {
+            if let (Some(current), Some(retry)) = (&mut config.requests.settings, &retry) {
+                current.change(retry);
+            }
+            if page.is_some() {
+                config.errors.page.clone_from(&page);
+            }
+        });
+        let timeouts = settings.timeouts;
+        shared.live.change_own(|config| {
+            set_timeouts(config, timeouts);
+            if let Some(retry) = &mut config.requests.settings {
+                retry.within = settings.retries_within;
+                retry.total = retries_end(&timeouts, settings.retries_within);
+            }
+        });
+        *locked(&shared.topology) = settings.topology;
+        self.annotate("settings applied");
+        Ok(())
+    }
+
+    #[cfg(feature = "serde")]
+    fn has_bounds(&self, limiter: &ConcurrencyLimitLayer) -> bool {
+        let running = self.shared.live.current().1.per_attempt.1.as_ref().map(crate::limit::LimitComponent::bounds);
+        running == Some(limiter.effective_bounds())
     }
 
     /// Replaces the concurrency limit for calls that start from now on.

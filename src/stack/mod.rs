@@ -134,6 +134,8 @@ use crate::timeout::Timeouts;
 pub use self::builder::UpstreamBuilder;
 #[cfg(feature = "serde")]
 pub use self::config::UpstreamConfig;
+#[cfg(all(feature = "balance", feature = "client", feature = "serde"))]
+pub use self::config::{UpstreamProxy, UpstreamProxyBody, UpstreamProxyService};
 pub use self::config_error::{ConfigError, ConfigErrors};
 pub use self::ext::ServiceBuilderExt;
 pub use self::future::{UpstreamBody, UpstreamFuture};

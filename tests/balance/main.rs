@@ -6,5 +6,6 @@
 mod support;
 
 mod attempts;
+mod config;
 mod pool;
 mod sources;

@@ -8,6 +8,8 @@ use super::super::presets::Preset;
 use super::tables::{
     Circuit, ErrorPage, Hedge, Limit, Limiter, Part, Probe, Retry, Root, Time, Timeouts, Topology, When,
 };
+#[cfg(all(feature = "balance", feature = "client"))]
+use super::value::Value;
 use super::value::read;
 use crate::breaker::BreakerPolicy;
 use crate::error_page;
@@ -15,6 +17,22 @@ use crate::exchange::CallKind;
 use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{Hedging, Ratio, RetryBudget, RetryLayer};
 use crate::timeout;
+
+#[cfg(all(feature = "balance", feature = "client"))]
+impl Root {
+    /// Declares the timeouts of the connections, which the file sets itself.
+    pub(super) fn derive_topology(&mut self, connect: Duration, idle: Duration, errors: &mut Vec<ConfigError>) {
+        let topology = self.topology.get_or_insert_default();
+        for (key, time, table) in [("connect", connect, "connect.tcp"), ("pool_idle", idle, "pool.idle")] {
+            if topology.contains(key) {
+                let problem = format!("follows from `{table}`");
+                contradiction(errors, &format!("topology.{key}"), &problem, "remove it");
+            } else {
+                topology.insert(key, Value::String(humantime::format_duration(time).to_string()));
+            }
+        }
+    }
+}
 
 impl Root {
     pub(super) fn apply(self, errors: &mut Vec<ConfigError>) -> UpstreamBuilder {
@@ -76,7 +94,7 @@ impl Root {
     }
 }
 
-fn contradiction(errors: &mut Vec<ConfigError>, setting: &str, problem: &str, suggestion: &str) {
+pub(super) fn contradiction(errors: &mut Vec<ConfigError>, setting: &str, problem: &str, suggestion: &str) {
     errors.push(ConfigError::new(setting, problem, suggestion));
 }
 
@@ -145,7 +163,7 @@ impl Retry {
 }
 
 impl Circuit {
-    fn check(&self, errors: &mut Vec<ConfigError>) {
+    pub(super) fn check(&self, errors: &mut Vec<ConfigError>) {
         let window = self.window.as_ref().map(|window| window.0);
         if let Some(window) =
             window.filter(|window| !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(window))
@@ -159,7 +177,7 @@ impl Circuit {
         }
     }
 
-    fn apply(self, policy: BreakerPolicy) -> BreakerPolicy {
+    pub(super) fn apply(self, policy: BreakerPolicy) -> BreakerPolicy {
         let ratio = self.ratio.map_or(policy.ratio, |ratio| ratio.0);
         let min_calls = self.min_calls.map_or(policy.min_calls, |calls| calls.0);
         let mut policy = policy.ratio(ratio, min_calls);
@@ -174,7 +192,7 @@ impl Circuit {
 }
 
 impl Limiter {
-    fn check(&self, errors: &mut Vec<ConfigError>) {
+    pub(super) fn check(&self, errors: &mut Vec<ConfigError>) {
         let is_bounded = self.min.is_some() || self.max.is_some();
         if self.fixed.is_some() && (is_bounded || self.adaptive == Some(true)) {
             let problem = "a fixed limit has no `min` and no `max`, and is not adaptive";
@@ -186,7 +204,7 @@ impl Limiter {
         }
     }
 
-    fn apply(self, layer: ConcurrencyLimitLayer) -> ConcurrencyLimitLayer {
+    pub(super) fn apply(self, layer: ConcurrencyLimitLayer) -> ConcurrencyLimitLayer {
         let layer = match (self.fixed, self.min, self.max) {
             (Some(fixed), ..) => layer.bounds(fixed.0..=fixed.0),
             (None, None, None) if self.adaptive != Some(true) => layer,

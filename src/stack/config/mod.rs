@@ -1,11 +1,17 @@
 //! The settings of one upstream, from a file.
 
 mod apply;
+#[cfg(all(feature = "balance", feature = "client"))]
+mod connection;
+#[cfg(all(feature = "balance", feature = "client"))]
+mod proxy;
 mod tables;
 mod value;
 
 use serde::Deserialize;
 
+#[cfg(all(feature = "balance", feature = "client"))]
+pub use self::proxy::{UpstreamProxy, UpstreamProxyBody, UpstreamProxyService};
 use self::tables::Root;
 use self::value::{Entries, keys, read};
 use super::builder::UpstreamBuilder;
@@ -24,6 +30,20 @@ use super::builder::UpstreamBuilder;
 /// | `limiter` | `fixed`, or `adaptive`, `min` and `max`; `hold_slot_during_upgrade` |
 /// | `topology` | `client_timeout` or `client_deadline`, `load_balancer_idle`, `load_balancer_propagation`, `server_keep_alive`, `upstream_keep_alive`, `upstream_timeout`, `connect`, `pool_idle`, `heartbeat`, `streaming`, `drain_delay`, `grace` |
 /// | `error_page` | `contact`, `reveal_upstream`; without the table there is no page, and an empty table is the default page |
+///
+/// With the features `balance` and `client`, `proxy` builds the whole upstream, and reads these as well:
+///
+/// | table | keys |
+/// |---|---|
+/// | | `target`: an `http` or `https` URL, or `host:port`; with endpoints, it names the upstream in `Host` and in TLS |
+/// | `endpoint`, a list | `address` (an IP address with a port; without a `target` also a name or URL), `key` (default: the address), `weight`, `tier`, `zone`, `group`, `state` (`"active"` or `"draining"`) |
+/// | `balance` | `slow_start`, `zone`, `panic` (`"use_all"` or `"refuse"`) |
+/// | `connect` | `dns` (1 s), `tcp` (1 s), `tls` (2 s): the time limits |
+/// | `tls` | `ca`: a PEM file with the roots to trust in place of the platform's |
+/// | `pool` | of each endpoint: `idle` (3 s), `max_age`, `max_connections`, `max_streams`, `queue`, `http2` |
+///
+/// `circuit` and `limiter` are then those of each endpoint, and there is no limiter without its table. `topology.connect` and
+/// `topology.pool_idle` follow from `connect` and `pool`.
 ///
 /// Durations are strings with units: `"1500ms"`, `"2s"`, `"1m 30s"`, `"1.5s"`. Fractions are `0.2` or `"20%"`, sizes `65536`
 /// or `"64 KiB"`. `retry = false`, `circuit = false` and `limiter = false` leave that part out.
@@ -77,10 +97,18 @@ pub struct UpstreamConfig {
 }
 
 impl UpstreamConfig {
-    /// A builder with these settings, which code may change further.
+    /// The upstream's name, if the file has one.
+    pub fn name(&self) -> Option<&str> {
+        self.entries.text("name")
+    }
+
+    /// A builder with these settings, which code may change further, for a program that brings its own client.
+    ///
+    /// The tables of the second part then have no effect, and are errors.
     pub fn builder(self) -> UpstreamBuilder {
         let mut errors = Vec::new();
         let root: Root = read("", self.entries, &mut errors);
+        root.refuse_connection(&mut errors);
         let mut builder = root.apply(&mut errors);
         builder.found.extend(errors);
         builder
@@ -93,8 +121,8 @@ fn table_of(key: &str) -> Option<&'static str> {
 }
 
 /// Every table and its keys.
-fn all_tables() -> [(&'static str, &'static [&'static str]); 7] {
-    [
+fn all_tables() -> Vec<(&'static str, &'static [&'static str])> {
+    vec![
         ("", keys::<Root>()),
         ("timeouts", keys::<tables::Timeouts>()),
         ("retry", keys::<tables::Retry>()),
@@ -102,6 +130,16 @@ fn all_tables() -> [(&'static str, &'static [&'static str]); 7] {
         ("limiter", keys::<tables::Limiter>()),
         ("topology", keys::<tables::Topology>()),
         ("error_page", keys::<tables::ErrorPage>()),
+        #[cfg(all(feature = "balance", feature = "client"))]
+        ("connect", keys::<connection::Connect>()),
+        #[cfg(all(feature = "balance", feature = "client"))]
+        ("tls", keys::<connection::Tls>()),
+        #[cfg(all(feature = "balance", feature = "client"))]
+        ("pool", keys::<connection::Pool>()),
+        #[cfg(all(feature = "balance", feature = "client"))]
+        ("endpoint", keys::<connection::Endpoint>()),
+        #[cfg(all(feature = "balance", feature = "client"))]
+        ("balance", keys::<connection::Balance>()),
     ]
 }
 

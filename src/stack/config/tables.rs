@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::Deserialize;
 
+use super::super::config_error::ConfigError;
 use super::super::presets::Preset;
 use super::value::{Entries, Fault, Value, cut};
 use crate::retry::{Quantile, Ratio, RetryPolicy};
@@ -21,6 +22,31 @@ pub(super) struct Root {
     pub(super) limiter: Option<Part>,
     pub(super) topology: Option<Entries>,
     pub(super) error_page: Option<Entries>,
+    // the rest is read where the whole upstream is built
+    pub(super) target: Option<String>,
+    pub(super) connect: Option<Entries>,
+    pub(super) tls: Option<Entries>,
+    pub(super) pool: Option<Entries>,
+    pub(super) endpoint: Option<List>,
+    pub(super) balance: Option<Entries>,
+}
+
+impl Root {
+    /// Reports the tables that only a whole upstream has.
+    pub(super) fn refuse_connection(&self, errors: &mut Vec<ConfigError>) {
+        let found = [
+            ("target", self.target.is_some()),
+            ("connect", self.connect.is_some()),
+            ("tls", self.tls.is_some()),
+            ("pool", self.pool.is_some()),
+            ("endpoint", self.endpoint.is_some()),
+            ("balance", self.balance.is_some()),
+        ];
+        for (key, _) in found.into_iter().filter(|(_, is_set)| *is_set) {
+            let problem = "has no effect: the program brings its own client";
+            errors.push(ConfigError::new(key, problem, "remove it, or build the upstream by `UpstreamConfig::proxy`"));
+        }
+    }
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -128,6 +154,17 @@ values! {
         other => Err(other.expected("a table, or `false` to leave this part out")),
     };
 
+    /// A list of tables.
+    #[allow(dead_code)] // read with the features of a whole upstream only
+    List (Vec<Entries>) = |value| {
+        let Value::List(values) = value else { return Err(value.expected("a list of tables")) };
+        let table = |value| match value {
+            Value::Table(entries) => Ok(entries),
+            other => Err(other.expected("a table")),
+        };
+        values.into_iter().map(table).collect()
+    };
+
     Time (Duration) = duration;
 
     /// A timeout, or none.
@@ -146,6 +183,12 @@ values! {
     Count [const MAX: u32 = { u32::MAX }] (u32) = |value| match value {
         Value::Unsigned(number) if (1..=u64::from(MAX)).contains(&number) => Ok(u32::try_from(number).unwrap_or(MAX)),
         other => Err(other.expected(&format!("a whole number from 1 to {MAX}"))),
+    };
+
+    #[allow(dead_code)] // as above
+    Number [const MAX: u32 = { u32::MAX }] (u32) = |value| match value {
+        Value::Unsigned(number) if number <= u64::from(MAX) => Ok(u32::try_from(number).unwrap_or(MAX)),
+        other => Err(other.expected(&format!("a whole number from 0 to {MAX}"))),
     };
 
     Fraction (Ratio) = |value| {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::value::MapDeserializer;
+use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{
     self, Deserialize, DeserializeOwned, Deserializer, Expected, IgnoredAny, IntoDeserializer, MapAccess, Unexpected,
     Visitor,
@@ -21,12 +21,34 @@ pub(super) enum Value {
     Float(f64),
     String(String),
     Table(Entries),
+    List(Vec<Value>),
     Other(IgnoredAny),
 }
 
 /// The entries of a table; a format may allow a key to occur twice.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entries(Vec<(String, Value)>);
+
+#[cfg(all(feature = "balance", feature = "client"))]
+impl Entries {
+    pub(super) fn contains(&self, key: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == key)
+    }
+
+    pub(super) fn insert(&mut self, key: &str, value: Value) {
+        self.0.push((key.to_owned(), value));
+    }
+}
+
+impl Entries {
+    /// The text of a key.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.0.iter().find_map(|(name, value)| match value {
+            Value::String(text) if name == key => Some(&**text),
+            _ => None,
+        })
+    }
+}
 
 /// A fault of a value: the problem, and the form that was expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +83,8 @@ impl de::Error for Fault {
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
         let found = match found {
-            Unexpected::Unit => "a list or null".to_owned(),
+            Unexpected::Seq => "a list".to_owned(),
+            Unexpected::Unit => "null".to_owned(),
             Unexpected::Map => "a table".to_owned(),
             other => other.to_string(),
         };
@@ -87,6 +110,7 @@ impl Value {
             Self::Float(number) => Unexpected::Float(*number),
             Self::String(text) => Unexpected::Str(text),
             Self::Table(_) => Unexpected::Map,
+            Self::List(_) => Unexpected::Seq,
             Self::Other(_) => Unexpected::Unit,
         };
         de::Error::invalid_type(found, &expected)
@@ -188,6 +212,7 @@ impl<'de> Deserializer<'de> for Value {
             Self::Float(number) => visitor.visit_f64(number),
             Self::String(text) => visitor.visit_string(text),
             Self::Table(entries) => visitor.visit_map(MapDeserializer::new(entries.0.into_iter())),
+            Self::List(values) => visitor.visit_seq(SeqDeserializer::new(values.into_iter())),
             Self::Other(_) => visitor.visit_unit(),
         }
     }
