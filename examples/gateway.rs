@@ -1,14 +1,17 @@
-//! A gateway in front of one upstream: every failure becomes a response with a cause, and a log event.
+//! A gateway: every failure becomes a response with a cause, and a log event.
 //!
 //! ```console
 //! $ UPSTREAM=127.0.0.1:9000 cargo run --example gateway
+//! $ UPSTREAM=127.0.0.1:9000,127.0.0.1:9001 cargo run --example gateway
+//! $ CONFIG=gateway.toml cargo run --example gateway
 //! $ cargo run --example gateway        # ten upstreams that misbehave, and a curl command for each
 //! ```
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
 //! | `LISTEN` | address to listen on, HTTP/1.1 and h2c | `127.0.0.1:8080` |
-//! | `UPSTREAM` | `host:port` or an `http(s)://` URL | ten embedded upstreams that misbehave |
+//! | `UPSTREAM` | `host:port` or an `http(s)://` URL; several, with commas between them, are endpoints of one upstream | ten embedded upstreams that misbehave |
+//! | `CONFIG` | a TOML file with several upstreams, in place of `UPSTREAM` and of all other variables but `LISTEN`, `NAME`, `WORKERS` and `RUST_LOG` | none |
 //! | `UPSTREAM_CA` | PEM file with the roots to trust | the platform's |
 //! | `UPSTREAM_HTTP2` | `1`: HTTP/2 with prior knowledge | ALPN decides |
 //! | `CONNECT_TIMEOUT_MS` | timeout for each of name resolution, connect and TLS handshake | 1000 |
@@ -22,7 +25,26 @@
 //! | `NAME` | name of this deployment in `Via` and `Proxy-Status` | host name and port |
 //! | `WORKERS` | number of threads; 1 = a single-threaded runtime | one per core |
 //! | `RUST_LOG` | log filter | `info` |
+//!
+//! A file has an `[[upstream]]` for each upstream, with the keys of
+//! [`UpstreamConfig`](https://docs.rs/tower-upstream/latest/tower_upstream/stack/struct.UpstreamConfig.html), and `[[route]]`s with
+//! `host`, `path` (a prefix) and `upstream`. It is applied again on SIGHUP and when it changes. A bad file changes nothing, and
+//! the log says why.
+//!
+//! ```toml
+//! [[route]]
+//! host = "shop.example"
+//! path = "/api"
+//! upstream = "shop"
+//!
+//! [[upstream]]
+//! name = "shop"
+//! timeouts.total = "10s"
+//! endpoint = [{ address = "10.0.0.1:8080" }, { address = "10.0.0.2:8080", weight = 2 }]
+//! ```
 
+#[path = "gateway/config.rs"]
+mod config;
 #[path = "gateway/demo.rs"]
 mod demo;
 #[path = "gateway/head_timer.rs"]
@@ -138,7 +160,17 @@ fn main() -> ExitCode {
 async fn run(settings: &Settings) -> Result<(), String> {
     let listener =
         TcpListener::bind(settings.listen).await.map_err(|error| format!("LISTEN={}: {error}", settings.listen))?;
-    if let Some(target) = settings.upstream.clone() {
+    if let Some(path) = &settings.config {
+        let gateway = config::Gateway::new(config::File::read(path)?, &settings.name)?;
+        tracing::info!(listen = %settings.listen, file = %path.display(), name = settings.name, "gateway started");
+        tokio::spawn(gateway.clone().reload(path.clone()));
+        server::serve(listener, |peer| gateway.for_client(peer), gateway.clone().drain()).await
+    } else if let [_, _, ..] = &*settings.upstreams {
+        let gateway = config::Gateway::new(config::File::single(settings.pool()?), &settings.name)?;
+        let upstreams = settings.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        tracing::info!(listen = %settings.listen, upstreams, name = settings.name, "gateway started");
+        server::serve(listener, |peer| gateway.for_client(peer), gateway.clone().drain()).await
+    } else if let Some(target) = settings.upstreams.first() {
         let gateway = Gateway::new(settings, target.clone())?;
         tracing::info!(listen = %settings.listen, upstream = %target, name = settings.name, "gateway started");
         let handle = gateway.stack.handle();

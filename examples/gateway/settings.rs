@@ -4,11 +4,14 @@ use std::env;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::client::Target;
+use tower_upstream::stack::UpstreamConfig;
 use tower_upstream::timeout::Topology;
 use tracing_subscriber::EnvFilter;
 
@@ -20,7 +23,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
-    pub(crate) upstream: Option<Target>,
+    pub(crate) upstreams: Vec<Target>,
+    /// A file with several upstreams.
+    pub(crate) config: Option<PathBuf>,
     /// The path and content of a PEM file.
     pub(crate) roots: Option<(String, Vec<u8>)>,
     pub(crate) http2: bool,
@@ -47,14 +52,14 @@ impl Settings {
     pub(crate) fn from_env() -> Result<Self, String> {
         let listen: SocketAddr = parsed("LISTEN", "an address like 127.0.0.1:8080")?
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
-        let upstream = match text("UPSTREAM")? {
-            None => None,
+        let upstreams = text("UPSTREAM")?;
+        let upstreams = upstreams.iter().flat_map(|list| list.split(',')).map(|text| {
             // a host alone is an address too, but here it is usually a mistake
-            Some(text) if !text.contains(':') => {
+            if !text.contains(':') {
                 return Err(format!("UPSTREAM={text}: expected host:port, or an http or https URL"));
             }
-            Some(text) => Some(text.parse().map_err(|error| format!("UPSTREAM={text}: {error}"))?),
-        };
+            text.trim().parse().map_err(|error| format!("UPSTREAM={text}: {error}"))
+        });
         let roots = match text("UPSTREAM_CA")? {
             None => None,
             Some(path) => {
@@ -65,7 +70,8 @@ impl Settings {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Self {
             listen,
-            upstream,
+            upstreams: upstreams.collect::<Result<_, _>>()?,
+            config: text("CONFIG")?.map(PathBuf::from),
             roots,
             http2: flag("UPSTREAM_HTTP2")?,
             connect: millis("CONNECT_TIMEOUT_MS", 1_000)?,
@@ -96,6 +102,39 @@ impl Settings {
             0 => BreakerPolicy::new().consecutive_failures(u32::MAX).ratio(Ratio::per_mille(1000), u32::MAX),
             failures => BreakerPolicy::new().consecutive_failures(failures),
         }
+    }
+
+    /// One upstream with several endpoints.
+    pub(crate) fn pool(&self) -> Result<UpstreamConfig, String> {
+        if self.deadlines {
+            return Err("TRUST_DEADLINES=1: expected a single UPSTREAM".to_owned());
+        }
+        let ms = |time: Duration| format!("{}ms", time.as_millis());
+        let endpoints: Vec<_> = self.upstreams.iter().map(|target| json!({ "address": target.to_string() })).collect();
+        let mut config = json!({
+            "name": "upstream",
+            "proxy_status": self.name,
+            "endpoint": endpoints,
+            "timeouts": {
+                "response_head": ms(self.read),
+                "body_idle": ms(self.body_idle),
+                "attempt": ms(self.attempt()),
+                "total": ms(self.total),
+            },
+            "retry": { "attempts": self.attempts },
+            "connect": { "dns": ms(self.connect), "tcp": ms(self.connect), "tls": ms(self.connect) },
+            "pool": { "idle": ms(POOL_IDLE), "http2": self.http2 },
+            "limiter": { "fixed": self.limit },
+            "error_page": {},
+        });
+        config["circuit"] = match self.breaker {
+            0 => json!(false),
+            failures => json!({ "consecutive_failures": failures }),
+        };
+        if let Some((path, _)) = &self.roots {
+            config["tls"] = json!({ "ca": path });
+        }
+        serde_json::from_value(config).map_err(|error| error.to_string())
     }
 
     pub(crate) fn init_log() {

@@ -16,7 +16,7 @@ fn example() -> Option<Command> {
         return None;
     }
     let mut command = Command::new(built);
-    for name in ["LISTEN", "UPSTREAM", "UPSTREAM_CA", "UPSTREAM_HTTP2", "WORKERS", "NAME", "RUST_LOG"] {
+    for name in ["CONFIG", "LISTEN", "UPSTREAM", "UPSTREAM_CA", "UPSTREAM_HTTP2", "WORKERS", "NAME", "RUST_LOG"] {
         command.env_remove(name);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -172,6 +172,79 @@ fn without_upstream_ten_failing_ones_are_started_and_each_failure_is_named() {
     // its connection is closed after the first response
     assert!(get(address, "/stale").starts_with("HTTP/1.1 "));
     assert!(get(address, "/").contains("curl -i"));
+}
+
+/// An upstream that responds with its name, until the process ends.
+fn named(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head);
+            let length = name.len();
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{name}");
+        }
+    });
+    address
+}
+
+#[test]
+fn several_addresses_are_endpoints_of_one_upstream() {
+    let Some(mut command) = example() else { return };
+    let (listen, dead) = (free_address(), free_address());
+    let upstreams = format!("{},{dead},{}", named("one"), named("two"));
+    let _running = Running(command.env("LISTEN", listen.to_string()).env("UPSTREAM", upstreams).spawn().unwrap());
+    let answers: Vec<_> = (0..40).map(|_| get(listen, "/")).collect();
+    assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 200")), "{answers:?}");
+    assert!(["one", "two"].iter().all(|name| answers.iter().any(|answer| answer.ends_with(name))));
+}
+
+#[test]
+fn a_file_routes_by_host_and_path_and_is_applied_when_it_changes() {
+    let Some(mut command) = example() else { return };
+    let listen = free_address();
+    let file = std::env::temp_dir().join(format!("gateway-{}.toml", listen.port()));
+    let (shop, api, blog) = (named("shop"), named("api"), named("blog"));
+    let write = |routes: &str| {
+        let upstream =
+            |name, address| format!("[[upstream]]\nname = \"{name}\"\nendpoint = [{{ address = \"{address}\" }}]\n");
+        let text = format!("{routes}\n{}{}{}", upstream("shop", shop), upstream("api", api), upstream("blog", blog));
+        std::fs::write(&file, text).unwrap();
+    };
+    let route = |host: &str, path: &str, to: &str| {
+        format!("[[route]]\nhost = \"{host}\"\npath = \"{path}\"\nupstream = \"{to}\"\n")
+    };
+    write(&(route("x", "/", "shop") + &route("x", "/api", "api") + &route("blog.test", "/", "blog")));
+    let mut running = Running(command.env("LISTEN", listen.to_string()).env("CONFIG", &file).spawn().unwrap());
+    let ends = |path, name| assert!(get(listen, path).ends_with(name), "{path}: {}", get(listen, path));
+    ends("/", "shop");
+    ends("/api", "api");
+    ends("/api/orders", "api");
+    ends("/apis", "shop");
+
+    write("[[route]]\nupstream = \"shup\"\n");
+    let hangup = |running: &Running| {
+        let pid = running.0.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    };
+    hangup(&running);
+    ends("/api", "api");
+    write(&route("x", "/", "blog"));
+    hangup(&running);
+    for _ in 0..500 {
+        if get(listen, "/api").ends_with("blog") {
+            break;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    ends("/api", "blog");
+    running.0.kill().unwrap();
+    let mut log = String::new();
+    running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("there is no upstream \"shup\"") && log.contains("configuration applied"), "{log}");
+    let _ = std::fs::remove_file(file);
 }
 
 /// The example before a listener that the test answers for, and the example's address.
