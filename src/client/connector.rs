@@ -94,6 +94,7 @@ impl<C> Connector<C> {
     }
 
     /// Fails each connection as an invalid target.
+    #[cfg(feature = "balance")]
     pub(super) fn refuse(mut self, why: InvalidTarget) -> Self {
         self.refuses = Some(why);
         self
