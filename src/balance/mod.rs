@@ -43,6 +43,7 @@
 //! | source | |
 //! |---|---|
 //! | [`follow_changes`](BalanceHandle::follow_changes) | a stream of tower's `discover::Change` |
+//! | [`follow_snapshots`](BalanceHandle::follow_snapshots) | a stream of lists, as Kubernetes, xDS and most engines have |
 //! | `follow_dns` (feature `client`) | all addresses of a name, asked for every 5 s |
 //! | [`watch_file`](BalanceHandle::watch_file) | a file, checked every second |
 //! | [`poll_source`](BalanceHandle::poll_source) | anything that an async closure returns, such as SRV records or a registry |

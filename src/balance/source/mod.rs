@@ -5,6 +5,8 @@ mod changes;
 mod dns;
 mod file;
 mod poll;
+mod snapshots;
+mod stream;
 
 use std::fmt::Write;
 use std::future::Future;
@@ -16,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::handle::BalanceHandle;
+use super::member::Member;
 use super::membership::{InvalidMembers, SnapshotOutcome};
 use super::pool::{Follow, PoolState, locked};
 use crate::body::BoxError;
@@ -106,4 +109,11 @@ fn text(error: &BoxError) -> String {
         source = error.source();
     }
     text.chars().take(MAX_TEXT).collect()
+}
+
+/// Sorts by key: DNS rotates its answers, and a list is compared with the one before.
+fn sorted(members: impl IntoIterator<Item = Member>) -> Vec<Member> {
+    let mut members: Vec<_> = members.into_iter().collect();
+    members.sort_by(|one, other| one.key.cmp(&other.key));
+    members
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::text;
+use super::{sorted, text};
 use crate::balance::{BalanceHandle, Member};
 use crate::body::BoxError;
 
@@ -64,11 +64,4 @@ impl BalanceHandle {
             }
         })
     }
-}
-
-/// Sorted by key: DNS rotates its answers, and a list is compared with the one before.
-fn sorted(members: impl IntoIterator<Item = Member>) -> Vec<Member> {
-    let mut members: Vec<_> = members.into_iter().collect();
-    members.sort_by(|one, other| one.key.cmp(&other.key));
-    members
 }

@@ -4,6 +4,7 @@ mod changes;
 mod file;
 mod poll;
 mod proxies;
+mod snapshots;
 
 use std::sync::Arc;
 

@@ -1,0 +1,64 @@
+//! A stream of snapshots as source.
+
+use futures_util::{Stream, StreamExt};
+use tokio::task::JoinHandle;
+
+use super::sorted;
+use super::stream::Waiting;
+use crate::balance::membership::{InvalidMembers, SnapshotOutcome};
+use crate::balance::{BalanceHandle, Member};
+use crate::body::BoxError;
+
+impl BalanceHandle {
+    /// Follows a stream of snapshots, each with all members, until it ends or the pool is dropped.
+    ///
+    /// For engines that push the whole list: an xDS control plane, a watch of Kubernetes' `EndpointSlice`s or of a prefix in
+    /// etcd. Each snapshot replaces the members; the order of the members has no meaning. If several are ready, the last one
+    /// counts, at most once in 50 ms. A snapshot of less than half of the members is applied after 5 s, unless another one
+    /// comes in the meantime. An error is reported and the stream is polled again after 50 ms to 1 s; an empty or unusable
+    /// snapshot and the end are reported. In all these cases the members stay as they are.
+    ///
+    /// It is polled whether there are calls or not. The task ends when the pool is dropped or when the handle that is returned
+    /// aborts it.
+    ///
+    /// ```
+    /// use futures_util::Stream;
+    /// use tower_upstream::balance::{BalanceHandle, Member};
+    ///
+    /// fn follow(pool: &BalanceHandle, lists: impl Stream<Item = Result<Vec<Member>, std::io::Error>> + Send + 'static) {
+    ///     pool.follow_snapshots(lists);
+    /// }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn follow_snapshots<D, I, E>(&self, snapshots: D) -> JoinHandle<()>
+    where
+        D: Stream<Item = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = Member> + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.follow_stream::<_, Latest, _>(snapshots.map(|snapshot| snapshot.map(sorted)))
+    }
+}
+
+/// The latest snapshot that is not applied yet.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Latest(Option<Vec<Member>>);
+
+impl Waiting for Latest {
+    type Item = Vec<Member>;
+
+    fn push(&mut self, snapshot: Vec<Member>) {
+        self.0 = Some(snapshot);
+    }
+
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    fn apply(&self, pool: &BalanceHandle) -> Result<SnapshotOutcome, InvalidMembers> {
+        self.0.clone().map_or(Ok(SnapshotOutcome::Unchanged), |members| pool.update(members))
+    }
+}

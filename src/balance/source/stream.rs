@@ -1,0 +1,161 @@
+//! Sources that are streams.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio::task::{JoinHandle, yield_now};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Source, text};
+use crate::balance::BalanceHandle;
+use crate::balance::membership::{InvalidMembers, SnapshotOutcome};
+use crate::body::BoxError;
+
+/// The pool is changed at most once per this time.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// How long less than half of the members have to remain before the others are removed.
+const CONFIRMATION: Duration = Duration::from_secs(5);
+/// The pause after an error, doubled by each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The number of items that are read in one poll.
+const BATCH: usize = 1024;
+
+/// What a stream has yielded and the pool does not have yet.
+pub(super) trait Waiting: Clone + Default + PartialEq + Send + 'static {
+    type Item;
+
+    fn push(&mut self, item: Self::Item);
+
+    /// Whether it has to be applied before the next item.
+    fn is_full(&self) -> bool;
+
+    fn apply(&self, pool: &BalanceHandle) -> Result<SnapshotOutcome, InvalidMembers>;
+}
+
+impl BalanceHandle {
+    /// Runs a source that is a stream.
+    pub(super) fn follow_stream<D, W, E>(&self, stream: D) -> JoinHandle<()>
+    where
+        D: Stream<Item = Result<W::Item, E>> + Send + 'static,
+        W: Waiting,
+        E: Into<BoxError> + 'static,
+    {
+        let follower =
+            Follower { stream: Box::pin(stream), waiting: W::default(), refused: None, next: Instant::now() };
+        self.spawn_source(move |source| follower.run(source))
+    }
+}
+
+struct Follower<D, W> {
+    stream: Pin<Box<D>>,
+    waiting: W,
+    /// What leaves less than half of the members, and when it is applied.
+    refused: Option<(W, Instant)>,
+    /// The earliest time of the next change of the pool.
+    next: Instant,
+}
+
+enum Step {
+    /// All items that were ready are read.
+    Drained,
+    /// There may be more of them.
+    More,
+    /// No further item can wait.
+    Full,
+    /// It is time to apply what waits.
+    Due,
+    Failed(String),
+    Ended,
+}
+
+impl<D, W, E> Follower<D, W>
+where
+    D: Stream<Item = Result<W::Item, E>>,
+    W: Waiting,
+    E: Into<BoxError>,
+{
+    async fn run(mut self, mut source: Source) {
+        let (mut due, mut pause) = (None, FIRST_PAUSE);
+        loop {
+            let step = poll_fn(|cx| self.poll_step(cx));
+            let step = match due {
+                None => step.await,
+                Some(due) => timeout_at(due, step).await.unwrap_or(Step::Due),
+            };
+            let now = Instant::now();
+            match &step {
+                Step::More => due = Some(due.unwrap_or(now + INTERVAL).min(now + INTERVAL)),
+                Step::Drained => (due, pause) = (Some(self.next), FIRST_PAUSE),
+                Step::Failed(_) if self.waiting == W::default() => {}
+                Step::Failed(_) => due = Some(self.next),
+                Step::Due => {}
+                Step::Full | Step::Ended => due = Some(now),
+            }
+            if due.is_some_and(|due| due <= now) {
+                due = self.apply(&mut source, now);
+            }
+            match step {
+                Step::More => yield_now().await,
+                Step::Full if self.waiting.is_full() => {
+                    self.waiting = W::default();
+                    source.report("more than 65,536 changes wait for members that the pool refuses: they are dropped");
+                }
+                Step::Failed(problem) => {
+                    source.report(&problem);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+                Step::Ended => {
+                    return source.report("the stream of the source has ended: the members stay as they are");
+                }
+                Step::Drained | Step::Due | Step::Full => {}
+            }
+        }
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        for read in 0..BATCH {
+            if self.waiting.is_full() {
+                return Poll::Ready(Step::Full);
+            }
+            let polled = self.stream.as_mut().poll_next(cx);
+            if polled.is_pending() && read > 0 {
+                return Poll::Ready(Step::Drained);
+            }
+            match ready!(polled) {
+                Some(Ok(item)) => self.waiting.push(item),
+                Some(Err(error)) => return Poll::Ready(Step::Failed(text(&error.into()))),
+                None => return Poll::Ready(Step::Ended),
+            }
+        }
+        Poll::Ready(Step::More)
+    }
+
+    /// Applies what waits, and returns when to do so again.
+    fn apply(&mut self, source: &mut Source, now: Instant) -> Option<Instant> {
+        if let Some((refused, at)) = &self.refused {
+            if *refused == self.waiting && now < *at {
+                return Some(*at);
+            }
+        }
+        self.next = now + INTERVAL;
+        self.refused = None;
+        match source.change(|pool| self.waiting.apply(pool)) {
+            Ok(SnapshotOutcome::AwaitsConfirmation) => {
+                let at = now + CONFIRMATION;
+                self.refused = Some((self.waiting.clone(), at));
+                Some(at)
+            }
+            Ok(_) => {
+                self.waiting = W::default();
+                None
+            }
+            // a later item may make it acceptable
+            Err(_) => None,
+        }
+    }
+}
