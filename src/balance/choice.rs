@@ -1,9 +1,14 @@
-//! The choice of an endpoint: power of two choices by cost. Pure: load, time and random numbers are arguments.
+//! The choice of an endpoint: power of two choices by latency and calls in flight. Pure: load, time and random numbers are arguments.
 //!
 //! Two candidates are drawn by weight, and the cheaper one is taken (Mitzenmacher, "The Power of Two Choices in Randomized
-//! Load Balancing"). Costs within a factor of two count as equal. Then the first candidate is taken, as it was drawn by weight;
-//! if all weights are equal, the one that was unused for longer, which keeps equal endpoints equally busy. Of fewer than four
-//! endpoints all are compared, because two of them do not respect the weights (as Finagle's documentation says).
+//! Load Balancing"). Latencies within a factor of two count as equal, because as noise they would decide more than the calls in
+//! flight; then the candidate with fewer calls in flight is taken. If these are equal too, it is the first one, as it was drawn
+//! by weight, or with equal weights the one that was unused for longer, which keeps equal endpoints equally busy. Of fewer than
+//! four endpoints all are compared, because two of them do not respect the weights (as Finagle's documentation says).
+//!
+//! `tests/balance/simulation.rs` measures it beside other balancers.
+
+use std::cmp::Ordering;
 
 /// What the choice asks of an endpoint.
 pub(super) trait Candidate {
@@ -11,8 +16,10 @@ pub(super) trait Candidate {
     fn is_available(&self) -> bool;
     /// Its identity.
     fn id(&self) -> u64;
-    /// The cost of one more call.
-    fn cost(&self, now: u64, share: f32) -> f32;
+    /// How long its responses take at present, in seconds.
+    fn latency(&self, now: u64) -> f32;
+    /// Its calls in flight.
+    fn in_flight(&self) -> u32;
     /// When it was last used.
     fn used_at(&self) -> u64;
     /// The part of its share that it takes at `now`, 0 to 1: less than 1 during its slow start.
@@ -23,7 +30,7 @@ pub(super) trait Candidate {
 const DRAWS: u32 = 5;
 /// With fewer endpoints all are compared.
 const COMPARE_ALL: usize = 4;
-/// Costs within this factor count as equal.
+/// Latencies within this factor count as equal.
 const EQUAL: f32 = 2.0;
 
 /// The relative weights of the endpoints of a tier, and a table to draw by them in constant time (Walker's alias method).
@@ -182,13 +189,18 @@ impl Choice<'_> {
     fn better<C: Candidate>(&self, endpoints: &[C], weights: &Weights, first: usize, second: usize) -> usize {
         let (one, other) = (&endpoints[first], &endpoints[second]);
         let (share, other_share) = (weights.share(first), weights.share(second));
-        let (cost, other_cost) = (one.cost(self.now, share), other.cost(self.now, other_share));
-        let takes_first = if cost > other_cost * EQUAL {
-            false
-        } else if other_cost > cost * EQUAL {
-            true
+        let (latency, other_latency) = (one.latency(self.now), other.latency(self.now));
+        // an endpoint of twice the weight bears twice the calls; an idle one costs the same whatever its weight
+        #[allow(clippy::cast_precision_loss)] // 16 million calls in flight at one endpoint are exact enough
+        let (calls, other_calls) = (one.in_flight() as f32 * share, other.in_flight() as f32 * other_share);
+        let takes_first = if latency > other_latency * EQUAL || other_latency > latency * EQUAL {
+            latency * (calls + 1.0) <= other_latency * (other_calls + 1.0)
         } else {
-            !weights.are_equal() || one.used_at() <= other.used_at()
+            match calls.total_cmp(&other_calls) {
+                Ordering::Less => true,
+                Ordering::Greater => false,
+                Ordering::Equal => !weights.are_equal() || one.used_at() <= other.used_at(),
+            }
         };
         if takes_first { first } else { second }
     }
@@ -213,7 +225,8 @@ mod tests {
     struct Endpoint {
         id: u64,
         available: bool,
-        cost: f32,
+        latency: f32,
+        in_flight: u32,
         used_at: u64,
         ramp: f32,
         calls: u32,
@@ -228,8 +241,12 @@ mod tests {
             self.id
         }
 
-        fn cost(&self, _: u64, _: f32) -> f32 {
-            self.cost
+        fn latency(&self, _: u64) -> f32 {
+            self.latency
+        }
+
+        fn in_flight(&self) -> u32 {
+            self.in_flight
         }
 
         fn used_at(&self) -> u64 {
@@ -244,7 +261,7 @@ mod tests {
     const CHOICE: Choice<'static> = Choice { now: 0, tried: &[], all: false, ramps: true };
 
     fn endpoints(count: u64) -> Vec<Endpoint> {
-        let of = |id| Endpoint { id, available: true, cost: 1.0, used_at: 0, ramp: 1.0, calls: 0 };
+        let of = |id| Endpoint { id, available: true, latency: 1.0, in_flight: 0, used_at: 0, ramp: 1.0, calls: 0 };
         (1..=count).map(of).collect()
     }
 
@@ -274,15 +291,27 @@ mod tests {
     }
 
     #[test]
-    fn the_cheaper_of_two_is_used_and_costs_within_a_factor_of_two_are_equal() {
+    fn the_cheaper_of_two_is_used_and_latencies_within_a_factor_of_two_are_equal() {
+        for (latency, in_flight, other_in_flight, calls) in
+            [(2.1, 0, 0, 0), (2.1, 0, 1, 0), (2.1, 0, 2, 100), (1.9, 0, 0, 50), (1.9, 0, 1, 100), (1.9, 1, 0, 0)]
+        {
+            let mut two = endpoints(2);
+            (two[0].latency, two[0].in_flight, two[1].in_flight) = (latency, in_flight, other_in_flight);
+            drive(&mut two, &Weights::new(&[1.0; 2]), CHOICE, 100);
+            assert_eq!(two[0].calls, calls, "{latency} s, {in_flight} in flight beside {other_in_flight}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_of_twice_the_weight_bears_twice_the_calls() {
+        let weights = Weights::new(&[2.0, 1.0]);
         let mut two = endpoints(2);
-        two[0].cost = 2.1;
-        drive(&mut two, &Weights::new(&[1.0; 2]), CHOICE, 100);
-        assert_eq!(two[0].calls, 0);
-        let mut two = endpoints(2);
-        two[0].cost = 1.9;
-        drive(&mut two, &Weights::new(&[1.0; 2]), CHOICE, 100);
-        assert_eq!(two[0].calls, 50);
+        (two[0].in_flight, two[1].in_flight) = (3, 2);
+        drive(&mut two, &weights, CHOICE, 100);
+        assert_eq!(two[0].calls, 100);
+        two[0].in_flight = 5;
+        drive(&mut two, &weights, CHOICE, 100);
+        assert_eq!(two[1].calls, 100);
     }
 
     #[test]

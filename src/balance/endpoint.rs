@@ -172,8 +172,13 @@ impl<S> Candidate for Arc<Endpoint<S>> {
     }
 
     #[inline]
-    fn cost(&self, now: u64, share: f32) -> f32 {
-        self.state.load.cost(now, share)
+    fn latency(&self, now: u64) -> f32 {
+        self.state.load.latency(now)
+    }
+
+    #[inline]
+    fn in_flight(&self) -> u32 {
+        self.state.load.in_flight()
     }
 
     #[inline]
@@ -277,6 +282,8 @@ pub(crate) struct EndpointPermit {
     limit: Option<<LimitComponent as Component>::Permit>,
     /// Its response time was recorded.
     recorded: bool,
+    /// The load counts its response head as awaited.
+    awaited: bool,
 }
 
 impl Component for EndpointComponent {
@@ -313,15 +320,20 @@ impl Component for EndpointComponent {
         if let Some(state) = &self.state {
             state.load.begin(state.at(call.now));
         }
-        Ok(EndpointPermit { circuit, limit, recorded: false })
+        Ok(EndpointPermit { circuit, limit, recorded: false, awaited: true })
     }
 
     fn on_upload(&self, permit: &mut EndpointPermit, awaits_client: bool) {
         self.limit.on_upload(&mut permit.limit, awaits_client);
+        if awaits_client {
+            // its time says nothing about the endpoint
+            self.respond(permit);
+        }
     }
 
     #[inline]
     fn on_response(&self, permit: &mut EndpointPermit, call: &CallContext, outcome: &Outcome) {
+        self.respond(permit);
         self.limit.on_response(&mut permit.limit, call, outcome);
         self.circuit.on_response(&mut permit.circuit, call, outcome);
         self.record(permit, call, outcome);
@@ -338,7 +350,7 @@ impl Component for EndpointComponent {
             self.record(&mut permit, call, outcome);
         }
         if let Some(state) = &self.state {
-            state.load.end();
+            state.load.end(permit.awaited);
         }
         self.limit.complete(permit.limit, call, outcome);
         self.circuit.complete(permit.circuit, call, outcome);
@@ -353,7 +365,7 @@ impl Component for EndpointComponent {
                 // it would have taken at least this long
                 state.load.record_peak(call.work_time(now), state.at(now));
             }
-            state.load.end();
+            state.load.end(permit.awaited);
         }
         self.limit.cancel(permit.limit, call, why);
         self.circuit.cancel(permit.circuit, call, why);
@@ -366,6 +378,14 @@ impl EndpointComponent {
     fn was_tried(&self, extensions: &http::Extensions) -> bool {
         let own = self.state.as_ref().map(|state| state.id);
         extensions.get::<TriedEndpoints>().is_none_or(|tried| own.is_some_and(|own| tried.0.contains(&own)))
+    }
+
+    /// The load no longer counts the response head of a call as awaited.
+    #[inline]
+    fn respond(&self, permit: &mut EndpointPermit) {
+        if let (true, Some(state)) = (std::mem::take(&mut permit.awaited), &self.state) {
+            state.load.respond();
+        }
     }
 
     /// Records the response time, or the penalty of a failure.

@@ -12,9 +12,10 @@
 //! |---|---|
 //! | level | members of the lowest tier, of the own [zone](BalanceBuilder::zone) first; if less than 1/1.4 of them are available, the rest of the calls goes to the next level; draining members last |
 //! | candidates | two at random by weight; of fewer than four endpoints, all |
-//! | cost | peak-sensitive average of the response times (time constant 10 s) x (calls in flight / relative weight + 1) |
+//! | latency | peak-sensitive average of the response times (time constant 10 s), or the time that a call without a response has taken, if that is longer |
+//! | cost | latency x (calls in flight / relative weight + 1); with latencies within a factor of 2, the calls in flight alone |
 //! | failures | count as a response time of at least 5 s, so that an endpoint that fails fast attracts no calls |
-//! | equal costs | within a factor of 2: in proportion to the weights; if these are equal, the endpoint that was unused for longer |
+//! | equal costs | in proportion to the weights; if these are equal, the endpoint that was unused for longer |
 //! | newcomers | start with the median of the others' response times, and with 10 % of their share, which grows to all of it in [`slow_start`](BalanceBuilder::slow_start) |
 //! | later attempts | an endpoint that the call was not sent to yet |
 //!

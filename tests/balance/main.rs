@@ -7,5 +7,7 @@ mod support;
 
 mod attempts;
 mod config;
+mod model;
 mod pool;
+mod simulation;
 mod sources;
