@@ -144,8 +144,7 @@ impl World {
     fn start(&self, state: &mut State, server: usize, call: usize) {
         let behaviour = (self.scene.behaviour)(server, Duration::from_nanos(state.now));
         let fails = state.rng.f64() < behaviour.fails;
-        let took =
-            if fails { Duration::from_millis(1) } else { state.exponential(behaviour.mean.as_secs_f64()) };
+        let took = if fails { Duration::from_millis(1) } else { state.exponential(behaviour.mean.as_secs_f64()) };
         state.schedule(took, Some((server, call, fails)));
     }
 

@@ -57,7 +57,9 @@ impl Policy {
                 let list = ServiceList::new::<Request<Body>>((0..servers).map(of).collect::<Vec<_>>());
                 let mut balance = p2c::Balance::new(list);
                 Box::new(move || {
-                    futures_util::FutureExt::now_or_never(ServiceExt::<Request<Body>>::ready(&mut balance)).unwrap().unwrap();
+                    futures_util::FutureExt::now_or_never(ServiceExt::<Request<Body>>::ready(&mut balance))
+                        .unwrap()
+                        .unwrap();
                     let reply = balance.call(Request::new(Body::new()));
                     Box::pin(async move { reply.await.unwrap().status() })
                 })
@@ -94,7 +96,7 @@ fn mean(measured: &[Measured], of: impl Fn(&Measured) -> f64) -> f64 {
 }
 
 fn scene(capacity: f64, behaviour: fn(usize, Duration) -> Behaviour) -> Scene {
-    let length = Duration::from_secs(repeats(30, 60));
+    let length = Duration::from_secs(repeats(20, 60));
     let rate = LOAD * capacity * WORKERS as f64 / SERVICE.as_secs_f64();
     Scene { servers: SERVERS, workers: WORKERS, rate, length, warm_up: Duration::from_secs(5), behaviour }
 }
@@ -172,7 +174,10 @@ async fn spread<const SERVERS: usize, const RATE: u32>() -> (f64, f64) {
     };
     let measured = simulate(scene, Policy::Ours, 1).await;
     let spread = (mean(&measured, |m| m.spread().0), mean(&measured, |m| m.spread().1));
-    println!("{SERVERS} servers, {RATE} calls per second: busiest {:.2} x the mean, least busy {:.2}", spread.0, spread.1);
+    println!(
+        "{SERVERS} servers, {RATE} calls per second: busiest {:.2} x the mean, least busy {:.2}",
+        spread.0, spread.1
+    );
     spread
 }
 
