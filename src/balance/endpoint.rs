@@ -8,6 +8,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::choice::Candidate;
+use super::health::CheckRecord;
 use super::load::Load;
 use super::member::Member;
 use crate::body::{TrackedUpload, UploadCounters};
@@ -67,6 +68,8 @@ pub(super) struct EndpointState {
     pub(super) panics: AtomicBool,
     /// Whether it was available when that was last checked.
     pub(super) was_available: AtomicBool,
+    /// Its latest health check.
+    pub(super) last_check: Mutex<Option<Arc<CheckRecord>>>,
     member: Mutex<Arc<Member>>,
     /// The origin of the pool's clock.
     origin: Instant,
@@ -94,6 +97,7 @@ impl EndpointState {
             slow_start: nanos(parts.slow_start),
             panics: AtomicBool::new(false),
             was_available: AtomicBool::new(true),
+            last_check: Mutex::new(None),
             member: Mutex::new(member),
             origin: parts.origin,
         }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::endpoint::{EndpointState, Health};
+use super::health::CheckRecord;
 use super::levels::ALL;
 use super::member::Member;
 use super::membership::{Changes, InvalidMembers, Membership, SnapshotOutcome, SourceStatus};
@@ -52,6 +53,8 @@ pub struct EndpointSnapshot {
     pub health: Health,
     /// The part of its weight, in percent, that its agent asks for.
     pub weight_percent: u32,
+    /// Its latest health check, if there was one.
+    pub last_check: Option<Arc<CheckRecord>>,
     /// Calls whose response has not ended.
     pub in_flight: u32,
     /// The moving average of its response times, in which a failure counts as at least 5 s; `None` before the first.
@@ -139,6 +142,12 @@ impl BalanceHandle {
         }
     }
 
+    pub(super) fn set_last_check(&self, key: &str, check: Arc<CheckRecord>) {
+        if let Some(endpoint) = self.endpoint(key) {
+            *locked(&endpoint.last_check) = Some(check);
+        }
+    }
+
     /// Sets the part of its weight, in percent, that the endpoint with this key takes (default 100; at most 1,000).
     pub fn set_weight_percent(&self, key: &str, percent: u32) {
         if self.endpoint(key).is_some_and(|endpoint| endpoint.set_weight_percent(percent.min(1000))) {
@@ -195,7 +204,7 @@ impl BalanceHandle {
         }
     }
 
-    fn endpoint(&self, key: &str) -> Option<Arc<EndpointState>> {
+    pub(super) fn endpoint(&self, key: &str) -> Option<Arc<EndpointState>> {
         locked(&self.state.endpoints).get(key).cloned()
     }
 
@@ -230,6 +239,7 @@ impl EndpointState {
             is_available: self.is_available(),
             health: self.health(),
             weight_percent: self.weight_percent(),
+            last_check: locked(&self.last_check).clone(),
             in_flight: self.load.in_flight(),
             latency: (average > 0.0).then(|| Duration::from_secs_f32(average)),
             circuit: self.circuit.as_ref().map(|circuit| circuit.snapshot(now)),

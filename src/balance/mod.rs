@@ -30,6 +30,25 @@
 //!
 //! A call without an endpoint is refused with a 503 and the cause `no_healthy_upstream`.
 //!
+//! # Health checks
+//!
+//! [`HealthChecks`] check endpoints in the background, by opt-in: `checks.watch(&balance.handle())`. A [`HealthCheck`] is a
+//! future of the user's or, with feature `client`, an HTTP request, gRPC's health protocol or a TCP connection; it reads the
+//! [words](CheckReport::from_words) by which an endpoint asks for no new calls or for a part of its weight.
+//!
+//! | | |
+//! |---|---|
+//! | interval | 5 s +-20 %; 1 s while results differ from the health, or nothing is known |
+//! | time limit | 1 s, then the check has failed |
+//! | a new endpoint | takes calls until three checks in a row have failed |
+//! | unhealthy | after three failed checks in a row, whatever number of endpoints is ejected; a level that panics uses it |
+//! | healthy again | after two passed checks in a row |
+//! | asks for no calls (`drain`, `maint`) | counts at once; it ends with the next passed check |
+//! | many endpoints | one check per address however many pools name it, one task, 64 checks at a time |
+//!
+//! Health and circuit are separate: a check that passes never ends an ejection that calls have caused, as it may not see what
+//! they have seen. An endpoint takes calls if both allow it.
+//!
 //! # Membership
 //!
 //! A [`Member`] describes an endpoint; a factory makes its service. The members change through the [`BalanceHandle`]: as a
@@ -60,6 +79,7 @@
 //! | a level panics, or no longer does | an event at level WARN or INFO, target `tower_upstream`, with `upstream`, `tier`, `endpoints` |
 //! | the source of the members fails | an event at level WARN with `members`, `age_s` |
 //! | it works again | an event at level INFO |
+//! | the health of an endpoint changes | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `status`, `duration_ms` |
 //! | [`BalanceHandle::snapshot`] | endpoints with state, calls in flight and latency; the source's state |
 //!
 //! ```
@@ -95,6 +115,7 @@ mod choice;
 mod endpoint;
 mod future;
 mod handle;
+mod health;
 mod levels;
 mod load;
 mod member;
@@ -125,6 +146,7 @@ pub use self::builder::BalanceBuilder;
 pub use self::endpoint::Health;
 pub use self::future::{BalanceBody, BalanceFuture};
 pub use self::handle::{BalanceHandle, BalanceSnapshot, EndpointSnapshot};
+pub use self::health::{CheckRecord, CheckReport, HealthCheck, HealthChecks, InvalidHealthCheck};
 pub use self::member::{Member, MemberState};
 pub use self::membership::{InvalidMembers, SnapshotOutcome, SourceStatus};
 #[cfg(feature = "client")]

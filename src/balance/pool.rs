@@ -43,6 +43,8 @@ pub(super) struct PoolState {
     pub(super) unavailable: AtomicUsize,
     /// Levels of which all endpoints are used.
     pub(super) panicking: AtomicUsize,
+    /// The identity of the health checks that set the health of its endpoints; 0 if there are none.
+    pub(super) checked_by: AtomicU64,
     pub(super) origin: Instant,
 }
 
@@ -61,6 +63,7 @@ impl PoolState {
             available: AtomicUsize::new(0),
             unavailable: AtomicUsize::new(0),
             panicking: AtomicUsize::new(0),
+            checked_by: AtomicU64::new(0),
             origin: now,
         }
     }

@@ -182,6 +182,12 @@ impl<C> TlsConnector<C> {
         Self { tls: Some(config.into()), ..Self::new(inner) }
     }
 
+    /// The same settings over another connector.
+    #[cfg_attr(not(feature = "balance"), expect(dead_code, reason = "health checks use it"))]
+    pub(crate) fn over<D>(&self, inner: D) -> TlsConnector<D> {
+        TlsConnector { inner, tls: self.tls.clone(), timeout: self.timeout }
+    }
+
     /// Limits the handshake (default 2 s).
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;

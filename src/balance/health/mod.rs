@@ -1,0 +1,308 @@
+//! Health checks: what is checked, and how often.
+
+#[cfg(feature = "client")]
+mod dial;
+#[cfg(all(feature = "client", feature = "http2"))]
+mod grpc;
+#[cfg(feature = "client")]
+mod http;
+mod machine;
+mod progress;
+#[cfg(feature = "client")]
+mod remote;
+mod report;
+mod runner;
+mod schedule;
+mod words;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use self::machine::Schedule;
+use self::progress::Progress;
+use super::member::Member;
+use crate::body::BoxError;
+use crate::cause::{BadGatewayCause, Failure, Phase};
+
+pub use self::report::{CheckRecord, CheckReport};
+pub use self::runner::HealthChecks;
+
+type CheckFuture = Pin<Box<dyn Future<Output = Result<CheckReport, BoxError>> + Send>>;
+
+/// One kind of health check, and how often it is made; see the [module](super).
+///
+/// | setting | default |
+/// |---|---|
+/// | [`interval`](Self::interval), +-20 % | 5 s |
+/// | [`transition_interval`](Self::transition_interval), +-20 %, while results differ from the health | 1 s |
+/// | [`timeout`](Self::timeout) of a check | 1 s |
+/// | [`rise`](Self::rise), passed checks in a row until an endpoint is healthy | 2 |
+/// | [`fall`](Self::fall), failed ones until it is unhealthy | 3 |
+/// | [`max_concurrent`](Self::max_concurrent) checks | 64 |
+///
+/// ```
+/// use tower_upstream::balance::{HealthCheck, HealthChecks, Member};
+///
+/// # fn is_up(key: String) -> std::future::Ready<Result<bool, std::io::Error>> { std::future::ready(Ok(!key.is_empty())) }
+/// let check = HealthCheck::new(|member: &Member| is_up(member.key.to_string())).rise(1).fall(2);
+/// assert!(HealthChecks::new(check).is_ok());
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct HealthCheck {
+    kind: Kind,
+    schedule: Schedule,
+    limit: Duration,
+    max_concurrent: usize,
+    /// A setting of checks over the network was applied to a check of the user.
+    is_misused: bool,
+}
+
+#[derive(Clone)]
+enum Kind {
+    User(Arc<dyn Fn(Arc<Member>) -> CheckFuture + Send + Sync>),
+    #[cfg(feature = "client")]
+    Remote(remote::Remote),
+}
+
+/// Settings of health checks that cannot work; the text says which and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidHealthCheck(String);
+
+impl fmt::Display for InvalidHealthCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidHealthCheck {}
+
+impl HealthCheck {
+    /// Checks an endpoint by a future of the user, which returns a [`CheckReport`], `()` or a `bool`. An error has failed.
+    pub fn new<F, T, R, E>(check: F) -> Self
+    where
+        F: Fn(&Member) -> T + Send + Sync + 'static,
+        T: Future<Output = Result<R, E>> + Send + 'static,
+        R: Into<CheckReport>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self::of(Kind::User(Arc::new(move |member| {
+            let check = check(&member);
+            Box::pin(async move { check.await.map(Into::into).map_err(Into::into) })
+        })))
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            schedule: Schedule::default(),
+            limit: Duration::from_secs(1),
+            max_concurrent: 64,
+            is_misused: false,
+        }
+    }
+
+    /// Sets the time from the beginning of a check to that of the next one (default 5 s, +-20 %).
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.schedule.interval = interval;
+        self
+    }
+
+    /// Sets the interval while results differ from the health of an endpoint, or nothing is known of it (default 1 s, +-20 %).
+    pub fn transition_interval(mut self, interval: Duration) -> Self {
+        self.schedule.transition = interval;
+        self
+    }
+
+    /// Limits the time of a check (default 1 s). A check that takes longer has failed.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Sets after how many passed checks in a row an endpoint is healthy (default 2).
+    pub fn rise(mut self, checks: u32) -> Self {
+        self.schedule.rise = checks;
+        self
+    }
+
+    /// Sets after how many failed checks in a row an endpoint is unhealthy (default 3).
+    pub fn fall(mut self, checks: u32) -> Self {
+        self.schedule.fall = checks;
+        self
+    }
+
+    /// Sets how many checks run at a time (default 64). At most half of them are of endpoints whose last check was slow.
+    pub fn max_concurrent(mut self, checks: usize) -> Self {
+        self.max_concurrent = checks;
+        self
+    }
+
+    /// Refuses settings that cannot work.
+    fn validate(&self) -> Result<(), InvalidHealthCheck> {
+        let Schedule { interval, transition, rise, fall } = self.schedule;
+        let day = Duration::from_secs(24 * 60 * 60);
+        let problem = if interval.is_zero() {
+            "`interval` is 0: checks would never pause; the default is 5 s".to_owned()
+        } else if transition.is_zero() {
+            "`transition_interval` is 0: checks would never pause; the default is 1 s".to_owned()
+        } else if self.is_misused {
+            "a setting of HTTP, gRPC and TCP checks was applied to a check of the user's".to_owned()
+        } else if interval > day || transition > day {
+            "an interval is longer than a day: remove the checks instead".to_owned()
+        } else if self.limit.is_zero() {
+            "`timeout` is 0: every check would fail; the default is 1 s".to_owned()
+        } else if self.limit > interval {
+            format!("`timeout` ({:?}) must not exceed `interval` ({interval:?}): checks would overlap", self.limit)
+        } else if rise == 0 {
+            "`rise` is 0: an endpoint would be healthy without a check; use at least 1".to_owned()
+        } else if fall == 0 {
+            "`fall` is 0: an endpoint would be unhealthy without a check; use at least 1".to_owned()
+        } else if self.max_concurrent < 2 {
+            "`max_concurrent` is less than 2: an endpoint that hangs would delay the checks of all others".to_owned()
+        } else {
+            #[cfg(feature = "client")]
+            if let Kind::Remote(remote) = &self.kind {
+                return remote.validate().map_err(InvalidHealthCheck);
+            }
+            return Ok(());
+        };
+        Err(InvalidHealthCheck(problem))
+    }
+
+    /// Makes one check.
+    async fn perform(&self, member: Arc<Member>) -> Performed {
+        let began = Instant::now();
+        let progress = Progress::new(began);
+        let check = async {
+            match &self.kind {
+                Kind::User(check) => check(member).await,
+                #[cfg(feature = "client")]
+                Kind::Remote(remote) => remote.perform(&member, &progress).await,
+            }
+        };
+        let outcome = timeout(self.limit, check).await;
+        let (now, phase) = (Instant::now(), progress.current());
+        let took = now.saturating_duration_since(began);
+        let phases = progress.end(now);
+        let (report, failure) = match outcome {
+            Ok(Ok(report)) => (report, None),
+            Ok(Err(error)) => {
+                let text = chain_text(&*error);
+                (CheckReport::failed(text), Some(Failure::from_error(error)))
+            }
+            Err(elapsed) => {
+                let phase = phase.unwrap_or(Phase::Wait);
+                let text = format!("no result within {:?}, in phase {}", self.limit, phase.as_str());
+                let failure = Failure::builder(timeout_cause(phase)).phase(phase).source(elapsed);
+                (CheckReport::failed(text), Some(failure.build()))
+            }
+        };
+        Performed { record: CheckRecord { at: now, took, report }, phases, failure }
+    }
+
+    /// Whether a check of this duration took long, so that its endpoint must not hold up the checks of others.
+    fn is_slow(&self, took: Duration) -> bool {
+        took > self.limit / 2
+    }
+}
+
+/// What one check has found, and how far it has come.
+#[derive(Debug)]
+#[allow(dead_code)] // read by the verification
+struct Performed {
+    record: CheckRecord,
+    phases: Vec<(Phase, Duration)>,
+    failure: Option<Failure>,
+}
+
+fn timeout_cause(phase: Phase) -> BadGatewayCause {
+    match phase {
+        Phase::Resolve => BadGatewayCause::DnsTimeout,
+        Phase::Connect => BadGatewayCause::ConnectTimeout,
+        Phase::Tls => BadGatewayCause::TlsTimeout,
+        _ => BadGatewayCause::FirstByteTimeout,
+    }
+}
+
+/// The text of an error and of its sources.
+fn chain_text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    // a chain may be of any length, and a report is short
+    for _ in 0..8 {
+        let Some(cause) = source else { break };
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl fmt::Debug for HealthCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthCheck")
+            .field("schedule", &self.schedule)
+            .field("timeout", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn check() -> HealthCheck {
+        HealthCheck::new(|_| async { Ok::<_, std::io::Error>(()) })
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_with_the_reason() {
+        for (check, reason) in [
+            (check().interval(Duration::ZERO), "`interval` is 0"),
+            (check().transition_interval(Duration::ZERO), "`transition_interval` is 0"),
+            (check().interval(Duration::MAX), "longer than a day"),
+            (check().timeout(Duration::ZERO), "`timeout` is 0"),
+            (check().interval(999 * MS), "`timeout` (1s) must not exceed `interval` (999ms)"),
+            (check().rise(0), "`rise` is 0"),
+            (check().fall(0), "`fall` is 0"),
+            (check().max_concurrent(1), "`max_concurrent` is less than 2"),
+        ] {
+            let error = HealthChecks::new(check).unwrap_err();
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+        assert!(HealthChecks::new(check().interval(100 * MS).timeout(100 * MS).rise(1).fall(1)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_of_the_user_passes_fails_or_takes_too_long() {
+        let check = HealthCheck::new(|member: &Member| {
+            let key = member.key.clone();
+            async move {
+                match &*key {
+                    "up" => Ok(true),
+                    "down" => Ok(false),
+                    "errs" => Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
+                    _ => std::future::pending().await,
+                }
+            }
+        });
+        let found = async |key: &str| check.perform(Arc::new(Member::new(key))).await;
+        assert!(found("up").await.record.report.is_passed());
+        assert!(!found("down").await.record.report.is_passed());
+        let refused = found("errs").await;
+        assert_eq!(refused.record.report.text(), "connection refused");
+        assert_eq!(refused.failure.unwrap().cause(), BadGatewayCause::ConnectionRefused);
+        let hung = found("hangs").await;
+        assert_eq!(hung.record.took, Duration::from_secs(1));
+        assert!(hung.record.report.text().contains("no result within 1s"));
+        assert_eq!(hung.failure.unwrap().cause(), BadGatewayCause::FirstByteTimeout);
+    }
+}

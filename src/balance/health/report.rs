@@ -1,0 +1,192 @@
+//! What one check has found.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::words;
+
+/// The largest size of the text of a report, in bytes.
+const MAX_TEXT: usize = 200;
+
+/// What one check says about the health of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Pass,
+    Fail,
+    /// The endpoint asks for no new calls.
+    Drain,
+}
+
+/// What a health check has found: passed, failed, or the endpoint asks for no new calls.
+///
+/// Results of a user's check convert into it: `()` and `true` have passed, `false` has not.
+///
+/// ```
+/// use tower_upstream::balance::CheckReport;
+///
+/// let report = CheckReport::passed().weight_percent(50);
+/// assert!(report.is_passed() && !CheckReport::failed("disk full").is_passed());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct CheckReport {
+    pub(super) verdict: Verdict,
+    pub(super) weight_percent: Option<u32>,
+    pub(super) status: Option<u16>,
+    pub(super) text: String,
+}
+
+impl CheckReport {
+    /// The check has passed.
+    pub fn passed() -> Self {
+        Self::new(Verdict::Pass, "")
+    }
+
+    /// The check has failed for this reason, of which the first 200 bytes are kept.
+    pub fn failed(reason: impl AsRef<str>) -> Self {
+        Self::new(Verdict::Fail, reason.as_ref())
+    }
+
+    /// The endpoint asks for no new calls, which counts at once; it takes calls again after a check that has passed.
+    pub fn draining() -> Self {
+        Self::new(Verdict::Drain, "")
+    }
+
+    /// Reads what an endpoint says about itself, in the words of agent checks or as a JSON document.
+    ///
+    /// | words | |
+    /// |---|---|
+    /// | `up`, `ready`; JSON `{"status": "pass"}`, `"warn"`, `"ok"`, `"up"` | has passed |
+    /// | `down`, `fail`, `failed`, `stopped`; `"fail"`, `"error"`, `"down"` | has failed |
+    /// | `drain`, `maint`; `"draining"`, `"maint"`, `"out_of_service"` | asks for no new calls |
+    /// | `50%`, `weight:50%` | asks for half of its weight |
+    ///
+    /// A text in which another word occurs says nothing: the check has passed. At most 4 KiB are read.
+    pub fn from_words(text: &[u8]) -> Self {
+        Self::passed().with_words(text)
+    }
+
+    /// Adds what an endpoint says about itself. A failed check passes by no word.
+    pub(super) fn with_words(mut self, text: &[u8]) -> Self {
+        let text = &text[..text.len().min(words::MAX_BODY)];
+        let found = words::read(text);
+        match found.verdict {
+            Some(verdict @ (Verdict::Fail | Verdict::Drain)) => {
+                self.verdict = verdict;
+                if self.text.is_empty() {
+                    self.text = printable(&String::from_utf8_lossy(text));
+                }
+            }
+            Some(Verdict::Pass) | None => {}
+        }
+        match found.weight_percent {
+            Some(percent) => self.weight_percent(percent),
+            None => self,
+        }
+    }
+
+    pub(super) fn new(verdict: Verdict, text: &str) -> Self {
+        Self { verdict, weight_percent: None, status: None, text: printable(text) }
+    }
+
+    /// Sets the part of its weight, in percent, that the endpoint asks for (default 100); 0 is
+    /// [`draining`](Self::draining).
+    pub fn weight_percent(mut self, percent: u32) -> Self {
+        if percent == 0 && self.verdict == Verdict::Pass {
+            self.verdict = Verdict::Drain;
+        } else {
+            self.weight_percent = Some(percent);
+        }
+        self
+    }
+
+    /// Whether the check has passed.
+    pub fn is_passed(&self) -> bool {
+        self.verdict == Verdict::Pass
+    }
+
+    /// Whether the endpoint asks for no new calls.
+    pub fn is_draining(&self) -> bool {
+        self.verdict == Verdict::Drain
+    }
+
+    /// The HTTP or gRPC status, if there was one.
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// Why the check has failed, or what the endpoint said: at most 200 bytes, without control characters.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl From<()> for CheckReport {
+    fn from((): ()) -> Self {
+        Self::passed()
+    }
+}
+
+impl From<bool> for CheckReport {
+    fn from(passed: bool) -> Self {
+        if passed { Self::passed() } else { Self::failed("the check has failed") }
+    }
+}
+
+/// The latest check of an endpoint.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CheckRecord {
+    /// When the check ended.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// What it has found.
+    pub report: CheckReport,
+}
+
+/// The beginning of a text on one line: what peers send may be printed.
+pub(super) fn printable(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len().min(MAX_TEXT));
+    for char in text.trim().chars().map(|char| if char.is_control() { ' ' } else { char }) {
+        if kept.len() + char.len_utf8() > MAX_TEXT {
+            break;
+        }
+        kept.push(char);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_weight_of_nothing_is_a_request_for_no_calls() {
+        assert!(CheckReport::passed().weight_percent(0).is_draining());
+        assert_eq!(CheckReport::passed().weight_percent(50).weight_percent, Some(50));
+        assert!(!CheckReport::failed("x").weight_percent(0).is_draining());
+    }
+
+    #[test]
+    fn words_make_a_report_worse_and_never_better() {
+        assert!(CheckReport::from_words(b"ready").is_passed() && CheckReport::from_words(b"hello").is_passed());
+        assert!(CheckReport::from_words(b"maint").is_draining());
+        assert_eq!(CheckReport::from_words(b"down # disk full").text(), "down # disk full");
+        assert_eq!(CheckReport::from_words(b"up 50%").weight_percent, Some(50));
+        assert!(!CheckReport::failed("503").with_words(b"ready").is_passed());
+        assert!(CheckReport::failed("503").with_words(b"drain").is_draining());
+        assert!(CheckReport::from_words(&[b' '; 9000]).is_passed());
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_is_short_and_has_no_control_characters(text in ".{0,400}|[\u{0}-\u{9f}é]{0,400}") {
+            let report = CheckReport::failed(&text);
+            prop_assert!(report.text().len() <= MAX_TEXT && !report.text().chars().any(char::is_control));
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Makes the checks: one task for all endpoints of all pools that are watched.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::machine::Machine;
+use super::report::Verdict;
+use super::schedule::{Lane, Queue};
+use super::{CheckRecord, CheckReport, HealthCheck, InvalidHealthCheck, Performed};
+use crate::balance::endpoint::Health;
+use crate::balance::handle::BalanceHandle;
+use crate::balance::member::Member;
+use crate::balance::membership::Members;
+use crate::balance::pool::{Follow, PoolState, locked};
+
+/// Changes of a pool's members within this time are followed together.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// Checks the endpoints of pools; clones are the same checks. See the [module](super).
+///
+/// An address is checked once, however many pools name it: members with the same addresses, or without addresses the same
+/// key, have the same result.
+///
+/// One task makes the checks, on the runtime of the first [`watch`](Self::watch). It holds no pool, and ends when all pools
+/// and this value are dropped.
+#[derive(Clone)]
+pub struct HealthChecks {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Unique in the process.
+    id: u64,
+    check: Arc<HealthCheck>,
+    /// To the task, once there is one.
+    control: Mutex<Option<mpsc::UnboundedSender<WeakHandle>>>,
+}
+
+impl HealthChecks {
+    /// Prepares checks; none is made before a pool is [watched](Self::watch).
+    ///
+    /// # Errors
+    ///
+    /// A setting cannot work.
+    pub fn new(check: HealthCheck) -> Result<Self, InvalidHealthCheck> {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        check.validate()?;
+        let shared = Shared { id: IDS.fetch_add(1, Relaxed), check: Arc::new(check), control: Mutex::new(None) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Checks the endpoints of this pool from now on, and follows its members, until the pool is dropped.
+    ///
+    /// A pool is checked by one `HealthChecks`: those that watched it before no longer do.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
+    pub fn watch(&self, pool: &BalanceHandle) {
+        if pool.state.checked_by.swap(self.shared.id, Relaxed) == self.shared.id {
+            return;
+        }
+        let pool = WeakHandle { state: Arc::downgrade(&pool.state), pool: Arc::downgrade(&pool.pool) };
+        let mut control = locked(&self.shared.control);
+        let unsent = match &*control {
+            Some(sender) => sender.send(pool).err().map(|unsent| unsent.0),
+            None => Some(pool),
+        };
+        // none yet, or its runtime has ended
+        if let Some(pool) = unsent {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(Runner::new(self.shared.id, self.shared.check.clone(), receiver).run());
+            let _ = sender.send(pool);
+            *control = Some(sender);
+        }
+    }
+}
+
+impl fmt::Debug for HealthChecks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthChecks").field("check", &self.shared.check).finish_non_exhaustive()
+    }
+}
+
+/// A pool that ends when its services and handles do.
+struct WeakHandle {
+    state: Weak<PoolState>,
+    pool: Weak<dyn Follow>,
+}
+
+impl WeakHandle {
+    fn upgrade(&self) -> Option<BalanceHandle> {
+        Some(BalanceHandle { state: self.state.upgrade()?, pool: self.pool.upgrade()? })
+    }
+}
+
+/// What is connected to: the addresses of a member, or its key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Address {
+    Key(Arc<str>),
+    Addresses(Box<[SocketAddr]>),
+}
+
+impl Address {
+    fn of(member: &Member) -> Self {
+        if member.addresses.is_empty() {
+            return Self::Key(member.key.clone());
+        }
+        let mut addresses: Box<[_]> = member.addresses.as_slice().into();
+        addresses.sort_unstable();
+        Self::Addresses(addresses)
+    }
+}
+
+/// The checks of one address.
+struct Probe {
+    address: Address,
+    member: Arc<Member>,
+    machine: Machine,
+    weight_percent: u32,
+    last: Option<Arc<CheckRecord>>,
+    lane: Lane,
+    /// When the next check is due; `None` while one runs.
+    due: Option<Instant>,
+    /// The pools that name the address, and by which key.
+    users: Vec<(u64, Arc<str>)>,
+}
+
+struct Watched {
+    handle: WeakHandle,
+    /// The probes of its members, by their keys.
+    probes: HashMap<Arc<str>, u64>,
+}
+
+/// A check that runs.
+struct Running {
+    probe: u64,
+    lane: Lane,
+    began: Instant,
+}
+
+type Follower = (u64, watch::Receiver<Members>, bool);
+
+enum Event {
+    Watch(Option<WeakHandle>),
+    Followed(Follower),
+    Checked(Id, Result<Performed, JoinError>),
+    Due,
+}
+
+/// The task that makes the checks.
+struct Runner {
+    id: u64,
+    check: Arc<HealthCheck>,
+    control: mpsc::UnboundedReceiver<WeakHandle>,
+    is_shared: bool,
+    pools: HashMap<u64, Watched>,
+    probes: HashMap<u64, Probe>,
+    by_address: HashMap<Address, u64>,
+    queue: Queue,
+    /// Each waits for the next change of a pool's members.
+    followers: JoinSet<Follower>,
+    checks: JoinSet<Performed>,
+    running: HashMap<Id, Running>,
+    next_id: u64,
+}
+
+impl Runner {
+    fn new(id: u64, check: Arc<HealthCheck>, control: mpsc::UnboundedReceiver<WeakHandle>) -> Self {
+        Self {
+            id,
+            queue: Queue::new(check.max_concurrent),
+            check,
+            control,
+            is_shared: true,
+            pools: HashMap::new(),
+            probes: HashMap::new(),
+            by_address: HashMap::new(),
+            followers: JoinSet::new(),
+            checks: JoinSet::new(),
+            running: HashMap::new(),
+            next_id: 0,
+        }
+    }
+
+    async fn run(mut self) {
+        while self.is_shared || !self.pools.is_empty() {
+            self.start_due(Instant::now());
+            match self.event().await {
+                Event::Watch(Some(pool)) => self.watch(pool),
+                Event::Watch(None) => self.is_shared = false,
+                Event::Followed((pool, members, true)) => self.follow(pool, members),
+                Event::Followed((pool, _, false)) => self.forget(pool),
+                Event::Checked(task, performed) => self.checked(task, performed, Instant::now()),
+                Event::Due => {}
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Event {
+        let next = self.queue.next_at();
+        let mut timer = pin!(next.map(sleep_until));
+        std::future::poll_fn(|cx| self.poll_event(timer.as_mut().as_pin_mut(), cx)).await
+    }
+
+    fn poll_event(&mut self, timer: Option<Pin<&mut tokio::time::Sleep>>, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.is_shared {
+            if let Poll::Ready(pool) = self.control.poll_recv(cx) {
+                return Poll::Ready(Event::Watch(pool));
+            }
+        }
+        if let Poll::Ready(Some(Ok(followed))) = self.followers.poll_join_next(cx) {
+            return Poll::Ready(Event::Followed(followed));
+        }
+        match self.checks.poll_join_next_with_id(cx) {
+            Poll::Ready(Some(Ok((task, performed)))) => return Poll::Ready(Event::Checked(task, Ok(performed))),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Checked(error.id(), Err(error))),
+            _ => {}
+        }
+        match timer {
+            Some(timer) => timer.poll(cx).map(|()| Event::Due),
+            None => Poll::Pending,
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn start_due(&mut self, now: Instant) {
+        while let Some((lane, id)) = self.queue.start(now) {
+            let Some(probe) = self.probes.get_mut(&id) else {
+                self.queue.end(lane);
+                continue;
+            };
+            probe.due = None;
+            let (check, member) = (self.check.clone(), probe.member.clone());
+            let task = self.checks.spawn(async move { check.perform(member).await });
+            self.running.insert(task.id(), Running { probe: id, lane, began: now });
+        }
+    }
+
+    fn watch(&mut self, handle: WeakHandle) {
+        let Some(pool) = handle.upgrade() else { return };
+        if self.pools.values().any(|watched| Weak::ptr_eq(&watched.handle.state, &handle.state)) {
+            return;
+        }
+        let id = self.id();
+        self.pools.insert(id, Watched { handle, probes: HashMap::new() });
+        self.follow(id, pool.members());
+    }
+
+    /// Checks the current members of a pool, and waits for the next change.
+    fn follow(&mut self, id: u64, mut members: watch::Receiver<Members>) {
+        let Some(pool) = self.pools.get(&id).and_then(|watched| watched.handle.upgrade()) else {
+            return self.forget(id);
+        };
+        if pool.state.checked_by.load(Relaxed) != self.id {
+            return self.forget(id);
+        }
+        let current = members.borrow_and_update().clone();
+        self.apply(id, &pool, &current);
+        self.followers.spawn(async move {
+            let is_alive = members.changed().await.is_ok();
+            if is_alive {
+                sleep(DEBOUNCE).await;
+            }
+            (id, members, is_alive)
+        });
+    }
+
+    fn apply(&mut self, id: u64, pool: &BalanceHandle, members: &Members) {
+        let Some(watched) = self.pools.get_mut(&id) else { return };
+        let mut before = std::mem::take(&mut watched.probes);
+        let newcomers = members.len().saturating_sub(before.len());
+        let mut probes = HashMap::with_capacity(members.len());
+        let mut left = Vec::new();
+        for member in members.iter() {
+            let address = Address::of(member);
+            let known = before.remove(&member.key);
+            let probe = match known {
+                Some(probe) if self.probes.get(&probe).is_some_and(|probe| probe.address == address) => probe,
+                other => {
+                    left.extend(other.map(|probe| (member.key.clone(), probe)));
+                    self.use_probe(address, member, newcomers, (id, member.key.clone()))
+                }
+            };
+            probes.insert(member.key.clone(), probe);
+            if let Some(probe) = self.probes.get_mut(&probe) {
+                probe.member = member.clone();
+                // the endpoint may be a new one of an address that is checked already
+                probe.publish(pool, &member.key);
+            }
+        }
+        left.extend(before);
+        if let Some(watched) = self.pools.get_mut(&id) {
+            watched.probes = probes;
+        }
+        for (key, probe) in left {
+            self.release(probe, &(id, key));
+        }
+    }
+
+    /// Returns the probe of an address, which is a new one if no pool named it.
+    fn use_probe(&mut self, address: Address, member: &Arc<Member>, among: usize, user: (u64, Arc<str>)) -> u64 {
+        if let Some(id) = self.by_address.get(&address).copied() {
+            if let Some(probe) = self.probes.get_mut(&id) {
+                probe.users.push(user);
+                return id;
+            }
+        }
+        let id = self.id();
+        let due = Machine::first_at(&self.check.schedule, among, Instant::now(), fastrand::u32(..));
+        self.queue.insert(Lane::Slow, due, id);
+        self.by_address.insert(address.clone(), id);
+        let probe = Probe {
+            address,
+            member: member.clone(),
+            machine: Machine::new(),
+            weight_percent: 100,
+            last: None,
+            lane: Lane::Slow,
+            due: Some(due),
+            users: vec![user],
+        };
+        self.probes.insert(id, probe);
+        id
+    }
+
+    /// A pool no longer names the address of a probe.
+    fn release(&mut self, id: u64, user: &(u64, Arc<str>)) {
+        let Some(probe) = self.probes.get_mut(&id) else { return };
+        probe.users.retain(|other| other != user);
+        if !probe.users.is_empty() {
+            return;
+        }
+        if let Some(due) = probe.due {
+            self.queue.remove(probe.lane, due, id);
+        }
+        self.by_address.remove(&probe.address);
+        // a check that runs ends within its limit, and its result is dropped
+        self.probes.remove(&id);
+    }
+
+    fn forget(&mut self, id: u64) {
+        let Some(watched) = self.pools.remove(&id) else { return };
+        for (key, probe) in watched.probes {
+            self.release(probe, &(id, key));
+        }
+    }
+
+    fn checked(&mut self, task: Id, performed: Result<Performed, JoinError>, now: Instant) {
+        let Some(Running { probe: id, lane, began }) = self.running.remove(&task) else { return };
+        self.queue.end(lane);
+        let Some(probe) = self.probes.get_mut(&id) else { return };
+        let record = performed.map_or_else(
+            |_| {
+                let report = CheckReport::failed("the check panicked");
+                CheckRecord { at: now, took: now.saturating_duration_since(began), report }
+            },
+            |performed| performed.record,
+        );
+        let before = probe.machine.health();
+        let change = probe.machine.on_result(record.report.verdict, &self.check.schedule);
+        if let Some(percent) = record.report.weight_percent {
+            probe.weight_percent = percent;
+        } else if record.report.verdict == Verdict::Pass {
+            probe.weight_percent = 100;
+        }
+        probe.lane = if self.check.is_slow(record.took) { Lane::Slow } else { Lane::Quick };
+        let due = now.max(began + probe.machine.interval(&self.check.schedule, fastrand::u32(..)));
+        probe.due = Some(due);
+        self.queue.insert(probe.lane, due, id);
+        let record = Arc::new(record);
+        probe.last = Some(record.clone());
+        let mut gone = Vec::new();
+        for (pool, key) in &probe.users {
+            let handle = self.pools.get(pool).and_then(|watched| watched.handle.upgrade());
+            match handle {
+                Some(handle) if handle.state.checked_by.load(Relaxed) == self.id => {
+                    probe.publish(&handle, key);
+                    if let Some(health) = change {
+                        report(handle.name(), key, before, health, &record);
+                    }
+                }
+                _ => gone.push(*pool),
+            }
+        }
+        for pool in gone {
+            self.forget(pool);
+        }
+    }
+}
+
+impl Probe {
+    /// Tells a pool what is known. Its circuit is none of the checks' business: only calls close what calls have opened.
+    fn publish(&self, pool: &BalanceHandle, key: &str) {
+        pool.set_health(key, self.machine.health());
+        pool.set_weight_percent(key, self.weight_percent);
+        if let Some(record) = &self.last {
+            pool.set_last_check(key, record.clone());
+        }
+    }
+}
+
+fn report(upstream: &str, endpoint: &str, before: Health, health: Health, record: &CheckRecord) {
+    let (reason, duration_ms) = (record.report.text(), u64::try_from(record.took.as_millis()).unwrap_or(u64::MAX));
+    let status = record.report.status();
+    match health {
+        Health::Unhealthy => tracing::warn!(
+            target: "tower_upstream", upstream, endpoint, reason, status, duration_ms,
+            "health checks failed: the endpoint takes no calls"
+        ),
+        Health::Draining => tracing::warn!(
+            target: "tower_upstream", upstream, endpoint, reason, status, duration_ms,
+            "the endpoint asked for no new calls"
+        ),
+        // the usual case of a newcomer
+        _ if before == Health::Unknown => tracing::debug!(
+            target: "tower_upstream", upstream, endpoint, status, duration_ms,
+            "health checks passed"
+        ),
+        _ => tracing::info!(
+            target: "tower_upstream", upstream, endpoint, status, duration_ms,
+            "health checks passed: the endpoint takes calls again"
+        ),
+    }
+}

@@ -1,0 +1,248 @@
+//! The words by which an endpoint says how it is: those of agent checks, as
+//! `haproxy` reads them, and the `status` of a JSON document. Pure.
+//!
+//! A text counts as words only if each of its words is known, so that a page that happens to contain "down" does not.
+
+use super::report::Verdict;
+
+/// At most this much of a response is read.
+pub(super) const MAX_BODY: usize = 4096;
+/// Nested deeper, a JSON document is not read on.
+const MAX_DEPTH: usize = 32;
+
+/// What an endpoint says about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Words {
+    pub(super) verdict: Option<Verdict>,
+    pub(super) weight_percent: Option<u32>,
+}
+
+/// Reads the body or a header field of a response. What is not understood says nothing.
+pub(super) fn read(text: &[u8]) -> Words {
+    let text = text.trim_ascii_start();
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    if text.first() == Some(&b'{') {
+        let verdict = Json { rest: &text[1..] }.status().as_deref().and_then(of_status);
+        return Words { verdict, weight_percent: None };
+    }
+    // an agent's response is one line; behind '#' is a description
+    let line = text.split(|byte| matches!(byte, b'\r' | b'\n' | b'#')).next().unwrap_or_default();
+    std::str::from_utf8(line).ok().and_then(words).unwrap_or_default()
+}
+
+/// The words of a line, if all of them are known.
+fn words(line: &str) -> Option<Words> {
+    let mut found = Words::default();
+    for word in line.split([' ', '\t', ',']).filter(|word| !word.is_empty()) {
+        let word = word.to_ascii_lowercase();
+        if let Some(verdict) = of_word(&word) {
+            // the worst one counts, in whatever order they come
+            found.verdict = Some(found.verdict.map_or(verdict, |other| worse(verdict, other)));
+        } else if let Some(percent) = percent(word.strip_prefix("weight:").unwrap_or(&word)) {
+            found.weight_percent = Some(percent);
+        } else if !word.starts_with("maxconn:") {
+            return None;
+        }
+    }
+    Some(found)
+}
+
+fn percent(word: &str) -> Option<u32> {
+    let digits = word.strip_suffix('%')?;
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some(digits.parse().unwrap_or(u32::MAX).min(1000))
+}
+
+fn of_word(word: &str) -> Option<Verdict> {
+    Some(match word {
+        "up" | "ready" => Verdict::Pass,
+        "drain" | "maint" => Verdict::Drain,
+        "down" | "fail" | "failed" | "stopped" => Verdict::Fail,
+        _ => return None,
+    })
+}
+
+/// The status of a health document (draft-inadarei-api-health-check), or of those in use.
+fn of_status(status: &str) -> Option<Verdict> {
+    Some(match &*status.to_ascii_lowercase() {
+        "pass" | "ok" | "up" | "ready" | "warn" | "healthy" | "degraded" => Verdict::Pass,
+        "drain" | "draining" | "maint" | "maintenance" | "out_of_service" => Verdict::Drain,
+        "fail" | "error" | "down" | "unhealthy" => Verdict::Fail,
+        _ => return None,
+    })
+}
+
+fn worse(one: Verdict, other: Verdict) -> Verdict {
+    let rank = |verdict: Verdict| match verdict {
+        Verdict::Pass => 0,
+        Verdict::Drain => 1,
+        Verdict::Fail => 2,
+    };
+    if rank(one) >= rank(other) { one } else { other }
+}
+
+/// The part of a JSON object behind its opening brace. It may be cut off anywhere.
+struct Json<'a> {
+    rest: &'a [u8],
+}
+
+impl Json<'_> {
+    /// The value of the member `status` of the object itself, if it is a string.
+    fn status(&mut self) -> Option<String> {
+        loop {
+            self.skip_space();
+            let name = self.string()?;
+            self.skip_space();
+            self.expect(b':')?;
+            self.skip_space();
+            if name == "status" {
+                return self.string();
+            }
+            self.skip_value()?;
+            self.skip_space();
+            self.expect(b',')?;
+        }
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        let (first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(*first)
+    }
+
+    fn expect(&mut self, byte: u8) -> Option<()> {
+        (self.next()? == byte).then_some(())
+    }
+
+    fn skip_space(&mut self) {
+        self.rest = self.rest.trim_ascii_start();
+    }
+
+    /// A string; an escaped character is no part of the words that are looked for, and is replaced.
+    fn string(&mut self) -> Option<String> {
+        self.expect(b'"')?;
+        let mut text = Vec::new();
+        loop {
+            match self.next()? {
+                b'"' => return String::from_utf8(text).ok(),
+                b'\\' => {
+                    self.next()?;
+                    text.push(b'?');
+                }
+                byte => text.push(byte),
+            }
+        }
+    }
+
+    /// Skips a value, without checking what is in it.
+    fn skip_value(&mut self) -> Option<()> {
+        let mut depth = 0_usize;
+        loop {
+            match self.rest.first()? {
+                b'"' => {
+                    self.string()?;
+                }
+                b'{' | b'[' => {
+                    depth += 1;
+                    self.next()?;
+                }
+                b'}' | b']' => {
+                    depth = depth.checked_sub(1)?;
+                    self.next()?;
+                }
+                b',' if depth == 0 => return Some(()),
+                _ => {
+                    self.next()?;
+                    continue;
+                }
+            }
+            match depth {
+                0 => return Some(()),
+                MAX_DEPTH.. => return None,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn verdict(text: &str) -> Option<Verdict> {
+        read(text.as_bytes()).verdict
+    }
+
+    #[test]
+    fn agents_words_are_understood() {
+        for (text, expected, weight) in [
+            ("ready", Some(Verdict::Pass), None),
+            ("up\n", Some(Verdict::Pass), None),
+            ("DRAIN", Some(Verdict::Drain), None),
+            ("maint # until 3 a.m.", Some(Verdict::Drain), None),
+            ("down", Some(Verdict::Fail), None),
+            ("up ready 75%", Some(Verdict::Pass), Some(75)),
+            ("weight:50%", None, Some(50)),
+            ("up, weight:50%, maxconn:30\r\n", Some(Verdict::Pass), Some(50)),
+            ("drain ready", Some(Verdict::Drain), None),
+            ("weight:99999999999999%", None, Some(1000)),
+            ("0%", None, Some(0)),
+        ] {
+            assert_eq!(read(text.as_bytes()), Words { verdict: expected, weight_percent: weight }, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_not_all_words_says_nothing() {
+        for text in ["", "OK", "the server is down", "<html>drain</html>", "weight:x%", "%", "weight:50", "drained"] {
+            assert_eq!(read(text.as_bytes()), Words::default(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_status_of_a_health_document_is_understood() {
+        for (text, expected) in [
+            (r#"{"status":"pass"}"#, Some(Verdict::Pass)),
+            (r#" { "version": "1", "status" : "fail", "checks": {"#, Some(Verdict::Fail)),
+            (r#"{"checks":{"db":[{"status":"fail"}]},"notes":["}","\"]"],"status":"warn"}"#, Some(Verdict::Pass)),
+            (r#"{"status":"UP","components":{"db":{"status":"DOWN"}}}"#, Some(Verdict::Pass)),
+            (r#"{"status":"OUT_OF_SERVICE"}"#, Some(Verdict::Drain)),
+            (r#"{"a":-1.5e3,"status":"draining"}"#, Some(Verdict::Drain)),
+            (r#"{"status":"maint"}"#, Some(Verdict::Drain)),
+            (r#"{"components":{"db":{"status":"DOWN"}}}"#, None),
+            (r#"{"status":"sideways"}"#, None),
+            (r#"{"status":200}"#, None),
+            (r#"{"sta"#, None),
+            ("{}", None),
+            ("{", None),
+        ] {
+            assert_eq!(verdict(text), expected, "{text}");
+        }
+        let deep = format!(r#"{{"a":{}{},"status":"fail"}}"#, "[".repeat(1000), "]".repeat(1000));
+        assert_eq!(verdict(&deep), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..MAX_BODY)) {
+            read(&bytes);
+        }
+
+        #[test]
+        fn no_document_panics(text in r#"[{}\[\]",:\\ a-z#%0-9éx]{0,200}"#) {
+            read(format!("{{{text}").as_bytes());
+            read(text.as_bytes());
+        }
+
+        #[test]
+        fn a_document_cut_off_anywhere_never_says_something_else(cut in 0_usize..70) {
+            let text = br#"{"a":{"status":"fail"},"b":["fail"],"status":"pass","c":"fail"}"#;
+            let words = read(&text[..cut.min(text.len())]);
+            prop_assert!(matches!(words.verdict, None | Some(Verdict::Pass)));
+        }
+    }
+}
