@@ -155,8 +155,11 @@ impl Choice<'_> {
         mut random: impl FnMut() -> u64,
     ) -> Option<usize> {
         // among equal costs the first one stays, which is drawn by weight
-        let mut best = weights.drawn_by(&mut random, endpoints.len());
-        best = best.and_then(|index| self.usable(endpoints, index, &mut random));
+        let mut draws = 0..DRAWS;
+        let mut best = draws.find_map(|_| {
+            let drawn = weights.drawn_by(&mut random, endpoints.len())?;
+            self.usable(endpoints, drawn, &mut random)
+        });
         for index in 0..endpoints.len() {
             if best == Some(index) {
                 continue;
@@ -286,6 +289,20 @@ mod tests {
             for (endpoint, weight) in endpoints.iter().zip(&weights) {
                 let share = endpoint.calls as f32 / 20_000.0 / (weight / sum);
                 assert!((0.85..1.15).contains(&share), "{weights:?}: weight {weight} got {share} of its share");
+            }
+        }
+    }
+
+    #[test]
+    fn the_share_of_an_endpoint_that_is_not_available_is_spread_over_the_others_by_weight() {
+        for weights in [vec![2.0, 1.0, 2.0], vec![4.0, 1.0, 3.0, 1.0, 1.0]] {
+            let mut endpoints = endpoints(weights.len() as u64);
+            endpoints[0].available = false;
+            drive(&mut endpoints, &Weights::new(&weights), CHOICE, 20_000);
+            let sum: f32 = weights[1..].iter().sum();
+            for (endpoint, weight) in endpoints.iter().zip(&weights).skip(1) {
+                let share = endpoint.calls as f32 / 20_000.0 / (weight / sum);
+                assert!((0.8..1.25).contains(&share), "{weights:?}: weight {weight} got {share} of its share");
             }
         }
     }
