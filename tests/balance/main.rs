@@ -7,6 +7,8 @@ mod support;
 
 mod attempts;
 mod config;
+mod health;
+mod health_over_sockets;
 mod model;
 mod pool;
 mod simulation;

@@ -232,7 +232,11 @@ fn timeout_cause(phase: Phase) -> BadGatewayCause {
 
 /// The text of an error and of its sources.
 fn chain_text(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = match error.downcast_ref::<Failure>() {
+        // shorter than its own text
+        Some(failure) => format!("{} in phase {}", failure.cause().as_str(), failure.phase().as_str()),
+        None => error.to_string(),
+    };
     let mut source = error.source();
     // a chain may be of any length, and a report is short
     for _ in 0..8 {
