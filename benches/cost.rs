@@ -169,58 +169,6 @@ fn a_learned_limit_is_estimated(bencher: Bencher<'_, '_>) {
     bencher.bench(|| limit.snapshot(black_box(now)));
 }
 
-/// A body of so many frames of 1 KiB.
-struct Frames(u8, Bytes);
-
-impl Frames {
-    fn eight() -> Self {
-        Self(8, Bytes::from(vec![7; 1024]))
-    }
-}
-
-impl Body for Frames {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(left) = self.0.checked_sub(1) else { return Poll::Ready(None) };
-        self.0 = left;
-        Poll::Ready(Some(Ok(Frame::data(self.1.clone()))))
-    }
-}
-
-fn read(body: impl Body) -> usize {
-    let mut body = pin!(body);
-    let mut frames = 0;
-    while let Poll::Ready(Some(_)) = body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())) {
-        frames += 1;
-    }
-    frames
-}
-
-#[divan::bench]
-fn a_body_of_eight_frames_is_read(bencher: Bencher<'_, '_>) {
-    bencher.with_inputs(Frames::eight).bench_values(read);
-}
-
-#[divan::bench]
-fn a_body_of_eight_frames_is_read_and_kept(bencher: Bencher<'_, '_>) {
-    bencher.with_inputs(Frames::eight).bench_values(|body| {
-        let (body, replay) = ReplayBody::new(body, 64 * 1024);
-        (read(body), replay)
-    });
-}
-
-#[divan::bench]
-fn a_body_of_eight_frames_is_sent_again(bencher: Bencher<'_, '_>) {
-    let kept = || {
-        let (body, replay) = ReplayBody::new(Frames::eight(), 64 * 1024);
-        read(body);
-        replay
-    };
-    bencher.with_inputs(kept).bench_values(|replay| (replay.replay().map(read), replay));
-}
-
 /// A budget that has seen 50,000 calls a second for two seconds, and the time at their end.
 fn busy() -> (RetryBudget, Instant) {
     let (budget, mut now) = (RetryBudget::new(), Instant::now());

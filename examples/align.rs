@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use tower_upstream::alignment::{Fraction, HedgeBudget, peers};
+use tower_upstream::alignment::peers;
+use tower_upstream::retry::{Quantile, Ratio};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 const fn ms(number: u64) -> Duration {
@@ -61,7 +62,6 @@ fn main() {
         .backoff(ms(25), secs(1))
         .retry_after(secs(5))
         .hedge_delay(ms(400))
-        .hedge_budget(HedgeBudget::Shared)
         .budget_window(secs(10))
         .breaker(secs(2), secs(10))
         .probe_timeout(secs(1))
@@ -70,8 +70,8 @@ fn main() {
         .drain_delay(secs(20))
         .grace(secs(30))
         .replay(64 << 10, 2_000, 256 << 20)
-        .learned_quantile(Fraction::per_mille(995))
-        .hang_share(Fraction::per_mille(2));
+        .learned_quantile(Quantile::P99_5)
+        .hang_share(Ratio::per_mille(2));
     let timeouts = Timeouts::new().response_head(ms(1800)).attempt(secs(2)).total(secs(8));
     show("Everything declared, and everything fits", timeouts, &fits);
 

@@ -30,7 +30,7 @@ pub(super) struct AdmissionController {
 
 /// The permit of an admitted call.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     number: u32,
     kind: CallKind,
     /// Admitted to confirm the estimate.

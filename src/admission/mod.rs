@@ -104,7 +104,8 @@ use crate::exchange::{
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::reachable;
 
-pub use self::controller::{Permit, RejectionCounts};
+use self::controller::Permit;
+pub use self::controller::RejectionCounts;
 
 passing_middleware! {
     /// The service of [`AdmissionLayer`].

@@ -10,6 +10,7 @@ macro_rules! ids {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $word:literal;)*) => {
         /// The inequality that a finding is about, one of 18.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
         #[non_exhaustive]
         pub enum FindingId {
             $($(#[$doc])* $variant = $number,)*
@@ -83,6 +84,7 @@ impl fmt::Display for FindingId {
 
 /// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Severity {
     /// The crate corrects it at run time, which has a cost.

@@ -1,25 +1,13 @@
-//! The report as JSON, by hand: serde's derive is a proc-macro.
+//! The report as JSON.
 
 use std::time::Duration;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use super::finding::{Finding, FindingId, NamedQuantity, Severity};
+use super::finding::{Finding, NamedQuantity};
 use super::quantity::Quantity;
 use super::report::Report;
 use super::timeline::{Span, Timeline};
-
-impl Serialize for FindingId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl Serialize for Severity {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
 
 /// Milliseconds, as everywhere in this crate's JSON.
 fn millis(time: Duration) -> f64 {

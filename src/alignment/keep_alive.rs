@@ -23,23 +23,8 @@ use tokio::time::Instant;
 /// rises by an eighth, and so on: a changed setting of the upstream is found slowly, and the limit approaches the real one
 /// from below, where finding a connection closed costs nothing. A field in a response that announces less lowers it again
 /// immediately.
-///
-/// ```
-/// use std::time::Duration;
-/// use tokio::time::Instant;
-/// use tower_upstream::alignment::KeepAliveEstimator;
-///
-/// let start = Instant::now();
-/// let learnt = KeepAliveEstimator::new(Duration::from_secs(90), start);
-/// learnt.observe_header("timeout=72, max=100");
-/// assert_eq!(learnt.idle_limit(), Duration::from_secs(71));
-/// learnt.observe_stale(Duration::from_secs(60), start);
-/// assert_eq!(learnt.idle_limit(), Duration::from_secs(48));
-/// learnt.relax(start + Duration::from_secs(60));
-/// assert_eq!(learnt.idle_limit(), Duration::from_secs(71));
-/// ```
 #[derive(Debug)]
-pub struct KeepAliveEstimator {
+pub(crate) struct KeepAliveEstimator {
     configured: u64,
     /// In nanoseconds, like the other fields.
     limit: AtomicU64,
@@ -56,18 +41,18 @@ pub struct KeepAliveEstimator {
 
 impl KeepAliveEstimator {
     /// The lowest limit.
-    pub const FLOOR: Duration = Duration::from_millis(250);
+    pub(crate) const FLOOR: Duration = Duration::from_millis(250);
     /// The time after the last lowering until the limit rises.
-    pub const QUIET: Duration = Duration::from_secs(300);
+    pub(crate) const QUIET: Duration = Duration::from_secs(300);
     /// The time after which a limit is forgotten that no second connection has confirmed.
     const UNCONFIRMED: Duration = Duration::from_secs(60);
     /// Dead connections within this time count as one.
-    pub const ONE_EVENT: Duration = Duration::from_secs(1);
+    pub(crate) const ONE_EVENT: Duration = Duration::from_secs(1);
 
     const HEADER_MARGIN: Duration = Duration::from_secs(1);
 
     /// Starts with the configured limit.
-    pub fn new(configured: Duration, now: Instant) -> Self {
+    pub(crate) fn new(configured: Duration, now: Instant) -> Self {
         let configured = nanos(configured);
         let [limit, confirmed] = [(); 2].map(|()| AtomicU64::new(configured));
         let [dead_age, changed_at, ignore_until] = [(); 3].map(|()| AtomicU64::new(0));
@@ -75,17 +60,17 @@ impl KeepAliveEstimator {
     }
 
     /// The current limit for idle connections.
-    pub fn idle_limit(&self) -> Duration {
+    pub(crate) fn idle_limit(&self) -> Duration {
         Duration::from_nanos(self.limit.load(Relaxed))
     }
 
     /// Whether the limit is below the configured one.
-    pub fn has_learnt(&self) -> bool {
+    pub(crate) fn has_learnt(&self) -> bool {
         self.limit.load(Relaxed) < self.configured
     }
 
     /// Records a `Keep-Alive` field; anything but its `timeout=N` is ignored.
-    pub fn observe_header(&self, field: &str) {
+    pub(crate) fn observe_header(&self, field: &str) {
         if let Some(timeout) = timeout_of(field) {
             self.lower(nanos(timeout.saturating_sub(Self::HEADER_MARGIN)), true);
         }
@@ -100,7 +85,7 @@ impl KeepAliveEstimator {
     }
 
     /// Records the idle age at which a connection turned out to be dead, before a request was written to it.
-    pub fn observe_stale(&self, age: Duration, now: Instant) {
+    pub(crate) fn observe_stale(&self, age: Duration, now: Instant) {
         let now = self.since_start(now);
         let deaf_until = self.ignore_until.load(Relaxed);
         if now < deaf_until {
@@ -122,7 +107,7 @@ impl KeepAliveEstimator {
     }
 
     /// Raises the limit if enough time has passed; call it periodically.
-    pub fn relax(&self, now: Instant) {
+    pub(crate) fn relax(&self, now: Instant) {
         if !self.has_learnt() {
             return;
         }
@@ -143,7 +128,7 @@ impl KeepAliveEstimator {
     }
 
     /// Parses the timeout of a `Keep-Alive` field.
-    pub fn parse(field: &str) -> Option<Duration> {
+    pub(crate) fn parse(field: &str) -> Option<Duration> {
         timeout_of(field)
     }
 

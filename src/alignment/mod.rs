@@ -68,12 +68,13 @@
 //!
 //! # At run time
 //!
-//! [`KeepAliveEstimator`] learns how long an upstream keeps idle connections, from `Keep-Alive` fields and from connections
-//! that were closed; this crate's pool uses it. [`pool_idle_finding`] is for pools that cannot use it.
+//! The pool of this crate's client learns how long an upstream keeps idle connections, from `Keep-Alive` fields and from
+//! connections that were closed. For other clients, [`TimeoutLayer::pool_idle`](crate::timeout::TimeoutLayer::pool_idle) warns.
 
 mod finding;
 #[cfg(feature = "serde")]
 mod json;
+#[cfg_attr(not(feature = "client"), allow(dead_code))] // without it, fields are only parsed
 mod keep_alive;
 pub mod peers;
 mod quantity;
@@ -83,12 +84,11 @@ mod timeline;
 mod topology;
 
 pub use self::finding::{Finding, FindingId, Severity};
-pub use self::keep_alive::KeepAliveEstimator;
+pub(crate) use self::keep_alive::KeepAliveEstimator;
 pub use self::peers::Hop;
-pub use self::quantity::Fraction;
 pub use self::report::{MisalignedTimeouts, Report};
-pub use self::rules::pool_idle_finding;
-pub use self::topology::{HedgeBudget, Topology};
+pub(crate) use self::rules::pool_idle_finding;
+pub use self::topology::Topology;
 
 use crate::timeout::Timeouts;
 

@@ -106,21 +106,21 @@ impl fmt::Display for Quantity {
 
 /// A fraction of the whole, exact to a millionth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Fraction(u32);
+pub(super) struct Fraction(u32);
 
 impl Fraction {
     /// Nothing.
-    pub const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self(0);
     /// The whole.
-    pub const ALL: Self = Self(1_000_000);
+    pub(super) const ALL: Self = Self(1_000_000);
 
     /// A fraction in thousandths; more than 1000 counts as the whole.
-    pub const fn per_mille(parts: u32) -> Self {
-        Self::per_million(parts.saturating_mul(1000))
+    pub(super) const fn per_mille(parts: u16) -> Self {
+        Self::per_million((parts as u32).saturating_mul(1000))
     }
 
     /// A fraction in millionths; more than a million counts as the whole.
-    pub const fn per_million(parts: u32) -> Self {
+    pub(super) const fn per_million(parts: u32) -> Self {
         if parts > Self::ALL.0 { Self::ALL } else { Self(parts) }
     }
 

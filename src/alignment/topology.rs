@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::peers::Hop;
-use super::quantity::{Fraction, Quantity};
+use super::quantity::Quantity;
+use crate::stats::{Quantile, Ratio};
 
 /// The declared environment of the gateway, with which its [`Timeouts`](crate::timeout::Timeouts) have to agree.
 ///
@@ -37,7 +38,7 @@ pub struct Topology {
     pub(super) backoff: Option<Backoff>,
     pub(super) retry_after: Option<Duration>,
     pub(super) hedge_delay: Option<Duration>,
-    pub(super) hedge_budget: Option<HedgeBudget>,
+    pub(super) separate_hedge_budget: bool,
     pub(super) budget_window: Option<Duration>,
     pub(super) breaker: Option<Breaker>,
     pub(super) probe: Option<Duration>,
@@ -47,8 +48,8 @@ pub struct Topology {
     pub(super) drain_delay: Option<Duration>,
     pub(super) grace: Option<Duration>,
     pub(super) replay: Option<Replay>,
-    pub(super) quantile: Option<Fraction>,
-    pub(super) hangs: Option<Fraction>,
+    pub(super) quantile: Option<Quantile>,
+    pub(super) hangs: Option<Ratio>,
 }
 
 /// How long the client waits.
@@ -99,16 +100,6 @@ pub(super) struct Replay {
     pub(super) cap: u64,
     pub(super) in_flight: u64,
     pub(super) memory: u64,
-}
-
-/// The budget that hedges draw on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HedgeBudget {
-    /// The budget that retries draw on.
-    Shared,
-    /// A separate budget, or none.
-    Separate,
 }
 
 macro_rules! declares {
@@ -175,8 +166,6 @@ impl Topology {
         retry_after => retry_after: Duration;
         /// The time after which a hedge starts (15).
         hedge_delay => hedge_delay: Duration;
-        /// The budget that hedges draw on (15).
-        hedge_budget => hedge_budget: HedgeBudget;
         /// The length of the retry budget's window (13).
         budget_window => budget_window: Duration;
         /// The timeout of a circuit breaker's probe (11).
@@ -188,9 +177,15 @@ impl Topology {
         /// The time from the signal to the end of the process (16).
         grace => grace: Duration;
         /// The latency quantile that a learned timeout is based on (18).
-        learned_quantile => quantile: Fraction;
+        learned_quantile => quantile: Quantile;
         /// The share of calls that hang (18).
-        hang_share => hangs: Fraction;
+        hang_share => hangs: Ratio;
+    }
+
+    /// Hedges do not draw on the budget of retries: they have one of their own, or none (15).
+    pub const fn separate_hedge_budget(mut self) -> Self {
+        self.separate_hedge_budget = true;
+        self
     }
 
     /// The longest backoff before the first retry; it doubles with each further retry, up to `longest` (3).

@@ -5,14 +5,17 @@ mod length;
 mod loan;
 mod replay;
 mod response;
+mod upgrade_guard;
 mod upload;
 
 use http::{Request, Response};
 use tower_service::Service;
 
 pub(crate) use self::length::{Length, content_length, is_plain_number};
-pub use self::replay::{BodyReclaimed, ReplayBody, ReplayHandle};
+pub use self::replay::ReplayBody;
+pub(crate) use self::replay::ReplayHandle;
 pub use self::response::ResponseBody;
+pub use self::upgrade_guard::{UpgradeEnd, UpgradeGuard};
 pub use self::upload::TrackedUpload;
 pub(crate) use self::upload::{UploadCounters, announces_body};
 

@@ -21,29 +21,18 @@ type BoxedBuffer<B> = Pin<Box<ReplayBuffer<B>>>;
 pin_project! {
     /// A request body whose frames are kept while an attempt reads them.
     ///
+    /// Made by a [`RetryLayer`](crate::retry::RetryLayer).
+    ///
     /// Nothing is read ahead: the first attempt gets each frame when it arrives. Frames are kept up to a cap; beyond it the
     /// request continues and only the replay is lost. An unread body needs no copy and is not capped. Trailers are kept
     /// like data.
     ///
     /// There is a single body, lent to one attempt at a time. The attempt returns it when it drops its `ReplayBody`, or, if the
-    /// [`ReplayHandle`] recalls it, at its next poll. That poll returns the error [`BodyReclaimed`], because a body that continues
+    /// next one needs it, at its next poll. That poll returns an error, because a body that continues
     /// elsewhere must not look complete. So two attempts never read from it in turn, and none sends a part as the whole.
     ///
     /// A body that is empty from the start is passed through without an allocation.
-    ///
-    /// ```
-    /// use bytes::Bytes;
-    /// use http_body_util::{BodyExt, Full};
-    /// use tower_upstream::body::ReplayBody;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let (first, replay) = ReplayBody::new(Full::<Bytes>::from("order"), 64 * 1024);
-    /// assert_eq!(first.collect().await.unwrap().to_bytes(), "order");
-    /// let second = replay.replay().unwrap();
-    /// assert_eq!(second.collect().await.unwrap().to_bytes(), "order");
-    /// # }
-    /// ```
+    #[derive(Debug)]
     pub struct ReplayBody<B> {
         #[pin]
         kind: Kind<B>,
@@ -52,6 +41,7 @@ pin_project! {
 
 pin_project! {
     #[project = KindProjection]
+    #[derive(Debug)]
     enum Kind<B> {
         // empty from the start, or not kept
         Passing { #[pin] body: B },
@@ -61,6 +51,7 @@ pin_project! {
 }
 
 /// The body while an attempt holds it.
+#[derive(Debug)]
 struct LentBody<B> {
     held: Option<BoxedBuffer<B>>,
     shared: Arc<Shared<B>>,
@@ -69,11 +60,13 @@ struct LentBody<B> {
 /// The handle to send a body again.
 ///
 /// Dropping it ends the replay: the attempt in flight keeps the body, and no more frames are kept.
-pub struct ReplayHandle<B> {
+#[derive(Debug)]
+pub(crate) struct ReplayHandle<B> {
     /// `None` for a body that was empty from the start, as is every copy.
     shared: Option<Arc<Shared<B>>>,
 }
 
+#[derive(Debug)]
 struct Shared<B> {
     loan: Loan<BoxedBuffer<B>>,
     /// Progress, readable while an attempt holds the body.
@@ -86,7 +79,7 @@ const LOST: u8 = 2;
 
 /// The error of a body that was reclaimed for another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BodyReclaimed(());
+pub(crate) struct BodyReclaimed(());
 
 impl fmt::Display for BodyReclaimed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,11 +90,8 @@ impl fmt::Display for BodyReclaimed {
 impl Error for BodyReclaimed {}
 
 impl<B: Body<Data = Bytes>> ReplayBody<B> {
-    /// The default cap: 64 KiB.
-    pub const DEFAULT_CAP: usize = 64 * 1024;
-
     /// Returns the first attempt's body and the handle for a replay; at most `cap` bytes and 1024 frames are kept.
-    pub fn new(body: B, cap: usize) -> (Self, ReplayHandle<B>) {
+    pub(crate) fn new(body: B, cap: usize) -> (Self, ReplayHandle<B>) {
         if body.is_end_stream() {
             return (Self { kind: Kind::Passing { body } }, ReplayHandle { shared: None });
         }
@@ -113,7 +103,7 @@ impl<B: Body<Data = Bytes>> ReplayBody<B> {
 
 impl<B> ReplayBody<B> {
     /// A body that is sent once: it passes unchanged and is not kept.
-    pub fn non_replayable(body: B) -> Self {
+    pub(crate) fn non_replayable(body: B) -> Self {
         Self { kind: Kind::Passing { body } }
     }
 
@@ -124,12 +114,12 @@ impl<B> ReplayBody<B> {
 
 impl<B> ReplayHandle<B> {
     /// Whether a replay may still be possible.
-    pub fn is_possible(&self) -> bool {
+    pub(crate) fn is_possible(&self) -> bool {
         self.fate() != LOST
     }
 
     /// Whether an attempt has polled the body.
-    pub fn was_polled(&self) -> bool {
+    pub(crate) fn was_polled(&self) -> bool {
         self.fate() != UNREAD
     }
 
@@ -138,7 +128,7 @@ impl<B> ReplayHandle<B> {
     }
 
     /// Returns the body from its start; `None` if it exceeded the cap, failed, or is held by an attempt.
-    pub fn replay(&self) -> Option<ReplayBody<B>> {
+    pub(crate) fn replay(&self) -> Option<ReplayBody<B>> {
         let Some(shared) = &self.shared else { return Some(ReplayBody::default()) };
         rewound(shared.loan.take()?, shared)
     }
@@ -147,7 +137,7 @@ impl<B> ReplayHandle<B> {
     ///
     /// The attempt is woken if it waits for the body. A connection that never polls it again returns it only when it
     /// ends, so callers should limit the wait. Ready with `None` if no replay is possible.
-    pub fn poll_replay(&self, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
+    pub(crate) fn poll_replay(&self, cx: &mut Context<'_>) -> Poll<Option<ReplayBody<B>>> {
         let Some(shared) = &self.shared else { return Poll::Ready(Some(ReplayBody::default())) };
         if !self.is_possible() {
             return Poll::Ready(None);
@@ -266,26 +256,7 @@ impl<B> From<Bytes> for ReplayBody<B> {
     }
 }
 
-impl<B> fmt::Debug for ReplayBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match &self.kind {
-            Kind::Passing { .. } => "Passing",
-            Kind::Local { .. } => "Local",
-            Kind::Lent { lent } if lent.held.is_some() => "Lent",
-            Kind::Lent { .. } => "BodyReclaimed",
-        };
-        f.debug_tuple("ReplayBody").field(&format_args!("{kind}")).finish()
-    }
-}
-
-impl<B> fmt::Debug for ReplayHandle<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Replay")
-            .field("is_possible", &self.is_possible())
-            .field("was_polled", &self.was_polled())
-            .finish()
-    }
-}
-
+#[cfg(test)]
+mod half_sent;
 #[cfg(test)]
 mod tests;

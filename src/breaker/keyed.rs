@@ -1,6 +1,5 @@
 //! One circuit per upstream, keyed by the request.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderMap, Uri};
@@ -12,7 +11,7 @@ use crate::exchange::{Config, Key, PerKey};
 use crate::keyed_map::Eviction;
 
 /// One circuit per upstream; made by [`CircuitBreakerLayer::keyed`].
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct KeyedCircuitBreakerLayer {
     name: Arc<str>,
@@ -73,11 +72,5 @@ impl<S> Layer<S> for KeyedCircuitBreakerLayer {
 
     fn layer(&self, inner: S) -> CircuitBreaker<S> {
         CircuitBreaker::new(inner, self.configs.clone())
-    }
-}
-
-impl fmt::Debug for KeyedCircuitBreakerLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.configs.snapshot(|config| config.per_attempt.core.circuit.state())).finish()
     }
 }

@@ -58,7 +58,7 @@ impl fmt::Display for State {
 
 /// The permit of an admitted call: the state and epoch at admission.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Permit(NonZeroU64);
+pub(crate) struct Permit(NonZeroU64);
 
 impl Permit {
     /// The permit for this word; the word is never zero because epochs start at one.
@@ -84,7 +84,7 @@ impl Permit {
 
     /// Whether the call is the probe of a half-open circuit.
     #[inline]
-    pub fn is_probe(&self) -> bool {
+    pub(crate) fn is_probe(&self) -> bool {
         self.0.get() & MASK == PROBING
     }
 }

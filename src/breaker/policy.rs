@@ -1,6 +1,5 @@
 //! Settings: when a circuit opens, for how long, and which statuses count as failures.
 
-use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -19,7 +18,7 @@ use crate::stats::Ratio;
 ///     BreakerPolicy::new().ratio(Ratio::per_mille(100), 50).slow_calls(Duration::from_secs(1), Ratio::per_mille(500));
 /// # let _ = STRICT;
 /// ```
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct BreakerPolicy {
     pub(crate) consecutive_failures: u32,
@@ -129,21 +128,6 @@ impl BreakerPolicy {
 impl Default for BreakerPolicy {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl fmt::Debug for BreakerPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BreakerPolicy")
-            .field("consecutive_failures", &self.consecutive_failures)
-            .field("ratio", &self.ratio)
-            .field("min_calls", &self.min_calls)
-            .field("window", &self.window)
-            .field("slow", &self.slow)
-            .field("open_duration", &self.open_duration)
-            .field("max_open_duration", &self.max_open_duration)
-            .field("probe_timeout", &self.probe_timeout)
-            .finish_non_exhaustive()
     }
 }
 

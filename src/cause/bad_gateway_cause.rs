@@ -6,7 +6,7 @@ use std::str::FromStr;
 use http::StatusCode;
 
 use super::table;
-use super::{BreakerVerdict, Category, Prospect, Replay, Responsible};
+use super::{Category, Prospect, Replay, Responsible};
 
 /// The cause of a failure: why the gateway could not return a good response.
 ///
@@ -21,7 +21,8 @@ use super::{BreakerVerdict, Category, Prospect, Replay, Responsible};
 /// assert_eq!(cause.proxy_status_error(), Some("connection_terminated"));
 /// assert!(BadGatewayCause::ALL.contains(&cause));
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum BadGatewayCause {
@@ -191,9 +192,9 @@ impl BadGatewayCause {
         self.facts().prospect
     }
 
-    /// How a circuit breaker counts this cause.
-    pub const fn breaker_verdict(self) -> BreakerVerdict {
-        self.facts().breaker
+    /// Whether a circuit breaker counts it as a failure of the upstream.
+    pub const fn is_upstream_failure(self) -> bool {
+        self.facts().is_upstream_failure
     }
 
     /// The summary for operators, in one line: the message of the log event.
@@ -214,12 +215,6 @@ impl BadGatewayCause {
 impl fmt::Display for BadGatewayCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
-    }
-}
-
-impl fmt::Debug for BadGatewayCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -245,13 +240,6 @@ impl FromStr for BadGatewayCause {
     fn from_str(name: &str) -> Result<Self, UnknownCause> {
         let found = Self::ALL.iter().find(|cause| cause.as_str() == name);
         found.copied().ok_or(UnknownCause(()))
-    }
-}
-
-#[cfg(feature = "serde")]
-impl serde::Serialize for BadGatewayCause {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -348,6 +336,14 @@ mod tests {
     fn summaries_tell_causes_apart() {
         let summaries: HashSet<_> = BadGatewayCause::ALL.iter().map(|cause| cause.summary()).collect();
         assert_eq!(summaries.len(), BadGatewayCause::ALL.len());
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn its_json_is_its_name() {
+        for cause in BadGatewayCause::ALL {
+            assert_eq!(serde_json::to_value(cause).unwrap(), cause.as_str());
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use http::StatusCode;
 
-use super::{BadGatewayCause, BreakerVerdict};
+use super::BadGatewayCause;
 
 /// The verdict on the upstream at the end of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ fn blame_failure(end: CallEnding, fails: fn(StatusCode) -> bool) -> Blame {
     let relayed = match end.cause {
         None => false,
         Some(BadGatewayCause::UpstreamStatus) => true,
-        Some(cause) if cause.breaker_verdict() == BreakerVerdict::Failure => return Blame::Failure,
+        Some(cause) if cause.is_upstream_failure() => return Blame::Failure,
         Some(_) => return Blame::Nothing,
     };
     match status.as_u16() {
@@ -92,10 +92,7 @@ mod tests {
     #[test]
     fn the_cause_decides_and_the_status_is_the_last_resort() {
         for cause in Cause::ALL.iter().copied().filter(|cause| *cause != Cause::UpstreamStatus) {
-            let expected = match cause.breaker_verdict() {
-                BreakerVerdict::Failure => Blame::Failure,
-                BreakerVerdict::Neutral => Blame::Nothing,
-            };
+            let expected = if cause.is_upstream_failure() { Blame::Failure } else { Blame::Nothing };
             for status in [200, 429, 500, 503] {
                 assert_eq!(of(status, cause, is_gateway_error), expected, "{cause}");
             }

@@ -16,11 +16,11 @@ pub use self::builder::FailureBuilder;
 pub use self::fields::{Connection, Detail, Evidence, Phase};
 pub(crate) use self::fields::{DRAINING, TUNNEL_LIMIT};
 use self::origin::Origin;
-use super::{BadGatewayCause, BreakerVerdict, ProxyStatusEntry, Replay, RetryStop};
+use super::{BadGatewayCause, ProxyStatusEntry, Replay, RetryStop};
 
 type SharedError = Arc<dyn Error + Send + Sync>;
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Record {
     cause: BadGatewayCause,
     phase: Phase,
@@ -58,7 +58,7 @@ struct Record {
 /// assert_eq!(failure.phase(), Phase::Connect);
 /// assert!(failure.to_string().starts_with("connect_timeout (connection_timeout) in phase connect, upstream payments"));
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Failure(Arc<Record>);
 
 impl Failure {
@@ -198,8 +198,8 @@ impl Failure {
 
     /// Whether a circuit breaker counts it as a failure of the upstream.
     pub(crate) fn counts_against_upstream(&self) -> bool {
-        let verdict = self.cause().breaker_verdict();
-        !self.is_neutral() && (verdict == BreakerVerdict::Failure || self.cause() == BadGatewayCause::UpstreamStatus)
+        let cause = self.cause();
+        !self.is_neutral() && (cause.is_upstream_failure() || cause == BadGatewayCause::UpstreamStatus)
     }
 
     /// The hop behind the upstream that failed, according to the upstream's own `Proxy-Status`.

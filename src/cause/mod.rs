@@ -14,10 +14,10 @@
 //!
 //! The causes, their RFC 9209 classes and their texts for operators are data in one static table.
 
-mod bad_gateway_cause;
+pub(crate) mod bad_gateway_cause;
 mod blame;
 mod client_call;
-mod failure;
+pub(crate) mod failure;
 mod grpc;
 mod markers;
 mod properties;
@@ -29,7 +29,8 @@ mod user_text;
 
 use http::Response;
 
-pub use self::bad_gateway_cause::{BadGatewayCause, UnknownCause};
+pub(crate) use self::bad_gateway_cause::BadGatewayCause;
+pub use self::bad_gateway_cause::UnknownCause;
 pub(crate) use self::blame::{Blame, CallEnding, blame, is_gateway_error};
 pub(crate) use self::client_call::{ClientCall, ClientCalls};
 pub(crate) use self::failure::{DRAINING, TUNNEL_LIMIT};
@@ -38,8 +39,9 @@ pub(crate) use self::markers::{
     CompleteResponse, CountedAttempt, LocalResponse, RejectedRequest, is_local, local_response,
 };
 
-pub use self::failure::{Connection, Detail, Evidence, Failure, FailureBuilder, Phase};
-pub use self::properties::{BreakerVerdict, Category, Prospect, Replay, Responsible};
+pub(crate) use self::failure::Failure;
+pub use self::failure::{Connection, Detail, Evidence, FailureBuilder, Phase};
+pub use self::properties::{Category, Prospect, Replay, Responsible};
 pub(crate) use self::proxy_status::reduce as reduce_proxy_status;
 pub use self::proxy_status::{InvalidProxyName, ProxyStatus, ProxyStatusEntry, entries};
 pub use self::retry_stop::RetryStop;

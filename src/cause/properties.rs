@@ -1,13 +1,14 @@
-//! The properties of a cause: category, responsible party, replay safety, prospect of a retry, breaker verdict.
+//! The properties of a cause: category, responsible party, replay safety, prospect of a retry.
 
 /// Declares an enum whose variants have a word for logs, labels and JSON.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
         #[non_exhaustive]
         pub enum $name {
-            $($(#[$doc])* $variant,)*
+            $($(#[$doc])* #[cfg_attr(feature = "serde", serde(rename = $word))] $variant,)*
         }
 
         impl $name {
@@ -22,13 +23,6 @@ macro_rules! words {
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
-            }
-        }
-
-        #[cfg(feature = "serde")]
-        impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.as_str())
             }
         }
     };
@@ -112,15 +106,5 @@ words! {
         AfterDelay = "after_delay",
         /// No.
         Futile = "futile",
-    }
-}
-
-words! {
-    /// How a circuit breaker counts a failure.
-    BreakerVerdict {
-        /// As a failure of the upstream.
-        Failure = "failure",
-        /// Not at all: it says nothing about the upstream's health.
-        Neutral = "neutral",
     }
 }

@@ -35,7 +35,7 @@ use super::{BadGatewayCause, Detail, Failure};
 ///
 /// ```
 /// use http::HeaderMap;
-/// use tower_upstream::cause::{BadGatewayCause, Failure, ProxyStatus};
+/// use tower_upstream::{BadGatewayCause, Failure, cause::ProxyStatus};
 ///
 /// let gateway = ProxyStatus::new("edge-1")?.next_hop();
 /// let failure = Failure::builder(BadGatewayCause::ConnectionRefused).upstream("payments").build();
@@ -45,7 +45,7 @@ use super::{BadGatewayCause, Detail, Failure};
 /// assert_eq!(headers["proxy-status"], "edge-1; error=connection_refused; next-hop=\"payments\"");
 /// # Ok::<(), tower_upstream::cause::InvalidProxyName>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ProxyStatus {
     name: HeaderValue,
     /// The constant part of the member, by cause.
@@ -153,15 +153,6 @@ impl ProxyStatus {
         let mut member = ProxyStatusMember::new(&self.name);
         member.parameter("received-status", status.as_str());
         append(headers, member.finish());
-    }
-}
-
-impl fmt::Debug for ProxyStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyStatus")
-            .field("name", &self.name)
-            .field("next_hop", &self.next_hop)
-            .finish_non_exhaustive()
     }
 }
 

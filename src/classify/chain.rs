@@ -10,27 +10,18 @@ use std::io;
 /// `io::Error::get_ref()` and `h2::Error::get_io()` (feature `http2`). It ends after
 /// [`MAX_LINKS`](Self::MAX_LINKS) links, in case of a cyclic
 /// chain.
-/// ```
-/// use std::io;
-/// use tower_upstream::classify::Chain;
-///
-/// let error = io::Error::other(io::Error::from(io::ErrorKind::ConnectionReset));
-/// assert!(std::error::Error::source(&error).is_none());
-/// let kinds: Vec<_> = Chain::new(&error).filter_map(|link| link.downcast_ref::<io::Error>()).map(io::Error::kind).collect();
-/// assert_eq!(kinds, [io::ErrorKind::Other, io::ErrorKind::ConnectionReset]);
-/// ```
 #[derive(Clone, Debug)]
-pub struct Chain<'a> {
+pub(crate) struct Chain<'a> {
     next: Option<&'a (dyn Error + 'static)>,
     left: usize,
 }
 
 impl<'a> Chain<'a> {
     /// The maximum number of links.
-    pub const MAX_LINKS: usize = 32;
+    pub(crate) const MAX_LINKS: usize = 32;
 
     /// Starts at `error`, which is the first link.
-    pub fn new(error: &'a (dyn Error + 'static)) -> Self {
+    pub(crate) fn new(error: &'a (dyn Error + 'static)) -> Self {
         Self { next: Some(error), left: Self::MAX_LINKS }
     }
 }

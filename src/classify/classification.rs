@@ -10,7 +10,7 @@ use crate::cause::{BadGatewayCause, Connection, Detail, Evidence, Failure, Failu
 #[non_exhaustive]
 pub struct AttemptContext {
     /// The connection's counters, if it has [`ConnectionStats`](super::ConnectionStats).
-    pub wire: Option<WireSnapshot>,
+    pub(crate) wire: Option<WireSnapshot>,
     /// The peer's address.
     pub peer: Option<SocketAddr>,
     /// Whether the client's request body failed.
@@ -32,7 +32,7 @@ pub enum UploadState {
 
 impl AttemptContext {
     /// Adds the connection's counters.
-    pub fn wire(mut self, wire: impl Into<Option<WireSnapshot>>) -> Self {
+    pub(crate) fn wire(mut self, wire: impl Into<Option<WireSnapshot>>) -> Self {
         self.wire = wire.into();
         self
     }
@@ -116,7 +116,7 @@ impl Classification {
     }
 
     /// Builds the record from the classification and its context.
-    pub fn into_failure(self, scene: &AttemptContext) -> FailureBuilder {
+    pub(crate) fn into_failure(self, scene: &AttemptContext) -> FailureBuilder {
         let mut failure =
             Failure::builder(self.cause).connection(scene.connection()).peer(scene.peer).detail(self.detail);
         if let Some(phase) = self.phase {

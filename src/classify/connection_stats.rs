@@ -1,6 +1,5 @@
 //! Counters of a connection: evidence that no error value carries.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -19,9 +18,10 @@ const KEPT: usize = 16;
 ///
 /// The counters can also close their connection ([`kill`](Self::kill)): a task blocked in a write never learns
 /// that its request was cancelled.
-#[derive(Clone)]
-pub struct ConnectionStats(Arc<Shared>);
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectionStats(Arc<Shared>);
 
+#[derive(Debug)]
 struct Shared {
     peer: Option<SocketAddr>,
     h2: AtomicBool,
@@ -45,29 +45,28 @@ struct Shared {
 
 /// A snapshot of [`ConnectionStats`]: activity since the request started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct WireSnapshot {
+pub(crate) struct WireSnapshot {
     /// Bytes written since the request started.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Bytes read since the request started; on a fresh connection since it was opened.
-    pub read: u64,
+    pub(crate) read: u64,
     /// Responses this connection had carried before.
-    pub served: u32,
+    pub(crate) served: u32,
     /// Interim (1xx) heads of the last response that had any; hyper drops all but 100 and 101.
-    pub interim: u32,
+    pub(crate) interim: u32,
     /// The peer closed its side.
-    pub eof: bool,
+    pub(crate) eof: bool,
     /// The last write was blocked.
-    pub blocked: bool,
+    pub(crate) blocked: bool,
     /// The connection carries concurrent requests, so the byte counts do not belong to one of them.
-    pub multiplexed: bool,
+    pub(crate) multiplexed: bool,
     /// The first bytes read, zero-padded.
-    pub first: [u8; KEPT],
+    pub(crate) first: [u8; KEPT],
 }
 
 impl WireSnapshot {
     /// The first bytes read, at most 16.
-    pub fn first_bytes(&self) -> &[u8] {
+    pub(crate) fn first_bytes(&self) -> &[u8] {
         let have = usize::try_from(self.read).unwrap_or(KEPT).min(KEPT);
         &self.first[..have]
     }
@@ -75,7 +74,7 @@ impl WireSnapshot {
 
 impl ConnectionStats {
     /// Counters for a connection that was just opened.
-    pub fn new(peer: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(peer: Option<SocketAddr>) -> Self {
         Self(Arc::new(Shared {
             peer,
             h2: AtomicBool::new(false),
@@ -96,12 +95,12 @@ impl ConnectionStats {
     }
 
     /// The address at the other end.
-    pub fn peer(&self) -> Option<SocketAddr> {
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.0.peer
     }
 
     /// Records the start of a request. Bytes that a fresh connection received before count as its response.
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         let begun = self.0.begun.load(Relaxed);
         self.0.begun.store(begun.wrapping_add(1).max(1), Relaxed);
         // on a shared connection the counts do not restart for a request
@@ -112,29 +111,29 @@ impl ConnectionStats {
     }
 
     /// Notes that a response head arrived: the connection's next request is on a reused one.
-    pub fn record_response(&self) {
+    pub(crate) fn record_response(&self) {
         let served = self.0.served.load(Relaxed);
         self.0.served.store(served.saturating_add(1), Relaxed);
     }
 
     /// Records that the connection speaks HTTP/2.
-    pub fn multiplexed(&self) {
+    pub(crate) fn multiplexed(&self) {
         self.0.h2.store(true, Relaxed);
     }
 
     /// Closes the connection: pending and later reads and writes fail.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.0.killed.store(true, Relaxed);
         self.0.task.wake();
     }
 
     /// Whether [`kill`](Self::kill) was called.
-    pub fn is_killed(&self) -> bool {
+    pub(crate) fn is_killed(&self) -> bool {
         self.0.killed.load(Relaxed)
     }
 
     /// A snapshot of the counters.
-    pub fn wire(&self) -> WireSnapshot {
+    pub(crate) fn wire(&self) -> WireSnapshot {
         let shared = &*self.0;
         let mut first = [0; KEPT];
         first[..8].copy_from_slice(&shared.first[0].load(Relaxed).to_ne_bytes());
@@ -229,15 +228,6 @@ impl ConnectionStats {
 
     pub(crate) fn register_waker(&self, task: &Waker) {
         self.0.task.register(task);
-    }
-}
-
-impl fmt::Debug for ConnectionStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionStats")
-            .field("peer", &self.0.peer)
-            .field("wire", &self.wire())
-            .finish_non_exhaustive()
     }
 }
 

@@ -9,8 +9,7 @@ use crate::cause::{BadGatewayCause as Cause, Detail};
 
 /// The kind of response the request allows, as far as framing depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Expected {
+pub(crate) enum Expected {
     /// An ordinary response.
     Response,
     /// An upgrade of the connection (RFC 9110 section 7.8).
@@ -22,15 +21,7 @@ pub enum Expected {
 /// An unrequested 101, `Content-Length` beside `Transfer-Encoding`, codings other than one `chunked`,
 /// invalid or conflicting lengths (RFC 9112 sections 6.1 to 6.3) and a status above 599 (RFC 9110 section 15) are
 /// refused: the end of such a message cannot be determined, so the connection must not be used again.
-///
-/// ```
-/// use tower_upstream::{BadGatewayCause, classify::{Expected, check_head}};
-///
-/// let head = http::Response::builder().status(101).body(()).unwrap();
-/// assert_eq!(check_head(&head, Expected::Response).unwrap().cause(), BadGatewayCause::UpgradeFailed);
-/// assert_eq!(check_head(&head, Expected::Upgrade), None);
-/// ```
-pub fn check_head<B>(head: &Response<B>, expected: Expected) -> Option<Classification> {
+pub(crate) fn check_head<B>(head: &Response<B>, expected: Expected) -> Option<Classification> {
     let status = head.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return (expected == Expected::Response)

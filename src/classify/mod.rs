@@ -48,6 +48,7 @@ mod attempt_outcome;
 mod body;
 mod chain;
 mod classification;
+#[cfg_attr(not(feature = "client"), allow(dead_code))]
 mod connection_stats;
 mod error_strings;
 mod evidence;
@@ -85,32 +86,16 @@ use crate::body::{BoxError, WrapBody};
 use crate::cause::{ClientCalls, Failure, ProxyStatus, Replay};
 use crate::event::Observer;
 use crate::exchange::{Config, SendOnce, middleware_body, middleware_future, middleware_service, middleware_spec};
+use crate::opaque::Opaque;
 
 pub use self::attempt_outcome::AttemptOutcome;
 pub(crate) use self::body::SharedBody;
 use self::body::{truncated, was_truncated};
-pub use self::chain::Chain;
+pub(crate) use self::chain::Chain;
 pub use self::classification::{AttemptContext, Classification, UploadState};
-pub use self::connection_stats::{ConnectionStats, WireSnapshot};
-pub use self::head::{Expected, check_head};
+pub(crate) use self::connection_stats::ConnectionStats;
+pub(crate) use self::head::{Expected, check_head};
 pub(crate) use self::mode::Classified;
-
-/// Classifies an error returned instead of a response head.
-///
-/// ```
-/// use tower_upstream::{BadGatewayCause, classify::{AttemptContext, classify}};
-///
-/// let error = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-/// assert_eq!(classify(&error, &AttemptContext::default()).cause(), BadGatewayCause::ResetBeforeResponse);
-/// ```
-pub fn classify(error: &(dyn Error + 'static), scene: &AttemptContext) -> Classification {
-    rules::before_head(&facts::ErrorFacts::collect(error), scene)
-}
-
-/// Classifies an error that ended a response body.
-pub fn classify_body(error: &(dyn Error + 'static)) -> Classification {
-    rules::in_body(&facts::ErrorFacts::collect(error), &AttemptContext::default())
-}
 
 impl Failure {
     /// Classifies any error that a client or service returned instead of a response.
@@ -282,13 +267,13 @@ impl ClassifyLayer {
         C: Into<Classification>,
     {
         let judge = move |attempt: &AttemptOutcome<'_>| judge(attempt).map(Into::into);
-        Arc::make_mut(&mut self.settings).classifier = Some(Arc::new(judge));
+        Arc::make_mut(&mut self.settings).classifier = Some(Opaque(Arc::new(judge)));
         self
     }
 
     /// Chooses the status of local responses (default: [`Failure::status`], as RFC 9209 recommends).
     pub fn choose_status(mut self, choose: impl Fn(&Failure) -> StatusCode + Send + Sync + 'static) -> Self {
-        Arc::make_mut(&mut self.settings).choose_status = Some(Arc::new(choose));
+        Arc::make_mut(&mut self.settings).choose_status = Some(Opaque(Arc::new(choose)));
         self
     }
 
@@ -307,7 +292,7 @@ impl ClassifyLayer {
 
     /// Adds an observer of failures (default: [`TracingObserver`](crate::event::TracingObserver) alone).
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        Arc::make_mut(&mut self.settings).observers.push(Arc::new(observer));
+        Arc::make_mut(&mut self.settings).observers.push(Opaque(Arc::new(observer)));
         self
     }
 

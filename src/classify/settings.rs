@@ -1,7 +1,6 @@
 //! The settings of a `ClassifyLayer`, and the local responses it makes.
 
 use std::error::Error;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,22 +21,23 @@ use crate::cause::{
 };
 use crate::event::{Event, Observer, RequestInfo, TracingObserver};
 use crate::exchange::{CancelReason, drop_reason};
+use crate::opaque::Opaque;
 
 type Classifier = dyn Fn(&AttemptOutcome<'_>) -> Option<Classification> + Send + Sync;
 type ChooseStatus = dyn Fn(&Failure) -> StatusCode + Send + Sync;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(super) proxy_status: Option<ProxyStatus>,
     pub(super) failure_statuses: Vec<StatusCode>,
     pub(super) first_frame_timeout: Duration,
-    pub(super) classifier: Option<Arc<Classifier>>,
-    pub(super) choose_status: Option<Arc<ChooseStatus>>,
+    pub(super) classifier: Option<Opaque<Arc<Classifier>>>,
+    pub(super) choose_status: Option<Opaque<Arc<ChooseStatus>>>,
     /// Whether failures are written to the log.
     pub(super) logs: bool,
-    pub(super) observers: Vec<Arc<dyn Observer>>,
+    pub(super) observers: Vec<Opaque<Arc<dyn Observer>>>,
     /// The stack's name for its upstream.
     upstream: Option<Arc<str>>,
     /// The layer that reports failures.
@@ -70,16 +70,6 @@ impl Default for Settings {
             upstream: None,
             reporter: Reporter::default(),
         }
-    }
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
-            .field("proxy_status", &self.proxy_status)
-            .field("statuses", &self.failure_statuses)
-            .field("hold", &self.first_frame_timeout)
-            .finish_non_exhaustive()
     }
 }
 

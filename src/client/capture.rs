@@ -1,6 +1,5 @@
 //! Captures the connection that hyper-util's client uses for a request.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -83,6 +82,7 @@ where
 
 pin_project! {
     /// The future of [`Capture`].
+    #[derive(Debug)]
     pub struct CaptureFuture<F> {
         #[pin]
         call: F,
@@ -109,10 +109,4 @@ fn progress(captured: &CaptureConnection) -> Option<AttemptProgress> {
     let mut extras = Extensions::new();
     captured.connection_metadata().as_ref()?.get_extras(&mut extras);
     extras.get::<ConnectionStats>().map(|stamp| snapshot(stamp, None))
-}
-
-impl<F> fmt::Debug for CaptureFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CaptureFuture").finish_non_exhaustive()
-    }
 }

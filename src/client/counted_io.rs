@@ -64,7 +64,7 @@ impl<T> CountedIo<T> {
     }
 
     /// The connection's counters.
-    pub fn stamp(&self) -> &ConnectionStats {
+    pub(crate) fn stamp(&self) -> &ConnectionStats {
         &self.io.inner().stamp
     }
 }

@@ -54,7 +54,7 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, Phase};
 ///
 /// let connector = TlsConnector::new(TcpConnector::new());
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct TlsConnector<C> {
     inner: C,
@@ -227,15 +227,6 @@ fn refused(why: &'static str, source: impl Into<BoxError>) -> Failure {
         .detail(Detail::Text(why))
         .source(source)
         .build()
-}
-
-impl<C: fmt::Debug> fmt::Debug for TlsConnector<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsConnector")
-            .field("inner", &self.inner)
-            .field("timeout", &self.timeout)
-            .finish_non_exhaustive()
-    }
 }
 
 impl<C> Service<Uri> for TlsConnector<C>

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::pool::Checkout;
-use crate::exchange::UpgradeGuard;
+use crate::body::UpgradeGuard;
 
 /// The minimum interval between two checks of a tunnel.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);

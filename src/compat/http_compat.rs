@@ -1,6 +1,5 @@
 //! Adapts clients with their own request and response types.
 
-use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
@@ -13,6 +12,7 @@ use tower_service::Service;
 
 use super::SyncBody;
 use crate::cause::{BadGatewayCause, ClientCall, Detail, Failure, Phase};
+use crate::opaque::Opaque;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -39,23 +39,17 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// assert_eq!(Failure::from_error(error).cause(), BadGatewayCause::InvalidTarget);
 /// # }
 /// ```
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct HttpCompatLayer<F, T> {
-    wrap: F,
+    wrap: Opaque<F>,
     types: PhantomData<T>,
 }
 
 impl<F, Q, R> HttpCompatLayer<F, fn(Q) -> R> {
     /// Makes the client's request body by this function, usually its constructor: `reqwest::Body::wrap`.
     pub fn new(wrap: F) -> Self {
-        Self { wrap, types: PhantomData }
-    }
-}
-
-impl<F, T> fmt::Debug for HttpCompatLayer<F, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HttpCompatLayer")
+        Self { wrap: Opaque(wrap), types: PhantomData }
     }
 }
 
@@ -68,17 +62,11 @@ impl<S, F: Clone, T> Layer<S> for HttpCompatLayer<F, T> {
 }
 
 /// The service of [`HttpCompatLayer`].
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct HttpCompat<S, F, T> {
     inner: S,
-    wrap: F,
+    wrap: Opaque<F>,
     types: PhantomData<T>,
-}
-
-impl<S: fmt::Debug, F, T> fmt::Debug for HttpCompat<S, F, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpCompat").field("inner", &self.inner).finish_non_exhaustive()
-    }
 }
 
 impl<S, F, Q, R, B, C> Service<Request<B>> for HttpCompat<S, F, fn(Q) -> R>
@@ -129,6 +117,7 @@ fn invalid_target() -> crate::cause::FailureBuilder {
 
 pin_project! {
     /// The future of [`HttpCompat`].
+    #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct HttpCompatFuture<F, R> {
         #[pin]
@@ -139,15 +128,10 @@ pin_project! {
 
 pin_project! {
     #[project = StateProjection]
+    #[derive(Debug)]
     enum State<F> {
         Call { #[pin] call: F },
         Refused { error: Option<BoxError> },
-    }
-}
-
-impl<F, R> fmt::Debug for HttpCompatFuture<F, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpCompatFuture").finish_non_exhaustive()
     }
 }
 

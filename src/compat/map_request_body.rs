@@ -1,11 +1,12 @@
 //! Converts the request body, for services that accept a single body type.
 
-use std::fmt;
 use std::task::{Context, Poll};
 
 use http::Request;
 use tower_layer::Layer;
 use tower_service::Service;
+
+use crate::opaque::Opaque;
 
 /// Converts the request body by a function, for a service that accepts a single body type.
 ///
@@ -33,22 +34,16 @@ use tower_service::Service;
 /// assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "order");
 /// # }
 /// ```
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct MapRequestBodyLayer<F> {
-    convert: F,
+    convert: Opaque<F>,
 }
 
 impl<F> MapRequestBodyLayer<F> {
     /// Converts with this function, usually the constructor of the service's body type.
     pub fn new(convert: F) -> Self {
-        Self { convert }
-    }
-}
-
-impl<F> fmt::Debug for MapRequestBodyLayer<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MapRequestBodyLayer").finish_non_exhaustive()
+        Self { convert: Opaque(convert) }
     }
 }
 
@@ -61,16 +56,10 @@ impl<S, F: Clone> Layer<S> for MapRequestBodyLayer<F> {
 }
 
 /// The service of [`MapRequestBodyLayer`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct MapRequestBody<S, F> {
     inner: S,
-    convert: F,
-}
-
-impl<S: fmt::Debug, F> fmt::Debug for MapRequestBody<S, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBody").field("inner", &self.inner).finish_non_exhaustive()
-    }
+    convert: Opaque<F>,
 }
 
 impl<S, F, B, C> Service<Request<B>> for MapRequestBody<S, F>
@@ -89,7 +78,7 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<B>) -> S::Future {
-        self.inner.call(request.map(&self.convert))
+        self.inner.call(request.map(&*self.convert))
     }
 }
 

@@ -50,11 +50,7 @@ impl fmt::Display for InvalidOrigin {
 impl std::error::Error for InvalidOrigin {}
 
 impl OriginLayer {
-    /// The scheme and authority of this address.
-    ///
-    /// # Errors
-    /// [`InvalidOrigin`] for another scheme than `http` and `https`, a missing host, user information, a path or a query.
-    pub fn new(uri: Uri) -> Result<Self, InvalidOrigin> {
+    fn new(uri: Uri) -> Result<Self, InvalidOrigin> {
         let parts = uri.into_parts();
         let scheme = match parts.scheme {
             Some(scheme) if scheme == Scheme::HTTP || scheme == Scheme::HTTPS => scheme,
@@ -89,7 +85,8 @@ impl FromStr for OriginLayer {
     /// Parses `http://host:port` or `https://host:port`; the port is optional.
     ///
     /// # Errors
-    /// [`InvalidOrigin`], as for [`new`](OriginLayer::new), and if the text is not an address.
+    /// [`InvalidOrigin`] for another scheme than `http` and `https`, a missing host, user information, a path or a query, and if the
+    /// text is not an address.
     fn from_str(text: &str) -> Result<Self, InvalidOrigin> {
         Self::new(text.parse().map_err(|_| InvalidOrigin("not a URL"))?)
     }

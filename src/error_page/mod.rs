@@ -66,7 +66,6 @@ mod page;
 mod plain;
 mod rfc3339;
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -145,6 +144,7 @@ where
 
 pin_project! {
     /// The future of [`ErrorPageService`].
+    #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -186,10 +186,4 @@ fn paged<B: From<Bytes>>(
     let Some(failure) = failure else { return response };
     let body = page.write(preferences, &failure, &mut response, SystemTime::now());
     response.map(|_| body.into())
-}
-
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
 }

@@ -1,6 +1,5 @@
 //! The error page's settings, and how it is written into a response.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,6 +15,7 @@ use super::negotiation::{ErrorFormat, LanguageChoice, ResponsePreferences};
 use super::rfc3339::rfc3339;
 use super::{ErrorContext, Messages, grpc, html, json, plain};
 use crate::cause::Failure;
+use crate::opaque::Opaque;
 
 type MessageProvider = dyn Fn(&ErrorContext<'_>) -> Messages + Send + Sync;
 type Template = dyn Fn(&ErrorContext<'_>, &Messages) -> String + Send + Sync;
@@ -39,16 +39,16 @@ const CONTACT_WITHOUT_ID: &str = "If the problem continues, contact the site and
 /// | [`reveal_upstream`](Self::reveal_upstream) | off: no cause, upstream or address is named |
 /// | [`problem_types`](Self::problem_types) | `about:blank` |
 /// | [`template`](Self::template) | a page of less than 3 KB |
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct ErrorPage {
     settings: Arc<Settings>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Settings {
-    messages: Option<Arc<MessageProvider>>,
-    template: Option<Arc<Template>>,
+    messages: Option<Opaque<Arc<MessageProvider>>>,
+    template: Option<Opaque<Arc<Template>>>,
     contact: Option<Arc<str>>,
     types: Option<Arc<str>>,
     upstream: Upstream,
@@ -83,7 +83,7 @@ impl ErrorPage {
     ///
     /// Each request's `Accept-Language` is then kept, which costs an allocation.
     pub fn messages(mut self, write: impl Fn(&ErrorContext<'_>) -> Messages + Send + Sync + 'static) -> Self {
-        self.settings().messages = Some(Arc::new(write));
+        self.settings().messages = Some(Opaque(Arc::new(write)));
         self
     }
 
@@ -118,7 +118,7 @@ impl ErrorPage {
     /// let page = ErrorPage::new().template(|context, _| format!("<!DOCTYPE html><title>{}</title>", context.status()));
     /// ```
     pub fn template(mut self, write: impl Fn(&ErrorContext<'_>, &Messages) -> String + Send + Sync + 'static) -> Self {
-        self.settings().template = Some(Arc::new(write));
+        self.settings().template = Some(Opaque(Arc::new(write)));
         self
     }
 
@@ -275,17 +275,6 @@ fn vary(headers: &mut HeaderMap, field: HeaderName) {
     let mut named = lines.flat_map(|line| line.split(',')).map(str::trim);
     if !named.any(|name| name == "*" || name.eq_ignore_ascii_case(field.as_str())) {
         let _ = headers.try_append(VARY, field.into());
-    }
-}
-
-impl fmt::Debug for ErrorPage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { contact, types, upstream, .. } = &*self.settings;
-        f.debug_struct("ErrorPage")
-            .field("contact", contact)
-            .field("problem_types", types)
-            .field("upstream", upstream)
-            .finish_non_exhaustive()
     }
 }
 

@@ -14,9 +14,9 @@ use super::span::AttemptSpan;
 use super::spec::{Config, ErrorMode, NotesOf, PermitOf, Spec, TimeoutState};
 use super::{
     AttemptProgress, CallContext, CancelReason, ChosenEndpoint, Component, HeadSeen, Outcome, Ref, TimeoutPolicy,
-    UpgradeGuard, UploadProgress, drop_reason,
+    UploadProgress, drop_reason,
 };
-use crate::body::UploadCounters;
+use crate::body::{UpgradeGuard, UploadCounters};
 use crate::cause::{ClientCall, ClientCalls, Failure};
 use crate::free_list::FreeList;
 

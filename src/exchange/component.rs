@@ -7,8 +7,9 @@ use std::time::Duration;
 use http::{Extensions, HeaderMap, Request, Response, StatusCode, header::RETRY_AFTER};
 use tokio::time::Instant;
 
-use super::{CallContext, UpgradeGuard};
-use crate::cause::{BadGatewayCause, Blame, BreakerVerdict, CallEnding, Failure, Protocol, blame};
+use super::CallContext;
+use crate::body::UpgradeGuard;
+use crate::cause::{BadGatewayCause, Blame, CallEnding, Failure, Protocol, blame};
 
 /// Admits calls and learns their outcome: a limiter, a circuit.
 ///
@@ -191,7 +192,7 @@ impl CancelReason {
     /// The verdict on the upstream.
     pub(crate) fn blame(self) -> Blame {
         match self {
-            Self::TimedOut(cause) if cause.breaker_verdict() == BreakerVerdict::Failure => Blame::Failure,
+            Self::TimedOut(cause) if cause.is_upstream_failure() => Blame::Failure,
             _ => Blame::Nothing,
         }
     }

@@ -10,16 +10,15 @@ use crate::deadline::Deadline;
 
 /// The context of one call; passed by value, not in extensions.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct CallContext {
+pub(crate) struct CallContext {
     /// When the call began: one reading of the clock, which all components share.
-    pub now: Instant,
+    pub(crate) now: Instant,
     /// When the client no longer waits for the response head.
-    pub deadline: Option<Deadline>,
+    pub(crate) deadline: Option<Deadline>,
     /// The number of the attempt; the first is 1.
-    pub attempt: u8,
+    pub(crate) attempt: u8,
     /// Whether the call is expected to end.
-    pub kind: CallKind,
+    pub(crate) kind: CallKind,
     /// The response was pending at the first poll.
     pub(crate) waited: bool,
     /// The request came over HTTP/2 or later: its client can take the head and hold back the body by flow control.
@@ -55,7 +54,7 @@ pub(crate) struct RequestLoad {
 
 /// Whether a call is expected to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CallKind {
+pub(crate) enum CallKind {
     /// A request and its response.
     #[default]
     Bounded,
@@ -65,7 +64,7 @@ pub enum CallKind {
 
 impl CallContext {
     /// A first attempt that begins now.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
             now,
             deadline: None,

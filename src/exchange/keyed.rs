@@ -1,5 +1,6 @@
 //! Settings and components per upstream, for requests that name different upstreams.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderMap, Uri, header::HOST};
@@ -7,6 +8,7 @@ use http::{HeaderMap, Uri, header::HOST};
 use super::spec::{Config, Spec};
 use super::{LocalArc, Ref};
 use crate::keyed_map::{Eviction, KeyedMap};
+use crate::opaque::Opaque;
 
 /// The maximum number of upstreams with components of their own.
 const CAP: usize = 1024;
@@ -69,6 +71,12 @@ impl<P: Spec> PerKey<P> {
             if config.is_held_elsewhere() { Eviction::Pinned } else { (self.eviction)(config) }
         };
         self.keyed.get_or_insert(key, || Ref::new((self.make)(Some(key))), stays).as_ref().clone()
+    }
+}
+
+impl<P: Spec> fmt::Debug for PerKey<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.keyed.snapshot(|_| Opaque(()))).finish()
     }
 }
 

@@ -77,7 +77,6 @@ mod sweep;
 mod timeout_policy;
 mod timer;
 mod upgrade;
-mod upgrade_guard;
 
 pub(crate) use self::active::{ActiveCall, SpareCalls};
 pub(crate) use self::body::{ExchangeBody, MakeBody, set_retry_after};
@@ -103,9 +102,7 @@ pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};
 pub(crate) use self::timeout_policy::{BodyTimeouts, HeadSeen, TimeoutPolicy, TimerDecision};
 pub(crate) use self::upgrade::asks_for_upgrade;
 
-pub use self::context::{CallContext, CallKind};
-pub(crate) use self::context::{RequestLoad, Vote};
-pub use self::upgrade_guard::{UpgradeEnd, UpgradeGuard};
+pub(crate) use self::context::{CallContext, CallKind, RequestLoad, Vote};
 
 #[cfg(test)]
 mod tests;

@@ -498,7 +498,7 @@ impl<C: Component> Component for Option<C> {
         }
     }
 
-    fn on_upgrade(&self, permit: &mut Self::Permit, guard: &super::UpgradeGuard) {
+    fn on_upgrade(&self, permit: &mut Self::Permit, guard: &crate::body::UpgradeGuard) {
         if let (Some(component), Some(permit)) = (self, permit) {
             component.on_upgrade(permit, guard);
         }

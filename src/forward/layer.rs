@@ -1,6 +1,5 @@
 //! A layer that applies the forwarding rules around any client.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -135,6 +134,7 @@ where
 
 pin_project! {
     /// The future of [`Forward`].
+    #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, B> {
         #[pin]
@@ -144,6 +144,7 @@ pin_project! {
 
 pin_project! {
     #[project = StateProjection]
+    #[derive(Debug)]
     enum State<F, B> {
         Call { #[pin] call: F, asked: Option<HeaderValue>, settings: Ref<Settings> },
         // boxed, as few requests are rejected
@@ -190,11 +191,5 @@ where
             StateProjection::Rejected { answer } => *answer.take().expect("a future is not polled after it was ready"),
         };
         Poll::Ready(Ok(answer.map(ForwardBody::response)))
-    }
-}
-
-impl<F, B> fmt::Debug for ResponseFuture<F, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }

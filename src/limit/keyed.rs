@@ -1,6 +1,5 @@
 //! One limit per upstream, keyed by the request.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderMap, Uri};
@@ -12,7 +11,7 @@ use crate::exchange::{Key, PerKey};
 use crate::keyed_map::Eviction;
 
 /// One concurrency limit per upstream; made by [`ConcurrencyLimitLayer::keyed`].
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct KeyedLimitLayer {
     template: ConcurrencyLimitLayer,
@@ -60,11 +59,5 @@ impl<S> Layer<S> for KeyedLimitLayer {
 
     fn layer(&self, inner: S) -> ConcurrencyLimit<S> {
         ConcurrencyLimit::new(inner, self.configs.clone())
-    }
-}
-
-impl fmt::Debug for KeyedLimitLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.snapshots()).finish()
     }
 }

@@ -100,7 +100,6 @@ mod sample_kind;
 mod samples;
 mod striped_semaphore;
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,11 +112,12 @@ use self::limiter::{LimitChange, Limiter};
 use self::sample_kind::{is_overload, sample_kind};
 use self::samples::{Sample, SampleKind};
 use self::striped_semaphore::SlotRef;
+use crate::body::UpgradeGuard;
 use crate::body::announces_body;
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, Protocol, RetryStop, TUNNEL_LIMIT};
 use crate::exchange::{
     BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection, RequestLoad,
-    RouteKey, TimeoutPolicy, UpgradeGuard,
+    RouteKey, TimeoutPolicy,
 };
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::reachable;
@@ -301,7 +301,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 }
 
 /// Shows the limit of a [`ConcurrencyLimitLayer`] and the measurements it is based on.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct LimitHandle {
     limiter: Arc<Limiter>,
 }
@@ -321,12 +321,6 @@ impl LimitHandle {
     /// Calls in flight.
     pub fn in_flight(&self) -> u32 {
         self.limiter.in_flight()
-    }
-}
-
-impl fmt::Debug for LimitHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.snapshot().fmt(f)
     }
 }
 

@@ -4,7 +4,6 @@
 //! circuit breakers", 2022). Those add a fixed number of retries per second and process, which in a fleet of small
 //! processes exceeds the traffic itself. Here the floor and the cap are shares of the observed rate.
 
-use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use tokio::time::Instant;
@@ -63,13 +62,14 @@ use crate::stats::{TickGuard, default_stripes, stripe};
 /// drop(budget.withdraw(now).expect("a token"));
 /// assert!(budget.withdraw(now).is_some());
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct RetryBudget {
     inner: Arc<BudgetInner>,
 }
 
 /// The state shared by all clones.
+#[derive(Debug)]
 struct BudgetInner {
     /// The deposit of a success; `None` if unlimited.
     ratio: Option<Ratio>,
@@ -242,19 +242,11 @@ impl Default for RetryBudget {
     }
 }
 
-impl fmt::Debug for RetryBudget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryBudget")
-            .field("ratio", &self.inner.ratio)
-            .field("may_retry", &self.may_retry())
-            .finish_non_exhaustive()
-    }
-}
-
 /// A token withdrawn for one retry; refunded on drop.
 ///
 /// So a call that is cancelled during its backoff, or whose retry is refused, costs nothing.
 #[must_use = "the token is given back unless the retry is said to be sent"]
+#[derive(Debug)]
 pub struct Withdrawal {
     /// `None` once it is spent.
     inner: Option<Arc<BudgetInner>>,
@@ -275,12 +267,6 @@ impl Drop for Withdrawal {
                 None => account.bucket.refund_nothing(stripe()),
             }
         }
-    }
-}
-
-impl fmt::Debug for Withdrawal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Withdrawal").finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,5 @@
 //! Hedging: a second, concurrent attempt if the first is late.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -39,7 +38,7 @@ const MOST_STRIPES: usize = 8;
 ///
 /// let layer = RetryLayer::new().hedging(Hedging::new().quantile(Quantile::P99).at_least(Duration::from_millis(50)));
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Hedging {
     quantile: Quantile,
@@ -49,6 +48,7 @@ pub struct Hedging {
 }
 
 /// The state shared by clones.
+#[derive(Debug)]
 struct LearnedDelay {
     histogram: WindowedHistogram,
     /// In microseconds.
@@ -138,16 +138,6 @@ impl Hedging {
 impl Default for Hedging {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl fmt::Debug for Hedging {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hedging")
-            .field("quantile", &self.quantile)
-            .field("min_samples", &self.min_samples)
-            .field("at_least", &self.at_least)
-            .finish_non_exhaustive()
     }
 }
 

@@ -105,12 +105,12 @@ use tower_service::Service;
 use self::mode::{Recorded, RetryDeadlines, Unwrapped};
 pub(crate) use self::mode::{Resend, WrapReplay};
 use self::request_template::carry;
-use self::settings::MedianSource;
 pub(crate) use self::settings::Settings;
 use crate::body::{BoxError, ReplayBody, WrapBody};
 use crate::deadline::DeadlinePropagation;
 use crate::exchange::{ActiveCall, Config, SpareCalls, Spec, middleware_body, middleware_future, middleware_service};
 use crate::free_list::free_list;
+use crate::opaque::Opaque;
 
 pub use self::attempts::Attempts;
 pub use self::budget::{BudgetSnapshot, RetryBudget, Withdrawal};
@@ -188,7 +188,7 @@ impl RetryLayer {
     /// let layer = RetryLayer::new().median(move |now| times.snapshot(now).quantile);
     /// ```
     pub fn median(mut self, median: impl Fn(tokio::time::Instant) -> Option<Duration> + Send + Sync + 'static) -> Self {
-        self.settings.median = Some(MedianSource(Arc::new(median)));
+        self.settings.median = Some(Opaque(Arc::new(median)));
         self
     }
 

@@ -1,6 +1,5 @@
 //! The settings of a `RetryLayer`.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +10,7 @@ use super::request_template::{ExtensionCopier, carry};
 use super::{Hedging, RetryBudget, RetryOverride, RetryPolicy};
 use crate::cause::Failure;
 use crate::deadline::{Deadline, DeadlinePropagation};
+use crate::opaque::Opaque;
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
@@ -26,21 +26,14 @@ pub(crate) struct Settings {
     /// The part of the total in which a stack retries, as its preset sets it.
     pub(crate) within: Option<Duration>,
     pub(crate) deadlines: Option<DeadlinePropagation>,
-    pub(crate) median: Option<MedianSource>,
+    pub(crate) median: Option<Opaque<Arc<MedianSource>>>,
     pub(crate) hedging: Option<Hedging>,
     /// The stack's name for its upstream.
     pub(crate) upstream: Option<Arc<str>>,
 }
 
 /// The source of the median duration of attempts.
-#[derive(Clone)]
-pub(crate) struct MedianSource(pub(super) Arc<dyn Fn(Instant) -> Option<Duration> + Send + Sync>);
-
-impl fmt::Debug for MedianSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Median")
-    }
-}
+type MedianSource = dyn Fn(Instant) -> Option<Duration> + Send + Sync;
 
 impl Default for Settings {
     fn default() -> Self {

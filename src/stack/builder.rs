@@ -1,6 +1,5 @@
 //! Settings of a stack, until it is built.
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use crate::error_page::ErrorPage;
 use crate::event::Observer;
 use crate::forward::ClientInfo;
 use crate::limit::ConcurrencyLimitLayer;
+use crate::opaque::Opaque;
 use crate::retry::{self, Resend, RetryBudget, RetryLayer, RetryPolicy};
 use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts, Topology};
 
@@ -45,6 +45,7 @@ use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts, Topolog
 ///     .build()
 ///     .unwrap();
 /// ```
+#[derive(Debug)]
 #[must_use]
 #[allow(clippy::struct_excessive_bools)] // one for each part that can be removed
 pub struct UpstreamBuilder {
@@ -76,7 +77,10 @@ pub struct UpstreamBuilder {
 }
 
 /// Changes of one part, applied in order.
-struct Changes<T>(Vec<Box<dyn FnOnce(T) -> T + Send>>);
+#[derive(Debug)]
+struct Changes<T>(Vec<Opaque<Box<Change<T>>>>);
+
+type Change<T> = dyn FnOnce(T) -> T + Send;
 
 impl<T> Changes<T> {
     const fn new() -> Self {
@@ -84,11 +88,11 @@ impl<T> Changes<T> {
     }
 
     fn push(&mut self, change: impl FnOnce(T) -> T + Send + 'static) {
-        self.0.push(Box::new(change));
+        self.0.push(Opaque(Box::new(change)));
     }
 
     fn apply(self, settings: T) -> T {
-        self.0.into_iter().fold(settings, |settings, change| change(settings))
+        self.0.into_iter().fold(settings, |settings, change| (change.0)(settings))
     }
 }
 
@@ -418,13 +422,4 @@ fn within_total(mut timeouts: Timeouts, preset: &Timeouts) -> Timeouts {
         }
     }
     timeouts
-}
-
-impl fmt::Debug for UpstreamBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamBuilder")
-            .field("name", &self.name)
-            .field("preset", &self.preset)
-            .finish_non_exhaustive()
-    }
 }

@@ -44,75 +44,67 @@ use crate::timeout::{TimeoutLayer, Timeouts, TrackUpload};
 /// assert_eq!(service.oneshot(request).await.unwrap().status(), 502);
 /// # }
 /// ```
-pub trait ServiceBuilderExt<I>: sealed::Sealed + Sized {
+pub trait ServiceBuilderExt<I>: sealed::Push<I> {
     /// Adds the whole stack.
-    fn upstream(self, layer: UpstreamLayer) -> ServiceBuilder<Stack<UpstreamLayer, I>>;
+    fn upstream(self, layer: UpstreamLayer) -> ServiceBuilder<Stack<UpstreamLayer, I>> {
+        self.push(layer)
+    }
 
     /// Adds an error page for local responses.
-    fn error_page(self, page: ErrorPage) -> ServiceBuilder<Stack<ErrorPageLayer, I>>;
+    fn error_page(self, page: ErrorPage) -> ServiceBuilder<Stack<ErrorPageLayer, I>> {
+        self.push(ErrorPageLayer::new(page))
+    }
 
     /// Turns errors and unsafe heads into responses with a cause, with the defaults of [`ClassifyLayer`].
-    fn classify_failures(self) -> ServiceBuilder<Stack<ClassifyLayer, I>>;
+    fn classify_failures(self) -> ServiceBuilder<Stack<ClassifyLayer, I>> {
+        self.push(ClassifyLayer::new())
+    }
 
     /// Limits the calls in flight.
-    fn upstream_limit(self, limit: ConcurrencyLimitLayer) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, I>>;
+    fn upstream_limit(self, limit: ConcurrencyLimitLayer) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, I>> {
+        self.push(limit)
+    }
 
     /// Retries failed requests where that is safe.
-    fn upstream_retry(self, retry: RetryLayer) -> ServiceBuilder<Stack<RetryLayer, I>>;
+    fn upstream_retry(self, retry: RetryLayer) -> ServiceBuilder<Stack<RetryLayer, I>> {
+        self.push(retry)
+    }
 
     /// Adds a circuit breaker for the upstream of this name, with the defaults of [`CircuitBreakerLayer`].
-    fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>>;
+    fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>> {
+        self.push(CircuitBreakerLayer::new(name))
+    }
 
     /// Adds timeouts; the inner service gets its body as [`TrackedUpload`](crate::body::TrackedUpload).
-    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>>;
+    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>> {
+        self.push(TimeoutLayer::new(timeouts))
+    }
 
     /// Applies the rules of HTTP proxies, for a client that does not.
-    fn forward_headers(self, rules: ForwardingRules) -> ServiceBuilder<Stack<ForwardLayer, I>>;
+    fn forward_headers(self, rules: ForwardingRules) -> ServiceBuilder<Stack<ForwardLayer, I>> {
+        self.push(ForwardLayer::new(rules))
+    }
 
     /// Rejects requests that cannot be served before their deadline, on the upstream's side.
-    fn admission(self, layer: AdmissionLayer) -> ServiceBuilder<Stack<AdmissionLayer, I>>;
-}
-
-impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {
-    fn upstream(self, layer: UpstreamLayer) -> ServiceBuilder<Stack<UpstreamLayer, I>> {
-        self.layer(layer)
-    }
-
-    fn error_page(self, page: ErrorPage) -> ServiceBuilder<Stack<ErrorPageLayer, I>> {
-        self.layer(ErrorPageLayer::new(page))
-    }
-
-    fn classify_failures(self) -> ServiceBuilder<Stack<ClassifyLayer, I>> {
-        self.layer(ClassifyLayer::new())
-    }
-
-    fn upstream_limit(self, limit: ConcurrencyLimitLayer) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, I>> {
-        self.layer(limit)
-    }
-
-    fn upstream_retry(self, retry: RetryLayer) -> ServiceBuilder<Stack<RetryLayer, I>> {
-        self.layer(retry)
-    }
-
-    fn circuit_breaker(self, name: impl Into<Arc<str>>) -> ServiceBuilder<Stack<CircuitBreakerLayer, I>> {
-        self.layer(CircuitBreakerLayer::new(name))
-    }
-
-    fn upstream_timeout(self, timeouts: Timeouts) -> ServiceBuilder<Stack<TimeoutLayer<TrackUpload>, I>> {
-        self.layer(TimeoutLayer::new(timeouts))
-    }
-
-    fn forward_headers(self, rules: ForwardingRules) -> ServiceBuilder<Stack<ForwardLayer, I>> {
-        self.layer(ForwardLayer::new(rules))
-    }
-
     fn admission(self, layer: AdmissionLayer) -> ServiceBuilder<Stack<AdmissionLayer, I>> {
-        self.layer(layer)
+        self.push(layer)
     }
 }
+
+impl<I> ServiceBuilderExt<I> for ServiceBuilder<I> {}
 
 mod sealed {
+    use tower::ServiceBuilder;
+    use tower::layer::util::Stack;
+
     #[allow(unnameable_types)] // seals the trait
-    pub trait Sealed {}
-    impl<I> Sealed for tower::ServiceBuilder<I> {}
+    pub trait Push<I>: Sized {
+        fn push<L>(self, layer: L) -> ServiceBuilder<Stack<L, I>>;
+    }
+
+    impl<I> Push<I> for ServiceBuilder<I> {
+        fn push<L>(self, layer: L) -> ServiceBuilder<Stack<L, I>> {
+            self.layer(layer)
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! The operator's handle of a stack: statistics, bypass, drain, timeouts.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -46,12 +45,13 @@ const MAX_BYPASS: Duration = Duration::from_secs(3600);
 /// assert_eq!(handle.snapshot(tokio::time::Instant::now()).in_flight, 0);
 /// # }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct UpstreamHandle {
     shared: Arc<Shared>,
 }
 
 /// The parts of a stack that its handles reach.
+#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) live: Arc<LiveConfig>,
@@ -91,7 +91,7 @@ pub struct UpstreamSnapshot {
     pub calls: u64,
     /// Calls whose response has not ended, and connections after a 101 (WebSocket) that have not.
     ///
-    /// A connection after a 101 is known if its service inserts an [`UpgradeGuard`](crate::exchange::UpgradeGuard), as
+    /// A connection after a 101 is known if its service inserts an [`UpgradeGuard`](crate::body::UpgradeGuard), as
     /// `ReverseProxy` does.
     pub in_flight: u64,
     /// Failed calls by cause; calls whose retry succeeded are not included.
@@ -409,10 +409,4 @@ impl UpstreamHandle {
 
 fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl fmt::Debug for UpstreamHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamHandle").field("name", &self.shared.name).finish_non_exhaustive()
-    }
 }

@@ -1,7 +1,7 @@
 //! The recommended layers for one upstream as a single layer, with validated settings.
 //!
 //! [`UpstreamLayer`] does what these layers do in this order, outermost first. For another order, compose the layers with a
-//! `ServiceBuilder` ([`ServiceBuilderExt`]).
+//! `ServiceBuilder` ([`ServiceBuilderExt`](crate::ServiceBuilderExt)).
 //!
 //! | | part | removed by |
 //! |---|---|---|
@@ -102,7 +102,7 @@ mod builder;
 mod config;
 mod config_error;
 mod errors;
-mod ext;
+pub(crate) mod ext;
 mod future;
 mod handle;
 mod live_config;
@@ -137,7 +137,6 @@ pub use self::config::UpstreamConfig;
 #[cfg(all(feature = "balance", feature = "client", feature = "serde"))]
 pub use self::config::{UpstreamProxy, UpstreamProxyBody, UpstreamProxyService};
 pub use self::config_error::{ConfigError, ConfigErrors};
-pub use self::ext::ServiceBuilderExt;
 pub use self::future::{UpstreamBody, UpstreamFuture};
 pub use self::handle::{DrainOutcome, StackChange, UpstreamHandle, UpstreamSnapshot, UpstreamState};
 pub use self::presets::Preset;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::builder::Resolved;
 use super::config_error::ConfigError;
-use crate::alignment::HedgeBudget;
 use crate::breaker::BreakerPolicy;
 use crate::exchange::CallKind;
 use crate::retry::{Hedging, RetryLayer};
@@ -64,7 +63,7 @@ pub(super) fn with_retry(topology: Topology, retry: Option<&RetryLayer>, in_full
         topology = topology.backoff(policy.base_backoff, policy.max_backoff.max(policy.base_backoff));
     }
     match settings.hedging.as_ref().and_then(Hedging::fixed) {
-        Some(delay) => topology.hedge_delay(delay).hedge_budget(HedgeBudget::Shared),
+        Some(delay) => topology.hedge_delay(delay),
         None => topology,
     }
 }

@@ -62,6 +62,11 @@ impl Quantile {
         Self { per_mille: if per_mille > 999 { 999 } else { per_mille } }
     }
 
+    /// The thousandths.
+    pub(crate) const fn as_per_mille(self) -> u16 {
+        self.per_mille
+    }
+
     /// The rank of this quantile among the samples, from 1; 0 without samples.
     fn rank(self, samples: u64) -> u64 {
         (samples * u64::from(self.per_mille)).div_ceil(1000)

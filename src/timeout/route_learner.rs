@@ -1,6 +1,5 @@
 //! Maps calls to routes and decides whether their latency is a sample.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{AdaptiveTimeout, LearningMode, RouteTimeouts};
 use crate::body::announces_body;
+use crate::opaque::Opaque;
 
 /// The request data from which its route is derived.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +27,10 @@ pub struct RequestHead<'a> {
 type Route = dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync;
 
 /// Learns and applies timeouts per route.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct RouteLearner {
     limits: Arc<RouteTimeouts>,
-    route: Arc<Route>,
+    route: Opaque<Arc<Route>>,
 }
 
 /// The route of a call that has an adaptive timeout.
@@ -46,7 +46,7 @@ impl RouteLearner {
         limits: Arc<RouteTimeouts>,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        Self { limits, route: Arc::new(route) }
+        Self { limits, route: Opaque(Arc::new(route)) }
     }
 
     pub(super) fn observe<B>(&self, request: &Request<B>) -> Option<Observation> {
@@ -100,11 +100,5 @@ impl RouteLearner {
         if let Some(learned) = self.limit(lesson) {
             learned.timed_out(now, limit);
         }
-    }
-}
-
-impl fmt::Debug for RouteLearner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RouteLearner").field("limits", &self.limits).finish_non_exhaustive()
     }
 }

@@ -17,7 +17,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_upstream::body::ResponseBody;
-use tower_upstream::cause::BreakerVerdict;
 use tower_upstream::client::HttpVersion;
 use tower_upstream::timeout::Timeouts;
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
@@ -241,7 +240,7 @@ fn ok() -> Sent<'static> {
 
 /// Failures that a breaker would count against the upstream.
 fn blamed(causes: &[Cause]) -> bool {
-    causes.iter().any(|cause| cause.breaker_verdict() == BreakerVerdict::Failure)
+    causes.iter().any(|cause| cause.is_upstream_failure())
 }
 
 /// What happens to a request or a response.

@@ -18,7 +18,6 @@ mod error_page;
 mod limit;
 mod nested_timeouts;
 mod outage;
-mod replay_body;
 mod retry;
 mod retry_over_sockets;
 mod retry_storm;

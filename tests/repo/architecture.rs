@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The layers from below. Modules of the lowest may import from each other, all others may not.
 const LAYERS: [&[&str]; 6] = [
     // the vocabulary
-    &["body", "cause", "deadline", "event", "free_list", "keyed_map", "stats"],
+    &["body", "cause", "deadline", "event", "free_list", "keyed_map", "opaque", "stats"],
     // the driver behind every middleware
     &["exchange"],
     // middleware

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tower_upstream::BadGatewayCause;
 use tower_upstream::alignment::FindingId;
-use tower_upstream::cause::{BreakerVerdict, Prospect, Replay};
+use tower_upstream::cause::{Prospect, Replay};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -51,7 +51,7 @@ fn the_table_of_failures_is_that_of_the_code() {
     let rows = rows_of_causes(&page);
     assert!(rows.iter().map(|row| row.0).eq(BadGatewayCause::ALL.iter().copied()));
     for (cause, row) in rows.into_iter().filter(|row| row.0 != BadGatewayCause::UpstreamStatus) {
-        let counts = cause.breaker_verdict() == BreakerVerdict::Failure;
+        let counts = cause.is_upstream_failure();
         assert_eq!(row[1], if counts { "failure" } else { "-" }, "{cause}");
         let sent_again = match (cause.replay(), cause.prospect()) {
             (Replay::Never, _) | (_, Prospect::Futile) => "never",

@@ -9,7 +9,7 @@ mod streaming;
 use super::finding::Finding;
 
 pub(super) use self::check::RuleInput;
-pub use self::neighbours::pool_idle_finding;
+pub(crate) use self::neighbours::pool_idle_finding;
 pub(super) use self::nesting::full_attempts;
 
 /// Checks all inequalities, in the order of their numbers.

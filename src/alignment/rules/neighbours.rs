@@ -71,16 +71,7 @@ fn pool(scene: &RuleInput<'_>) -> Option<Finding> {
 ///
 /// For other clients (hyper-util's pool keeps connections for 90 s): a warning if the pool's idle timeout is too long for that
 /// keep-alive, or if none was learned and the timeout is 90 s or more.
-///
-/// ```
-/// use std::time::Duration;
-/// use tower_upstream::alignment::{peers::HYPER_UTIL_POOL_IDLE, pool_idle_finding};
-///
-/// let finding = pool_idle_finding(HYPER_UTIL_POOL_IDLE, Duration::from_secs(5)).unwrap();
-/// assert_eq!(finding.suggestion(), "the pool's idle limit below 4 s");
-/// assert_eq!(pool_idle_finding(Duration::from_secs(3), Duration::from_secs(5)), None);
-/// ```
-pub fn pool_idle_finding(pool_idle: Duration, learnt: impl Into<Option<Duration>>) -> Option<Finding> {
+pub(crate) fn pool_idle_finding(pool_idle: Duration, learnt: impl Into<Option<Duration>>) -> Option<Finding> {
     match learnt.into() {
         Some(keep_alive) => pool_and(pool_idle, keep_alive, Severity::Warn),
         None => pool_alone(pool_idle),

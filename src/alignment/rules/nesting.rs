@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
 use super::super::quantity::{Fraction, HumanDuration, Quantity, below};
-use super::super::topology::HedgeBudget;
 use super::check::{Check, Explanation, RuleInput};
 
 pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
@@ -143,11 +142,10 @@ fn hedge_delay(scene: &RuleInput<'_>) -> Option<Finding> {
 }
 
 fn hedge_budget(scene: &RuleInput<'_>) -> Option<Finding> {
-    let share = match scene.topology.hedge_budget? {
-        HedgeBudget::Shared => Fraction::ALL,
-        HedgeBudget::Separate => Fraction::NONE,
-    };
-    let paid = NamedQuantity::new("hedges paid from the retry budget", Quantity::Fraction(share));
+    if !scene.topology.separate_hedge_budget {
+        return None;
+    }
+    let paid = NamedQuantity::new("hedges paid from the retry budget", Quantity::Fraction(Fraction::NONE));
     let all = NamedQuantity::new("all of them", Quantity::Fraction(Fraction::ALL));
     Check::new(FindingId::HedgeAttempt, paid, Relation::AtLeast, all).or_explain(Severity::Refuse, || Explanation {
         reason: "a slow upstream causes retries and hedges at the same time, each limited independently of the other",

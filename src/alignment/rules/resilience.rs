@@ -1,7 +1,7 @@
 //! Circuit breaker, budget, backoff, memory and learned timeouts: 11, 12, 13, 14, 17 and 18.
 
 use super::super::finding::{Finding, FindingId, NamedQuantity, Relation, Severity};
-use super::super::quantity::Quantity;
+use super::super::quantity::{Fraction, Quantity};
 use super::check::{Check, Explanation, RuleInput};
 
 pub(super) fn check(scene: &RuleInput<'_>, found: &mut Vec<Finding>) {
@@ -119,7 +119,11 @@ fn replay(scene: &RuleInput<'_>) -> Option<Finding> {
 
 fn quantile(scene: &RuleInput<'_>) -> Option<Finding> {
     let (quantile, hangs) = (scene.topology.quantile?, scene.topology.hangs?);
-    let room = NamedQuantity::new("room above the quantile", Quantity::Fraction(quantile.complement()));
+    let hangs = Fraction::per_mille(hangs.as_per_mille());
+    let room = NamedQuantity::new(
+        "room above the quantile",
+        Quantity::Fraction(Fraction::per_mille(quantile.as_per_mille()).complement()),
+    );
     let share = NamedQuantity::new("share that hangs", Quantity::Fraction(hangs));
     Check::new(FindingId::LearnedQuantile, room, Relation::Above, share).or_explain(Severity::Clamp, || Explanation {
         reason: "the quantile itself is a hang, so the learned timeout is as long as the longest wait",

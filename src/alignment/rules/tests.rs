@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::{Finding, FindingId, Fraction, HedgeBudget, Hop, Severity, peers};
+use super::super::{Finding, FindingId, Hop, Severity, peers};
+use crate::stats::{Quantile, Ratio};
 use crate::timeout::{Timeouts, Topology};
 
 /// The nearest time below.
@@ -247,8 +248,8 @@ fn no_15_a_hedge_begins_within_its_attempt_and_pays_as_a_retry() {
     let of = |topology: Topology| verdict(bare().attempt(secs(2)).total(secs(9)), &topology, FindingId::HedgeAttempt);
     assert_eq!(of(there().hedge_delay(secs(2))), Some(Severity::Refuse));
     assert_eq!(of(there().hedge_delay(under(secs(2)))), None);
-    assert_eq!(of(there().hedge_budget(HedgeBudget::Separate)), Some(Severity::Refuse));
-    assert_eq!(of(there().hedge_budget(HedgeBudget::Shared)), None);
+    assert_eq!(of(there().separate_hedge_budget()), Some(Severity::Refuse));
+    assert_eq!(of(there()), None);
 }
 
 #[test]
@@ -274,11 +275,11 @@ fn no_17_all_replay_buffers_fit_into_memory() {
 #[test]
 fn no_18_the_quantile_leaves_room_for_calls_that_hang() {
     let of = |hangs| {
-        let topology = there().learned_quantile(Fraction::per_mille(995)).hang_share(Fraction::per_million(hangs));
+        let topology = there().learned_quantile(Quantile::P99_5).hang_share(Ratio::per_mille(hangs));
         verdict(bare(), &topology, FindingId::LearnedQuantile)
     };
-    assert_eq!(of(4_999), None);
-    assert_eq!(of(5_000), Some(Severity::Clamp));
+    assert_eq!(of(4), None);
+    assert_eq!(of(5), Some(Severity::Clamp));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Builds a record.
 
 use std::error::Error;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use crate::cause::BadGatewayCause;
 use crate::cause::{ClientCall, ProxyStatusEntry, Replay, RetryStop};
 
 /// Builds a failure record.
+#[derive(Debug)]
 #[must_use]
 pub struct FailureBuilder(pub(super) Record);
 
@@ -167,11 +167,5 @@ impl FailureBuilder {
     /// Builds the record.
     pub fn build(self) -> Failure {
         Failure(Arc::new(self.0))
-    }
-}
-
-impl fmt::Debug for FailureBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FailureBuilder").field("cause", &self.0.cause).finish_non_exhaustive()
     }
 }

@@ -60,30 +60,6 @@ impl fmt::Display for Failure {
     }
 }
 
-impl fmt::Debug for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let record = &*self.0;
-        f.debug_struct("Failure")
-            .field("cause", &record.cause)
-            .field("phase", &record.phase)
-            .field("replay", &record.replay)
-            .field("evidence", &record.evidence)
-            .field("detail", &record.detail)
-            .field("connection", &record.connection)
-            .field("peer", &record.peer)
-            .field("upstream", &record.upstream)
-            .field("elapsed", &record.elapsed)
-            .field("total_elapsed", &record.total_elapsed)
-            .field("attempts", &record.attempts)
-            .field("retry_stop", &record.retry_stop)
-            .field("hop", &record.remote_hop)
-            .field("previous", &record.previous)
-            .field("opened_by", &record.opened_by)
-            .field("source", &record.source)
-            .finish()
-    }
-}
-
 #[cfg(feature = "serde")]
 impl serde::Serialize for Failure {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

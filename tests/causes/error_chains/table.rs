@@ -9,8 +9,8 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
-use tower_upstream::cause::{BadGatewayCause as Cause, Connection, Detail, Evidence, Phase, Replay};
-use tower_upstream::{Failure, classify::Chain};
+use tower_upstream::cause::{Connection, Detail, Evidence, Phase, Replay};
+use tower_upstream::{BadGatewayCause as Cause, Failure};
 
 /// No row stalls for longer.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -200,5 +200,22 @@ pub fn check(rows: Vec<Row>) {
 fn chain(got: &Got) -> String {
     let Got::Failed(failure, _) = got else { return String::new() };
     let Some(source) = failure.source() else { return "no source".into() };
-    Chain::new(source).map(|link| format!("{link}")).collect::<Vec<_>>().join(" -> ")
+    let mut links = vec![source.to_string()];
+    let mut link = source;
+    while let Some(next) = wrapped(link) {
+        links.push(next.to_string());
+        link = next;
+    }
+    links.join(" -> ")
+}
+
+/// What an error wraps: also what `io::Error` and h2 do not return as their source.
+fn wrapped<'a>(link: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(error) = link.downcast_ref::<std::io::Error>() {
+        return error.get_ref().map(|payload| payload as _);
+    }
+    if let Some(error) = link.downcast_ref::<h2::Error>() {
+        return error.get_io().map(|error| error as _);
+    }
+    link.source()
 }

@@ -20,7 +20,6 @@ use hyper_util::rt::TokioExecutor;
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_upstream::body::ResponseBody;
 use tower_upstream::cause::{Evidence, Phase, Replay};
-use tower_upstream::classify::{AttemptContext, classify};
 use tower_upstream::client::{Connector, ReverseProxy, TcpConnector};
 use tower_upstream::error_page::{ErrorPage, ErrorPageLayer};
 use tower_upstream::forward::ForwardingRules;
@@ -147,7 +146,7 @@ async fn no_text_is_a_proof() {
 
 #[test]
 fn a_text_that_a_client_has_chosen_does_not_change_the_cause() {
-    let cause = |error: BoxError| classify(&*error, &AttemptContext::default()).cause();
+    let cause = |error: BoxError| Failure::from_error(error).cause();
     for text in TEXTS {
         assert_eq!(cause(text.into()), Cause::Unknown, "a string is no error of a library: {text}");
     }

@@ -16,7 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tower_upstream::body::{ReplayBody, ReplayHandle};
+
+use crate::body::{ReplayBody, ReplayHandle};
 
 const LIMIT: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,6 @@
 //! Values that live as long as the connection after a 101.
 
 use std::any::Any;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Marks a 101 whose upgraded connection may outlive the response; stands in the response's extensions.
@@ -10,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// them inserts this extension and keeps the [`UpgradeEnd`] until the connection has ended. `ReverseProxy` does.
 ///
 /// ```
-/// use tower_upstream::exchange::UpgradeGuard;
+/// use tower_upstream::body::UpgradeGuard;
 ///
 /// let (guard, end) = UpgradeGuard::new();
 /// let mut response = http::Response::builder().status(101).body(()).unwrap();
@@ -18,17 +17,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// // where the bytes are copied
 /// drop(end);
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct UpgradeGuard {
     attached: Arc<Mutex<Attached>>,
 }
 
 /// Ends the upgraded connection of its [`UpgradeGuard`] when it is dropped.
+#[derive(Debug)]
 pub struct UpgradeEnd {
     attached: Arc<Mutex<Attached>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Attached {
     /// At most one per layer.
     values: Vec<Box<dyn Any + Send>>,
@@ -69,18 +69,6 @@ impl Drop for UpgradeEnd {
 
 fn lock(held: &Mutex<Attached>) -> MutexGuard<'_, Attached> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl fmt::Debug for UpgradeGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tunnel").field("over", &lock(&self.attached).ended).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for UpgradeEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TunnelEnd").finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]
