@@ -6,19 +6,15 @@
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::io;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use divan::Bencher;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body::{Body, Frame};
 use http_body_util::Full;
 use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 use tower_upstream::admission::AdmissionLayer;
-use tower_upstream::body::ReplayBody;
 use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::cause::{ProxyStatus, entries};
 use tower_upstream::deadline::DeadlinePropagation;
@@ -194,7 +190,7 @@ fn a_retry_is_paid_for(bencher: Bencher<'_, '_>) {
     bencher.bench(|| {
         // what five successes earn is spent at once
         (0..5).for_each(|_| budget.succeed());
-        budget.withdraw(black_box(now)).map(Withdrawal::sent)
+        budget.try_withdraw(black_box(now)).map(Withdrawal::sent)
     });
 }
 

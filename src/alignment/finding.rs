@@ -9,19 +9,18 @@ use super::quantity::{HumanDuration, Quantity};
 macro_rules! ids {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $word:literal;)*) => {
         /// The inequality that a finding is about, one of 18.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
-        #[non_exhaustive]
-        pub enum FindingId {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum FindingId {
             $($(#[$doc])* $variant = $number,)*
         }
 
         impl FindingId {
             /// Every id, in the order of the table.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            #[cfg(test)]
+            pub(super) const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// A stable word for logs, JSON and documents.
-            pub const fn as_str(self) -> &'static str {
+            pub(super) const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)*
                 }
@@ -71,14 +70,8 @@ ids! {
 
 impl FindingId {
     /// Its number in the table, from 1.
-    pub const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         self as u8
-    }
-}
-
-impl fmt::Display for FindingId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -97,7 +90,7 @@ pub enum Severity {
 
 impl Severity {
     /// The name in logs and JSON.
-    pub const fn as_str(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Clamp => "clamp",
             Self::Warn => "warn",
@@ -170,9 +163,14 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// The inequality.
-    pub fn id(&self) -> FindingId {
-        self.id
+    /// The inequality, as a stable word for logs, JSON and documents: `total_caller`.
+    pub fn id(&self) -> &'static str {
+        self.id.as_str()
+    }
+
+    /// The number of the inequality in the [table](super), from 1.
+    pub fn number(&self) -> u8 {
+        self.id.number()
     }
 
     /// The severity.
@@ -232,7 +230,7 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<7} {} (no. {})", self.severity, self.id, self.id.number())?;
+        writeln!(f, "{:<7} {} (no. {})", self.severity, self.id(), self.number())?;
         writeln!(f, "        found   {}", self.conflict())?;
         writeln!(f, "        rule    {}", self.inequality())?;
         writeln!(f, "        why     {}", self.reason)?;
@@ -248,6 +246,14 @@ impl fmt::Display for Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_guide_has_every_rule_in_its_order() {
+        let rows = include_str!("../guide/alignment.md").lines();
+        let rows = rows.filter(|line| line.starts_with("| ") && line.split('|').count() == 7);
+        let ids: Vec<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+        assert_eq!(ids, FindingId::ALL.iter().map(|id| id.as_str()).collect::<Vec<_>>());
+    }
 
     #[test]
     fn the_ids_are_numbered_as_in_the_table_and_named_once() {

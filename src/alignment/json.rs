@@ -34,8 +34,8 @@ impl Serialize for NamedQuantity {
 impl Serialize for Finding {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut out = serializer.serialize_struct("Finding", 11)?;
-        out.serialize_field("id", &self.id())?;
-        out.serialize_field("number", &self.id().number())?;
+        out.serialize_field("id", self.id())?;
+        out.serialize_field("number", &self.number())?;
         out.serialize_field("severity", &self.severity())?;
         out.serialize_field("left", &self.left)?;
         out.serialize_field("relation", self.relation.as_str())?;

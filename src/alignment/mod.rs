@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_upstream::alignment::{FindingId, Severity, peers};
+//! use tower_upstream::alignment::{Severity, peers};
 //! use tower_upstream::timeout::{Timeouts, Topology};
 //!
 //! let topology = Topology::new()
@@ -22,9 +22,9 @@
 //! assert_eq!(
 //!     found,
 //!     [
-//!         (Severity::Refuse, FindingId::TotalLoadBalancer),
-//!         (Severity::Refuse, FindingId::PoolIdleUpstreamKeepAlive),
-//!         (Severity::Warn, FindingId::ServerKeepAliveLoadBalancer),
+//!         (Severity::Refuse, "total_load_balancer"),
+//!         (Severity::Refuse, "pool_idle_upstream_keep_alive"),
+//!         (Severity::Warn, "server_keep_alive_load_balancer"),
 //!     ]
 //! );
 //! assert_eq!(report.findings()[0].suggestion(), "the total below 57.142 s, or a longer idle limit there");
@@ -83,9 +83,8 @@ mod rules;
 mod timeline;
 mod topology;
 
-pub use self::finding::{Finding, FindingId, Severity};
+pub use self::finding::{Finding, Severity};
 pub(crate) use self::keep_alive::KeepAliveEstimator;
-pub use self::peers::Hop;
 pub use self::report::{MisalignedTimeouts, Report};
 pub(crate) use self::rules::pool_idle_finding;
 pub use self::topology::Topology;

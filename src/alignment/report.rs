@@ -92,11 +92,6 @@ impl MisalignedTimeouts {
     pub fn report(&self) -> &Report {
         &self.report
     }
-
-    /// The whole report, warnings included.
-    pub fn into_report(self) -> Report {
-        *self.report
-    }
 }
 
 impl fmt::Display for MisalignedTimeouts {

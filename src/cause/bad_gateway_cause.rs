@@ -21,7 +21,7 @@ use super::{Category, Prospect, Replay, Responsible};
 /// assert_eq!(cause.proxy_status_error(), Some("connection_terminated"));
 /// assert!(BadGatewayCause::ALL.contains(&cause));
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 #[repr(u8)]
@@ -215,6 +215,12 @@ impl BadGatewayCause {
 impl fmt::Display for BadGatewayCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for BadGatewayCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

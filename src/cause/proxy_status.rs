@@ -60,7 +60,7 @@ impl ProxyStatus {
     /// [`InvalidProxyName`] if the name is empty or not printable ASCII.
     pub fn new(name: &str) -> Result<Self, InvalidProxyName> {
         if name.is_empty() || !is_string(name) {
-            return Err(InvalidProxyName(()));
+            return Err(NOT_PRINTABLE);
         }
         let mut text = Vec::with_capacity(name.len());
         if is_token(name) {
@@ -68,7 +68,7 @@ impl ProxyStatus {
         } else {
             quote(&mut text, name);
         }
-        let name = HeaderValue::try_from(text).map_err(|_| InvalidProxyName(()))?;
+        let name = HeaderValue::try_from(text).map_err(|_| NOT_PRINTABLE)?;
         let by_cause = BadGatewayCause::ALL.iter().map(|cause| member_of(&name, *cause).finish()).collect();
         Ok(Self { name, by_cause, next_hop: false })
     }
@@ -184,13 +184,23 @@ pub(crate) fn reduce(headers: &mut HeaderMap) {
     }
 }
 
-/// The name cannot be sent: it is empty, or not printable ASCII.
+/// The error of a name that is empty or not printable ASCII.
+const NOT_PRINTABLE: InvalidProxyName =
+    InvalidProxyName::new("a name in Proxy-Status has to be printable ASCII, and not empty");
+
+/// The name of a proxy cannot be sent in its field; the text says why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidProxyName(());
+pub struct InvalidProxyName(&'static str);
+
+impl InvalidProxyName {
+    pub(crate) const fn new(why: &'static str) -> Self {
+        Self(why)
+    }
+}
 
 impl fmt::Display for InvalidProxyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a name in Proxy-Status has to be printable ASCII, and not empty")
+        f.write_str(self.0)
     }
 }
 

@@ -7,20 +7,18 @@ use crate::cause::{BadGatewayCause, Connection, Detail, Evidence, Failure, Failu
 
 /// The data about an attempt in addition to its error.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct AttemptContext {
+pub(crate) struct AttemptContext {
     /// The connection's counters, if it has [`ConnectionStats`](super::ConnectionStats).
     pub(crate) wire: Option<WireSnapshot>,
     /// The peer's address.
-    pub peer: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
     /// Whether the client's request body failed.
-    pub upload: UploadState,
+    pub(crate) upload: UploadState,
 }
 
 /// The state of the request body, as far as tracked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum UploadState {
+pub(crate) enum UploadState {
     /// It was not tracked.
     #[default]
     Unwatched,
@@ -38,13 +36,14 @@ impl AttemptContext {
     }
 
     /// Adds the peer's address.
-    pub fn peer(mut self, peer: impl Into<Option<SocketAddr>>) -> Self {
+    pub(crate) fn peer(mut self, peer: impl Into<Option<SocketAddr>>) -> Self {
         self.peer = peer.into();
         self
     }
 
     /// Adds the state of the request body.
-    pub fn upload(mut self, upload: UploadState) -> Self {
+    #[cfg(feature = "client")]
+    pub(crate) fn upload(mut self, upload: UploadState) -> Self {
         self.upload = upload;
         self
     }

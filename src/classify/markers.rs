@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn a_reported_failure_keeps_its_source_behind_the_mark() {
         let error = io::Error::from(io::ErrorKind::ConnectionReset);
-        let failure = Failure::from_body_error(error, &crate::classify::AttemptContext::default());
+        let failure = Failure::from_body_error(error);
         assert!(!is_reported(&failure));
         let failure = reported(failure);
         assert!(is_reported(&failure));

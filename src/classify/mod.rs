@@ -92,9 +92,14 @@ pub use self::attempt_outcome::AttemptOutcome;
 pub(crate) use self::body::SharedBody;
 use self::body::{truncated, was_truncated};
 pub(crate) use self::chain::Chain;
-pub use self::classification::{AttemptContext, Classification, UploadState};
+pub(crate) use self::classification::AttemptContext;
+pub use self::classification::Classification;
+#[cfg(feature = "client")]
+pub(crate) use self::classification::UploadState;
 pub(crate) use self::connection_stats::ConnectionStats;
-pub(crate) use self::head::{Expected, check_head};
+pub(crate) use self::head::Expected;
+#[cfg(feature = "client")]
+pub(crate) use self::head::check_head;
 pub(crate) use self::mode::Classified;
 
 impl Failure {
@@ -114,13 +119,18 @@ impl Failure {
     }
 
     /// Like [`from_error`](Self::from_error), with the context of the attempt.
-    pub fn from_error_with(error: BoxError, scene: &AttemptContext) -> Self {
+    pub(crate) fn from_error_with(error: BoxError, scene: &AttemptContext) -> Self {
         Self::classified(error, |clues| rules::before_head(clues, scene), scene)
     }
 
     /// Classifies an error that ended a response body.
-    pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>, scene: &AttemptContext) -> Self {
-        Self::classified(error.into(), |clues| rules::in_body(clues, scene), scene)
+    pub fn from_body_error(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::from_body_error_with(error.into(), &AttemptContext::default())
+    }
+
+    /// Like [`from_body_error`](Self::from_body_error), with the context of the attempt.
+    pub(crate) fn from_body_error_with(error: BoxError, scene: &AttemptContext) -> Self {
+        Self::classified(error, |clues| rules::in_body(clues, scene), scene)
     }
 
     /// Classifies an error of a connector: there was no connection.

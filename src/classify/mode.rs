@@ -13,7 +13,7 @@ use http_body::Body;
 use super::head::Expected;
 use super::settings::REQUEST_ID;
 use super::settings::{RequestSummary, Settings, disowned, is_plain_head, refused_head, scene_of};
-use super::{AttemptContext, SharedBody, truncated, was_truncated};
+use super::{SharedBody, truncated, was_truncated};
 use crate::body::BoxError;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure};
 use crate::exchange::{BodyMode, ErrorMode, FirstFrame, ResponseMode};
@@ -78,7 +78,7 @@ impl ErrorMode for Classified {
     }
 
     fn body_error(error: BoxError) -> (Failure, BadGatewayCause, Option<Failure>) {
-        let failure = Failure::from_body_error(error, &AttemptContext::default());
+        let failure = Failure::from_body_error(error);
         (failure.clone(), failure.cause(), Some(failure))
     }
 
@@ -155,7 +155,7 @@ where
     fn poll_first_frame(body: &mut X, version: Version, cx: &mut Context<'_>) -> Poll<FirstFrame> {
         Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
             Some(Ok(frame)) => FirstFrame::Frame(frame),
-            Some(Err(error)) => FirstFrame::Failed(Failure::from_body_error(error, &AttemptContext::default())),
+            Some(Err(error)) => FirstFrame::Failed(Failure::from_body_error(error)),
             None if was_truncated(body, version) => FirstFrame::Failed(truncated()),
             None => FirstFrame::End,
         })

@@ -47,7 +47,7 @@ pub use self::capture::{Capture, CaptureFuture, CaptureLayer};
 pub use self::connector::Connector;
 pub use self::counted_io::CountedIo;
 pub use self::pool::{Connect, SendBody};
-pub use self::proxy::{DefaultConnector, ExchangeFuture, ReverseProxy, ReverseProxyBuilder};
+pub use self::proxy::{DefaultConnector, ReverseProxy, ReverseProxyBuilder};
 pub use self::proxy_body::ProxyBody;
 pub use self::target::{HttpVersion, InvalidTarget, Target};
 pub use self::tcp::{ConnectTo, TcpConnector};

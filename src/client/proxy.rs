@@ -122,26 +122,8 @@ where
     }
 }
 
-/// hyper's `Service`: hyper's servers call it without a clone per request.
-impl<C, B> hyper::service::Service<Request<B>> for ReverseProxy<C, B>
-where
-    C: Connect,
-    C::Future: 'static,
-    B: SendBody,
-{
-    type Response = Response<ResponseBody<ProxyBody<B>>>;
-    type Error = Failure;
-    type Future = ExchangeFuture<B>;
-
-    fn call(&self, request: Request<B>) -> Self::Future {
-        exchange::start(&self.upstream, &self.client_info, request)
-    }
-}
-
-/// The future of [`ReverseProxy`].
-///
-/// hyper's own futures cannot be named, hence the box.
-pub type ExchangeFuture<B> =
+/// The future of [`ReverseProxy`]; hyper's own futures cannot be named, hence the box.
+pub(super) type ExchangeFuture<B> =
     Pin<Box<dyn Future<Output = Result<Response<ResponseBody<ProxyBody<B>>>, Failure>> + Send>>;
 
 /// Settings of a [`ReverseProxy`].

@@ -198,7 +198,7 @@ impl<B: SendBody> Body for Transfer<B> {
             Poll::Ready(Some(Err(error))) if open.upload_failed() => {
                 open.broken(BadGatewayCause::RequestBodyFailed).source(error).build()
             }
-            Poll::Ready(Some(Err(error))) => Failure::from_body_error(error, &open.scene),
+            Poll::Ready(Some(Err(error))) => Failure::from_body_error_with(error.into(), &open.scene),
             Poll::Ready(None) if open.was_cut(&this.incoming) => {
                 open.broken(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
             }
@@ -234,5 +234,5 @@ impl<B> fmt::Debug for ProxyBody<B> {
 
 /// Classifies errors of a body whose connection was returned already.
 fn ended(polled: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-    polled.map_err(|error| Failure::from_body_error(error, &AttemptContext::default()))
+    polled.map_err(Failure::from_body_error)
 }

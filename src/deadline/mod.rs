@@ -52,7 +52,7 @@ pub struct Deadline {
 
 /// The clock a deadline refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clock {
+pub(crate) enum Clock {
     /// Ours: the client sent the remaining time.
     Own,
     /// The client's: it sent a time of day, which is off by the difference of the two clocks.
@@ -105,7 +105,7 @@ impl Deadline {
     }
 
     /// The clock the deadline refers to.
-    pub fn clock(&self) -> Clock {
+    pub(crate) fn clock(&self) -> Clock {
         self.clock
     }
 

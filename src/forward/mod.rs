@@ -103,4 +103,3 @@ pub(crate) use self::size::{encodes_well, field_section_size, target_size};
 pub use self::trailers::strip_trailers;
 #[cfg(feature = "client")]
 pub(crate) use self::trailers::{strip_request_trailers, strip_response_trailers};
-pub use self::via::InvalidPseudonym;

@@ -9,10 +9,11 @@ use super::hop::{ConnectionOptions, strip, takes_trailers};
 use super::host::Target;
 use super::local_response::{LocalResponse, Rejection};
 use super::size::{encodes_well, target_size};
-use super::via::{InvalidPseudonym, Pseudonym};
+use super::via::Pseudonym;
 use super::{framing, host, methods, syntax, upgrade};
 use crate::body::{Length, content_length};
 use crate::cause;
+use crate::cause::InvalidProxyName;
 
 /// Far below the capacity of a `HeaderMap`, so that adding a field never fails, even if names collide.
 const MAX_FIELDS: usize = 4096;
@@ -82,7 +83,7 @@ impl ForwardingRules {
     /// # Errors
     ///
     /// If the name is not a token (RFC 9110 section 7.6.3).
-    pub fn new(name: &str) -> Result<Self, InvalidPseudonym> {
+    pub fn new(name: &str) -> Result<Self, InvalidProxyName> {
         Ok(Self {
             pseudonym: Pseudonym::new(name)?,
             host: HostPolicy::default(),

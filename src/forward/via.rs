@@ -1,26 +1,16 @@
 //! `Via`: the chain of gateways, and loop detection (RFC 9110 section 7.6.3).
 
-use std::error::Error;
-use std::fmt;
-
 use http::{HeaderMap, HeaderValue, Version, header};
 
 use super::syntax::is_token;
+use crate::cause::InvalidProxyName;
 
 /// More members than this count as a loop.
 const MAX_MEMBERS: usize = 64;
 
-/// The name is not a token (RFC 9110 section 5.6.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidPseudonym(());
-
-impl fmt::Display for InvalidPseudonym {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the name is no token: letters, digits and !#$%&'*+-.^_`|~ only")
-    }
-}
-
-impl Error for InvalidPseudonym {}
+/// The error of a name that is not a token (RFC 9110 section 5.6.2).
+const NO_TOKEN: InvalidProxyName =
+    InvalidProxyName::new("the name is no token: letters, digits and !#$%&'*+-.^_`|~ only");
 
 /// A gateway's own member, prepared for each received version.
 #[derive(Debug)]
@@ -30,11 +20,11 @@ pub(super) struct Pseudonym {
 }
 
 impl Pseudonym {
-    pub(super) fn new(name: &str) -> Result<Self, InvalidPseudonym> {
+    pub(super) fn new(name: &str) -> Result<Self, InvalidProxyName> {
         if !is_token(name.as_bytes()) {
-            return Err(InvalidPseudonym(()));
+            return Err(NO_TOKEN);
         }
-        let member = |version| HeaderValue::try_from(format!("{version} {name}")).map_err(|_| InvalidPseudonym(()));
+        let member = |version| HeaderValue::try_from(format!("{version} {name}")).map_err(|_| NO_TOKEN);
         Ok(Self { name: name.into(), members: [member("1.0")?, member("1.1")?, member("2")?, member("3")?] })
     }
 

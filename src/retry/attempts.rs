@@ -5,15 +5,6 @@ use http::Response;
 use crate::cause::{BadGatewayCause, Evidence, Failure, Replay, RetryStop};
 
 /// The attempts of a call: an extension of responses that took more than one.
-///
-/// ```
-/// use tower_upstream::{BadGatewayCause, Failure, retry::Attempts};
-///
-/// let mut attempts = Attempts::default();
-/// attempts.record_failure(Failure::new(BadGatewayCause::StaleConnection));
-/// assert_eq!(attempts.count(), 2);
-/// assert_eq!(attempts.previous()[0].cause(), BadGatewayCause::StaleConnection);
-/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Attempts {
     failed: u32,
@@ -30,7 +21,7 @@ impl Attempts {
     /// Adds an attempt that failed and is followed by another.
     ///
     /// Beyond [`Failure::MAX_PREVIOUS`] the oldest is dropped from the list, but still counted.
-    pub fn record_failure(&mut self, failure: Failure) {
+    pub(crate) fn record_failure(&mut self, failure: Failure) {
         self.failed = self.failed.saturating_add(1);
         self.sent |= failure.replay() != Replay::NotSent;
         self.stale |= failure.cause() == BadGatewayCause::StaleConnection;
@@ -56,7 +47,7 @@ impl Attempts {
     }
 
     /// Whether one of the earlier attempts met a stale connection.
-    pub fn saw_stale_connection(&self) -> bool {
+    pub(crate) fn saw_stale_connection(&self) -> bool {
         self.stale
     }
 
@@ -75,7 +66,7 @@ impl Attempts {
     /// The record of the last attempt, with the earlier failures and the reason why there is no further attempt.
     ///
     /// A `retry_stop` set by an inner layer is kept. "Not sent" remains only if it holds for all attempts.
-    pub fn into_final_failure(self, last: Failure, stop: RetryStop) -> Failure {
+    pub(crate) fn into_final_failure(self, last: Failure, stop: RetryStop) -> Failure {
         let (count, stop) = (self.count(), last.retry_stop().unwrap_or(stop));
         // an unsent last attempt says nothing about the earlier ones
         let proven = last.replay() == Replay::NotSent && (self.sent || self.superseded > 0);

@@ -51,16 +51,16 @@ use crate::stats::{TickGuard, default_stripes, stripe};
 /// }
 /// // the three initial tokens: at the cap, the successes add nothing
 /// for _ in 0..3 {
-///     budget.withdraw(now).expect("a token").sent();
+///     budget.try_withdraw(now).expect("a token").sent();
 /// }
-/// assert!(budget.withdraw(now).is_none());
+/// assert!(budget.try_withdraw(now).is_none());
 ///
 /// for _ in 0..5 {
 ///     budget.succeed();
 /// }
 /// // a retry that was never sent costs nothing
-/// drop(budget.withdraw(now).expect("a token"));
-/// assert!(budget.withdraw(now).is_some());
+/// drop(budget.try_withdraw(now).expect("a token"));
+/// assert!(budget.try_withdraw(now).is_some());
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
@@ -196,7 +196,7 @@ impl RetryBudget {
 
     /// Withdraws a token for one retry or hedge, if available.
     #[must_use = "the token is given back unless the retry is said to be sent"]
-    pub fn withdraw(&self, now: Instant) -> Option<Withdrawal> {
+    pub fn try_withdraw(&self, now: Instant) -> Option<Withdrawal> {
         let account = &self.inner;
         if account.ratio.is_none() {
             account.bucket.withdraw_nothing(stripe());
@@ -342,7 +342,7 @@ mod tests {
 
         /// Withdraws all tokens, and returns their number.
         fn spends(&self) -> usize {
-            let taken = std::iter::from_fn(|| self.budget.withdraw(self.now).map(Withdrawal::sent));
+            let taken = std::iter::from_fn(|| self.budget.try_withdraw(self.now).map(Withdrawal::sent));
             taken.take(100_000).count()
         }
     }
@@ -406,7 +406,7 @@ mod tests {
         let budget = RetryBudget::new();
         let now = Instant::now();
         for _ in 0..100 {
-            assert!(budget.withdraw(now).is_some());
+            assert!(budget.try_withdraw(now).is_some());
         }
         let balance = budget.snapshot(now);
         assert_eq!((balance.withdrawals, balance.refunds, balance.refusals), (100, 100, 0));
@@ -431,8 +431,8 @@ mod tests {
         let (budget, now) = (RetryBudget::new(), Instant::now());
         let (shared, other) = (budget.clone(), budget.clone().ratio(Ratio::per_mille(1000)));
         assert_eq!(Client { budget, now }.spends(), 3);
-        assert!(shared.withdraw(now).is_none());
-        assert!(other.withdraw(now).is_some());
+        assert!(shared.try_withdraw(now).is_none());
+        assert!(other.try_withdraw(now).is_some());
     }
 
     #[test]
@@ -440,7 +440,7 @@ mod tests {
         let mut client = Client::new(RetryBudget::unlimited());
         client.runs(1, 10, true);
         assert_eq!(client.spends(), 100_000);
-        drop(client.budget.withdraw(client.now));
+        drop(client.budget.try_withdraw(client.now));
         assert!(client.budget.may_retry());
         let balance = client.budget.snapshot(client.now);
         assert_eq!((balance.withdrawals, balance.refunds, balance.deposits), (100_001, 1, 10));
@@ -454,7 +454,7 @@ mod tests {
         client.spends();
         let late = client.now - Duration::from_secs(5);
         client.budget.begin(late);
-        assert!(client.budget.withdraw(late).is_none());
+        assert!(client.budget.try_withdraw(late).is_none());
     }
 
     #[test]
@@ -521,7 +521,7 @@ mod tests {
                     self.succeeded += 1;
                 }
                 Step::Withdraw => {
-                    let Some(taken) = self.budget.withdraw(self.now) else { return true };
+                    let Some(taken) = self.budget.try_withdraw(self.now) else { return true };
                     self.withdrawn += 1;
                     self.held.push(taken);
                 }

@@ -118,8 +118,6 @@ pub use self::has_failure::HasFailure;
 pub use self::hedging::Hedging;
 pub use self::policy::{RetryOverride, RetryPolicy};
 pub use self::retry_after::retry_after;
-#[cfg(feature = "tower-retry")]
-pub use self::tower_budget::TowerBudget;
 pub use crate::stats::{Quantile, Ratio};
 
 /// Sends failed requests again where that is safe, helps, and is paid for; see the [module](self).

@@ -293,7 +293,7 @@ impl<B> RetryState<B> {
             if spare == Replayability::WithoutBudget {
                 settings.budget.record_refusal();
             } else {
-                token = settings.budget.withdraw(now);
+                token = settings.budget.try_withdraw(now);
             }
             token.is_some()
         });
@@ -434,7 +434,7 @@ impl<B> RetryState<B> {
             return None;
         }
         let body = kept.body.replay()?;
-        let token = settings.budget.withdraw(now)?;
+        let token = settings.budget.try_withdraw(now)?;
         self.history_mut()?.withdrawal = Some(token);
         Some(body)
     }
@@ -517,7 +517,7 @@ mod tests {
         let upgrade = Request::get("/").header("connection", "upgrade").header("upgrade", "websocket");
         assert!(!copied(&Settings::default(), &upgrade.body(()).unwrap()));
         let spent = Settings { budget: RetryBudget::new(), ..Settings::default() };
-        while let Some(token) = spent.budget.withdraw(Instant::now()) {
+        while let Some(token) = spent.budget.try_withdraw(Instant::now()) {
             token.sent();
         }
         assert!(!copied(&spent, &get()));
@@ -526,7 +526,7 @@ mod tests {
     /// The reason why a call that began without a token is not retried.
     fn stopped_without_budget(request: &Request<()>, failure: Failure) -> (Option<RetryStop>, u64) {
         let settings = Settings { budget: RetryBudget::new(), ..Settings::default() };
-        while let Some(token) = settings.budget.withdraw(Instant::now()) {
+        while let Some(token) = settings.budget.try_withdraw(Instant::now()) {
             token.sent();
         }
         let refusals = || settings.budget.snapshot(Instant::now()).refusals;

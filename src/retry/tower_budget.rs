@@ -5,7 +5,7 @@ use tower::retry::budget::Budget;
 
 use super::{RetryBudget, Withdrawal};
 
-/// A [`RetryBudget`] as a budget of tower's own retry layer.
+/// The budget of tower's own retry layer.
 ///
 /// tower's trait reports successes and withdrawals. A deposit therefore counts as a call that started and succeeded, and the
 /// rate is that of the successes: in a total outage the floor decays with them. A withdrawal is spent immediately, because
@@ -18,11 +18,11 @@ use super::{RetryBudget, Withdrawal};
 /// use std::{future, sync::Arc};
 /// use tower::retry::{Policy, RetryLayer, budget::Budget};
 /// use tower::{Layer, ServiceExt, service_fn};
-/// use tower_upstream::retry::{RetryBudget, TowerBudget};
+/// use tower_upstream::retry::RetryBudget;
 ///
 /// #[derive(Clone)]
 /// struct ThreeTimes {
-///     budget: Arc<TowerBudget>,
+///     budget: Arc<RetryBudget>,
 ///     left: usize,
 /// }
 ///
@@ -46,34 +46,21 @@ use super::{RetryBudget, Withdrawal};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let shared = RetryBudget::new();
-/// let policy = ThreeTimes { budget: Arc::new(TowerBudget::from(shared.clone())), left: 2 };
+/// let policy = ThreeTimes { budget: Arc::new(shared.clone()), left: 2 };
 /// let broken = service_fn(|_: u32| async { Err::<u32, _>("connection refused") });
 /// let answer = RetryLayer::new(policy).layer(broken).oneshot(1).await;
 /// assert!(answer.is_err());
 /// assert_eq!(shared.snapshot(tokio::time::Instant::now()).withdrawals, 2);
 /// # }
 /// ```
-#[derive(Clone, Debug, Default)]
-#[must_use]
-pub struct TowerBudget {
-    budget: RetryBudget,
-}
-
-impl From<RetryBudget> for TowerBudget {
-    /// Shares the tokens of this budget.
-    fn from(budget: RetryBudget) -> Self {
-        Self { budget }
-    }
-}
-
-impl Budget for TowerBudget {
+impl Budget for RetryBudget {
     fn deposit(&self) {
-        self.budget.begin(Instant::now());
-        self.budget.succeed();
+        self.begin(Instant::now());
+        self.succeed();
     }
 
     fn withdraw(&self) -> bool {
-        self.budget.withdraw(Instant::now()).map(Withdrawal::sent).is_some()
+        self.try_withdraw(Instant::now()).map(Withdrawal::sent).is_some()
     }
 }
 
@@ -101,7 +88,7 @@ mod tests {
             let budget = RetryBudget::new().ratio(Ratio::per_mille(per_mille));
             // a rate whose cap holds a thousand deposits
             warm(&budget).await;
-            assert_eq!(granted(&TowerBudget::from(budget)), usize::from(per_mille));
+            assert_eq!(granted(&budget), usize::from(per_mille));
         }
     }
 
@@ -111,6 +98,6 @@ mod tests {
             (0..20).for_each(|_| budget.begin(Instant::now()));
             tokio::time::advance(Duration::from_millis(10)).await;
         }
-        while budget.withdraw(Instant::now()).map(Withdrawal::sent).is_some() {}
+        while budget.try_withdraw(Instant::now()).map(Withdrawal::sent).is_some() {}
     }
 }

@@ -355,7 +355,7 @@ impl UpstreamBuilder {
             tracing::warn!(
                 target: "tower_upstream",
                 upstream = &*name,
-                finding = finding.id().as_str(),
+                finding = finding.id(),
                 "{}: {}; set {}", finding.conflict(), finding.reason(), finding.suggestion()
             );
         }

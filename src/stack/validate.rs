@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::builder::Resolved;
 use super::config_error::ConfigError;
+use crate::alignment::Report;
 use crate::breaker::BreakerPolicy;
 use crate::exchange::CallKind;
 use crate::retry::{Hedging, RetryLayer};
-use crate::timeout::{Report, Timeouts, Topology};
+use crate::timeout::{Timeouts, Topology};
 
 /// The longest name in bytes: every log event and metric carries it.
 const MAX_NAME: usize = 128;
@@ -115,7 +116,7 @@ pub(super) fn limits(timeouts: &Timeouts, topology: &Topology, found: &mut Vec<C
     }
     let report = usable(timeouts).check(topology);
     found.extend(report.refused().map(|finding| {
-        let setting = format!("alignment {} {}", finding.id().number(), finding.id().as_str());
+        let setting = format!("alignment {} {}", finding.number(), finding.id());
         let problem = format!("{} ({})", finding.conflict(), finding.reason());
         ConfigError::new(setting, problem, format!("set {}", finding.suggestion()))
     }));

@@ -7,7 +7,7 @@
 ///
 /// const TENTH: Ratio = Ratio::per_mille(100);
 /// assert_eq!(TENTH, Ratio::CONSERVATIVE);
-/// assert!(TENTH < Ratio::default());
+/// assert!(TENTH < Ratio::USUAL);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ratio(u16);
@@ -27,12 +27,6 @@ impl Ratio {
     /// The thousandths.
     pub const fn as_per_mille(self) -> u16 {
         self.0
-    }
-}
-
-impl Default for Ratio {
-    fn default() -> Self {
-        Self::USUAL
     }
 }
 

@@ -28,7 +28,7 @@ impl KeepAliveCheck {
         if let Some(finding) = self.finding(head) {
             tracing::warn!(
                 target: "tower_upstream",
-                finding = finding.id().as_str(),
+                finding = finding.id(),
                 "{}: {}; set {}", finding.conflict(), finding.reason(), finding.suggestion()
             );
         }
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(warned(&pool, "timeout=120", None), None);
         assert_eq!(warned(&pool, "nonsense", None), None);
         let finding = warned(&pool, "timeout=5, max=100", None).unwrap();
-        assert_eq!(finding.id().as_str(), "pool_idle_upstream_keep_alive");
+        assert_eq!(finding.id(), "pool_idle_upstream_keep_alive");
         assert_eq!(warned(&pool, "timeout=5", None), None, "once is enough");
     }
 

@@ -91,7 +91,7 @@ pub use self::route_learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
 use self::upload_mode::{TimeoutSpec, Uploads, sealed::Mode};
-pub use crate::alignment::{MisalignedTimeouts, Report, Topology};
+pub use crate::alignment::Topology;
 pub use crate::stats::Quantile;
 
 middleware_service! {
@@ -205,7 +205,7 @@ impl<W> TimeoutLayer<W> {
     /// Declares how long the pool of the inner client keeps idle connections (default: unknown).
     ///
     /// For clients that cannot learn it, such as hyper-util's (90 s by default). If an upstream announces a shorter `Keep-Alive`,
-    /// or a reused connection proves to be dead, one `tracing` warning names the [finding](crate::alignment::FindingId) and what
+    /// or a reused connection proves to be dead, one `tracing` warning names the [finding](crate::alignment::Finding) and what
     /// to set. [`ReverseProxy`] does not need it: its own pool learns.
     ///
     /// [`ReverseProxy`]: https://docs.rs/tower-upstream/latest/tower_upstream/client/struct.ReverseProxy.html

@@ -10,7 +10,7 @@ use axum::routing::get;
 use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 use tower::Layer;
-use tower_upstream::alignment::{Finding, FindingId};
+use tower_upstream::alignment::Finding;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::ReverseProxy;
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
@@ -61,7 +61,7 @@ async fn call(gateway: SocketAddr, leaves: Duration, fields: &str) -> Option<(u1
     Some((answer.status(), answer.error().map(str::to_owned)))
 }
 
-fn refused(topology: &Topology) -> Vec<FindingId> {
+fn refused(topology: &Topology) -> Vec<&'static str> {
     limits().check(topology).refused().map(Finding::id).collect()
 }
 
@@ -69,7 +69,7 @@ fn refused(topology: &Topology) -> Vec<FindingId> {
 async fn a_client_of_one_second_cancels_before_a_gateway_of_two_unless_it_sends_its_deadline() {
     let upstream = upstream(SECOND * 9).await;
     let (gateway, seen) = gateway(upstream.address).await;
-    assert_eq!(refused(&Topology::new().client_timeout(SECOND)), [FindingId::TotalCaller]);
+    assert_eq!(refused(&Topology::new().client_timeout(SECOND)), ["total_caller"]);
     assert_eq!(call(gateway, SECOND, "").await, None, "nobody told it why");
 
     let told = call(gateway, SECOND, "X-Request-Timeout-Ms: 1000\r\n").await;
@@ -82,7 +82,7 @@ async fn a_client_of_one_second_cancels_before_a_gateway_of_two_unless_it_sends_
 async fn a_gateway_of_two_seconds_responds_to_a_client_of_three() {
     let upstream = upstream(SECOND * 9).await;
     let (gateway, seen) = gateway(upstream.address).await;
-    assert_eq!(refused(&Topology::new().client_timeout(SECOND * 3)), []);
+    assert!(refused(&Topology::new().client_timeout(SECOND * 3)).is_empty());
     let told = call(gateway, SECOND * 3, "").await;
     assert_eq!(told, Some((504, Some("connection_read_timeout".to_owned()))));
     assert_eq!(seen.causes(), [Cause::FirstByteTimeout]);
@@ -100,5 +100,5 @@ async fn an_upstream_of_one_second_responds_with_its_own_504() {
     // while one of three seconds would be hidden behind our 504
     let topology = topology.upstream_timeout(SECOND * 3);
     let warned: Vec<_> = limits().check(&topology).findings().iter().map(Finding::id).collect();
-    assert_eq!(warned, [FindingId::UpstreamTimeoutAttempt]);
+    assert_eq!(warned, ["upstream_timeout_attempt"]);
 }

@@ -565,7 +565,7 @@ async fn a_request_that_must_not_be_sent_twice_is_not_hedged() {
     assert_eq!(slow.begun(), 1);
 
     let budget = RetryBudget::new();
-    while let Some(token) = budget.withdraw(Instant::now()) {
+    while let Some(token) = budget.try_withdraw(Instant::now()) {
         token.sent();
     }
     let slow = Slow::default();

@@ -66,7 +66,7 @@ impl Purse {
     /// The price of a retry.
     fn withdraw(&self, now: Instant) -> Option<Price> {
         match self {
-            Self::Ours(budget) => budget.withdraw(now).map(Price::Token),
+            Self::Ours(budget) => budget.try_withdraw(now).map(Price::Token),
             Self::Towers(budget) => budget.withdraw().then_some(Price::Spent),
         }
     }

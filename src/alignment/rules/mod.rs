@@ -19,7 +19,7 @@ pub(super) fn all(scene: &RuleInput<'_>) -> Vec<Finding> {
     neighbours::check(scene, &mut found);
     streaming::check(scene, &mut found);
     resilience::check(scene, &mut found);
-    found.sort_by_key(Finding::id);
+    found.sort_by_key(|finding| finding.id);
     found
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::super::{Finding, FindingId, Hop, Severity, peers};
+use super::super::finding::FindingId;
+use super::super::peers::{self, Hop};
+use super::super::{Finding, Severity};
 use crate::stats::{Quantile, Ratio};
 use crate::timeout::{Timeouts, Topology};
 
@@ -36,7 +38,7 @@ fn there() -> Topology {
 fn found(timeouts: Timeouts, topology: &Topology, id: FindingId) -> Vec<Finding> {
     let report = timeouts.check(topology);
     let all = report.findings();
-    assert!(all.iter().all(|finding| finding.id() == id), "another one spoke: {report}");
+    assert!(all.iter().all(|finding| finding.id == id), "another one spoke: {report}");
     let told = |finding: &&Finding| {
         !finding.reason().is_empty() && !finding.client_sees().is_empty() && !finding.suggestion().is_empty()
     };
@@ -85,7 +87,7 @@ fn no_3_every_attempt_and_pause_fits_into_the_total() {
     assert_eq!((report.findings(), report.max_attempts()), ([].as_slice(), Some(3)));
     let report = limits(under(ms(3075))).check(&topology);
     let finding = &report.findings()[0];
-    assert_eq!((finding.id(), finding.severity()), (FindingId::AttemptsTotal, Severity::Warn));
+    assert_eq!((finding.id, finding.severity()), (FindingId::AttemptsTotal, Severity::Warn));
     assert!(finding.mitigation().is_some());
     assert_eq!(report.max_attempts(), Some(2));
     assert_eq!(limits(under(ms(2025))).check(&topology).max_attempts(), Some(1));
@@ -329,7 +331,7 @@ fn an_error_prints_the_refused_findings_only() {
     assert!(text.contains("total_caller") && text.contains("total (3 s) + 150 ms < client's timeout (3 s)"), "{text}");
     assert!(!text.contains("attempts_total"), "{text}");
     let ids: Vec<_> = misaligned.report().findings().iter().map(Finding::id).collect();
-    assert_eq!(ids, [FindingId::TotalCaller, FindingId::AttemptsTotal], "the worst first");
+    assert_eq!(ids, ["total_caller", "attempts_total"], "the worst first");
     assert!(limits.checked(&there().attempts(3)).is_ok(), "a warning is no refusal");
 }
 

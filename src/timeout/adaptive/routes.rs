@@ -52,7 +52,7 @@ impl Error for TooManyRoutes {}
 
 impl RouteTimeouts {
     /// The maximum number of names.
-    pub const MOST: usize = 256;
+    pub(crate) const MOST: usize = 256;
 
     /// A timeout for each name, all with the same cap and the defaults of [`AdaptiveTimeout`].
     ///
@@ -95,7 +95,7 @@ impl RouteTimeouts {
     }
 
     /// The use of the timeouts.
-    pub fn mode(&self) -> LearningMode {
+    pub(crate) fn mode(&self) -> LearningMode {
         self.mode
     }
 

@@ -12,7 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::{Layer, Service, ServiceExt};
-use tower_upstream::classify::{AttemptContext, ClassifiedBody};
+use tower_upstream::classify::ClassifiedBody;
 use tower_upstream::client::Connector;
 use tower_upstream::{BadGatewayCause, ClassifyLayer, Failure};
 
@@ -106,10 +106,10 @@ where
 
 /// An error that came instead of a head, with nothing known besides.
 pub fn failed(error: impl Into<BoxError>) -> Got {
-    Got::Failed(Failure::from_error_with(error.into(), &AttemptContext::default()), None)
+    Got::Failed(Failure::from_error(error), None)
 }
 
 /// An error of a body.
 pub fn broken(error: impl Into<BoxError>, status: http::StatusCode) -> Got {
-    Got::Failed(Failure::from_body_error(error, &AttemptContext::default()), Some(status))
+    Got::Failed(Failure::from_body_error(error), Some(status))
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Barrier;
 use tower_upstream::BadGatewayCause as Cause;
-use tower_upstream::alignment::{Finding, FindingId, peers};
+use tower_upstream::alignment::{Finding, peers};
 use tower_upstream::timeout::{Timeouts, Topology};
 
 use crate::support::{Gateway, Upstream, Wire, proxy, repeats};
@@ -111,14 +111,14 @@ async fn thousands(pool_idle: Duration, rounds: usize) -> (usize, Vec<Cause>) {
 }
 
 /// The rules that refuse this idle limit.
-fn refused(pool_idle: Duration) -> Vec<FindingId> {
+fn refused(pool_idle: Duration) -> Vec<&'static str> {
     let topology = Topology::new().pool_idle(pool_idle).upstream_keep_alive(KEEP_ALIVE);
     Timeouts::new().check(&topology).refused().map(Finding::id).collect()
 }
 
 #[tokio::test]
 async fn a_pool_idle_limit_above_the_upstreams_keep_alive_causes_502s() {
-    assert_eq!(refused(TOO_LONG), [FindingId::PoolIdleUpstreamKeepAlive]);
+    assert_eq!(refused(TOO_LONG), ["pool_idle_upstream_keep_alive"]);
     // a busy machine may miss the moment, so that there are several tries
     for _ in 0..5 {
         let (failed, causes) = thousands(TOO_LONG, 20).await;
@@ -139,6 +139,6 @@ async fn a_pool_idle_limit_above_the_upstreams_keep_alive_causes_502s() {
 
 #[tokio::test]
 async fn a_pool_idle_limit_that_the_rules_accept_causes_none() {
-    assert_eq!(refused(ALIGNED), []);
+    assert!(refused(ALIGNED).is_empty());
     assert_eq!(thousands(ALIGNED, repeats(8, 20)).await, (0, vec![]));
 }
