@@ -101,6 +101,8 @@ pub(crate) use self::spec::*;
 pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};
 pub(crate) use self::timeout_policy::{BodyTimeouts, HeadSeen, TimeoutPolicy, TimerDecision};
 pub(crate) use self::upgrade::asks_for_upgrade;
+#[cfg(feature = "balance")]
+pub(crate) use crate::body::UpgradeGuard;
 
 pub(crate) use self::context::{CallContext, CallKind, RequestLoad, Vote};
 
