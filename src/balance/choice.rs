@@ -155,8 +155,8 @@ impl Choice<'_> {
         mut random: impl FnMut() -> u64,
     ) -> Option<usize> {
         // among equal costs the first one stays, which is drawn by weight
-        let mut draws = 0..DRAWS;
-        let mut best = draws.find_map(|_| {
+        let mut times = 0..DRAWS;
+        let mut best = times.find_map(|_| {
             let drawn = weights.drawn_by(&mut random, endpoints.len())?;
             self.usable(endpoints, drawn, &mut random)
         });

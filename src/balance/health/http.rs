@@ -72,7 +72,7 @@ async fn read(response: Response<Incoming>, progress: &Progress, stats: &Connect
     while body.len() < MAX_BODY {
         let frame = std::future::poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await;
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| Failure::from_body_error(error, &context(stats)))?;
+        let frame = frame.map_err(|error| Failure::from_body_error_with(error.into(), &context(stats)))?;
         if let Some(data) = frame.data_ref() {
             body.extend_from_slice(&data[..data.len().min(MAX_BODY - body.len())]);
         }
