@@ -27,6 +27,10 @@ pub(crate) struct RejectedRequest;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CountedAttempt;
 
+/// The peer that sent a response.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerAddress(pub(crate) std::net::SocketAddr);
+
 /// Whether a failure response is local: neither relayed nor written by a service of the user's own.
 pub(crate) fn is_local(extensions: &Extensions) -> bool {
     extensions.get::<CompleteResponse>().is_some() || extensions.get::<LocalResponse>().is_some()

@@ -36,7 +36,7 @@ pub(crate) use self::client_call::{ClientCall, ClientCalls};
 pub(crate) use self::failure::{DRAINING, TUNNEL_LIMIT};
 pub(crate) use self::grpc::{Protocol, RESOURCE_EXHAUSTED, UNAVAILABLE};
 pub(crate) use self::markers::{
-    CompleteResponse, CountedAttempt, LocalResponse, RejectedRequest, is_local, local_response,
+    CompleteResponse, CountedAttempt, LocalResponse, PeerAddress, RejectedRequest, is_local, local_response,
 };
 
 pub(crate) use self::failure::Failure;

@@ -24,7 +24,9 @@ use super::progress::{publish, publish_poll, signing, snapshot};
 use super::tunnel::{self, Terms};
 use super::{Connect, ProxyBody, Target, request_target};
 use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
-use crate::cause::{BadGatewayCause, ClientCall, Detail, Evidence, Failure, Phase, RetryStop, TUNNEL_LIMIT};
+use crate::cause::{
+    BadGatewayCause, ClientCall, Detail, Evidence, Failure, PeerAddress, Phase, RetryStop, TUNNEL_LIMIT,
+};
 use crate::classify::{
     self, AttemptContext, Classification, ConnectionStats, Expected, RelayedFailure, check_head, upstream_status,
 };
@@ -53,6 +55,7 @@ pub(super) struct ProxyTarget<C, B> {
     pub(super) rules: ForwardingRules,
     pub(super) upload_idle: Duration,
     pub(super) tunnel_idle: Option<Duration>,
+    pub(super) exposes_peer: bool,
     /// Slots for tunnels, fewer than the pool's.
     pub(super) tunnels: Arc<Semaphore>,
     pub(super) pool: Pool<C, B>,
@@ -292,6 +295,7 @@ where
             let failure = upstream_status(status).peer(scene.peer).connection(scene.connection()).build();
             answer.extensions_mut().insert(RelayedFailure(self.complete(failure)));
         }
+        let peer = if self.upstream.exposes_peer { lease.stamp().peer() } else { None };
         let switched = status == StatusCode::SWITCHING_PROTOCOLS;
         let behind = switched.then(|| hyper::upgrade::on(&mut answer));
         let (mut parts, incoming) = answer.into_parts();
@@ -314,6 +318,9 @@ where
             }
             _ => ResponseBody::upstream(ProxyBody::new(incoming, lease, self)),
         };
+        if let Some(peer) = peer {
+            parts.extensions.insert(PeerAddress(peer));
+        }
         Ok(Response::from_parts(parts, body))
     }
 }

@@ -157,6 +157,7 @@ pub struct ReverseProxyBuilder<C = DefaultConnector> {
     upload_idle: Duration,
     tunnels: Option<usize>,
     tunnel_idle: Option<Duration>,
+    exposes_peer: bool,
     limits: Limits,
     connector: Connector<C>,
 }
@@ -182,6 +183,7 @@ impl<C> ReverseProxyBuilder<C> {
             upload_idle: Duration::from_secs(30),
             tunnels: None,
             tunnel_idle: Some(Duration::from_secs(3600)),
+            exposes_peer: false,
             limits,
             connector,
         }
@@ -258,6 +260,14 @@ impl<C> ReverseProxyBuilder<C> {
         self
     }
 
+    /// Adds the upstream's address to responses, for [`CallSummary::peer`](crate::stack::CallSummary::peer) (default: off).
+    ///
+    /// It costs an entry in each response's extensions. A failure has the address in any case.
+    pub fn expose_peer(mut self) -> Self {
+        self.exposes_peer = true;
+        self
+    }
+
     /// Sets how many streams share an HTTP/2 connection before another is opened (default 100, from 1 to 32,767).
     ///
     /// A lower `SETTINGS_MAX_CONCURRENT_STREAMS` of the upstream applies. A request for which no connection has a free
@@ -325,8 +335,20 @@ impl<C> ReverseProxyBuilder<C> {
 
     /// Like [`connector`](Self::connector), with settings of [`Connector`].
     pub fn stamped_connector<D>(self, connector: Connector<D>) -> ReverseProxyBuilder<D> {
-        let Self { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector: _ } = self;
-        ReverseProxyBuilder { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector }
+        let Self { name, target, rules, http, upload_idle, tunnels, tunnel_idle, exposes_peer, limits, connector: _ } =
+            self;
+        ReverseProxyBuilder {
+            name,
+            target,
+            rules,
+            http,
+            upload_idle,
+            tunnels,
+            tunnel_idle,
+            exposes_peer,
+            limits,
+            connector,
+        }
     }
 
     /// The service, for requests with body `B`. Clones share one pool.
@@ -337,7 +359,8 @@ impl<C> ReverseProxyBuilder<C> {
     where
         C: 'static,
     {
-        let Self { name, target, rules, http, upload_idle, tunnels, tunnel_idle, limits, connector } = self;
+        let Self { name, target, rules, http, upload_idle, tunnels, tunnel_idle, exposes_peer, limits, connector } =
+            self;
         let tunnels = tunnels.unwrap_or((limits.connections / 2).max(1)).min(Semaphore::MAX_PERMITS);
         let tunnels = Arc::new(Semaphore::new(tunnels));
         let name = name.unwrap_or_else(|| target.authority().as_str().into());
@@ -346,8 +369,17 @@ impl<C> ReverseProxyBuilder<C> {
         }
         let stream_window = limits.stream_window.min(MAX_WINDOW / limits.streams);
         let pool = Pool::new(target.uri(), http, connector, Limits { stream_window, ..limits });
-        let upstream =
-            ProxyTarget { name, host: target.host(), target, rules, upload_idle, tunnel_idle, tunnels, pool };
+        let upstream = ProxyTarget {
+            name,
+            host: target.host(),
+            target,
+            rules,
+            upload_idle,
+            tunnel_idle,
+            exposes_peer,
+            tunnels,
+            pool,
+        };
         ReverseProxy { upstream: Arc::new(upstream), client_info: Arc::new(ClientInfo::unknown()) }
     }
 }

@@ -472,6 +472,7 @@ where
         let Some(page) = config.errors.render_page(notes, &mut response) else {
             return self.finish(response, stage, outcome);
         };
+        config.errors.finish_head(response.extensions_mut());
         self.active.state().on_response(&outcome);
         self.active.take().complete(&outcome);
         response.map(|_| T::make(ExchangeBody::from(page)))
@@ -480,12 +481,13 @@ where
     #[inline]
     fn finish<T: MakeBody<BodyOf<P, E, X>>>(
         &mut self,
-        response: Response<X>,
+        mut response: Response<X>,
         stage: BodyStage<BodyErrorOf<P>>,
         outcome: Outcome,
     ) -> Response<T> {
         let mut active = self.active.take();
         let call = active.state();
+        call.config().errors.finish_head(response.extensions_mut());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             call.on_upgrade(&response);
         }
@@ -790,6 +792,7 @@ where
             if let Some(page) = config.errors.render_page(notes, &mut response) {
                 *response.body_mut() = page;
             }
+            config.errors.finish_head(response.extensions_mut());
             response.map(ExchangeBody::from)
         });
         self.active.take().complete(&outcome);

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Extensions, Request, Response, Version};
 use http_body::{Body, Frame};
 use tokio::time::Instant;
 
@@ -316,6 +316,12 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
     /// The call was dropped before its response.
     fn on_cancel(&self, notes: &mut Self::Notes) {
         let _ = notes;
+    }
+
+    /// Adds to a head that goes to the client what layers further out want to know.
+    #[inline]
+    fn finish_head(&self, extensions: &mut Extensions) {
+        let _ = extensions;
     }
 
     /// Annotates a response whose status is 400 or above.

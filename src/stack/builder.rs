@@ -65,6 +65,7 @@ pub struct UpstreamBuilder {
     /// Everything about timeouts except the timeouts themselves.
     timeout_layer: TimeoutLayer,
     tracks_uploads: bool,
+    has_summary: bool,
     #[cfg(feature = "balance")]
     pool: Option<crate::balance::BalanceHandle>,
     topology: Topology,
@@ -130,6 +131,7 @@ impl UpstreamBuilder {
             probe: Some(ProbeSource::default()),
             timeout_layer: TimeoutLayer::new(Timeouts::new()),
             tracks_uploads: true,
+            has_summary: false,
             #[cfg(feature = "balance")]
             pool: None,
             topology: Topology::new(),
@@ -291,6 +293,14 @@ impl UpstreamBuilder {
         self
     }
 
+    /// Adds a [`CallSummary`](super::CallSummary) to the extensions of every response (default: none).
+    ///
+    /// It costs about 500 instructions and 2 allocations per call, most of them for the map of the extensions.
+    pub fn call_summary(mut self) -> Self {
+        self.has_summary = true;
+        self
+    }
+
     /// Does not track the progress of request bodies, for an inner service that tracks it itself, such as `ReverseProxy`.
     ///
     /// With any other service the timeout of the head then starts at the call, however long the upload takes.
@@ -348,6 +358,7 @@ impl UpstreamBuilder {
         let (name, learned, tracks_uploads) = (self.name.clone(), self.learned.clone(), self.tracks_uploads);
         #[cfg(feature = "balance")]
         let pool = self.pool.clone();
+        let has_summary = self.has_summary;
         let settings = self.resolve();
         let Validated { errors, report } = validate::check(&name, &settings);
         ConfigErrors::into_result(&name, errors)?;
@@ -372,6 +383,7 @@ impl UpstreamBuilder {
         let errors = Errors {
             classify: Classified { settings: settings.classify.settings().named(&name) },
             page: settings.page,
+            summaries: has_summary.then(|| name.clone()),
         };
         let recorder = Arc::new(StatsRecorder::new());
         let per_attempt = (circuit.as_ref().map(CircuitBreakerLayer::component), limiter);

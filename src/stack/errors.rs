@@ -5,10 +5,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Extensions, Request, Response, Version};
 use http_body::Body;
 
 use super::request_meta::{Notes, note};
+use super::summary::summarize;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, is_local};
 use crate::classify::{Classified, SharedBody};
 use crate::error_page::ErrorPage;
@@ -22,6 +23,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(super) struct Errors {
     pub(super) classify: Classified,
     pub(super) page: Option<ErrorPage>,
+    /// The name of the stack, if its responses carry a summary.
+    pub(super) summaries: Option<Arc<str>>,
 }
 
 impl ErrorMode for Errors {
@@ -59,6 +62,13 @@ impl ErrorMode for Errors {
 
     fn on_cancel(&self, notes: &mut Notes) {
         self.classify.on_cancel(&mut notes.summary);
+    }
+
+    #[inline]
+    fn finish_head(&self, extensions: &mut Extensions) {
+        if let Some(upstream) = &self.summaries {
+            summarize(upstream, extensions);
+        }
     }
 
     fn annotate<R>(&self, notes: &mut Notes, response: &mut Response<R>) {

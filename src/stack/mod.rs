@@ -97,6 +97,7 @@
 // measured: calls that are not inlined copy requests and responses
 #![allow(clippy::inline_always)]
 
+mod boxed;
 mod builder;
 #[cfg(feature = "serde")]
 mod config;
@@ -112,6 +113,7 @@ mod request_meta;
 mod requests;
 mod spec;
 mod stats;
+mod summary;
 mod validate;
 
 use std::sync::Arc;
@@ -131,6 +133,7 @@ use crate::cause::BadGatewayCause;
 use crate::exchange::{Exchange, ExchangeFuture};
 use crate::timeout::Timeouts;
 
+pub use self::boxed::{BoxUpstream, BoxUpstreamBody};
 pub use self::builder::UpstreamBuilder;
 #[cfg(feature = "serde")]
 pub use self::config::UpstreamConfig;
@@ -142,6 +145,7 @@ pub use self::handle::{DrainOutcome, StackChange, UpstreamHandle, UpstreamSnapsh
 pub use self::presets::Preset;
 pub use self::requests::RequestBody;
 pub use self::stats::LatencySnapshot;
+pub use self::summary::CallSummary;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -19,4 +19,5 @@ mod plain;
 mod presets;
 mod readiness;
 mod reasons;
+mod summary;
 mod tickets;
