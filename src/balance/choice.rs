@@ -218,6 +218,7 @@ fn takes_its_turn(ramp: f32, random: &mut impl FnMut() -> u64) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small numbers
 mod tests {
     use proptest::prelude::*;
 

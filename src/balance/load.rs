@@ -166,6 +166,7 @@ fn factor(x: f32) -> f32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small numbers
 mod tests {
     use proptest::prelude::*;
 

@@ -89,6 +89,7 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small numbers
 mod tests {
     use http::HeaderValue;
     use proptest::prelude::*;

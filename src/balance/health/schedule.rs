@@ -68,6 +68,7 @@ impl Queue {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small numbers
 mod tests {
     use std::time::Duration;
 

@@ -18,6 +18,19 @@ fn errors(config: UpstreamConfig) -> Vec<String> {
     error.errors().iter().map(ToString::to_string).collect()
 }
 
+/// Every error of the configuration of a whole upstream.
+#[cfg(all(feature = "balance", feature = "client"))]
+fn whole_errors(config: UpstreamConfig) -> Vec<String> {
+    let rules = crate::forward::ForwardingRules::new("edge").unwrap();
+    let built = config.proxy::<http_body_util::Empty<bytes::Bytes>>(rules);
+    built.map(drop).unwrap_err().errors().iter().map(ToString::to_string).collect()
+}
+
+#[cfg(not(all(feature = "balance", feature = "client")))]
+fn whole_errors(config: UpstreamConfig) -> Vec<String> {
+    errors(config)
+}
+
 fn toml_errors(text: &str) -> Vec<String> {
     errors(toml(&format!("name = \"shop\"\n{text}")))
 }
@@ -118,12 +131,15 @@ fn every_key_is_documented_and_read() {
         let row = if table.is_empty() { docs } else { row.unwrap() };
         for key in keys {
             assert!(row.contains(&format!("`{key}`")), "{table}.{key} is not in the table");
-            let path = if table.is_empty() { (*key).to_owned() } else { format!("{table}.{key}") };
-            // no key takes a list
-            let config: UpstreamConfig = toml::from_str(&format!("{path} = []")).unwrap();
-            let errors = errors(config);
-            let found =
-                errors.iter().any(|error| error.starts_with(&format!("{path}: found a list or null: expected")));
+            // no key takes a list of numbers
+            let (text, path) = match table {
+                "" => (format!("{key} = [1]"), (*key).to_owned()),
+                "endpoint" => (format!("endpoint = [{{ {key} = [1] }}]"), format!("endpoint[0].{key}")),
+                table => (format!("{table}.{key} = [1]"), format!("{table}.{key}")),
+            };
+            let errors = whole_errors(toml::from_str(&text).unwrap());
+            let found = if *key == "endpoint" { "found integer `1`" } else { "found a list" };
+            let found = errors.iter().any(|error| error.starts_with(&format!("{path}: {found}: expected")));
             assert!(found, "{errors:?}");
         }
     }
