@@ -70,6 +70,7 @@
 //!
 //! A source that fails, ends or loses all members changes nothing: the pool keeps the members it has, says so in a log event
 //! and in [`SourceStatus`], with their age. Half of the members do not leave on one answer alone.
+//! The repository's `examples/` follow DNS, etcd, Kubernetes and xDS.
 //!
 //! `reverse_proxies` (feature `client`) makes the factory of a pool of [`ReverseProxy`](crate::client::ReverseProxy)s.
 //!
