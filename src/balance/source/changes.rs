@@ -7,7 +7,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::task::JoinHandle;
 use tower::discover::Change;
 
-use super::stream::Waiting;
+use super::stream::Pending;
 use crate::balance::membership::{Changes, InvalidMembers, MAX_MEMBERS, SnapshotOutcome};
 use crate::balance::{BalanceHandle, Member};
 use crate::body::BoxError;
@@ -72,7 +72,7 @@ impl BalanceHandle {
     }
 }
 
-impl Waiting for Changes {
+impl Pending for Changes {
     type Item = (Arc<str>, Option<Arc<Member>>);
 
     fn push(&mut self, (key, member): Self::Item) {

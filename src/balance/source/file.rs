@@ -47,7 +47,7 @@ impl BalanceHandle {
         P: FnMut(&str) -> Result<Vec<Member>, E> + Send + 'static,
         E: Into<BoxError>,
     {
-        let (path, file) = (path.into(), Arc::new(Mutex::new(WatchedFile { parse, stamp: None, result: None })));
+        let (path, file) = (path.into(), Arc::new(Mutex::new(WatchedFile { parse, version: None, result: None })));
         self.poll_source(INTERVAL, move || {
             let (path, file) = (path.clone(), file.clone());
             async move {
@@ -69,12 +69,12 @@ impl BalanceHandle {
 /// What is known about the file since it was read.
 struct WatchedFile<P> {
     parse: P,
-    stamp: Option<Stamp>,
+    version: Option<Version>,
     result: Option<Result<Vec<Member>, String>>,
 }
 
 /// What changes with the file.
-type Stamp = (Option<SystemTime>, u64, u64);
+type Version = (Option<SystemTime>, u64, u64);
 
 impl<P, E> WatchedFile<P>
 where
@@ -83,21 +83,21 @@ where
 {
     /// The members that the file has now.
     fn check(&mut self, path: &Path) -> Result<Vec<Member>, String> {
-        let stamp = fs::metadata(path).map(|metadata| stamp(&metadata)).map_err(|error| error.to_string())?;
-        if let (Some(result), true) = (&self.result, self.stamp == Some(stamp)) {
+        let version = fs::metadata(path).map(|metadata| version_of(&metadata)).map_err(|error| error.to_string())?;
+        if let (Some(result), true) = (&self.result, self.version == Some(version)) {
             return result.clone();
         }
-        let is_settled = stamp.0.and_then(|time| time.elapsed().ok()).is_some_and(|age| age >= SETTLED);
+        let is_settled = version.0.and_then(|time| time.elapsed().ok()).is_some_and(|age| age >= SETTLED);
         // unset if `parse` panics
-        (self.stamp, self.result) = (None, None);
+        (self.version, self.result) = (None, None);
         let read = read(path).map_err(|error| error.to_string());
         let result = read.and_then(|text| (self.parse)(&text).map_err(|error| super::text(&error.into())));
-        (self.stamp, self.result) = (is_settled.then_some(stamp), Some(result.clone()));
+        (self.version, self.result) = (is_settled.then_some(version), Some(result.clone()));
         result
     }
 }
 
-fn stamp(metadata: &fs::Metadata) -> Stamp {
+fn version_of(metadata: &fs::Metadata) -> Version {
     #[cfg(unix)]
     let inode = std::os::unix::fs::MetadataExt::ino(metadata);
     #[cfg(not(unix))]

@@ -4,7 +4,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::task::JoinHandle;
 
 use super::sorted;
-use super::stream::Waiting;
+use super::stream::Pending;
 use crate::balance::membership::{InvalidMembers, SnapshotOutcome};
 use crate::balance::{BalanceHandle, Member};
 use crate::body::BoxError;
@@ -47,7 +47,7 @@ impl BalanceHandle {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Latest(Option<Vec<Member>>);
 
-impl Waiting for Latest {
+impl Pending for Latest {
     type Item = Vec<Member>;
 
     fn push(&mut self, snapshot: Vec<Member>) {

@@ -25,7 +25,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 const BATCH: usize = 1024;
 
 /// What a stream has yielded and the pool does not have yet.
-pub(super) trait Waiting: Clone + Default + PartialEq + Send + 'static {
+pub(super) trait Pending: Clone + Default + PartialEq + Send + 'static {
     type Item;
 
     fn push(&mut self, item: Self::Item);
@@ -41,18 +41,18 @@ impl BalanceHandle {
     pub(super) fn follow_stream<D, W, E>(&self, stream: D) -> JoinHandle<()>
     where
         D: Stream<Item = Result<W::Item, E>> + Send + 'static,
-        W: Waiting,
+        W: Pending,
         E: Into<BoxError> + 'static,
     {
         let follower =
-            Follower { stream: Box::pin(stream), waiting: W::default(), refused: None, next: Instant::now() };
+            Follower { stream: Box::pin(stream), pending: W::default(), refused: None, next: Instant::now() };
         self.spawn_source(move |source| follower.run(source))
     }
 }
 
 struct Follower<D, W> {
     stream: Pin<Box<D>>,
-    waiting: W,
+    pending: W,
     /// What leaves less than half of the members, and when it is applied.
     refused: Option<(W, Instant)>,
     /// The earliest time of the next change of the pool.
@@ -75,7 +75,7 @@ enum Step {
 impl<D, W, E> Follower<D, W>
 where
     D: Stream<Item = Result<W::Item, E>>,
-    W: Waiting,
+    W: Pending,
     E: Into<BoxError>,
 {
     async fn run(mut self, mut source: Source) {
@@ -90,7 +90,7 @@ where
             match &step {
                 Step::More => due = Some(due.unwrap_or(now + INTERVAL).min(now + INTERVAL)),
                 Step::Drained => (due, pause) = (Some(self.next), FIRST_PAUSE),
-                Step::Failed(_) if self.waiting == W::default() => {}
+                Step::Failed(_) if self.pending == W::default() => {}
                 Step::Failed(_) => due = Some(self.next),
                 Step::Due => {}
                 Step::Full | Step::Ended => due = Some(now),
@@ -100,8 +100,8 @@ where
             }
             match step {
                 Step::More => yield_now().await,
-                Step::Full if self.waiting.is_full() => {
-                    self.waiting = W::default();
+                Step::Full if self.pending.is_full() => {
+                    self.pending = W::default();
                     source.report("more than 65,536 changes wait for members that the pool refuses: they are dropped");
                 }
                 Step::Failed(problem) => {
@@ -119,7 +119,7 @@ where
 
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         for read in 0..BATCH {
-            if self.waiting.is_full() {
+            if self.pending.is_full() {
                 return Poll::Ready(Step::Full);
             }
             let polled = self.stream.as_mut().poll_next(cx);
@@ -127,7 +127,7 @@ where
                 return Poll::Ready(Step::Drained);
             }
             match ready!(polled) {
-                Some(Ok(item)) => self.waiting.push(item),
+                Some(Ok(item)) => self.pending.push(item),
                 Some(Err(error)) => return Poll::Ready(Step::Failed(text(&error.into()))),
                 None => return Poll::Ready(Step::Ended),
             }
@@ -138,20 +138,20 @@ where
     /// Applies what waits, and returns when to do so again.
     fn apply(&mut self, source: &mut Source, now: Instant) -> Option<Instant> {
         if let Some((refused, at)) = &self.refused {
-            if *refused == self.waiting && now < *at {
+            if *refused == self.pending && now < *at {
                 return Some(*at);
             }
         }
         self.next = now + INTERVAL;
         self.refused = None;
-        match source.change(|pool| self.waiting.apply(pool)) {
+        match source.change(|pool| self.pending.apply(pool)) {
             Ok(SnapshotOutcome::AwaitsConfirmation) => {
                 let at = now + CONFIRMATION;
-                self.refused = Some((self.waiting.clone(), at));
+                self.refused = Some((self.pending.clone(), at));
                 Some(at)
             }
             Ok(_) => {
-                self.waiting = W::default();
+                self.pending = W::default();
                 None
             }
             // a later item may make it acceptable
