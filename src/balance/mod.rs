@@ -49,6 +49,9 @@
 //! Health and circuit are separate: a check that passes never ends an ejection that calls have caused, as it may not see what
 //! they have seen. An endpoint takes calls if both allow it.
 //!
+//! [`HealthCheck::verify`] makes one check of every endpoint, as at the start of a process, and reports how far each has come:
+//! resolved, connected, TLS, response head.
+//!
 //! # Membership
 //!
 //! A [`Member`] describes an endpoint; a factory makes its service. The members change through the [`BalanceHandle`]: as a
@@ -147,7 +150,9 @@ pub use self::builder::BalanceBuilder;
 pub use self::endpoint::Health;
 pub use self::future::{BalanceBody, BalanceFuture};
 pub use self::handle::{BalanceHandle, BalanceSnapshot, EndpointSnapshot};
-pub use self::health::{CheckRecord, CheckReport, HealthCheck, HealthChecks, InvalidHealthCheck};
+pub use self::health::{
+    CheckRecord, CheckReport, EndpointReport, HealthCheck, HealthChecks, InvalidHealthCheck, Verification,
+};
 pub use self::member::{Member, MemberState};
 pub use self::membership::{InvalidMembers, SnapshotOutcome, SourceStatus};
 #[cfg(feature = "client")]

@@ -179,14 +179,17 @@ async fn a_hundred_endpoints_that_hang_do_not_delay_the_checks_of_others() {
 #[tokio::test(start_paused = true)]
 async fn a_check_that_passes_never_ends_an_ejection_that_calls_have_caused() {
     let (servers, found) = (Servers::default(), Found::default());
-    let pool = pool("shop", &servers, &["a", "b", "c"]);
+    let pool: Balance<Endpoint<Plain>> = Balance::builder("shop", servers.factory())
+        .members(members(["a", "b", "c"]))
+        .circuit(|policy| policy.consecutive_failures(1))
+        .build()
+        .unwrap();
     let checks = HealthChecks::new(found.check().interval(seconds(1))).unwrap();
     checks.watch(&pool.handle());
     pass(seconds(5)).await;
     servers.set("a", Act::Fails(BadGatewayCause::ClosedBeforeResponse));
-    for _ in 0..200 {
+    for _ in 0..20 {
         call(&pool).await;
-        advance(ms(10)).await;
     }
     assert!(!state(&pool.handle(), "a").is_available);
     let before = found.checks("a");
@@ -337,4 +340,29 @@ async fn members_with_the_same_addresses_are_checked_once_and_a_change_of_them_i
     found.set("c", CheckReport::passed());
     pass(seconds(5)).await;
     assert_eq!(state(&pool.handle(), "c").health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verification_is_bounded_and_reports_checks_that_panic_as_failed() {
+    let (servers, found) = (Servers::default(), Found::default());
+    let keys: Vec<_> = (0..100).map(|index| format!("e{index}")).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let pool = pool("shop", &servers, &keys);
+    for key in &keys[..99] {
+        found.with(key, |finding| finding.hangs = true);
+    }
+    found.with("e0", |finding| finding.panics = true);
+    let begun = Instant::now();
+    let tasks = Handle::current().metrics().num_alive_tasks();
+    let mut verification = found.check().max_concurrent(10).verify(&pool.handle()).unwrap();
+    assert_eq!(verification.next().await.unwrap().report.text(), "the check panicked");
+    assert!(Handle::current().metrics().num_alive_tasks() <= tasks + 10);
+    assert!(verification.any_passed().await);
+    assert!((seconds(9)..seconds(12)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert_eq!(state(&pool.handle(), "e5").health, Health::Unknown, "a verification changes nothing");
+    assert_eq!(call(&pool).await, 200);
+    drop(verification);
+    pass(ms(10)).await;
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), tasks);
+    assert!(found.check().rise(0).verify(&pool.handle()).is_err());
 }

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, StreamBody};
 use tokio::time::Instant;
 use tower_upstream::balance::{Balance, CheckRecord, HealthCheck, HealthChecks, Member};
 use tower_upstream::client::{TcpConnector, TlsConnector};
+use tower_upstream::{BadGatewayCause, Failure};
 
 use crate::health::Plain;
 use crate::pool::{Endpoint, Servers};
@@ -41,20 +42,12 @@ fn member(upstream: &Upstream) -> Member {
     Member::new(upstream.address.to_string())
 }
 
-fn health(response: Response<Body>) -> Router {
-    let (head, body) = response.into_parts();
-    let body = Arc::new(tokio::sync::Mutex::new(Some(body)));
-    Router::new().route(
-        "/health",
-        get(move || {
-            let (head, body) = (head.clone(), body.clone());
-            async move { Response::from_parts(head, body.lock().await.take().unwrap_or_default()) }
-        }),
-    )
+fn health(response: Response<&'static str>) -> Router {
+    Router::new().route("/health", get(move || std::future::ready(response.clone().map(Body::from))))
 }
 
-fn response(status: u16, body: &'static str) -> Response<Body> {
-    Response::builder().status(status).body(Body::from(body)).unwrap()
+fn response(status: u16, body: &'static str) -> Response<&'static str> {
+    Response::builder().status(status).body(body).unwrap()
 }
 
 #[tokio::test]
@@ -224,4 +217,50 @@ async fn each_check_opens_a_connection_of_its_own_and_closes_it() {
         assert!(server.accepted() >= checks);
     }
     until("all are closed", || open.load(Relaxed) == 0).await;
+}
+
+#[tokio::test]
+async fn a_verification_says_how_far_each_endpoint_has_come() {
+    let (server, pem) = tls_app(Router::new().route("/health", get(|| async { "ok" })), &[b"http/1.1"]).await;
+    let plain = app(health(response(200, ""))).await;
+    let silent = Upstream::scripted(|wire, _| async move {
+        let _open = wire;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let closed = listener().await.local_addr().unwrap();
+    let tls = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
+    let up = Member::new(format!("localhost:{}", server.address.port()));
+    let members = [Member::new(closed.to_string()), member(&plain), up, member(&silent), Member::new("a b")];
+    let pool: Balance<Endpoint<Plain>> =
+        Balance::builder("shop", Servers::default().factory()).members(members).build().unwrap();
+    let check = HealthCheck::http("/health").tls(&tls).timeout(std::time::Duration::from_millis(700));
+
+    let mut early = check.verify(&pool.handle()).unwrap();
+    assert!(soon(early.any_passed()).await, "one good endpoint is enough");
+    drop(early);
+    let reports = soon(check.verify(&pool.handle()).unwrap().all()).await;
+    let phases: Vec<Vec<_>> =
+        reports.iter().map(|report| report.phases.iter().map(|(phase, _)| phase.as_str()).collect()).collect();
+    let keys: Vec<_> = reports.iter().map(|report| report.member.key.clone()).collect();
+    let members: Vec<_> = pool.handle().members().borrow().iter().map(|member| member.key.clone()).collect();
+    assert_eq!(keys, members, "in the order of the members");
+    assert_eq!(phases[0], ["connect"]);
+    assert_eq!(phases[1], ["connect", "tls"]);
+    assert_eq!(phases[2], ["resolve", "connect", "tls", "wait", "body"]);
+    assert_eq!(phases[3], ["connect", "tls"]);
+    assert!(phases[4].is_empty());
+    let causes: Vec<_> = reports.iter().map(|report| report.failure.as_ref().map(Failure::cause)).collect();
+    assert_eq!(
+        causes,
+        [
+            Some(BadGatewayCause::ConnectionRefused),
+            Some(BadGatewayCause::TlsFailed),
+            None,
+            Some(BadGatewayCause::TlsTimeout),
+            Some(BadGatewayCause::InvalidTarget),
+        ]
+    );
+    assert!(reports[2].is_passed() && reports[2].to_string().contains(": passed after "), "{}", reports[2]);
+    assert!(reports[0].to_string().contains("connection_refused in phase connect"), "{}", reports[0]);
 }

@@ -13,12 +13,15 @@ mod remote;
 mod report;
 mod runner;
 mod schedule;
+mod verify;
 mod words;
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -31,6 +34,7 @@ use crate::cause::{BadGatewayCause, Failure, Phase};
 
 pub use self::report::{CheckRecord, CheckReport};
 pub use self::runner::HealthChecks;
+pub use self::verify::{EndpointReport, Verification};
 
 type CheckFuture = Pin<Box<dyn Future<Output = Result<CheckReport, BoxError>> + Send>>;
 
@@ -186,7 +190,7 @@ impl HealthCheck {
                 Kind::Remote(remote) => remote.perform(&member, &progress).await,
             }
         };
-        let outcome = timeout(self.limit, check).await;
+        let outcome = timeout(self.limit, caught(check)).await;
         let (now, phase) = (Instant::now(), progress.current());
         let took = now.saturating_duration_since(began);
         let phases = progress.end(now);
@@ -212,9 +216,18 @@ impl HealthCheck {
     }
 }
 
+/// Polls a check; a panic of the user's is its failure.
+async fn caught(check: impl Future<Output = Result<CheckReport, BoxError>>) -> Result<CheckReport, BoxError> {
+    let mut check = pin!(check);
+    std::future::poll_fn(|cx| {
+        let poll = catch_unwind(AssertUnwindSafe(|| check.as_mut().poll(cx)));
+        poll.unwrap_or_else(|_| Poll::Ready(Err("the check panicked".into())))
+    })
+    .await
+}
+
 /// What one check has found, and how far it has come.
 #[derive(Debug)]
-#[allow(dead_code)] // read by the verification
 struct Performed {
     record: CheckRecord,
     phases: Vec<(Phase, Duration)>,

@@ -256,3 +256,57 @@ fn absolute(uri: &Uri, path: &str) -> Result<Uri, ::http::Error> {
 fn wrong_protocol() -> Failure {
     Failure::builder(BadGatewayCause::WrongProtocol).phase(Phase::Tls).source("TLS did not negotiate HTTP/2").build()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::{HealthChecks, Member};
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_with_the_reason() {
+        let http = || HealthCheck::http("/health");
+        let user = HealthCheck::new(|_: &Member| std::future::ready(Ok::<_, std::io::Error>(())));
+        for (check, reason) in [
+            (HealthCheck::http("health"), "does not start with a slash"),
+            (HealthCheck::http(""), "does not start with a slash"),
+            (HealthCheck::http("/a b"), "not valid in a URI"),
+            (http().expect_status(200..=100), "no status from 200 to 100"),
+            (http().expect_status(100..=299), "no status from 100 to 299"),
+            (http().expect_body(""), "`expect_body` is empty"),
+            (http().agent_field("a b"), "not the name of a field"),
+            (http().host(""), "neither a host nor host:port"),
+            (http().host("a b"), "neither a host nor host:port"),
+            (HealthCheck::tcp().expect_body("ok"), "`expect_body` applies to HTTP checks only"),
+            (user.expect_status(200..=299), "applied to a check of the user's"),
+            #[cfg(feature = "http2")]
+            (HealthCheck::grpc("x".repeat(1025)), "has 1025 bytes"),
+            #[cfg(feature = "http2")]
+            (HealthCheck::grpc("").expect_status(200..=200), "`expect_status` applies to HTTP checks only"),
+        ] {
+            let error = HealthChecks::new(check).unwrap_err();
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+        assert!(
+            HealthChecks::new(http().host("shop.test:8443").agent_field("x-agent").expect_status(200..=399)).is_ok()
+        );
+    }
+
+    #[test]
+    fn a_check_goes_to_the_member_and_says_the_host_that_is_set() {
+        let address: std::net::SocketAddr = ([10, 0, 0, 7], 8080).into();
+        for (host, member, expected) in [
+            (None, Member::new("shop.test"), "http://shop.test/"),
+            (None, Member::new("https://shop.test:8443/base"), "https://shop.test:8443/"),
+            (None, Member::new("[::1]:80"), "http://[::1]:80/"),
+            (None, Member::new("pod-7").addresses([address]), "http://10.0.0.7:8080/"),
+            (Some("api.test"), Member::new("pod-7").addresses([address]), "http://api.test:8080/"),
+            (Some("api.test:1"), Member::new("shop.test:80"), "http://api.test:1/"),
+        ] {
+            let peer = Peer { host: host.map(Into::into), ..Peer::default() };
+            assert_eq!(peer.uri(&member).unwrap().to_string(), expected);
+        }
+        for key in ["", "a b", "ftp://x"] {
+            assert_eq!(Peer::default().uri(&Member::new(key)).unwrap_err().cause(), BadGatewayCause::InvalidTarget);
+        }
+    }
+}

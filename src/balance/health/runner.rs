@@ -11,13 +11,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::machine::Machine;
 use super::report::Verdict;
 use super::schedule::{Lane, Queue};
-use super::{CheckRecord, CheckReport, HealthCheck, InvalidHealthCheck, Performed};
+use super::{CheckRecord, HealthCheck, InvalidHealthCheck};
 use crate::balance::endpoint::Health;
 use crate::balance::handle::BalanceHandle;
 use crate::balance::member::Member;
@@ -143,11 +143,12 @@ struct Watched {
     probes: HashMap<Arc<str>, u64>,
 }
 
-/// A check that runs.
-struct Running {
+/// A check that has ended.
+struct Checked {
     probe: u64,
     lane: Lane,
     began: Instant,
+    record: CheckRecord,
 }
 
 type Follower = (u64, watch::Receiver<Members>, bool);
@@ -155,7 +156,7 @@ type Follower = (u64, watch::Receiver<Members>, bool);
 enum Event {
     Watch(Option<WeakHandle>),
     Followed(Follower),
-    Checked(Id, Result<Performed, JoinError>),
+    Checked(Checked),
     Due,
 }
 
@@ -171,8 +172,7 @@ struct Runner {
     queue: Queue,
     /// Each waits for the next change of a pool's members.
     followers: JoinSet<Follower>,
-    checks: JoinSet<Performed>,
-    running: HashMap<Id, Running>,
+    checks: JoinSet<Checked>,
     next_id: u64,
 }
 
@@ -189,7 +189,6 @@ impl Runner {
             by_address: HashMap::new(),
             followers: JoinSet::new(),
             checks: JoinSet::new(),
-            running: HashMap::new(),
             next_id: 0,
         }
     }
@@ -202,7 +201,7 @@ impl Runner {
                 Event::Watch(None) => self.is_shared = false,
                 Event::Followed((pool, members, true)) => self.follow(pool, members),
                 Event::Followed((pool, _, false)) => self.forget(pool),
-                Event::Checked(task, performed) => self.checked(task, performed, Instant::now()),
+                Event::Checked(checked) => self.checked(checked, Instant::now()),
                 Event::Due => {}
             }
         }
@@ -223,10 +222,9 @@ impl Runner {
         if let Poll::Ready(Some(Ok(followed))) = self.followers.poll_join_next(cx) {
             return Poll::Ready(Event::Followed(followed));
         }
-        match self.checks.poll_join_next_with_id(cx) {
-            Poll::Ready(Some(Ok((task, performed)))) => return Poll::Ready(Event::Checked(task, Ok(performed))),
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Checked(error.id(), Err(error))),
-            _ => {}
+        // a check that panics has failed, and none is aborted
+        if let Poll::Ready(Some(Ok(checked))) = self.checks.poll_join_next(cx) {
+            return Poll::Ready(Event::Checked(checked));
         }
         match timer {
             Some(timer) => timer.poll(cx).map(|()| Event::Due),
@@ -247,8 +245,10 @@ impl Runner {
             };
             probe.due = None;
             let (check, member) = (self.check.clone(), probe.member.clone());
-            let task = self.checks.spawn(async move { check.perform(member).await });
-            self.running.insert(task.id(), Running { probe: id, lane, began: now });
+            self.checks.spawn(async move {
+                let record = check.perform(member).await.record;
+                Checked { probe: id, lane, began: now, record }
+            });
         }
     }
 
@@ -361,17 +361,10 @@ impl Runner {
         }
     }
 
-    fn checked(&mut self, task: Id, performed: Result<Performed, JoinError>, now: Instant) {
-        let Some(Running { probe: id, lane, began }) = self.running.remove(&task) else { return };
+    fn checked(&mut self, checked: Checked, now: Instant) {
+        let Checked { probe: id, lane, began, record } = checked;
         self.queue.end(lane);
         let Some(probe) = self.probes.get_mut(&id) else { return };
-        let record = performed.map_or_else(
-            |_| {
-                let report = CheckReport::failed("the check panicked");
-                CheckRecord { at: now, took: now.saturating_duration_since(began), report }
-            },
-            |performed| performed.record,
-        );
         let before = probe.machine.health();
         let change = probe.machine.on_result(record.report.verdict, &self.check.schedule);
         if let Some(percent) = record.report.weight_percent {
