@@ -1,6 +1,7 @@
 //! Settings of a pool, until it is built.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::member::Member;
 use super::membership::InvalidMembers;
 use super::pool::{Pool, PoolState};
 use super::settings::Settings;
+use super::warm_up::WarmUp;
 use crate::breaker::BreakerPolicy;
 use crate::classify::ClassifyLayer;
 use crate::limit::ConcurrencyLimitLayer;
@@ -25,11 +27,12 @@ pub struct BalanceBuilder<S> {
     make: Make<S>,
     members: Vec<Member>,
     settings: Settings,
+    warm_up: Option<WarmUp<S>>,
 }
 
 impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
     pub(super) fn new(name: Arc<str>, make: Make<S>) -> Self {
-        Self { name, make, members: Vec::new(), settings: Settings::default() }
+        Self { name, make, members: Vec::new(), settings: Settings::default(), warm_up: None }
     }
 
     /// Sets the first members (default: none, until the [handle](Balance::handle) gets some).
@@ -70,6 +73,30 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
+    /// Prepares a new endpoint before it takes calls, such as by one connection (default: it takes calls at once).
+    ///
+    /// `prepare` gets the service of the endpoint and its member. With feature `client`,
+    /// `|proxy, _| async move { proxy.warm_up().await }` opens a connection of a `ReverseProxy`, including TLS. After an error,
+    /// or [1 s](Self::warm_up_timeout), the endpoint takes calls as it is. 64 endpoints are prepared at a time.
+    ///
+    /// Endpoints take calls at once if there are no others, as the first ones of a pool. They are prepared all the same.
+    pub fn warm_up<T, E>(mut self, prepare: impl Fn(S, Arc<Member>) -> T + Send + Sync + 'static) -> Self
+    where
+        T: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.warm_up = Some(WarmUp::new(prepare));
+        self
+    }
+
+    /// Limits the time for which [`warm_up`](Self::warm_up), set before, keeps a new endpoint from taking calls (default 1 s).
+    pub fn warm_up_timeout(mut self, limit: Duration) -> Self {
+        if let Some(warm_up) = &mut self.warm_up {
+            warm_up.limit = limit;
+        }
+        self
+    }
+
     /// Prefers endpoints of this zone (default: none). The others take calls if too few of its endpoints are available.
     ///
     /// Each zone has to bear the calls of its own gateways.
@@ -99,10 +126,10 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
 
     /// Builds an empty pool; returns also its first members.
     pub(crate) fn without_members(self) -> (Vec<Member>, Balance<S>) {
-        let Self { name, make, members, mut settings } = self;
+        let Self { name, make, members, mut settings, warm_up } = self;
         settings.classify = settings.classify.report_by_outer();
         let state = Arc::new(PoolState::new(name, settings, Instant::now()));
-        let pool = Arc::new(Pool::new(state.clone(), make));
+        let pool = Arc::new(Pool::new(state.clone(), make, warm_up));
         let handle = BalanceHandle { state, pool: pool.clone() };
         (members, Balance { pool, handle })
     }

@@ -38,11 +38,12 @@ pub enum Health {
 
 impl Health {
     const ALL: [Self; 4] = [Self::Unknown, Self::Healthy, Self::Unhealthy, Self::Draining];
-
-    fn takes_calls(self) -> bool {
-        matches!(self, Self::Unknown | Self::Healthy)
-    }
 }
+
+/// The bits of [`EndpointState::standing`] that are its [`Health`].
+const HEALTH: u8 = 3;
+/// It is prepared before it takes calls.
+const WARMING: u8 = 4;
 
 /// An endpoint and its service.
 pub(super) struct Endpoint<S> {
@@ -58,7 +59,8 @@ pub(super) struct EndpointState {
     pub(super) load: Load,
     pub(super) circuit: Option<CircuitHandle>,
     pub(super) limit: Option<LimitHandle>,
-    health: AtomicU8,
+    /// Its health, and the other reasons for taking no calls.
+    standing: AtomicU8,
     /// The weight in percent that its agent asks for.
     weight_percent: AtomicU32,
     /// When its slow start began, and 0 without one.
@@ -91,7 +93,7 @@ impl EndpointState {
             load: Load::new(average, now),
             circuit: parts.circuit,
             limit: parts.limit,
-            health: AtomicU8::new(0),
+            standing: AtomicU8::new(0),
             weight_percent: AtomicU32::new(100),
             slow_since: AtomicU64::new(0),
             slow_start: nanos(parts.slow_start),
@@ -116,12 +118,32 @@ impl EndpointState {
     }
 
     pub(super) fn health(&self) -> Health {
-        Health::ALL[usize::from(self.health.load(Relaxed))]
+        Health::ALL[usize::from(self.standing.load(Relaxed) & HEALTH)]
     }
 
     /// Returns whether this is a change.
     pub(super) fn set_health(&self, health: Health) -> bool {
-        self.health.swap(health as u8, Relaxed) != health as u8
+        self.set_standing(HEALTH, health as u8)
+    }
+
+    pub(super) fn is_warming(&self) -> bool {
+        self.standing.load(Relaxed) & WARMING != 0
+    }
+
+    pub(super) fn set_warming(&self, is_warming: bool) {
+        self.set_standing(WARMING, if is_warming { WARMING } else { 0 });
+    }
+
+    /// Replaces these bits. Returns whether this is a change.
+    fn set_standing(&self, bits: u8, value: u8) -> bool {
+        let change = |standing| (standing & bits != value).then_some(standing & !bits | value);
+        self.standing.fetch_update(Relaxed, Relaxed, change).is_ok()
+    }
+
+    /// Whether it is neither found unhealthy nor prepared.
+    #[inline]
+    fn takes_calls(&self) -> bool {
+        self.standing.load(Relaxed) <= Health::Healthy as u8
     }
 
     pub(super) fn weight_percent(&self) -> u32 {
@@ -141,11 +163,11 @@ impl EndpointState {
         self.ramp(now) < 1.0
     }
 
-    /// Whether it takes calls: not ejected, not found unhealthy, not full.
+    /// Whether it takes calls: not ejected, not found unhealthy, not prepared, not full.
     #[inline]
     pub(super) fn is_available(&self) -> bool {
         self.circuit.as_ref().is_none_or(CircuitHandle::is_closed)
-            && self.health().takes_calls()
+            && self.takes_calls()
             && self.limit.as_ref().is_none_or(|limit| !limit.is_full())
     }
 

@@ -47,10 +47,12 @@ pub struct BalanceSnapshot {
 pub struct EndpointSnapshot {
     /// Its member.
     pub member: Arc<Member>,
-    /// Whether it takes calls: its circuit is closed, and no health check has found it unhealthy.
+    /// Whether it takes calls: its circuit is closed, no health check has found it unhealthy, and it is not warming up.
     pub is_available: bool,
     /// What health checks have found.
     pub health: Health,
+    /// Whether it is prepared before it takes calls.
+    pub is_warming_up: bool,
     /// The part of its weight, in percent, that its agent asks for.
     pub weight_percent: u32,
     /// Its latest health check, if there was one.
@@ -238,6 +240,7 @@ impl EndpointState {
             member: self.member(),
             is_available: self.is_available(),
             health: self.health(),
+            is_warming_up: self.is_warming(),
             weight_percent: self.weight_percent(),
             last_check: locked(&self.last_check).clone(),
             in_flight: self.load.in_flight(),

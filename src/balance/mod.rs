@@ -58,6 +58,8 @@
 //! whole or one by one. Members that keep their key keep their state. A removed endpoint gets no new calls and finishes those
 //! it has.
 //!
+//! By opt-in, a new endpoint is [prepared](BalanceBuilder::warm_up) before it takes calls, such as by a connection.
+//!
 //! # Sources
 //!
 //! A source keeps the members up to date in a task of its own, which ends with the pool and polls whether there are calls or
@@ -129,6 +131,7 @@ mod pool;
 mod proxies;
 mod settings;
 mod source;
+mod warm_up;
 
 use std::convert::Infallible;
 use std::fmt;

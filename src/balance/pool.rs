@@ -14,6 +14,7 @@ use super::levels::{ALL, LevelCount, shares};
 use super::member::{Member, MemberState};
 use super::membership::{Members, Membership};
 use super::settings::Settings;
+use super::warm_up::WarmUp;
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::exchange::{Config, Exchange};
 use crate::limit::ConcurrencyLimitLayer;
@@ -86,6 +87,7 @@ impl PoolState {
 pub(super) struct Pool<S> {
     pub(super) state: Arc<PoolState>,
     make: Box<dyn Fn(&Member) -> S + Send + Sync>,
+    warm_up: Option<WarmUp<S>>,
     table: ArcSwap<Table<S>>,
     endpoints: Mutex<HashMap<Arc<str>, Arc<Endpoint<S>>>>,
     /// The settings of calls that are rejected because there is no endpoint.
@@ -109,12 +111,17 @@ struct Level<S> {
 }
 
 impl<S: Clone> Pool<S> {
-    pub(super) fn new(state: Arc<PoolState>, make: Box<dyn Fn(&Member) -> S + Send + Sync>) -> Self {
+    pub(super) fn new(
+        state: Arc<PoolState>,
+        make: Box<dyn Fn(&Member) -> S + Send + Sync>,
+        warm_up: Option<WarmUp<S>>,
+    ) -> Self {
         let rejecting = EndpointComponent { state: None, circuit: None, limit: None };
         let rejecting = Config::new((), rejecting, (), TrackUploads, state.settings.classified());
         Self {
             state,
             make,
+            warm_up,
             table: ArcSwap::from_pointee(Table { levels: Vec::new() }),
             endpoints: Mutex::default(),
             rejecting: Arc::new(rejecting),
@@ -169,7 +176,14 @@ impl<S: Clone> Pool<S> {
         let available = table.levels.iter().find_map(|level| of(false, level));
         // the shares are computed again by the next call
         self.state.stale.store(true, Relaxed);
-        available.or_else(|| if refuses { None } else { table.levels.iter().find_map(|level| of(true, level)) })
+        available.or_else(|| {
+            if refuses {
+                // better than none, and not known to fail
+                let warming = endpoints(table).filter(|endpoint| endpoint.state.is_warming());
+                return warming.min_by_key(|endpoint| endpoint.state.load.used_at()).cloned();
+            }
+            table.levels.iter().find_map(|level| of(true, level))
+        })
     }
 
     /// Returns an endpoint whose circuit may admit a call as its probe.
@@ -201,7 +215,7 @@ impl<S: Clone> Pool<S> {
         let mut counts = Vec::with_capacity(table.levels.len());
         let mut average = None;
         for level in &table.levels {
-            let (mut available, mut slow) = (0, 0);
+            let (mut available, mut slow, mut warming) = (0, 0, 0);
             for endpoint in &level.endpoints {
                 let state = &endpoint.state;
                 let is_available = endpoint.is_available();
@@ -212,6 +226,7 @@ impl<S: Clone> Pool<S> {
                     state.begin_slow_start(at);
                 }
                 available += usize::from(is_available);
+                warming += usize::from(state.is_warming());
                 slow += usize::from(is_available && state.is_in_slow_start(at));
                 if let Some(next) = state.next_probe(now) {
                     probe_at = probe_at.min(self.state.at(next));
@@ -219,7 +234,8 @@ impl<S: Clone> Pool<S> {
             }
             level.ramps.store(slow > 0 && slow < available, Relaxed);
             unavailable += level.endpoints.len() - available;
-            counts.push(LevelCount { available, total: level.endpoints.len() });
+            // newcomers that are not there yet must not make the others look few
+            counts.push(LevelCount { available, total: level.endpoints.len() - warming });
         }
         let mut panicking = 0;
         for (level, share) in table.levels.iter().zip(shares(&counts)) {
@@ -283,6 +299,12 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
             };
             next.insert(member.key.clone(), endpoint);
         }
+        // they take calls at once if there are no others
+        if next.values().all(|endpoint| endpoint.state.is_warming()) {
+            for endpoint in next.values() {
+                endpoint.state.set_warming(false);
+            }
+        }
         *locked(&self.state.endpoints) =
             next.iter().map(|(key, endpoint)| (key.clone(), endpoint.state.clone())).collect();
         let table = Table { levels: self.levels(members, &next) };
@@ -310,6 +332,9 @@ impl<S: Clone> Pool<S> {
             origin: self.state.origin,
         };
         let state = Arc::new(EndpointState::new(member, average, self.state.at(now), parts));
+        if let Some(warm_up) = &self.warm_up {
+            warm_up.start(service.clone(), state.clone(), &self.state);
+        }
         let component = EndpointComponent {
             state: Some(state.clone()),
             circuit: circuit.map(|circuit| circuit.component()),

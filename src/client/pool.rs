@@ -498,6 +498,18 @@ where
         H1::shake_hands(io, place, &self.shared).await.map(|h1| Some(Checkout::H1(h1)))
     }
 
+    /// Opens a connection for the next request.
+    pub(super) async fn warm_up(&self) -> Result<(), Failure> {
+        let needs = Needs { fresh: true, upgrade: false };
+        match self.lease(Instant::now(), needs).await? {
+            Checkout::H1(connection) => connection.put_idle(Instant::now()),
+            // it was opened for a stream that is not used
+            #[cfg(feature = "http2")]
+            Checkout::H2(stream) => drop(stream),
+        }
+        Ok(())
+    }
+
     /// Whether the upstream accepts a connection now; the test connection is closed immediately.
     pub(super) async fn connects(&self) -> bool {
         self.connect(false).await.is_ok()

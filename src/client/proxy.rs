@@ -90,6 +90,23 @@ where
     }
 }
 
+impl<C, B> ReverseProxy<C, B>
+where
+    C: Connect,
+    C::Future: 'static,
+    B: SendBody,
+{
+    /// Opens a connection, including TLS, which the next request uses if it comes within
+    /// [`idle_timeout`](ReverseProxyBuilder::idle_timeout). Nothing is sent on it.
+    ///
+    /// # Errors
+    /// The [`Failure`] to connect.
+    pub fn warm_up(&self) -> impl Future<Output = Result<(), Failure>> + Send + use<C, B> {
+        let upstream = self.upstream.clone();
+        async move { upstream.pool.warm_up().await }
+    }
+}
+
 impl<C, B> Clone for ReverseProxy<C, B> {
     fn clone(&self) -> Self {
         Self { upstream: self.upstream.clone(), client_info: self.client_info.clone() }

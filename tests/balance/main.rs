@@ -13,3 +13,4 @@ mod model;
 mod pool;
 mod simulation;
 mod sources;
+mod warm_up;

@@ -1,0 +1,87 @@
+//! Prepares a new endpoint before it takes calls.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use super::endpoint::EndpointState;
+use super::member::Member;
+use super::pool::PoolState;
+use crate::body::BoxError;
+
+/// Endpoints that are prepared at a time.
+const MOST: usize = 64;
+
+type Prepare<S> = dyn Fn(S, Arc<Member>) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync;
+
+/// How new endpoints of a pool are prepared.
+pub(super) struct WarmUp<S> {
+    prepare: Box<Prepare<S>>,
+    pub(super) limit: Duration,
+    slots: Arc<Semaphore>,
+}
+
+/// An endpoint takes no calls while this exists, however it ends.
+struct Warming {
+    endpoint: Arc<EndpointState>,
+    /// The shares of the pool have to be computed again.
+    stale: Arc<AtomicBool>,
+}
+
+impl Drop for Warming {
+    fn drop(&mut self) {
+        self.endpoint.set_warming(false);
+        self.stale.store(true, Relaxed);
+    }
+}
+
+impl<S> WarmUp<S> {
+    pub(super) fn new<T, E>(prepare: impl Fn(S, Arc<Member>) -> T + Send + Sync + 'static) -> Self
+    where
+        T: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let prepare = Box::new(move |service, member| -> Pin<Box<dyn Future<Output = _> + Send>> {
+            let prepared = prepare(service, member);
+            Box::pin(async move { prepared.await.map_err(Into::into) })
+        });
+        Self { prepare, limit: Duration::from_secs(1), slots: Arc::new(Semaphore::new(MOST)) }
+    }
+
+    /// Prepares an endpoint, which takes no calls until that is done, has failed, or has taken too long.
+    pub(super) fn start(&self, service: S, endpoint: Arc<EndpointState>, pool: &PoolState) {
+        // without a runtime there is no I/O to wait for
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (member, upstream) = (endpoint.member(), pool.name.clone());
+        let prepared = (self.prepare)(service, member.clone());
+        let (limit, slots, began) = (self.limit, self.slots.clone(), Instant::now());
+        endpoint.set_warming(true);
+        let warming = Warming { endpoint, stale: pool.stale.clone() };
+        runtime.spawn(async move {
+            let prepared = timeout(limit, async {
+                // never closed; an endpoint that gets no slot in time joins as it is
+                let _slot = slots.acquire().await;
+                prepared.await
+            });
+            let problem: BoxError = match prepared.await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error,
+                Err(elapsed) => elapsed.into(),
+            };
+            drop(warming);
+            tracing::warn!(
+                target: "tower_upstream",
+                upstream = &*upstream,
+                endpoint = &*member.key,
+                duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "the warm-up of a new endpoint failed, it takes calls as it is: {problem}"
+            );
+        });
+    }
+}
