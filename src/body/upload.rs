@@ -76,8 +76,9 @@ pin_project! {
     /// Frames, `size_hint` and `is_end_stream` are those of the body, except for trailers edited by the client module.
     #[derive(Debug)]
     pub struct TrackedUpload<B> {
+        // `None`: of a request without a body, which no client has sent
         #[pin]
-        body: B,
+        body: Option<B>,
         counters: Option<Arc<UploadCounters>>,
         edit_trailers: Option<fn(&mut HeaderMap)>,
     }
@@ -86,13 +87,18 @@ pin_project! {
 impl<B: Body> TrackedUpload<B> {
     pub(crate) fn new(body: B, now: Instant) -> Self {
         let progress = (!body.is_end_stream()).then(|| Arc::new(UploadCounters::new(now)));
-        Self { body, counters: progress, edit_trailers: None }
+        Self { body: Some(body), counters: progress, edit_trailers: None }
     }
 
     /// A body that is not tracked.
     #[inline]
     pub(crate) fn untracked(body: B) -> Self {
-        Self { body, counters: None, edit_trailers: None }
+        Self { body: Some(body), counters: None, edit_trailers: None }
+    }
+
+    /// The body of a request without one.
+    pub(crate) fn empty() -> Self {
+        Self { body: None, counters: None, edit_trailers: None }
     }
 
     /// Edits the trailers; a section without fields is not forwarded.
@@ -113,7 +119,8 @@ impl<B: Body> Body for TrackedUpload<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
-        let mut polled = this.body.as_mut().poll_frame(cx);
+        let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let mut polled = body.as_mut().poll_frame(cx);
         let mut has_ended = false;
         if let Poll::Ready(Some(Ok(frame))) = &mut polled {
             if let Some(trailers) = frame.trailers_mut() {
@@ -132,7 +139,7 @@ impl<B: Body> Body for TrackedUpload<B> {
             Poll::Ready(Some(Ok(_))) => {
                 progress.frames.store(progress.frames.load(Relaxed).wrapping_add(1), Relaxed);
                 // the end of an HTTP/2 stream may come long after the last announced byte
-                if has_ended || this.body.is_end_stream() || this.body.size_hint().exact() == Some(0) {
+                if has_ended || body.is_end_stream() || body.size_hint().exact() == Some(0) {
                     progress.end();
                 }
             }
@@ -144,10 +151,10 @@ impl<B: Body> Body for TrackedUpload<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }

@@ -131,7 +131,6 @@ pub use self::keyed::KeyedCircuitBreakerLayer;
 use self::packed_state::Permit;
 pub use self::packed_state::State;
 pub use self::policy::BreakerPolicy;
-pub(crate) use self::request_probe::RequestProbe;
 pub use crate::stats::Ratio;
 
 passing_middleware! {

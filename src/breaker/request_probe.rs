@@ -8,8 +8,6 @@
 //! possible again when the task panics or its runtime ends; without a runtime nothing is probed. Whatever becomes of it, calls
 //! become probes as without it: it changes the circuit only by a success.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -22,7 +20,7 @@ use super::active_probe::{interval, jittered};
 use super::handle::{CircuitHandle, CircuitShared};
 use super::packed_state::State;
 use crate::cause::BadGatewayCause;
-use crate::exchange::Outcome;
+use crate::exchange::{Outcome, RequestProbe};
 
 /// The upstream gets one probe for this many refused calls, 3 %, also where the schedule allows for more.
 const CALLS_PER_PROBE: u32 = 32;
@@ -30,10 +28,6 @@ const CALLS_PER_PROBE: u32 = 32;
 const MIN_LIMIT: Duration = Duration::from_millis(10);
 /// A probe is given up after the usual time of a response, times this: the first one also connects, with three round trips.
 const LIMIT_FACTOR: u32 = 4;
-
-/// A request to send, within the deadline that is its argument; and its outcome.
-pub(crate) type RequestProbe = Box<dyn FnOnce(Instant) -> BoxFuture + Send>;
-type BoxFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// The probes of one circuit.
 #[derive(Default)]
@@ -109,8 +103,8 @@ impl CircuitHandle {
         self.core.probes.left.load(Relaxed) == 0
     }
 
-    /// The circuit refused a call, which may offer its request as a probe; a response usually takes `usual`.
-    pub(crate) fn on_refused(&self, probe: Option<RequestProbe>, usual: Option<Duration>) {
+    /// A call was not sent to the upstream, and may offer its request as a probe; a response usually takes `usual`.
+    pub(crate) fn offer_probe(&self, probe: Option<RequestProbe>, usual: Option<Duration>) {
         let core = &self.core;
         let Some(probe) = probe else {
             let _ = core.probes.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));

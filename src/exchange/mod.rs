@@ -67,6 +67,7 @@ mod keyed;
 mod local_arc;
 mod middleware;
 mod next_attempt;
+mod probe;
 mod progress;
 mod route_key;
 mod service;
@@ -91,6 +92,7 @@ pub(crate) use self::local_arc::{LocalArc, Ref};
 pub(crate) use self::middleware::{
     middleware_body, middleware_future, middleware_service, middleware_spec, passing_middleware,
 };
+pub(crate) use self::probe::{ProbeSource, RequestProbe, SendService};
 #[cfg(feature = "client")]
 pub(crate) use self::progress::set_call;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};

@@ -77,6 +77,11 @@ impl<S, P: Spec> Exchange<S, P> {
         self.template.as_ref().map(LocalArc::acquire)
     }
 
+    /// The settings of a request with this head.
+    pub(super) fn config<B>(&self, head: &Request<B>) -> Ref<Config<P>> {
+        self.config.acquire(head.uri(), head.headers())
+    }
+
     pub(crate) fn get_ref(&self) -> &S {
         &self.inner
     }

@@ -126,11 +126,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::live_config::LiveConfig;
-use self::probe::{ProbeDraft, Prober, SendService};
+use self::probe::Prober;
 use self::spec::{Config, StackSpec};
 use crate::body::WrapBody;
 use crate::cause::BadGatewayCause;
-use crate::exchange::{Exchange, ExchangeFuture};
+use crate::exchange::{Exchange, ExchangeFuture, SendService};
 use crate::timeout::Timeouts;
 
 pub use self::boxed::{BoxUpstream, BoxUpstreamBody};
@@ -288,10 +288,10 @@ where
             self.reload();
         }
         // `None` while the circuit is closed
-        let prober = self.live.prober().map(|prober| (prober, prober.draft(&request, &self.live)));
+        let prober = self.live.prober().map(|prober| (prober, prober.head_of(&request, &self.live)));
         let call = self.exchange.call(request);
-        if let Some((prober, draft)) = prober {
-            offer::<S, B, X, E>(prober, &self.exchange, &call, draft);
+        if let Some((prober, head)) = prober {
+            offer::<S, B, X, E>(prober, &self.exchange, &call, head);
         }
         UpstreamFuture { call }
     }
@@ -303,7 +303,7 @@ fn offer<S, B, X, E>(
     prober: &Prober,
     exchange: &Exchange<S, StackSpec>,
     call: &ExchangeFuture<S, B, StackSpec>,
-    draft: Option<Box<ProbeDraft>>,
+    head: Option<Box<Request<()>>>,
 ) where
     S: WrapBody<RequestBody<B>, Body = X, ServiceError = E> + SendService<RequestBody<B>>,
     B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
@@ -311,8 +311,7 @@ fn offer<S, B, X, E>(
     E: Into<BoxError>,
 {
     if call.rejection().is_some_and(|rejection| rejection.failure().cause() == BadGatewayCause::CircuitOpen) {
-        let parts = draft.zip(exchange.template());
-        prober.on_refused(parts.map(|(draft, template)| draft.probe::<S, B, X, E>(template)));
+        prober.on_refused(head.and_then(|head| exchange.probe(*head)));
     }
 }
 
@@ -335,10 +334,10 @@ where
             return UpstreamFuture { call: self.exchange.call_shared(Some(config), request) };
         }
         let changed = (self.version != self.live.version()).then(|| self.live.current().1);
-        let prober = self.live.prober().map(|prober| (prober, prober.draft(&request, &self.live)));
+        let prober = self.live.prober().map(|prober| (prober, prober.head_of(&request, &self.live)));
         let call = self.exchange.call_shared(changed, request);
-        if let Some((prober, draft)) = prober {
-            offer::<S, B, X, E>(prober, &self.exchange, &call, draft);
+        if let Some((prober, head)) = prober {
+            offer::<S, B, X, E>(prober, &self.exchange, &call, head);
         }
         UpstreamFuture { call }
     }

@@ -17,11 +17,6 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// taken for a slow upstream. Without retry and without upload tracking the body passes through unchanged.
 pub type RequestBody<B> = TrackedUpload<ReplayBody<B>>;
 
-/// The body of a request without one.
-pub(super) fn empty<B: Body<Data = Bytes, Error: Into<BoxError>>>() -> RequestBody<B> {
-    TrackedUpload::untracked(ReplayBody::default())
-}
-
 /// Tracks the upload of request bodies, unless it is off.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TrackUploads(pub(super) bool);

@@ -5,8 +5,8 @@ use serde_json::{Value as Json, json};
 
 use super::super::builder::UpstreamBuilder;
 use super::super::presets::Preset;
-use super::super::probe::ProbeSource;
 use super::*;
+use crate::exchange::ProbeSource;
 
 fn toml(text: &str) -> UpstreamConfig {
     toml::from_str(text).unwrap()
