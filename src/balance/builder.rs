@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
 use tokio::time::Instant;
 
 use super::Balance;
@@ -16,6 +17,7 @@ use super::settings::Settings;
 use super::warm_up::WarmUp;
 use crate::breaker::BreakerPolicy;
 use crate::classify::ClassifyLayer;
+use crate::exchange::ProbeSource;
 use crate::limit::ConcurrencyLimitLayer;
 
 type Make<S> = Box<dyn Fn(&Member) -> S + Send + Sync>;
@@ -50,6 +52,22 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
     /// Removes the circuits: no endpoint is ejected for failed calls.
     pub fn without_circuit(mut self) -> Self {
         self.settings.circuit = None;
+        self
+    }
+
+    /// Tests endpoints whose circuit is open with this request (default: copies of `GET` and `HEAD` requests that other endpoints
+    /// get).
+    ///
+    /// For endpoints of which a `GET` may have an effect, or that get none, such as gRPC: a request that shows whether an endpoint
+    /// works, such as `GET /health`. Any response but those that count as failures closes the circuit.
+    pub fn probe_request(mut self, request: Request<()>) -> Self {
+        self.settings.probe = Some(ProbeSource::Fixed(Arc::new(request)));
+        self
+    }
+
+    /// Sends no request of its own to an endpoint whose circuit is open: calls become probes, after each open duration.
+    pub fn without_probe(mut self) -> Self {
+        self.settings.probe = None;
         self
     }
 

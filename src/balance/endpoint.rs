@@ -12,7 +12,7 @@ use super::health::CheckRecord;
 use super::load::Load;
 use super::member::Member;
 use crate::body::{TrackedUpload, UploadCounters};
-use crate::breaker::{BreakerComponent, CircuitHandle, State};
+use crate::breaker::{BreakerComponent, CircuitHandle};
 use crate::cause::Blame;
 use crate::classify::Classified;
 use crate::exchange::{
@@ -171,14 +171,9 @@ impl EndpointState {
             && self.limit.as_ref().is_none_or(|limit| !limit.is_full())
     }
 
-    /// When a call may be sent as a probe, if its circuit is open.
-    pub(super) fn next_probe(&self, now: Instant) -> Option<Instant> {
-        let circuit = self.circuit.as_ref().filter(|circuit| !circuit.is_closed())?;
-        let snapshot = circuit.snapshot(now);
-        match snapshot.state {
-            State::Open => Some(snapshot.next_probe.unwrap_or(now)),
-            _ => None,
-        }
+    /// When a call may be sent as a probe, and how long the circuit is open until then; `None` if it is closed or held open.
+    pub(super) fn next_probe(&self, now: Instant) -> Option<(Instant, Duration)> {
+        self.circuit.as_ref().filter(|circuit| !circuit.is_closed())?.next_call(now)
     }
 
     pub(super) fn at(&self, now: Instant) -> u64 {

@@ -26,7 +26,19 @@
 //! endpoints, because most endpoints seldom fail for reasons of their own. With
 //! [`refuse_in_panic`](BalanceBuilder::refuse_in_panic), calls are sent to what is available, and refused if nothing is.
 //!
-//! An endpoint whose open duration has passed gets one call with a safe method as its probe.
+//! # Probes
+//!
+//! While the circuit of an endpoint is open, it is tested with copies of the `GET` and `HEAD` requests that go to other endpoints,
+//! as a [stack](crate::stack#probes) tests its only upstream: one copy at a time, at most one for 32 calls of the pool, at the
+//! same intervals. Its limit is the [`probe_timeout`](crate::breaker::BreakerPolicy::probe_timeout). Any response but those that
+//! count as failures closes the circuit, and the endpoint returns with its slow start. The response is dropped. Of the request's
+//! extensions, a probe has the [`ClientInfo`](crate::forward::ClientInfo) only.
+//!
+//! | probe | when |
+//! |---|---|
+//! | a copy of a request, or [`probe_request`](BalanceBuilder::probe_request) | at once; not [`without_probe`](BalanceBuilder::without_probe) |
+//! | a call with a safe method, in its first attempt | after the open duration, and 5 s after the last copy that failed; in any case after the maximum open duration |
+//! | any other call, such as gRPC's | after twice that time without a call with a safe method, or if no other endpoint is available |
 //!
 //! A call without an endpoint is refused with a 503 and the cause `no_healthy_upstream`.
 //!
@@ -127,6 +139,7 @@ mod load;
 mod member;
 mod membership;
 mod pool;
+mod probe;
 #[cfg(feature = "client")]
 mod proxies;
 mod settings;
@@ -147,7 +160,7 @@ use tower_service::Service;
 use self::pool::Pool;
 use crate::body::{BoxError, TrackedUpload, WrapBody};
 use crate::cause::{BadGatewayCause, Failure, Phase};
-use crate::exchange::{ChosenEndpoint, Exchange, Rejection, TriedEndpoints, note_endpoint};
+use crate::exchange::{ChosenEndpoint, Exchange, Rejection, SendService, TriedEndpoints, note_endpoint};
 
 pub use self::builder::BalanceBuilder;
 pub use self::endpoint::Health;
@@ -195,8 +208,8 @@ impl<S> Balance<S> {
 
 impl<S, B, X, E> Service<Request<B>> for Balance<S>
 where
-    S: WrapBody<TrackedUpload<B>, Body = X, ServiceError = E> + Clone + Send + Sync + 'static,
-    B: Body,
+    S: WrapBody<TrackedUpload<B>, Body = X, ServiceError = E> + SendService<TrackedUpload<B>> + Clone + Sync,
+    B: Body + 'static,
     X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     E: Into<BoxError>,
 {
@@ -216,7 +229,11 @@ where
         let tried = if extensions.is_empty() { None } else { extensions.get::<TriedEndpoints>() };
         let tried = tried.map_or(&[][..], |tried| &tried.0);
         let tried_count = tried.len();
-        match self.pool.choose(now, tried, request.method().is_safe()) {
+        let chosen = self.pool.choose(now, tried, request.method().is_safe());
+        if self.pool.has_ejected() {
+            self.pool.offer_probe(chosen.as_deref(), &request);
+        }
+        match chosen {
             Some(endpoint) => {
                 let call = endpoint.exchange.call_shared(None, request);
                 let has_others = self.pool.has_others(tried_count);

@@ -20,7 +20,7 @@ use crate::exchange::{Config, Exchange};
 use crate::limit::ConcurrencyLimitLayer;
 
 /// No probe is due.
-const NEVER: u64 = u64::MAX;
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// The state of a pool that does not depend on the service of its endpoints.
 #[derive(Debug)]
@@ -37,7 +37,9 @@ pub(super) struct PoolState {
     /// The availability of an endpoint has changed since the shares of the levels were computed.
     pub(super) stale: Arc<AtomicBool>,
     /// When an endpoint whose circuit is open may get a call as a probe.
-    probe_at: AtomicU64,
+    pub(super) probe_at: AtomicU64,
+    /// There are endpoints whose circuit is open.
+    pub(super) has_ejected: AtomicBool,
     /// Endpoints that take calls.
     available: AtomicUsize,
     /// Endpoints that take no calls.
@@ -61,6 +63,7 @@ impl PoolState {
             members: watch::Sender::new(Arc::new([])),
             stale: Arc::new(AtomicBool::new(false)),
             probe_at: AtomicU64::new(NEVER),
+            has_ejected: AtomicBool::new(false),
             available: AtomicUsize::new(0),
             unavailable: AtomicUsize::new(0),
             panicking: AtomicUsize::new(0),
@@ -90,6 +93,10 @@ pub(super) struct Pool<S> {
     warm_up: Option<WarmUp<S>>,
     table: ArcSwap<Table<S>>,
     endpoints: Mutex<HashMap<Arc<str>, Arc<Endpoint<S>>>>,
+    /// The endpoints whose circuit is open, unless it is held open.
+    pub(super) ejected: ArcSwap<Vec<Arc<Endpoint<S>>>>,
+    /// The calls that were offered to them as probes take turns.
+    pub(super) turn: AtomicUsize,
     /// The settings of calls that are rejected because there is no endpoint.
     pub(super) rejecting: Arc<Config<EndpointSpec>>,
 }
@@ -124,28 +131,24 @@ impl<S: Clone> Pool<S> {
             warm_up,
             table: ArcSwap::from_pointee(Table { levels: Vec::new() }),
             endpoints: Mutex::default(),
+            ejected: ArcSwap::default(),
+            turn: AtomicUsize::new(0),
             rejecting: Arc::new(rejecting),
         }
     }
 
-    /// Whether there are available endpoints beside that of a call, and this many that it was sent to before.
-    #[inline]
-    pub(super) fn has_others(&self, tried: usize) -> bool {
-        self.state.available.load(Relaxed) > tried + 1
-    }
-
     /// Chooses the endpoint of a call; `None` if there is none.
     ///
-    /// `may_probe`: the call may be sent to an endpoint whose circuit is open, as its probe.
+    /// A first attempt may be sent to an endpoint whose circuit is open, as its probe; one with a safe method earlier.
     #[inline]
-    pub(super) fn choose(&self, now: Instant, tried: &[u64], may_probe: bool) -> Option<Arc<Endpoint<S>>> {
+    pub(super) fn choose(&self, now: Instant, tried: &[u64], is_safe: bool) -> Option<Arc<Endpoint<S>>> {
         let table = self.table.load();
         let at = self.state.at(now);
         if self.state.stale.load(Relaxed) {
             self.refresh(&table, now);
         }
-        if may_probe && at >= self.state.probe_at.load(Relaxed) {
-            if let Some(endpoint) = self.probe(&table, now) {
+        if at >= self.state.probe_at.load(Relaxed) && tried.is_empty() {
+            if let Some(endpoint) = self.probe(now, is_safe) {
                 return Some(endpoint);
             }
         }
@@ -186,32 +189,12 @@ impl<S: Clone> Pool<S> {
         })
     }
 
-    /// Returns an endpoint whose circuit may admit a call as its probe.
-    #[cold]
-    fn probe(&self, table: &Table<S>, now: Instant) -> Option<Arc<Endpoint<S>>> {
-        let mut next = NEVER;
-        let mut due: Option<(Instant, &Arc<Endpoint<S>>)> = None;
-        for endpoint in endpoints(table) {
-            let Some(at) = endpoint.state.next_probe(now) else { continue };
-            match due {
-                Some((earliest, _)) if at >= earliest => next = next.min(self.state.at(at)),
-                _ if at <= now => {
-                    next = due.map_or(next, |(at, _)| next.min(self.state.at(at)));
-                    due = Some((at, endpoint));
-                }
-                _ => next = next.min(self.state.at(at)),
-            }
-        }
-        self.state.probe_at.store(next, Relaxed);
-        due.map(|(_, endpoint)| endpoint.clone())
-    }
-
     /// Computes the shares of the levels, after the availability of an endpoint has changed.
     #[cold]
     fn refresh(&self, table: &Table<S>, now: Instant) {
         self.state.stale.store(false, Relaxed);
         let at = self.state.at(now);
-        let (mut probe_at, mut unavailable) = (NEVER, 0);
+        let (mut probe_at, mut unavailable, mut ejected) = (NEVER, 0, Vec::new());
         let mut counts = Vec::with_capacity(table.levels.len());
         let mut average = None;
         for level in &table.levels {
@@ -219,17 +202,19 @@ impl<S: Clone> Pool<S> {
             for endpoint in &level.endpoints {
                 let state = &endpoint.state;
                 let is_available = endpoint.is_available();
-                let was_available = state.was_available.swap(is_available, Relaxed);
-                if is_available && !was_available {
-                    // its failures are over: it returns as a newcomer
-                    state.load.reset(*average.get_or_insert_with(|| median(endpoints(table), at)), at);
+                if is_available && !state.was_available.load(Relaxed) {
+                    // its failures are over: it returns as a newcomer, whose own average is a penalty for them
+                    let others = || endpoints(table).filter(|other| other.state.was_available.load(Relaxed));
+                    state.load.reset(*average.get_or_insert_with(|| median(others(), at)), at);
                     state.begin_slow_start(at);
                 }
+                state.was_available.store(is_available, Relaxed);
                 available += usize::from(is_available);
                 warming += usize::from(state.is_warming());
                 slow += usize::from(is_available && state.is_in_slow_start(at));
-                if let Some(next) = state.next_probe(now) {
+                if let Some((next, _)) = state.next_probe(now) {
                     probe_at = probe_at.min(self.state.at(next));
+                    ejected.push(endpoint.clone());
                 }
             }
             level.ramps.store(slow > 0 && slow < available, Relaxed);
@@ -247,6 +232,8 @@ impl<S: Clone> Pool<S> {
             }
             level.endpoints.iter().for_each(|endpoint| endpoint.state.panics.store(panics, Relaxed));
         }
+        self.state.has_ejected.store(!ejected.is_empty(), Relaxed);
+        self.ejected.store(Arc::new(ejected));
         self.state.probe_at.store(probe_at, Relaxed);
         self.state.available.store(counts.iter().map(|count| count.available).sum(), Relaxed);
         self.state.unavailable.store(unavailable, Relaxed);
@@ -264,6 +251,14 @@ impl<S: Clone> Pool<S> {
         } else {
             tracing::info!(target: "tower_upstream", upstream, tier, endpoints, "calls are sent to available endpoints only");
         }
+    }
+}
+
+impl<S> Pool<S> {
+    /// Whether there are available endpoints beside that of a call, and this many that it was sent to before.
+    #[inline]
+    pub(super) fn has_others(&self, tried: usize) -> bool {
+        self.state.available.load(Relaxed) > tried + 1
     }
 }
 

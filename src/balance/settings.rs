@@ -7,6 +7,7 @@ use super::member::Member;
 use super::pool::{PoolState, locked};
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::classify::{Classified, ClassifyLayer};
+use crate::exchange::ProbeSource;
 use crate::limit::ConcurrencyLimitLayer;
 
 /// The settings of a pool.
@@ -15,6 +16,8 @@ pub(super) struct Settings {
     pub(super) circuit: Option<BreakerPolicy>,
     pub(super) limiter: Option<ConcurrencyLimitLayer>,
     pub(super) classify: ClassifyLayer,
+    /// `None`: no request is sent as a probe.
+    pub(super) probe: Option<ProbeSource>,
     pub(super) slow_start: Duration,
     pub(super) zone: Option<Arc<str>>,
     /// Calls are refused while too few endpoints are available; otherwise all endpoints are used.
@@ -27,6 +30,7 @@ impl Default for Settings {
             circuit: Some(BreakerPolicy::new().clustered()),
             limiter: None,
             classify: ClassifyLayer::new(),
+            probe: Some(ProbeSource::default()),
             slow_start: Duration::from_secs(10),
             zone: None,
             refuses_in_panic: false,

@@ -293,6 +293,26 @@ impl Circuit {
         self.machine.record_still_down(self.tick_at(until));
     }
 
+    /// A request was sent as a probe: no call is used as one before `until`, but in any case after the maximum open duration.
+    pub(super) fn put_off_calls(&self, until: Instant) {
+        let latest = self.machine.view().0.since.saturating_add(nanos(self.policy.max_open_duration));
+        self.machine.record_still_down(self.tick_at(until).min(latest));
+    }
+
+    /// When a call may be admitted as a probe, and how long the circuit is open until then.
+    #[cfg(feature = "balance")]
+    pub(super) fn next_call(&self, now: Instant) -> (Option<(Instant, Duration)>, Option<Transition<Failure>>) {
+        let (rejected, turn) = self.rejection(now);
+        let view = self.machine.view().0;
+        let is_due = rejected.is_none();
+        let next = matches!(view.state, State::Open | State::HalfOpen).then(|| {
+            let until = self.at(view.until);
+            let open_for = Duration::from_nanos(view.until.saturating_sub(view.since));
+            (if is_due { until.min(now) } else { until }, open_for)
+        });
+        (next, turn)
+    }
+
     /// Whether the upstream has recovered, by the outcome of a probe; `None` without a verdict.
     pub(super) fn recovered(&self, outcome: &Outcome, took: Duration) -> Option<bool> {
         self.judge_probe(outcome.blame(self.statuses()), self.is_slow(took)).map(|verdict| verdict.is_ok())

@@ -52,6 +52,13 @@ impl CircuitShared {
         }
     }
 
+    /// No call is used as a probe until this time, where requests are sent as probes and calls have other endpoints.
+    pub(super) fn put_off_calls(&self, until: Instant) {
+        if self.changed.is_some() {
+            self.circuit.put_off_calls(until);
+        }
+    }
+
     /// Logs a transition and sends it to the subscribers.
     #[cold]
     pub(super) fn publish(&self, turn: &Transition<Failure>) {
@@ -164,6 +171,14 @@ impl CircuitHandle {
         let mut changes = self.core.changes.subscribe();
         changes.mark_changed();
         Transitions { changes }
+    }
+
+    /// When the circuit may admit a call as its probe, and how long it is open until then; `None` if it is closed or held open.
+    #[cfg(feature = "balance")]
+    pub(crate) fn next_call(&self, now: Instant) -> Option<(Instant, Duration)> {
+        let (next, turn) = self.core.circuit.next_call(now);
+        self.publish(turn);
+        next
     }
 
     /// A call that was sent although the circuit was open has succeeded.

@@ -24,6 +24,8 @@ use crate::exchange::{Outcome, RequestProbe};
 
 /// The upstream gets one probe for this many refused calls, 3 %, also where the schedule allows for more.
 const CALLS_PER_PROBE: u32 = 32;
+/// Calls of a pool are probes again this long after the last request that was one.
+const CALLS_WAIT: Duration = Duration::from_secs(5);
 /// A probe is given up no sooner than after this time.
 const MIN_LIMIT: Duration = Duration::from_millis(10);
 /// A probe is given up after the usual time of a response, times this: the first one also connects, with three round trips.
@@ -147,6 +149,9 @@ impl Running {
             sleep_until(due).await;
             let Some((probe, limit, name)) = self.take() else { continue };
             let begun = Instant::now();
+            if let Some(core) = self.circuit.upgrade() {
+                core.put_off_calls(begun + limit + CALLS_WAIT);
+            }
             let span = tracing::debug_span!(target: "tower_upstream", "probe", upstream = &*name);
             let outcome = probe(begun + limit).instrument(span).await;
             let Some(core) = self.circuit.upgrade() else { break };

@@ -11,6 +11,7 @@ mod health;
 mod health_over_sockets;
 mod model;
 mod pool;
+mod probes;
 mod simulation;
 mod sources;
 mod warm_up;

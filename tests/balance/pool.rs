@@ -146,7 +146,7 @@ async fn calls_are_spread_over_all_endpoints() {
 async fn an_endpoint_that_fails_is_ejected_and_returns_after_a_probe() {
     let servers = Servers::default();
     let pool = Balance::builder("shop", servers.factory()).members(members(["a", "b", "c"]));
-    let pool = pool.circuit(|policy| policy.consecutive_failures(2)).build().unwrap();
+    let pool = pool.circuit(|policy| policy.consecutive_failures(2)).without_probe().build().unwrap();
     for key in ["a", "b", "c"] {
         servers.takes(key, ms(10));
     }
