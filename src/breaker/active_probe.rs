@@ -7,15 +7,10 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::handle::{CircuitHandle, CircuitShared};
+use super::probe_schedule::{MAX_INTERVAL, interval, jittered};
 use super::{State, StateChange};
 use crate::cause::{Failure, Phase};
 
-/// The shortest interval between two probes.
-const MIN_INTERVAL: Duration = Duration::from_millis(5);
-/// The longest interval between two probes.
-const MAX_INTERVAL: Duration = Duration::from_secs(1);
-/// The interval is this fraction of the outage so far: a long outage is probed less often.
-const INTERVAL_RATIO: u32 = 500;
 /// A probe that takes longer counts as failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -130,16 +125,6 @@ impl OutageProbe {
         }
         true
     }
-}
-
-/// The time between two probes after an outage of this length.
-pub(super) fn interval(outage: Duration) -> Duration {
-    (outage / INTERVAL_RATIO).clamp(MIN_INTERVAL, MAX_INTERVAL)
-}
-
-/// Takes off up to a quarter at random, so that the probes of many gateways spread; `random` is uniform over its range.
-pub(super) fn jittered(interval: Duration, random: u32) -> Duration {
-    interval.mul_f64(0.75 + 0.25 * f64::from(random) / f64::from(u32::MAX))
 }
 
 /// Whether a failure in this phase is a failure to connect.

@@ -295,7 +295,7 @@ impl Circuit {
 
     /// A request was sent as a probe: no call is used as one before `until`, but in any case after the maximum open duration.
     pub(super) fn put_off_calls(&self, until: Instant) {
-        let latest = self.machine.view().0.since.saturating_add(nanos(self.policy.max_open_duration));
+        let latest = self.machine.view().0.since.saturating_add(nanos(self.policy().max_open_duration));
         self.machine.record_still_down(self.tick_at(until).min(latest));
     }
 

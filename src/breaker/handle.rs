@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::circuit::{Circuit, CircuitSnapshot};
 use super::packed_state::State;
 use super::policy::BreakerPolicy;
-use super::request_probe::RequestProbes;
+use super::probe_schedule::RequestProbes;
 use super::state_machine::Transition;
 use crate::cause::{Detail, Failure};
 

@@ -103,6 +103,7 @@ mod keyed;
 mod open_backoff;
 mod packed_state;
 mod policy;
+mod probe_schedule;
 mod request_probe;
 mod routes;
 mod silence;

@@ -8,17 +8,17 @@
 //! possible again when the task panics or its runtime ends; without a runtime nothing is probed. Whatever becomes of it, calls
 //! become probes as without it: it changes the circuit only by a success.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
-use super::active_probe::{interval, jittered};
 use super::handle::{CircuitHandle, CircuitShared};
 use super::packed_state::State;
+use super::probe_schedule::{Offer, Outage, limit};
 use crate::cause::BadGatewayCause;
 use crate::exchange::{Outcome, RequestProbe};
 
@@ -26,72 +26,6 @@ use crate::exchange::{Outcome, RequestProbe};
 const CALLS_PER_PROBE: u32 = 32;
 /// Calls of a pool are probes again this long after the last request that was one.
 const CALLS_WAIT: Duration = Duration::from_secs(5);
-/// A probe is given up no sooner than after this time.
-const MIN_LIMIT: Duration = Duration::from_millis(10);
-/// A probe is given up after the usual time of a response, times this: the first one also connects, with three round trips.
-const LIMIT_FACTOR: u32 = 4;
-
-/// The probes of one circuit.
-#[derive(Default)]
-pub(super) struct RequestProbes {
-    /// Calls to refuse until the next one is offered; 0 at the start of an outage.
-    left: AtomicU32,
-    slot: Mutex<Slot>,
-}
-
-#[derive(Default)]
-struct Slot {
-    /// The latest offer.
-    next: Option<Offer>,
-    outage: Option<Outage>,
-    running: bool,
-}
-
-struct Offer {
-    probe: RequestProbe,
-    limit: Duration,
-}
-
-/// The schedule of one outage.
-#[derive(Clone, Copy, Debug)]
-struct Outage {
-    since: Instant,
-    /// When the latest probe began.
-    last: Instant,
-}
-
-impl Outage {
-    fn new(now: Instant) -> Self {
-        Self { since: now, last: now }
-    }
-
-    /// When the next probe is due; `random` is uniform over its range.
-    fn next_at(&self, random: u32) -> Instant {
-        self.last + jittered(interval(self.last.saturating_duration_since(self.since)), random)
-    }
-}
-
-/// How long a probe may take, if a response usually takes `usual`; within the limit of a call that is a probe.
-fn limit(usual: Option<Duration>, most: Duration) -> Duration {
-    usual.map_or(most, |usual| usual.saturating_mul(LIMIT_FACTOR).max(MIN_LIMIT).min(most))
-}
-
-impl RequestProbes {
-    fn lock(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The outage is over: drops the offer, and forgets the schedule.
-    pub(super) fn end_outage(&self) {
-        let mut slot = self.lock();
-        let offer = slot.next.take();
-        slot.outage = None;
-        drop(slot);
-        self.left.store(0, Relaxed);
-        // not under the lock: it holds a user's service
-        drop(offer);
-    }
-}
 
 impl CircuitHandle {
     /// Whether the circuit is closed: one load.
@@ -206,42 +140,5 @@ impl CircuitShared {
         if recovered == Some(true) {
             self.record_recovery(begun, now);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn a_probe_has_four_times_as_long_as_usual_and_no_longer_than_a_call() {
-        for (usual, expected) in [
-            (None, SECOND),
-            (Some(Duration::ZERO), 10 * MS),
-            (Some(2 * MS), 10 * MS),
-            (Some(40 * MS), 160 * MS),
-            (Some(SECOND), SECOND),
-            (Some(Duration::MAX), SECOND),
-        ] {
-            assert_eq!(limit(usual, SECOND), expected, "{usual:?}");
-        }
-        assert_eq!(limit(Some(MS), 3 * MS), 3 * MS);
-    }
-
-    #[test]
-    fn probes_are_frequent_at_first() {
-        let since = Instant::now();
-        for (outage, least, most) in [(Duration::ZERO, 3, 5), (3 * SECOND, 4, 6), (60 * SECOND, 90, 120)] {
-            let outage = Outage { since, last: since + outage };
-            for random in [0, u32::MAX / 2, u32::MAX] {
-                let apart = outage.next_at(random) - outage.last;
-                assert!(apart >= least * MS && apart <= most * MS, "{apart:?}");
-            }
-        }
-        let long = Outage { since, last: since + 10_000 * SECOND };
-        assert_eq!(long.next_at(u32::MAX), long.last + SECOND);
     }
 }

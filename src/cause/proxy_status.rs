@@ -3,7 +3,6 @@
 //! Every intermediary adds one member that reports what happened at its hop: the first member is nearest to the origin, the
 //! last one nearest to the reader.
 
-mod entry;
 mod member;
 
 use std::fmt;
@@ -12,9 +11,8 @@ use std::sync::Arc;
 use http::header::HeaderValue;
 use http::{HeaderMap, StatusCode};
 
-use self::entry::PROXY_STATUS;
-pub use self::entry::{ProxyStatusEntry, entries};
 use self::member::{ProxyStatusMember, alert_name, quote};
+use super::proxy_status_entry::{PROXY_STATUS, entries};
 use super::structured_fields::{is_string, is_token};
 use super::{BadGatewayCause, Detail, Failure};
 

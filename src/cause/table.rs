@@ -3,7 +3,6 @@
 use super::Category::{self, BackendDown, Blocked, Client, DnsRouting, Gateway, Overload, ProxyConfig, SlowOrBroken};
 use super::Prospect::{self, AfterDelay, Futile, OtherPeer, SamePeer};
 use super::Responsible::{self, Admin, Developer, Host, Network, Security, SiteOwner, Visitor};
-use super::user_text::UserSummary;
 use super::{BadGatewayCause, Replay};
 use BadGatewayCause as Cause;
 
@@ -24,6 +23,42 @@ pub(super) struct CauseFacts {
     /// The next step for operators.
     pub(super) next_step: &'static str,
     pub(super) user_summary: UserSummary,
+}
+
+/// The summary for users; several causes share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UserSummary {
+    Configuration,
+    Unavailable,
+    Busy,
+    Unreachable,
+    Stopped,
+    Slow,
+    Undeliverable,
+    Truncated,
+    Upload,
+    ServiceError,
+    Cancelled,
+    Internal,
+}
+
+impl UserSummary {
+    pub(super) const fn text(self) -> &'static str {
+        match self {
+            Self::Configuration => "This page is not available because of a configuration problem.",
+            Self::Unavailable => "The service is temporarily unavailable.",
+            Self::Busy => "The service is busy right now.",
+            Self::Unreachable => "The service could not be reached.",
+            Self::Stopped => "The service stopped before it could respond.",
+            Self::Slow => "The service took too long to respond.",
+            Self::Undeliverable => "The service sent a response that could not be delivered.",
+            Self::Truncated => "The page did not load completely.",
+            Self::Upload => "Your request did not arrive completely.",
+            Self::ServiceError => "The service reported an error.",
+            Self::Cancelled => "The request was cancelled.",
+            Self::Internal => "Something went wrong on our side.",
+        }
+    }
 }
 
 pub(super) const ALL: [BadGatewayCause; FACTS.len()] = {

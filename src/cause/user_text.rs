@@ -2,6 +2,7 @@
 
 use http::{Method, StatusCode};
 
+use super::table::UserSummary;
 use super::{BadGatewayCause, Failure, Prospect, Replay};
 
 /// The advice for the user of a failed request, as far as it is proven.
@@ -91,42 +92,6 @@ fn lasts(cause: BadGatewayCause) -> bool {
                 | C::TrailerTooLarge
                 | C::UpgradeFailed
         ),
-    }
-}
-
-/// The summary for users; several causes share one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UserSummary {
-    Configuration,
-    Unavailable,
-    Busy,
-    Unreachable,
-    Stopped,
-    Slow,
-    Undeliverable,
-    Truncated,
-    Upload,
-    ServiceError,
-    Cancelled,
-    Internal,
-}
-
-impl UserSummary {
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Configuration => "This page is not available because of a configuration problem.",
-            Self::Unavailable => "The service is temporarily unavailable.",
-            Self::Busy => "The service is busy right now.",
-            Self::Unreachable => "The service could not be reached.",
-            Self::Stopped => "The service stopped before it could respond.",
-            Self::Slow => "The service took too long to respond.",
-            Self::Undeliverable => "The service sent a response that could not be delivered.",
-            Self::Truncated => "The page did not load completely.",
-            Self::Upload => "Your request did not arrive completely.",
-            Self::ServiceError => "The service reported an error.",
-            Self::Cancelled => "The request was cancelled.",
-            Self::Internal => "Something went wrong on our side.",
-        }
     }
 }
 

@@ -21,6 +21,7 @@ use super::pool::{Checkout, Needs, Pool, SendBody};
 #[cfg(feature = "http2")]
 use super::pool::{ENHANCE_YOUR_CALM, H2};
 use super::progress::{publish, publish_poll, signing, snapshot};
+use super::proxy_body::SentRequest;
 use super::tunnel::{self, Terms};
 use super::{Connect, ProxyBody, Target, request_target};
 use crate::body::{ResponseBody, TrackedUpload, UploadCounters};
@@ -169,11 +170,11 @@ where
 }
 
 /// The state of one exchange.
-pub(super) struct Exchange<C, B> {
-    pub(super) upstream: Arc<ProxyTarget<C, B>>,
-    pub(super) begun: Instant,
+struct Exchange<C, B> {
+    upstream: Arc<ProxyTarget<C, B>>,
+    begun: Instant,
     call: ClientCall,
-    pub(super) progress: Option<Arc<UploadCounters>>,
+    progress: Option<Arc<UploadCounters>>,
     upgrade: Option<UpgradeProtocols>,
     tunnel: Option<(OnUpgrade, OwnedSemaphorePermit)>,
     /// The size of the head sent by HTTP/2.
@@ -316,7 +317,10 @@ where
                 lease.on_end();
                 ResponseBody::default()
             }
-            _ => ResponseBody::upstream(ProxyBody::new(incoming, lease, self)),
+            _ => {
+                let request = self.sent(lease.stamp());
+                ResponseBody::upstream(ProxyBody::new(incoming, lease, request))
+            }
         };
         if let Some(peer) = peer {
             parts.extensions.insert(PeerAddress(peer));
@@ -339,7 +343,17 @@ impl<C, B> Exchange<C, B> {
         }
     }
 
-    pub(super) fn scene(&self, stamp: &ConnectionStats) -> AttemptContext {
+    fn sent(&self, stamp: &ConnectionStats) -> SentRequest {
+        SentRequest {
+            upstream: self.upstream.name.clone(),
+            begun: self.begun,
+            scene: self.scene(stamp),
+            progress: self.progress.clone(),
+            upload_idle: self.upstream.upload_idle,
+        }
+    }
+
+    fn scene(&self, stamp: &ConnectionStats) -> AttemptContext {
         let failed = self.progress.as_ref().is_some_and(|progress| progress.failed());
         let upload = if failed { classify::UploadState::Failed } else { classify::UploadState::Sound };
         AttemptContext::default().wire(stamp.wire()).peer(stamp.peer()).upload(upload)

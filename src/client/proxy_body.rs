@@ -11,7 +11,6 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::exchange::Exchange;
 use super::pool::{Checkout, SendBody};
 use super::progress::{publish_poll, snapshot};
 use crate::body::UploadCounters;
@@ -32,8 +31,8 @@ pub struct ProxyBody<B> {
 }
 
 impl<B: SendBody> ProxyBody<B> {
-    pub(super) fn new<C>(incoming: Incoming, lease: Checkout<B>, exchange: &Exchange<C, B>) -> Self {
-        Self { transfer: Detachable::new(Transfer::new(incoming, lease, exchange)) }
+    pub(super) fn new(incoming: Incoming, lease: Checkout<B>, request: SentRequest) -> Self {
+        Self { transfer: Detachable::new(Transfer::new(incoming, lease, request)) }
     }
 }
 
@@ -61,15 +60,20 @@ struct Transfer<B> {
     open: Option<Box<OpenResponse<B>>>,
 }
 
+/// The request that a body responds to.
+pub(super) struct SentRequest {
+    pub(super) upstream: Arc<str>,
+    pub(super) begun: Instant,
+    pub(super) scene: AttemptContext,
+    pub(super) progress: Option<Arc<UploadCounters>>,
+    pub(super) upload_idle: Duration,
+}
+
 /// The state of a body in progress.
 struct OpenResponse<B> {
     lease: Checkout<B>,
-    upstream: Arc<str>,
-    begun: Instant,
-    scene: AttemptContext,
-    progress: Option<Arc<UploadCounters>>,
     upload: UploadPhase,
-    upload_idle: Duration,
+    request: SentRequest,
 }
 
 /// The state of the upload when the response head arrived.
@@ -91,32 +95,20 @@ impl UploadPhase {
 }
 
 impl<B: SendBody> Transfer<B> {
-    fn new<C>(incoming: Incoming, lease: Checkout<B>, exchange: &Exchange<C, B>) -> Self {
-        let upload_idle = exchange.upstream.upload_idle;
-        let upload = UploadPhase::of(exchange.progress.as_deref(), lease.stamp());
+    fn new(incoming: Incoming, lease: Checkout<B>, request: SentRequest) -> Self {
+        let upload = UploadPhase::of(request.progress.as_deref(), lease.stamp());
+        lease.stamp().record_response();
         if incoming.is_end_stream() {
-            lease.stamp().record_response();
-            release(lease, upload, exchange.progress.as_ref(), upload_idle);
+            release(lease, upload, request.progress.as_ref(), request.upload_idle);
             return Self { incoming, open: None };
         }
-        let scene = exchange.scene(lease.stamp());
-        lease.stamp().record_response();
-        let open = OpenResponse {
-            lease,
-            upstream: exchange.upstream.name.clone(),
-            begun: exchange.begun,
-            scene,
-            progress: exchange.progress.clone(),
-            upload,
-            upload_idle,
-        };
-        Self { incoming, open: Some(Box::new(open)) }
+        Self { incoming, open: Some(Box::new(OpenResponse { lease, upload, request })) }
     }
 
     /// The body is complete: releases the connection.
     fn release(&mut self) {
         if let Some(open) = self.open.take() {
-            release(open.lease, open.upload, open.progress.as_ref(), open.upload_idle);
+            release(open.lease, open.upload, open.request.progress.as_ref(), open.request.upload_idle);
         }
     }
 }
@@ -148,24 +140,24 @@ fn release<B: SendBody>(
 impl<B> OpenResponse<B> {
     /// `RST_STREAM(NO_ERROR)` looks like an end (RFC 9113 section 8.1).
     fn was_cut(&self, incoming: &Incoming) -> bool {
-        self.scene.wire.is_some_and(|wire| wire.multiplexed) && !incoming.is_end_stream()
+        self.request.scene.wire.is_some_and(|wire| wire.multiplexed) && !incoming.is_end_stream()
     }
 
     /// Whether the client's upload failed, upon which our codec closes the connection or the stream.
     fn upload_failed(&self) -> bool {
-        self.progress.as_ref().is_some_and(|progress| progress.failed())
+        self.request.progress.as_ref().is_some_and(|progress| progress.failed())
     }
 
     /// A failure for which there is no error value.
     fn broken(&self, cause: BadGatewayCause) -> FailureBuilder {
         let failure = Failure::builder(cause).phase(Phase::Body).replay(Replay::Never, Evidence::Counted);
-        failure.peer(self.scene.peer).connection(self.scene.connection())
+        failure.peer(self.request.scene.peer).connection(self.request.scene.connection())
     }
 
     /// Ends the connection, or the stream on it.
     fn failed(mut self, failure: Failure) -> Failure {
         let failure = self.lease.failed(failure);
-        failure.into_builder().client_upstream(self.upstream).elapsed(self.begun.elapsed()).build()
+        failure.into_builder().client_upstream(self.request.upstream).elapsed(self.request.begun.elapsed()).build()
     }
 }
 
@@ -198,7 +190,7 @@ impl<B: SendBody> Body for Transfer<B> {
             Poll::Ready(Some(Err(error))) if open.upload_failed() => {
                 open.broken(BadGatewayCause::RequestBodyFailed).source(error).build()
             }
-            Poll::Ready(Some(Err(error))) => Failure::from_body_error_with(error.into(), &open.scene),
+            Poll::Ready(Some(Err(error))) => Failure::from_body_error_with(error.into(), &open.request.scene),
             Poll::Ready(None) if open.was_cut(&this.incoming) => {
                 open.broken(BadGatewayCause::IncompleteBody).detail(Detail::H2(0)).build()
             }
@@ -208,8 +200,8 @@ impl<B: SendBody> Body for Transfer<B> {
             }
             Poll::Pending => {
                 return publish_poll(Poll::Pending, || AttemptProgress {
-                    upstream: Some(open.upstream.clone()),
-                    ..snapshot(open.lease.stamp(), open.progress.as_deref())
+                    upstream: Some(open.request.upstream.clone()),
+                    ..snapshot(open.lease.stamp(), open.request.progress.as_deref())
                 });
             }
         };

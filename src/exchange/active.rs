@@ -4,17 +4,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use http::response::Parts;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
-use super::body::BodyState;
 use super::progress::set_upload;
 use super::span::AttemptSpan;
 use super::spec::{Config, ErrorMode, NotesOf, PermitOf, Spec, TimeoutState};
 use super::{
-    AttemptProgress, CallContext, CancelReason, ChosenEndpoint, Component, HeadSeen, Outcome, Ref, TimeoutPolicy,
-    UploadProgress, drop_reason,
+    AttemptProgress, CallContext, CancelReason, ChosenEndpoint, Component, HeadSeen, Outcome, Ref, ResponseSummary,
+    TimeoutPolicy, UploadProgress, drop_reason,
 };
 use crate::body::{UpgradeGuard, UploadCounters};
 use crate::cause::{ClientCall, ClientCalls, Failure};
@@ -49,6 +48,30 @@ pub(crate) struct CallState<P: Spec> {
     pub(super) body: BodyState,
     /// The head was returned.
     pub(super) responded: bool,
+}
+
+/// The state that a call keeps for its body.
+pub(super) struct BodyState {
+    pub(super) summary: Option<ResponseSummary>,
+    pub(super) version: Version,
+    /// The last poll found no frame.
+    pub(super) waiting: bool,
+    /// When the wait began, or the request body last moved.
+    pub(super) since: Instant,
+    /// The frames of the request body at that time; `None` if only another layer tracks it.
+    pub(super) taken: Option<u32>,
+}
+
+impl BodyState {
+    fn new(now: Instant) -> Self {
+        Self { summary: None, version: Version::HTTP_11, waiting: false, since: now, taken: None }
+    }
+
+    /// A response is returned whose body is open.
+    #[inline]
+    pub(super) fn begin(&mut self, version: Version, summary: ResponseSummary) {
+        (self.version, self.summary, self.waiting) = (version, Some(summary), false);
+    }
 }
 
 /// One attempt of a call.

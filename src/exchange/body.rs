@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -18,8 +18,8 @@ use super::active::{Active, CallState, Split};
 use super::spec::{BodyErrorOf, BodyMode, ErrorMode, Spec};
 use super::timer::timeout_failure;
 use super::{
-    AttemptProgress, BodyTimeouts, BoxError, CancelReason, Detach, Expired, Outcome, ResponseSummary, Sweepable, Swept,
-    TimeoutPolicy, UploadProgress, drop_with_reason, query,
+    AttemptProgress, BodyTimeouts, BoxError, CancelReason, Detach, Expired, Outcome, Sweepable, Swept, TimeoutPolicy,
+    UploadProgress, drop_with_reason, query,
 };
 use crate::cause::{BadGatewayCause, ClientCalls, Detail, Evidence, Failure, Phase, Replay};
 
@@ -96,30 +96,6 @@ enum BodyCall<P: Spec> {
     Own(Active<P>),
     /// Shared with the sweep.
     Swept(Swept<Active<P>>),
-}
-
-/// The state that a call keeps for its body.
-pub(super) struct BodyState {
-    pub(super) summary: Option<ResponseSummary>,
-    pub(super) version: Version,
-    /// The last poll found no frame.
-    waiting: bool,
-    /// When the wait began, or the request body last moved.
-    since: Instant,
-    /// The frames of the request body at that time; `None` if only another layer tracks it.
-    taken: Option<u32>,
-}
-
-impl BodyState {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { summary: None, version: Version::HTTP_11, waiting: false, since: now, taken: None }
-    }
-
-    /// A response is returned whose body is open.
-    #[inline]
-    pub(super) fn begin(&mut self, version: Version, summary: ResponseSummary) {
-        (self.version, self.summary, self.waiting) = (version, Some(summary), false);
-    }
 }
 
 /// The result of a poll of the inner body.

@@ -16,10 +16,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::active::{Active, Split};
 use super::body::{BodyStage, ExchangeBody, MakeBody};
 use super::hedge::{HedgeEvent, HedgeFuture};
-use super::next_attempt::{StartedAttempt, begin_attempt, call_promised, poll_not_ready};
-use super::service::{ErrorOf, Template};
+use super::next_attempt::{StartedAttempt, Template, begin_attempt, call_promised, poll_not_ready};
 use super::spec::{
-    BodyErrorOf, ErrorMode, FirstFrame, NextStep, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec,
+    BodyErrorOf, ErrorMode, ErrorOf, FirstFrame, NextStep, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec,
 };
 use super::timer::{TimedPoll, poll_timed};
 use super::{BoxError, CancelReason, Outcome, Ref, Rejection, ResponseSummary, drop_with_reason, set_retry_after};

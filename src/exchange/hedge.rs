@@ -9,8 +9,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::active::AttemptState;
-use super::next_attempt::{StartedAttempt, begin_attempt};
-use super::service::Template;
+use super::next_attempt::{StartedAttempt, Template, begin_attempt};
 use super::spec::{Config, RequestMode, RetryStateOf, Spec};
 use super::timer::{TimedPoll, poll_timed};
 use super::{CallContext, Ref, Rejection, drop_reason};

@@ -92,12 +92,13 @@ pub(crate) use self::local_arc::{LocalArc, Ref};
 pub(crate) use self::middleware::{
     middleware_body, middleware_future, middleware_service, middleware_spec, passing_middleware,
 };
+pub(crate) use self::next_attempt::Template;
 pub(crate) use self::probe::{ProbeSource, RequestProbe, SendService};
 #[cfg(feature = "client")]
 pub(crate) use self::progress::set_call;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
 pub(crate) use self::route_key::{DEPTHS, RouteKey};
-pub(crate) use self::service::{Exchange, Template};
+pub(crate) use self::service::Exchange;
 pub(crate) use self::single_attempt::{PassErrors, SendOnce};
 pub(crate) use self::spec::*;
 pub(crate) use self::sweep::{CLIENT_IDLE, Expired, Sweep, Sweepable, Swept};

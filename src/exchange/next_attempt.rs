@@ -2,6 +2,7 @@
 
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use http::Request;
@@ -15,6 +16,25 @@ use super::timer::{TimedPoll, poll_timed};
 use super::{AttemptProgress, CallContext, Component as _, Rejection, TimeoutPolicy, publish};
 use crate::body::WrapBody;
 use crate::cause::{BadGatewayCause, ClientCall, ClientCalls, Failure, Phase};
+
+/// The service for attempts after the first; cloned for each of them.
+pub(crate) struct Template<S> {
+    service: Mutex<S>,
+    /// Stored here, so that only the constructor requires `S: Clone`.
+    pub(super) clone: fn(&S) -> S,
+}
+
+impl<S: Clone> Template<S> {
+    pub(super) fn new(service: S) -> Self {
+        Self { service: Mutex::new(service), clone: S::clone }
+    }
+}
+
+impl<S> Template<S> {
+    pub(crate) fn service(&self) -> S {
+        (self.clone)(&self.service.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// How an attempt began.
 pub(super) enum StartedAttempt<F, S, W, E> {

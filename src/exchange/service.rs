@@ -1,7 +1,7 @@
 //! The one service, and how a call begins.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Version};
@@ -11,7 +11,8 @@ use super::active::{Active, Split};
 use super::endpoint::with_endpoint;
 use super::future::{ExchangeFuture, State};
 use super::keyed::ConfigSource;
-use super::spec::{Config, ErrorMode, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec};
+use super::next_attempt::Template;
+use super::spec::{Config, ErrorMode, ErrorOf, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec};
 use super::{BoxError, CallContext, Component, LocalArc, Outcome, Ref, Rejection, TimeoutPolicy};
 use crate::body::WrapBody;
 use crate::cause::{ClientCall, ClientCalls};
@@ -23,25 +24,6 @@ pub(crate) struct Exchange<S, P: Spec> {
     /// For attempts after the first; `None` if there are none and backpressure is passed on.
     template: Option<LocalArc<Template<S>>>,
     readiness: Readiness,
-}
-
-/// The service for attempts after the first; cloned for each of them.
-pub(crate) struct Template<S> {
-    service: Mutex<S>,
-    /// Stored here, so that only the constructor requires `S: Clone`.
-    clone: fn(&S) -> S,
-}
-
-impl<S: Clone> Template<S> {
-    fn new(service: S) -> Self {
-        Self { service: Mutex::new(service), clone: S::clone }
-    }
-}
-
-impl<S> Template<S> {
-    pub(crate) fn service(&self) -> S {
-        (self.clone)(&self.service.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 /// The result of `poll_ready`.
@@ -199,9 +181,6 @@ impl<S, P: Spec> Exchange<S, P> {
         begin(&mut inner, readiness, config, template, request)
     }
 }
-
-/// The error of an exchange.
-pub(crate) type ErrorOf<P, E, X> = <<P as Spec>::Errors as ResponseMode<E, X>>::Error;
 
 /// Begins a call.
 #[inline]

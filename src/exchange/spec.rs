@@ -351,6 +351,9 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
     fn report_expired(&self, notes: &mut Self::Notes, expired: Expired, failure: Failure) -> Failure;
 }
 
+/// The error of an exchange.
+pub(crate) type ErrorOf<P, E, X> = <<P as Spec>::Errors as ResponseMode<E, X>>::Error;
+
 /// The first frame of a response body, polled before the head is returned.
 pub(crate) enum FirstFrame {
     Frame(Frame<Bytes>),

@@ -12,10 +12,10 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::probe::SendService;
 use super::{BoxError, RequestBody, Upstream, UpstreamLayer};
 use crate::body::WrapBody;
 use crate::cause::Failure;
+use crate::exchange::SendService;
 
 type BoxFuture = Pin<Box<dyn Future<Output = Result<Response<BoxUpstreamBody>, Infallible>> + Send>>;
 

@@ -8,13 +8,13 @@ use http::Request;
 use super::config_error::{ConfigError, ConfigErrors};
 use super::errors::Errors;
 use super::handle::Shared;
-use super::live_config::LiveConfig;
+use super::live_config::{LiveConfig, retries_end};
 use super::presets::Preset;
 use super::probe::Prober;
 use super::requests::TrackUploads;
 use super::spec::Config;
 use super::stats::StatsRecorder;
-use super::validate::{self, Validated};
+use super::validate::{self, Resolved, Validated};
 use super::{UpstreamHandle, UpstreamLayer};
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::cause::ProxyStatus;
@@ -96,23 +96,6 @@ impl<T> Changes<T> {
     fn apply(self, settings: T) -> T {
         self.0.into_iter().fold(settings, |settings, change| (change.0)(settings))
     }
-}
-
-/// The settings after all changes; `None` for a part that is left out.
-pub(super) struct Resolved {
-    pub(super) timeouts: Timeouts,
-    pub(super) retry: Option<RetryLayer>,
-    /// How long after the start of a call its retries end; `None`: the total.
-    pub(super) retries_within: Option<Duration>,
-    pub(super) circuit: Option<BreakerPolicy>,
-    pub(super) limiter: Option<ConcurrencyLimitLayer>,
-    pub(super) probe: Option<ProbeSource>,
-    pub(super) classify: ClassifyLayer,
-    /// As declared, with the stack's own attempts, backoff, hedging and idle timeout.
-    pub(super) topology: Topology,
-    pub(super) page: Option<ErrorPage>,
-    pub(super) timeout_layer: TimeoutLayer,
-    pub(super) found: Vec<ConfigError>,
 }
 
 impl UpstreamBuilder {
@@ -391,7 +374,7 @@ impl UpstreamBuilder {
         let config = Config::new(recorder.clone(), per_attempt, timeouts, requests, errors);
         let prober = circuit.as_ref().zip(settings.probe);
         let prober = prober.map(|(circuit, source)| Prober::new(circuit.handle(), source, recorder.clone()));
-        let live = Arc::new(LiveConfig::new(config, prober));
+        let live = Arc::new(LiveConfig::new(config));
         let handle = UpstreamHandle::new(Shared {
             name,
             live: live.clone(),
@@ -404,7 +387,7 @@ impl UpstreamBuilder {
             pool,
             changes: Mutex::default(),
         });
-        Ok(UpstreamLayer { live, handle })
+        Ok(UpstreamLayer { live, prober, handle })
     }
 }
 
@@ -414,11 +397,6 @@ fn carry_client(retry: RetryLayer) -> RetryLayer {
     #[cfg(feature = "axum")]
     let retry = retry.carry::<axum::extract::ConnectInfo<std::net::SocketAddr>>();
     retry
-}
-
-/// The time from the start of a call in which it may be retried.
-pub(super) fn retries_end(timeouts: &Timeouts, within: Option<Duration>) -> Option<Duration> {
-    timeouts.until_head().into_iter().chain(within).min()
 }
 
 /// Lowers the preset's timeouts of the head and of an attempt to a shorter total, which was set on purpose.

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
 
-#[cfg(feature = "serde")]
-use super::builder::retries_end;
 use super::config_error::{ConfigError, ConfigErrors};
+#[cfg(feature = "serde")]
+use super::live_config::retries_end;
 use super::live_config::{LiveConfig, set_timeouts};
 use super::stats::{LatencySnapshot, StatsRecorder};
 use super::validate;

@@ -2,9 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
-use super::builder::retries_end;
-use super::probe::Prober;
 use super::spec::Config;
 use crate::timeout::Timeouts;
 
@@ -17,20 +16,12 @@ pub(super) struct LiveConfig {
     config: RwLock<Arc<Config>>,
     /// The settings of layers with other timeouts; every other change applies to them too.
     variants: Mutex<Vec<Weak<LiveConfig>>>,
-    /// Chooses the probes; `None`: no probe is sent.
-    prober: Option<Prober>,
 }
 
 impl LiveConfig {
-    pub(super) fn new(config: Config, prober: Option<Prober>) -> Self {
+    pub(super) fn new(config: Config) -> Self {
         let config = RwLock::new(Arc::new(config));
-        Self { version: AtomicU32::new(0), config, variants: Mutex::default(), prober }
-    }
-
-    /// Chooses the probes, while the circuit is not closed.
-    #[inline]
-    pub(super) fn prober(&self) -> Option<&Prober> {
-        self.prober.as_ref().filter(|prober| !prober.is_idle())
+        Self { version: AtomicU32::new(0), config, variants: Mutex::default() }
     }
 
     #[inline]
@@ -48,7 +39,7 @@ impl LiveConfig {
     /// Adds a variant of `base` with other timeouts.
     pub(super) fn variant(&self, base: &Self, timeouts: Timeouts) -> Arc<Self> {
         let mut variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
-        let variant = Arc::new(Self::new(base.with_timeouts(timeouts), base.prober.clone()));
+        let variant = Arc::new(Self::new(base.with_timeouts(timeouts)));
         variants.retain(|other| other.strong_count() > 0);
         variants.push(Arc::downgrade(&variant));
         variant
@@ -76,6 +67,11 @@ impl LiveConfig {
         *config = Arc::new(next);
         self.version.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// The time from the start of a call in which it may be retried.
+pub(super) fn retries_end(timeouts: &Timeouts, within: Option<Duration>) -> Option<Duration> {
+    timeouts.until_head().into_iter().chain(within).min()
 }
 
 /// Sets the timeouts of the attempts and the total of their retries.

@@ -154,6 +154,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[must_use]
 pub struct UpstreamLayer {
     live: Arc<LiveConfig>,
+    /// Chooses the probes; `None`: no probe is sent.
+    prober: Option<Prober>,
     handle: UpstreamHandle,
 }
 
@@ -198,7 +200,7 @@ impl UpstreamLayer {
     /// The timeouts are invalid, or conflict with each other or the topology.
     pub fn with_timeouts(&self, change: impl FnOnce(Timeouts) -> Timeouts) -> Result<Self, ConfigErrors> {
         let timeouts = change(self.live.current().1.timeouts.timeouts);
-        Ok(Self { live: self.handle.variant(&self.live, timeouts)?, handle: self.handle.clone() })
+        Ok(Self { live: self.handle.variant(&self.live, timeouts)?, ..self.clone() })
     }
 
     /// Returns the handle that observes and controls the stack.
@@ -212,7 +214,12 @@ impl<S: Clone> Layer<S> for UpstreamLayer {
 
     fn layer(&self, inner: S) -> Upstream<S> {
         let (version, config) = self.live.current();
-        Upstream { exchange: Exchange::repeating(inner, config), version, live: self.live.clone() }
+        Upstream {
+            exchange: Exchange::repeating(inner, config),
+            version,
+            live: self.live.clone(),
+            prober: self.prober.clone(),
+        }
     }
 }
 
@@ -226,6 +233,7 @@ pub struct Upstream<S> { // to see the missing bound, write `ServiceExt::oneshot
     /// The version of the settings in `exchange`.
     version: u32,
     live: Arc<LiveConfig>,
+    prober: Option<Prober>,
 }
 
 impl<S> Upstream<S> {
@@ -288,13 +296,19 @@ where
             self.reload();
         }
         // `None` while the circuit is closed
-        let prober = self.live.prober().map(|prober| (prober, prober.head_of(&request, &self.live)));
+        let prober = awake(self.prober.as_ref()).map(|prober| (prober, prober.head_of(&request, &self.live)));
         let call = self.exchange.call(request);
         if let Some((prober, head)) = prober {
             offer::<S, B, X, E>(prober, &self.exchange, &call, head);
         }
         UpstreamFuture { call }
     }
+}
+
+/// Chooses the probes, while the circuit is not closed.
+#[inline]
+fn awake(prober: Option<&Prober>) -> Option<&Prober> {
+    prober.filter(|prober| !prober.is_idle())
 }
 
 /// Offers a probe, if the circuit has refused the call.
@@ -334,7 +348,7 @@ where
             return UpstreamFuture { call: self.exchange.call_shared(Some(config), request) };
         }
         let changed = (self.version != self.live.version()).then(|| self.live.current().1);
-        let prober = self.live.prober().map(|prober| (prober, prober.head_of(&request, &self.live)));
+        let prober = awake(self.prober.as_ref()).map(|prober| (prober, prober.head_of(&request, &self.live)));
         let call = self.exchange.call_shared(changed, request);
         if let Some((prober, head)) = prober {
             offer::<S, B, X, E>(prober, &self.exchange, &call, head);

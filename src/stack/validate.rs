@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::builder::Resolved;
 use super::config_error::ConfigError;
 use crate::alignment::Report;
 use crate::breaker::BreakerPolicy;
-use crate::exchange::CallKind;
+use crate::classify::ClassifyLayer;
+use crate::error_page::ErrorPage;
+use crate::exchange::{CallKind, ProbeSource};
+use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{Hedging, RetryLayer};
-use crate::timeout::{Timeouts, Topology};
+use crate::timeout::{TimeoutLayer, Timeouts, Topology};
 
 /// The longest name in bytes: every log event and metric carries it.
 const MAX_NAME: usize = 128;
@@ -25,6 +27,23 @@ const MAX_LIMIT: u32 = 1_000_000;
 pub(super) struct Validated {
     pub(super) errors: Vec<ConfigError>,
     pub(super) report: Report,
+}
+
+/// The settings after all changes; `None` for a part that is left out.
+pub(super) struct Resolved {
+    pub(super) timeouts: Timeouts,
+    pub(super) retry: Option<RetryLayer>,
+    /// How long after the start of a call its retries end; `None`: the total.
+    pub(super) retries_within: Option<Duration>,
+    pub(super) circuit: Option<BreakerPolicy>,
+    pub(super) limiter: Option<ConcurrencyLimitLayer>,
+    pub(super) probe: Option<ProbeSource>,
+    pub(super) classify: ClassifyLayer,
+    /// As declared, with the stack's own attempts, backoff, hedging and idle timeout.
+    pub(super) topology: Topology,
+    pub(super) page: Option<ErrorPage>,
+    pub(super) timeout_layer: TimeoutLayer,
+    pub(super) found: Vec<ConfigError>,
 }
 
 pub(super) fn check(name: &str, settings: &Resolved) -> Validated {
