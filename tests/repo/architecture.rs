@@ -260,7 +260,9 @@ fn on_circles(mut graph: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String,
             return graph;
         }
         graph.retain(|name, _| kept.contains(name));
-        graph.values_mut().for_each(|to| to.retain(|name| kept.contains(name)));
+        for to in graph.values_mut() {
+            to.retain(|name| kept.contains(name));
+        }
     }
 }
 

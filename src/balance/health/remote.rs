@@ -270,7 +270,7 @@ mod tests {
             (HealthCheck::http("health"), "does not start with a slash"),
             (HealthCheck::http(""), "does not start with a slash"),
             (HealthCheck::http("/a b"), "not valid in a URI"),
-            (http().expect_status(200..=100), "no status from 200 to 100"),
+            (http().expect_status(std::ops::RangeInclusive::new(200, 100)), "no status from 200 to 100"),
             (http().expect_status(100..=299), "no status from 100 to 299"),
             (http().expect_body(""), "`expect_body` is empty"),
             (http().agent_field("a b"), "not the name of a field"),
