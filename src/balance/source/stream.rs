@@ -44,8 +44,13 @@ impl BalanceHandle {
         W: Pending,
         E: Into<BoxError> + 'static,
     {
-        let follower =
-            Follower { stream: Box::pin(stream), pending: W::default(), refused: None, next: Instant::now() };
+        let follower = Follower {
+            stream: Box::pin(stream),
+            pending: W::default(),
+            refused: None,
+            problem: None,
+            next: Instant::now(),
+        };
         self.spawn_source(move |source| follower.run(source))
     }
 }
@@ -55,15 +60,15 @@ struct Follower<D, W> {
     pending: W,
     /// What leaves less than half of the members, and when it is applied.
     refused: Option<(W, Instant)>,
+    /// The error that the stream has yielded last.
+    problem: Option<String>,
     /// The earliest time of the next change of the pool.
     next: Instant,
 }
 
 enum Step {
-    /// All items that were ready are read.
-    Drained,
-    /// There may be more of them.
-    More,
+    /// Items were read; there may be more.
+    Read,
     /// No further item can wait.
     Full,
     /// It is time to apply what waits.
@@ -79,7 +84,8 @@ where
     E: Into<BoxError>,
 {
     async fn run(mut self, mut source: Source) {
-        let (mut due, mut pause) = (None, FIRST_PAUSE);
+        // when what waits is applied, since when it waits, and the pause after an error
+        let (mut due, mut since, mut pause) = (None, None, FIRST_PAUSE);
         loop {
             let step = poll_fn(|cx| self.poll_step(cx));
             let step = match due {
@@ -87,19 +93,21 @@ where
                 Some(due) => timeout_at(due, step).await.unwrap_or(Step::Due),
             };
             let now = Instant::now();
-            match &step {
-                Step::More => due = Some(due.unwrap_or(now + INTERVAL).min(now + INTERVAL)),
-                Step::Drained => (due, pause) = (Some(self.next), FIRST_PAUSE),
-                Step::Failed(_) if self.pending == W::default() => {}
-                Step::Failed(_) => due = Some(self.next),
-                Step::Due => {}
-                Step::Full | Step::Ended => due = Some(now),
-            }
-            if due.is_some_and(|due| due <= now) {
-                due = self.apply(&mut source, now);
+            let applies = match &step {
+                Step::Read => {
+                    (due, pause) = (Some(self.next), FIRST_PAUSE);
+                    now >= *since.get_or_insert(now) + INTERVAL
+                }
+                // in this order, because a change that is applied ends the report of an error
+                Step::Failed(_) => since.is_some(),
+                Step::Due | Step::Full | Step::Ended => true,
+            };
+            if applies {
+                (due, since) = (self.apply(&mut source, now), None);
             }
             match step {
-                Step::More => yield_now().await,
+                // what looks like the end of what is ready may be the end of tokio's budget of the task
+                Step::Read => yield_now().await,
                 Step::Full if self.pending.is_full() => {
                     self.pending = W::default();
                     source.report("more than 65,536 changes wait for members that the pool refuses: they are dropped");
@@ -112,27 +120,34 @@ where
                 Step::Ended => {
                     return source.report("the stream of the source has ended: the members stay as they are");
                 }
-                Step::Drained | Step::Due | Step::Full => {}
+                Step::Due | Step::Full => {}
             }
         }
     }
 
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if let Some(problem) = self.problem.take() {
+            return Poll::Ready(Step::Failed(problem));
+        }
         for read in 0..BATCH {
             if self.pending.is_full() {
                 return Poll::Ready(Step::Full);
             }
             let polled = self.stream.as_mut().poll_next(cx);
             if polled.is_pending() && read > 0 {
-                return Poll::Ready(Step::Drained);
+                return Poll::Ready(Step::Read);
             }
             match ready!(polled) {
                 Some(Ok(item)) => self.pending.push(item),
-                Some(Err(error)) => return Poll::Ready(Step::Failed(text(&error.into()))),
+                Some(Err(error)) => {
+                    self.problem = Some(text(&error.into()));
+                    // first what was read before it
+                    return if read > 0 { Poll::Ready(Step::Read) } else { self.poll_step(cx) };
+                }
                 None => return Poll::Ready(Step::Ended),
             }
         }
-        Poll::Ready(Step::More)
+        Poll::Ready(Step::Read)
     }
 
     /// Applies what waits, and returns when to do so again.

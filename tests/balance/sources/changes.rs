@@ -1,5 +1,6 @@
 //! Streams of tower's `discover::Change`.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use futures_util::{Stream, StreamExt, stream};
+use proptest::prelude::*;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, advance, sleep};
 use tower::discover::Change;
@@ -59,6 +61,17 @@ async fn ten_thousand_changes_that_are_ready_are_applied_as_one_while_no_call_co
 }
 
 #[tokio::test(start_paused = true)]
+async fn changes_of_a_channel_are_applied_as_one_whatever_tokio_lets_a_task_read_at_once() {
+    let (pool, discovery, _balance) = discovered(&[]).await;
+    let changes = count(&pool);
+    for key in 0..10_000 {
+        discovery.put(&key.to_string(), 1);
+    }
+    sleep(ms(100)).await;
+    assert_eq!((keys(&pool).len(), changes.load(Relaxed)), (10_000, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_of_the_stream_is_reported_and_the_next_change_is_applied() {
     let (pool, discovery, _balance) = discovered(&["a"]).await;
     discovery.0.send(Err(std::io::Error::other("no leader"))).unwrap();
@@ -67,6 +80,11 @@ async fn an_error_of_the_stream_is_reported_and_the_next_change_is_applied() {
     discovery.put("b", 1);
     sleep(ms(100)).await;
     assert_eq!((source(&pool).problem, keys(&pool).len()), (None, 2));
+    // what was read before an error is applied before it is reported
+    discovery.put("c", 1);
+    discovery.0.send(Err(std::io::Error::other("no leader"))).unwrap();
+    sleep(ms(500)).await;
+    assert_eq!((problem(&pool), keys(&pool).len()), ("no leader".to_owned(), 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,4 +301,61 @@ async fn a_panic_of_a_source_is_reported() {
     assert!(task.await.unwrap_err().is_panic());
     assert_eq!((begun.elapsed(), keys(&pool.handle())), (ms(0), vec!["a".to_owned()]));
     assert!(problem(&pool.handle()).contains("panicked"));
+}
+
+/// What a random source does.
+#[derive(Clone, Debug)]
+enum Act {
+    Put(u8, u32),
+    Remove(u8),
+    Fail,
+    Sleep(u64),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        (0_u8..12, 0_u32..3).prop_map(|(key, weight)| Act::Put(key, weight)),
+        (0_u8..12).prop_map(Act::Remove),
+        Just(Act::Fail),
+        (0_u64..200).prop_map(Act::Sleep),
+        Just(Act::Sleep(7_000)),
+    ];
+    prop::collection::vec(act, 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_stream_does_the_pool_has_its_members_in_the_end_or_says_why_not(acts in acts()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (pool, discovery, _balance) = discovered(&[]).await;
+            let mut model = BTreeMap::new();
+            for act in acts {
+                match act {
+                    Act::Put(key, weight) => {
+                        discovery.put(&key.to_string(), weight);
+                        model.insert(key.to_string(), weight);
+                    }
+                    Act::Remove(key) => {
+                        discovery.remove(&[&key.to_string()]);
+                        model.remove(&key.to_string());
+                    }
+                    Act::Fail => discovery.0.send(Err(std::io::Error::other("failed"))).unwrap(),
+                    Act::Sleep(time) => sleep(ms(time)).await,
+                }
+            }
+            sleep(ms(120_000)).await;
+            let members = pool.members().borrow().clone();
+            let found: BTreeMap<_, _> = members.iter().map(|member| (member.key.to_string(), member.weight)).collect();
+            if model.values().any(|weight| *weight > 0) {
+                assert_eq!(found, model);
+            } else {
+                // the pool kept the members that it had
+                let has_weight = found.is_empty() || found.values().any(|weight| *weight > 0);
+                assert!(has_weight && (found.is_empty() || source(&pool).problem.is_some()), "{found:?}");
+            }
+        });
+    }
 }
