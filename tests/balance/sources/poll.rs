@@ -17,7 +17,7 @@ use tower::{ServiceExt, service_fn};
 use tower_upstream::balance::{Balance, Member};
 use tower_upstream::client::Target;
 
-use super::{count, keys, pool, problem, source};
+use super::{Log, count, keys, pool, problem, source};
 use crate::support::service::{get, ms};
 
 type Answers = Arc<Mutex<Result<Vec<&'static str>, &'static str>>>;
@@ -235,4 +235,36 @@ async fn an_error_is_reported_with_its_sources_and_bounded() {
     sleep(ms(100)).await;
     let problem = problem(&pool.handle());
     assert!(problem.len() <= 200 && problem.ends_with('ä'), "{problem}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_for_an_hour_is_logged_once_and_so_is_its_return() {
+    let (log, _guard) = Log::record();
+    let pool = pool(&["a", "b"]);
+    let answers = Answers::new(Mutex::new(Err("SERVFAIL")));
+    pool.handle().follow_dns_with(&target("shop.test"), resolver(answers.clone()).0);
+    sleep(ms(3_600_000)).await;
+    assert_eq!(problem(&pool.handle()), "SERVFAIL");
+    *answers.lock().unwrap() = Ok(vec!["10.0.0.1"]);
+    sleep(ms(20_000)).await;
+    *answers.lock().unwrap() = Err("NXDOMAIN");
+    sleep(ms(60_000)).await;
+    let failed = |members, age, why| {
+        let what = "the source of the members failed, they stay as they are";
+        format!("WARN tower_upstream: {what}: {why} upstream=\"shop\" members={members} age_s={age}")
+    };
+    let lines = log.lines();
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert_eq!(lines[0], failed(2, 0, "SERVFAIL"));
+    assert_eq!(lines[1], "INFO tower_upstream: the source of the members works again upstream=\"shop\"");
+    assert!(lines[2].contains("NXDOMAIN") && lines[2].contains("members=1"), "{}", lines[2]);
+}
+
+#[tokio::test]
+async fn the_system_resolves_names_too() {
+    let pool = pool(&[]);
+    pool.handle().follow_dns(&target("http://localhost:8080"));
+    let mut members = pool.handle().members();
+    let found = crate::support::soon(members.wait_for(|members| !members.is_empty())).await.unwrap().clone();
+    assert!(found.iter().any(|member| &*member.key == "127.0.0.1:8080" || &*member.key == "[::1]:8080"), "{found:?}");
 }

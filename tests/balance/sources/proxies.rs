@@ -8,11 +8,11 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_upstream::balance::{Balance, Member, reverse_proxies};
 use tower_upstream::body::TrackedUpload;
-use tower_upstream::client::{DefaultConnector, ReverseProxy};
+use tower_upstream::client::{DefaultConnector, ReverseProxy, TcpConnector, TlsConnector};
 use tower_upstream::forward::{ForwardingRules, HostPolicy};
 use tower_upstream::{BadGatewayCause, Failure};
 
-use crate::support::{Upstream, app};
+use crate::support::{Upstream, app, tls_app};
 
 type Pool = Balance<ReverseProxy<DefaultConnector, TrackedUpload<Body>>>;
 
@@ -45,6 +45,20 @@ async fn a_member_with_addresses_gets_the_name_of_the_target() {
         assert_eq!(call(&pool).await, (200, "shop.invalid:8080".to_owned(), None));
     }
     assert!(upstreams.iter().all(|upstream| upstream.accepted() > 0));
+}
+
+#[tokio::test]
+async fn a_member_with_addresses_is_verified_by_the_name_of_the_target() {
+    // its certificate is for `localhost`
+    let (upstream, pem) = tls_app(Router::new().route("/host", get(|| async { "over TLS" })), &[]).await;
+    let member = Member::new("a").addresses([upstream.address]);
+    for (target, status) in [("https://localhost", 200), ("https://another.test", 502)] {
+        let connector = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
+        let proxy = ReverseProxy::builder(target.parse().unwrap(), ForwardingRules::new("edge").unwrap());
+        let make = reverse_proxies::<_, Body>(proxy.connector(connector));
+        let pool = Balance::builder("shop", make).members([member.clone()]).build().unwrap();
+        assert_eq!(call(&pool).await.0, status, "{target}");
+    }
 }
 
 #[tokio::test]
