@@ -123,6 +123,16 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
+    /// Ejects endpoints that are [outliers](super::Outlier): they take no calls for 10 s, and longer the more often it happens
+    /// in a row, up to 60 s (default: outliers are reported only).
+    ///
+    /// At most half of a level takes no calls, whatever the reason. What makes one endpoint slower or less successful may be
+    /// the calls that it gets: first look at what is reported.
+    pub fn eject_outliers(mut self) -> Self {
+        self.settings.ejects_outliers = true;
+        self
+    }
+
     /// Refuses calls while no endpoint is available, instead of sending them to endpoints that fail.
     pub fn refuse_in_panic(mut self) -> Self {
         self.settings.refuses_in_panic = true;

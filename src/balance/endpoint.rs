@@ -11,6 +11,7 @@ use super::choice::Candidate;
 use super::health::CheckRecord;
 use super::load::Load;
 use super::member::Member;
+use super::outlier::Review;
 use crate::body::{TrackedUpload, UploadCounters};
 use crate::breaker::{BreakerComponent, CircuitHandle};
 use crate::cause::Blame;
@@ -44,6 +45,8 @@ impl Health {
 const HEALTH: u8 = 3;
 /// It is prepared before it takes calls.
 const WARMING: u8 = 4;
+/// It was an outlier.
+const EJECTED: u8 = 8;
 
 /// An endpoint and its service.
 pub(super) struct Endpoint<S> {
@@ -72,6 +75,8 @@ pub(super) struct EndpointState {
     pub(super) was_available: AtomicBool,
     /// Its latest health check.
     pub(super) last_check: Mutex<Option<Arc<CheckRecord>>>,
+    /// The comparison with the others of its level.
+    pub(super) review: Mutex<Review>,
     member: Mutex<Arc<Member>>,
     /// The origin of the pool's clock.
     origin: Instant,
@@ -100,6 +105,7 @@ impl EndpointState {
             panics: AtomicBool::new(false),
             was_available: AtomicBool::new(true),
             last_check: Mutex::new(None),
+            review: Mutex::default(),
             member: Mutex::new(member),
             origin: parts.origin,
         }
@@ -134,13 +140,22 @@ impl EndpointState {
         self.set_standing(WARMING, if is_warming { WARMING } else { 0 });
     }
 
+    /// Whether it was ejected as an outlier.
+    pub(super) fn is_ejected(&self) -> bool {
+        self.standing.load(Relaxed) & EJECTED != 0
+    }
+
+    pub(super) fn set_ejected(&self, is_ejected: bool) {
+        self.set_standing(EJECTED, if is_ejected { EJECTED } else { 0 });
+    }
+
     /// Replaces these bits. Returns whether this is a change.
     fn set_standing(&self, bits: u8, value: u8) -> bool {
         let change = |standing| (standing & bits != value).then_some(standing & !bits | value);
         self.standing.fetch_update(Relaxed, Relaxed, change).is_ok()
     }
 
-    /// Whether it is neither found unhealthy nor prepared.
+    /// Whether it is neither found unhealthy nor prepared, and no outlier that is ejected.
     #[inline]
     fn takes_calls(&self) -> bool {
         self.standing.load(Relaxed) <= Health::Healthy as u8
@@ -367,7 +382,9 @@ impl Component for EndpointComponent {
     #[inline]
     fn complete(&self, mut permit: EndpointPermit, call: &CallContext, outcome: &Outcome) {
         if !outcome.is_success() {
-            permit.recorded = false;
+            if let (true, Some(state)) = (std::mem::take(&mut permit.recorded), &self.state) {
+                state.load.uncount();
+            }
             self.record(&mut permit, call, outcome);
         }
         if let Some(state) = &self.state {

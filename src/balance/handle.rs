@@ -13,6 +13,7 @@ use super::health::CheckRecord;
 use super::levels::ALL;
 use super::member::Member;
 use super::membership::{Changes, InvalidMembers, Membership, SnapshotOutcome, SourceStatus};
+use super::outlier::Outlier;
 use super::pool::{Follow, PoolState, locked};
 use crate::breaker::{BreakerPolicy, CircuitHandle, CircuitSnapshot};
 use crate::limit::{LimitHandle, LimitSnapshot};
@@ -47,7 +48,8 @@ pub struct BalanceSnapshot {
 pub struct EndpointSnapshot {
     /// Its member.
     pub member: Arc<Member>,
-    /// Whether it takes calls: its circuit is closed, no health check has found it unhealthy, and it is not warming up.
+    /// Whether it takes calls: its circuit is closed, no health check has found it unhealthy, and it
+    /// is neither warming up nor ejected as an outlier.
     pub is_available: bool,
     /// What health checks have found.
     pub health: Health,
@@ -57,6 +59,10 @@ pub struct EndpointSnapshot {
     pub weight_percent: u32,
     /// Its latest health check, if there was one.
     pub last_check: Option<Arc<CheckRecord>>,
+    /// How it differs from the others of its level, if it is worse.
+    pub outlier: Option<Outlier>,
+    /// Whether it takes no calls for a while because it was an outlier.
+    pub is_ejected_as_outlier: bool,
     /// Calls whose response has not ended.
     pub in_flight: u32,
     /// The moving average of its response times, in which a failure counts as at least 5 s; `None` before the first.
@@ -243,6 +249,8 @@ impl EndpointState {
             is_warming_up: self.is_warming(),
             weight_percent: self.weight_percent(),
             last_check: locked(&self.last_check).clone(),
+            outlier: locked(&self.review).finding,
+            is_ejected_as_outlier: self.is_ejected(),
             in_flight: self.load.in_flight(),
             latency: (average > 0.0).then(|| Duration::from_secs_f32(average)),
             circuit: self.circuit.as_ref().map(|circuit| circuit.snapshot(now)),

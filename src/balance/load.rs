@@ -12,8 +12,10 @@
 //! peak: it adds to the average by its share of the calls. As a peak, one failure in a hundred at every endpoint would outweigh
 //! all differences between their response times.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+use super::outlier::{Counts, ONE_CALL};
 
 /// The time constant of the average, in seconds.
 const DECAY: f32 = 10.0;
@@ -23,6 +25,8 @@ const PENALTY: Duration = Duration::from_secs(5);
 const MIN: f32 = 0.000_1;
 /// One call whose response head is awaited.
 const AWAITED: u64 = 1 << 32;
+/// The longest response time that is counted, in microseconds.
+const LONGEST: u64 = 1 << 32;
 /// One tick of the clock of the average is 2^23 ns, 8.4 ms.
 const TICK_BITS: u32 = 23;
 
@@ -36,12 +40,21 @@ pub(super) struct Load {
     used_at: AtomicU64,
     /// The average in seconds as the bits of an `f32`, and above it the tick of its last change.
     average: AtomicU64,
+    /// See [`Counts`].
+    counted: AtomicU64,
+    failures: AtomicU32,
 }
 
 impl Load {
     /// Starts with this average, in seconds; 0 if nothing is known.
     pub(super) fn new(average: f32, now: u64) -> Self {
-        Self { calls: AtomicU64::new(0), used_at: AtomicU64::new(0), average: AtomicU64::new(pack(average, now)) }
+        Self {
+            calls: AtomicU64::new(0),
+            used_at: AtomicU64::new(0),
+            average: AtomicU64::new(pack(average, now)),
+            counted: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
+        }
     }
 
     /// A call is sent here.
@@ -90,6 +103,8 @@ impl Load {
     /// Records a failure that came after this time.
     pub(super) fn record_failure(&self, took: Duration, now: u64) {
         let average = self.average.load(Relaxed);
+        self.failures.fetch_add(1, Relaxed);
+        self.count(took.as_secs_f32());
         // at least one tick: failures in a burst count too
         let (before, weight) = decay(average, now.max(tick_after(average, now)));
         let next = before + took.max(PENALTY).as_secs_f32() * (1.0 - weight);
@@ -102,11 +117,29 @@ impl Load {
         let average = self.average.load(Relaxed);
         let (before, weight) = decay(average, now);
         let took = took.as_secs_f32();
+        self.count(took);
         // a peak counts in full; the rest by the time since the last sample
         let next = if took >= before { took } else { before + took * (1.0 - weight) };
         if next.to_bits() != value(average).to_bits() || weight < 1.0 {
             self.average.store(pack(next, now), Relaxed);
         }
+    }
+
+    /// Counts a call that took this many seconds, for the comparison with other endpoints.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a conversion of floats saturates
+    fn count(&self, took: f32) {
+        self.counted.fetch_add(ONE_CALL + ((took * 1e6) as u64).min(LONGEST), Relaxed);
+    }
+
+    /// The call that was counted last will be counted again, when it ends with a failure.
+    pub(super) fn uncount(&self) {
+        self.counted.fetch_sub(ONE_CALL, Relaxed);
+    }
+
+    /// The calls, response times and failures so far.
+    pub(super) fn counts(&self) -> Counts {
+        Counts { calls: self.counted.load(Relaxed), failures: self.failures.load(Relaxed) }
     }
 
     /// The average at `now`, in seconds; 0 if nothing is known.

@@ -64,6 +64,12 @@
 //! [`HealthCheck::verify`] makes one check of every endpoint, as at the start of a process, and reports how far each has come:
 //! resolved, connected, TLS, response head.
 //!
+//! # Outliers
+//!
+//! Every 2 s, endpoints are compared with the others of their level: an [`Outlier`] fails more often or is slower than they are,
+//! in the last 10 s. It is reported in the [snapshot](EndpointSnapshot::outlier) and as a log event; with
+//! [`eject_outliers`](BalanceBuilder::eject_outliers) it takes no calls for a while.
+//!
 //! # Membership
 //!
 //! A [`Member`] describes an endpoint; a factory makes its service. The members change through the [`BalanceHandle`]: as a
@@ -98,6 +104,7 @@
 //! | the source of the members fails | an event at level WARN with `members`, `age_s` |
 //! | it works again | an event at level INFO |
 //! | the health of an endpoint changes | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `status`, `duration_ms` |
+//! | an endpoint is an outlier, or no longer | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `ejected` |
 //! | [`BalanceHandle::snapshot`] | endpoints with state, calls in flight and latency; the source's state |
 //!
 //! ```
@@ -138,10 +145,12 @@ mod levels;
 mod load;
 mod member;
 mod membership;
+mod outlier;
 mod pool;
 mod probe;
 #[cfg(feature = "client")]
 mod proxies;
+mod review;
 mod settings;
 mod source;
 mod warm_up;
@@ -171,6 +180,7 @@ pub use self::health::{
 };
 pub use self::member::{Member, MemberState};
 pub use self::membership::{InvalidMembers, SnapshotOutcome, SourceStatus};
+pub use self::outlier::Outlier;
 #[cfg(feature = "client")]
 pub use self::proxies::reverse_proxies;
 

@@ -13,6 +13,8 @@ use super::endpoint::{Endpoint, EndpointComponent, EndpointSpec, EndpointState, 
 use super::levels::{ALL, LevelCount, shares};
 use super::member::{Member, MemberState};
 use super::membership::{Members, Membership};
+use super::outlier;
+use super::review::{Rules, review};
 use super::settings::Settings;
 use super::warm_up::WarmUp;
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
@@ -42,6 +44,8 @@ pub(super) struct PoolState {
     pub(super) has_ejected: AtomicBool,
     /// Endpoints that take calls.
     available: AtomicUsize,
+    /// When endpoints are compared again.
+    review_at: AtomicU64,
     /// Endpoints that take no calls.
     pub(super) unavailable: AtomicUsize,
     /// Levels of which all endpoints are used.
@@ -64,6 +68,7 @@ impl PoolState {
             stale: Arc::new(AtomicBool::new(false)),
             probe_at: AtomicU64::new(NEVER),
             has_ejected: AtomicBool::new(false),
+            review_at: AtomicU64::new(outlier::REVIEW),
             available: AtomicUsize::new(0),
             unavailable: AtomicUsize::new(0),
             panicking: AtomicUsize::new(0),
@@ -147,6 +152,9 @@ impl<S: Clone> Pool<S> {
         if self.state.stale.load(Relaxed) {
             self.refresh(&table, now);
         }
+        if at >= self.state.review_at.load(Relaxed) {
+            self.review(&table, at);
+        }
         if at >= self.state.probe_at.load(Relaxed) && tried.is_empty() {
             if let Some(endpoint) = self.probe(now, is_safe) {
                 return Some(endpoint);
@@ -187,6 +195,25 @@ impl<S: Clone> Pool<S> {
             }
             table.levels.iter().find_map(|level| of(true, level))
         })
+    }
+
+    /// Compares the endpoints of each level with each other.
+    #[cold]
+    fn review(&self, table: &Table<S>, now: u64) {
+        let due = self.state.review_at.load(Relaxed);
+        let next = now + outlier::REVIEW;
+        if now < due || self.state.review_at.compare_exchange(due, next, Relaxed, Relaxed).is_err() {
+            // another call does it
+            return;
+        }
+        // without calls for longer than the window, counts of before would be in it
+        let is_late = now - due > 5 * outlier::REVIEW;
+        let rules = Rules { upstream: &self.state.name, ejects: self.state.settings.ejects_outliers, is_late, now };
+        for level in &table.levels {
+            if review(&level.endpoints, rules) {
+                self.state.stale.store(true, Relaxed);
+            }
+        }
     }
 
     /// Computes the shares of the levels, after the availability of an endpoint has changed.

@@ -22,6 +22,8 @@ pub(super) struct Settings {
     pub(super) zone: Option<Arc<str>>,
     /// Calls are refused while too few endpoints are available; otherwise all endpoints are used.
     pub(super) refuses_in_panic: bool,
+    /// Outliers take no calls for a while.
+    pub(super) ejects_outliers: bool,
 }
 
 impl Default for Settings {
@@ -34,6 +36,7 @@ impl Default for Settings {
             slow_start: Duration::from_secs(10),
             zone: None,
             refuses_in_panic: false,
+            ejects_outliers: false,
         }
     }
 }

@@ -10,6 +10,7 @@ mod config;
 mod health;
 mod health_over_sockets;
 mod model;
+mod outliers;
 mod pool;
 mod probes;
 mod simulation;
