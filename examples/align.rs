@@ -6,9 +6,11 @@
 
 use std::time::Duration;
 
+use tower_upstream::alignment::Topology;
 use tower_upstream::alignment::peers;
-use tower_upstream::retry::{Quantile, Ratio};
-use tower_upstream::timeout::{Timeouts, Topology};
+use tower_upstream::breaker::Ratio;
+use tower_upstream::retry::Quantile;
+use tower_upstream::timeout::Timeouts;
 
 const fn ms(number: u64) -> Duration {
     Duration::from_millis(number)

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
+use tower_upstream::alignment::Topology;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::client::Target;
 use tower_upstream::stack::UpstreamConfig;
-use tower_upstream::timeout::Topology;
 use tracing_subscriber::EnvFilter;
 
 use super::{HEAD, POOL_IDLE};

@@ -8,7 +8,8 @@
 //! ```
 //! use std::time::Duration;
 //! use tower_upstream::alignment::{Severity, peers};
-//! use tower_upstream::timeout::{Timeouts, Topology};
+//! use tower_upstream::alignment::Topology;
+//! use tower_upstream::timeout::Timeouts;
 //!
 //! let topology = Topology::new()
 //!     .load_balancer(peers::AWS_ALB) // idle limit 60 s

@@ -14,7 +14,7 @@ use crate::stats::{Quantile, Ratio};
 /// ```
 /// use std::time::Duration;
 /// use tower_upstream::alignment::peers;
-/// use tower_upstream::timeout::Topology;
+/// use tower_upstream::alignment::Topology;
 ///
 /// let topology = Topology::new()
 ///     .client_timeout(Duration::from_secs(10))

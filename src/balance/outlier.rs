@@ -189,6 +189,7 @@ fn slow_above(samples: &[Sample]) -> impl Fn(&Sample) -> Option<Outlier> + use<>
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // small numbers
 mod tests {
     use proptest::prelude::*;
 

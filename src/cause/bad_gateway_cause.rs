@@ -1,7 +1,6 @@
 //! The causes.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// The cause of a failure: why the gateway could not return a good response.
 ///
@@ -12,8 +11,8 @@ use std::str::FromStr;
 /// ```
 /// use tower_upstream::BadGatewayCause;
 ///
-/// let cause: BadGatewayCause = "stale_connection".parse().unwrap();
-/// assert_eq!(cause.proxy_status_error(), Some("connection_terminated"));
+/// let cause = BadGatewayCause::StaleConnection;
+/// assert_eq!((cause.as_str(), cause.proxy_status_error()), ("stale_connection", Some("connection_terminated")));
 /// assert!(BadGatewayCause::ALL.contains(&cause));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,30 +139,5 @@ impl fmt::Display for BadGatewayCause {
 impl fmt::Debug for BadGatewayCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-/// The error for a name that is not a cause's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnknownCause(());
-
-impl fmt::Display for UnknownCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not the name of a bad gateway cause")
-    }
-}
-
-impl std::error::Error for UnknownCause {}
-
-impl FromStr for BadGatewayCause {
-    type Err = UnknownCause;
-
-    /// Reads what [`as_str`](Self::as_str) writes.
-    ///
-    /// # Errors
-    /// [`UnknownCause`] if no cause has that name.
-    fn from_str(name: &str) -> Result<Self, UnknownCause> {
-        let found = Self::ALL.iter().find(|cause| cause.as_str() == name);
-        found.copied().ok_or(UnknownCause(()))
     }
 }

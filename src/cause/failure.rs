@@ -63,7 +63,7 @@ pub struct Failure(Arc<Record>);
 
 impl Failure {
     /// The maximum number of [`previous`](Self::previous) failures kept.
-    pub const MAX_PREVIOUS: usize = 4;
+    pub(crate) const MAX_PREVIOUS: usize = 4;
 
     /// A failure with only a cause.
     pub fn new(cause: BadGatewayCause) -> Self {
@@ -207,7 +207,7 @@ impl Failure {
         self.0.remote_hop.as_deref()
     }
 
-    /// Earlier attempts' failures, oldest first, at most [`MAX_PREVIOUS`](Self::MAX_PREVIOUS).
+    /// Earlier attempts' failures, oldest first, at most four.
     pub fn previous(&self) -> &[Failure] {
         &self.0.previous
     }

@@ -32,7 +32,6 @@ mod user_text;
 use http::Response;
 
 pub(crate) use self::bad_gateway_cause::BadGatewayCause;
-pub use self::bad_gateway_cause::UnknownCause;
 pub(crate) use self::blame::{Blame, CallEnding, blame, is_gateway_error};
 pub(crate) use self::client_call::{ClientCall, ClientCalls};
 pub(crate) use self::failure::{DRAINING, TUNNEL_LIMIT};
@@ -43,7 +42,8 @@ pub(crate) use self::markers::{
 
 pub(crate) use self::failure::Failure;
 pub use self::failure::{Connection, Detail, Evidence, FailureBuilder, Phase};
-pub use self::properties::{Category, Prospect, Replay, Responsible};
+pub(crate) use self::properties::Prospect;
+pub use self::properties::{Category, Replay};
 pub(crate) use self::proxy_status::reduce as reduce_proxy_status;
 pub use self::proxy_status::{InvalidProxyName, ProxyStatus};
 pub use self::proxy_status_entry::{ProxyStatusEntry, entries};

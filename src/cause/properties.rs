@@ -1,4 +1,4 @@
-//! The properties of a cause: category, responsible party, replay safety, prospect of a retry.
+//! The properties of a cause: category, replay safety, prospect of a retry.
 
 /// Declares an enum whose variants have a word for logs, labels and JSON.
 macro_rules! words {
@@ -54,26 +54,6 @@ words! {
 }
 
 words! {
-    /// A party that may have to act.
-    Responsible {
-        /// The owner of the site.
-        SiteOwner = "site_owner",
-        /// The operator of the hosts.
-        Host = "host",
-        /// The administrator of the gateway.
-        Admin = "admin",
-        /// The developer of the backend.
-        Developer = "developer",
-        /// The operator of network and DNS.
-        Network = "network",
-        /// The owner of firewall and filter rules.
-        Security = "security",
-        /// The user, or the calling program.
-        Visitor = "visitor",
-    }
-}
-
-words! {
     /// Whether the request may be sent again (RFC 9110 section 9.2.2, RFC 9113 section 8.7).
     Replay {
         /// Proven that no server started to process it: any method may be retried.
@@ -95,16 +75,15 @@ impl Replay {
     }
 }
 
-words! {
-    /// Whether a retry would help.
-    Prospect {
-        /// Yes, immediately and at the same peer.
-        SamePeer = "same_peer",
-        /// Yes, at another peer.
-        OtherPeer = "other_peer",
-        /// Yes, after a delay.
-        AfterDelay = "after_delay",
-        /// No.
-        Futile = "futile",
-    }
+/// Whether a retry would help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prospect {
+    /// Yes, immediately and at the same peer.
+    SamePeer,
+    /// Yes, at another peer.
+    OtherPeer,
+    /// Yes, after a delay.
+    AfterDelay,
+    /// No.
+    Futile,
 }

@@ -19,7 +19,7 @@ use super::{BoxError, ConnectTo, CountedIo, InvalidTarget, TcpConnector};
 use crate::cause::{BadGatewayCause, Evidence, Failure, Phase};
 use crate::classify::ConnectionStats;
 
-/// Wraps any connector: its connections carry a [`ConnectionStats`], its errors are [`Failure`]s.
+/// Wraps any connector: its connections count their bytes, its errors are [`Failure`]s.
 ///
 /// For [`ReverseProxy`](super::ReverseProxy) and for hyper-util's client alike; with the latter,
 /// [`ClassifyLayer`](crate::ClassifyLayer) can distinguish a stale keep-alive from a crash.

@@ -20,7 +20,7 @@ use crate::classify::ConnectionStats;
 /// without a limit, 226 KiB with a limit of 64 KiB on the buffer alone; the CPU time of a fast download is the same.
 const SHORT_READ: u64 = 8191;
 
-/// A connection whose bytes are counted in its [`ConnectionStats`].
+/// A connection whose bytes are counted.
 ///
 /// [`Connector`](super::Connector) creates them; hyper-util's client finds the counters among the extras of
 /// [`Connected`].

@@ -1,6 +1,5 @@
 //! The upstream's response body, which returns its connection to the pool.
 
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,6 +17,7 @@ use crate::cause::{BadGatewayCause, Detail, Evidence, Failure, FailureBuilder, P
 use crate::classify::{AttemptContext, ConnectionStats};
 use crate::exchange::{AttemptProgress, Detachable};
 use crate::forward::strip_response_trailers;
+use crate::opaque::Opaque;
 
 /// The upstream's body.
 ///
@@ -26,13 +26,14 @@ use crate::forward::strip_response_trailers;
 ///
 /// A body that the client does not read keeps its connection: limit this by a stack or layer around, with
 /// [`client_idle`](crate::timeout::Timeouts::client_idle).
+#[derive(Debug)]
 pub struct ProxyBody<B> {
-    transfer: Detachable<Transfer<B>>,
+    transfer: Opaque<Detachable<Transfer<B>>>,
 }
 
 impl<B: SendBody> ProxyBody<B> {
     pub(super) fn new(incoming: Incoming, lease: Checkout<B>, request: SentRequest) -> Self {
-        Self { transfer: Detachable::new(Transfer::new(incoming, lease, request)) }
+        Self { transfer: Opaque(Detachable::new(Transfer::new(incoming, lease, request))) }
     }
 }
 
@@ -41,7 +42,7 @@ impl<B: SendBody> Body for ProxyBody<B> {
     type Error = Failure;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        Pin::new(&mut self.transfer).poll_frame(cx)
+        Pin::new(&mut self.transfer.0).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -215,12 +216,6 @@ impl<B: SendBody> Body for Transfer<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
-    }
-}
-
-impl<B> fmt::Debug for ProxyBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyBody").finish_non_exhaustive()
     }
 }
 

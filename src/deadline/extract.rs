@@ -1,37 +1,19 @@
 //! Extracts the deadline as an argument of an axum handler.
 
 use std::convert::Infallible;
-use std::fmt;
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
-use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
 use super::Deadline;
 
-/// No layer around the handler exposes a deadline, or this request has none.
-///
-/// Becomes a 500, because the app is misconfigured: use `Option<Deadline>` if clients may send none. A
-/// [`TimeoutLayer`](crate::timeout::TimeoutLayer) with [`expose`](super::DeadlinePropagation::expose) gives every request one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoDeadline;
-
-impl fmt::Display for NoDeadline {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this handler needs a deadline, and no layer around it exposes one")
-    }
-}
-
-impl std::error::Error for NoDeadline {}
-
-impl IntoResponse for NoDeadline {
-    fn into_response(self) -> Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("{self}\n")).into_response()
-    }
-}
+const NO_DEADLINE: &str = "this handler needs a deadline, and no layer around it exposes one\n";
 
 /// The deadline that a layer with [`expose`](super::DeadlinePropagation::expose) added to the request's extensions.
+///
+/// Without one the response is a 500, because the app is misconfigured: use `Option<Deadline>` if clients may send none. A
+/// [`TimeoutLayer`](crate::timeout::TimeoutLayer) that exposes it gives every request one.
 ///
 /// ```
 /// use axum::{Router, body::Body, routing::get};
@@ -61,10 +43,10 @@ impl IntoResponse for NoDeadline {
 /// ```
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl<S: Sync> FromRequestParts<S> for Deadline {
-    type Rejection = NoDeadline;
+    type Rejection = (StatusCode, &'static str);
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, NoDeadline> {
-        Self::of(&parts.extensions).ok_or(NoDeadline)
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Self::of(&parts.extensions).ok_or((StatusCode::INTERNAL_SERVER_ERROR, NO_DEADLINE))
     }
 }
 

@@ -36,8 +36,6 @@ use tokio::time::Instant;
 
 use crate::cause::{BadGatewayCause, Failure};
 
-#[cfg(feature = "axum")]
-pub use self::extract::NoDeadline;
 pub use self::header::DeadlineHeader;
 pub use self::propagation::DeadlinePropagation;
 

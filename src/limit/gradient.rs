@@ -59,8 +59,7 @@ const CALM: Duration = Duration::from_secs(5);
 
 /// Why the limit changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LimitChangeReason {
+pub(crate) enum LimitChangeReason {
     /// Responses were fast, and at least half of the limit was in use.
     Grew,
     /// Responses took more than twice the baseline.
@@ -77,7 +76,7 @@ pub enum LimitChangeReason {
 
 impl LimitChangeReason {
     /// The name in snake case.
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Grew => "grew",
             Self::Slow => "slow",

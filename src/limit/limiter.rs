@@ -74,7 +74,16 @@ pub struct LimitSnapshot {
     /// Calls refused since the layer was created.
     pub refused: u64,
     /// Why the limit changed last; `None` if it never did.
-    pub moved: Option<LimitChangeReason>,
+    ///
+    /// | word | |
+    /// |---|---|
+    /// | `grew` | responses were fast, and at least half of the limit was in use |
+    /// | `slow` | responses took more than twice the baseline |
+    /// | `overloaded` | more than a tenth of the calls were refused by the upstream or timed out |
+    /// | `probe` | lowered for a moment, to measure the latency without queueing |
+    /// | `probed` | a probe ended: the limit is back at its earlier value |
+    /// | `recovered` | there was no evidence of overload for five seconds |
+    pub moved: Option<&'static str>,
 }
 
 impl Limiter {
@@ -215,7 +224,7 @@ impl Limiter {
             baseline: gradient.and_then(Gradient::baseline),
             latency: gradient.and_then(Gradient::latency),
             refused: self.refused.0.load(Relaxed),
-            moved: gradient.and_then(Gradient::moved),
+            moved: gradient.and_then(Gradient::moved).map(LimitChangeReason::as_str),
         }
     }
 }

@@ -123,7 +123,6 @@ use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_mid
 use crate::stats::reachable;
 use crate::stats::{default_stripes, stripe};
 
-pub use self::gradient::LimitChangeReason;
 pub use self::keyed::KeyedLimitLayer;
 pub use self::limiter::LimitSnapshot;
 

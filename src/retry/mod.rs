@@ -118,7 +118,8 @@ pub use self::has_failure::HasFailure;
 pub use self::hedging::Hedging;
 pub use self::policy::{RetryOverride, RetryPolicy};
 pub use self::retry_after::retry_after;
-pub use crate::stats::{Quantile, Ratio};
+pub use crate::stats::Quantile;
+use crate::stats::Ratio;
 
 /// Sends failed requests again where that is safe, helps, and is paid for; see the [module](self).
 ///

@@ -15,7 +15,7 @@ pub struct RetryPolicy {
 
 impl RetryPolicy {
     /// The maximum number of attempts, the first one included.
-    pub const MAX_ATTEMPTS: u8 = 10;
+    pub(crate) const MAX_ATTEMPTS: u8 = 10;
 
     /// The defaults: 3 attempts, backoff of 25 ms to 1 s, `Retry-After` up to 1 s, no opt-ins.
     pub const fn new() -> Self {
@@ -40,7 +40,7 @@ impl RetryPolicy {
 
     /// Sets the number of attempts, the first one included (default 3).
     ///
-    /// Clamped to 1 (no retry) and [`MAX_ATTEMPTS`](Self::MAX_ATTEMPTS).
+    /// Clamped to 1 (no retry) and 10.
     pub const fn attempts(mut self, attempts: u8) -> Self {
         self.attempts = clamped(attempts);
         self

@@ -71,7 +71,7 @@ mod tests {
     use tower::retry::budget::TpsBudget;
 
     use super::*;
-    use crate::retry::Ratio;
+    use crate::stats::Ratio;
 
     /// How many of 1000 withdrawals are granted after 1000 deposits and the three tokens of the beginning.
     fn granted(budget: &impl Budget) -> usize {

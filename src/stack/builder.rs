@@ -16,6 +16,7 @@ use super::spec::Config;
 use super::stats::StatsRecorder;
 use super::validate::{self, Resolved, Validated};
 use super::{UpstreamHandle, UpstreamLayer};
+use crate::alignment::Topology;
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::cause::ProxyStatus;
 use crate::classify::{Classified, ClassifyLayer};
@@ -27,7 +28,7 @@ use crate::forward::ClientInfo;
 use crate::limit::ConcurrencyLimitLayer;
 use crate::opaque::Opaque;
 use crate::retry::{self, Resend, RetryBudget, RetryLayer, RetryPolicy};
-use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts, Topology};
+use crate::timeout::{RequestHead, RouteTimeouts, TimeoutLayer, Timeouts};
 
 /// Builds an [`UpstreamLayer`]; see its [module](super) for the defaults.
 ///

@@ -12,6 +12,7 @@ use super::live_config::retries_end;
 use super::live_config::{LiveConfig, set_timeouts};
 use super::stats::{LatencySnapshot, StatsRecorder};
 use super::validate;
+use crate::alignment::Topology;
 use crate::breaker::{self, CircuitHandle};
 use crate::cause::{BadGatewayCause, DRAINING, Detail, Failure, RetryStop};
 use crate::deadline::Deadline;
@@ -19,7 +20,7 @@ use crate::exchange::Handling;
 use crate::exchange::Rejection;
 use crate::limit::{ConcurrencyLimitLayer, LimitHandle, LimitSnapshot};
 use crate::retry::BudgetSnapshot;
-use crate::timeout::{AdaptiveEstimate, RouteTimeouts, Timeouts, Topology};
+use crate::timeout::{AdaptiveEstimate, RouteTimeouts, Timeouts};
 
 /// The number of changes kept.
 const CHANGES: usize = 64;

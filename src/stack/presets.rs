@@ -86,8 +86,8 @@ mod tests {
     use super::super::validate;
     use super::super::{UpstreamBuilder, UpstreamLayer};
     use super::*;
+    use crate::alignment::Topology;
     use crate::classify::ClassifyLayer;
-    use crate::timeout::Topology;
 
     const ALL: [Preset; 4] = [Preset::LatencyCritical, Preset::Standard, Preset::Batch, Preset::Streaming];
 

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::config_error::ConfigError;
 use crate::alignment::Report;
+use crate::alignment::Topology;
 use crate::breaker::BreakerPolicy;
 use crate::classify::ClassifyLayer;
 use crate::error_page::ErrorPage;
 use crate::exchange::{CallKind, ProbeSource};
 use crate::limit::ConcurrencyLimitLayer;
 use crate::retry::{Hedging, RetryLayer};
-use crate::timeout::{TimeoutLayer, Timeouts, Topology};
+use crate::timeout::{TimeoutLayer, Timeouts};
 
 /// The longest name in bytes: every log event and metric carries it.
 const MAX_NAME: usize = 128;

@@ -37,7 +37,7 @@ fn middle(bucket: usize) -> Duration {
 /// A quantile: the share of samples that are not longer.
 ///
 /// ```
-/// use tower_upstream::timeout::Quantile;
+/// use tower_upstream::retry::Quantile;
 ///
 /// assert_eq!(Quantile::per_mille(995), Quantile::P99_5);
 /// ```

@@ -3,7 +3,7 @@
 /// A ratio in thousandths: of retries to successes, of failures to calls.
 ///
 /// ```
-/// use tower_upstream::retry::Ratio;
+/// use tower_upstream::breaker::Ratio;
 ///
 /// const TENTH: Ratio = Ratio::per_mille(100);
 /// assert_eq!(TENTH, Ratio::CONSERVATIVE);

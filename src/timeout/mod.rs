@@ -91,8 +91,6 @@ pub use self::route_learner::RequestHead;
 pub use self::timeouts::Timeouts;
 pub use self::upload_mode::{PassThrough, TrackUpload, UploadMode};
 use self::upload_mode::{TimeoutSpec, Uploads, sealed::Mode};
-pub use crate::alignment::Topology;
-pub use crate::stats::Quantile;
 
 middleware_service! {
     /// The service of [`TimeoutLayer`].

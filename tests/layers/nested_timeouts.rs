@@ -11,11 +11,12 @@ use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 use tower::Layer;
 use tower_upstream::alignment::Finding;
+use tower_upstream::alignment::Topology;
 use tower_upstream::cause::ProxyStatus;
 use tower_upstream::client::ReverseProxy;
 use tower_upstream::deadline::{DeadlineHeader, DeadlinePropagation};
 use tower_upstream::forward::ForwardingRules;
-use tower_upstream::timeout::{TimeoutLayer, Timeouts, Topology};
+use tower_upstream::timeout::{TimeoutLayer, Timeouts};
 use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer};
 
 use crate::support::gateway::{listener, serve};

@@ -463,7 +463,7 @@ async fn every_other_duration_is_accepted_or_refused_with_a_reason() {
             BreakerPolicy::new().max_open_duration(extreme),
             BreakerPolicy::new().window(extreme),
             BreakerPolicy::new().probe_timeout(extreme),
-            BreakerPolicy::new().slow_calls(extreme, tower_upstream::retry::Ratio::per_mille(500)),
+            BreakerPolicy::new().slow_calls(extreme, tower_upstream::breaker::Ratio::per_mille(500)),
         ];
         for policy in policies {
             let fails = upstream(Pause, &Bodies::default());

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 use proptest::prelude::*;
+use tower_upstream::alignment::Topology;
 use tower_upstream::alignment::peers;
 use tower_upstream::breaker::{BreakerPolicy, Ratio};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::retry::{Hedging, RetryLayer, RetryPolicy};
 use tower_upstream::stack::{ConfigErrors, Preset, UpstreamBuilder, UpstreamConfig};
-use tower_upstream::timeout::{Timeouts, Topology};
+use tower_upstream::timeout::Timeouts;
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
 type Build = fn() -> Result<(), ConfigErrors>;

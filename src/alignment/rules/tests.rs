@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::super::finding::FindingId;
 use super::super::peers::{self, Hop};
 use super::super::{Finding, Severity};
+use crate::alignment::Topology;
 use crate::stats::{Quantile, Ratio};
-use crate::timeout::{Timeouts, Topology};
+use crate::timeout::Timeouts;
 
 /// The nearest time below.
 fn under(limit: Duration) -> Duration {

@@ -129,7 +129,7 @@ impl FailureBuilder {
         self
     }
 
-    /// Adds an earlier attempt's failure; beyond [`Failure::MAX_PREVIOUS`] the oldest is dropped.
+    /// Adds an earlier attempt's failure; beyond four the oldest is dropped.
     pub fn previous(mut self, earlier: Failure) -> Self {
         if self.0.previous.len() == Failure::MAX_PREVIOUS {
             self.0.previous.remove(0);

@@ -11,11 +11,13 @@ use super::tables::{
 #[cfg(all(feature = "balance", feature = "client"))]
 use super::value::Value;
 use super::value::read;
+use crate::alignment;
 use crate::breaker::BreakerPolicy;
 use crate::error_page;
 use crate::exchange::CallKind;
 use crate::limit::ConcurrencyLimitLayer;
-use crate::retry::{Hedging, Ratio, RetryBudget, RetryLayer};
+use crate::retry::{Hedging, RetryBudget, RetryLayer};
+use crate::stats::Ratio;
 use crate::timeout;
 
 #[cfg(all(feature = "balance", feature = "client"))]
@@ -218,8 +220,8 @@ impl Limiter {
 }
 
 impl Topology {
-    fn apply(self, errors: &mut Vec<ConfigError>) -> timeout::Topology {
-        type Setter = fn(timeout::Topology, Duration) -> timeout::Topology;
+    fn apply(self, errors: &mut Vec<ConfigError>) -> alignment::Topology {
+        type Setter = fn(alignment::Topology, Duration) -> alignment::Topology;
         if self.client_timeout.is_some() && self.client_deadline.is_some() {
             let problem = "a client either sends its deadline with each request, or it does not";
             let suggestion = "set one of `client_deadline` and `client_timeout`";
@@ -230,19 +232,19 @@ impl Topology {
             contradiction(errors, "topology.streaming", "only streams have a heartbeat", suggestion);
         }
         let times: [(Option<Time>, Setter); 11] = [
-            (self.client_timeout, timeout::Topology::client_timeout),
-            (self.client_deadline, timeout::Topology::client_deadline),
-            (self.load_balancer_idle, timeout::Topology::load_balancer_idle),
-            (self.load_balancer_propagation, timeout::Topology::load_balancer_propagation),
-            (self.server_keep_alive, timeout::Topology::server_keep_alive),
-            (self.upstream_keep_alive, timeout::Topology::upstream_keep_alive),
-            (self.upstream_timeout, timeout::Topology::upstream_timeout),
-            (self.connect, timeout::Topology::connect),
-            (self.heartbeat, timeout::Topology::heartbeat),
-            (self.drain_delay, timeout::Topology::drain_delay),
-            (self.grace, timeout::Topology::grace),
+            (self.client_timeout, alignment::Topology::client_timeout),
+            (self.client_deadline, alignment::Topology::client_deadline),
+            (self.load_balancer_idle, alignment::Topology::load_balancer_idle),
+            (self.load_balancer_propagation, alignment::Topology::load_balancer_propagation),
+            (self.server_keep_alive, alignment::Topology::server_keep_alive),
+            (self.upstream_keep_alive, alignment::Topology::upstream_keep_alive),
+            (self.upstream_timeout, alignment::Topology::upstream_timeout),
+            (self.connect, alignment::Topology::connect),
+            (self.heartbeat, alignment::Topology::heartbeat),
+            (self.drain_delay, alignment::Topology::drain_delay),
+            (self.grace, alignment::Topology::grace),
         ];
-        let mut topology = timeout::Topology::new();
+        let mut topology = alignment::Topology::new();
         for (time, setter) in times {
             topology = set(topology, time, |topology, Time(time)| setter(topology, time));
         }

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use super::super::config_error::ConfigError;
 use super::super::presets::Preset;
 use super::value::{Entries, Fault, Value, cut};
-use crate::retry::{Quantile, Ratio, RetryPolicy};
+use crate::retry::{Quantile, RetryPolicy};
+use crate::stats::Ratio;
 
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]

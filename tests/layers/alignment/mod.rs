@@ -16,8 +16,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Barrier;
 use tower_upstream::BadGatewayCause as Cause;
+use tower_upstream::alignment::Topology;
 use tower_upstream::alignment::{Finding, peers};
-use tower_upstream::timeout::{Timeouts, Topology};
+use tower_upstream::timeout::Timeouts;
 
 use crate::support::{Gateway, Upstream, Wire, proxy, repeats};
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use proptest::prelude::*;
 use tower_upstream::alignment::Finding;
-use tower_upstream::timeout::{Timeouts, Topology};
+use tower_upstream::alignment::Topology;
+use tower_upstream::timeout::Timeouts;
 
 /// What should never happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
