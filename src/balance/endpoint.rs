@@ -7,8 +7,8 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
+use super::check_report::CheckRecord;
 use super::choice::Candidate;
-use super::health::CheckRecord;
 use super::load::Load;
 use super::member::Member;
 use super::outlier::Review;
@@ -76,7 +76,7 @@ pub(super) struct EndpointState {
     /// Its latest health check.
     pub(super) last_check: Mutex<Option<Arc<CheckRecord>>>,
     /// The comparison with the others of its level.
-    pub(super) review: Mutex<Review>,
+    review: Mutex<Review>,
     member: Mutex<Arc<Member>>,
     /// The origin of the pool's clock.
     origin: Instant,
@@ -121,6 +121,11 @@ impl EndpointState {
 
     fn lock(&self) -> MutexGuard<'_, Arc<Member>> {
         self.member.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The comparison with the others of its level.
+    pub(super) fn review(&self) -> MutexGuard<'_, Review> {
+        self.review.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn health(&self) -> Health {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::check_report::CheckRecord;
 use super::endpoint::{EndpointState, Health};
-use super::health::CheckRecord;
 use super::levels::ALL;
 use super::member::Member;
 use super::membership::{Changes, InvalidMembers, Membership, SnapshotOutcome, SourceStatus};
@@ -249,7 +249,7 @@ impl EndpointState {
             is_warming_up: self.is_warming(),
             weight_percent: self.weight_percent(),
             last_check: locked(&self.last_check).clone(),
-            outlier: locked(&self.review).finding,
+            outlier: self.review().finding,
             is_ejected_as_outlier: self.is_ejected(),
             in_flight: self.load.in_flight(),
             latency: (average > 0.0).then(|| Duration::from_secs_f32(average)),

@@ -135,7 +135,9 @@
 //! # }
 //! ```
 
+mod agent_words;
 mod builder;
+mod check_report;
 mod choice;
 mod endpoint;
 mod future;
@@ -172,12 +174,11 @@ use crate::cause::{BadGatewayCause, Failure, Phase};
 use crate::exchange::{ChosenEndpoint, Exchange, Rejection, SendService, TriedEndpoints, note_endpoint};
 
 pub use self::builder::BalanceBuilder;
+pub use self::check_report::{CheckRecord, CheckReport};
 pub use self::endpoint::Health;
 pub use self::future::{BalanceBody, BalanceFuture};
 pub use self::handle::{BalanceHandle, BalanceSnapshot, EndpointSnapshot};
-pub use self::health::{
-    CheckRecord, CheckReport, EndpointReport, HealthCheck, HealthChecks, InvalidHealthCheck, Verification,
-};
+pub use self::health::{EndpointReport, HealthCheck, HealthChecks, InvalidHealthCheck, Verification};
 pub use self::member::{Member, MemberState};
 pub use self::membership::{InvalidMembers, SnapshotOutcome, SourceStatus};
 pub use self::outlier::Outlier;

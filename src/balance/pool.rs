@@ -355,7 +355,7 @@ impl<S: Clone> Pool<S> {
         };
         let state = Arc::new(EndpointState::new(member, average, self.state.at(now), parts));
         if let Some(warm_up) = &self.warm_up {
-            warm_up.start(service.clone(), state.clone(), &self.state);
+            warm_up.start(service.clone(), state.clone(), self.state.name.clone(), self.state.stale.clone());
         }
         let component = EndpointComponent {
             state: Some(state.clone()),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::endpoint::{Endpoint, EndpointState};
 use super::outlier::{self, Outlier};
-use super::pool::locked;
 
 /// How the endpoints of a level are compared.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +35,7 @@ pub(super) fn review<S>(endpoints: &[Arc<Endpoint<S>>], rules: Rules<'_>) -> boo
 
 fn sample(state: &EndpointState, is_late: bool) -> outlier::Sample {
     let counts = state.load.counts();
-    let mut review = locked(&state.review);
+    let mut review = state.review();
     if is_late {
         review.restart(counts);
     }
@@ -46,7 +45,7 @@ fn sample(state: &EndpointState, is_late: bool) -> outlier::Sample {
 impl EndpointState {
     /// Takes what the comparison has found. Returns whether the endpoint is ejected now, or no longer.
     fn judge(&self, finding: Option<Outlier>, may_eject: bool, rules: Rules<'_>) -> bool {
-        let mut review = locked(&self.review);
+        let mut review = self.review();
         if self.is_ejected() {
             if !review.has_ended(rules.now) {
                 return false;

@@ -12,7 +12,6 @@ use tokio::time::{Instant, timeout};
 
 use super::endpoint::EndpointState;
 use super::member::Member;
-use super::pool::PoolState;
 use crate::body::BoxError;
 
 /// Endpoints that are prepared at a time.
@@ -54,15 +53,16 @@ impl<S> WarmUp<S> {
         Self { prepare, limit: Duration::from_secs(1), slots: Arc::new(Semaphore::new(MOST)) }
     }
 
-    /// Prepares an endpoint, which takes no calls until that is done, has failed, or has taken too long.
-    pub(super) fn start(&self, service: S, endpoint: Arc<EndpointState>, pool: &PoolState) {
+    /// Prepares an endpoint, which takes no calls until that is done, has failed, or has taken too long; then the shares of the
+    /// pool are marked as stale.
+    pub(super) fn start(&self, service: S, endpoint: Arc<EndpointState>, upstream: Arc<str>, stale: Arc<AtomicBool>) {
         // without a runtime there is no I/O to wait for
         let Ok(runtime) = Handle::try_current() else { return };
-        let (member, upstream) = (endpoint.member(), pool.name.clone());
+        let member = endpoint.member();
         let prepared = (self.prepare)(service, member.clone());
         let (limit, slots, began) = (self.limit, self.slots.clone(), Instant::now());
         endpoint.set_warming(true);
-        let warming = Warming { endpoint, stale: pool.stale.clone() };
+        let warming = Warming { endpoint, stale };
         runtime.spawn(async move {
             let prepared = timeout(limit, async {
                 // never closed; an endpoint that gets no slot in time joins as it is

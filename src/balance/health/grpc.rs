@@ -2,7 +2,7 @@
 
 use http::HeaderMap;
 
-use super::report::{CheckReport, Verdict};
+use crate::balance::check_report::CheckReport;
 
 pub(super) const PATH: &str = "/grpc.health.v1.Health/Check";
 /// The longest name of a service.
@@ -43,7 +43,6 @@ pub(super) fn report(body: &[u8], headers: &HeaderMap, trailers: Option<&HeaderM
         (Some(status), _) => CheckReport::failed(format!("gRPC status {status}")),
         (None, _) => CheckReport::failed("a response without a gRPC status"),
     };
-    debug_assert!(report.verdict != Verdict::Drain);
     CheckReport { status, ..report }
 }
 

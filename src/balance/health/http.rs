@@ -17,7 +17,7 @@ use hyper_util::rt::TokioExecutor;
 
 use super::dial::Io;
 use super::progress::Progress;
-use super::words::MAX_BODY;
+use crate::balance::agent_words::MAX_BODY;
 use crate::cause::{Failure, Phase};
 use crate::classify::{AttemptContext, ConnectionStats};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::report::Verdict;
-use crate::balance::Health;
+use crate::balance::agent_words::Verdict;
+use crate::balance::endpoint::Health;
 
 /// How often an endpoint is checked, and how many results change its health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

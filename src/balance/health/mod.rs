@@ -10,11 +10,9 @@ mod machine;
 mod progress;
 #[cfg(feature = "client")]
 mod remote;
-mod report;
 mod runner;
 mod schedule;
 mod verify;
-mod words;
 
 use std::fmt;
 use std::future::Future;
@@ -28,11 +26,11 @@ use tokio::time::{Instant, timeout};
 
 use self::machine::Schedule;
 use self::progress::Progress;
+use super::check_report::{CheckRecord, CheckReport};
 use super::member::Member;
 use crate::body::BoxError;
 use crate::cause::{BadGatewayCause, Failure, Phase};
 
-pub use self::report::{CheckRecord, CheckReport};
 pub use self::runner::HealthChecks;
 pub use self::verify::{EndpointReport, Verification};
 

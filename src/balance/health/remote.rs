@@ -13,7 +13,8 @@ use super::dial::{Io, Peer};
 use super::grpc;
 use super::http::{self as exchange, Answer, Content};
 use super::progress::Progress;
-use super::{CheckReport, HealthCheck, Kind};
+use super::{HealthCheck, Kind};
+use crate::balance::check_report::CheckReport;
 use crate::balance::member::Member;
 use crate::body::BoxError;
 #[cfg(feature = "http2")]

@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::machine::Machine;
-use super::report::Verdict;
 use super::schedule::{Lane, Queue};
-use super::{CheckRecord, HealthCheck, InvalidHealthCheck};
+use super::{HealthCheck, InvalidHealthCheck};
+use crate::balance::agent_words::Verdict;
+use crate::balance::check_report::CheckRecord;
 use crate::balance::endpoint::Health;
 use crate::balance::handle::BalanceHandle;
 use crate::balance::member::Member;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::{CheckReport, HealthCheck, InvalidHealthCheck, Performed};
+use super::{HealthCheck, InvalidHealthCheck, Performed};
+use crate::balance::check_report::CheckReport;
 use crate::balance::handle::BalanceHandle;
 use crate::balance::member::Member;
 use crate::cause::{Failure, Phase};

@@ -3,12 +3,19 @@
 //!
 //! A text counts as words only if each of its words is known, so that a page that happens to contain "down" does not.
 
-use super::report::Verdict;
-
 /// At most this much of a response is read.
 pub(super) const MAX_BODY: usize = 4096;
 /// Nested deeper, a JSON document is not read on.
 const MAX_DEPTH: usize = 32;
+
+/// What one check says about the health of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Pass,
+    Fail,
+    /// The endpoint asks for no new calls.
+    Drain,
+}
 
 /// What an endpoint says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

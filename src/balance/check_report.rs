@@ -4,19 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::words;
+use super::agent_words::{self, Verdict};
 
 /// The largest size of the text of a report, in bytes.
 const MAX_TEXT: usize = 200;
-
-/// What one check says about the health of an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Pass,
-    Fail,
-    /// The endpoint asks for no new calls.
-    Drain,
-}
 
 /// What a health check has found: passed, failed, or the endpoint asks for no new calls.
 ///
@@ -69,8 +60,8 @@ impl CheckReport {
 
     /// Adds what an endpoint says about itself. A failed check passes by no word.
     pub(super) fn with_words(mut self, text: &[u8]) -> Self {
-        let text = &text[..text.len().min(words::MAX_BODY)];
-        let found = words::read(text);
+        let text = &text[..text.len().min(agent_words::MAX_BODY)];
+        let found = agent_words::read(text);
         match found.verdict {
             Some(verdict @ (Verdict::Fail | Verdict::Drain)) => {
                 self.verdict = verdict;
