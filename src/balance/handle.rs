@@ -150,12 +150,6 @@ impl BalanceHandle {
         }
     }
 
-    pub(super) fn set_last_check(&self, key: &str, check: Arc<CheckRecord>) {
-        if let Some(endpoint) = self.endpoint(key) {
-            *locked(&endpoint.last_check) = Some(check);
-        }
-    }
-
     /// Sets the part of its weight, in percent, that the endpoint with this key takes (default 100; at most 1,000).
     pub fn set_weight_percent(&self, key: &str, percent: u32) {
         if self.endpoint(key).is_some_and(|endpoint| endpoint.set_weight_percent(percent.min(1000))) {
@@ -233,7 +227,7 @@ impl BalanceHandle {
     }
 
     /// Applies the weights again.
-    fn follow(&self) {
+    pub(super) fn follow(&self) {
         let membership = locked(&self.state.membership);
         self.pool.follow(membership.members(), Instant::now());
     }

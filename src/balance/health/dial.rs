@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::Uri;
 use http::uri::{Authority, Scheme};
@@ -28,6 +29,9 @@ pub(super) type Io = CountedIo<MaybeTls<TokioIo<TcpStream>>>;
 /// The connection of a check.
 #[cfg(not(feature = "rustls"))]
 pub(super) type Io = CountedIo<TokioIo<TcpStream>>;
+
+/// The check limits the time of all phases.
+const UNLIMITED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Whom to connect to, and as whom.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +75,7 @@ impl Peer {
         #[cfg(feature = "rustls")]
         let dial = match &self.tls {
             Some(tls) => tls.over(tcp),
-            None => TlsConnector::new(tcp),
+            None => TlsConnector::new(tcp).timeout(UNLIMITED),
         };
         #[cfg(not(feature = "rustls"))]
         let dial = tcp;
@@ -128,7 +132,7 @@ impl Service<Uri> for TcpDial {
             progress.enter(Phase::Connect);
         }
         let resolver = Resolver { addresses: self.addresses.clone(), progress: progress.clone() };
-        let dial = TcpConnector::with_resolver(resolver).call(target);
+        let dial = TcpConnector::with_resolver(resolver).dns_timeout(UNLIMITED).connect_timeout(UNLIMITED).call(target);
         Box::pin(async move {
             let io = dial.await?;
             if is_tls {

@@ -1,6 +1,6 @@
 //! Makes the checks: one task for all endpoints of all pools that are watched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use crate::balance::member::Member;
 use crate::balance::membership::Members;
 use crate::balance::pool::{Follow, PoolState, locked};
 
-/// Changes of a pool's members within this time are followed together.
+/// Changes of a pool's members within this time are followed together, and so are those of weights.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Checks the endpoints of pools; clones are the same checks. See the [module](super).
@@ -174,6 +174,9 @@ struct Runner {
     /// Each waits for the next change of a pool's members.
     followers: JoinSet<Follower>,
     checks: JoinSet<Checked>,
+    /// Pools in which weights have changed, and when they were last applied: that costs as much as a change of all members.
+    weights: HashSet<u64>,
+    weighed_at: Option<Instant>,
     next_id: u64,
 }
 
@@ -190,13 +193,17 @@ impl Runner {
             by_address: HashMap::new(),
             followers: JoinSet::new(),
             checks: JoinSet::new(),
+            weights: HashSet::new(),
+            weighed_at: None,
             next_id: 0,
         }
     }
 
     async fn run(mut self) {
         while self.is_shared || !self.pools.is_empty() {
-            self.start_due(Instant::now());
+            let now = Instant::now();
+            self.start_due(now);
+            self.apply_weights(now);
             match self.event().await {
                 Event::Watch(Some(pool)) => self.watch(pool),
                 Event::Watch(None) => self.is_shared = false,
@@ -209,7 +216,8 @@ impl Runner {
     }
 
     async fn event(&mut self) -> Event {
-        let next = self.queue.next_at();
+        let weigh = self.weighed_at.filter(|_| !self.weights.is_empty()).map(|at| at + DEBOUNCE);
+        let next = self.queue.next_at().into_iter().chain(weigh).min();
         let mut timer = pin!(next.map(sleep_until));
         std::future::poll_fn(|cx| self.poll_event(timer.as_mut().as_pin_mut(), cx)).await
     }
@@ -253,6 +261,19 @@ impl Runner {
         }
     }
 
+    /// Applies the weights that agents have asked for.
+    fn apply_weights(&mut self, now: Instant) {
+        if self.weights.is_empty() || self.weighed_at.is_some_and(|at| now < at + DEBOUNCE) {
+            return;
+        }
+        self.weighed_at = Some(now);
+        for pool in std::mem::take(&mut self.weights) {
+            if let Some(pool) = self.pools.get(&pool).and_then(|watched| watched.handle.upgrade()) {
+                pool.follow();
+            }
+        }
+    }
+
     fn watch(&mut self, handle: WeakHandle) {
         let Some(pool) = handle.upgrade() else { return };
         if self.pools.values().any(|watched| Weak::ptr_eq(&watched.handle.state, &handle.state)) {
@@ -287,7 +308,7 @@ impl Runner {
         let mut before = std::mem::take(&mut watched.probes);
         let newcomers = members.len().saturating_sub(before.len());
         let mut probes = HashMap::with_capacity(members.len());
-        let mut left = Vec::new();
+        let (mut left, mut has_weights) = (Vec::new(), false);
         for member in members.iter() {
             let address = Address::of(member);
             let known = before.remove(&member.key);
@@ -302,7 +323,7 @@ impl Runner {
             if let Some(probe) = self.probes.get_mut(&probe) {
                 probe.member = member.clone();
                 // the endpoint may be a new one of an address that is checked already
-                probe.publish(pool, &member.key);
+                has_weights |= probe.publish(pool, &member.key);
             }
         }
         left.extend(before);
@@ -311,6 +332,9 @@ impl Runner {
         }
         for (key, probe) in left {
             self.release(probe, &(id, key));
+        }
+        if has_weights {
+            self.weights.insert(id);
         }
     }
 
@@ -384,7 +408,9 @@ impl Runner {
             let handle = self.pools.get(pool).and_then(|watched| watched.handle.upgrade());
             match handle {
                 Some(handle) if handle.state.checked_by.load(Relaxed) == self.id => {
-                    probe.publish(&handle, key);
+                    if probe.publish(&handle, key) {
+                        self.weights.insert(*pool);
+                    }
                     if let Some(health) = change {
                         report(handle.name(), key, before, health, &record);
                     }
@@ -400,12 +426,17 @@ impl Runner {
 
 impl Probe {
     /// Tells a pool what is known. Its circuit is none of the checks' business: only calls close what calls have opened.
-    fn publish(&self, pool: &BalanceHandle, key: &str) {
-        pool.set_health(key, self.machine.health());
-        pool.set_weight_percent(key, self.weight_percent);
-        if let Some(record) = &self.last {
-            pool.set_last_check(key, record.clone());
+    ///
+    /// Returns whether the weight has changed.
+    fn publish(&self, pool: &BalanceHandle, key: &str) -> bool {
+        let Some(endpoint) = pool.endpoint(key) else { return false };
+        if endpoint.set_health(self.machine.health()) {
+            pool.state.stale.store(true, Relaxed);
         }
+        if let Some(record) = &self.last {
+            *locked(&endpoint.last_check) = Some(record.clone());
+        }
+        endpoint.set_weight_percent(self.weight_percent.min(1000))
     }
 }
 
