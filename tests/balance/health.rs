@@ -366,3 +366,81 @@ async fn a_verification_is_bounded_and_reports_checks_that_panic_as_failed() {
     assert_eq!(Handle::current().metrics().num_alive_tasks(), tasks);
     assert!(found.check().rise(0).verify(&pool.handle()).is_err());
 }
+
+/// Collects the log.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    pub(crate) fn subscribe(&self) -> tracing::subscriber::DefaultGuard {
+        let lines = self.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || lines.clone());
+        crate::support::subscribe(log.with_max_level(tracing::Level::DEBUG).finish())
+    }
+
+    /// The lines with this text.
+    pub(crate) fn with(&self, text: &str) -> Vec<String> {
+        let all = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        all.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_change_of_health_is_one_log_event() {
+    let lines = Lines::default();
+    let _log = lines.subscribe();
+    let (servers, found) = (Servers::default(), Found::default());
+    let pool = pool("shop", &servers, &["a", "b", "c"]);
+    let checks = HealthChecks::new(found.check()).unwrap();
+    checks.watch(&pool.handle());
+    pass(seconds(5)).await;
+    assert!(lines.with(" INFO ").is_empty() && lines.with(" WARN ").is_empty(), "newcomers are not worth an event");
+    found.set("a", CheckReport::failed("disk full"));
+    pass(seconds(30)).await;
+    found.set("a", CheckReport::from_words(b"maint"));
+    pass(seconds(10)).await;
+    found.set("a", CheckReport::passed());
+    pass(seconds(20)).await;
+    let events = lines.with("endpoint=\"a\"");
+    let events: Vec<_> = events.iter().filter(|line| !line.contains("DEBUG")).collect();
+    assert_eq!(events.len(), 3, "{events:?}");
+    for part in ["WARN tower_upstream: ", "upstream=\"shop\"", "reason=\"disk full\"", "duration_ms=0"] {
+        assert!(events[0].contains(part), "{}", events[0]);
+    }
+    assert!(events[1].contains("WARN") && events[1].contains("asked for no new calls"), "{}", events[1]);
+    assert!(events[2].contains("INFO") && events[2].contains("takes calls again"), "{}", events[2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn weights_of_many_endpoints_that_change_at_every_check_are_all_applied() {
+    let (servers, found) = (Servers::default(), Found::default());
+    let keys: Vec<_> = (0..300).map(|index| format!("e{index}")).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let pool = pool("shop", &servers, &keys);
+    let checks = HealthChecks::new(found.check()).unwrap();
+    checks.watch(&pool.handle());
+    for percent in [50, 70, 0] {
+        for key in &keys[1..] {
+            found.set(key, CheckReport::passed().weight_percent(percent.max(1)));
+        }
+        pass(seconds(8)).await;
+        assert!(keys[1..].iter().all(|key| state(&pool.handle(), key).weight_percent == percent.max(1)));
+    }
+    let before = servers.calls("e0");
+    for _ in 0..400 {
+        assert_eq!(call(&pool).await, 200);
+    }
+    let share = f64::from(servers.calls("e0") - before) / 400.0;
+    assert!(share > 0.1, "its weight is a hundred times that of each other, a quarter of all: {share}");
+}
