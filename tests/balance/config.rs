@@ -2,11 +2,12 @@
 
 use axum::Router;
 use axum::body::Body;
+use axum::routing::get;
 use http::Request;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 use tower::ServiceExt;
-use tower_upstream::balance::MemberState;
+use tower_upstream::balance::{Health, MemberState};
 use tower_upstream::breaker::State;
 use tower_upstream::forward::ForwardingRules;
 use tower_upstream::stack::{ConfigError, UpstreamConfig, UpstreamProxy};
@@ -64,6 +65,17 @@ async fn every_fault_of_a_file_is_refused_with_its_reason() {
         ),
         ("target = \"a:1\"\nbalance.panic = \"never\"", "balance.panic: unknown value \"never\""),
         ("target = \"a:1\"\nbalance.slow_start = 3", "balance.slow_start: missing unit: write \"3s\" or \"3ms\""),
+        ("target = \"a:1\"\nhealth.interval = \"5s\"", "health: it is not clear how endpoints are checked"),
+        (
+            "target = \"a:1\"\nhealth.http = \"healthz\"",
+            "health: the path \"healthz\" of the health check does not start",
+        ),
+        (
+            "target = \"a:1\"\nhealth = { http = \"/\", tcp = true }",
+            "health: it is not clear how endpoints are checked",
+        ),
+        ("target = \"a:1\"\nhealth = { http = \"/\", status = \"2xx\" }", "health.status: found string \"2xx\""),
+        ("target = \"a:1\"\nhealth = { http = \"/\", timeout = \"9s\" }", "health: "),
         ("target = \"a:1\"\ntls.ca = \"/nowhere\"", "tls.ca: \"/nowhere\" cannot be used: No such file"),
         ("target = \"a:1\"\npool.max_connections = 0", "pool.max_connections: found integer `0`"),
         ("target = \"a:1\"\npool.idel = \"1s\"", "pool.idel: unknown key: did you mean `idle`?"),
@@ -119,6 +131,19 @@ async fn a_call_goes_to_one_of_the_endpoints() {
         .unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+}
+
+#[tokio::test]
+async fn endpoints_are_checked_as_the_file_says() {
+    let served = app(Router::new().route("/healthz", get(|| async { "drain" }))).await;
+    let text =
+        format!("name = \"shop\"\nendpoint = [{{ address = \"{}\" }}]\nhealth.http = \"/healthz\"", served.address);
+    let shop = build(&text).unwrap();
+    let health = || shop.endpoints().snapshot(Instant::now()).endpoints[0].health;
+    while health() == Health::Unknown {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(health(), Health::Draining);
 }
 
 #[tokio::test(start_paused = true)]

@@ -38,6 +38,7 @@ use super::builder::UpstreamBuilder;
 /// | | `target`: an `http` or `https` URL, or `host:port`; with endpoints, it names the upstream in `Host` and in TLS |
 /// | `endpoint`, a list | `address` (an IP address with a port; without a `target` also a name or URL), `key` (default: the address), `weight`, `tier`, `zone`, `group`, `state` (`"active"` or `"draining"`) |
 /// | `balance` | `slow_start`, `zone`, `panic` (`"use_all"` or `"refuse"`) |
+/// | `health` | one of `http` (a path), `grpc` (a service) and `tcp` (`true`); `host`, `status` (200, or `"200-299"`), `body` (a word in it), `interval`, `timeout`, `rise`, `fall`: see [`HealthCheck`](crate::balance::HealthCheck) |
 /// | `connect` | `dns` (1 s), `tcp` (1 s), `tls` (2 s): the time limits |
 /// | `tls` | `ca`: a PEM file with the roots to trust in place of the platform's |
 /// | `pool` | of each endpoint: `idle` (3 s), `max_age`, `max_connections`, `max_streams`, `queue`, `http2` |
@@ -140,6 +141,8 @@ fn all_tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("endpoint", keys::<connection::Endpoint>()),
         #[cfg(all(feature = "balance", feature = "client"))]
         ("balance", keys::<connection::Balance>()),
+        #[cfg(all(feature = "balance", feature = "client"))]
+        ("health", keys::<connection::Health>()),
     ]
 }
 

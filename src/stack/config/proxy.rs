@@ -16,7 +16,7 @@ use super::apply::contradiction;
 use super::connection::{Connection, Panic};
 use super::tables::{Circuit, Limiter, Part, Root};
 use super::value::read;
-use crate::balance::{Balance, BalanceBody, BalanceHandle, Member, reverse_proxies};
+use crate::balance::{Balance, BalanceBody, BalanceHandle, HealthChecks, Member, reverse_proxies};
 use crate::body::{ResponseBody, TrackedUpload};
 use crate::breaker::BreakerPolicy;
 use crate::client::{DefaultConnector, ProxyBody, ReverseProxy, ReverseProxyBuilder, TcpConnector};
@@ -102,13 +102,19 @@ impl UpstreamConfig {
     /// # Errors
     ///
     /// Every invalid or conflicting setting at once, each with what to set.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime, if there are health checks.
     pub fn proxy<B>(self, rules: ForwardingRules) -> Result<UpstreamProxy<B>, ConfigErrors>
     where
         B: Body<Data = Bytes> + Send + 'static,
     {
         let mut parsed = self.parse();
         let connection = &parsed.fixed.connection;
-        let proxies = connection.proxies(&parsed.members, rules, &mut parsed.errors);
+        let connector = connection.connector(&mut parsed.errors);
+        let checks = connection.checks(&connector, &mut parsed.errors);
+        let proxies = connection.proxies(&parsed.members, rules, connector);
         let mut pool = Balance::builder(parsed.builder.name.clone(), reverse_proxies(proxies));
         pool = pool.slow_start(connection.slow_start);
         if let Some(zone) = &connection.zone {
@@ -130,6 +136,9 @@ impl UpstreamConfig {
         }
         parsed.builder.found.extend(parsed.errors);
         let layer = parsed.builder.pool(pool.handle()).build()?;
+        if let Some(checks) = checks {
+            checks.watch(&pool.handle());
+        }
         Ok(UpstreamProxy { layer, pool, fixed: Arc::new(parsed.fixed) })
     }
 
@@ -181,20 +190,12 @@ impl Root {
 
 impl Connection {
     /// The proxy of which each endpoint gets its own.
-    fn proxies(
-        &self,
-        members: &[Member],
-        rules: ForwardingRules,
-        errors: &mut Vec<ConfigError>,
-    ) -> ReverseProxyBuilder {
+    fn proxies(&self, members: &[Member], rules: ForwardingRules, connector: DefaultConnector) -> ReverseProxyBuilder {
         // without a target every endpoint has its own
         let target = self.target.clone().or_else(|| members.first()?.key.parse().ok());
         let target = target.unwrap_or_else(|| "localhost".parse().expect("a host name is a target"));
-        let tcp = TcpConnector::new().dns_timeout(self.dns).connect_timeout(self.tcp);
-        let mut proxy = ReverseProxy::builder(target, rules)
-            .connector(self.connector(tcp, errors))
-            .idle_timeout(self.idle)
-            .http(self.http);
+        let mut proxy =
+            ReverseProxy::builder(target, rules).connector(connector).idle_timeout(self.idle).http(self.http);
         if let Some(age) = self.max_age {
             proxy = proxy.max_age(age);
         }
@@ -210,10 +211,33 @@ impl Connection {
         proxy
     }
 
+    /// The health checks, if there are any.
+    fn checks(&self, connector: &DefaultConnector, errors: &mut Vec<ConfigError>) -> Option<HealthChecks> {
+        let check = self.health.as_ref()?.check(self.target.as_ref(), errors);
+        #[cfg(feature = "rustls")]
+        let is_tls = self.target.as_ref().is_some_and(|target| *target.scheme() == http::uri::Scheme::HTTPS);
+        #[cfg(feature = "rustls")]
+        let check = if is_tls { check.tls(connector) } else { check };
+        #[cfg(not(feature = "rustls"))]
+        let _ = connector;
+        match HealthChecks::new(check) {
+            Ok(checks) => Some(checks),
+            Err(error) => {
+                contradiction(errors, "health", &error.to_string(), "correct the setting");
+                None
+            }
+        }
+    }
+
+    fn tcp(&self) -> TcpConnector {
+        TcpConnector::new().dns_timeout(self.dns).connect_timeout(self.tcp)
+    }
+
     #[cfg(feature = "rustls")]
-    fn connector(&self, tcp: TcpConnector, errors: &mut Vec<ConfigError>) -> DefaultConnector {
+    fn connector(&self, errors: &mut Vec<ConfigError>) -> DefaultConnector {
         use crate::client::TlsConnector;
 
+        let tcp = self.tcp();
         let connector = match &self.ca {
             None => TlsConnector::new(tcp),
             Some(path) => {
@@ -231,11 +255,11 @@ impl Connection {
     }
 
     #[cfg(not(feature = "rustls"))]
-    fn connector(&self, tcp: TcpConnector, errors: &mut Vec<ConfigError>) -> DefaultConnector {
+    fn connector(&self, errors: &mut Vec<ConfigError>) -> DefaultConnector {
         if self.ca.is_some() {
             contradiction(errors, "tls.ca", "the program was built without TLS", "enable the feature `rustls`");
         }
-        tcp
+        self.tcp()
     }
 }
 
@@ -266,7 +290,7 @@ where
     /// # Errors
     ///
     /// The settings are invalid, or differ in what cannot change while the upstream runs: `name`, `target`, `connect`, `tls`,
-    /// `pool`, `balance`, `limiter`, and whether there are circuits and retries. Nothing has changed then.
+    /// `pool`, `balance`, `health`, `limiter`, and whether there are circuits and retries. Nothing has changed then.
     pub fn apply(&self, config: UpstreamConfig) -> Result<(), ConfigErrors> {
         let handle = self.layer.handle();
         let mut parsed = config.parse();

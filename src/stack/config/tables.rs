@@ -30,6 +30,7 @@ pub(super) struct Root {
     pub(super) pool: Option<Entries>,
     pub(super) endpoint: Option<List>,
     pub(super) balance: Option<Entries>,
+    pub(super) health: Option<Entries>,
 }
 
 impl Root {
@@ -42,6 +43,7 @@ impl Root {
             ("pool", self.pool.is_some()),
             ("endpoint", self.endpoint.is_some()),
             ("balance", self.balance.is_some()),
+            ("health", self.health.is_some()),
         ];
         for (key, _) in found.into_iter().filter(|(_, is_set)| *is_set) {
             let problem = "has no effect: the program brings its own client";
@@ -190,6 +192,21 @@ values! {
     Number [const MAX: u32 = { u32::MAX }] (u32) = |value| match value {
         Value::Unsigned(number) if number <= u64::from(MAX) => Ok(u32::try_from(number).unwrap_or(MAX)),
         other => Err(other.expected(&format!("a whole number from 0 to {MAX}"))),
+    };
+
+    /// A status, or the first and last of a range.
+    #[allow(dead_code)] // as above
+    Statuses ((u16, u16)) = |value| {
+        let status = |text: &str| text.trim().parse().ok().filter(|status| (100..=599).contains(status));
+        let range = match &value {
+            Value::Unsigned(number) => status(&number.to_string()).map(|status| (status, status)),
+            Value::String(text) => match text.split_once('-') {
+                Some((first, last)) => status(first).zip(status(last)).filter(|(first, last)| first <= last),
+                None => status(text).map(|status| (status, status)),
+            },
+            _ => None,
+        };
+        range.ok_or_else(|| value.expected("a status such as 200, or a range such as \"200-299\""))
     };
 
     Fraction (Ratio) = |value| {
