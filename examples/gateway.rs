@@ -29,7 +29,7 @@
 //! A file has an `[[upstream]]` for each upstream, with the keys of
 //! [`UpstreamConfig`](https://docs.rs/tower-upstream/latest/tower_upstream/stack/struct.UpstreamConfig.html), and `[[route]]`s with
 //! `host`, `path` (a prefix) and `upstream`. It is applied again on SIGHUP and when it changes. A bad file changes nothing, and
-//! the log says why.
+//! the log says why. `examples/gateway/gateway.toml` is one with three services:
 //!
 //! ```toml
 //! [[route]]

@@ -202,6 +202,21 @@ fn several_addresses_are_endpoints_of_one_upstream() {
 }
 
 #[test]
+fn the_file_with_three_services_starts_without_a_warning() {
+    let Some(mut command) = example() else { return };
+    let listen = free_address();
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gateway/gateway.toml");
+    assert!(std::fs::read_to_string(&file).unwrap().lines().count() < 120);
+    command.env("LISTEN", listen.to_string()).env("CONFIG", file).env("RUST_LOG", "warn,tower_upstream=error");
+    let mut running = Running(command.spawn().unwrap());
+    assert!(get(listen, "/").starts_with("HTTP/1.1 404"), "no route has this host");
+    running.0.kill().unwrap();
+    let mut log = String::new();
+    running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert_eq!(log, "");
+}
+
+#[test]
 fn a_file_routes_by_host_and_path_and_is_applied_when_it_changes() {
     let Some(mut command) = example() else { return };
     let listen = free_address();
