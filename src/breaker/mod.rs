@@ -122,8 +122,9 @@ use self::circuit::{CallEnd, Circuit};
 use self::handle::CircuitShared;
 use self::state_machine::Rejected;
 use crate::cause::{BadGatewayCause, Blame, CountedAttempt, Detail, Failure, Phase, Protocol};
-use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection, RouteKey};
+use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
+use crate::stats::RouteKey;
 use crate::stats::default_stripes;
 
 pub use self::circuit::CircuitSnapshot;

@@ -14,8 +14,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::window::CELLS;
-use crate::exchange::{DEPTHS, RouteKey};
-use crate::stats::Ratio;
+use crate::stats::{Ratio, RouteKey, RouteTable};
 
 /// Of the calls of a healthy upstream, one in `SAMPLE_RATE` is recorded; a power of two.
 ///
@@ -39,7 +38,7 @@ const TICK: u32 = COUNT + 8;
 pub(super) struct RouteResults {
     /// Results are recorded up to this tick; 0 before the first failure.
     until: AtomicU64,
-    cells: OnceLock<Box<[[AtomicU64; CELL_COUNT]; DEPTHS]>>,
+    cells: OnceLock<RouteTable<AtomicU64, CELL_COUNT>>,
 }
 
 impl RouteResults {
@@ -57,9 +56,7 @@ impl RouteResults {
 
     /// Records the result of a call by this route.
     pub(super) fn record(&self, route: RouteKey, tick: u64, failed: bool) {
-        let cells = self.cells.get_or_init(|| Box::new([const { [const { AtomicU64::new(0) }; CELL_COUNT] }; DEPTHS]));
-        for (cells, hash) in cells.iter().zip(route.depths()) {
-            let cell = &cells[usize::from(hash)];
+        for cell in self.cells.get_or_init(RouteTable::default).of(route) {
             // the last one of two threads wins: one result more or less decides nothing
             cell.store(Cell::of(cell.load(Relaxed)).with(tick, failed).word(), Relaxed);
         }
@@ -67,8 +64,8 @@ impl RouteResults {
 
     /// The last call by this route has succeeded after all.
     pub(super) fn retract(&self, route: RouteKey) {
-        for (cells, hash) in self.cells.get().into_iter().flat_map(|cells| cells.iter().zip(route.depths())) {
-            cells[usize::from(hash)].fetch_and(!1, Relaxed);
+        for cell in self.cells.get().into_iter().flat_map(|cells| cells.of(route)) {
+            cell.fetch_and(!1, Relaxed);
         }
     }
 
@@ -77,7 +74,7 @@ impl RouteResults {
     /// True if no route is known.
     pub(super) fn most_fail(&self, tick: u64, share: Ratio) -> bool {
         let Some(cells) = self.cells.get() else { return true };
-        cells.iter().all(|cells| {
+        cells.depths().all(|cells| {
             let recent = cells.iter().map(|cell| Cell::of(cell.load(Relaxed))).filter(|cell| cell.is_recent(tick));
             let (called, failing) =
                 recent.fold((0, 0), |(called, failing), cell| (called + 1, failing + u32::from(cell.fails(share))));
@@ -88,7 +85,7 @@ impl RouteResults {
     /// Forgets all results.
     pub(super) fn clear(&self) {
         self.until.store(0, Relaxed);
-        for cell in self.cells.get().into_iter().flat_map(|cells| cells.iter().flatten()) {
+        for cell in self.cells.get().into_iter().flat_map(|cells| cells.depths().flatten()) {
             cell.store(0, Relaxed);
         }
     }

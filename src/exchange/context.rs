@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::RouteKey;
 use crate::cause::Protocol;
 use crate::deadline::Deadline;
+use crate::stats::RouteKey;
 
 /// The context of one call; passed by value, not in extensions.
 #[derive(Clone, Copy, Debug)]

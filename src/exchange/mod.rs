@@ -69,7 +69,6 @@ mod middleware;
 mod next_attempt;
 mod probe;
 mod progress;
-mod route_key;
 mod service;
 mod single_attempt;
 mod span;
@@ -97,7 +96,6 @@ pub(crate) use self::probe::{ProbeSource, RequestProbe, SendService};
 #[cfg(feature = "client")]
 pub(crate) use self::progress::set_call;
 pub(crate) use self::progress::{AttemptProgress, UploadProgress, drop_reason, drop_with_reason, publish, query};
-pub(crate) use self::route_key::{DEPTHS, RouteKey};
 pub(crate) use self::service::Exchange;
 pub(crate) use self::single_attempt::{PassErrors, SendOnce};
 pub(crate) use self::spec::*;

@@ -251,6 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::stats::RouteKey;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -270,7 +271,7 @@ mod tests {
             for (slot, looked_at) in taken {
                 if looked_at {
                     let in_flight = limiter.in_flight();
-                    let sample = Sample { now: *now, in_flight, kind, took, route: [0; 3] };
+                    let sample = Sample { now: *now, in_flight, kind, took, route: RouteKey::default() };
                     changes.extend(limiter.learn(&sample).map(|change| (*now, change)));
                 }
                 limiter.release(slot);
@@ -374,7 +375,7 @@ mod tests {
                     let Some((_, (slot, looked_at))) = under_way.pop_front() else { break };
                     if looked_at {
                         let (in_flight, kind) = (limiter.in_flight(), SampleKind::Success);
-                        limiter.learn(&Sample { now, in_flight, kind, took, route: [0; 3] });
+                        limiter.learn(&Sample { now, in_flight, kind, took, route: RouteKey::default() });
                     }
                     limiter.release(slot);
                 }

@@ -117,9 +117,10 @@ use crate::body::announces_body;
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, Protocol, RetryStop, TUNNEL_LIMIT};
 use crate::exchange::{
     BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection, RequestLoad,
-    RouteKey, TimeoutPolicy,
+    TimeoutPolicy,
 };
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
+use crate::stats::RouteKey;
 use crate::stats::reachable;
 use crate::stats::{default_stripes, stripe};
 
@@ -462,7 +463,7 @@ impl LimitComponent {
     #[cold]
     #[inline(never)] // of many calls few are looked at
     fn learn(&self, call: &CallContext, now: Instant, kind: SampleKind) {
-        let route = call.load.map(|load| load.route.depths()).unwrap_or_default();
+        let route = call.load.map(|load| load.route).unwrap_or_default();
         let (took, in_flight) = (call.work_time(now), self.limiter.in_flight());
         let sample = Sample { now, in_flight, kind, took, route };
         if let Some(change) = self.limiter.learn(&sample) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::exchange::DEPTHS;
+use crate::stats::{DEPTHS, RouteKey, RouteTable};
 
 /// More than one overloaded sample in this many means overload.
 const ONE_OF: u32 = 10;
@@ -21,9 +21,6 @@ const CELLS: usize = 64;
 /// Routes with a good response are remembered for one to two of these.
 const MEMORY: Duration = Duration::from_secs(5);
 
-/// The route of a call: hashes of its path up to the first, second and third segment. All zero if it is unknown.
-pub(super) type Route = [u8; DEPTHS];
-
 /// One completed call, recorded while it still holds its slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
@@ -33,7 +30,8 @@ pub(super) struct Sample {
     pub(super) kind: SampleKind,
     /// How long the upstream has worked.
     pub(super) took: Duration,
-    pub(super) route: Route,
+    /// The default if it is unknown.
+    pub(super) route: RouteKey,
 }
 
 /// The kind of a sample: what it shows about the load of the upstream.
@@ -64,7 +62,7 @@ pub(super) struct SampleSum {
     times: Vec<Duration>,
     /// The time of every `stride`th good response is kept.
     stride: u32,
-    routes: Box<[[Counts; CELLS]; DEPTHS]>,
+    routes: RouteTable<Counts, CELLS>,
     good_routes: GoodRoutes,
 }
 
@@ -77,14 +75,14 @@ struct GoodRoutes {
 }
 
 impl GoodRoutes {
-    fn add(&mut self, route: Route, now: Instant) {
+    fn add(&mut self, route: RouteKey, now: Instant) {
         let since = *self.since.get_or_insert(now);
         if now.saturating_duration_since(since) >= MEMORY {
             self.since = Some(now);
             self.cells = [[0; DEPTHS], self.cells[0]];
         }
-        for (cells, hash) in self.cells[0].iter_mut().zip(route) {
-            *cells |= 1 << (usize::from(hash) % CELLS);
+        for (cells, cell) in self.cells[0].iter_mut().zip(route.cells(CELLS)) {
+            *cells |= 1 << cell;
         }
     }
 
@@ -109,7 +107,7 @@ impl SampleSum {
             max_in_flight: 0,
             times: Vec::new(),
             stride: 1,
-            routes: Box::new([[Counts::default(); CELLS]; DEPTHS]),
+            routes: RouteTable::default(),
             good_routes: GoodRoutes::default(),
         }
     }
@@ -118,16 +116,14 @@ impl SampleSum {
     pub(super) fn clear(&mut self) {
         (self.counts, self.successes, self.max_in_flight, self.stride) = (Counts::default(), 0, 0, 1);
         self.times.clear();
-        self.routes.as_flattened_mut().fill(Counts::default());
+        self.routes.iter_mut().for_each(|counts| *counts = Counts::default());
     }
 
     pub(super) fn add(&mut self, sample: &Sample) {
         self.max_in_flight = self.max_in_flight.max(sample.in_flight);
         let overloaded = u32::from(sample.kind == SampleKind::Overloaded);
         self.counts.add(overloaded);
-        for (cells, hash) in self.routes.iter_mut().zip(sample.route) {
-            cells[usize::from(hash) % CELLS].add(overloaded);
-        }
+        self.routes.of_mut(sample.route).for_each(|counts| counts.add(overloaded));
         if sample.kind == SampleKind::Success {
             self.add_time(sample.took);
         }
@@ -174,7 +170,7 @@ impl SampleSum {
     pub(super) fn is_overloaded(&self, now: Instant) -> bool {
         let all = self.counts;
         all.is_overloaded()
-            && self.routes.iter().enumerate().all(|(depth, cells)| {
+            && self.routes.depths().enumerate().all(|(depth, cells)| {
                 let worst = cells.iter().enumerate().max_by_key(|(_, counts)| counts.overloaded);
                 let (cell, worst) = worst.map(|(cell, counts)| (cell, *counts)).unwrap_or_default();
                 let others = all.without(worst);
@@ -213,7 +209,13 @@ mod tests {
         let mut sum = SampleSum::new();
         for (kind, millis, route) in samples {
             let took = Duration::from_millis(millis);
-            sum.add(&Sample { now: Instant::now(), in_flight: 1, kind, took, route: [0, route, route] });
+            sum.add(&Sample {
+                now: Instant::now(),
+                in_flight: 1,
+                kind,
+                took,
+                route: RouteKey::of_hashes([0, route, route]),
+            });
         }
         sum
     }
@@ -257,7 +259,7 @@ mod tests {
         let start = Instant::now();
         let sample = |seconds, kind, route| {
             let (now, took) = (start + Duration::from_secs(seconds), Duration::ZERO);
-            Sample { now, in_flight: 1, kind, took, route: [0, route, route] }
+            Sample { now, in_flight: 1, kind, took, route: RouteKey::of_hashes([0, route, route]) }
         };
         sum.add(&sample(0, Responded, 8));
         for (seconds, overloaded) in [(1, false), (9, false), (11, true)] {

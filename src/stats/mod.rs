@@ -1,9 +1,11 @@
-//! Statistics of the last minute: durations in windows of striped, lock-free counters.
+//! Statistics of the last minute: durations in windows of striped, lock-free counters; counters by route.
 //!
 //! Nothing here reads a clock: time is an argument, or a second counted from an epoch that the owner chooses.
 
 mod histogram;
 mod ratio;
+#[cfg(not(all(test, loom)))]
+mod routes;
 mod striped_window;
 mod stripes;
 pub(crate) mod sync;
@@ -14,6 +16,8 @@ mod windowed_histogram;
 pub use self::histogram::Quantile;
 pub(crate) use self::histogram::{BUCKETS, Histogram, bucket};
 pub use self::ratio::Ratio;
+#[cfg(not(all(test, loom)))]
+pub(crate) use self::routes::{DEPTHS, RouteKey, RouteTable};
 pub(crate) use self::striped_window::{Bookmark, StripedWindow};
 pub(crate) use self::stripes::{default_stripes, stripe};
 pub(crate) use self::tick_lock::{TickGuard, TickLock};

@@ -5,13 +5,14 @@ use proptest::prelude::*;
 
 use super::super::samples::SampleKind;
 use super::*;
+use crate::stats::RouteKey;
 
 fn good(took: Duration, now: Instant, in_flight: u32) -> Sample {
-    Sample { now, in_flight, kind: SampleKind::Success, took, route: [0; 3] }
+    Sample { now, in_flight, kind: SampleKind::Success, took, route: RouteKey::default() }
 }
 
 fn overloaded(now: Instant, in_flight: u32) -> Sample {
-    Sample { now, in_flight, kind: SampleKind::Overloaded, took: Duration::ZERO, route: [0; 3] }
+    Sample { now, in_flight, kind: SampleKind::Overloaded, took: Duration::ZERO, route: RouteKey::default() }
 }
 
 /// How service times are spread about their mean.
