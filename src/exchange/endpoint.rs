@@ -29,9 +29,20 @@ pub(crate) fn note_endpoint(endpoint: ChosenEndpoint) {
     CHOSEN.set(Some(endpoint));
 }
 
-/// Calls a service; returns also the endpoint that a pool inside has chosen.
+/// Forgets the choice of an earlier call, before an inner service is called.
 #[inline]
-pub(super) fn with_endpoint<T>(call: impl FnOnce() -> T) -> (T, Option<ChosenEndpoint>) {
+pub(super) fn forget_endpoint() {
     CHOSEN.set(None);
-    (call(), CHOSEN.get())
+}
+
+/// The endpoint that a pool inside the service that was just called has chosen.
+#[inline]
+pub(super) fn last_endpoint() -> Option<ChosenEndpoint> {
+    CHOSEN.get()
+}
+
+/// Calls a service; returns also the endpoint that a pool inside has chosen.
+pub(super) fn with_endpoint<T>(call: impl FnOnce() -> T) -> (T, Option<ChosenEndpoint>) {
+    forget_endpoint();
+    (call(), last_endpoint())
 }

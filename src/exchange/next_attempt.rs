@@ -61,6 +61,7 @@ where
     P: Spec,
     S: WrapBody<W>,
 {
+    attempt.endpoint = None;
     let mut context = CallContext { now: Instant::now(), deadline: None, ..*call };
     if P::SPANS {
         attempt.span = AttemptSpan::open(&request, resends);

@@ -8,7 +8,7 @@ use http::{Request, Version};
 use tokio::time::Instant;
 
 use super::active::{Active, Split};
-use super::endpoint::with_endpoint;
+use super::endpoint::{forget_endpoint, last_endpoint};
 use super::future::{ExchangeFuture, State};
 use super::keyed::ConfigSource;
 use super::next_attempt::Template;
@@ -245,13 +245,19 @@ where
     let Readiness::Ready = readiness else {
         return begin_slow(inner, readiness, active, retry_state, template, request);
     };
+    let may_repeat = config.requests.may_repeat(&retry_state);
     let entered = attempt.span.enter();
     let calls = ClientCalls::begin();
-    let (call, endpoint) = with_endpoint(|| inner.call(request));
-    attempt.endpoint = endpoint;
+    if may_repeat {
+        forget_endpoint();
+    }
+    let call = inner.call(request);
+    if may_repeat {
+        attempt.endpoint = last_endpoint();
+    }
     drop(entered);
     attempt.calls = P::Errors::count(calls);
-    let template = if config.requests.may_repeat(&retry_state) { template.map(|hold| hold()) } else { None };
+    let template = if may_repeat { template.map(|hold| hold()) } else { None };
     ExchangeFuture::new(State::Attempt { call }, active, Some(retry_state), template)
 }
 
@@ -273,6 +279,7 @@ where
 {
     let template = template.map(|hold| hold());
     let attempt = &mut active.state().attempt;
+    attempt.endpoint = None;
     let entered = attempt.span.enter();
     let calls = ClientCalls::begin();
     let state = match (readiness, &template) {
