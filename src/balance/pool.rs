@@ -21,6 +21,10 @@ use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::exchange::{Config, Exchange};
 use crate::limit::ConcurrencyLimitLayer;
 
+/// The shares of a pool of at most this many endpoints are computed after each change of their availability.
+const SMALL: u64 = 256;
+/// Those of a larger one wait for this long per endpoint, in nanoseconds: about twenty times what they take.
+const PAUSE: u64 = 1_000;
 /// No probe is due.
 pub(super) const NEVER: u64 = u64::MAX;
 
@@ -38,6 +42,8 @@ pub(super) struct PoolState {
     pub(super) members: watch::Sender<Members>,
     /// The availability of an endpoint has changed since the shares of the levels were computed.
     pub(super) stale: Arc<AtomicBool>,
+    /// When they may be computed again.
+    refresh_at: AtomicU64,
     /// When an endpoint whose circuit is open may get a call as a probe.
     pub(super) probe_at: AtomicU64,
     /// There are endpoints whose circuit is open.
@@ -66,6 +72,7 @@ impl PoolState {
             groups: Mutex::default(),
             members: watch::Sender::new(Arc::new([])),
             stale: Arc::new(AtomicBool::new(false)),
+            refresh_at: AtomicU64::new(0),
             probe_at: AtomicU64::new(NEVER),
             has_ejected: AtomicBool::new(false),
             review_at: AtomicU64::new(outlier::REVIEW),
@@ -149,7 +156,7 @@ impl<S: Clone> Pool<S> {
     pub(super) fn choose(&self, now: Instant, tried: &[u64], is_safe: bool) -> Option<Arc<Endpoint<S>>> {
         let table = self.table.load();
         let at = self.state.at(now);
-        if self.state.stale.load(Relaxed) {
+        if self.state.stale.load(Relaxed) && at >= self.state.refresh_at.load(Relaxed) {
             self.refresh(&table, now);
         }
         if at >= self.state.review_at.load(Relaxed) {
@@ -249,6 +256,9 @@ impl<S: Clone> Pool<S> {
             // newcomers that are not there yet must not make the others look few
             counts.push(LevelCount { available, total: level.endpoints.len() - warming });
         }
+        let endpoints = counts.iter().map(|count| count.total).sum::<usize>() as u64;
+        let pause = if endpoints > SMALL { endpoints * PAUSE } else { 0 };
+        self.state.refresh_at.store(at + pause, Relaxed);
         let mut panicking = 0;
         for (level, share) in table.levels.iter().zip(shares(&counts)) {
             let panics = share.panics && !self.state.settings.refuses_in_panic;
