@@ -6,6 +6,7 @@
 mod support;
 
 mod attempts;
+mod clients;
 mod config;
 mod health;
 mod health_over_sockets;
