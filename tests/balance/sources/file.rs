@@ -67,6 +67,18 @@ async fn a_changed_file_is_applied_within_about_a_second_whatever_its_size() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_changes_with_the_same_time_and_size_are_both_seen() {
+    let (file, now) = (File::new("a\nb"), std::time::SystemTime::now());
+    let set_time = || fs::File::options().write(true).open(&file.0).unwrap().set_modified(now).unwrap();
+    set_time();
+    let (_pool, handle) = watched(&file).await;
+    file.write("a\nc");
+    set_time();
+    sleep(ms(1200)).await;
+    assert_eq!(keys(&handle), ["a", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bad_file_keeps_the_members_and_says_why_with_its_path() {
     let file = File::new("a\nb");
     let (_pool, handle) = watched(&file).await;
