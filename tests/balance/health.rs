@@ -175,6 +175,28 @@ async fn a_hundred_endpoints_that_hang_do_not_delay_the_checks_of_others() {
     assert!(text.report.text().contains("no result within 1s"), "{text:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_hang_for_the_whole_interval_take_half_of_the_slots_at_most() {
+    let (servers, found) = (Servers::default(), Found::default());
+    let keys: Vec<_> = (0..205).map(|index| format!("e{index}")).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let pool = pool("shop", &servers, &keys);
+    for key in &keys[5..] {
+        found.with(key, |finding| finding.hangs = true);
+    }
+    let checks = HealthChecks::new(found.check().timeout(seconds(5))).unwrap();
+    checks.watch(&pool.handle());
+    // none is known in the beginning
+    pass(seconds(40)).await;
+    let begun = keys[..5].iter().map(|key| found.checks(key)).collect::<Vec<_>>();
+    pass(seconds(60)).await;
+    for (key, begun) in keys.iter().zip(begun) {
+        let at = found.with(key, |finding| finding.checks.split_off(begun - 1));
+        let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        assert!(longest < ms(6_100), "{key}: {longest:?}");
+    }
+}
+
 /// Envoy #32442.
 #[tokio::test(start_paused = true)]
 async fn a_check_that_passes_never_ends_an_ejection_that_calls_have_caused() {
