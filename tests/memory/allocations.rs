@@ -24,7 +24,7 @@ use tower_upstream::{ClassifyLayer, UpstreamLayer};
 use crate::ALONE;
 
 #[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+pub(crate) static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: usize = 1000;
 const LIMIT: Duration = Duration::from_secs(30);

@@ -8,6 +8,7 @@
 mod support;
 
 mod allocations;
+mod health;
 mod streaming;
 
 use tokio::sync::Mutex;
