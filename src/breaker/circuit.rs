@@ -22,6 +22,8 @@ use crate::stats::{Ratio, stripe};
 /// The circuit of one upstream. Each opening creates one record, which all calls that it rejects share.
 #[derive(Debug)]
 pub(super) struct Circuit {
+    /// There are others that can take a rejected call.
+    pub(super) is_clustered: bool,
     /// Read where a call has failed; what every call reads is below.
     policy: RwLock<BreakerPolicy>,
     name: Arc<str>,
@@ -93,6 +95,7 @@ impl Circuit {
     /// A closed circuit; its ticks count from `now`.
     pub(super) fn new(policy: BreakerPolicy, name: Arc<str>, stripes: usize, now: Instant) -> Self {
         let circuit = Self {
+            is_clustered: policy.clustered,
             policy: RwLock::new(policy),
             name,
             origin: now,
@@ -424,8 +427,9 @@ impl Circuit {
         Failure::builder(BadGatewayCause::CircuitOpen)
             .phase(Phase::Gateway)
             .refusal()
+            .repeat_elsewhere(self.is_clustered)
             // set here so that retry layers need not copy the record to add it
-            .retry_stop(RetryStop::LocalRefusal)
+            .retry_stop((!self.is_clustered).then_some(RetryStop::LocalRefusal))
             .upstream(self.name.clone())
             .detail(Detail::Text(why))
     }

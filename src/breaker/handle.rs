@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::circuit::{Circuit, CircuitSnapshot};
 use super::packed_state::State;
@@ -44,6 +44,28 @@ impl CircuitShared {
     pub(super) fn new(circuit: Circuit, changed: Option<Arc<AtomicBool>>, now: Instant) -> Self {
         let closed = StateChange { state: State::Closed, at: now, open_for: Duration::ZERO, cause: None, number: 0 };
         Self { circuit, probes: RequestProbes::default(), changes: watch::Sender::new(closed), changed }
+    }
+
+    /// Whether there are replicas, and no pool that knows which of them a request was sent to.
+    #[inline]
+    pub(super) fn is_alone_among_replicas(&self) -> bool {
+        self.circuit.is_clustered && self.changed.is_none()
+    }
+
+    /// Waits until the circuit admits a call.
+    pub(super) async fn admits(self: Arc<Self>) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            let now = Instant::now();
+            let (rejected, turn) = self.circuit.rejection(now);
+            if let Some(turn) = turn {
+                self.publish(&turn);
+            }
+            let Some(rejected) = rejected else { return };
+            let open = Duration::from_nanos(rejected.remaining);
+            // the sender is in `self`
+            let _ = timeout(open, changes.changed()).await;
+        }
     }
 
     pub(super) fn record_recovery(&self, begun: Instant, now: Instant) {

@@ -57,7 +57,7 @@ fn configs(name: &Arc<str>, policy: BreakerPolicy, key: Option<Key>) -> PerKey<B
     let make = move |key: Option<&str>| {
         let name = key.map_or_else(|| name.clone(), Arc::from);
         // counters per core and per upstream would use much memory for little traffic
-        CircuitBreakerLayer::striped(policy, name, 1, None).config
+        CircuitBreakerLayer::striped(policy.with_others(false), name, 1, None).config
     };
     // evict closed circuits first: the state of an open one matters more than the counts of a closed one
     let stays = |config: &Config<BreakerSpec>| match config.per_attempt.core.circuit.state() {

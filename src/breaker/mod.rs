@@ -48,7 +48,7 @@
 //! **A rejection** is a 503 with the cause `circuit_open`, `Retry-After` (the rest of the open duration in whole seconds, 1 while
 //! a probe is in flight), and the failure that opened the circuit in [`Failure::opened_by`](crate::Failure::opened_by). Its replay
 //! safety is `not_sent` by `local_refusal`. The inner service is neither called nor, if the circuit is open by then, polled
-//! for readiness. Retry layers do not retry it. If the circuit opens between `poll_ready` and `call`, an inner service that was
+//! for readiness. Retry layers do not retry it, unless there are [replicas](#replicas). If the circuit opens between `poll_ready` and `call`, an inner service that was
 //! ready keeps its place, such as a permit of tower's concurrency limit, until it is called again or dropped: without a
 //! clone it cannot give it back. [`UpstreamLayer`](crate::UpstreamLayer) does.
 //!
@@ -60,6 +60,21 @@
 //!
 //! **Backpressure**: callers that wait for the inner service to become ready are not woken when the circuit opens. Do not put
 //! a concurrency limit that waits inside of it; one that sheds load is fine.
+//!
+//! # Replicas
+//!
+//! A circuit that rejects calls at once attracts them, if a balancer such as tower's `p2c` chooses by pending requests or
+//! response times. With [`BreakerPolicy::clustered`], a layer around each replica is therefore not ready while its circuit is
+//! open, so that the balancer chooses others: `poll_ready` is pending until the open duration ends or the circuit closes. A
+//! rejection that happens all the same, because the circuit opens after `poll_ready`, is repeated by a retry layer around the
+//! balancer: immediately, whatever the method, and the first time without a token of the budget.
+//!
+//! The balancer may send each attempt of a call to the same replica: each counts, and you should set fewer
+//! [`consecutive_failures`](BreakerPolicy::consecutive_failures) than a call has attempts.
+//!
+//! If all replicas are down, calls wait for the balancer, until a timeout around it. It becomes ready when the first open duration
+//! ends, which may be a minute: [`CircuitHandle::active_probe`] closes each circuit as soon as its replica is back. A
+//! pool (module `balance`) needs none of this. Without a balancer around, a call to a layer that is not ready waits.
 //!
 //! | telemetry | |
 //! |---|---|
@@ -122,7 +137,7 @@ use self::circuit::{CallEnd, Circuit};
 use self::handle::CircuitShared;
 use self::state_machine::Rejected;
 use crate::cause::{BadGatewayCause, Blame, CountedAttempt, Detail, Failure, Phase, Protocol};
-use crate::exchange::{CallContext, CancelReason, Component, Outcome, Rejection};
+use crate::exchange::{Admission, CallContext, CancelReason, Component, Outcome, Rejection};
 use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
 use crate::stats::RouteKey;
 use crate::stats::default_stripes;
@@ -180,6 +195,11 @@ impl CircuitBreakerLayer {
         CircuitHandle { core: self.config.per_attempt.core.clone() }
     }
 
+    /// The circuit of a stack, whose attempts all go to the same upstream.
+    pub(crate) fn for_stack(policy: BreakerPolicy, name: Arc<str>) -> Self {
+        Self::with_policy(policy.with_others(false), name)
+    }
+
     pub(crate) fn component(&self) -> BreakerComponent {
         self.config.per_attempt.clone()
     }
@@ -232,7 +252,7 @@ impl CircuitBreakerLayer {
     /// A circuit for one of many endpoints, which sets `changed` at each transition.
     #[cfg(feature = "balance")]
     pub(crate) fn for_endpoint(policy: BreakerPolicy, name: Arc<str>, changed: Arc<AtomicBool>) -> Self {
-        Self::striped(policy, name, 1, Some(changed))
+        Self::striped(policy.with_others(true), name, 1, Some(changed))
     }
 
     fn striped(policy: BreakerPolicy, name: Arc<str>, stripes: usize, changed: Option<Arc<AtomicBool>>) -> Self {
@@ -266,11 +286,18 @@ impl Component for BreakerComponent {
         if self.core.circuit.try_acquire().is_some() { None } else { self.rejection() }
     }
 
+    fn admission(&self) -> Option<Admission> {
+        let core = &self.core;
+        core.circuit.is_clustered.then(|| -> Admission { Box::pin(core.clone().admits()) })
+    }
+
     #[inline]
     fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
         call.protocol = Some(Protocol::of(request.method(), request.headers()));
         let extensions = request.extensions();
         call.vote.counted = !extensions.is_empty() && extensions.get::<CountedAttempt>().is_some();
+        // earlier attempts may have gone to another replica, which a pool knows
+        call.vote.counted &= !self.core.is_alone_among_replicas();
         if self.core.circuit.records_routes(call.now) {
             call.vote.route = Some(RouteKey::of(request.uri().path()));
         }

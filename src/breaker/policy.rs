@@ -29,6 +29,7 @@ pub struct BreakerPolicy {
     pub(crate) open_duration: Duration,
     pub(crate) max_open_duration: Duration,
     pub(crate) probe_timeout: Duration,
+    pub(crate) clustered: bool,
     pub(crate) statuses: fn(StatusCode) -> bool,
 }
 
@@ -44,6 +45,7 @@ impl BreakerPolicy {
             open_duration: Duration::from_secs(1),
             max_open_duration: Duration::from_secs(10),
             probe_timeout: Duration::from_secs(1),
+            clustered: false,
             statuses: is_gateway_error,
         }
     }
@@ -100,9 +102,17 @@ impl BreakerPolicy {
         self
     }
 
-    /// Raises the maximum open duration to one minute, for one of several interchangeable upstreams.
-    pub const fn clustered(self) -> Self {
+    /// For one of several interchangeable upstreams: raises the maximum open duration to one minute, and lets a
+    /// [`CircuitBreakerLayer`](super::CircuitBreakerLayer) not be ready while its circuit is open; see [Replicas](super#replicas).
+    pub const fn clustered(mut self) -> Self {
+        self.clustered = true;
         self.max_open_duration(Duration::from_secs(60))
+    }
+
+    /// With or without others that could take a rejected call.
+    pub(super) const fn with_others(mut self, clustered: bool) -> Self {
+        self.clustered = clustered;
+        self
     }
 
     /// How long a probe may take until its response head (default 1 s); after that it counts as failed, and the circuit is open

@@ -39,6 +39,8 @@ struct Record {
     retry_stop: Option<RetryStop>,
     /// It says nothing about the upstream, whatever its cause usually says.
     neutral: bool,
+    /// Another endpoint can take the request, though this one has refused it.
+    repeat_elsewhere: bool,
     remote_hop: Option<Box<ProxyStatusEntry>>,
     previous: Vec<Failure>,
     opened_by: Option<Failure>,
@@ -90,6 +92,7 @@ impl Failure {
             attempts: 1,
             retry_stop: None,
             neutral: false,
+            repeat_elsewhere: false,
             remote_hop: None,
             previous: Vec::new(),
             opened_by: None,
@@ -194,6 +197,11 @@ impl Failure {
     /// Whether it says nothing about the upstream, whatever its cause usually says.
     pub(crate) fn is_neutral(&self) -> bool {
         self.0.neutral
+    }
+
+    /// Whether a layer of this crate has refused the request for one of several endpoints, so that another one can take it.
+    pub(crate) fn repeats_elsewhere(&self) -> bool {
+        self.0.repeat_elsewhere
     }
 
     /// Whether a circuit breaker counts it as a failure of the upstream.

@@ -2,6 +2,8 @@
 
 use std::any::Any;
 use std::cell::OnceCell;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use http::{Extensions, HeaderMap, Request, Response, StatusCode, header::RETRY_AFTER};
@@ -10,6 +12,9 @@ use tokio::time::Instant;
 use super::CallContext;
 use crate::body::UpgradeGuard;
 use crate::cause::{BadGatewayCause, Blame, CallEnding, Failure, Protocol, blame};
+
+/// Completes when a component admits calls again.
+pub(crate) type Admission = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// Admits calls and learns their outcome: a limiter, a circuit.
 ///
@@ -26,6 +31,11 @@ pub(crate) trait Component: Send + Sync + 'static {
     ///
     /// Checked before the inner service is polled for readiness: a call that is rejected does not wait for it.
     fn reject_early(&self) -> Option<(Instant, Rejection)> {
+        None
+    }
+
+    /// Waits until calls are admitted, if callers should choose another service while they are [rejected](Self::reject_early).
+    fn admission(&self) -> Option<Admission> {
         None
     }
 

@@ -80,7 +80,7 @@ mod upgrade;
 
 pub(crate) use self::active::{ActiveCall, SpareCalls};
 pub(crate) use self::body::{ExchangeBody, MakeBody, set_retry_after};
-pub(crate) use self::component::{CancelReason, Component, Outcome, Rejection, ResponseSummary};
+pub(crate) use self::component::{Admission, CancelReason, Component, Outcome, Rejection, ResponseSummary};
 pub(crate) use self::detachable::{Detach, Detachable};
 #[cfg(feature = "balance")]
 pub(crate) use self::endpoint::note_endpoint;

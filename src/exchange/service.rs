@@ -13,7 +13,7 @@ use super::future::{ExchangeFuture, State};
 use super::keyed::ConfigSource;
 use super::next_attempt::Template;
 use super::spec::{Config, ErrorMode, ErrorOf, RequestBodyOf, RequestMode, ResponseMode, RetryStateOf, Spec};
-use super::{BoxError, CallContext, Component, LocalArc, Outcome, Ref, Rejection, TimeoutPolicy};
+use super::{Admission, BoxError, CallContext, Component, LocalArc, Outcome, Ref, Rejection, TimeoutPolicy};
 use crate::body::WrapBody;
 use crate::cause::{ClientCall, ClientCalls};
 
@@ -35,6 +35,8 @@ enum Readiness {
     Pending,
     /// The inner service never becomes ready.
     Failed(Box<BoxError>),
+    /// Calls are rejected, and callers wait until they are not.
+    NotAdmitted(Admission),
     /// Calls are rejected, so that the inner service was not polled: it must not be called.
     Rejected(Box<(Instant, Rejection)>),
 }
@@ -106,8 +108,14 @@ impl<S, P: Spec> Exchange<S, P> {
         if P::PerAttempt::REJECTS_EARLY && !P::WAITS {
             if let ConfigSource::Shared(config) = &self.config {
                 if let Some(rejected) = config.per_attempt.reject_early() {
-                    self.readiness = Readiness::Rejected(Box::new(rejected));
-                    return Poll::Ready(Ok(()));
+                    match Self::poll_admission(&mut self.readiness, &config.per_attempt, cx) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(true) => {}
+                        Poll::Ready(false) => {
+                            self.readiness = Readiness::Rejected(Box::new(rejected));
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
                 }
             }
         }
@@ -128,6 +136,21 @@ impl<S, P: Spec> Exchange<S, P> {
             Poll::Pending => return Poll::Pending,
         };
         Poll::Ready(Ok(()))
+    }
+
+    /// Calls are rejected: waits until they are not, if callers should choose another service meanwhile, and returns whether.
+    #[cold]
+    fn poll_admission(readiness: &mut Readiness, component: &P::PerAttempt, cx: &mut Context<'_>) -> Poll<bool> {
+        let waiting = match std::mem::take(readiness) {
+            Readiness::NotAdmitted(admission) => Some(admission),
+            _ => component.admission(),
+        };
+        let Some(mut admission) = waiting else { return Poll::Ready(false) };
+        if admission.as_mut().poll(cx).is_pending() {
+            *readiness = Readiness::NotAdmitted(admission);
+            return Poll::Pending;
+        }
+        Poll::Ready(true)
     }
 
     /// The inner service never becomes ready: its components learn it, though no call begins.

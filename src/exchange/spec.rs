@@ -476,6 +476,10 @@ impl<C: Component> Component for Option<C> {
         self.as_ref()?.reject_early()
     }
 
+    fn admission(&self) -> Option<super::Admission> {
+        self.as_ref()?.admission()
+    }
+
     #[inline]
     fn on_request<B>(&self, call: &mut CallContext, request: &Request<B>) {
         if let Some(component) = self {

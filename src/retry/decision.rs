@@ -126,12 +126,19 @@ pub(crate) fn decide(
     }
 }
 
-/// Whether a retry needs no token: the upstream has refused the stream unprocessed, for the first time.
+/// Whether a retry needs no token: the upstream has refused the stream unprocessed, or the circuit of one of several endpoints
+/// has, for the first time.
 fn is_transparent(situation: &RetryContext<'_>) -> bool {
     situation.attempt == 1
         && situation.replayability == Replayability::Replayable
-        && matches!(situation.signal, FailureSignal::Failure(failure)
-            if failure.cause() == Cause::StreamRefused && failure.replay() == Replay::NotSent)
+        && (is_refused_by_one(situation.signal)
+            || matches!(situation.signal, FailureSignal::Failure(failure)
+                if failure.cause() == Cause::StreamRefused && failure.replay() == Replay::NotSent))
+}
+
+/// Whether the circuit of one of several endpoints has refused the request.
+fn is_refused_by_one(signal: FailureSignal<'_>) -> bool {
+    matches!(signal, FailureSignal::Failure(failure) if failure.repeats_elsewhere())
 }
 
 /// The class of a failure, for the rules.
@@ -184,6 +191,12 @@ fn may_retry(policy: &RetryPolicy, situation: &RetryContext<'_>) -> Result<Failu
 /// Classifies the failure; `Err` if it is never retried.
 fn classify(policy: &RetryPolicy, shown: FailureSignal<'_>) -> Result<FailureKind, RetryStop> {
     match shown {
+        FailureSignal::Failure(failure) if failure.repeats_elsewhere() => Ok(FailureKind {
+            replay: failure.replay(),
+            delay: Delay::Immediate,
+            target: RetryTarget::OtherPeer,
+            stale: false,
+        }),
         FailureSignal::Failure(failure) if failure.evidence() == Evidence::LocalRefusal => Err(RetryStop::LocalRefusal),
         FailureSignal::Failure(failure) if failure.cause() == Cause::UpstreamStatus => {
             relayed(policy, failure.status(), failure.replay(), |status| status.is_server_error())
@@ -299,6 +312,8 @@ fn delay(
     };
     let asked = match situation.pushback {
         None => Duration::ZERO,
+        // the `Retry-After` of one circuit is not about the others
+        Some(_) if is_refused_by_one(situation.signal) => Duration::ZERO,
         Some(Pushback::After(pause)) if pause <= policy.max_retry_after.min(room) => pause,
         Some(_) => return Err(RetryStop::Pushback),
     };

@@ -355,7 +355,7 @@ impl UpstreamBuilder {
                 "{}: {}; set {}", finding.conflict(), finding.reason(), finding.suggestion()
             );
         }
-        let circuit = settings.circuit.map(|policy| CircuitBreakerLayer::new(name.clone()).policy(policy));
+        let circuit = settings.circuit.map(|policy| CircuitBreakerLayer::for_stack(policy, name.clone()));
         let limiter = settings.limiter.as_ref().map(|limiter| limiter.component().with_upstream(&name));
         let timeouts = settings.timeout_layer.limits().clone();
         let retry = settings.retry.map(carry_client).map(|retry| retry::Settings {

@@ -18,6 +18,7 @@ mod error_page;
 mod limit;
 mod nested_timeouts;
 mod outage;
+mod replicas;
 mod retry;
 mod retry_over_sockets;
 mod retry_storm;

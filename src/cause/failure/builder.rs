@@ -61,6 +61,12 @@ impl FailureBuilder {
         self
     }
 
+    /// Sets whether another endpoint can take the request.
+    pub(crate) fn repeat_elsewhere(mut self, repeat: bool) -> Self {
+        self.0.repeat_elsewhere = repeat;
+        self
+    }
+
     /// Sets a detail that makes the cause more specific.
     pub fn detail(mut self, detail: impl Into<Option<Detail>>) -> Self {
         self.0.detail = detail.into();
