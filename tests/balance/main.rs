@@ -14,6 +14,8 @@ mod model;
 mod outliers;
 mod pool;
 mod probes;
+mod scenarios;
 mod simulation;
+mod site;
 mod sources;
 mod warm_up;
