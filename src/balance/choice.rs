@@ -2,9 +2,11 @@
 //!
 //! Two candidates are drawn by weight, and the cheaper one is taken (Mitzenmacher, "The Power of Two Choices in Randomized
 //! Load Balancing"). Latencies within a factor of two count as equal, because as noise they would decide more than the calls in
-//! flight; then the candidate with fewer calls in flight is taken. If these are equal too, it is the first one, as it was drawn
-//! by weight, or with equal weights the one that was unused for longer, which keeps equal endpoints equally busy. Of fewer than
-//! four endpoints all are compared, because two of them do not respect the weights (as Finagle's documentation says).
+//! flight; then the candidate with fewer calls in flight is taken. If these are equal too, it is the one that was unused for
+//! longer, which keeps equal endpoints equally busy. Where weights differ, it is the first one, as it was drawn by weight, and
+//! calls that differ by less than one count as equal: otherwise an idle endpoint of little weight would take a call whenever the
+//! others are busy, and a canary far more than its share. Of fewer than four endpoints all are compared, because two of them do
+//! not respect the weights (as Finagle's documentation says).
 //!
 //! `tests/balance/simulation.rs` measures it beside other balancers.
 
@@ -193,17 +195,21 @@ impl Choice<'_> {
         let (one, other) = (&endpoints[first], &endpoints[second]);
         let (share, other_share) = (weights.share(first), weights.share(second));
         let (latency, other_latency) = (one.latency(self.now), other.latency(self.now));
-        // an endpoint of twice the weight bears twice the calls; an idle one costs the same whatever its weight
+        // an endpoint of twice the weight bears twice the calls
         #[allow(clippy::cast_precision_loss)] // 16 million calls in flight at one endpoint are exact enough
         let (calls, other_calls) = (one.in_flight() as f32 * share, other.in_flight() as f32 * other_share);
         let takes_first = if latency > other_latency * EQUAL || other_latency > latency * EQUAL {
-            latency * (calls + 1.0) <= other_latency * (other_calls + 1.0)
-        } else {
-            match calls.total_cmp(&other_calls) {
+            // the first one was drawn by weight: an idle one of little weight must not win against all that are busy
+            latency * (calls + 1.0) <= other_latency * (other_calls + other_share)
+        } else if weights.are_equal() {
+            match one.in_flight().cmp(&other.in_flight()) {
                 Ordering::Less => true,
                 Ordering::Greater => false,
-                Ordering::Equal => !weights.are_equal() || one.used_at() <= other.used_at(),
+                Ordering::Equal => one.used_at() <= other.used_at(),
             }
+        } else {
+            // a difference of less than one call is none
+            calls - other_calls < share.max(other_share)
         };
         if takes_first { first } else { second }
     }
@@ -322,14 +328,26 @@ mod tests {
 
     #[test]
     fn an_endpoint_of_twice_the_weight_bears_twice_the_calls() {
-        let weights = Weights::new(&[2.0, 1.0]);
-        let mut two = endpoints(2);
-        (two[0].in_flight, two[1].in_flight) = (3, 2);
-        drive(&mut two, &weights, CHOICE, 100);
-        assert_eq!(two[0].calls, 100);
-        two[0].in_flight = 5;
-        drive(&mut two, &weights, CHOICE, 100);
-        assert_eq!(two[1].calls, 100);
+        for (in_flight, first, second) in [((0, 3), 100, 0), ((3, 2), 67, 33), ((7, 2), 0, 100)] {
+            let mut two = endpoints(2);
+            (two[0].in_flight, two[1].in_flight) = in_flight;
+            drive(&mut two, &Weights::new(&[2.0, 1.0]), CHOICE, 10_000);
+            assert_eq!([two[0].calls, two[1].calls].map(|calls| (calls + 50) / 100), [first, second], "{in_flight:?}");
+        }
+    }
+
+    #[test]
+    fn an_idle_endpoint_of_little_weight_gets_no_more_than_its_share() {
+        // one that is faster may get as much again
+        for (count, latency, most) in [(2, 1.0, 600), (2, 0.1, 600), (3, 1.0, 600), (10, 1.0, 600), (10, 0.1, 1200)] {
+            let mut some = endpoints(count);
+            some.iter_mut().for_each(|endpoint| endpoint.in_flight = 5);
+            (some[0].in_flight, some[0].latency) = (0, latency);
+            let mut weights = vec![99.0 / (count - 1) as f32; some.len()];
+            weights[0] = 1.0;
+            drive(&mut some, &Weights::new(&weights), CHOICE, 50_000);
+            assert!((400..=most).contains(&some[0].calls), "{count} endpoints, {latency} s: {}", some[0].calls);
+        }
     }
 
     #[test]
