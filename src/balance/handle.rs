@@ -159,12 +159,20 @@ impl BalanceHandle {
 
     /// Sets the part of their weight that the members of a group take, 0 to 1 (default 1).
     pub fn set_group_share(&self, group: &str, share: f64) {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a clamped fraction
-        let share = (share.clamp(0.0, 1.0) * f64::from(ALL)) as u32;
+        self.set_group_shares(&[(group, share)]);
+    }
+
+    pub(super) fn set_group_shares(&self, shares: &[(&str, f64)]) {
         let mut groups = locked(&self.state.groups);
-        let before = if share == ALL { groups.remove(group) } else { groups.insert(group.into(), share) };
+        let mut is_change = false;
+        for (group, share) in shares {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a clamped fraction
+            let share = (share.clamp(0.0, 1.0) * f64::from(ALL)) as u32;
+            let before = if share == ALL { groups.remove(*group) } else { groups.insert((*group).into(), share) };
+            is_change |= before.unwrap_or(ALL) != share;
+        }
         drop(groups);
-        if before.unwrap_or(ALL) != share {
+        if is_change {
             self.follow();
         }
     }

@@ -43,6 +43,9 @@ pub(super) struct Load {
     /// See [`Counts`].
     counted: AtomicU64,
     failures: AtomicU32,
+    slow: AtomicU32,
+    /// The bits of an `f32`: a longer response time, in seconds, is slow.
+    slow_after: AtomicU32,
 }
 
 impl Load {
@@ -54,6 +57,8 @@ impl Load {
             average: AtomicU64::new(pack(average, now)),
             counted: AtomicU64::new(0),
             failures: AtomicU32::new(0),
+            slow: AtomicU32::new(0),
+            slow_after: AtomicU32::new(f32::INFINITY.to_bits()),
         }
     }
 
@@ -118,6 +123,9 @@ impl Load {
         let (before, weight) = decay(average, now);
         let took = took.as_secs_f32();
         self.count(took);
+        if took > f32::from_bits(self.slow_after.load(Relaxed)) {
+            self.slow.fetch_add(1, Relaxed);
+        }
         // a peak counts in full; the rest by the time since the last sample
         let next = if took >= before { took } else { before + took * (1.0 - weight) };
         if next.to_bits() != value(average).to_bits() || weight < 1.0 {
@@ -137,9 +145,15 @@ impl Load {
         self.counted.fetch_sub(ONE_CALL, Relaxed);
     }
 
-    /// The calls, response times and failures so far.
+    /// Sets the response time above which a call counts as slow, in seconds (at first: none).
+    pub(super) fn set_slow_after(&self, seconds: f32) {
+        self.slow_after.store(seconds.to_bits(), Relaxed);
+    }
+
+    /// The calls, response times, failures and slow calls so far.
     pub(super) fn counts(&self) -> Counts {
-        Counts { calls: self.counted.load(Relaxed), failures: self.failures.load(Relaxed) }
+        let (failures, slow) = (self.failures.load(Relaxed), self.slow.load(Relaxed));
+        Counts { calls: self.counted.load(Relaxed), failures, slow }
     }
 
     /// The average at `now`, in seconds; 0 if nothing is known.

@@ -97,6 +97,11 @@
 //!
 //! `reverse_proxies` (feature `client`) makes the factory of a pool of [`ReverseProxy`](crate::client::ReverseProxy)s.
 //!
+//! # Releases
+//!
+//! A [`Shift`] moves calls from one [group](Member::group) of members to another in steps, and takes them back if the new group
+//! fails more often than the old one.
+//!
 //! | telemetry | |
 //! |---|---|
 //! | an endpoint is ejected or returns | the events of its [circuit](crate::breaker), with `upstream` = `pool/key` |
@@ -105,6 +110,7 @@
 //! | it works again | an event at level INFO |
 //! | the health of an endpoint changes | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `status`, `duration_ms` |
 //! | an endpoint is an outlier, or no longer | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `ejected` |
+//! | a shift goes on or is rolled back | an event at level INFO or WARN with `from`, `to`, the share or the counts |
 //! | [`BalanceHandle::snapshot`] | endpoints with state, calls in flight and latency; the source's state |
 //!
 //! ```
@@ -154,6 +160,7 @@ mod probe;
 mod proxies;
 mod review;
 mod settings;
+mod shift;
 mod source;
 mod warm_up;
 
@@ -184,6 +191,7 @@ pub use self::membership::{InvalidMembers, SnapshotOutcome, SourceStatus};
 pub use self::outlier::Outlier;
 #[cfg(feature = "client")]
 pub use self::proxies::reverse_proxies;
+pub use self::shift::{CallCounts, Evidence, Shift, ShiftHandle, ShiftReason, ShiftSnapshot, ShiftState};
 
 /// Sends each call to one of many endpoints; see the [module](self).
 ///

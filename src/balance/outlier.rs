@@ -57,6 +57,8 @@ pub(super) struct Counts {
     /// The sum of response times in microseconds, and above [`ONE_CALL`] the number of calls.
     pub(super) calls: u64,
     pub(super) failures: u32,
+    /// Responses that took longer than a shift between groups asks for.
+    pub(super) slow: u32,
 }
 
 /// One call in [`Counts::calls`]: below it, response times of 12 days fit into a window.
@@ -106,7 +108,7 @@ impl Review {
     /// Returns the calls of the window that ends now.
     pub(super) fn advance(&mut self, counts: Counts) -> Sample {
         let at = self.oldest;
-        let before = Counts { calls: self.calls[at], failures: self.failures[at] };
+        let before = Counts { calls: self.calls[at], failures: self.failures[at], slow: 0 };
         (self.calls[at], self.failures[at]) = (counts.calls, counts.failures);
         self.oldest = (self.oldest + 1) % REVIEWS;
         Sample::between(before, counts)
@@ -238,7 +240,7 @@ mod tests {
     #[test]
     fn a_window_has_the_calls_of_five_reviews_also_when_counters_wrap() {
         let mut review = Review::default();
-        let mut counts = Counts { calls: u64::MAX - 3 * ONE_CALL, failures: u32::MAX - 1 };
+        let mut counts = Counts { calls: u64::MAX - 3 * ONE_CALL, failures: u32::MAX - 1, slow: 0 };
         review.restart(counts);
         for reviews in 1..=8_u32 {
             // one call of 10 ms, which fails

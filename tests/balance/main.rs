@@ -15,6 +15,7 @@ mod outliers;
 mod pool;
 mod probes;
 mod scenarios;
+mod shift;
 mod simulation;
 mod site;
 mod sources;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::Method;
 use tokio::time::sleep;
 use tower_upstream::BadGatewayCause;
-use tower_upstream::balance::Member;
+use tower_upstream::balance::{Member, Shift, ShiftReason, ShiftSnapshot, ShiftState};
 
 use crate::site::{DOWN, Ended, Site, State, UP, clients, stack};
 use crate::support::repeats;
@@ -143,4 +143,60 @@ async fn a_rolling_restart_fails_no_get_and_only_the_posts_of_the_killed_process
             assert_eq!((ended.cause, ended.maybe_processed), (Some(BadGatewayCause::ResetBeforeResponse), true));
         }
     }
+}
+
+/// A canary beside five processes, in steps of a minute, at this rate; a part of its calls fails. Returns the shift at the end,
+/// and the part of all calls that failed.
+async fn canary(rate: f64, fails: f64, length: Duration, seed: u64) -> (ShiftSnapshot, f64) {
+    fastrand::seed(seed);
+    let site = Site::default();
+    site.set("canary", State { fails, ..UP });
+    let pool = site.pool(KEYS.map(|key| Member::new(key).group("old")));
+    let shift = pool.handle().shift(Shift::new("old", "new"));
+    let _ = pool.handle().upsert(Member::new("canary").group("new")).unwrap();
+    let ended = clients(stack(&pool), rate, length, true, seed).await;
+    let failed = ended.iter().filter(|ended| !ended.is_success()).count() as f64 / ended.len() as f64;
+    let snapshot = shift.snapshots().borrow().clone();
+    println!(
+        "canary at {rate}/s, {:.0} % fail: {:?} in step {}, {:.2} % of {} calls failed, canary {:?}",
+        fails * 100.0,
+        snapshot.state,
+        snapshot.step,
+        failed * 100.0,
+        ended.len(),
+        snapshot.new
+    );
+    (snapshot, failed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_canary_that_fails_is_rolled_back_before_one_call_in_a_hundred_was_affected() {
+    for seed in 1..=repeats(1, 10) {
+        // it takes less than its share of the calls, as its failures count as long response times
+        for (rate, length) in [(100.0, 240), (500.0, 60)] {
+            let (shift, failed) = canary(rate, 0.3, seconds(length), seed).await;
+            assert_eq!((shift.state, shift.step), (ShiftState::RolledBack(ShiftReason::Failures), 0));
+            assert!(shift.share <= 0.0 && shift.new.calls >= 20, "{shift:?}");
+            assert!(shift.failures.worse >= shift.failures.reject_at, "{shift:?}");
+            assert!(failed <= 0.01, "{failed}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_canary_with_too_few_calls_is_undecided() {
+    let (shift, _) = canary(5.0, 0.3, seconds(120), 1).await;
+    assert_eq!((shift.state, shift.step), (ShiftState::Undecided, 0));
+    assert!(shift.new.calls < 20, "{shift:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_canary_that_works_takes_as_many_calls_as_it_can_bear() {
+    let (shift, failed) = canary(100.0, 0.0, seconds(400), 1).await;
+    // one of the size of a fifth of the old group bears 1.4 fifths
+    assert_eq!((shift.state, shift.step), (ShiftState::Held(ShiftReason::Capacity), 3));
+    assert!((shift.share - 0.28).abs() < 1e-9, "{shift:?}");
+    let part = shift.new.calls as f64 / (shift.new.calls + shift.old.calls) as f64;
+    assert!((0.2..0.36).contains(&part), "{part}");
+    assert!(failed <= 0.0, "{failed}");
 }

@@ -1,0 +1,384 @@
+//! Shifts calls from one group of members to another: blue-green and canary releases.
+
+mod machine;
+mod test;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Add;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+
+use self::machine::{Look, Machine, SlowAfter, group_shares};
+use super::endpoint::EndpointState;
+use super::handle::BalanceHandle;
+use super::member::MemberState;
+use super::outlier::{Counts, ONE_CALL};
+use super::pool::{Follow, PoolState, locked};
+
+/// The time between two looks at the calls.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A shift of calls from one group of members to another, step by step.
+///
+/// In each step the new group takes a part of the calls. A sequential test compares its failures, and the part of its calls
+/// that is slower than the old group's 99th percentile, with those of the old group:
+///
+/// | finding | |
+/// |---|---|
+/// | fewer than 20 calls of the new group in this step, or no clear result | undecided: the step goes on |
+/// | the new group fails more often, beyond chance (0.1 %) | rolled back: the old group takes all calls |
+/// | it is slower, beyond chance | held: the step goes on until it is no longer slower |
+/// | neither by the least difference that matters: 2 % of all calls more than twice the old rate of failures | accepted: the next step follows when the time of this one has passed |
+///
+/// The old group serves as the control: an outage that hits both equally rolls nothing back. What a client did wrong counts as a
+/// success of the endpoint, and what it cancelled does not count.
+///
+/// The new group never takes more than its available endpoints can bear: 1.4 times their weight relative to that of the old
+/// group.
+///
+/// ```
+/// # async fn f(handle: tower_upstream::balance::BalanceHandle) {
+/// use std::time::Duration;
+/// use tower_upstream::balance::Shift;
+///
+/// // members of the group `v2` may be added now or later
+/// let shift = handle.shift(Shift::new("v1", "v2").steps([0.05, 0.5]).step_time(Duration::from_secs(300)));
+/// let mut snapshots = shift.snapshots();
+/// while !snapshots.borrow_and_update().state.is_over() {
+///     println!("{:?}", *snapshots.borrow());
+///     if snapshots.changed().await.is_err() {
+///         break;
+///     }
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Shift {
+    from: Arc<str>,
+    to: Arc<str>,
+    steps: Vec<f64>,
+    step_time: Duration,
+}
+
+impl Shift {
+    /// A shift from one group to another in steps of 1 %, 5 %, 25 % and 50 % of the calls, of at least a minute each.
+    pub fn new(from: impl Into<Arc<str>>, to: impl Into<Arc<str>>) -> Self {
+        let steps = vec![0.01, 0.05, 0.25, 0.5];
+        Self { from: from.into(), to: to.into(), steps, step_time: Duration::from_secs(60) }
+    }
+
+    /// Sets the part of the calls that the new group takes in each step, 0 to 1; after the last one it takes all.
+    pub fn steps(mut self, shares: impl IntoIterator<Item = f64>) -> Self {
+        self.steps = shares.into_iter().map(|share| if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }).collect();
+        self
+    }
+
+    /// Sets how long each step takes at least (default 60 s).
+    pub fn step_time(mut self, time: Duration) -> Self {
+        self.step_time = time;
+        self
+    }
+}
+
+/// What a shift does at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ShiftState {
+    /// There are too few calls for a verdict on this step.
+    Undecided,
+    /// The new group is accepted at this step, whose time has not passed.
+    Accepted,
+    /// It does not go on.
+    Held(ShiftReason),
+    /// The old group takes all calls.
+    RolledBack(ShiftReason),
+    /// The new group takes all calls.
+    Completed,
+}
+
+impl ShiftState {
+    /// Whether no further step follows.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::RolledBack(_) | Self::Completed)
+    }
+}
+
+/// Why a shift is held or rolled back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ShiftReason {
+    /// [`ShiftHandle`] was told to.
+    Requested,
+    /// The new group fails more often than the old one.
+    Failures,
+    /// It is slower.
+    Latency,
+    /// Too few of its endpoints are available.
+    Capacity,
+}
+
+/// Snapshot of a shift.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ShiftSnapshot {
+    /// What it does.
+    pub state: ShiftState,
+    /// The number of its step, from 0.
+    pub step: usize,
+    /// How long the step has taken.
+    pub step_age: Duration,
+    /// The part of the calls that the new group takes.
+    pub share: f64,
+    /// The calls of the old group in this step.
+    pub old: CallCounts,
+    /// The calls of the new group in this step.
+    pub new: CallCounts,
+    /// The evidence that the new group fails more often.
+    pub failures: Evidence,
+    /// The evidence that it is slower.
+    pub latency: Evidence,
+    /// The response time that about 1 % of the old group's calls exceed; `None` while it is not known.
+    pub slow_after: Option<Duration>,
+}
+
+/// Numbers of calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CallCounts {
+    /// Responses and failures for which an endpoint is to blame, not what a client or this gateway ended.
+    pub calls: u64,
+    /// Those of them that failed: errors, 5xx and 429.
+    pub failures: u64,
+    /// Successes with a response time above [`slow_after`](ShiftSnapshot::slow_after).
+    pub slow: u64,
+}
+
+impl CallCounts {
+    fn between(before: Counts, after: Counts) -> Self {
+        let failures = u64::from(after.failures.wrapping_sub(before.failures));
+        let calls = after.calls.wrapping_sub(before.calls) / ONE_CALL;
+        // a call whose response has begun is taken back for a moment when it fails
+        let calls = if calls > u64::MAX / ONE_CALL / 2 { 0 } else { calls };
+        Self { calls: calls.max(failures), failures, slow: u64::from(after.slow.wrapping_sub(before.slow)) }
+    }
+}
+
+impl Add for CallCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { calls: self.calls + other.calls, failures: self.failures + other.failures, slow: self.slow + other.slow }
+    }
+}
+
+/// The evidence of a sequential test: logarithms of likelihood ratios, 0 without any.
+///
+/// Both are of the hypothesis that the new group is worse. Sources: Turner, Ly, Grünwald, "Generic E-variables for exact
+/// sequential k-sample tests that allow for optional stopping" (2024); Wald, "Sequential tests of statistical hypotheses" (1945).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Evidence {
+    /// Against the hypothesis that both groups are alike, whatever their rate: valid at any time (an e-value).
+    pub worse: f64,
+    /// From this value of `worse` on, the new group is rejected: ln 1,000.
+    pub reject_at: f64,
+    /// Against the rate of the old group (Wald's test).
+    pub alike: f64,
+    /// Down from this value of `alike`, the new group is accepted: ln 1/20.
+    pub accept_at: f64,
+}
+
+/// Observes a [`Shift`] and passes verdicts on it; clones refer to the same one.
+///
+/// The shift goes on without it. While a handle exists, verdicts are followed after the end too: a completed shift can be
+/// rolled back.
+#[derive(Clone)]
+pub struct ShiftHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    machine: Mutex<Machine>,
+    verdict: Notify,
+    snapshots: watch::Sender<ShiftSnapshot>,
+}
+
+impl ShiftHandle {
+    /// The latest snapshot, and each one from now on.
+    pub fn snapshots(&self) -> watch::Receiver<ShiftSnapshot> {
+        self.shared.snapshots.subscribe()
+    }
+
+    /// Stays at the present step; a test that finds failures still rolls back.
+    pub fn hold(&self) {
+        self.decide(|machine| machine.hold(true));
+    }
+
+    /// Goes on after [`hold`](Self::hold).
+    pub fn resume(&self) {
+        self.decide(|machine| machine.hold(false));
+    }
+
+    /// Sends all calls to the old group.
+    pub fn roll_back(&self) {
+        self.decide(|machine| machine.end(ShiftState::RolledBack(ShiftReason::Requested)));
+    }
+
+    /// Sends all calls to the new group, or as many as its available endpoints can bear.
+    pub fn complete(&self) {
+        self.decide(|machine| machine.end(ShiftState::Completed));
+    }
+
+    fn decide(&self, verdict: impl FnOnce(&mut Machine)) {
+        verdict(&mut locked(&self.shared.machine));
+        self.shared.verdict.notify_one();
+    }
+}
+
+impl BalanceHandle {
+    /// Starts a shift between two groups of members. It ends with the pool.
+    ///
+    /// The new group's share takes effect at once. Members of other groups keep their weights.
+    ///
+    /// # Panics
+    ///
+    /// If it is called outside a tokio runtime.
+    pub fn shift(&self, shift: Shift) -> ShiftHandle {
+        let now = Instant::now();
+        let machine = Machine::new(shift.steps, shift.step_time, now);
+        let driver = Driver { from: shift.from, to: shift.to, seen: HashMap::new(), slow_after: SlowAfter::default() };
+        let snapshots = watch::Sender::new(snapshot(&machine, None, now));
+        let shared = Arc::new(Shared { machine: Mutex::new(machine), verdict: Notify::new(), snapshots });
+        let mut driver = driver;
+        driver.look(self, &shared);
+        let (state, pool) = (Arc::downgrade(&self.state), Arc::downgrade(&self.pool));
+        tokio::spawn(driver.run(state, pool, shared.clone()));
+        ShiftHandle { shared }
+    }
+}
+
+/// Applies a machine's decisions to a pool.
+struct Driver {
+    from: Arc<str>,
+    to: Arc<str>,
+    /// The counts of each endpoint at the last look.
+    seen: HashMap<u64, Counts>,
+    slow_after: SlowAfter,
+}
+
+impl Driver {
+    async fn run(mut self, state: Weak<PoolState>, pool: Weak<dyn Follow>, shared: Arc<Shared>) {
+        let Some(mut members) = state.upgrade().map(|state| state.members.subscribe()) else { return };
+        loop {
+            tokio::select! {
+                () = sleep(LOOK) => {}
+                () = shared.verdict.notified() => {}
+                // a group with more members would take more calls
+                changed = members.changed() => if changed.is_err() { return },
+            }
+            let (Some(state), Some(pool)) = (state.upgrade(), pool.upgrade()) else { return };
+            self.look(&BalanceHandle { state, pool }, &shared);
+            if locked(&shared.machine).is_over() && Arc::strong_count(&shared) == 1 {
+                return;
+            }
+        }
+    }
+
+    /// Counts the calls since the last look, and applies what follows from them.
+    fn look(&mut self, pool: &BalanceHandle, shared: &Shared) {
+        let now = Instant::now();
+        let (look, new_weight, average) = self.observe(pool, now);
+        self.slow_after.on_look(look.old, average);
+        let mut machine = locked(&shared.machine);
+        let before = (machine.state, machine.step());
+        machine.on_look(look, now);
+        let (share, after) = (machine.share(), (machine.state, machine.step()));
+        let snapshot = snapshot(&machine, self.slow_after.get(), now);
+        drop(machine);
+        let (old_share, new_share) = group_shares(share, look.old_weight, new_weight);
+        pool.set_group_shares(&[(&self.from, old_share), (&self.to, new_share)]);
+        if before != after {
+            self.report(pool, &snapshot);
+        }
+        shared.snapshots.send_replace(snapshot);
+    }
+
+    /// What happened since the last look, the weight of the new group, and the mean response time of the old one in seconds.
+    fn observe(&mut self, pool: &BalanceHandle, now: Instant) -> (Look, f64, Option<f64>) {
+        let endpoints: Vec<_> = locked(&pool.state.endpoints).values().cloned().collect();
+        let slow_after = self.slow_after.get().map_or(f32::INFINITY, |slow_after| slow_after.as_secs_f32());
+        let (mut look, mut new_weight, mut averages) = (Look::default(), 0.0, Vec::new());
+        let mut seen = HashMap::with_capacity(self.seen.len());
+        for endpoint in &endpoints {
+            let member = endpoint.member();
+            let is_new = match member.group.as_ref() {
+                Some(group) if *group == self.to => true,
+                Some(group) if *group == self.from => false,
+                _ => continue,
+            };
+            let counts = endpoint.load.counts();
+            // calls from before the shift do not count
+            let more = CallCounts::between(self.seen.get(&endpoint.id).copied().unwrap_or(counts), counts);
+            seen.insert(endpoint.id, counts);
+            endpoint.load.set_slow_after(slow_after);
+            let weight = if member.state == MemberState::Active { weight(endpoint, member.weight) } else { 0.0 };
+            if is_new {
+                look.new = look.new + more;
+                new_weight += weight;
+                look.available_weight += if endpoint.is_available() { weight } else { 0.0 };
+            } else {
+                look.old = look.old + more;
+                look.old_weight += weight;
+                averages.push(f64::from(endpoint.load.average(endpoint.at(now))));
+            }
+        }
+        self.seen = seen;
+        averages.retain(|average| *average > 0.0);
+        averages.sort_by(f64::total_cmp);
+        (look, new_weight, averages.get(averages.len() / 2).copied())
+    }
+
+    fn report(&self, pool: &BalanceHandle, snapshot: &ShiftSnapshot) {
+        let (upstream, from, to) = (pool.name(), &*self.from, &*self.to);
+        let ShiftSnapshot { state, share, old, new, .. } = snapshot;
+        if let ShiftState::RolledBack(reason) = state {
+            tracing::warn!(
+                target: "tower_upstream", upstream, from, to, ?reason, calls = new.calls, failures = new.failures,
+                old_calls = old.calls, old_failures = old.failures, "the shift is rolled back: the old group takes all calls"
+            );
+        } else {
+            tracing::info!(target: "tower_upstream", upstream, from, to, ?state, share, "the shift goes on");
+        }
+    }
+}
+
+fn weight(endpoint: &EndpointState, weight: u32) -> f64 {
+    f64::from(weight) * f64::from(endpoint.weight_percent()) / 100.0
+}
+
+fn snapshot(machine: &Machine, slow_after: Option<Duration>, now: Instant) -> ShiftSnapshot {
+    ShiftSnapshot {
+        state: machine.state,
+        step: machine.step(),
+        step_age: machine.age(now),
+        share: machine.share(),
+        old: machine.old,
+        new: machine.new,
+        failures: machine.failure_evidence(),
+        latency: machine.latency_evidence(),
+        slow_after,
+    }
+}
+
+impl fmt::Debug for ShiftHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShiftHandle").field("snapshot", &*self.shared.snapshots.borrow()).finish_non_exhaustive()
+    }
+}
