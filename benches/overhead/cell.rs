@@ -1,4 +1,4 @@
-//! What one service costs for one job, and how it is handed from one program of the bench to the other.
+//! The cost of one service for one job, and its line in the output of the peers' program.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,19 +6,19 @@ use std::str::FromStr;
 /// A cell of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cell {
-    /// Whose service it is, a column.
+    /// The crate of the service: a column.
     pub(crate) who: String,
-    /// The [`Job`](crate::job::Job)'s name, a row.
+    /// The name of the [`Job`](crate::job::Job): a row.
     pub(crate) job: String,
-    /// Of one call over the bare upstream's; none where there is no valgrind.
+    /// Instructions of one call, without those of the bare upstream; `None` without valgrind.
     pub(crate) instructions: Option<f64>,
-    /// On the heap, of one call over the bare upstream's.
+    /// Heap allocations of one call, without those of the bare upstream.
     pub(crate) allocations: f64,
-    /// Of the call future beside the upstream's.
+    /// Bytes of the call future, without those of the upstream's future.
     pub(crate) future_bytes: usize,
 }
 
-/// One line with tabs.
+/// A line with tabs.
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { who, job, instructions, allocations, future_bytes } = self;
@@ -27,7 +27,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// A line that is none of ours.
+/// A line that is not a cell.
 #[derive(Debug)]
 pub(crate) struct NoCell;
 

@@ -1,4 +1,4 @@
-//! Counts what a row costs: allocations by the allocator, instructions by callgrind.
+//! Counts the cost of a row: allocations by the allocator, instructions by callgrind.
 
 use std::alloc::System;
 use std::env;
@@ -17,17 +17,17 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const COUNTED: u32 = 1000;
 /// The two lengths of the loops under callgrind.
 const LOOPS: (u32, u32) = (1000, 3000);
-/// The argument that makes a program of this bench run one row's loops and nothing else.
+/// The argument that makes the program run only the loops of one row.
 const LOOP: &str = "--loop";
 
-/// Heap allocations of a call; the row has been prepared.
+/// Heap allocations of a call, for a row that has been prepared.
 fn allocations(row: &mut Row) -> f64 {
     let own = counted(|| row.calls(COUNTED));
     let bare = counted(|| row.bare(COUNTED));
     per_call(own, bare, COUNTED)
 }
 
-/// A reallocation is one too.
+/// A reallocation counts as an allocation.
 fn counted(work: impl FnOnce()) -> u64 {
     let region = Region::new(ALLOCATOR);
     work();
@@ -37,17 +37,17 @@ fn counted(work: impl FnOnce()) -> u64 {
 
 fn per_call(own: u64, bare: u64, calls: u32) -> f64 {
     let count = |n: u64| u32::try_from(n).map_or(f64::INFINITY, f64::from);
-    // a difference of two loops can be a little below nothing
+    // the difference of two loops can be slightly negative
     (count(own) - count(bare)) / f64::from(calls)
 }
 
-/// Instructions of a call, by two runs of this program under callgrind, in which what is not the call is alike.
+/// Instructions of a call: the difference of two runs under callgrind that differ only in their number of calls.
 fn instructions(index: usize) -> io::Result<f64> {
     let (few, many) = LOOPS;
     Ok(per_call(collected(index, many, few)?, collected(index, few, many)?, many - few))
 }
 
-/// All instructions of a run with so many calls of the service and so many of the bare upstream.
+/// The instructions of a run with these numbers of calls of the service and of the bare upstream.
 fn collected(index: usize, calls: u32, bare: u32) -> io::Result<u64> {
     let numbers = [index.to_string(), calls.to_string(), bare.to_string()];
     let run = Command::new("valgrind")
@@ -61,7 +61,7 @@ fn collected(index: usize, calls: u32, bare: u32) -> io::Result<u64> {
     count.filter(|_| run.status.success()).ok_or_else(|| io::Error::other(text.into_owned()))
 }
 
-/// Runs the loops of a row where the arguments say so, that is under callgrind.
+/// Runs the loops of a row if the arguments name one, which is the case under callgrind.
 pub(crate) fn looped(rows: impl FnOnce() -> Vec<Row>) -> bool {
     let args: Vec<_> = env::args().skip(1).collect();
     let [flag, index, calls, bare] = args.as_slice() else { return false };
@@ -77,7 +77,7 @@ pub(crate) fn looped(rows: impl FnOnce() -> Vec<Row>) -> bool {
     true
 }
 
-/// What each row costs whose job is asked for; says once why instructions cannot be counted.
+/// The cost of each row with a selected job; prints once why instructions cannot be counted.
 pub(crate) fn cells(rows: Vec<Row>, job: &str) -> Vec<Cell> {
     let mut has_valgrind = true;
     let mut cells = Vec::new();

@@ -1,6 +1,6 @@
-//! What is measured: jobs, each of one kind of request to one kind of upstream.
+//! The jobs that are measured, each with one kind of request and one kind of upstream.
 
-/// What one call carries.
+/// The request of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// GET without a body.
@@ -9,10 +9,10 @@ pub(crate) enum Ask {
     Post,
 }
 
-/// What the upstream does while it is measured.
+/// The behaviour of the upstream while it is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Does {
-    /// It answers at once.
+    /// It responds immediately.
     Answers,
     /// Its future is pending once, so that timers are armed.
     Pends,
@@ -20,11 +20,11 @@ pub(crate) enum Does {
     IsLate,
     /// It fails the first attempt of each call without having been sent the request.
     FailsFirst,
-    /// It failed until the circuit opened; every measured call is refused.
+    /// It failed until the circuit opened: every measured call is refused.
     Opened,
 }
 
-/// A job that a layer or a stack does, and a row of the table.
+/// A job of a layer or a stack: a row of the table.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) name: &'static str,

@@ -1,13 +1,13 @@
-//! What a call costs beside tower and the next peer: `cargo bench --bench overhead [-- part of a job's name]`.
+//! The cost of a call, compared with tower and the closest peer: `cargo bench --bench overhead [-- part of a job's name]`.
 //!
-//! Prints one markdown table. Every service is called in a loop around an upstream that is ready at once, with a request
-//! of eight fields; the response has 12 bytes, and is read to its end as a server reads it. What the request and the bare
-//! upstream cost is subtracted. Instructions are counted by valgrind's callgrind: the program runs itself twice with loops
-//! of different lengths, and all that is not the calls cancels out. Without valgrind allocations and sizes alone are
+//! Prints one markdown table. Every service is called in a loop around an upstream that responds immediately, with a request
+//! of eight fields; the response has 12 bytes, and is read to its end as a server reads it. The cost of the request and of
+//! the bare upstream is subtracted. Instructions are counted by valgrind's callgrind: the program runs itself twice with
+//! loops of different lengths, so that everything but the calls cancels out. Without valgrind only allocations and sizes are
 //! printed. The kernel's part of reading a clock is not counted, and the counter of allocations adds a few instructions to
-//! each of them. Circuits open by 2,000 failures before they are measured.
+//! each allocation. Circuits are opened by 2,000 failures before they are measured.
 //!
-//! The peers live in a crate of their own, `benches/peers`, so that their dependencies are none of ours.
+//! The peers are measured by a crate of its own, `benches/peers`, so that this crate does not depend on them.
 
 mod cell;
 mod count;
@@ -58,7 +58,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// What the peers' crate measures; it is built here.
+/// The cells that the peers' crate measures; builds it first.
 fn peers(job: &str) -> io::Result<Vec<Cell>> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let run = Command::new(cargo)

@@ -24,7 +24,7 @@ const WHO: &str = "tower-upstream";
 const WHOLE: &str = "`UpstreamLayer`";
 const LIMIT: Duration = Duration::from_secs(30);
 const IN_FLIGHT: u32 = 200;
-/// Longer than any run.
+/// A timeout longer than any run.
 const PAUSE: Duration = Duration::from_secs(3600);
 
 pub(crate) fn rows() -> Vec<Row> {
@@ -84,18 +84,18 @@ trait ResponseBody: http_body::Body<Data = Bytes> {}
 impl<B: http_body::Body<Data = Bytes>> ResponseBody for B {}
 
 type Bare = Upstream<IsDown>;
-/// Retry stands around what cannot err.
+/// The service around which the retry layer is measured: its errors are failures.
 type Told = Upstream<Infallible>;
 
 impl Down for Failure {
     fn down() -> Result<Response<Page>, Self> {
         let failure = Failure::builder(BadGatewayCause::ConnectionRefused);
-        // with proof, the first retry goes out without backoff: nothing drives a timer here
+        // proven not sent: the first retry then has no backoff, as nothing drives a timer here
         Err(failure.replay(Replay::NotSent, Evidence::NoConnection).build())
     }
 }
 
-/// What a request carries that must not be repeated.
+/// The extension of a request that must not be repeated.
 fn not_again(request: &mut Request<Body>) {
     request.extensions_mut().insert(RetryOverride::never());
 }
@@ -112,7 +112,7 @@ fn stays_open() -> BreakerPolicy {
     BreakerPolicy::new().open_duration(PAUSE).max_open_duration(PAUSE)
 }
 
-/// A policy that half of all attempts failing does not open.
+/// A policy under which the circuit stays closed although half of all attempts fail.
 fn stays_closed() -> BreakerPolicy {
     BreakerPolicy::new().ratio(Ratio::per_mille(1000), 20)
 }
@@ -128,7 +128,7 @@ where
     layers_with(RetryLayer::new(), breaker(), upstream)
 }
 
-/// The same where every call needs a retry, which no share of the traffic pays for.
+/// The same for calls that all need a retry, which a budget by ratio would not allow.
 fn layered_repeating(
     upstream: Upstream<Failure>,
 ) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
@@ -162,7 +162,7 @@ fn fused(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl
     layer.layer(upstream)
 }
 
-/// The same where every call needs a retry.
+/// The same for calls that all need a retry.
 fn fused_repeating(upstream: Upstream<Failure>) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
     let builder = UpstreamLayer::builder("bench").circuit(move |_| stays_closed()).budget(RetryBudget::unlimited());
     builder.without_upload_tracking().build().expect("it fits").layer(upstream)

@@ -1,4 +1,4 @@
-//! One cell of the table: a service under measurement beside the bare upstream.
+//! One cell of the table: a measured service, and the bare upstream to compare it with.
 
 use std::hint::black_box;
 use std::pin::{Pin, pin};
@@ -11,14 +11,14 @@ use tower_service::Service;
 use crate::job::{Does, Job};
 use crate::upstream::{Answer, Body, Down, Now, Template, Upstream, now};
 
-/// How many calls warm a service up.
+/// Number of calls that warm a service up.
 const WARM: u32 = 200;
-/// How many failures open the circuit of every peer.
+/// Number of failures that open the circuit of every peer.
 const FAILURES: u32 = 2000;
-/// A call that has not ended after so many polls never will.
+/// A call that has not ended after this many polls counts as stuck.
 const PATIENCE: u32 = 1000;
 
-/// What a row adds to each request; the bare upstream gets the same.
+/// The change that a row makes to each request, also to those of the bare upstream.
 pub(crate) type Dress = fn(&mut Request<Body>);
 
 /// A service that does a job.
@@ -29,7 +29,7 @@ pub(crate) struct Row {
     bare: Box<dyn Calls>,
 }
 
-/// A service that can be called often; one dynamic call makes many of them.
+/// A service in a loop, so that one dynamic call makes many calls of it.
 trait Calls {
     fn calls(&mut self, n: u32) -> u32;
     fn future_bytes(&mut self) -> usize;
@@ -42,7 +42,7 @@ struct Subject<S> {
 }
 
 impl Row {
-    /// `build` makes the service around the upstream, in the error type that it asks for.
+    /// `build` makes the service around the upstream, whose error type it chooses.
     pub(crate) fn new<E, S, B>(who: &'static str, job: &'static Job, build: fn(Upstream<E>) -> S) -> Self
     where
         E: Down + 'static,
@@ -52,7 +52,7 @@ impl Row {
         Self::dressed(who, job, |_| (), build)
     }
 
-    /// The same with something added to each request.
+    /// The same with a change of each request.
     pub(crate) fn dressed<E, S, B>(
         who: &'static str,
         job: &'static Job,
@@ -80,11 +80,11 @@ impl Row {
         self.bare(WARM);
     }
 
-    /// So many calls of the service.
+    /// Calls the service this many times.
     ///
     /// # Panics
     ///
-    /// When they do not all end as the job says.
+    /// If a call does not end as the job requires.
     pub(crate) fn calls(&mut self, n: u32) {
         now(match self.job.does {
             Does::Answers | Does::Opened => Now::Answers,
@@ -96,7 +96,7 @@ impl Row {
         assert_eq!(self.calls.calls(n), passed, "{}, {}: calls answered", self.who, self.job.name);
     }
 
-    /// So many calls of the bare upstream; a call that is repeated is one.
+    /// Calls the bare upstream this many times; a repeated call counts once.
     pub(crate) fn bare(&mut self, n: u32) {
         if self.job.does == Does::FailsFirst {
             now(Now::Answers);
@@ -104,7 +104,7 @@ impl Row {
         self.bare.calls(n);
     }
 
-    /// What the call future has beside the upstream's.
+    /// The size of the call future, without that of the upstream's future.
     pub(crate) fn future_bytes(&mut self) -> usize {
         self.calls.future_bytes().saturating_sub(size_of::<Answer<()>>())
     }
@@ -133,8 +133,8 @@ where
     }
 }
 
-/// One call to the end of its response body; whether it was answered well.
-// no closures here, and the answer stays where it is: what the harness moves it would count
+/// Makes one call to the end of its response body; returns whether the response was good.
+// no closures, and the response is not moved: the harness would be counted
 #[inline(always)]
 #[allow(clippy::inline_always)]
 fn one<S, B>(service: &mut S, request: Request<Body>) -> bool
@@ -157,7 +157,7 @@ where
     panic!("it never answers");
 }
 
-/// Reads a response body as servers do; whether it ended without an error.
+/// Reads a response body as servers do; returns whether it ended without an error.
 #[inline(always)]
 #[allow(clippy::inline_always)] // as above
 fn is_whole<B: http_body::Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> bool {

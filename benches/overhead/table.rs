@@ -5,7 +5,7 @@ use std::fmt;
 use crate::cell::Cell;
 use crate::job;
 
-/// What is printed: `instructions / allocations / bytes of the future`, `-` where a peer has no such layer.
+/// A cell as text: `instructions / allocations / bytes of the future`, `-` if a peer has no such layer.
 pub(crate) struct Table(pub(crate) Vec<Cell>);
 
 impl Table {

@@ -51,7 +51,7 @@ fn limit(upstream: Bare) -> impl Service<Asked, Response = Answered> {
     LoadShedLayer::new().layer(ConcurrencyLimitLayer::new(IN_FLIGHT).layer(upstream))
 }
 
-/// Everything but a circuit breaker, which tower has not.
+/// All layers but a circuit breaker, which tower does not have.
 fn stack(upstream: Bare) -> impl Service<Asked, Response = Answered> {
     ServiceBuilder::new()
         .layer(TimeoutLayer::new(LIMIT))
@@ -62,7 +62,7 @@ fn stack(upstream: Bare) -> impl Service<Asked, Response = Answered> {
         .service(upstream)
 }
 
-/// Repeats what failed, but no POST, as long as the budget pays.
+/// Repeats failed requests other than POST, as long as the budget allows it.
 #[derive(Clone)]
 struct Attempts {
     left: u8,

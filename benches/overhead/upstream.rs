@@ -20,16 +20,16 @@ use crate::job::Ask;
 pub(crate) type Body = Full<Bytes>;
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the upstream does from now on; all is measured on one thread.
+/// The current behaviour of the upstream; everything is measured on one thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Now {
     Answers,
     Pends,
-    /// The response body's first frame is there at its third poll. The stack polls twice at once, so a late frame
-    /// of one poll would arm no timer.
+    /// The first frame of the response body is ready at the third poll. The stack polls twice in a row, so a frame that is only
+    /// one poll late would not arm a timer.
     IsLate,
     Fails,
-    /// Every other call fails, the first among them.
+    /// Every other call fails, beginning with the first.
     Alternates,
 }
 
@@ -76,12 +76,12 @@ thread_local! {
     static FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Makes the upstream do this.
+/// Sets the behaviour of the upstream.
 pub(crate) fn now(does: Now) {
     NOW.set(does);
 }
 
-/// How a stack's error type is told that the upstream is down.
+/// Makes a stack's error type for an upstream that is down.
 pub(crate) trait Down: Sized {
     fn down() -> Result<Response<Page>, Self>;
 }
@@ -110,7 +110,7 @@ impl Down for BoxError {
     }
 }
 
-/// What stands where nothing can err says it with a status.
+/// A service without errors reports it by a status.
 impl Down for Infallible {
     fn down() -> Result<Response<Page>, Self> {
         let mut answer = page(0);
@@ -119,7 +119,7 @@ impl Down for Infallible {
     }
 }
 
-/// An upstream that is ready at once, with the error type that a stack wants.
+/// An upstream that responds immediately, with the error type that a stack needs.
 pub(crate) struct Upstream<E>(PhantomData<fn() -> E>);
 
 impl<E> Upstream<E> {
@@ -172,7 +172,7 @@ impl<E: Down, B> Service<Request<B>> for Upstream<E> {
     }
 }
 
-/// What a request is made of, anew for each call; its cost is subtracted.
+/// The parts from which the request of each call is made; the cost of that is subtracted.
 pub(crate) struct Template {
     headers: HeaderMap,
     uri: Uri,
@@ -197,7 +197,7 @@ impl Template {
         Self { headers, uri: Uri::from_static("http://svc.internal/api/v1/items?id=1"), ask }
     }
 
-    // one copy of it in the program: every row pays the same
+    // not inlined: every row pays the same
     #[inline(never)]
     pub(crate) fn request(&self) -> Request<Body> {
         let mut request = Request::new(Body::default());

@@ -1,9 +1,9 @@
 //! Whether failures are spread over the routes of an upstream, or are those of a single one.
 //!
-//! A client chooses which route it calls and how often. So the share of all calls that fail says little: a client that
-//! calls one broken route often enough raises it at will. The circuit therefore opens by a share only if most of the
-//! routes that were called of late fail. Where a path ends and its parameters begin is unknown; most routes have to fail
-//! whether a route is one segment of the path, two or three.
+//! A client chooses which route it calls and how often. So the share of all calls that fail says little: a client can raise
+//! it by calling one broken route often. The circuit therefore opens by a share only if most of the routes that were called
+//! recently fail. How many segments of a path name its route is unknown; most routes have to fail whether a route is one
+//! segment of the path, two or three.
 //!
 //! While nothing fails, one call in [`SAMPLE_RATE`] is recorded, so that the routes that work are known; from the first
 //! failure on, until a window has passed without one, all are. A route's cell keeps its last 16 results. Routes whose hashes

@@ -387,7 +387,7 @@ fn recycle<P: Spec>(mut call: Pin<Box<ActiveCall<P>>>) {
 }
 
 impl<P: Spec> CallState<P> {
-    /// Resets the state that only a call which has waited leaves behind.
+    /// Resets the state that only calls that were pending have changed.
     #[cold]
     #[inline(never)]
     fn reset(&mut self) {

@@ -290,7 +290,7 @@ impl<P: Spec> CallState<P> {
             }
             self.attempt.merge_upload(&mut progress);
             let body = &mut self.body;
-            // the upload may have moved; one that had ended before the wait did not
+            // the upload may have moved since, unless it had ended before the wait
             match progress.upload {
                 Some(UploadProgress { ended: Some(ended), .. }) => body.since = ended.max(body.since),
                 Some(upload) if body.taken.replace(upload.frames) != Some(upload.frames) => body.since = now,

@@ -1,4 +1,4 @@
-//! A component of a call or an attempt: it admits it, and learns how it ended.
+//! Components: each admits calls or attempts, and gets their outcomes.
 
 use std::any::Any;
 use std::cell::OnceCell;
@@ -57,7 +57,7 @@ pub(crate) trait Component: Send + Sync + 'static {
     /// The [`Rejection`], if the call must not reach the inner service.
     fn admit(&self, call: &CallContext) -> Result<Self::Permit, Rejection>;
 
-    /// The attempt is pending: whether it waits for its client to send more of the request.
+    /// The attempt is pending; `awaits_client`: the client has not sent the rest of the request.
     fn on_upload(&self, permit: &mut Self::Permit, awaits_client: bool) {
         let _ = (permit, awaits_client);
     }

@@ -92,7 +92,7 @@ impl CallContext {
 }
 
 impl Vote {
-    /// Whether a success is just one more: of no route that is recorded, and of a first attempt.
+    /// Whether a success is only counted: its route is not recorded, and no earlier attempt has counted.
     #[inline]
     pub(crate) fn is_plain(self) -> bool {
         self.route.is_none() && !self.counted

@@ -81,7 +81,7 @@ impl<T: Send> Detach for Shared<T> {
 impl<T> Drop for Detachable<T> {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
-            // immediately, though an entry may hold it a moment longer
+            // drops it now: an entry may keep its reference a moment longer
             let body = shared.lock().take();
             drop(body);
         }

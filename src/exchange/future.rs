@@ -82,7 +82,7 @@ pin_project! {
         Failed { error: Option<Box<BoxError>> },
         // the call was rejected before an attempt
         Rejected { rejection: Option<Box<Rejection>> },
-        // the first attempt has failed, the hedged one goes on
+        // the first attempt has failed, the hedged one continues
         HedgeOnly,
         Done,
     }
@@ -116,7 +116,7 @@ where
 type BodyOf<P, E, X> = ExchangeBody<<<P as Spec>::Errors as ResponseMode<E, X>>::Inner, P>;
 type OutputAs<T, P, E, X> = Result<Response<T>, ErrorOf<P, E, X>>;
 type Output<P, E, X> = OutputAs<BodyOf<P, E, X>, P, E, X>;
-/// The call's result, or `None` where it goes on.
+/// The call's result, or `None` if the call continues.
 type Step<P, E, X> = Poll<Option<Output<P, E, X>>>;
 
 impl<S, B, P, E, X> ExchangeFuture<S, B, P>
@@ -128,8 +128,9 @@ where
     S::Future: Future<Output = Result<Response<X>, E>>,
     X: Body<Data = Bytes>,
 {
-    /// Polls for a response with the body `T` of a middleware, made in the step that makes the driver's: to move a
-    /// response again costs 40 instructions (callgrind).
+    /// Polls for a response with the body `T` of a middleware.
+    ///
+    /// The step that makes the driver's body also makes this one: moving a response once more costs 40 instructions (callgrind).
     #[inline]
     pub(crate) fn poll_as<T>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<OutputAs<T, P, E, X>>
     where
@@ -309,7 +310,7 @@ where
                     }
                     TimedPoll::Ready(Ok(())) => {
                         let (mut service, request) = *waiting.take().expect(POLLED_AGAIN);
-                        // the timer goes on: the attempt had begun before
+                        // the timer keeps running: the attempt began before its wait
                         let call = call_promised(attempt, &mut service, request);
                         context.waited = true;
                         self.state.set(State::Attempt { call });
@@ -465,7 +466,7 @@ where
     ) -> Response<T> {
         let Split { config, context, notes, .. } = self.active.state().split();
         config.errors.annotate(notes, &mut response);
-        // an upstream's error status has its cause only now
+        // `annotate` has just given an error status of the upstream its cause
         let outcome = match outcome.cause() {
             Some(_) => outcome,
             None => Outcome::of(ResponseSummary::of(&response, context), !context.waited),

@@ -64,7 +64,7 @@ pub(super) enum HedgeEvent<X, E> {
 }
 
 impl<F, S, W, P: Spec> HedgeFuture<F, S, W, P> {
-    /// Waits until `due`, when the first attempt is late; without it no attempt is made.
+    /// Waits until `due`, when the first attempt is late; `None`: no hedged attempt is made.
     pub(super) fn new(config: Ref<Config<P>>, call: CallContext, due: Option<Instant>) -> Self {
         let (state, timer) = match due {
             Some(due) => (HedgeState::Waiting, Some(sleep_until(due))),

@@ -22,12 +22,12 @@ macro_rules! middleware_service {
                 self.exchange.get_ref()
             }
 
-            /// Returns the inner service, to be changed.
+            /// Returns the inner service mutably.
             pub fn get_mut(&mut self) -> &mut S {
                 self.exchange.get_mut()
             }
 
-            /// Returns the inner service alone.
+            /// Unwraps the inner service.
             pub fn into_inner(self) -> S {
                 self.exchange.into_inner()
             }

@@ -137,7 +137,7 @@ pub(super) fn poll_not_ready<P: Spec, S: WrapBody<W>, W>(
     }
 }
 
-/// Calls a service that the attempt has waited for, under the client call that was claimed for it.
+/// Calls a service that has become ready, with the number of the client call that was claimed for it.
 pub(super) fn call_promised<P: Spec, S: WrapBody<W>, W>(
     attempt: &mut AttemptState<P>,
     service: &mut S,

@@ -114,7 +114,7 @@ pub(crate) fn set_call(call: ClientCall) {
     }
 }
 
-/// Adds the progress of the request body to the published progress, unless it has that.
+/// Adds the progress of the request body to the published progress, unless it has one.
 pub(super) fn set_upload(upload: UploadProgress) {
     if QUERIED.get() {
         let told = REPORTED.take().unwrap_or_default();

@@ -56,7 +56,7 @@ impl<S, P: Spec> Exchange<S, P> {
         Self { inner, config: config.into(), template, readiness: Readiness::NotPolled }
     }
 
-    /// A service for calls of its own, where there are attempts after the first.
+    /// The template of later attempts, if there are any; the probes of a stack use it too.
     pub(crate) fn template(&self) -> Option<Ref<Template<S>>> {
         self.template.as_ref().map(LocalArc::acquire)
     }
@@ -153,7 +153,7 @@ impl<S, P: Spec> Exchange<S, P> {
         Poll::Ready(true)
     }
 
-    /// The inner service never becomes ready: its components learn it, though no call begins.
+    /// Reports to the components that the inner service never becomes ready, although no call begins.
     #[cold]
     fn record_not_ready(&self, outcome: &Outcome) {
         let ConfigSource::Shared(config) = &self.config else { return };
@@ -250,7 +250,7 @@ where
     if P::SPANS && rejection.is_none() {
         attempt.span = super::span::AttemptSpan::open(&request, 0);
     }
-    // a retry budget counts no call that is not admitted, and no copy is kept of its request
+    // the retry budget does not count a rejected call, and its request is not copied
     let once = rejection.is_some() || context.bypass;
     let started = config.requests.begin(&request, context, once);
     if let Some(rejection) = rejection {
@@ -284,7 +284,7 @@ where
     ExchangeFuture::new(State::Attempt { call }, active, Some(retry_state), template)
 }
 
-/// Begins a call whose inner service has not said that it is ready.
+/// Begins a call whose inner service is not known to be ready.
 #[cold]
 #[inline(never)]
 fn begin_slow<S, B, P>(

@@ -219,13 +219,13 @@ pub(crate) trait RequestMode<B> {
         None
     }
 
-    /// The failure of a call whose next attempt was decided on and cannot be made.
+    /// The failure of a call whose next attempt cannot be made after all.
     fn final_failure(&self, retry_state: &mut Self::RetryState, stop: RetryStop) -> Failure {
         let _ = retry_state;
         Failure::builder(BadGatewayCause::GatewayInternal).retry_stop(stop).build()
     }
 
-    /// When a further attempt must begin, if it waits for the inner service under no timeout.
+    /// The time by which a further attempt must begin, if no timeout applies while it waits for the inner service.
     fn deadline(&self, retry_state: &Self::RetryState) -> Option<Instant> {
         let _ = retry_state;
         None
@@ -318,7 +318,7 @@ pub(crate) trait ErrorMode: Send + Sync + 'static {
         let _ = notes;
     }
 
-    /// Adds to a head that goes to the client what layers further out want to know.
+    /// Adds the extensions for outer layers to a head that is returned.
     #[inline]
     fn finish_head(&self, extensions: &mut Extensions) {
         let _ = extensions;

@@ -5,10 +5,11 @@
 //! entry that the body shares with the [`Sweep`] of its layer or stack; the first of the consumer and the sweep that locks the
 //! entry takes the call, so that it ends exactly once.
 //!
-//! A body that has ended with its head is never registered; nor is, by a single layer, a short one whose client cannot hold it
-//! back by flow control. For all others a frame costs one uncontended lock and one relaxed store: no clock is read, the sweep
-//! compares each entry with its previous pass. A body counts as unread from the first pass after its last frame, hence it
-//! ends between `client_idle` and 9/8 of it. While the consumer waits for the upstream, `body_idle` applies instead.
+//! A body that has ended with its head is never registered. A single layer does not register a short body either, unless its
+//! client can hold it back by flow control. For all others a frame costs one uncontended lock and one relaxed store: no clock
+//! is read, because the sweep compares each entry with its previous pass. A body counts as unread from the first pass after
+//! its last frame, so it ends between `client_idle` and 9/8 of that. While the consumer waits for the upstream, `body_idle`
+//! applies instead.
 //!
 //! One task per layer or stack walks over all entries, every eighth of the shortest limit but at most 20 times a second. It
 //! runs only while a body is registered. It is spawned by the registration that finds none, which a drop guard makes possible
@@ -304,7 +305,7 @@ impl<T> Swept<T> {
 impl<T> Drop for Swept<T> {
     fn drop(&mut self) {
         self.sweep.remove(self.key);
-        // immediately, though the sweep may hold the entry a moment longer
+        // drops it now: the sweep may keep the entry a moment longer
         drop(self.take());
     }
 }

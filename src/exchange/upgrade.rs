@@ -9,7 +9,7 @@ const TUNNELS: [&[u8]; 4] = [b"h2", b"h2c", b"http", b"tls"];
 /// Whether a request asks to change the protocol of its connection (RFC 9110 section 7.8).
 ///
 /// [`forward`](crate::forward) ignores an `Upgrade` that `Connection` does not name, that came by another version than HTTP/1.1,
-/// or that asks for a protocol which no gateway may change to: such a request is one like any other.
+/// or that asks for a protocol which no gateway may change to: such a request counts as an ordinary one.
 #[cold]
 pub(crate) fn asks_for_upgrade(version: Version, headers: &HeaderMap) -> bool {
     version == Version::HTTP_11

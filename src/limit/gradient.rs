@@ -36,7 +36,7 @@ const WINDOW: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 const ENOUGH: u32 = 16;
 
-/// A window that takes so long to fill shows a burst of calls, unless each of them takes long.
+/// A window that takes longer than this to fill shows a burst of calls, unless each of them takes long.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// A window that is not filled by then restarts: its first samples are outdated.
@@ -54,7 +54,7 @@ const HEADROOM: f64 = 2.0;
 /// Nor is it less than the upper bound divided by this.
 const ROOM: f64 = 8.0;
 
-/// Without evidence of overload for so long, the limit doubles.
+/// The time without evidence of overload after which the limit doubles.
 const CALM: Duration = Duration::from_secs(5);
 
 /// Why the limit changed.

@@ -12,7 +12,7 @@ const ONE_OF: u32 = 10;
 /// A summary keeps at most this many times: beyond, those of every second response, every fourth, every eighth.
 const MOST_TIMES: usize = 128;
 
-/// The latency is the time that one in so many good responses does not exceed.
+/// One in this many good responses is faster than the latency.
 const QUARTER: usize = 4;
 
 /// The routes of one depth; those whose hashes collide count as one.
@@ -66,7 +66,7 @@ pub(super) struct SampleSum {
     good_routes: GoodRoutes,
 }
 
-/// The routes that had a good response of late; they outlive a series.
+/// The routes that had a good response recently; they outlive a series.
 #[derive(Clone, Copy, Debug, Default)]
 struct GoodRoutes {
     since: Option<Instant>,

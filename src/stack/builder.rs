@@ -222,14 +222,14 @@ impl UpstreamBuilder {
 
     /// Tests the upstream with this request while the circuit is open (default: a copy of a refused `GET` or `HEAD`).
     ///
-    /// For an upstream of which a `GET` may have an effect, or that gets none, such as gRPC: a request that shows whether it works,
-    /// such as `GET /health`. Any response but those that count as failures closes the circuit.
+    /// For an upstream whose `GET` requests have effects, or that gets no `GET`, such as gRPC. Choose a request that shows whether
+    /// the upstream works, such as `GET /health`: any response that does not count as a failure closes the circuit.
     pub fn probe_request(mut self, request: Request<()>) -> Self {
         self.probe = Some(ProbeSource::Fixed(Arc::new(request)));
         self
     }
 
-    /// Sends no request of its own while the circuit is open: calls become probes, after each open duration.
+    /// Sends no probes while the circuit is open: after each open duration, a call is the probe.
     pub fn without_probe(mut self) -> Self {
         self.probe = None;
         self
@@ -392,7 +392,7 @@ impl UpstreamBuilder {
     }
 }
 
-/// Gives later attempts the client's address, which a proxy inside forwards.
+/// Copies the client's address to later attempts, for a proxy inside that forwards it.
 fn carry_client(retry: RetryLayer) -> RetryLayer {
     let retry = retry.carry::<ClientInfo>();
     #[cfg(feature = "axum")]

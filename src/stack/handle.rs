@@ -219,9 +219,8 @@ impl UpstreamHandle {
 
     /// Disables retry, circuit breaker and concurrency limit for this time, at most an hour, from now on.
     ///
-    /// Shows whether they are what refuses calls. Timeouts and classification remain; calls in flight are not
-    /// affected. The bypass ends by itself, or with [`resume`](Self::resume). It has no effect
-    /// during a drain.
+    /// Use it to find out whether these parts cause a problem. Timeouts and classification remain; calls in flight are not
+    /// affected. The bypass ends after its time, or with [`resume`](Self::resume). It has no effect during a drain.
     pub fn bypass(&self, limit: Duration) {
         let limit = limit.min(MAX_BYPASS);
         if matches!(self.shared.live.current().1.handling, Handling::Reject(_)) {
@@ -383,9 +382,9 @@ impl UpstreamHandle {
 
     /// Refuses new calls from now on, with 503 and `Retry-After`, and waits until calls in flight have ended or `limit` has elapsed.
     ///
-    /// Calls are refused until [`resume`](Self::resume). WebSocket and other upgraded connections count as calls in flight,
-    /// and nothing ends them but their client, their upstream, their idle timeout or the end of the process: with open ones a
-    /// drain takes the whole `limit`.
+    /// Calls are refused until [`resume`](Self::resume). WebSocket and other upgraded connections count as calls in flight. The
+    /// drain does not end them: they end with their client, their upstream, their idle timeout or the process, so a drain with
+    /// open ones usually takes the whole `limit`.
     pub async fn drain(&self, limit: Duration) -> DrainOutcome {
         // saturates at a hundred years
         let end = Deadline::after(Instant::now(), limit).instant();

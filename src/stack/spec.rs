@@ -13,7 +13,7 @@ use crate::limit::LimitComponent;
 use crate::retry::Resend;
 use crate::timeout::EnforcedTimeouts;
 
-/// A stack's settings as they stand; what is changed at run time is changed in a copy.
+/// The current settings of a stack; a change at run time replaces them with a changed copy.
 pub(super) type Config = exchange::Config<StackSpec>;
 
 /// The parts of a stack.

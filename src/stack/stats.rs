@@ -13,7 +13,7 @@ use crate::stats::{Quantile, WindowedHistogram, default_stripes, stripe};
 
 /// Number of calls per thread whose latency is always recorded.
 const ALL: u64 = 1024;
-/// After that, one call in `SAMPLE_RATE` is recorded.
+/// Of the calls after these, one in `SAMPLE_RATE` is recorded.
 const SAMPLE_RATE: u64 = 4;
 
 /// Counts calls and failures, and records the times to the response head of the last minute.

@@ -7,7 +7,7 @@ const MAX_LENGTH: usize = 64;
 
 /// Hashes of a path up to its first, second and third segment.
 ///
-/// Where routes are not declared, nobody knows which segments are parameters: each depth is a guess at the route.
+/// Without declared routes it is unknown which segments are parameters: each depth is a guess at the route.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RouteKey([u8; DEPTHS]);
 

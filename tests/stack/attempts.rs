@@ -218,13 +218,13 @@ async fn an_asked_for_tunnel_passes_and_settles_at_its_head() {
     assert_eq!(tunnel.status(), 101);
     assert_eq!(seen(&layer).limit.unwrap().in_flight, 0, "its slot is given back at the head");
     drop(tunnel);
-    // one that nobody asked for is a failure, and no retry mends it
+    // an unrequested 101 is a failure, and a retry does not fix it
     let answer = service.oneshot(get()).await.unwrap();
     assert_eq!(answer.status(), 502);
     assert_eq!(layer.handle().in_flight(), 0);
 }
 
-/// Answers late at first, then at once.
+/// Responds late to the first call, and immediately to the others.
 fn late_at_first<B: Send + 'static>() -> impl Service<
     Request<B>,
     Response = Response<Full<Bytes>>,

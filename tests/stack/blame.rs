@@ -1,4 +1,4 @@
-//! Who is blamed: what clients do, and what one route does, takes the upstream away from nobody.
+//! Blame: neither what clients do nor a single broken route makes the stack refuse the calls of other clients.
 
 use std::convert::Infallible;
 use std::future::pending;

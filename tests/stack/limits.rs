@@ -1,4 +1,4 @@
-//! The limit of calls in flight of a stack: what it refuses nobody.
+//! The concurrency limit of a stack: which calls it must not refuse.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -239,7 +239,7 @@ async fn a_refused_call_leaves_the_line() {
     assert_eq!(kept.call(get()).await.unwrap().status(), 503);
     layer.handle().reset();
     assert_eq!(running.await.unwrap().unwrap().status(), 200);
-    // `kept` stood in the line; nobody polls it now
+    // `kept` is in the queue, and no longer polled
     assert_eq!(service.oneshot(get()).await.unwrap().status(), 200);
 }
 

@@ -348,7 +348,7 @@ impl Wake for Woken {
     }
 }
 
-/// A call that is kept after it was answered wakes nobody any more.
+/// A future that is kept after its response wakes no task.
 async fn leaves_no_timer(answer: impl Fn() -> Result<Response<Frames>, Failure> + Clone + Send + Sync + 'static) {
     let layer = UpstreamLayer::builder("shop").timeouts(move |_| limits(200)).without_retry().build().unwrap();
     let inner = service_fn(move |_| {

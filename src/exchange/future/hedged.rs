@@ -1,4 +1,4 @@
-//! A hedged attempt beside the first one of a call.
+//! The states of a call with a hedged attempt, which runs concurrently with the first.
 
 use std::future::Future;
 use std::task::{Context, Poll, ready};
