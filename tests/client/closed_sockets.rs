@@ -22,7 +22,7 @@ use tower_upstream::client::HttpVersion;
 use crate::support::{Gateway, Message, Socket, Upstream, Wire, ask, proxy, soon};
 
 const LIMIT: Duration = Duration::from_millis(100);
-/// More than two sockets hold.
+/// More than two sockets buffer.
 const LARGE: usize = 32 << 20;
 
 /// An upstream that fails as the path says, and then checks that its socket is closed in time.
@@ -31,7 +31,7 @@ struct Stage {
     gateway: Gateway,
     /// The client has its response, or has cancelled.
     over: Arc<Notify>,
-    /// The upstream has done its part.
+    /// The upstream has finished.
     played: mpsc::UnboundedReceiver<()>,
     closed: mpsc::UnboundedReceiver<bool>,
 }

@@ -32,12 +32,12 @@ fn get(path: &str) -> Request<Body> {
     Request::get(path).header("host", "a").body(Body::empty()).unwrap()
 }
 
-/// Begins a call and leaves it where it waits.
+/// Begins a call, and returns it while it waits.
 fn begin(call: &mut Pin<Box<impl Future + ?Sized>>) {
     assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }
 
-/// Sends a body as the peer's windows let it; returns the number of bytes sent once they let no more pass for a while.
+/// Sends a body as far as the peer's windows allow; returns the number of bytes once nothing more was sent for a while.
 async fn send_up_to(respond: &mut h2::server::SendResponse<Bytes>, length: usize) -> usize {
     let mut body = respond.send_response(Response::new(()), false).unwrap();
     let mut sent = 0;
@@ -52,7 +52,7 @@ async fn send_up_to(respond: &mut h2::server::SendResponse<Bytes>, length: usize
     sent
 }
 
-/// An upstream that speaks HTTP/2, with this limit of streams, and hands each stream, with the number of its connection, to a script.
+/// An upstream with HTTP/2 and this limit of streams; a script gets each stream, with the number of its connection.
 async fn upstream<F>(
     max_streams: Option<u32>,
     script: impl Fn(usize, Request<h2::RecvStream>, h2::server::SendResponse<Bytes>) -> F + Clone + Send + 'static,
@@ -80,7 +80,7 @@ fn respond_ok(mut respond: h2::server::SendResponse<Bytes>) {
     let _ = respond.send_response(Response::new(()), true);
 }
 
-/// Streams whose upstream answers them with a head and no end, until the test lets them go.
+/// Streams to which the upstream responds with a head; their bodies end when the test says so.
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<h2::SendStream<Bytes>>>>);
 
@@ -97,7 +97,7 @@ impl Events {
     }
 }
 
-/// An upstream with this limit of streams: `/events` goes on until it is ended, all else is answered at once.
+/// An upstream with this limit of streams: the response to `/events` lasts until it is ended, others are immediate.
 async fn limited_upstream(streams: u32) -> (Upstream, Events, Arc<AtomicUsize>) {
     let (events, requests) = (Events::default(), Arc::new(AtomicUsize::new(0)));
     let (begun, count) = (events.clone(), requests.clone());
@@ -209,7 +209,7 @@ impl Frames {
         self.0.lock().unwrap().iter().fold(0, |count, frame| count + usize::from(*frame == kind))
     }
 
-    /// Copies what the gateway sends to the upstream, but for frames of a type that is held back.
+    /// Copies the gateway's frames to the upstream, except for those of one type.
     async fn pass(
         self,
         mut from: impl AsyncReadExt + Unpin,
@@ -239,7 +239,7 @@ const PING: u8 = 6;
 
 /// Connects to an upstream in this process, without sockets, so that time may stand still.
 ///
-/// It answers `/later` after an hour and a half, all else at once, and counts its connections.
+/// It responds to `/later` after an hour and a half, to other requests immediately, and counts its connections.
 fn in_process(
     builder: ReverseProxyBuilder,
     frames: Frames,
@@ -495,7 +495,7 @@ fn settings(max_streams: u32) -> Vec<u8> {
     frame
 }
 
-/// An upstream that announces a limit on each connection, answers each request at once, and announces what it is told to.
+/// An upstream that announces a limit on each connection, responds immediately, and announces other limits when told to.
 async fn announcing_upstream(first: u32) -> (Upstream, watch::Sender<u32>, Arc<AtomicUsize>) {
     let (announce, limits) = watch::channel(first);
     let requests = Arc::new(AtomicUsize::new(0));
@@ -571,7 +571,7 @@ async fn a_connection_whose_upstream_begins_to_drain_takes_no_further_stream() {
     let mut proxy = proxy(upstream.address).http(HttpVersion::H2).build::<Body>();
     assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
     announce.send(0).unwrap();
-    // it is on its way: until it is there, answers still come from the first connection
+    // until the frame arrives, responses still come from the first connection
     for _ in 0..200 {
         assert_eq!(soon(proxy.call(get("/"))).await.unwrap().status(), 200);
         if upstream.accepted() == 2 {
@@ -583,7 +583,7 @@ async fn a_connection_whose_upstream_begins_to_drain_takes_no_further_stream() {
     assert!(requests.load(SeqCst) >= 2);
 }
 
-/// A body that goes on until its sender is dropped.
+/// A body that lasts until its sender is dropped.
 fn endless_body() -> (mpsc::Sender<Result<Bytes, Infallible>>, Body) {
     let (sender, body) = mpsc::channel::<Result<Bytes, Infallible>>(1);
     let pieces = futures_util::stream::unfold(body, async |mut body| body.recv().await.map(|piece| (piece, body)));
@@ -596,7 +596,7 @@ async fn a_stream_limit_that_is_lowered_before_a_request_is_sent_sends_it_elsewh
         let (upstream, announce, requests) = announcing_upstream(1).await;
         let limited = proxy(upstream.address).http(HttpVersion::H2).max_connections(connections);
         let mut proxy = limited.queue_timeout(Duration::from_millis(300)).build::<Body>();
-        // two uploads under way take both streams that there are
+        // two open uploads use both streams
         let mut uploads = Vec::new();
         for _ in 0..connections {
             let (upload, body) = endless_body();
@@ -655,7 +655,7 @@ async fn a_response_before_the_end_of_its_upload_keeps_the_streams_slot() {
     assert_eq!((failure.cause(), failure.replay()), (BadGatewayCause::QueueTimeout, Replay::NotSent));
     assert_eq!(requests.load(SeqCst), 1);
     drop(client);
-    // the slot comes back a moment after the upload's end
+    // the slot is released a moment after the end of the upload
     let mut answered = None;
     for _ in 0..20 {
         answered = answered.or(soon(proxy.call(get("/"))).await.ok());
@@ -685,7 +685,7 @@ async fn an_upload_that_stands_still_after_its_response_ends_with_its_connection
 
 // streams that this side resets
 
-/// An upstream that accepts streams while the gate is open, counts them, and responds to all but `/slow` and what is below.
+/// An upstream that accepts streams while the gate is open, counts them, and responds to all but `/slow` and paths below it.
 async fn gated_upstream(gate: watch::Receiver<bool>) -> (Upstream, Arc<AtomicUsize>) {
     let requests = Arc::new(AtomicUsize::new(0));
     let count = requests.clone();
@@ -741,7 +741,7 @@ async fn clients_that_cancel_all_at_once_do_not_make_the_upstream_end_the_connec
     }
 }
 
-/// What becomes of a POST that waits for its response, and of a response that is under way, on a connection that the upstream ends.
+/// The results of a POST that waits for its response and of a response in progress, on a connection that the upstream ends.
 async fn lost_with_their_connection(cancels: bool) -> [Failure; 2] {
     let (end, mut ends) = watch::channel(false);
     let requests = Arc::new(AtomicUsize::new(0));
@@ -881,7 +881,7 @@ async fn a_dial_that_fails_is_reported_to_all_who_wait_for_it() {
     assert_eq!(dialed.load(SeqCst), 1);
 }
 
-/// What becomes of the runtime that a dial was begun on.
+/// The end of the runtime on which a dial began.
 async fn answers_after(end: impl FnOnce(tokio::runtime::Runtime) + Send + 'static) {
     let (builder, dialed) = failing_first(1, pending);
     let mut proxy = builder.build::<Body>();

@@ -1,4 +1,4 @@
-//! The client: its connections, its protocols, and what it says of a request that failed.
+//! The client: its connections, its protocols, and the failures that it reports.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 

@@ -35,7 +35,7 @@ async fn read_up_to(stream: &mut TcpStream, end: &[u8]) -> bool {
     true
 }
 
-/// Sixteen clients, each on a connection kept alive; once all of them have a request under way at the same time.
+/// Sixteen clients, each on a kept-alive connection; at one moment all of them have a request in flight.
 async fn sixteen_clients_need_sixteen_connections() {
     const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nthere";
     let all = Arc::new(Barrier::new(16));
@@ -113,7 +113,7 @@ async fn an_idle_connection_that_the_upstream_closed_is_not_used() {
     for round in 1..=20 {
         assert_eq!(wire.ask(GET).await.status(), 200);
         closes.recv().await.unwrap();
-        // the end of the connection is under way while other tasks run
+        // the end of the connection arrives while other tasks run
         for _ in 0..round {
             tokio::task::yield_now().await;
         }
@@ -190,7 +190,7 @@ async fn a_post_that_was_sent_before_its_connection_ended_is_not_repeated() {
     assert_eq!((posts.load(SeqCst), upstream.accepted()), (1, 1));
 }
 
-/// Answers a GET, and closes the connection of a POST without an answer.
+/// Responds to a GET, and closes the connection of a POST without a response.
 async fn crashes_at_posts() -> Upstream {
     Upstream::scripted(|mut wire, _| async move {
         while wire.request().await.is_some_and(|request| request.first.starts_with("GET")) {
@@ -429,7 +429,7 @@ async fn an_idle_connection_is_closed_before_the_age_at_which_earlier_ones_were_
         async move {
             wire.request().await.unwrap();
             wire.reply("there").await;
-            // does not announce its keep-alive of 3 s; the second would outlive what was learned, but not 4 s
+            // the keep-alive of 3 s is not announced; the second connection is older than the learned limit, but not than 4 s
             let patience = Duration::from_millis(if before == 0 { 3000 } else { 3700 });
             told.send(wire.ends_within(patience).await).unwrap();
         }
@@ -474,13 +474,13 @@ async fn a_response_before_the_end_of_the_upload_costs_the_connection_and_not_th
         let answer = ask(gateway.address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
         let expected = if other == 2 { "early" } else { "same connection" };
         assert_eq!((answer.status(), answer.text()), (200, expected.to_owned()));
-        // the first is not used again; one whose upload had ended is
+        // the first is not used again; one whose upload has ended is
         assert_eq!(upstream.accepted(), 2);
     }
     assert_eq!(gateway.seen.causes(), []);
 }
 
-/// More than sockets hold, in one frame, so that its rest stays in the gateway's buffer.
+/// More than sockets buffer, in one frame, so that a part stays in the gateway's buffer.
 const LARGE: usize = 8 << 20;
 
 /// Responds to a request of [`LARGE`] before it reads the body, which it reads when it is told to.
@@ -575,7 +575,7 @@ where
     .await
 }
 
-/// What becomes of the connection after a stream.
+/// The end of the connection after a stream.
 enum After {
     Stay,
     GoAway,
@@ -633,7 +633,7 @@ async fn after_a_goaway_requests_go_to_another_connection_and_running_ones_end()
     running.write(GET).await;
     until("the first is at the upstream", || upstream.accepted() == 1).await;
     assert_eq!(ask(gateway.address, GET).await.status(), 200);
-    // the GOAWAY is under way: until it arrives, responses still come from the first connection
+    // until the GOAWAY arrives, responses still come from the first connection
     for _ in 0..100 {
         assert_eq!(ask(gateway.address, GET).await.status(), 200);
         if upstream.accepted() == 2 {

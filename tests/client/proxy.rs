@@ -100,7 +100,7 @@ async fn answers_of_every_shape_come_through_on_one_connection() {
 
     let nothing = wire.ask("DELETE /nothing HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!((nothing.status(), nothing.get("content-length")), (204, None));
-    // a gateway may leave itself out of answers (RFC 9110 section 7.6.3)
+    // a gateway may omit itself in responses (RFC 9110 section 7.6.3)
     assert_eq!(nothing.get("via"), None);
 
     let echo = wire.ask("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nwhat").await;
@@ -299,12 +299,12 @@ async fn a_connector_of_ones_own_reaches_a_unix_socket() {
     server.abort();
 }
 
-/// A folder that goes with the test.
+/// A directory that is removed after the test.
 struct Folder(std::path::PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        // tests of one process run side by side
+        // tests of one process run concurrently
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let (process, made) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(format!("tower-upstream-{name}-{process}-{made}"));
@@ -319,7 +319,7 @@ impl Drop for Folder {
     }
 }
 
-/// A free address below the ports that the system hands out by itself, so that no connection takes it.
+/// A free address below the ephemeral ports, so that no connection takes it.
 fn quiet_address() -> SocketAddr {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let start = std::process::id() as usize * 16;
@@ -372,7 +372,7 @@ impl Nginx {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // whole before it is waited for, so that a wait in vain ends it too
+        // assigned before the wait, so that a failed wait ends it too
         let nginx = Self { child, address, _folder: folder };
         until("nginx listens", || std::net::TcpStream::connect(address).is_ok()).await;
         Some(nginx)

@@ -45,7 +45,7 @@ async fn a_websocket_passes_both_ways() {
     let echo = |upgrade: WebSocketUpgrade| async {
         upgrade.on_upgrade(|mut socket| async move {
             while let Some(Ok(message)) = socket.recv().await {
-                // the library responds to that one by itself
+                // the library itself responds to that one
                 if !matches!(message, ws::Message::Close(_)) {
                     socket.send(message).await.unwrap();
                 }
@@ -400,14 +400,14 @@ async fn an_upgrade_fails_where_http_2_is_spoken_without_asking() {
     assert_eq!(ask(gateway.address, FOO).await.status(), 502);
     assert_eq!(gateway.seen.take(), [Cause::UpgradeFailed]);
     assert_eq!(upstream.accepted(), 0);
-    // what would tunnel HTTP is no upgrade (RFC 9113 section 3.1)
+    // a protocol that would tunnel HTTP is not an upgrade (RFC 9113 section 3.1)
     let h2c = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
     assert_eq!(ask(gateway.address, h2c).await.text(), "HTTP/2.0");
 }
 
 #[tokio::test]
 async fn an_http_2_upstream_that_ends_http_1_connections_has_not_failed() {
-    // as grpc servers do where ALPN has not chosen h2; the connection is HTTP/2 where it begins with its preface
+    // as gRPC servers do if ALPN has not chosen h2: a connection that begins with the preface is HTTP/2
     let upstream = Upstream::accepting(|mut stream, _| async move {
         let mut first = [0; 3];
         let Ok(3) = stream.peek(&mut first).await else { return };
@@ -421,7 +421,7 @@ async fn an_http_2_upstream_that_ends_http_1_connections_has_not_failed() {
     })
     .await;
     let address = upstream.address;
-    // a connector of ALPN's: HTTP/2 for all but the requests that need HTTP/1.1
+    // a connector with ALPN: HTTP/2 except for requests that need HTTP/1.1
     let upgrading = Arc::new(AtomicBool::new(false));
     let http1 = upgrading.clone();
     let connector = tower::service_fn(move |_: http::Uri| {

@@ -1,4 +1,4 @@
-//! What is told of attempts, and how the parts around one call share them.
+//! What is reported about attempts, and how the parts of a stack count them.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamL
 
 use crate::support::service::{get, ms, post, seen, text};
 
-/// Spans and lines of ours, in their order.
+/// The spans and events of this crate, in order.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<String>>>);
 
@@ -60,7 +60,7 @@ impl tracing::Subscriber for Told {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// One attempt: an answer of this status, or an error.
+/// An attempt: a response with this status, or an error.
 type Act = Result<u16, Cause>;
 
 fn upstream<B>(
@@ -103,7 +103,7 @@ async fn by_the_stack(acts: &'static [Act], limit: ConcurrencyLimitLayer, held: 
     std::mem::take(&mut *told.0.lock().unwrap())
 }
 
-/// The stack knows its upstream's name where layers around a client that has none know the request's authority at most.
+/// The stack knows the name of its upstream. Single layers around a client without a name know only the request's authority.
 fn but_for_the_name(told: &[String]) -> Vec<String> {
     let names = ["upstream=\"shop\" ", "upstream=\"shop.internal\" "];
     told.iter().map(|line| names.iter().fold(line.clone(), |line, name| line.replace(name, ""))).collect()
@@ -260,13 +260,13 @@ async fn a_late_first_attempt_gets_a_second_beside_it() {
     assert_eq!((circuit.calls, circuit.failures), (1, 0), "the one that was overtaken proves nothing");
     assert_eq!(shown.failures, []);
 
-    // what is not idempotent has one attempt at a time, and is made in the plain future
+    // a request that is not idempotent has one attempt at a time
     let layer = hedged();
     let began = Instant::now();
     let answer = layer.layer(late_at_first()).oneshot(post("order")).await.unwrap();
     assert_eq!((began.elapsed(), Attempts::of(&answer).is_none()), (ms(3000), true));
     assert_eq!(text(answer).await, "first");
-    // and nothing is hedged while all that may stand aside does
+    // nothing is hedged during a bypass
     let layer = hedged();
     layer.handle().bypass(Duration::from_secs(60));
     let answer = layer.layer(late_at_first()).oneshot(get()).await.unwrap();

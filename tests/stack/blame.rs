@@ -48,7 +48,7 @@ fn dripping(pause: Duration) -> Request<ClientBody> {
     Request::post("/").body(BodyExt::boxed(StreamBody::new(frames))).unwrap()
 }
 
-/// Responds to each path as told: the status, after a time.
+/// Responds to each path with its status, after its time.
 fn upstream<B: Body<Data = Bytes, Error: std::fmt::Debug> + Send + 'static>(
     act: impl Fn(&str) -> (u16, Duration) + Clone + Send + 'static,
 ) -> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone + Send + 'static
@@ -68,7 +68,7 @@ fn circuit(layer: &UpstreamLayer) -> State {
     seen(layer).circuit.unwrap().state
 }
 
-/// How many of the others' calls are answered, while one client makes `rate` calls a second by its own path.
+/// The number of good responses to other clients, while one client makes `rate` calls per second for its own path.
 async fn served(hostile: &'static str, rate: u32, others: u32, seconds: u32, act: Act) -> (u32, u32) {
     let layer = UpstreamLayer::builder("shop").build().unwrap();
     let service = layer.layer(upstream(act));
@@ -135,7 +135,7 @@ async fn one_request_is_one_vote_however_many_attempts_it_took() {
     let shown = seen(&layer).circuit.unwrap();
     assert_eq!((shown.state, shown.failures), (State::Closed, 2));
 
-    // a request that succeeds in the end votes for the upstream
+    // a request that succeeds with its last attempt counts as a success
     let calls = Arc::new(AtomicU32::new(0));
     let first_fails = service_fn(move |_: Request<_>| {
         let first = calls.fetch_add(1, Relaxed) % 2 == 0;
@@ -144,14 +144,14 @@ async fn one_request_is_one_vote_however_many_attempts_it_took() {
     });
     let layer = UpstreamLayer::builder("shop").build().unwrap();
     let service = layer.layer(first_fails);
-    // as many as a new budget pays for
+    // as many as a new budget allows
     for _ in 0..3 {
         assert_eq!(service.clone().oneshot(request("/")).await.unwrap().status(), 200);
     }
     let shown = seen(&layer).circuit.unwrap();
     assert_eq!((shown.state, shown.calls, shown.failures), (State::Closed, 3, 0));
 
-    // and by the layers alone
+    // the same with the single layers
     let breaker = CircuitBreakerLayer::new("shop");
     let inner = ClassifyLayer::new().report_by_outer().layer(upstream(|_| (503, ms(2))));
     let service = RetryLayer::new().layer(breaker.layer(inner));
@@ -208,7 +208,7 @@ async fn an_upload_that_waits_for_its_client_holds_no_slot() {
     sleep(ms(1500)).await;
     assert_eq!(in_flight(), 0);
     assert_eq!(service.clone().oneshot(request("/")).await.unwrap().status(), 200);
-    // they were admitted: once they are sent, they count, also beyond the limit
+    // they were admitted: once they are sent they count, also above the limit
     sleep(ms(100)).await;
     let (admitted, refused): (Vec<_>, Vec<_>) = {
         let mut statuses = Vec::new();
@@ -265,7 +265,7 @@ async fn an_upload_without_an_end_that_moves_is_no_failure_of_the_upstream() {
         assert_eq!((response.status().as_u16(), Cause::of(&response)), (408, Some(Cause::UploadStalled)));
     }
     assert_eq!(circuit(&layer), State::Closed);
-    // one that the upstream does not read is
+    // an upload that the upstream does not read is a failure
     let stuck =
         layer.layer(service_fn(|request: Request<tower_upstream::stack::RequestBody<ClientBody>>| async move {
             let _unread = request.into_body();
@@ -374,7 +374,7 @@ async fn the_status_of_a_grpc_call_counts_as_the_http_status_with_its_meaning() 
             }
             let shown = seen(&layer).circuit.unwrap();
             assert_eq!((shown.failures, shown.state), (failures, end), "{status}, in trailers: {in_trailers}");
-            // a probe that is told the same does not close what it opened
+            // a probe with the same status does not close the circuit
             sleep(SECOND).await;
             let response = service.clone().oneshot(grpc("/shop.Carts/Get")).await.unwrap();
             response.into_body().collect().await.unwrap();

@@ -1,4 +1,4 @@
-//! The body of a stack's answer: it is the inner one's, and its failure is told once.
+//! The response body of a stack: it is the inner body, and its failure is reported once.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -15,7 +15,7 @@ use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 use crate::support::service::{get, ms};
 
-/// What a body does next.
+/// The next event of a body.
 #[derive(Clone, Copy)]
 enum Step {
     Data(&'static str),
@@ -76,7 +76,7 @@ impl Body for Steps {
     }
 }
 
-/// An answer with this body: of a first attempt, or of a later one.
+/// A response with this body, of the first attempt or of a later one.
 async fn answer(
     steps: &'static [Step],
     later: bool,
@@ -100,7 +100,7 @@ fn as_it_is(builder: UpstreamBuilder) -> UpstreamBuilder {
 #[tokio::test(start_paused = true)]
 async fn length_end_and_trailers_are_the_inner_bodys() {
     for later in [false, true] {
-        // the first frame is held, or was not there when the head went on
+        // the first frame is held, or was not ready when the head was returned
         for steps in [&[Data("one "), Data("two"), Trailers][..], &[Waits(9), Data("one "), Data("two"), Trailers]] {
             let (layer, mut answer) = answer(steps, later, as_it_is).await;
             let body = answer.body_mut();

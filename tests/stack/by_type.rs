@@ -1,4 +1,4 @@
-//! What a stack is made of, and the types around it.
+//! The parts of a stack, and its types.
 
 use std::convert::Infallible;
 
@@ -14,7 +14,7 @@ use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 use crate::support::service::{get, text};
 
-/// A body that is not ours, and no `Clone`, `Default` or `Sync`.
+/// A body of another crate, without `Clone`, `Default` or `Sync`.
 struct MyBody(std::cell::Cell<u8>);
 
 impl http_body::Body for MyBody {
@@ -33,7 +33,7 @@ impl http_body::Body for MyBody {
 #[tokio::test]
 async fn a_client_of_one_type_of_body_gets_it_from_an_adaptor() {
     let layer = UpstreamLayer::builder("shop").without_retry().without_upload_tracking().build().unwrap();
-    // it takes this body alone
+    // the client accepts only this body
     let client = service_fn(|request: Request<MyBody>| {
         std::future::ready(Ok::<_, std::io::Error>(Response::new(request.into_body())))
     });
@@ -42,7 +42,7 @@ async fn a_client_of_one_type_of_body_gets_it_from_an_adaptor() {
     assert_eq!(text(answer).await, "mine");
 }
 
-/// What is left out is not there, and the rest works.
+/// Parts that are removed have no effect, and the others work.
 macro_rules! without {
     ($($name:ident: $($part:ident)*;)*) => {$(
         #[tokio::test(start_paused = true)]
@@ -88,7 +88,7 @@ without! {
     nothing_but_limits_untouched: without_limiter without_circuit without_retry without_upload_tracking;
 }
 
-/// Compiles, and is never called.
+/// Is compiled only.
 fn is_at_home_in_frameworks<S>(inner: S)
 where
     S: Service<Request<RequestBody<Incoming>>, Response = Response<Incoming>, Error = hyper::Error, Future: Send>

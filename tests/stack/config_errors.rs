@@ -1,4 +1,4 @@
-//! Bad configurations: each is refused with its reason and what to set, all at once, and their good neighbours pass.
+//! Bad configurations: all their errors are reported at once, each with its reason and what to set; similar good ones pass.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tower_upstream::timeout::Timeouts;
 use tower_upstream::{ClassifyLayer, UpstreamLayer};
 
 type Build = fn() -> Result<(), ConfigErrors>;
-/// What is built, and what is told of it.
+/// The result of a build, and its log.
 type Row = ((&'static str, Build), [&'static str; 3]);
 
 fn ms(millis: u64) -> Duration {
@@ -55,14 +55,14 @@ fn classify(layer: ClassifyLayer) -> UpstreamBuilder {
     shop().classify(layer)
 }
 
-/// A configuration in code, built.
+/// Builds a configuration in code.
 macro_rules! built {
     ($builder:expr) => {
         (stringify!($builder), (|| $builder.build().map(drop)) as Build)
     };
 }
 
-/// A text of settings, built; its name is there already.
+/// Builds the settings in a text, to which the name is added.
 fn from_file(text: &str) -> Result<(), ConfigErrors> {
     let config: UpstreamConfig = toml::from_str(&format!("name = \"shop\"\n{text}")).unwrap_or_else(|error| {
         panic!("{text} is not read: {error}");
@@ -70,7 +70,7 @@ fn from_file(text: &str) -> Result<(), ConfigErrors> {
     config.builder().build().map(drop)
 }
 
-/// That one thing is wrong, for this reason, and what to set.
+/// Asserts that there is one error, with this reason and this advice.
 fn is_told(what: &str, built: Result<(), ConfigErrors>, [setting, reason, set]: [&str; 3]) {
     let error = built.expect_err(what);
     let told = error.errors().iter().any(|found| {
@@ -79,7 +79,7 @@ fn is_told(what: &str, built: Result<(), ConfigErrors>, [setting, reason, set]: 
     assert!(told, "{what}: no {setting:?} with {reason:?} and {set:?} in: {error}");
 }
 
-/// What is refused when it is said in code: setting, reason, and what to set.
+/// Configurations in code that are refused, each with setting, reason, and what to set.
 fn in_code() -> Vec<Row> {
     [names_and_limits(), inequalities(), retries(), circuits(), the_rest()].concat()
 }
@@ -123,7 +123,7 @@ fn names_and_limits() -> Vec<Row> {
     ]
 }
 
-/// Limits that do not fit, by their numbers.
+/// Timeouts that conflict, by the numbers of their inequalities.
 fn inequalities() -> Vec<Row> {
     vec![
         (built!(aligned(Topology::new().connect(s(3)))), ["alignment 1 ", "still connects", "the connect limit"]),
@@ -291,7 +291,7 @@ fn the_rest() -> Vec<Row> {
     ]
 }
 
-/// What is refused when a file says it.
+/// Files that are refused.
 const IN_FILES: [(&str, [&str; 3]); 27] = [
     ("preset = \"fast\"", ["preset", "unknown value \"fast\"", "latency_critical, standard, batch, streaming"]),
     ("preset = \"streeming\"", ["preset", "\"streeming\"", "`streaming`"]),
@@ -487,7 +487,7 @@ fn a_limiter_that_is_none_is_refused_while_it_runs_as_well() {
     assert!(error.to_string().contains("no timeout ends a call"));
 }
 
-/// Durations at the edges, and between them.
+/// Durations at the bounds, and between them.
 fn any_time() -> impl Strategy<Value = Duration> {
     prop_oneof![
         Just(Duration::ZERO),

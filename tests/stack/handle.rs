@@ -1,4 +1,4 @@
-//! Steering a stack while it runs.
+//! Control of a stack at run time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -24,7 +24,7 @@ fn shop() -> UpstreamLayer {
     open_answers().build().unwrap()
 }
 
-/// A stack that does not look for the first frame before it hands the head on: a short answer is open until it is read.
+/// A stack that does not wait for the first frame before it returns the head: a short response is open until it is read.
 fn open_answers() -> UpstreamBuilder {
     UpstreamLayer::builder("shop").classify(ClassifyLayer::new().first_frame_timeout(Duration::ZERO))
 }
@@ -205,7 +205,7 @@ async fn a_drain_refuses_new_calls_and_waits_for_bodies() {
     assert_eq!(left, DrainOutcome::TimedOut(1));
     assert_eq!(seen(&layer).state, UpstreamState::Draining);
 
-    // a bypass is no way around it
+    // a bypass does not end the drain
     handle.bypass(Duration::from_secs(60));
     let answer = service.clone().oneshot(get()).await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].as_bytes()), (503, b"1".as_slice()));
@@ -337,7 +337,7 @@ async fn a_layer_with_other_timeouts_shares_everything_else() {
     let refused = reports.clone().oneshot(get()).await.unwrap();
     assert_eq!(Cause::of(&refused), Some(Cause::CircuitOpen));
     layer.handle().reset();
-    // a change of the handle reaches both, and the timeouts stay apart
+    // a change by the handle applies to both, and their timeouts stay separate
     layer.handle().set_timeouts(Timeouts::new().response_head(ms(50)).total(ms(50))).unwrap();
     assert_eq!(text(reports.clone().oneshot(get()).await.unwrap()).await, "hello");
     let _ = layer.handle().drain(Duration::ZERO).await;

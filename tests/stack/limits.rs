@@ -82,7 +82,7 @@ async fn uploads_of_slow_clients_do_not_make_the_upstream_look_slow() {
     assert_eq!(layer.handle().snapshot(Instant::now()).limit.unwrap().limit, 1024);
 }
 
-/// What is wrong with an upstream of 20 workers.
+/// The problem of an upstream with 20 workers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Outage {
     TooManyRequests,
@@ -122,7 +122,7 @@ async fn a_healthy_upstream_is_refused_nothing_two_seconds_after_an_outage() {
     }
 }
 
-/// Asks a thousand times a second; returns how many calls were refused, without a wait for those under way.
+/// Makes a thousand calls per second; returns the number of refused ones, without waiting for those in flight.
 async fn asks<S, B>(service: &S, calls: u32) -> u32
 where
     S: Service<Request<Body>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,

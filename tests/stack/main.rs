@@ -1,4 +1,4 @@
-//! The whole stack in one layer, held to its word.
+//! Tests of the whole stack in one layer.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 

@@ -1,8 +1,8 @@
-//! Outages of every kind and length through the default stack, in virtual time: what is refused after the repair, and what
-//! the upstream gets while it is down.
+//! Outages of every kind and length behind the default stack, in virtual time: the calls that are refused after the repair, and
+//! the requests that the upstream gets while it is down.
 //!
-//! 200 calls arrive per second throughout. An outage may cost the calls that come until a probe finds it over: one for each
-//! 32 refused, at least 1/500 of the outage apart. The table is printed by
+//! 200 calls arrive per second throughout. An outage may cost the calls that arrive until a probe finds its end. There is one
+//! probe for 32 refused calls, and at least 1/500 of the outage between two. The table is printed by
 //!
 //!     cargo test --test stack outage -- --nocapture
 
@@ -32,7 +32,7 @@ const DOWN: Duration = SECOND;
 /// The calls that may be refused after the repair: a few dozen.
 const FEW: u32 = 48;
 
-/// What an upstream does while it is down.
+/// How an upstream fails while it is down.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Outage {
     Refused,
@@ -41,24 +41,24 @@ enum Outage {
     /// The upstream's own 502.
     Erring,
     TenTimesSlow,
-    /// One of four calls asks for a route that hangs; the others are well.
+    /// One of four calls is for a route that hangs; the other routes work.
     OneRoute,
-    /// Down in each first second of two: refuses connections.
+    /// Refuses connections in every other second.
     Flapping,
 }
 
 use Outage::*;
 
-/// What came of the calls.
+/// The counts of one run.
 #[derive(Debug, Default)]
 struct Told {
-    /// Calls in the outage, those the upstream got once the circuit had opened, and those that came since then.
+    /// Calls in the outage, those that the upstream got after the circuit had opened, and those that arrived since then.
     came: u32,
     reached: u32,
     since_opened: u32,
-    /// Lost while the upstream was well: before, in a good second, and on other routes.
+    /// Calls lost while the upstream worked: before the outage, in a good second, and on other routes.
     lost_while_well: u32,
-    /// Lost of those that came after the repair.
+    /// Calls lost that arrived after the repair.
     lost_after: u32,
 }
 
@@ -67,7 +67,7 @@ struct Upstream {
     begun: Instant,
     outage: Outage,
     until: Duration,
-    /// Requests that arrived since the circuit first opened, in the outage.
+    /// Requests that arrived during the outage since the circuit first opened.
     reached: Arc<AtomicU32>,
     opened: Arc<std::sync::OnceLock<Instant>>,
 }
@@ -207,7 +207,7 @@ async fn an_upstream_that_flaps_is_served_in_its_good_seconds() {
     }
 }
 
-/// The liveness that the bounds above are worth: without probes the open duration decides.
+/// Shows what the probes are worth: without them the open duration decides.
 #[tokio::test(start_paused = true)]
 async fn without_probes_recovery_waits_for_the_open_duration() {
     let long = SECOND * 30;

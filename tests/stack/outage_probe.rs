@@ -18,7 +18,7 @@ use crate::reasons::Lines;
 use crate::support::service::{get, ms, post, seen};
 use crate::support::{self, PATIENCE, StackGateway, ask, default_proxy, until};
 
-/// An upstream that responds with one status, and what it got.
+/// An upstream that responds with one status, and the requests that it got.
 #[derive(Clone, Default)]
 struct Upstream {
     status: Arc<AtomicU16>,
@@ -50,7 +50,7 @@ impl Upstream {
         Ok(Response::builder().status(self.status.load(Relaxed)).body(Full::from("hello")).unwrap())
     }
 
-    /// What it got since the last look, as method and path.
+    /// The requests since the last call of this method, as method and path.
     fn take(&self) -> Vec<String> {
         let got = std::mem::take(&mut *self.got.lock().unwrap());
         got.into_iter().map(|(method, path, _, _)| format!("{method} {path}")).collect()
@@ -109,7 +109,7 @@ async fn a_copy_of_a_refused_request_finds_out_that_the_upstream_is_back() {
     sleep(ms(9)).await;
     assert_eq!(open.upstream.take(), ["GET /cart"]);
     assert_eq!((open.state(), open.ask(post("order")).await), (State::Closed, 200));
-    // 20 calls and these two, of which one was refused: the probe is no call of a client
+    // 20 calls and these two, of which one was refused: the probe does not count as a call
     let seen = seen(&open.layer);
     assert_eq!((seen.calls, seen.circuit.unwrap().probes), (22, 1));
 }
@@ -241,7 +241,7 @@ fn a_circuit_recovers_though_the_runtime_of_its_probe_has_ended() {
         open.ask(get()).await;
         open
     });
-    // with its task
+    // the offer is dropped with its task
     drop(first);
     runtime().block_on(async {
         open.upstream.status.store(200, Relaxed);

@@ -1,4 +1,4 @@
-//! The page in place of our own answers, from each place where one is made: the same as of an `ErrorPageLayer` around.
+//! The page for local responses, from each place that makes one: it is the page of an `ErrorPageLayer` around the stack.
 
 use std::io;
 
@@ -14,7 +14,7 @@ use tower_upstream::limit::ConcurrencyLimitLayer;
 use tower_upstream::stack::UpstreamBuilder;
 use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
-/// Where an answer is made.
+/// The place that makes the response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Limiter,
@@ -23,7 +23,7 @@ enum Place {
     Deadline,
     FirstAttempt,
     LaterAttempt,
-    /// In the service inside, which is one of ours.
+    /// In the inner service, which is a layer of this crate.
     Inside,
     Upstream,
 }
@@ -39,7 +39,7 @@ const PLACES: [Place; 8] = [
     Place::Upstream,
 ];
 
-/// What a client is.
+/// A kind of client.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Client {
     Browser,
@@ -73,7 +73,7 @@ fn request(client: Client, place: Place) -> Request<Full<Bytes>> {
     request
 }
 
-/// An answer, in words.
+/// A response as text.
 async fn shown<B: Body<Data = Bytes, Error: std::fmt::Debug>>(
     answer: Response<B>,
 ) -> (StatusCode, Vec<String>, String) {
@@ -87,7 +87,7 @@ async fn shown<B: Body<Data = Bytes, Error: std::fmt::Debug>>(
     (head.status, fields(&head.headers), body)
 }
 
-/// The answer that is made in this place, by a stack that was told more.
+/// The response of this place, from a stack with these further settings.
 async fn answer(
     place: Place,
     client: Client,
@@ -143,7 +143,7 @@ async fn each_of_our_answers_is_the_page_that_a_layer_around_would_write() {
             let mut within = answer(place, client, |stack| stack.error_page(ErrorPage::new()), None).await;
             let around = answer(place, client, |stack| stack, Some(ErrorPageLayer::new(ErrorPage::new()))).await;
             if within != around {
-                // the second of the day, which stands in the page, may have changed in between
+                // the page names the second, which may have changed in between
                 within = answer(place, client, |stack| stack.error_page(ErrorPage::new()), None).await;
             }
             assert_eq!(within, around, "{place:?} {client:?}");

@@ -1,4 +1,4 @@
-//! Answers and retries, in short.
+//! Responses and retries in their simplest form.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

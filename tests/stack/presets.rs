@@ -1,4 +1,4 @@
-//! The presets as a client meets them.
+//! The presets, as clients see them.
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -71,7 +71,7 @@ async fn a_call_that_begins_late_is_polled_at_once_and_has_what_is_left_of_its_l
 async fn a_clone_that_nobody_asked_is_asked_before_it_is_called() {
     let (inner, script) = Scripted::new();
     let mut service = shop().layer(inner);
-    // tower's contract asks for poll_ready; a caller that forgets it gets an answer all the same
+    // tower's contract requires poll_ready; a caller that forgets it gets a response nevertheless
     assert_eq!(service.clone().call(get()).await.unwrap().status(), 200);
     script.pending_polls.store(2, Relaxed);
     assert_eq!(service.call(get()).await.unwrap().status(), 200);
@@ -119,7 +119,7 @@ async fn a_service_that_breaks_is_a_failure_with_its_cause() {
     let failure = Failure::of(&answer).unwrap();
     assert_eq!((failure.cause(), failure.attempts()), (Cause::ConnectionRefused, 3), "and is asked again");
 
-    // it breaks while a call waits for it
+    // the inner service breaks while a call waits for it
     script.is_broken.store(false, Relaxed);
     script.close();
     let mut call = pin!(layer.layer(inner).oneshot(get()));
@@ -159,7 +159,7 @@ async fn a_later_attempt_waits_for_its_service_under_its_limits_too() {
     let failure = Failure::of(&answer).unwrap();
     assert_eq!(
         (failure.cause(), failure.phase(), failure.replay()),
-        // the first attempt may have been processed, and this is said of the call
+        // the first attempt may have been processed, so the call may have been
         (Cause::QueueTimeout, Phase::Pool, Replay::IdempotentOnly)
     );
     assert_eq!((failure.attempts(), failure.previous().len()), (2, 1));
@@ -182,7 +182,7 @@ async fn a_later_attempt_goes_on_when_its_service_opens() {
     assert_eq!(script.calls(), 2);
 }
 
-/// Answers when it is told to, one call at a time.
+/// Responds when the test allows it, one call at a time.
 fn one_at_a_time(
     takes: Duration,
 ) -> impl Service<
@@ -269,7 +269,7 @@ async fn a_refused_call_gives_back_its_place_beneath() {
 
     let running = tokio::spawn(service.clone().oneshot(get()));
     tokio::task::yield_now().await;
-    // services that were refused, and live on
+    // the services of refused calls, which are kept
     let mut refused = Vec::new();
     for reason in ["limit", "circuit", "deadline", "drain"] {
         let mut other = service.clone();

@@ -22,7 +22,7 @@ use tower_upstream::{BadGatewayCause as Cause, ClassifyLayer, Failure, UpstreamL
 use crate::support::service::{Act, Scripted, get, ms, post, seen, text};
 use crate::support::subscribe;
 
-/// What was logged by this thread.
+/// The log of this thread.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -81,7 +81,7 @@ fn fails<B>() -> impl Service<Request<B>, Response = Refusal, Error = Failure, F
     service_fn(|_: Request<B>| async { Err(Failure::new(Cause::WrongProtocol)) })
 }
 
-/// A handler that calls this service and answers with its failure.
+/// A handler that calls this service and returns its failure.
 fn returns_failure_of<S, X, B>(
     inner: S,
 ) -> impl Service<Request<B>, Response = Response<axum::body::Body>, Error = Infallible, Future: Send> + Clone
@@ -99,7 +99,7 @@ where
 #[tokio::test]
 async fn logs_snapshots_and_failures_have_one_name_for_the_upstream() {
     let (lines, _log) = Lines::record();
-    // nothing listens there
+    // nothing listens on that port
     let proxy = ReverseProxy::builder("127.0.0.1:1".parse().unwrap(), ForwardingRules::new("edge").unwrap());
     let reported = Reported::default();
     let layer = UpstreamLayer::builder("backend").without_upload_tracking().observer(reported.clone()).build().unwrap();
@@ -243,7 +243,7 @@ async fn a_status_that_the_user_counts_as_a_failure_is_repeated_for_idempotent_m
         assert_eq!(around.clone().oneshot(request()).await.unwrap().status(), status);
         assert_eq!(std::mem::replace(&mut before, script.calls()) + attempts, script.calls());
     }
-    // without the setting, a 500 is the upstream's word
+    // without the setting, a 500 is an ordinary response of the upstream
     script.play([Act::Responds(500)]);
     let usual = UpstreamLayer::builder("shop").build().unwrap().layer(inner);
     assert_eq!(usual.oneshot(get()).await.unwrap().status(), 500);

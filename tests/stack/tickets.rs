@@ -1,4 +1,4 @@
-//! Whatever happens to a call, nothing of it stays: no slot, no probe, no count, no timer.
+//! However a call ends, it leaves nothing behind: no slot, no probe, no count, no timer.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -24,7 +24,7 @@ use tower_upstream::{BadGatewayCause as Cause, Failure, UpstreamLayer};
 
 use crate::support::service::{get, look, ms, post};
 
-/// What the service inside does with one attempt.
+/// The behaviour of the inner service in one attempt.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Answers(u16, After),
@@ -34,7 +34,7 @@ enum Act {
     PanicsWhenPolled,
 }
 
-/// What follows a head.
+/// The body after a head.
 #[derive(Clone, Copy, Debug)]
 enum After {
     Nothing,
@@ -44,7 +44,7 @@ enum After {
     Panics,
 }
 
-/// What the service inside says when it is asked.
+/// The readiness of the inner service.
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Ready,
@@ -90,7 +90,7 @@ impl Body for Frames {
     }
 }
 
-/// The service inside: what it does is taken from two lists, the last of each for ever.
+/// The inner service: its behaviour comes from two lists, whose last items repeat.
 struct Inner {
     acts: Arc<Mutex<VecDeque<(u64, Act)>>>,
     asked: Arc<Mutex<VecDeque<Asked>>>,
@@ -151,7 +151,7 @@ impl<B> Service<Request<B>> for Inner {
     }
 }
 
-/// One call: when it begins, how its request looks, after how many polls its caller leaves.
+/// A call: its beginning, its request, and the number of polls after which it is dropped.
 #[derive(Clone, Copy, Debug)]
 struct Calls {
     at: u64,
@@ -197,7 +197,7 @@ async fn steer(handle: &UpstreamHandle, steers: Steers) {
     }
 }
 
-/// Polls as often as the caller has patience for.
+/// Polls up to the number of polls of the call.
 async fn polled<F: Future>(future: F, polls: &mut u32) -> Option<F::Output> {
     let mut future = pin!(future);
     std::future::poll_fn(|cx| {
@@ -221,7 +221,7 @@ async fn holds(script: &Script) {
             move |_| shared
         })
         .retry(move |_| retry)
-        // a probe's place is given back by who has it, and not by time
+        // a probe releases its place itself, not after a time
         .circuit(move |_| {
             BreakerPolicy::new()
                 .consecutive_failures(3)
@@ -263,12 +263,12 @@ async fn holds(script: &Script) {
 
     let shown = handle.snapshot(Instant::now());
     assert_eq!((shown.in_flight, shown.limit.unwrap().in_flight, first.handle().in_flight()), (0, 0, 0));
-    // and who comes later is served: after at most a pause, by a probe
+    // later calls are served: a probe succeeds after the open duration at the latest
     handle.resume();
     *acts.lock().unwrap() = [(0, Act::Answers(200, After::Frames(1)))].into();
     *asked.lock().unwrap() = [Asked::Ready].into();
     if shown.circuit.as_ref().is_some_and(|circuit| circuit.next_probe.is_none()) {
-        // held by hand
+        // held open by an operator
         handle.release();
     }
     sleep(ms(2000)).await;

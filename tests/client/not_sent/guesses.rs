@@ -1,5 +1,4 @@
-//! What looks like a proof that nothing was sent, but is not one: an error kind, a text, the failure or the progress of
-//! another call.
+//! False proofs that nothing was sent: an error kind, a text, the failure or the progress of another call.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -202,7 +201,7 @@ enum HandsOn {
     Found,
     /// The stack's response itself.
     Answer,
-    /// What the crate makes of the error of another client.
+    /// The failure that the crate makes from the error of another client.
     FromError,
 }
 

@@ -14,7 +14,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
-/// Which protocol the peer speaks.
+/// The protocol of the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http1,
@@ -33,7 +33,7 @@ pub enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     Never,
-    /// A write beyond these bytes fails, and so does whatever follows.
+    /// A write beyond these bytes fails, and so does everything after it.
     Written(usize),
     /// A write beyond these bytes finds the connection full, and a read finds its end.
     Full(usize),
@@ -43,7 +43,7 @@ pub enum Cut {
     Read(usize),
 }
 
-/// What all connections of one peer share.
+/// The state that all connections of a peer share.
 #[derive(Clone)]
 pub struct Peer {
     protocol: Protocol,
@@ -53,7 +53,7 @@ pub struct Peer {
     seen: Arc<Mutex<Seen>>,
 }
 
-/// What the peer was sent.
+/// What the peer received.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// Bytes on the first connection, both ways.
@@ -101,7 +101,7 @@ impl Peer {
     }
 }
 
-/// The client's side of one connection; the peer's is what its writes do.
+/// The client's side of a connection; the peer reacts within the client's writes.
 pub struct Client {
     protocol: Protocol,
     cut: Cut,
@@ -109,10 +109,10 @@ pub struct Client {
     is_first: bool,
     written: usize,
     read: usize,
-    /// What the peer has received and not parsed yet.
+    /// Bytes that the peer has received and not parsed yet.
     unparsed: Vec<u8>,
     preface: bool,
-    /// What the peer has to say and the client has not read yet.
+    /// Bytes of the peer that the client has not read yet.
     answers: Vec<u8>,
     full_since: Option<Instant>,
     is_cut: bool,
@@ -202,7 +202,7 @@ impl Client {
         }
     }
 
-    /// A write finds the connection full; whoever does not read learns of its end later.
+    /// A write finds the connection full; a client that does not read notices its end later.
     fn fill(&mut self, cx: &Context<'_>) {
         if self.full_since.is_none() {
             self.full_since = Some(Instant::now());
