@@ -1,4 +1,4 @@
-//! What the table says about a cause.
+//! The properties of a cause, from the table.
 
 use http::StatusCode;
 

@@ -11,7 +11,7 @@ use crate::opaque::Opaque;
 /// Converts the request body by a function, for a service that accepts a single body type.
 ///
 /// Head, extensions, response, error and future are those of the service. tower-http's `MapRequestBodyLayer` does the
-/// same; this one needs no further crate, and also implements hyper's `Service`.
+/// same; this one needs no further crate.
 ///
 /// ```
 /// use http::{Request, Response};

@@ -20,7 +20,7 @@
 //!
 //! | setting | |
 //! |---|---|
-//! | [`fixed`](ConcurrencyLimitLayer::fixed) | so many calls; no clock is read and nothing is learned. The [stack](crate::stack) has 1,024 |
+//! | [`fixed`](ConcurrencyLimitLayer::fixed) | a fixed number of calls; no clock is read and nothing is learned. The [stack](crate::stack) has 1,024 |
 //! | [`adaptive`](ConcurrencyLimitLayer::adaptive) | learned, from 2 to 1,024 calls; other [`bounds`](ConcurrencyLimitLayer::bounds) can be set |
 //! | [`unbounded`](ConcurrencyLimitLayer::unbounded) | calls need not end (default: they are expected to) |
 //! | [`keyed`](ConcurrencyLimitLayer::keyed) | one limit per upstream (default: one for all) |

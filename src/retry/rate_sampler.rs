@@ -18,7 +18,7 @@ const TICKS: u64 = 10;
 const DECAY: u64 = 4_085_499_269;
 const DECAY_BITS: u32 = 32;
 
-/// The longest time credited at once: the floor of a rate that decays from now on adds up to this.
+/// The longest time for which the floor is credited at once: without calls the rate decays, and later time adds nothing.
 const MAX_PAID: u64 = 2_000_000;
 
 /// The unit of the rate: millionths of a call per second.

@@ -91,7 +91,7 @@ impl<B> H1<B> {
     }
 }
 
-/// The failure of a request whose connection was not idle for long enough to be closed for that: a crash.
+/// The failure of a request on a connection that was idle for too short a time to be closed as idle: a crash.
 fn crashed(stale: Failure) -> Failure {
     let cause = match stale.detail() {
         Some(Detail::Errno(_)) => BadGatewayCause::ResetBeforeResponse,

@@ -20,7 +20,7 @@ fn overloaded(now: Instant, in_flight: u32) -> Sample {
 enum Distribution {
     Constant,
     Exponential,
-    /// Nine in ten take a third, the tenth takes seven times the mean.
+    /// Nine in ten take a third of the mean, the tenth takes seven times the mean.
     Bimodal,
     /// With a sigma of 1: one in a hundred takes six times the mean.
     Lognormal,
