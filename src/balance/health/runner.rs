@@ -28,7 +28,7 @@ use crate::balance::pool::{Follow, PoolState, locked};
 /// Changes of a pool's members within this time are followed together, and so are those of weights.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Checks the endpoints of pools; clones are the same checks. See the [module](super).
+/// Checks the endpoints of pools; clones are the same checks. See [`balance`](crate::balance).
 ///
 /// An address is checked once, however many pools name it: members with the same addresses, or without addresses the same
 /// key, have the same result.
