@@ -72,7 +72,7 @@ impl<S> WarmUp<S> {
             let problem: BoxError = match prepared.await {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error,
-                Err(elapsed) => elapsed.into(),
+                Err(_) => format!("not done within {limit:?}").into(),
             };
             drop(warming);
             tracing::warn!(

@@ -12,7 +12,7 @@ use tower::util::BoxCloneSyncService;
 use tower_upstream::Failure;
 use tower_upstream::balance::{Balance, BalanceBuilder, EndpointSnapshot, Member, Outlier};
 
-use crate::health::Plain;
+use crate::health::{Lines, Plain};
 use crate::pool::{Endpoint, call, members};
 use crate::support::service::ms;
 
@@ -108,4 +108,20 @@ async fn equal_endpoints_are_no_outliers() {
     let pool: Pool = pool(u32::MAX, ms(10), &KEYS).build().unwrap();
     drive(&pool, 20, Duration::from_secs(10)).await;
     assert!(pool.handle().snapshot(Instant::now()).endpoints.iter().all(|endpoint| endpoint.outlier.is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outlier_and_its_end_are_one_log_event_each() {
+    let lines = Lines::default();
+    let _log = lines.subscribe();
+    let pool: Pool = pool(u32::MAX, ms(80), &KEYS[..3]).eject_outliers().build().unwrap();
+    drive(&pool, 40, Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(call(&pool).await, 200);
+    let events = lines.with("endpoint=\"bad\"");
+    assert_eq!(events.len(), 2, "{events:?}");
+    for part in ["WARN", "upstream=\"shop\"", "reason=responses take 80 ms, those of others 10 ms", "ejected=true"] {
+        assert!(events[0].contains(part), "{part}: {}", events[0]);
+    }
+    assert!(events[1].contains("INFO") && events[1].contains("no longer worse"), "{}", events[1]);
 }

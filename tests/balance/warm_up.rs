@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tower_upstream::balance::{Balance, BalanceHandle, EndpointSnapshot, Member};
 use tower_upstream::body::TrackedUpload;
 
-use crate::health::Plain;
+use crate::health::{Lines, Plain};
 use crate::pool::{Endpoint, Servers, call, members};
 use crate::support::service::{get as request, ms};
 use crate::support::{app, proxy, soon, until};
@@ -64,6 +64,8 @@ async fn newcomers_that_are_prepared_cause_no_panic() {
 
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_whose_preparation_fails_panics_or_takes_too_long_joins_as_it_is() {
+    let lines = Lines::default();
+    let _log = lines.subscribe();
     let servers = Servers::default();
     let pool: Pool = Balance::builder("shop", servers.factory())
         .members(members(["a"]))
@@ -83,6 +85,13 @@ async fn an_endpoint_whose_preparation_fails_panics_or_takes_too_long_joins_as_i
     assert_eq!((warming("fails"), warming("panics"), warming("hangs")), (false, false, true));
     tokio::time::sleep(ms(500)).await;
     assert!(!warming("hangs"));
+    let events = lines.with("the warm-up of a new endpoint failed");
+    assert_eq!(events.len(), 3, "the first endpoint is prepared too: {events:?}");
+    assert!(events[2].contains("endpoint=\"hangs\"") && events[2].contains("not done within 500ms"), "{}", events[2]);
+    for part in ["WARN", "upstream=\"shop\"", "endpoint=\"fails\"", "it takes calls as it is: refused", "duration_ms=0"]
+    {
+        assert!(events[0].contains(part), "{part}: {}", events[0]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
