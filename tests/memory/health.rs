@@ -28,15 +28,15 @@ async fn bytes_per_endpoint(endpoints: usize) -> (usize, usize) {
     let before = held();
     let pool = Balance::builder("shop", make).members(members).build().unwrap();
     let with_pool = held();
-    let made = Arc::new(AtomicUsize::new(0));
-    let count = made.clone();
+    let checked = Arc::new(AtomicUsize::new(0));
+    let count = checked.clone();
     let checks = HealthChecks::new(HealthCheck::new(move |_: &Member| {
         count.fetch_add(1, Relaxed);
         std::future::ready(Ok::<_, std::io::Error>(()))
     }));
     let checks = checks.unwrap();
     checks.watch(&pool.handle());
-    while made.load(Relaxed) < endpoints {
+    while checked.load(Relaxed) < endpoints {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     let with_checks = held();
