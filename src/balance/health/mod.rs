@@ -1,5 +1,6 @@
 //! Health checks: what is checked, and how often.
 
+mod checks;
 #[cfg(feature = "client")]
 mod dial;
 #[cfg(all(feature = "client", feature = "http2"))]
@@ -7,6 +8,7 @@ mod grpc;
 #[cfg(feature = "client")]
 mod http;
 mod machine;
+mod probe;
 mod progress;
 #[cfg(feature = "client")]
 mod remote;
@@ -31,7 +33,7 @@ use super::member::Member;
 use crate::body::BoxError;
 use crate::cause::{BadGatewayCause, Failure, Phase};
 
-pub use self::runner::HealthChecks;
+pub use self::checks::HealthChecks;
 pub use self::verify::{EndpointReport, Verification};
 
 type CheckFuture = Pin<Box<dyn Future<Output = Result<CheckReport, BoxError>> + Send>>;

@@ -1,12 +1,10 @@
 //! Makes the checks: one task for all endpoints of all pools that are watched.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,130 +12,36 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::HealthCheck;
 use super::machine::Machine;
+use super::probe::{Address, Probe, report};
 use super::schedule::{Lane, Queue};
-use super::{HealthCheck, InvalidHealthCheck};
-use crate::balance::agent_words::Verdict;
 use crate::balance::check_report::CheckRecord;
-use crate::balance::endpoint::Health;
 use crate::balance::handle::BalanceHandle;
 use crate::balance::member::Member;
 use crate::balance::membership::Members;
-use crate::balance::pool::{Follow, PoolState, locked};
+use crate::balance::pool::{Follow, PoolState};
 
 /// Changes of a pool's members within this time are followed together, and so are those of weights.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Checks the endpoints of pools; clones are the same checks. See [`balance`](crate::balance).
-///
-/// An address is checked once, however many pools name it: members with the same addresses, or without addresses the same
-/// key, have the same result.
-///
-/// One task makes the checks, on the runtime of the first [`watch`](Self::watch). It holds no pool, and ends when all pools
-/// and this value are dropped.
-#[derive(Clone)]
-pub struct HealthChecks {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    /// Unique in the process.
-    id: u64,
-    check: Arc<HealthCheck>,
-    /// To the task, once there is one.
-    control: Mutex<Option<mpsc::UnboundedSender<WeakHandle>>>,
-}
-
-impl HealthChecks {
-    /// Prepares checks; none is made before a pool is [watched](Self::watch).
-    ///
-    /// # Errors
-    ///
-    /// A setting cannot work.
-    pub fn new(check: HealthCheck) -> Result<Self, InvalidHealthCheck> {
-        static IDS: AtomicU64 = AtomicU64::new(1);
-        check.validate()?;
-        let shared = Shared { id: IDS.fetch_add(1, Relaxed), check: Arc::new(check), control: Mutex::new(None) };
-        Ok(Self { shared: Arc::new(shared) })
-    }
-
-    /// Checks the endpoints of this pool from now on, and follows its members, until the pool is dropped.
-    ///
-    /// A pool is checked by one `HealthChecks`: those that watched it before no longer do.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
-    pub fn watch(&self, pool: &BalanceHandle) {
-        if pool.state.checked_by.swap(self.shared.id, Relaxed) == self.shared.id {
-            return;
-        }
-        let pool = WeakHandle { state: Arc::downgrade(&pool.state), pool: Arc::downgrade(&pool.pool) };
-        let mut control = locked(&self.shared.control);
-        let unsent = match &*control {
-            Some(sender) => sender.send(pool).err().map(|unsent| unsent.0),
-            None => Some(pool),
-        };
-        // none yet, or its runtime has ended
-        if let Some(pool) = unsent {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Runner::new(self.shared.id, self.shared.check.clone(), receiver).run());
-            let _ = sender.send(pool);
-            *control = Some(sender);
-        }
-    }
-}
-
-impl fmt::Debug for HealthChecks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HealthChecks").field("check", &self.shared.check).finish_non_exhaustive()
-    }
-}
-
 /// A pool that ends when its services and handles do.
-struct WeakHandle {
+pub(super) struct WeakHandle {
     state: Weak<PoolState>,
     pool: Weak<dyn Follow>,
 }
 
 impl WeakHandle {
+    pub(super) fn of(pool: &BalanceHandle) -> Self {
+        Self { state: Arc::downgrade(&pool.state), pool: Arc::downgrade(&pool.pool) }
+    }
+
     fn upgrade(&self) -> Option<BalanceHandle> {
         Some(BalanceHandle { state: self.state.upgrade()?, pool: self.pool.upgrade()? })
     }
 }
 
-/// What is connected to: the addresses of a member, or its key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Address {
-    Key(Arc<str>),
-    Addresses(Box<[SocketAddr]>),
-}
-
-impl Address {
-    fn of(member: &Member) -> Self {
-        if member.addresses.is_empty() {
-            return Self::Key(member.key.clone());
-        }
-        let mut addresses: Box<[_]> = member.addresses.as_slice().into();
-        addresses.sort_unstable();
-        Self::Addresses(addresses)
-    }
-}
-
-/// The checks of one address.
-struct Probe {
-    address: Address,
-    member: Arc<Member>,
-    machine: Machine,
-    weight_percent: u32,
-    last: Option<Arc<CheckRecord>>,
-    lane: Lane,
-    /// When the next check is due; `None` while one runs.
-    due: Option<Instant>,
-    /// The pools that name the address, and by which key.
-    users: Vec<(u64, Arc<str>)>,
-}
-
+/// A pool, and the probes of its members.
 struct Watched {
     handle: WeakHandle,
     /// The probes of its members, by their keys.
@@ -162,7 +66,7 @@ enum Event {
 }
 
 /// The task that makes the checks.
-struct Runner {
+pub(super) struct Runner {
     id: u64,
     check: Arc<HealthCheck>,
     control: mpsc::UnboundedReceiver<WeakHandle>,
@@ -181,7 +85,7 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(id: u64, check: Arc<HealthCheck>, control: mpsc::UnboundedReceiver<WeakHandle>) -> Self {
+    pub(super) fn new(id: u64, check: Arc<HealthCheck>, control: mpsc::UnboundedReceiver<WeakHandle>) -> Self {
         Self {
             id,
             queue: Queue::new(check.max_concurrent),
@@ -199,7 +103,7 @@ impl Runner {
         }
     }
 
-    async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         while self.is_shared || !self.pools.is_empty() {
             let now = Instant::now();
             self.start_due(now);
@@ -350,16 +254,7 @@ impl Runner {
         let due = Machine::first_at(&self.check.schedule, among, Instant::now(), fastrand::u32(..));
         self.queue.insert(Lane::Slow, due, id);
         self.by_address.insert(address.clone(), id);
-        let probe = Probe {
-            address,
-            member: member.clone(),
-            machine: Machine::new(),
-            weight_percent: 100,
-            last: None,
-            lane: Lane::Slow,
-            due: Some(due),
-            users: vec![user],
-        };
+        let probe = Probe::new(address, member.clone(), due, user);
         self.probes.insert(id, probe);
         id
     }
@@ -390,19 +285,12 @@ impl Runner {
         let Checked { probe: id, lane, began, record } = checked;
         self.queue.end(lane);
         let Some(probe) = self.probes.get_mut(&id) else { return };
-        let before = probe.machine.health();
-        let change = probe.machine.on_result(record.report.verdict, &self.check.schedule);
-        if let Some(percent) = record.report.weight_percent {
-            probe.weight_percent = percent;
-        } else if record.report.verdict == Verdict::Pass {
-            probe.weight_percent = 100;
-        }
+        let record = Arc::new(record);
+        let change = probe.record(&record, &self.check.schedule);
         probe.lane = if self.check.is_slow(record.took) { Lane::Slow } else { Lane::Quick };
-        let due = now.max(began + probe.machine.interval(&self.check.schedule, fastrand::u32(..)));
+        let due = now.max(began + probe.interval(&self.check.schedule));
         probe.due = Some(due);
         self.queue.insert(probe.lane, due, id);
-        let record = Arc::new(record);
-        probe.last = Some(record.clone());
         let mut gone = Vec::new();
         for (pool, key) in &probe.users {
             let handle = self.pools.get(pool).and_then(|watched| watched.handle.upgrade());
@@ -411,8 +299,8 @@ impl Runner {
                     if probe.publish(&handle, key) {
                         self.weights.insert(*pool);
                     }
-                    if let Some(health) = change {
-                        report(handle.name(), key, before, health, &record);
+                    if let Some(change) = change {
+                        report(handle.name(), key, change, &record);
                     }
                 }
                 _ => gone.push(*pool),
@@ -421,45 +309,5 @@ impl Runner {
         for pool in gone {
             self.forget(pool);
         }
-    }
-}
-
-impl Probe {
-    /// Tells a pool what is known. Its circuit is none of the checks' business: only calls close what calls have opened.
-    ///
-    /// Returns whether the weight has changed.
-    fn publish(&self, pool: &BalanceHandle, key: &str) -> bool {
-        let Some(endpoint) = pool.endpoint(key) else { return false };
-        if endpoint.set_health(self.machine.health()) {
-            pool.state.stale.store(true, Relaxed);
-        }
-        if let Some(record) = &self.last {
-            *locked(&endpoint.last_check) = Some(record.clone());
-        }
-        endpoint.set_weight_percent(self.weight_percent.min(1000))
-    }
-}
-
-fn report(upstream: &str, endpoint: &str, before: Health, health: Health, record: &CheckRecord) {
-    let (reason, duration_ms) = (record.report.text(), u64::try_from(record.took.as_millis()).unwrap_or(u64::MAX));
-    let status = record.report.status();
-    match health {
-        Health::Unhealthy => tracing::warn!(
-            target: "tower_upstream", upstream, endpoint, reason, status, duration_ms,
-            "health checks failed: the endpoint takes no calls"
-        ),
-        Health::Draining => tracing::warn!(
-            target: "tower_upstream", upstream, endpoint, reason, status, duration_ms,
-            "the endpoint asked for no new calls"
-        ),
-        // the usual case of a newcomer
-        _ if before == Health::Unknown => tracing::debug!(
-            target: "tower_upstream", upstream, endpoint, status, duration_ms,
-            "health checks passed"
-        ),
-        _ => tracing::info!(
-            target: "tower_upstream", upstream, endpoint, status, duration_ms,
-            "health checks passed: the endpoint takes calls again"
-        ),
     }
 }
