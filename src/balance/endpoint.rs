@@ -476,3 +476,44 @@ impl EndpointState {
 fn counts_as_failure(status: StatusCode) -> bool {
     status.is_server_error()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn state() -> EndpointState {
+        let parts = Parts { circuit: None, limit: None, slow_start: Duration::ZERO, origin: Instant::now() };
+        EndpointState::new(Arc::new(Member::new("a")), 0.0, 0, parts)
+    }
+
+    proptest! {
+        #[test]
+        fn an_endpoint_takes_calls_if_its_health_its_preparation_and_its_comparison_with_others_allow_it(
+            changes in proptest::collection::vec((0_usize..6, any::<bool>()), 0..40),
+        ) {
+            let state = state();
+            let (mut health, mut is_warming, mut is_ejected) = (Health::Unknown, false, false);
+            for (change, is_on) in changes {
+                match change {
+                    4 => {
+                        is_warming = is_on;
+                        state.set_warming(is_on);
+                    }
+                    5 => {
+                        is_ejected = is_on;
+                        state.set_ejected(is_on);
+                    }
+                    other => {
+                        prop_assert_eq!(state.set_health(Health::ALL[other]), health != Health::ALL[other]);
+                        health = Health::ALL[other];
+                    }
+                }
+                prop_assert_eq!((state.health(), state.is_warming(), state.is_ejected()), (health, is_warming, is_ejected));
+                let takes_calls = matches!(health, Health::Unknown | Health::Healthy) && !is_warming && !is_ejected;
+                prop_assert_eq!(state.is_available(), takes_calls);
+            }
+        }
+    }
+}

@@ -144,6 +144,8 @@ impl BalanceHandle {
     }
 
     /// Sets what health checks have found about the endpoint with this key.
+    ///
+    /// [`HealthChecks`](super::HealthChecks) of the pool set it again after each check.
     pub fn set_health(&self, key: &str, health: Health) {
         if self.endpoint(key).is_some_and(|endpoint| endpoint.set_health(health)) {
             self.state.stale.store(true, Relaxed);

@@ -109,6 +109,7 @@
 //! | the source of the members fails | an event at level WARN with `members`, `age_s` |
 //! | it works again | an event at level INFO |
 //! | the health of an endpoint changes | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `status`, `duration_ms` |
+//! | the warm-up of an endpoint fails | an event at level WARN, with `upstream`, `endpoint`, `duration_ms` |
 //! | an endpoint is an outlier, or no longer | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `ejected` |
 //! | a shift goes on or is rolled back | an event at level INFO or WARN with `from`, `to`, the share or the counts |
 //! | [`BalanceHandle::snapshot`] | endpoints with state, calls in flight and latency; the source's state |

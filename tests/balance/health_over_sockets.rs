@@ -220,6 +220,28 @@ async fn each_check_opens_a_connection_of_its_own_and_closes_it() {
 }
 
 #[tokio::test]
+async fn an_http2_endpoint_that_hangs_leaves_no_connection_behind() {
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, peak) = (open.clone(), most.clone());
+    let server = Upstream::scripted(move |mut wire, _| {
+        let (now, peak) = (now.clone(), peak.clone());
+        async move {
+            peak.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
+            assert!(wire.ends_within(PATIENCE).await);
+            now.fetch_sub(1, Relaxed);
+        }
+    })
+    .await;
+    for _ in 0..5 {
+        let check = HealthCheck::grpc("").timeout(std::time::Duration::from_millis(50));
+        let text = text_of(check, member(&server)).await;
+        assert_eq!(text, "no result within 50ms, in phase wait");
+    }
+    until("all are closed", || open.load(Relaxed) == 0).await;
+    assert!(server.accepted() >= 5);
+}
+
+#[tokio::test]
 async fn a_verification_says_how_far_each_endpoint_has_come() {
     let (server, pem) = tls_app(Router::new().route("/health", get(|| async { "ok" })), &[b"http/1.1"]).await;
     let plain = app(health(response(200, ""))).await;
