@@ -180,21 +180,22 @@ async fn a_check_ends_whatever_the_endpoint_sends() {
         })
         .await
     };
-    let limit = std::time::Duration::from_millis(400);
-    let check = || HealthCheck::http("/").timeout(limit);
+    let check = || HealthCheck::http("/");
     let endless = sent(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n", &[b'x'; 8192]).await;
     assert!(found(check(), member(&endless)).await.report.is_passed(), "4 KiB are enough");
-    for (bytes, rest) in [
+    let hostile = [
         (&b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx"[..], &b""[..]),
         (b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
         (b"HTTP/1.1 200 OK\r\n", b"x: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n"),
         (b"SSH-2.0-OpenSSH\r\n", b""),
         (b"", b""),
-    ] {
+    ];
+    let found = hostile.map(|(bytes, rest)| async move {
         let hostile = sent(bytes, rest).await;
-        let record = soon(found(check(), member(&hostile))).await;
-        assert!(!record.report.is_passed() && record.took <= limit * 4, "{bytes:?}: {record:?}");
-    }
+        let record = found(check(), member(&hostile)).await;
+        assert!(!record.report.is_passed(), "{bytes:?}: {record:?}");
+    });
+    soon(futures_util::future::join_all(found)).await;
 }
 
 #[tokio::test]
@@ -233,9 +234,9 @@ async fn an_http2_endpoint_that_hangs_leaves_no_connection_behind() {
     })
     .await;
     for _ in 0..5 {
-        let check = HealthCheck::grpc("").timeout(std::time::Duration::from_millis(50));
+        let check = HealthCheck::grpc("").timeout(std::time::Duration::from_millis(200));
         let text = text_of(check, member(&server)).await;
-        assert_eq!(text, "no result within 50ms, in phase wait");
+        assert_eq!(text, "no result within 200ms, in phase wait");
     }
     until("all are closed", || open.load(Relaxed) == 0).await;
     assert!(server.accepted() >= 5);
@@ -256,7 +257,7 @@ async fn a_verification_says_how_far_each_endpoint_has_come() {
     let members = [Member::new(closed.to_string()), member(&plain), up, member(&silent), Member::new("a b")];
     let pool: Balance<Endpoint<Plain>> =
         Balance::builder("shop", Servers::default().factory()).members(members).build().unwrap();
-    let check = HealthCheck::http("/health").tls(&tls).timeout(std::time::Duration::from_millis(700));
+    let check = HealthCheck::http("/health").tls(&tls).timeout(std::time::Duration::from_millis(1_500));
 
     let mut early = check.verify(&pool.handle()).unwrap();
     assert!(soon(early.any_passed()).await, "one good endpoint is enough");
