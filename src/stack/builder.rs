@@ -300,11 +300,24 @@ impl UpstreamBuilder {
         self
     }
 
+    #[cfg(feature = "balance")]
+    fn has_endpoints(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    #[cfg(not(feature = "balance"))]
+    #[allow(clippy::unused_self)] // of a stack with the feature
+    fn has_endpoints(&self) -> bool {
+        false
+    }
+
     /// Applies all changes to the preset.
     pub(super) fn resolve(self) -> Resolved {
-        let preset = self.preset.timeouts();
+        let (preset, has_endpoints) = (self.preset.timeouts(), self.has_endpoints());
         let timeouts = self.timeouts.apply(preset);
         let window = self.preset.retries_within().filter(|_| timeouts.response_head == preset.response_head);
+        // at another endpoint, an attempt that hung is worth a second one
+        let window = window.map(|window| if has_endpoints { 2 * window } else { window });
         // the preset's attempts are not meant to follow each other in full length
         let in_full = window.is_none() || timeouts.attempt != preset.attempt;
         let timeouts = within_total(timeouts, &preset);

@@ -286,6 +286,11 @@ impl UpstreamHandle {
         then: impl FnOnce() -> Result<(), ConfigError>,
     ) -> Result<(), ConfigErrors> {
         let shared = &*self.shared;
+        #[cfg(feature = "balance")]
+        let builder = match shared.pool.clone() {
+            Some(pool) => builder.pool(pool),
+            None => builder,
+        };
         let name = builder.name.clone();
         let settings = builder.resolve();
         let mut found = validate::check(&shared.name, &settings).errors;

@@ -62,7 +62,8 @@
 //! The presets for clients that wait answer within 5 s if the upstream hangs: after `response_head`, which begins at the end
 //! of the request body. Their retries end that long after the call began, so that a first attempt that hung is not repeated,
 //! while one that failed at once is. This window belongs to the preset's `response_head`: with another one, retries end
-//! with the total. A page or long poll that takes longer than 4.5 s needs a longer `response_head`
+//! with the total. Around a pool of endpoints they end after twice that time, because an attempt that hung may succeed at another
+//! endpoint: the client is answered within 9 s if all of them hang. A page or long poll that takes longer than 4.5 s needs a longer `response_head`
 //! ([`with_timeouts`](UpstreamLayer::with_timeouts) for its route). [`Batch`](Preset::Batch) is for work that takes minutes,
 //! and waits as long.
 //!

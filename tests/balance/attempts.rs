@@ -62,6 +62,24 @@ async fn an_attempt_that_timed_out_is_repeated_elsewhere() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn by_default_one_attempt_that_hung_is_repeated_elsewhere() {
+    let servers = Servers::default();
+    let stack = stack(&servers, &["a", "b"]);
+    servers.set("a", Act::Hangs);
+    let mut longest = ms(0);
+    for _ in 0..4 {
+        let begun = Instant::now();
+        assert_eq!(stack.clone().oneshot(get()).await.unwrap().status(), 200);
+        longest = longest.max(begun.elapsed());
+    }
+    assert!(longest >= ms(4500) && longest < ms(4600), "{longest:?}");
+    servers.set("b", Act::Hangs);
+    let begun = Instant::now();
+    assert_eq!(stack.oneshot(get()).await.unwrap().status(), 504);
+    assert!(begun.elapsed() <= ms(9010), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hedge_goes_to_another_endpoint() {
     let servers = Servers::default();
     let pool = Balance::builder("shop", servers.factory()).members(members(["a", "b"])).build().unwrap();
