@@ -14,6 +14,7 @@ mod model;
 mod outliers;
 mod pool;
 mod probes;
+mod real_sockets;
 mod scenarios;
 mod shift;
 mod simulation;
