@@ -24,7 +24,7 @@ pub type BoxUpstreamBody = Pin<Box<dyn Body<Data = Bytes, Error = Failure> + Sen
 
 /// An [`Upstream`] in a box, for a field of a struct: its type names only the request body.
 ///
-/// A call costs three allocations more than that of an `Upstream`: its future, and the response body.
+/// A call costs two allocations more than that of an `Upstream`: one for its future, and one for the response body.
 pub struct BoxUpstream<B> {
     service: Box<dyn Call<B>>,
 }

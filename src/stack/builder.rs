@@ -280,7 +280,7 @@ impl UpstreamBuilder {
 
     /// Adds a [`CallSummary`](super::CallSummary) to the extensions of every response (default: none).
     ///
-    /// It costs about 500 instructions and 2 allocations per call, most of them for the map of the extensions.
+    /// It costs about 800 instructions and 3 allocations per call, most of them for the map of the extensions.
     pub fn call_summary(mut self) -> Self {
         self.has_summary = true;
         self
