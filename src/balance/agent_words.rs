@@ -10,7 +10,7 @@ const MAX_DEPTH: usize = 32;
 
 /// What one check says about the health of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum CheckResult {
     Pass,
     Fail,
     /// The endpoint asks for no new calls.
@@ -20,7 +20,7 @@ pub(super) enum Verdict {
 /// What an endpoint says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Words {
-    pub(super) verdict: Option<Verdict>,
+    pub(super) verdict: Option<CheckResult>,
     pub(super) weight_percent: Option<u32>,
 }
 
@@ -62,30 +62,30 @@ fn percent(word: &str) -> Option<u32> {
     Some(digits.parse().unwrap_or(u32::MAX).min(1000))
 }
 
-fn of_word(word: &str) -> Option<Verdict> {
+fn of_word(word: &str) -> Option<CheckResult> {
     Some(match word {
-        "up" | "ready" => Verdict::Pass,
-        "drain" | "maint" => Verdict::Drain,
-        "down" | "fail" | "failed" | "stopped" => Verdict::Fail,
+        "up" | "ready" => CheckResult::Pass,
+        "drain" | "maint" => CheckResult::Drain,
+        "down" | "fail" | "failed" | "stopped" => CheckResult::Fail,
         _ => return None,
     })
 }
 
 /// The status of a health document (draft-inadarei-api-health-check), or of those in use.
-fn of_status(status: &str) -> Option<Verdict> {
+fn of_status(status: &str) -> Option<CheckResult> {
     Some(match &*status.to_ascii_lowercase() {
-        "pass" | "ok" | "up" | "ready" | "warn" | "healthy" | "degraded" => Verdict::Pass,
-        "drain" | "draining" | "maint" | "maintenance" | "out_of_service" => Verdict::Drain,
-        "fail" | "error" | "down" | "unhealthy" => Verdict::Fail,
+        "pass" | "ok" | "up" | "ready" | "warn" | "healthy" | "degraded" => CheckResult::Pass,
+        "drain" | "draining" | "maint" | "maintenance" | "out_of_service" => CheckResult::Drain,
+        "fail" | "error" | "down" | "unhealthy" => CheckResult::Fail,
         _ => return None,
     })
 }
 
-fn worse(one: Verdict, other: Verdict) -> Verdict {
-    let rank = |verdict: Verdict| match verdict {
-        Verdict::Pass => 0,
-        Verdict::Drain => 1,
-        Verdict::Fail => 2,
+fn worse(one: CheckResult, other: CheckResult) -> CheckResult {
+    let rank = |verdict: CheckResult| match verdict {
+        CheckResult::Pass => 0,
+        CheckResult::Drain => 1,
+        CheckResult::Fail => 2,
     };
     if rank(one) >= rank(other) { one } else { other }
 }
@@ -180,22 +180,22 @@ mod tests {
 
     use super::*;
 
-    fn verdict(text: &str) -> Option<Verdict> {
+    fn verdict(text: &str) -> Option<CheckResult> {
         read(text.as_bytes()).verdict
     }
 
     #[test]
     fn agents_words_are_understood() {
         for (text, expected, weight) in [
-            ("ready", Some(Verdict::Pass), None),
-            ("up\n", Some(Verdict::Pass), None),
-            ("DRAIN", Some(Verdict::Drain), None),
-            ("maint # until 3 a.m.", Some(Verdict::Drain), None),
-            ("down", Some(Verdict::Fail), None),
-            ("up ready 75%", Some(Verdict::Pass), Some(75)),
+            ("ready", Some(CheckResult::Pass), None),
+            ("up\n", Some(CheckResult::Pass), None),
+            ("DRAIN", Some(CheckResult::Drain), None),
+            ("maint # until 3 a.m.", Some(CheckResult::Drain), None),
+            ("down", Some(CheckResult::Fail), None),
+            ("up ready 75%", Some(CheckResult::Pass), Some(75)),
             ("weight:50%", None, Some(50)),
-            ("up, weight:50%, maxconn:30\r\n", Some(Verdict::Pass), Some(50)),
-            ("drain ready", Some(Verdict::Drain), None),
+            ("up, weight:50%, maxconn:30\r\n", Some(CheckResult::Pass), Some(50)),
+            ("drain ready", Some(CheckResult::Drain), None),
             ("weight:99999999999999%", None, Some(1000)),
             ("0%", None, Some(0)),
         ] {
@@ -213,13 +213,13 @@ mod tests {
     #[test]
     fn the_status_of_a_health_document_is_understood() {
         for (text, expected) in [
-            (r#"{"status":"pass"}"#, Some(Verdict::Pass)),
-            (r#" { "version": "1", "status" : "fail", "checks": {"#, Some(Verdict::Fail)),
-            (r#"{"checks":{"db":[{"status":"fail"}]},"notes":["}","\"]"],"status":"warn"}"#, Some(Verdict::Pass)),
-            (r#"{"status":"UP","components":{"db":{"status":"DOWN"}}}"#, Some(Verdict::Pass)),
-            (r#"{"status":"OUT_OF_SERVICE"}"#, Some(Verdict::Drain)),
-            (r#"{"a":-1.5e3,"status":"draining"}"#, Some(Verdict::Drain)),
-            (r#"{"status":"maint"}"#, Some(Verdict::Drain)),
+            (r#"{"status":"pass"}"#, Some(CheckResult::Pass)),
+            (r#" { "version": "1", "status" : "fail", "checks": {"#, Some(CheckResult::Fail)),
+            (r#"{"checks":{"db":[{"status":"fail"}]},"notes":["}","\"]"],"status":"warn"}"#, Some(CheckResult::Pass)),
+            (r#"{"status":"UP","components":{"db":{"status":"DOWN"}}}"#, Some(CheckResult::Pass)),
+            (r#"{"status":"OUT_OF_SERVICE"}"#, Some(CheckResult::Drain)),
+            (r#"{"a":-1.5e3,"status":"draining"}"#, Some(CheckResult::Drain)),
+            (r#"{"status":"maint"}"#, Some(CheckResult::Drain)),
             (r#"{"components":{"db":{"status":"DOWN"}}}"#, None),
             (r#"{"status":"sideways"}"#, None),
             (r#"{"status":200}"#, None),
@@ -249,7 +249,7 @@ mod tests {
         fn a_document_cut_off_anywhere_never_says_something_else(cut in 0_usize..70) {
             let text = br#"{"a":{"status":"fail"},"b":["fail"],"status":"pass","c":"fail"}"#;
             let words = read(&text[..cut.min(text.len())]);
-            prop_assert!(matches!(words.verdict, None | Some(Verdict::Pass)));
+            prop_assert!(matches!(words.verdict, None | Some(CheckResult::Pass)));
         }
     }
 }

@@ -20,20 +20,20 @@ use crate::classify::ClassifyLayer;
 use crate::exchange::ProbeSource;
 use crate::limit::ConcurrencyLimitLayer;
 
-type Make<S> = Box<dyn Fn(&Member) -> S + Send + Sync>;
+type Factory<S> = Box<dyn Fn(&Member) -> S + Send + Sync>;
 
 /// Builds a [`Balance`]; see its [module](super).
 #[must_use]
 pub struct BalanceBuilder<S> {
     name: Arc<str>,
-    make: Make<S>,
+    make: Factory<S>,
     members: Vec<Member>,
     settings: Settings,
     warm_up: Option<WarmUp<S>>,
 }
 
 impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
-    pub(super) fn new(name: Arc<str>, make: Make<S>) -> Self {
+    pub(super) fn new(name: Arc<str>, make: Factory<S>) -> Self {
         Self { name, make, members: Vec::new(), settings: Settings::default(), warm_up: None }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::agent_words::{self, Verdict};
+use super::agent_words::{self, CheckResult};
 
 /// The largest size of the text of a report, in bytes.
 const MAX_TEXT: usize = 200;
@@ -22,7 +22,7 @@ const MAX_TEXT: usize = 200;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct CheckReport {
-    pub(super) verdict: Verdict,
+    pub(super) verdict: CheckResult,
     pub(super) weight_percent: Option<u32>,
     pub(super) status: Option<u16>,
     pub(super) text: String,
@@ -31,17 +31,17 @@ pub struct CheckReport {
 impl CheckReport {
     /// The check has passed.
     pub fn passed() -> Self {
-        Self::new(Verdict::Pass, "")
+        Self::new(CheckResult::Pass, "")
     }
 
     /// The check has failed for this reason, of which the first 200 bytes are kept.
     pub fn failed(reason: impl AsRef<str>) -> Self {
-        Self::new(Verdict::Fail, reason.as_ref())
+        Self::new(CheckResult::Fail, reason.as_ref())
     }
 
     /// The endpoint asks for no new calls, which counts at once; it takes calls again after a check that has passed.
     pub fn draining() -> Self {
-        Self::new(Verdict::Drain, "")
+        Self::new(CheckResult::Drain, "")
     }
 
     /// Reads what an endpoint says about itself, in the words of agent checks or as a JSON document.
@@ -63,13 +63,13 @@ impl CheckReport {
         let text = &text[..text.len().min(agent_words::MAX_BODY)];
         let found = agent_words::read(text);
         match found.verdict {
-            Some(verdict @ (Verdict::Fail | Verdict::Drain)) => {
+            Some(verdict @ (CheckResult::Fail | CheckResult::Drain)) => {
                 self.verdict = verdict;
                 if self.text.is_empty() {
                     self.text = printable(&String::from_utf8_lossy(text));
                 }
             }
-            Some(Verdict::Pass) | None => {}
+            Some(CheckResult::Pass) | None => {}
         }
         match found.weight_percent {
             Some(percent) => self.weight_percent(percent),
@@ -77,15 +77,15 @@ impl CheckReport {
         }
     }
 
-    pub(super) fn new(verdict: Verdict, text: &str) -> Self {
+    pub(super) fn new(verdict: CheckResult, text: &str) -> Self {
         Self { verdict, weight_percent: None, status: None, text: printable(text) }
     }
 
     /// Sets the part of its weight, in percent, that the endpoint asks for (default 100); 0 is
     /// [`draining`](Self::draining).
     pub fn weight_percent(mut self, percent: u32) -> Self {
-        if percent == 0 && self.verdict == Verdict::Pass {
-            self.verdict = Verdict::Drain;
+        if percent == 0 && self.verdict == CheckResult::Pass {
+            self.verdict = CheckResult::Drain;
         } else {
             self.weight_percent = Some(percent);
         }
@@ -94,12 +94,12 @@ impl CheckReport {
 
     /// Whether the check has passed.
     pub fn is_passed(&self) -> bool {
-        self.verdict == Verdict::Pass
+        self.verdict == CheckResult::Pass
     }
 
     /// Whether the endpoint asks for no new calls.
     pub fn is_draining(&self) -> bool {
-        self.verdict == Verdict::Drain
+        self.verdict == CheckResult::Drain
     }
 
     /// The HTTP or gRPC status, if there was one.

@@ -83,7 +83,7 @@ pub(super) struct EndpointState {
 }
 
 /// The parts of an endpoint that its member does not change.
-pub(super) struct Parts {
+pub(super) struct EndpointParts {
     pub(super) circuit: Option<CircuitHandle>,
     pub(super) limit: Option<LimitHandle>,
     pub(super) slow_start: Duration,
@@ -91,7 +91,7 @@ pub(super) struct Parts {
 }
 
 impl EndpointState {
-    pub(super) fn new(member: Arc<Member>, average: f32, now: u64, parts: Parts) -> Self {
+    pub(super) fn new(member: Arc<Member>, average: f32, now: u64, parts: EndpointParts) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(1);
         Self {
             id: IDS.fetch_add(1, Relaxed),
@@ -484,7 +484,7 @@ mod tests {
     use super::*;
 
     fn state() -> EndpointState {
-        let parts = Parts { circuit: None, limit: None, slow_start: Duration::ZERO, origin: Instant::now() };
+        let parts = EndpointParts { circuit: None, limit: None, slow_start: Duration::ZERO, origin: Instant::now() };
         EndpointState::new(Arc::new(Member::new("a")), 0.0, 0, parts)
     }
 

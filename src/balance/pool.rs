@@ -9,12 +9,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::choice::{Candidate, Choice, Weights};
-use super::endpoint::{Endpoint, EndpointComponent, EndpointSpec, EndpointState, Parts, TrackUploads, nanos};
+use super::endpoint::{Endpoint, EndpointComponent, EndpointParts, EndpointSpec, EndpointState, TrackUploads, nanos};
 use super::levels::{ALL, LevelCount, shares};
 use super::member::{Member, MemberState};
 use super::membership::{Members, Membership};
 use super::outlier;
-use super::review::{Rules, review};
+use super::review::{ReviewRules, review};
 use super::settings::Settings;
 use super::warm_up::WarmUp;
 use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
@@ -37,7 +37,7 @@ pub(super) struct PoolState {
     pub(super) circuit: Mutex<Option<BreakerPolicy>>,
     pub(super) membership: Mutex<Membership>,
     pub(super) endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointState>>>,
-    /// The share of its calls that each group takes, in 65,536ths, while it is not all.
+    /// The share of its calls that each group takes, of 65,536, while it is not all.
     pub(super) groups: Mutex<HashMap<Arc<str>, u32>>,
     pub(super) members: watch::Sender<Members>,
     /// The availability of an endpoint has changed since the shares of the levels were computed.
@@ -215,7 +215,8 @@ impl<S: Clone> Pool<S> {
         }
         // without calls for longer than the window, counts of before would be in it
         let is_late = now - due > 5 * outlier::REVIEW;
-        let rules = Rules { upstream: &self.state.name, ejects: self.state.settings.ejects_outliers, is_late, now };
+        let rules =
+            ReviewRules { upstream: &self.state.name, ejects: self.state.settings.ejects_outliers, is_late, now };
         for level in &table.levels {
             if review(&level.endpoints, rules) {
                 self.state.stale.store(true, Relaxed);
@@ -357,7 +358,7 @@ impl<S: Clone> Pool<S> {
         let circuit = Settings::circuit_for(&member, &self.state);
         let limit = settings.limiter_for(&member);
         let service = (self.make)(&member);
-        let parts = Parts {
+        let parts = EndpointParts {
             circuit: circuit.as_ref().map(CircuitBreakerLayer::handle),
             limit: limit.as_ref().map(ConcurrencyLimitLayer::handle),
             slow_start: settings.slow_start,

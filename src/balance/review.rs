@@ -7,7 +7,7 @@ use super::outlier::{self, Outlier};
 
 /// How the endpoints of a level are compared.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules<'a> {
+pub(super) struct ReviewRules<'a> {
     pub(super) upstream: &'a str,
     /// Outliers are ejected, as long as half of the level takes calls.
     pub(super) ejects: bool,
@@ -18,7 +18,7 @@ pub(super) struct Rules<'a> {
 }
 
 /// Reviews the endpoints of a level. Returns whether some are ejected, or no longer.
-pub(super) fn review<S>(endpoints: &[Arc<Endpoint<S>>], rules: Rules<'_>) -> bool {
+pub(super) fn review<S>(endpoints: &[Arc<Endpoint<S>>], rules: ReviewRules<'_>) -> bool {
     let samples: Vec<_> = endpoints.iter().map(|endpoint| sample(&endpoint.state, rules.is_late)).collect();
     let mut has_changed = false;
     let count_unavailable = || endpoints.iter().filter(|endpoint| !endpoint.state.is_available()).count();
@@ -44,7 +44,7 @@ fn sample(state: &EndpointState, is_late: bool) -> outlier::Sample {
 
 impl EndpointState {
     /// Takes what the comparison has found. Returns whether the endpoint is ejected now, or no longer.
-    fn judge(&self, finding: Option<Outlier>, may_eject: bool, rules: Rules<'_>) -> bool {
+    fn judge(&self, finding: Option<Outlier>, may_eject: bool, rules: ReviewRules<'_>) -> bool {
         let mut review = self.review();
         if self.is_ejected() {
             if !review.has_ended(rules.now) {

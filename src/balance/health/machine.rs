@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::balance::agent_words::Verdict;
+use crate::balance::agent_words::CheckResult;
 use crate::balance::endpoint::Health;
 
 /// How often an endpoint is checked, and how many results change its health.
@@ -54,27 +54,27 @@ impl Machine {
     }
 
     /// Takes the result of a check. Returns the health if it has changed.
-    pub(super) fn on_result(&mut self, verdict: Verdict, schedule: &Schedule) -> Option<Health> {
+    pub(super) fn on_result(&mut self, verdict: CheckResult, schedule: &Schedule) -> Option<Health> {
         let next = match (self.health, verdict) {
             // an agent's word counts at once, and so does its end
-            (Health::Draining, Verdict::Drain)
-            | (Health::Healthy, Verdict::Pass)
-            | (Health::Unhealthy, Verdict::Fail) => {
+            (Health::Draining, CheckResult::Drain)
+            | (Health::Healthy, CheckResult::Pass)
+            | (Health::Unhealthy, CheckResult::Fail) => {
                 self.against = 0;
                 self.health
             }
-            (_, Verdict::Drain) => Health::Draining,
-            (Health::Draining, Verdict::Pass) => Health::Healthy,
-            (Health::Unknown, Verdict::Pass) => {
+            (_, CheckResult::Drain) => Health::Draining,
+            (Health::Draining, CheckResult::Pass) => Health::Healthy,
+            (Health::Unknown, CheckResult::Pass) => {
                 self.against = 0;
                 self.passed += 1;
                 if self.passed >= schedule.rise { Health::Healthy } else { self.health }
             }
-            (_, Verdict::Pass) => {
+            (_, CheckResult::Pass) => {
                 self.against += 1;
                 if self.against >= schedule.rise { Health::Healthy } else { self.health }
             }
-            (_, Verdict::Fail) => {
+            (_, CheckResult::Fail) => {
                 self.against += 1;
                 self.passed = 0;
                 if self.against >= schedule.fall { Health::Unhealthy } else { self.health }
@@ -115,7 +115,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn run(verdicts: &[Verdict]) -> Machine {
+    fn run(verdicts: &[CheckResult]) -> Machine {
         let mut machine = Machine::new();
         for verdict in verdicts {
             machine.on_result(*verdict, &Schedule::default());
@@ -123,7 +123,7 @@ mod tests {
         machine
     }
 
-    use Verdict::{Drain, Fail, Pass};
+    use CheckResult::{Drain, Fail, Pass};
 
     #[test]
     fn two_passed_checks_in_a_row_make_it_healthy_and_three_failed_ones_unhealthy() {
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn checks_are_5_s_apart_and_1_s_while_in_transition() {
         let schedule = Schedule::default();
-        let apart = |verdicts: &[Verdict]| run(verdicts).interval(&schedule, u32::MAX / 2).as_secs_f64().round();
+        let apart = |verdicts: &[CheckResult]| run(verdicts).interval(&schedule, u32::MAX / 2).as_secs_f64().round();
         for (verdicts, expected) in [
             (&[][..], 1.0),
             (&[Pass], 1.0),
@@ -165,7 +165,7 @@ mod tests {
         assert!(Machine::new().interval(&short, u32::MAX) < SECOND / 5);
     }
 
-    fn verdict() -> impl Strategy<Value = Verdict> {
+    fn verdict() -> impl Strategy<Value = CheckResult> {
         prop_oneof![4 => Just(Pass), 4 => Just(Fail), 1 => Just(Drain)]
     }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::machine::{Machine, Schedule};
 use super::schedule::Lane;
-use crate::balance::agent_words::Verdict;
+use crate::balance::agent_words::CheckResult;
 use crate::balance::check_report::CheckRecord;
 use crate::balance::endpoint::Health;
 use crate::balance::handle::BalanceHandle;
@@ -68,7 +68,7 @@ impl Probe {
         let change = self.machine.on_result(record.report.verdict, schedule);
         if let Some(percent) = record.report.weight_percent {
             self.weight_percent = percent;
-        } else if record.report.verdict == Verdict::Pass {
+        } else if record.report.verdict == CheckResult::Pass {
             self.weight_percent = 100;
         }
         self.last = Some(record.clone());

@@ -42,14 +42,14 @@ impl WeakHandle {
 }
 
 /// A pool, and the probes of its members.
-struct Watched {
+struct WatchedPool {
     handle: WeakHandle,
     /// The probes of its members, by their keys.
     probes: HashMap<Arc<str>, u64>,
 }
 
 /// A check that has ended.
-struct Checked {
+struct FinishedCheck {
     probe: u64,
     lane: Lane,
     began: Instant,
@@ -61,7 +61,7 @@ type Follower = (u64, watch::Receiver<Members>, bool);
 enum Event {
     Watch(Option<WeakHandle>),
     Followed(Follower),
-    Checked(Checked),
+    Checked(FinishedCheck),
     Due,
 }
 
@@ -71,13 +71,13 @@ pub(super) struct Runner {
     check: Arc<HealthCheck>,
     control: mpsc::UnboundedReceiver<WeakHandle>,
     is_shared: bool,
-    pools: HashMap<u64, Watched>,
+    pools: HashMap<u64, WatchedPool>,
     probes: HashMap<u64, Probe>,
     by_address: HashMap<Address, u64>,
     queue: Queue,
     /// Each waits for the next change of a pool's members.
     followers: JoinSet<Follower>,
-    checks: JoinSet<Checked>,
+    checks: JoinSet<FinishedCheck>,
     /// Pools in which weights have changed, and when they were last applied: that costs as much as a change of all members.
     weights: HashSet<u64>,
     weighed_at: Option<Instant>,
@@ -160,7 +160,7 @@ impl Runner {
             let (check, member) = (self.check.clone(), probe.member.clone());
             self.checks.spawn(async move {
                 let record = check.perform(member).await.record;
-                Checked { probe: id, lane, began: now, record }
+                FinishedCheck { probe: id, lane, began: now, record }
             });
         }
     }
@@ -184,7 +184,7 @@ impl Runner {
             return;
         }
         let id = self.id();
-        self.pools.insert(id, Watched { handle, probes: HashMap::new() });
+        self.pools.insert(id, WatchedPool { handle, probes: HashMap::new() });
         self.follow(id, pool.members());
     }
 
@@ -281,8 +281,8 @@ impl Runner {
         }
     }
 
-    fn checked(&mut self, checked: Checked, now: Instant) {
-        let Checked { probe: id, lane, began, record } = checked;
+    fn checked(&mut self, checked: FinishedCheck, now: Instant) {
+        let FinishedCheck { probe: id, lane, began, record } = checked;
         self.queue.end(lane);
         let Some(probe) = self.probes.get_mut(&id) else { return };
         let record = Arc::new(record);
