@@ -30,11 +30,24 @@ pub struct BalanceBuilder<S> {
     members: Vec<Member>,
     settings: Settings,
     warm_up: Option<WarmUp<S>>,
+    warm_up_limit: Duration,
 }
 
 impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
+<<<<<<< HEAD
     pub(super) fn new(name: Arc<str>, make: Factory<S>) -> Self {
         Self { name, make, members: Vec::new(), settings: Settings::default(), warm_up: None }
+=======
+    pub(super) fn new(name: Arc<str>, make: Make<S>) -> Self {
+        Self {
+            name,
+            make,
+            members: Vec::new(),
+            settings: Settings::default(),
+            warm_up: None,
+            warm_up_limit: Duration::from_secs(1),
+        }
+>>>>>>> 8c366a9 (Take the limit of a warm-up in either order)
     }
 
     /// Sets the first members (default: none, until the [handle](Balance::handle) gets some).
@@ -107,11 +120,9 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
-    /// Limits the time for which [`warm_up`](Self::warm_up), set before, keeps a new endpoint from taking calls (default 1 s).
+    /// Limits the time for which [`warm_up`](Self::warm_up) keeps a new endpoint from taking calls (default 1 s).
     pub fn warm_up_timeout(mut self, limit: Duration) -> Self {
-        if let Some(warm_up) = &mut self.warm_up {
-            warm_up.limit = limit;
-        }
+        self.warm_up_limit = limit;
         self
     }
 
@@ -154,7 +165,8 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
 
     /// Builds an empty pool; returns also its first members.
     pub(crate) fn without_members(self) -> (Vec<Member>, Balance<S>) {
-        let Self { name, make, members, mut settings, warm_up } = self;
+        let Self { name, make, members, mut settings, warm_up, warm_up_limit } = self;
+        let warm_up = warm_up.map(|warm_up| warm_up.limited(warm_up_limit));
         settings.classify = settings.classify.report_by_outer();
         let state = Arc::new(PoolState::new(name, settings, Instant::now()));
         let pool = Arc::new(Pool::new(state.clone(), make, warm_up));

@@ -22,7 +22,7 @@ type Prepare<S> = dyn Fn(S, Arc<Member>) -> Pin<Box<dyn Future<Output = Result<(
 /// How new endpoints of a pool are prepared.
 pub(super) struct WarmUp<S> {
     prepare: Box<Prepare<S>>,
-    pub(super) limit: Duration,
+    limit: Duration,
     slots: Arc<Semaphore>,
 }
 
@@ -51,6 +51,10 @@ impl<S> WarmUp<S> {
             Box::pin(async move { prepared.await.map_err(Into::into) })
         });
         Self { prepare, limit: Duration::from_secs(1), slots: Arc::new(Semaphore::new(MOST)) }
+    }
+
+    pub(super) fn limited(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// Prepares an endpoint, which takes no calls until that is done, has failed, or has taken too long; then the shares of the

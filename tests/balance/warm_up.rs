@@ -69,6 +69,7 @@ async fn an_endpoint_whose_preparation_fails_panics_or_takes_too_long_joins_as_i
     let servers = Servers::default();
     let pool: Pool = Balance::builder("shop", servers.factory())
         .members(members(["a"]))
+        .warm_up_timeout(ms(500))
         .warm_up(|_, member: Arc<Member>| async move {
             match &*member.key {
                 "fails" => Err(std::io::Error::other("refused")),
@@ -76,7 +77,6 @@ async fn an_endpoint_whose_preparation_fails_panics_or_takes_too_long_joins_as_i
                 _ => std::future::pending().await,
             }
         })
-        .warm_up_timeout(ms(500))
         .build()
         .unwrap();
     let _ = pool.handle().replace(members(["a", "fails", "panics", "hangs"])).unwrap();
