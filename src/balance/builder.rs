@@ -34,11 +34,7 @@ pub struct BalanceBuilder<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
-<<<<<<< HEAD
     pub(super) fn new(name: Arc<str>, make: Factory<S>) -> Self {
-        Self { name, make, members: Vec::new(), settings: Settings::default(), warm_up: None }
-=======
-    pub(super) fn new(name: Arc<str>, make: Make<S>) -> Self {
         Self {
             name,
             make,
@@ -47,7 +43,6 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
             warm_up: None,
             warm_up_limit: Duration::from_secs(1),
         }
->>>>>>> 8c366a9 (Take the limit of a warm-up in either order)
     }
 
     /// Sets the first members (default: none, until the [handle](Balance::handle) gets some).
