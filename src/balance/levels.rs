@@ -3,7 +3,8 @@
 //! A level is a priority tier, or the part of a tier in the own zone. It takes as many calls as its available endpoints can
 //! bear; the rest goes to the next level. A level of which too few endpoints are available panics, if no other can take its
 //! calls: all of its endpoints are used, because a failure of most endpoints at once is seldom one of the endpoints (Envoy's
-//! panic threshold; AWS Builders' Library, "Implementing health checks").
+//! panic threshold; AWS Builders' Library, "Implementing health checks"). One endpoint alone does not panic: its circuit rejects
+//! calls as without a pool.
 
 /// Available endpoints are assumed to bear this many times their usual load (Envoy's overprovisioning factor, 140 %).
 const OVERPROVISIONING: f64 = 1.4;
@@ -40,7 +41,7 @@ pub(super) fn shares(levels: &[LevelCount]) -> Vec<LevelShare> {
         })
         .collect();
     let is_short = left > 1e-9;
-    let panics: Vec<_> = levels.iter().map(|level| is_short && level.total > 0 && part(*level) < PANIC).collect();
+    let panics: Vec<_> = levels.iter().map(|level| is_short && level.total > 1 && part(*level) < PANIC).collect();
     if is_short {
         // a level that panics bears its calls with all of its endpoints
         let first = levels.iter().position(|level| level.total > 0);
@@ -102,7 +103,7 @@ mod tests {
     fn all_endpoints_are_used_if_less_than_half_of_them_are_available_and_no_tier_takes_over() {
         assert_eq!(percent(&[(5, 10)]), [(100, false)]);
         assert_eq!(percent(&[(4, 10)]), [(100, true)]);
-        assert_eq!(percent(&[(0, 1)]), [(100, true)]);
+        assert_eq!(percent(&[(0, 1)]), [(100, false)]);
         assert_eq!(percent(&[(2, 10), (2, 10)]), [(72, true), (28, true)]);
         assert_eq!(percent(&[(6, 10), (1, 10)]), [(84, false), (16, true)]);
         assert_eq!(percent(&[(0, 0), (1, 10)]), [(0, false), (100, true)]);
@@ -120,7 +121,7 @@ mod tests {
             let mut before = 0;
             for (share, level) in shares.iter().zip(&levels) {
                 prop_assert!(share.up_to >= before);
-                prop_assert!(share.up_to == before || level.available > 0 || share.panics);
+                prop_assert!(share.up_to == before || level.available > 0 || share.panics || level.total == 1);
                 before = share.up_to;
             }
             prop_assert_eq!(before, if levels.iter().any(|level| level.total > 0) { ALL } else { 0 });

@@ -23,7 +23,7 @@
 //!
 //! An endpoint takes no calls while its [circuit](crate::breaker) is open or a health check has found it unhealthy. If less
 //! than half of a level is available and no other level can take over, the level *panics*: calls are sent to all of its
-//! endpoints, because most endpoints seldom fail for reasons of their own. With
+//! endpoints, because most endpoints seldom fail for reasons of their own; one endpoint alone does not panic. With
 //! [`refuse_in_panic`](BalanceBuilder::refuse_in_panic), calls are sent to what is available, and refused if nothing is.
 //!
 //! # Probes

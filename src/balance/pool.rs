@@ -195,12 +195,11 @@ impl<S: Clone> Pool<S> {
         // the shares are computed again by the next call
         self.state.stale.store(true, Relaxed);
         available.or_else(|| {
-            if refuses {
-                // better than none, and not known to fail
-                let warming = endpoints(table).filter(|endpoint| endpoint.state.is_warming());
-                return warming.min_by_key(|endpoint| endpoint.state.load.used_at()).cloned();
-            }
-            table.levels.iter().find_map(|level| of(true, level))
+            // better than none, and not known to fail
+            let warming = endpoints(table).filter(|endpoint| endpoint.state.is_warming());
+            let warming = warming.min_by_key(|endpoint| endpoint.state.load.used_at()).cloned();
+            let any = || table.levels.iter().find_map(|level| of(true, level));
+            warming.or_else(|| if refuses { None } else { any() })
         })
     }
 

@@ -190,6 +190,24 @@ async fn a_pool_of_which_most_endpoints_fail_uses_all_of_them_and_recovers_at_on
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_circuit_of_a_single_endpoint_rejects_calls_as_without_a_pool() {
+    let servers = Servers::default();
+    let pool = Balance::builder("shop", servers.factory()).members(members(["a"])).build().unwrap();
+    servers.set("a", Act::Fails(BadGatewayCause::ConnectionRefused));
+    for _ in 0..100 {
+        call(&pool).await;
+    }
+    assert_eq!(servers.calls("a"), 5);
+    let response = pool.clone().oneshot(get()).await.unwrap();
+    let failure = Failure::of(&response).unwrap();
+    assert_eq!((response.status().as_u16(), failure.cause()), (503, BadGatewayCause::CircuitOpen));
+    assert_eq!(failure.opened_by().unwrap().cause(), BadGatewayCause::ConnectionRefused);
+    servers.set("a", Act::Responds(200));
+    tokio::time::advance(ms(1500)).await;
+    assert_eq!(call(&pool).await, 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_are_refused_in_a_panic_if_so_configured() {
     let servers = Servers::default();
     let pool = Balance::builder("shop", servers.factory()).members(members(["a", "b", "c"])).refuse_in_panic();
