@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::outlier::{Counts, ONE_CALL};
+use super::outlier::{Counts, ONE_CALL, UNIT};
 
 /// The time constant of the average, in seconds.
 const DECAY: f32 = 10.0;
@@ -25,7 +25,7 @@ const PENALTY: Duration = Duration::from_secs(5);
 const MIN: f32 = 0.000_1;
 /// One call whose response head is awaited.
 const AWAITED: u64 = 1 << 32;
-/// The longest response time that is counted, in microseconds.
+/// The longest response time that is counted, 73 minutes.
 const LONGEST: u64 = 1 << 32;
 /// One tick of the clock of the average is 2^23 ns, 8.4 ms.
 const TICK_BITS: u32 = 23;
@@ -109,7 +109,7 @@ impl Load {
     pub(super) fn record_failure(&self, took: Duration, now: u64) {
         let average = self.average.load(Relaxed);
         self.failures.fetch_add(1, Relaxed);
-        self.count(took.as_secs_f32());
+        self.count(took);
         // at least one tick: failures in a burst count too
         let (before, weight) = decay(average, now.max(tick_after(average, now)));
         let next = before + took.max(PENALTY).as_secs_f32() * (1.0 - weight);
@@ -121,8 +121,8 @@ impl Load {
     pub(super) fn record(&self, took: Duration, now: u64) {
         let average = self.average.load(Relaxed);
         let (before, weight) = decay(average, now);
-        let took = took.as_secs_f32();
         self.count(took);
+        let took = took.as_secs_f32();
         if took > f32::from_bits(self.slow_after.load(Relaxed)) {
             self.slow.fetch_add(1, Relaxed);
         }
@@ -133,11 +133,11 @@ impl Load {
         }
     }
 
-    /// Counts a call that took this many seconds, for the comparison with other endpoints.
+    /// Counts a call that took this time, for the comparison with other endpoints.
     #[inline]
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a conversion of floats saturates
-    fn count(&self, took: f32) {
-        self.counted.fetch_add(ONE_CALL + ((took * 1e6) as u64).min(LONGEST), Relaxed);
+    fn count(&self, took: Duration) {
+        let nanos = took.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(took.subsec_nanos()));
+        self.counted.fetch_add(ONE_CALL + (nanos / UNIT).min(LONGEST), Relaxed);
     }
 
     /// The call that was counted last will be counted again, when it ends with a failure.

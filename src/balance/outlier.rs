@@ -54,13 +54,15 @@ impl fmt::Display for Outlier {
 /// The counters of an endpoint since it was made; they wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// The sum of response times in microseconds, and above [`ONE_CALL`] the number of calls.
+    /// The sum of response times in [`UNIT`]s, and above [`ONE_CALL`] the number of calls.
     pub(super) calls: u64,
     pub(super) failures: u32,
     /// Responses that took longer than a shift between groups asks for.
     pub(super) slow: u32,
 }
 
+/// The unit of response times in [`Counts::calls`], in nanoseconds: a power of two, as every call is divided by it.
+pub(super) const UNIT: u64 = 1024;
 /// One call in [`Counts::calls`]: below it, response times of 12 days fit into a window.
 pub(super) const ONE_CALL: u64 = 1 << 40;
 
@@ -80,7 +82,7 @@ impl Sample {
         Self {
             calls: (calls / ONE_CALL) as u32,
             failures: after.failures.wrapping_sub(before.failures),
-            time: (calls % ONE_CALL) as f64 * 1e-6,
+            time: (calls % ONE_CALL) as f64 * (UNIT as f64 * 1e-9),
         }
     }
 
@@ -244,11 +246,11 @@ mod tests {
         review.restart(counts);
         for reviews in 1..=8_u32 {
             // one call of 10 ms, which fails
-            counts.calls = counts.calls.wrapping_add(ONE_CALL + 10_000);
+            counts.calls = counts.calls.wrapping_add(ONE_CALL + 10_000_000 / UNIT);
             counts.failures = counts.failures.wrapping_add(1);
             let sample = review.advance(counts);
             assert_eq!((sample.calls, sample.failures), (reviews.min(5), reviews.min(5)));
-            assert!((sample.time - 0.01 * f64::from(reviews.min(5))).abs() < 1e-9);
+            assert!((sample.time - 0.01 * f64::from(reviews.min(5))).abs() < 1e-5);
         }
         review.restart(counts);
         assert_eq!(review.advance(counts), Sample::default());
