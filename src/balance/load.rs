@@ -38,6 +38,8 @@ pub(super) struct Load {
     calls: AtomicU64,
     /// When the latest call was sent here.
     used_at: AtomicU64,
+    /// While a response head is awaited: one of the awaited calls was sent then or before.
+    awaited_since: AtomicU64,
     /// The average in seconds as the bits of an `f32`, and above it the tick of its last change.
     average: AtomicU64,
     /// See [`Counts`].
@@ -54,6 +56,7 @@ impl Load {
         Self {
             calls: AtomicU64::new(0),
             used_at: AtomicU64::new(0),
+            awaited_since: AtomicU64::new(0),
             average: AtomicU64::new(pack(average, now)),
             counted: AtomicU64::new(0),
             failures: AtomicU32::new(0),
@@ -65,7 +68,9 @@ impl Load {
     /// A call is sent here.
     #[inline]
     pub(super) fn begin(&self, now: u64) {
-        self.calls.fetch_add(AWAITED + 1, Relaxed);
+        if self.calls.fetch_add(AWAITED + 1, Relaxed) < AWAITED {
+            self.awaited_since.store(now, Relaxed);
+        }
         self.used_at.store(now, Relaxed);
     }
 
@@ -73,12 +78,17 @@ impl Load {
     #[inline]
     pub(super) fn respond(&self) {
         self.calls.fetch_sub(AWAITED, Relaxed);
+        // it may have been the oldest: no awaited call was sent later
+        self.awaited_since.store(self.used_at(), Relaxed);
     }
 
     /// A call has ended; `awaited`: without a response head.
     #[inline]
     pub(super) fn end(&self, awaited: bool) {
-        self.calls.fetch_sub(if awaited { AWAITED + 1 } else { 1 }, Relaxed);
+        if awaited {
+            self.respond();
+        }
+        self.calls.fetch_sub(1, Relaxed);
     }
 
     #[inline]
@@ -170,8 +180,8 @@ impl Load {
         if self.calls.load(Relaxed) < AWAITED {
             return average;
         }
-        // a call is awaited that was sent then or before
-        average.max(now.saturating_sub(self.used_at()) as f32 * 1e-9)
+        // calls that are sent while it hangs do not hide for how long
+        average.max(now.saturating_sub(self.awaited_since.load(Relaxed)) as f32 * 1e-9)
     }
 }
 
@@ -262,13 +272,28 @@ mod tests {
         load.begin(0);
         load.begin(SECOND / 10);
         assert_eq!((load.in_flight(), load.used_at()), (2, SECOND / 10));
-        assert!((load.latency(SECOND / 5) - 0.1).abs() < 1e-6);
+        assert!((load.latency(SECOND / 5) - 0.2).abs() < 1e-6);
         load.respond();
         assert!((load.latency(SECOND / 5) - 0.1).abs() < 1e-6, "the other one is at least as old");
         load.end(true);
         assert!(load.latency(SECOND / 5) < 0.04, "a long response body is not slow");
         load.end(false);
         assert_eq!((load.in_flight(), load.calls.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn an_endpoint_that_hangs_is_as_slow_as_its_oldest_call() {
+        let load = Load::new(0.01, 0);
+        for call in 0..10 {
+            load.begin(SECOND + call * SECOND / 10);
+        }
+        assert!((load.latency(2 * SECOND) - 1.0).abs() < 0.001, "{}", load.latency(2 * SECOND));
+        load.respond();
+        load.begin(2 * SECOND);
+        assert!((load.latency(2 * SECOND) - 0.1).abs() < 0.001, "which of them was answered is not known");
+        (0..10).for_each(|_| load.end(true));
+        load.begin(9 * SECOND);
+        assert!(load.latency(9 * SECOND) < 0.01);
     }
 
     proptest! {
