@@ -135,14 +135,24 @@ impl Choice<'_> {
     ) -> Option<usize> {
         let count = endpoints.len();
         if count >= COMPARE_ALL {
+            let mut earlier: Option<usize> = None;
             for _ in 0..DRAWS {
                 let first = weights.draw(random(), count);
                 let second = weights.draw_other(first, random(), count);
                 match (self.usable(endpoints, first, &mut random), self.usable(endpoints, second, &mut random)) {
                     (Some(first), Some(second)) => return Some(self.better(endpoints, weights, first, second)),
-                    (Some(only), None) | (None, Some(only)) => return Some(only),
+                    // without another one to compare it with, each call that draws it would go to an endpoint that hangs
+                    (Some(only), None) | (None, Some(only)) => match earlier {
+                        Some(earlier) if earlier != only || !weights.are_equal() => {
+                            return Some(self.better(endpoints, weights, earlier, only));
+                        }
+                        _ => earlier = Some(only),
+                    },
                     (None, None) => {}
                 }
+            }
+            if earlier.is_some() {
+                return earlier;
             }
         }
         self.compare_all(endpoints, weights, random)
@@ -363,6 +373,17 @@ mod tests {
         alone[0].ramp = 0.1;
         drive(&mut alone, &Weights::new(&[1.0]), CHOICE, 50);
         assert_eq!(alone[0].calls, 50);
+    }
+
+    #[test]
+    fn an_endpoint_that_hangs_is_avoided_beside_others_that_take_no_calls() {
+        for count in [5, 10] {
+            let mut some = endpoints(count);
+            (some[0].latency, some[0].in_flight) = (4.0, 50);
+            (some[1].ramp, some[2].available) = (0.1, false);
+            drive(&mut some, &Weights::new(&[]), CHOICE, 20_000);
+            assert!(some[0].calls < 200, "{count}: {}", some[0].calls);
+        }
     }
 
     #[test]
