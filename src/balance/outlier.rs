@@ -45,7 +45,8 @@ impl fmt::Display for Outlier {
                 write!(f, "{:.1} % of its calls succeed, of others {:.1} %", success_rate * 100.0, mean * 100.0)
             }
             Self::Slow { latency, median } => {
-                write!(f, "responses take {} ms, those of others {} ms", latency.as_millis(), median.as_millis())
+                let [latency, median] = [latency, median].map(|time| time.as_secs_f64() * 1e3);
+                write!(f, "responses take {latency:.0} ms, those of others {median:.0} ms")
             }
         }
     }
