@@ -58,6 +58,11 @@ impl Behaviour {
 #[test]
 fn an_upstream_process() {
     let Ok(address) = std::env::var(LISTEN) else { return };
+    // it ends with the test that has started it
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let socket = TcpSocket::new_v4().unwrap();
@@ -143,7 +148,7 @@ impl Process {
         command
             .args(["--exact", "real_sockets::an_upstream_process", "--nocapture"])
             .env(LISTEN, self.address.to_string());
-        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        self.child = Some(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let address = self.address;
         until("the upstream listens", || TcpStream::connect(address).is_ok()).await;
     }
