@@ -8,11 +8,13 @@ mod tests;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Add;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, timeout};
 
 use self::machine::{Look, Machine, SlowAfter, group_shares};
 use super::endpoint::EndpointState;
@@ -277,11 +279,10 @@ impl Driver {
     async fn run(mut self, state: Weak<PoolState>, pool: Weak<dyn Follow>, shared: Arc<Shared>) {
         let Some(mut members) = state.upgrade().map(|state| state.members.subscribe()) else { return };
         loop {
-            tokio::select! {
-                () = sleep(LOOK) => {}
-                () = shared.verdict.notified() => {}
-                // a group with more members would take more calls
-                changed = members.changed() => if changed.is_err() { return },
+            // a group with more members would take more calls
+            let (verdict, changed) = (pin!(shared.verdict.notified()), pin!(members.changed()));
+            if let Ok(Either::Right((Err(_), _))) = timeout(LOOK, select(verdict, changed)).await {
+                return;
             }
             let (Some(state), Some(pool)) = (state.upgrade(), pool.upgrade()) else { return };
             self.look(&BalanceHandle { state, pool }, &shared);
