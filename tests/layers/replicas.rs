@@ -242,3 +242,15 @@ async fn a_rejection_that_happens_all_the_same_is_repeated() {
     let Ok(response) = stack.layer(replicas).oneshot(post("order")).await;
     assert_eq!((response.status().as_u16(), begun.elapsed()), (200, ms(5)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_waits_for_its_circuit_leaves_nothing_behind() {
+    let (layer, replica) = (layer("a"), Arc::default());
+    let mut service = open(&layer, &replica).await;
+    let mut changes = layer.handle().transitions();
+    assert_eq!(changes.next().await.unwrap().state, State::Open);
+    assert!(look(std::pin::pin!(service.ready())).await.is_pending());
+    drop((service, layer));
+    assert!(timeout(ms(0), changes.next()).await.unwrap().is_none(), "the circuit is dropped");
+    assert_eq!(Arc::strong_count(&replica), 1);
+}
