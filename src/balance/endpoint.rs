@@ -315,14 +315,22 @@ pub(crate) struct EndpointComponent {
     pub(super) limit: Option<LimitComponent>,
 }
 
+/// What the load of an endpoint has recorded of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recorded {
+    Nothing,
+    Response,
+    Failure,
+}
+
 /// The permit of a call to an endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointPermit {
     /// `None` also for a call that was sent although the circuit was open.
     circuit: Option<<BreakerComponent as Component>::Permit>,
     limit: Option<<LimitComponent as Component>::Permit>,
-    /// Its response time was recorded.
-    recorded: bool,
+    /// What its load has recorded of it.
+    recorded: Recorded,
     /// The load counts its response head as awaited.
     awaited: bool,
 }
@@ -361,7 +369,7 @@ impl Component for EndpointComponent {
         if let Some(state) = &self.state {
             state.load.begin(state.at(call.now));
         }
-        Ok(EndpointPermit { circuit, limit, recorded: false, awaited: true })
+        Ok(EndpointPermit { circuit, limit, recorded: Recorded::Nothing, awaited: true })
     }
 
     fn on_upload(&self, permit: &mut EndpointPermit, awaits_client: bool) {
@@ -386,10 +394,8 @@ impl Component for EndpointComponent {
 
     #[inline]
     fn complete(&self, mut permit: EndpointPermit, call: &CallContext, outcome: &Outcome) {
-        if !outcome.is_success() {
-            if let (true, Some(state)) = (std::mem::take(&mut permit.recorded), &self.state) {
-                state.load.uncount();
-            }
+        if !outcome.is_success() && permit.recorded != Recorded::Failure {
+            self.take_back(&mut permit);
             self.record(&mut permit, call, outcome);
         }
         if let Some(state) = &self.state {
@@ -399,12 +405,13 @@ impl Component for EndpointComponent {
         self.circuit.complete(permit.circuit, call, outcome);
     }
 
-    fn cancel(&self, permit: EndpointPermit, call: &CallContext, why: CancelReason) {
+    fn cancel(&self, mut permit: EndpointPermit, call: &CallContext, why: CancelReason) {
         if let Some(state) = &self.state {
             let now = Instant::now();
-            if why.blame() == Blame::Failure {
+            if why.blame() == Blame::Failure && permit.recorded != Recorded::Failure {
+                self.take_back(&mut permit);
                 state.load.record_failure(call.work_time(now), state.at(now));
-            } else if why == CancelReason::Superseded && !permit.recorded {
+            } else if why == CancelReason::Superseded && permit.recorded == Recorded::Nothing {
                 // it would have taken at least this long
                 state.load.record_peak(call.work_time(now), state.at(now));
             }
@@ -431,19 +438,29 @@ impl EndpointComponent {
         }
     }
 
+    /// Takes back that a response was recorded, whose body has failed.
+    #[cold]
+    fn take_back(&self, permit: &mut EndpointPermit) {
+        let recorded = std::mem::replace(&mut permit.recorded, Recorded::Nothing);
+        if let (Recorded::Response, Some(state)) = (recorded, &self.state) {
+            state.load.uncount();
+        }
+    }
+
     /// Records the response time, or the penalty of a failure.
     #[inline]
     fn record(&self, permit: &mut EndpointPermit, call: &CallContext, outcome: &Outcome) {
         let Some(state) = &self.state else { return };
-        if std::mem::replace(&mut permit.recorded, true) {
+        if permit.recorded != Recorded::Nothing {
             return;
         }
         let now = outcome.now();
         let took = call.work_time(now);
         if outcome.is_success() {
             state.load.record(took, state.at(now));
+            permit.recorded = Recorded::Response;
         } else {
-            state.record_slow(took, outcome, now);
+            permit.recorded = state.record_slow(took, outcome, now);
         }
         if permit.circuit.is_none() && self.circuit.is_some() && outcome.is_success() {
             state.on_success_in_panic(call.now, now);
@@ -453,13 +470,17 @@ impl EndpointComponent {
 
 impl EndpointState {
     #[cold]
-    fn record_slow(&self, took: Duration, outcome: &Outcome, now: Instant) {
+    fn record_slow(&self, took: Duration, outcome: &Outcome, now: Instant) -> Recorded {
         match outcome.blame(counts_as_failure) {
-            Blame::Success => self.load.record(took, self.at(now)),
+            Blame::Success => {
+                self.load.record(took, self.at(now));
+                Recorded::Response
+            }
             Blame::Overload | Blame::ErrorResponse | Blame::Failure => {
                 self.load.record_failure(took, self.at(now));
+                Recorded::Failure
             }
-            Blame::Nothing => {}
+            Blame::Nothing => Recorded::Nothing,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tower_upstream::BadGatewayCause;
 use tower_upstream::balance::{Balance, Member, Shift, ShiftReason, ShiftState};
 
 use crate::pool::{Endpoint, Servers, call};
@@ -13,7 +14,8 @@ type Body = tower_upstream::body::TrackedUpload<http_body_util::Full<bytes::Byte
 fn pool(servers: &Servers) -> Balance<Endpoint<Body>> {
     let members = [("a", "old"), ("b", "old"), ("x", "new"), ("y", "new")];
     let members = members.map(|(key, group)| Member::new(key).group(group));
-    Balance::builder("shop", servers.factory()).members(members).build().unwrap()
+    // its probes would be calls too
+    Balance::builder("shop", servers.factory()).members(members).without_circuit().build().unwrap()
 }
 
 /// The calls of a hundred that the new group gets.
@@ -57,6 +59,22 @@ async fn what_clients_do_wrong_rolls_nothing_back() {
     let snapshot = shift.snapshots().borrow().clone();
     assert_eq!(snapshot.state, ShiftState::Completed, "{snapshot:?}");
     assert_eq!(snapshot.new.failures, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_failure_counts_once() {
+    for act in [Act::Responds(500), Act::Responds(429), Act::Fails(BadGatewayCause::ResetBeforeResponse)] {
+        let servers = Servers::default();
+        let pool = pool(&servers);
+        servers.set("x", act);
+        servers.set("y", act);
+        let shift = pool.handle().shift(Shift::new("old", "new").steps([0.5]));
+        let sent = u64::from(calls(&servers, &pool).await);
+        sleep(ms(2_000)).await;
+        let new = shift.snapshots().borrow().new;
+        assert_eq!((new.calls, new.failures), (sent, sent), "{act:?}");
+        assert!(sent > 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]
