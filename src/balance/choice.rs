@@ -10,8 +10,6 @@
 //!
 //! `tests/balance/simulation.rs` measures it beside other balancers.
 
-use std::cmp::Ordering;
-
 /// What the choice asks of an endpoint.
 pub(super) trait Candidate {
     /// Whether it takes calls: not ejected, not found unhealthy, not full.
@@ -71,13 +69,8 @@ impl Weights {
         self.shares.is_empty()
     }
 
-    /// An index drawn by weight, unless all weights are equal.
-    fn drawn_by(&self, random: &mut impl FnMut() -> u64, count: usize) -> Option<usize> {
-        (!self.are_equal()).then(|| self.draw(random(), count))
-    }
-
     #[inline]
-    fn share(&self, index: usize) -> f32 {
+    pub(super) fn share(&self, index: usize) -> f32 {
         self.shares.get(index).copied().unwrap_or(1.0)
     }
 
@@ -92,15 +85,15 @@ impl Weights {
         }
     }
 
-    /// Another index than `first`; with weights it may be the same, which a heavy endpoint is due.
+    /// Two indexes of `count`. With weights they may be the same, which a heavy endpoint is due.
     #[inline]
-    fn draw_other(&self, first: usize, random: u64, count: usize) -> usize {
-        if self.alias.is_empty() {
-            let index = scale(random >> 32, count - 1);
-            index + usize::from(index >= first)
-        } else {
-            self.draw(random, count)
+    fn draw_two(&self, random: &mut impl FnMut() -> u64, count: usize) -> (usize, usize) {
+        let one = random();
+        if !self.are_equal() {
+            return (self.draw(one, count), self.draw(random(), count));
         }
+        let (first, second) = (scale(one >> 32, count), scale(one & u64::from(u32::MAX), count - 1));
+        (first, second + usize::from(second >= first))
     }
 }
 
@@ -137,18 +130,23 @@ impl Choice<'_> {
         if count >= COMPARE_ALL {
             let mut earlier: Option<usize> = None;
             for _ in 0..DRAWS {
-                let first = weights.draw(random(), count);
-                let second = weights.draw_other(first, random(), count);
-                match (self.usable(endpoints, first, &mut random), self.usable(endpoints, second, &mut random)) {
-                    (Some(first), Some(second)) => return Some(self.better(endpoints, weights, first, second)),
-                    // without another one to compare it with, each call that draws it would go to an endpoint that hangs
-                    (Some(only), None) | (None, Some(only)) => match earlier {
-                        Some(earlier) if earlier != only || !weights.are_equal() => {
-                            return Some(self.better(endpoints, weights, earlier, only));
-                        }
-                        _ => earlier = Some(only),
-                    },
-                    (None, None) => {}
+                let (first, second) = weights.draw_two(&mut random, count);
+                let (one, other) = (&endpoints[first], &endpoints[second]);
+                let only = match (self.is_usable(one, &mut random), self.is_usable(other, &mut random)) {
+                    (true, true) => {
+                        return Some(if self.keeps(weights, (first, one), (second, other)) { first } else { second });
+                    }
+                    (true, false) => first,
+                    (false, true) => second,
+                    (false, false) => continue,
+                };
+                // without another one to compare it with, each call that draws it would go to an endpoint that hangs
+                match earlier {
+                    Some(earlier) if earlier != only || !weights.are_equal() => {
+                        let (one, other) = ((earlier, &endpoints[earlier]), (only, &endpoints[only]));
+                        return Some(if self.keeps(weights, one, other) { earlier } else { only });
+                    }
+                    _ => earlier = Some(only),
                 }
             }
             if earlier.is_some() {
@@ -159,7 +157,6 @@ impl Choice<'_> {
     }
 
     /// Compares all endpoints: where there are few, or where draws have found none that may be used.
-    #[cold]
     fn compare_all<C: Candidate>(
         &self,
         endpoints: &[C],
@@ -167,61 +164,59 @@ impl Choice<'_> {
         mut random: impl FnMut() -> u64,
     ) -> Option<usize> {
         // among equal costs the first one stays, which is drawn by weight
-        let mut times = 0..DRAWS;
-        let mut best = times.find_map(|_| {
-            let drawn = weights.drawn_by(&mut random, endpoints.len())?;
-            self.usable(endpoints, drawn, &mut random)
-        });
-        for index in 0..endpoints.len() {
-            if best == Some(index) {
+        let mut best = None;
+        if !weights.are_equal() {
+            best = (0..DRAWS).find_map(|_| {
+                let index = weights.draw(random(), endpoints.len());
+                let endpoint = endpoints.get(index).filter(|endpoint| self.is_usable(*endpoint, &mut random))?;
+                Some((index, endpoint))
+            });
+        }
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            if !self.is_usable(endpoint, &mut random) {
                 continue;
             }
-            if let Some(index) = self.usable(endpoints, index, &mut random) {
-                best = Some(best.map_or(index, |best| self.better(endpoints, weights, best, index)));
+            match best {
+                Some(first) if first.0 == index || self.keeps(weights, first, (index, endpoint)) => {}
+                _ => best = Some((index, endpoint)),
             }
         }
-        if best.is_none() && self.ramps {
-            return Self { ramps: false, ..*self }.compare_all(endpoints, weights, random);
+        match best {
+            Some((index, _)) => Some(index),
+            None if self.ramps => Self { ramps: false, ..*self }.compare_all(endpoints, weights, random),
+            None if !self.tried.is_empty() => Self { tried: &[], ..*self }.compare_all(endpoints, weights, random),
+            None => None,
         }
-        if best.is_none() && !self.tried.is_empty() {
-            return Self { tried: &[], ..*self }.compare_all(endpoints, weights, random);
-        }
-        best
     }
 
-    /// The index, if its endpoint may be used.
     #[inline]
-    fn usable<C: Candidate>(&self, endpoints: &[C], index: usize, random: &mut impl FnMut() -> u64) -> Option<usize> {
-        let endpoint = &endpoints[index];
-        let is_usable = (self.all || endpoint.is_available())
+    fn is_usable<C: Candidate>(&self, endpoint: &C, random: &mut impl FnMut() -> u64) -> bool {
+        (self.all || endpoint.is_available())
             && (self.tried.is_empty() || !self.tried.contains(&endpoint.id()))
-            && (!self.ramps || takes_its_turn(endpoint.ramp(self.now), random));
-        is_usable.then_some(index)
+            && (!self.ramps || takes_its_turn(endpoint.ramp(self.now), random))
     }
 
-    /// The cheaper of two endpoints, or the one that was unused for longer.
+    /// Whether the first of two endpoints is kept: it is not dearer than the second, or was unused for longer.
     #[inline]
-    fn better<C: Candidate>(&self, endpoints: &[C], weights: &Weights, first: usize, second: usize) -> usize {
-        let (one, other) = (&endpoints[first], &endpoints[second]);
-        let (share, other_share) = (weights.share(first), weights.share(second));
+    fn keeps<C: Candidate>(&self, weights: &Weights, first: (usize, &C), second: (usize, &C)) -> bool {
+        let (one, other) = (first.1, second.1);
         let (latency, other_latency) = (one.latency(self.now), other.latency(self.now));
+        let (calls, other_calls) = (one.in_flight(), other.in_flight());
+        let are_alike = latency <= other_latency * EQUAL && other_latency <= latency * EQUAL;
+        if are_alike && weights.are_equal() {
+            return calls < other_calls || (calls == other_calls && one.used_at() <= other.used_at());
+        }
         // an endpoint of twice the weight bears twice the calls
+        let (share, other_share) = (weights.share(first.0), weights.share(second.0));
         #[allow(clippy::cast_precision_loss)] // 16 million calls in flight at one endpoint are exact enough
-        let (calls, other_calls) = (one.in_flight() as f32 * share, other.in_flight() as f32 * other_share);
-        let takes_first = if latency > other_latency * EQUAL || other_latency > latency * EQUAL {
-            // the first one was drawn by weight: an idle one of little weight must not win against all that are busy
-            latency * (calls + 1.0) <= other_latency * (other_calls + other_share)
-        } else if weights.are_equal() {
-            match one.in_flight().cmp(&other.in_flight()) {
-                Ordering::Less => true,
-                Ordering::Greater => false,
-                Ordering::Equal => one.used_at() <= other.used_at(),
-            }
-        } else {
+        let (calls, other_calls) = (calls as f32 * share, other_calls as f32 * other_share);
+        if are_alike {
             // a difference of less than one call is none
             calls - other_calls < share.max(other_share)
-        };
-        if takes_first { first } else { second }
+        } else {
+            // the first one was drawn by weight: an idle one of little weight must not win against all that are busy
+            latency * (calls + 1.0) <= other_latency * (other_calls + other_share)
+        }
     }
 }
 
