@@ -19,6 +19,8 @@ use crate::breaker::BreakerPolicy;
 use crate::classify::ClassifyLayer;
 use crate::exchange::ProbeSource;
 use crate::limit::ConcurrencyLimitLayer;
+use crate::opaque::Opaque;
+use crate::timeout::RequestHead;
 
 type Factory<S> = Box<dyn Fn(&Member) -> S + Send + Sync>;
 
@@ -142,6 +144,41 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
     /// Refuses calls while no endpoint is available, instead of sending them to endpoints that fail.
     pub fn refuse_in_panic(mut self) -> Self {
         self.settings.refuses_in_panic = true;
+        self
+    }
+
+    /// Sends calls with the same hash to the same endpoint, such as those of a session (default: none; calls without a hash are
+    /// spread as usual).
+    ///
+    /// The endpoint is found by rendezvous hashing of the members' keys: gateways with the same members agree, and when a member
+    /// is added or removed only its calls move. An endpoint with more than 1.25 times its share of the calls in flight passes
+    /// calls on to the next one, as does one that is not available. The cost of a call grows with the number of endpoints.
+    ///
+    /// The hash has to be the same in all gateways:
+    ///
+    /// ```
+    /// # fn f(builder: tower_upstream::balance::BalanceBuilder<()>) -> tower_upstream::balance::BalanceBuilder<()> {
+    /// use std::hash::{DefaultHasher, Hash, Hasher};
+    ///
+    /// builder.sticky(|head| {
+    ///     let mut hasher = DefaultHasher::new();
+    ///     head.headers.get("x-session")?.as_bytes().hash(&mut hasher);
+    ///     Some(hasher.finish())
+    /// })
+    /// # }
+    /// ```
+    pub fn sticky(mut self, hash: impl Fn(RequestHead<'_>) -> Option<u64> + Send + Sync + 'static) -> Self {
+        self.settings.sticky = Some(Opaque(Arc::new(hash)));
+        self
+    }
+
+    /// Uses 20 of the active members of each tier and group that has 50 or more (default: all).
+    ///
+    /// It bounds the connections of a gateway, and its calls to an endpoint suffice for an estimate. The name of the gateway, such
+    /// as that of its host, decides which members it uses: by rendezvous hashing, so that each member has about as many gateways,
+    /// and a change of one member changes at most one of the 20.
+    pub fn subset(mut self, gateway: impl Into<Arc<str>>) -> Self {
+        self.settings.subset = Some(gateway.into());
         self
     }
 

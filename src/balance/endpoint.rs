@@ -12,6 +12,7 @@ use super::choice::Candidate;
 use super::load::Load;
 use super::member::Member;
 use super::outlier::Review;
+use super::rendezvous::hash_name;
 use crate::body::{TrackedUpload, UploadCounters};
 use crate::breaker::{BreakerComponent, CircuitHandle};
 use crate::cause::Blame;
@@ -59,6 +60,8 @@ pub(super) struct Endpoint<S> {
 pub(super) struct EndpointState {
     /// Unique in the process.
     pub(super) id: u64,
+    /// The hash of its key.
+    pub(super) hash: u64,
     pub(super) load: Load,
     pub(super) circuit: Option<CircuitHandle>,
     pub(super) limit: Option<LimitHandle>,
@@ -95,6 +98,7 @@ impl EndpointState {
         static IDS: AtomicU64 = AtomicU64::new(1);
         Self {
             id: IDS.fetch_add(1, Relaxed),
+            hash: hash_name(&member.key),
             load: Load::new(average, now),
             circuit: parts.circuit,
             limit: parts.limit,

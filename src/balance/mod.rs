@@ -18,6 +18,7 @@
 //! | equal costs | in proportion to the weights; if these are equal, the endpoint that was unused for longer |
 //! | newcomers | start with the median of the others' response times, and with 10 % of their share, which grows to all of it in [`slow_start`](BalanceBuilder::slow_start) |
 //! | later attempts | an endpoint that the call was not sent to yet |
+//! | [`sticky`](BalanceBuilder::sticky) calls | the first available endpoint in the order of the key that has at most 1.25 times its share of the calls in flight |
 //!
 //! # Ejection
 //!
@@ -159,6 +160,7 @@ mod pool;
 mod probe;
 #[cfg(feature = "client")]
 mod proxies;
+mod rendezvous;
 mod review;
 mod settings;
 mod shift;
@@ -180,6 +182,7 @@ use self::pool::Pool;
 use crate::body::{BoxError, TrackedUpload, WrapBody};
 use crate::cause::{BadGatewayCause, Failure, Phase};
 use crate::exchange::{ChosenEndpoint, Exchange, Rejection, SendService, TriedEndpoints, note_endpoint};
+use crate::timeout::RequestHead;
 
 pub use self::builder::BalanceBuilder;
 pub use self::check_report::{CheckRecord, CheckReport};
@@ -249,7 +252,11 @@ where
         let tried = if extensions.is_empty() { None } else { extensions.get::<TriedEndpoints>() };
         let tried = tried.map_or(&[][..], |tried| &tried.0);
         let tried_count = tried.len();
-        let chosen = self.pool.choose(now, tried, request.method().is_safe());
+        let key = self.pool.state.settings.sticky.as_ref().and_then(|sticky| {
+            let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+            sticky(RequestHead { method, uri, headers, extensions })
+        });
+        let chosen = self.pool.choose(now, tried, request.method().is_safe(), key);
         if self.pool.has_ejected() {
             self.pool.offer_probe(chosen.as_deref(), &request);
         }

@@ -1,6 +1,6 @@
 //! The endpoints of a pool, as calls see them, and how they follow its members.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use super::levels::{ALL, LevelCount, shares};
 use super::member::{Member, MemberState};
 use super::membership::{Members, Membership};
 use super::outlier;
+use super::rendezvous::{self, Keyed, SUBSET_FROM, subset};
 use super::review::{ReviewRules, review};
 use super::settings::Settings;
 use super::warm_up::WarmUp;
@@ -153,7 +154,13 @@ impl<S: Clone> Pool<S> {
     ///
     /// A first attempt may be sent to an endpoint whose circuit is open, as its probe; one with a safe method earlier.
     #[inline]
-    pub(super) fn choose(&self, now: Instant, tried: &[u64], is_safe: bool) -> Option<Arc<Endpoint<S>>> {
+    pub(super) fn choose(
+        &self,
+        now: Instant,
+        tried: &[u64],
+        is_safe: bool,
+        key: Option<u64>,
+    ) -> Option<Arc<Endpoint<S>>> {
         let table = self.table.load();
         let at = self.state.at(now);
         if self.state.stale.load(Relaxed) && at >= self.state.refresh_at.load(Relaxed) {
@@ -177,7 +184,8 @@ impl<S: Clone> Pool<S> {
         };
         let (all, ramps) = (level.panics.load(Relaxed), level.ramps.load(Relaxed));
         let choice = Choice { now: at, tried, all, ramps };
-        match choice.choose(&level.endpoints, &level.weights, || fastrand::u64(..)) {
+        let by_key = key.and_then(|key| level.choose_by_key(choice, key));
+        match by_key.or_else(|| choice.choose(&level.endpoints, &level.weights, || fastrand::u64(..))) {
             Some(chosen) => Some(level.endpoints[chosen].clone()),
             None => self.choose_elsewhere(&table, choice),
         }
@@ -299,6 +307,23 @@ impl<S> Pool<S> {
     }
 }
 
+impl<S> Level<S> {
+    /// Chooses the endpoint of a call with a sticky key.
+    #[cold]
+    fn choose_by_key(&self, choice: Choice<'_>, key: u64) -> Option<usize> {
+        let usable = self.endpoints.iter().enumerate().filter(|(_, endpoint)| {
+            (choice.all || endpoint.is_available()) && !choice.tried.contains(&endpoint.state.id)
+        });
+        let keyed = usable.map(|(index, endpoint)| Keyed {
+            index,
+            hash: endpoint.state.hash,
+            weight: 1.0 / self.weights.share(index),
+            in_flight: endpoint.state.load.in_flight(),
+        });
+        rendezvous::for_key(key, keyed)
+    }
+}
+
 fn endpoints<S>(table: &Table<S>) -> impl Iterator<Item = &Arc<Endpoint<S>>> {
     table.levels.iter().flat_map(|level| &level.endpoints)
 }
@@ -311,6 +336,7 @@ pub(super) trait Follow: Send + Sync {
 
 impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
     fn follow(&self, members: &Members, now: Instant) {
+        let members = &self.used(members);
         let mut known = locked(&self.endpoints);
         let average = median(known.values(), self.state.at(now));
         let is_first = known.is_empty();
@@ -352,6 +378,24 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
 }
 
 impl<S: Clone> Pool<S> {
+    /// The members of which this gateway makes endpoints: in each tier and group a subset, and those that are draining.
+    fn used(&self, members: &Members) -> Members {
+        let Some(gateway) = self.state.settings.subset.as_deref().filter(|_| members.len() >= SUBSET_FROM) else {
+            return members.clone();
+        };
+        let (active, draining): (Vec<_>, Vec<_>) =
+            members.iter().cloned().partition(|member| member.state == MemberState::Active);
+        let mut groups: BTreeMap<_, Vec<Arc<Member>>> = BTreeMap::new();
+        for member in active {
+            groups.entry((member.tier, member.group.clone())).or_default().push(member);
+        }
+        let of = |group: Vec<Arc<Member>>| {
+            let chosen = subset(gateway, group.iter().map(|member| &*member.key));
+            chosen.into_iter().map(move |index| group[index].clone())
+        };
+        groups.into_values().flat_map(of).chain(draining).collect()
+    }
+
     fn endpoint(&self, member: Arc<Member>, average: f32, now: Instant) -> Endpoint<S> {
         let settings = &self.state.settings;
         let circuit = Settings::circuit_for(&member, &self.state);

@@ -9,6 +9,11 @@ use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::classify::{Classified, ClassifyLayer};
 use crate::exchange::ProbeSource;
 use crate::limit::ConcurrencyLimitLayer;
+use crate::opaque::Opaque;
+use crate::timeout::RequestHead;
+
+/// The hash of what keeps calls at one endpoint, such as a session.
+pub(super) type Sticky = dyn Fn(RequestHead<'_>) -> Option<u64> + Send + Sync;
 
 /// The settings of a pool.
 #[derive(Clone, Debug)]
@@ -24,6 +29,9 @@ pub(super) struct Settings {
     pub(super) refuses_in_panic: bool,
     /// Outliers take no calls for a while.
     pub(super) ejects_outliers: bool,
+    pub(super) sticky: Option<Opaque<Arc<Sticky>>>,
+    /// The name of the gateway, if it uses a part of many members.
+    pub(super) subset: Option<Arc<str>>,
 }
 
 impl Default for Settings {
@@ -37,6 +45,8 @@ impl Default for Settings {
             zone: None,
             refuses_in_panic: false,
             ejects_outliers: false,
+            sticky: None,
+            subset: None,
         }
     }
 }

@@ -20,4 +20,5 @@ mod shift;
 mod simulation;
 mod site;
 mod sources;
+mod sticky;
 mod warm_up;
