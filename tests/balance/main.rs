@@ -12,6 +12,7 @@ mod health;
 mod health_over_sockets;
 mod model;
 mod outliers;
+mod peers;
 mod pool;
 mod probes;
 mod real_sockets;
