@@ -30,11 +30,18 @@ pub(crate) struct Job {
     pub(crate) name: &'static str,
     pub(crate) ask: Ask,
     pub(crate) does: Does,
+    /// How many calls warm a service up.
+    pub(crate) warm: u32,
 }
 
 impl Job {
     const fn new(name: &'static str, ask: Ask, does: Does) -> Self {
-        Self { name, ask, does }
+        Self { name, ask, does, warm: 200 }
+    }
+
+    /// Each endpoint of a pool has to be called once.
+    const fn warmed_by(self, warm: u32) -> Self {
+        Self { warm, ..self }
     }
 }
 
@@ -59,8 +66,13 @@ pub(crate) static STACK_POST_PENDING: Job = Job::new("stack, the same, pending o
 pub(crate) static STACK_POST_LATE: Job = Job::new("stack, the same, first frame late", Ask::Post, Does::IsLate);
 pub(crate) static STACK_OPEN: Job = Job::new("stack, POST, circuit open", Ask::Post, Does::Opened);
 
+pub(crate) static POOL_1: Job = Job::new("pool of 1 endpoint", Ask::Get, Does::Answers);
+pub(crate) static POOL_2: Job = Job::new("pool of 2 endpoints", Ask::Get, Does::Answers);
+pub(crate) static POOL_20: Job = Job::new("pool of 20 endpoints", Ask::Get, Does::Answers);
+pub(crate) static POOL_10000: Job = Job::new("pool of 10,000 endpoints", Ask::Get, Does::Answers).warmed_by(50_000);
+
 /// The rows of the table, in its order.
-pub(crate) static ALL: [&Job; 19] = [
+pub(crate) static ALL: [&Job; 23] = [
     &TIMEOUT,
     &TIMEOUT_PENDING,
     &BREAKER,
@@ -80,4 +92,8 @@ pub(crate) static ALL: [&Job; 19] = [
     &STACK_POST_PENDING,
     &STACK_POST_LATE,
     &STACK_OPEN,
+    &POOL_1,
+    &POOL_2,
+    &POOL_20,
+    &POOL_10000,
 ];

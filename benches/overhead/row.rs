@@ -11,8 +11,6 @@ use tower_service::Service;
 use crate::job::{Does, Job};
 use crate::upstream::{Answer, Body, Down, Now, Template, Upstream, now};
 
-/// Number of calls that warm a service up.
-const WARM: u32 = 200;
 /// Number of failures that open the circuit of every peer.
 const FAILURES: u32 = 2000;
 /// A call that has not ended after this many polls counts as stuck.
@@ -76,8 +74,8 @@ impl Row {
             now(Now::Fails);
             self.calls.calls(FAILURES);
         }
-        self.calls(WARM);
-        self.bare(WARM);
+        self.calls(self.job.warm);
+        self.bare(self.job.warm);
     }
 
     /// Calls the service this many times.
