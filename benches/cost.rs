@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use divan::Bencher;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
 use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::balance::{Balance, Member};
 use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::cause::{ProxyStatus, entries};
 use tower_upstream::deadline::DeadlinePropagation;
@@ -48,6 +50,48 @@ fn nothing_passes_an_answer_on(bencher: Bencher<'_, '_>) {
     let runtime = runtime();
     let mut inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
     bencher.bench_local(|| runtime.block_on(inner.call(Request::new(()))));
+}
+
+/// The members of a pool, of which the first has this weight.
+fn members(count: u32, weight: u32) -> impl Iterator<Item = Member> {
+    (0..count).map(move |number| Member::new(number.to_string()).weight(if number == 0 { weight } else { 1 }))
+}
+
+type Endpoint = tower::util::BoxCloneSyncService<Request<Bodies>, Response<Full<Bytes>>, Infallible>;
+type Bodies = tower_upstream::body::TrackedUpload<Full<Bytes>>;
+
+fn pool(count: u32) -> Balance<Endpoint> {
+    let make = |_: &Member| {
+        let endpoint = service_fn(|_| std::future::ready(Ok(Response::new(Full::<Bytes>::default()))));
+        Endpoint::new(endpoint)
+    };
+    Balance::builder("bench", make).members(members(count, 1)).build().expect("members")
+}
+
+#[divan::bench]
+fn one_of_ten_thousand_members_changes_its_weight(bencher: Bencher<'_, '_>) {
+    let (handle, mut weight) = (pool(10_000).handle(), 1);
+    bencher.bench_local(|| {
+        weight = 3 - weight;
+        handle.upsert(Member::new("0").weight(weight))
+    });
+}
+
+#[divan::bench]
+fn ten_thousand_members_of_which_one_changes_are_replaced(bencher: Bencher<'_, '_>) {
+    let (handle, mut weight) = (pool(10_000).handle(), 1);
+    bencher.bench_local(|| {
+        weight = 3 - weight;
+        handle.replace(members(10_000, weight))
+    });
+}
+
+/// Two threads should do almost as many calls each as one.
+#[divan::bench(threads = [1, 2], args = [1, 20])]
+fn a_pool_passes_a_call_on(bencher: Bencher<'_, '_>, endpoints: u32) {
+    let pool = pool(endpoints);
+    let request = || (pool.clone(), Request::new(Full::<Bytes>::default()));
+    bencher.with_inputs(request).bench_values(|(mut pool, request)| pool.call(request).now_or_never());
 }
 
 #[divan::bench]

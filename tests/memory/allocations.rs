@@ -14,6 +14,8 @@ use http_body_util::Full;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::balance::{Balance, Member};
+use tower_upstream::body::TrackedUpload;
 use tower_upstream::breaker::CircuitBreakerLayer;
 use tower_upstream::error_page::ErrorPage;
 use tower_upstream::limit::ConcurrencyLimitLayer;
@@ -175,4 +177,47 @@ fn the_stack_in_one_piece_allocates_nothing_though_its_timer_is_armed() {
     assert_eq!(allocated(layer.layer(upstream()), get), 0);
     assert_eq!(allocated(layer.layer(upstream()), post), 0);
     assert_eq!(allocated(layer.layer(slow()), get), 0);
+}
+
+/// A pool of this many endpoints.
+fn pool(endpoints: usize) -> Balance<Endpoint> {
+    let make = |_: &Member| {
+        let endpoint = service_fn(|_| std::future::ready(Ok(Response::new(Body::from(Bytes::from_static(b"page"))))));
+        Endpoint::new(endpoint)
+    };
+    let members = (0..endpoints).map(|number| Member::new(format!("10.0.{}.{}:80", number / 250, number % 250)));
+    Balance::builder("pool", make).members(members).build().unwrap()
+}
+
+type Endpoint = tower::util::BoxCloneSyncService<Request<TrackedUpload<Body>>, Response<Body>, Infallible>;
+
+#[test]
+fn a_pool_allocates_nothing_beside_its_endpoints() {
+    // the future of the boxed service of an endpoint
+    for endpoints in [1, 3, 20] {
+        assert_eq!(allocated(pool(endpoints), get), CALLS, "{endpoints} endpoints");
+    }
+}
+
+#[test]
+fn an_endpoint_takes_a_few_kb_however_many_there_are() {
+    let _alone = ALONE.blocking_lock();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
+    // before its first call, and after it has been called
+    let bytes = |endpoints: usize| {
+        let region = Region::new(ALLOCATOR);
+        let size = || region.change().bytes_allocated - region.change().bytes_deallocated;
+        let mut pool = pool(endpoints);
+        let idle = size();
+        (0..8 * endpoints).for_each(|_| call(&mut pool, get()));
+        (idle, size())
+    };
+    let one = bytes(1);
+    for endpoints in [10, 100, 1_000, 10_000] {
+        let all = bytes(endpoints);
+        let (idle, used) = ((all.0 - one.0) / (endpoints - 1), (all.1 - one.1) / (endpoints - 1));
+        println!("{endpoints} endpoints: {idle} bytes each, {used} after calls");
+        assert!(idle <= 2_500 && used <= 5_000, "{idle}, {used} bytes each of {endpoints} endpoints");
+    }
 }
