@@ -114,7 +114,6 @@ mod active_probe;
 mod circuit;
 mod consecutive_failures;
 mod handle;
-mod keyed;
 mod open_backoff;
 mod packed_state;
 mod policy;
@@ -138,16 +137,17 @@ use self::handle::CircuitShared;
 use self::state_machine::Rejected;
 use crate::cause::{BadGatewayCause, Blame, CountedAttempt, Detail, Failure, Phase, Protocol};
 use crate::exchange::{Admission, CallContext, CancelReason, Component, Outcome, Rejection};
-use crate::exchange::{Config, PassErrors, SendOnce, middleware_spec, passing_middleware};
+use crate::exchange::{Config, PassErrors, PerUpstream, SendOnce, middleware_spec, passing_middleware};
+use crate::keyed_map::Eviction;
 use crate::stats::RouteKey;
 use crate::stats::default_stripes;
 
 pub use self::circuit::CircuitSnapshot;
 pub use self::handle::{CircuitHandle, StateChange, Transitions};
-pub use self::keyed::KeyedCircuitBreakerLayer;
 use self::packed_state::Permit;
 pub use self::packed_state::State;
 pub use self::policy::BreakerPolicy;
+pub use crate::exchange::KeyedLayer;
 pub use crate::stats::Ratio;
 
 passing_middleware! {
@@ -207,9 +207,8 @@ impl CircuitBreakerLayer {
     /// One circuit per upstream, keyed by the request, with this policy.
     ///
     /// The key is the authority of the request's target, else its `Host` field, in lower case: place the layer where requests
-    /// name the upstream they are sent to. There are at most 1,024 circuits. The least recently used is evicted, an open one last, and
-    /// one with calls in flight never; if none can be evicted, further upstreams share one fallback circuit, which has this
-    /// layer's name. The counters are not striped, and each call takes a read lock.
+    /// name the upstream they are sent to. Open circuits are evicted last, and the fallback circuit has this layer's name. The
+    /// counters are not striped, and each call takes a read lock.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -237,12 +236,11 @@ impl CircuitBreakerLayer {
     /// assert_eq!(service.clone().oneshot(of("a.example")).await.unwrap().status(), 503);
     /// assert_eq!(service.oneshot(of("b.example")).await.unwrap().status(), 200);
     /// let now = tokio::time::Instant::now();
-    /// assert_eq!(circuits.handle("a.example").unwrap().snapshot(now).state, State::Open);
+    /// assert_eq!(circuits.get("a.example").unwrap().handle().snapshot(now).state, State::Open);
     /// # }
     /// ```
-    pub fn keyed(self) -> KeyedCircuitBreakerLayer {
-        let circuit = &self.config.per_attempt.core.circuit;
-        KeyedCircuitBreakerLayer::new(circuit.name().clone(), circuit.policy())
+    pub fn keyed(self) -> KeyedLayer<Self> {
+        KeyedLayer::new(self)
     }
 
     fn with_policy(policy: BreakerPolicy, name: Arc<str>) -> Self {
@@ -267,6 +265,37 @@ impl<S> Layer<S> for CircuitBreakerLayer {
 
     fn layer(&self, inner: S) -> CircuitBreaker<S> {
         CircuitBreaker::new(inner, self.config.clone())
+    }
+}
+
+impl PerUpstream for CircuitBreakerLayer {
+    type Spec = BreakerSpec;
+
+    fn for_key(&self, key: Option<&str>) -> Arc<Config<BreakerSpec>> {
+        let circuit = &self.config.per_attempt.core.circuit;
+        let name = key.map_or_else(|| circuit.name().clone(), Arc::from);
+        // counters per core and per upstream would use much memory for little traffic
+        Self::striped(circuit.policy().with_others(false), name, 1, None).config
+    }
+
+    fn from_config(config: Arc<Config<BreakerSpec>>) -> Self {
+        Self { config }
+    }
+
+    /// The state of an open circuit matters more than the counts of a closed one.
+    fn eviction(config: &Config<BreakerSpec>) -> Eviction {
+        match config.per_attempt.core.circuit.state() {
+            State::Closed => Eviction::Evictable,
+            _ => Eviction::Late,
+        }
+    }
+}
+
+impl<S> Layer<S> for KeyedLayer<CircuitBreakerLayer> {
+    type Service = CircuitBreaker<S>;
+
+    fn layer(&self, inner: S) -> CircuitBreaker<S> {
+        CircuitBreaker::new(inner, self.configs())
     }
 }
 

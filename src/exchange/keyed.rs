@@ -1,4 +1,4 @@
-//! Settings and components per upstream, for requests that name different upstreams.
+//! One layer per upstream, for requests that name different upstreams.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,8 +14,79 @@ use crate::opaque::Opaque;
 const CAP: usize = 1024;
 
 /// Returns the name of a request's upstream.
-pub(crate) type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
+type Key = Arc<dyn for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync>;
 type MakeConfig<P> = Box<dyn Fn(Option<&str>) -> Arc<Config<P>> + Send + Sync>;
+
+/// A layer that a [`KeyedLayer`] can make for each upstream.
+pub(crate) trait PerUpstream: Clone + Send + Sync + 'static {
+    type Spec: Spec;
+
+    /// Settings like these with state of their own; `None`: for requests without a key.
+    fn for_key(&self, key: Option<&str>) -> Arc<Config<Self::Spec>>;
+
+    fn from_config(config: Arc<Config<Self::Spec>>) -> Self;
+
+    /// Whether settings that no call uses may be evicted.
+    fn eviction(_: &Config<Self::Spec>) -> Eviction {
+        Eviction::Evictable
+    }
+}
+
+/// One layer per upstream, keyed by the request; made by the method `keyed` of a layer.
+///
+/// There are at most 1,024 of them, and the least recently used is evicted; one with calls in flight never is. If none can be
+/// evicted, further upstreams share the [`fallback`](Self::fallback).
+#[derive(Clone, Debug)]
+#[must_use]
+#[allow(private_bounds)] // layers of this crate alone have it
+pub struct KeyedLayer<L: PerUpstream> {
+    template: L,
+    configs: Arc<PerKey<L::Spec>>,
+}
+
+#[allow(private_bounds)]
+impl<L: PerUpstream> KeyedLayer<L> {
+    pub(crate) fn new(template: L) -> Self {
+        Self::with_key(template, None)
+    }
+
+    fn with_key(template: L, key: Option<Key>) -> Self {
+        let layer = template.clone();
+        let configs = PerKey::new(move |key| layer.for_key(key), L::eviction, key);
+        Self { template, configs: Arc::new(configs) }
+    }
+
+    /// Sets the key of a request's upstream (default: the authority of the target, else `Host`, in lower case).
+    ///
+    /// It starts with new layers: clones made before keep the old ones.
+    pub fn key<K>(self, key: K) -> Self
+    where
+        K: for<'a> Fn(&'a Uri, &'a HeaderMap) -> Option<&'a str> + Send + Sync + 'static,
+    {
+        Self::with_key(self.template, Some(Arc::new(key)))
+    }
+
+    /// All layers, in the order of their keys.
+    pub fn all(&self) -> Vec<(Box<str>, L)> {
+        self.configs.keyed.snapshot(|config| L::from_config(config.shared()))
+    }
+
+    /// The layer of an upstream; `None` for an unknown key.
+    ///
+    /// A layer without calls in flight may be evicted: this one is then no longer used.
+    pub fn get(&self, key: &str) -> Option<L> {
+        self.configs.keyed.get(key).map(|config| L::from_config(config.shared()))
+    }
+
+    /// The layer of upstreams beyond the 1,024, and of requests without a key.
+    pub fn fallback(&self) -> L {
+        L::from_config(self.configs.keyed.fallback().shared())
+    }
+
+    pub(crate) fn configs(&self) -> Arc<PerKey<L::Spec>> {
+        self.configs.clone()
+    }
+}
 
 /// The settings per upstream, shared by all services of a keyed layer.
 pub(crate) struct PerKey<P: Spec> {
@@ -29,27 +100,12 @@ pub(crate) struct PerKey<P: Spec> {
 }
 
 impl<P: Spec> PerKey<P> {
-    pub(crate) fn new(
+    fn new(
         make: impl Fn(Option<&str>) -> Arc<Config<P>> + Send + Sync + 'static,
         stays: fn(&Config<P>) -> Eviction,
         key: Option<Key>,
     ) -> Self {
         Self { keyed: KeyedMap::new(CAP, Ref::new(make(None))), key, make: Box::new(make), eviction: stays }
-    }
-
-    /// Maps all settings, in the order of their keys.
-    pub(crate) fn snapshot<T>(&self, show: impl Fn(&Config<P>) -> T) -> Vec<(Box<str>, T)> {
-        self.keyed.snapshot(|config| show(config))
-    }
-
-    /// Maps the settings of a key, if there are any.
-    pub(crate) fn get<T>(&self, key: &str, show: impl Fn(&Config<P>) -> T) -> Option<T> {
-        self.keyed.get(key).map(|config| show(&config))
-    }
-
-    /// The settings of requests without a key, or beyond the maximum.
-    pub(crate) fn fallback(&self) -> &Config<P> {
-        self.keyed.fallback()
     }
 
     pub(super) fn of(&self, uri: &Uri, headers: &HeaderMap) -> Ref<Config<P>> {

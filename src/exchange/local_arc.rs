@@ -27,6 +27,11 @@ impl<T> Ref<T> {
         Self(Arc::new(Local(shared)))
     }
 
+    /// The shared state itself.
+    pub(crate) fn shared(&self) -> Arc<T> {
+        self.0.0.clone()
+    }
+
     /// Whether there is another reference beside this one.
     pub(crate) fn is_held_elsewhere(&self) -> bool {
         Arc::strong_count(&self.0) > 1

@@ -86,7 +86,8 @@ pub(crate) use self::detachable::{Detach, Detachable};
 pub(crate) use self::endpoint::note_endpoint;
 pub(crate) use self::endpoint::{ChosenEndpoint, TriedEndpoints};
 pub(crate) use self::future::ExchangeFuture;
-pub(crate) use self::keyed::{ConfigSource, Key, PerKey};
+pub use self::keyed::KeyedLayer;
+pub(crate) use self::keyed::{ConfigSource, PerUpstream};
 pub(crate) use self::local_arc::{LocalArc, Ref};
 pub(crate) use self::middleware::{
     middleware_body, middleware_future, middleware_service, middleware_spec, passing_middleware,

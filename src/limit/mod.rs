@@ -93,7 +93,6 @@
 
 mod baseline;
 mod gradient;
-mod keyed;
 mod limiter;
 mod raise_probe;
 mod sample_kind;
@@ -115,6 +114,7 @@ use self::striped_semaphore::SlotRef;
 use crate::body::UpgradeGuard;
 use crate::body::announces_body;
 use crate::cause::{BadGatewayCause, Detail, Failure, Phase, Protocol, RetryStop, TUNNEL_LIMIT};
+use crate::exchange::PerUpstream;
 use crate::exchange::{
     BodyTimeouts, CLIENT_IDLE, CallContext, CallKind, CancelReason, Component, Outcome, Rejection, RequestLoad,
     TimeoutPolicy,
@@ -124,8 +124,8 @@ use crate::stats::RouteKey;
 use crate::stats::reachable;
 use crate::stats::{default_stripes, stripe};
 
-pub use self::keyed::KeyedLimitLayer;
 pub use self::limiter::LimitSnapshot;
+pub use crate::exchange::KeyedLayer;
 
 passing_middleware! {
     /// The service of [`ConcurrencyLimitLayer`].
@@ -242,9 +242,8 @@ impl ConcurrencyLimitLayer {
     /// One limit per upstream, keyed by the request, with these settings.
     ///
     /// The key is the authority of the request's target, else its `Host` field, in lower case: place the layer where requests
-    /// name the upstream they are sent to. There are at most 1,024 limits. The least recently used is evicted, one with calls in
-    /// flight never; if none can be evicted, further upstreams share one fallback limit. The counters are not striped, and each
-    /// call costs an allocation and a read lock.
+    /// name the upstream they are sent to. The counters are not striped, and each call costs an allocation and a read lock.
+    ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
@@ -263,12 +262,12 @@ impl ConcurrencyLimitLayer {
     /// let held = service.clone().oneshot(of("a.example")).await.unwrap();
     /// assert_eq!(service.clone().oneshot(of("a.example")).await.unwrap().status(), 503);
     /// assert_eq!(service.oneshot(of("b.example")).await.unwrap().status(), 200);
-    /// assert_eq!(limits.snapshot("a.example").unwrap().refused, 1);
+    /// assert_eq!(limits.get("a.example").unwrap().handle().snapshot().refused, 1);
     /// # drop(held);
     /// # }
     /// ```
-    pub fn keyed(self) -> KeyedLimitLayer {
-        KeyedLimitLayer::new(self)
+    pub fn keyed(self) -> KeyedLayer<Self> {
+        KeyedLayer::new(self)
     }
 
     pub(crate) fn component(&self) -> LimitComponent {
@@ -297,6 +296,27 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 
     fn layer(&self, inner: S) -> ConcurrencyLimit<S> {
         ConcurrencyLimit::new(inner, self.config.clone())
+    }
+}
+
+impl PerUpstream for ConcurrencyLimitLayer {
+    type Spec = LimitSpec;
+
+    fn for_key(&self, key: Option<&str>) -> Arc<Config<LimitSpec>> {
+        self.with_name(key).config
+    }
+
+    fn from_config(config: Arc<Config<LimitSpec>>) -> Self {
+        let configured = config.per_attempt.limiter.bounds();
+        Self { config, configured }
+    }
+}
+
+impl<S> Layer<S> for KeyedLayer<ConcurrencyLimitLayer> {
+    type Service = ConcurrencyLimit<S>;
+
+    fn layer(&self, inner: S) -> ConcurrencyLimit<S> {
+        ConcurrencyLimit::new(inner, self.configs())
     }
 }
 

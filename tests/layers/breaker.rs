@@ -518,13 +518,13 @@ async fn each_upstream_has_its_circuit_and_an_open_one_is_evicted_last() {
         assert_eq!(ask(&format!("h{other}.example")).await.unwrap().status(), 200);
     }
     let now = tokio::time::Instant::now();
-    assert_eq!(circuits.snapshots(now).len(), 1024);
+    assert_eq!(circuits.all().len(), 1024);
     assert_eq!(ask("DEAD.example").await.unwrap().status(), 503, "and names have no case");
-    let dead = circuits.handle("dead.example").unwrap();
+    let dead = circuits.get("dead.example").unwrap().handle();
     dead.reset();
     assert!(ask("dead.example").await.is_err());
-    assert!(circuits.handle("h0.example").is_none());
-    assert_eq!(circuits.fallback().snapshot(now).calls, 0);
+    assert!(circuits.get("h0.example").is_none());
+    assert_eq!(circuits.fallback().handle().snapshot(now).calls, 0);
 
     // by another name
     let routes = long().keyed().key(|uri, _| uri.path().split('/').nth(1));

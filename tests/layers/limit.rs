@@ -335,10 +335,10 @@ async fn each_upstream_has_its_limit_and_invented_names_grow_no_map() {
     for name in 0..2_000 {
         assert_eq!(of("/", &format!("{name}.example")).await.status(), 200);
     }
-    assert_eq!(limits.snapshots().len(), 1024);
-    assert_eq!(limits.snapshot("a.example").unwrap().refused, 3, "it had a call in flight");
+    assert_eq!(limits.all().len(), 1024);
+    assert_eq!(limits.get("a.example").unwrap().handle().snapshot().refused, 3, "it had a call in flight");
     drop(held);
-    assert_eq!(limits.snapshot("a.example").unwrap().in_flight, 0);
+    assert_eq!(limits.get("a.example").unwrap().handle().snapshot().in_flight, 0);
 
     // names beyond the capacity of the map share one limit
     let mut bodies = Vec::new();
@@ -347,7 +347,7 @@ async fn each_upstream_has_its_limit_and_invented_names_grow_no_map() {
     }
     let (first, second) = (of("/", "b.example").await, of("/", "c.example").await);
     assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 503));
-    assert_eq!((limits.snapshots().len(), limits.fallback().in_flight), (1024, 1));
+    assert_eq!((limits.all().len(), limits.fallback().handle().in_flight()), (1024, 1));
 }
 
 const WORKERS: usize = 40;

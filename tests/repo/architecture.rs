@@ -33,12 +33,12 @@ const CIRCLES: [[&str; 2]; 2] = [["exchange/active", "exchange/spec"], ["balance
 /// Types that are a module's middleware, which only the files named with them may use; the module's own `mod.rs` may too.
 const MIDDLEWARE: [(&str, &[&str], &[&str]); 10] = [
     ("admission", &["AdmissionLayer", "Admission<"], &[]),
-    ("breaker", &["CircuitBreakerLayer", "CircuitBreaker<"], &["keyed"]),
+    ("breaker", &["CircuitBreakerLayer", "CircuitBreaker<"], &[]),
     ("classify", &["ClassifyLayer", "ClassifyFuture"], &[]),
     ("client", &["ReverseProxy", "ReverseProxyBuilder"], &["proxy", "exchange", "tunnel"]),
     ("error_page", &["ErrorPageLayer", "ErrorPageService"], &[]),
     ("forward", &["ForwardLayer", "Forward<"], &["layer"]),
-    ("limit", &["ConcurrencyLimitLayer", "LimitHandle"], &["keyed"]),
+    ("limit", &["ConcurrencyLimitLayer", "LimitHandle"], &[]),
     ("retry", &["RetryLayer", "RetryFuture"], &["has_failure"]),
     (
         "stack",
