@@ -1,6 +1,5 @@
 //! The forwarding service and its settings.
 
-use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,6 +20,7 @@ use super::{Connect, ConnectTo, Connector, HttpVersion, ProxyBody, SendBody, Tar
 use crate::body::ResponseBody;
 use crate::cause::Failure;
 use crate::forward::{ClientInfo, ForwardingRules};
+use crate::opaque::Opaque;
 
 /// The default connector of [`ReverseProxy`].
 #[cfg(feature = "rustls")]
@@ -44,8 +44,9 @@ const MAX_STREAMS: u32 = MAX_WINDOW / 65_535 - 1;
 ///
 /// The client's address is that of [`client_info`](Self::client_info), or of a [`ClientInfo`] in the request's
 /// extensions.
+#[derive(Debug)]
 pub struct ReverseProxy<C, B> {
-    upstream: Arc<ProxyTarget<C, B>>,
+    upstream: Opaque<Arc<ProxyTarget<C, B>>>,
     client_info: Arc<ClientInfo>,
 }
 
@@ -82,7 +83,7 @@ where
     ///
     /// Nothing is sent on it; it is closed immediately.
     pub fn connect_probe(&self) -> impl FnMut() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + use<C, B> {
-        let upstream = self.upstream.clone();
+        let upstream = self.upstream.0.clone();
         move || {
             let upstream = upstream.clone();
             Box::pin(async move { upstream.pool.connects().await })
@@ -102,7 +103,7 @@ where
     /// # Errors
     /// The [`Failure`] to connect.
     pub fn warm_up(&self) -> impl Future<Output = Result<(), Failure>> + Send + use<C, B> {
-        let upstream = self.upstream.clone();
+        let upstream = self.upstream.0.clone();
         async move { upstream.pool.warm_up().await }
     }
 }
@@ -110,12 +111,6 @@ where
 impl<C, B> Clone for ReverseProxy<C, B> {
     fn clone(&self) -> Self {
         Self { upstream: self.upstream.clone(), client_info: self.client_info.clone() }
-    }
-}
-
-impl<C, B> fmt::Debug for ReverseProxy<C, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReverseProxy").field("target", &self.upstream.target).finish_non_exhaustive()
     }
 }
 
@@ -397,6 +392,6 @@ impl<C> ReverseProxyBuilder<C> {
             tunnels,
             pool,
         };
-        ReverseProxy { upstream: Arc::new(upstream), client_info: Arc::new(ClientInfo::unknown()) }
+        ReverseProxy { upstream: Opaque(Arc::new(upstream)), client_info: Arc::new(ClientInfo::unknown()) }
     }
 }

@@ -87,7 +87,7 @@ pub(crate) use self::negotiation::ResponsePreferences;
 pub use self::page::ErrorPage;
 
 /// Replaces local responses to failures by an error page; see the [module](self).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct ErrorPageLayer {
     page: Arc<ErrorPage>,
@@ -97,12 +97,6 @@ impl ErrorPageLayer {
     /// A layer with this page.
     pub fn new(page: ErrorPage) -> Self {
         Self { page: Arc::new(page) }
-    }
-}
-
-impl Default for ErrorPageLayer {
-    fn default() -> Self {
-        Self::new(ErrorPage::new())
     }
 }
 

@@ -1,7 +1,6 @@
 //! A stack whose type names neither its client nor the client's response body.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,6 +15,7 @@ use super::{BoxError, RequestBody, Upstream, UpstreamLayer};
 use crate::body::WrapBody;
 use crate::cause::Failure;
 use crate::exchange::SendService;
+use crate::opaque::Opaque;
 
 type BoxFuture = Pin<Box<dyn Future<Output = Result<Response<BoxUpstreamBody>, Infallible>> + Send>>;
 
@@ -25,8 +25,9 @@ pub type BoxUpstreamBody = Pin<Box<dyn Body<Data = Bytes, Error = Failure> + Sen
 /// An [`Upstream`] in a box, for a field of a struct: its type names only the request body.
 ///
 /// A call costs two allocations more than that of an `Upstream`: one for its future, and one for the response body.
+#[derive(Debug)]
 pub struct BoxUpstream<B> {
-    service: Box<dyn Call<B>>,
+    service: Opaque<Box<dyn Call<B>>>,
 }
 
 impl UpstreamLayer {
@@ -59,7 +60,7 @@ impl UpstreamLayer {
         X: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
         E: Into<BoxError>,
     {
-        BoxUpstream { service: Box::new(self.layer(client)) }
+        BoxUpstream { service: Opaque(Box::new(self.layer(client))) }
     }
 }
 
@@ -101,18 +102,12 @@ impl<B> Service<Request<B>> for BoxUpstream<B> {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        self.service.call(request)
+        self.service.0.call(request)
     }
 }
 
 impl<B> Clone for BoxUpstream<B> {
     fn clone(&self) -> Self {
-        Self { service: self.service.clone_box() }
-    }
-}
-
-impl<B> fmt::Debug for BoxUpstream<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoxUpstream").finish_non_exhaustive()
+        Self { service: Opaque(self.service.clone_box()) }
     }
 }
