@@ -346,7 +346,9 @@ mod tests {
         // one that is faster may get as much again
         for (count, latency, most) in [(2, 1.0, 600), (2, 0.1, 600), (3, 1.0, 600), (10, 1.0, 600), (10, 0.1, 1200)] {
             let mut some = endpoints(count);
-            some.iter_mut().for_each(|endpoint| endpoint.in_flight = 5);
+            for endpoint in &mut some {
+                endpoint.in_flight = 5;
+            }
             (some[0].in_flight, some[0].latency) = (0, latency);
             let mut weights = vec![99.0 / (count - 1) as f32; some.len()];
             weights[0] = 1.0;
