@@ -30,7 +30,7 @@ pub(crate) struct Job {
     pub(crate) name: &'static str,
     pub(crate) ask: Ask,
     pub(crate) does: Does,
-    /// How many calls warm a service up.
+    /// Number of calls that warm a service up.
     pub(crate) warm: u32,
 }
 
@@ -56,6 +56,10 @@ pub(crate) static RETRY_NOT: Job = Job::new("the same, POST not to be repeated",
 pub(crate) static RETRY_OFF: Job = Job::new("retry with one attempt", Ask::Get, Does::Answers);
 pub(crate) static ADMISSION: Job = Job::new("admission", Ask::Get, Does::Answers);
 pub(crate) static CLASSIFY: Job = Job::new("classification", Ask::Get, Does::Answers);
+pub(crate) static POOL_1: Job = Job::new("pool of 1 endpoint", Ask::Get, Does::Answers);
+pub(crate) static POOL_2: Job = Job::new("pool of 2 endpoints", Ask::Get, Does::Answers);
+pub(crate) static POOL_100: Job = Job::new("pool of 100 endpoints", Ask::Get, Does::Answers);
+pub(crate) static POOL_10000: Job = Job::new("pool of 10,000 endpoints", Ask::Get, Does::Answers).warmed_by(50_000);
 pub(crate) static STACK: Job = Job::new("stack, GET", Ask::Get, Does::Answers);
 pub(crate) static STACK_PENDING: Job = Job::new("stack, GET, pending once", Ask::Get, Does::Pends);
 pub(crate) static STACK_LATE: Job = Job::new("stack, GET, first frame late", Ask::Get, Does::IsLate);
@@ -65,11 +69,6 @@ pub(crate) static STACK_POST: Job = Job::new("stack, POST not to be repeated", A
 pub(crate) static STACK_POST_PENDING: Job = Job::new("stack, the same, pending once", Ask::Post, Does::Pends);
 pub(crate) static STACK_POST_LATE: Job = Job::new("stack, the same, first frame late", Ask::Post, Does::IsLate);
 pub(crate) static STACK_OPEN: Job = Job::new("stack, POST, circuit open", Ask::Post, Does::Opened);
-
-pub(crate) static POOL_1: Job = Job::new("pool of 1 endpoint", Ask::Get, Does::Answers);
-pub(crate) static POOL_2: Job = Job::new("pool of 2 endpoints", Ask::Get, Does::Answers);
-pub(crate) static POOL_20: Job = Job::new("pool of 20 endpoints", Ask::Get, Does::Answers);
-pub(crate) static POOL_10000: Job = Job::new("pool of 10,000 endpoints", Ask::Get, Does::Answers).warmed_by(50_000);
 
 /// The rows of the table, in its order.
 pub(crate) static ALL: [&Job; 23] = [
@@ -84,6 +83,10 @@ pub(crate) static ALL: [&Job; 23] = [
     &RETRY_OFF,
     &ADMISSION,
     &CLASSIFY,
+    &POOL_1,
+    &POOL_2,
+    &POOL_100,
+    &POOL_10000,
     &STACK,
     &STACK_PENDING,
     &STACK_LATE,
@@ -92,8 +95,4 @@ pub(crate) static ALL: [&Job; 23] = [
     &STACK_POST_PENDING,
     &STACK_POST_LATE,
     &STACK_OPEN,
-    &POOL_1,
-    &POOL_2,
-    &POOL_20,
-    &POOL_10000,
 ];

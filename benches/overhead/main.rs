@@ -9,7 +9,6 @@
 //!
 //! The peers are measured by a crate of its own, `benches/peers`, so that this crate does not depend on them.
 
-mod balance;
 mod cell;
 mod count;
 mod job;
@@ -33,7 +32,6 @@ const PEERS_TARGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/peers");
 fn rows() -> Vec<Row> {
     let mut rows = tower::rows();
     rows.extend(ours::rows());
-    rows.extend(balance::rows());
     rows
 }
 

@@ -8,6 +8,7 @@ use http::{Request, Response};
 use tower::{Layer, ServiceBuilder};
 use tower_service::Service;
 use tower_upstream::admission::AdmissionLayer;
+use tower_upstream::balance::{Balance, Member};
 use tower_upstream::breaker::{BreakerPolicy, CircuitBreakerLayer, Ratio};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 
@@ -47,6 +48,10 @@ fn layers() -> Vec<Row> {
         Row::new(WHO, &job::RETRY_OFF, retry_off),
         Row::new(WHO, &job::ADMISSION, |upstream: Bare| AdmissionLayer::new(200).layer(upstream)),
         Row::new(WHO, &job::CLASSIFY, |upstream: Bare| ClassifyLayer::new().layer(upstream)),
+        Row::new(WHO, &job::POOL_1, pool::<1>),
+        Row::new(WHO, &job::POOL_2, pool::<2>),
+        Row::new(WHO, &job::POOL_100, pool::<100>),
+        Row::new(WHO, &job::POOL_10000, pool::<10_000>),
     ]
 }
 
@@ -102,6 +107,12 @@ fn not_again(request: &mut Request<Body>) {
 
 fn timeout(upstream: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
     TimeoutLayer::new(Timeouts::new().response_head(LIMIT)).layer(upstream)
+}
+
+/// Endpoints that are all the same, each with its circuit.
+fn pool<const ENDPOINTS: usize>(_: Bare) -> impl Service<Request<Body>, Response = Response<impl ResponseBody>> {
+    let members = (0..ENDPOINTS).map(|number| Member::new(number.to_string()));
+    Balance::builder("bench", |_: &Member| Bare::new()).members(members).without_probe().build().expect("valid members")
 }
 
 fn breaker() -> CircuitBreakerLayer {

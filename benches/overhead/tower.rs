@@ -1,10 +1,17 @@
 //! tower's own layers.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{Method, Request, Response};
+use tower::balance::p2c::Balance;
+use tower::buffer::Buffer;
+use tower::discover::ServiceList;
 use tower::limit::ConcurrencyLimitLayer;
+use tower::load::{CompleteOnResponse, PeakEwma};
 use tower::load_shed::LoadShedLayer;
 use tower::retry::backoff::{Backoff, ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff};
 use tower::retry::budget::{Budget, TpsBudget};
@@ -30,6 +37,10 @@ pub(crate) fn rows() -> Vec<Row> {
         Row::new(WHO, &job::RETRY, |upstream: Bare| RetryLayer::new(Attempts::new(2)).layer(upstream)),
         Row::new(WHO, &job::RETRY_NOT, |upstream: Bare| RetryLayer::new(Attempts::new(2)).layer(upstream)),
         Row::new(WHO, &job::RETRY_OFF, |upstream: Bare| RetryLayer::new(Attempts::new(0)).layer(upstream)),
+        Row::new(WHO, &job::POOL_1, pool::<1>),
+        Row::new(WHO, &job::POOL_2, pool::<2>),
+        Row::new(WHO, &job::POOL_100, pool::<100>),
+        Row::new(WHO, &job::POOL_10000, pool::<10_000>),
         Row::new(WHO, &job::STACK, stack),
         Row::new(WHO, &job::STACK_PENDING, stack),
         Row::new(WHO, &job::STACK_LATE, stack),
@@ -49,6 +60,39 @@ fn timeout(upstream: Bare) -> impl Service<Asked, Response = Answered> {
 
 fn limit(upstream: Bare) -> impl Service<Asked, Response = Answered> {
     LoadShedLayer::new().layer(ConcurrencyLimitLayer::new(IN_FLIGHT).layer(upstream))
+}
+
+/// Endpoints that are all the same, in the `Buffer` that shares them between tasks.
+fn pool<const ENDPOINTS: usize>(_: Bare) -> impl Service<Asked, Response = Answered> {
+    const DECAY_NS: f64 = 10e9;
+    let endpoint = |_| PeakEwma::new(Bare::new(), Duration::from_millis(1), DECAY_NS, CompleteOnResponse::default());
+    let (buffer, worker) = Buffer::pair(Balance::new(ServiceList::new::<Asked>((0..ENDPOINTS).map(endpoint))), 1024);
+    Buffered { buffer, worker: Box::pin(worker) }
+}
+
+/// A buffer whose worker is polled by its calls, on their thread: that saves it a change of threads.
+struct Buffered<F> {
+    buffer: Buffer<Asked, F>,
+    worker: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl<F> Service<Asked> for Buffered<F>
+where
+    F: Future<Output = Result<Answered, BoxError>> + Send + 'static,
+{
+    type Response = Answered;
+    type Error = BoxError;
+    type Future = <Buffer<Asked, F> as Service<Asked>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.buffer.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Asked) -> Self::Future {
+        let call = self.buffer.call(request);
+        let _ = self.worker.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        call
+    }
 }
 
 /// All layers but a circuit breaker, which tower does not have.
