@@ -1,147 +1,184 @@
 //! Many endpoints behind one service: choice by load, ejection of endpoints that fail, and a membership that changes.
 //!
-//! [`Balance`] sends each call to one of the endpoints of an upstream. Each endpoint has a circuit, a latency estimate and, by
-//! opt-in, a concurrency limit of its own. It has no queue and no background task for calls: an empty pool responds at once.
+//! [`Balance`] sends each call to one endpoint of an upstream that has replicas. A [`Member`] describes an endpoint,
+//! and a factory makes its service: a [`ReverseProxy`](crate::client::ReverseProxy), reqwest, tonic's channel, or any
+//! other service that is `Clone + Send + Sync`. Each endpoint has a circuit, an estimate of its latency and, by opt-in,
+//! a concurrency limit of its own.
 //!
-//! Retry, timeouts, error page and statistics belong around all endpoints, so that a second attempt goes to another one:
-//! [`UpstreamLayer::for_pool`](crate::UpstreamLayer::for_pool) builds that layer.
+//! Retry, timeouts, error page and statistics stand once around all endpoints, so that a second attempt goes to another
+//! endpoint: [`UpstreamLayer::for_pool`](crate::UpstreamLayer::for_pool) builds that layer.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use tokio::time::Instant;
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_upstream::UpstreamLayer;
+//! use tower_upstream::balance::{Balance, Member};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // the factory makes the service of an endpoint; this one responds with the endpoint's key
+//! let make = |member: &Member| {
+//!     let key = member.key.clone();
+//!     service_fn(move |_: Request<_>| {
+//!         let response = Response::new(Full::new(Bytes::copy_from_slice(key.as_bytes())));
+//!         std::future::ready(Ok::<_, std::io::Error>(response))
+//!     })
+//! };
+//! let members = [Member::new("10.0.0.1:80"), Member::new("10.0.0.2:80")];
+//! let pool = Balance::builder("shop", make).members(members).build()?;
+//! let endpoints = pool.handle();
+//! let shop = UpstreamLayer::for_pool(&pool).build()?.layer(pool);
+//!
+//! for _ in 0..10 {
+//!     let Ok(response) = shop.clone().oneshot(Request::new(Full::<Bytes>::default())).await;
+//!     assert_eq!(response.status(), 200);
+//! }
+//! endpoints.remove("10.0.0.1:80"); // it finishes its calls and gets no new ones
+//! assert_eq!(endpoints.snapshot(Instant::now()).endpoints.len(), 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The [cookbook](crate::guide::cookbook#many-endpoints) has pools of `ReverseProxy` and of other clients, and the
+//! repository's `examples/gateway.rs` is a gateway whose pools come from a file
+//! ([`UpstreamConfig::proxy`](crate::stack::UpstreamConfig#method.proxy)).
+//!
+//! A pool has no queue and no task for calls. It is always ready. A call for which it has no endpoint gets a 503 at
+//! once, with the cause [`no_healthy_upstream`](crate::BadGatewayCause::NoHealthyUpstream).
 //!
 //! # Choice
 //!
 //! | step | rule |
 //! |---|---|
-//! | level | members of the lowest tier, of the own [zone](BalanceBuilder::zone) first; if less than 1/1.4 of them are available, the rest of the calls goes to the next level; draining members last |
-//! | candidates | two at random by weight; of fewer than four endpoints, all |
-//! | latency | peak-sensitive average of the response times (time constant 10 s), or the time that a call without a response has taken, if that is longer |
-//! | cost | latency x (calls in flight / relative weight + 1); with latencies within a factor of 2, the calls in flight alone |
-//! | failures | count as a response time of at least 5 s, so that an endpoint that fails fast attracts no calls |
-//! | equal costs | in proportion to the weights; if these are equal, the endpoint that was unused for longer |
-//! | newcomers | start with the median of the others' response times, and with 10 % of their share, which grows to all of it in [`slow_start`](BalanceBuilder::slow_start) |
-//! | later attempts | an endpoint that the call was not sent to yet |
-//! | [`sticky`](BalanceBuilder::sticky) calls | the first available endpoint in the order of the key that has at most 1.25 times its share of the calls in flight |
+//! | level | A level is a [tier](Member::tier), or the part of a tier inside or outside of the pool's own [zone](BalanceBuilder::zone). Calls go to the first level: the lowest tier, own zone first. If fewer than 1/1.4 of its endpoints are available, the rest of the calls goes to the next level. [Draining](MemberState::Draining) members come last. |
+//! | candidates | two of the level, drawn at random by [weight](Member::weight); all of it, if it has fewer than four |
+//! | latency | peak-sensitive moving average of the response times (time constant 10 s), or the age of a call that has no response yet, if that is longer |
+//! | failure | counts as a response time of at least 5 s, so that an endpoint that fails fast attracts no calls |
+//! | cost | latency x (calls in flight / relative weight + 1); if both latencies are within a factor of 2, the calls in flight alone |
+//! | equal costs | the candidate that was unused for longer; with different weights, in proportion to them |
+//! | newcomer | starts with the median latency of the others and with 10 % of its share, which grows to all of it during its [slow start](BalanceBuilder::slow_start) |
+//! | later attempt | prefers an endpoint that the call was not sent to yet |
+//! | [`sticky`](BalanceBuilder::sticky) call | goes to the first available endpoint in the order of its key that has at most 1.25 times its share of the calls in flight |
 //!
-//! # Ejection
+//! The sources of these rules are in `src/balance/choice.rs`, `load.rs` and `levels.rs`; `tests/balance/simulation.rs`
+//! measures them beside other balancers.
 //!
-//! An endpoint takes no calls while its [circuit](crate::breaker) is open or a health check has found it unhealthy. If less
-//! than half of a level is available and no other level can take over, the level *panics*: calls are sent to all of its
-//! endpoints, because most endpoints seldom fail for reasons of their own; one endpoint alone does not panic. With
-//! [`refuse_in_panic`](BalanceBuilder::refuse_in_panic), calls are sent to what is available, and refused if nothing is.
+//! # Ejection and panic
+//!
+//! An endpoint is available if its [circuit](crate::breaker) is closed, no health check has found it unhealthy or
+//! draining, it is below its concurrency limit, and it is neither warming up nor ejected as an [outlier](#outliers).
+//! Others take no calls, except for probes.
+//!
+//! A level *panics* if fewer than half of its endpoints are available and no other level can take over: calls are sent
+//! to all of its endpoints, because when most endpoints fail at once, the reason is seldom in each of them (Envoy's
+//! panic threshold). A level of one endpoint does not panic. With [`refuse_in_panic`](BalanceBuilder::refuse_in_panic),
+//! calls go to the available endpoints only, and are refused if there is none.
 //!
 //! # Probes
 //!
-//! While the circuit of an endpoint is open, it is tested with copies of the `GET` and `HEAD` requests that go to other endpoints,
-//! as a [stack](crate::stack#probes) tests its only upstream: one copy at a time, at most one for 32 calls of the pool, at the
-//! same intervals. Its limit is the [`probe_timeout`](crate::breaker::BreakerPolicy::probe_timeout). Any response but those that
-//! count as failures closes the circuit, and the endpoint returns with its slow start. The response is dropped. Of the request's
+//! While the circuit of an endpoint is open, the pool tests the endpoint with copies of the `GET` and `HEAD` requests
+//! that go to others, as a [stack](crate::stack#probes) tests its only upstream: one copy at a time, at most one for 32
+//! calls of the pool, at the same intervals, within the
+//! [`probe_timeout`](crate::breaker::BreakerPolicy::probe_timeout). The response of a probe is dropped. Any response
+//! but those that count as failures closes the circuit, and the endpoint returns with a slow start. Of a request's
 //! extensions, a probe has the [`ClientInfo`](crate::forward::ClientInfo) only.
 //!
 //! | probe | when |
 //! |---|---|
-//! | a copy of a request, or [`probe_request`](BalanceBuilder::probe_request) | at once; not [`without_probe`](BalanceBuilder::without_probe) |
-//! | a call with a safe method, in its first attempt | after the open duration, and 5 s after the last copy that failed; in any case after the maximum open duration |
-//! | any other call, such as gRPC's | after twice that time without a call with a safe method, or if no other endpoint is available |
-//!
-//! A call without an endpoint is refused with a 503 and the cause `no_healthy_upstream`.
+//! | a copy of a request, or the [`probe_request`](BalanceBuilder::probe_request) | from the opening of the circuit on; never with [`without_probe`](BalanceBuilder::without_probe) |
+//! | the first attempt of a call with a safe method | after the open duration, and 5 s after the last copy that failed; in any case after the maximum open duration |
+//! | any other call, such as gRPC's | after twice that time without a call with a safe method; like a safe one if no other endpoint is available |
 //!
 //! # Health checks
 //!
-//! [`HealthChecks`] check endpoints in the background, by opt-in: `checks.watch(&balance.handle())`. A [`HealthCheck`] is a
-//! future of the user's or, with feature `client`, an HTTP request, gRPC's health protocol or a TCP connection; it reads the
-//! [words](CheckReport::from_words) by which an endpoint asks for no new calls or for a part of its weight.
+//! [`HealthChecks`] check endpoints in the background, by opt-in: `checks.watch(&pool.handle())`. A [`HealthCheck`] is
+//! a future of the user or, with feature `client`, an HTTP request, a call of gRPC's health protocol or a TCP
+//! connection. It reads the [words](CheckReport::from_words) by which an endpoint asks for no new calls, or for a part
+//! of its weight.
 //!
-//! | | |
+//! | state | rule |
 //! |---|---|
-//! | interval | 5 s +-20 %; 1 s while results differ from the health, or nothing is known |
-//! | time limit | 1 s, then the check has failed |
 //! | a new endpoint | takes calls until three checks in a row have failed |
-//! | unhealthy | after three failed checks in a row, whatever number of endpoints is ejected; a level that panics uses it |
+//! | unhealthy | after three failed checks in a row, however many endpoints are ejected; in a panic it takes calls all the same |
 //! | healthy again | after two passed checks in a row |
-//! | asks for no calls (`drain`, `maint`) | counts at once; it ends with the next passed check |
-//! | many endpoints | one check per address however many pools name it, one task, 64 checks at a time |
+//! | draining (words `drain`, `maint`) | from that check on, until a check passes |
+//! | many endpoints | one task, 64 checks at a time, and one check for each address however many pools name it |
 //!
-//! Health and circuit are separate: a check that passes never ends an ejection that calls have caused, as it may not see what
-//! they have seen. An endpoint takes calls if both allow it.
+//! Health and circuit are separate: a passed check never closes a circuit that calls have opened, because it may not
+//! see what they have seen.
 //!
-//! [`HealthCheck::verify`] makes one check of every endpoint, as at the start of a process, and reports how far each has come:
-//! resolved, connected, TLS, response head.
+//! [`HealthCheck::verify`] checks every endpoint once, such as when a process starts, and reports how far each check
+//! has come: resolved, connected, TLS, response head.
 //!
 //! # Outliers
 //!
-//! Every 2 s, endpoints are compared with the others of their level: an [`Outlier`] fails more often or is slower than they are,
-//! in the last 10 s. It is reported in the [snapshot](EndpointSnapshot::outlier) and as a log event; with
-//! [`eject_outliers`](BalanceBuilder::eject_outliers) it takes no calls for a while.
+//! Every 2 s, a pool compares each endpoint with the others of its level: an [`Outlier`] failed more often or was
+//! slower than they were in the last 10 s. It is reported in the [snapshot](EndpointSnapshot::outlier) and as a log
+//! event. With [`eject_outliers`](BalanceBuilder::eject_outliers) it takes no calls for a while.
 //!
 //! # Membership
 //!
-//! A [`Member`] describes an endpoint; a factory makes its service. The members change through the [`BalanceHandle`]: as a
-//! whole or one by one. Members that keep their key keep their state. A removed endpoint gets no new calls and finishes those
-//! it has.
-//!
-//! By opt-in, a new endpoint is [prepared](BalanceBuilder::warm_up) before it takes calls, such as by a connection.
+//! The [`BalanceHandle`] changes members at run time, [all](BalanceHandle::replace) or [one](BalanceHandle::upsert) at
+//! a [time](BalanceHandle::remove). A member that keeps its key and its addresses keeps its endpoint, with circuit,
+//! latency and connections. A removed endpoint gets no new calls and finishes those it has. By opt-in, a new endpoint
+//! is [prepared](BalanceBuilder::warm_up) before it takes calls, such as by a connection.
 //!
 //! # Sources
 //!
-//! A source keeps the members up to date in a task of its own, which ends with the pool and polls whether there are calls or
-//! not:
+//! A source keeps the members up to date. It runs in a task of its own, whether there are calls or not, and ends with
+//! the pool:
 //!
-//! | source | |
+//! | method | source |
 //! |---|---|
 //! | [`follow_changes`](BalanceHandle::follow_changes) | a stream of tower's `discover::Change` |
-//! | [`follow_snapshots`](BalanceHandle::follow_snapshots) | a stream of lists, as Kubernetes, xDS and most engines have |
-//! | `follow_dns` (feature `client`) | all addresses of a name, asked for every 5 s |
+//! | [`follow_snapshots`](BalanceHandle::follow_snapshots) | a stream of lists, such as those of Kubernetes, etcd and xDS |
+//! | [`follow_dns`](BalanceHandle#method.follow_dns) (feature `client`) | all addresses of a name, resolved every 5 s |
 //! | [`watch_file`](BalanceHandle::watch_file) | a file, checked every second |
-//! | [`poll_source`](BalanceHandle::poll_source) | anything that an async closure returns, such as SRV records or a registry |
+//! | [`poll_source`](BalanceHandle::poll_source) | an async closure, such as a query for SRV records or of a registry |
 //!
-//! A source that fails, ends or loses all members changes nothing: the pool keeps the members it has, says so in a log event
-//! and in [`SourceStatus`], with their age. Half of the members do not leave on one answer alone.
-//! The repository's `examples/` follow DNS, etcd, Kubernetes and xDS.
-//!
-//! `reverse_proxies` (feature `client`) makes the factory of a pool of [`ReverseProxy`](crate::client::ReverseProxy)s.
+//! A source that fails, ends or has no members changes nothing: the pool keeps its members, and reports the problem in
+//! a log event and, with the age of the members, in [`SourceStatus`]. A snapshot that lacks more than half of the
+//! members has to be confirmed. The repository's `examples/` follow DNS, etcd, Kubernetes and xDS.
 //!
 //! # Releases
 //!
-//! A [`Shift`] moves calls from one [group](Member::group) of members to another in steps, and takes them back if the new group
-//! fails more often than the old one.
+//! A [`Shift`] moves calls from one [group](Member::group) of members to another in steps, as in a canary or blue-green
+//! release, and takes them back if the new group fails more often than the old one.
 //!
-//! | telemetry | |
+//! # Defaults
+//!
+//! | setting | default |
 //! |---|---|
-//! | an endpoint is ejected or returns | the events of its [circuit](crate::breaker), with `upstream` = `pool/key` |
-//! | a level panics, or no longer does | an event at level WARN or INFO, target `tower_upstream`, with `upstream`, `tier`, `endpoints` |
-//! | the source of the members fails | an event at level WARN with `members`, `age_s` |
-//! | it works again | an event at level INFO |
-//! | the health of an endpoint changes | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `status`, `duration_ms` |
-//! | the warm-up of an endpoint fails | an event at level WARN, with `upstream`, `endpoint`, `duration_ms` |
-//! | an endpoint is an outlier, or no longer | an event at level WARN or INFO, with `upstream`, `endpoint`, `reason`, `ejected` |
-//! | a shift goes on or is rolled back | an event at level INFO or WARN with `from`, `to`, the share or the counts |
-//! | [`BalanceHandle::snapshot`] | endpoints with state, calls in flight and latency; the source's state |
+//! | [`members`](BalanceBuilder::members) | none: calls are refused |
+//! | [`circuit`](BalanceBuilder::circuit) of each endpoint | [`BreakerPolicy::clustered`](crate::breaker::BreakerPolicy::clustered) |
+//! | [`limiter`](BalanceBuilder::limiter) of each endpoint | none |
+//! | [`slow_start`](BalanceBuilder::slow_start) | 10 s |
+//! | [`zone`](BalanceBuilder::zone) | none: all zones are equal |
+//! | [`warm_up`](BalanceBuilder::warm_up) of new endpoints | none; at most [1 s](BalanceBuilder::warm_up_timeout) |
+//! | [`refuse_in_panic`](BalanceBuilder::refuse_in_panic) | off |
+//! | [`eject_outliers`](BalanceBuilder::eject_outliers) | off: outliers are reported |
+//! | [`HealthCheck::interval`], [`timeout`](HealthCheck::timeout) | none unless watched; 5 s +-20 % (1 s while results differ from the health), 1 s |
+//! | [`rise`](HealthCheck::rise), [`fall`](HealthCheck::fall) | 2 passed, 3 failed checks in a row |
+//! | [`Shift::steps`], [`step_time`](Shift::step_time) | 1, 5, 25 and 50 % of the calls, 60 s each |
+//! | weight, tier and state of a [`Member`] | 1, 0, active |
 //!
-//! ```
-//! use http::{Request, Response};
-//! use http_body_util::Full;
-//! use tower::{Service, ServiceExt, service_fn};
-//! use tower_upstream::balance::{Balance, Member};
+//! # Telemetry
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() {
-//! // a factory makes the service of each endpoint; here it responds with the endpoint's key
-//! let make = |member: &Member| {
-//!     let key = member.key.clone();
-//!     service_fn(move |_: Request<_>| {
-//!         let response = Response::new(Full::new(bytes::Bytes::copy_from_slice(key.as_bytes())));
-//!         std::future::ready(Ok::<_, std::io::Error>(response))
-//!     })
-//! };
-//! let members = [Member::new("10.0.0.1:80"), Member::new("10.0.0.2:80")];
-//! let mut balance = Balance::builder("shop", make).members(members).build().unwrap();
-//! for _ in 0..10 {
-//!     let request = Request::new(Full::<bytes::Bytes>::default());
-//!     let Ok(response) = balance.ready().await.unwrap().call(request).await;
-//!     assert_eq!(response.status(), 200);
-//! }
-//! balance.handle().remove("10.0.0.1:80");
-//! assert_eq!(balance.handle().snapshot(tokio::time::Instant::now()).endpoints.len(), 1);
-//! # }
-//! ```
+//! [`BalanceHandle::snapshot`] has the state, calls in flight and latency of every endpoint, and the state of the
+//! source. Log events have the target `tower_upstream` and the pool's name as `upstream`:
+//!
+//! | event | level | fields |
+//! |---|---|---|
+//! | a circuit opens or closes | those of the [circuit](crate::breaker) | `upstream` = `pool/key` |
+//! | a level panics; no longer | WARN; INFO | `tier`, `endpoints` |
+//! | the source of the members fails; works again | WARN; INFO | `members`, `age_s` |
+//! | the health of an endpoint changes | WARN; INFO | `endpoint`, `reason`, `status`, `duration_ms` |
+//! | the warm-up of an endpoint fails | WARN | `endpoint`, `duration_ms` |
+//! | an endpoint is an outlier; no longer | WARN; INFO | `endpoint`, `reason`, `ejected` |
+//! | a shift is rolled back; goes on | WARN; INFO | `from`, `to`, the counts or the share |
 
 mod agent_words;
 mod builder;
@@ -199,8 +236,9 @@ pub use self::shift::{CallCounts, Evidence, Shift, ShiftHandle, ShiftReason, Shi
 
 /// Sends each call to one of many endpoints; see the [module](self).
 ///
-/// It is always ready and never errs: a call waits for its endpoint in its own future, and every failure is a response.
-/// Clones share the endpoints. The service of an endpoint gets its request body as [`TrackedUpload`].
+/// The service is always ready and infallible: a call waits for its endpoint in its own future, and every failure is a
+/// response with a cause. Clones share the endpoints. The service of an endpoint gets the request body as
+/// [`TrackedUpload`].
 pub struct Balance<S> {
     pool: Arc<Pool<S>>,
     handle: BalanceHandle,
@@ -213,7 +251,10 @@ impl<S> Clone for Balance<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> Balance<S> {
-    /// Builds a pool of this name, whose endpoints have the services that `make` returns.
+    /// Returns a builder for a pool of this name, which labels its log events and snapshots.
+    ///
+    /// `make` makes the service of an endpoint. It is called once for each new endpoint, by the thread that changes the
+    /// members, and has to return quickly: connect in the service's `call`, or in [`warm_up`](BalanceBuilder::warm_up).
     pub fn builder(
         name: impl Into<Arc<str>>,
         make: impl Fn(&Member) -> S + Send + Sync + 'static,
@@ -273,7 +314,7 @@ where
 }
 
 impl<S> Balance<S> {
-    /// Responds to a call for which there is no endpoint.
+    /// Refuses a call for which there is no endpoint.
     #[cold]
     fn reject<B, X, E>(&self, now: Instant, request: Request<B>) -> future::Call<S, B>
     where

@@ -281,32 +281,3 @@ async fn a_pool_of_which_all_endpoints_are_new_has_no_slow_start() {
         assert!((80..=120).contains(&calls), "{key}: {calls}");
     }
 }
-
-/// L9, axum-reverse-proxy: each call took the lock under which members were changed.
-#[test]
-fn calls_do_not_wait_for_a_change_of_members() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let _entered = runtime.enter();
-    let (proceed, gate) = mpsc::channel::<()>();
-    let (reached, arrivals) = mpsc::channel();
-    let gate = Mutex::new(gate);
-    let make = move |member: &Member| {
-        if &*member.key == "slow" {
-            reached.send(()).unwrap();
-            gate.lock().unwrap().recv().unwrap();
-        }
-        service_fn(|_: Request<_>| std::future::ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))))
-    };
-    let pool = Balance::builder("shop", make).members(members(["a", "b"])).build().unwrap();
-    let handle = pool.handle();
-    let change = std::thread::spawn(move || {
-        let _ = handle.upsert(Member::new("slow")).unwrap();
-    });
-    arrivals.recv().unwrap();
-    for _ in 0..100 {
-        let response = runtime.block_on(pool.clone().oneshot(Request::new(Full::<Bytes>::default()))).unwrap();
-        assert!(response.status().is_success());
-    }
-    proceed.send(()).unwrap();
-    change.join().unwrap();
-}
