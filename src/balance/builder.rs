@@ -1,4 +1,4 @@
-//! Settings of a pool, until it is built.
+//! The builder of a pool.
 
 use std::fmt;
 use std::future::Future;
@@ -24,7 +24,7 @@ use crate::timeout::RequestHead;
 
 type Factory<S> = Box<dyn Fn(&Member) -> S + Send + Sync>;
 
-/// Builds a [`Balance`]; see its [module](super).
+/// Builds a [`Balance`]; its [module](super#defaults) lists the defaults.
 #[must_use]
 pub struct BalanceBuilder<S> {
     name: Arc<str>,
@@ -53,7 +53,8 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
-    /// Changes when the circuit of an endpoint opens, and for how long (default: [`BreakerPolicy::clustered`]).
+    /// Changes the policy of the endpoints' circuits: when they open, and for how long (default:
+    /// [`BreakerPolicy::clustered`]).
     pub fn circuit(mut self, change: impl FnOnce(BreakerPolicy) -> BreakerPolicy) -> Self {
         self.settings.circuit = self.settings.circuit.map(change);
         self
@@ -65,17 +66,18 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
-    /// Tests endpoints whose circuit is open with this request (default: copies of `GET` and `HEAD` requests that other endpoints
-    /// get).
+    /// Tests endpoints whose circuit is open with this request (default: copies of the `GET` and `HEAD` requests that
+    /// go to other endpoints).
     ///
-    /// For endpoints of which a `GET` may have an effect, or that get none, such as gRPC: a request that shows whether an endpoint
-    /// works, such as `GET /health`. Any response but those that count as failures closes the circuit.
+    /// Use it if a `GET` may have an effect, or if the calls are not `GET` or `HEAD`, such as gRPC's. The response to
+    /// the request has to show whether the endpoint works, as that to `GET /health` does: any response but those that
+    /// count as failures closes the circuit.
     pub fn probe_request(mut self, request: Request<()>) -> Self {
         self.settings.probe = Some(ProbeSource::Fixed(Arc::new(request)));
         self
     }
 
-    /// Sends no request of its own to an endpoint whose circuit is open: calls become probes, after each open duration.
+    /// Sends no probe requests to endpoints whose circuit is open: after each open duration, a call is the probe.
     pub fn without_probe(mut self) -> Self {
         self.settings.probe = None;
         self
@@ -87,15 +89,18 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
-    /// Sets how errors of endpoints become responses (default: [`ClassifyLayer::new`]). The layer around the pool reports them.
+    /// Sets how errors of endpoints become responses (default: [`ClassifyLayer::new`]). The layer around the pool
+    /// reports them.
     pub fn classify(mut self, classify: ClassifyLayer) -> Self {
         self.settings.classify = classify;
         self
     }
 
-    /// Sets how long an endpoint takes less than its share of calls after it was added or has returned (default 10 s).
+    /// Sets how long an endpoint takes less than its share of the calls after it was added or has returned (default 10
+    /// s).
     ///
-    /// It begins with 10 %, and does not apply where all endpoints are new.
+    /// The endpoint begins with 10 % of its share, which grows linearly. There is no slow start while all endpoints of
+    /// a level are new. `Duration::ZERO` turns it off.
     pub fn slow_start(mut self, duration: Duration) -> Self {
         self.settings.slow_start = duration;
         self
@@ -103,11 +108,11 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
 
     /// Prepares a new endpoint before it takes calls, such as by one connection (default: it takes calls at once).
     ///
-    /// `prepare` gets the service of the endpoint and its member. With feature `client`,
-    /// `|proxy, _| async move { proxy.warm_up().await }` opens a connection of a `ReverseProxy`, including TLS. After an error,
-    /// or [1 s](Self::warm_up_timeout), the endpoint takes calls as it is. 64 endpoints are prepared at a time.
+    /// `prepare` gets the service of the endpoint and its member. For a `ReverseProxy`,
+    /// `|proxy, _| async move { proxy.warm_up().await }` opens a connection, including TLS. After an error, or after
+    /// [1 s](Self::warm_up_timeout), the endpoint takes calls unprepared. At most 64 endpoints are prepared at a time.
     ///
-    /// Endpoints take calls at once if there are no others, as the first ones of a pool. They are prepared all the same.
+    /// While all endpoints of a pool are new, they take calls at once and are prepared concurrently.
     pub fn warm_up<T, E>(mut self, prepare: impl Fn(S, Arc<Member>) -> T + Send + Sync + 'static) -> Self
     where
         T: Future<Output = Result<(), E>> + Send + 'static,
@@ -123,25 +128,26 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
-    /// Prefers endpoints of this zone (default: none). The others take calls if too few of its endpoints are available.
+    /// Sets the zone of this gateway: in each tier, calls go to its endpoints first (default: all zones are equal).
     ///
-    /// Each zone has to bear the calls of its own gateways.
+    /// Endpoints of other zones take calls if less than 1/1.4 of those in the zone are available. The endpoints of each
+    /// zone have to bear the calls of the gateways in it.
     pub fn zone(mut self, zone: impl Into<Arc<str>>) -> Self {
         self.settings.zone = Some(zone.into());
         self
     }
 
-    /// Ejects endpoints that are [outliers](super::Outlier): they take no calls for 10 s, and longer the more often it happens
-    /// in a row, up to 60 s (default: outliers are reported only).
+    /// Ejects [outliers](super::Outlier): they take no calls for 10 s, then 20 s and so on with each ejection in a row,
+    /// at most 60 s (default: outliers are reported only).
     ///
-    /// At most half of a level takes no calls, whatever the reason. What makes one endpoint slower or less successful may be
-    /// the calls that it gets: first look at what is reported.
+    /// No outlier is ejected if fewer than half of its level would remain available. Watch the reports before you turn
+    /// this on: an endpoint may be slower or fail more often because of the calls that it gets.
     pub fn eject_outliers(mut self) -> Self {
         self.settings.ejects_outliers = true;
         self
     }
 
-    /// Refuses calls while no endpoint is available, instead of sending them to endpoints that fail.
+    /// Refuses calls while no endpoint is available (default: a level that panics uses all of its endpoints).
     pub fn refuse_in_panic(mut self) -> Self {
         self.settings.refuses_in_panic = true;
         self
@@ -186,16 +192,16 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
     ///
     /// # Errors
     ///
-    /// The first members cannot be used.
+    /// [`InvalidMembers`] if the first members are refused.
     pub fn build(self) -> Result<Balance<S>, InvalidMembers> {
         let (members, pool) = self.without_members();
         if !members.is_empty() {
-            let _ = pool.handle.replace(members)?;
+            pool.handle.replace(members)?;
         }
         Ok(pool)
     }
 
-    /// Builds an empty pool; returns also its first members.
+    /// Builds an empty pool, and returns the first members beside it.
     pub(crate) fn without_members(self) -> (Vec<Member>, Balance<S>) {
         let Self { name, make, members, mut settings, warm_up, warm_up_limit } = self;
         let warm_up = warm_up.map(|warm_up| warm_up.limited(warm_up_limit));

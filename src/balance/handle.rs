@@ -1,4 +1,4 @@
-//! The handle of a pool: its members, its endpoints, and what is known about them.
+//! The handle of a pool, and its snapshots.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,10 +35,10 @@ pub struct BalanceSnapshot {
     pub endpoints: Vec<EndpointSnapshot>,
     /// The number of endpoints that take no calls at present.
     pub unavailable: usize,
-    /// The number of levels (a tier, or the part of a tier in one zone) of which too few endpoints are available, so that all
-    /// are used or calls are refused.
+    /// The number of levels that panic: fewer than half of their endpoints are available, and no other level can take
+    /// over.
     pub panicking: usize,
-    /// The source of the members.
+    /// The state of the source of the members.
     pub source: SourceStatus,
 }
 
@@ -46,24 +46,25 @@ pub struct BalanceSnapshot {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EndpointSnapshot {
-    /// Its member.
+    /// The member that describes the endpoint.
     pub member: Arc<Member>,
-    /// Whether it takes calls: its circuit is closed, no health check has found it unhealthy, and it
-    /// is neither warming up nor ejected as an outlier.
+    /// Whether it takes calls: its circuit is closed, no health check has found it unhealthy or draining, it is below
+    /// its concurrency limit, and it is neither warming up nor ejected as an outlier.
     pub is_available: bool,
-    /// What health checks have found.
+    /// Its health by its health checks.
     pub health: Health,
-    /// Whether it is prepared before it takes calls.
+    /// Whether its warm-up is running, before which it takes no calls.
     pub is_warming_up: bool,
-    /// The part of its weight, in percent, that its agent asks for.
+    /// The part of its weight, in percent, that it takes, as its health check or
+    /// [`set_weight_percent`](BalanceHandle::set_weight_percent) asked for.
     pub weight_percent: u32,
     /// Its latest health check, if there was one.
     pub last_check: Option<Arc<CheckRecord>>,
-    /// How it differs from the others of its level, if it is worse.
+    /// How it differs from the others of its level, if it is an outlier.
     pub outlier: Option<Outlier>,
-    /// Whether it takes no calls for a while because it was an outlier.
+    /// Whether it is ejected because it was an outlier.
     pub is_ejected_as_outlier: bool,
-    /// Calls whose response has not ended.
+    /// The number of calls whose response has not ended.
     pub in_flight: u32,
     /// The moving average of its response times, in which a failure counts as at least 5 s; `None` before the first.
     pub latency: Option<Duration>,
@@ -74,7 +75,7 @@ pub struct EndpointSnapshot {
 }
 
 impl BalanceHandle {
-    /// The pool's name.
+    /// Returns the pool's name.
     pub fn name(&self) -> &str {
         &self.state.name
     }
@@ -85,19 +86,21 @@ impl BalanceHandle {
     ///
     /// # Errors
     ///
-    /// The list cannot be used; the members are unchanged.
+    /// The list is empty, has two members with one key or more than 65,536, or every active member has the weight 0.
+    /// The members are unchanged then.
     pub fn replace(&self, members: impl IntoIterator<Item = Member>) -> Result<SnapshotOutcome, InvalidMembers> {
         let members = members.into_iter().collect();
         self.change(|membership, now| membership.replace(members, now))
     }
 
-    /// Replaces the members by a snapshot of a source that may err, such as DNS.
+    /// Replaces the members by a snapshot of a source that may be wrong, such as DNS.
     ///
-    /// A snapshot of less than half of the current members is applied when the next one is equal to it.
+    /// Like [`replace`](Self::replace), but a snapshot of less than half of the current members is applied only if the
+    /// next one is equal to it.
     ///
     /// # Errors
     ///
-    /// The snapshot cannot be used; the members are unchanged.
+    /// As for [`replace`](Self::replace).
     pub fn update(&self, members: impl IntoIterator<Item = Member>) -> Result<SnapshotOutcome, InvalidMembers> {
         let members = members.into_iter().collect();
         self.change(|membership, now| membership.update(members, now))
@@ -112,7 +115,7 @@ impl BalanceHandle {
     ///
     /// # Errors
     ///
-    /// The pool has 65,536 members.
+    /// The pool already has 65,536 members.
     pub fn upsert(&self, member: Member) -> Result<SnapshotOutcome, InvalidMembers> {
         self.change(|membership, now| membership.upsert(member, now))
     }
@@ -123,7 +126,9 @@ impl BalanceHandle {
         removed.unwrap_or(SnapshotOutcome::Unchanged)
     }
 
-    /// Records that the source of the members has failed or ended: the members stay.
+    /// Records and logs that the source of the members has failed or ended: the members stay.
+    ///
+    /// For a source of your own; those of this crate call it.
     pub fn source_failed(&self, problem: impl fmt::Display) {
         let mut membership = locked(&self.state.membership);
         membership.fail(&problem);
@@ -138,28 +143,32 @@ impl BalanceHandle {
         );
     }
 
-    /// The current members, and each change from now on.
+    /// Returns a receiver with the current members, which is notified of each change.
     pub fn members(&self) -> watch::Receiver<Arc<[Arc<Member>]>> {
         self.state.members.subscribe()
     }
 
-    /// Sets what health checks have found about the endpoint with this key.
+    /// Sets the health of the endpoint with this key, as a health check of your own found it; ignored without such an
+    /// endpoint.
     ///
-    /// [`HealthChecks`](super::HealthChecks) of the pool set it again after each check.
+    /// [`HealthChecks`](super::HealthChecks) of the pool replace it after each check.
     pub fn set_health(&self, key: &str, health: Health) {
         if self.endpoint(key).is_some_and(|endpoint| endpoint.set_health(health)) {
             self.state.stale.store(true, Relaxed);
         }
     }
 
-    /// Sets the part of its weight, in percent, that the endpoint with this key takes (default 100; at most 1,000).
+    /// Sets the part of its weight, in percent, that the endpoint with this key takes (default 100; at most 1,000);
+    /// ignored without such an endpoint.
     pub fn set_weight_percent(&self, key: &str, percent: u32) {
         if self.endpoint(key).is_some_and(|endpoint| endpoint.set_weight_percent(percent.min(1000))) {
             self.follow();
         }
     }
 
-    /// Sets the part of their weight that the members of a group take, 0 to 1 (default 1).
+    /// Sets the part of their weight that the members of a group take, clamped to 0 to 1 (default 1).
+    ///
+    /// A [`Shift`](super::Shift) between two groups sets it by evidence.
     pub fn set_group_share(&self, group: &str, share: f64) {
         self.set_group_shares(&[(group, share)]);
     }
@@ -179,7 +188,7 @@ impl BalanceHandle {
         }
     }
 
-    /// Replaces the policy of all circuits, which keep their states; those of later endpoints have it too.
+    /// Replaces the policy of all circuits, present and later ones. They keep their states.
     ///
     /// Does nothing for a pool without circuits.
     pub fn set_circuit_policy(&self, policy: BreakerPolicy) {
@@ -194,12 +203,13 @@ impl BalanceHandle {
         }
     }
 
-    /// The handle of the circuit of the endpoint with this key.
+    /// Returns the circuit of the endpoint with this key; `None` if there is no such endpoint, or a pool without
+    /// circuits.
     pub fn circuit(&self, key: &str) -> Option<CircuitHandle> {
         self.endpoint(key)?.circuit.clone()
     }
 
-    /// A snapshot at `now`.
+    /// Returns a snapshot; `now` is the current time of tokio's clock.
     pub fn snapshot(&self, now: Instant) -> BalanceSnapshot {
         let membership = locked(&self.state.membership);
         let (members, source) = (membership.members().clone(), membership.status(now));
@@ -225,7 +235,7 @@ impl BalanceHandle {
         change: impl FnOnce(&mut Membership, Instant) -> Result<SnapshotOutcome, InvalidMembers>,
     ) -> Result<SnapshotOutcome, InvalidMembers> {
         let now = Instant::now();
-        // held until the endpoints follow, so that changes take effect in their order
+        // held until the endpoints have followed: concurrent changes take effect in one order
         let mut membership = locked(&self.state.membership);
         let outcome = change(&mut membership, now)?;
         if outcome == SnapshotOutcome::Applied {
@@ -236,7 +246,7 @@ impl BalanceHandle {
         Ok(outcome)
     }
 
-    /// Applies the weights again.
+    /// Applies the weights of members again.
     pub(super) fn follow(&self) {
         let membership = locked(&self.state.membership);
         self.pool.follow(membership.members(), Instant::now());

@@ -1,13 +1,13 @@
-//! A member of a pool, as its source describes it.
+//! Members of a pool: how a source describes endpoints.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// One endpoint as a list, DNS or a discovery service describes it.
+/// Description of one endpoint by its source: a list, DNS or a discovery service.
 ///
-/// Its key is its identity: a member that keeps its key and its addresses keeps its circuit, latency and connections,
-/// whatever else changes.
+/// The key is the identity: a member that keeps its key and its addresses keeps its endpoint, with circuit, latency and
+/// connections, whatever else changes.
 ///
 /// ```
 /// use tower_upstream::balance::Member;
@@ -19,24 +19,24 @@ use std::sync::Arc;
 #[must_use]
 #[non_exhaustive]
 pub struct Member {
-    /// The identity of the endpoint, unique in its pool. Where there are no `addresses`, it is what the factory connects to:
-    /// `host:port`, or a URL.
+    /// The identity of the endpoint, unique in its pool. Without `addresses` it is also what the factory connects to,
+    /// such as `host:port` or a URL.
     pub key: Arc<str>,
-    /// The addresses of this one endpoint, IPv4 and IPv6 alike; empty if the key is to be resolved.
+    /// The addresses of this one endpoint, IPv4 and IPv6; empty if the key is to be resolved.
     ///
-    /// A change of the addresses replaces the endpoint: running calls end at the old one.
+    /// A member with other addresses gets a new endpoint: running calls end at the old one.
     pub addresses: Vec<SocketAddr>,
-    /// The share of calls relative to other members of its tier; 0 takes none.
+    /// The share of the calls relative to other members of the same level. An active member of weight 0 takes none.
     pub weight: u32,
-    /// The priority tier, 0 first: a tier takes calls if the ones above it have too few available members.
+    /// The priority tier, 0 first: a tier takes calls if the tiers before it have too few available endpoints.
     pub tier: u8,
-    /// The zone in which it runs.
+    /// The zone in which the endpoint runs; see [`BalanceBuilder::zone`](super::BalanceBuilder::zone).
     pub zone: Option<Arc<str>>,
-    /// The group, such as the version that it runs.
+    /// The group, such as the version of a release; see [`Shift`](super::Shift).
     pub group: Option<Arc<str>>,
-    /// Whether it takes calls.
+    /// Whether the endpoint takes new calls.
     pub state: MemberState,
-    /// Values that the factory or the operator reads.
+    /// Values for the factory or the operator; the pool does not read them.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -44,15 +44,15 @@ pub struct Member {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemberState {
-    /// It takes calls.
+    /// The endpoint takes calls.
     #[default]
     Active,
-    /// It is about to leave: it takes calls only when no other member is left.
+    /// The endpoint is about to leave: it takes new calls only if no active member can.
     Draining,
 }
 
 impl Member {
-    /// An active member with this key, of weight 1, in tier 0, without anything else.
+    /// Creates an active member with this key, weight 1 and tier 0, and nothing else.
     pub fn new(key: impl Into<Arc<str>>) -> Self {
         Self {
             key: key.into(),
@@ -66,7 +66,7 @@ impl Member {
         }
     }
 
-    /// Sets the addresses.
+    /// Sets the addresses (default: none, the key is resolved).
     pub fn addresses(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         self.addresses = addresses.into_iter().collect();
         self
@@ -84,13 +84,13 @@ impl Member {
         self
     }
 
-    /// Sets the zone.
+    /// Sets the zone (default: none).
     pub fn zone(mut self, zone: impl Into<Arc<str>>) -> Self {
         self.zone = Some(zone.into());
         self
     }
 
-    /// Sets the group.
+    /// Sets the group (default: none).
     pub fn group(mut self, group: impl Into<Arc<str>>) -> Self {
         self.group = Some(group.into());
         self

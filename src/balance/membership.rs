@@ -14,13 +14,13 @@ pub(super) const MAX_MEMBERS: usize = 65_536;
 /// The largest size of the text of an error that is kept, in bytes.
 const MAX_TEXT: usize = 200;
 
-/// The members cannot be used; the pool keeps those it has.
+/// Reason why members are refused; the pool keeps those it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidMembers {
     /// The list is empty.
     Empty,
-    /// Two members have this key.
+    /// Two members have this key, which has to be unique.
     DuplicateKey(Arc<str>),
     /// The weight of every active member is 0.
     NoWeight,
@@ -34,26 +34,25 @@ impl fmt::Display for InvalidMembers {
             Self::Empty => f.write_str("the list of members is empty"),
             Self::DuplicateKey(key) => write!(f, "two members have the key {key:?}"),
             Self::NoWeight => f.write_str("every active member has the weight 0"),
-            Self::TooMany(count) => write!(f, "{count} members are more than {MAX_MEMBERS}"),
+            Self::TooMany(count) => write!(f, "there are {count} members, but a pool has at most {MAX_MEMBERS}"),
         }
     }
 }
 
 impl std::error::Error for InvalidMembers {}
 
-/// What became of a snapshot.
+/// Result of a change of the members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
 pub enum SnapshotOutcome {
-    /// It replaced the members.
+    /// The members were changed.
     Applied,
-    /// It has the members that the pool has.
+    /// The pool has these members already.
     Unchanged,
-    /// It has less than half of the members, and is applied if the next snapshot is equal to it.
+    /// The snapshot has less than half of the members. It is applied if the next one is equal to it.
     AwaitsConfirmation,
 }
 
-/// The state of a pool's source.
+/// State of the source of a pool's members.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SourceStatus {
@@ -69,11 +68,11 @@ pub(super) type Members = Arc<[Arc<Member>]>;
 /// Changes of members by their key; `None` is a removal.
 pub(super) type Changes = BTreeMap<Arc<str>, Option<Arc<Member>>>;
 
-/// The current members, and what their source last said.
+/// The current members and the state of their source.
 #[derive(Debug)]
 pub(super) struct Membership {
     members: Members,
-    /// A snapshot of less than half of the members, which an equal one confirms.
+    /// A snapshot of less than half of the members, which is applied if the next one is equal to it.
     shrunk: Option<Vec<Arc<Member>>>,
     confirmed_at: Instant,
     problem: Option<String>,
@@ -92,13 +91,13 @@ impl Membership {
         SourceStatus { age: now.saturating_duration_since(self.confirmed_at), problem: self.problem.clone() }
     }
 
-    /// Replaces the members. A draining member counts as absent for the checks.
+    /// Replaces the members.
     pub(super) fn replace(&mut self, members: Vec<Member>, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
         let members = self.checked(members.into_iter().map(Arc::new).collect())?;
         Ok(self.apply(members, now))
     }
 
-    /// Replaces the members by a snapshot of their source, unless it has less than half of them: then it has to come twice.
+    /// Replaces the members by a snapshot of their source. A snapshot of less than half of them has to come twice.
     pub(super) fn update(&mut self, members: Vec<Member>, now: Instant) -> Result<SnapshotOutcome, InvalidMembers> {
         self.update_to(members.into_iter().map(Arc::new).collect(), now)
     }
@@ -142,7 +141,8 @@ impl Membership {
         Ok(self.apply(members, now))
     }
 
-    /// Removes a member; the last one drains instead, so that a source that lost everything does not stop all calls.
+    /// Removes a member. The last one drains instead, so that a source that has lost everything does not stop all
+    /// calls.
     pub(super) fn remove(&mut self, key: &str, now: Instant) -> SnapshotOutcome {
         let mut members: Vec<_> = self.members.to_vec();
         let Some(position) = members.iter().position(|member| &*member.key == key) else {
@@ -159,7 +159,7 @@ impl Membership {
         self.apply(members, now)
     }
 
-    /// The source has failed or ended: the members stay.
+    /// Records that the source has failed or ended: the members stay.
     pub(super) fn fail(&mut self, problem: &dyn fmt::Display) {
         let mut text = problem.to_string();
         let end = (0..=MAX_TEXT.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);

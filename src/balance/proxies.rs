@@ -1,17 +1,22 @@
-//! Reverse proxies as endpoints.
+//! `ReverseProxy`s as endpoints.
 
 use super::member::Member;
 use crate::body::TrackedUpload;
 use crate::client::{ConnectTo, ReverseProxy, ReverseProxyBuilder, Target};
 
-/// Makes the factory of a pool whose endpoints are [`ReverseProxy`]s, for [`Balance::builder`](super::Balance::builder).
+/// Makes the factory of a pool whose endpoints are [`ReverseProxy`]s, for
+/// [`Balance::builder`](super::Balance::builder).
 ///
-/// A member with addresses is one server of the builder's target: it is connected to by its addresses, and the name in TLS, the
-/// path and, with [`HostPolicy::Upstream`](crate::forward::HostPolicy::Upstream), `Host` are those of the target. A member without addresses is a target of its own, as its key says: `host`, `host:port` or
-/// an `http` or `https` URL. A key that is none of these is logged, and each call to it fails as
+/// | member | connects to | scheme, path, name in TLS, and `Host` with [`HostPolicy::Upstream`](crate::forward::HostPolicy::Upstream) |
+/// |---|---|---|
+/// | with addresses | these addresses | those of the builder's target |
+/// | without addresses | its key: `host`, `host:port`, or an `http` or `https` URL | those of its key |
+///
+/// A key that is no target is logged, and each call to that endpoint fails with the cause
 /// [`InvalidTarget`](crate::BadGatewayCause::InvalidTarget) before anything is sent.
 ///
-/// Every endpoint has a connection pool of its own, with the limits of the builder. `B` is the body of the pool's requests.
+/// Every endpoint has a connection pool of its own, with the limits of the builder. `B` is the body of the pool's
+/// requests.
 ///
 /// ```
 /// use axum::body::Body;

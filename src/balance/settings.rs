@@ -15,19 +15,19 @@ use crate::timeout::RequestHead;
 /// The hash of what keeps calls at one endpoint, such as a session.
 pub(super) type Sticky = dyn Fn(RequestHead<'_>) -> Option<u64> + Send + Sync;
 
-/// The settings of a pool.
+/// The settings of a pool; see [`BalanceBuilder`](super::BalanceBuilder).
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) circuit: Option<BreakerPolicy>,
     pub(super) limiter: Option<ConcurrencyLimitLayer>,
     pub(super) classify: ClassifyLayer,
-    /// `None`: no request is sent as a probe.
+    /// The requests that are sent as probes; `None`: calls are the only probes.
     pub(super) probe: Option<ProbeSource>,
     pub(super) slow_start: Duration,
     pub(super) zone: Option<Arc<str>>,
-    /// Calls are refused while too few endpoints are available; otherwise all endpoints are used.
+    /// A level that panics uses its available endpoints only; otherwise it uses all of them.
     pub(super) refuses_in_panic: bool,
-    /// Outliers take no calls for a while.
+    /// Outliers are ejected; otherwise they are reported only.
     pub(super) ejects_outliers: bool,
     pub(super) sticky: Option<Opaque<Arc<Sticky>>>,
     /// The name of the gateway, if it uses a part of many members.
@@ -52,18 +52,18 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// How the errors of endpoints become failures; an outer layer reports them.
+    /// Returns the settings by which errors of endpoints become failures; an outer layer reports them.
     pub(super) fn classified(&self) -> Classified {
         Classified { settings: self.classify.settings().clone() }
     }
 
-    /// The circuit of a new endpoint, which marks the shares of the pool as stale when it changes.
+    /// Returns the circuit of a new endpoint, which marks the pool's shares as stale when it opens or closes.
     pub(super) fn circuit_for(member: &Member, pool: &PoolState) -> Option<CircuitBreakerLayer> {
         let name = format!("{}/{}", pool.name, member.key);
         locked(&pool.circuit).map(|policy| CircuitBreakerLayer::for_endpoint(policy, name.into(), pool.stale.clone()))
     }
 
-    /// The limiter of a new endpoint.
+    /// Returns the limiter of a new endpoint.
     pub(super) fn limiter_for(&self, member: &Member) -> Option<ConcurrencyLimitLayer> {
         self.limiter.as_ref().map(|limiter| limiter.for_endpoint(&member.key))
     }

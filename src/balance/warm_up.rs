@@ -1,4 +1,4 @@
-//! Prepares a new endpoint before it takes calls.
+//! Preparation of new endpoints before they take calls.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,22 +14,22 @@ use super::endpoint::EndpointState;
 use super::member::Member;
 use crate::body::BoxError;
 
-/// Endpoints that are prepared at a time.
+/// The largest number of endpoints that are prepared at a time.
 const MOST: usize = 64;
 
 type Prepare<S> = dyn Fn(S, Arc<Member>) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync;
 
-/// How new endpoints of a pool are prepared.
+/// The preparation of a pool's new endpoints.
 pub(super) struct WarmUp<S> {
     prepare: Box<Prepare<S>>,
     limit: Duration,
     slots: Arc<Semaphore>,
 }
 
-/// An endpoint takes no calls while this exists, however it ends.
+/// Guard of a running preparation: the endpoint takes no calls until it is dropped, also by a panic.
 struct Warming {
     endpoint: Arc<EndpointState>,
-    /// The shares of the pool have to be computed again.
+    /// Set when the shares of the pool have to be computed again.
     stale: Arc<AtomicBool>,
 }
 
@@ -57,8 +57,7 @@ impl<S> WarmUp<S> {
         Self { limit, ..self }
     }
 
-    /// Prepares an endpoint, which takes no calls until that is done, has failed, or has taken too long; then the shares of the
-    /// pool are marked as stale.
+    /// Prepares an endpoint, which takes no calls until the preparation has succeeded, failed or timed out.
     pub(super) fn start(&self, service: S, endpoint: Arc<EndpointState>, upstream: Arc<str>, stale: Arc<AtomicBool>) {
         // without a runtime there is no I/O to wait for
         let Ok(runtime) = Handle::try_current() else { return };
@@ -69,7 +68,7 @@ impl<S> WarmUp<S> {
         let warming = Warming { endpoint, stale };
         runtime.spawn(async move {
             let prepared = timeout(limit, async {
-                // never closed; an endpoint that gets no slot in time joins as it is
+                // the semaphore is never closed; without a slot in time, the endpoint takes calls unprepared
                 let _slot = slots.acquire().await;
                 prepared.await
             });
