@@ -1,14 +1,14 @@
-//! The words by which an endpoint says how it is: those of agent checks, as
-//! `haproxy` reads them, and the `status` of a JSON document. Pure.
+//! The words by which an endpoint reports its state: those of HAProxy's agent checks, and the `status` of a JSON
+//! document. Pure.
 //!
 //! A text counts as words only if each of its words is known, so that a page that happens to contain "down" does not.
 
-/// At most this much of a response is read.
+/// The largest part of a response that is read, in bytes.
 pub(super) const MAX_BODY: usize = 4096;
-/// Nested deeper, a JSON document is not read on.
+/// The deepest nesting of a JSON document that is read.
 const MAX_DEPTH: usize = 32;
 
-/// What one check says about the health of an endpoint.
+/// Result of one check of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckResult {
     Pass,
@@ -17,14 +17,14 @@ pub(super) enum CheckResult {
     Drain,
 }
 
-/// What an endpoint says about itself.
+/// State that an endpoint reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Words {
     pub(super) verdict: Option<CheckResult>,
     pub(super) weight_percent: Option<u32>,
 }
 
-/// Reads the body or a header field of a response. What is not understood says nothing.
+/// Reads the body or a header field of a response. A text that is not understood has no words.
 pub(super) fn read(text: &[u8]) -> Words {
     let text = text.trim_ascii_start();
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
@@ -32,18 +32,18 @@ pub(super) fn read(text: &[u8]) -> Words {
         let verdict = Json { rest: &text[1..] }.status().as_deref().and_then(of_status);
         return Words { verdict, weight_percent: None };
     }
-    // an agent's response is one line; behind '#' is a description
+    // an agent's response is one line, and a description may follow '#'
     let line = text.split(|byte| matches!(byte, b'\r' | b'\n' | b'#')).next().unwrap_or_default();
     std::str::from_utf8(line).ok().and_then(words).unwrap_or_default()
 }
 
-/// The words of a line, if all of them are known.
+/// Reads the words of a line, if all of them are known.
 fn words(line: &str) -> Option<Words> {
     let mut found = Words::default();
     for word in line.split([' ', '\t', ',']).filter(|word| !word.is_empty()) {
         let word = word.to_ascii_lowercase();
         if let Some(verdict) = of_word(&word) {
-            // the worst one counts, in whatever order they come
+            // the worst word counts, in any order
             found.verdict = Some(found.verdict.map_or(verdict, |other| worse(verdict, other)));
         } else if let Some(percent) = percent(word.strip_prefix("weight:").unwrap_or(&word)) {
             found.weight_percent = Some(percent);
@@ -71,7 +71,7 @@ fn of_word(word: &str) -> Option<CheckResult> {
     })
 }
 
-/// The status of a health document (draft-inadarei-api-health-check), or of those in use.
+/// Reads the status of a health document: draft-inadarei-api-health-check, and words that frameworks use.
 fn of_status(status: &str) -> Option<CheckResult> {
     Some(match &*status.to_ascii_lowercase() {
         "pass" | "ok" | "up" | "ready" | "warn" | "healthy" | "degraded" => CheckResult::Pass,
@@ -90,13 +90,13 @@ fn worse(one: CheckResult, other: CheckResult) -> CheckResult {
     if rank(one) >= rank(other) { one } else { other }
 }
 
-/// The part of a JSON object behind its opening brace. It may be cut off anywhere.
+/// A JSON object after its opening brace, which may be cut off anywhere.
 struct Json<'a> {
     rest: &'a [u8],
 }
 
 impl Json<'_> {
-    /// The value of the member `status` of the object itself, if it is a string.
+    /// Returns the value of the object's own member `status`, if it is a string.
     fn status(&mut self) -> Option<String> {
         loop {
             self.skip_space();
@@ -127,7 +127,7 @@ impl Json<'_> {
         self.rest = self.rest.trim_ascii_start();
     }
 
-    /// A string; an escaped character is no part of the words that are looked for, and is replaced.
+    /// Reads a string, and replaces escaped characters: no known word has one.
     fn string(&mut self) -> Option<String> {
         self.expect(b'"')?;
         let mut text = Vec::new();
@@ -143,7 +143,7 @@ impl Json<'_> {
         }
     }
 
-    /// Skips a value, without checking what is in it.
+    /// Skips a value without validating it.
     fn skip_value(&mut self) -> Option<()> {
         let mut depth = 0_usize;
         loop {

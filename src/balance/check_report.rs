@@ -1,4 +1,4 @@
-//! What one check has found.
+//! Results of health checks.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use super::agent_words::{self, CheckResult};
 /// The largest size of the text of a report, in bytes.
 const MAX_TEXT: usize = 200;
 
-/// What a health check has found: passed, failed, or the endpoint asks for no new calls.
+/// Result of a health check: passed, failed, or a request of the endpoint for no new calls.
 ///
-/// Results of a user's check convert into it: `()` and `true` have passed, `false` has not.
+/// `()` and `true` convert into a passed check, `false` into a failed one, so that a check of your own may return them.
 ///
 /// ```
 /// use tower_upstream::balance::CheckReport;
@@ -29,36 +29,38 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
-    /// The check has passed.
+    /// Creates the report of a passed check.
     pub fn passed() -> Self {
         Self::new(CheckResult::Pass, "")
     }
 
-    /// The check has failed for this reason, of which the first 200 bytes are kept.
+    /// Creates the report of a check that failed for this reason, of which the first 200 bytes are kept.
     pub fn failed(reason: impl AsRef<str>) -> Self {
         Self::new(CheckResult::Fail, reason.as_ref())
     }
 
-    /// The endpoint asks for no new calls, which counts at once; it takes calls again after a check that has passed.
+    /// Creates the report of an endpoint that asks for no new calls. It gets none from this check on, until one has
+    /// passed.
     pub fn draining() -> Self {
         Self::new(CheckResult::Drain, "")
     }
 
-    /// Reads what an endpoint says about itself, in the words of agent checks or as a JSON document.
+    /// Reads the state that an endpoint reports, in the words of HAProxy's agent checks or as the `status` of a JSON
+    /// document (draft-inadarei-api-health-check).
     ///
-    /// | words | |
+    /// | words | meaning |
     /// |---|---|
-    /// | `up`, `ready`; JSON `{"status": "pass"}`, `"warn"`, `"ok"`, `"up"` | has passed |
-    /// | `down`, `fail`, `failed`, `stopped`; `"fail"`, `"error"`, `"down"` | has failed |
+    /// | `up`, `ready`; JSON `{"status": "pass"}`, `"warn"`, `"ok"`, `"up"` | passed |
+    /// | `down`, `fail`, `failed`, `stopped`; `"fail"`, `"error"`, `"down"` | failed |
     /// | `drain`, `maint`; `"draining"`, `"maint"`, `"out_of_service"` | asks for no new calls |
-    /// | `50%`, `weight:50%` | asks for half of its weight |
+    /// | `50%`, `weight:50%` | asks for half of its weight (0 to 1,000 %) |
     ///
-    /// A text in which another word occurs says nothing: the check has passed. At most 4 KiB are read.
+    /// A text with any other word is ignored, and the check has passed. At most 4 KiB are read.
     pub fn from_words(text: &[u8]) -> Self {
         Self::passed().with_words(text)
     }
 
-    /// Adds what an endpoint says about itself. A failed check passes by no word.
+    /// Adds the state that an endpoint reports. No word turns a failed check into a passed one.
     pub(super) fn with_words(mut self, text: &[u8]) -> Self {
         let text = &text[..text.len().min(agent_words::MAX_BODY)];
         let found = agent_words::read(text);
@@ -81,7 +83,7 @@ impl CheckReport {
         Self { verdict, weight_percent: None, status: None, text: printable(text) }
     }
 
-    /// Sets the part of its weight, in percent, that the endpoint asks for (default 100); 0 is
+    /// Sets the part of its weight, in percent, that the endpoint takes (default 100, at most 1,000); 0 is
     /// [`draining`](Self::draining).
     pub fn weight_percent(mut self, percent: u32) -> Self {
         if percent == 0 && self.verdict == CheckResult::Pass {
@@ -92,22 +94,22 @@ impl CheckReport {
         self
     }
 
-    /// Whether the check has passed.
+    /// Returns whether the check has passed.
     pub fn is_passed(&self) -> bool {
         self.verdict == CheckResult::Pass
     }
 
-    /// Whether the endpoint asks for no new calls.
+    /// Returns whether the endpoint asks for no new calls.
     pub fn is_draining(&self) -> bool {
         self.verdict == CheckResult::Drain
     }
 
-    /// The HTTP or gRPC status, if there was one.
+    /// Returns the HTTP or gRPC status, if there was one.
     pub fn status(&self) -> Option<u16> {
         self.status
     }
 
-    /// Why the check has failed, or what the endpoint said: at most 200 bytes, without control characters.
+    /// Returns the reason of the failure or the endpoint's words: at most 200 bytes, without control characters.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -133,11 +135,11 @@ pub struct CheckRecord {
     pub at: Instant,
     /// How long it took.
     pub took: Duration,
-    /// What it has found.
+    /// The result.
     pub report: CheckReport,
 }
 
-/// The beginning of a text on one line: what peers send may be printed.
+/// Returns the beginning of a text on one line and without control characters, because peers' texts are logged.
 pub(super) fn printable(text: &str) -> String {
     let mut kept = String::with_capacity(text.len().min(MAX_TEXT));
     for char in text.trim().chars().map(|char| if char.is_control() { ' ' } else { char }) {

@@ -1,4 +1,4 @@
-//! Health checks of pools, as their users see them.
+//! The public handle of the health checks of pools.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,13 +11,13 @@ use super::{HealthCheck, InvalidHealthCheck};
 use crate::balance::handle::BalanceHandle;
 use crate::balance::pool::locked;
 
-/// Checks the endpoints of pools; clones are the same checks. See [`balance`](crate::balance).
+/// Checks the endpoints of pools; clones refer to the same checks. See [Health checks](crate::balance#health-checks).
 ///
-/// An address is checked once, however many pools name it: members with the same addresses, or without addresses the same
-/// key, have the same result.
+/// An address is checked once, however many pools name it: members with the same addresses, or the same key if they
+/// have no addresses, have the same result.
 ///
-/// One task makes the checks, on the runtime of the first [`watch`](Self::watch). It holds no pool, and ends when all pools
-/// and this value are dropped.
+/// One task makes the checks, on the runtime of the first [`watch`](Self::watch). It holds no pool, and ends when all
+/// pools and this value are dropped.
 #[derive(Clone)]
 pub struct HealthChecks {
     shared: Arc<Shared>,
@@ -27,16 +27,16 @@ struct Shared {
     /// Unique in the process.
     id: u64,
     check: Arc<HealthCheck>,
-    /// To the task, once there is one.
+    /// The sender to the task; `None` before its start.
     control: Mutex<Option<mpsc::UnboundedSender<WeakHandle>>>,
 }
 
 impl HealthChecks {
-    /// Prepares checks; none is made before a pool is [watched](Self::watch).
+    /// Prepares checks, which begin when a pool is [watched](Self::watch).
     ///
     /// # Errors
     ///
-    /// A setting cannot work.
+    /// [`InvalidHealthCheck`] if a setting cannot work, such as an interval of 0.
     pub fn new(check: HealthCheck) -> Result<Self, InvalidHealthCheck> {
         static IDS: AtomicU64 = AtomicU64::new(1);
         check.validate()?;
@@ -46,7 +46,7 @@ impl HealthChecks {
 
     /// Checks the endpoints of this pool from now on, and follows its members, until the pool is dropped.
     ///
-    /// A pool is checked by one `HealthChecks`: those that watched it before no longer do.
+    /// A pool is watched by one `HealthChecks`: this one replaces an earlier one.
     ///
     /// # Panics
     ///
@@ -61,7 +61,7 @@ impl HealthChecks {
             Some(sender) => sender.send(pool).err().map(|unsent| unsent.0),
             None => Some(pool),
         };
-        // none yet, or its runtime has ended
+        // there is no task yet, or its runtime has ended
         if let Some(pool) = unsent {
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(Runner::new(self.shared.id, self.shared.check.clone(), receiver).run());

@@ -1,4 +1,4 @@
-//! Connects to a member for one check, in phases that are reported.
+//! Connections for checks, whose phases are reported.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -30,13 +30,13 @@ pub(super) type Io = CountedIo<MaybeTls<TokioIo<TcpStream>>>;
 #[cfg(not(feature = "rustls"))]
 pub(super) type Io = CountedIo<TokioIo<TcpStream>>;
 
-/// The check limits the time of all phases.
+/// The limit of each phase, which the check's own timeout makes unnecessary.
 const UNLIMITED: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Whom to connect to, and as whom.
+/// How a check connects to members.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
-    /// The name of the server, with or without port; otherwise that of the member.
+    /// The name of the server, with or without a port; `None`: the member's own.
     pub(super) host: Option<Arc<str>>,
     pub(super) is_tls: bool,
     #[cfg(feature = "rustls")]
@@ -44,7 +44,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// The scheme and authority of requests to this member.
+    /// Returns the scheme and authority of requests to this member.
     pub(super) fn uri(&self, member: &Member) -> Result<Uri, Failure> {
         let (scheme, authority) = if let Some(first) = member.addresses.first() {
             (Scheme::HTTP, first.to_string().parse().map_err(invalid)?)
@@ -67,7 +67,7 @@ impl Peer {
         Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build().map_err(invalid)
     }
 
-    /// Connects to a member, whose `uri` is the one above.
+    /// Connects to a member; `uri` comes from [`uri`](Self::uri).
     pub(super) async fn connect(&self, member: &Member, uri: &Uri, progress: &Progress) -> Result<Io, Failure> {
         let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
         let tcp = Tcp { target: tcp_target(member, is_tls)?, progress: progress.clone(), is_tls };
@@ -83,10 +83,10 @@ impl Peer {
     }
 }
 
-/// What the TCP connection is opened to: an endpoint's own addresses, or what its key names.
+/// Returns the target of the TCP connection: the member's own addresses, or its key.
 fn tcp_target(member: &Member, is_tls: bool) -> Result<Uri, Failure> {
     let authority = if let Some(first) = member.addresses.first() {
-        // resolved to these addresses
+        // `Resolver` returns the addresses for this name
         format!("addresses.invalid:{}", first.port())
     } else {
         let target: Target = member.key.parse().map_err(invalid)?;
@@ -109,7 +109,7 @@ struct Tcp {
     is_tls: bool,
 }
 
-/// Opens the TCP connection, whatever the target of the TLS connector over it is.
+/// Opens the TCP connection to the member, whatever name the TLS connector around it has.
 #[derive(Clone)]
 struct TcpDial {
     tcp: Tcp,
@@ -143,7 +143,7 @@ impl Service<Uri> for TcpDial {
     }
 }
 
-/// Resolves to the addresses of a member, or by the system if it has none.
+/// Resolves every name to the addresses of a member, or by the system if it has none.
 #[derive(Clone)]
 struct Resolver {
     addresses: Arc<[SocketAddr]>,

@@ -5,10 +5,10 @@ use http::HeaderMap;
 use crate::balance::check_report::CheckReport;
 
 pub(super) const PATH: &str = "/grpc.health.v1.Health/Check";
-/// The longest name of a service.
+/// The longest name of a service, in bytes.
 pub(super) const MAX_SERVICE: usize = 1024;
 
-/// A `HealthCheckRequest`: field 1 is the name of the service; empty is the whole server.
+/// Encodes a `HealthCheckRequest`, whose field 1 is the name of the service.
 #[allow(clippy::cast_possible_truncation)] // seven bits
 pub(super) fn request(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
@@ -22,14 +22,14 @@ pub(super) fn request(service: &str) -> Vec<u8> {
         message.push((length & 0x7f) as u8);
         message.extend_from_slice(service.as_bytes());
     }
-    // not compressed, and the length
+    // the prefix of a gRPC message: not compressed, and its length
     let mut framed = vec![0];
     framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
     framed.extend_from_slice(&message);
     framed
 }
 
-/// What a response says, by its message and its status in trailers or headers.
+/// Reads a response: its message, and its status in trailers or headers.
 pub(super) fn report(body: &[u8], headers: &HeaderMap, trailers: Option<&HeaderMap>) -> CheckReport {
     let of = |fields: &HeaderMap| fields.get("grpc-status")?.to_str().ok()?.parse::<u16>().ok();
     let status = trailers.and_then(of).or_else(|| of(headers));
@@ -38,15 +38,15 @@ pub(super) fn report(body: &[u8], headers: &HeaderMap, trailers: Option<&HeaderM
         (Some(0), Some(2)) => CheckReport::failed("gRPC health status NOT_SERVING"),
         (Some(0), Some(3)) | (Some(5), _) => CheckReport::failed("gRPC health status SERVICE_UNKNOWN"),
         (Some(0), Some(_)) => CheckReport::failed("gRPC health status UNKNOWN"),
-        (Some(0), None) => CheckReport::failed("a response that is no HealthCheckResponse"),
+        (Some(0), None) => CheckReport::failed("the response is no HealthCheckResponse"),
         (Some(12), _) => CheckReport::failed("the server has no gRPC health service"),
         (Some(status), _) => CheckReport::failed(format!("gRPC status {status}")),
-        (None, _) => CheckReport::failed("a response without a gRPC status"),
+        (None, _) => CheckReport::failed("the response has no gRPC status"),
     };
     CheckReport { status, ..report }
 }
 
-/// The status of a `HealthCheckResponse`, its field 1; 0 (unknown) if it is missing.
+/// Reads field 1 of a `HealthCheckResponse`, the status; 0 (unknown) if it is missing.
 fn serving(body: &[u8]) -> Option<u64> {
     let (prefix, rest) = body.split_at_checked(5)?;
     let length = usize::try_from(u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]])).ok()?;
@@ -118,7 +118,7 @@ mod tests {
             (b"", "12", "no gRPC health service"),
             (b"", "5", "SERVICE_UNKNOWN"),
             (b"", "14", "gRPC status 14"),
-            (b"\0\0\0\0\x02\x08\x01", "x", "without a gRPC status"),
+            (b"\0\0\0\0\x02\x08\x01", "x", "has no gRPC status"),
         ] {
             let report = found(body, status);
             assert!(!report.is_passed() && report.text().contains(text), "{body:?} {status}: {report:?}");

@@ -21,7 +21,7 @@ use crate::balance::agent_words::MAX_BODY;
 use crate::cause::{Failure, Phase};
 use crate::classify::{AttemptContext, ConnectionStats};
 
-/// The largest response head.
+/// The largest response head, in bytes.
 const MAX_HEAD: u32 = 64 << 10;
 
 /// A response, with the first 4 KiB of its body.
@@ -90,7 +90,7 @@ async fn read(response: Response<Incoming>, progress: &Progress, stats: &Connect
     })
 }
 
-/// Drives the connection until the answer is there.
+/// Drives the connection until the response has been read.
 async fn beside<T>(answer: impl Future<Output = T>, connection: impl Future) -> T {
     let (mut answer, mut connection) = (pin!(answer), pin!(connection));
     let mut is_open = true;
@@ -100,10 +100,10 @@ async fn beside<T>(answer: impl Future<Output = T>, connection: impl Future) -> 
         }
         if is_open && connection.as_mut().poll(cx).is_ready() {
             is_open = false;
-            // its end is what the answer waits for
+            // the response may wait for the end of the connection
             return answer.as_mut().poll(cx);
         }
-        // what the connection has read may be the answer
+        // the connection may have read the response
         answer.as_mut().poll(cx)
     })
     .await

@@ -1,4 +1,5 @@
-//! The health of one endpoint by its checks, and when the next check is due. Pure: time and random numbers are arguments.
+//! The health of one endpoint by the results of its checks, and the time of the next check. Pure: time and random
+//! numbers are arguments.
 
 use std::time::Duration;
 
@@ -7,12 +8,12 @@ use tokio::time::Instant;
 use crate::balance::agent_words::CheckResult;
 use crate::balance::endpoint::Health;
 
-/// How often an endpoint is checked, and how many results change its health.
+/// Times between the checks of an endpoint, and the numbers of results that change its health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Schedule {
-    /// From the beginning of a check to that of the next one.
+    /// The time from the beginning of a check to the beginning of the next one.
     pub(super) interval: Duration,
-    /// The same while results differ from the health, or nothing is known yet.
+    /// The same while results differ from the health, or the health is unknown.
     pub(super) transition: Duration,
     /// Passed checks in a row after which an endpoint is healthy.
     pub(super) rise: u32,
@@ -27,7 +28,7 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// The interval between checks in transition; never longer than the usual one.
+    /// Returns the interval in transition, which is never longer than the usual one.
     fn transition(&self) -> Duration {
         self.transition.min(self.interval)
     }
@@ -37,14 +38,15 @@ impl Schedule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Machine {
     health: Health,
-    /// Results in a row that differ from the health: passed ones if it takes no calls, failed ones if it takes calls.
+    /// Results in a row that differ from the health: passed checks if the endpoint takes no calls, failed ones if it
+    /// does.
     against: u32,
-    /// While nothing is known: passed checks in a row.
+    /// Passed checks in a row while the health is unknown.
     passed: u32,
 }
 
 impl Machine {
-    /// Nothing is known: the endpoint takes calls.
+    /// Begins with unknown health, in which the endpoint takes calls.
     pub(super) fn new() -> Self {
         Self { health: Health::Unknown, against: 0, passed: 0 }
     }
@@ -53,10 +55,10 @@ impl Machine {
         self.health
     }
 
-    /// Takes the result of a check. Returns the health if it has changed.
+    /// Records the result of a check. Returns the health if it has changed.
     pub(super) fn on_result(&mut self, verdict: CheckResult, schedule: &Schedule) -> Option<Health> {
         let next = match (self.health, verdict) {
-            // an agent's word counts at once, and so does its end
+            // a request for no new calls counts at once, and so does its end
             (Health::Draining, CheckResult::Drain)
             | (Health::Healthy, CheckResult::Pass)
             | (Health::Unhealthy, CheckResult::Fail) => {
@@ -87,22 +89,23 @@ impl Machine {
         Some(next)
     }
 
-    /// The time from the beginning of a check to that of the next one; `random` is uniform over its range.
+    /// Returns the time from the beginning of a check to the beginning of the next one; `random` is uniform over its
+    /// range.
     pub(super) fn interval(&self, schedule: &Schedule, random: u32) -> Duration {
         let in_transition = self.against > 0 || self.health == Health::Unknown;
         jittered(if in_transition { schedule.transition() } else { schedule.interval }, random)
     }
 
-    /// When a new endpoint is checked first: `among` endpoints that come together are spread over time.
+    /// Returns the time of the first check of a new endpoint: those of `among` endpoints that come together are spread.
     pub(super) fn first_at(schedule: &Schedule, among: usize, now: Instant, random: u32) -> Instant {
-        /// So many endpoints are checked within one interval of the transition.
+        /// The largest number of endpoints that are checked first within one interval of the transition.
         const FEW: usize = 64;
         let within = if among <= FEW { schedule.transition() } else { schedule.interval };
         now + within.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 }
 
-/// Differs by up to 20 % either way, so that checks of many endpoints, and of many gateways, do not coincide.
+/// Varies an interval by +-20 %, so that checks of many endpoints, and of many gateways, do not coincide.
 fn jittered(interval: Duration, random: u32) -> Duration {
     interval.mul_f64(0.8 + 0.4 * f64::from(random) / f64::from(u32::MAX))
 }

@@ -1,4 +1,4 @@
-//! Health checks: what is checked, and how often.
+//! Health checks and their settings.
 
 mod checks;
 #[cfg(feature = "client")]
@@ -38,15 +38,15 @@ pub use self::verify::{EndpointReport, Verification};
 
 type CheckFuture = Pin<Box<dyn Future<Output = Result<CheckReport, BoxError>> + Send>>;
 
-/// One kind of health check, and how often it is made; see the [module](super).
+/// Kind of a health check and its schedule; see [Health checks](super#health-checks).
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`interval`](Self::interval), +-20 % | 5 s |
-/// | [`transition_interval`](Self::transition_interval), +-20 %, while results differ from the health | 1 s |
+/// | [`interval`](Self::interval) | 5 s +-20 % |
+/// | [`transition_interval`](Self::transition_interval), while results differ from the health | 1 s +-20 % |
 /// | [`timeout`](Self::timeout) of a check | 1 s |
 /// | [`rise`](Self::rise), passed checks in a row until an endpoint is healthy | 2 |
-/// | [`fall`](Self::fall), failed ones until it is unhealthy | 3 |
+/// | [`fall`](Self::fall), failed checks in a row until an endpoint is unhealthy | 3 |
 /// | [`max_concurrent`](Self::max_concurrent) checks | 64 |
 ///
 /// ```
@@ -63,7 +63,7 @@ pub struct HealthCheck {
     schedule: Schedule,
     limit: Duration,
     max_concurrent: usize,
-    /// A setting of checks over the network was applied to a check of the user.
+    /// A setting of HTTP, gRPC or TCP checks was applied to a check of the user.
     is_misused: bool,
 }
 
@@ -74,7 +74,7 @@ enum Kind {
     Remote(remote::Remote),
 }
 
-/// Settings of health checks that cannot work; the text says which and why.
+/// Error for settings of health checks that cannot work; its text names the setting and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidHealthCheck(String);
 
@@ -87,7 +87,9 @@ impl fmt::Display for InvalidHealthCheck {
 impl std::error::Error for InvalidHealthCheck {}
 
 impl HealthCheck {
-    /// Checks an endpoint by a future of the user, which returns a [`CheckReport`], `()` or a `bool`. An error has failed.
+    /// Checks an endpoint by a future of your own, which returns a [`CheckReport`], `()` or a `bool`.
+    ///
+    /// If it returns an error, panics or exceeds the [`timeout`](Self::timeout), the check has failed.
     pub fn new<F, T, R, E>(check: F) -> Self
     where
         F: Fn(&Member) -> T + Send + Sync + 'static,
@@ -111,43 +113,46 @@ impl HealthCheck {
         }
     }
 
-    /// Sets the time from the beginning of a check to that of the next one (default 5 s, +-20 %).
+    /// Sets the time from the beginning of a check to the beginning of the next one (default 5 s; at most a day). It
+    /// varies by +-20 %, so that the checks of many gateways do not coincide.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.schedule.interval = interval;
         self
     }
 
-    /// Sets the interval while results differ from the health of an endpoint, or nothing is known of it (default 1 s, +-20 %).
+    /// Sets the interval while results differ from the health of an endpoint, or its health is unknown (default 1 s,
+    /// +-20 %).
     pub fn transition_interval(mut self, interval: Duration) -> Self {
         self.schedule.transition = interval;
         self
     }
 
-    /// Limits the time of a check (default 1 s). A check that takes longer has failed.
+    /// Limits the time of a check (default 1 s; at most the interval). A check that takes longer has failed.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Sets after how many passed checks in a row an endpoint is healthy (default 2).
+    /// Sets the number of passed checks in a row after which an endpoint is healthy (default 2; at least 1).
     pub fn rise(mut self, checks: u32) -> Self {
         self.schedule.rise = checks;
         self
     }
 
-    /// Sets after how many failed checks in a row an endpoint is unhealthy (default 3).
+    /// Sets the number of failed checks in a row after which an endpoint is unhealthy (default 3; at least 1).
     pub fn fall(mut self, checks: u32) -> Self {
         self.schedule.fall = checks;
         self
     }
 
-    /// Sets how many checks run at a time (default 64). At most half of them are of endpoints whose last check was slow.
+    /// Sets the number of checks that may run at a time (default 64; at least 2). Endpoints whose last check took more
+    /// than half of the timeout use at most half of it, so that they do not delay the others.
     pub fn max_concurrent(mut self, checks: usize) -> Self {
         self.max_concurrent = checks;
         self
     }
 
-    /// Refuses settings that cannot work.
+    /// Validates the settings.
     fn validate(&self) -> Result<(), InvalidHealthCheck> {
         let Schedule { interval, transition, rise, fall } = self.schedule;
         let day = Duration::from_secs(24 * 60 * 60);
@@ -156,7 +161,7 @@ impl HealthCheck {
         } else if transition.is_zero() {
             "`transition_interval` is 0: checks would never pause; the default is 1 s".to_owned()
         } else if self.is_misused {
-            "a setting of HTTP, gRPC and TCP checks was applied to a check of the user's".to_owned()
+            "a setting of HTTP, gRPC and TCP checks was applied to a check of the user's: remove it".to_owned()
         } else if interval > day || transition > day {
             "an interval is longer than a day: remove the checks instead".to_owned()
         } else if self.limit.is_zero() {
@@ -179,7 +184,7 @@ impl HealthCheck {
         Err(InvalidHealthCheck(problem))
     }
 
-    /// Makes one check.
+    /// Checks an endpoint once.
     async fn perform(&self, member: Arc<Member>) -> Performed {
         let began = Instant::now();
         let progress = Progress::new(began);
@@ -210,13 +215,13 @@ impl HealthCheck {
         Performed { record: CheckRecord { at: now, took, report }, phases, failure }
     }
 
-    /// Whether a check of this duration took long, so that its endpoint must not hold up the checks of others.
+    /// Whether a check of this duration was slow, so that its endpoint must not delay the checks of others.
     fn is_slow(&self, took: Duration) -> bool {
         took > self.limit / 2
     }
 }
 
-/// Polls a check; a panic of the user's is its failure.
+/// Polls a check, and turns a panic of the user's code into a failure.
 async fn caught(check: impl Future<Output = Result<CheckReport, BoxError>>) -> Result<CheckReport, BoxError> {
     let mut check = pin!(check);
     std::future::poll_fn(|cx| {
@@ -226,7 +231,7 @@ async fn caught(check: impl Future<Output = Result<CheckReport, BoxError>>) -> R
     .await
 }
 
-/// What one check has found, and how far it has come.
+/// Result of one check, and the phases that it reached.
 #[derive(Debug)]
 struct Performed {
     record: CheckRecord,
@@ -243,15 +248,15 @@ fn timeout_cause(phase: Phase) -> BadGatewayCause {
     }
 }
 
-/// The text of an error and of its sources.
+/// Returns the text of an error and of its sources.
 fn chain_text(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = match error.downcast_ref::<Failure>() {
-        // shorter than its own text
+        // its own text is longer, and names attempts and upstream as well
         Some(failure) => format!("{} in phase {}", failure.cause().as_str(), failure.phase().as_str()),
         None => error.to_string(),
     };
     let mut source = error.source();
-    // a chain may be of any length, and a report is short
+    // a chain may be of any length, but a report is short
     for _ in 0..8 {
         let Some(cause) = source else { break };
         text.push_str(": ");

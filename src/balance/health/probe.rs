@@ -1,4 +1,4 @@
-//! The checks of one address, and what the pools that name it learn.
+//! The state of the checks of one address, and its publication to the pools that name it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::balance::handle::BalanceHandle;
 use crate::balance::member::Member;
 use crate::balance::pool::locked;
 
-/// What is connected to: the addresses of a member, or its key.
+/// Identity of a checked address: the addresses of a member, or its key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Address {
     Key(Arc<str>),
@@ -44,7 +44,7 @@ pub(super) struct Probe {
     pub(super) lane: Lane,
     /// When the next check is due; `None` while one runs.
     pub(super) due: Option<Instant>,
-    /// The pools that name the address, and by which key.
+    /// The pools that name the address, each with the key of the member.
     pub(super) users: Vec<(u64, Arc<str>)>,
 }
 
@@ -62,7 +62,7 @@ impl Probe {
         }
     }
 
-    /// Takes the result of a check. Returns the health before and after, if it has changed.
+    /// Records the result of a check. Returns the health before and after it, if it has changed.
     pub(super) fn record(&mut self, record: &Arc<CheckRecord>, schedule: &Schedule) -> Option<[Health; 2]> {
         let before = self.machine.health();
         let change = self.machine.on_result(record.report.verdict, schedule);
@@ -75,12 +75,12 @@ impl Probe {
         change.map(|health| [before, health])
     }
 
-    /// The time from the beginning of the last check to that of the next one.
+    /// Returns the time from the beginning of the last check to the beginning of the next one.
     pub(super) fn interval(&self, schedule: &Schedule) -> Duration {
         self.machine.interval(schedule, fastrand::u32(..))
     }
 
-    /// Tells a pool what is known. Its circuit is none of the checks' business: only calls close what calls have opened.
+    /// Publishes health and weight to a pool, but never touches its circuits: only calls close what calls have opened.
     ///
     /// Returns whether the weight has changed.
     pub(super) fn publish(&self, pool: &BalanceHandle, key: &str) -> bool {
@@ -95,7 +95,7 @@ impl Probe {
     }
 }
 
-/// Reports a change of health.
+/// Logs a change of health.
 pub(super) fn report(upstream: &str, endpoint: &str, [before, health]: [Health; 2], record: &CheckRecord) {
     let (reason, duration_ms) = (record.report.text(), u64::try_from(record.took.as_millis()).unwrap_or(u64::MAX));
     let status = record.report.status();

@@ -1,4 +1,4 @@
-//! How far a check has come.
+//! The phases of a running check.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::cause::Phase;
 
-/// The phases of one check with their durations; shared with whoever limits its time.
+/// Phases of one check with their durations; shared by the check and by the code that limits its time.
 #[derive(Clone, Debug)]
 pub(super) struct Progress(Arc<Mutex<Phases>>);
 
@@ -27,7 +27,7 @@ impl Progress {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Another phase begins.
+    /// Begins another phase.
     #[cfg(feature = "client")]
     pub(super) fn enter(&self, phase: Phase) {
         self.change(|phases| {
@@ -36,12 +36,12 @@ impl Progress {
         });
     }
 
-    /// The phase that goes on.
+    /// Returns the current phase.
     pub(super) fn current(&self) -> Option<Phase> {
         self.change(|phases| phases.current)
     }
 
-    /// Ends the phase that goes on, and returns all of them.
+    /// Ends the current phase, and returns all phases.
     pub(super) fn end(&self, now: Instant) -> Vec<(Phase, Duration)> {
         self.change(|phases| {
             phases.end(now);

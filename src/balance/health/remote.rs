@@ -31,12 +31,12 @@ pub(super) struct Remote {
     peer: Peer,
     statuses: RangeInclusive<u16>,
     word: Option<Arc<str>>,
-    /// A response header field with agent words.
+    /// The name of a response field with agent words.
     field: Option<Arc<str>>,
     /// HTTP/2 without TLS.
     #[cfg(feature = "http2")]
     prior_knowledge: bool,
-    /// Settings that apply to HTTP checks only were set.
+    /// A setting that applies to HTTP checks only, if one was set.
     sets_http: Option<&'static str>,
 }
 
@@ -48,29 +48,30 @@ enum Protocol {
     Grpc(Arc<str>),
 }
 
-/// Settings of checks over the network; each check opens a connection of its own.
+/// Checks over the network; each check opens a connection of its own.
 #[cfg_attr(docsrs, doc(cfg(feature = "client")))]
 impl HealthCheck {
-    /// Checks by a GET request to this path, such as `/healthz`.
+    /// Checks by a `GET` request to this path, such as `/healthz`.
     ///
-    /// Any status from 200 to 299 has passed. [Agent words](CheckReport::from_words) in the body count too: an endpoint that
-    /// responds `drain`, with any status, takes no calls. At most 4 KiB of the body are read.
+    /// A response with a status from 200 to 299 has passed. [Agent words](CheckReport::from_words) in the body count
+    /// too: an endpoint that responds `drain`, with any status, takes no calls. At most 4 KiB of the body are read.
     ///
-    /// A member without addresses is named by its key: `host:port`, or a URL whose scheme says whether TLS is spoken.
+    /// The request goes to the addresses of the member. If it has none, it goes to its key: `host:port`, or a URL,
+    /// whose scheme decides about TLS.
     pub fn http(path: impl Into<Arc<str>>) -> Self {
         Self::remote(Protocol::Http(path.into()))
     }
 
-    /// Checks by the `Check` method of `grpc.health.v1` for this service; the empty name is the whole server.
+    /// Checks by the `Check` method of `grpc.health.v1` for this service, or for the whole server if the name is empty.
     ///
-    /// HTTP/2 is spoken with prior knowledge, or over TLS.
+    /// Without TLS it uses HTTP/2 with prior knowledge.
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
     pub fn grpc(service: impl Into<Arc<str>>) -> Self {
         Self::remote(Protocol::Grpc(service.into()))
     }
 
-    /// Checks whether a connection is accepted, including TLS where that is spoken. Nothing is sent on it.
+    /// Checks whether a connection is accepted, including the TLS handshake where TLS is used. No request is sent.
     pub fn tcp() -> Self {
         Self::remote(Protocol::Tcp)
     }
@@ -96,38 +97,40 @@ impl HealthCheck {
         self
     }
 
-    /// Sets the name of the server, with or without port, for `Host` and TLS (default: the member's key or first address).
+    /// Sets the name of the server for `Host` and TLS, with or without a port (default: the member's first address, or
+    /// its key).
     pub fn host(self, host: impl Into<Arc<str>>) -> Self {
         self.with(|remote| remote.peer.host = Some(host.into()))
     }
 
-    /// Speaks TLS to all members, with the settings of this connector.
+    /// Uses TLS for all members, with the settings of this connector.
     ///
-    /// Without it, TLS is spoken to members whose key is an `https` URL, and the platform's roots are trusted.
+    /// By default TLS is used for members whose key is an `https` URL, and the platform's roots are trusted.
     #[cfg(feature = "rustls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
     pub fn tls<C>(self, tls: &TlsConnector<C>) -> Self {
         self.with(|remote| (remote.peer.is_tls, remote.peer.tls) = (true, Some(tls.over(()))))
     }
 
-    /// Speaks HTTP/2 with prior knowledge for an HTTP check without TLS (default: HTTP/1.1; with TLS what it negotiates).
+    /// Uses HTTP/2 with prior knowledge in HTTP checks without TLS (default: HTTP/1.1; with TLS, ALPN decides).
     #[cfg(feature = "http2")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
     pub fn http2_prior_knowledge(self) -> Self {
         self.with(|remote| (remote.prior_knowledge, remote.sets_http) = (true, Some("http2_prior_knowledge")))
     }
 
-    /// Sets the statuses with which an HTTP check has passed (default 200 to 299).
+    /// Sets the range of statuses with which an HTTP check has passed (default 200 to 299).
     pub fn expect_status(self, statuses: RangeInclusive<u16>) -> Self {
         self.with(|remote| (remote.statuses, remote.sets_http) = (statuses, Some("expect_status")))
     }
 
-    /// Sets a word that the first 4 KiB of the body of an HTTP response contain (default: none).
+    /// Sets a text that the first 4 KiB of the body of an HTTP response have to contain (default: none).
     pub fn expect_body(self, word: impl Into<Arc<str>>) -> Self {
         self.with(|remote| (remote.word, remote.sets_http) = (Some(word.into()), Some("expect_body")))
     }
 
-    /// Reads [agent words](CheckReport::from_words) from this field of an HTTP response too (default: from the body alone).
+    /// Reads [agent words](CheckReport::from_words) also from this field of an HTTP response (default: from the body
+    /// only).
     pub fn agent_field(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|remote| (remote.field, remote.sets_http) = (Some(name.into()), Some("agent_field")))
     }
@@ -157,13 +160,13 @@ impl Remote {
         }
         if self.statuses.is_empty() || *self.statuses.start() < 200 || *self.statuses.end() > 599 {
             return Err(format!(
-                "no status from {} to {} is one of a response",
+                "the range of statuses from {} to {} is empty or leaves 200 to 599",
                 self.statuses.start(),
                 self.statuses.end()
             ));
         }
         if self.word.as_ref().is_some_and(|word| word.is_empty()) {
-            return Err("`expect_body` is empty: every body contains it".to_owned());
+            return Err("`expect_body` is empty, and every body contains that: set a word or remove it".to_owned());
         }
         if let Some(field) = &self.field {
             if HeaderName::try_from(&**field).is_err() {
@@ -271,8 +274,8 @@ mod tests {
             (HealthCheck::http("health"), "does not start with a slash"),
             (HealthCheck::http(""), "does not start with a slash"),
             (HealthCheck::http("/a b"), "not valid in a URI"),
-            (http().expect_status(std::ops::RangeInclusive::new(200, 100)), "no status from 200 to 100"),
-            (http().expect_status(100..=299), "no status from 100 to 299"),
+            (http().expect_status(std::ops::RangeInclusive::new(200, 100)), "statuses from 200 to 100"),
+            (http().expect_status(100..=299), "statuses from 100 to 299"),
             (http().expect_body(""), "`expect_body` is empty"),
             (http().agent_field("a b"), "not the name of a field"),
             (http().host(""), "neither a host nor host:port"),
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_goes_to_the_member_and_says_the_host_that_is_set() {
+    fn a_check_goes_to_the_member_and_has_the_host_that_is_set() {
         let address: std::net::SocketAddr = ([10, 0, 0, 7], 8080).into();
         for (host, member, expected) in [
             (None, Member::new("shop.test"), "http://shop.test/"),

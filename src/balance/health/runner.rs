@@ -1,4 +1,4 @@
-//! Makes the checks: one task for all endpoints of all pools that are watched.
+//! The task that makes the checks, for all endpoints of all watched pools.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -22,10 +22,10 @@ use crate::balance::member::Member;
 use crate::balance::membership::Members;
 use crate::balance::pool::{Follow, PoolState};
 
-/// Changes of a pool's members within this time are followed together, and so are those of weights.
+/// Changes of members, and of weights, within this time are applied together.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// A pool that ends when its services and handles do.
+/// Weak reference to a pool, which does not keep it alive.
 pub(super) struct WeakHandle {
     state: Weak<PoolState>,
     pool: Weak<dyn Follow>,
@@ -41,14 +41,14 @@ impl WeakHandle {
     }
 }
 
-/// A pool, and the probes of its members.
+/// Watched pool and the probes of its members.
 struct WatchedPool {
     handle: WeakHandle,
     /// The probes of its members, by their keys.
     probes: HashMap<Arc<str>, u64>,
 }
 
-/// A check that has ended.
+/// Check that has ended.
 struct FinishedCheck {
     probe: u64,
     lane: Lane,
@@ -75,11 +75,12 @@ pub(super) struct Runner {
     probes: HashMap<u64, Probe>,
     by_address: HashMap<Address, u64>,
     queue: Queue,
-    /// Each waits for the next change of a pool's members.
+    /// One task for each pool, which waits for the next change of its members.
     followers: JoinSet<Follower>,
     checks: JoinSet<FinishedCheck>,
-    /// Pools in which weights have changed, and when they were last applied: that costs as much as a change of all members.
+    /// Pools in which weights have changed. Applying them costs as much as a change of all members.
     weights: HashSet<u64>,
+    /// When weights were last applied.
     weighed_at: Option<Instant>,
     next_id: u64,
 }
@@ -188,7 +189,7 @@ impl Runner {
         self.follow(id, pool.members());
     }
 
-    /// Checks the current members of a pool, and waits for the next change.
+    /// Checks the current members of a pool, and spawns the wait for their next change.
     fn follow(&mut self, id: u64, mut members: watch::Receiver<Members>) {
         let Some(pool) = self.pools.get(&id).and_then(|watched| watched.handle.upgrade()) else {
             return self.forget(id);
@@ -242,7 +243,7 @@ impl Runner {
         }
     }
 
-    /// Returns the probe of an address, which is a new one if no pool named it.
+    /// Returns the probe of an address, and creates it if no pool has named the address before.
     fn use_probe(&mut self, address: Address, member: &Arc<Member>, among: usize, user: (u64, Arc<str>)) -> u64 {
         if let Some(id) = self.by_address.get(&address).copied() {
             if let Some(probe) = self.probes.get_mut(&id) {
@@ -259,7 +260,7 @@ impl Runner {
         id
     }
 
-    /// A pool no longer names the address of a probe.
+    /// Removes a user of a probe, and the probe if it was the last one.
     fn release(&mut self, id: u64, user: &(u64, Arc<str>)) {
         let Some(probe) = self.probes.get_mut(&id) else { return };
         probe.users.retain(|other| other != user);
@@ -270,7 +271,7 @@ impl Runner {
             self.queue.remove(probe.lane, due, id);
         }
         self.by_address.remove(&probe.address);
-        // a check that runs ends within its limit, and its result is dropped
+        // a running check ends within its limit, and its result is dropped
         self.probes.remove(&id);
     }
 

@@ -1,26 +1,26 @@
-//! Which check is made next. Pure: time is an argument.
+//! The order of checks. Pure: time is an argument.
 //!
-//! At most a given number of checks run at a time. Endpoints whose last check was slow, and those not checked yet, take at
-//! most half of it, so that however many of them hang, the checks of the others are not delayed.
+//! At most a given number of checks run at a time. At most half of them are of endpoints whose last check was slow, or
+//! that were not checked yet: however many of these hang, the checks of the others are not delayed.
 
 use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-/// The checks that are due at some time, and how many run.
+/// Checks by the time at which they are due, and the number of running ones.
 #[derive(Debug)]
 pub(super) struct Queue {
-    /// By lane: quick endpoints, slow ones.
+    /// The time and the id of each check, by lane.
     due: [BTreeSet<(Instant, u64)>; 2],
     running: [usize; 2],
     most: usize,
 }
 
-/// Quick or slow.
+/// Class of an endpoint by the duration of its last check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
     Quick = 0,
-    /// Its last check took long, or there was none.
+    /// The last check was slow, or there was none.
     Slow = 1,
 }
 
@@ -37,7 +37,7 @@ impl Queue {
         self.due[lane as usize].remove(&(at, id));
     }
 
-    /// Takes a check that is due and may run.
+    /// Removes and returns a check that is due and may run.
     pub(super) fn start(&mut self, now: Instant) -> Option<(Lane, u64)> {
         let lane =
             [Lane::Quick, Lane::Slow].into_iter().find(|lane| self.is_due(*lane, now) && self.has_slot(*lane))?;
@@ -46,12 +46,12 @@ impl Queue {
         Some((lane, id))
     }
 
-    /// A check has ended that was started in this lane.
+    /// Records the end of a check of this lane.
     pub(super) fn end(&mut self, lane: Lane) {
         self.running[lane as usize] -= 1;
     }
 
-    /// When the next check may be started, if none ends before.
+    /// Returns the time of the next check, if none ends before.
     pub(super) fn next_at(&self) -> Option<Instant> {
         let lanes = [Lane::Quick, Lane::Slow].into_iter().filter(|lane| self.has_slot(*lane));
         lanes.filter_map(|lane| self.due[lane as usize].first()).map(|(at, _)| *at).min()

@@ -1,4 +1,4 @@
-//! Checks every endpoint once, and reports how far each has come.
+//! One check of every endpoint, with the phases that it reached.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,16 +13,16 @@ use crate::balance::handle::BalanceHandle;
 use crate::balance::member::Member;
 use crate::cause::{Failure, Phase};
 
-/// How far the check of one endpoint has come; prints as one line.
+/// Report of the check of one endpoint; its `Display` is one line.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EndpointReport {
     /// The endpoint.
     pub member: Arc<Member>,
-    /// The phases that were reached, in their order, with their durations; the last one is where a failed check ended. A check
-    /// of the user's has none.
+    /// The phases that the check reached, in order, with their durations. A failed check ended in the last one. A check
+    /// of your own has none.
     pub phases: Vec<(Phase, Duration)>,
-    /// What the check has found.
+    /// The result of the check.
     pub report: CheckReport,
     /// The failure, if there was no response.
     pub failure: Option<Failure>,
@@ -31,7 +31,7 @@ pub struct EndpointReport {
 }
 
 impl EndpointReport {
-    /// Whether the endpoint is usable: its check has passed.
+    /// Returns whether the check has passed.
     pub fn is_passed(&self) -> bool {
         self.report.is_passed()
     }
@@ -53,10 +53,10 @@ impl fmt::Display for EndpointReport {
     }
 }
 
-/// Checks of all endpoints of a pool that are under way; dropped, it ends them.
+/// Running checks of all endpoints of a pool; dropping it cancels them.
 ///
-/// They go on while it is waited for, at most [`max_concurrent`](HealthCheck::max_concurrent) at a time. The pool takes calls
-/// all the while.
+/// Checks start when a report is waited for, and at most [`max_concurrent`](HealthCheck::max_concurrent) run at a time.
+/// The pool takes calls meanwhile.
 #[derive(Debug)]
 #[must_use]
 pub struct Verification {
@@ -67,7 +67,7 @@ pub struct Verification {
 }
 
 impl HealthCheck {
-    /// Checks every endpoint of a pool once, such as when a process starts; nothing about the pool changes.
+    /// Checks every endpoint of a pool once, such as when a process starts, and changes nothing in the pool.
     ///
     /// ```
     /// use tower_upstream::balance::{Balance, HealthCheck, Member};
@@ -91,7 +91,7 @@ impl HealthCheck {
     ///
     /// # Errors
     ///
-    /// A setting cannot work.
+    /// [`InvalidHealthCheck`] if a setting cannot work.
     pub fn verify(&self, pool: &BalanceHandle) -> Result<Verification, InvalidHealthCheck> {
         self.validate()?;
         let members = pool.members().borrow().to_vec();
@@ -101,7 +101,7 @@ impl HealthCheck {
 }
 
 impl Verification {
-    /// Waits for the report of another endpoint; `None` if all have reported.
+    /// Waits for the next report; `None` after the last endpoint's.
     ///
     /// # Panics
     ///
@@ -120,9 +120,9 @@ impl Verification {
         }
     }
 
-    /// Waits until one endpoint has passed; `false` if none does.
+    /// Waits until the check of one endpoint has passed; `false` if none passes.
     ///
-    /// The reports until then are dropped; [`next`](Self::next) has the others.
+    /// Drops the reports until then; [`next`](Self::next) returns the others.
     ///
     /// # Panics
     ///
