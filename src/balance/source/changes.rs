@@ -1,4 +1,4 @@
-//! A stream of changes as source.
+//! A stream of changes as a source.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use crate::body::BoxError;
 impl BalanceHandle {
     /// Follows a stream of changes, as tower's `Discover` is one, until it ends or the pool is dropped.
     ///
-    /// `member` describes the member with this key by the value of its insertion; its key is the text of the stream's key. An
-    /// insertion adds a member or replaces the one with its key, a removal removes it, and other members of the pool stay.
+    /// `member` makes the member of an insertion from the key, as text, and the value. An insertion adds the member or
+    /// replaces the one with its key, a removal removes it, and other members of the pool stay.
     ///
-    /// | the stream | |
+    /// | the stream | what the pool does |
     /// |---|---|
-    /// | has changes ready | they are applied together, at most once in 50 ms |
-    /// | has removed more than half of the members | applied after 5 s, unless members are added in the meantime |
-    /// | has removed all members | the pool keeps those it has until another one is inserted |
-    /// | errs | reported; polled again after 50 ms to 1 s |
-    /// | ends | reported; the members stay |
-    /// | has 65,536 changes that the pool refuses | they are dropped and reported |
+    /// | yields changes | applies all that are ready together, at most once in 50 ms |
+    /// | removes more than half of the members | waits for 5 s, and applies the removals unless members were added meanwhile |
+    /// | removes all members | keeps its members until another one is inserted |
+    /// | yields an error | reports it, and polls again after 50 ms to 1 s |
+    /// | ends | reports it, and keeps its members |
+    /// | yields 65,536 changes that are refused | reports and drops them |
     ///
-    /// It is polled whether there are calls or not. The task ends when the pool is dropped or when the handle that is returned
-    /// aborts it.
+    /// The stream is polled by a task, whether there are calls or not. The task ends when the pool is dropped, or when
+    /// the returned handle aborts it.
     ///
     /// ```
     /// use futures_util::Stream;
@@ -62,7 +62,7 @@ impl BalanceHandle {
                 Change::Insert(key, value) => {
                     let key: Arc<str> = key.to_string().into();
                     let mut member = member(key.clone(), value);
-                    // a removal names this key
+                    // a removal refers to this key
                     member.key = key.clone();
                     (key, Some(Arc::new(member)))
                 }

@@ -1,4 +1,4 @@
-//! DNS as source.
+//! DNS as a source.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -16,16 +16,17 @@ use crate::balance::{BalanceHandle, Member};
 use crate::body::BoxError;
 use crate::client::Target;
 
-/// `getaddrinfo` does not report a TTL.
+/// The interval of queries: `getaddrinfo` reports no TTL.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 impl BalanceHandle {
-    /// Resolves the target's host now and every 5 s +-10 % by `getaddrinfo`, and makes each address an endpoint, until the pool
-    /// is dropped.
+    /// Resolves the target's host by `getaddrinfo`, now and every 5 s +-10 %, until the pool is dropped. Each address
+    /// is an endpoint, whose key is `ip:port`.
     ///
-    /// The key of a member is `ip:port`. A query that fails, finds nothing or takes longer than 5 s changes nothing and is
-    /// reported; see [`poll_source`](Self::poll_source). [`reverse_proxies`](crate::balance::reverse_proxies) of a
-    /// builder for the same target connect to these addresses under the target's name.
+    /// A query that fails, finds nothing or takes longer than 5 s changes nothing and is reported; see
+    /// [`poll_source`](Self::poll_source). [`reverse_proxies`](crate::balance::reverse_proxies) of a builder for the
+    /// same target connect to these addresses under the target's name. A host that is an IP address is the only
+    /// endpoint.
     ///
     /// ```
     /// use axum::body::Body;
@@ -39,7 +40,7 @@ impl BalanceHandle {
     /// let proxy = ReverseProxy::builder(target.clone(), ForwardingRules::new("edge-1").unwrap());
     /// let shop = Balance::builder("shop", reverse_proxies::<_, Body>(proxy)).build().unwrap();
     /// shop.handle().follow_dns(&target);
-    /// // calls are refused until there is a member
+    /// // calls are refused until the first query has found an address
     /// shop.handle().members().wait_for(|members| !members.is_empty()).await.unwrap();
     /// # }
     /// ```
@@ -51,8 +52,9 @@ impl BalanceHandle {
         self.follow_dns_with(target, GaiResolver::new())
     }
 
-    /// Like [`follow_dns`](Self::follow_dns), with a resolver of your own, as for
-    /// [`TcpConnector::with_resolver`](crate::client::TcpConnector::with_resolver). Its addresses get the target's port.
+    /// Like [`follow_dns`](Self::follow_dns), with a resolver of your own, such as one for
+    /// [`TcpConnector::with_resolver`](crate::client::TcpConnector::with_resolver). The port of each address is the
+    /// target's.
     ///
     /// # Panics
     ///
@@ -88,7 +90,7 @@ fn host_and_port(target: &Target) -> (Arc<str>, u16) {
 }
 
 fn members(found: impl IntoIterator<Item = SocketAddr>, port: u16) -> Vec<Member> {
-    // one more than a pool takes, so that it says so
+    // one more than a pool takes, so that it refuses the list with the reason
     let addresses: BTreeSet<_> =
         found.into_iter().take(MAX_MEMBERS + 1).map(|address| SocketAddr::new(address.ip(), port)).collect();
     addresses.into_iter().map(|address| Member::new(address.to_string()).addresses([address])).collect()

@@ -1,4 +1,4 @@
-//! A file as source.
+//! A file as a source.
 
 use std::fs;
 use std::io::{self, Read};
@@ -11,22 +11,23 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::balance::{BalanceHandle, Member};
 use crate::body::BoxError;
 
-/// How often the file is checked.
+/// The interval of checks.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The largest size of the file, in bytes.
 const MAX_SIZE: u64 = 16 << 20;
-/// A file that was changed less than this long before it was read is read again: two changes may have the same time.
+/// The age from which a modification time is trusted. A younger file is read again: another change may have the same
+/// time.
 const SETTLED: Duration = Duration::from_secs(2);
 
 impl BalanceHandle {
     /// Reads the members from a file, now and when it changes, until the pool is dropped.
     ///
-    /// It is checked every 1 s +-10 %, by modification time, size and, on Unix, inode. A file that cannot be read or parsed, has
-    /// more than 16 MiB, is not UTF-8 or has no member changes nothing, and is reported with its path. A file with less than
-    /// half of the members is applied by the second check. Replace the file by a rename: one that is being written is read in
-    /// part.
+    /// The file is checked every 1 s +-10 %, by modification time, size and, on Unix, inode. A file that cannot be read
+    /// or parsed, has more than 16 MiB, is not UTF-8 or has no member changes nothing, and is reported with its path. A
+    /// file with less than half of the members is applied at the second check. Replace the file by a rename, because a
+    /// file that is being written may be read in part.
     ///
-    /// `parse` runs on a blocking thread. See [`poll_source`](Self::poll_source) for the task.
+    /// `parse` runs on a blocking thread. [`poll_source`](Self::poll_source) describes the task.
     ///
     /// ```
     /// use tower_upstream::balance::{BalanceHandle, Member};
@@ -66,14 +67,14 @@ impl BalanceHandle {
     }
 }
 
-/// What is known about the file since it was read.
+/// Version and members of the file when it was last read.
 struct WatchedFile<P> {
     parse: P,
     version: Option<Version>,
     result: Option<Result<Vec<Member>, String>>,
 }
 
-/// What changes with the file.
+/// Modification time, size and inode: one of them changes with the file.
 type Version = (Option<SystemTime>, u64, u64);
 
 impl<P, E> WatchedFile<P>
@@ -81,14 +82,14 @@ where
     P: FnMut(&str) -> Result<Vec<Member>, E>,
     E: Into<BoxError>,
 {
-    /// The members that the file has now.
+    /// Returns the current members; reads the file if it has changed.
     fn check(&mut self, path: &Path) -> Result<Vec<Member>, String> {
         let version = fs::metadata(path).map(|metadata| version_of(&metadata)).map_err(|error| error.to_string())?;
         if let (Some(result), true) = (&self.result, self.version == Some(version)) {
             return result.clone();
         }
         let is_settled = version.0.and_then(|time| time.elapsed().ok()).is_some_and(|age| age >= SETTLED);
-        // unset if `parse` panics
+        // unset while `parse` runs, in case it panics
         (self.version, self.result) = (None, None);
         let read = read(path).map_err(|error| error.to_string());
         let result = read.and_then(|text| (self.parse)(&text).map_err(|error| super::text(&error.into())));

@@ -23,14 +23,14 @@ use super::membership::{InvalidMembers, SnapshotOutcome};
 use super::pool::{Follow, PoolState, locked};
 use crate::body::BoxError;
 
-/// The largest size of a reported error, in characters.
+/// The longest text of a reported error, in characters.
 const MAX_TEXT: usize = 500;
 
-/// The pool as a source sees it.
+/// Pool of a source, which does not keep it alive.
 struct Source {
     state: Weak<PoolState>,
     pool: Weak<dyn Follow>,
-    /// The problem that was logged; it is logged again when it changes.
+    /// The problem that was logged last; a new one is logged again.
     problem: Option<String>,
 }
 
@@ -42,7 +42,7 @@ impl BalanceHandle {
     {
         let source = Source { state: Arc::downgrade(&self.state), pool: Arc::downgrade(&self.pool), problem: None };
         let run = run(source);
-        // the receiver does not keep the pool alive, and errs when it is dropped
+        // the receiver does not keep the pool alive, and its `changed` errs when the pool is dropped
         let mut members = self.state.members.subscribe();
         tokio::spawn(async move {
             let dropped = async move { while members.changed().await.is_ok() {} };
@@ -56,7 +56,7 @@ impl Source {
         Some(BalanceHandle { state: self.state.upgrade()?, pool: self.pool.upgrade()? })
     }
 
-    /// Changes the members, and reports why they could not be changed. Does nothing once the pool is dropped.
+    /// Changes the members, and reports a change that is not applied. Does nothing once the pool is dropped.
     fn change(
         &mut self,
         change: impl FnOnce(&BalanceHandle) -> Result<SnapshotOutcome, InvalidMembers>,
@@ -97,7 +97,7 @@ impl Drop for Source {
     }
 }
 
-/// An error with its sources, unless its own text has them.
+/// Returns the text of an error and of its sources, unless its own text contains theirs.
 fn text(error: &BoxError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -111,7 +111,7 @@ fn text(error: &BoxError) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
 
-/// Sorts by key: DNS rotates its answers, and a list is compared with the one before.
+/// Sorts members by key: DNS rotates addresses, and a list is compared with the one before.
 fn sorted(members: impl IntoIterator<Item = Member>) -> Vec<Member> {
     let mut members: Vec<_> = members.into_iter().collect();
     members.sort_by(|one, other| one.key.cmp(&other.key));

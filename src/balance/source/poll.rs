@@ -1,4 +1,4 @@
-//! Sources that are asked at intervals.
+//! Sources that are queried at intervals.
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,14 +14,15 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl BalanceHandle {
-    /// Replaces the members by what `query` returns, now and then every `interval` +-10 % (100 ms to a day), until the pool is
+    /// Replaces the members by the result of `query`, immediately and then every `interval` +-10 %, until the pool is
     /// dropped.
     ///
-    /// A query that fails, returns no member or takes longer than `interval` changes nothing, and is reported; so is a result
-    /// of less than half of the members, until the next one equals it. The order of the members has no meaning. A result
-    /// replaces all members: one pool has one such source.
+    /// The interval is clamped to 100 ms to a day. A query that fails, returns no member or takes longer than the
+    /// interval changes nothing and is reported. A result of less than half of the members is reported, and applied if
+    /// the next result is equal. The order of the members has no meaning. As a result replaces all members, a pool has
+    /// only one such source.
     ///
-    /// The task ends when the pool is dropped or when the handle that is returned aborts it. A panic of `query` ends it too,
+    /// The task ends when the pool is dropped, or when the returned handle aborts it. A panic of `query` ends it too,
     /// and is reported.
     ///
     /// ```

@@ -1,4 +1,4 @@
-//! A stream of snapshots as source.
+//! A stream of snapshots as a source.
 
 use futures_util::{Stream, StreamExt};
 use tokio::task::JoinHandle;
@@ -12,14 +12,19 @@ use crate::body::BoxError;
 impl BalanceHandle {
     /// Follows a stream of snapshots, each with all members, until it ends or the pool is dropped.
     ///
-    /// For engines that push the whole list: an xDS control plane, a watch of Kubernetes' `EndpointSlice`s or of a prefix in
-    /// etcd. Each snapshot replaces the members; the order of the members has no meaning. If several are ready, the last one
-    /// counts, at most once in 50 ms. A snapshot of less than half of the members is applied after 5 s, unless another one
-    /// comes in the meantime. An error is reported and the stream is polled again after 50 ms to 1 s; an empty or unusable
-    /// snapshot and the end are reported. In all these cases the members stay as they are.
+    /// It suits sources that push the whole list: an xDS control plane, or a watch of Kubernetes' `EndpointSlice`s or
+    /// of a prefix in etcd. The order of the members has no meaning.
     ///
-    /// It is polled whether there are calls or not. The task ends when the pool is dropped or when the handle that is returned
-    /// aborts it.
+    /// | the stream | what the pool does |
+    /// |---|---|
+    /// | yields snapshots | replaces its members by the latest one that is ready, at most once in 50 ms |
+    /// | yields a snapshot of less than half of the members | waits for 5 s, and applies it unless another one came meanwhile |
+    /// | yields an empty or invalid snapshot | reports it, and keeps its members |
+    /// | yields an error | reports it, and polls again after 50 ms to 1 s |
+    /// | ends | reports it, and keeps its members |
+    ///
+    /// The stream is polled by a task, whether there are calls or not. The task ends when the pool is dropped, or when
+    /// the returned handle aborts it.
     ///
     /// ```
     /// use futures_util::Stream;

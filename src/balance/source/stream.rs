@@ -14,23 +14,23 @@ use crate::balance::BalanceHandle;
 use crate::balance::membership::{InvalidMembers, SnapshotOutcome};
 use crate::body::BoxError;
 
-/// The pool is changed at most once per this time.
+/// The shortest time between two changes of the pool.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How long less than half of the members have to remain before the others are removed.
+/// How long a change to less than half of the members has to last before it is applied.
 const CONFIRMATION: Duration = Duration::from_secs(5);
 /// The pause after an error, doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// The number of items that are read in one poll.
+/// The largest number of items that are read in one poll.
 const BATCH: usize = 1024;
 
-/// What a stream has yielded and the pool does not have yet.
+/// Items of a stream that are not applied to the pool yet.
 pub(super) trait Pending: Clone + Default + PartialEq + Send + 'static {
     type Item;
 
     fn push(&mut self, item: Self::Item);
 
-    /// Whether it has to be applied before the next item.
+    /// Whether the items have to be applied before another one is read.
     fn is_full(&self) -> bool;
 
     fn apply(&self, pool: &BalanceHandle) -> Result<SnapshotOutcome, InvalidMembers>;
@@ -58,7 +58,7 @@ impl BalanceHandle {
 struct Follower<D, W> {
     stream: Pin<Box<D>>,
     pending: W,
-    /// What leaves less than half of the members, and when it is applied.
+    /// Items that would leave less than half of the members, and when they are applied.
     refused: Option<(W, Instant)>,
     /// The error that the stream has yielded last.
     problem: Option<String>,
@@ -69,9 +69,9 @@ struct Follower<D, W> {
 enum Step {
     /// Items were read; there may be more.
     Read,
-    /// No further item can wait.
+    /// The pending items have to be applied before another one is read.
     Full,
-    /// It is time to apply what waits.
+    /// It is time to apply the pending items.
     Due,
     Failed(String),
     Ended,
@@ -84,7 +84,7 @@ where
     E: Into<BoxError>,
 {
     async fn run(mut self, mut source: Source) {
-        // when what waits is applied, since when it waits, and the pause after an error
+        // when the pending items are applied, since when they wait, and the pause after an error
         let (mut due, mut since, mut pause) = (None, None, FIRST_PAUSE);
         loop {
             let step = poll_fn(|cx| self.poll_step(cx));
@@ -98,7 +98,7 @@ where
                     (due, pause) = (Some(self.next), FIRST_PAUSE);
                     now >= *since.get_or_insert(now) + INTERVAL
                 }
-                // in this order, because a change that is applied ends the report of an error
+                // before the report of the error, which an applied change would end
                 Step::Failed(_) => since.is_some(),
                 Step::Due | Step::Full | Step::Ended => true,
             };
@@ -106,7 +106,7 @@ where
                 (due, since) = (self.apply(&mut source, now), None);
             }
             match step {
-                // what looks like the end of what is ready may be the end of tokio's budget of the task
+                // the stream may be pending because tokio's budget of the task is used up, with more items ready
                 Step::Read => yield_now().await,
                 Step::Full if self.pending.is_full() => {
                     self.pending = W::default();
@@ -141,7 +141,7 @@ where
                 Some(Ok(item)) => self.pending.push(item),
                 Some(Err(error)) => {
                     self.problem = Some(text(&error.into()));
-                    // first what was read before it
+                    // the items before the error come first
                     return if read > 0 { Poll::Ready(Step::Read) } else { self.poll_step(cx) };
                 }
                 None => return Poll::Ready(Step::Ended),
@@ -150,7 +150,7 @@ where
         Poll::Ready(Step::Read)
     }
 
-    /// Applies what waits, and returns when to do so again.
+    /// Applies the pending items, and returns the time to do so again.
     fn apply(&mut self, source: &mut Source, now: Instant) -> Option<Instant> {
         if let Some((refused, at)) = &self.refused {
             if *refused == self.pending && now < *at {
