@@ -1,14 +1,14 @@
-//! The share of calls of each level of a pool. Pure.
+//! The share of the calls that each level of a pool takes. Pure.
 //!
-//! A level is a priority tier, or the part of a tier in the own zone. It takes as many calls as its available endpoints can
-//! bear; the rest goes to the next level. A level of which too few endpoints are available panics, if no other can take its
-//! calls: all of its endpoints are used, because a failure of most endpoints at once is seldom one of the endpoints (Envoy's
-//! panic threshold; AWS Builders' Library, "Implementing health checks"). One endpoint alone does not panic: its circuit rejects
-//! calls as without a pool.
+//! A level is a priority tier, or the part of a tier inside or outside of the own zone. It takes as many calls as its
+//! available endpoints can bear; the rest goes to the next level. If fewer than half of its endpoints are available,
+//! and no other level can take over, a level panics: all of its endpoints are used, because when most endpoints fail at
+//! once, the reason is seldom in each of them (Envoy's panic threshold; AWS Builders' Library, "Implementing health
+//! checks"). A level of one endpoint does not panic: its circuit rejects calls as it does without a pool.
 
 /// Available endpoints are assumed to bear this many times their usual load (Envoy's overprovisioning factor, 140 %).
 const OVERPROVISIONING: f64 = 1.4;
-/// A level panics if less than this part of it is available.
+/// A level may panic if less than this part of it is available.
 const PANIC: f64 = 0.5;
 /// The scale of [`LevelShare::up_to`].
 pub(super) const ALL: u32 = 1 << 16;
@@ -20,16 +20,16 @@ pub(super) struct LevelCount {
     pub(super) total: usize,
 }
 
-/// What a level takes.
+/// The share of a level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LevelShare {
-    /// The share of this level and of all before it, of [`ALL`].
+    /// The sum of the shares of this level and of all levels before it, of [`ALL`].
     pub(super) up_to: u32,
-    /// All endpoints are used, whether they are available or not.
+    /// Whether all endpoints are used, available or not.
     pub(super) panics: bool,
 }
 
-/// The shares of levels, in their order. The last one ends at [`ALL`], if there is a level with endpoints.
+/// Returns the shares of levels, in order. The last one ends at [`ALL`], if there is a level with endpoints.
 pub(super) fn shares(levels: &[LevelCount]) -> Vec<LevelShare> {
     let mut left = 1.0;
     let mut shares: Vec<f64> = levels
@@ -60,7 +60,7 @@ pub(super) fn shares(levels: &[LevelCount]) -> Vec<LevelShare> {
             LevelShare { up_to, panics: *panics }
         })
         .collect();
-    // an empty level in the end must not be chosen by a rounding error
+    // a rounding error must not lead to an empty level at the end
     if let Some(last) = shares.iter().zip(levels).rposition(|(_, level)| level.total > 0) {
         shares[last..].iter_mut().for_each(|share| share.up_to = ALL);
     }

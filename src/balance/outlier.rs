@@ -1,35 +1,36 @@
 //! Endpoints that are worse than the others of their level. Pure: counts and time are arguments.
 //!
-//! A circuit sees an endpoint that fails; it does not see one that fails in one of twenty calls, or is five times as slow as
-//! the others ("gray failure"). Both are seen by comparison. The rule for success rates is Envoy's, with two additions: at
-//! least two percentage points, and more than chance. Without them, 3 % of equal endpoints are outliers by definition.
+//! A circuit detects an endpoint that fails, but not one that fails in one of twenty calls or is five times as slow as
+//! the others ("gray failure"). A comparison detects both. The rule for success rates is Envoy's, with two additions: a
+//! difference of at least two percentage points, and beyond chance. Without them, 3 % of equal endpoints would be
+//! outliers by definition.
 
 use std::fmt;
 use std::time::Duration;
 
-/// The window is reviewed once in this time, in nanoseconds.
+/// The time between two reviews, in nanoseconds.
 pub(super) const REVIEW: u64 = 2_000_000_000;
-/// Reviews in the window.
+/// The number of reviews in the window.
 const REVIEWS: usize = 5;
-/// The first ejection of an outlier, in nanoseconds; later ones are as many times as long.
+/// The length of the first ejection of an outlier, in nanoseconds; the n-th in a row is n times as long.
 const EJECTION: u64 = 10_000_000_000;
-/// The longest ejection is this many times as long as the first one.
+/// The longest ejection, as a multiple of the first one.
 const MAX_EJECTIONS: u32 = 6;
 
-/// How an endpoint differs from the others of its level (tier and zone) in the last 10 s.
+/// Difference of an endpoint from the others of its level (tier and zone) in the last 10 s; its `Display` is one line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Outlier {
-    /// It fails more often: its success rate is less than the mean minus 1.9 standard deviations, 2 percentage points and 3
-    /// standard errors, of at least 5 endpoints with at least 100 calls each.
+    /// It fails more often. Among at least 5 endpoints with at least 100 calls each, its success rate is below the mean
+    /// by more than each of 1.9 standard deviations, 2 percentage points and 3 standard errors.
     Failing {
         /// Its success rate, 0 to 1.
         success_rate: f64,
         /// The mean of the success rates.
         mean: f64,
     },
-    /// It is slower: its mean response time is more than 3 times the median and 50 ms more, of at least 3 endpoints with at
-    /// least 16 calls each.
+    /// It is slower. Among at least 3 endpoints with at least 16 calls each, its mean response time is more than 3
+    /// times the median and more than 50 ms above it.
     Slow {
         /// Its mean response time.
         latency: Duration,
@@ -42,11 +43,11 @@ impl fmt::Display for Outlier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failing { success_rate, mean } => {
-                write!(f, "{:.1} % of its calls succeed, of others {:.1} %", success_rate * 100.0, mean * 100.0)
+                write!(f, "success rate {:.1} %, mean of the level {:.1} %", success_rate * 100.0, mean * 100.0)
             }
             Self::Slow { latency, median } => {
                 let [latency, median] = [latency, median].map(|time| time.as_secs_f64() * 1e3);
-                write!(f, "responses take {latency:.0} ms, those of others {median:.0} ms")
+                write!(f, "mean response time {latency:.0} ms, median of the level {median:.0} ms")
             }
         }
     }
@@ -55,19 +56,19 @@ impl fmt::Display for Outlier {
 /// The counters of an endpoint since it was made; they wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// The sum of response times in [`UNIT`]s, and above [`ONE_CALL`] the number of calls.
+    /// Packed: the number of calls as a multiple of [`ONE_CALL`], and below it the sum of response times in [`UNIT`]s.
     pub(super) calls: u64,
     pub(super) failures: u32,
-    /// Responses that took longer than a shift between groups asks for.
+    /// Responses that took longer than the threshold of a shift between groups.
     pub(super) slow: u32,
 }
 
-/// The unit of response times in [`Counts::calls`], in nanoseconds: a power of two, as every call is divided by it.
+/// The unit of response times in [`Counts::calls`], in nanoseconds; a power of two, so that the division is a shift.
 pub(super) const UNIT: u64 = 1024;
-/// One call in [`Counts::calls`]: below it, response times of 12 days fit into a window.
+/// One call in [`Counts::calls`]: the bits below it hold 12 days of response times in one window.
 pub(super) const ONE_CALL: u64 = 1 << 40;
 
-/// The calls of an endpoint in the last 10 s.
+/// Calls of one endpoint in the last 10 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Sample {
     pub(super) calls: u32,
@@ -88,15 +89,15 @@ impl Sample {
     }
 
     fn success_rate(&self) -> f64 {
-        // another thread may have counted the failure and not yet the call
+        // another thread may have counted a failure, but not its call yet
         (1.0 - f64::from(self.failures) / f64::from(self.calls)).max(0.0)
     }
 }
 
-/// The review of one endpoint.
+/// State of one endpoint's comparison with the others.
 #[derive(Debug, Default)]
 pub(super) struct Review {
-    /// The counts at the latest reviews, the oldest at `oldest`.
+    /// A ring of the counts at the latest reviews, the oldest at `oldest`.
     calls: [u64; REVIEWS],
     failures: [u32; REVIEWS],
     oldest: usize,
@@ -122,7 +123,7 @@ impl Review {
         (self.calls, self.failures) = ([counts.calls; REVIEWS], [counts.failures; REVIEWS]);
     }
 
-    /// Ejects the endpoint: 10 s, and as much longer with each time in a row, at most 60 s.
+    /// Ejects the endpoint: for 10 s, and 10 s more with each ejection in a row, at most 60 s.
     pub(super) fn eject(&mut self, now: u64) {
         // a minute without an ejection ends the row
         if now.saturating_sub(self.until) > EJECTION * u64::from(MAX_EJECTIONS) {
@@ -132,7 +133,7 @@ impl Review {
         self.until = now + EJECTION * u64::from(self.ejections);
     }
 
-    /// Whether an ejection has ended.
+    /// Whether the latest ejection has ended.
     pub(super) fn has_ended(&self, now: u64) -> bool {
         now >= self.until
     }
@@ -144,7 +145,7 @@ pub(super) fn find(samples: &[Sample]) -> Vec<Option<Outlier>> {
     samples.iter().map(|sample| failing(sample).or_else(|| slow(sample))).collect()
 }
 
-/// Returns the rule by which an endpoint fails more often than others.
+/// Returns the rule for endpoints that fail more often than others.
 fn failing_below(samples: &[Sample]) -> impl Fn(&Sample) -> Option<Outlier> + use<> {
     const ENDPOINTS: usize = 5;
     const CALLS: u32 = 100;
@@ -168,7 +169,7 @@ fn failing_below(samples: &[Sample]) -> impl Fn(&Sample) -> Option<Outlier> + us
     }
 }
 
-/// Returns the rule by which an endpoint is slower than others.
+/// Returns the rule for endpoints that are slower than others.
 fn slow_above(samples: &[Sample]) -> impl Fn(&Sample) -> Option<Outlier> + use<> {
     const ENDPOINTS: usize = 3;
     const CALLS: u32 = 16;
@@ -215,7 +216,7 @@ mod tests {
         five[2] = sample(200, 20, 40);
         assert_eq!(found(&five), [2]);
         let text = find(&five)[2].unwrap().to_string();
-        assert_eq!(text, "90.0 % of its calls succeed, of others 97.6 %");
+        assert_eq!(text, "success rate 90.0 %, mean of the level 97.6 %");
         assert!(found(&five[..4]).is_empty(), "four are too few to compare");
         five[2] = sample(99, 50, 40);
         assert!(found(&five).is_empty(), "99 calls are too few");
@@ -229,7 +230,7 @@ mod tests {
         let mut three = [sample(16, 0, 40); 3];
         three[0] = sample(16, 0, 121);
         assert_eq!(found(&three), [0]);
-        assert_eq!(find(&three)[0].unwrap().to_string(), "responses take 121 ms, those of others 40 ms");
+        assert_eq!(find(&three)[0].unwrap().to_string(), "mean response time 121 ms, median of the level 40 ms");
         three[0] = sample(16, 0, 119);
         assert!(found(&three).is_empty(), "less than three times");
         three[0] = sample(15, 0, 500);
@@ -267,7 +268,7 @@ mod tests {
             assert!(review.has_ended(now));
         }
         review.eject(now + 61_000_000_000);
-        assert!(review.has_ended(now + 71_000_000_000), "a minute of rest ends the row");
+        assert!(review.has_ended(now + 71_000_000_000), "a minute without an ejection ends the row");
     }
 
     proptest! {

@@ -1,8 +1,8 @@
-//! The probes of endpoints whose circuit is open: copies of requests that go to other endpoints, or calls.
+//! The probes of endpoints whose circuit is open: copies of requests to other endpoints, or calls.
 //!
-//! A copy costs no client anything, so that a call is a probe only where no copies are sent: the request probes of a circuit put
-//! calls off while they fail. A request that is not safe is put off for as long as the circuit was open, because it cannot be
-//! sent to another endpoint if the probe fails after it was sent.
+//! A failed copy costs no client anything. So a call is a probe only where no copies are sent: while copies fail, the
+//! circuit defers calls. A call that is not safe is deferred by one more open duration, because it cannot be repeated
+//! at another endpoint if the probe fails after the request was sent.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,7 +25,8 @@ impl<S> Pool<S> {
         self.state.has_ejected.load(Relaxed)
     }
 
-    /// Offers a request as a probe to an endpoint whose circuit is open; `chosen`: where it is sent as a call.
+    /// Offers a copy of a request as a probe to an endpoint whose circuit is open; `chosen` is the endpoint of the call
+    /// itself.
     #[cold]
     pub(super) fn offer_probe<B, X, E>(&self, chosen: Option<&Endpoint<S>>, request: &Request<B>)
     where
@@ -50,7 +51,7 @@ impl<S> Pool<S> {
     #[cold]
     pub(super) fn probe(&self, now: Instant, is_safe: bool) -> Option<Arc<Endpoint<S>>> {
         let observed = self.state.probe_at.load(Relaxed);
-        // without another endpoint it has nothing to lose
+        // without another endpoint, the call has no better one
         let waits = !is_safe && self.has_others(0);
         let ejected = self.ejected.load();
         let mut next = NEVER;

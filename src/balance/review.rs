@@ -1,23 +1,23 @@
-//! Compares the endpoints of a level with each other, and ejects outliers.
+//! Comparison of the endpoints of a level, and ejection of outliers.
 
 use std::sync::Arc;
 
 use super::endpoint::{Endpoint, EndpointState};
 use super::outlier::{self, Outlier};
 
-/// How the endpoints of a level are compared.
+/// Circumstances of one review.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReviewRules<'a> {
     pub(super) upstream: &'a str,
-    /// Outliers are ejected, as long as half of the level takes calls.
+    /// Whether outliers are ejected while half of the level remains available.
     pub(super) ejects: bool,
-    /// The last review is so long ago that its counts are not of the window.
+    /// Whether the last review is older than the window.
     pub(super) is_late: bool,
     /// Nanoseconds of the pool's clock.
     pub(super) now: u64,
 }
 
-/// Reviews the endpoints of a level. Returns whether some are ejected, or no longer.
+/// Reviews the endpoints of a level. Returns whether one was ejected or returned.
 pub(super) fn review<S>(endpoints: &[Arc<Endpoint<S>>], rules: ReviewRules<'_>) -> bool {
     let samples: Vec<_> = endpoints.iter().map(|endpoint| sample(&endpoint.state, rules.is_late)).collect();
     let mut has_changed = false;
@@ -43,14 +43,14 @@ fn sample(state: &EndpointState, is_late: bool) -> outlier::Sample {
 }
 
 impl EndpointState {
-    /// Takes what the comparison has found. Returns whether the endpoint is ejected now, or no longer.
+    /// Applies the finding of a comparison. Returns whether the endpoint was ejected or returned.
     fn judge(&self, finding: Option<Outlier>, may_eject: bool, rules: ReviewRules<'_>) -> bool {
         let mut review = self.review();
         if self.is_ejected() {
             if !review.has_ended(rules.now) {
                 return false;
             }
-            // what came before counts no more
+            // calls from before the end of the ejection do not count
             review.restart(self.load.counts());
             review.finding = None;
             self.set_ejected(false);
@@ -78,12 +78,12 @@ impl EndpointState {
         if let Some(outlier) = finding {
             tracing::warn!(
                 target: "tower_upstream", upstream, endpoint, reason = %outlier, ejected,
-                "the endpoint is worse than the others"
+                "the endpoint is an outlier: it fails more often or is slower than the others"
             );
         } else {
             tracing::info!(
                 target: "tower_upstream", upstream, endpoint,
-                "the endpoint is no longer worse than the others"
+                "the endpoint is no longer an outlier"
             );
         }
     }
