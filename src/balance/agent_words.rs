@@ -1,4 +1,4 @@
-//! The words by which an endpoint reports its state: those of HAProxy's agent checks, and the `status` of a JSON
+//! The words by which an endpoint reports its state: those of `HAProxy`'s agent checks, and the `status` of a JSON
 //! document. Pure.
 //!
 //! A text counts as words only if each of its words is known, so that a page that happens to contain "down" does not.

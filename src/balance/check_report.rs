@@ -45,7 +45,7 @@ impl CheckReport {
         Self::new(CheckResult::Drain, "")
     }
 
-    /// Reads the state that an endpoint reports, in the words of HAProxy's agent checks or as the `status` of a JSON
+    /// Reads the state that an endpoint reports, in the words of `HAProxy`'s agent checks or as the `status` of a JSON
     /// document (draft-inadarei-api-health-check).
     ///
     /// | words | meaning |

@@ -14,7 +14,7 @@ use super::levels::{ALL, LevelCount, shares};
 use super::member::{Member, MemberState};
 use super::membership::{Members, Membership};
 use super::outlier;
-use super::rendezvous::{self, Keyed, SUBSET_FROM, subset};
+use super::rendezvous::{self, Ranked, SUBSET_FROM, subset};
 use super::review::{ReviewRules, review};
 use super::settings::Settings;
 use super::warm_up::WarmUp;
@@ -314,7 +314,7 @@ impl<S> Level<S> {
         let usable = self.endpoints.iter().enumerate().filter(|(_, endpoint)| {
             (choice.all || endpoint.is_available()) && !choice.tried.contains(&endpoint.state.id)
         });
-        let keyed = usable.map(|(index, endpoint)| Keyed {
+        let keyed = usable.map(|(index, endpoint)| Ranked {
             index,
             hash: endpoint.state.hash,
             weight: 1.0 / self.weights.share(index),

@@ -39,7 +39,7 @@ fn score(key: u64, endpoint: u64, weight: f32) -> f64 {
 
 /// An endpoint for which a key may be sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Keyed {
+pub(super) struct Ranked {
     pub(super) index: usize,
     /// The hash of its name.
     pub(super) hash: u64,
@@ -51,7 +51,7 @@ pub(super) struct Keyed {
 ///
 /// One pass without a list: it looks for the first below the bound and the first of all.
 #[allow(clippy::cast_precision_loss)] // numbers of calls
-pub(super) fn for_key(key: u64, endpoints: impl Iterator<Item = Keyed> + Clone) -> Option<usize> {
+pub(super) fn for_key(key: u64, endpoints: impl Iterator<Item = Ranked> + Clone) -> Option<usize> {
     let (mut calls, mut weights) = (1.0, 0.0);
     for endpoint in endpoints.clone() {
         calls += endpoint.in_flight as f32;
@@ -97,8 +97,8 @@ mod tests {
 
     use super::*;
 
-    fn endpoints(weights: &[f32]) -> Vec<Keyed> {
-        let of = |(index, weight): (usize, &f32)| Keyed {
+    fn endpoints(weights: &[f32]) -> Vec<Ranked> {
+        let of = |(index, weight): (usize, &f32)| Ranked {
             index,
             hash: hash_name(&format!("10.0.0.{index}:80")),
             weight: *weight,
@@ -107,7 +107,7 @@ mod tests {
         weights.iter().enumerate().map(of).collect()
     }
 
-    fn counts(endpoints: &[Keyed], keys: u64) -> Vec<u32> {
+    fn counts(endpoints: &[Ranked], keys: u64) -> Vec<u32> {
         let mut counts = vec![0; endpoints.len()];
         for key in 0..keys {
             counts[for_key(mix(key, 7), endpoints.iter().copied()).unwrap()] += 1;

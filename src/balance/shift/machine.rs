@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::test::{Sample, Test, Verdict};
+use super::test::{Sample, Test, TestResult};
 use super::{CallCounts, Evidence, ShiftReason, ShiftState};
 
 /// The least increase of the rate of failures that is looked for, beside twice the old odds.
@@ -16,7 +16,7 @@ const OVERPROVISIONING: f64 = 1.4;
 
 /// What was observed since the last look.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Look {
+pub(super) struct Observation {
     pub(super) old: CallCounts,
     pub(super) new: CallCounts,
     /// The weight of all members of the old group, and of those of the new group that are available.
@@ -92,7 +92,7 @@ impl Machine {
     }
 
     /// Takes in what was observed, and goes on if that is due.
-    pub(super) fn on_look(&mut self, look: Look, now: Instant) {
+    pub(super) fn on_observation(&mut self, look: Observation, now: Instant) {
         self.old_weight = self.old_weight.max(look.old_weight);
         self.capacity =
             if self.old_weight > 0.0 { look.available_weight * OVERPROVISIONING / self.old_weight } else { 1.0 };
@@ -111,15 +111,15 @@ impl Machine {
     fn judge(&self) -> ShiftState {
         let (failures, latency) = (self.failures.verdict(), self.latency.verdict());
         let share = self.steps.get(self.step).copied().unwrap_or(1.0);
-        if failures == Verdict::Worse {
+        if failures == TestResult::Worse {
             ShiftState::RolledBack(ShiftReason::Failures)
         } else if self.is_held {
             ShiftState::Held(ShiftReason::Requested)
         } else if self.capacity < share {
             ShiftState::Held(ShiftReason::Capacity)
-        } else if latency == Verdict::Worse {
+        } else if latency == TestResult::Worse {
             ShiftState::Held(ShiftReason::Latency)
-        } else if (failures, latency) == (Verdict::Accepted, Verdict::Accepted) {
+        } else if (failures, latency) == (TestResult::Accepted, TestResult::Accepted) {
             ShiftState::Accepted
         } else {
             ShiftState::Undecided
@@ -175,7 +175,7 @@ pub(super) struct SlowAfter {
 impl SlowAfter {
     /// Takes in calls of the old group; `average` is the present response time of its endpoints in seconds.
     #[allow(clippy::cast_precision_loss)] // numbers of calls
-    pub(super) fn on_look(&mut self, old: CallCounts, average: Option<f64>) {
+    pub(super) fn on_observation(&mut self, old: CallCounts, average: Option<f64>) {
         let Some(seconds) = &mut self.seconds else {
             self.seconds = average;
             return;

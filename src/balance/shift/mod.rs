@@ -16,7 +16,7 @@ use futures_util::future::{Either, select};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
-use self::machine::{Look, Machine, SlowAfter, group_shares};
+use self::machine::{Machine, Observation, SlowAfter, group_shares};
 use super::endpoint::EndpointState;
 use super::handle::BalanceHandle;
 use super::member::MemberState;
@@ -24,7 +24,7 @@ use super::outlier::{Counts, ONE_CALL};
 use super::pool::{Follow, PoolState, locked};
 
 /// The time between two looks at the calls.
-const LOOK: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A shift of calls from one group of members to another, step by step.
 ///
@@ -281,7 +281,7 @@ impl Driver {
         loop {
             // a group with more members would take more calls
             let (verdict, changed) = (pin!(shared.verdict.notified()), pin!(members.changed()));
-            if let Ok(Either::Right((Err(_), _))) = timeout(LOOK, select(verdict, changed)).await {
+            if let Ok(Either::Right((Err(_), _))) = timeout(INTERVAL, select(verdict, changed)).await {
                 return;
             }
             let (Some(state), Some(pool)) = (state.upgrade(), pool.upgrade()) else { return };
@@ -296,10 +296,10 @@ impl Driver {
     fn look(&mut self, pool: &BalanceHandle, shared: &Shared) {
         let now = Instant::now();
         let (look, new_weight, average) = self.observe(pool, now);
-        self.slow_after.on_look(look.old, average);
+        self.slow_after.on_observation(look.old, average);
         let mut machine = locked(&shared.machine);
         let before = (machine.state, machine.step());
-        machine.on_look(look, now);
+        machine.on_observation(look, now);
         let (share, after) = (machine.share(), (machine.state, machine.step()));
         let snapshot = snapshot(&machine, self.slow_after.get(), now);
         drop(machine);
@@ -312,10 +312,10 @@ impl Driver {
     }
 
     /// What happened since the last look, the weight of the new group, and the mean response time of the old one in seconds.
-    fn observe(&mut self, pool: &BalanceHandle, now: Instant) -> (Look, f64, Option<f64>) {
+    fn observe(&mut self, pool: &BalanceHandle, now: Instant) -> (Observation, f64, Option<f64>) {
         let endpoints: Vec<_> = locked(&pool.state.endpoints).values().cloned().collect();
         let slow_after = self.slow_after.get().map_or(f32::INFINITY, |slow_after| slow_after.as_secs_f32());
-        let (mut look, mut new_weight, mut averages) = (Look::default(), 0.0, Vec::new());
+        let (mut look, mut new_weight, mut averages) = (Observation::default(), 0.0, Vec::new());
         let mut seen = HashMap::with_capacity(self.seen.len());
         for endpoint in &endpoints {
             let member = endpoint.member();

@@ -34,7 +34,7 @@ pub(super) struct Sample {
 
 /// What a test has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum TestResult {
     /// `new` fails more often.
     Worse,
     /// It does not fail more often by the least effect.
@@ -86,15 +86,15 @@ impl Test {
         (old, rate(self.new).max(least).min(0.999))
     }
 
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(super) fn verdict(&self) -> TestResult {
         if self.new.calls < MIN_SAMPLES {
-            Verdict::Undecided
+            TestResult::Undecided
         } else if self.worse >= REJECT {
-            Verdict::Worse
+            TestResult::Worse
         } else if self.accepted && self.worse < 1.0 {
-            Verdict::Accepted
+            TestResult::Accepted
         } else {
-            Verdict::Undecided
+            TestResult::Undecided
         }
     }
 
@@ -118,16 +118,16 @@ mod tests {
     use super::*;
 
     /// One look after each of `looks` with these calls and rates; the verdict and the look of the first decision.
-    fn decide(rates: (f64, f64), calls: (u64, u64), looks: u64, rng: &mut Rng) -> (Verdict, u64) {
+    fn decide(rates: (f64, f64), calls: (u64, u64), looks: u64, rng: &mut Rng) -> (TestResult, u64) {
         let mut test = Test::new(0.02);
         let mut sample = |calls, rate| Sample { calls, failed: (0..calls).filter(|_| rng.f64() < rate).count() as u64 };
         for look in 1..=looks {
             test.add(sample(calls.0, rates.0), sample(calls.1, rates.1));
-            if test.verdict() != Verdict::Undecided {
+            if test.verdict() != TestResult::Undecided {
                 return (test.verdict(), look);
             }
         }
-        (Verdict::Undecided, looks)
+        (TestResult::Undecided, looks)
     }
 
     #[test]
@@ -135,7 +135,8 @@ mod tests {
         let mut rng = Rng::with_seed(1);
         for rate in [0.0, 0.001, 0.01, 0.1, 0.5] {
             for calls in [(99, 1), (10, 10), (0, 5)] {
-                let worse = (0..200).filter(|_| decide((rate, rate), calls, 300, &mut rng).0 == Verdict::Worse).count();
+                let worse =
+                    (0..200).filter(|_| decide((rate, rate), calls, 300, &mut rng).0 == TestResult::Worse).count();
                 assert!(worse <= 2, "{worse} of 200 at {rate}, {calls:?}");
             }
         }
@@ -147,7 +148,7 @@ mod tests {
         for (rate, most) in [(1.0, 20), (0.3, 40), (0.1, 200)] {
             for _ in 0..100 {
                 let (verdict, looks) = decide((0.001, rate), (99, 1), 1000, &mut rng);
-                assert!(verdict == Verdict::Worse && looks <= most, "{verdict:?} after {looks} calls at {rate}");
+                assert!(verdict == TestResult::Worse && looks <= most, "{verdict:?} after {looks} calls at {rate}");
             }
         }
     }
@@ -158,7 +159,7 @@ mod tests {
         for rate in [0.0, 0.001, 0.01] {
             let accepted = (0..100).filter(|_| {
                 let (verdict, looks) = decide((rate, rate), (99, 1), 1500, &mut rng);
-                verdict == Verdict::Accepted && looks >= MIN_SAMPLES
+                verdict == TestResult::Accepted && looks >= MIN_SAMPLES
             });
             let accepted = accepted.count();
             assert!(accepted >= 95, "{accepted} of 100 at {rate}");
@@ -168,7 +169,7 @@ mod tests {
     #[test]
     fn a_group_that_is_worse_in_an_outage_of_both_is_found() {
         let mut rng = Rng::with_seed(4);
-        let worse = (0..100).filter(|_| decide((0.4, 0.7), (50, 5), 300, &mut rng).0 == Verdict::Worse).count();
+        let worse = (0..100).filter(|_| decide((0.4, 0.7), (50, 5), 300, &mut rng).0 == TestResult::Worse).count();
         assert!(worse >= 99, "{worse}");
     }
 
@@ -178,10 +179,10 @@ mod tests {
         for _ in 0..10_000 {
             test.add(Sample { calls: 10, failed: 0 }, Sample { calls: 10, failed: 0 });
         }
-        assert_eq!(test.verdict(), Verdict::Accepted);
+        assert_eq!(test.verdict(), TestResult::Accepted);
         let looks = (1..100).find(|_| {
             test.add(Sample { calls: 10, failed: 0 }, Sample { calls: 10, failed: 3 });
-            test.verdict() == Verdict::Worse
+            test.verdict() == TestResult::Worse
         });
         assert!(looks.is_some_and(|looks| looks <= 10), "{looks:?}");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use super::machine::{Look, Machine, SlowAfter, group_shares};
+use super::machine::{Machine, Observation, SlowAfter, group_shares};
 use super::{CallCounts, ShiftReason, ShiftState};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ const WELL: Calls = Calls { rate: 100.0, old_fails: 0.001, new_fails: 0.001, new
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // small numbers
 impl Calls {
-    fn look(&self, share: f64, rng: &mut Rng) -> Look {
+    fn look(&self, share: f64, rng: &mut Rng) -> Observation {
         let mut count = |rate: f64, fails: f64, slow: f64| {
             let calls = (rate + rng.f64()) as u64;
             let failures = (0..calls).filter(|_| rng.f64() < fails).count() as u64;
@@ -30,7 +30,7 @@ impl Calls {
         };
         let old = count(self.rate * (1.0 - share), self.old_fails, 0.01);
         let new = count(self.rate * share, self.new_fails, self.new_slow);
-        Look { old, new, old_weight: 10.0, available_weight: 10.0 }
+        Observation { old, new, old_weight: 10.0, available_weight: 10.0 }
     }
 }
 
@@ -46,7 +46,7 @@ fn run(machine: &mut Machine, calls: &Calls, now: &mut Instant, most: u32, until
             return second;
         }
         *now += SECOND;
-        machine.on_look(calls.look(machine.share(), &mut rng), *now);
+        machine.on_observation(calls.look(machine.share(), &mut rng), *now);
     }
     most
 }
@@ -103,19 +103,19 @@ fn a_slower_release_is_held_until_it_is_no_longer_slower() {
 fn the_new_group_takes_no_more_than_its_available_endpoints_can_bear() {
     let mut now = Instant::now();
     let mut machine = Machine::new(vec![0.5], SECOND, now);
-    let look = |available_weight| Look { available_weight, old_weight: 10.0, ..Look::default() };
+    let look = |available_weight| Observation { available_weight, old_weight: 10.0, ..Observation::default() };
     for (available, share) in [(0.0, 0.0), (1.0, 0.14), (2.0, 0.28), (4.0, 0.5)] {
         now += SECOND;
-        machine.on_look(look(available), now);
+        machine.on_observation(look(available), now);
         assert!((machine.share() - share).abs() < 1e-9, "{available}: {}", machine.share());
         let held = machine.state == ShiftState::Held(ShiftReason::Capacity);
         assert_eq!(held, available < 3.0);
     }
     machine.end(ShiftState::Completed);
-    machine.on_look(look(5.0), now);
+    machine.on_observation(look(5.0), now);
     assert!((machine.share() - 0.7).abs() < 1e-9);
-    let shrunk = Look { old_weight: 0.0, ..look(5.0) };
-    machine.on_look(shrunk, now);
+    let shrunk = Observation { old_weight: 0.0, ..look(5.0) };
+    machine.on_observation(shrunk, now);
     assert!((machine.share() - 0.7).abs() < 1e-9, "the old group is leaving, its calls are not");
 }
 
@@ -129,7 +129,7 @@ fn verdicts_from_outside_are_followed() {
     machine.hold(false);
     assert_eq!(machine.state, ShiftState::Accepted);
     now += SECOND;
-    machine.on_look(Look { old_weight: 10.0, available_weight: 10.0, ..Look::default() }, now);
+    machine.on_observation(Observation { old_weight: 10.0, available_weight: 10.0, ..Observation::default() }, now);
     assert_eq!(machine.step(), 1);
     machine.end(ShiftState::RolledBack(ShiftReason::Requested));
     assert!(machine.share() <= 0.0);
@@ -159,13 +159,13 @@ fn the_shares_of_groups_give_the_new_one_its_part_of_the_calls() {
 #[test]
 fn about_one_call_in_a_hundred_is_slow() {
     let (mut rng, mut slow_after) = (Rng::with_seed(1), SlowAfter::default());
-    slow_after.on_look(CallCounts::default(), None);
+    slow_after.on_observation(CallCounts::default(), None);
     assert_eq!(slow_after.get(), None);
-    slow_after.on_look(CallCounts::default(), Some(2.0));
+    slow_after.on_observation(CallCounts::default(), Some(2.0));
     for _ in 0..200 {
         let after = slow_after.get().unwrap().as_secs_f64();
         let slow = (0..300).filter(|_| -(1.0 - rng.f64()).ln() * 0.04 > after).count() as u64;
-        slow_after.on_look(CallCounts { calls: 300, failures: 0, slow }, Some(2.0));
+        slow_after.on_observation(CallCounts { calls: 300, failures: 0, slow }, Some(2.0));
     }
     let after = slow_after.get().unwrap().as_secs_f64();
     assert!((0.13..0.25).contains(&after), "the 99th percentile is 0.184 s: {after}");
