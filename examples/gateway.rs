@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | `LISTEN` | address to listen on, HTTP/1.1 and h2c | `127.0.0.1:8080` |
 //! | `UPSTREAM` | `host:port` or an `http(s)://` URL; several, with commas between them, are endpoints of one upstream | ten embedded upstreams that misbehave |
-//! | `CONFIG` | a TOML file with several upstreams, in place of `UPSTREAM` and of all other variables but `LISTEN`, `NAME`, `WORKERS` and `RUST_LOG` | none |
+//! | `CONFIG` | a TOML file with several upstreams; of the other variables, only `LISTEN`, `NAME`, `WORKERS` and `RUST_LOG` apply then | none |
 //! | `UPSTREAM_CA` | PEM file with the roots to trust | the platform's |
 //! | `UPSTREAM_HTTP2` | `1`: HTTP/2 with prior knowledge | ALPN decides |
 //! | `CONNECT_TIMEOUT_MS` | timeout for each of name resolution, connect and TLS handshake | 1000 |
@@ -27,9 +27,10 @@
 //! | `RUST_LOG` | log filter | `info` |
 //!
 //! A file has an `[[upstream]]` for each upstream, with the keys of
-//! [`UpstreamConfig`](https://docs.rs/tower-upstream/latest/tower_upstream/stack/struct.UpstreamConfig.html), and `[[route]]`s with
-//! `host`, `path` (a prefix) and `upstream`. It is applied again on SIGHUP and when it changes. A bad file changes nothing, and
-//! the log says why. `examples/gateway/gateway.toml` is one with three services:
+//! [`UpstreamConfig`](https://docs.rs/tower-upstream/latest/tower_upstream/stack/struct.UpstreamConfig.html), and
+//! `[[route]]`s with `host`, `path` (a prefix) and `upstream`. The gateway applies the file again on SIGHUP and when it
+//! changes. A bad file changes nothing, and is logged with the reasons. `examples/gateway/gateway.toml` has three
+//! services:
 //!
 //! ```toml
 //! [[route]]
@@ -117,7 +118,7 @@ impl Gateway {
         }
         let stack = stack.build().map_err(|errors| errors.to_string())?;
         if let Some(circuit) = stack.handle().circuit() {
-            // detects that the upstream listens again also if no request comes that the stack can copy as a probe
+            // detects recovery also while no request comes that the stack could copy as a probe
             tokio::spawn(circuit.active_probe(proxy.connect_probe()));
         }
         Ok(Self { proxy, stack })

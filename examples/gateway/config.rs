@@ -32,13 +32,13 @@ pub(crate) struct File {
     upstreams: Vec<UpstreamConfig>,
 }
 
-/// Which requests go to an upstream.
+/// A route: the requests that go to an upstream.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Route {
-    /// The host, without its port; any if absent.
+    /// The host, without a port; default: any host.
     host: Option<String>,
-    /// The prefix of the path, in whole segments; any if absent.
+    /// The prefix of the path, in whole segments; default: any path.
     path: Option<String>,
     /// The name of the upstream.
     upstream: String,
@@ -50,22 +50,22 @@ impl File {
         toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
     }
 
-    /// One upstream for all requests.
+    /// Creates a file with one upstream for all requests.
     pub(crate) fn single(upstream: UpstreamConfig) -> Self {
         Self { routes: Vec::new(), upstreams: vec![upstream] }
     }
 }
 
-/// The routes and upstreams as they are in use.
+/// The routes and upstreams in use.
 struct Table {
     routes: Vec<Route>,
     upstreams: HashMap<String, UpstreamProxy<Incoming>>,
-    /// The upstream of requests without a route, if there is only one.
+    /// The upstream of all requests, if there are no routes.
     only: Option<UpstreamProxy<Incoming>>,
 }
 
 impl Table {
-    /// The upstream of the longest path that matches; a route with a host before one without.
+    /// Returns the upstream of the matching route. Routes with a host come first, then those with a longer path.
     fn find<B>(&self, request: &Request<B>) -> Option<&UpstreamProxy<Incoming>> {
         let host = request.uri().host().or_else(|| request.headers().get(header::HOST)?.to_str().ok());
         let host = host.map(|host| host.rsplit_once(':').map_or(host, |(host, _)| host));
@@ -83,13 +83,13 @@ impl Table {
     }
 }
 
-/// Whether a path is a prefix or lies below it.
+/// Whether a path equals a prefix or lies below it.
 fn is_below(path: &str, prefix: &str) -> bool {
     let prefix = prefix.trim_end_matches('/');
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// A gateway to the upstreams of a file; clones refer to the same.
+/// A gateway to the upstreams of a file; clones share them.
 #[derive(Clone)]
 pub(crate) struct Gateway {
     table: Arc<RwLock<Arc<Table>>>,
@@ -103,7 +103,7 @@ impl Gateway {
         Ok(Self { table: Arc::new(RwLock::new(Arc::new(table))), rules })
     }
 
-    /// The service for one accepted connection.
+    /// Returns the service for one accepted connection.
     pub(crate) fn for_client(&self, peer: SocketAddr) -> ForClient {
         ForClient { gateway: self.clone(), client: ClientInfo::new(Some(peer.ip()), Scheme::Http) }
     }
@@ -139,7 +139,7 @@ impl Gateway {
                     tracing::info!(file = %path.display(), "configuration applied");
                 }
                 Err(error) => {
-                    tracing::error!("configuration not applied, the gateway goes on with the one before: {error}");
+                    tracing::error!("configuration not applied, the previous one stays in use: {error}");
                 }
             }
         }
@@ -151,7 +151,8 @@ fn modified(path: &Path) -> Option<(SystemTime, u64)> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-/// Builds the upstreams of a file. One that runs and can follow the file is kept; the others are checked before one is changed.
+/// Builds the upstreams of a file. All of them are validated before a running one is changed. A running one is replaced
+/// if a setting has changed that cannot change while it runs.
 fn table(file: File, rules: &ForwardingRules, running: Option<&Table>) -> Result<Table, String> {
     let mut problems = String::new();
     let mut built: Vec<(String, UpstreamProxy<Incoming>, UpstreamConfig)> = Vec::new();
@@ -176,7 +177,7 @@ fn table(file: File, rules: &ForwardingRules, running: Option<&Table>) -> Result
         }
     }
     if file.routes.is_empty() && built.len() > 1 {
-        problems.push_str("\nno [[route]] says which of the upstreams a request goes to");
+        problems.push_str("\nthere are several upstreams and no [[route]]: add one for each upstream");
     }
     if !problems.is_empty() {
         return Err(problems.trim_start().to_owned());
@@ -188,7 +189,7 @@ fn table(file: File, rules: &ForwardingRules, running: Option<&Table>) -> Result
             let kept = running.filter(|running| match running.apply(config) {
                 Ok(()) => true,
                 Err(errors) => {
-                    tracing::info!("upstream built again: {errors}");
+                    tracing::info!("upstream replaced, its connections are opened again: {errors}");
                     false
                 }
             });

@@ -18,14 +18,15 @@ use tokio::sync::watch;
 use super::HEAD;
 use super::head_timer::HeadTimer;
 
-/// The largest request head, and the most that is buffered of a response for a client that does not read.
+/// The largest request head, and the largest part of a response that is buffered for a client that does not read, in
+/// bytes.
 const BUFFER: usize = 16 << 10;
 /// How long requests in flight, and WebSocket connections, may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// Serves each accepted connection with a service of its own.
 ///
-/// `upgraded` ends when no upgraded connection is open: hyper no longer knows of those.
+/// `upgraded` ends when no upgraded connection is open: hyper does not wait for these.
 pub(crate) async fn serve<S, B>(
     listener: TcpListener,
     mut service: impl FnMut(SocketAddr) -> S,

@@ -21,7 +21,7 @@ pub fn follow_addresses(pool: &BalanceHandle, target: &Target, resolver: Arc<Tok
     pool.follow_dns_with(target, Hickory(resolver))
 }
 
-/// Follows SRV records: a record is an endpoint with the addresses of its target; priorities become tiers.
+/// Follows SRV records: each record is an endpoint with the addresses of its target. Priorities become tiers.
 pub fn follow_srv(pool: &BalanceHandle, name: &str, every: Duration, resolver: Arc<TokioResolver>) -> JoinHandle<()> {
     let name: Arc<str> = name.into();
     pool.poll_source(every, move || srv(name.clone(), resolver.clone()))
@@ -44,7 +44,7 @@ async fn srv(name: Arc<str>, resolver: Arc<TokioResolver>) -> Result<Vec<Member>
         let key = format!("{}:{}", srv.target.to_string().trim_end_matches('.'), srv.port);
         let member = Member::new(key)
             .addresses(addresses.iter().map(|ip| SocketAddr::new(ip, srv.port)))
-            // RFC 2782: a weight of 0 is a small one
+            // RFC 2782: a record of weight 0 is used seldom, but it is used
             .weight(u32::from(srv.weight).max(1))
             .tier(u8::try_from(tier).unwrap_or(u8::MAX));
         members.push(member);
@@ -52,7 +52,7 @@ async fn srv(name: Arc<str>, resolver: Arc<TokioResolver>) -> Result<Vec<Member>
     Ok(members)
 }
 
-/// hickory's resolver, which caches for the TTL, as the resolver of this crate and of hyper-util.
+/// hickory's resolver as a tower service, as this crate and hyper-util take it. It caches for the TTL.
 #[derive(Clone)]
 struct Hickory(Arc<TokioResolver>);
 

@@ -1,4 +1,4 @@
-//! A DNS server in this process: endpoints come, leave politely, are killed, and the server itself goes away.
+//! A DNS server in this process: endpoints are added, removed and killed, and the DNS server falls silent.
 
 #[path = "../../support/mod.rs"]
 mod support;
@@ -78,7 +78,7 @@ async fn the_addresses_of_a_name_are_followed_and_nothing_is_lost() {
     let traffic = Traffic::start(&gateway);
     traffic.reaches(first.address).await;
 
-    // one comes, another leaves politely: its record goes first
+    // one is added, and another one stops after its record was removed
     *zone.lock().unwrap() = Some(vec![a("shop.test.", 3), a("shop.test.", 4)]);
     traffic.reaches(third.address).await;
     until("the first has gone", || !keys(&pool).contains(&first.address.to_string())).await;
@@ -89,7 +89,7 @@ async fn the_addresses_of_a_name_are_followed_and_nothing_is_lost() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     traffic.check("after a server was killed");
 
-    // the DNS server goes away
+    // the DNS server does not respond
     *zone.lock().unwrap() = None;
     until("a failed query", || !problem(&pool).is_empty()).await;
     traffic.reaches(third.address).await;
@@ -114,7 +114,7 @@ async fn the_records_of_a_service_are_followed_with_ports_and_priorities() {
     traffic.reaches(servers[0].address).await;
     assert_eq!(traffic.responses_of(servers[1].address), 0, "the second is a fallback");
 
-    // the record of the first one goes; an empty answer and an unknown name change nothing
+    // the record of the first one is removed; an empty answer and an unknown name change nothing
     *zone.lock().unwrap() = zone_of(&[srv(20, 6, ports[1])]);
     traffic.reaches(servers[1].address).await;
     *zone.lock().unwrap() = zone_of(&[]);

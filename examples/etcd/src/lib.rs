@@ -12,9 +12,10 @@ use futures_util::{Stream, stream};
 use tokio::time::sleep;
 use tower_upstream::balance::{Member, MemberState};
 
-/// The members under a prefix, again with each change, for `BalanceHandle::follow_snapshots`.
+/// Returns snapshots of the members under a prefix, one at first and one after each change, for
+/// `BalanceHandle::follow_snapshots`.
 ///
-/// After an error it lists and watches again when it is polled: the pool pauses in between.
+/// After an error, the next poll lists and watches again. The pool pauses before it polls.
 pub fn members(etcd: &str, prefix: &str) -> impl Stream<Item = Result<Vec<Member>, Error>> + Send + use<> {
     let registry = Registry { etcd: etcd.into(), prefix: prefix.into(), watch: None, known: BTreeMap::new() };
     stream::unfold(registry, async |mut registry| {
@@ -60,14 +61,14 @@ impl Registry {
         let found = client.get(&*self.prefix, Some(GetOptions::new().with_prefix())).await?;
         self.known.clear();
         found.kvs().iter().for_each(|entry| self.add(entry));
-        // from the state that was listed on: no change is missed
+        // the watch begins with the revision after the list, so that no change is missed
         let revision = found.header().map_or(0, |header| header.revision() + 1);
         let options = WatchOptions::new().with_prefix().with_start_revision(revision);
         self.watch = Some(client.watch(&*self.prefix, Some(options)).await?);
         Ok(())
     }
 
-    /// Adds an entry. One that cannot be read is left out: it must not hold up the others.
+    /// Adds an entry. An invalid one is left out, so that it does not keep the others from being used.
     fn add(&mut self, entry: &KeyValue) {
         let text = entry.key_str().ok().zip(entry.value_str().ok());
         let member = text.and_then(|(key, value)| member(key.strip_prefix(&self.prefix)?, value));
@@ -91,11 +92,9 @@ fn member(address: &str, value: &str) -> Option<Member> {
     })
 }
 
-/// Registers a server until it is cancelled; the entry goes `ttl` (whole seconds, at least 2) after that.
+/// Registers a server until the future is dropped; the entry expires `ttl` (whole seconds, at least 2) after that.
 ///
-/// # Errors
-///
-/// None: it registers again after each error, also if etcd has lost the entry.
+/// It registers again after each error, also if etcd has lost the entry.
 pub async fn register(etcd: String, prefix: String, address: SocketAddr, value: String, ttl: Duration) -> Infallible {
     loop {
         if let Err(error) = keep_registered(&etcd, &format!("{prefix}{address}"), &value, ttl).await {
@@ -123,7 +122,7 @@ async fn keep_registered(etcd: &str, key: &str, value: &str, ttl: Duration) -> R
 async fn connect(etcd: &str) -> Result<Client, Error> {
     let options = ConnectOptions::new()
         .with_connect_timeout(Duration::from_secs(1))
-        // a watch is silent for long: without PING a dead connection would not be noticed
+        // a watch may be silent for hours: only PING detects a dead connection
         .with_keep_alive(Duration::from_secs(5), Duration::from_secs(2))
         .with_require_leader(true);
     Client::connect([etcd], Some(options)).await

@@ -1,4 +1,4 @@
-//! A real etcd on loopback: endpoints come, leave politely, are killed, and etcd itself goes away.
+//! A real etcd on loopback: endpoints are added, drained and killed, and etcd is restarted.
 
 #[path = "../../support/mod.rs"]
 mod support;
@@ -81,7 +81,7 @@ impl Registered {
         Self { server, registration }
     }
 
-    /// Ends server and registration at the same moment.
+    /// Ends the server and its registration at the same time.
     fn kill(self) {
         self.registration.abort();
         self.server.kill();
@@ -101,14 +101,14 @@ async fn registered_servers_are_followed_and_nothing_is_lost() {
     until("the registrations", || keys(&pool).len() == 3).await;
     let traffic = Traffic::start(&gateway);
 
-    // one comes; an entry that cannot be read is left out
+    // one is added; an invalid entry is left out
     let fourth = Registered::start(&etcd).await;
     traffic.reaches(fourth.server.address).await;
     let mut client = Client::connect([&etcd.urls[0]], None).await.unwrap();
     client.put(format!("{PREFIX}nowhere"), "weight=two", None).await.unwrap();
     traffic.check("after a server came");
 
-    // one leaves politely: it drains, then its entry goes
+    // one drains, then its entry is removed
     first.registration.abort();
     let key = format!("{PREFIX}{}", first.server.address);
     client.put(&*key, "draining", None).await.unwrap();
@@ -117,13 +117,13 @@ async fn registered_servers_are_followed_and_nothing_is_lost() {
     until("it has gone", || keys(&pool).len() == 3).await;
     first.server.leave().await;
 
-    // one is killed: its calls are repeated elsewhere until its lease ends
+    // one is killed: calls to it are sent again to others until its lease expires
     let address = second.server.address.to_string();
     second.kill();
     until("its lease ends", || !keys(&pool).contains(&address)).await;
     traffic.check("after a server was killed");
 
-    // etcd goes away and comes back
+    // etcd is killed and restarted
     etcd.stop();
     until("the watch has failed", || !problem(&pool).is_empty()).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -138,7 +138,7 @@ async fn registered_servers_are_followed_and_nothing_is_lost() {
     assert!(traffic.check("in all") > 1000);
 }
 
-/// Whether the member with this address drains, and has no call.
+/// Whether the member with this address drains and has no call in flight.
 fn is_drained(pool: &BalanceHandle, address: SocketAddr) -> bool {
     let snapshot = pool.snapshot(Instant::now());
     let endpoint = snapshot.endpoints.iter().find(|endpoint| *endpoint.member.key == address.to_string());

@@ -10,10 +10,11 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use tower_upstream::balance::{Member, MemberState};
 
-/// The pods of a service, again with each change, for `BalanceHandle::follow_snapshots`.
+/// Returns snapshots of the pods of a service, one at first and one after each change, for
+/// `BalanceHandle::follow_snapshots`.
 ///
-/// `port` is the name of the service's port, empty if it has none. `zone` is the gateway's own, if it has one; set it with
-/// `BalanceBuilder::zone` too.
+/// `port` is the name of the service's port, empty if the port has none. `zone` is the zone of the gateway, if it has
+/// one; set it with `BalanceBuilder::zone` too.
 pub fn members(
     client: Client,
     namespace: &str,
@@ -32,14 +33,14 @@ pub fn members(
 
 struct Slices {
     known: BTreeMap<String, EndpointSlice>,
-    /// Those of a list that is not complete.
+    /// The slices of a list that is not complete yet.
     listed: BTreeMap<String, EndpointSlice>,
     port: String,
     zone: Option<Arc<str>>,
 }
 
 impl Slices {
-    /// Returns whether the members may have changed.
+    /// Applies an event. Returns whether the members may have changed.
     fn on(&mut self, event: watcher::Event<EndpointSlice>) -> bool {
         let is_complete = !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_));
         match event {
@@ -60,10 +61,10 @@ impl Slices {
             let Some(port) = ports.find_map(|port| u16::try_from(port.port?).ok()) else { continue };
             for endpoint in slice.endpoints.iter().flatten() {
                 let Some(state) = state(endpoint) else { continue };
-                // clients use the first address only; a slice of names has none
+                // clients use the first address only; slices of the type FQDN have no IP addresses
                 let Some(ip) = endpoint.addresses.first().and_then(|ip| ip.parse().ok()) else { continue };
                 let address = SocketAddr::new(ip, port);
-                // IPv4 and IPv6 are separate slices: a pod of both is one member with two addresses
+                // IPv4 and IPv6 have separate slices: a pod with both is one member with two addresses
                 let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.clone());
                 let key = uid.unwrap_or_else(|| address.to_string());
                 let member = members.entry(key).or_insert_with_key(|key| self.member(key, endpoint));
@@ -80,7 +81,7 @@ impl Slices {
 
     fn member(&self, key: &str, endpoint: &Endpoint) -> Member {
         let mut member = Member::new(key);
-        // hints are the zones that are to use it, whatever its own is
+        // hints name the zones that should use the endpoint, in place of its own zone
         let hints = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
         let hints: Vec<_> = hints.map(|zone| zone.name.as_str()).collect();
         let own = self.zone.as_deref().filter(|own| hints.contains(own));
@@ -89,7 +90,9 @@ impl Slices {
     }
 }
 
-/// Whether it takes calls; `None` if it does not respond. What is not set counts as `ready` is.
+/// Returns the state of an endpoint; `None` if it serves no requests.
+///
+/// By default, `ready` is true, `serving` is as `ready`, and `terminating` is false.
 fn state(endpoint: &Endpoint) -> Option<MemberState> {
     let conditions = endpoint.conditions.clone().unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);

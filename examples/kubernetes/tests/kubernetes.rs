@@ -1,4 +1,4 @@
-//! A scripted API server: pods come, leave politely, are killed, and the API server itself goes away.
+//! A scripted API server: pods are added, terminate and are killed, and the API server is down for a while.
 
 #[path = "../../support/mod.rs"]
 mod support;
@@ -59,7 +59,7 @@ impl Api {
         } else if query.contains(&format!("resourceVersion={}", state.version)) {
             state.watches.push(sender);
         } else {
-            // what came after that version is forgotten
+            // the changes after that version are no longer known
             let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                 "message": "too old resource version", "reason": "Expired", "code": 410});
             let event = json!({"type": "ERROR", "object": status});
@@ -126,7 +126,7 @@ async fn the_pods_of_a_service_are_followed_and_nothing_is_lost() {
     let traffic = Traffic::start(&gateway);
     traffic.reaches(first.address).await;
 
-    // a pod comes, and one without readiness does not
+    // a pod is added, and one that is not ready is not
     let pods = |first: &Value, second: &Value| {
         [
             pod("first", "127.0.0.2", first),
@@ -139,14 +139,14 @@ async fn the_pods_of_a_service_are_followed_and_nothing_is_lost() {
     traffic.reaches(third.address).await;
     assert_eq!(keys(&pool), ["first", "second", "third"]);
 
-    // one leaves politely: it terminates, serves what it has, and goes
+    // one terminates: it finishes its calls and is removed
     api.apply("shop-4", "IPv4", port, &pods(&leaving, &ready));
     until("it drains", || state(&pool, "first") == Some(MemberState::Draining)).await;
     api.apply("shop-4", "IPv4", port, &pods(&gone, &ready));
     until("it has gone", || state(&pool, "first").is_none()).await;
     first.leave().await;
 
-    // one is killed: the slice says so two seconds later
+    // one is killed, and its slice changes two seconds later
     second.kill();
     tokio::time::sleep(Duration::from_secs(2)).await;
     api.apply("shop-6", "IPv6", port, &[]);
@@ -154,7 +154,7 @@ async fn the_pods_of_a_service_are_followed_and_nothing_is_lost() {
     until("it has gone", || keys(&pool) == ["third"]).await;
     traffic.check("after a pod was killed");
 
-    // the API server goes away, and has forgotten the past when it comes back
+    // the API server is down, and has no old versions after its restart
     api.set_down(true);
     until("the watch has failed", || !problem(&pool).is_empty()).await;
     api.apply("shop-4", "IPv4", port, &[pod("third", "127.0.0.4", &ready), pod("fourth", "127.0.0.5", &ready)]);
@@ -165,7 +165,7 @@ async fn the_pods_of_a_service_are_followed_and_nothing_is_lost() {
     traffic.reaches(fourth.address).await;
     assert_eq!((keys(&pool).len(), problem(&pool)), (2, String::new()));
 
-    // a service without pods that are ready keeps those it had
+    // without a ready pod, the pool keeps its members
     api.apply("shop-4", "IPv4", port, &[pod("third", "127.0.0.4", &json!({"ready": false}))]);
     until("the list is empty", || !problem(&pool).is_empty()).await;
     traffic.reaches(third.address).await;

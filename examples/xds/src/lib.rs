@@ -15,7 +15,8 @@ use xds_client::{
     ClientConfig, Error, Node, ProstCodec, Resource, ResourceEvent, TokioRuntime, TonicTransportBuilder, XdsClient,
 };
 
-/// The endpoints of a cluster, again with each change, for `BalanceHandle::follow_snapshots`.
+/// Returns snapshots of the endpoints of a cluster, one at first and one after each change, for
+/// `BalanceHandle::follow_snapshots`.
 ///
 /// `server` is the control plane, such as `http://127.0.0.1:18000`; `node` names this gateway to it.
 pub fn members(
@@ -31,7 +32,7 @@ pub fn members(
         stream::unfold((client, watcher), async |(client, mut watcher)| {
             let members = match watcher.next().await? {
                 ResourceEvent::ResourceChanged { result, .. } => result.map(|assignment| assignment.0.clone()),
-                // the control plane cannot be reached, or a resource cannot be used: the last one stays
+                // the control plane cannot be reached, or a resource is invalid: the previous one stays
                 ResourceEvent::AmbientError { error, .. } => Err(error),
             };
             Some((members, (client, watcher)))

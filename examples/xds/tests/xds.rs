@@ -1,4 +1,4 @@
-//! A control plane in this process: endpoints come, leave politely, are killed, and the control plane itself goes away.
+//! A control plane in this process: endpoints are added, drained and killed, and the control plane is down for a while.
 
 #[path = "../../support/mod.rs"]
 mod support;
@@ -31,7 +31,7 @@ const TYPE: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssi
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Sends the endpoints of the cluster `shop` to everyone who asks for them.
+/// Sends the endpoints of the cluster `shop` to each client that subscribes to them.
 #[derive(Clone, Default)]
 struct ControlPlane(Arc<Mutex<State>>);
 
@@ -62,7 +62,7 @@ impl ControlPlane {
         state.clients.retain(|client| client.send(Ok(response.clone())).is_ok());
     }
 
-    /// Serves on a runtime of its own, whose end ends all connections.
+    /// Serves on a runtime of its own, whose shutdown closes all connections.
     fn start(&self, address: SocketAddr) -> Runtime {
         let runtime = Runtime::new().unwrap();
         let service = AggregatedDiscoveryServiceServer::new(self.clone());
@@ -147,19 +147,19 @@ async fn the_endpoints_of_a_cluster_are_followed_and_nothing_is_lost() {
     assert_eq!(found.each_ref().map(|member| (member.weight, member.tier)), [(1500, 0), (1000, 1)]);
     assert_eq!(found.each_ref().map(|member| member.zone.as_deref()), [Some("a"), Some("c")]);
 
-    // one comes, in another locality; one that is unhealthy does not
+    // one is added, in another locality, and one that is unhealthy is not
     let other = locality("b", 0, 1, &[(&third, Healthy), (&fallback, Unhealthy)]);
     plane.set(vec![locality("a", 0, 3, &[(&first, Healthy), (&second, Healthy)]), other.clone(), last.clone()]);
     traffic.reaches(third.address).await;
 
-    // one leaves politely: it drains, and goes
+    // one drains and is removed
     plane.set(vec![locality("a", 0, 3, &[(&first, Draining), (&second, Healthy)]), other.clone(), last.clone()]);
     until("it drains", || member(&first).is_some_and(|member| member.state == MemberState::Draining)).await;
     plane.set(vec![locality("a", 0, 3, &[(&second, Healthy)]), other.clone(), last.clone()]);
     until("it has gone", || member(&first).is_none()).await;
     first.leave().await;
 
-    // one is killed: the control plane says so two seconds later
+    // one is killed, and the control plane removes it two seconds later
     let address = second.address.to_string();
     second.kill();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -167,7 +167,7 @@ async fn the_endpoints_of_a_cluster_are_followed_and_nothing_is_lost() {
     until("it has gone", || !keys(&pool).contains(&address)).await;
     traffic.check("after a server was killed");
 
-    // an assignment that cannot be used is refused, and the last one stays
+    // an invalid assignment is refused, and the previous one stays
     let mut unusable = last.clone();
     unusable.lb_endpoints.push(endpoint("not an address", 80, Healthy));
     plane.set(vec![unusable]);
@@ -177,7 +177,7 @@ async fn the_endpoints_of_a_cluster_are_followed_and_nothing_is_lost() {
     plane.set(vec![other.clone(), last.clone()]);
     until("the next one is accepted", || problem(&pool).is_empty()).await;
 
-    // the control plane goes away and comes back
+    // the control plane is down, and returns
     runtime.shutdown_background();
     tokio::time::sleep(Duration::from_secs(3)).await;
     traffic.reaches(third.address).await;
