@@ -186,7 +186,7 @@ async fn endpoints_that_hang_for_the_whole_interval_take_half_of_the_slots_at_mo
     }
     let checks = HealthChecks::new(found.check().timeout(seconds(5))).unwrap();
     checks.watch(&pool.handle());
-    // none is known in the beginning
+    // no health is known in the beginning
     pass(seconds(40)).await;
     let begun = keys[..5].iter().map(|key| found.checks(key)).collect::<Vec<_>>();
     pass(seconds(60)).await;
@@ -400,7 +400,7 @@ impl Lines {
         crate::support::subscribe(log.with_max_level(tracing::Level::DEBUG).finish())
     }
 
-    /// The lines with this text.
+    /// Returns the lines with this text.
     pub(crate) fn with(&self, text: &str) -> Vec<String> {
         let all = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         all.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()

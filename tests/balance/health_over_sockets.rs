@@ -110,7 +110,7 @@ async fn a_member_is_named_by_its_key_or_its_addresses_and_the_host_is_as_set() 
 }
 
 #[tokio::test]
-async fn checks_speak_tls_as_the_connector_says() {
+async fn checks_use_tls_with_the_settings_of_the_connector() {
     let (server, pem) = tls_app(Router::new().route("/health", get(|| async { "ok" })), &[b"h2", b"http/1.1"]).await;
     let tls = TlsConnector::with_roots(TcpConnector::new(), pem.as_bytes()).unwrap();
     for check in [HealthCheck::http("/health"), HealthCheck::tcp()] {
@@ -243,7 +243,7 @@ async fn an_http2_endpoint_that_hangs_leaves_no_connection_behind() {
 }
 
 #[tokio::test]
-async fn a_verification_says_how_far_each_endpoint_has_come() {
+async fn a_verification_reports_the_phases_of_each_endpoint() {
     let (server, pem) = tls_app(Router::new().route("/health", get(|| async { "ok" })), &[b"http/1.1"]).await;
     let plain = app(health(response(200, ""))).await;
     let silent = Upstream::scripted(|wire, _| async move {

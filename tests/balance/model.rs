@@ -68,7 +68,7 @@ struct State {
     order: u64,
     events: BinaryHeap<Reverse<(Nanos, u64, Event)>>,
     servers: Vec<Server>,
-    /// The call that is being sent.
+    /// The current call.
     current: usize,
     responses: Vec<Option<StatusCode>>,
     rng: Rng,
@@ -148,7 +148,7 @@ impl World {
         state.schedule(took, Some((server, call, fails)));
     }
 
-    /// The end of a call at its server, which takes the next one of its queue.
+    /// Ends a call at its server, which takes the next one of its queue.
     fn end(&self, server: usize, call: usize, failed: bool) {
         let mut state = self.state();
         state.responses[call] = Some(if failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK });
@@ -177,7 +177,7 @@ impl World {
         state.rng.usize(..gateways)
     }
 
-    /// Lets calls arrive at random gateways, and returns what became of them.
+    /// Lets calls arrive at random gateways, and returns their results.
     pub(crate) async fn run(&self, gateways: &mut [Gateway]) -> Measured {
         let mut cx = Context::from_waker(Waker::noop());
         let mut running: Vec<Option<(Nanos, Running)>> = Vec::new();
@@ -186,7 +186,7 @@ impl World {
         let length = u64::try_from(self.scene.length.as_nanos()).unwrap();
         let warm_up = u64::try_from(self.scene.warm_up.as_nanos()).unwrap();
         while let Some((at, event, waited)) = self.next() {
-            // one poll advances the clock; tasks of the pool run from time to time
+            // a poll advances the clock; the pool's tasks run every few polls
             let _ = tokio::time::advance(waited).now_or_never();
             if running.len() % 256 == 0 {
                 tokio::task::yield_now().await;

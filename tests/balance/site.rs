@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How a process behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct State {
-    /// Nobody listens, and calls that it had are reset.
+    /// Nothing listens, and calls in flight are reset.
     pub(crate) down: bool,
     /// Its service times are multiplied by this.
     pub(crate) slower: f64,
@@ -152,12 +152,12 @@ async fn work(process: &Process) -> Answer {
     Response::builder().status(if fails { 500 } else { 200 }).body(Full::default()).unwrap()
 }
 
-/// What became of a client's call.
+/// Result of a client's call.
 #[derive(Clone, Debug)]
 pub(crate) struct Ended {
     pub(crate) begun: Duration,
     pub(crate) method: Method,
-    /// `None` if the client has given up.
+    /// `None` if the client has timed out.
     pub(crate) status: Option<u16>,
     pub(crate) cause: Option<BadGatewayCause>,
     /// The upstream may have processed it.

@@ -63,7 +63,7 @@ async fn newcomers_that_are_prepared_cause_no_panic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_whose_preparation_fails_panics_or_takes_too_long_joins_as_it_is() {
+async fn an_endpoint_whose_preparation_fails_panics_or_takes_too_long_takes_calls_unprepared() {
     let lines = Lines::default();
     let _log = lines.subscribe();
     let servers = Servers::default();

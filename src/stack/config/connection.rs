@@ -1,4 +1,4 @@
-//! The tables about connections and endpoints: what a whole upstream has, and a stack around a client has not.
+//! The tables for connections and endpoints, which only a whole upstream has.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -87,7 +87,7 @@ pub(super) struct Health {
     fall: Option<Count>,
 }
 
-/// How the endpoints are checked.
+/// The settings of the table `health`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HealthSettings {
     kind: HealthKind,
@@ -115,7 +115,7 @@ impl Health {
             (None, None, true) => HealthKind::Tcp,
             _ => {
                 let suggestion = "set one of `http = \"/healthz\"`, `grpc = \"\"` and `tcp = true`";
-                contradiction(errors, "health", "it is not clear how endpoints are checked", suggestion);
+                contradiction(errors, "health", "exactly one kind of check is needed", suggestion);
                 return None;
             }
         };
@@ -135,7 +135,7 @@ impl Health {
 }
 
 impl HealthSettings {
-    /// The check of an upstream with this target.
+    /// Returns the check for an upstream with this target.
     pub(super) fn check(&self, target: Option<&Target>, errors: &mut Vec<ConfigError>) -> HealthCheck {
         let mut check = match &self.kind {
             HealthKind::Http(path) => HealthCheck::http(path.as_str()),
@@ -178,7 +178,7 @@ fn grpc(_: &str, errors: &mut Vec<ConfigError>) -> HealthCheck {
     HealthCheck::tcp()
 }
 
-/// How an upstream is connected to: it cannot change while it runs.
+/// The settings of an upstream's connections and endpoints that cannot change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) target: Option<Target>,
@@ -199,7 +199,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Reads the tables, and takes them out of the file.
+    /// Reads the tables, and removes them from the file.
     pub(super) fn take(root: &mut Root, errors: &mut Vec<ConfigError>) -> Self {
         let connect: Connect = table("connect", root.connect.take(), errors);
         let tls: Tls = table("tls", root.tls.take(), errors);
@@ -236,7 +236,22 @@ impl Connection {
         }
     }
 
-    /// Reads the endpoints; without any the target is the only one.
+    /// Returns the keys and tables in which two upstreams differ.
+    pub(super) fn changes<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
+        let connect = |it: &Self| (it.dns, it.tcp, it.tls);
+        let pool = |it: &Self| (it.idle, it.max_age, it.max_connections, it.max_streams, it.queue, it.http);
+        let tables = [
+            ("target", self.target == other.target),
+            ("connect", connect(self) == connect(other)),
+            ("tls", self.ca == other.ca),
+            ("pool", pool(self) == pool(other)),
+            ("balance", (self.slow_start, self.panic, &self.zone) == (other.slow_start, other.panic, &other.zone)),
+            ("health", self.health == other.health),
+        ];
+        tables.into_iter().filter(|(_, is_same)| !is_same).map(|(table, _)| table)
+    }
+
+    /// Reads the endpoints; without a table `endpoint`, the target is the only one.
     pub(super) fn members(&self, root: &mut Root, errors: &mut Vec<ConfigError>) -> Vec<Member> {
         let Some(List(tables)) = root.endpoint.take() else {
             let only = self.target.iter().map(|target| Member::new(target.to_string())).collect::<Vec<_>>();
@@ -264,7 +279,9 @@ impl Connection {
         };
         let socket = address.parse::<SocketAddr>().ok();
         let problem = match (&self.target, socket) {
-            (Some(_), None) => Some(format!("{address:?} is not an IP address with a port, which a `target` asks for")),
+            (Some(_), None) => {
+                Some(format!("{address:?} is not an IP address with a port, as endpoints of a `target` are"))
+            }
             (None, _) => address.parse::<Target>().err().map(|error| format!("{address:?}: {error}")),
             (Some(_), Some(_)) => None,
         };

@@ -1,4 +1,4 @@
-//! A whole upstream from a file: the stack, the pool, and a proxy for each endpoint.
+//! A whole upstream from a file: the stack, its pool, and a proxy for each endpoint.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,15 +26,15 @@ use crate::limit::ConcurrencyLimitLayer;
 /// The service of an endpoint, for requests with the body `B`.
 type Endpoint<B> = ReverseProxy<DefaultConnector, TrackedUpload<RequestBody<B>>>;
 
-/// The service of an [`UpstreamProxy`], for requests with the body `B`.
+/// The service of an [`UpstreamProxy`] for requests with the body `B`.
 pub type UpstreamProxyService<B> = Upstream<Balance<Endpoint<B>>>;
 
 /// The response body of an [`UpstreamProxyService`].
 pub type UpstreamProxyBody<B> = UpstreamBody<BalanceBody<ResponseBody<ProxyBody<TrackedUpload<RequestBody<B>>>>>>;
 
-/// A whole upstream from a file: its stack, its endpoints, and their connections; see [`UpstreamConfig::proxy`].
+/// A whole upstream from a file, with its stack, endpoints and connections; see [`UpstreamConfig::proxy`].
 ///
-/// Clones refer to the same upstream.
+/// Clones refer to the same upstream. `B` is the body of its requests.
 pub struct UpstreamProxy<B> {
     layer: UpstreamLayer,
     pool: Balance<Endpoint<B>>,
@@ -49,7 +49,7 @@ struct Fixed {
     limiter: Option<(u32, u32)>,
 }
 
-/// A file that was read.
+/// The settings of a file, and its errors.
 struct Parsed {
     builder: UpstreamBuilder,
     fixed: Fixed,
@@ -60,9 +60,10 @@ struct Parsed {
 }
 
 impl UpstreamConfig {
-    /// Builds the whole upstream: a stack around a pool with a [`ReverseProxy`] for each endpoint.
+    /// Builds the whole upstream: a stack around a [`Balance`] with a [`ReverseProxy`] for each endpoint.
     ///
-    /// A [`ClientInfo`](crate::forward::ClientInfo) in the extensions of a request is the client that the proxies forward.
+    /// The proxies forward the client that a [`ClientInfo`](crate::forward::ClientInfo) in the extensions of a request
+    /// names. Health checks begin at once, in a task that ends with the upstream.
     ///
     /// ```
     /// use axum::body::Body;
@@ -101,7 +102,7 @@ impl UpstreamConfig {
     ///
     /// # Errors
     ///
-    /// Every invalid or conflicting setting at once, each with what to set.
+    /// Every invalid or conflicting setting, each with a suggestion.
     ///
     /// # Panics
     ///
@@ -189,9 +190,9 @@ impl Root {
 }
 
 impl Connection {
-    /// The proxy of which each endpoint gets its own.
+    /// Returns the builder of the endpoints' proxies.
     fn proxies(&self, members: &[Member], rules: ForwardingRules, connector: DefaultConnector) -> ReverseProxyBuilder {
-        // without a target every endpoint has its own
+        // without a target of the upstream, each endpoint replaces this one by its key
         let target = self.target.clone().or_else(|| members.first()?.key.parse().ok());
         let target = target.unwrap_or_else(|| "localhost".parse().expect("a host name is a target"));
         let mut proxy =
@@ -211,7 +212,7 @@ impl Connection {
         proxy
     }
 
-    /// The health checks, if there are any.
+    /// Returns the health checks, if there is a table `health`.
     fn checks(&self, connector: &DefaultConnector, errors: &mut Vec<ConfigError>) -> Option<HealthChecks> {
         let check = self.health.as_ref()?.check(self.target.as_ref(), errors);
         #[cfg(feature = "rustls")]
@@ -267,7 +268,7 @@ impl<B> UpstreamProxy<B>
 where
     B: Body<Data = Bytes> + Send + 'static,
 {
-    /// The service that sends requests to this upstream.
+    /// Returns the service that sends requests to this upstream.
     pub fn service(&self) -> UpstreamProxyService<B> {
         tower_layer::Layer::layer(&self.layer, self.pool.clone())
     }
@@ -284,26 +285,23 @@ where
 
     /// Applies a changed file to calls that begin from now on.
     ///
-    /// Endpoints that keep their key and address keep their circuit, latency and connections; the budget and the statistics of the
-    /// stack are kept.
+    /// Endpoints that keep their key and address keep their circuit, latency and connections, and the stack keeps its
+    /// budget and statistics.
     ///
     /// # Errors
     ///
-    /// The settings are invalid, or differ in what cannot change while the upstream runs: `name`, `target`, `connect`, `tls`,
-    /// `pool`, `balance`, `health`, `limiter`, and whether there are circuits and retries. Nothing has changed then.
+    /// A setting is invalid, or differs although it cannot change while the upstream runs: `name`, `target`, `connect`,
+    /// `tls`, `pool`, `balance`, `health`, `limiter`, or the presence of circuits or retries. Nothing has changed then:
+    /// keep the running upstream, or build another one.
     pub fn apply(&self, config: UpstreamConfig) -> Result<(), ConfigErrors> {
         let handle = self.layer.handle();
         let mut parsed = config.parse();
         let (fixed, running) = (&parsed.fixed, &*self.fixed);
-        for (setting, is_same) in [
-            ("target", fixed.connection == running.connection),
-            ("circuit", fixed.has_circuit == running.has_circuit),
-            ("limiter", fixed.limiter == running.limiter),
-        ] {
-            if !is_same {
-                let problem = "cannot change while the upstream runs, and neither can what is beside it";
-                contradiction(&mut parsed.errors, setting, problem, "build the upstream again");
-            }
+        let circuit = (fixed.has_circuit != running.has_circuit).then_some("circuit");
+        let limiter = (fixed.limiter != running.limiter).then_some("limiter");
+        for setting in fixed.connection.changes(&running.connection).chain(circuit).chain(limiter) {
+            let problem = "cannot change while the upstream runs";
+            contradiction(&mut parsed.errors, setting, problem, "build the upstream again");
         }
         parsed.builder.found.extend(parsed.errors);
         let members = parsed.members;

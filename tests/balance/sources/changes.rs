@@ -88,7 +88,7 @@ async fn an_error_of_the_stream_is_reported_and_the_next_change_is_applied() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_end_of_the_stream_keeps_the_members_and_says_so() {
+async fn an_end_of_the_stream_keeps_the_members_and_is_reported() {
     let (pool, discovery, _balance) = discovered(&["a", "b"]).await;
     discovery.put("c", 1);
     drop(discovery);
@@ -202,12 +202,12 @@ async fn a_stream_that_only_errs_is_polled_again_after_a_pause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_always_ready_holds_up_nobody_and_is_applied() {
+async fn a_stream_that_is_always_ready_is_applied_and_delays_no_other_task() {
     let pool = pool(&["a"]);
     let endless = (0_u64..).map(|n| Ok::<_, Infallible>(Change::Insert(n % 3, ())));
     let task = pool.handle().follow_changes(stream::iter(endless), |key, ()| Member::new(key));
     for _ in 0..5 {
-        // the paused clock does not move by itself while a task is busy
+        // the paused clock does not advance by itself while a task is busy
         tokio::task::yield_now().await;
         advance(ms(60)).await;
     }
@@ -216,7 +216,7 @@ async fn a_stream_that_is_always_ready_holds_up_nobody_and_is_applied() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_changes_than_a_pool_can_have_are_dropped_and_said() {
+async fn more_changes_than_a_pool_can_have_are_dropped_and_reported() {
     let pool = pool(&["a"]);
     let inserts = (0..65_536).map(|key| Ok::<_, Infallible>(Change::Insert(key, ())));
     pool.handle().follow_changes(stream::iter(inserts).chain(stream::pending()), |key, ()| Member::new(key));

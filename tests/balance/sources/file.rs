@@ -79,7 +79,7 @@ async fn two_changes_with_the_same_time_and_size_are_both_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_file_keeps_the_members_and_says_why_with_its_path() {
+async fn a_bad_file_keeps_the_members_and_is_reported_with_its_path_and_the_reason() {
     let file = File::new("a\nb");
     let (_pool, handle) = watched(&file).await;
     let path = file.0.display().to_string();

@@ -70,7 +70,7 @@ async fn every_address_of_a_name_is_an_endpoint_and_the_name_is_resolved_every_5
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_or_empty_answer_keeps_the_addresses() {
+async fn a_failed_or_empty_result_keeps_the_addresses() {
     let pool = pool(&[]);
     let answers = Answers::new(Mutex::new(Ok(vec!["10.0.0.1", "10.0.0.2"])));
     let handle = pool.handle();
@@ -93,7 +93,7 @@ async fn a_failed_or_empty_answer_keeps_the_addresses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_of_less_than_half_has_to_come_twice_in_any_order() {
+async fn a_result_of_less_than_half_of_the_members_has_to_come_twice_in_any_order() {
     let pool = pool(&[]);
     let answers = Answers::new(Mutex::new(Ok(vec!["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"])));
     let handle = pool.handle();
@@ -128,7 +128,7 @@ async fn an_address_needs_no_resolver() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_that_is_gone_finishes_its_calls() {
+async fn an_address_that_was_removed_finishes_its_calls() {
     let gate = Arc::new(Semaphore::new(0));
     let make = {
         let gate = gate.clone();
@@ -165,7 +165,7 @@ async fn an_address_that_is_gone_finishes_its_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closure_can_ask_anything() {
+async fn a_closure_can_query_anything() {
     let pool = pool(&[]);
     let (handle, round) = (pool.handle(), AtomicU32::new(0));
     handle.poll_source(ms(1000), move || {
@@ -203,7 +203,7 @@ async fn an_interval_out_of_range_is_the_nearest_in_range() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_is_asked_ends_with_its_pool() {
+async fn a_source_that_is_polled_ends_with_its_pool() {
     let witness = Arc::new(());
     for hangs in [false, true] {
         let (pool, held) = (pool(&["a"]), witness.clone());

@@ -63,7 +63,7 @@ async fn a_snapshot_of_less_than_half_of_the_members_is_applied_after_5_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_an_unusable_snapshot_and_the_end_keep_the_members_and_say_so() {
+async fn an_error_an_invalid_snapshot_and_the_end_keep_the_members_and_are_reported() {
     let (pool, snapshots, _balance) = followed(&["a", "b"]).await;
     for (snapshot, says) in [
         (Err("no leader"), "no leader"),
