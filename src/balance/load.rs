@@ -1,16 +1,16 @@
 //! The load of one endpoint: calls in flight, and a peak-sensitive moving average of its response times.
 //!
-//! The average is that of Finagle's `PeakEwma`: a longer response time replaces it, shorter ones lower it with a time
-//! constant of 10 s, and so does time without responses. Measured against 1 s and 3 s, 10 s keeps a hundred gateways, which
-//! see 1.4 calls per second and endpoint each, away from a slow endpoint.
+//! The average is that of Finagle's `PeakEwma`: a longer response time replaces it; shorter ones, and time without
+//! responses, lower it with a time constant of 10 s. Of 1 s, 3 s and 10 s, only 10 s keeps a hundred gateways, each of
+//! which sees 1.4 calls per second and endpoint, away from a slow endpoint.
 //!
-//! A call that has no response yet counts with the time that it has taken: a hundred gateways find an endpoint that has become
-//! slow by the calls that they miss, not by the first slow response. That lowers their p99 from 5.9 to 1.5 times that of a choice
-//! that knows the calls of all of them (`tests/balance/simulation.rs`).
+//! A call that has no response yet counts with its age. So gateways detect an endpoint that has become slow before its
+//! first slow response. With a hundred gateways, that lowers the p99 from 5.9 to 1.5 times that of a choice that knows
+//! the calls of all gateways (`tests/balance/simulation.rs`).
 //!
-//! A failure counts as a response time of 5 s (linkerd's penalty), because one that comes fast would attract calls. It is no
-//! peak: it adds to the average by its share of the calls. As a peak, one failure in a hundred at every endpoint would outweigh
-//! all differences between their response times.
+//! A failure counts as a response time of 5 s (linkerd's penalty), because fast failures would attract calls. It is no
+//! peak, but adds to the average by its share of the calls: as peaks, one failure in a hundred calls at every endpoint
+//! would outweigh all differences of response times.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -19,26 +19,27 @@ use super::outlier::{Counts, ONE_CALL, UNIT};
 
 /// The time constant of the average, in seconds.
 const DECAY: f32 = 10.0;
-/// The response time that a failure counts as at least.
+/// The shortest response time as which a failure counts.
 const PENALTY: Duration = Duration::from_secs(5);
-/// The shortest average, in seconds: below it, an endpoint would look idle however many calls it has.
+/// The shortest average, in seconds: with one near 0, an endpoint would look idle however many calls it has.
 const MIN: f32 = 0.000_1;
-/// One call whose response head is awaited.
+/// One call whose response head is awaited, in [`Load::calls`].
 const AWAITED: u64 = 1 << 32;
-/// The longest response time that is counted, 73 minutes.
+/// The longest response time that is counted, in [`UNIT`]s: 73 minutes.
 const LONGEST: u64 = 1 << 32;
-/// One tick of the clock of the average is 2^23 ns, 8.4 ms.
+/// The average's clock has ticks of 2^23 ns, 8.4 ms.
 const TICK_BITS: u32 = 23;
 
 /// The load of one endpoint; times are nanoseconds of the pool's clock.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(super) struct Load {
-    /// Calls whose response has not ended, and above these 32 bits, those whose response head is awaited.
+    /// The number of calls whose response has not ended, and in the upper 32 bits, of those whose response head is
+    /// awaited.
     calls: AtomicU64,
     /// When the latest call was sent here.
     used_at: AtomicU64,
-    /// While a response head is awaited: one of the awaited calls was sent then or before.
+    /// While response heads are awaited: a time at which, or before which, one of these calls was sent.
     awaited_since: AtomicU64,
     /// The average in seconds as the bits of an `f32`, and above it the tick of its last change.
     average: AtomicU64,
@@ -46,12 +47,12 @@ pub(super) struct Load {
     counted: AtomicU64,
     failures: AtomicU32,
     slow: AtomicU32,
-    /// The bits of an `f32`: a longer response time, in seconds, is slow.
+    /// The response time above which a call counts as slow, in seconds, as the bits of an `f32`.
     slow_after: AtomicU32,
 }
 
 impl Load {
-    /// Starts with this average, in seconds; 0 if nothing is known.
+    /// Starts with this average, in seconds; 0 if there is none.
     pub(super) fn new(average: f32, now: u64) -> Self {
         Self {
             calls: AtomicU64::new(0),
@@ -65,7 +66,7 @@ impl Load {
         }
     }
 
-    /// A call is sent here.
+    /// Records that a call is sent here.
     #[inline]
     pub(super) fn begin(&self, now: u64) {
         if self.calls.fetch_add(AWAITED + 1, Relaxed) < AWAITED {
@@ -74,15 +75,15 @@ impl Load {
         self.used_at.store(now, Relaxed);
     }
 
-    /// The response head of a call is no longer awaited, or not from this endpoint alone.
+    /// Records that the response head of a call has arrived, or depends on the client as well.
     #[inline]
     pub(super) fn respond(&self) {
         self.calls.fetch_sub(AWAITED, Relaxed);
-        // it may have been the oldest: no awaited call was sent later
+        // this call may have been the oldest one, and no awaited call was sent after `used_at`
         self.awaited_since.store(self.used_at(), Relaxed);
     }
 
-    /// A call has ended; `awaited`: without a response head.
+    /// Records the end of a call; `awaited`: without a response head.
     #[inline]
     pub(super) fn end(&self, awaited: bool) {
         if awaited {
@@ -97,25 +98,25 @@ impl Load {
         self.calls.load(Relaxed) as u32
     }
 
-    /// When the latest call was sent here; 0 before the first.
+    /// Returns when the latest call was sent here; 0 before the first.
     #[inline]
     pub(super) fn used_at(&self) -> u64 {
         self.used_at.load(Relaxed)
     }
 
-    /// Starts again with this average, in seconds.
+    /// Replaces the average, in seconds.
     pub(super) fn reset(&self, average: f32, now: u64) {
         self.average.store(pack(average, now), Relaxed);
     }
 
-    /// Records that a response would have taken longer than this.
+    /// Records that a response would have taken longer than `took`.
     pub(super) fn record_peak(&self, took: Duration, now: u64) {
         if took.as_secs_f32() > self.average(now) {
             self.record(took, now);
         }
     }
 
-    /// Records a failure that came after this time.
+    /// Records a failure after this time.
     pub(super) fn record_failure(&self, took: Duration, now: u64) {
         let average = self.average.load(Relaxed);
         self.failures.fetch_add(1, Relaxed);
@@ -126,7 +127,7 @@ impl Load {
         self.average.store(pack(next, now), Relaxed);
     }
 
-    /// Records a response time. Of two that are recorded at the same moment one may be lost.
+    /// Records a response time. Of two that threads record concurrently, one may be lost in the average.
     #[inline]
     pub(super) fn record(&self, took: Duration, now: u64) {
         let average = self.average.load(Relaxed);
@@ -136,7 +137,7 @@ impl Load {
         if took > f32::from_bits(self.slow_after.load(Relaxed)) {
             self.slow.fetch_add(1, Relaxed);
         }
-        // a peak counts in full; the rest by the time since the last sample
+        // a peak counts in full, a shorter time by the time since the last sample
         let next = if took >= before { took } else { before + took * (1.0 - weight) };
         if next.to_bits() != value(average).to_bits() || weight < 1.0 {
             self.average.store(pack(next, now), Relaxed);
@@ -150,29 +151,30 @@ impl Load {
         self.counted.fetch_add(ONE_CALL + (nanos / UNIT).min(LONGEST), Relaxed);
     }
 
-    /// The call that was counted last will be counted again, when it ends with a failure.
+    /// Takes back the count of a call, which is counted again when it has ended with a failure.
     pub(super) fn uncount(&self) {
         self.counted.fetch_sub(ONE_CALL, Relaxed);
     }
 
-    /// Sets the response time above which a call counts as slow, in seconds (at first: none).
+    /// Sets the response time above which a call counts as slow, in seconds (default: infinite).
     pub(super) fn set_slow_after(&self, seconds: f32) {
         self.slow_after.store(seconds.to_bits(), Relaxed);
     }
 
-    /// The calls, response times, failures and slow calls so far.
+    /// Returns the counts of calls, response times, failures and slow calls.
     pub(super) fn counts(&self) -> Counts {
         let (failures, slow) = (self.failures.load(Relaxed), self.slow.load(Relaxed));
         Counts { calls: self.counted.load(Relaxed), failures, slow }
     }
 
-    /// The average at `now`, in seconds; 0 if nothing is known.
+    /// Returns the average at `now`, in seconds; 0 before the first response.
     #[inline]
     pub(super) fn average(&self, now: u64) -> f32 {
         decay(self.average.load(Relaxed), now).0
     }
 
-    /// How long responses take at `now`, in seconds: the average, or the time of a call that has no response yet.
+    /// Returns the estimate of the response time at `now`, in seconds: the average, or the age of a call without a
+    /// response if that is longer.
     #[inline]
     #[allow(clippy::cast_precision_loss)] // of nanoseconds
     pub(super) fn latency(&self, now: u64) -> f32 {
@@ -180,12 +182,12 @@ impl Load {
         if self.calls.load(Relaxed) < AWAITED {
             return average;
         }
-        // calls that are sent while it hangs do not hide for how long
+        // later calls do not move `awaited_since` while the endpoint hangs
         average.max(now.saturating_sub(self.awaited_since.load(Relaxed)) as f32 * 1e-9)
     }
 }
 
-/// A time at least one tick after the last change of an average, and not before `now`.
+/// Returns a time at least one tick after the last change of an average, and not before `now`.
 fn tick_after(average: u64, now: u64) -> u64 {
     let changed = average >> 32;
     if (now >> TICK_BITS) & u64::from(u32::MAX) == changed { now + (1 << TICK_BITS) } else { now }
@@ -202,7 +204,7 @@ fn value(average: u64) -> f32 {
     f32::from_bits(average as u32)
 }
 
-/// The average at `now`, and the factor by which it has decayed.
+/// Returns the average at `now`, and the factor by which it has decayed.
 #[inline]
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // the upper half; hours of ticks are exact
 fn decay(average: u64, now: u64) -> (f32, f32) {
@@ -215,7 +217,7 @@ fn decay(average: u64, now: u64) -> (f32, f32) {
     (value(average) * weight, weight)
 }
 
-/// About `exp(-x)`, as (1 + x/16)^-16: it needs no call, and falls more slowly for long pauses.
+/// Approximates `exp(-x)` as (1 + x/16)^-16, without a call of `exp`; it decays more slowly after long pauses.
 fn factor(x: f32) -> f32 {
     let base = 1.0 + x / 16.0;
     let (square, times) = (base * base, |value: f32| value * value);
@@ -290,7 +292,7 @@ mod tests {
         assert!((load.latency(2 * SECOND) - 1.0).abs() < 0.001, "{}", load.latency(2 * SECOND));
         load.respond();
         load.begin(2 * SECOND);
-        assert!((load.latency(2 * SECOND) - 0.1).abs() < 0.001, "which of them was answered is not known");
+        assert!((load.latency(2 * SECOND) - 0.1).abs() < 0.001, "which of them has a response is not known");
         (0..10).for_each(|_| load.end(true));
         load.begin(9 * SECOND);
         assert!(load.latency(9 * SECOND) < 0.01);
