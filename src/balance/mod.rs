@@ -178,7 +178,7 @@
 //! | the health of an endpoint changes | WARN; INFO | `endpoint`, `reason`, `status`, `duration_ms` |
 //! | the warm-up of an endpoint fails | WARN | `endpoint`, `duration_ms` |
 //! | an endpoint is an outlier; no longer | WARN; INFO | `endpoint`, `reason`, `ejected` |
-//! | a shift is rolled back; goes on | WARN; INFO | `from`, `to`, the counts or the share |
+//! | a shift is rolled back; is held, continues, is completed | WARN; INFO | `from`, `to`, the counts or the share |
 
 mod agent_words;
 mod builder;

@@ -1,4 +1,4 @@
-//! When a shift goes on, stops, or is taken back. Pure: time and counts are arguments.
+//! The decisions of a shift: to go on, to hold, to roll back. Pure: time and counts are arguments.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use super::test::{Sample, Test, TestResult};
 use super::{CallCounts, Evidence, ShiftReason, ShiftState};
 
-/// The least increase of the rate of failures that is looked for, beside twice the old odds.
+/// The increase of the failure rate, beside twice the old odds, that the test has to exclude.
 const FAILURES: f64 = 0.02;
-/// That of calls slower than the old group's 99th percentile: more than 5 % instead of 1 %.
+/// The same for calls slower than the old group's 99th percentile: 5 % of the calls instead of 1 %.
 const SLOW: f64 = 0.03;
 /// Available endpoints are assumed to bear this many times their usual load (Envoy's overprovisioning factor, 140 %).
 const OVERPROVISIONING: f64 = 1.4;
 
-/// What was observed since the last look.
+/// Calls since the last observation, and the present weights.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Observation {
     pub(super) old: CallCounts,
@@ -38,7 +38,7 @@ pub(super) struct Machine {
     /// The calls of this step.
     pub(super) old: CallCounts,
     pub(super) new: CallCounts,
-    /// The largest weight that the old group had: what the new group is measured by.
+    /// The largest weight that the old group had, with which the new group's is compared.
     old_weight: f64,
     capacity: f64,
 }
@@ -61,7 +61,7 @@ impl Machine {
         }
     }
 
-    /// The part of the calls that the new group takes at present.
+    /// Returns the part of the calls that the new group takes.
     pub(super) fn share(&self) -> f64 {
         let share = match self.state {
             ShiftState::RolledBack(_) => 0.0,
@@ -91,17 +91,17 @@ impl Machine {
         self.latency.evidence()
     }
 
-    /// Takes in what was observed, and goes on if that is due.
-    pub(super) fn on_observation(&mut self, look: Observation, now: Instant) {
-        self.old_weight = self.old_weight.max(look.old_weight);
+    /// Records an observation, and begins the next step if it is due.
+    pub(super) fn on_observation(&mut self, observed: Observation, now: Instant) {
+        self.old_weight = self.old_weight.max(observed.old_weight);
         self.capacity =
-            if self.old_weight > 0.0 { look.available_weight * OVERPROVISIONING / self.old_weight } else { 1.0 };
+            if self.old_weight > 0.0 { observed.available_weight * OVERPROVISIONING / self.old_weight } else { 1.0 };
         if self.is_over() {
             return;
         }
-        (self.old, self.new) = (self.old + look.old, self.new + look.new);
-        self.failures.add(failures(look.old), failures(look.new));
-        self.latency.add(slow(look.old), slow(look.new));
+        (self.old, self.new) = (self.old + observed.old, self.new + observed.new);
+        self.failures.add(failures(observed.old), failures(observed.new));
+        self.latency.add(slow(observed.old), slow(observed.new));
         self.state = self.judge();
         if self.state == ShiftState::Accepted && self.age(now) >= self.step_time {
             self.next(now);
@@ -109,7 +109,7 @@ impl Machine {
     }
 
     fn judge(&self) -> ShiftState {
-        let (failures, latency) = (self.failures.verdict(), self.latency.verdict());
+        let (failures, latency) = (self.failures.result(), self.latency.result());
         let share = self.steps.get(self.step).copied().unwrap_or(1.0);
         if failures == TestResult::Worse {
             ShiftState::RolledBack(ShiftReason::Failures)
@@ -126,7 +126,7 @@ impl Machine {
         }
     }
 
-    /// Begins the next step, whose calls are judged alone.
+    /// Begins the next step, which only its own calls decide.
     fn next(&mut self, now: Instant) {
         if self.step + 1 >= self.steps.len() {
             self.state = ShiftState::Completed;
@@ -146,7 +146,7 @@ impl Machine {
         }
     }
 
-    /// Ends the shift by a verdict from outside.
+    /// Ends the shift on request.
     pub(super) fn end(&mut self, state: ShiftState) {
         self.state = state;
     }
@@ -156,16 +156,16 @@ fn failures(counts: CallCounts) -> Sample {
     Sample { calls: counts.calls, failed: counts.failures.min(counts.calls) }
 }
 
-/// Of the successes.
+/// Slow calls among the successes.
 fn slow(counts: CallCounts) -> Sample {
     let calls = counts.calls.saturating_sub(counts.failures);
-    // a call is slow when its response begins, and has succeeded when it ends
+    // a call is counted as slow at its response head, and as a failure at its end
     Sample { calls, failed: counts.slow.min(calls) }
 }
 
-/// Finds a response time that about 1 % of the old group's calls exceed, by steps.
+/// Approaches, in steps, the response time that 1 % of the old group's calls exceed.
 ///
-/// The test is valid for any threshold that was known before the calls; a histogram for each endpoint would cost more.
+/// The test is valid for any threshold that was set before the calls, so that no histogram of each endpoint is needed.
 #[derive(Debug, Default)]
 pub(super) struct SlowAfter {
     seconds: Option<f64>,
@@ -173,7 +173,7 @@ pub(super) struct SlowAfter {
 }
 
 impl SlowAfter {
-    /// Takes in calls of the old group; `average` is the present response time of its endpoints in seconds.
+    /// Records calls of the old group; `average` is the present response time of its endpoints in seconds.
     #[allow(clippy::cast_precision_loss)] // numbers of calls
     pub(super) fn on_observation(&mut self, old: CallCounts, average: Option<f64>) {
         let Some(seconds) = &mut self.seconds else {
@@ -197,11 +197,11 @@ impl SlowAfter {
     }
 }
 
-/// The parts of their weights that two groups take so that the new one gets `share` of the calls.
+/// Returns the parts of their weights by which the new group gets `share` of the calls of both.
 pub(super) fn group_shares(share: f64, old_weight: f64, new_weight: f64) -> (f64, f64) {
     let part = |share: f64, weight: f64| if weight > 0.0 { share / weight } else { 0.0 };
     let (old, new) = (part(1.0 - share, old_weight), part(share, new_weight));
     let most = old.max(new);
-    // nothing may be sent to a group without members: later ones would take all
+    // if neither group can take its part, the new one gets 0: members that it gets later would take all calls
     if most > 0.0 { (old / most, new / most) } else { (1.0, 0.0) }
 }

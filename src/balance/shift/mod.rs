@@ -1,4 +1,4 @@
-//! Shifts calls from one group of members to another: blue-green and canary releases.
+//! Shifts of calls from one group of members to another: blue-green and canary releases.
 
 mod machine;
 mod test;
@@ -23,26 +23,26 @@ use super::member::MemberState;
 use super::outlier::{Counts, ONE_CALL};
 use super::pool::{Follow, PoolState, locked};
 
-/// The time between two looks at the calls.
+/// The time between two observations of the calls.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A shift of calls from one group of members to another, step by step.
 ///
-/// In each step the new group takes a part of the calls. A sequential test compares its failures, and the part of its calls
-/// that is slower than the old group's 99th percentile, with those of the old group:
+/// In each step the new group takes a part of the calls. Sequential tests compare two rates of both groups: of failed
+/// calls, and of calls slower than the old group's 99th percentile.
 ///
-/// | finding | |
+/// | result for the new group in this step | state |
 /// |---|---|
-/// | fewer than 20 calls of the new group in this step, or no clear result | undecided: the step goes on |
-/// | the new group fails more often, beyond chance (0.1 %) | rolled back: the old group takes all calls |
-/// | it is slower, beyond chance | held: the step goes on until it is no longer slower |
-/// | neither by the least difference that matters: 2 % of all calls more than twice the old rate of failures | accepted: the next step follows when the time of this one has passed |
+/// | fewer than 20 calls, or no clear result | [undecided](ShiftState::Undecided): the step goes on |
+/// | it fails more often, beyond chance (0.1 %) | [rolled back](ShiftState::RolledBack): the old group takes all calls |
+/// | it is slower, beyond chance | [held](ShiftState::Held): the step goes on until it is no longer slower |
+/// | twice the old odds of a failure and 2 percentage points more are excluded, and likewise for slow calls (3 points) | [accepted](ShiftState::Accepted): the next step begins when the time of this one has passed |
 ///
-/// The old group serves as the control: an outage that hits both equally rolls nothing back. What a client did wrong counts as a
-/// success of the endpoint, and what it cancelled does not count.
+/// The old group is the control: an outage that affects both groups equally rolls nothing back. An error of the client,
+/// such as a 404, counts as a success of the endpoint; a call that the client cancelled does not count.
 ///
-/// The new group never takes more than its available endpoints can bear: 1.4 times their weight relative to that of the old
-/// group.
+/// The new group never takes more than its available endpoints can bear: 1.4 times their weight, relative to that of
+/// the old group. Without an available member of the new group, the shift is held.
 ///
 /// ```
 /// # async fn f(handle: tower_upstream::balance::BalanceHandle) {
@@ -70,34 +70,36 @@ pub struct Shift {
 }
 
 impl Shift {
-    /// A shift from one group to another in steps of 1 %, 5 %, 25 % and 50 % of the calls, of at least a minute each.
+    /// Creates a shift from one group to another, in steps of 1 %, 5 %, 25 % and 50 % of the calls, of at least 60 s
+    /// each.
     pub fn new(from: impl Into<Arc<str>>, to: impl Into<Arc<str>>) -> Self {
         let steps = vec![0.01, 0.05, 0.25, 0.5];
         Self { from: from.into(), to: to.into(), steps, step_time: Duration::from_secs(60) }
     }
 
-    /// Sets the part of the calls that the new group takes in each step, 0 to 1; after the last one it takes all.
+    /// Sets the part of the calls that the new group takes in each step, clamped to 0 to 1 (default 0.01, 0.05, 0.25
+    /// and 0.5). After the last step it takes all calls.
     pub fn steps(mut self, shares: impl IntoIterator<Item = f64>) -> Self {
         self.steps = shares.into_iter().map(|share| if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }).collect();
         self
     }
 
-    /// Sets how long each step takes at least (default 60 s).
+    /// Sets the shortest time of a step (default 60 s).
     pub fn step_time(mut self, time: Duration) -> Self {
         self.step_time = time;
         self
     }
 }
 
-/// What a shift does at present.
+/// State of a [`Shift`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShiftState {
-    /// There are too few calls for a verdict on this step.
+    /// There is no clear result for this step yet.
     Undecided,
-    /// The new group is accepted at this step, whose time has not passed.
+    /// The new group is accepted, and the time of this step has not passed.
     Accepted,
-    /// It does not go on.
+    /// The shift stays at its step.
     Held(ShiftReason),
     /// The old group takes all calls.
     RolledBack(ShiftReason),
@@ -106,23 +108,23 @@ pub enum ShiftState {
 }
 
 impl ShiftState {
-    /// Whether no further step follows.
+    /// Returns whether the shift has ended: no further step follows.
     pub fn is_over(self) -> bool {
         matches!(self, Self::RolledBack(_) | Self::Completed)
     }
 }
 
-/// Why a shift is held or rolled back.
+/// Reason why a shift is held or rolled back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShiftReason {
-    /// [`ShiftHandle`] was told to.
+    /// A method of [`ShiftHandle`] was called.
     Requested,
     /// The new group fails more often than the old one.
     Failures,
-    /// It is slower.
+    /// The new group is slower than the old one.
     Latency,
-    /// Too few of its endpoints are available.
+    /// Too few endpoints of the new group are available for the calls of the step.
     Capacity,
 }
 
@@ -130,11 +132,11 @@ pub enum ShiftReason {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShiftSnapshot {
-    /// What it does.
+    /// The state.
     pub state: ShiftState,
-    /// The number of its step, from 0.
+    /// The index of the step, from 0.
     pub step: usize,
-    /// How long the step has taken.
+    /// The time since the step began.
     pub step_age: Duration,
     /// The part of the calls that the new group takes.
     pub share: f64,
@@ -144,19 +146,19 @@ pub struct ShiftSnapshot {
     pub new: CallCounts,
     /// The evidence that the new group fails more often.
     pub failures: Evidence,
-    /// The evidence that it is slower.
+    /// The evidence that the new group is slower.
     pub latency: Evidence,
     /// The response time that about 1 % of the old group's calls exceed; `None` while it is not known.
     pub slow_after: Option<Duration>,
 }
 
-/// Numbers of calls.
+/// Numbers of calls of one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallCounts {
-    /// Responses and failures for which an endpoint is to blame, not what a client or this gateway ended.
+    /// Calls that endpoints ended, by a response or a failure. Calls that a client or this gateway ended do not count.
     pub calls: u64,
-    /// Those of them that failed: errors, 5xx and 429.
+    /// Failed calls among them: errors, 5xx and 429.
     pub failures: u64,
     /// Successes with a response time above [`slow_after`](ShiftSnapshot::slow_after).
     pub slow: u64,
@@ -166,7 +168,7 @@ impl CallCounts {
     fn between(before: Counts, after: Counts) -> Self {
         let failures = u64::from(after.failures.wrapping_sub(before.failures));
         let calls = after.calls.wrapping_sub(before.calls) / ONE_CALL;
-        // a call whose response has begun is taken back for a moment when it fails
+        // a call whose response body fails is taken back before it is counted again
         let calls = if calls > u64::MAX / ONE_CALL / 2 { 0 } else { calls };
         Self { calls: calls.max(failures), failures, slow: u64::from(after.slow.wrapping_sub(before.slow)) }
     }
@@ -180,27 +182,29 @@ impl Add for CallCounts {
     }
 }
 
-/// The evidence of a sequential test: logarithms of likelihood ratios, 0 without any.
+/// Evidence of a sequential test: logarithms of likelihood ratios, 0 at first.
 ///
-/// Both are of the hypothesis that the new group is worse. Sources: Turner, Ly, Grünwald, "Generic E-variables for exact
-/// sequential k-sample tests that allow for optional stopping" (2024); Wald, "Sequential tests of statistical hypotheses" (1945).
+/// Both ratios are those of the hypothesis that the new group is worse to another hypothesis. Sources: Turner, Ly,
+/// Grünwald, "Generic E-variables for exact sequential k-sample tests that allow for optional stopping" (2024); Wald,
+/// "Sequential tests of statistical hypotheses" (1945).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Evidence {
-    /// Against the hypothesis that both groups are alike, whatever their rate: valid at any time (an e-value).
+    /// The ratio to the hypothesis that both groups have the same rate, whatever it is. It is an e-value: valid at any
+    /// time.
     pub worse: f64,
-    /// From this value of `worse` on, the new group is rejected: ln 1,000.
+    /// The value of `worse` from which on the new group is rejected: ln 1,000.
     pub reject_at: f64,
-    /// Against the rate of the old group (Wald's test).
+    /// The ratio to the hypothesis that the new group has the rate of the old one (Wald's test).
     pub alike: f64,
-    /// Down from this value of `alike`, the new group is accepted: ln 1/20.
+    /// The value of `alike` at or below which the new group is accepted: ln 1/20.
     pub accept_at: f64,
 }
 
-/// Observes a [`Shift`] and passes verdicts on it; clones refer to the same one.
+/// Observes and controls a [`Shift`]; clones refer to the same one.
 ///
-/// The shift goes on without it. While a handle exists, verdicts are followed after the end too: a completed shift can be
-/// rolled back.
+/// The shift continues without its handle. As long as a handle exists, its methods take effect also after the end: a
+/// completed shift can be rolled back.
 #[derive(Clone)]
 pub struct ShiftHandle {
     shared: Arc<Shared>,
@@ -213,27 +217,27 @@ struct Shared {
 }
 
 impl ShiftHandle {
-    /// The latest snapshot, and each one from now on.
+    /// Returns a receiver with the latest snapshot, which is notified of each new one (about one a second).
     pub fn snapshots(&self) -> watch::Receiver<ShiftSnapshot> {
         self.shared.snapshots.subscribe()
     }
 
-    /// Stays at the present step; a test that finds failures still rolls back.
+    /// Holds the shift at its step. It is still rolled back if the new group fails more often.
     pub fn hold(&self) {
         self.decide(|machine| machine.hold(true));
     }
 
-    /// Goes on after [`hold`](Self::hold).
+    /// Ends a [`hold`](Self::hold).
     pub fn resume(&self) {
         self.decide(|machine| machine.hold(false));
     }
 
-    /// Sends all calls to the old group.
+    /// Rolls the shift back: the old group takes all calls.
     pub fn roll_back(&self) {
         self.decide(|machine| machine.end(ShiftState::RolledBack(ShiftReason::Requested)));
     }
 
-    /// Sends all calls to the new group, or as many as its available endpoints can bear.
+    /// Completes the shift: the new group takes all calls, or as many as its available endpoints can bear.
     pub fn complete(&self) {
         self.decide(|machine| machine.end(ShiftState::Completed));
     }
@@ -245,13 +249,14 @@ impl ShiftHandle {
 }
 
 impl BalanceHandle {
-    /// Starts a shift between two groups of members. It ends with the pool.
+    /// Starts a shift between two groups of members, in a task that ends with the pool.
     ///
-    /// The new group's share takes effect at once. Members of other groups keep their weights.
+    /// The first step takes effect at once. Members of other groups, and without a group, keep their weights. Run one
+    /// shift at a time for a group: each sets the weights of its groups.
     ///
     /// # Panics
     ///
-    /// If it is called outside a tokio runtime.
+    /// Outside of a tokio runtime.
     pub fn shift(&self, shift: Shift) -> ShiftHandle {
         let now = Instant::now();
         let machine = Machine::new(shift.steps, shift.step_time, now);
@@ -259,7 +264,7 @@ impl BalanceHandle {
         let snapshots = watch::Sender::new(snapshot(&machine, None, now));
         let shared = Arc::new(Shared { machine: Mutex::new(machine), verdict: Notify::new(), snapshots });
         let mut driver = driver;
-        driver.look(self, &shared);
+        driver.advance(self, &shared);
         let (state, pool) = (Arc::downgrade(&self.state), Arc::downgrade(&self.pool));
         tokio::spawn(driver.run(state, pool, shared.clone()));
         ShiftHandle { shared }
@@ -270,7 +275,7 @@ impl BalanceHandle {
 struct Driver {
     from: Arc<str>,
     to: Arc<str>,
-    /// The counts of each endpoint at the last look.
+    /// The counts of each endpoint at the last observation.
     seen: HashMap<u64, Counts>,
     slow_after: SlowAfter,
 }
@@ -279,31 +284,31 @@ impl Driver {
     async fn run(mut self, state: Weak<PoolState>, pool: Weak<dyn Follow>, shared: Arc<Shared>) {
         let Some(mut members) = state.upgrade().map(|state| state.members.subscribe()) else { return };
         loop {
-            // a group with more members would take more calls
+            // also after a change of members: a group with more members would take more calls
             let (verdict, changed) = (pin!(shared.verdict.notified()), pin!(members.changed()));
             if let Ok(Either::Right((Err(_), _))) = timeout(INTERVAL, select(verdict, changed)).await {
                 return;
             }
             let (Some(state), Some(pool)) = (state.upgrade(), pool.upgrade()) else { return };
-            self.look(&BalanceHandle { state, pool }, &shared);
+            self.advance(&BalanceHandle { state, pool }, &shared);
             if locked(&shared.machine).is_over() && Arc::strong_count(&shared) == 1 {
                 return;
             }
         }
     }
 
-    /// Counts the calls since the last look, and applies what follows from them.
-    fn look(&mut self, pool: &BalanceHandle, shared: &Shared) {
+    /// Counts the calls since the last observation, and applies the decision.
+    fn advance(&mut self, pool: &BalanceHandle, shared: &Shared) {
         let now = Instant::now();
-        let (look, new_weight, average) = self.observe(pool, now);
-        self.slow_after.on_observation(look.old, average);
+        let (observed, new_weight, average) = self.observe(pool, now);
+        self.slow_after.on_observation(observed.old, average);
         let mut machine = locked(&shared.machine);
         let before = (machine.state, machine.step());
-        machine.on_observation(look, now);
+        machine.on_observation(observed, now);
         let (share, after) = (machine.share(), (machine.state, machine.step()));
         let snapshot = snapshot(&machine, self.slow_after.get(), now);
         drop(machine);
-        let (old_share, new_share) = group_shares(share, look.old_weight, new_weight);
+        let (old_share, new_share) = group_shares(share, observed.old_weight, new_weight);
         pool.set_group_shares(&[(&self.from, old_share), (&self.to, new_share)]);
         if before != after {
             self.report(pool, &snapshot);
@@ -311,11 +316,12 @@ impl Driver {
         shared.snapshots.send_replace(snapshot);
     }
 
-    /// What happened since the last look, the weight of the new group, and the mean response time of the old one in seconds.
+    /// Returns the calls since the last observation, the weight of the new group, and the median response time of the
+    /// old one's endpoints in seconds.
     fn observe(&mut self, pool: &BalanceHandle, now: Instant) -> (Observation, f64, Option<f64>) {
         let endpoints: Vec<_> = locked(&pool.state.endpoints).values().cloned().collect();
         let slow_after = self.slow_after.get().map_or(f32::INFINITY, |slow_after| slow_after.as_secs_f32());
-        let (mut look, mut new_weight, mut averages) = (Observation::default(), 0.0, Vec::new());
+        let (mut observed, mut new_weight, mut averages) = (Observation::default(), 0.0, Vec::new());
         let mut seen = HashMap::with_capacity(self.seen.len());
         for endpoint in &endpoints {
             let member = endpoint.member();
@@ -331,19 +337,19 @@ impl Driver {
             endpoint.load.set_slow_after(slow_after);
             let weight = if member.state == MemberState::Active { weight(endpoint, member.weight) } else { 0.0 };
             if is_new {
-                look.new = look.new + more;
+                observed.new = observed.new + more;
                 new_weight += weight;
-                look.available_weight += if endpoint.is_available() { weight } else { 0.0 };
+                observed.available_weight += if endpoint.is_available() { weight } else { 0.0 };
             } else {
-                look.old = look.old + more;
-                look.old_weight += weight;
+                observed.old = observed.old + more;
+                observed.old_weight += weight;
                 averages.push(f64::from(endpoint.load.average(endpoint.at(now))));
             }
         }
         self.seen = seen;
         averages.retain(|average| *average > 0.0);
         averages.sort_by(f64::total_cmp);
-        (look, new_weight, averages.get(averages.len() / 2).copied())
+        (observed, new_weight, averages.get(averages.len() / 2).copied())
     }
 
     fn report(&self, pool: &BalanceHandle, snapshot: &ShiftSnapshot) {
@@ -355,7 +361,12 @@ impl Driver {
                 old_calls = old.calls, old_failures = old.failures, "the shift is rolled back: the old group takes all calls"
             );
         } else {
-            tracing::info!(target: "tower_upstream", upstream, from, to, ?state, share, "the shift goes on");
+            let message = match state {
+                ShiftState::Held(_) => "the shift is held at its step",
+                ShiftState::Completed => "the shift is completed: the new group takes all calls",
+                _ => "the shift continues",
+            };
+            tracing::info!(target: "tower_upstream", upstream, from, to, ?state, share, "{message}");
         }
     }
 }

@@ -1,43 +1,44 @@
-//! A sequential test of two groups of calls: whether the part of one that fails is larger than that of the other. Pure.
+//! A sequential test of two groups of calls: whether one fails more often than the other. Pure.
 //!
 //! The statistic is the logarithm of an e-value for 2 x 2 tables: Turner, Ly, Grünwald, "Generic E-variables for exact
-//! sequential k-sample tests that allow for optional stopping" (2024). For the calls since the last look it is the ratio of
-//! their likelihood under the alternative, `new` fails with `p` and `old` with `q`, to that under the best null hypothesis,
-//! where both fail with the mean `m` of `p` and `q`, weighted by their calls. `p` and `q` come from earlier looks only.
+//! sequential k-sample tests that allow for optional stopping" (2024). For the calls since the last observation it is
+//! the ratio of their likelihood under the alternative, `new` fails with `p` and `old` with `q`, to that under the best
+//! null hypothesis, where both fail with the mean `m` of `p` and `q`, weighted by their calls. `p` and `q` come from
+//! earlier observations only.
 //!
-//! Whatever the true rate is, if both groups share it, the expectation of each ratio is at most 1 (by the inequality of
-//! arithmetic and geometric means), so the product exceeds 1/a at any time with probability `a` at most (Ville). It may be
-//! looked at after every call, unlike a p-value.
+//! If both groups have the same rate, whatever it is, the expectation of each ratio is at most 1 (by the inequality of
+//! arithmetic and geometric means), so the product ever exceeds 1/a with probability `a` at most (Ville). Unlike a
+//! p-value, it may be evaluated after every call.
 //!
-//! The logarithm falls no further than a bound, as in a CUSUM chart: a release that begins to fail after a good hour is found as
-//! soon. The probability above then holds from each such bound.
+//! The logarithm has a lower bound, as in a CUSUM chart, so that a release that begins to fail after a good hour is
+//! detected as soon as another. The probability above then holds from each time at which the bound was reached.
 //!
-//! A group is accepted by Wald's sequential probability ratio test: its calls are much less likely under the alternative, which
-//! has a least effect, than under the old group's rate, taken as known. (The statistic above cannot tell: where the new group
-//! has few of the calls, a null hypothesis between both rates fits all of them.)
+//! A group is accepted by Wald's sequential probability ratio test: its calls are much less likely under the
+//! alternative, with the least effect, than under the old group's rate, taken as known. The statistic above cannot
+//! accept a group that has few of the calls, because a null hypothesis between both rates fits all calls.
 
 use super::Evidence;
 
-/// A test without a difference reaches this logarithm, of 1,000, with a probability of 0.1 % at most.
+/// The logarithm of 1,000: without a difference, a test reaches it with a probability of at most 0.1 %.
 const REJECT: f64 = 6.907_755_278_982_137;
-/// The logarithm of 1/20: the least effect is 20 times less likely than none.
+/// The logarithm of 1/20: the least effect is 20 times less likely than no effect.
 const ACCEPT: f64 = -2.995_732_273_553_991;
-/// Before it, a difference counts as chance.
+/// The number of calls of a group below which there is no result.
 const MIN_SAMPLES: u64 = 20;
 
-/// Calls, and those of them that failed.
+/// Calls of a group, and how many of them failed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sample {
     pub(super) calls: u64,
     pub(super) failed: u64,
 }
 
-/// What a test has found.
+/// Result of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TestResult {
     /// `new` fails more often.
     Worse,
-    /// It does not fail more often by the least effect.
+    /// `new` does not fail more often by the least effect.
     Accepted,
     Undecided,
 }
@@ -61,7 +62,7 @@ impl Test {
         Self { effect, old: none, new: none, worse: 0.0, alike: 0.0, accepted: false }
     }
 
-    /// Adds the calls since the last look.
+    /// Adds the calls since the last observation.
     pub(super) fn add(&mut self, old: Sample, new: Sample) {
         let calls = (old.calls + new.calls) as f64;
         if calls > 0.0 {
@@ -77,7 +78,7 @@ impl Test {
         self.accepted |= self.alike <= ACCEPT && self.new.calls >= MIN_SAMPLES && self.old.calls >= MIN_SAMPLES;
     }
 
-    /// The rates of failures of `old` and `new` under the alternative, from the calls before.
+    /// Returns the failure rates of `old` and `new` under the alternative, from earlier calls.
     fn alternative(&self) -> (f64, f64) {
         let rate = |sample: Sample| (sample.failed as f64 + 0.1) / (sample.calls as f64 + 10.0);
         let old = rate(self.old).clamp(0.001, 0.95);
@@ -86,7 +87,7 @@ impl Test {
         (old, rate(self.new).max(least).min(0.999))
     }
 
-    pub(super) fn verdict(&self) -> TestResult {
+    pub(super) fn result(&self) -> TestResult {
         if self.new.calls < MIN_SAMPLES {
             TestResult::Undecided
         } else if self.worse >= REJECT {
@@ -103,7 +104,7 @@ impl Test {
     }
 }
 
-/// The logarithm of the ratio of a sample's likelihoods under two rates.
+/// Returns the logarithm of the ratio of a sample's likelihoods under two rates.
 #[allow(clippy::cast_precision_loss)]
 fn ratio(sample: Sample, rate: f64, null: f64) -> f64 {
     let failed = sample.failed as f64;
@@ -117,21 +118,21 @@ mod tests {
 
     use super::*;
 
-    /// One look after each of `looks` with these calls and rates; the verdict and the look of the first decision.
-    fn decide(rates: (f64, f64), calls: (u64, u64), looks: u64, rng: &mut Rng) -> (TestResult, u64) {
+    /// Adds calls with these rates up to `rounds` times; returns the first decision, and after how many times it came.
+    fn decide(rates: (f64, f64), calls: (u64, u64), rounds: u64, rng: &mut Rng) -> (TestResult, u64) {
         let mut test = Test::new(0.02);
         let mut sample = |calls, rate| Sample { calls, failed: (0..calls).filter(|_| rng.f64() < rate).count() as u64 };
-        for look in 1..=looks {
+        for look in 1..=rounds {
             test.add(sample(calls.0, rates.0), sample(calls.1, rates.1));
-            if test.verdict() != TestResult::Undecided {
-                return (test.verdict(), look);
+            if test.result() != TestResult::Undecided {
+                return (test.result(), look);
             }
         }
-        (TestResult::Undecided, looks)
+        (TestResult::Undecided, rounds)
     }
 
     #[test]
-    fn equal_groups_are_seldom_rejected_however_often_one_looks() {
+    fn equal_groups_are_seldom_rejected_however_often_they_are_tested() {
         let mut rng = Rng::with_seed(1);
         for rate in [0.0, 0.001, 0.01, 0.1, 0.5] {
             for calls in [(99, 1), (10, 10), (0, 5)] {
@@ -147,8 +148,8 @@ mod tests {
         let mut rng = Rng::with_seed(2);
         for (rate, most) in [(1.0, 20), (0.3, 40), (0.1, 200)] {
             for _ in 0..100 {
-                let (verdict, looks) = decide((0.001, rate), (99, 1), 1000, &mut rng);
-                assert!(verdict == TestResult::Worse && looks <= most, "{verdict:?} after {looks} calls at {rate}");
+                let (result, rounds) = decide((0.001, rate), (99, 1), 1000, &mut rng);
+                assert!(result == TestResult::Worse && rounds <= most, "{result:?} after {rounds} calls at {rate}");
             }
         }
     }
@@ -158,8 +159,8 @@ mod tests {
         let mut rng = Rng::with_seed(3);
         for rate in [0.0, 0.001, 0.01] {
             let accepted = (0..100).filter(|_| {
-                let (verdict, looks) = decide((rate, rate), (99, 1), 1500, &mut rng);
-                verdict == TestResult::Accepted && looks >= MIN_SAMPLES
+                let (result, rounds) = decide((rate, rate), (99, 1), 1500, &mut rng);
+                result == TestResult::Accepted && rounds >= MIN_SAMPLES
             });
             let accepted = accepted.count();
             assert!(accepted >= 95, "{accepted} of 100 at {rate}");
@@ -179,11 +180,11 @@ mod tests {
         for _ in 0..10_000 {
             test.add(Sample { calls: 10, failed: 0 }, Sample { calls: 10, failed: 0 });
         }
-        assert_eq!(test.verdict(), TestResult::Accepted);
-        let looks = (1..100).find(|_| {
+        assert_eq!(test.result(), TestResult::Accepted);
+        let rounds = (1..100).find(|_| {
             test.add(Sample { calls: 10, failed: 0 }, Sample { calls: 10, failed: 3 });
-            test.verdict() == TestResult::Worse
+            test.result() == TestResult::Worse
         });
-        assert!(looks.is_some_and(|looks| looks <= 10), "{looks:?}");
+        assert!(rounds.is_some_and(|rounds| rounds <= 10), "{rounds:?}");
     }
 }

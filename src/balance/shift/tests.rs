@@ -22,7 +22,7 @@ const WELL: Calls = Calls { rate: 100.0, old_fails: 0.001, new_fails: 0.001, new
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // small numbers
 impl Calls {
-    fn look(&self, share: f64, rng: &mut Rng) -> Observation {
+    fn observe(&self, share: f64, rng: &mut Rng) -> Observation {
         let mut count = |rate: f64, fails: f64, slow: f64| {
             let calls = (rate + rng.f64()) as u64;
             let failures = (0..calls).filter(|_| rng.f64() < fails).count() as u64;
@@ -46,7 +46,7 @@ fn run(machine: &mut Machine, calls: &Calls, now: &mut Instant, most: u32, until
             return second;
         }
         *now += SECOND;
-        machine.on_observation(calls.look(machine.share(), &mut rng), *now);
+        machine.on_observation(calls.observe(machine.share(), &mut rng), *now);
     }
     most
 }
@@ -103,18 +103,18 @@ fn a_slower_release_is_held_until_it_is_no_longer_slower() {
 fn the_new_group_takes_no_more_than_its_available_endpoints_can_bear() {
     let mut now = Instant::now();
     let mut machine = Machine::new(vec![0.5], SECOND, now);
-    let look = |available_weight| Observation { available_weight, old_weight: 10.0, ..Observation::default() };
+    let observe = |available_weight| Observation { available_weight, old_weight: 10.0, ..Observation::default() };
     for (available, share) in [(0.0, 0.0), (1.0, 0.14), (2.0, 0.28), (4.0, 0.5)] {
         now += SECOND;
-        machine.on_observation(look(available), now);
+        machine.on_observation(observe(available), now);
         assert!((machine.share() - share).abs() < 1e-9, "{available}: {}", machine.share());
         let held = machine.state == ShiftState::Held(ShiftReason::Capacity);
         assert_eq!(held, available < 3.0);
     }
     machine.end(ShiftState::Completed);
-    machine.on_observation(look(5.0), now);
+    machine.on_observation(observe(5.0), now);
     assert!((machine.share() - 0.7).abs() < 1e-9);
-    let shrunk = Observation { old_weight: 0.0, ..look(5.0) };
+    let shrunk = Observation { old_weight: 0.0, ..observe(5.0) };
     machine.on_observation(shrunk, now);
     assert!((machine.share() - 0.7).abs() < 1e-9, "the old group is leaving, its calls are not");
 }
