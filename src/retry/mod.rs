@@ -180,8 +180,8 @@ impl RetryLayer {
     ///
     /// ```
     /// use std::{sync::Arc, time::Duration};
-    /// use tower_upstream::retry::RetryLayer;
-    /// use tower_upstream::timeout::{AdaptiveTimeout, Quantile};
+    /// use tower_upstream::retry::{Quantile, RetryLayer};
+    /// use tower_upstream::timeout::AdaptiveTimeout;
     ///
     /// let times = Arc::new(AdaptiveTimeout::new(Duration::from_secs(10)).quantile(Quantile::per_mille(500)));
     /// let layer = RetryLayer::new().median(move |now| times.snapshot(now).quantile);
