@@ -187,12 +187,16 @@ impl EndpointState {
         self.ramp(now) < 1.0
     }
 
-    /// Whether it takes calls: not ejected, not found unhealthy, not prepared, not full.
+    /// Whether it takes calls: not ejected, not found unhealthy, not prepared. It may be full, which is no fault of it.
     #[inline]
     pub(super) fn is_available(&self) -> bool {
-        self.circuit.as_ref().is_none_or(CircuitHandle::is_closed)
-            && self.takes_calls()
-            && self.limit.as_ref().is_none_or(|limit| !limit.is_full())
+        self.circuit.as_ref().is_none_or(CircuitHandle::is_closed) && self.takes_calls()
+    }
+
+    /// Whether its concurrency limit is reached.
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.limit.as_ref().is_some_and(LimitHandle::is_full)
     }
 
     /// When a call may be sent as a probe, and how long the circuit is open until then; `None` if it is closed or held open.
@@ -208,7 +212,7 @@ impl EndpointState {
 impl<S> Candidate for Arc<Endpoint<S>> {
     #[inline]
     fn is_available(&self) -> bool {
-        self.state.is_available()
+        self.state.is_available() && !self.state.is_full()
     }
 
     #[inline]

@@ -243,7 +243,7 @@ impl<S: Clone> Pool<S> {
             let (mut available, mut slow, mut warming) = (0, 0, 0);
             for endpoint in &level.endpoints {
                 let state = &endpoint.state;
-                let is_available = endpoint.is_available();
+                let is_available = state.is_available();
                 if is_available && !state.was_available.load(Relaxed) {
                     // its failures are over: it returns as a newcomer, whose own average is a penalty for them
                     let others = || endpoints(table).filter(|other| other.state.was_available.load(Relaxed));

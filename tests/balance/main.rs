@@ -8,6 +8,7 @@ mod support;
 mod attempts;
 mod clients;
 mod config;
+mod faults;
 mod health;
 mod health_over_sockets;
 mod model;
