@@ -237,13 +237,16 @@ impl BalanceHandle {
         let now = Instant::now();
         // held until the endpoints have followed: concurrent changes take effect in one order
         let mut membership = locked(&self.state.membership);
-        let outcome = change(&mut membership, now)?;
-        if outcome == SnapshotOutcome::Applied {
-            let members = membership.members().clone();
+        let mut changed = membership.clone();
+        let outcome = change(&mut changed, now);
+        if outcome == Ok(SnapshotOutcome::Applied) {
+            let members = changed.members().clone();
+            // the factory of the user may panic: then the members are unchanged
             self.pool.follow(&members, now);
             self.state.members.send_replace(members);
         }
-        Ok(outcome)
+        *membership = changed;
+        outcome
     }
 
     /// Applies the weights of members again.

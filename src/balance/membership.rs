@@ -69,7 +69,7 @@ pub(super) type Members = Arc<[Arc<Member>]>;
 pub(super) type Changes = BTreeMap<Arc<str>, Option<Arc<Member>>>;
 
 /// The current members and the state of their source.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Membership {
     members: Members,
     /// A snapshot of less than half of the members, which is applied if the next one is equal to it.

@@ -342,11 +342,8 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
         let is_first = known.is_empty();
         let mut next = HashMap::with_capacity(members.len());
         for member in members.iter() {
-            let endpoint = match known.remove(&member.key) {
-                Some(endpoint) if endpoint.state.member().addresses == member.addresses => {
-                    endpoint.state.set_member(member.clone());
-                    endpoint
-                }
+            let endpoint = match known.get(&member.key) {
+                Some(endpoint) if endpoint.state.member().addresses == member.addresses => endpoint.clone(),
                 _ => {
                     let endpoint = Arc::new(self.endpoint(member.clone(), average, now));
                     if !is_first {
@@ -356,6 +353,12 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
                 }
             };
             next.insert(member.key.clone(), endpoint);
+        }
+        // a factory that panics has changed nothing so far
+        for member in members.iter() {
+            if let Some(endpoint) = next.get(&member.key) {
+                endpoint.state.set_member(member.clone());
+            }
         }
         // they take calls at once if there are no others
         if next.values().all(|endpoint| endpoint.state.is_warming()) {

@@ -1,7 +1,11 @@
 //! What a pool survives: full endpoints, factories that panic, and changes at the same moment.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use tokio::time::{Instant, sleep};
-use tower_upstream::balance::{Balance, BalanceSnapshot};
+use tower_upstream::balance::{Balance, BalanceSnapshot, Member};
 use tower_upstream::body::TrackedUpload;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 
@@ -44,4 +48,35 @@ async fn endpoints_at_their_limit_have_not_failed() {
         sleep(ms(1)).await;
     }
     assert!(["a", "b", "c"].iter().all(|key| servers.calls(key) > 8), "no slow start");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_factory_that_panics_changes_nothing() {
+    let servers = Servers::default();
+    let breaks = Arc::new(AtomicBool::new(true));
+    let make = {
+        let (make, breaks) = (servers.factory(), breaks.clone());
+        move |member: &Member| {
+            assert!(&*member.key != "c" || !breaks.load(Relaxed), "no service for this member");
+            make(member)
+        }
+    };
+    let pool = Balance::<Plain>::builder("shop", make).members(members(["a", "b"])).build().unwrap();
+    let handle = pool.handle();
+    let keys = || snapshot(&pool).endpoints.iter().map(|endpoint| endpoint.member.key.to_string()).collect::<Vec<_>>();
+    assert!(catch_unwind(AssertUnwindSafe(|| handle.replace(members(["a", "c"])))).is_err());
+    assert_eq!(keys(), ["a", "b"]);
+    for _ in 0..20 {
+        assert_eq!(call(&pool).await, 200);
+        sleep(ms(1)).await;
+    }
+    assert!(servers.calls("a") > 5 && servers.calls("b") > 5);
+    breaks.store(false, Relaxed);
+    let _ = handle.replace(members(["a", "c"])).unwrap();
+    for _ in 0..20 {
+        assert_eq!(call(&pool).await, 200);
+        sleep(ms(1)).await;
+    }
+    assert_eq!(keys(), ["a", "c"]);
+    assert_eq!((servers.made("a"), servers.calls("c") > 0), (1, true), "a keeps its service");
 }
