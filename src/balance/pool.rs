@@ -179,7 +179,10 @@ impl<S: Clone> Pool<S> {
             [] => return None,
             levels => {
                 let draw = fastrand::u32(..ALL);
-                levels.iter().find(|level| draw < level.up_to.load(Relaxed))?
+                let Some(level) = levels.iter().find(|level| draw < level.up_to.load(Relaxed)) else {
+                    return self.choose_elsewhere(&table, Choice { now: at, tried, all: false, ramps: false });
+                };
+                level
             }
         };
         let (all, ramps) = (level.panics.load(Relaxed), level.ramps.load(Relaxed));

@@ -80,3 +80,16 @@ async fn a_factory_that_panics_changes_nothing() {
     assert_eq!(keys(), ["a", "c"]);
     assert_eq!((servers.made("a"), servers.calls("c") > 0), (1, true), "a keeps its service");
 }
+
+#[tokio::test(start_paused = true)]
+async fn newcomers_of_several_levels_take_calls_while_they_are_prepared_if_no_other_does() {
+    let servers = Servers::default();
+    let pool = Balance::<Plain>::builder("shop", servers.factory()).zone("here").members(members(["old"]));
+    let pool = pool.warm_up(|_, _| std::future::pending::<Result<(), std::io::Error>>()).build().unwrap();
+    let next = [Member::new("old").weight(0), Member::new("near").zone("here"), Member::new("far")];
+    let _ = pool.handle().replace(next).unwrap();
+    for _ in 0..10 {
+        assert_eq!(call(&pool).await, 200);
+    }
+    assert_eq!(servers.calls("old"), 0);
+}
