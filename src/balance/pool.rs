@@ -1,8 +1,11 @@
 //! The endpoints of a pool, as calls see them, and how they follow its members.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
+    Ordering::{AcqRel, Relaxed},
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -45,6 +48,8 @@ pub(super) struct PoolState {
     pub(super) stale: Arc<AtomicBool>,
     /// When they may be computed again.
     refresh_at: AtomicU64,
+    /// Held while they are computed: what is found last has to be stored last.
+    refreshing: Mutex<()>,
     /// When an endpoint whose circuit is open may get a call as a probe.
     pub(super) probe_at: AtomicU64,
     /// There are endpoints whose circuit is open.
@@ -74,6 +79,7 @@ impl PoolState {
             members: watch::Sender::new(Arc::new([])),
             stale: Arc::new(AtomicBool::new(false)),
             refresh_at: AtomicU64::new(0),
+            refreshing: Mutex::new(()),
             probe_at: AtomicU64::new(NEVER),
             has_ejected: AtomicBool::new(false),
             review_at: AtomicU64::new(outlier::REVIEW),
@@ -164,7 +170,7 @@ impl<S: Clone> Pool<S> {
         let table = self.table.load();
         let at = self.state.at(now);
         if self.state.stale.load(Relaxed) && at >= self.state.refresh_at.load(Relaxed) {
-            self.refresh(&table, now);
+            self.refresh_once(now);
         }
         if at >= self.state.review_at.load(Relaxed) {
             self.review(&table, at);
@@ -234,10 +240,23 @@ impl<S: Clone> Pool<S> {
         }
     }
 
+    /// Computes the shares of the levels, unless another call does; then it is due again afterwards.
+    #[cold]
+    fn refresh_once(&self, now: Instant) {
+        let _refreshing = match self.state.refreshing.try_lock() {
+            Ok(refreshing) => refreshing,
+            Err(TryLockError::Poisoned(refreshing)) => refreshing.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        // the members may have changed since the call began
+        self.refresh(&self.table.load(), now);
+    }
+
     /// Computes the shares of the levels, after the availability of an endpoint has changed.
     #[cold]
     fn refresh(&self, table: &Table<S>, now: Instant) {
-        self.state.stale.store(false, Relaxed);
+        // what changes from here on is computed by the next call
+        self.state.stale.swap(false, AcqRel);
         let at = self.state.at(now);
         let (mut probe_at, mut unavailable, mut ejected) = (NEVER, 0, Vec::new());
         let mut counts = Vec::with_capacity(table.levels.len());
@@ -372,10 +391,10 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
         *locked(&self.state.endpoints) =
             next.iter().map(|(key, endpoint)| (key.clone(), endpoint.state.clone())).collect();
         let table = Table { levels: self.levels(members, &next) };
+        let refreshing = locked(&self.state.refreshing);
         self.refresh(&table, now);
         self.table.store(Arc::new(table));
-        // a refresh of the old table may have run in the meantime
-        self.state.stale.store(true, Relaxed);
+        drop(refreshing);
         let removed = std::mem::replace(&mut *known, next);
         drop(known);
         // not under the lock: it drops services of the user

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use tokio::time::{Instant, sleep};
-use tower_upstream::balance::{Balance, BalanceSnapshot, Member};
+use tower::Service;
+use tower_upstream::balance::{Balance, BalanceSnapshot, Health, Member};
 use tower_upstream::body::TrackedUpload;
 use tower_upstream::limit::ConcurrencyLimitLayer;
 
 use crate::pool::{Endpoint, Servers, call, members};
-use crate::support::service::{Act, ms};
+use crate::support::service::{Act, get, ms};
 
 type Plain = Endpoint<TrackedUpload<http_body_util::Full<bytes::Bytes>>>;
 
@@ -92,4 +93,45 @@ async fn newcomers_of_several_levels_take_calls_while_they_are_prepared_if_no_ot
         assert_eq!(call(&pool).await, 200);
     }
     assert_eq!(servers.calls("old"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_while_the_shares_are_computed_is_not_lost() {
+    let servers = Servers::default();
+    let pool = Balance::<Plain>::builder("shop", servers.factory()).members(members(["a", "b", "c", "d"]));
+    let pool = pool.build().unwrap();
+    // in the middle of a computation, another endpoint fails its checks, and another call computes the shares again
+    let hook = Hook(Arc::new({
+        let (pool, is_first) = (pool.clone(), AtomicBool::new(true));
+        move || {
+            if is_first.swap(false, Relaxed) {
+                pool.handle().set_health("d", Health::Unhealthy);
+                drop(pool.clone().call(get()));
+            }
+        }
+    }));
+    let log = tracing_subscriber::fmt().with_writer(move || hook.clone());
+    let _log = crate::support::subscribe(log.finish());
+    for key in ["a", "b", "c"] {
+        pool.handle().set_health(key, Health::Unhealthy);
+    }
+    for _ in 0..3 {
+        call(&pool).await;
+    }
+    assert_eq!(snapshot(&pool).unavailable, 4);
+}
+
+/// Runs a closure when an event is logged.
+#[derive(Clone)]
+struct Hook(Arc<dyn Fn() + Send + Sync>);
+
+impl std::io::Write for Hook {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        (self.0)();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
