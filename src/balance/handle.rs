@@ -192,6 +192,8 @@ impl BalanceHandle {
     ///
     /// Does nothing for a pool without circuits.
     pub fn set_circuit_policy(&self, policy: BreakerPolicy) {
+        // no endpoint is made with the policy of before in the meantime
+        let _membership = locked(&self.state.membership);
         let endpoints = locked(&self.state.endpoints);
         let mut current = locked(&self.state.circuit);
         if current.is_some() {

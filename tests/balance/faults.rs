@@ -1,13 +1,15 @@
 //! What a pool survives: full endpoints, factories that panic, and changes at the same moment.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::time::{Instant, sleep};
 use tower::Service;
-use tower_upstream::balance::{Balance, BalanceSnapshot, Health, Member};
+use tower_upstream::BadGatewayCause;
+use tower_upstream::balance::{Balance, BalanceHandle, BalanceSnapshot, Health, Member};
 use tower_upstream::body::TrackedUpload;
+use tower_upstream::breaker::{BreakerPolicy, State};
 use tower_upstream::limit::ConcurrencyLimitLayer;
 
 use crate::pool::{Endpoint, Servers, call, members};
@@ -134,4 +136,37 @@ impl std::io::Write for Hook {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_is_set_while_an_endpoint_is_made_applies_to_it() {
+    let servers = Servers::default();
+    let handle = Arc::<OnceLock<BalanceHandle>>::default();
+    let setter = Arc::<Mutex<Option<std::thread::JoinHandle<()>>>>::default();
+    let make = {
+        let (make, handle, setter) = (servers.factory(), handle.clone(), setter.clone());
+        move |member: &Member| {
+            if let Some(handle) = handle.get().cloned() {
+                let sets = move || handle.set_circuit_policy(BreakerPolicy::new().consecutive_failures(1));
+                *setter.lock().unwrap() = Some(std::thread::spawn(sets));
+                // it has the time to end, unless it waits for the endpoint
+                std::thread::park_timeout(ms(50));
+            }
+            make(member)
+        }
+    };
+    let pool = Balance::<Plain>::builder("shop", make).members(members(["a"])).build().unwrap();
+    assert!(handle.set(pool.handle()).is_ok());
+    let _ = pool.handle().upsert(Member::new("b")).unwrap();
+    setter.lock().unwrap().take().unwrap().join().unwrap();
+    servers.set("b", Act::Fails(BadGatewayCause::ConnectionRefused));
+    for _ in 0..1_000 {
+        call(&pool).await;
+        sleep(ms(10)).await;
+        if servers.calls("b") > 0 {
+            break;
+        }
+    }
+    let circuit = pool.handle().circuit("b").unwrap().snapshot(Instant::now());
+    assert_eq!((servers.calls("b"), circuit.state), (1, State::Open));
 }
