@@ -81,15 +81,21 @@ impl CircuitShared {
         }
     }
 
+    /// Marks the shares of a pool as stale, also when a probe begins or ends without a transition: the next one is due then.
+    #[cold]
+    pub(super) fn note_probe(&self) {
+        if let Some(changed) = &self.changed {
+            changed.store(true, Relaxed);
+        }
+    }
+
     /// Logs a transition and sends it to the subscribers.
     #[cold]
     pub(super) fn publish(&self, turn: &Transition<Failure>) {
         if matches!(turn.state, State::Closed | State::HeldOpen) {
             self.probes.end_outage();
         }
-        if let Some(changed) = &self.changed {
-            changed.store(true, Relaxed);
-        }
+        self.note_probe();
         let change = StateChange {
             state: turn.state,
             at: self.circuit.at(turn.at),

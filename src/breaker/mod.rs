@@ -390,6 +390,8 @@ impl BreakerComponent {
         let (passed, turn) = self.core.circuit.try_acquire_slow(now, || fastrand::u64(..));
         if let Some(turn) = turn {
             self.core.publish(&turn);
+        } else if passed.is_ok() {
+            self.core.note_probe();
         }
         passed.map_err(rejection)
     }
@@ -451,6 +453,8 @@ impl BreakerComponent {
         };
         if let Some(turn) = self.core.circuit.record(&permit.permit, end, || fastrand::u64(..), record) {
             self.core.publish(&turn);
+        } else if permit.permit.is_probe() {
+            self.core.note_probe();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use http::Request;
 use http_body_util::Full;
-use tokio::time::{Instant, advance, sleep};
+use tokio::time::{Instant, advance, sleep, timeout};
 use tower::ServiceExt;
 use tower_upstream::BadGatewayCause;
 use tower_upstream::balance::{Balance, BalanceBuilder};
@@ -154,6 +154,25 @@ async fn a_probe_that_is_lost_does_not_keep_an_endpoint_out() {
     assert_eq!(ejected.run(4_000, get).await, 0);
     assert_eq!(ejected.state(), State::Closed);
     lost.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_whose_clients_leave_do_not_keep_an_endpoint_out() {
+    let ejected = Ejected::new(BalanceBuilder::without_probe).await;
+    ejected.servers.set("a", Act::Hangs);
+    for probes in 2..6 {
+        for _ in 0..10_000 {
+            if ejected.servers.calls("a") == probes {
+                break;
+            }
+            let _ = timeout(ms(1), call(&ejected.pool)).await;
+            sleep(ms(1)).await;
+        }
+        assert_eq!(ejected.servers.calls("a"), probes);
+    }
+    ejected.servers.set("a", Act::Responds(200));
+    assert_eq!(ejected.run(10_000, get).await, 0);
+    assert_eq!(ejected.state(), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
