@@ -178,7 +178,7 @@ impl BalanceHandle {
         let mut is_change = false;
         for (group, share) in shares {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a clamped fraction
-            let share = (share.clamp(0.0, 1.0) * f64::from(ALL)) as u32;
+            let share = (share.clamp(0.0, 1.0) * f64::from(ALL)).ceil() as u32;
             let before = if share == ALL { groups.remove(*group) } else { groups.insert((*group).into(), share) };
             is_change |= before.unwrap_or(ALL) != share;
         }

@@ -103,3 +103,54 @@ async fn a_shift_ends_with_its_pool() {
     drop(pool);
     while snapshots.changed().await.is_ok() {}
 }
+
+fn pool_with_circuits(servers: &Servers) -> Balance<Endpoint<Body>> {
+    let members = [("a", "old"), ("b", "old"), ("x", "new"), ("y", "new")];
+    let members = members.map(|(key, group)| Member::new(key).group(group));
+    Balance::builder("shop", servers.factory()).members(members).build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_group_that_was_down_for_a_moment_takes_calls_again() {
+    let servers = Servers::default();
+    let pool = pool_with_circuits(&servers);
+    let shift = pool.handle().shift(Shift::new("old", "new").steps([0.3]));
+    for key in ["x", "y"] {
+        servers.set(key, Act::Fails(BadGatewayCause::ConnectionRefused));
+    }
+    for _ in 0..20 {
+        calls(&servers, &pool).await;
+    }
+    assert_eq!(shift.snapshots().borrow().state, ShiftState::Held(ShiftReason::Capacity));
+    for key in ["x", "y"] {
+        servers.set(key, Act::Responds(200));
+    }
+    for _ in 0..300 {
+        calls(&servers, &pool).await;
+    }
+    assert!(calls(&servers, &pool).await > 15, "{:?}", *shift.snapshots().borrow());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_group_that_is_alone_returns_from_an_outage() {
+    let servers = Servers::default();
+    let pool = pool_with_circuits(&servers);
+    let shift = pool.handle().shift(Shift::new("old", "new"));
+    calls(&servers, &pool).await;
+    shift.complete();
+    sleep(ms(1_500)).await;
+    let _ = pool.handle().replace(["x", "y"].map(|key| Member::new(key).group("new"))).unwrap();
+    for key in ["x", "y"] {
+        servers.set(key, Act::Fails(BadGatewayCause::ConnectionRefused));
+    }
+    for _ in 0..50 {
+        calls(&servers, &pool).await;
+    }
+    for key in ["x", "y"] {
+        servers.set(key, Act::Responds(200));
+    }
+    for _ in 0..100 {
+        calls(&servers, &pool).await;
+    }
+    assert_eq!(call(&pool).await, 200);
+}

@@ -14,6 +14,9 @@ const SLOW: f64 = 0.03;
 /// Available endpoints are assumed to bear this many times their usual load (Envoy's overprovisioning factor, 140 %).
 const OVERPROVISIONING: f64 = 1.4;
 
+/// What a new group takes of which no endpoint is available: without weight they would not be probed, and never return.
+const LEAST: f64 = 0.001;
+
 /// Calls since the last observation, and the present weights.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Observation {
@@ -68,7 +71,7 @@ impl Machine {
             ShiftState::Completed => 1.0,
             _ => self.steps.get(self.step).copied().unwrap_or(1.0),
         };
-        share.min(self.capacity)
+        share.min(self.capacity.max(LEAST))
     }
 
     pub(super) fn step(&self) -> usize {

@@ -104,7 +104,7 @@ fn the_new_group_takes_no_more_than_its_available_endpoints_can_bear() {
     let mut now = Instant::now();
     let mut machine = Machine::new(vec![0.5], SECOND, now);
     let observe = |available_weight| Observation { available_weight, old_weight: 10.0, ..Observation::default() };
-    for (available, share) in [(0.0, 0.0), (1.0, 0.14), (2.0, 0.28), (4.0, 0.5)] {
+    for (available, share) in [(0.0, 0.001), (1.0, 0.14), (2.0, 0.28), (4.0, 0.5)] {
         now += SECOND;
         machine.on_observation(observe(available), now);
         assert!((machine.share() - share).abs() < 1e-9, "{available}: {}", machine.share());
