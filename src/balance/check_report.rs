@@ -86,10 +86,10 @@ impl CheckReport {
     /// Sets the part of its weight, in percent, that the endpoint takes (default 100, at most 1,000); 0 is
     /// [`draining`](Self::draining).
     pub fn weight_percent(mut self, percent: u32) -> Self {
-        if percent == 0 && self.verdict == CheckResult::Pass {
-            self.verdict = CheckResult::Drain;
-        } else {
+        if percent > 0 {
             self.weight_percent = Some(percent);
+        } else if self.verdict == CheckResult::Pass {
+            self.verdict = CheckResult::Drain;
         }
         self
     }
@@ -162,6 +162,9 @@ mod tests {
         assert!(CheckReport::passed().weight_percent(0).is_draining());
         assert_eq!(CheckReport::passed().weight_percent(50).weight_percent, Some(50));
         assert!(!CheckReport::failed("x").weight_percent(0).is_draining());
+        for report in [CheckReport::failed("x").weight_percent(0), CheckReport::from_words(b"drain 0%")] {
+            assert_eq!(report.weight_percent, None, "without a weight it would not take calls in a panic");
+        }
     }
 
     #[test]
