@@ -171,6 +171,7 @@ async fn a_file_that_cannot_be_applied_changes_nothing() {
         ("name = \"shop\"\nendpoint = [{ address = \"a:1\" }]\nbalance.zone = \"a\"", "balance"),
         ("name = \"shop\"\nendpoint = [{ address = \"a:1\" }]\nhealth.http = \"/\"", "health"),
         ("name = \"shop\"\nendpoint = [{ address = \"a:1\" }]\ncircuit = false", "circuit"),
+        ("name = \"shop\"\nendpoint = [{ address = \"a:1\" }]\ncircuit.probe = \"/health\"", "circuit"),
         ("name = \"shop\"\nendpoint = [{ address = \"a:1\" }]\nlimiter.fixed = 9", "limiter"),
         ("name = \"shop\"\nendpoint = [{ address = \"a:1\" }]\nretry = false", "retry"),
         ("name = \"shop\"\nendpoint = []\ntimeouts.total = \"10s\"", "endpoint"),

@@ -14,7 +14,7 @@ use super::super::{Upstream, UpstreamBody, UpstreamHandle, UpstreamLayer};
 use super::UpstreamConfig;
 use super::apply::contradiction;
 use super::connection::{Connection, Panic};
-use super::tables::{Circuit, Limiter, Part, Root};
+use super::tables::{Circuit, Limiter, Part, Probe, Root};
 use super::value::read;
 use crate::balance::{Balance, BalanceBody, BalanceHandle, HealthChecks, Member, reverse_proxies};
 use crate::body::{ResponseBody, TrackedUpload};
@@ -46,6 +46,8 @@ pub struct UpstreamProxy<B> {
 struct Fixed {
     connection: Connection,
     has_circuit: bool,
+    /// The path of the probes, or none; `None`: copies of requests.
+    probe: Option<Probe>,
     limiter: Option<(u32, u32)>,
 }
 
@@ -128,6 +130,15 @@ impl UpstreamConfig {
             Some(policy) => pool.circuit(|_| policy),
             None => pool.without_circuit(),
         };
+        pool = match &parsed.fixed.probe {
+            None => pool,
+            Some(Probe(None)) => pool.without_probe(),
+            Some(Probe(Some(path))) => {
+                let mut request = http::Request::new(());
+                *request.uri_mut() = path.clone();
+                pool.probe_request(request)
+            }
+        };
         if let Some(limiter) = parsed.limiter {
             pool = pool.limiter(limiter);
         }
@@ -150,7 +161,7 @@ impl UpstreamConfig {
         let members = connection.members(&mut root, &mut errors);
         root.derive_topology(connection.tcp, connection.idle, &mut errors);
         let preset = root.preset.unwrap_or_default();
-        let circuit = root.take_circuit(preset, &mut errors);
+        let (circuit, probe) = root.take_circuit(preset, &mut errors);
         let limiter = match root.limiter.take() {
             Some(Part(Some(entries))) => {
                 let limiter = read::<Limiter>("limiter", entries, &mut errors);
@@ -162,6 +173,7 @@ impl UpstreamConfig {
         let fixed = Fixed {
             connection,
             has_circuit: circuit.is_some(),
+            probe,
             limiter: limiter.as_ref().map(ConcurrencyLimitLayer::configured_bounds),
         };
         let builder = root.apply(&mut errors).without_circuit().without_limiter().without_upload_tracking();
@@ -175,15 +187,21 @@ fn set_members(pool: &BalanceHandle, members: Vec<Member>) -> Result<(), ConfigE
 }
 
 impl Root {
-    fn take_circuit(&mut self, preset: Preset, errors: &mut Vec<ConfigError>) -> Option<BreakerPolicy> {
+    /// The policy of the circuits, and the path of their probes.
+    fn take_circuit(
+        &mut self,
+        preset: Preset,
+        errors: &mut Vec<ConfigError>,
+    ) -> (Option<BreakerPolicy>, Option<Probe>) {
         let policy = preset.circuit().clustered();
         match self.circuit.take() {
-            None => Some(policy),
-            Some(Part(None)) => None,
+            None => (Some(policy), None),
+            Some(Part(None)) => (None, None),
             Some(Part(Some(entries))) => {
-                let circuit = read::<Circuit>("circuit", entries, errors);
+                let mut circuit = read::<Circuit>("circuit", entries, errors);
                 circuit.check(errors);
-                Some(circuit.apply(policy))
+                let probe = circuit.probe.take();
+                (Some(circuit.apply(policy)), probe)
             }
         }
     }
@@ -291,13 +309,14 @@ where
     /// # Errors
     ///
     /// A setting is invalid, or differs although it cannot change while the upstream runs: `name`, `target`, `connect`,
-    /// `tls`, `pool`, `balance`, `health`, `limiter`, or the presence of circuits or retries. Nothing has changed then:
+    /// `tls`, `pool`, `balance`, `health`, `limiter`, `circuit.probe`, or the presence of circuits or retries. Nothing has changed then:
     /// keep the running upstream, or build another one.
     pub fn apply(&self, config: UpstreamConfig) -> Result<(), ConfigErrors> {
         let handle = self.layer.handle();
         let mut parsed = config.parse();
         let (fixed, running) = (&parsed.fixed, &*self.fixed);
-        let circuit = (fixed.has_circuit != running.has_circuit).then_some("circuit");
+        let is_same = fixed.has_circuit == running.has_circuit && fixed.probe == running.probe;
+        let circuit = (!is_same).then_some("circuit");
         let limiter = (fixed.limiter != running.limiter).then_some("limiter");
         for setting in fixed.connection.changes(&running.connection).chain(circuit).chain(limiter) {
             let problem = "cannot change while the upstream runs";

@@ -174,6 +174,7 @@ values! {
     Limit (Option<Duration>) = |value| if is_off(&value) { Ok(None) } else { duration(value).map(Some) };
 
     /// The path of a probe, or none.
+    #[derive(PartialEq, Eq)]
     Probe (Option<Uri>) = |value| {
         let path = match &value {
             value if is_off(value) => return Ok(None),
