@@ -153,14 +153,16 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
-    /// Sends calls with the same hash to the same endpoint, such as those of a session (default: none; calls without a hash are
-    /// spread as usual).
+    /// Sends calls with the same hash to the same endpoint, such as those of a session (default: off). A call for which
+    /// the function returns `None` is sent to any endpoint.
     ///
-    /// The endpoint is found by rendezvous hashing of the members' keys: gateways with the same members agree, and when a member
-    /// is added or removed only its calls move. An endpoint with more than 1.25 times its share of the calls in flight passes
-    /// calls on to the next one, as does one that is not available. The cost of a call grows with the number of endpoints.
+    /// Rendezvous hashing of the members' keys orders the endpoints for each hash: gateways with the same members
+    /// agree, and a change of one member moves only its own calls. The call goes to the first endpoint that is
+    /// available and has at most 1.25 times its share of the calls in flight. The cost of a call grows with the number
+    /// of endpoints.
     ///
-    /// The hash has to be the same in all gateways:
+    /// The hash has to be the same in all gateways. That of `DefaultHasher` is, if they are built with one version of
+    /// Rust:
     ///
     /// ```
     /// # fn f(builder: tower_upstream::balance::BalanceBuilder<()>) -> tower_upstream::balance::BalanceBuilder<()> {
@@ -178,11 +180,12 @@ impl<S: Clone + Send + Sync + 'static> BalanceBuilder<S> {
         self
     }
 
-    /// Uses 20 of the active members of each tier and group that has 50 or more (default: all).
+    /// Uses only 20 of the active members of each tier and group that has 50 or more (default: all members).
     ///
-    /// It bounds the connections of a gateway, and its calls to an endpoint suffice for an estimate. The name of the gateway, such
-    /// as that of its host, decides which members it uses: by rendezvous hashing, so that each member has about as many gateways,
-    /// and a change of one member changes at most one of the 20.
+    /// A subset bounds the connections of a gateway, and gives it enough calls to each endpoint for an estimate of the
+    /// latency. `gateway` is a name that is unique among the gateways, such as that of the host. It selects the members
+    /// by rendezvous hashing: each member is used by about equally many gateways, and a change of one member changes at
+    /// most one of the 20.
     pub fn subset(mut self, gateway: impl Into<Arc<str>>) -> Self {
         self.settings.subset = Some(gateway.into());
         self

@@ -1,15 +1,15 @@
 //! Rendezvous hashing: the order of endpoints for a key. Pure.
 //!
-//! Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998), with the weights of Schindelhauer and
-//! Schomaker ("Weighted distributed hash tables", 2005): the endpoint with the highest score `weight / -ln(hash)` is the first
-//! one. When an endpoint is added or removed, only the keys that it takes or had change their endpoint.
+//! Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998), with the weights of Schindelhauer
+//! and Schomaker ("Weighted distributed hash tables", 2005): the endpoint with the highest score `weight / -ln(hash)`
+//! comes first. When an endpoint is added or removed, only the keys that it takes or had move.
 
-/// A pool with fewer members uses all of them.
+/// The number of members below which a pool uses all of them.
 pub(super) const SUBSET_FROM: usize = 50;
 /// The number of members in a subset.
 pub(super) const SUBSET: usize = 20;
-/// With a sticky key, an endpoint takes at most this many times the mean of the calls in flight per weight (Mirrokni, Thorup,
-/// Zadimoghaddam, "Consistent hashing with bounded loads").
+/// With a sticky key, an endpoint takes at most this many times the mean of the calls in flight per weight (Mirrokni,
+/// Thorup, Zadimoghaddam, "Consistent hashing with bounded loads").
 const BOUND: f32 = 1.25;
 
 /// Mixes two hashes (the finalizer of `MurmurHash3`).
@@ -21,7 +21,7 @@ fn mix(key: u64, endpoint: u64) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// The hash of a name, which is the same in all processes and versions: FNV-1a, mixed.
+/// Returns the hash of a name, which is the same in all processes and versions: FNV-1a, mixed.
 pub(super) fn hash_name(name: &str) -> u64 {
     let fnv = name
         .bytes()
@@ -29,7 +29,7 @@ pub(super) fn hash_name(name: &str) -> u64 {
     mix(fnv, 0)
 }
 
-/// The score of an endpoint for a key; a lower one comes first.
+/// Returns the score of an endpoint for a key; a lower one comes first.
 #[inline]
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // 53 random bits
 fn score(key: u64, endpoint: u64, weight: f32) -> f64 {
@@ -37,7 +37,7 @@ fn score(key: u64, endpoint: u64, weight: f32) -> f64 {
     -part.ln() / f64::from(weight)
 }
 
-/// An endpoint for which a key may be sent.
+/// Endpoint to which calls of a key may be sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ranked {
     pub(super) index: usize,
@@ -49,7 +49,7 @@ pub(super) struct Ranked {
 
 /// Returns the index of the endpoint for a key: the first one in the order of the key that is below the bound.
 ///
-/// One pass without a list: it looks for the first below the bound and the first of all.
+/// One pass, without a list, finds both the first endpoint below the bound and the first one of all.
 #[allow(clippy::cast_precision_loss)] // numbers of calls
 pub(super) fn for_key(key: u64, endpoints: impl Iterator<Item = Ranked> + Clone) -> Option<usize> {
     let (mut calls, mut weights) = (1.0, 0.0);
@@ -74,9 +74,10 @@ pub(super) fn for_key(key: u64, endpoints: impl Iterator<Item = Ranked> + Clone)
     below.or(first).map(|(_, index)| index)
 }
 
-/// Returns the members that a gateway of this name uses, in ascending order: all of them if they are fewer than 50, else 20.
+/// Returns the members that a gateway of this name uses, in ascending order: all of them if they are fewer than 50,
+/// else 20.
 ///
-/// Each member is in the subsets of as many gateways as the others, but for chance.
+/// Up to chance, each member is in the subsets of equally many gateways.
 pub(super) fn subset<'a>(gateway: &str, keys: impl ExactSizeIterator<Item = &'a str>) -> Vec<usize> {
     let count = keys.len();
     if count < SUBSET_FROM {

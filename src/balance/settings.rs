@@ -12,7 +12,7 @@ use crate::limit::ConcurrencyLimitLayer;
 use crate::opaque::Opaque;
 use crate::timeout::RequestHead;
 
-/// The hash of what keeps calls at one endpoint, such as a session.
+/// Function that returns the hash of a sticky call, such as that of its session.
 pub(super) type Sticky = dyn Fn(RequestHead<'_>) -> Option<u64> + Send + Sync;
 
 /// The settings of a pool; see [`BalanceBuilder`](super::BalanceBuilder).
@@ -30,7 +30,7 @@ pub(super) struct Settings {
     /// Outliers are ejected; otherwise they are reported only.
     pub(super) ejects_outliers: bool,
     pub(super) sticky: Option<Opaque<Arc<Sticky>>>,
-    /// The name of the gateway, if it uses a part of many members.
+    /// The name of the gateway, if it uses a subset of many members.
     pub(super) subset: Option<Arc<str>>,
 }
 
