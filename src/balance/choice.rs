@@ -1,49 +1,56 @@
-//! The choice of an endpoint: power of two choices by latency and calls in flight. Pure: load, time and random numbers are arguments.
+//! The choice of an endpoint: power of two choices by latency and calls in flight. Pure: load, time and random numbers
+//! are arguments.
 //!
-//! Two candidates are drawn by weight, and the cheaper one is taken (Mitzenmacher, "The Power of Two Choices in Randomized
-//! Load Balancing"). Latencies within a factor of two count as equal, because as noise they would decide more than the calls in
-//! flight; then the candidate with fewer calls in flight is taken. If these are equal too, it is the one that was unused for
-//! longer, which keeps equal endpoints equally busy. Where weights differ, it is the first one, as it was drawn by weight, and
-//! calls that differ by less than one count as equal: otherwise an idle endpoint of little weight would take a call whenever the
-//! others are busy, and a canary far more than its share. Of fewer than four endpoints all are compared, because two of them do
-//! not respect the weights (as Finagle's documentation says).
+//! Two candidates are drawn by weight, and the cheaper one is chosen (Mitzenmacher, "The Power of Two Choices in
+//! Randomized Load Balancing"):
 //!
-//! `tests/balance/simulation.rs` measures it beside other balancers.
+//! - Latencies within a factor of two count as equal, because their noise would outweigh the calls in flight. The candidate
+//!   with fewer calls in flight is chosen then.
+//! - If the calls in flight are equal too, it is the candidate that was unused for longer, which keeps equal endpoints equally
+//!   busy.
+//! - If weights differ, calls in flight that differ by less than one count as equal, and the first candidate is chosen, because
+//!   it was drawn by weight. Otherwise an idle endpoint of little weight, such as a canary, would take a call whenever the
+//!   others are busy, and far more than its share.
+//! - Of fewer than four endpoints, all are compared, because two candidates of so few do not respect weights (Finagle's
+//!   documentation).
+//!
+//! `tests/balance/simulation.rs` measures the choice beside other balancers.
 
-/// What the choice asks of an endpoint.
+/// Endpoint, as the choice needs it.
 pub(super) trait Candidate {
-    /// Whether it takes calls: not ejected, not found unhealthy, not full.
+    /// Returns whether it takes calls.
     fn is_available(&self) -> bool;
-    /// Its identity.
+    /// Returns its identity.
     fn id(&self) -> u64;
-    /// How long its responses take at present, in seconds.
+    /// Returns the present estimate of its response time, in seconds.
     fn latency(&self, now: u64) -> f32;
-    /// Its calls in flight.
+    /// Returns the number of its calls in flight.
     fn in_flight(&self) -> u32;
-    /// When it was last used.
+    /// Returns the time of its latest call.
     fn used_at(&self) -> u64;
-    /// The part of its share that it takes at `now`, 0 to 1: less than 1 during its slow start.
+    /// Returns the part of its share that it takes at `now`, 0 to 1: less than 1 during its slow start.
     fn ramp(&self, now: u64) -> f32;
 }
 
-/// How often two candidates are drawn before all are compared.
+/// The number of draws of two candidates before all endpoints are compared.
 const DRAWS: u32 = 5;
-/// With fewer endpoints all are compared.
+/// The number of endpoints below which all are compared.
 const COMPARE_ALL: usize = 4;
-/// Latencies within this factor count as equal.
+/// The factor within which latencies count as equal.
 const EQUAL: f32 = 2.0;
 
-/// The relative weights of the endpoints of a tier, and a table to draw by them in constant time (Walker's alias method).
+/// Relative weights of the endpoints of a level, and a table to draw by them in constant time (Walker's alias method).
 #[derive(Debug)]
 pub(super) struct Weights {
     /// The mean weight divided by that of the endpoint; empty if all are equal.
     shares: Box<[f32]>,
-    /// For each endpoint the probability that it keeps its draw, of 2^32, and the one to which it passes it on.
+    /// For each endpoint: the probability that its draw counts for itself, of 2^32, and the endpoint for which it
+    /// counts otherwise.
     alias: Box<[(u32, u32)]>,
 }
 
 impl Weights {
-    /// The weights of endpoints; at least one is not 0.
+    /// Prepares the weights of endpoints, of which at least one is not 0.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub(super) fn new(weights: &[f32]) -> Self {
         if weights.windows(2).all(|pair| (pair[0] - pair[1]).abs() < f32::EPSILON) {
@@ -74,7 +81,7 @@ impl Weights {
         self.shares.get(index).copied().unwrap_or(1.0)
     }
 
-    /// The index to which a random number leads, of `count`.
+    /// Maps a random number to one of `count` indices, by weight.
     #[inline]
     fn draw(&self, random: u64, count: usize) -> usize {
         let index = scale(random >> 32, count);
@@ -85,7 +92,7 @@ impl Weights {
         }
     }
 
-    /// Two indexes of `count`. With weights they may be the same, which a heavy endpoint is due.
+    /// Draws two of `count` indices. With weights they may be equal, as a heavy endpoint's share demands.
     #[inline]
     fn draw_two(&self, random: &mut impl FnMut() -> u64, count: usize) -> (usize, usize) {
         let one = random();
@@ -113,12 +120,12 @@ pub(super) struct Choice<'a> {
     pub(super) tried: &'a [u64],
     /// Whether endpoints that are not available are used too.
     pub(super) all: bool,
-    /// Whether slow starts count; they do not where all endpoints are new.
+    /// Whether slow starts count; they do not if all endpoints are new.
     pub(super) ramps: bool,
 }
 
 impl Choice<'_> {
-    /// Chooses one of the endpoints; `None` if none may be used.
+    /// Chooses the index of an endpoint; `None` if none may be used.
     #[inline]
     pub(super) fn choose<C: Candidate>(
         &self,
@@ -140,7 +147,7 @@ impl Choice<'_> {
                     (false, true) => second,
                     (false, false) => continue,
                 };
-                // without another one to compare it with, each call that draws it would go to an endpoint that hangs
+                // draw again for a comparison: otherwise each call that draws an endpoint that hangs would go there
                 match earlier {
                     Some(earlier) if earlier != only || !weights.are_equal() => {
                         let (one, other) = ((earlier, &endpoints[earlier]), (only, &endpoints[only]));
@@ -156,7 +163,7 @@ impl Choice<'_> {
         self.compare_all(endpoints, weights, random)
     }
 
-    /// Compares all endpoints: where there are few, or where draws have found none that may be used.
+    /// Compares all endpoints, because there are few, or because the draws have found none that may be used.
     fn compare_all<C: Candidate>(
         &self,
         endpoints: &[C],
@@ -196,7 +203,7 @@ impl Choice<'_> {
             && (!self.ramps || takes_its_turn(endpoint.ramp(self.now), random))
     }
 
-    /// Whether the first of two endpoints is kept: it is not dearer than the second, or was unused for longer.
+    /// Whether the first of two endpoints is chosen: it does not cost more than the second, or was unused for longer.
     #[inline]
     fn keeps<C: Candidate>(&self, weights: &Weights, first: (usize, &C), second: (usize, &C)) -> bool {
         let (one, other) = (first.1, second.1);
@@ -206,15 +213,16 @@ impl Choice<'_> {
         if are_alike && weights.are_equal() {
             return calls < other_calls || (calls == other_calls && one.used_at() <= other.used_at());
         }
-        // an endpoint of twice the weight bears twice the calls
+        // an endpoint of twice the weight takes twice the calls
         let (share, other_share) = (weights.share(first.0), weights.share(second.0));
         #[allow(clippy::cast_precision_loss)] // 16 million calls in flight at one endpoint are exact enough
         let (calls, other_calls) = (calls as f32 * share, other_calls as f32 * other_share);
         if are_alike {
-            // a difference of less than one call is none
+            // differences of less than one call count as equal
             calls - other_calls < share.max(other_share)
         } else {
-            // the first one was drawn by weight: an idle one of little weight must not win against all that are busy
+            // the first one was drawn by weight, so that an idle one of little weight does not win whenever others are
+            // busy
             latency * (calls + 1.0) <= other_latency * (other_calls + other_share)
         }
     }

@@ -1,4 +1,4 @@
-//! One endpoint of a pool: its service, and what is known about it.
+//! One endpoint of a pool: its service and its state.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,18 +23,18 @@ use crate::exchange::{
 };
 use crate::limit::{LimitComponent, LimitHandle};
 
-/// What health checks have found.
+/// Health of an endpoint by its health checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
-    /// Nothing: it takes calls.
+    /// No check, or too few, have decided: the endpoint takes calls.
     #[default]
     Unknown,
-    /// It takes calls.
+    /// The endpoint takes calls.
     Healthy,
-    /// It takes no calls.
+    /// The endpoint takes no calls.
     Unhealthy,
-    /// It asked for no new calls, such as by the agent word `maint` or `drain`.
+    /// The endpoint asked for no new calls, such as by the agent word `maint` or `drain`.
     Draining,
 }
 
@@ -44,39 +44,39 @@ impl Health {
 
 /// The bits of [`EndpointState::standing`] that are its [`Health`].
 const HEALTH: u8 = 3;
-/// It is prepared before it takes calls.
+/// The bit of an endpoint that is being prepared before it takes calls.
 const WARMING: u8 = 4;
-/// It was an outlier.
+/// The bit of an endpoint that is ejected as an outlier.
 const EJECTED: u8 = 8;
 
-/// An endpoint and its service.
+/// Endpoint with its service.
 pub(super) struct Endpoint<S> {
     pub(super) exchange: Exchange<S, EndpointSpec>,
     pub(super) state: Arc<EndpointState>,
 }
 
-/// What is known about an endpoint.
+/// State of an endpoint, which does not depend on its service.
 #[derive(Debug)]
 pub(super) struct EndpointState {
     /// Unique in the process.
     pub(super) id: u64,
-    /// The hash of its key.
+    /// The hash of the key.
     pub(super) hash: u64,
     pub(super) load: Load,
     pub(super) circuit: Option<CircuitHandle>,
     pub(super) limit: Option<LimitHandle>,
-    /// Its health, and the other reasons for taking no calls.
+    /// Health, and other reasons for taking no calls: see [`HEALTH`], [`WARMING`] and [`EJECTED`].
     standing: AtomicU8,
     /// The weight in percent that its agent asks for.
     weight_percent: AtomicU32,
-    /// When its slow start began, and 0 without one.
+    /// When the slow start began; 0 without one.
     slow_since: AtomicU64,
     slow_start: u64,
-    /// Its level panics: a call is sent also while the circuit is open.
+    /// Whether the level panics: calls are sent also while the circuit is open.
     pub(super) panics: AtomicBool,
     /// Whether it was available when that was last checked.
     pub(super) was_available: AtomicBool,
-    /// Its latest health check.
+    /// The latest health check.
     pub(super) last_check: Mutex<Option<Arc<CheckRecord>>>,
     /// The comparison with the others of its level.
     review: Mutex<Review>,
@@ -164,7 +164,7 @@ impl EndpointState {
         self.standing.fetch_update(Relaxed, Relaxed, change).is_ok()
     }
 
-    /// Whether it is neither found unhealthy nor prepared, and no outlier that is ejected.
+    /// Whether health, warm-up and comparison with others allow calls.
     #[inline]
     fn takes_calls(&self) -> bool {
         self.standing.load(Relaxed) <= Health::Healthy as u8
@@ -187,7 +187,8 @@ impl EndpointState {
         self.ramp(now) < 1.0
     }
 
-    /// Whether it takes calls: not ejected, not found unhealthy, not prepared. It may be full, which is no fault of it.
+    /// Whether it takes calls: as [`takes_calls`](Self::takes_calls), with a closed circuit. It may be at its concurrency limit,
+    /// which is no fault of it.
     #[inline]
     pub(super) fn is_available(&self) -> bool {
         self.circuit.as_ref().is_none_or(CircuitHandle::is_closed) && self.takes_calls()
@@ -199,7 +200,8 @@ impl EndpointState {
         self.limit.as_ref().is_some_and(LimitHandle::is_full)
     }
 
-    /// When a call may be sent as a probe, and how long the circuit is open until then; `None` if it is closed or held open.
+    /// Returns when a call may be sent as a probe, and the open duration until then; `None` if the circuit is closed or
+    /// held open.
     pub(super) fn next_probe(&self, now: Instant) -> Option<(Instant, Duration)> {
         self.circuit.as_ref().filter(|circuit| !circuit.is_closed())?.next_call(now)
     }
@@ -245,7 +247,7 @@ impl<S> Candidate for Arc<Endpoint<S>> {
 const FIRST_SHARE: f32 = 0.1;
 
 impl EndpointState {
-    /// The part of its share that it takes, which grows linearly during the slow start.
+    /// Returns the part of its share that it takes, which grows linearly during the slow start.
     #[inline]
     fn ramp(&self, now: u64) -> f32 {
         let since = self.slow_since.load(Relaxed);
@@ -257,7 +259,7 @@ impl EndpointState {
     fn ramp_since(&self, since: u64, now: u64) -> f32 {
         let elapsed = now.saturating_sub(since);
         if elapsed >= self.slow_start {
-            // another slow start may have begun in the meantime
+            // another slow start may have begun meanwhile
             let _ = self.slow_since.compare_exchange(since, 0, Relaxed, Relaxed);
             return 1.0;
         }
@@ -265,7 +267,7 @@ impl EndpointState {
     }
 }
 
-/// Nanoseconds, at most 584 years.
+/// Returns nanoseconds, at most 584 years.
 pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -317,13 +319,13 @@ impl<B: http_body::Body> RequestMode<B> for TrackUploads {
 /// The circuit, the limit and the load of an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct EndpointComponent {
-    /// `None`: of a pool that rejects a call because it has no endpoint.
+    /// `None` for calls that a pool rejects because it has no endpoint.
     pub(super) state: Option<Arc<EndpointState>>,
     pub(super) circuit: Option<BreakerComponent>,
     pub(super) limit: Option<LimitComponent>,
 }
 
-/// What the load of an endpoint has recorded of a call.
+/// Record of a call in the load of its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Recorded {
     Nothing,
@@ -334,12 +336,12 @@ enum Recorded {
 /// The permit of a call to an endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointPermit {
-    /// `None` also for a call that was sent although the circuit was open.
+    /// `None` also for a call that was sent in a panic, although the circuit was open.
     circuit: Option<<BreakerComponent as Component>::Permit>,
     limit: Option<<LimitComponent as Component>::Permit>,
-    /// What its load has recorded of it.
+    /// The state of the call in the load.
     recorded: Recorded,
-    /// The load counts its response head as awaited.
+    /// Whether the load counts the response head as awaited.
     awaited: bool,
 }
 
@@ -383,7 +385,7 @@ impl Component for EndpointComponent {
     fn on_upload(&self, permit: &mut EndpointPermit, awaits_client: bool) {
         self.limit.on_upload(&mut permit.limit, awaits_client);
         if awaits_client {
-            // its time says nothing about the endpoint
+            // the response now waits for the client, not for the endpoint
             self.respond(permit);
         }
     }
@@ -420,7 +422,7 @@ impl Component for EndpointComponent {
                 self.take_back(&mut permit);
                 state.load.record_failure(call.work_time(now), state.at(now));
             } else if why == CancelReason::Superseded && permit.recorded == Recorded::Nothing {
-                // it would have taken at least this long
+                // the response would have taken at least this long
                 state.load.record_peak(call.work_time(now), state.at(now));
             }
             state.load.end(permit.awaited);
@@ -446,7 +448,7 @@ impl EndpointComponent {
         }
     }
 
-    /// Takes back that a response was recorded, whose body has failed.
+    /// Takes back the record of a response whose body has failed.
     #[cold]
     fn take_back(&self, permit: &mut EndpointPermit) {
         let recorded = std::mem::replace(&mut permit.recorded, Recorded::Nothing);
@@ -492,7 +494,7 @@ impl EndpointState {
         }
     }
 
-    /// A call that was sent although the circuit was open has succeeded: the endpoint is back.
+    /// Closes the circuit after the success of a call that was sent although it was open.
     #[cold]
     fn on_success_in_panic(&self, begun: Instant, now: Instant) {
         if let Some(circuit) = &self.circuit {
@@ -501,7 +503,7 @@ impl EndpointState {
     }
 }
 
-/// A server that fails fast attracts calls: every 5xx counts, not only those that a circuit counts.
+/// Counts every 5xx, not only those that a circuit counts: an endpoint that fails fast would attract calls.
 fn counts_as_failure(status: StatusCode) -> bool {
     status.is_server_error()
 }

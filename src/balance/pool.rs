@@ -403,7 +403,8 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
 }
 
 impl<S: Clone> Pool<S> {
-    /// The members of which this gateway makes endpoints: in each tier and group a subset, and those that are draining.
+    /// Returns the members of which this gateway makes endpoints: in each tier and group a subset, and all draining
+    /// ones.
     fn used(&self, members: &Members) -> Members {
         let Some(gateway) = self.state.settings.subset.as_deref().filter(|_| members.len() >= SUBSET_FROM) else {
             return members.clone();
