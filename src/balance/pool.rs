@@ -1,4 +1,4 @@
-//! The endpoints of a pool, as calls see them, and how they follow its members.
+//! The endpoints of a pool by level, for calls, and their changes with the members.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{
@@ -25,11 +25,12 @@ use crate::breaker::{BreakerPolicy, CircuitBreakerLayer};
 use crate::exchange::{Config, Exchange};
 use crate::limit::ConcurrencyLimitLayer;
 
-/// The shares of a pool of at most this many endpoints are computed after each change of their availability.
+/// The number of endpoints up to which a pool's shares are computed after each change of availability.
 const SMALL: u64 = 256;
-/// Those of a larger one wait for this long per endpoint, in nanoseconds: about twenty times what they take.
+/// The shortest time between two computations of a larger pool's shares, in nanoseconds per endpoint: about twenty
+/// times the time of a computation.
 const PAUSE: u64 = 1_000;
-/// No probe is due.
+/// The time of the next probe if none is due.
 pub(super) const NEVER: u64 = u64::MAX;
 
 /// The state of a pool that does not depend on the service of its endpoints.
@@ -41,26 +42,26 @@ pub(super) struct PoolState {
     pub(super) circuit: Mutex<Option<BreakerPolicy>>,
     pub(super) membership: Mutex<Membership>,
     pub(super) endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointState>>>,
-    /// The share of its calls that each group takes, of 65,536, while it is not all.
+    /// The part of its weight that each group takes, of [`ALL`]; groups that take all of it are absent.
     pub(super) groups: Mutex<HashMap<Arc<str>, u32>>,
     pub(super) members: watch::Sender<Members>,
-    /// The availability of an endpoint has changed since the shares of the levels were computed.
+    /// Whether the availability of an endpoint has changed since the shares of the levels were computed.
     pub(super) stale: Arc<AtomicBool>,
-    /// When they may be computed again.
+    /// When the shares may be computed again.
     refresh_at: AtomicU64,
     /// Held while they are computed: what is found last has to be stored last.
     refreshing: Mutex<()>,
     /// When an endpoint whose circuit is open may get a call as a probe.
     pub(super) probe_at: AtomicU64,
-    /// There are endpoints whose circuit is open.
+    /// Whether there are endpoints whose circuit is open.
     pub(super) has_ejected: AtomicBool,
-    /// Endpoints that take calls.
+    /// The number of endpoints that take calls.
     available: AtomicUsize,
     /// When endpoints are compared again.
     review_at: AtomicU64,
-    /// Endpoints that take no calls.
+    /// The number of endpoints that take no calls.
     pub(super) unavailable: AtomicUsize,
-    /// Levels of which all endpoints are used.
+    /// The number of levels that panic.
     pub(super) panicking: AtomicUsize,
     /// The identity of the health checks that set the health of its endpoints; 0 if there are none.
     pub(super) checked_by: AtomicU64,
@@ -96,7 +97,7 @@ impl PoolState {
         nanos(now.saturating_duration_since(self.origin))
     }
 
-    /// The weight of a member, after its agent and a shift between groups.
+    /// Returns the weight of a member, changed by its agent and by a shift between groups.
     #[allow(clippy::cast_precision_loss)]
     fn weight(&self, member: &Member, endpoint: &EndpointState) -> f32 {
         let groups = locked(&self.groups);
@@ -105,7 +106,7 @@ impl PoolState {
     }
 }
 
-/// A pool with endpoints of one kind of service.
+/// Pool of endpoints with one type of service.
 pub(super) struct Pool<S> {
     pub(super) state: Arc<PoolState>,
     make: Box<dyn Fn(&Member) -> S + Send + Sync>,
@@ -114,25 +115,25 @@ pub(super) struct Pool<S> {
     endpoints: Mutex<HashMap<Arc<str>, Arc<Endpoint<S>>>>,
     /// The endpoints whose circuit is open, unless it is held open.
     pub(super) ejected: ArcSwap<Vec<Arc<Endpoint<S>>>>,
-    /// The calls that were offered to them as probes take turns.
+    /// A counter by which these endpoints take turns as targets of probes.
     pub(super) turn: AtomicUsize,
     /// The settings of calls that are rejected because there is no endpoint.
     pub(super) rejecting: Arc<Config<EndpointSpec>>,
 }
 
-/// The endpoints by level.
+/// Endpoints by level.
 struct Table<S> {
     levels: Vec<Level<S>>,
 }
 
-/// The endpoints that take calls together.
+/// Endpoints that take calls together: those of a tier, or of its part inside or outside of the own zone.
 struct Level<S> {
     endpoints: Box<[Arc<Endpoint<S>>]>,
     weights: Weights,
     /// See [`LevelShare`](super::levels::LevelShare).
     up_to: AtomicU32,
     panics: AtomicBool,
-    /// Some endpoints are in their slow start, and others are not.
+    /// Whether some of the available endpoints are in their slow start, and others are not.
     ramps: AtomicBool,
 }
 
@@ -158,7 +159,8 @@ impl<S: Clone> Pool<S> {
 
     /// Chooses the endpoint of a call; `None` if there is none.
     ///
-    /// A first attempt may be sent to an endpoint whose circuit is open, as its probe; one with a safe method earlier.
+    /// The first attempt of a call may be sent to an endpoint whose circuit is open, as its probe, and earlier with a
+    /// safe method.
     #[inline]
     pub(super) fn choose(
         &self,
@@ -200,7 +202,7 @@ impl<S: Clone> Pool<S> {
         }
     }
 
-    /// Chooses an endpoint of any level, because that of the call has none.
+    /// Chooses an endpoint of any level, because the level of the call has none.
     #[cold]
     fn choose_elsewhere(&self, table: &Table<S>, choice: Choice<'_>) -> Option<Arc<Endpoint<S>>> {
         let refuses = self.state.settings.refuses_in_panic;
@@ -212,7 +214,7 @@ impl<S: Clone> Pool<S> {
         // the shares are computed again by the next call
         self.state.stale.store(true, Relaxed);
         available.or_else(|| {
-            // better than none, and not known to fail
+            // an endpoint that is warming up is not known to fail
             let warming = endpoints(table).filter(|endpoint| endpoint.state.is_warming());
             let warming = warming.min_by_key(|endpoint| endpoint.state.load.used_at()).cloned();
             let any = || table.levels.iter().find_map(|level| of(true, level));
@@ -226,10 +228,10 @@ impl<S: Clone> Pool<S> {
         let due = self.state.review_at.load(Relaxed);
         let next = now + outlier::REVIEW;
         if now < due || self.state.review_at.compare_exchange(due, next, Relaxed, Relaxed).is_err() {
-            // another call does it
+            // another call reviews them
             return;
         }
-        // without calls for longer than the window, counts of before would be in it
+        // after a time without calls, the window would contain older counts
         let is_late = now - due > 5 * outlier::REVIEW;
         let rules =
             ReviewRules { upstream: &self.state.name, ejects: self.state.settings.ejects_outliers, is_late, now };
@@ -267,7 +269,7 @@ impl<S: Clone> Pool<S> {
                 let state = &endpoint.state;
                 let is_available = state.is_available();
                 if is_available && !state.was_available.load(Relaxed) {
-                    // its failures are over: it returns as a newcomer, whose own average is a penalty for them
+                    // it returns as a newcomer: its own average still has the penalties of its failures
                     let others = || endpoints(table).filter(|other| other.state.was_available.load(Relaxed));
                     state.load.reset(*average.get_or_insert_with(|| median(others(), at)), at);
                     state.begin_slow_start(at);
@@ -283,7 +285,7 @@ impl<S: Clone> Pool<S> {
             }
             level.ramps.store(slow > 0 && slow < available, Relaxed);
             unavailable += level.endpoints.len() - available;
-            // newcomers that are not there yet must not make the others look few
+            // endpoints that are warming up must not lower the available part of the level
             counts.push(LevelCount { available, total: level.endpoints.len() - warming });
         }
         let endpoints = counts.iter().map(|count| count.total).sum::<usize>() as u64;
@@ -322,7 +324,7 @@ impl<S: Clone> Pool<S> {
 }
 
 impl<S> Pool<S> {
-    /// Whether there are available endpoints beside that of a call, and this many that it was sent to before.
+    /// Whether there are more available endpoints than that of a call and the `tried` ones that it was sent to before.
     #[inline]
     pub(super) fn has_others(&self, tried: usize) -> bool {
         self.state.available.load(Relaxed) > tried + 1
@@ -350,9 +352,9 @@ fn endpoints<S>(table: &Table<S>) -> impl Iterator<Item = &Arc<Endpoint<S>>> {
     table.levels.iter().flat_map(|level| &level.endpoints)
 }
 
-/// Follows the members of a pool.
+/// Pool that follows its members, whatever the type of its services.
 pub(super) trait Follow: Send + Sync {
-    /// Makes the endpoints of these members.
+    /// Makes the endpoints of new members, and removes those of others.
     fn follow(&self, members: &Members, now: Instant);
 }
 
@@ -382,7 +384,7 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
                 endpoint.state.set_member(member.clone());
             }
         }
-        // they take calls at once if there are no others
+        // endpoints take calls at once if there are no others
         if next.values().all(|endpoint| endpoint.state.is_warming()) {
             for endpoint in next.values() {
                 endpoint.state.set_warming(false);
@@ -397,7 +399,7 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
         drop(refreshing);
         let removed = std::mem::replace(&mut *known, next);
         drop(known);
-        // not under the lock: it drops services of the user
+        // after the lock is released, because this drops services of the user
         drop(removed);
     }
 }
@@ -446,7 +448,8 @@ impl<S: Clone> Pool<S> {
         Endpoint { exchange: Exchange::repeating(service, Arc::new(config)), state }
     }
 
-    /// The levels in the order in which they take calls: by tier, the own zone first; draining members last.
+    /// Returns the levels in the order in which they take calls: by tier, the own zone first, and draining members
+    /// last.
     fn levels(&self, members: &Members, endpoints: &HashMap<Arc<str>, Arc<Endpoint<S>>>) -> Vec<Level<S>> {
         let zone = self.state.settings.zone.as_deref();
         let mut sorted: Vec<_> = members
@@ -476,7 +479,7 @@ impl<S: Clone> Pool<S> {
     }
 }
 
-/// The median response time of the endpoints that have one, in seconds; 0 if none has.
+/// Returns the median response time of the endpoints that have one, in seconds; 0 if none has.
 fn median<'a, S: 'a>(endpoints: impl Iterator<Item = &'a Arc<Endpoint<S>>>, now: u64) -> f32 {
     let averages = endpoints.map(|endpoint| endpoint.state.load.average(now));
     let mut averages: Vec<_> = averages.filter(|average| *average > 0.0).collect();
