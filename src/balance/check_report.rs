@@ -133,7 +133,7 @@ impl From<bool> for CheckReport {
 pub struct CheckRecord {
     /// When the check ended.
     pub at: Instant,
-    /// How long it took.
+    /// The duration of the check.
     pub took: Duration,
     /// The result.
     pub report: CheckReport,

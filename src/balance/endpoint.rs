@@ -27,7 +27,7 @@ use crate::limit::{LimitComponent, LimitHandle};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
-    /// No check, or too few, have decided: the endpoint takes calls.
+    /// The checks have not decided yet: the endpoint takes calls.
     #[default]
     Unknown,
     /// The endpoint takes calls.

@@ -51,7 +51,7 @@ pub struct EndpointSnapshot {
     /// Whether it takes calls: its circuit is closed, no health check has found it unhealthy or draining, it is below
     /// its concurrency limit, and it is neither warming up nor ejected as an outlier.
     pub is_available: bool,
-    /// Its health by its health checks.
+    /// Its health; [`Health::Unknown`] without health checks.
     pub health: Health,
     /// Whether its warm-up is running, before which it takes no calls.
     pub is_warming_up: bool,
@@ -60,7 +60,7 @@ pub struct EndpointSnapshot {
     pub weight_percent: u32,
     /// Its latest health check, if there was one.
     pub last_check: Option<Arc<CheckRecord>>,
-    /// How it differs from the others of its level, if it is an outlier.
+    /// Its difference from the others of its level, if it is an outlier.
     pub outlier: Option<Outlier>,
     /// Whether it is ejected because it was an outlier.
     pub is_ejected_as_outlier: bool,

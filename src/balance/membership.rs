@@ -58,7 +58,7 @@ pub enum SnapshotOutcome {
 pub struct SourceStatus {
     /// The age of the members: how long ago the source last confirmed or changed them.
     pub age: Duration,
-    /// Why the latest snapshot was not applied; `None` if it was.
+    /// The reason why the latest snapshot was not applied; `None` if it was.
     pub problem: Option<String>,
 }
 

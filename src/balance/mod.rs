@@ -157,6 +157,8 @@
 //! | [`limiter`](BalanceBuilder::limiter) of each endpoint | none |
 //! | [`slow_start`](BalanceBuilder::slow_start) | 10 s |
 //! | [`zone`](BalanceBuilder::zone) | none: all zones are equal |
+//! | [`sticky`](BalanceBuilder::sticky) calls | none |
+//! | [`subset`](BalanceBuilder::subset) of the members | all of them |
 //! | [`warm_up`](BalanceBuilder::warm_up) of new endpoints | none; at most [1 s](BalanceBuilder::warm_up_timeout) |
 //! | [`refuse_in_panic`](BalanceBuilder::refuse_in_panic) | off |
 //! | [`eject_outliers`](BalanceBuilder::eject_outliers) | off: outliers are reported |

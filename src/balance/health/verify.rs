@@ -26,7 +26,7 @@ pub struct EndpointReport {
     pub report: CheckReport,
     /// The failure, if there was no response.
     pub failure: Option<Failure>,
-    /// How long the check took.
+    /// The duration of the check.
     pub took: Duration,
 }
 

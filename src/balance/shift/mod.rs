@@ -251,8 +251,9 @@ impl ShiftHandle {
 impl BalanceHandle {
     /// Starts a shift between two groups of members, in a task that ends with the pool.
     ///
-    /// The first step takes effect at once. Members of other groups, and without a group, keep their weights. Run one
-    /// shift at a time for a group: each sets the weights of its groups.
+    /// The first step takes effect at once. Members of other groups, and without a group, keep their weights. A group
+    /// may be empty at first: the shift waits for its members and their calls. Run one shift at a time for a group:
+    /// each sets the weights of its groups.
     ///
     /// # Panics
     ///

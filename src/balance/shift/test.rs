@@ -46,7 +46,7 @@ pub(super) enum TestResult {
 /// The state of a test.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Test {
-    /// The least effect: `new` fails this much more often than by twice the odds of `old`.
+    /// The least effect: the failure rate of `new` exceeds the one of twice the odds of `old` by this much.
     effect: f64,
     old: Sample,
     new: Sample,

@@ -16,7 +16,7 @@ use crate::body::BoxError;
 
 /// The shortest time between two changes of the pool.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How long a change to less than half of the members has to last before it is applied.
+/// The time that a change to less than half of the members has to last before it is applied.
 const CONFIRMATION: Duration = Duration::from_secs(5);
 /// The pause after an error, doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
