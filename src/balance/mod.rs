@@ -239,8 +239,10 @@ pub use self::shift::{CallCounts, Evidence, Shift, ShiftHandle, ShiftReason, Shi
 /// Sends each call to one of many endpoints; see the [module](self).
 ///
 /// The service is always ready and infallible: a call waits for its endpoint in its own future, and every failure is a
-/// response with a cause. Clones share the endpoints. The service of an endpoint gets the request body as
-/// [`TrackedUpload`].
+/// response with a cause. Clones share the endpoints.
+///
+/// The service of an endpoint gets the request body as [`TrackedUpload`]: behind a stack, a request with the body `B`
+/// is a `Request<TrackedUpload<RequestBody<B>>>` ([`RequestBody`](crate::stack::RequestBody)).
 pub struct Balance<S> {
     pool: Arc<Pool<S>>,
     handle: BalanceHandle,
