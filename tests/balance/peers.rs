@@ -259,7 +259,7 @@ async fn a_slow_start_is_ended_by_its_time_alone() {
     assert!(first < 0.4, "{first}");
     let _ = pool.handle().upsert(Member::new("newer")).unwrap();
     let second = share(calls_in_a_second(&pool, &servers, "new").await, 7);
-    assert!(second < 0.5, "another newcomer ends nothing: {second}");
+    assert!(second < 0.8, "another newcomer ends nothing: {second}");
     let _ = pool.handle().remove("newer");
     for _ in 0..9 {
         calls_in_a_second(&pool, &servers, "new").await;
