@@ -4,6 +4,8 @@ mod apply;
 #[cfg(all(feature = "balance", feature = "client"))]
 mod connection;
 #[cfg(all(feature = "balance", feature = "client"))]
+mod health;
+#[cfg(all(feature = "balance", feature = "client"))]
 mod proxy;
 mod tables;
 mod value;
@@ -142,7 +144,7 @@ fn all_tables() -> Vec<(&'static str, &'static [&'static str])> {
         #[cfg(all(feature = "balance", feature = "client"))]
         ("balance", keys::<connection::Balance>()),
         #[cfg(all(feature = "balance", feature = "client"))]
-        ("health", keys::<connection::Health>()),
+        ("health", keys::<health::Health>()),
     ]
 }
 
