@@ -26,7 +26,7 @@ const MAX_HEAD: u32 = 64 << 10;
 
 /// A response, with the first 4 KiB of its body.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct CheckResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Vec<u8>,
@@ -35,35 +35,43 @@ pub(super) struct Answer {
 }
 
 /// Sends a request by HTTP/1.1.
-pub(super) async fn send(io: Io, request: Request<Content>, progress: &Progress) -> Result<Answer, Failure> {
+pub(super) async fn send(io: Io, request: Request<Content>, progress: &Progress) -> Result<CheckResponse, Failure> {
     let stats = io.stamp().clone();
     progress.enter(Phase::Wait);
     let mut builder = http1::Builder::new();
     builder.max_buf_size(MAX_HEAD as usize);
     let (mut sender, connection) = builder.handshake(io).await.map_err(|error| failed(error, &stats))?;
-    let answer = async {
+    let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| failed(error, &stats))?;
         read(response, progress, &stats).await
     };
-    beside(answer, connection).await
+    run_concurrently(exchange, connection).await
 }
 
 /// Sends a request by HTTP/2.
 #[cfg(feature = "http2")]
-pub(super) async fn send_http2(io: Io, request: Request<Content>, progress: &Progress) -> Result<Answer, Failure> {
+pub(super) async fn send_http2(
+    io: Io,
+    request: Request<Content>,
+    progress: &Progress,
+) -> Result<CheckResponse, Failure> {
     let stats = io.stamp().clone();
     progress.enter(Phase::Wait);
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.max_header_list_size(MAX_HEAD);
     let (mut sender, connection) = builder.handshake(io).await.map_err(|error| failed(error, &stats))?;
-    let answer = async {
+    let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| failed(error, &stats))?;
         read(response, progress, &stats).await
     };
-    beside(answer, connection).await
+    run_concurrently(exchange, connection).await
 }
 
-async fn read(response: Response<Incoming>, progress: &Progress, stats: &ConnectionStats) -> Result<Answer, Failure> {
+async fn read(
+    response: Response<Incoming>,
+    progress: &Progress,
+    stats: &ConnectionStats,
+) -> Result<CheckResponse, Failure> {
     progress.enter(Phase::Body);
     let (head, mut incoming) = response.into_parts();
     let mut body = Vec::new();
@@ -81,7 +89,7 @@ async fn read(response: Response<Incoming>, progress: &Progress, stats: &Connect
             trailers = Some(found);
         }
     }
-    Ok(Answer {
+    Ok(CheckResponse {
         status: head.status,
         headers: head.headers,
         body,
@@ -91,20 +99,20 @@ async fn read(response: Response<Incoming>, progress: &Progress, stats: &Connect
 }
 
 /// Drives the connection until the response has been read.
-async fn beside<T>(answer: impl Future<Output = T>, connection: impl Future) -> T {
-    let (mut answer, mut connection) = (pin!(answer), pin!(connection));
+async fn run_concurrently<T>(exchange: impl Future<Output = T>, connection: impl Future) -> T {
+    let (mut exchange, mut connection) = (pin!(exchange), pin!(connection));
     let mut is_open = true;
     std::future::poll_fn(|cx| {
-        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-            return Poll::Ready(answer);
+        if let Poll::Ready(response) = exchange.as_mut().poll(cx) {
+            return Poll::Ready(response);
         }
         if is_open && connection.as_mut().poll(cx).is_ready() {
             is_open = false;
             // the response may wait for the end of the connection
-            return answer.as_mut().poll(cx);
+            return exchange.as_mut().poll(cx);
         }
         // the connection may have read the response
-        answer.as_mut().poll(cx)
+        exchange.as_mut().poll(cx)
     })
     .await
 }

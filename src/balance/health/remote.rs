@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::Connection;
 use super::dial::{Io, Peer};
 #[cfg(feature = "http2")]
 use super::grpc;
-use super::http::{self as exchange, Answer, Content};
+use super::http::{self as exchange, CheckResponse, Content};
 use super::progress::Progress;
 use super::{HealthCheck, Kind};
 use crate::balance::check_report::CheckReport;
@@ -187,8 +187,8 @@ impl Remote {
         match &self.protocol {
             Protocol::Tcp => Ok(CheckReport::passed()),
             Protocol::Http(path) => {
-                let answer = self.get(io, &uri, path, progress).await?;
-                Ok(self.report(&answer))
+                let response = self.get(io, &uri, path, progress).await?;
+                Ok(self.report(&response))
             }
             #[cfg(feature = "http2")]
             Protocol::Grpc(service) => {
@@ -201,17 +201,17 @@ impl Remote {
                     .header("te", "trailers")
                     .header(USER_AGENT, AGENT)
                     .body(Content::new(grpc::request(service)))?;
-                let answer = exchange::send_http2(io, request, progress).await?;
-                if answer.status != 200 {
-                    let report = CheckReport::failed(format!("status {} instead of 200", answer.status.as_u16()));
-                    return Ok(CheckReport { status: Some(answer.status.as_u16()), ..report });
+                let response = exchange::send_http2(io, request, progress).await?;
+                if response.status != 200 {
+                    let report = CheckReport::failed(format!("status {} instead of 200", response.status.as_u16()));
+                    return Ok(CheckReport { status: Some(response.status.as_u16()), ..report });
                 }
-                Ok(grpc::report(&answer.body, &answer.headers, answer.trailers.as_ref()))
+                Ok(grpc::report(&response.body, &response.headers, response.trailers.as_ref()))
             }
         }
     }
 
-    async fn get(&self, io: Io, uri: &Uri, path: &str, progress: &Progress) -> Result<Answer, BoxError> {
+    async fn get(&self, io: Io, uri: &Uri, path: &str, progress: &Progress) -> Result<CheckResponse, BoxError> {
         let request = Request::get(path).header(USER_AGENT, AGENT).header(ACCEPT, "*/*");
         #[cfg(feature = "http2")]
         if self.prior_knowledge || is_http2(&io) {
@@ -223,20 +223,20 @@ impl Remote {
         Ok(exchange::send(io, request.body(Content::default())?, progress).await?)
     }
 
-    fn report(&self, answer: &Answer) -> CheckReport {
-        let status = answer.status.as_u16();
+    fn report(&self, response: &CheckResponse) -> CheckReport {
+        let status = response.status.as_u16();
         let mut report = if !self.statuses.contains(&status) {
             let (first, last) = (self.statuses.start(), self.statuses.end());
             CheckReport::failed(format!("status {status} instead of {first} to {last}"))
-        } else if self.word.as_ref().is_some_and(|word| !contains(&answer.body, word.as_bytes())) {
+        } else if self.word.as_ref().is_some_and(|word| !contains(&response.body, word.as_bytes())) {
             CheckReport::failed(format!("status {status}, and the body lacks the expected word"))
         } else {
             CheckReport::passed()
         };
-        if let Some(value) = self.field.as_ref().and_then(|name| answer.headers.get(&**name)) {
+        if let Some(value) = self.field.as_ref().and_then(|name| response.headers.get(&**name)) {
             report = report.with_words(value.as_bytes());
         }
-        CheckReport { status: Some(status), ..report.with_words(&answer.body) }
+        CheckReport { status: Some(status), ..report.with_words(&response.body) }
     }
 }
 
