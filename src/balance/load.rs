@@ -19,7 +19,7 @@ use super::outlier::{Counts, ONE_CALL, UNIT};
 
 /// The time constant of the average, in seconds.
 const DECAY: f32 = 10.0;
-/// The shortest response time as which a failure counts.
+/// The least response time that a failure counts as.
 const PENALTY: Duration = Duration::from_secs(5);
 /// The shortest average, in seconds: with one near 0, an endpoint would look idle however many calls it has.
 const MIN: f32 = 0.000_1;
