@@ -187,8 +187,8 @@ impl EndpointState {
         self.ramp(now) < 1.0
     }
 
-    /// Whether it takes calls: as [`takes_calls`](Self::takes_calls), with a closed circuit. It may be at its concurrency limit,
-    /// which is no fault of it.
+    /// Whether it is available: [`takes_calls`](Self::takes_calls), with a closed circuit. At its concurrency limit it
+    /// counts as available, because that is no failure of it.
     #[inline]
     pub(super) fn is_available(&self) -> bool {
         self.circuit.as_ref().is_none_or(CircuitHandle::is_closed) && self.takes_calls()

@@ -33,7 +33,7 @@ pub struct BalanceSnapshot {
     pub name: Arc<str>,
     /// The endpoints, in the order of the members.
     pub endpoints: Vec<EndpointSnapshot>,
-    /// The number of endpoints that take no calls at present.
+    /// The number of endpoints that are not available.
     pub unavailable: usize,
     /// The number of levels that panic: fewer than half of their endpoints are available, and no other level can take
     /// over.
@@ -48,8 +48,8 @@ pub struct BalanceSnapshot {
 pub struct EndpointSnapshot {
     /// The member that describes the endpoint.
     pub member: Arc<Member>,
-    /// Whether it takes calls: its circuit is closed, no health check has found it unhealthy or draining, it is below
-    /// its concurrency limit, and it is neither warming up nor ejected as an outlier.
+    /// Whether it is available: its circuit is closed, no health check has found it unhealthy or draining, and it is
+    /// neither warming up nor ejected as an outlier. At its concurrency limit it counts as available, but is not chosen.
     pub is_available: bool,
     /// Its health; [`Health::Unknown`] without health checks.
     pub health: Health,

@@ -69,8 +69,8 @@
 //! # Ejection and panic
 //!
 //! An endpoint is available if its [circuit](crate::breaker) is closed, no health check has found it unhealthy or
-//! draining, it is below its concurrency limit, and it is neither warming up nor ejected as an [outlier](#outliers).
-//! Others take no calls, except for probes.
+//! draining, and it is neither warming up nor ejected as an [outlier](#outliers). Other endpoints take no calls, except
+//! for probes. An endpoint at its [concurrency limit](BalanceBuilder::limiter) counts as available, but is not chosen.
 //!
 //! A level *panics* if fewer than half of its endpoints are available and no other level can take over: calls are sent
 //! to all of its endpoints, because when most endpoints fail at once, the reason is seldom in each of them (Envoy's
