@@ -1,7 +1,8 @@
 //! A timer for request heads that is shared by all heads of a connection.
 //!
-//! hyper starts a timer for every request head, and registering each with tokio's timer wheel costs more than the rest of
-//! the wait. `HeadTimer` registers the first and leaves it in place: when it fires, it is moved to the latest deadline.
+//! hyper starts a timer for every request head, and registering each with tokio's timer wheel costs more than the rest
+//! of the wait. `HeadTimer` registers the first and leaves it in place: when it fires, it is moved to the latest
+//! deadline.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -4,13 +4,13 @@
 //! Two candidates are drawn by weight, and the cheaper one is chosen (Mitzenmacher, "The Power of Two Choices in
 //! Randomized Load Balancing"):
 //!
-//! - Latencies within a factor of two count as equal, because their noise would outweigh the calls in flight. The candidate
-//!   with fewer calls in flight is chosen then.
-//! - If the calls in flight are equal too, it is the candidate that was unused for longer, which keeps equal endpoints equally
-//!   busy.
-//! - If weights differ, calls in flight that differ by less than one count as equal, and the first candidate is chosen, because
-//!   it was drawn by weight. Otherwise an idle endpoint of little weight, such as a canary, would take a call whenever the
-//!   others are busy, and far more than its share.
+//! - Latencies within a factor of two count as equal, because their noise would outweigh the calls in flight. The
+//!   candidate with fewer calls in flight is chosen then.
+//! - If the calls in flight are equal too, it is the candidate that was unused for longer, which keeps equal endpoints
+//!   equally busy.
+//! - If weights differ, calls in flight that differ by less than one count as equal, and the first candidate is chosen,
+//!   because it was drawn by weight. Otherwise an idle endpoint of little weight, such as a canary, would take a call
+//!   whenever the others are busy, and far more than its share.
 //! - Of fewer than four endpoints, all are compared, because two candidates of so few do not respect weights (Finagle's
 //!   documentation).
 //!

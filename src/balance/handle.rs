@@ -49,7 +49,8 @@ pub struct EndpointSnapshot {
     /// The member that describes the endpoint.
     pub member: Arc<Member>,
     /// Whether it is available: its circuit is closed, no health check has found it unhealthy or draining, and it is
-    /// neither warming up nor ejected as an outlier. At its concurrency limit it counts as available, but is not chosen.
+    /// neither warming up nor ejected as an outlier. At its concurrency limit it counts as available, but is not
+    /// chosen.
     pub is_available: bool,
     /// Its health; [`Health::Unknown`] without health checks.
     pub health: Health,

@@ -1,5 +1,5 @@
-//! Defects of other balancers, each named after what goes right here: L1 to L14 of the project's reading of their sources and
-//! issues. Those of sources (L3, L4, L8) and of health checks (L10, L11) are in the files of these.
+//! Defects of other balancers, each named after what goes right here: L1 to L14 of the project's reading of their
+//! sources and issues. Those of sources (L3, L4, L8) and of health checks (L10, L11) are in the files of these.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};

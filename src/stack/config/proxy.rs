@@ -309,8 +309,8 @@ where
     /// # Errors
     ///
     /// A setting is invalid, or differs although it cannot change while the upstream runs: `name`, `target`, `connect`,
-    /// `tls`, `pool`, `balance`, `health`, `limiter`, `circuit.probe`, or the presence of circuits or retries. Nothing has changed then:
-    /// keep the running upstream, or build another one.
+    /// `tls`, `pool`, `balance`, `health`, `limiter`, `circuit.probe`, or the presence of circuits or retries. Nothing
+    /// has changed then: keep the running upstream, or build another one.
     pub fn apply(&self, config: UpstreamConfig) -> Result<(), ConfigErrors> {
         let handle = self.layer.handle();
         let mut parsed = config.parse();
