@@ -21,13 +21,17 @@ pub(super) struct ReviewRules<'a> {
 pub(super) fn review<S>(endpoints: &[Arc<Endpoint<S>>], rules: ReviewRules<'_>) -> bool {
     let samples: Vec<_> = endpoints.iter().map(|endpoint| sample(&endpoint.state, rules.is_late)).collect();
     let mut has_changed = false;
-    let count_unavailable = || endpoints.iter().filter(|endpoint| !endpoint.state.is_available()).count();
-    let mut unavailable = count_unavailable();
+    let mut unavailable = endpoints.iter().filter(|endpoint| !endpoint.state.is_available()).count();
     for (endpoint, finding) in endpoints.iter().zip(outlier::find(&samples)) {
         let may_eject = rules.ejects && (unavailable + 1) * 2 <= endpoints.len();
+        let was_available = endpoint.state.is_available();
         if endpoint.state.judge(finding, may_eject, rules) {
             has_changed = true;
-            unavailable = count_unavailable();
+            match (was_available, endpoint.state.is_available()) {
+                (true, false) => unavailable += 1,
+                (false, true) => unavailable = unavailable.saturating_sub(1),
+                _ => {}
+            }
         }
     }
     has_changed
