@@ -241,21 +241,26 @@ impl BalanceHandle {
         // held until the endpoints have followed: concurrent changes take effect in one order
         let mut membership = locked(&self.state.membership);
         let mut changed = membership.clone();
+        let mut removed = None;
         let outcome = change(&mut changed, now);
         if outcome == Ok(SnapshotOutcome::Applied) {
             let members = changed.members().clone();
             // the factory of the user may panic: then the members are unchanged
-            self.pool.follow(&members, now);
+            removed = Some(self.pool.follow(&members, now));
             self.state.members.send_replace(members);
         }
         *membership = changed;
+        drop(membership);
+        drop(removed);
         outcome
     }
 
     /// Applies the weights of members again.
     pub(super) fn follow(&self) {
         let membership = locked(&self.state.membership);
-        self.pool.follow(membership.members(), Instant::now());
+        let before = self.pool.follow(membership.members(), Instant::now());
+        drop(membership);
+        drop(before);
     }
 }
 

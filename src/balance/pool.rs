@@ -1,5 +1,6 @@
 //! The endpoints of a pool by level, for calls, and their changes with the members.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
@@ -354,12 +355,13 @@ fn endpoints<S>(table: &Table<S>) -> impl Iterator<Item = &Arc<Endpoint<S>>> {
 
 /// Pool that follows its members, whatever the type of its services.
 pub(super) trait Follow: Send + Sync {
-    /// Makes the endpoints of new members, and removes those of others.
-    fn follow(&self, members: &Members, now: Instant);
+    /// Makes the endpoints of new members, and removes those of others. Returns those of before, to be dropped when no lock
+    /// is held, because their services are the user's.
+    fn follow(&self, members: &Members, now: Instant) -> Box<dyn Any + Send>;
 }
 
 impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
-    fn follow(&self, members: &Members, now: Instant) {
+    fn follow(&self, members: &Members, now: Instant) -> Box<dyn Any + Send> {
         let members = &self.used(members);
         let mut known = locked(&self.endpoints);
         let average = median(known.values(), self.state.at(now));
@@ -397,10 +399,7 @@ impl<S: Clone + Send + Sync + 'static> Follow for Pool<S> {
         self.refresh(&table, now);
         self.table.store(Arc::new(table));
         drop(refreshing);
-        let removed = std::mem::replace(&mut *known, next);
-        drop(known);
-        // after the lock is released, because this drops services of the user
-        drop(removed);
+        Box::new(std::mem::replace(&mut *known, next))
     }
 }
 

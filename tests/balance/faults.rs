@@ -76,7 +76,7 @@ async fn a_factory_that_panics_changes_nothing() {
     assert!(servers.calls("a") > 5 && servers.calls("b") > 5);
     breaks.store(false, Relaxed);
     let _ = handle.replace(members(["a", "c"])).unwrap();
-    for _ in 0..20 {
+    for _ in 0..500 {
         assert_eq!(call(&pool).await, 200);
         sleep(ms(1)).await;
     }
@@ -169,4 +169,42 @@ async fn a_policy_that_is_set_while_an_endpoint_is_made_applies_to_it() {
     }
     let circuit = pool.handle().circuit("b").unwrap().snapshot(Instant::now());
     assert_eq!((servers.calls("b"), circuit.state), (1, State::Open));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_may_use_the_pool_when_it_is_dropped() {
+    /// Takes a snapshot of its pool when it is dropped.
+    struct Observes(Arc<OnceLock<BalanceHandle>>);
+
+    impl Drop for Observes {
+        fn drop(&mut self) {
+            if let Some(handle) = self.0.get() {
+                handle.snapshot(Instant::now());
+            }
+        }
+    }
+
+    let handle = Arc::<OnceLock<BalanceHandle>>::default();
+    let make = {
+        let handle = handle.clone();
+        move |_: &Member| {
+            let observes = Arc::new(Observes(handle.clone()));
+            tower::service_fn(move |_: http::Request<TrackedUpload<http_body_util::Full<bytes::Bytes>>>| {
+                let _ = &observes;
+                std::future::ready(Ok::<_, std::io::Error>(http::Response::new(
+                    http_body_util::Full::<bytes::Bytes>::default(),
+                )))
+            })
+        }
+    };
+    let pool = Balance::builder("shop", make).members(members(["a", "b"])).build().unwrap();
+    assert!(handle.set(pool.handle()).is_ok());
+    // on a thread of its own, because a deadlock would end no test
+    let (sender, is_done) = std::sync::mpsc::channel();
+    let balance = pool.handle();
+    std::thread::spawn(move || {
+        let _ = balance.remove("a");
+        let _ = sender.send(());
+    });
+    assert!(is_done.recv_timeout(ms(5_000)).is_ok());
 }
