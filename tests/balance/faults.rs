@@ -208,3 +208,27 @@ async fn a_service_may_use_the_pool_when_it_is_dropped() {
     });
     assert!(is_done.recv_timeout(ms(5_000)).is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_panics_leaves_no_call_in_flight() {
+    for in_call in [true, false] {
+        let panics = move |_: &Member| {
+            tower::service_fn(move |_: http::Request<TrackedUpload<http_body_util::Full<bytes::Bytes>>>| {
+                assert!(!in_call, "of the user");
+                async move {
+                    assert!(in_call, "of the user");
+                    Ok::<_, std::io::Error>(http::Response::new(http_body_util::Full::<bytes::Bytes>::default()))
+                }
+            })
+        };
+        let pool = Balance::builder("shop", panics).members(members(["a", "b"]));
+        let pool = pool.limiter(ConcurrencyLimitLayer::fixed(1)).build().unwrap();
+        for _ in 0..10 {
+            let pool = pool.clone();
+            assert!(tokio::spawn(async move { call(&pool).await }).await.is_err());
+        }
+        for endpoint in pool.handle().snapshot(Instant::now()).endpoints {
+            assert_eq!((endpoint.in_flight, endpoint.limit.unwrap().in_flight), (0, 0));
+        }
+    }
+}
