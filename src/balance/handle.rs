@@ -121,7 +121,8 @@ impl BalanceHandle {
         self.change(|membership, now| membership.upsert(member, now))
     }
 
-    /// Removes the member with this key, if there is one. The last member drains instead, until another one is added.
+    /// Removes the member with this key, if there is one. The last member of a weight above 0 drains instead,
+    /// until another one is added.
     pub fn remove(&self, key: &str) -> SnapshotOutcome {
         let removed = self.change(|membership, now| Ok(membership.remove(key, now)));
         removed.unwrap_or(SnapshotOutcome::Unchanged)

@@ -141,20 +141,20 @@ impl Membership {
         Ok(self.apply(members, now))
     }
 
-    /// Removes a member. The last one drains instead, so that a source that has lost everything does not stop all
-    /// calls.
+    /// Removes a member. The last one that takes calls drains instead, so that a source that has lost everything does
+    /// not stop all calls.
     pub(super) fn remove(&mut self, key: &str, now: Instant) -> SnapshotOutcome {
         let mut members: Vec<_> = self.members.to_vec();
         let Some(position) = members.iter().position(|member| &*member.key == key) else {
             return self.confirm(now);
         };
-        if members.len() == 1 {
-            if members[0].state == MemberState::Draining {
+        let removed = members.remove(position);
+        let takes_calls = |member: &Arc<Member>| member.weight > 0 || member.state == MemberState::Draining;
+        if !members.iter().any(takes_calls) {
+            if removed.state == MemberState::Draining {
                 return self.confirm(now);
             }
-            members[0] = Arc::new(Member::clone(&members[0]).state(MemberState::Draining));
-        } else {
-            members.remove(position);
+            members.insert(position, Arc::new(Member::clone(&removed).state(MemberState::Draining)));
         }
         self.apply(members, now)
     }

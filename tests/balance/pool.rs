@@ -307,3 +307,19 @@ async fn first_members_that_cannot_be_used_are_refused() {
     let pool = Balance::<Endpoint<Body>>::builder("shop", servers.factory()).members(members(["a", "a"])).build();
     assert_eq!(pool.unwrap_err(), InvalidMembers::DuplicateKey("a".into()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_last_member_with_a_weight_drains_when_it_is_removed() {
+    let servers = Servers::default();
+    let list = [Member::new("a"), Member::new("b").weight(0)];
+    let pool = Balance::builder("shop", servers.factory()).members(list).build().unwrap();
+    for _ in 0..2 {
+        let _ = pool.handle().remove("a");
+        assert_eq!(call(&pool).await, 200, "a source that lost everything does not stop all calls");
+    }
+    let _ = pool.handle().upsert(Member::new("b")).unwrap();
+    let _ = pool.handle().remove("a");
+    assert_eq!((call(&pool).await, servers.calls("b")), (200, 1));
+    let keys: Vec<_> = pool.handle().members().borrow().iter().map(|member| member.key.to_string()).collect();
+    assert_eq!(keys, ["b"]);
+}
