@@ -168,7 +168,7 @@ impl BalanceHandle {
         }
     }
 
-    /// Sets the part of their weight that the members of a group take, clamped to 0 to 1 (default 1).
+    /// Sets the part of their weight that the members of a group take, clamped to 0 to 1 (default 1). Does nothing if it is NaN.
     ///
     /// A [`Shift`](super::Shift) between two groups sets it by evidence.
     pub fn set_group_share(&self, group: &str, share: f64) {
@@ -178,7 +178,8 @@ impl BalanceHandle {
     pub(super) fn set_group_shares(&self, shares: &[(&str, f64)]) {
         let mut groups = locked(&self.state.groups);
         let mut is_change = false;
-        for (group, share) in shares {
+        // a quotient of nothing by nothing must not stop all calls
+        for (group, share) in shares.iter().filter(|(_, share)| !share.is_nan()) {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a clamped fraction
             let share = (share.clamp(0.0, 1.0) * f64::from(ALL)).ceil() as u32;
             let before = if share == ALL { groups.remove(*group) } else { groups.insert((*group).into(), share) };

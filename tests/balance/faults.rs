@@ -232,3 +232,12 @@ async fn a_service_that_panics_leaves_no_call_in_flight() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_group_share_that_is_no_number_changes_nothing() {
+    let servers = Servers::default();
+    let pool = Balance::<Plain>::builder("shop", servers.factory()).members([Member::new("a").group("v1")]);
+    let pool = pool.build().unwrap();
+    pool.handle().set_group_share("v1", f64::NAN);
+    assert_eq!(call(&pool).await, 200);
+}
