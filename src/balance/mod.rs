@@ -259,6 +259,8 @@ impl<S: Clone + Send + Sync + 'static> Balance<S> {
     ///
     /// `make` makes the service of an endpoint. It is called once for each new endpoint, by the thread that changes the
     /// members, and has to return quickly: connect in the service's `call`, or in [`warm_up`](BalanceBuilder::warm_up).
+    /// The members are locked meanwhile, so that a use of the pool's [handle](Self::handle) in `make` would wait for itself.
+    /// A panic of `make` is passed on to that thread, and the members stay as they are.
     pub fn builder(
         name: impl Into<Arc<str>>,
         make: impl Fn(&Member) -> S + Send + Sync + 'static,
