@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use http::uri::Authority;
 use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -67,8 +68,9 @@ struct Table {
 impl Table {
     /// Returns the upstream of the matching route. Routes with a host come first, then those with a longer path.
     fn find<B>(&self, request: &Request<B>) -> Option<&UpstreamProxy<Incoming>> {
-        let host = request.uri().host().or_else(|| request.headers().get(header::HOST)?.to_str().ok());
-        let host = host.map(|host| host.rsplit_once(':').map_or(host, |(host, _)| host));
+        let authority = || request.headers().get(header::HOST)?.to_str().ok()?.parse::<Authority>().ok();
+        let authority = request.uri().authority().cloned().or_else(authority);
+        let host = authority.as_ref().map(Authority::host);
         let path = request.uri().path();
         let matches = |route: &&Route| {
             let has_host =
