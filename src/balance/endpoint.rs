@@ -206,6 +206,11 @@ impl EndpointState {
         self.circuit.as_ref().filter(|circuit| !circuit.is_closed())?.next_call(now)
     }
 
+    /// Whether a call is sent, and not rejected because the circuit is open.
+    pub(super) fn sends(&self, now: Instant) -> bool {
+        self.panics.load(Relaxed) || self.next_probe(now).is_none_or(|(at, _)| at <= now)
+    }
+
     pub(super) fn at(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.origin))
     }

@@ -305,7 +305,7 @@ where
         });
         let chosen = self.pool.choose(now, tried, request.method().is_safe(), key);
         if self.pool.has_ejected() {
-            self.pool.offer_probe(chosen.as_deref(), &request);
+            self.pool.offer_probe(now, chosen.as_deref(), &request);
         }
         match chosen {
             Some(endpoint) => {

@@ -25,10 +25,10 @@ impl<S> Pool<S> {
         self.state.has_ejected.load(Relaxed)
     }
 
-    /// Offers a copy of a request as a probe to an endpoint whose circuit is open; `chosen` is the endpoint of the call
-    /// itself.
+    /// Offers a copy of a request as a probe to an endpoint whose circuit is open, unless the call itself is sent to
+    /// that endpoint; `chosen` is the endpoint of the call.
     #[cold]
-    pub(super) fn offer_probe<B, X, E>(&self, chosen: Option<&Endpoint<S>>, request: &Request<B>)
+    pub(super) fn offer_probe<B, X, E>(&self, now: Instant, chosen: Option<&Endpoint<S>>, request: &Request<B>)
     where
         S: WrapBody<TrackedUpload<B>, Body = X, ServiceError = E> + SendService<TrackedUpload<B>>,
         B: Body + 'static,
@@ -40,7 +40,7 @@ impl<S> Pool<S> {
         let Some(turn) = self.turn.fetch_add(1, Relaxed).checked_rem(ejected.len()) else { return };
         let endpoint = &ejected[turn];
         let Some(circuit) = &endpoint.state.circuit else { return };
-        if chosen.is_some_and(|chosen| chosen.state.id == endpoint.state.id) {
+        if chosen.is_some_and(|chosen| chosen.state.id == endpoint.state.id && chosen.state.sends(now)) {
             return;
         }
         let head = if circuit.wants_probe() { source.head(request, carry_client) } else { None };

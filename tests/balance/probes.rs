@@ -191,6 +191,21 @@ async fn calls_that_are_refused_are_copied_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_of_one_endpoint_recovers_by_copies_of_the_calls_that_its_circuit_rejects() {
+    let servers = Servers::default();
+    let pool = Balance::<Plain>::builder("shop", servers.factory()).members(members(["a"]));
+    let pool = pool.circuit(|policy| policy.consecutive_failures(1)).build().unwrap();
+    let ejected = Ejected { servers, pool };
+    ejected.servers.set("a", Act::Fails(BadGatewayCause::ConnectionRefused));
+    assert_eq!(ejected.run(100, get).await, 100);
+    assert_eq!(ejected.state(), State::Open);
+    ejected.servers.set("a", Act::Responds(200));
+    ejected.run(64, get).await;
+    assert_eq!(ejected.state(), State::Closed);
+    assert_eq!(ejected.run(100, get).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_endpoint_that_returns_has_no_memory_of_its_failures() {
     let servers = Servers::default();
     let pool = Balance::<Plain>::builder("shop", servers.factory()).members(members(["a", "b"])).build().unwrap();
