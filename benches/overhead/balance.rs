@@ -1,6 +1,6 @@
 //! Pools of endpoints beside tower's, which needs a `Buffer` to be cloned.
 //!
-//! What the choice costs is the difference to a pool of one endpoint, which has none.
+//! A pool of one endpoint has nothing to choose: the cost of a choice is the difference to that row.
 
 use std::future::Future;
 use std::pin::Pin;

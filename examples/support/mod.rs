@@ -1,4 +1,4 @@
-//! What the tests of the membership examples share: servers that can be killed, a gateway, and traffic that counts failures.
+//! Helpers of the membership examples' tests: servers that can be killed, a gateway, and traffic that counts failures.
 
 #![allow(dead_code)] // each example uses a part of it
 

@@ -52,7 +52,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Starts with this average, in seconds; 0 if there is none.
+    /// Sets the first average, in seconds; 0 means that it is unknown.
     pub(super) fn new(average: f32, now: u64) -> Self {
         Self {
             calls: AtomicU64::new(0),

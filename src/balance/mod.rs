@@ -75,7 +75,7 @@
 //! A level *panics* if fewer than half of its endpoints are available and no other level can take over: calls are sent
 //! to all of its endpoints, because when most endpoints fail at once, the reason is seldom in each of them (Envoy's
 //! panic threshold). A level of one endpoint does not panic. With [`refuse_in_panic`](BalanceBuilder::refuse_in_panic),
-//! calls go to the available endpoints only, and are refused if there is none.
+//! calls go to the available endpoints only, and are refused without one.
 //!
 //! # Probes
 //!

@@ -158,7 +158,7 @@ impl<S: Clone> Pool<S> {
         }
     }
 
-    /// Chooses the endpoint of a call; `None` if there is none.
+    /// Chooses the endpoint of a call; `None` if no endpoint may take it.
     ///
     /// The first attempt of a call may be sent to an endpoint whose circuit is open, as its probe, and earlier with a
     /// safe method.
@@ -258,7 +258,7 @@ impl<S: Clone> Pool<S> {
     /// Computes the shares of the levels, after the availability of an endpoint has changed.
     #[cold]
     fn refresh(&self, table: &Table<S>, now: Instant) {
-        // what changes from here on is computed by the next call
+        // a change from here on is seen by the next call
         self.state.stale.swap(false, AcqRel);
         let at = self.state.at(now);
         let (mut probe_at, mut unavailable, mut ejected) = (NEVER, 0, Vec::new());

@@ -48,7 +48,7 @@ mod attempt_outcome;
 mod body;
 mod chain;
 mod classification;
-#[cfg_attr(not(feature = "client"), allow(dead_code))]
+#[cfg_attr(not(feature = "client"), allow(dead_code))] // without it, nothing fills them
 mod connection_stats;
 mod error_strings;
 mod evidence;

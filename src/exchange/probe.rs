@@ -91,7 +91,7 @@ impl<S, B> SendService<B> for S where S: Service<Request<B>, Future: Send> + Sen
 impl<S, P: Spec> Exchange<S, P> {
     /// A probe that sends this head through a clone of the inner service; `None` without a template of that.
     ///
-    /// What the inner service returns is classified as in a call.
+    /// The response or error of the inner service is classified as in a call.
     pub(crate) fn probe<B, X, E>(&self, head: Request<()>) -> Option<RequestProbe>
     where
         P::Errors: ResponseMode<E, X>,

@@ -17,7 +17,7 @@ use support::{Server, Traffic, gateway, keys, problem, until};
 use tokio::net::UdpSocket;
 use tower_upstream::client::Target;
 
-/// What the DNS server does: `None` is silence.
+/// The responses of the DNS server; `None` if it does not respond.
 type Zone = Arc<Mutex<Option<Vec<Record>>>>;
 
 /// Starts a DNS server with this zone, and returns a resolver that asks it.

@@ -14,7 +14,8 @@ const SLOW: f64 = 0.03;
 /// Available endpoints are assumed to bear this many times their usual load (Envoy's overprovisioning factor, 140 %).
 const OVERPROVISIONING: f64 = 1.4;
 
-/// What a new group takes of which no endpoint is available: without weight they would not be probed, and never return.
+/// The share of a new group that has no available endpoint. With a share of 0, its endpoints would get no probes, and
+/// would never return.
 const LEAST: f64 = 0.001;
 
 /// Calls since the last observation, and the present weights.
